@@ -1,0 +1,160 @@
+//! What happens to a client and what it orders.
+
+use std::time::Duration;
+
+use proto_msgs::{
+    Attempt, AttemptId, BrokerToClient, ClientId, ClientToBroker, ClientToWorker, Demands, Direction, Grant, JobId,
+    ModelRef, Outcome, Phase, PublicKey, RunResult, TaskId, WorkerId, WorkerToClient,
+};
+
+use crate::Rules;
+
+/// What the user wants done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskSpec {
+    /// Made by the shell.
+    pub task: TaskId,
+    /// The `submit` it belongs to.
+    pub job: JobId,
+    /// What a person calls the model.
+    pub model_name: String,
+    /// The model.
+    pub model: ModelRef,
+    /// Bytes of all inputs.
+    pub input_bytes: u64,
+    /// 0 to 100.
+    pub priority: u8,
+    /// The answer is worthless after this long.
+    pub deadline: Option<Duration>,
+    /// What the run may use.
+    pub demands: Demands,
+    /// Leave once the worker has everything.
+    pub detached: bool,
+    /// Only this direction.
+    pub direction: Option<Direction>,
+}
+
+/// Something happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The user submits.
+    Submit(Box<TaskSpec>),
+    /// The user wants the result of a detached task.
+    Fetch { task: TaskId },
+    /// The user takes the task back.
+    Cancel { task: TaskId },
+    /// The broker's message arrived. (Answers to questions do not come here; they change nothing.)
+    BrokerSaid(BrokerToClient),
+    /// No advertised address of the attempt's worker could be reached, or it did not dial in.
+    ConnectFailed { id: AttemptId, text: String },
+    /// The worker's message arrived. (Chunks and credits do not come here.)
+    WorkerSaid(WorkerToClient),
+    /// The attempt's link brought a chunk or a credit: the worker lives.
+    WorkerAlive { id: AttemptId },
+    /// The worker has acknowledged every byte of model and inputs.
+    Sent { id: AttemptId },
+    /// The inputs cannot be sent: a file vanished or changed.
+    SendFailed { id: AttemptId, outcome: Outcome },
+    /// All outputs are here and verified.
+    ResultVerified { id: AttemptId },
+    /// Outputs arrived that are not what was announced, or could not be kept.
+    ResultBroken { id: AttemptId, text: String },
+    /// The time that `next_deadline` named has come.
+    Deadline,
+}
+
+/// Something to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Send to the broker.
+    TellBroker(ClientToBroker),
+    /// Send to the attempt's worker, if there is a link.
+    TellWorker { id: AttemptId, message: ClientToWorker },
+    /// Dial the worker, or wait for it to dial in; then send `Open` and, unless `resume`, the data right behind it. With
+    /// `resume`, a new connection replaces the old one and data goes on where `Accept` says.
+    Connect { grant: Box<Grant>, resume: bool },
+    /// Take the outputs in; ends in `ResultVerified` or `ResultBroken`. Their chunks follow this message.
+    TakeResult { result: Box<RunResult> },
+    /// Drop the attempt's session; its connection may stay for other attempts.
+    Disconnect { id: AttemptId },
+    /// Tell the user.
+    Report { task: TaskId, news: News },
+    /// The task is over; nothing more will be said of it.
+    End { task: TaskId, end: End },
+}
+
+/// What a user may want to see on the way.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum News {
+    /// Waiting for a worker.
+    Queued { position: u32, reason: String },
+    /// A worker was found.
+    Placed { attempt: Attempt, worker: WorkerId, worker_name: String, model_held: bool },
+    /// The worker is doing this.
+    Phase(Phase),
+    /// The attempt came to nothing; another is asked for.
+    Retrying { attempt: Attempt, worker_name: String, why: String },
+    /// The broker has not answered for a while.
+    BrokerSilent,
+}
+
+/// How a task ended for the user.
+#[derive(Clone, Debug, PartialEq)]
+pub struct End {
+    /// Result, failure or cancelled. For a detached submit `Done` with zero times means that the worker has everything.
+    pub outcome: Outcome,
+    /// The result that was verified; `None` unless done.
+    pub result: Option<Box<RunResult>>,
+    /// The worker of the last attempt.
+    pub worker: Option<(WorkerId, String)>,
+    /// The last attempt; 0 if there was none.
+    pub attempt: Attempt,
+}
+
+/// A client's settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Whose tasks.
+    pub client: ClientId,
+    /// Key of its connections; `None` in a mesh without keys.
+    pub key: Option<PublicKey>,
+    /// Where it can be dialled; empty if nowhere.
+    pub endpoints: Vec<String>,
+    /// While a task waits or runs, the broker hears of it this often.
+    pub repeat_every: Duration,
+    /// The first repetitions come faster: a lost first message should not cost seconds.
+    pub repeat_first: Duration,
+    /// Signs of life to workers.
+    pub alive_every: Duration,
+    /// A worker that says nothing for this long has lost the link: connect again.
+    pub worker_silence: Duration,
+    /// Links are mended for this long before the attempt is given up.
+    pub mend_for: Duration,
+    /// A connection must come about in this time.
+    pub connect_wait: Duration,
+    /// The user hears of a silent broker after this long.
+    pub broker_silence: Duration,
+    /// Rules in force.
+    pub rules: Rules,
+}
+
+impl Config {
+    /// Settings with the usual times.
+    pub fn new(client: ClientId) -> Self {
+        Self {
+            client,
+            key: None,
+            endpoints: Vec::new(),
+            repeat_every: Duration::from_secs(2),
+            repeat_first: Duration::from_millis(500),
+            alive_every: Duration::from_secs(1),
+            // Workers speak every second: two may be lost.
+            worker_silence: Duration::from_secs(3),
+            // A worker that reboots is a new worker; this only has to outlast a flapping link.
+            mend_for: Duration::from_secs(6),
+            connect_wait: Duration::from_secs(3),
+            broker_silence: Duration::from_secs(5),
+            rules: Rules::default(),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The rules that keep the mesh right, each of which a test can switch off to see the simulator notice.
+//!
+//! Without the feature `sabotage` there is nothing to switch: [`Rules::holds`] is `true` at compile time.
+
+/// A rule and what would happen without it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Rule {
+    /// The client takes a result only from the attempt it follows; else a zombie's result counts.
+    FenceOldAttempts,
+    /// A restarted broker believes a client that holds an attempt; else it places the task a second time.
+    BelieveHoldingClients,
+    /// The broker tells a worker which finished attempts it may forget; else the worker's list grows.
+    ForgetFinished,
+    /// The worker counts its own slots; else two brokers' lives can overfill it.
+    WorkerCountsSlots,
+    /// The broker reserves a slot with the grant, not with the first heartbeat that names the attempt.
+    ReserveWithGrant,
+    /// The client says everything again while it waits; else one lost message is for ever.
+    ClientRepeats,
+    /// A grant that nobody takes up gives its slot back.
+    ExpireGrants,
+    /// A worker stops attempts whose client has gone.
+    NoticeGoneClients,
+    /// The broker closes tasks whose client has gone.
+    CloseAbandoned,
+    /// A worker that is silent for three heartbeats is not used.
+    NoticeDeadWorkers,
+    /// A detached task is acknowledged only after the store has it.
+    AcknowledgeAfterStore,
+    /// A ticket is honoured only by the life of the worker it was made for.
+    TicketNamesEpoch,
+    /// The broker answers only the owner of a task.
+    AnswerOwnerOnly,
+    /// A worker repeats a finished attempt until the broker has acknowledged it.
+    RepeatFinished,
+}
+
+impl Rule {
+    /// Every rule.
+    pub const ALL: &[Self] = &[
+        Self::FenceOldAttempts,
+        Self::BelieveHoldingClients,
+        Self::ForgetFinished,
+        Self::WorkerCountsSlots,
+        Self::ReserveWithGrant,
+        Self::ClientRepeats,
+        Self::ExpireGrants,
+        Self::NoticeGoneClients,
+        Self::CloseAbandoned,
+        Self::NoticeDeadWorkers,
+        Self::AcknowledgeAfterStore,
+        Self::TicketNamesEpoch,
+        Self::AnswerOwnerOnly,
+        Self::RepeatFinished,
+    ];
+}
+
+/// The rules in force: all of them, but for one in a test that wants to see its absence noticed.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Rules {
+    #[cfg(feature = "sabotage")]
+    broken: Option<Rule>,
+}
+
+impl Rules {
+    /// All rules but this one.
+    #[cfg(feature = "sabotage")]
+    pub const fn without(rule: Rule) -> Self {
+        Self { broken: Some(rule) }
+    }
+
+    /// Whether the rule is in force.
+    #[inline]
+    pub fn holds(&self, rule: Rule) -> bool {
+        #[cfg(feature = "sabotage")]
+        return self.broken != Some(rule);
+        #[cfg(not(feature = "sabotage"))]
+        {
+            let _ = rule;
+            true
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! WIRE: what the nodes of the mesh say to each other, and the bytes it becomes.
+//!
+//! Owns ids, messages, the fixed header, the ticket, the codec and every limit on what a peer may send. Never: sockets,
+//! clocks, async, files.
+//!
+//! ```text
+//!            control (ROUTER at the broker)                 direct (ROUTER at whichever side listens)
+//!   client  -- ClientToBroker -->  broker            client  -- ClientToWorker -->  worker
+//!   client  <- BrokerToClient --   broker            client  <- WorkerToClient --   worker
+//!   worker  -- WorkerToBroker -->  broker
+//!   worker  <- BrokerToWorker --   broker
+//! ```
+//!
+//! Every message may be lost, doubled or late. What keeps the mesh right in spite of that: a worker's [`Heartbeat`]
+//! carries its whole set of attempts, a client's [`Submit`] carries its whole view of the task, and both are repeated.
+//!
+//! Where to begin: [`message`].
+
+pub mod codec;
+pub mod header;
+pub mod ids;
+pub mod limits;
+pub mod message;
+pub mod model;
+pub mod outcome;
+pub mod ticket;
+
+pub use codec::{DecodeError, EncodeError, Frame};
+pub use header::{Header, VERSION, VERSION_MIN};
+pub use ids::{Attempt, ClientId, Digest, Epoch, JobId, PeerId, PublicKey, TaskId, WorkerId};
+pub use message::*;
+pub use model::{Arch, DType, ModelFormat, ModelRef};
+pub use outcome::{ErrorCode, Failure, Outcome};
+pub use ticket::{Purpose, Ticket, TicketBody, TicketError, TicketKey};

@@ -1,0 +1,63 @@
+//! Every bound on what a peer can make us hold, in one place. A value that the network names is checked against one of
+//! these before anything is allocated for it.
+
+/// Bytes of one control message: a page of 200 worker views or a heartbeat with every list full fits with room to spare.
+pub const CONTROL_BYTES_MAX: usize = 512 * 1024;
+
+/// Bytes of payload in one chunk of the direct stream. Larger chunks gain nothing on libzmq and would outlast its
+/// heartbeats on a slow link.
+pub const CHUNK_BYTES_MAX: usize = 1024 * 1024;
+
+/// What libzmq itself refuses above: one chunk and its header.
+pub const FRAME_BYTES_MAX: usize = CHUNK_BYTES_MAX + 64 * 1024;
+
+/// Unacknowledged bytes a sender may have under way on one attempt: enough for 1 Gbit/s at 100 ms round trip.
+pub const WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+
+/// Bytes of a name a person chose: worker, model, tensor, label.
+pub const NAME_BYTES_MAX: usize = 256;
+
+/// Bytes of an explanation shown to a person.
+pub const TEXT_BYTES_MAX: usize = 4096;
+
+/// Endpoints one node may advertise.
+pub const ENDPOINTS_MAX: usize = 8;
+
+/// Labels on one worker.
+pub const LABELS_MAX: usize = 32;
+
+/// GPUs in one worker: twice the densest host sold today.
+pub const GPUS_MAX: usize = 16;
+
+/// Attempts one worker may hold at once, finished and unacknowledged ones included.
+pub const ATTEMPTS_MAX: usize = 256;
+
+/// Models one worker names as held; the most recently used ones where it has more.
+pub const HELD_MAX: usize = 256;
+
+/// Inputs or outputs of one model.
+pub const TENSORS_MAX: usize = 128;
+
+/// Dimensions of one tensor.
+pub const RANK_MAX: usize = 8;
+
+/// Bytes of one model file.
+pub const MODEL_BYTES_MAX: u64 = 64 << 30;
+
+/// Bytes of all inputs of one task.
+pub const INPUT_BYTES_MAX: u64 = 16 << 30;
+
+/// Bytes of all outputs of one task.
+pub const OUTPUT_BYTES_MAX: u64 = 16 << 30;
+
+/// Rows in one page of an answer.
+pub const PAGE_ROWS_MAX: usize = 200;
+
+/// The longest deadline a task may name: a day. Also how long a detached task may stay unfinished.
+pub const DEADLINE_MS_MAX: u64 = 24 * 60 * 60 * 1000;
+
+/// Highest user priority.
+pub const PRIORITY_MAX: u8 = 100;
+
+/// Priority of a task that names none.
+pub const PRIORITY_DEFAULT: u8 = 50;

@@ -1,0 +1,148 @@
+//! Limits inside a message that its length alone does not hold. Checked once, at the door; behind it they are facts.
+
+use super::{
+    Accept, Answer, Ask, AttemptId, CancelTask, Chunk, Close, Credit, Ended, Grant, Heartbeat, HeartbeatAck, Introduce,
+    Leave, Locate, Noted, Open, Progress, Queued, Refuse, Register, RunResult, Submit,
+};
+use crate::limits::{
+    ATTEMPTS_MAX, CHUNK_BYTES_MAX, DEADLINE_MS_MAX, ENDPOINTS_MAX, GPUS_MAX, HELD_MAX, INPUT_BYTES_MAX, LABELS_MAX,
+    MODEL_BYTES_MAX, NAME_BYTES_MAX, OUTPUT_BYTES_MAX, PRIORITY_MAX, RANK_MAX, TENSORS_MAX, TEXT_BYTES_MAX,
+};
+
+/// A message knows its own limits.
+pub(crate) trait Check {
+    /// `Err` says which limit is broken.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+fn at_most<T: PartialOrd + std::fmt::Display>(what: &str, got: T, max: T) -> Result<(), String> {
+    if got > max { Err(format!("{what} is {got}, the limit is {max}")) } else { Ok(()) }
+}
+
+fn name(what: &str, text: &str) -> Result<(), String> {
+    at_most(what, text.len(), NAME_BYTES_MAX)
+}
+
+fn endpoints(list: &[String]) -> Result<(), String> {
+    at_most("number of endpoints", list.len(), ENDPOINTS_MAX)?;
+    list.iter().try_for_each(|endpoint| name("endpoint length", endpoint))
+}
+
+impl Check for Submit {
+    fn check(&self) -> Result<(), String> {
+        name("model name length", &self.model_name)?;
+        at_most("model size", self.model.size_bytes, MODEL_BYTES_MAX)?;
+        at_most("input size", self.input_bytes, INPUT_BYTES_MAX)?;
+        at_most("priority", self.priority, PRIORITY_MAX)?;
+        at_most("deadline_ms", self.deadline_ms.unwrap_or(0), DEADLINE_MS_MAX)?;
+        endpoints(&self.endpoints)
+    }
+}
+
+impl Check for Register {
+    fn check(&self) -> Result<(), String> {
+        name("worker name length", &self.name)?;
+        name("version length", &self.version)?;
+        name("os length", &self.os)?;
+        at_most("number of labels", self.labels.len(), LABELS_MAX)?;
+        for (key, value) in &self.labels {
+            name("label length", key)?;
+            name("label length", value)?;
+        }
+        at_most("number of GPUs", self.gpus.len(), GPUS_MAX)?;
+        at_most("slots", usize::from(self.slots), ATTEMPTS_MAX)?;
+        endpoints(&self.endpoints)
+    }
+}
+
+impl Check for Heartbeat {
+    fn check(&self) -> Result<(), String> {
+        at_most("number of attempts", self.attempts.len(), ATTEMPTS_MAX)?;
+        at_most("number of held models", self.held.len(), HELD_MAX)?;
+        at_most("number of warm models", self.warm.len(), HELD_MAX)?;
+        at_most("number of GPUs", self.load.gpus.len(), GPUS_MAX)
+    }
+}
+
+impl Check for HeartbeatAck {
+    fn check(&self) -> Result<(), String> {
+        at_most("number of forgotten attempts", self.forget.len(), ATTEMPTS_MAX)?;
+        at_most("number of stopped attempts", self.stop.len(), ATTEMPTS_MAX)
+    }
+}
+
+impl Check for Grant {
+    fn check(&self) -> Result<(), String> {
+        endpoints(&self.endpoints)
+    }
+}
+
+impl Check for Introduce {
+    fn check(&self) -> Result<(), String> {
+        endpoints(&self.endpoints)
+    }
+}
+
+impl Check for Open {
+    fn check(&self) -> Result<(), String> {
+        let Some(manifest) = &self.manifest else { return Ok(()) };
+        name("model name length", &manifest.model_name)?;
+        at_most("model size", manifest.model.size_bytes, MODEL_BYTES_MAX)?;
+        at_most("number of inputs", manifest.inputs.len(), TENSORS_MAX)?;
+        let mut total_bytes = 0_u64;
+        for input in &manifest.inputs {
+            name("input name length", input.name.as_deref().unwrap_or(""))?;
+            at_most("rank", input.shape.as_ref().map_or(0, Vec::len), RANK_MAX)?;
+            total_bytes = total_bytes.saturating_add(input.size_bytes);
+        }
+        at_most("input size", total_bytes, INPUT_BYTES_MAX)
+    }
+}
+
+impl Check for RunResult {
+    fn check(&self) -> Result<(), String> {
+        at_most("number of outputs", self.outputs.len(), TENSORS_MAX)?;
+        let mut total_bytes = 0_u64;
+        for output in &self.outputs {
+            name("output name length", &output.name)?;
+            at_most("rank", output.shape.len(), RANK_MAX)?;
+            total_bytes = total_bytes.saturating_add(output.size_bytes);
+        }
+        at_most("output size", total_bytes, OUTPUT_BYTES_MAX)
+    }
+}
+
+impl Check for Chunk {
+    fn check(&self) -> Result<(), String> {
+        at_most("chunk size", self.inflated_bytes.unwrap_or(0) as usize, CHUNK_BYTES_MAX)?;
+        at_most("chunk offset", self.offset, MODEL_BYTES_MAX)
+    }
+}
+
+impl Check for Accept {
+    fn check(&self) -> Result<(), String> {
+        at_most("number of needed blobs", self.needs.len(), TENSORS_MAX + 1)
+    }
+}
+
+impl Check for Refuse {
+    fn check(&self) -> Result<(), String> {
+        at_most("text length", self.text.len(), TEXT_BYTES_MAX)
+    }
+}
+
+// Bounded by their own shape, or by the length of a control message and by who sends them: the broker to its clients.
+impl Check for Answer {}
+impl Check for Ask {}
+impl Check for AttemptId {}
+impl Check for CancelTask {}
+impl Check for Close {}
+impl Check for Credit {}
+impl Check for Ended {}
+impl Check for Leave {}
+impl Check for Locate {}
+impl Check for Noted {}
+impl Check for Progress {}
+impl Check for Queued {}

@@ -1,0 +1,173 @@
+//! How a task or an attempt ends. One list of codes for the whole mesh: each says whose fault it was and whether another
+//! worker might do better.
+
+use std::fmt;
+
+use bincode::{Decode, Encode};
+
+macro_rules! error_codes {
+    ($($(#[$doc:meta])* $number:literal $variant:ident $text:literal $retry:ident;)*) => {
+        /// Why something failed. The number travels, the name is what scripts match on.
+        #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+        #[repr(u16)]
+        pub enum ErrorCode { $($(#[$doc])* $variant = $number,)* }
+
+        impl ErrorCode {
+            /// Every code.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The name as people and scripts see it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+
+            /// Whether the same task may succeed at another worker: the fault was the worker's or the way's.
+            pub const fn is_retryable(self) -> bool {
+                match self { $(Self::$variant => error_codes!(@$retry),)* }
+            }
+
+            const fn from_number(number: u16) -> Option<Self> {
+                match number { $($number => Some(Self::$variant),)* _ => None }
+            }
+        }
+    };
+    (@again) => { true };
+    (@final) => { false };
+}
+
+error_codes! {
+    /// A request that makes no sense: a field out of range.
+    1 BadRequest "BAD_REQUEST" final;
+    /// Queue, memory or client limit reached; try later.
+    2 Busy "BUSY" again;
+    /// No such task, or not this client's.
+    3 NotFound "NOT_FOUND" final;
+    /// The task id is taken by another task.
+    4 Conflict "TASK_ID_CONFLICT" final;
+    /// No worker can ever meet the demands.
+    5 NoWorkerFits "NO_WORKER_FITS" final;
+    /// The store that must remember a detached task is away.
+    6 StoreAway "STORE_AWAY" again;
+    /// The deadline passed.
+    7 Expired "EXPIRED" final;
+    /// The task failed at as many workers as it may.
+    8 AttemptsExhausted "ATTEMPTS_EXHAUSTED" final;
+    /// The client went away and left the task behind.
+    9 ClientGone "CLIENT_GONE" final;
+    /// A version, a role or a key that is not allowed.
+    10 Forbidden "FORBIDDEN" final;
+
+    /// The ticket is forged, for somebody else, or too old.
+    20 BadTicket "BAD_TICKET" again;
+    /// The worker is draining.
+    21 Draining "DRAINING" again;
+    /// The other side cannot be reached at any advertised address.
+    22 Unreachable "UNREACHABLE" again;
+    /// The link broke and did not come back, or the worker died.
+    23 WorkerLost "WORKER_LOST" again;
+    /// A chunk out of order, beyond its blob, or badly compressed.
+    24 BadChunk "BAD_CHUNK" again;
+    /// The bytes that arrived are not the ones announced: the file changed during the upload.
+    25 DigestMismatch "DIGEST_MISMATCH" final;
+    /// The disk of the worker is full.
+    26 DiskFull "DISK_FULL" again;
+    /// The blob does not fit the worker's quota.
+    27 QuotaExceeded "QUOTA_EXCEEDED" again;
+    /// More bytes than the ticket allows.
+    28 TooLarge "TOO_LARGE" final;
+
+    /// Not a model file of the format it claims.
+    40 ModelInvalid "MODEL_INVALID" final;
+    /// An operator or format that the runtime does not know.
+    41 ModelUnsupported "MODEL_UNSUPPORTED" final;
+    /// The runtime crashed, ran out of memory or time while loading.
+    42 ModelRejected "MODEL_REJECTED" final;
+    /// A name, dtype, shape or size that is not the model's.
+    43 InputMismatch "MODEL_INPUT_MISMATCH" final;
+    /// The run took longer than allowed.
+    44 RunTimeout "RUN_TIMEOUT" final;
+    /// The runner died during the run.
+    45 RunCrashed "RUN_CRASHED" final;
+    /// The runner used more memory than granted.
+    46 RunOutOfMemory "RUN_OOM" final;
+    /// The runtime reported an error.
+    47 RunFailed "RUN_FAILED" final;
+    /// The runner answered nonsense.
+    48 RunProtocol "RUN_PROTOCOL" again;
+    /// The container engine, the image or the runtime library is missing or broken at this worker.
+    49 EngineUnavailable "ENGINE_UNAVAILABLE" again;
+    /// The result is larger than allowed.
+    50 ResultTooLarge "RESULT_TOO_LARGE" final;
+    /// The result is no longer kept.
+    51 ResultGone "RESULT_GONE" final;
+
+    /// A code of a newer peer.
+    99 Unknown "UNKNOWN" final;
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl Encode for ErrorCode {
+    fn encode<E: bincode::enc::Encoder>(&self, encoder: &mut E) -> Result<(), bincode::error::EncodeError> {
+        (*self as u16).encode(encoder)
+    }
+}
+
+impl<C> Decode<C> for ErrorCode {
+    fn decode<D: bincode::de::Decoder<Context = C>>(decoder: &mut D) -> Result<Self, bincode::error::DecodeError> {
+        Ok(Self::from_number(u16::decode(decoder)?).unwrap_or(Self::Unknown))
+    }
+}
+
+bincode::impl_borrow_decode!(ErrorCode);
+
+/// A code and what a person needs to know about it.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, thiserror::Error)]
+#[error("{code}: {text}")]
+pub struct Failure {
+    /// What kind of failure.
+    pub code: ErrorCode,
+    /// What was wrong and what to do; at most [`TEXT_BYTES_MAX`](crate::limits::TEXT_BYTES_MAX) bytes.
+    pub text: String,
+}
+
+impl Failure {
+    /// A failure with its explanation, cut to what a peer would take.
+    pub fn new(code: ErrorCode, text: impl Into<String>) -> Self {
+        let mut text = text.into();
+        text.truncate(text.floor_char_boundary(crate::limits::TEXT_BYTES_MAX));
+        Self { code, text }
+    }
+}
+
+/// How an attempt ended at a worker, or a task for good.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub enum Outcome {
+    /// There is a result.
+    Done {
+        /// Time in the model, microseconds.
+        run_us: u64,
+        /// Time to load the model, microseconds; 0 if it was warm.
+        load_us: u64,
+    },
+    /// There is none and this is why.
+    Failed(Failure),
+    /// The client took it back.
+    Cancelled,
+}
+
+impl Outcome {
+    /// A failure.
+    pub fn failed(code: ErrorCode, text: impl Into<String>) -> Self {
+        Self::Failed(Failure::new(code, text))
+    }
+
+    /// Whether another attempt may do better.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Failed(failure) if failure.code.is_retryable())
+    }
+}
