@@ -1,1 +1,28 @@
+//! BYTES: sockets, keys and the direct blob stream. The only crate that knows ZeroMQ.
+//!
+//! Owns connections, admission by key, queues per peer, flow control of blobs. Never: decisions, messages' meanings
+//! (beyond chunks and credits), stores.
+//!
+//! ```text
+//!   Context --listen--> Listener --spawn--> (Door, Inbox<Received>)     Door::to(peer) --> Outlet
+//!      |                (direct form: the broker's loop)                                     |
+//!      '-----dial-----> Dialer ----spawn--> (Outlet, Inbox<Heard>)                         blob::upload
+//! ```
+//!
+//! A listener is a ROUTER, a dialer a DEALER. The direct forms belong to one task and cost no hop; the spawned forms can
+//! be used from many tasks. [`Outlet`] is one peer, whichever side dialled: code that talks through it does not care.
+//!
+//! Where to begin: [`Context`], then [`Listener`], then [`blob`].
 
+pub mod blob;
+mod context;
+mod dialer;
+pub mod keys;
+mod listener;
+mod outlet;
+
+pub use context::{Admit, Admitted, Context, ContextError, Limits, Security};
+pub use dialer::{DialError, Dialer, Heard, dial_first};
+pub use keys::KeyPair;
+pub use listener::{ListenError, Listener, Received, Traffic};
+pub use outlet::{Door, Inbox, Outlet, SendError};
