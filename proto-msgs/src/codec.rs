@@ -53,13 +53,17 @@ pub enum DecodeError {
     #[error("not a message of the mesh")]
     NotOurs,
     /// The peer speaks a version that is not spoken here.
-    #[error("peer speaks protocol version {theirs}, this program {VERSION_MIN} to {VERSION}: upgrade the older of the two")]
+    #[error(
+        "peer speaks protocol version {theirs}, this program {VERSION_MIN} to {VERSION}: upgrade the older of the two"
+    )]
     Version {
         /// The version in the peer's header.
         theirs: u16,
     },
     /// The peer says that it does not speak our version.
-    #[error("peer speaks protocol versions {min} to {max}, this program speaks {VERSION}: upgrade the older of the two")]
+    #[error(
+        "peer speaks protocol versions {min} to {max}, this program speaks {VERSION}: upgrade the older of the two"
+    )]
     Unsupported {
         /// Oldest version the peer understands.
         min: u16,

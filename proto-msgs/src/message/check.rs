@@ -79,6 +79,12 @@ impl Check for Grant {
     }
 }
 
+impl Check for Locate {
+    fn check(&self) -> Result<(), String> {
+        endpoints(&self.endpoints)
+    }
+}
+
 impl Check for Introduce {
     fn check(&self) -> Result<(), String> {
         endpoints(&self.endpoints)
@@ -142,7 +148,6 @@ impl Check for Close {}
 impl Check for Credit {}
 impl Check for Ended {}
 impl Check for Leave {}
-impl Check for Locate {}
 impl Check for Noted {}
 impl Check for Progress {}
 impl Check for Queued {}

@@ -95,14 +95,16 @@ pub struct Submit {
 }
 
 /// The end of a task, said by its client.
-#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Close {
     /// The task.
     pub task: TaskId,
     /// Whose task.
     pub client: ClientId,
-    /// The attempt whose result was taken; `None` if the client cancels.
-    pub done: Option<Attempt>,
+    /// The attempt that ended so; 0 if there was none.
+    pub attempt: Attempt,
+    /// How it ended for the client.
+    pub outcome: Outcome,
 }
 
 /// Stop a task, asked by the same user from another process. Answered with [`Ended`] or an error.
@@ -124,6 +126,8 @@ pub struct Locate {
     pub client: ClientId,
     /// The key of the client's connections; `None` in a mesh without keys.
     pub key: Option<PublicKey>,
+    /// Where the client can be dialled; empty if nowhere.
+    pub endpoints: Vec<String>,
 }
 
 /// A place for one attempt.
@@ -241,4 +245,3 @@ pub enum AnswerBody {
     /// There is no such task, or it is somebody else's.
     NotFound,
 }
-

@@ -2,9 +2,7 @@
 
 use bincode::{Decode, Encode};
 
-use crate::{
-    Arch, Digest, Epoch, ModelFormat, Outcome, PublicKey, Ticket, TicketKey, WorkerId, message::AttemptId,
-};
+use crate::{Arch, Digest, Epoch, ModelFormat, Outcome, PublicKey, Ticket, TicketKey, WorkerId, message::AttemptId};
 
 /// What runs models at a worker.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]

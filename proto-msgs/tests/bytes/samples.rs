@@ -1,0 +1,397 @@
+//! One message of every kind, with a value in every field. Numbers are chosen so that each width of the
+//! variable-length encoding occurs: below 251, 16, 32 and 64 bits.
+
+use proto_msgs::*;
+
+/// A message of any direction.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Any {
+    ClientToBroker(ClientToBroker),
+    BrokerToClient(BrokerToClient),
+    WorkerToBroker(WorkerToBroker),
+    BrokerToWorker(BrokerToWorker),
+    ClientToWorker(ClientToWorker),
+    WorkerToClient(WorkerToClient),
+}
+
+/// Calls the same method of whichever message it is.
+macro_rules! each {
+    ($any:expr, $message:ident => $body:expr) => {
+        match $any {
+            Any::ClientToBroker($message) => $body,
+            Any::BrokerToClient($message) => $body,
+            Any::WorkerToBroker($message) => $body,
+            Any::BrokerToWorker($message) => $body,
+            Any::ClientToWorker($message) => $body,
+            Any::WorkerToClient($message) => $body,
+        }
+    };
+}
+
+impl Any {
+    pub(crate) fn kind(&self) -> u16 {
+        each!(self, message => message.kind())
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        each!(self, message => message.name())
+    }
+
+    pub(crate) fn to_frame(&self) -> Frame {
+        each!(self, message => message.to_frame()).expect("samples are short")
+    }
+
+    /// Reads `frame` as a message of the direction that `kind` belongs to.
+    pub(crate) fn from_frame(kind: u16, frame: &Frame) -> Result<Self, DecodeError> {
+        match kind / 100 {
+            0 => ClientToBroker::from_frame(frame).map(Self::ClientToBroker),
+            1 => BrokerToClient::from_frame(frame).map(Self::BrokerToClient),
+            2 => WorkerToBroker::from_frame(frame).map(Self::WorkerToBroker),
+            3 => BrokerToWorker::from_frame(frame).map(Self::BrokerToWorker),
+            4 => ClientToWorker::from_frame(frame).map(Self::ClientToWorker),
+            _ => WorkerToClient::from_frame(frame).map(Self::WorkerToClient),
+        }
+    }
+}
+
+/// Numbers and names of all six directions.
+pub(crate) fn all_kinds() -> Vec<(u16, &'static str)> {
+    [
+        ClientToBroker::KINDS,
+        BrokerToClient::KINDS,
+        WorkerToBroker::KINDS,
+        BrokerToWorker::KINDS,
+        ClientToWorker::KINDS,
+        WorkerToClient::KINDS,
+    ]
+    .concat()
+}
+
+/// At least one message of every kind.
+pub(crate) fn samples() -> Vec<Any> {
+    let mut all = client_and_broker();
+    all.extend(worker_and_broker());
+    all.extend(client_and_worker());
+    all
+}
+
+fn task() -> TaskId {
+    TaskId::from_bytes(*b"task............")
+}
+
+fn client() -> ClientId {
+    ClientId::from_bytes(*b"client..........")
+}
+
+fn worker() -> WorkerId {
+    WorkerId::from_bytes(*b"worker..........")
+}
+
+fn id() -> AttemptId {
+    AttemptId { task: task(), attempt: Attempt(2) }
+}
+
+fn model() -> ModelRef {
+    ModelRef { digest: Digest::from_bytes([0xD1; 32]), size_bytes: 229_032, format: ModelFormat::Onnx }
+}
+
+fn demands() -> Demands {
+    Demands { cpu_millis: 2000, memory_bytes: 1 << 30, gpu_memory_bytes: 4 << 30, arch: Some(Arch::Arm64) }
+}
+
+fn key(byte: u8) -> Option<PublicKey> {
+    Some(PublicKey([byte; 32]))
+}
+
+fn failed() -> Outcome {
+    Outcome::failed(ErrorCode::RunTimeout, "no end after 300 s")
+}
+
+pub(crate) fn ticket() -> Ticket {
+    let body = TicketBody {
+        purpose: Purpose::Run,
+        task: task(),
+        attempt: Attempt(2),
+        worker: worker(),
+        epoch: Epoch(3),
+        client: client(),
+        client_key: key(0xC1),
+        bytes_max: 300_000,
+        priority: 50,
+        detached: true,
+        demands: demands(),
+        deadline_unix_ms: Some(1_795_000_000_500),
+        expires_unix_ms: 1_795_000_010_000,
+    };
+    Ticket::sign(body, &TicketKey([0x5E; 32]))
+}
+
+fn client_and_broker() -> Vec<Any> {
+    let submit = Submit {
+        task: task(),
+        client: client(),
+        job: JobId::from_bytes(*b"job............."),
+        model_name: "face.tflite".into(),
+        model: model(),
+        input_bytes: 196_608,
+        priority: 50,
+        deadline_ms: Some(500),
+        demands: demands(),
+        detached: false,
+        key: key(0xC1),
+        endpoints: vec!["tcp://10.0.0.2:4000".into()],
+        direction: Some(Direction::WorkerDials),
+        standing: Standing::Lost { attempt: Attempt(1), worker: worker(), outcome: failed() },
+    };
+    let grant = Grant {
+        id: id(),
+        worker: worker(),
+        worker_name: "pi".into(),
+        worker_key: key(0x30),
+        endpoints: vec!["tcp://10.0.0.3:4001".into(), "tcp://[fd00::3]:4001".into()],
+        direction: Direction::ClientDials,
+        window_bytes: 16 << 20,
+        model_held: true,
+        ticket: ticket(),
+    };
+    let ended = Ended {
+        task: task(),
+        outcome: Outcome::failed(ErrorCode::Busy, "100000 tasks wait: try again later"),
+        retry_after_ms: Some(1000),
+    };
+    let queued = Queued { task: task(), position: 251, reason: "all slots are in use".into(), durable: true };
+    let ask = |question| Ask { request: 70_000, client: client(), question };
+    let answer = |body| Any::BrokerToClient(BrokerToClient::Answer(Answer { request: 70_000, body }));
+    let mut all: Vec<Any> = [
+        ClientToBroker::Submit(submit),
+        ClientToBroker::Close(Close { task: task(), client: client(), done: Some(Attempt(2)) }),
+        ClientToBroker::Ask(ask(Question::Cluster)),
+        ClientToBroker::Ask(ask(Question::Workers { after: Some(worker()) })),
+        ClientToBroker::Ask(ask(Question::Tasks { before: None })),
+        ClientToBroker::Ask(ask(Question::Task(task()))),
+        ClientToBroker::Ask(ask(Question::Why(task()))),
+        ClientToBroker::Cancel(CancelTask { task: task(), client: client() }),
+        ClientToBroker::Locate(Locate { task: task(), client: client(), key: None }),
+    ]
+    .map(Any::ClientToBroker)
+    .into();
+    all.extend(
+        [
+            BrokerToClient::Grant(grant),
+            BrokerToClient::Queued(queued),
+            BrokerToClient::Noted(Noted { id: id(), worker_alive: true, durable: false }),
+            BrokerToClient::Ended(ended),
+        ]
+        .map(Any::BrokerToClient),
+    );
+    all.extend([
+        answer(AnswerBody::Cluster(cluster_view())),
+        answer(AnswerBody::Workers(vec![worker_view()])),
+        answer(AnswerBody::Tasks(vec![task_view()])),
+        answer(AnswerBody::Task(task_view())),
+        answer(AnswerBody::Why(why_view())),
+        answer(AnswerBody::NotFound),
+    ]);
+    all
+}
+
+fn cluster_view() -> ClusterView {
+    ClusterView {
+        version: "0.1.0".into(),
+        started_unix_ms: 1_795_000_000_000,
+        store: "embedded".into(),
+        store_ok: true,
+        encrypted: false,
+        workers: 3,
+        slots: 300,
+        slots_used: 70_000,
+        queued: 1,
+        placed: 2,
+    }
+}
+
+fn worker_view() -> WorkerView {
+    let said = register();
+    WorkerView {
+        worker: said.worker,
+        epoch: said.epoch,
+        name: said.name,
+        version: said.version,
+        os: said.os,
+        arch: said.arch,
+        cores: said.cores,
+        memory_bytes: said.memory_bytes,
+        engine: said.engine,
+        formats: said.formats,
+        endpoints: said.endpoints,
+        labels: said.labels,
+        gpus: said.gpus,
+        slots: said.slots,
+        slots_used: 1,
+        draining: false,
+        load: load(),
+        held: vec![model().digest],
+        link_bytes_per_s: 125_000_000,
+        silent_ms: 400,
+    }
+}
+
+fn task_view() -> TaskView {
+    TaskView {
+        task: task(),
+        job: JobId::from_bytes(*b"job............."),
+        model_name: "face.tflite".into(),
+        model: model(),
+        input_bytes: 196_608,
+        priority: 50,
+        detached: true,
+        standing: TaskStanding::Queued { position: 1, reason: "no worker".into() },
+        attempt: Attempt(1),
+        worker: Some((worker(), "pi".into())),
+        submitted_unix_ms: 1_795_000_000_000,
+        ended_unix_ms: Some(1_795_000_001_000),
+    }
+}
+
+fn why_view() -> WhyView {
+    let candidate = Candidate {
+        worker: worker(),
+        name: "pi".into(),
+        against: vec!["1 of 1 slots in use".into()],
+        holds_model: true,
+        busy_permille: 1000,
+    };
+    WhyView {
+        task: TaskView { standing: TaskStanding::Ended(failed()), ..task_view() },
+        summary: "no slot is free".into(),
+        history: vec!["attempt 1 at pi: WORKER_LOST".into()],
+        candidates: vec![candidate],
+    }
+}
+
+/// The message with the most kinds of field: text, lists, options, nested enums.
+pub(crate) fn register() -> Register {
+    Register {
+        worker: worker(),
+        epoch: Epoch(3),
+        name: "pi".into(),
+        version: "0.1.0".into(),
+        os: "Debian 12".into(),
+        arch: Arch::Arm64,
+        cores: 4,
+        memory_bytes: 8 << 30,
+        engine: EngineKind::Process,
+        formats: vec![ModelFormat::TfLite, ModelFormat::Onnx],
+        endpoints: vec!["tcp://10.0.0.3:4001".into()],
+        key: key(0x30),
+        ticket_key: TicketKey([0x5E; 32]),
+        slots: 2,
+        labels: vec![("site".into(), "roof".into())],
+        gpus: vec![Gpu { name: "none such".into(), memory_bytes: 4 << 30 }],
+        heartbeat_ms: 1000,
+    }
+}
+
+fn load() -> Load {
+    Load {
+        cpu_permille: 250,
+        load1_milli: 1250,
+        memory_available_bytes: 3 << 30,
+        disk_free_bytes: 20 << 30,
+        net_rx_bytes_per_s: 250,
+        net_tx_bytes_per_s: 251,
+        temperature_milli_c: Some(-61_250),
+        throttled_bits: Some(0x5_0005),
+        gpus: vec![GpuLoad { memory_used_bytes: 1 << 30, busy_permille: 999 }],
+    }
+}
+
+fn worker_and_broker() -> Vec<Any> {
+    let report = |state, detached| AttemptReport { id: id(), state, detached };
+    let heartbeat = Heartbeat {
+        worker: worker(),
+        epoch: Epoch(3),
+        seq: 65_536,
+        draining: true,
+        load: load(),
+        attempts: vec![
+            report(AttemptState::Receiving, false),
+            report(AttemptState::Ready, false),
+            report(AttemptState::Running, true),
+            report(AttemptState::Finished(Outcome::Done { run_us: 1500, load_us: 0 }), true),
+            report(AttemptState::Finished(Outcome::Cancelled), false),
+        ],
+        held: vec![model().digest, Digest::from_bytes([0xD2; 32])],
+        warm: vec![model().digest],
+        link_bytes_per_s: 125_000_000,
+    };
+    let ack = HeartbeatAck {
+        worker: worker(),
+        epoch: Epoch(3),
+        seq: 65_536,
+        known: true,
+        broker_unix_ms: 1_795_000_000_000,
+        forget: vec![id()],
+        stop: vec![AttemptId { task: task(), attempt: Attempt(1) }],
+    };
+    let introduce =
+        Introduce { ticket: ticket(), endpoints: vec!["tcp://10.0.0.2:4000".into()], client_key: key(0xC1) };
+    vec![
+        Any::WorkerToBroker(WorkerToBroker::Register(register())),
+        Any::WorkerToBroker(WorkerToBroker::Heartbeat(heartbeat)),
+        Any::WorkerToBroker(WorkerToBroker::Leave(Leave { worker: worker(), epoch: Epoch(3) })),
+        Any::BrokerToWorker(BrokerToWorker::HeartbeatAck(ack)),
+        Any::BrokerToWorker(BrokerToWorker::Introduce(introduce)),
+        Any::BrokerToWorker(BrokerToWorker::Stop(id())),
+    ]
+}
+
+fn client_and_worker() -> Vec<Any> {
+    let input = InputDecl {
+        name: Some("image".into()),
+        dtype: Some(DType::F32),
+        shape: Some(vec![1, 128, 128, 3]),
+        digest: Digest::from_bytes([0x1A; 32]),
+        size_bytes: 196_608,
+    };
+    let manifest = Manifest { model: model(), model_name: "face.tflite".into(), inputs: vec![input] };
+    let open =
+        Open { ticket: ticket(), manifest: Some(manifest), model_held: true, window_bytes: 16 << 20, resume: false };
+    let output = OutputDecl {
+        name: "scores".into(),
+        dtype: DType::F32,
+        shape: vec![1, 896, 1],
+        digest: Digest::from_bytes([0x07; 32]),
+        size_bytes: 3584,
+    };
+    let result =
+        RunResult { id: id(), outcome: Outcome::Done { run_us: 1500, load_us: 40_000 }, outputs: vec![output] };
+    let chunk = Chunk { id: id(), blob: MODEL_BLOB, offset: 5 << 30, inflated_bytes: Some(1 << 20) };
+    let credit = Credit { id: id(), blob: 1, received_bytes: 65_535 };
+    let accept = Accept { id: id(), needs: vec![(MODEL_BLOB, 0), (1, 65_535)], window_bytes: 16 << 20 };
+    let refuse = Refuse { id: id(), code: ErrorCode::BadTicket, text: "the ticket expired 3 ms ago".into() };
+    let mut all: Vec<Any> = [
+        ClientToWorker::Open(open),
+        ClientToWorker::Chunk(chunk),
+        ClientToWorker::Credit(credit),
+        ClientToWorker::Release(id()),
+        ClientToWorker::Abort(id()),
+        ClientToWorker::Alive(id()),
+    ]
+    .map(Any::ClientToWorker)
+    .into();
+    all.extend(
+        [
+            WorkerToClient::DialIn(id()),
+            WorkerToClient::Accept(accept),
+            WorkerToClient::Refuse(refuse),
+            WorkerToClient::Credit(credit),
+            WorkerToClient::Progress(Progress { id: id(), phase: Phase::Loading }),
+            WorkerToClient::Result(result),
+            WorkerToClient::Chunk(Chunk { inflated_bytes: None, ..chunk }),
+            WorkerToClient::Reopen(id()),
+        ]
+        .map(Any::WorkerToClient),
+    );
+    all
+}
