@@ -164,14 +164,19 @@ fn client_and_broker() -> Vec<Any> {
     let answer = |body| Any::BrokerToClient(BrokerToClient::Answer(Answer { request: 70_000, body }));
     let mut all: Vec<Any> = [
         ClientToBroker::Submit(submit),
-        ClientToBroker::Close(Close { task: task(), client: client(), done: Some(Attempt(2)) }),
+        ClientToBroker::Close(Close {
+            task: task(),
+            client: client(),
+            attempt: Attempt(2),
+            outcome: Outcome::Cancelled,
+        }),
         ClientToBroker::Ask(ask(Question::Cluster)),
         ClientToBroker::Ask(ask(Question::Workers { after: Some(worker()) })),
         ClientToBroker::Ask(ask(Question::Tasks { before: None })),
         ClientToBroker::Ask(ask(Question::Task(task()))),
         ClientToBroker::Ask(ask(Question::Why(task()))),
         ClientToBroker::Cancel(CancelTask { task: task(), client: client() }),
-        ClientToBroker::Locate(Locate { task: task(), client: client(), key: None }),
+        ClientToBroker::Locate(Locate { task: task(), client: client(), key: None, endpoints: Vec::new() }),
     ]
     .map(Any::ClientToBroker)
     .into();
