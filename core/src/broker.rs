@@ -1,36 +1,380 @@
 //! The broker's machine: who is alive, who has room, who runs what.
+//!
+//! Owns the Metric Table, the tasks and the queue. Never: payload, files, sockets, the store.
+//!
+//! A client owns its attached tasks: it says again and again how they stand and the broker believes it, so the broker
+//! may forget everything. A detached task has no such owner; it exists from the moment the store has it.
 
+mod answers;
 mod api;
+mod clients;
+mod life;
+mod placement;
+mod queue;
+mod tasks;
+mod workers;
 
-use crate::MonoTime;
+use std::collections::BTreeSet;
+
+use proto_msgs::{
+    AttemptId, AttemptState, BrokerToClient, BrokerToWorker, Direction, Epoch, ErrorCode, Heartbeat, HeartbeatAck,
+    Leave, Outcome, PeerId, PublicKey, Register, TaskId, WorkerId, WorkerToBroker,
+};
 
 pub use api::{Action, Change, Config, Event, Stats, TaskRecord, WorkerRecord};
+
+use crate::{MonoTime, Rule};
+use queue::Queue;
+use tasks::{Place, State, Tasks};
+use workers::Workers;
+
+/// Waiting tasks that are tried when one worker gets room. Those in front may want more than it has.
+const FILL_LOOK_MAX: usize = 64;
 
 /// The broker.
 #[derive(Debug)]
 pub struct Broker {
     config: Config,
+    workers: Workers,
+    /// When to look whether a worker still lives. A look that comes too early makes a new entry.
+    worker_looks: BTreeSet<(MonoTime, WorkerId)>,
+    tasks: Tasks,
+    queue: Queue,
+    store_ok: bool,
+    stats: Stats,
+    actions: Vec<Action>,
 }
 
 impl Broker {
     /// A broker that knows nobody yet.
     pub fn new(config: Config) -> Self {
-        Self { config }
+        Self {
+            config,
+            workers: Workers::default(),
+            worker_looks: BTreeSet::new(),
+            tasks: Tasks::default(),
+            queue: Queue::default(),
+            store_ok: true,
+            stats: Stats::default(),
+            actions: Vec::new(),
+        }
     }
 
     /// The one door.
     #[must_use]
-    pub fn handle(&mut self, _now: MonoTime, _event: Event) -> Vec<Action> {
-        Vec::new()
+    pub fn handle(&mut self, now: MonoTime, event: Event) -> Vec<Action> {
+        match event {
+            Event::ClientSaid { peer, key, message } => self.client_said(now, peer, key, message),
+            Event::WorkerSaid { peer, key, message } => self.worker_said(now, peer, key, message),
+            Event::Restored(records) => self.restored(now, records),
+            Event::Stored { task } => self.stored(now, task),
+            Event::StoreAway => self.store_away(now),
+            Event::StoreBack => self.store_ok = true,
+            Event::Deadline => {}
+        }
+        self.look_at_due(now);
+        std::mem::take(&mut self.actions)
     }
 
     /// When to come back with [`Event::Deadline`] if nothing else happens.
     pub fn next_deadline(&self) -> Option<MonoTime> {
-        None
+        let worker = self.worker_looks.first().map(|(at, _)| *at);
+        let task = self.tasks.first_due().map(|(at, _)| at);
+        let forget = self.tasks.oldest_end().map(|ended| ended + self.config.ended_kept);
+        [worker, task, forget].into_iter().flatten().min()
     }
 
     /// Numbers for the metrics page.
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        let (slots, slots_used) = self.workers.slot_totals();
+        let queued = self.queue.len() as u32;
+        Stats {
+            workers: self.workers.len() as u32,
+            slots,
+            slots_used,
+            queued,
+            placed: (self.tasks.live() as u32).saturating_sub(queued),
+            ..self.stats
+        }
+    }
+
+    fn unix_ms(&self, now: MonoTime) -> u64 {
+        self.config.origin_unix_ms + now.as_millis()
+    }
+
+    fn tell_client(&mut self, peer: Option<PeerId>, message: BrokerToClient) {
+        if let Some(peer) = peer {
+            self.actions.push(Action::TellClient { peer, message });
+        }
+    }
+
+    fn tell_worker(&mut self, id: WorkerId, message: BrokerToWorker) {
+        if let Some(worker) = self.workers.get(id) {
+            self.actions.push(Action::TellWorker {
+                peer: worker.peer,
+                message,
+            });
+        }
+    }
+
+    // Workers.
+
+    fn worker_said(&mut self, now: MonoTime, peer: PeerId, key: Option<PublicKey>, message: WorkerToBroker) {
+        match message {
+            WorkerToBroker::Register(register) => self.registered(now, peer, key, register),
+            WorkerToBroker::Heartbeat(heartbeat) => self.heartbeat(now, peer, key, heartbeat),
+            WorkerToBroker::Leave(leave) => self.left(now, key, leave),
+        }
+    }
+
+    /// Whether the message comes from the connection key that the worker registered with.
+    fn is_workers_key(&self, id: WorkerId, key: Option<PublicKey>) -> bool {
+        !self.config.encrypted || self.workers.get(id).is_none_or(|worker| worker.register.key == key)
+    }
+
+    fn registered(&mut self, now: MonoTime, peer: PeerId, key: Option<PublicKey>, register: Register) {
+        let (id, epoch) = (register.worker, register.epoch);
+        let known = self.workers.get(id);
+        let is_new = known.is_none();
+        let forged = self.config.encrypted && (key.is_none() || register.key != key || !self.is_workers_key(id, key));
+        if forged {
+            self.stats.forbidden += 1;
+            return;
+        }
+        if known.is_some_and(|worker| worker.register.epoch > epoch) {
+            return; // A late message of an earlier life.
+        }
+        if is_new && self.workers.len() >= self.config.workers_max {
+            self.stats.refused += 1;
+            return;
+        }
+        self.workers.register(now, peer, register);
+        self.watch(id);
+        self.save_worker(now, id);
+        self.fill(now, id);
+    }
+
+    fn heartbeat(&mut self, now: MonoTime, peer: PeerId, key: Option<PublicKey>, heartbeat: Heartbeat) {
+        let (id, epoch, seq) = (heartbeat.worker, heartbeat.epoch, heartbeat.seq);
+        if !self.is_workers_key(id, key) {
+            self.stats.forbidden += 1;
+            return;
+        }
+        self.stats.heartbeats += 1;
+        let known = self
+            .workers
+            .get(id)
+            .is_some_and(|worker| worker.register.epoch == epoch);
+        let is_news = known && self.workers.last_seq(id, epoch).is_none_or(|last| seq > last);
+        let (forget, stop) = if is_news {
+            self.workers.seen(id, now, peer);
+            self.news(now, id, heartbeat)
+        } else {
+            Default::default()
+        };
+        let broker_unix_ms = self.unix_ms(now);
+        let ack = HeartbeatAck {
+            worker: id,
+            epoch,
+            seq,
+            known,
+            broker_unix_ms,
+            forget,
+            stop,
+        };
+        self.actions.push(Action::TellWorker {
+            peer,
+            message: BrokerToWorker::HeartbeatAck(ack),
+        });
+    }
+
+    /// Compares what the worker holds with what it should hold.
+    fn news(&mut self, now: MonoTime, id: WorkerId, heartbeat: Heartbeat) -> (Vec<AttemptId>, Vec<AttemptId>) {
+        let (mut forget, mut stop) = (Vec::new(), Vec::new());
+        let epoch = heartbeat.epoch;
+        for report in &heartbeat.attempts {
+            let wanted = self.is_wanted(id, report.id);
+            match &report.state {
+                AttemptState::Finished(outcome) => {
+                    forget.push(report.id);
+                    if wanted {
+                        self.attempt_finished(now, report.id.task, outcome.clone());
+                    }
+                }
+                _ if wanted => self.attempt_named(id, epoch, report.id),
+                _ => {
+                    self.stats.fenced += 1;
+                    stop.push(report.id);
+                }
+            }
+        }
+        for vanished in self.workers.heartbeat(id, heartbeat) {
+            self.attempt_vanished(now, id, vanished);
+        }
+        self.save_worker(now, id);
+        self.fill(now, id);
+        if !self.config.rules.holds(Rule::ForgetFinished) {
+            forget.clear();
+        }
+        (forget, stop)
+    }
+
+    /// Whether the task still wants the attempt. A task that nobody knows may be from before a restart of the broker: its
+    /// worker sees for itself whether the client is still there.
+    fn is_wanted(&self, worker: WorkerId, id: AttemptId) -> bool {
+        let Some(task) = self.tasks.get(id.task) else {
+            return true;
+        };
+        let elsewhere = task.attempt == id.attempt && task.place().is_some_and(|at| at.worker != worker);
+        !task.is_ended() && !elsewhere && id.attempt >= task.attempt && id.attempt >= task.fence
+    }
+
+    /// A heartbeat names an attempt as under way.
+    fn attempt_named(&mut self, worker: WorkerId, epoch: Epoch, id: AttemptId) {
+        let Some(task) = self.tasks.get_mut(id.task) else {
+            return;
+        };
+        let direction = task.place().map_or(Direction::ClientDials, |at| at.direction);
+        if let State::Queued(key) = task.state {
+            self.queue.remove(key);
+        }
+        task.attempt = id.attempt;
+        task.state = State::Placed {
+            at: Place {
+                worker,
+                epoch,
+                direction,
+            },
+            unnamed_until: None,
+        };
+    }
+
+    /// A heartbeat says that the current attempt is over.
+    fn attempt_finished(&mut self, now: MonoTime, id: TaskId, outcome: Outcome) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        let (attempt, place, detached) = (task.attempt_id(), task.place(), task.spec.detached);
+        if let Some(at) = place {
+            self.workers.release(at.worker, attempt);
+        }
+        if detached {
+            self.end(now, id, outcome);
+        } else {
+            task.finished = Some(outcome);
+        }
+    }
+
+    /// A heartbeat no longer names an attempt that earlier ones did.
+    fn attempt_vanished(&mut self, now: MonoTime, worker: WorkerId, id: AttemptId) {
+        let Some(task) = self.tasks.get(id.task) else { return };
+        let is_current = task.attempt == id.attempt && task.place().is_some_and(|at| at.worker == worker);
+        if !is_current || task.finished.is_some() {
+            return;
+        }
+        if task.spec.detached {
+            self.end(
+                now,
+                id.task,
+                Outcome::failed(
+                    ErrorCode::WorkerLost,
+                    "the worker no longer has the task: submit it again",
+                ),
+            );
+        } else {
+            self.note(id.task);
+        }
+    }
+
+    fn left(&mut self, now: MonoTime, key: Option<PublicKey>, leave: Leave) {
+        let is_this_life = self
+            .workers
+            .get(leave.worker)
+            .is_some_and(|worker| worker.register.epoch == leave.epoch);
+        if is_this_life && self.is_workers_key(leave.worker, key) {
+            self.lose_worker(now, leave.worker);
+        }
+    }
+
+    /// A worker is gone. Clients are told, so that they look at their links; they decide.
+    fn lose_worker(&mut self, now: MonoTime, id: WorkerId) {
+        let Some(worker) = self.workers.remove(id) else { return };
+        self.actions.push(Action::Save(Change::DropWorker(id)));
+        for attempt in worker.attempts() {
+            let Some(task) = self.tasks.get(attempt.task) else {
+                continue;
+            };
+            if task.attempt != attempt.attempt || task.place().is_none_or(|at| at.worker != id) {
+                continue;
+            }
+            if task.spec.detached {
+                self.tasks.set_due(attempt.task, now + self.config.detached_patience);
+            } else {
+                self.note(attempt.task);
+            }
+        }
+    }
+
+    fn watch(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get(id) {
+            self.worker_looks
+                .insert((worker.dead_at(self.config.liveness_beats), id));
+        }
+    }
+
+    fn save_worker(&mut self, now: MonoTime, id: WorkerId) {
+        let now_unix_ms = self.unix_ms(now);
+        if let Some(worker) = self.workers.get(id) {
+            let record = worker.record(now_unix_ms, self.config.liveness_beats);
+            self.actions.push(Action::Save(Change::PutWorker(Box::new(record))));
+        }
+    }
+
+    // Time.
+
+    fn look_at_due(&mut self, now: MonoTime) {
+        while let Some((at, id)) = self.worker_looks.first().copied().filter(|(at, _)| *at <= now) {
+            self.worker_looks.remove(&(at, id));
+            self.look_at_worker(now, id);
+        }
+        while let Some((_, id)) = self.tasks.first_due().filter(|(at, _)| *at <= now) {
+            self.look_at_task(now, id);
+        }
+        let kept_since = now - self.config.ended_kept;
+        while let Some(task) = self.tasks.forget_one(kept_since, self.config.ended_max) {
+            if task.stored {
+                self.actions.push(Action::Save(Change::DropTask(task.id())));
+            }
+        }
+    }
+
+    fn look_at_worker(&mut self, now: MonoTime, id: WorkerId) {
+        let Some(worker) = self.workers.get(id) else { return };
+        let dead_at = worker.dead_at(self.config.liveness_beats);
+        if dead_at > now {
+            self.worker_looks.insert((dead_at, id));
+        } else if self.config.rules.holds(Rule::NoticeDeadWorkers) {
+            self.stats.workers_lost += 1;
+            self.lose_worker(now, id);
+        }
+    }
+
+    /// Gives a worker's free slots to waiting tasks.
+    fn fill(&mut self, now: MonoTime, id: WorkerId) {
+        if self.queue.len() == 0 {
+            return;
+        }
+        let Some(room) = self.workers.get(id).filter(|worker| worker.has_free_slot()) else {
+            return;
+        };
+        let free = usize::from(room.register.slots.saturating_sub(room.slots_used()));
+        let waiting: Vec<_> = self.queue.iter().take(FILL_LOOK_MAX.max(free)).collect();
+        for (key, task) in waiting {
+            self.queue.remove(key);
+            if !self.place(now, task) {
+                self.queue.put_back(key, task);
+            }
+            if self.workers.get(id).is_none_or(|worker| !worker.has_free_slot()) {
+                return;
+            }
+        }
     }
 }

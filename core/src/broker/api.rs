@@ -13,9 +13,17 @@ use crate::Rules;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A client's message arrived on connection `peer`, proven to hold `key` if the mesh has keys.
-    ClientSaid { peer: PeerId, key: Option<PublicKey>, message: ClientToBroker },
+    ClientSaid {
+        peer: PeerId,
+        key: Option<PublicKey>,
+        message: ClientToBroker,
+    },
     /// A worker's message arrived on connection `peer`, proven to hold `key` if the mesh has keys.
-    WorkerSaid { peer: PeerId, key: Option<PublicKey>, message: WorkerToBroker },
+    WorkerSaid {
+        peer: PeerId,
+        key: Option<PublicKey>,
+        message: WorkerToBroker,
+    },
     /// What the store remembers from before the restart. Given once, first, and only if there is something.
     Restored(Vec<TaskRecord>),
     /// The store has this task's record on disk.
@@ -74,6 +82,8 @@ pub struct TaskRecord {
     pub task: TaskId,
     /// Whose.
     pub client: ClientId,
+    /// The key its owner must hold; `None` in a mesh without keys.
+    pub key: Option<PublicKey>,
     /// Of which `submit`.
     pub job: JobId,
     /// What a person calls the model.
@@ -127,8 +137,10 @@ pub struct Config {
     pub attempts_max: u32,
     /// Tasks waiting at the same time, over all clients.
     pub queue_max: usize,
-    /// Tasks remembered at the same time, ended ones included; the oldest ended ones go first.
+    /// Unfinished tasks at the same time, over all clients.
     pub tasks_max: usize,
+    /// Ended tasks remembered at the same time; the oldest go first.
+    pub ended_max: usize,
     /// Workers known at the same time.
     pub workers_max: usize,
     /// Rules in force.
@@ -153,6 +165,7 @@ impl Default for Config {
             attempts_max: 3,
             queue_max: 100_000,
             tasks_max: 200_000,
+            ended_max: 20_000,
             workers_max: 100_000,
             rules: Rules::default(),
         }

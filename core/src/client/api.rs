@@ -47,6 +47,8 @@ pub enum Event {
     BrokerSaid(BrokerToClient),
     /// No advertised address of the attempt's worker could be reached, or it did not dial in.
     ConnectFailed { id: AttemptId, text: String },
+    /// The connection that carried the attempt broke.
+    LinkBroken { id: AttemptId },
     /// The worker's message arrived. (Chunks and credits do not come here.)
     WorkerSaid(WorkerToClient),
     /// The attempt's link brought a chunk or a credit: the worker lives.
@@ -89,11 +91,20 @@ pub enum News {
     /// Waiting for a worker.
     Queued { position: u32, reason: String },
     /// A worker was found.
-    Placed { attempt: Attempt, worker: WorkerId, worker_name: String, model_held: bool },
+    Placed {
+        attempt: Attempt,
+        worker: WorkerId,
+        worker_name: String,
+        model_held: bool,
+    },
     /// The worker is doing this.
     Phase(Phase),
     /// The attempt came to nothing; another is asked for.
-    Retrying { attempt: Attempt, worker_name: String, why: String },
+    Retrying {
+        attempt: Attempt,
+        worker_name: String,
+        why: String,
+    },
     /// The broker has not answered for a while.
     BrokerSilent,
 }

@@ -1,0 +1,552 @@
+//! What clients say and what is answered: the other half of [`Broker`]'s door.
+
+use proto_msgs::{
+    Attempt, AttemptId, BrokerToClient, BrokerToWorker, CancelTask, ClientId, ClientToBroker, Close, Direction, Ended,
+    ErrorCode, Failure, Grant, Introduce, Locate, Noted, Outcome, PeerId, PublicKey, Purpose, Queued, Standing, Submit,
+    TaskId, Ticket, TicketBody, WorkerId,
+    limits::{INPUT_BYTES_MAX, MODEL_BYTES_MAX, WINDOW_BYTES},
+};
+
+use super::{
+    Action, Broker, Change, placement,
+    tasks::{Place, State, Task},
+};
+use crate::{MonoTime, Rule};
+
+/// What a client is told to wait when something is full or away: long enough to matter, short enough not to annoy.
+const RETRY_AFTER_MS: u32 = 1000;
+
+impl Broker {
+    pub(super) fn client_said(&mut self, now: MonoTime, peer: PeerId, key: Option<PublicKey>, message: ClientToBroker) {
+        match message {
+            ClientToBroker::Submit(submit) if self.config.encrypted && submit.key != key => {
+                self.stats.forbidden += 1;
+                self.refuse(
+                    peer,
+                    submit.task,
+                    ErrorCode::Forbidden,
+                    "the key named is not the connection's key",
+                );
+            }
+            ClientToBroker::Submit(submit) => self.submit(now, peer, submit),
+            ClientToBroker::Close(close) => self.close(now, key, close),
+            ClientToBroker::Cancel(cancel) => self.cancel(now, peer, key, cancel),
+            ClientToBroker::Locate(locate) => self.locate(now, peer, key, locate),
+            ClientToBroker::Ask(ask) => self.ask(now, peer, key, ask),
+        }
+    }
+
+    /// The task if it is this client's.
+    pub(super) fn owned(&self, id: TaskId, client: ClientId, key: Option<PublicKey>) -> Option<&Task> {
+        let key = if self.config.encrypted { key } else { None };
+        let owner_only = self.config.rules.holds(Rule::AnswerOwnerOnly);
+        self.tasks
+            .get(id)
+            .filter(|task| !owner_only || task.belongs_to(client, key.or(task.spec.key)))
+    }
+
+    fn refuse(&mut self, peer: PeerId, task: TaskId, code: ErrorCode, text: &str) {
+        let retry_after_ms = code.is_retryable().then_some(RETRY_AFTER_MS);
+        let ended = Ended {
+            task,
+            outcome: Outcome::failed(code, text),
+            retry_after_ms,
+        };
+        self.tell_client(Some(peer), BrokerToClient::Ended(ended));
+    }
+
+    fn submit(&mut self, now: MonoTime, peer: PeerId, submit: Submit) {
+        let id = submit.task;
+        if self.tasks.get(id).is_none() {
+            return self.first_submit(now, peer, submit);
+        }
+        if self.owned(id, submit.client, submit.key).is_none() {
+            self.stats.forbidden += 1;
+            return self.refuse(
+                peer,
+                id,
+                ErrorCode::Conflict,
+                "this task id is in use by another client",
+            );
+        }
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        (task.heard, task.peer) = (now, Some(peer));
+        // A client's addresses may change while it waits.
+        task.spec.endpoints.clone_from(&submit.endpoints);
+        if let State::Ended { outcome, .. } = &task.state {
+            let ended = Ended {
+                task: id,
+                outcome: outcome.clone(),
+                retry_after_ms: None,
+            };
+            return self.tell_client(Some(peer), BrokerToClient::Ended(ended));
+        }
+        match submit.standing {
+            Standing::Asking => self.asking(now, id),
+            Standing::Holding { attempt, worker } => self.holding(now, id, attempt, worker),
+            Standing::Lost {
+                attempt,
+                worker,
+                outcome,
+            } => self.lost(now, id, attempt, worker, outcome),
+        }
+    }
+
+    /// A task that is not known: new, or from before a restart.
+    fn first_submit(&mut self, now: MonoTime, peer: PeerId, submit: Submit) {
+        let id = submit.task;
+        let standing = submit.standing.clone();
+        let full = self.tasks.live() >= self.config.tasks_max || self.queue.len() >= self.config.queue_max;
+        if full && !matches!(standing, Standing::Holding { .. }) {
+            self.stats.refused += 1;
+            return self.refuse(
+                peer,
+                id,
+                ErrorCode::Busy,
+                "as many tasks are waiting as this broker takes",
+            );
+        }
+        if submit.detached && !self.store_ok {
+            self.stats.refused += 1;
+            let text =
+                "the store does not answer, so a detached task could be lost: try again, or submit without --detach";
+            return self.refuse(peer, id, ErrorCode::StoreAway, text);
+        }
+        let (detached, priority) = (submit.detached, submit.priority);
+        let mut task = Task::new(submit, now, self.unix_ms(now));
+        task.peer = Some(peer);
+        if let Some(failure) = placement::never_fits(&task, &self.workers) {
+            self.stats.refused += 1;
+            let ended = Ended {
+                task: id,
+                outcome: Outcome::Failed(failure),
+                retry_after_ms: None,
+            };
+            return self.tell_client(Some(peer), BrokerToClient::Ended(ended));
+        }
+        self.stats.submitted += 1;
+        let must_store = detached && self.config.rules.holds(Rule::AcknowledgeAfterStore);
+        if !must_store {
+            task.state = State::Queued(self.queue.push(priority, id));
+        }
+        task.stored = detached;
+        task.due = self.due_of(&task);
+        if detached {
+            self.actions.push(Action::Save(Change::PutTask {
+                record: Box::new(task.record()),
+                durable: true,
+            }));
+        }
+        self.tasks.insert(now, task);
+        match standing {
+            Standing::Holding { attempt, worker } if self.config.rules.holds(Rule::BelieveHoldingClients) => {
+                self.holding(now, id, attempt, worker);
+            }
+            Standing::Lost {
+                attempt,
+                worker,
+                outcome,
+            } => self.lost(now, id, attempt, worker, outcome),
+            _ if must_store => {}
+            _ => self.asking(now, id),
+        }
+    }
+
+    /// The client has no worker: name one, or say what it waits for.
+    pub(super) fn asking(&mut self, now: MonoTime, id: TaskId) {
+        let Some(task) = self.tasks.get(id) else { return };
+        match task.state {
+            State::Queued(key) => {
+                self.queue.remove(key);
+                if !self.place(now, id) {
+                    self.queue.put_back(key, id);
+                    self.say_queued(id);
+                }
+            }
+            State::Storing => self.say_queued(id),
+            State::Granted { .. } | State::Placed { .. } => self.grant_again(now, id),
+            State::Ended { .. } => {}
+        }
+    }
+
+    /// The client is at work with a worker: so it is, whatever was thought before.
+    fn holding(&mut self, now: MonoTime, id: TaskId, attempt: Attempt, worker: WorkerId) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        if attempt < task.attempt || attempt < task.fence {
+            return; // A late message; the current attempt was granted after it.
+        }
+        let here = task.place().filter(|at| at.worker == worker && task.attempt == attempt);
+        let named = matches!(task.state, State::Placed { .. }) && here.is_some();
+        if !named {
+            if let State::Queued(key) = task.state {
+                self.queue.remove(key);
+            }
+            let elsewhere = task
+                .place()
+                .filter(|at| at.worker != worker)
+                .map(|at| (at.worker, task.attempt_id()));
+            if let Some((other, id)) = elsewhere {
+                self.workers.release_unnamed(other, id);
+            }
+            let known = self.workers.get(worker);
+            let epoch = here
+                .map(|at| at.epoch)
+                .or(known.map(|known| known.register.epoch))
+                .unwrap_or_default();
+            let direction = here.map_or(Direction::ClientDials, |at| at.direction);
+            let until = now + self.config.grant_wait;
+            task.attempt = attempt;
+            task.last = Some((
+                worker,
+                epoch,
+                known.map_or_else(String::new, |known| known.register.name.clone()),
+            ));
+            task.state = State::Placed {
+                at: Place {
+                    worker,
+                    epoch,
+                    direction,
+                },
+                unnamed_until: Some(until),
+            };
+            let (attempt_id, demands) = (task.attempt_id(), task.spec.demands);
+            self.workers.occupy(worker, attempt_id, demands);
+            self.tasks.set_due(id, until);
+        }
+        self.note(id);
+    }
+
+    /// The client's attempt came to nothing.
+    fn lost(&mut self, now: MonoTime, id: TaskId, attempt: Attempt, worker: WorkerId, outcome: Outcome) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        if attempt < task.attempt || attempt < task.fence {
+            return self.asking(now, id); // Said before, and answered.
+        }
+        let place = task.place();
+        let attempt_id = AttemptId { task: id, attempt };
+        task.attempt = attempt;
+        task.fence = attempt.next();
+        task.finished = None;
+        let counts = task.blame(worker, place, &outcome);
+        self.stats.retried += 1;
+        self.free_place(worker, attempt_id);
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        if task.failures >= self.config.attempts_max || !outcome.is_retryable() {
+            let outcome = if counts { exhausted(task, outcome) } else { outcome };
+            return self.end_and_tell(now, id, outcome);
+        }
+        if !matches!(task.state, State::Queued(_)) {
+            task.state = State::Queued(self.queue.push(task.spec.priority, id));
+        }
+        self.asking(now, id);
+    }
+
+    /// The attempt shall not go on and its slot is free, unless a heartbeat has named it: then heartbeats say when.
+    pub(super) fn free_place(&mut self, worker: WorkerId, id: AttemptId) {
+        self.workers.release_unnamed(worker, id);
+        self.tell_worker(worker, BrokerToWorker::Stop(id));
+    }
+
+    fn close(&mut self, now: MonoTime, key: Option<PublicKey>, close: Close) {
+        let Some(task) = self
+            .owned(close.task, close.client, key)
+            .filter(|task| !task.is_ended())
+        else {
+            return;
+        };
+        let (id, place) = (task.attempt_id(), task.place());
+        let is_over = !matches!(close.outcome, Outcome::Cancelled);
+        if let Some(at) = place.filter(|_| is_over && close.attempt == id.attempt) {
+            // The run was over at the worker before its client had the result, so the slot is free.
+            self.workers.release(at.worker, id);
+        }
+        self.end(now, close.task, close.outcome);
+        if let Some(at) = place {
+            self.fill(now, at.worker);
+        }
+    }
+
+    fn cancel(&mut self, now: MonoTime, peer: PeerId, key: Option<PublicKey>, cancel: CancelTask) {
+        let Some(task) = self.owned(cancel.task, cancel.client, key) else {
+            return self.refuse(
+                peer,
+                cancel.task,
+                ErrorCode::NotFound,
+                "no such task, or it is somebody else's",
+            );
+        };
+        if !task.is_ended() {
+            self.end_and_tell(now, cancel.task, Outcome::Cancelled);
+        }
+        self.say_ended(cancel.task, Some(peer));
+    }
+
+    fn locate(&mut self, now: MonoTime, peer: PeerId, key: Option<PublicKey>, locate: Locate) {
+        let Some(task) = self.owned(locate.task, locate.client, key) else {
+            return self.refuse(
+                peer,
+                locate.task,
+                ErrorCode::NotFound,
+                "no such task, or it is somebody else's",
+            );
+        };
+        let is_done = matches!(
+            &task.state,
+            State::Ended {
+                outcome: Outcome::Done { .. },
+                ..
+            }
+        );
+        if !is_done && task.is_ended() {
+            return self.say_ended(locate.task, Some(peer));
+        }
+        if !task.spec.detached {
+            return self.refuse(
+                peer,
+                locate.task,
+                ErrorCode::ResultGone,
+                "its result went to the client that submitted it",
+            );
+        }
+        let keeper = task.last.as_ref().and_then(|(worker, ..)| self.workers.get(*worker));
+        let (Some(worker), true) = (keeper, is_done) else {
+            let noted = Noted {
+                id: task.attempt_id(),
+                worker_alive: keeper.is_some(),
+                durable: task.stored,
+            };
+            return self.tell_client(Some(peer), BrokerToClient::Noted(noted));
+        };
+        let dials = if worker.register.endpoints.is_empty() {
+            Direction::WorkerDials
+        } else {
+            Direction::ClientDials
+        };
+        let way = Way {
+            worker: worker.id(),
+            direction: dials,
+            endpoints: locate.endpoints,
+            client_key: locate.key,
+        };
+        self.introduce(now, locate.task, Purpose::Fetch, Some(peer), way);
+    }
+
+    // Grants.
+
+    /// Finds room for a task and tells its client; false if there is none. The task is in no queue meanwhile.
+    pub(super) fn place(&mut self, now: MonoTime, id: TaskId) -> bool {
+        let Some(task) = self.tasks.get(id) else { return true };
+        let Some((worker, direction)) = placement::choose(task, &self.workers) else {
+            return false;
+        };
+        let Some(chosen) = self.workers.get(worker) else {
+            return false;
+        };
+        let (epoch, name) = (chosen.register.epoch, chosen.register.name.clone());
+        let until = now + self.config.grant_wait;
+        let Some(task) = self.tasks.get_mut(id) else {
+            return true;
+        };
+        task.attempt = task.attempt.next().max(task.fence);
+        task.state = State::Granted {
+            at: Place {
+                worker,
+                epoch,
+                direction,
+            },
+            until,
+        };
+        task.last = Some((worker, epoch, name));
+        let (attempt_id, demands) = (task.attempt_id(), task.spec.demands);
+        if self.config.rules.holds(Rule::ReserveWithGrant) {
+            self.workers.occupy(worker, attempt_id, demands);
+        }
+        if task.due > until {
+            self.tasks.set_due(id, until);
+        }
+        self.stats.granted += 1;
+        self.save_task(id);
+        self.say_granted(now, id);
+        true
+    }
+
+    /// The client did not hear of its grant, or not in time.
+    fn grant_again(&mut self, now: MonoTime, id: TaskId) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        if let State::Granted { until, .. } = &mut task.state {
+            *until = now + self.config.grant_wait;
+        }
+        self.say_granted(now, id);
+    }
+
+    fn say_granted(&mut self, now: MonoTime, id: TaskId) {
+        let Some(task) = self.tasks.get(id) else { return };
+        let Some(Place { worker, direction, .. }) = task.place() else {
+            return;
+        };
+        let (endpoints, client_key, peer) = (task.spec.endpoints.clone(), task.spec.key, task.peer);
+        self.introduce(
+            now,
+            id,
+            Purpose::Run,
+            peer,
+            Way {
+                worker,
+                direction,
+                endpoints,
+                client_key,
+            },
+        );
+    }
+
+    /// Signs a ticket and hands it to whoever has to dial: the client always gets it, a dialling worker too.
+    fn introduce(&mut self, now: MonoTime, id: TaskId, purpose: Purpose, peer: Option<PeerId>, way: Way) {
+        let (Some(task), Some(worker)) = (self.tasks.get(id), self.workers.get(way.worker)) else {
+            return;
+        };
+        let body = TicketBody {
+            purpose,
+            task: id,
+            attempt: task.attempt,
+            worker: worker.id(),
+            epoch: worker.register.epoch,
+            client: task.spec.client,
+            client_key: way.client_key,
+            bytes_max: task.spec.model.size_bytes.min(MODEL_BYTES_MAX) + task.spec.input_bytes.min(INPUT_BYTES_MAX),
+            priority: task.spec.priority,
+            detached: task.spec.detached,
+            demands: task.spec.demands,
+            deadline_unix_ms: task.deadline_unix_ms(),
+            expires_unix_ms: self.unix_ms(now + self.config.grant_wait),
+        };
+        let ticket = Ticket::sign(body, &worker.register.ticket_key);
+        let grant = Grant {
+            id: task.attempt_id(),
+            worker: worker.id(),
+            worker_name: worker.register.name.clone(),
+            worker_key: worker.register.key,
+            endpoints: worker.register.endpoints.clone(),
+            direction: way.direction,
+            window_bytes: WINDOW_BYTES,
+            model_held: worker.holds(task.spec.model.digest),
+            ticket,
+        };
+        if way.direction == Direction::WorkerDials {
+            let ticket = grant.ticket.clone();
+            let introduce = Introduce {
+                ticket,
+                endpoints: way.endpoints,
+                client_key: way.client_key,
+            };
+            self.tell_worker(way.worker, BrokerToWorker::Introduce(introduce));
+        }
+        self.tell_client(peer, BrokerToClient::Grant(grant));
+    }
+
+    // Answers.
+
+    pub(super) fn say_queued(&mut self, id: TaskId) {
+        let Some(task) = self.tasks.get(id) else { return };
+        let (position, reason) = match task.state {
+            State::Queued(key) => (self.queue.position(key), placement::waits_for(task, &self.workers)),
+            _ => (0, "waiting for the store to have it".to_owned()),
+        };
+        let durable = task.stored && task.state != State::Storing;
+        let peer = task.peer;
+        self.tell_client(
+            peer,
+            BrokerToClient::Queued(Queued {
+                task: id,
+                position,
+                reason,
+                durable,
+            }),
+        );
+    }
+
+    /// Tells a client that holds an attempt whether its worker is heard.
+    pub(super) fn note(&mut self, id: TaskId) {
+        let Some(task) = self.tasks.get(id) else { return };
+        let attempt_id = task.attempt_id();
+        let worker = task.place().and_then(|at| self.workers.get(at.worker));
+        let worker_alive = worker.is_some_and(|worker| worker.has(attempt_id) || task.finished.is_some());
+        let noted = Noted {
+            id: attempt_id,
+            worker_alive,
+            durable: task.stored,
+        };
+        let peer = task.peer;
+        self.tell_client(peer, BrokerToClient::Noted(noted));
+    }
+
+    pub(super) fn say_ended(&mut self, id: TaskId, peer: Option<PeerId>) {
+        if let Some(State::Ended { outcome, .. }) = self.tasks.get(id).map(|task| &task.state) {
+            let ended = Ended {
+                task: id,
+                outcome: outcome.clone(),
+                retry_after_ms: None,
+            };
+            self.tell_client(peer, BrokerToClient::Ended(ended));
+        }
+    }
+}
+
+/// How client and worker come together.
+struct Way {
+    worker: WorkerId,
+    direction: Direction,
+    /// Where the client listens.
+    endpoints: Vec<String>,
+    client_key: Option<PublicKey>,
+}
+
+impl Task {
+    /// Books a lost attempt: whom to avoid, which way is shut, what to tell a person. True if it counts against the task.
+    fn blame(&mut self, worker: WorkerId, place: Option<Place>, outcome: &Outcome) -> bool {
+        let Outcome::Failed(Failure { code, text }) = outcome else {
+            return false;
+        };
+        let name = self
+            .last
+            .as_ref()
+            .map_or_else(|| worker.to_string(), |(_, _, name)| name.clone());
+        self.history
+            .push(format!("attempt {} at {name}: {code}: {text}", self.attempt));
+        if *code == ErrorCode::Unreachable {
+            let direction = place.map_or(Direction::ClientDials, |at| at.direction);
+            if !self.unreachable.contains(&(worker, direction)) {
+                self.unreachable.push((worker, direction));
+            }
+        }
+        // Not the task's fault and soon over: the place was taken, or the ticket had grown old.
+        let counts = !matches!(code, ErrorCode::Busy | ErrorCode::Draining | ErrorCode::BadTicket);
+        if counts {
+            self.failures += 1;
+            if !self.avoid.contains(&worker) {
+                self.avoid.push(worker);
+            }
+        }
+        if self.history.len() > HISTORY_MAX {
+            self.history.remove(0);
+        }
+        counts
+    }
+}
+
+/// Lines kept of a task's attempts.
+const HISTORY_MAX: usize = 16;
+
+/// The end of a task that no worker could finish: the last failure, and how often.
+fn exhausted(task: &Task, last: Outcome) -> Outcome {
+    match last {
+        Outcome::Failed(Failure { code, text }) if code.is_retryable() => {
+            let code = if code == ErrorCode::Unreachable {
+                code
+            } else {
+                ErrorCode::AttemptsExhausted
+            };
+            Outcome::failed(code, format!("{} attempts failed, the last one: {text}", task.failures))
+        }
+        other => other,
+    }
+}

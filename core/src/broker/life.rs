@@ -1,0 +1,255 @@
+//! What time and the store do to tasks: storing, waiting too long, ending, coming back after a restart.
+
+use std::time::Duration;
+
+use proto_msgs::{Direction, ErrorCode, Outcome, Standing, Submit, TaskId};
+
+use super::{
+    Action, Broker, Change, TaskRecord,
+    tasks::{Place, State, Task},
+};
+use crate::{MonoTime, Rule};
+
+/// A task that lives this long is shown in the store. Shorter ones would cost more to show than anybody has time to look.
+const SHOWN_AFTER: Duration = Duration::from_secs(1);
+
+/// The worker ends an expired attempt itself and its client sees that at once; the broker only clears up what is left.
+const DEADLINE_GRACE: Duration = Duration::from_secs(2);
+
+impl Broker {
+    pub(super) fn stored(&mut self, now: MonoTime, id: TaskId) {
+        let Some(task) = self.tasks.get_mut(id).filter(|task| task.state == State::Storing) else {
+            return;
+        };
+        task.state = State::Queued(self.queue.push(task.spec.priority, id));
+        self.asking(now, id);
+    }
+
+    /// Tasks that were to be stored are given back to their clients, who can try again.
+    pub(super) fn store_away(&mut self, now: MonoTime) {
+        self.store_ok = false;
+        let storing: Vec<TaskId> = self
+            .tasks
+            .before(None)
+            .filter(|task| task.state == State::Storing)
+            .map(Task::id)
+            .collect();
+        for id in storing {
+            self.end_and_tell(
+                now,
+                id,
+                Outcome::failed(ErrorCode::StoreAway, "the store stopped answering: try again"),
+            );
+        }
+    }
+
+    /// What the store remembers: detached tasks. Those with a worker have time to be named by it, those without wait for
+    /// their client, and those that ended are still told of.
+    pub(super) fn restored(&mut self, now: MonoTime, records: Vec<TaskRecord>) {
+        let now_unix_ms = self.unix_ms(now);
+        for record in records
+            .into_iter()
+            .filter(|record| record.detached)
+            .take(self.config.tasks_max)
+        {
+            let (attempt, worker, ended) = (record.attempt, record.worker, record.ended.clone());
+            let (submitted_unix_ms, deadline_unix_ms) = (record.submitted_unix_ms, record.deadline_unix_ms);
+            let mut task = Task::new(submit_of(record), now, submitted_unix_ms);
+            let id = task.id();
+            task.stored = true;
+            task.attempt = attempt;
+            task.deadline = deadline_unix_ms.map(|at| now + Duration::from_millis(at.saturating_sub(now_unix_ms)));
+            task.last = worker.map(|(worker, epoch)| (worker, epoch, String::new()));
+            task.state = match (ended, worker) {
+                (Some((outcome, ended_unix_ms)), _) => State::Ended { outcome, ended_unix_ms },
+                (None, Some((worker, epoch))) => {
+                    let at = Place {
+                        worker,
+                        epoch,
+                        direction: Direction::ClientDials,
+                    };
+                    State::Placed {
+                        at,
+                        unnamed_until: None,
+                    }
+                }
+                (None, None) => State::Queued(self.queue.push(task.spec.priority, id)),
+            };
+            task.due = self.due_of(&task);
+            self.tasks.insert(now, task);
+        }
+    }
+
+    /// When a task next wants to be looked at, whatever happens.
+    pub(super) fn due_of(&self, task: &Task) -> MonoTime {
+        let silence = if task.spec.detached && matches!(task.state, State::Placed { .. }) {
+            self.config.detached_patience
+        } else {
+            self.config.client_silence
+        };
+        let mut due = task.heard + silence;
+        if let Some(deadline) = task.deadline {
+            due = due.min(if task.place().is_some() {
+                deadline + DEADLINE_GRACE
+            } else {
+                deadline
+            });
+        }
+        if let State::Granted { until, .. }
+        | State::Placed {
+            unnamed_until: Some(until),
+            ..
+        } = task.state
+        {
+            due = due.min(until);
+        }
+        if !task.stored {
+            due = due.min(task.heard + SHOWN_AFTER);
+        }
+        due
+    }
+
+    pub(super) fn look_at_task(&mut self, now: MonoTime, id: TaskId) {
+        let Some(task) = self.tasks.get(id) else { return };
+        let expired = task.deadline.is_some_and(|deadline| {
+            now >= if task.place().is_some() {
+                deadline + DEADLINE_GRACE
+            } else {
+                deadline
+            }
+        });
+        if expired {
+            let text = "the deadline passed before there was a result";
+            return self.end_and_tell(now, id, Outcome::failed(ErrorCode::Expired, text));
+        }
+        if let Some(outcome) = self.abandoned(now, task) {
+            return self.end_and_tell(now, id, outcome);
+        }
+        self.take_back(now, id);
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        if !task.stored {
+            task.stored = true;
+            self.save_task(id);
+        }
+        let Some(task) = self.tasks.get(id) else { return };
+        // Never earlier than a moment from now, so that a look that changes nothing cannot repeat itself at once.
+        let due = self.due_of(task).max(now + Duration::from_millis(1));
+        self.tasks.set_due(id, due);
+    }
+
+    /// The end of a task that nobody looks after any more.
+    fn abandoned(&self, now: MonoTime, task: &Task) -> Option<Outcome> {
+        if task.spec.detached
+            && let State::Placed { at, .. } = task.state
+        {
+            let named = self
+                .workers
+                .get(at.worker)
+                .is_some_and(|worker| worker.has(task.attempt_id()));
+            let text = "its worker has been away too long, and with it the inputs: submit it again";
+            let gone = !named && now >= task.heard + self.config.detached_patience;
+            return gone.then(|| Outcome::failed(ErrorCode::WorkerLost, text));
+        }
+        let silent = now >= task.heard + self.config.client_silence && self.config.rules.holds(Rule::CloseAbandoned);
+        silent.then(|| {
+            let gone = || Outcome::failed(ErrorCode::ClientGone, "its client went away");
+            task.finished.clone().unwrap_or_else(gone)
+        })
+    }
+
+    /// A slot that was promised and that neither client nor worker has spoken of since is free again.
+    fn take_back(&mut self, now: MonoTime, id: TaskId) {
+        if !self.config.rules.holds(Rule::ExpireGrants) {
+            return;
+        }
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        let attempt_id = task.attempt_id();
+        match &mut task.state {
+            State::Granted { at, until } if now >= *until => {
+                let worker = at.worker;
+                task.state = State::Queued(self.queue.push(task.spec.priority, id));
+                self.workers.release_unnamed(worker, attempt_id);
+                self.fill(now, worker);
+            }
+            State::Placed { at, unnamed_until } if unnamed_until.is_some_and(|until| now >= until) => {
+                let worker = at.worker;
+                *unnamed_until = None;
+                self.workers.release_unnamed(worker, attempt_id);
+                self.note(id);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn save_task(&mut self, id: TaskId) {
+        if let Some(task) = self.tasks.get(id).filter(|task| task.stored) {
+            let record = Box::new(task.record());
+            self.actions.push(Action::Save(Change::PutTask {
+                record,
+                durable: task.spec.detached,
+            }));
+        }
+    }
+
+    /// The task is over: its place is given back, its row goes, and only the memory of it stays.
+    pub(super) fn end(&mut self, now: MonoTime, id: TaskId, outcome: Outcome) {
+        let ended_unix_ms = self.unix_ms(now);
+        let Some(task) = self.tasks.get(id).filter(|task| !task.is_ended()) else {
+            return;
+        };
+        let (place, attempt_id, stored, detached) = (task.place(), task.attempt_id(), task.stored, task.spec.detached);
+        if let State::Queued(key) = task.state {
+            self.queue.remove(key);
+        }
+        match &outcome {
+            Outcome::Done { .. } => self.stats.done += 1,
+            Outcome::Failed(_) => self.stats.failed += 1,
+            Outcome::Cancelled => self.stats.cancelled += 1,
+        }
+        let is_done = matches!(outcome, Outcome::Done { .. });
+        if let Some(at) = place.filter(|_| !is_done) {
+            self.free_place(at.worker, attempt_id);
+        }
+        self.tasks.end(now, id, outcome, ended_unix_ms);
+        if detached {
+            self.save_task(id);
+        } else if stored {
+            self.actions.push(Action::Save(Change::DropTask(id)));
+            if let Some(task) = self.tasks.get_mut(id) {
+                task.stored = false;
+            }
+        }
+    }
+
+    pub(super) fn end_and_tell(&mut self, now: MonoTime, id: TaskId, outcome: Outcome) {
+        let peer = self.tasks.get(id).and_then(|task| task.peer);
+        let place = self.tasks.get(id).and_then(Task::place);
+        self.end(now, id, outcome);
+        self.say_ended(id, peer);
+        if let Some(at) = place {
+            self.fill(now, at.worker);
+        }
+    }
+}
+
+/// A stored task as its client had submitted it.
+fn submit_of(record: TaskRecord) -> Submit {
+    Submit {
+        task: record.task,
+        client: record.client,
+        job: record.job,
+        model_name: record.model_name,
+        model: record.model,
+        input_bytes: record.input_bytes,
+        priority: record.priority,
+        deadline_ms: record
+            .deadline_unix_ms
+            .map(|deadline| deadline.saturating_sub(record.submitted_unix_ms)),
+        demands: record.demands,
+        detached: record.detached,
+        key: record.key,
+        endpoints: Vec::new(),
+        direction: None,
+        standing: Standing::Asking,
+    }
+}

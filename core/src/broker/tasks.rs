@@ -1,0 +1,274 @@
+//! The task half of the broker's memory.
+//!
+//! ```text
+//!            Submit                    room                 heartbeat or client names it
+//!   (new) ────────────► Queued ───────────────► Granted ─────────────────────────────► Placed
+//!     │ detached          ▲  ▲                     │ nobody takes it up                  │
+//!     ▼                   │  └─────────────────────┘                                     │
+//!   Storing ──────────────┘  ▲                                                           │
+//!     │     the store has it └───────────────────────────────────────────────────────────┘
+//!     │                                    the client says: lost
+//!     └────────────► Ended ◄── from every state: result taken, failed for good, cancelled, expired, abandoned
+//! ```
+//!
+//! Owns the tasks and their ends. Never decides where a task goes.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use proto_msgs::{
+    Attempt, AttemptId, ClientId, Direction, Epoch, Outcome, PeerId, PublicKey, Submit, TaskId, TaskStanding, TaskView,
+    WorkerId,
+};
+
+use super::{api::TaskRecord, queue::QueueKey};
+use crate::MonoTime;
+
+/// Where a task stands.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum State {
+    /// Detached, and the store does not have it yet.
+    Storing,
+    /// Waiting for room.
+    Queued(QueueKey),
+    /// A slot is promised; the client has until `until` to take it up.
+    Granted { at: Place, until: MonoTime },
+    /// Client or worker has named the attempt. `unnamed_until`: only the client has, and the worker should by then.
+    Placed { at: Place, unnamed_until: Option<MonoTime> },
+    /// Over.
+    Ended { outcome: Outcome, ended_unix_ms: u64 },
+}
+
+/// A worker in one of its lives.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Place {
+    pub(super) worker: WorkerId,
+    pub(super) epoch: Epoch,
+    pub(super) direction: Direction,
+}
+
+/// A task.
+#[derive(Debug)]
+pub(super) struct Task {
+    /// As first submitted; its `standing` is not looked at.
+    pub(super) spec: Submit,
+    /// The connection the client last spoke on; `None` after a restart.
+    pub(super) peer: Option<PeerId>,
+    /// When the client last spoke.
+    pub(super) heard: MonoTime,
+    pub(super) submitted_unix_ms: u64,
+    pub(super) deadline: Option<MonoTime>,
+    pub(super) state: State,
+    /// Placements so far.
+    pub(super) attempt: Attempt,
+    /// Earlier attempts than this one are dead, whatever a worker says.
+    pub(super) fence: Attempt,
+    /// Where it was placed last.
+    pub(super) last: Option<(WorkerId, Epoch, String)>,
+    /// Attempts that count against the task.
+    pub(super) failures: u32,
+    /// Workers that failed it; others are tried first.
+    pub(super) avoid: Vec<WorkerId>,
+    /// Directions in which a worker could not be reached.
+    pub(super) unreachable: Vec<(WorkerId, Direction)>,
+    /// How its attempts went, for people.
+    pub(super) history: Vec<String>,
+    /// How the worker says that the current attempt of an attached task ended; the client has the last word.
+    pub(super) finished: Option<Outcome>,
+    /// The store has it, or has been told to show it.
+    pub(super) stored: bool,
+    /// When the task wants to be looked at.
+    pub(super) due: MonoTime,
+}
+
+impl Task {
+    pub(super) fn new(spec: Submit, now: MonoTime, now_unix_ms: u64) -> Self {
+        let deadline = spec.deadline_ms.map(|ms| now + std::time::Duration::from_millis(ms));
+        Self {
+            spec,
+            peer: None,
+            heard: now,
+            submitted_unix_ms: now_unix_ms,
+            deadline,
+            state: State::Storing,
+            attempt: Attempt(0),
+            fence: Attempt(0),
+            last: None,
+            failures: 0,
+            avoid: Vec::new(),
+            unreachable: Vec::new(),
+            history: Vec::new(),
+            finished: None,
+            stored: false,
+            due: now,
+        }
+    }
+
+    pub(super) fn id(&self) -> TaskId {
+        self.spec.task
+    }
+
+    pub(super) fn attempt_id(&self) -> AttemptId {
+        AttemptId {
+            task: self.spec.task,
+            attempt: self.attempt,
+        }
+    }
+
+    pub(super) fn is_ended(&self) -> bool {
+        matches!(self.state, State::Ended { .. })
+    }
+
+    /// The worker that has, or was promised to, the current attempt.
+    pub(super) fn place(&self) -> Option<Place> {
+        match self.state {
+            State::Granted { at, .. } | State::Placed { at, .. } => Some(at),
+            State::Storing | State::Queued(_) | State::Ended { .. } => None,
+        }
+    }
+
+    pub(super) fn belongs_to(&self, client: ClientId, key: Option<PublicKey>) -> bool {
+        self.spec.client == client && self.spec.key == key
+    }
+
+    pub(super) fn deadline_unix_ms(&self) -> Option<u64> {
+        self.spec
+            .deadline_ms
+            .map(|ms| self.submitted_unix_ms.saturating_add(ms))
+    }
+
+    pub(super) fn record(&self) -> TaskRecord {
+        TaskRecord {
+            task: self.spec.task,
+            client: self.spec.client,
+            key: self.spec.key,
+            job: self.spec.job,
+            model_name: self.spec.model_name.clone(),
+            model: self.spec.model,
+            input_bytes: self.spec.input_bytes,
+            priority: self.spec.priority,
+            demands: self.spec.demands,
+            detached: self.spec.detached,
+            attempt: self.attempt,
+            worker: self.last.as_ref().map(|(worker, epoch, _)| (*worker, *epoch)),
+            submitted_unix_ms: self.submitted_unix_ms,
+            deadline_unix_ms: self.deadline_unix_ms(),
+            ended: match &self.state {
+                State::Ended { outcome, ended_unix_ms } => Some((outcome.clone(), *ended_unix_ms)),
+                _ => None,
+            },
+        }
+    }
+
+    pub(super) fn view(&self, queued: impl FnOnce(QueueKey) -> (u32, String)) -> TaskView {
+        let (standing, ended_unix_ms) = match &self.state {
+            State::Storing => (
+                TaskStanding::Queued {
+                    position: 0,
+                    reason: "waiting for the store to have it".into(),
+                },
+                None,
+            ),
+            State::Queued(key) => {
+                let (position, reason) = queued(*key);
+                (TaskStanding::Queued { position, reason }, None)
+            }
+            State::Granted { .. } => (TaskStanding::Granted, None),
+            State::Placed { .. } => (TaskStanding::Placed, None),
+            State::Ended { outcome, ended_unix_ms } => (TaskStanding::Ended(outcome.clone()), Some(*ended_unix_ms)),
+        };
+        TaskView {
+            task: self.spec.task,
+            job: self.spec.job,
+            model_name: self.spec.model_name.clone(),
+            model: self.spec.model,
+            input_bytes: self.spec.input_bytes,
+            priority: self.spec.priority,
+            detached: self.spec.detached,
+            standing,
+            attempt: self.attempt,
+            worker: self.last.as_ref().map(|(worker, _, name)| (*worker, name.clone())),
+            submitted_unix_ms: self.submitted_unix_ms,
+            ended_unix_ms,
+        }
+    }
+}
+
+/// All tasks, the unfinished ones in order of when they want to be looked at.
+#[derive(Debug, Default)]
+pub(super) struct Tasks {
+    table: BTreeMap<TaskId, Task>,
+    due: BTreeSet<(MonoTime, TaskId)>,
+    /// Ended tasks, oldest first, with the time of their end.
+    ended: VecDeque<(MonoTime, TaskId)>,
+}
+
+impl Tasks {
+    /// Unfinished tasks.
+    pub(super) fn live(&self) -> usize {
+        self.due.len()
+    }
+
+    pub(super) fn get(&self, id: TaskId) -> Option<&Task> {
+        self.table.get(&id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: TaskId) -> Option<&mut Task> {
+        self.table.get_mut(&id)
+    }
+
+    /// Newest first, those before the given one.
+    pub(super) fn before(&self, id: Option<TaskId>) -> impl Iterator<Item = &Task> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        self.table
+            .range((Unbounded, id.map_or(Unbounded, Excluded)))
+            .rev()
+            .map(|(_, task)| task)
+    }
+
+    pub(super) fn insert(&mut self, now: MonoTime, task: Task) {
+        if task.is_ended() {
+            self.ended.push_back((now, task.id()));
+        } else {
+            self.due.insert((task.due, task.id()));
+        }
+        self.table.insert(task.id(), task);
+    }
+
+    /// The task wants to be looked at then.
+    pub(super) fn set_due(&mut self, id: TaskId, due: MonoTime) {
+        if let Some(task) = self.table.get_mut(&id) {
+            self.due.remove(&(task.due, id));
+            task.due = due;
+            self.due.insert((due, id));
+        }
+    }
+
+    /// The next task that wants to be looked at, and when.
+    pub(super) fn first_due(&self) -> Option<(MonoTime, TaskId)> {
+        self.due.first().copied()
+    }
+
+    /// The task is over: it is only remembered from now on.
+    pub(super) fn end(&mut self, now: MonoTime, id: TaskId, outcome: Outcome, ended_unix_ms: u64) {
+        if let Some(task) = self.table.get_mut(&id) {
+            self.due.remove(&(task.due, id));
+            task.state = State::Ended { outcome, ended_unix_ms };
+            self.ended.push_back((now, id));
+        }
+    }
+
+    /// Takes one ended task away if it is older than `kept_since` or there are more than `max`.
+    pub(super) fn forget_one(&mut self, kept_since: MonoTime, max: usize) -> Option<Task> {
+        let (ended, id) = *self.ended.front()?;
+        if (ended > kept_since || kept_since == MonoTime::ZERO) && self.ended.len() <= max {
+            return None;
+        }
+        self.ended.pop_front();
+        self.table.remove(&id)
+    }
+
+    /// When the oldest ended task may be forgotten, told the time it is kept.
+    pub(super) fn oldest_end(&self) -> Option<MonoTime> {
+        self.ended.front().map(|(ended, _)| *ended)
+    }
+}

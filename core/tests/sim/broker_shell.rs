@@ -1,0 +1,190 @@
+//! The broker's process and its store: thin, and as forgetful as the real ones.
+
+use std::collections::BTreeMap;
+
+use mesh_core::broker::{Action, Broker, Change, Config, Event, TaskRecord};
+use proto_msgs::{Epoch, PeerId, TaskId, ToBroker, WorkerId};
+
+use super::{
+    mesh::{BEGIN_UNIX_MS, Happening, MS, Mesh, Node, Pulse, SECOND},
+    story::tell,
+};
+
+/// The broker's process.
+#[derive(Debug, Default)]
+pub(super) struct BrokerShell {
+    pub(super) machine: Option<Broker>,
+    pub(super) life: u32,
+    pub(super) pulse: Pulse,
+    pub(super) store: Store,
+}
+
+/// What survives the broker, and what was on its way there and does not.
+#[derive(Debug, Default)]
+pub(super) struct Store {
+    pub(super) tasks: BTreeMap<TaskId, TaskRecord>,
+    pub(super) workers: BTreeMap<WorkerId, u16>,
+    pending: Vec<Change>,
+    is_flushing: bool,
+    pub(super) is_away: bool,
+}
+
+impl Mesh {
+    pub(super) fn start_broker(&mut self) {
+        if self.broker.machine.is_some() {
+            return;
+        }
+        if self.broker.store.is_away {
+            // A broker that cannot read its store has no business to start: it would have forgotten what it promised.
+            return self.after(SECOND, Happening::Start(Node::Broker));
+        }
+        self.broker.life += 1;
+        self.broker.pulse = Pulse { started: self.now, ..Pulse::default() };
+        let config = Config {
+            epoch: Epoch(u64::from(self.broker.life)),
+            origin_unix_ms: BEGIN_UNIX_MS + self.now / MS,
+            encrypted: self.setup.encrypted,
+            ended_kept: self.setup.kept,
+            rules: self.setup.rules,
+            ..Config::default()
+        };
+        self.broker.machine = Some(Broker::new(config));
+        self.referee.broker_started(self.broker.life);
+        tell!(self, "B starts, life {}", self.broker.life);
+        let records: Vec<TaskRecord> = self.broker.store.tasks.values().cloned().collect();
+        if !records.is_empty() {
+            self.broker_handle(Event::Restored(records));
+        }
+    }
+
+    pub(super) fn crash_broker(&mut self) {
+        if self.broker.machine.take().is_some() {
+            tell!(self, "B dies");
+            self.broker.store.pending.clear();
+            self.broker.store.is_flushing = false;
+            self.broker.pulse = Pulse::default();
+        }
+    }
+
+    pub(super) fn broker_hears(&mut self, from: Node, peer: PeerId, message: ToBroker) {
+        let event = match message {
+            ToBroker::Client(message) => {
+                tell!(self, "{from} > B {}", super::referee::brief(&message));
+                self.referee.broker_hears_client(&message);
+                let Node::Client(client) = from else { return };
+                let key = self.users[self.clients[client].user].key;
+                Event::ClientSaid { peer, key, message }
+            }
+            ToBroker::Worker(message) => {
+                tell!(self, "{from} > B {}", super::referee::brief_worker(&message));
+                self.referee.broker_hears_worker(&message);
+                let Node::Worker(worker) = from else { return };
+                let key = self.workers[worker].key;
+                Event::WorkerSaid { peer, key, message }
+            }
+        };
+        self.broker_handle(event);
+    }
+
+    pub(super) fn broker_handle(&mut self, event: Event) {
+        let now = self.broker.pulse.clock(self.now);
+        let Some(machine) = &mut self.broker.machine else { return };
+        let actions = machine.handle(now, event);
+        self.referee.broker_stats(machine.stats());
+        for action in actions {
+            self.broker_acts(action);
+        }
+        self.set_wake(Node::Broker);
+    }
+
+    fn broker_acts(&mut self, action: Action) {
+        match action {
+            Action::TellClient { peer, message } => {
+                if let Some((Node::Client(client), _)) = self.node_of(peer) {
+                    tell!(self, "B > C{client} {message:?}");
+                    let user = self.users[self.clients[client].user].id;
+                    self.referee.broker_tells_client(self.now, user, client, &message, &self.broker.store.tasks);
+                }
+                self.send_to_client(peer, message);
+            }
+            Action::TellWorker { peer, message } => {
+                if let Some((node, _)) = self.node_of(peer) {
+                    tell!(self, "B > {node} {}", super::referee::brief_to_worker(&message));
+                }
+                self.send_to_worker(peer, message);
+            }
+            Action::Save(change) => {
+                self.broker.store.pending.push(change);
+                self.flush_soon();
+            }
+        }
+    }
+
+    // The store.
+
+    fn flush_soon(&mut self) {
+        let store = &mut self.broker.store;
+        if store.is_flushing || store.is_away || store.pending.is_empty() {
+            return;
+        }
+        store.is_flushing = true;
+        let (shortest, longest) = self.setup.store_wait;
+        let (wait, life) = (self.rng.among(shortest..longest), self.broker.life);
+        self.after(wait, Happening::Flush { life });
+    }
+
+    pub(super) fn flush(&mut self, life: u32) {
+        let store = &mut self.broker.store;
+        if self.broker.life != life || self.broker.machine.is_none() || !store.is_flushing {
+            return;
+        }
+        store.is_flushing = false;
+        if store.is_away {
+            return;
+        }
+        for change in std::mem::take(&mut store.pending) {
+            match change {
+                Change::PutWorker(record) => {
+                    self.referee.metric_row(&record);
+                    store.workers.insert(record.register.worker, record.slots_used);
+                }
+                Change::DropWorker(worker) => {
+                    store.workers.remove(&worker);
+                }
+                Change::PutTask { record, durable } => {
+                    let task = record.task;
+                    store.tasks.insert(task, *record);
+                    if durable {
+                        self.pushed_stored(life, task);
+                    }
+                    // The borrow of the store ends with the push.
+                    return self.flush_rest(life);
+                }
+                Change::DropTask(task) => {
+                    store.tasks.remove(&task);
+                }
+            }
+        }
+    }
+
+    pub(super) fn stored(&mut self, life: u32, task: TaskId) {
+        if self.broker.life == life && self.broker.machine.is_some() {
+            self.broker_handle(Event::Stored { task });
+        }
+    }
+
+    /// The store goes away, and the broker notices a little later.
+    pub(crate) fn store_away(&mut self, away: bool) {
+        tell!(self, "the store is {}", if away { "away" } else { "back" });
+        self.broker.store.is_away = away;
+        let (wait, life) = (self.rng.among(0..SECOND), self.broker.life);
+        self.after(wait, Happening::StoreNews { life, away });
+        self.flush_soon();
+    }
+
+    pub(super) fn store_news(&mut self, life: u32, away: bool) {
+        if self.broker.life == life && self.broker.machine.is_some() {
+            self.broker_handle(if away { Event::StoreAway } else { Event::StoreBack });
+        }
+    }
+}

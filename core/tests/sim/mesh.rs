@@ -1,0 +1,432 @@
+//! The mesh in one thread: virtual time, one heap of things to come, and the real machines of all three roles.
+//!
+//! Owns time and order. The nodes' shells are in `broker_shell`, `worker_shell` and `client_shell`, what lies between them
+//! in `net`, what must always hold in `referee`.
+
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BinaryHeap},
+    fmt,
+    time::Duration,
+};
+
+use mesh_core::{MonoTime, Rules};
+use proto_msgs::{AttemptId, BrokerToClient, BrokerToWorker, ClientId, PublicKey, TaskId, ToBroker};
+
+use super::{
+    broker_shell::BrokerShell,
+    client_shell::ClientShell,
+    faults::Fault,
+    job::Job,
+    net::{Cargo, Link, Net},
+    referee::{Referee, Violation},
+    rng::Rng,
+    story::{Story, tell},
+    worker_shell::WorkerShell,
+};
+
+/// Microseconds since the simulation began.
+pub(crate) type Micros = u64;
+
+pub(crate) const SECOND: Micros = 1_000_000;
+pub(crate) const MS: Micros = 1_000;
+
+/// The wall clock when a simulation begins, milliseconds since 1970.
+pub(super) const BEGIN_UNIX_MS: u64 = 1_700_000_000_000;
+
+pub(crate) const fn micros(duration: Duration) -> Micros {
+    duration.as_micros() as Micros
+}
+
+/// A process. Workers are machines that live again and again; a client is one process and dies once.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Node {
+    Broker,
+    Worker(usize),
+    Client(usize),
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Broker => f.write_str("B"),
+            Self::Worker(worker) => write!(f, "W{worker}"),
+            Self::Client(client) => write!(f, "C{client}"),
+        }
+    }
+}
+
+/// Something that will happen. What belongs to one life of a process names that life and comes to nothing in the next.
+#[derive(Debug)]
+pub(super) enum Happening {
+    /// A machine's own deadline.
+    Wake { node: Node, life: u32 },
+    /// A control message arrives at the broker, sent on that connection of its sender.
+    AtBroker { from: Node, conn: u8, broker_life: u32, message: ToBroker },
+    /// A control message arrives at a worker.
+    AtWorker { worker: usize, conn: u8, message: BrokerToWorker },
+    /// A control message arrives at a client.
+    AtClient { client: usize, conn: u8, message: BrokerToClient },
+    /// Something arrives on a direct link, unless the link was cut meanwhile.
+    Direct { link: usize, cuts: u32, to_worker: bool, cargo: Cargo },
+    /// A silently broken link comes back.
+    Relink { link: usize },
+    /// A client's attempt to connect comes to its end.
+    Dialled { client: usize, id: AttemptId, try_no: u32, resume: bool },
+    /// A client's attempt to connect is given up.
+    DialFailed { client: usize, id: AttemptId, try_no: u32 },
+    /// A worker's attempt to reach a client comes to its end.
+    WorkerDialled { worker: usize, life: u32, id: AttemptId, client: Option<usize> },
+    /// Bytes arrived, a run reached a phase or its end, a piece of a result goes out: `turn` says of which order.
+    Session { worker: usize, life: u32, id: AttemptId, turn: u32, step: Step },
+    /// A worker is measured.
+    Sample { worker: usize, life: u32 },
+    /// The store takes what it was told.
+    Flush { life: u32 },
+    /// The store says that it has the task.
+    Stored { life: u32, task: TaskId },
+    /// The broker hears how the store is.
+    StoreNews { life: u32, away: bool },
+    /// A file vanishes under a client's hands.
+    FileVanished { client: usize, id: AttemptId },
+    /// A process starts.
+    Start(Node),
+    /// The plan of the seed.
+    Fault(Fault),
+}
+
+/// A step of an attempt at its worker.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Step {
+    Transfer { bytes: u64 },
+    Load,
+    RunOver { at_limit: bool },
+    Piece { left: Micros },
+}
+
+struct Entry {
+    at: Micros,
+    order: u64,
+    happening: Happening,
+}
+
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.at, other.order).cmp(&(self.at, self.order))
+    }
+}
+
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Entry {}
+
+/// A person with a client.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct User {
+    pub(crate) id: ClientId,
+    pub(crate) key: Option<PublicKey>,
+}
+
+/// When a process is woken by its own machine, and until when it is stopped in its tracks.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pulse {
+    pub(super) wake_at: Option<Micros>,
+    pub(super) frozen_until: Micros,
+    pub(super) started: Micros,
+}
+
+impl Pulse {
+    /// The time as the process's own clock shows it.
+    pub(super) fn clock(&self, now: Micros) -> MonoTime {
+        MonoTime::from_micros(now - self.started)
+    }
+}
+
+/// Settings of a run that the verbs do not change.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    pub(crate) seed: u64,
+    pub(crate) rules: Rules,
+    pub(crate) encrypted: bool,
+    /// Every message goes through its bytes.
+    pub(crate) through_bytes: bool,
+    pub(crate) store_wait: (Micros, Micros),
+    /// Ended tasks are shown, and results of detached ones kept, this long.
+    pub(crate) kept: Duration,
+    pub(crate) client_conditions: Duration,
+}
+
+impl Setup {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            rules: Rules::default(),
+            encrypted: false,
+            through_bytes: true,
+            store_wait: (2 * MS, 30 * MS),
+            kept: Duration::from_secs(120),
+            client_conditions: Duration::from_secs(15),
+        }
+    }
+}
+
+/// The whole mesh.
+pub(crate) struct Mesh {
+    pub(crate) now: Micros,
+    pub(crate) setup: Setup,
+    pub(crate) rng: Rng,
+    pub(crate) net: Net,
+    pub(super) broker: BrokerShell,
+    pub(super) workers: Vec<WorkerShell>,
+    pub(super) clients: Vec<ClientShell>,
+    pub(super) users: Vec<User>,
+    pub(super) links: Vec<Link>,
+    pub(crate) referee: Referee,
+    pub(crate) story: Story,
+    queue: BinaryHeap<Entry>,
+    pushed: u64,
+    /// Events handled.
+    pub(crate) steps: u64,
+}
+
+impl Mesh {
+    pub(crate) fn new(setup: Setup, story: Story) -> Self {
+        let mut mesh = Self {
+            now: 0,
+            rng: Rng::new(setup.seed),
+            net: Net::calm(),
+            broker: BrokerShell::default(),
+            workers: Vec::new(),
+            clients: Vec::new(),
+            users: Vec::new(),
+            links: Vec::new(),
+            referee: Referee::default(),
+            story,
+            queue: BinaryHeap::new(),
+            pushed: 0,
+            steps: 0,
+            setup,
+        };
+        mesh.start_broker();
+        mesh
+    }
+
+    // Time.
+
+    pub(super) fn at(&mut self, at: Micros, happening: Happening) {
+        self.pushed += 1;
+        self.queue.push(Entry { at: at.max(self.now), order: self.pushed, happening });
+    }
+
+    pub(super) fn after(&mut self, wait: Micros, happening: Happening) {
+        self.at(self.now + wait, happening);
+    }
+
+    /// Plays on for this long, or until something is wrong.
+    pub(crate) fn run_for(&mut self, duration: Duration) {
+        let end = self.now + micros(duration);
+        while self.step(end) {}
+        if self.violation().is_none() {
+            self.now = end;
+        }
+    }
+
+    /// Plays on until `done`, at most this long. Whether it came to pass.
+    pub(crate) fn run_until(&mut self, limit: Duration, mut done: impl FnMut(&Self) -> bool) -> bool {
+        let end = self.now + micros(limit);
+        while !done(self) {
+            if !self.step(end) {
+                return false;
+            }
+        }
+        true
+    }
+
+    pub(crate) fn violation(&self) -> Option<&Violation> {
+        self.referee.violation.as_ref()
+    }
+
+    /// One thing happens, if it does so before `end` and all is well.
+    fn step(&mut self, end: Micros) -> bool {
+        if self.referee.violation.is_some() || self.queue.peek().is_none_or(|entry| entry.at > end) {
+            return false;
+        }
+        let Some(entry) = self.queue.pop() else { return false };
+        self.now = entry.at;
+        self.steps += 1;
+        self.happen(entry.happening);
+        true
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        if let Some(node) = addressee(&happening)
+            && let Some(until) = self.frozen_until(node)
+        {
+            return self.at(until, happening);
+        }
+        match happening {
+            Happening::Wake { node, life } => self.wake(node, life),
+            Happening::AtBroker { from, conn, broker_life, message } => {
+                self.at_broker(from, conn, broker_life, message);
+            }
+            Happening::AtWorker { worker, conn, message } => self.at_worker(worker, conn, message),
+            Happening::AtClient { client, conn, message } => self.at_client(client, conn, message),
+            Happening::Direct { link, cuts, to_worker, cargo } => self.at_direct(link, cuts, to_worker, cargo),
+            Happening::Relink { link } => self.relink(link),
+            Happening::Dialled { client, id, try_no, resume } => self.dialled(client, id, try_no, resume),
+            Happening::DialFailed { client, id, try_no } => self.dial_failed(client, id, try_no),
+            Happening::WorkerDialled { worker, life, id, client } => self.worker_dialled(worker, life, id, client),
+            Happening::Session { worker, life, id, turn, step } => self.session_step(worker, life, id, turn, step),
+            Happening::Sample { worker, life } => self.sample(worker, life),
+            Happening::Flush { life } => self.flush(life),
+            Happening::Stored { life, task } => self.stored(life, task),
+            Happening::StoreNews { life, away } => self.store_news(life, away),
+            Happening::FileVanished { client, id } => self.file_vanished(client, id),
+            Happening::Start(node) => self.restart(node),
+            Happening::Fault(fault) => self.strike(fault),
+        }
+    }
+
+    fn frozen_until(&self, node: Node) -> Option<Micros> {
+        let until = self.pulse(node).frozen_until;
+        (until > self.now).then_some(until)
+    }
+
+    // Machines' own deadlines.
+
+    pub(super) fn pulse(&self, node: Node) -> &Pulse {
+        match node {
+            Node::Broker => &self.broker.pulse,
+            Node::Worker(worker) => &self.workers[worker].pulse,
+            Node::Client(client) => &self.clients[client].pulse,
+        }
+    }
+
+    pub(super) fn pulse_mut(&mut self, node: Node) -> &mut Pulse {
+        match node {
+            Node::Broker => &mut self.broker.pulse,
+            Node::Worker(worker) => &mut self.workers[worker].pulse,
+            Node::Client(client) => &mut self.clients[client].pulse,
+        }
+    }
+
+    fn life(&self, node: Node) -> Option<u32> {
+        match node {
+            Node::Broker => self.broker.machine.is_some().then_some(self.broker.life),
+            Node::Worker(worker) => self.workers[worker].machine.is_some().then_some(self.workers[worker].life),
+            Node::Client(client) => self.clients[client].machine.is_some().then_some(0),
+        }
+    }
+
+    fn deadline(&self, node: Node) -> Option<Micros> {
+        let deadline = match node {
+            Node::Broker => self.broker.machine.as_ref()?.next_deadline()?,
+            Node::Worker(worker) => self.workers[worker].machine.as_ref()?.next_deadline()?,
+            Node::Client(client) => self.clients[client].machine.as_ref()?.next_deadline()?,
+        };
+        Some(self.pulse(node).started.saturating_add(deadline.as_micros()))
+    }
+
+    /// Sees to it that the machine is woken when it wants to be.
+    pub(super) fn set_wake(&mut self, node: Node) {
+        let (Some(life), Some(deadline)) = (self.life(node), self.deadline(node)) else { return };
+        let at = deadline.max(self.now);
+        if self.pulse(node).wake_at.is_none_or(|planned| planned > at) {
+            self.pulse_mut(node).wake_at = Some(at);
+            self.at(at, Happening::Wake { node, life });
+        }
+    }
+
+    fn wake(&mut self, node: Node, life: u32) {
+        if self.life(node) != Some(life) {
+            return;
+        }
+        if self.pulse(node).wake_at.is_some_and(|planned| planned > self.now) {
+            return; // An earlier plan that was overtaken.
+        }
+        self.pulse_mut(node).wake_at = None;
+        if self.deadline(node).is_some_and(|deadline| deadline <= self.now) {
+            self.referee.woken(node, self.now);
+            match node {
+                Node::Broker => self.broker_handle(mesh_core::broker::Event::Deadline),
+                Node::Worker(worker) => self.worker_handle(worker, mesh_core::worker::Event::Deadline),
+                Node::Client(client) => self.client_handle(client, mesh_core::client::Event::Deadline),
+            }
+            if self.deadline(node).is_some_and(|deadline| deadline <= self.now) {
+                self.referee.fail("no busy loop", format!("{node} wants to be woken at once, after being woken"));
+            }
+        }
+        self.set_wake(node);
+    }
+
+    // The stage.
+
+    /// Adds a user; processes of the same user share the identity.
+    pub(crate) fn add_user(&mut self) -> usize {
+        let user = self.users.len();
+        let byte = user as u8 + 1;
+        let key = self.setup.encrypted.then_some(PublicKey([byte; 32]));
+        self.users.push(User { id: ClientId::from_bytes([byte; 16]), key });
+        user
+    }
+
+    /// Submits a task from this process.
+    pub(crate) fn submit(&mut self, client: Node, job: Job) -> TaskId {
+        let Node::Client(client) = client else { panic!("only clients submit") };
+        let user = self.clients[client].user;
+        let task = self.referee.new_task(self.now, self.users[user].id, client, job.clone());
+        tell!(self, "C{client} submits {} {job:?}", short(task));
+        let spec = Box::new(job.spec(task));
+        self.client_handle(client, mesh_core::client::Event::Submit(spec));
+        task
+    }
+
+    /// The state of a task by id.
+    pub(crate) fn expect(&self, task: TaskId) -> super::referee::Expect<'_> {
+        super::referee::Expect::new(self, task)
+    }
+
+    /// All processes that the referee asks about.
+    pub(super) fn seen_by_user(&self) -> BTreeMap<ClientId, usize> {
+        self.users.iter().enumerate().map(|(number, user)| (user.id, number)).collect()
+    }
+}
+
+/// Whose time a happening takes, so that it waits while that process is frozen.
+fn addressee(happening: &Happening) -> Option<Node> {
+    Some(match happening {
+        Happening::Wake { node, .. } => *node,
+        Happening::AtBroker { .. } | Happening::Stored { .. } | Happening::StoreNews { .. } => Node::Broker,
+        Happening::AtWorker { worker, .. }
+        | Happening::Session { worker, .. }
+        | Happening::Sample { worker, .. }
+        | Happening::WorkerDialled { worker, .. } => Node::Worker(*worker),
+        Happening::AtClient { client, .. }
+        | Happening::Dialled { client, .. }
+        | Happening::DialFailed { client, .. }
+        | Happening::FileVanished { client, .. } => Node::Client(*client),
+        // A link knows its two ends itself.
+        Happening::Direct { .. } | Happening::Relink { .. } => return None,
+        Happening::Flush { .. } | Happening::Start(_) | Happening::Fault(_) => return None,
+    })
+}
+
+/// A task as the story names it.
+pub(super) fn short(task: TaskId) -> String {
+    format!("T{}", super::referee::number(task))
+}
+
+/// An attempt as the story names it.
+pub(super) fn short_id(id: AttemptId) -> String {
+    format!("T{}.{}", super::referee::number(id.task), id.attempt)
+}
