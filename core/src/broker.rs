@@ -110,10 +110,7 @@ impl Broker {
 
     fn tell_worker(&mut self, id: WorkerId, message: BrokerToWorker) {
         if let Some(worker) = self.workers.get(id) {
-            self.actions.push(Action::TellWorker {
-                peer: worker.peer,
-                message,
-            });
+            self.actions.push(Action::TellWorker { peer: worker.peer, message });
         }
     }
 
@@ -161,10 +158,7 @@ impl Broker {
             return;
         }
         self.stats.heartbeats += 1;
-        let known = self
-            .workers
-            .get(id)
-            .is_some_and(|worker| worker.register.epoch == epoch);
+        let known = self.workers.get(id).is_some_and(|worker| worker.register.epoch == epoch);
         let is_news = known && self.workers.last_seq(id, epoch).is_none_or(|last| seq > last);
         let (forget, stop) = if is_news {
             self.workers.seen(id, now, peer);
@@ -173,19 +167,8 @@ impl Broker {
             Default::default()
         };
         let broker_unix_ms = self.unix_ms(now);
-        let ack = HeartbeatAck {
-            worker: id,
-            epoch,
-            seq,
-            known,
-            broker_unix_ms,
-            forget,
-            stop,
-        };
-        self.actions.push(Action::TellWorker {
-            peer,
-            message: BrokerToWorker::HeartbeatAck(ack),
-        });
+        let ack = HeartbeatAck { worker: id, epoch, seq, known, broker_unix_ms, forget, stop };
+        self.actions.push(Action::TellWorker { peer, message: BrokerToWorker::HeartbeatAck(ack) });
     }
 
     /// Compares what the worker holds with what it should hold.
@@ -239,14 +222,7 @@ impl Broker {
             self.queue.remove(key);
         }
         task.attempt = id.attempt;
-        task.state = State::Placed {
-            at: Place {
-                worker,
-                epoch,
-                direction,
-            },
-            unnamed_until: None,
-        };
+        task.state = State::Placed { at: Place { worker, epoch, direction }, unnamed_until: None };
     }
 
     /// A heartbeat says that the current attempt is over.
@@ -274,10 +250,7 @@ impl Broker {
             self.end(
                 now,
                 id.task,
-                Outcome::failed(
-                    ErrorCode::WorkerLost,
-                    "the worker no longer has the task: submit it again",
-                ),
+                Outcome::failed(ErrorCode::WorkerLost, "the worker no longer has the task: submit it again"),
             );
         } else {
             self.note(id.task);
@@ -285,10 +258,7 @@ impl Broker {
     }
 
     fn left(&mut self, now: MonoTime, key: Option<PublicKey>, leave: Leave) {
-        let is_this_life = self
-            .workers
-            .get(leave.worker)
-            .is_some_and(|worker| worker.register.epoch == leave.epoch);
+        let is_this_life = self.workers.get(leave.worker).is_some_and(|worker| worker.register.epoch == leave.epoch);
         if is_this_life && self.is_workers_key(leave.worker, key) {
             self.lose_worker(now, leave.worker);
         }
@@ -315,8 +285,7 @@ impl Broker {
 
     fn watch(&mut self, id: WorkerId) {
         if let Some(worker) = self.workers.get(id) {
-            self.worker_looks
-                .insert((worker.dead_at(self.config.liveness_beats), id));
+            self.worker_looks.insert((worker.dead_at(self.config.liveness_beats), id));
         }
     }
 

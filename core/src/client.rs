@@ -1,31 +1,480 @@
 //! The client's machine: it owns its tasks, asks until it has a worker, and follows one attempt at a time.
+//!
+//! Owns the user's tasks until their end. Never: sockets, files, terminals.
+//!
+//! It is the client that judges its attempts, since it alone sees the direct link: the broker only tells it when to look.
 
 mod api;
+mod tasks;
 
-use crate::MonoTime;
+use std::{collections::BTreeMap, time::Duration};
+
+use proto_msgs::{
+    AttemptId, BrokerToClient, ClientToBroker, ClientToWorker, Close, Ended, ErrorCode, Grant, Locate, Noted, Outcome,
+    Purpose, Queued, Refuse, RunResult, Standing, Submit, TaskId, WorkerToClient,
+};
 
 pub use api::{Action, Config, End, Event, News, TaskSpec};
+
+use crate::{MonoTime, Rule};
+use tasks::{At, Lost, State, Task, Way, Wish};
+
+/// Between two tries to mend a link: soon enough to win back a flapping one, slow enough not to storm a dead one.
+const MEND_RETRY: Duration = Duration::from_millis(500);
+
+/// A worker that has been silent this long when the broker misses it too has a link worth looking at.
+const DOUBT_AFTER: Duration = Duration::from_millis(1100);
+
+/// Ways to a detached result that may fail before the user is told.
+const FETCHES_MAX: u32 = 3;
 
 /// A client with any number of tasks.
 #[derive(Debug)]
 pub struct Client {
     config: Config,
+    tasks: BTreeMap<TaskId, Task>,
+    next_alive: MonoTime,
+    /// When the broker last spoke, or was first asked.
+    broker_heard: Option<MonoTime>,
+    /// The user was told that the broker is silent.
+    broker_missed: bool,
+    actions: Vec<Action>,
 }
 
 impl Client {
     /// A client without tasks.
     pub fn new(config: Config) -> Self {
-        Self { config }
+        Self {
+            config,
+            tasks: BTreeMap::new(),
+            next_alive: MonoTime::ZERO,
+            broker_heard: None,
+            broker_missed: false,
+            actions: Vec::new(),
+        }
     }
 
     /// The one door.
     #[must_use]
-    pub fn handle(&mut self, _now: MonoTime, _event: Event) -> Vec<Action> {
-        Vec::new()
+    pub fn handle(&mut self, now: MonoTime, event: Event) -> Vec<Action> {
+        match event {
+            Event::Submit(spec) => self.begin(now, spec.task, Wish::Run(spec)),
+            Event::Fetch { task } => self.begin(now, task, Wish::Fetch),
+            Event::Cancel { task } => self.finish(task, Outcome::Cancelled),
+            Event::BrokerSaid(message) => self.broker_said(now, message),
+            Event::ConnectFailed { id, text } => self.connect_failed(now, id, text),
+            Event::LinkBroken { id } => self.mend(now, id),
+            Event::WorkerSaid(message) => self.worker_said(now, message),
+            Event::WorkerAlive { id } => self.worker_alive(now, id),
+            Event::Sent { id } => self.sent(now, id),
+            Event::SendFailed { id, outcome } => self.attempt_failed(now, id, outcome),
+            Event::ResultVerified { id } => self.result_verified(id),
+            Event::ResultBroken { id, text } => {
+                self.attempt_failed(now, id, Outcome::failed(ErrorCode::WorkerLost, text));
+            }
+            Event::Deadline => {}
+        }
+        self.look_at_clock(now);
+        std::mem::take(&mut self.actions)
     }
 
     /// When to come back with [`Event::Deadline`] if nothing else happens.
     pub fn next_deadline(&self) -> Option<MonoTime> {
-        None
+        let due = self.tasks.values().map(|task| task.due(self.config.worker_silence)).min()?;
+        let speaks = self.tasks.values().any(|task| task.at().is_some());
+        Some(if speaks { due.min(self.next_alive) } else { due })
+    }
+
+    /// Tasks that have not ended.
+    pub fn tasks_open(&self) -> usize {
+        self.tasks.len()
+    }
+
+    fn begin(&mut self, now: MonoTime, id: TaskId, wish: Wish) {
+        self.tasks.insert(id, Task::new(id, wish, now));
+        self.say_standing(now, id);
+    }
+
+    // To the broker.
+
+    /// Says everything about one task, and when to say it again.
+    fn say_standing(&mut self, now: MonoTime, id: TaskId) {
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let first = self.config.repeat_first * 2_u32.saturating_pow(task.repeats.min(8));
+        task.repeats += 1;
+        let wait = if task.at().is_some() { self.config.repeat_every } else { first.min(self.config.repeat_every) };
+        task.repeat_at = if self.config.rules.holds(Rule::ClientRepeats) { now + wait } else { now + wait * 1_000_000 };
+        self.broker_heard.get_or_insert(now);
+        let message = match &task.wish {
+            Wish::Run(spec) => ClientToBroker::Submit(submit(&self.config, spec, task)),
+            Wish::Fetch => {
+                let (client, key, endpoints) = (self.config.client, self.config.key, self.config.endpoints.clone());
+                ClientToBroker::Locate(Locate { task: id, client, key, endpoints })
+            }
+        };
+        self.actions.push(Action::TellBroker(message));
+    }
+
+    fn broker_said(&mut self, now: MonoTime, message: BrokerToClient) {
+        self.broker_heard = Some(now);
+        self.broker_missed = false;
+        match message {
+            BrokerToClient::Grant(grant) => self.granted(now, grant),
+            BrokerToClient::Queued(queued) => self.queued(queued),
+            BrokerToClient::Noted(noted) => self.noted(now, noted),
+            BrokerToClient::Ended(ended) => self.ended(ended),
+            BrokerToClient::Answer(_) => {}
+        }
+    }
+
+    fn granted(&mut self, now: MonoTime, grant: Grant) {
+        let id = grant.id.task;
+        let Some(task) = self.tasks.get_mut(&id) else {
+            return self.decline(&grant);
+        };
+        let stale = match (&task.state, &task.lost) {
+            (State::At(at), _) => grant.id.attempt <= at.id().attempt,
+            (State::Asking, Some(lost)) => grant.id.attempt <= lost.attempt && task.wish != Wish::Fetch,
+            (State::Asking, None) => false,
+        };
+        if stale {
+            return;
+        }
+        let old = task.at().map(At::id);
+        let until = now + self.config.connect_wait;
+        let at = At { grant, way: Way::Connecting { until }, heard: now, phase: None, result: None };
+        let grant = Box::new(at.grant.clone());
+        task.last = Some((grant.worker, grant.worker_name.clone()));
+        task.repeats = 0;
+        task.repeat_at = now + self.config.repeat_every;
+        let news = News::Placed {
+            attempt: grant.id.attempt,
+            worker: grant.worker,
+            worker_name: grant.worker_name.clone(),
+            model_held: grant.model_held,
+        };
+        task.state = State::At(Box::new(at));
+        if let Some(id) = old {
+            self.actions.push(Action::TellWorker { id, message: ClientToWorker::Abort(id) });
+            self.actions.push(Action::Disconnect { id });
+        }
+        self.actions.push(Action::Connect { grant, resume: false });
+        self.actions.push(Action::Report { task: id, news });
+    }
+
+    /// A place for a task that has ended here: the broker missed its end. A detached one goes on without us.
+    fn decline(&mut self, grant: &Grant) {
+        if grant.ticket.body.purpose == Purpose::Run && !grant.ticket.body.detached {
+            self.close(grant.id, Outcome::Cancelled);
+        }
+    }
+
+    fn queued(&mut self, queued: Queued) {
+        let Queued { task, position, reason, .. } = queued;
+        if self.tasks.get(&task).is_some_and(|task| task.at().is_none()) {
+            self.actions.push(Action::Report { task, news: News::Queued { position, reason } });
+        }
+    }
+
+    /// The broker misses the worker: if we do too, it is time to look.
+    fn noted(&mut self, now: MonoTime, noted: Noted) {
+        let Some(task) = self.tasks.get(&noted.id.task) else { return };
+        match task.at().filter(|at| at.id() == noted.id) {
+            Some(at) if !noted.worker_alive => match at.way {
+                Way::Mending { .. } => {
+                    let text = "the worker died or cannot be reached any more";
+                    self.lose(now, noted.id.task, Outcome::failed(ErrorCode::WorkerLost, text));
+                }
+                Way::Up if now.since(at.heard) >= DOUBT_AFTER => self.mend(now, noted.id),
+                Way::Up | Way::Connecting { .. } => {}
+            },
+            Some(_) => {}
+            None if task.wish == Wish::Fetch => {
+                let reason = if noted.worker_alive { "the task has not ended" } else { "its worker is away" };
+                let news = News::Queued { position: 0, reason: reason.to_owned() };
+                self.actions.push(Action::Report { task: noted.id.task, news });
+            }
+            None => {}
+        }
+    }
+
+    fn ended(&mut self, ended: Ended) {
+        let Some(task) = self.tasks.get(&ended.task) else { return };
+        // A result that is ours to take is not over before we have it.
+        let is_ours = matches!(ended.outcome, Outcome::Done { .. }) && task.at().is_some();
+        if !is_ours {
+            self.end_here(ended.task, ended.outcome, None);
+        }
+    }
+
+    fn close(&mut self, id: AttemptId, outcome: Outcome) {
+        let close = Close { task: id.task, client: self.config.client, attempt: id.attempt, outcome };
+        self.actions.push(Action::TellBroker(ClientToBroker::Close(close)));
+    }
+
+    // To and from workers.
+
+    /// The task of an attempt that is being followed; earlier attempts are fenced off.
+    fn following(&mut self, id: AttemptId) -> Option<&mut At> {
+        let fenced = self.config.rules.holds(Rule::FenceOldAttempts);
+        let at = self.tasks.get_mut(&id.task)?.at_mut()?;
+        (at.id() == id || !fenced).then_some(at)
+    }
+
+    fn worker_said(&mut self, now: MonoTime, message: WorkerToClient) {
+        match message {
+            WorkerToClient::Accept(accept) => {
+                self.worker_alive(now, accept.id);
+                if let Some(at) = self.following(accept.id) {
+                    at.way = Way::Up;
+                }
+            }
+            WorkerToClient::Progress(progress) => {
+                self.worker_alive(now, progress.id);
+                self.progress(progress.id, progress.phase);
+            }
+            WorkerToClient::Refuse(Refuse { id, code, text }) => {
+                self.attempt_failed(now, id, Outcome::failed(code, text));
+            }
+            WorkerToClient::Result(result) => {
+                self.worker_alive(now, result.id);
+                self.result(now, result);
+            }
+            WorkerToClient::Reopen(id) => self.mend(now, id),
+            WorkerToClient::DialIn(_) | WorkerToClient::Credit(_) | WorkerToClient::Chunk(_) => {}
+        }
+    }
+
+    fn worker_alive(&mut self, now: MonoTime, id: AttemptId) {
+        if let Some(at) = self.following(id) {
+            at.heard = now;
+            // Only `Accept` ends mending: it alone says that the new connection is known at the other side.
+            if let Way::Connecting { .. } = at.way {
+                at.way = Way::Up;
+            }
+        }
+    }
+
+    fn progress(&mut self, id: AttemptId, phase: proto_msgs::Phase) {
+        let Some(at) = self.following(id) else { return };
+        if at.phase.replace(phase) != Some(phase) {
+            self.actions.push(Action::Report { task: id.task, news: News::Phase(phase) });
+        }
+    }
+
+    fn result(&mut self, now: MonoTime, result: RunResult) {
+        let id = result.id;
+        // The result of a detached task stays with its worker until it is fetched.
+        self.sent(now, id);
+        let Some(at) = self.following(id) else { return };
+        at.way = Way::Up;
+        match &result.outcome {
+            Outcome::Done { .. } => {
+                let result = Box::new(result);
+                at.result = Some(result.clone());
+                self.actions.push(Action::TakeResult { result });
+            }
+            Outcome::Cancelled => {
+                self.attempt_failed(now, id, Outcome::failed(ErrorCode::WorkerLost, "the worker dropped the task"));
+            }
+            Outcome::Failed(_) => self.attempt_failed(now, id, result.outcome),
+        }
+    }
+
+    fn result_verified(&mut self, id: AttemptId) {
+        let Some(result) = self.following(id).and_then(|at| at.result.take()) else { return };
+        let (task, outcome) = (id.task, result.outcome.clone());
+        if matches!(self.tasks.get(&task).map(|task| &task.wish), Some(Wish::Run(_))) {
+            self.actions.push(Action::TellWorker { id, message: ClientToWorker::Release(id) });
+            self.close(id, outcome.clone());
+        }
+        self.end_here(task, outcome, Some(result));
+    }
+
+    /// A detached task is in good hands once its worker has everything.
+    fn sent(&mut self, now: MonoTime, id: AttemptId) {
+        self.worker_alive(now, id);
+        let is_detached = match self.tasks.get(&id.task).map(|task| &task.wish) {
+            Some(Wish::Run(spec)) => spec.detached,
+            _ => false,
+        };
+        if is_detached && self.following(id).is_some() {
+            self.end_here(id.task, Outcome::Done { run_us: 0, load_us: 0 }, None);
+        }
+    }
+
+    /// The attempt has failed, as the worker or the way to it says: for good, or to be tried elsewhere.
+    fn attempt_failed(&mut self, now: MonoTime, id: AttemptId, outcome: Outcome) {
+        if self.following(id).is_none() {
+            return;
+        }
+        if outcome.is_retryable() {
+            self.lose(now, id.task, outcome);
+        } else {
+            self.finish(id.task, outcome);
+        }
+    }
+
+    fn connect_failed(&mut self, now: MonoTime, id: AttemptId, text: String) {
+        let Some(at) = self.following(id) else { return };
+        match &mut at.way {
+            Way::Connecting { .. } => self.lose(now, id.task, Outcome::failed(ErrorCode::Unreachable, text)),
+            Way::Mending { retry, .. } => *retry = now + MEND_RETRY,
+            // A connection that was being replaced; the new one works.
+            Way::Up => {}
+        }
+    }
+
+    /// The link broke or the worker fell silent: connect again and go on where it stopped.
+    fn mend(&mut self, now: MonoTime, id: AttemptId) {
+        let (mend_for, retry) = (self.config.mend_for, now + self.config.connect_wait);
+        let Some(at) = self.following(id) else { return };
+        let resume = match at.way {
+            Way::Connecting { .. } => return, // Its own time limit judges it.
+            Way::Mending { .. } => return,
+            Way::Up => {
+                at.way = Way::Mending { give_up: now + mend_for, retry };
+                at.result = None;
+                true
+            }
+        };
+        let grant = Box::new(at.grant.clone());
+        self.actions.push(Action::Connect { grant, resume });
+    }
+
+    /// The attempt came to nothing; ask for another.
+    fn lose(&mut self, now: MonoTime, id: TaskId, outcome: Outcome) {
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let State::At(at) = std::mem::replace(&mut task.state, State::Asking) else { return };
+        let (attempt, worker) = (at.id(), at.grant.worker);
+        let why = match &outcome {
+            Outcome::Failed(failure) => failure.text.clone(),
+            Outcome::Done { .. } | Outcome::Cancelled => String::new(),
+        };
+        let news = News::Retrying { attempt: attempt.attempt, worker_name: at.grant.worker_name.clone(), why };
+        task.lost = Some(Lost { attempt: attempt.attempt, worker, outcome: outcome.clone() });
+        task.repeats = 0;
+        let abort = ClientToWorker::Abort(attempt);
+        if task.wish == Wish::Fetch {
+            task.fetches_failed += 1;
+            task.repeat_at = now + self.config.repeat_every;
+            self.actions.push(Action::Disconnect { id: attempt });
+            if task.fetches_failed >= FETCHES_MAX {
+                self.end_here(id, outcome, None);
+            }
+            return;
+        }
+        self.actions.push(Action::TellWorker { id: attempt, message: abort });
+        self.actions.push(Action::Disconnect { id: attempt });
+        self.actions.push(Action::Report { task: id, news });
+        self.say_standing(now, id);
+    }
+
+    // Ends.
+
+    /// The client ends the task: worker and broker are told.
+    fn finish(&mut self, id: TaskId, outcome: Outcome) {
+        let Some(task) = self.tasks.get(&id) else { return };
+        let attempt = AttemptId { task: id, attempt: task.attempt() };
+        if task.wish != Wish::Fetch {
+            if task.at().is_some() {
+                let message = ClientToWorker::Abort(attempt);
+                self.actions.push(Action::TellWorker { id: attempt, message });
+            }
+            self.close(attempt, outcome.clone());
+        }
+        self.end_here(id, outcome, None);
+    }
+
+    fn end_here(&mut self, id: TaskId, outcome: Outcome, result: Option<Box<RunResult>>) {
+        let Some(task) = self.tasks.remove(&id) else { return };
+        if let Some(at) = task.at() {
+            self.actions.push(Action::Disconnect { id: at.id() });
+        }
+        let (attempt, worker) = (task.attempt(), task.last);
+        self.actions.push(Action::End { task: id, end: End { outcome, result, worker, attempt } });
+    }
+
+    // Time.
+
+    fn look_at_clock(&mut self, now: MonoTime) {
+        let silence = self.config.worker_silence;
+        let due: Vec<TaskId> =
+            self.tasks.values().filter(|task| task.due(silence) <= now).map(|task| task.id).collect();
+        for id in due {
+            self.look_at_task(now, id);
+        }
+        if now >= self.next_alive {
+            self.next_alive = now + self.config.alive_every;
+            let ids = self.tasks.values().filter_map(|task| task.at().filter(|at| at.way == Way::Up).map(At::id));
+            self.actions.extend(ids.map(|id| Action::TellWorker { id, message: ClientToWorker::Alive(id) }));
+        }
+        let missed = self.broker_heard.is_some_and(|heard| now.since(heard) >= self.config.broker_silence);
+        if missed && !self.broker_missed && !self.tasks.is_empty() {
+            self.broker_missed = true;
+            let news = |task: &Task| Action::Report { task: task.id, news: News::BrokerSilent };
+            self.actions.extend(self.tasks.values().map(news));
+        }
+    }
+
+    fn look_at_task(&mut self, now: MonoTime, id: TaskId) {
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        if task.deadline.is_some_and(|deadline| now >= deadline) {
+            let text = "the deadline passed before there was a result";
+            return self.finish(id, Outcome::failed(ErrorCode::Expired, text));
+        }
+        let connect_wait = self.config.connect_wait;
+        let repeat = now >= task.repeat_at;
+        if let Some(at) = task.at_mut() {
+            let attempt = at.id();
+            match &mut at.way {
+                Way::Connecting { until } if now >= *until => {
+                    let text = "the worker did not answer: is its advertised address right and open?";
+                    return self.lose(now, id, Outcome::failed(ErrorCode::Unreachable, text));
+                }
+                Way::Mending { give_up, .. } if now >= *give_up => {
+                    let text = "the link to the worker broke and did not come back";
+                    return self.lose(now, id, Outcome::failed(ErrorCode::WorkerLost, text));
+                }
+                Way::Mending { retry, .. } if now >= *retry => {
+                    *retry = now + connect_wait;
+                    let grant = Box::new(at.grant.clone());
+                    self.actions.push(Action::Connect { grant, resume: true });
+                }
+                Way::Up if now >= at.heard + self.config.worker_silence => self.mend(now, attempt),
+                Way::Connecting { .. } | Way::Mending { .. } | Way::Up => {}
+            }
+        }
+        if repeat {
+            self.say_standing(now, id);
+        }
+    }
+}
+
+/// The client's whole view of a task.
+fn submit(config: &Config, spec: &TaskSpec, task: &Task) -> Submit {
+    let standing = match (&task.state, &task.lost) {
+        // Until the worker has spoken, the grant may still be repeated to us.
+        (State::At(at), _) => Standing::Holding { attempt: at.id().attempt, worker: at.grant.worker },
+        (State::Asking, Some(Lost { attempt, worker, outcome })) => {
+            Standing::Lost { attempt: *attempt, worker: *worker, outcome: outcome.clone() }
+        }
+        (State::Asking, None) => Standing::Asking,
+    };
+    Submit {
+        task: spec.task,
+        client: config.client,
+        job: spec.job,
+        model_name: spec.model_name.clone(),
+        model: spec.model,
+        input_bytes: spec.input_bytes,
+        priority: spec.priority,
+        deadline_ms: spec.deadline.map(|deadline| u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX)),
+        demands: spec.demands,
+        detached: spec.detached,
+        key: config.key,
+        endpoints: config.endpoints.clone(),
+        direction: spec.direction,
+        standing,
     }
 }

@@ -40,11 +40,7 @@ impl Add<Duration> for MonoTime {
     type Output = Self;
 
     fn add(self, wait: Duration) -> Self {
-        Self {
-            micros: self
-                .micros
-                .saturating_add(u64::try_from(wait.as_micros()).unwrap_or(u64::MAX)),
-        }
+        Self { micros: self.micros.saturating_add(u64::try_from(wait.as_micros()).unwrap_or(u64::MAX)) }
     }
 }
 
@@ -52,10 +48,6 @@ impl Sub<Duration> for MonoTime {
     type Output = Self;
 
     fn sub(self, back: Duration) -> Self {
-        Self {
-            micros: self
-                .micros
-                .saturating_sub(u64::try_from(back.as_micros()).unwrap_or(u64::MAX)),
-        }
+        Self { micros: self.micros.saturating_sub(u64::try_from(back.as_micros()).unwrap_or(u64::MAX)) }
     }
 }

@@ -1,31 +1,529 @@
 //! The worker's machine: what it admits, runs, reports and forgets.
+//!
+//! Owns its attempts and its slots. Never: sockets, files, engines; those are the shell's, which reports how they fare.
+//!
+//! The worker trusts tickets, not the broker's presence: with the broker away it goes on with what it has and lets in
+//! whoever holds a ticket.
 
 mod api;
+mod attempts;
 
-use crate::MonoTime;
+use std::time::Duration;
+
+use proto_msgs::{
+    Accept, AttemptId, BrokerToWorker, ErrorCode, Heartbeat, HeartbeatAck, Introduce, Leave, Open, Outcome, Phase,
+    Progress, PublicKey, Purpose, Refuse, Ticket, TicketBody, TicketError, WorkerToBroker, WorkerToClient,
+    limits::WINDOW_BYTES,
+};
 
 pub use api::{Action, Config, Event, LinkId, Restored, Sample};
+
+use crate::{MonoTime, Rule};
+use attempts::{Attempt, Attempts, State};
+
+/// A client that was dialled has this long to open: as long as its grant.
+const DIAL_WAIT: Duration = Duration::from_secs(10);
+
+/// Attempts held at the same time, results that wait to be fetched included. Beyond, new ones are refused.
+const HELD_ATTEMPTS_MAX: usize = 1024;
 
 /// A worker.
 #[derive(Debug)]
 pub struct Worker {
     config: Config,
+    attempts: Attempts,
+    sample: Sample,
+    seq: u64,
+    next_heartbeat: MonoTime,
+    next_progress: MonoTime,
+    /// The broker's clock and when it was told.
+    broker_clock: Option<(u64, MonoTime)>,
+    /// When the broker last answered.
+    broker_heard: MonoTime,
+    /// Set once draining: when patience ends.
+    drain_until: Option<MonoTime>,
+    exited: bool,
+    actions: Vec<Action>,
 }
 
 impl Worker {
     /// A worker that has not said a word yet.
     pub fn new(config: Config) -> Self {
-        Self { config }
+        Self {
+            config,
+            attempts: Attempts::default(),
+            sample: Sample::default(),
+            seq: 0,
+            next_heartbeat: MonoTime::ZERO,
+            next_progress: MonoTime::ZERO,
+            broker_clock: None,
+            broker_heard: MonoTime::ZERO,
+            drain_until: None,
+            exited: false,
+            actions: Vec::new(),
+        }
     }
 
     /// The one door.
     #[must_use]
-    pub fn handle(&mut self, _now: MonoTime, _event: Event) -> Vec<Action> {
-        Vec::new()
+    pub fn handle(&mut self, now: MonoTime, event: Event) -> Vec<Action> {
+        match event {
+            Event::Started { attempts } => self.started(now, attempts),
+            Event::BrokerSaid(BrokerToWorker::HeartbeatAck(ack)) => self.acknowledged(now, ack),
+            Event::BrokerSaid(BrokerToWorker::Introduce(introduce)) => self.introduced(now, introduce),
+            Event::BrokerSaid(BrokerToWorker::Stop(id)) => self.stop(now, id),
+            Event::Opened { link, key, open } => self.opened(now, link, key, *open),
+            Event::ClientAlive { id, link } => self.client_alive(now, id, link),
+            Event::Released { id } => self.released(now, id),
+            Event::Aborted { id } => self.stop(now, id),
+            Event::Received { id } => self.received(now, id),
+            Event::ReceiveFailed { id, code, text } => self.receive_failed(now, id, code, text),
+            Event::Reached { id, phase } => self.reached(id, phase),
+            Event::RunEnded { id, outcome } => self.run_ended(now, id, outcome),
+            Event::DialFailed { id, text } => self.dial_failed(now, id, text),
+            Event::Sampled(sample) => self.sample = sample,
+            Event::DrainAsked => self.drain(now),
+            Event::Deadline => {}
+        }
+        self.look_at_clock(now);
+        self.attempts.forget();
+        self.leave_if_drained();
+        std::mem::take(&mut self.actions)
     }
 
     /// When to come back with [`Event::Deadline`] if nothing else happens.
     pub fn next_deadline(&self) -> Option<MonoTime> {
-        None
+        if self.exited {
+            return None;
+        }
+        let silence = self.config.client_silence;
+        let attempts = self.attempts.iter().filter_map(|attempt| match attempt.state {
+            State::Dialling { until } => Some(until),
+            _ if attempt.needs_client() => Some(attempt.heard + silence),
+            State::Finished { ended, taken: false, .. } => Some(ended + self.config.result_kept),
+            _ => None,
+        });
+        let speaks = self.attempts.iter().any(|attempt| attempt.link.is_some());
+        let progress = speaks.then_some(self.next_progress);
+        attempts.chain(progress).chain(self.drain_until).chain([self.next_heartbeat]).min()
+    }
+
+    /// Slots in use.
+    pub fn slots_used(&self) -> usize {
+        self.attempts.active()
+    }
+
+    /// Attempts held, finished ones included.
+    pub fn attempts_held(&self) -> usize {
+        self.attempts.len()
+    }
+
+    // The broker.
+
+    fn started(&mut self, now: MonoTime, restored: Vec<Restored>) {
+        for Restored { ticket, outcome } in restored {
+            let state = outcome.map_or(State::Ready, |outcome| State::Finished {
+                outcome,
+                ended: now,
+                taken: false,
+                reported: false,
+            });
+            self.attempts.insert(Attempt::new(ticket.body, state, now));
+        }
+        self.register();
+        self.say_heartbeat(now);
+        self.run_ready(now);
+    }
+
+    fn register(&mut self) {
+        self.actions.push(Action::TellBroker(WorkerToBroker::Register(self.config.register.clone())));
+    }
+
+    fn say_heartbeat(&mut self, now: MonoTime) {
+        self.seq += 1;
+        self.next_heartbeat = now + self.config.heartbeat;
+        let heartbeat = Heartbeat {
+            worker: self.config.register.worker,
+            epoch: self.config.register.epoch,
+            seq: self.seq,
+            draining: self.drain_until.is_some(),
+            load: self.sample.load.clone(),
+            attempts: self.attempts.reports(),
+            held: self.sample.held.clone(),
+            warm: self.sample.warm.clone(),
+            link_bytes_per_s: self.sample.link_bytes_per_s,
+        };
+        self.actions.push(Action::TellBroker(WorkerToBroker::Heartbeat(heartbeat)));
+        if !self.config.rules.holds(Rule::RepeatFinished) {
+            self.mark_reported(|_| true);
+        }
+    }
+
+    fn acknowledged(&mut self, now: MonoTime, ack: HeartbeatAck) {
+        if (ack.worker, ack.epoch) != (self.config.register.worker, self.config.register.epoch) {
+            return;
+        }
+        self.broker_heard = now;
+        self.broker_clock = Some((ack.broker_unix_ms, now));
+        if !ack.known {
+            self.register();
+            self.say_heartbeat(now);
+        }
+        self.mark_reported(|id| ack.forget.contains(&id));
+        for id in ack.stop {
+            self.stop(now, id);
+        }
+    }
+
+    fn mark_reported(&mut self, is_acknowledged: impl Fn(AttemptId) -> bool) {
+        for attempt in self.attempts.iter_mut() {
+            let id = attempt.id();
+            if let State::Finished { reported, .. } = &mut attempt.state {
+                *reported |= is_acknowledged(id);
+            }
+        }
+    }
+
+    /// The broker's wall clock, if it was ever told.
+    fn broker_unix_ms(&self, now: MonoTime) -> Option<u64> {
+        let (told, at) = self.broker_clock?;
+        Some(told + u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX))
+    }
+
+    fn introduced(&mut self, now: MonoTime, introduce: Introduce) {
+        let Introduce { ticket, endpoints, client_key } = introduce;
+        let id = AttemptId { task: ticket.body.task, attempt: ticket.body.attempt };
+        let is_run = ticket.body.purpose == Purpose::Run;
+        if self.check(now, &ticket, ticket.body.client_key, false).is_err() {
+            return; // Not from this life's broker: it will ask again.
+        }
+        let is_known = self.attempts.get(id).is_some();
+        if is_known == is_run || is_run && self.refusal(&ticket.body, now).is_some() {
+            return; // Dialled already, or no room: the client will ask for another place.
+        }
+        if is_run {
+            self.attempts.insert(Attempt::new(ticket.body, State::Dialling { until: now + DIAL_WAIT }, now));
+        }
+        self.actions.push(Action::Dial { id, endpoints, client_key });
+    }
+
+    fn dial_failed(&mut self, now: MonoTime, id: AttemptId, text: String) {
+        if self.attempts.get(id).is_some_and(|attempt| matches!(attempt.state, State::Dialling { .. })) {
+            self.give_up(now, id, Outcome::failed(ErrorCode::Unreachable, text));
+        }
+    }
+
+    // Clients.
+
+    fn check(&self, now: MonoTime, ticket: &Ticket, bearer: Option<PublicKey>, known: bool) -> Result<(), TicketError> {
+        let register = &self.config.register;
+        let epoch = if self.config.rules.holds(Rule::TicketNamesEpoch) { register.epoch } else { ticket.body.epoch };
+        // An attempt that was let in may come back over a new link however long it has taken.
+        let clock = self.broker_unix_ms(now).filter(|_| !known).unwrap_or(0);
+        ticket.verify(&register.ticket_key, (register.worker, epoch), bearer, clock)
+    }
+
+    /// Why a new attempt cannot be let in.
+    fn refusal(&self, ticket: &TicketBody, now: MonoTime) -> Option<(ErrorCode, &'static str)> {
+        if self.drain_until.is_some() {
+            return Some((ErrorCode::Draining, "the worker is shutting down"));
+        }
+        let has_slot = self.attempts.active() < usize::from(self.config.register.slots);
+        if (!has_slot && self.config.rules.holds(Rule::WorkerCountsSlots)) || self.attempts.len() >= HELD_ATTEMPTS_MAX {
+            return Some((ErrorCode::Busy, "all slots are in use"));
+        }
+        self.time_left(ticket, now).is_none().then_some((ErrorCode::Expired, "the deadline has passed"))
+    }
+
+    /// What the deadline leaves of the run limit; `None` if nothing.
+    fn time_left(&self, ticket: &TicketBody, now: MonoTime) -> Option<Duration> {
+        let limit = self.config.run_limit;
+        let (Some(deadline), Some(clock)) = (ticket.deadline_unix_ms, self.broker_unix_ms(now)) else {
+            return Some(limit);
+        };
+        let left = Duration::from_millis(deadline.saturating_sub(clock));
+        (!left.is_zero()).then_some(limit.min(left))
+    }
+
+    fn opened(&mut self, now: MonoTime, link: LinkId, key: Option<PublicKey>, open: Open) {
+        let id = AttemptId { task: open.ticket.body.task, attempt: open.ticket.body.attempt };
+        let known = self.attempts.get(id).is_some();
+        if let Err(error) = self.check(now, &open.ticket, key, known) {
+            return self.refuse(link, id, ErrorCode::BadTicket, error.to_string());
+        }
+        if known {
+            return self.opened_again(now, link, id, open);
+        }
+        let Some(manifest) = open.manifest.filter(|_| open.ticket.body.purpose == Purpose::Run) else {
+            return self.refuse(link, id, ErrorCode::ResultGone, "the result is no longer kept here");
+        };
+        if open.resume {
+            return self.refuse(link, id, ErrorCode::WorkerLost, "the worker no longer has this attempt");
+        }
+        if let Some((code, text)) = self.refusal(&open.ticket.body, now) {
+            return self.refuse(link, id, code, text);
+        }
+        let announced =
+            manifest.inputs.iter().fold(manifest.model.size_bytes, |sum, input| sum.saturating_add(input.size_bytes));
+        if announced > open.ticket.body.bytes_max {
+            let text = format!("{announced} bytes announced, the ticket is for {}", open.ticket.body.bytes_max);
+            return self.refuse(link, id, ErrorCode::TooLarge, text);
+        }
+        let mut attempt = Attempt::new(open.ticket.body.clone(), State::Receiving, now);
+        (attempt.link, attempt.window_bytes) = (Some(link), open.window_bytes);
+        self.attempts.insert(attempt);
+        let (manifest, ticket) = (Box::new(manifest), Box::new(open.ticket));
+        self.actions.push(Action::Receive { id, link, manifest, ticket, resume: false });
+    }
+
+    /// A client comes back over a new link, or for the first time after it was dialled, or to fetch a result.
+    fn opened_again(&mut self, now: MonoTime, link: LinkId, id: AttemptId, open: Open) {
+        let Some(attempt) = self.attempts.get_mut(id) else { return };
+        if attempt.ticket.client != open.ticket.body.client {
+            return self.refuse(link, id, ErrorCode::BadTicket, "the attempt belongs to another client");
+        }
+        (attempt.heard, attempt.link, attempt.window_bytes) = (now, Some(link), open.window_bytes);
+        let window_bytes = attempt.window_bytes;
+        match &attempt.state {
+            State::Dialling { .. } | State::Receiving => {
+                attempt.state = State::Receiving;
+                if let Some(manifest) = open.manifest {
+                    let (manifest, ticket) = (Box::new(manifest), Box::new(open.ticket));
+                    self.actions.push(Action::Receive { id, link, manifest, ticket, resume: open.resume });
+                }
+            }
+            State::Ready | State::Running(_) => {
+                let accept = Accept { id, needs: Vec::new(), window_bytes: WINDOW_BYTES };
+                self.actions.push(Action::TellClient { link, message: WorkerToClient::Accept(accept) });
+                self.say_progress(id);
+            }
+            State::Finished { taken: true, .. } => {
+                self.refuse(link, id, ErrorCode::ResultGone, "the result is no longer kept here");
+            }
+            State::Finished { outcome, .. } => {
+                let outcome = outcome.clone();
+                self.actions.push(Action::SendResult { id, link, outcome, window_bytes });
+            }
+        }
+    }
+
+    fn refuse(&mut self, link: LinkId, id: AttemptId, code: ErrorCode, text: impl Into<String>) {
+        let refuse = Refuse { id, code, text: text.into() };
+        self.actions.push(Action::TellClient { link, message: WorkerToClient::Refuse(refuse) });
+    }
+
+    fn client_alive(&mut self, now: MonoTime, id: AttemptId, link: LinkId) {
+        match self.attempts.get_mut(id) {
+            Some(attempt) if attempt.link == Some(link) => attempt.heard = now,
+            _ => self.actions.push(Action::TellClient { link, message: WorkerToClient::Reopen(id) }),
+        }
+    }
+
+    fn released(&mut self, now: MonoTime, id: AttemptId) {
+        match self.attempts.get(id) {
+            Some(attempt) if attempt.is_active() => self.stop(now, id),
+            Some(_) => self.taken(id),
+            None => {}
+        }
+    }
+
+    /// The attempt must not go on: the client or the broker does not want it.
+    fn stop(&mut self, now: MonoTime, id: AttemptId) {
+        match self.attempts.get(id) {
+            Some(attempt) if attempt.is_active() => self.give_up(now, id, Outcome::Cancelled),
+            Some(_) => self.taken(id),
+            None => {}
+        }
+    }
+
+    /// Nobody needs the result any more.
+    fn taken(&mut self, id: AttemptId) {
+        let Some(attempt) = self.attempts.get_mut(id) else { return };
+        attempt.link = None;
+        if let State::Finished { taken, .. } = &mut attempt.state
+            && !std::mem::replace(taken, true)
+        {
+            self.actions.push(Action::Free { id });
+        }
+    }
+
+    /// Ends an active attempt without a result.
+    fn give_up(&mut self, now: MonoTime, id: AttemptId, outcome: Outcome) {
+        let Some(attempt) = self.attempts.get_mut(id) else { return };
+        attempt.link = None;
+        attempt.state = State::Finished { outcome, ended: now, taken: true, reported: false };
+        self.actions.push(Action::Kill { id });
+        self.actions.push(Action::Free { id });
+        self.run_ready(now);
+    }
+
+    // Runs.
+
+    fn received(&mut self, now: MonoTime, id: AttemptId) {
+        let Some(attempt) = self.attempts.get_mut(id).filter(|attempt| attempt.state == State::Receiving) else {
+            return;
+        };
+        attempt.state = State::Ready;
+        self.run_ready(now);
+        self.say_progress(id);
+    }
+
+    fn receive_failed(&mut self, now: MonoTime, id: AttemptId, code: ErrorCode, text: String) {
+        let Some(attempt) = self.attempts.get(id).filter(|attempt| attempt.state == State::Receiving) else { return };
+        if let Some(link) = attempt.link {
+            self.refuse(link, id, code, text.clone());
+        }
+        self.give_up(now, id, Outcome::failed(code, text));
+    }
+
+    /// Gives free slots to attempts that have everything.
+    fn run_ready(&mut self, now: MonoTime) {
+        let slots = usize::from(self.config.register.slots).max(1);
+        let counts = self.config.rules.holds(Rule::WorkerCountsSlots);
+        let ready: Vec<AttemptId> =
+            self.attempts.iter().filter(|attempt| attempt.state == State::Ready).map(Attempt::id).collect();
+        for id in ready {
+            if counts && self.attempts.running() >= slots {
+                return;
+            }
+            let Some(ticket) = self.attempts.get(id).map(|attempt| attempt.ticket.clone()) else { continue };
+            match self.time_left(&ticket, now) {
+                Some(limit) => {
+                    if let Some(attempt) = self.attempts.get_mut(id) {
+                        attempt.state = State::Running(Phase::Loading);
+                    }
+                    self.actions.push(Action::Run { id, limit });
+                }
+                None => {
+                    let outcome = Outcome::failed(ErrorCode::Expired, "the deadline passed before the run");
+                    self.finish(now, id, outcome);
+                }
+            }
+        }
+    }
+
+    fn reached(&mut self, id: AttemptId, phase: Phase) {
+        let Some(attempt) = self.attempts.get_mut(id) else { return };
+        if let State::Running(old) = &mut attempt.state
+            && std::mem::replace(old, phase) != phase
+        {
+            self.say_progress(id);
+        }
+    }
+
+    fn run_ended(&mut self, now: MonoTime, id: AttemptId, outcome: Outcome) {
+        if self.attempts.get(id).is_some_and(|attempt| matches!(attempt.state, State::Running(_))) {
+            self.finish(now, id, outcome);
+            self.run_ready(now);
+        }
+    }
+
+    /// The attempt has its end, and the client is told.
+    fn finish(&mut self, now: MonoTime, id: AttemptId, outcome: Outcome) {
+        let Some(attempt) = self.attempts.get_mut(id) else { return };
+        attempt.state = State::Finished { outcome: outcome.clone(), ended: now, taken: false, reported: false };
+        if attempt.ticket.detached {
+            self.actions.push(Action::Keep { id, outcome: outcome.clone() });
+        }
+        if let Some(link) = attempt.link {
+            let window_bytes = attempt.window_bytes;
+            self.actions.push(Action::SendResult { id, link, outcome, window_bytes });
+        }
+    }
+
+    fn say_progress(&mut self, id: AttemptId) {
+        let Some(attempt) = self.attempts.get(id) else { return };
+        let Some(link) = attempt.link else { return };
+        let phase = match attempt.state {
+            State::Dialling { .. } | State::Receiving => Phase::Receiving,
+            State::Ready => Phase::Waiting,
+            State::Running(phase) => phase,
+            // The result is on its way; this only says that the worker lives.
+            State::Finished { .. } => Phase::Running,
+        };
+        let message = WorkerToClient::Progress(Progress { id, phase });
+        self.actions.push(Action::TellClient { link, message });
+    }
+
+    // Time.
+
+    fn look_at_clock(&mut self, now: MonoTime) {
+        if self.exited {
+            return;
+        }
+        if now >= self.next_heartbeat {
+            if now.since(self.broker_heard) >= self.config.broker_silence {
+                self.register();
+            }
+            self.say_heartbeat(now);
+        }
+        self.look_at_attempts(now);
+        if self.drain_until.is_some_and(|until| now >= until) {
+            return self.stop_all(now);
+        }
+        if now >= self.next_progress {
+            self.next_progress = now + self.config.progress_every;
+            let ids: Vec<AttemptId> = self.attempts.iter().map(Attempt::id).collect();
+            for id in ids {
+                self.say_progress(id);
+            }
+        }
+    }
+
+    fn look_at_attempts(&mut self, now: MonoTime) {
+        let silent = |attempt: &Attempt| attempt.needs_client() && now >= attempt.heard + self.config.client_silence;
+        let due = |attempt: &&Attempt| match attempt.state {
+            State::Dialling { until } => now >= until,
+            State::Finished { ended, taken: false, .. } if now >= ended + self.config.result_kept => true,
+            _ => silent(attempt) && self.config.rules.holds(Rule::NoticeGoneClients),
+        };
+        let due: Vec<AttemptId> = self.attempts.iter().filter(due).map(Attempt::id).collect();
+        for id in due {
+            match self.attempts.get(id) {
+                Some(attempt) if attempt.is_active() => {
+                    self.give_up(now, id, Outcome::failed(ErrorCode::ClientGone, "its client went away"));
+                }
+                _ => self.taken(id),
+            }
+        }
+        for attempt in self.attempts.iter_mut() {
+            // Nobody listens: a detached attempt goes on in silence.
+            if attempt.link.is_some() && now >= attempt.heard + self.config.client_silence {
+                attempt.link = None;
+            }
+        }
+    }
+
+    fn drain(&mut self, now: MonoTime) {
+        // Asked twice: now.
+        let wait = if self.drain_until.is_none() { self.config.drain_wait } else { Duration::ZERO };
+        self.drain_until = Some(now + wait);
+        self.say_heartbeat(now);
+    }
+
+    fn stop_all(&mut self, now: MonoTime) {
+        let attached = |attempt: &&Attempt| attempt.is_active() && !attempt.ticket.detached;
+        let ids: Vec<AttemptId> = self.attempts.iter().filter(attached).map(Attempt::id).collect();
+        for id in ids {
+            if let Some(link) = self.attempts.get(id).and_then(|attempt| attempt.link) {
+                self.refuse(link, id, ErrorCode::Draining, "the worker is shutting down");
+            }
+            self.give_up(now, id, Outcome::failed(ErrorCode::Draining, "the worker shut down"));
+        }
+        self.exit();
+    }
+
+    fn leave_if_drained(&mut self) {
+        let idle = |attempt: &Attempt| !attempt.is_active() && !attempt.needs_client();
+        if self.drain_until.is_some() && !self.exited && self.attempts.iter().all(idle) {
+            self.exit();
+        }
+    }
+
+    fn exit(&mut self) {
+        self.exited = true;
+        let leave = Leave { worker: self.config.register.worker, epoch: self.config.register.epoch };
+        self.actions.push(Action::TellBroker(WorkerToBroker::Leave(leave)));
+        self.actions.push(Action::Exit);
     }
 }

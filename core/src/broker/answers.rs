@@ -17,33 +17,20 @@ impl Broker {
         let body = match ask.question {
             Question::Cluster => AnswerBody::Cluster(self.cluster_view()),
             Question::Workers { after } => AnswerBody::Workers(
-                self.workers
-                    .after(after)
-                    .take(PAGE_ROWS_MAX)
-                    .map(|worker| worker.view(now))
-                    .collect(),
+                self.workers.after(after).take(PAGE_ROWS_MAX).map(|worker| worker.view(now)).collect(),
             ),
             Question::Tasks { before } => {
-                let rows = self
-                    .tasks
-                    .before(before)
-                    .filter(|task| self.owned(task.id(), client, key).is_some());
+                let rows = self.tasks.before(before).filter(|task| self.owned(task.id(), client, key).is_some());
                 AnswerBody::Tasks(rows.take(PAGE_ROWS_MAX).map(|task| self.task_view(task)).collect())
             }
-            Question::Task(id) => self
-                .owned(id, client, key)
-                .map_or(AnswerBody::NotFound, |task| AnswerBody::Task(self.task_view(task))),
-            Question::Why(id) => self
-                .owned(id, client, key)
-                .map_or(AnswerBody::NotFound, |task| AnswerBody::Why(self.why_view(task))),
+            Question::Task(id) => {
+                self.owned(id, client, key).map_or(AnswerBody::NotFound, |task| AnswerBody::Task(self.task_view(task)))
+            }
+            Question::Why(id) => {
+                self.owned(id, client, key).map_or(AnswerBody::NotFound, |task| AnswerBody::Why(self.why_view(task)))
+            }
         };
-        self.tell_client(
-            Some(peer),
-            BrokerToClient::Answer(Answer {
-                request: ask.request,
-                body,
-            }),
-        );
+        self.tell_client(Some(peer), BrokerToClient::Answer(Answer { request: ask.request, body }));
     }
 
     fn cluster_view(&self) -> ClusterView {
@@ -79,21 +66,15 @@ impl Broker {
             },
             State::Granted { .. } => format!("{at} was named to the client, which has not arrived there yet"),
             State::Placed { .. } => format!("at work at {at} (attempt {})", task.attempt),
-            State::Ended {
-                outcome: proto_msgs::Outcome::Failed(failure),
-                ..
-            } if failure.code == ErrorCode::NoWorkerFits => {
+            State::Ended { outcome: proto_msgs::Outcome::Failed(failure), .. }
+                if failure.code == ErrorCode::NoWorkerFits =>
+            {
                 format!("refused: {}", failure.text)
             }
             State::Ended { .. } if at.is_empty() => "ended before it was placed".to_owned(),
             State::Ended { .. } => format!("ended; its last worker was {at}"),
         };
         let candidates = placement::candidates(task, &self.workers);
-        WhyView {
-            task: view,
-            summary,
-            history: task.history.clone(),
-            candidates,
-        }
+        WhyView { task: view, summary, history: task.history.clone(), candidates }
     }
 }

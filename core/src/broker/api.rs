@@ -13,17 +13,9 @@ use crate::Rules;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A client's message arrived on connection `peer`, proven to hold `key` if the mesh has keys.
-    ClientSaid {
-        peer: PeerId,
-        key: Option<PublicKey>,
-        message: ClientToBroker,
-    },
+    ClientSaid { peer: PeerId, key: Option<PublicKey>, message: ClientToBroker },
     /// A worker's message arrived on connection `peer`, proven to hold `key` if the mesh has keys.
-    WorkerSaid {
-        peer: PeerId,
-        key: Option<PublicKey>,
-        message: WorkerToBroker,
-    },
+    WorkerSaid { peer: PeerId, key: Option<PublicKey>, message: WorkerToBroker },
     /// What the store remembers from before the restart. Given once, first, and only if there is something.
     Restored(Vec<TaskRecord>),
     /// The store has this task's record on disk.

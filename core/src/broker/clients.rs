@@ -21,12 +21,7 @@ impl Broker {
         match message {
             ClientToBroker::Submit(submit) if self.config.encrypted && submit.key != key => {
                 self.stats.forbidden += 1;
-                self.refuse(
-                    peer,
-                    submit.task,
-                    ErrorCode::Forbidden,
-                    "the key named is not the connection's key",
-                );
+                self.refuse(peer, submit.task, ErrorCode::Forbidden, "the key named is not the connection's key");
             }
             ClientToBroker::Submit(submit) => self.submit(now, peer, submit),
             ClientToBroker::Close(close) => self.close(now, key, close),
@@ -40,18 +35,12 @@ impl Broker {
     pub(super) fn owned(&self, id: TaskId, client: ClientId, key: Option<PublicKey>) -> Option<&Task> {
         let key = if self.config.encrypted { key } else { None };
         let owner_only = self.config.rules.holds(Rule::AnswerOwnerOnly);
-        self.tasks
-            .get(id)
-            .filter(|task| !owner_only || task.belongs_to(client, key.or(task.spec.key)))
+        self.tasks.get(id).filter(|task| !owner_only || task.belongs_to(client, key.or(task.spec.key)))
     }
 
     fn refuse(&mut self, peer: PeerId, task: TaskId, code: ErrorCode, text: &str) {
         let retry_after_ms = code.is_retryable().then_some(RETRY_AFTER_MS);
-        let ended = Ended {
-            task,
-            outcome: Outcome::failed(code, text),
-            retry_after_ms,
-        };
+        let ended = Ended { task, outcome: Outcome::failed(code, text), retry_after_ms };
         self.tell_client(Some(peer), BrokerToClient::Ended(ended));
     }
 
@@ -62,33 +51,20 @@ impl Broker {
         }
         if self.owned(id, submit.client, submit.key).is_none() {
             self.stats.forbidden += 1;
-            return self.refuse(
-                peer,
-                id,
-                ErrorCode::Conflict,
-                "this task id is in use by another client",
-            );
+            return self.refuse(peer, id, ErrorCode::Conflict, "this task id is in use by another client");
         }
         let Some(task) = self.tasks.get_mut(id) else { return };
         (task.heard, task.peer) = (now, Some(peer));
         // A client's addresses may change while it waits.
         task.spec.endpoints.clone_from(&submit.endpoints);
         if let State::Ended { outcome, .. } = &task.state {
-            let ended = Ended {
-                task: id,
-                outcome: outcome.clone(),
-                retry_after_ms: None,
-            };
+            let ended = Ended { task: id, outcome: outcome.clone(), retry_after_ms: None };
             return self.tell_client(Some(peer), BrokerToClient::Ended(ended));
         }
         match submit.standing {
             Standing::Asking => self.asking(now, id),
             Standing::Holding { attempt, worker } => self.holding(now, id, attempt, worker),
-            Standing::Lost {
-                attempt,
-                worker,
-                outcome,
-            } => self.lost(now, id, attempt, worker, outcome),
+            Standing::Lost { attempt, worker, outcome } => self.lost(now, id, attempt, worker, outcome),
         }
     }
 
@@ -99,12 +75,7 @@ impl Broker {
         let full = self.tasks.live() >= self.config.tasks_max || self.queue.len() >= self.config.queue_max;
         if full && !matches!(standing, Standing::Holding { .. }) {
             self.stats.refused += 1;
-            return self.refuse(
-                peer,
-                id,
-                ErrorCode::Busy,
-                "as many tasks are waiting as this broker takes",
-            );
+            return self.refuse(peer, id, ErrorCode::Busy, "as many tasks are waiting as this broker takes");
         }
         if submit.detached && !self.store_ok {
             self.stats.refused += 1;
@@ -117,11 +88,7 @@ impl Broker {
         task.peer = Some(peer);
         if let Some(failure) = placement::never_fits(&task, &self.workers) {
             self.stats.refused += 1;
-            let ended = Ended {
-                task: id,
-                outcome: Outcome::Failed(failure),
-                retry_after_ms: None,
-            };
+            let ended = Ended { task: id, outcome: Outcome::Failed(failure), retry_after_ms: None };
             return self.tell_client(Some(peer), BrokerToClient::Ended(ended));
         }
         self.stats.submitted += 1;
@@ -132,21 +99,14 @@ impl Broker {
         task.stored = detached;
         task.due = self.due_of(&task);
         if detached {
-            self.actions.push(Action::Save(Change::PutTask {
-                record: Box::new(task.record()),
-                durable: true,
-            }));
+            self.actions.push(Action::Save(Change::PutTask { record: Box::new(task.record()), durable: true }));
         }
         self.tasks.insert(now, task);
         match standing {
             Standing::Holding { attempt, worker } if self.config.rules.holds(Rule::BelieveHoldingClients) => {
                 self.holding(now, id, attempt, worker);
             }
-            Standing::Lost {
-                attempt,
-                worker,
-                outcome,
-            } => self.lost(now, id, attempt, worker, outcome),
+            Standing::Lost { attempt, worker, outcome } => self.lost(now, id, attempt, worker, outcome),
             _ if must_store => {}
             _ => self.asking(now, id),
         }
@@ -181,34 +141,17 @@ impl Broker {
             if let State::Queued(key) = task.state {
                 self.queue.remove(key);
             }
-            let elsewhere = task
-                .place()
-                .filter(|at| at.worker != worker)
-                .map(|at| (at.worker, task.attempt_id()));
+            let elsewhere = task.place().filter(|at| at.worker != worker).map(|at| (at.worker, task.attempt_id()));
             if let Some((other, id)) = elsewhere {
                 self.workers.release_unnamed(other, id);
             }
             let known = self.workers.get(worker);
-            let epoch = here
-                .map(|at| at.epoch)
-                .or(known.map(|known| known.register.epoch))
-                .unwrap_or_default();
+            let epoch = here.map(|at| at.epoch).or(known.map(|known| known.register.epoch)).unwrap_or_default();
             let direction = here.map_or(Direction::ClientDials, |at| at.direction);
             let until = now + self.config.grant_wait;
             task.attempt = attempt;
-            task.last = Some((
-                worker,
-                epoch,
-                known.map_or_else(String::new, |known| known.register.name.clone()),
-            ));
-            task.state = State::Placed {
-                at: Place {
-                    worker,
-                    epoch,
-                    direction,
-                },
-                unnamed_until: Some(until),
-            };
+            task.last = Some((worker, epoch, known.map_or_else(String::new, |known| known.register.name.clone())));
+            task.state = State::Placed { at: Place { worker, epoch, direction }, unnamed_until: Some(until) };
             let (attempt_id, demands) = (task.attempt_id(), task.spec.demands);
             self.workers.occupy(worker, attempt_id, demands);
             self.tasks.set_due(id, until);
@@ -248,10 +191,7 @@ impl Broker {
     }
 
     fn close(&mut self, now: MonoTime, key: Option<PublicKey>, close: Close) {
-        let Some(task) = self
-            .owned(close.task, close.client, key)
-            .filter(|task| !task.is_ended())
-        else {
+        let Some(task) = self.owned(close.task, close.client, key).filter(|task| !task.is_ended()) else {
             return;
         };
         let (id, place) = (task.attempt_id(), task.place());
@@ -268,12 +208,7 @@ impl Broker {
 
     fn cancel(&mut self, now: MonoTime, peer: PeerId, key: Option<PublicKey>, cancel: CancelTask) {
         let Some(task) = self.owned(cancel.task, cancel.client, key) else {
-            return self.refuse(
-                peer,
-                cancel.task,
-                ErrorCode::NotFound,
-                "no such task, or it is somebody else's",
-            );
+            return self.refuse(peer, cancel.task, ErrorCode::NotFound, "no such task, or it is somebody else's");
         };
         if !task.is_ended() {
             self.end_and_tell(now, cancel.task, Outcome::Cancelled);
@@ -283,20 +218,9 @@ impl Broker {
 
     fn locate(&mut self, now: MonoTime, peer: PeerId, key: Option<PublicKey>, locate: Locate) {
         let Some(task) = self.owned(locate.task, locate.client, key) else {
-            return self.refuse(
-                peer,
-                locate.task,
-                ErrorCode::NotFound,
-                "no such task, or it is somebody else's",
-            );
+            return self.refuse(peer, locate.task, ErrorCode::NotFound, "no such task, or it is somebody else's");
         };
-        let is_done = matches!(
-            &task.state,
-            State::Ended {
-                outcome: Outcome::Done { .. },
-                ..
-            }
-        );
+        let is_done = matches!(&task.state, State::Ended { outcome: Outcome::Done { .. }, .. });
         if !is_done && task.is_ended() {
             return self.say_ended(locate.task, Some(peer));
         }
@@ -310,24 +234,11 @@ impl Broker {
         }
         let keeper = task.last.as_ref().and_then(|(worker, ..)| self.workers.get(*worker));
         let (Some(worker), true) = (keeper, is_done) else {
-            let noted = Noted {
-                id: task.attempt_id(),
-                worker_alive: keeper.is_some(),
-                durable: task.stored,
-            };
+            let noted = Noted { id: task.attempt_id(), worker_alive: keeper.is_some(), durable: task.stored };
             return self.tell_client(Some(peer), BrokerToClient::Noted(noted));
         };
-        let dials = if worker.register.endpoints.is_empty() {
-            Direction::WorkerDials
-        } else {
-            Direction::ClientDials
-        };
-        let way = Way {
-            worker: worker.id(),
-            direction: dials,
-            endpoints: locate.endpoints,
-            client_key: locate.key,
-        };
+        let dials = if worker.register.endpoints.is_empty() { Direction::WorkerDials } else { Direction::ClientDials };
+        let way = Way { worker: worker.id(), direction: dials, endpoints: locate.endpoints, client_key: locate.key };
         self.introduce(now, locate.task, Purpose::Fetch, Some(peer), way);
     }
 
@@ -348,14 +259,7 @@ impl Broker {
             return true;
         };
         task.attempt = task.attempt.next().max(task.fence);
-        task.state = State::Granted {
-            at: Place {
-                worker,
-                epoch,
-                direction,
-            },
-            until,
-        };
+        task.state = State::Granted { at: Place { worker, epoch, direction }, until };
         task.last = Some((worker, epoch, name));
         let (attempt_id, demands) = (task.attempt_id(), task.spec.demands);
         if self.config.rules.holds(Rule::ReserveWithGrant) {
@@ -385,18 +289,7 @@ impl Broker {
             return;
         };
         let (endpoints, client_key, peer) = (task.spec.endpoints.clone(), task.spec.key, task.peer);
-        self.introduce(
-            now,
-            id,
-            Purpose::Run,
-            peer,
-            Way {
-                worker,
-                direction,
-                endpoints,
-                client_key,
-            },
-        );
+        self.introduce(now, id, Purpose::Run, peer, Way { worker, direction, endpoints, client_key });
     }
 
     /// Signs a ticket and hands it to whoever has to dial: the client always gets it, a dialling worker too.
@@ -433,11 +326,7 @@ impl Broker {
         };
         if way.direction == Direction::WorkerDials {
             let ticket = grant.ticket.clone();
-            let introduce = Introduce {
-                ticket,
-                endpoints: way.endpoints,
-                client_key: way.client_key,
-            };
+            let introduce = Introduce { ticket, endpoints: way.endpoints, client_key: way.client_key };
             self.tell_worker(way.worker, BrokerToWorker::Introduce(introduce));
         }
         self.tell_client(peer, BrokerToClient::Grant(grant));
@@ -453,15 +342,7 @@ impl Broker {
         };
         let durable = task.stored && task.state != State::Storing;
         let peer = task.peer;
-        self.tell_client(
-            peer,
-            BrokerToClient::Queued(Queued {
-                task: id,
-                position,
-                reason,
-                durable,
-            }),
-        );
+        self.tell_client(peer, BrokerToClient::Queued(Queued { task: id, position, reason, durable }));
     }
 
     /// Tells a client that holds an attempt whether its worker is heard.
@@ -470,22 +351,14 @@ impl Broker {
         let attempt_id = task.attempt_id();
         let worker = task.place().and_then(|at| self.workers.get(at.worker));
         let worker_alive = worker.is_some_and(|worker| worker.has(attempt_id) || task.finished.is_some());
-        let noted = Noted {
-            id: attempt_id,
-            worker_alive,
-            durable: task.stored,
-        };
+        let noted = Noted { id: attempt_id, worker_alive, durable: task.stored };
         let peer = task.peer;
         self.tell_client(peer, BrokerToClient::Noted(noted));
     }
 
     pub(super) fn say_ended(&mut self, id: TaskId, peer: Option<PeerId>) {
         if let Some(State::Ended { outcome, .. }) = self.tasks.get(id).map(|task| &task.state) {
-            let ended = Ended {
-                task: id,
-                outcome: outcome.clone(),
-                retry_after_ms: None,
-            };
+            let ended = Ended { task: id, outcome: outcome.clone(), retry_after_ms: None };
             self.tell_client(peer, BrokerToClient::Ended(ended));
         }
     }
@@ -506,12 +379,8 @@ impl Task {
         let Outcome::Failed(Failure { code, text }) = outcome else {
             return false;
         };
-        let name = self
-            .last
-            .as_ref()
-            .map_or_else(|| worker.to_string(), |(_, _, name)| name.clone());
-        self.history
-            .push(format!("attempt {} at {name}: {code}: {text}", self.attempt));
+        let name = self.last.as_ref().map_or_else(|| worker.to_string(), |(_, _, name)| name.clone());
+        self.history.push(format!("attempt {} at {name}: {code}: {text}", self.attempt));
         if *code == ErrorCode::Unreachable {
             let direction = place.map_or(Direction::ClientDials, |at| at.direction);
             if !self.unreachable.contains(&(worker, direction)) {
@@ -540,11 +409,7 @@ const HISTORY_MAX: usize = 16;
 fn exhausted(task: &Task, last: Outcome) -> Outcome {
     match last {
         Outcome::Failed(Failure { code, text }) if code.is_retryable() => {
-            let code = if code == ErrorCode::Unreachable {
-                code
-            } else {
-                ErrorCode::AttemptsExhausted
-            };
+            let code = if code == ErrorCode::Unreachable { code } else { ErrorCode::AttemptsExhausted };
             Outcome::failed(code, format!("{} attempts failed, the last one: {text}", task.failures))
         }
         other => other,

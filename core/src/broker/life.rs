@@ -28,18 +28,10 @@ impl Broker {
     /// Tasks that were to be stored are given back to their clients, who can try again.
     pub(super) fn store_away(&mut self, now: MonoTime) {
         self.store_ok = false;
-        let storing: Vec<TaskId> = self
-            .tasks
-            .before(None)
-            .filter(|task| task.state == State::Storing)
-            .map(Task::id)
-            .collect();
+        let storing: Vec<TaskId> =
+            self.tasks.before(None).filter(|task| task.state == State::Storing).map(Task::id).collect();
         for id in storing {
-            self.end_and_tell(
-                now,
-                id,
-                Outcome::failed(ErrorCode::StoreAway, "the store stopped answering: try again"),
-            );
+            self.end_and_tell(now, id, Outcome::failed(ErrorCode::StoreAway, "the store stopped answering: try again"));
         }
     }
 
@@ -47,11 +39,7 @@ impl Broker {
     /// their client, and those that ended are still told of.
     pub(super) fn restored(&mut self, now: MonoTime, records: Vec<TaskRecord>) {
         let now_unix_ms = self.unix_ms(now);
-        for record in records
-            .into_iter()
-            .filter(|record| record.detached)
-            .take(self.config.tasks_max)
-        {
+        for record in records.into_iter().filter(|record| record.detached).take(self.config.tasks_max) {
             let (attempt, worker, ended) = (record.attempt, record.worker, record.ended.clone());
             let (submitted_unix_ms, deadline_unix_ms) = (record.submitted_unix_ms, record.deadline_unix_ms);
             let mut task = Task::new(submit_of(record), now, submitted_unix_ms);
@@ -63,15 +51,8 @@ impl Broker {
             task.state = match (ended, worker) {
                 (Some((outcome, ended_unix_ms)), _) => State::Ended { outcome, ended_unix_ms },
                 (None, Some((worker, epoch))) => {
-                    let at = Place {
-                        worker,
-                        epoch,
-                        direction: Direction::ClientDials,
-                    };
-                    State::Placed {
-                        at,
-                        unnamed_until: None,
-                    }
+                    let at = Place { worker, epoch, direction: Direction::ClientDials };
+                    State::Placed { at, unnamed_until: None }
                 }
                 (None, None) => State::Queued(self.queue.push(task.spec.priority, id)),
             };
@@ -89,18 +70,9 @@ impl Broker {
         };
         let mut due = task.heard + silence;
         if let Some(deadline) = task.deadline {
-            due = due.min(if task.place().is_some() {
-                deadline + DEADLINE_GRACE
-            } else {
-                deadline
-            });
+            due = due.min(if task.place().is_some() { deadline + DEADLINE_GRACE } else { deadline });
         }
-        if let State::Granted { until, .. }
-        | State::Placed {
-            unnamed_until: Some(until),
-            ..
-        } = task.state
-        {
+        if let State::Granted { until, .. } | State::Placed { unnamed_until: Some(until), .. } = task.state {
             due = due.min(until);
         }
         if !task.stored {
@@ -111,13 +83,9 @@ impl Broker {
 
     pub(super) fn look_at_task(&mut self, now: MonoTime, id: TaskId) {
         let Some(task) = self.tasks.get(id) else { return };
-        let expired = task.deadline.is_some_and(|deadline| {
-            now >= if task.place().is_some() {
-                deadline + DEADLINE_GRACE
-            } else {
-                deadline
-            }
-        });
+        let expired = task
+            .deadline
+            .is_some_and(|deadline| now >= if task.place().is_some() { deadline + DEADLINE_GRACE } else { deadline });
         if expired {
             let text = "the deadline passed before there was a result";
             return self.end_and_tell(now, id, Outcome::failed(ErrorCode::Expired, text));
@@ -142,10 +110,7 @@ impl Broker {
         if task.spec.detached
             && let State::Placed { at, .. } = task.state
         {
-            let named = self
-                .workers
-                .get(at.worker)
-                .is_some_and(|worker| worker.has(task.attempt_id()));
+            let named = self.workers.get(at.worker).is_some_and(|worker| worker.has(task.attempt_id()));
             let text = "its worker has been away too long, and with it the inputs: submit it again";
             let gone = !named && now >= task.heard + self.config.detached_patience;
             return gone.then(|| Outcome::failed(ErrorCode::WorkerLost, text));
@@ -184,10 +149,7 @@ impl Broker {
     pub(super) fn save_task(&mut self, id: TaskId) {
         if let Some(task) = self.tasks.get(id).filter(|task| task.stored) {
             let record = Box::new(task.record());
-            self.actions.push(Action::Save(Change::PutTask {
-                record,
-                durable: task.spec.detached,
-            }));
+            self.actions.push(Action::Save(Change::PutTask { record, durable: task.spec.detached }));
         }
     }
 
@@ -242,9 +204,7 @@ fn submit_of(record: TaskRecord) -> Submit {
         model: record.model,
         input_bytes: record.input_bytes,
         priority: record.priority,
-        deadline_ms: record
-            .deadline_unix_ms
-            .map(|deadline| deadline.saturating_sub(record.submitted_unix_ms)),
+        deadline_ms: record.deadline_unix_ms.map(|deadline| deadline.saturating_sub(record.submitted_unix_ms)),
         demands: record.demands,
         detached: record.detached,
         key: record.key,

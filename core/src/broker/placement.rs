@@ -16,22 +16,14 @@ const LOOK_MAX: usize = 64;
 
 /// The choice for a task: a worker and who dials.
 pub(super) fn choose(task: &Task, workers: &Workers) -> Option<(WorkerId, Direction)> {
-    let holders = workers
-        .holders(task.spec.model.digest)
-        .filter(|worker| worker.has_free_slot())
-        .take(LOOK_MAX);
+    let holders = workers.holders(task.spec.model.digest).filter(|worker| worker.has_free_slot()).take(LOOK_MAX);
     let free = workers.free().take(LOOK_MAX);
     holders
         .map(|worker| (false, worker))
         .chain(free.map(|worker| (true, worker)))
         .filter(|(_, worker)| against_now(task, worker).is_empty())
         .filter_map(|(lacks_model, worker)| {
-            let rank = (
-                task.avoid.contains(&worker.id()),
-                lacks_model,
-                worker.busy_permille(),
-                worker.id(),
-            );
+            let rank = (task.avoid.contains(&worker.id()), lacks_model, worker.busy_permille(), worker.id());
             Some((rank, direction(task, worker)?))
         })
         .min_by_key(|(rank, _)| *rank)
@@ -47,14 +39,9 @@ pub(super) fn direction(task: &Task, worker: &Worker) -> Option<Direction> {
     };
     let wanted = |direction| task.spec.direction.is_none_or(|wish| wish == direction);
     let shut = |direction| task.unreachable.contains(&(worker.id(), direction));
-    let open: Vec<Direction> = [ClientDials, WorkerDials]
-        .into_iter()
-        .filter(|direction| possible(*direction) && wanted(*direction))
-        .collect();
-    open.iter()
-        .copied()
-        .find(|direction| !shut(*direction))
-        .or(open.first().copied())
+    let open: Vec<Direction> =
+        [ClientDials, WorkerDials].into_iter().filter(|direction| possible(*direction) && wanted(*direction)).collect();
+    open.iter().copied().find(|direction| !shut(*direction)).or(open.first().copied())
 }
 
 /// What speaks against a worker for good: it could never run the task, however idle.
@@ -86,11 +73,7 @@ pub(super) fn against_ever(task: &Task, worker: &Worker) -> Vec<String> {
 /// What speaks against a worker at the moment.
 pub(super) fn against_now(task: &Task, worker: &Worker) -> Vec<String> {
     let mut against = against_ever(task, worker);
-    let Demands {
-        cpu_millis,
-        memory_bytes,
-        ..
-    } = task.spec.demands;
+    let Demands { cpu_millis, memory_bytes, .. } = task.spec.demands;
     let (cpu_reserved, memory_reserved) = worker.reserved();
     if worker.is_draining() {
         against.push("is draining".to_owned());
@@ -119,11 +102,7 @@ pub(super) fn never_fits(task: &Task, workers: &Workers) -> Option<Failure> {
         }
     }
     let (first, count) = (reasons.first()?, workers.len());
-    let text = if count == 1 {
-        first.clone()
-    } else {
-        format!("none of {count} workers fits: {}", reasons.join("; "))
-    };
+    let text = if count == 1 { first.clone() } else { format!("none of {count} workers fits: {}", reasons.join("; ")) };
     Some(Failure::new(ErrorCode::NoWorkerFits, text))
 }
 
@@ -132,11 +111,7 @@ pub(super) fn waits_for(task: &Task, workers: &Workers) -> String {
     if workers.len() == 0 {
         return "no worker is registered".to_owned();
     }
-    let busy = workers
-        .all()
-        .take(LOOK_MAX)
-        .filter(|worker| against_ever(task, worker).is_empty())
-        .count();
+    let busy = workers.all().take(LOOK_MAX).filter(|worker| against_ever(task, worker).is_empty()).count();
     match busy {
         0 => "no worker that fits is registered".to_owned(),
         1 => "the one worker that fits has no room".to_owned(),

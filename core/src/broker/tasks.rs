@@ -108,10 +108,7 @@ impl Task {
     }
 
     pub(super) fn attempt_id(&self) -> AttemptId {
-        AttemptId {
-            task: self.spec.task,
-            attempt: self.attempt,
-        }
+        AttemptId { task: self.spec.task, attempt: self.attempt }
     }
 
     pub(super) fn is_ended(&self) -> bool {
@@ -131,9 +128,7 @@ impl Task {
     }
 
     pub(super) fn deadline_unix_ms(&self) -> Option<u64> {
-        self.spec
-            .deadline_ms
-            .map(|ms| self.submitted_unix_ms.saturating_add(ms))
+        self.spec.deadline_ms.map(|ms| self.submitted_unix_ms.saturating_add(ms))
     }
 
     pub(super) fn record(&self) -> TaskRecord {
@@ -161,13 +156,9 @@ impl Task {
 
     pub(super) fn view(&self, queued: impl FnOnce(QueueKey) -> (u32, String)) -> TaskView {
         let (standing, ended_unix_ms) = match &self.state {
-            State::Storing => (
-                TaskStanding::Queued {
-                    position: 0,
-                    reason: "waiting for the store to have it".into(),
-                },
-                None,
-            ),
+            State::Storing => {
+                (TaskStanding::Queued { position: 0, reason: "waiting for the store to have it".into() }, None)
+            }
             State::Queued(key) => {
                 let (position, reason) = queued(*key);
                 (TaskStanding::Queued { position, reason }, None)
@@ -219,10 +210,7 @@ impl Tasks {
     /// Newest first, those before the given one.
     pub(super) fn before(&self, id: Option<TaskId>) -> impl Iterator<Item = &Task> {
         use std::ops::Bound::{Excluded, Unbounded};
-        self.table
-            .range((Unbounded, id.map_or(Unbounded, Excluded)))
-            .rev()
-            .map(|(_, task)| task)
+        self.table.range((Unbounded, id.map_or(Unbounded, Excluded))).rev().map(|(_, task)| task)
     }
 
     pub(super) fn insert(&mut self, now: MonoTime, task: Task) {

@@ -65,9 +65,7 @@ impl Worker {
     }
 
     pub(super) fn holds(&self, model: Digest) -> bool {
-        self.heartbeat
-            .as_ref()
-            .is_some_and(|heartbeat| heartbeat.held.contains(&model))
+        self.heartbeat.as_ref().is_some_and(|heartbeat| heartbeat.held.contains(&model))
     }
 
     pub(super) fn has_free_slot(&self) -> bool {
@@ -150,9 +148,7 @@ impl Workers {
     /// In order of id, those after the given one.
     pub(super) fn after(&self, id: Option<WorkerId>) -> impl Iterator<Item = &Worker> {
         use std::ops::Bound::{Excluded, Unbounded};
-        self.table
-            .range((id.map_or(Unbounded, Excluded), Unbounded))
-            .map(|(_, worker)| worker)
+        self.table.range((id.map_or(Unbounded, Excluded), Unbounded)).map(|(_, worker)| worker)
     }
 
     /// Slots of all workers, and how many are in use.
@@ -167,11 +163,7 @@ impl Workers {
 
     /// Workers that have the model, in order of id.
     pub(super) fn holders(&self, model: Digest) -> impl Iterator<Item = &Worker> {
-        self.holders
-            .get(&model)
-            .into_iter()
-            .flatten()
-            .filter_map(|id| self.table.get(id))
+        self.holders.get(&model).into_iter().flatten().filter_map(|id| self.table.get(id))
     }
 
     /// A worker introduces itself. A new life of a known worker starts with empty slots.
@@ -254,14 +246,7 @@ impl Workers {
                 stays
             });
             for attempt in active {
-                worker
-                    .slots
-                    .entry(attempt)
-                    .or_insert(Slot {
-                        named: true,
-                        demands: Demands::default(),
-                    })
-                    .named = true;
+                worker.slots.entry(attempt).or_insert(Slot { named: true, demands: Demands::default() }).named = true;
             }
         });
         self.set_heartbeat(id, heartbeat);
@@ -316,15 +301,9 @@ impl Workers {
 }
 
 fn recount(worker: &mut Worker) {
-    worker.cpu_reserved_millis = worker
-        .slots
-        .values()
-        .map(|slot| u64::from(slot.demands.cpu_millis))
-        .sum();
-    worker.memory_reserved_bytes = worker
-        .slots
-        .values()
-        .fold(0, |sum: u64, slot| sum.saturating_add(slot.demands.memory_bytes));
+    worker.cpu_reserved_millis = worker.slots.values().map(|slot| u64::from(slot.demands.cpu_millis)).sum();
+    worker.memory_reserved_bytes =
+        worker.slots.values().fold(0, |sum: u64, slot| sum.saturating_add(slot.demands.memory_bytes));
 }
 
 fn forget_holder(holders: &mut BTreeMap<Digest, BTreeSet<WorkerId>>, digest: Digest, id: WorkerId) {

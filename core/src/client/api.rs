@@ -91,20 +91,11 @@ pub enum News {
     /// Waiting for a worker.
     Queued { position: u32, reason: String },
     /// A worker was found.
-    Placed {
-        attempt: Attempt,
-        worker: WorkerId,
-        worker_name: String,
-        model_held: bool,
-    },
+    Placed { attempt: Attempt, worker: WorkerId, worker_name: String, model_held: bool },
     /// The worker is doing this.
     Phase(Phase),
     /// The attempt came to nothing; another is asked for.
-    Retrying {
-        attempt: Attempt,
-        worker_name: String,
-        why: String,
-    },
+    Retrying { attempt: Attempt, worker_name: String, why: String },
     /// The broker has not answered for a while.
     BrokerSilent,
 }

@@ -21,11 +21,7 @@ pub enum Event {
     /// The broker's message arrived.
     BrokerSaid(BrokerToWorker),
     /// A client opens an attempt on a link, proven to hold `key` if the mesh has keys.
-    Opened {
-        link: LinkId,
-        key: Option<PublicKey>,
-        open: Box<Open>,
-    },
+    Opened { link: LinkId, key: Option<PublicKey>, open: Box<Open> },
     /// The client says that it is there (any message of the attempt counts), on this link.
     ClientAlive { id: AttemptId, link: LinkId },
     /// The client has the result.
@@ -35,11 +31,7 @@ pub enum Event {
     /// Model and inputs are here and verified.
     Received { id: AttemptId },
     /// Model and inputs did not arrive.
-    ReceiveFailed {
-        id: AttemptId,
-        code: ErrorCode,
-        text: String,
-    },
+    ReceiveFailed { id: AttemptId, code: ErrorCode, text: String },
     /// The run has come this far.
     Reached { id: AttemptId, phase: Phase },
     /// The run is over; outputs, if any, are in the shell's keeping.
@@ -85,34 +77,19 @@ pub enum Action {
     TellClient { link: LinkId, message: WorkerToClient },
     /// Take model and inputs in over this link, or go on doing so after the link broke. The shell answers the client with
     /// `Accept`, and this machine with `Received` or `ReceiveFailed`. Attempts opened before keep what has arrived.
-    Receive {
-        id: AttemptId,
-        link: LinkId,
-        manifest: Box<Manifest>,
-        ticket: Box<Ticket>,
-        resume: bool,
-    },
+    Receive { id: AttemptId, link: LinkId, manifest: Box<Manifest>, ticket: Box<Ticket>, resume: bool },
     /// Run it; ends in `RunEnded`, at the latest after `limit`.
     Run { id: AttemptId, limit: Duration },
     /// Stop the transfer or run of this attempt. No event follows for it.
     Kill { id: AttemptId },
     /// Send outcome and outputs over this link, again from the beginning if some were sent over an earlier one.
-    SendResult {
-        id: AttemptId,
-        link: LinkId,
-        outcome: Outcome,
-        window_bytes: u32,
-    },
+    SendResult { id: AttemptId, link: LinkId, outcome: Outcome, window_bytes: u32 },
     /// Keep the outcome and outputs of a detached attempt on disk.
     Keep { id: AttemptId, outcome: Outcome },
     /// Delete everything of this attempt.
     Free { id: AttemptId },
     /// Connect to a client's listener and say `DialIn`; ends in `Opened` or `DialFailed`.
-    Dial {
-        id: AttemptId,
-        endpoints: Vec<String>,
-        client_key: Option<PublicKey>,
-    },
+    Dial { id: AttemptId, endpoints: Vec<String>, client_key: Option<PublicKey> },
     /// All is done: leave.
     Exit,
 }

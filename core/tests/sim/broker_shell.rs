@@ -142,28 +142,27 @@ impl Mesh {
         if store.is_away {
             return;
         }
+        let mut durable_ones = Vec::new();
         for change in std::mem::take(&mut store.pending) {
             match change {
                 Change::PutWorker(record) => {
-                    self.referee.metric_row(&record);
                     store.workers.insert(record.register.worker, record.slots_used);
                 }
                 Change::DropWorker(worker) => {
                     store.workers.remove(&worker);
                 }
                 Change::PutTask { record, durable } => {
-                    let task = record.task;
-                    store.tasks.insert(task, *record);
-                    if durable {
-                        self.pushed_stored(life, task);
-                    }
-                    // The borrow of the store ends with the push.
-                    return self.flush_rest(life);
+                    durable_ones.extend(durable.then_some(record.task));
+                    store.tasks.insert(record.task, *record);
                 }
                 Change::DropTask(task) => {
                     store.tasks.remove(&task);
                 }
             }
+        }
+        for task in durable_ones {
+            // The broker may die between the store's having it and its own hearing of it.
+            self.after(MS, Happening::Stored { life, task });
         }
     }
 
@@ -177,8 +176,8 @@ impl Mesh {
     pub(crate) fn store_away(&mut self, away: bool) {
         tell!(self, "the store is {}", if away { "away" } else { "back" });
         self.broker.store.is_away = away;
-        let (wait, life) = (self.rng.among(0..SECOND), self.broker.life);
-        self.after(wait, Happening::StoreNews { life, away });
+        let life = self.broker.life;
+        self.after(300 * MS, Happening::StoreNews { life, away });
         self.flush_soon();
     }
 

@@ -1,0 +1,143 @@
+//! A client's tasks.
+//!
+//! ```text
+//!             ┌────────────────── lost: the attempt came to nothing ◄─────────────────┐
+//!             ▼                                                                       │
+//!   Submit ► Asking ── Grant ──► Connecting ── Accept ──► Up ◄── Accept ── Mending ───┤
+//!             │                      │                    │ └─ link broke, silence ─►─┘
+//!             │                      └── no way there ────┼──────────────────────────►┘
+//!             └────────────────────────────► End ◄────────┘ result verified, failed for good, cancelled, expired
+//! ```
+//!
+//! Owns one task's state and timers. Never decides.
+
+use std::time::Duration;
+
+use proto_msgs::{Attempt, AttemptId, Grant, Outcome, Phase, RunResult, TaskId, WorkerId};
+
+use super::api::TaskSpec;
+use crate::MonoTime;
+
+/// What the user wants of a task.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Wish {
+    /// Have it run.
+    Run(Box<TaskSpec>),
+    /// Have the result of a detached one.
+    Fetch,
+}
+
+/// An attempt that came to nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Lost {
+    pub(super) attempt: Attempt,
+    pub(super) worker: WorkerId,
+    pub(super) outcome: Outcome,
+}
+
+/// The way to the worker.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Way {
+    /// Being made for the first time.
+    Connecting { until: MonoTime },
+    /// The worker speaks.
+    Up,
+    /// It broke or fell silent and is being made anew.
+    Mending { give_up: MonoTime, retry: MonoTime },
+}
+
+/// Where a task stands.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum State {
+    /// Without a worker.
+    Asking,
+    /// With one.
+    At(Box<At>),
+}
+
+/// An attempt the client follows.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct At {
+    pub(super) grant: Grant,
+    pub(super) way: Way,
+    /// When the worker last spoke.
+    pub(super) heard: MonoTime,
+    pub(super) phase: Option<Phase>,
+    /// The result that is being taken in.
+    pub(super) result: Option<Box<RunResult>>,
+}
+
+impl At {
+    pub(super) fn id(&self) -> AttemptId {
+        self.grant.id
+    }
+}
+
+/// A task.
+#[derive(Debug)]
+pub(super) struct Task {
+    pub(super) id: TaskId,
+    pub(super) wish: Wish,
+    pub(super) state: State,
+    /// The last attempt that came to nothing; the broker hears of it until it names another worker.
+    pub(super) lost: Option<Lost>,
+    /// Lost attempts of a fetch, which no broker counts.
+    pub(super) fetches_failed: u32,
+    /// The worker of the last attempt.
+    pub(super) last: Option<(WorkerId, String)>,
+    pub(super) deadline: Option<MonoTime>,
+    /// When the broker is told again.
+    pub(super) repeat_at: MonoTime,
+    /// Times it was told since the last change.
+    pub(super) repeats: u32,
+}
+
+impl Task {
+    pub(super) fn new(id: TaskId, wish: Wish, now: MonoTime) -> Self {
+        let deadline = match &wish {
+            Wish::Run(spec) => spec.deadline.map(|deadline| now + deadline),
+            Wish::Fetch => None,
+        };
+        Self {
+            id,
+            wish,
+            state: State::Asking,
+            lost: None,
+            fetches_failed: 0,
+            last: None,
+            deadline,
+            repeat_at: now,
+            repeats: 0,
+        }
+    }
+
+    pub(super) fn at(&self) -> Option<&At> {
+        match &self.state {
+            State::At(at) => Some(at),
+            State::Asking => None,
+        }
+    }
+
+    pub(super) fn at_mut(&mut self) -> Option<&mut At> {
+        match &mut self.state {
+            State::At(at) => Some(at),
+            State::Asking => None,
+        }
+    }
+
+    /// The last attempt; 0 if there was none.
+    pub(super) fn attempt(&self) -> Attempt {
+        let lost = self.lost.as_ref().map(|lost| lost.attempt);
+        self.at().map(|at| at.id().attempt).or(lost).unwrap_or_default()
+    }
+
+    /// When the task wants to be looked at, told how long a worker may be silent.
+    pub(super) fn due(&self, worker_silence: Duration) -> MonoTime {
+        let way = self.at().map(|at| match at.way {
+            Way::Connecting { until } => until,
+            Way::Up => at.heard + worker_silence,
+            Way::Mending { give_up, retry } => give_up.min(retry),
+        });
+        [Some(self.repeat_at), self.deadline, way].into_iter().flatten().min().unwrap_or(self.repeat_at)
+    }
+}
