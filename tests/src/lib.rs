@@ -1,1 +1,59 @@
+//! The harness of the end-to-end tests: a mesh of real processes on this machine, and the means to hurt it.
+//!
+//! Owns starting, freezing, killing and cleaning up brokers, workers, clients and Redis servers; a TCP proxy that cuts and
+//! counts; models made to order. Never: anything of the mesh itself. The programs under test are the built binaries, and
+//! what is asserted is what a user, a container engine or a wire between two of them can see.
+//!
+//! Every wait is for a condition and has a limit; nothing sleeps for a fixed time and hopes. Every process is started in a
+//! group of its own, dies with the test's thread, and is killed by its id and nothing broader. The last lines of each
+//! process are printed if its test fails.
+//!
+//! Where to begin: [`Mesh`], then any file of `tests/`.
 
+pub mod cache;
+pub mod client;
+pub mod docker;
+pub mod mesh;
+pub mod npy;
+pub mod onnx;
+pub mod process;
+pub mod proxy;
+pub mod redis;
+pub mod zmtp;
+
+use std::time::{Duration, Instant};
+
+pub use client::{Answer, Submission};
+pub use mesh::{Mesh, MeshOptions, Worker};
+pub use process::Process;
+pub use proxy::Proxy;
+pub use redis::Redis;
+
+/// How long anything may take that takes a second on an idle machine. CI runs on two busy cores.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Between two looks at a condition that cannot be waited for otherwise.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Waits until `condition` gives a value.
+///
+/// # Panics
+/// If it has given none within `limit`; the message names `what`.
+pub fn wait_for<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(start.elapsed() < limit, "waited {limit:?} in vain for {what}");
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+/// If it does not within `limit`; the message names `what`.
+pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
+    wait_for(what, limit, || condition().then_some(()));
+}

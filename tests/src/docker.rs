@@ -1,0 +1,48 @@
+//! What the container engine says of the containers that workers start.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Whether tests with containers can run here.
+///
+/// # Panics
+/// If they cannot although `MESH_REQUIRE_DOCKER` is set, as it is in CI: skipping is for users' machines.
+pub fn is_ready() -> bool {
+    let missing = missing();
+    if let Some(missing) = &missing {
+        assert!(
+            std::env::var_os("MESH_REQUIRE_DOCKER").is_none(),
+            "tests with containers must run here, but {missing}"
+        );
+        eprintln!("SKIPPED, because {missing}");
+    }
+    missing.is_none()
+}
+
+fn missing() -> Option<String> {
+    match Command::new("docker").args(["image", "inspect", "mesh-runner:latest"]).output() {
+        Err(error) => Some(format!("there is no docker command ({error})")),
+        Ok(output) if !output.status.success() => {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Some(format!("the image mesh-runner:latest is not there: run docker/build-image ({said})"))
+        }
+        Ok(_) => None,
+    }
+}
+
+fn docker(arguments: &[&str]) -> String {
+    let output = Command::new("docker").args(arguments).output().expect("is_ready() was asked before");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Ids of the containers, running or not, whose labels contain this one (`key` or `key=value`).
+pub fn containers(label: &str) -> Vec<String> {
+    let listed = docker(&["ps", "--all", "--quiet", "--no-trunc", "--filter", &format!("label={label}")]);
+    listed.lines().map(str::to_owned).collect()
+}
+
+/// What `docker inspect` says of a container; `None` if it is gone.
+pub fn inspect(container: &str) -> Option<Value> {
+    serde_json::from_str::<Value>(&docker(&["inspect", container])).ok()?.get(0).cloned()
+}

@@ -1,0 +1,278 @@
+//! A broker and its workers as real processes, each with a state folder that goes when the mesh goes.
+
+use std::{
+    ffi::OsString,
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{Answer, PATIENCE, Process, Submission, process::binary, wait_until};
+
+/// How a mesh differs from the plainest one.
+#[derive(Clone, Debug, Default)]
+pub struct MeshOptions {
+    /// The broker's store; `None`: embedded.
+    pub redis_url: Option<String>,
+    /// All nodes have keys.
+    pub keys: bool,
+    /// More arguments of the broker.
+    pub broker_args: Vec<String>,
+}
+
+/// One broker, and what is needed to start workers and clients of it.
+#[derive(Debug)]
+pub struct Mesh {
+    broker: Process,
+    endpoint: String,
+    admin: String,
+    options: MeshOptions,
+    // Last, so that everything has ended when the folder goes.
+    folder: TempDir,
+}
+
+impl Mesh {
+    /// A broker with the embedded store and no keys.
+    pub fn start() -> Self {
+        Self::with(MeshOptions::default())
+    }
+
+    /// A broker with these options.
+    ///
+    /// # Panics
+    /// If it does not get to listening.
+    pub fn with(options: MeshOptions) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        if options.keys {
+            write_keys(folder.path(), &["broker", "client"]);
+        }
+        let (broker, endpoint, admin) = start_broker(folder.path(), &options, "tcp://127.0.0.1:0", "127.0.0.1:0");
+        Self { broker, endpoint, admin, options, folder }
+    }
+
+    /// Where the broker listens, as ZeroMQ writes it.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// The broker's process.
+    pub fn broker(&mut self) -> &mut Process {
+        &mut self.broker
+    }
+
+    /// The folder of everything: `broker`, `client`, a folder per worker, key files.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Pulls the broker's plug.
+    pub fn kill_broker(&mut self) {
+        self.broker.kill();
+    }
+
+    /// Starts the broker again at the same addresses with the same state folder.
+    pub fn restart_broker(&mut self) {
+        self.broker.kill();
+        (self.broker, ..) = start_broker(self.folder.path(), &self.options, &self.endpoint, &self.admin);
+    }
+
+    /// A worker with one slot that runs models in child processes, registered.
+    pub fn worker(&self, name: &str) -> Worker {
+        self.worker_with(name, &[])
+    }
+
+    /// A worker with more arguments (a later one replaces a usual one), registered.
+    pub fn worker_with(&self, name: &str, arguments: &[&str]) -> Worker {
+        let mut worker = self.unregistered_worker(name, arguments);
+        worker.wait_registered();
+        worker
+    }
+
+    /// A worker of which nothing is awaited.
+    pub fn unregistered_worker(&self, name: &str, arguments: &[&str]) -> Worker {
+        let state_dir = self.folder.path().join(name);
+        let mut all: Vec<OsString> = vec!["--state-dir".into(), state_dir.clone().into(), "--name".into(), name.into()];
+        for (flag, usual) in
+            [("--broker", self.endpoint()), ("--heartbeat", "200ms"), ("--slots", "1"), ("--engine", "process")]
+        {
+            if !arguments.contains(&flag) {
+                all.extend([flag.into(), usual.into()]);
+            }
+        }
+        if self.options.keys {
+            write_keys(self.folder.path(), &[name]);
+            all.extend(self.key_args(name));
+        }
+        all.extend(arguments.iter().map(Into::into));
+        Worker { process: start_worker(name, &all), name: name.to_owned(), arguments: all, state_dir }
+    }
+
+    fn key_args(&self, name: &str) -> Vec<OsString> {
+        let file = |name: &str| self.folder.path().join(name).into();
+        vec!["--key-file".into(), file(&format!("{name}.key")), "--broker-key".into(), file("broker.key.pub")]
+    }
+
+    /// `mesh-client` with these arguments behind those that lead to this mesh.
+    pub fn client_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary("mesh-client"));
+        command.args(["--broker", &self.endpoint, "--state-dir"]).arg(self.folder.path().join("client"));
+        if self.options.keys {
+            command.args(self.key_args("client"));
+        }
+        command.args(arguments);
+        command
+    }
+
+    /// Runs `mesh-client` to its end.
+    pub fn client(&self, arguments: &[&str]) -> Answer {
+        Submission::start(self.client_command(arguments)).wait()
+    }
+
+    /// Runs `mesh-client … --json` to its end and gives what it printed.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn ask(&self, arguments: &[&str]) -> Value {
+        self.client(&[arguments, &["--json"]].concat()).succeeded().json()
+    }
+
+    /// Starts `mesh-client` and does not wait.
+    pub fn client_in_background(&self, arguments: &[&str]) -> Submission {
+        Submission::start(self.client_command(arguments))
+    }
+
+    /// Status and body of a page of the admin port; `None` if nobody answers.
+    pub fn admin_page(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect(&self.admin).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: mesh\r\nConnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        Some((head.split_whitespace().nth(1)?.parse().ok()?, body.to_owned()))
+    }
+
+    /// A number of the metrics page, summed over its labels; `None` if it is not there.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        let (_, page) = self.admin_page("/metrics")?;
+        let values = page.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            rest.starts_with([' ', '{']).then(|| rest.rsplit(' ').next()?.parse::<f64>().ok()).flatten()
+        });
+        let values: Vec<f64> = values.collect();
+        (!values.is_empty()).then(|| values.iter().sum())
+    }
+
+    /// Waits until no slot is in use or promised.
+    pub fn wait_idle(&self) {
+        wait_until("all slots to be free", PATIENCE, || self.metric("mesh_slots_used") == Some(0.0));
+    }
+}
+
+fn start_broker(folder: &Path, options: &MeshOptions, bind: &str, admin: &str) -> (Process, String, String) {
+    let mut command = Command::new(binary("mesh-broker"));
+    command.args(["--bind", bind, "--admin", admin, "--state-dir"]).arg(folder.join("broker"));
+    if let Some(url) = &options.redis_url {
+        command.args(["--redis", url]);
+    }
+    if options.keys {
+        command.arg("--key-file").arg(folder.join("broker.key"));
+        command.arg("--authorized-keys").arg(folder.join("authorized_keys"));
+    }
+    command.args(&options.broker_args);
+    let mut broker = Process::start("mesh-broker", command);
+    let after = |line: &str, prefix: &str| Some(line.split_once(prefix)?.1.split_whitespace().next()?.to_owned());
+    let endpoint = broker.wait_for_line("`listening on`", PATIENCE, |line| after(line, "listening on "));
+    let admin = broker.wait_for_line("`admin on`", PATIENCE, |line| after(line, "admin on http://"));
+    (broker, endpoint, admin.trim_end_matches('/').to_owned())
+}
+
+fn start_worker(name: &str, arguments: &[OsString]) -> Process {
+    let mut command = Command::new(binary("mesh-worker"));
+    command.args(arguments);
+    Process::start(name, command)
+}
+
+/// Makes a key pair for each name and lets all that are not the broker's in.
+fn write_keys(folder: &Path, names: &[&str]) {
+    for name in names {
+        let file = folder.join(format!("{name}.key"));
+        if file.exists() {
+            continue;
+        }
+        let status =
+            Command::new(binary("mesh-client")).arg("keygen").arg(&file).output().expect("mesh-client is built");
+        assert!(status.status.success(), "keygen: {}", String::from_utf8_lossy(&status.stderr));
+        let public = fs::read_to_string(folder.join(format!("{name}.key.pub"))).expect("keygen wrote it");
+        let mut list = fs::OpenOptions::new().create(true).append(true).open(folder.join("authorized_keys"));
+        let list = list.as_mut().expect("the folder is ours");
+        writeln!(list, "{} {name}", public.split_whitespace().next().expect("a key")).expect("the folder is ours");
+    }
+}
+
+/// A worker's process.
+#[derive(Debug)]
+pub struct Worker {
+    process: Process,
+    name: String,
+    arguments: Vec<OsString>,
+    state_dir: PathBuf,
+}
+
+impl Worker {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Its state folder.
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    /// Waits until it has said that it is registered.
+    pub fn wait_registered(&mut self) {
+        self.process.wait_for_line("`ready: worker`", PATIENCE, |line| line.contains("ready: worker").then_some(()));
+    }
+
+    /// Pulls its plug.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again with the same arguments and state folder, registered.
+    pub fn restart(&mut self) {
+        self.process.kill();
+        self.process = start_worker(&self.name, &self.arguments);
+        self.wait_registered();
+    }
+
+    /// Asks it to finish what runs and leave.
+    pub fn drain(&self) {
+        self.process.signal(Signal::SIGTERM);
+    }
+
+    /// Files under its state folder, without those of the program itself (ids, locks): models, inputs, results.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        let mut folders = vec![self.state_dir.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() { folders.push(path) } else { files.push(path) }
+            }
+        }
+        files
+    }
+}

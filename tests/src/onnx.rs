@@ -1,0 +1,149 @@
+//! ONNX models made to order, written field by field: small ones whose answer is known, heavy ones that take long to send,
+//! ones whose run takes as long as the test likes.
+
+/// A protobuf message under construction.
+#[derive(Clone, Debug, Default)]
+struct Message(Vec<u8>);
+
+impl Message {
+    fn varint(mut self, field: u32, value: u64) -> Self {
+        self.raw_varint(u64::from(field << 3));
+        self.raw_varint(value);
+        self
+    }
+
+    fn bytes(mut self, field: u32, value: &[u8]) -> Self {
+        self.raw_varint(u64::from(field << 3 | 2));
+        self.raw_varint(value.len() as u64);
+        self.0.extend_from_slice(value);
+        self
+    }
+
+    fn text(self, field: u32, value: &str) -> Self {
+        self.bytes(field, value.as_bytes())
+    }
+
+    fn message(self, field: u32, value: Self) -> Self {
+        self.bytes(field, &value.0)
+    }
+
+    fn raw_varint(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.0.push(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.0.push(value as u8);
+    }
+}
+
+/// `TensorProto.DataType`.
+const FLOAT: u64 = 1;
+const INT64: u64 = 7;
+const BOOL: u64 = 9;
+
+/// A named input or output; a dimension of 0 is left open.
+fn value(name: &str, data_type: u64, shape: &[u64]) -> Message {
+    let dims = shape.iter().fold(Message::default(), |dims, dim| {
+        let dim = if *dim == 0 { Message::default().text(2, "N") } else { Message::default().varint(1, *dim) };
+        dims.message(1, dim)
+    });
+    let tensor = Message::default().varint(1, data_type).message(2, dims);
+    Message::default().text(1, name).message(2, Message::default().message(1, tensor))
+}
+
+fn tensor(name: &str, data_type: u64, shape: &[u64], raw: &[u8]) -> Message {
+    let tensor = shape.iter().fold(Message::default(), |tensor, dim| tensor.varint(1, *dim));
+    tensor.varint(2, data_type).text(8, name).bytes(9, raw)
+}
+
+fn node(operator: &str, inputs: &[&str], outputs: &[&str], attributes: &[Message]) -> Message {
+    let node = inputs.iter().fold(Message::default(), |node, input| node.text(1, input));
+    let node = outputs.iter().fold(node, |node, output| node.text(2, output));
+    let node = node.text(3, &format!("{operator} to {}", outputs.join(","))).text(4, operator);
+    attributes.iter().fold(node, |node, attribute| node.message(5, attribute.clone()))
+}
+
+fn graph(nodes: &[Message], constants: &[Message], inputs: &[Message], outputs: &[Message]) -> Message {
+    let graph = nodes.iter().fold(Message::default(), |graph, node| graph.message(1, node.clone())).text(2, "made");
+    let graph = constants.iter().fold(graph, |graph, constant| graph.message(5, constant.clone()));
+    let graph = inputs.iter().fold(graph, |graph, input| graph.message(11, input.clone()));
+    outputs.iter().fold(graph, |graph, output| graph.message(12, output.clone()))
+}
+
+fn model(graph: Message) -> Vec<u8> {
+    let opset = Message::default().text(1, "").varint(2, 17);
+    Message::default().varint(1, 8).text(2, "mesh-tests").message(7, graph).message(8, opset).0
+}
+
+fn one_f32(name: &str, value: f32) -> Message {
+    tensor(name, FLOAT, &[], &value.to_le_bytes())
+}
+
+/// `y = x + 1`; `x`: FP32, any length.
+pub fn add_one() -> Vec<u8> {
+    let sum = node("Add", &["x", "one"], &["y"], &[]);
+    model(graph(&[sum], &[one_f32("one", 1.0)], &[value("x", FLOAT, &[0])], &[value("y", FLOAT, &[0])]))
+}
+
+/// `y = max(x)`; `x`: FP32, any length. For heavy inputs: reading them is all there is to do.
+pub fn maximum() -> Vec<u8> {
+    let max = node("ReduceMax", &["x"], &["y"], &[]);
+    model(graph(&[max], &[], &[value("x", FLOAT, &[0])], &[value("y", FLOAT, &[1])]))
+}
+
+/// A model file of about `bytes` bytes that do not compress, another one for each `seed`. `y = x + w[0]`, where `w[0]` is
+/// `seed`; `x`: FP32 `[1]`.
+pub fn heavy(bytes: usize, seed: u16) -> Vec<u8> {
+    let count = bytes / 4;
+    let mut weights = Vec::with_capacity(count * 4);
+    weights.extend(f32::from(seed).to_le_bytes());
+    // xorshift64*: noise enough for a compressor. Bits that would make NaNs are cleared.
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64 ^ u64::from(seed) << 40;
+    while weights.len() < count * 4 {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        let word = (state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32) as u32;
+        weights.extend((word & 0xBFFF_FFFF).to_le_bytes());
+    }
+    let first = node("Gather", &["w", "zero"], &["first"], &[]);
+    let sum = node("Add", &["x", "first"], &["y"], &[]);
+    let constants = [tensor("w", FLOAT, &[count as u64], &weights), tensor("zero", INT64, &[1], &0_i64.to_le_bytes())];
+    model(graph(&[first, sum], &constants, &[value("x", FLOAT, &[1])], &[value("y", FLOAT, &[1])]))
+}
+
+/// Counts to `trips` (INT64 `[1]`), one by one: `y` (FP32) is that number. The input decides how long the run takes:
+/// about a microsecond a trip, so 10^18 never ends.
+pub fn counting() -> Vec<u8> {
+    let body = graph(
+        &[node("Add", &["before", "one"], &["after"], &[]), node("Identity", &["going"], &["go_on"], &[])],
+        &[one_f32("one", 1.0)],
+        &[value("trip", INT64, &[]), value("going", BOOL, &[]), value("before", FLOAT, &[])],
+        &[value("go_on", BOOL, &[]), value("after", FLOAT, &[])],
+    );
+    let body = Message::default().text(1, "body").message(6, body).varint(20, 5);
+    let constants = [tensor("yes", BOOL, &[], &[1]), one_f32("start", 0.0), tensor("scalar", INT64, &[0], &[])];
+    let nodes = [
+        node("Reshape", &["trips", "scalar"], &["count"], &[]),
+        node("Loop", &["count", "yes", "start"], &["y"], &[body]),
+    ];
+    model(graph(&nodes, &constants, &[value("trips", INT64, &[1])], &[value("y", FLOAT, &[])]))
+}
+
+/// Takes as much memory as the input says: `elements` (INT64 `[1]`) floats, twice. `y` is their sum.
+pub fn hungry() -> Vec<u8> {
+    let ones = tensor("", FLOAT, &[1], &1_f32.to_le_bytes());
+    let fill = Message::default().text(1, "value").message(5, ones).varint(20, 4);
+    let nodes = [
+        node("ConstantOfShape", &["elements"], &["filled"], &[fill]),
+        node("Exp", &["filled"], &["grown"], &[]),
+        node("ReduceMean", &["grown"], &["y"], &[]),
+    ];
+    model(graph(&nodes, &[], &[value("elements", INT64, &[1])], &[value("y", FLOAT, &[1])]))
+}
+
+/// A model with an operator that no runtime knows.
+pub fn unknown_operator() -> Vec<u8> {
+    let strange = node("FoldProtein", &["x"], &["y"], &[]);
+    model(graph(&[strange], &[], &[value("x", FLOAT, &[1])], &[value("y", FLOAT, &[1])]))
+}

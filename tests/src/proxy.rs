@@ -1,0 +1,288 @@
+//! A TCP proxy to put between two nodes: counts, cuts, stalls, throttles and loses, at the test's word.
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use super::zmtp::{Passed, Reader};
+
+/// Bytes taken from a socket at once; also the grain of [`Proxy::cut_after`].
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// Which side of the proxied connection sent something.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Side {
+    /// The one that connected.
+    Dialler,
+    /// The one that was connected to.
+    Listener,
+}
+
+/// A message that went through.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    /// When its last byte arrived here.
+    pub at: Instant,
+    /// Who sent it.
+    pub from: Side,
+    /// What it was.
+    pub message: Passed,
+}
+
+struct State {
+    target: Option<SocketAddr>,
+    stalled: bool,
+    closed: bool,
+    bytes_per_s: Option<u64>,
+    /// All connections are cut when the dialler has sent this many bytes in all.
+    cut_at: Option<u64>,
+    /// Nobody is let in.
+    refuses: bool,
+    sent: [u64; 2],
+    seen: Vec<Seen>,
+    streams: Vec<TcpStream>,
+    connections: usize,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no thread panics while it holds the proxy's state")
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.changed.notify_all();
+    }
+}
+
+/// A listener that passes every connection on to its target.
+pub struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Proxy({})", self.address)
+    }
+}
+
+impl Proxy {
+    /// A proxy on a free port of the loopback whose target is named later.
+    pub fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback has a free port");
+        let address = listener.local_addr().expect("just bound");
+        let state = State {
+            target: None,
+            stalled: false,
+            closed: false,
+            bytes_per_s: None,
+            cut_at: None,
+            refuses: false,
+            sent: [0, 0],
+            seen: Vec::new(),
+            streams: Vec::new(),
+            connections: 0,
+        };
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let of_thread = Arc::clone(&shared);
+        std::thread::spawn(move || accept(&listener, &of_thread));
+        Self { address, shared }
+    }
+
+    /// A proxy before `target` (`127.0.0.1:5555`, also with `tcp://` before it).
+    pub fn before(target: &str) -> Self {
+        let proxy = Self::start();
+        proxy.lead_to(target);
+        proxy
+    }
+
+    /// Names the target; connections that came before wait for it.
+    pub fn lead_to(&self, target: &str) {
+        let target = target.trim_start_matches("tcp://").parse().expect("an address and a port");
+        self.shared.change(|state| state.target = Some(target));
+    }
+
+    /// Its own address, `127.0.0.1:PORT`.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Its own address as ZeroMQ writes it.
+    pub fn endpoint(&self) -> String {
+        format!("tcp://{}", self.address)
+    }
+
+    /// Ends all connections now; new ones are let in.
+    pub fn cut(&self) {
+        self.shared.change(cut);
+    }
+
+    /// Ends all connections once the dialling side has sent `bytes` more in all; new ones are let in.
+    pub fn cut_after(&self, bytes: u64) {
+        self.shared.change(|state| state.cut_at = Some(state.sent[Side::Dialler as usize] + bytes));
+    }
+
+    /// Whether a [`Self::cut_after`] has happened.
+    pub fn has_cut(&self) -> bool {
+        self.shared.state().cut_at.is_none()
+    }
+
+    /// Lets nothing through and tells nobody: a pulled cable.
+    pub fn stall(&self) {
+        self.shared.change(|state| state.stalled = true);
+    }
+
+    /// Undoes [`Self::stall`].
+    pub fn resume(&self) {
+        self.shared.change(|state| state.stalled = false);
+    }
+
+    /// Ends all connections and lets nobody in, until told otherwise.
+    pub fn refuse(&self, refuses: bool) {
+        self.shared.change(|state| {
+            state.refuses = refuses;
+            if refuses {
+                cut(state);
+            }
+        });
+    }
+
+    /// Lets each direction of each connection pass at most so many bytes a second.
+    pub fn throttle(&self, bytes_per_s: Option<u64>) {
+        self.shared.change(|state| state.bytes_per_s = bytes_per_s);
+    }
+
+    /// Bytes that went through from this side.
+    pub fn bytes_from(&self, side: Side) -> u64 {
+        self.shared.state().sent[side as usize]
+    }
+
+    /// Connections that were made so far.
+    pub fn connections(&self) -> usize {
+        self.shared.state().connections
+    }
+
+    /// The messages that went through, oldest first.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.shared.state().seen.clone()
+    }
+
+    /// How often a message with this number went through.
+    pub fn count(&self, kind: u16) -> usize {
+        self.shared.state().seen.iter().filter(|seen| seen.message.kind == Some(kind)).count()
+    }
+
+    /// Payload of all messages with this number: what chunks carried.
+    pub fn payload_bytes(&self, kind: u16) -> u64 {
+        let state = self.shared.state();
+        state.seen.iter().filter(|seen| seen.message.kind == Some(kind)).map(|seen| seen.message.payload_bytes).sum()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.change(|state| {
+            state.closed = true;
+            cut(state);
+        });
+        // Wakes the accepting thread, which then sees that it is over.
+        drop(TcpStream::connect(self.address));
+    }
+}
+
+fn cut(state: &mut State) {
+    for stream in state.streams.drain(..) {
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+}
+
+fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
+    for dialler in listener.incoming().flatten() {
+        let state = shared.state();
+        if state.closed {
+            return;
+        }
+        if state.refuses {
+            continue;
+        }
+        let waiting = shared.changed.wait_while(state, |state| state.target.is_none() && !state.closed);
+        let target = waiting.expect("no thread panics while it holds the proxy's state").target;
+        // Where nobody listens, the dialler sees its connection end at once.
+        let Some(Ok(target)) = target.map(TcpStream::connect) else { continue };
+        let _ = (dialler.set_nodelay(true), target.set_nodelay(true));
+        let (Ok(dialler_too), Ok(target_too)) = (dialler.try_clone(), target.try_clone()) else { continue };
+        shared.change(|state| {
+            state.connections += 1;
+            state.streams.extend([dialler.try_clone(), target.try_clone()].into_iter().flatten());
+        });
+        let (there, back) = (Arc::clone(shared), Arc::clone(shared));
+        std::thread::spawn(move || pump(&there, Side::Dialler, dialler, target));
+        std::thread::spawn(move || pump(&back, Side::Listener, target_too, dialler_too));
+    }
+}
+
+/// Carries one direction of one connection until either end closes.
+fn pump(shared: &Shared, from: Side, mut source: TcpStream, mut sink: TcpStream) {
+    let mut reader = Reader::default();
+    let mut piece = vec![0; PIECE_BYTES];
+    while let Ok(length @ 1..) = source.read(&mut piece) {
+        let waiting = shared.changed.wait_while(shared.state(), |state| state.stalled && !state.closed);
+        let mut state = waiting.expect("no thread panics while it holds the proxy's state");
+        let pause = state.bytes_per_s.map(|rate| Duration::from_secs_f64(length as f64 / rate as f64));
+        state.sent[from as usize] += length as u64;
+        let at = Instant::now();
+        state.seen.extend(reader.feed(&piece[..length]).into_iter().map(|message| Seen { at, from, message }));
+        if state.cut_at.is_some_and(|limit| state.sent[Side::Dialler as usize] >= limit) {
+            state.cut_at = None;
+            cut(&mut state);
+        }
+        drop(state);
+        if let Some(pause) = pause {
+            // Not a wait for anything: this is the slow cable itself.
+            std::thread::sleep(pause);
+        }
+        if sink.write_all(&piece[..length]).is_err() {
+            break;
+        }
+    }
+    let _ = (source.shutdown(Shutdown::Both), sink.shutdown(Shutdown::Both));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn echo_server() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                std::thread::spawn(move || std::io::copy(&mut stream.try_clone().unwrap(), &mut { stream }));
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn passes_counts_and_cuts() {
+        let proxy = Proxy::before(&echo_server().to_string());
+        let mut stream = TcpStream::connect(proxy.address()).unwrap();
+        stream.write_all(b"there and back").unwrap();
+        let mut back = [0; 14];
+        stream.read_exact(&mut back).unwrap();
+        assert_eq!(&back, b"there and back");
+        assert_eq!((proxy.bytes_from(Side::Dialler), proxy.bytes_from(Side::Listener)), (14, 14));
+
+        proxy.cut();
+        assert!(!matches!(stream.read(&mut back), Ok(1..)), "the connection should be gone");
+    }
+}
