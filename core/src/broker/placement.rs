@@ -16,32 +16,29 @@ const LOOK_MAX: usize = 64;
 
 /// The choice for a task: a worker and who dials.
 pub(super) fn choose(task: &Task, workers: &Workers) -> Option<(WorkerId, Direction)> {
-    let holders = workers.holders(task.spec.model.digest).filter(|worker| worker.has_free_slot()).take(LOOK_MAX);
-    let free = workers.free().take(LOOK_MAX);
-    holders
-        .map(|worker| (false, worker))
-        .chain(free.map(|worker| (true, worker)))
-        .filter(|(_, worker)| against_now(task, worker).is_empty())
-        .filter_map(|(lacks_model, worker)| {
-            let rank = (task.avoid.contains(&worker.id()), lacks_model, worker.busy_permille(), worker.id());
-            Some((rank, direction(task, worker)?))
-        })
-        .min_by_key(|(rank, _)| *rank)
-        .map(|((.., worker), direction)| (worker, direction))
+    let fits = |worker: &&Worker| worker.has_free_slot() && against_now(task, worker).is_empty();
+    let rank = |worker: &Worker| (task.avoid.contains(&worker.id()), worker.busy_permille(), worker.id());
+    let holder = workers.holders(task.spec.model.digest).take(LOOK_MAX).filter(fits).min_by_key(|worker| rank(worker));
+    // Least busy first, so the first that fits and has not failed the task is the best of them.
+    let mut free = workers.free().take(LOOK_MAX).filter(fits);
+    let worker = match holder.filter(|holder| !task.avoid.contains(&holder.id())) {
+        Some(holder) => holder,
+        None => free.clone().find(|worker| !task.avoid.contains(&worker.id())).or(holder).or_else(|| free.next())?,
+    };
+    Some((worker.id(), direction(task, worker)?))
 }
 
 /// Who dials: the wish if there is one, else the client wherever the worker has a door that is not known to be shut.
 pub(super) fn direction(task: &Task, worker: &Worker) -> Option<Direction> {
     use Direction::{ClientDials, WorkerDials};
-    let possible = |direction| match direction {
+    let is_open = |direction: &Direction| match direction {
         ClientDials => !worker.register.endpoints.is_empty(),
         WorkerDials => !task.spec.endpoints.is_empty(),
     };
-    let wanted = |direction| task.spec.direction.is_none_or(|wish| wish == direction);
-    let shut = |direction| task.unreachable.contains(&(worker.id(), direction));
-    let open: Vec<Direction> =
-        [ClientDials, WorkerDials].into_iter().filter(|direction| possible(*direction) && wanted(*direction)).collect();
-    open.iter().copied().find(|direction| !shut(*direction)).or(open.first().copied())
+    let is_wanted = |direction: &Direction| task.spec.direction.is_none_or(|wish| wish == *direction);
+    let is_shut = |direction: &Direction| task.unreachable.contains(&(worker.id(), *direction));
+    let mut ways = [ClientDials, WorkerDials].into_iter().filter(|way| is_open(way) && is_wanted(way));
+    ways.clone().find(|way| !is_shut(way)).or_else(|| ways.next())
 }
 
 /// What speaks against a worker for good: it could never run the task, however idle.

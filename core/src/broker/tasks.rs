@@ -187,7 +187,8 @@ impl Task {
 /// All tasks, the unfinished ones in order of when they want to be looked at.
 #[derive(Debug, Default)]
 pub(super) struct Tasks {
-    table: BTreeMap<TaskId, Task>,
+    // Boxed: a task is some hundred bytes, and the tree moves its entries about.
+    table: BTreeMap<TaskId, Box<Task>>,
     due: BTreeSet<(MonoTime, TaskId)>,
     /// Ended tasks, oldest first, with the time of their end.
     ended: VecDeque<(MonoTime, TaskId)>,
@@ -200,17 +201,17 @@ impl Tasks {
     }
 
     pub(super) fn get(&self, id: TaskId) -> Option<&Task> {
-        self.table.get(&id)
+        self.table.get(&id).map(Box::as_ref)
     }
 
     pub(super) fn get_mut(&mut self, id: TaskId) -> Option<&mut Task> {
-        self.table.get_mut(&id)
+        self.table.get_mut(&id).map(Box::as_mut)
     }
 
     /// Newest first, those before the given one.
     pub(super) fn before(&self, id: Option<TaskId>) -> impl Iterator<Item = &Task> {
         use std::ops::Bound::{Excluded, Unbounded};
-        self.table.range((Unbounded, id.map_or(Unbounded, Excluded))).rev().map(|(_, task)| task)
+        self.table.range((Unbounded, id.map_or(Unbounded, Excluded))).rev().map(|(_, task)| task.as_ref())
     }
 
     pub(super) fn insert(&mut self, now: MonoTime, task: Task) {
@@ -219,7 +220,7 @@ impl Tasks {
         } else {
             self.due.insert((task.due, task.id()));
         }
-        self.table.insert(task.id(), task);
+        self.table.insert(task.id(), Box::new(task));
     }
 
     /// The task wants to be looked at then.
@@ -246,7 +247,7 @@ impl Tasks {
     }
 
     /// Takes one ended task away if it is older than `kept_since` or there are more than `max`.
-    pub(super) fn forget_one(&mut self, kept_since: MonoTime, max: usize) -> Option<Task> {
+    pub(super) fn forget_one(&mut self, kept_since: MonoTime, max: usize) -> Option<Box<Task>> {
         let (ended, id) = *self.ended.front()?;
         if (ended > kept_since || kept_since == MonoTime::ZERO) && self.ended.len() <= max {
             return None;

@@ -128,8 +128,7 @@ pub(super) struct Workers {
     free: BTreeSet<(u16, WorkerId)>,
     /// Who has a model.
     holders: BTreeMap<Digest, BTreeSet<WorkerId>>,
-    slots: u32,
-    slots_used: u32,
+    totals: Totals,
 }
 
 impl Workers {
@@ -153,11 +152,11 @@ impl Workers {
 
     /// Slots of all workers, and how many are in use.
     pub(super) fn slot_totals(&self) -> (u32, u32) {
-        (self.slots, self.slots_used)
+        (self.totals.slots, self.totals.used)
     }
 
     /// Workers with a free slot, least busy first.
-    pub(super) fn free(&self) -> impl Iterator<Item = &Worker> {
+    pub(super) fn free(&self) -> impl Iterator<Item = &Worker> + Clone {
         self.free.iter().filter_map(|(_, id)| self.table.get(id))
     }
 
@@ -181,7 +180,10 @@ impl Workers {
             memory_reserved_bytes: 0,
         };
         recount(&mut worker);
-        self.add_to_indexes(&worker);
+        self.totals.add(&worker);
+        if worker.has_free_slot() {
+            self.free.insert((worker.busy_permille(), id));
+        }
         self.table.insert(id, worker);
         if let Some(heartbeat) = heartbeat {
             self.set_heartbeat(id, heartbeat);
@@ -190,7 +192,8 @@ impl Workers {
 
     pub(super) fn remove(&mut self, id: WorkerId) -> Option<Worker> {
         let worker = self.table.remove(&id)?;
-        self.remove_from_indexes(&worker);
+        self.totals.remove(&worker);
+        self.free.remove(&(worker.busy_permille(), id));
         for digest in worker.heartbeat.iter().flat_map(|heartbeat| &heartbeat.held) {
             forget_holder(&mut self.holders, *digest, id);
         }
@@ -275,28 +278,36 @@ impl Workers {
 
     /// Changes a worker and keeps the indexes true.
     fn change(&mut self, id: WorkerId, change: impl FnOnce(&mut Worker)) {
-        let Some(mut worker) = self.table.remove(&id) else {
-            return;
-        };
-        self.remove_from_indexes(&worker);
-        change(&mut worker);
-        recount(&mut worker);
-        self.add_to_indexes(&worker);
-        self.table.insert(id, worker);
-    }
-
-    fn add_to_indexes(&mut self, worker: &Worker) {
-        self.slots += u32::from(worker.register.slots);
-        self.slots_used += u32::from(worker.slots_used());
-        if worker.has_free_slot() {
-            self.free.insert((worker.busy_permille(), worker.id()));
+        let Some(worker) = self.table.get_mut(&id) else { return };
+        self.totals.remove(worker);
+        let was_free = worker.has_free_slot().then(|| worker.busy_permille());
+        change(worker);
+        recount(worker);
+        self.totals.add(worker);
+        let is_free = worker.has_free_slot().then(|| worker.busy_permille());
+        if was_free != is_free {
+            was_free.map(|busy| self.free.remove(&(busy, id)));
+            is_free.map(|busy| self.free.insert((busy, id)));
         }
     }
+}
 
-    fn remove_from_indexes(&mut self, worker: &Worker) {
+/// Slots over all workers.
+#[derive(Debug, Default)]
+struct Totals {
+    slots: u32,
+    used: u32,
+}
+
+impl Totals {
+    fn add(&mut self, worker: &Worker) {
+        self.slots += u32::from(worker.register.slots);
+        self.used += u32::from(worker.slots_used());
+    }
+
+    fn remove(&mut self, worker: &Worker) {
         self.slots -= u32::from(worker.register.slots);
-        self.slots_used -= u32::from(worker.slots_used());
-        self.free.remove(&(worker.busy_permille(), worker.id()));
+        self.used -= u32::from(worker.slots_used());
     }
 }
 
