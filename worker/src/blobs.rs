@@ -1,0 +1,330 @@
+//! The blob store: models by the BLAKE3 of their bytes, in files, within a quota.
+//!
+//! ```text
+//!   blobs/ab/abcdef…   a whole model, mode 0444, name = digest
+//!   blobs/tmp/17       a file on its way; deleted at the next start
+//! ```
+//!
+//! A file gets its name only after its bytes were hashed and synced, so whatever has a name was right once. It is hashed
+//! again when it is first used after a start: what a bad disk or a stray hand changed is deleted and fetched anew, never
+//! run. Blobs in use are pinned; of the others the longest unused goes first when room is needed.
+//!
+//! Never: the network, async. Callers that must not wait for a disk call from a blocking thread.
+
+mod spool;
+
+use std::{
+    collections::HashMap,
+    fs::{self, File, OpenOptions},
+    io::{self, Read},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
+};
+
+use proto_msgs::{Digest, limits::HELD_MAX};
+use tracing::{info, warn};
+
+use crate::{state::sync_dir, units::show_bytes};
+
+pub(crate) use spool::{BlobError, Spooled, Writing};
+
+/// What stays free on the disk, so that epochs, outcomes and logs can still be written when models have filled it.
+const DISK_SPARE_BYTES: u64 = 16 << 20;
+
+/// The store. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct BlobStore {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    dir: PathBuf,
+    quota_bytes: u64,
+    index: Mutex<Index>,
+    next_tmp: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    blobs: HashMap<Digest, Blob>,
+    /// Bytes of all blobs.
+    used_bytes: u64,
+    /// Bytes promised to files on their way.
+    reserved_bytes: u64,
+    /// Counts uses.
+    uses: u64,
+}
+
+#[derive(Debug)]
+struct Blob {
+    size_bytes: u64,
+    last_use: u64,
+    /// Hashed since this process started.
+    verified: bool,
+    /// Pins hold clones.
+    pin: Arc<()>,
+}
+
+impl Blob {
+    fn is_pinned(&self) -> bool {
+        Arc::strong_count(&self.pin) > 1
+    }
+}
+
+/// A blob that stays where it is as long as this lives.
+#[derive(Clone, Debug)]
+pub(crate) struct Pin {
+    path: PathBuf,
+    size_bytes: u64,
+    _pin: Arc<()>,
+}
+
+impl Pin {
+    /// The file. Read-only.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its length.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+}
+
+/// Room for a file on its way; given back when dropped.
+#[derive(Debug)]
+struct Room {
+    shared: Arc<Shared>,
+    bytes: u64,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.shared.index().reserved_bytes -= self.bytes;
+    }
+}
+
+impl BlobStore {
+    /// Opens the store in `dir`: deletes half-written files and finds the whole ones.
+    pub(crate) fn open(dir: &Path, quota_bytes: u64) -> io::Result<Self> {
+        let tmp = dir.join("tmp");
+        match fs::remove_dir_all(&tmp) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        fs::create_dir_all(&tmp)?;
+        let shared =
+            Shared { dir: dir.to_owned(), quota_bytes, index: Mutex::new(scan(dir)?), next_tmp: AtomicU64::new(0) };
+        let store = Self { shared: Arc::new(shared) };
+        {
+            let mut index = store.shared.index();
+            while index.used_bytes > quota_bytes && store.shared.evict_oldest(&mut index) {}
+        }
+        Ok(store)
+    }
+
+    /// Models held, most recently used first, at most as many as a heartbeat names.
+    pub(crate) fn held(&self) -> Vec<Digest> {
+        let index = self.shared.index();
+        let mut held: Vec<_> = index.blobs.iter().map(|(digest, blob)| (blob.last_use, *digest)).collect();
+        drop(index);
+        held.sort_unstable_by(|a, b| b.cmp(a));
+        held.truncate(HELD_MAX);
+        held.into_iter().map(|(_, digest)| digest).collect()
+    }
+
+    /// Pins a blob if it is held and its bytes are right. Reads the whole file at its first use after a start.
+    pub(crate) fn pin(&self, digest: Digest) -> Option<Pin> {
+        let path = self.shared.path(digest);
+        let (pin, verified) = {
+            let mut index = self.shared.index();
+            index.uses += 1;
+            let uses = index.uses;
+            let blob = index.blobs.get_mut(&digest)?;
+            blob.last_use = uses;
+            (Pin { path: path.clone(), size_bytes: blob.size_bytes, _pin: blob.pin.clone() }, blob.verified)
+        };
+        if verified {
+            return Some(pin);
+        }
+        match verify(&path, digest, pin.size_bytes) {
+            Ok(()) => {
+                if let Some(blob) = self.shared.index().blobs.get_mut(&digest) {
+                    blob.verified = true;
+                }
+                Some(pin)
+            }
+            Err(reason) => {
+                warn!(model = %digest.short(), reason, "a held model is no longer what it was: deleted, to be fetched again");
+                self.shared.forget(&mut self.shared.index(), digest);
+                None
+            }
+        }
+    }
+
+    /// Makes room for `size_bytes`, and a name for the file that will take it.
+    pub(crate) fn spool(&self, size_bytes: u64) -> Result<Spooled, BlobError> {
+        let room = self.shared.reserve(size_bytes)?;
+        let number = self.shared.next_tmp.fetch_add(1, Ordering::Relaxed);
+        Ok(Spooled::new(self.shared.dir.join("tmp").join(number.to_string()), room))
+    }
+
+    /// Takes a file into the store that is whole, on the disk, and was found to have this digest.
+    pub(crate) fn adopt(&self, file: Spooled, digest: Digest) -> Result<Pin, BlobError> {
+        let path = self.shared.path(digest);
+        let folder = path.parent().expect("invariant: a blob's path has a folder");
+        fs::set_permissions(file.path(), fs::Permissions::from_mode(0o444))?;
+        fs::create_dir_all(folder)?;
+        fs::rename(file.path(), &path)?;
+        sync_dir(folder)?;
+
+        let size_bytes = file.size_bytes();
+        file.disown();
+        let mut index = self.shared.index();
+        index.uses += 1;
+        let uses = index.uses;
+        // Two clients may have sent the same model at the same time: the second file has then replaced its equal.
+        let mut is_new = false;
+        let blob = index.blobs.entry(digest).or_insert_with(|| {
+            is_new = true;
+            Blob { size_bytes, last_use: uses, verified: true, pin: Arc::default() }
+        });
+        blob.last_use = uses;
+        blob.verified = true;
+        let pin = Pin { path, size_bytes, _pin: blob.pin.clone() };
+        if is_new {
+            index.used_bytes += size_bytes;
+        }
+        Ok(pin)
+    }
+
+    /// Free space in the store's file system.
+    pub(crate) fn disk_free_bytes(&self) -> u64 {
+        free_bytes(&self.shared.dir).unwrap_or(0)
+    }
+}
+
+impl Shared {
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Names never come from the wire: they are made from the digest's bytes.
+    fn path(&self, digest: Digest) -> PathBuf {
+        let name = digest.to_string();
+        self.dir.join(&name[..2]).join(name)
+    }
+
+    /// Promises room. Evicts only if that is enough: a blob that cannot fit throws nothing out.
+    fn reserve(self: &Arc<Self>, size_bytes: u64) -> Result<Room, BlobError> {
+        let mut index = self.index();
+        let evictable_bytes: u64 = index.blobs.values().filter(|b| !b.is_pinned()).map(|b| b.size_bytes).sum();
+        let used_bytes = index.used_bytes + index.reserved_bytes;
+        let over_quota_bytes = used_bytes.saturating_add(size_bytes).saturating_sub(self.quota_bytes);
+        if over_quota_bytes > evictable_bytes {
+            return Err(BlobError::QuotaExceeded { size_bytes, quota_bytes: self.quota_bytes });
+        }
+        let free_bytes = free_bytes(&self.dir)?.saturating_sub(DISK_SPARE_BYTES);
+        let over_disk_bytes = size_bytes.saturating_sub(free_bytes);
+        if over_disk_bytes > evictable_bytes {
+            return Err(BlobError::DiskFull { size_bytes, free_bytes: free_bytes + evictable_bytes });
+        }
+        let used_max_bytes = index.used_bytes - over_quota_bytes.max(over_disk_bytes);
+        while index.used_bytes > used_max_bytes && self.evict_oldest(&mut index) {}
+        index.reserved_bytes += size_bytes;
+        Ok(Room { shared: self.clone(), bytes: size_bytes })
+    }
+
+    fn evict_oldest(&self, index: &mut Index) -> bool {
+        let idle = index.blobs.iter().filter(|(_, blob)| !blob.is_pinned());
+        let Some((digest, blob)) = idle.min_by_key(|(_, blob)| blob.last_use) else { return false };
+        info!(model = %digest.short(), size = %show_bytes(blob.size_bytes), "a model makes room");
+        let digest = *digest;
+        self.forget(index, digest);
+        true
+    }
+
+    fn forget(&self, index: &mut Index, digest: Digest) {
+        let Some(blob) = index.blobs.remove(&digest) else { return };
+        index.used_bytes -= blob.size_bytes;
+        let path = self.path(digest);
+        if let Err(error) = fs::remove_file(&path) {
+            warn!(path = %path.display(), %error, "a model cannot be deleted");
+        }
+    }
+}
+
+/// Finds the blobs of an earlier life. Anything else in the folder is not ours to keep.
+fn scan(dir: &Path) -> io::Result<Index> {
+    let mut found: Vec<(SystemTime, Digest, u64)> = Vec::new();
+    for folder in fs::read_dir(dir)? {
+        let folder = folder?;
+        if !folder.file_type()?.is_dir() || folder.file_name() == "tmp" {
+            continue;
+        }
+        for entry in fs::read_dir(folder.path())? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let meta = entry.metadata()?;
+            match name.parse::<Digest>() {
+                Ok(digest) if meta.is_file() && meta.nlink() == 1 && folder.file_name() == name[..2] => {
+                    found.push((meta.modified().unwrap_or(SystemTime::UNIX_EPOCH), digest, meta.len()));
+                }
+                _ => warn!(path = %entry.path().display(), "not a blob: left alone"),
+            }
+        }
+    }
+    found.sort_unstable();
+    let mut index = Index::default();
+    for (_, digest, size_bytes) in found {
+        index.uses += 1;
+        index.used_bytes += size_bytes;
+        let blob = Blob { size_bytes, last_use: index.uses, verified: false, pin: Arc::default() };
+        index.blobs.insert(digest, blob);
+    }
+    Ok(index)
+}
+
+/// Reads a blob as it lies on the disk. Also notes its use in the file's time, for the order after the next start.
+fn verify(path: &Path, digest: Digest, size_bytes: u64) -> Result<(), String> {
+    let mut file = open_no_link(path).map_err(|error| error.to_string())?;
+    let meta = file.metadata().map_err(|error| error.to_string())?;
+    if !meta.is_file() || meta.nlink() != 1 {
+        return Err("not a plain file of its own".to_owned());
+    }
+    if meta.len() != size_bytes {
+        return Err(format!("{} bytes, not {size_bytes}", meta.len()));
+    }
+    let mut hasher = blake3::Hasher::new();
+    // As large as the second-level cache of small machines.
+    let mut buffer = vec![0; 256 * 1024];
+    loop {
+        match file.read(&mut buffer).map_err(|error| error.to_string())? {
+            0 => break,
+            n => hasher.update(&buffer[..n]),
+        };
+    }
+    if Digest::from(hasher.finalize()) != digest {
+        return Err("its bytes have changed".to_owned());
+    }
+    let _ = file.set_modified(SystemTime::now());
+    Ok(())
+}
+
+fn open_no_link(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC).open(path)
+}
+
+fn free_bytes(dir: &Path) -> io::Result<u64> {
+    let stat = nix::sys::statvfs::statvfs(dir)?;
+    Ok(u64::from(stat.blocks_available()).saturating_mul(stat.fragment_size()))
+}
+
+#[cfg(test)]
+mod tests;

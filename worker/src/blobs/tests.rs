@@ -1,0 +1,170 @@
+use proto_msgs::{ErrorCode, Failure};
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+struct Home {
+    dir: tempfile::TempDir,
+}
+
+impl Home {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().expect("a temporary folder") }
+    }
+
+    fn store(&self, quota_bytes: u64) -> BlobStore {
+        BlobStore::open(self.dir.path(), quota_bytes).expect("a store")
+    }
+
+    fn files(&self) -> usize {
+        let folders = fs::read_dir(self.dir.path()).expect("the folder");
+        folders.map(|folder| fs::read_dir(folder.expect("an entry").path()).expect("a folder").count()).sum()
+    }
+}
+
+fn model(seed: u8, size_bytes: u64) -> Vec<u8> {
+    vec![seed; size_bytes as usize]
+}
+
+fn put(store: &BlobStore, bytes: &[u8]) -> Result<Pin, BlobError> {
+    let mut file = store.spool(bytes.len() as u64)?.create()?;
+    bytes.chunks(1000).try_for_each(|piece| file.write(piece))?;
+    let (file, digest) = file.finish();
+    assert_eq!(digest, Digest::of(bytes));
+    store.adopt(file, digest)
+}
+
+#[test]
+fn a_model_is_held_under_its_digest_and_read_only() {
+    let home = Home::new();
+    let store = home.store(MIB);
+    let pin = put(&store, &model(1, 5000)).expect("room");
+    assert_eq!(fs::read(pin.path()).expect("the file"), model(1, 5000));
+    assert_eq!(fs::metadata(pin.path()).expect("the file").permissions().mode() & 0o777, 0o444);
+    assert_eq!(store.held(), [Digest::of(&model(1, 5000))]);
+}
+
+#[test]
+fn the_longest_unused_model_makes_room() {
+    let home = Home::new();
+    let store = home.store(3 * MIB);
+    for seed in 1..=3 {
+        put(&store, &model(seed, MIB)).expect("room");
+    }
+    assert!(store.pin(Digest::of(&model(1, MIB))).is_some());
+    put(&store, &model(4, MIB)).expect("room after one went");
+    assert_eq!(store.held(), [4, 1, 3].map(|seed| Digest::of(&model(seed, MIB))));
+}
+
+#[test]
+fn a_model_in_use_is_never_evicted() {
+    let home = Home::new();
+    let store = home.store(2 * MIB);
+    let used = put(&store, &model(1, MIB)).expect("room");
+    let also_used = put(&store, &model(2, MIB)).expect("room");
+    assert!(matches!(put(&store, &model(3, MIB)), Err(BlobError::QuotaExceeded { .. })));
+    drop(also_used);
+    put(&store, &model(3, MIB)).expect("room after one was let go");
+    assert!(used.path().exists());
+}
+
+#[test]
+fn what_is_announced_too_large_is_refused_before_a_byte_and_evicts_nothing() {
+    let home = Home::new();
+    let store = home.store(2 * MIB);
+    put(&store, &model(1, MIB)).expect("room");
+    let refused = store.spool(3 * MIB).expect_err("over quota");
+    assert_eq!(Failure::from(refused).code, ErrorCode::QuotaExceeded);
+    assert_eq!(store.held().len(), 1);
+}
+
+#[test]
+fn room_is_promised_once() {
+    let home = Home::new();
+    let store = home.store(2 * MIB);
+    let first = store.spool(MIB + 1).expect("room");
+    assert!(matches!(store.spool(MIB), Err(BlobError::QuotaExceeded { .. })));
+    drop(first);
+    store.spool(MIB).expect("given back");
+}
+
+#[test]
+fn the_store_survives_a_restart_and_sweeps_half_written_files() {
+    let home = Home::new();
+    let store = home.store(3 * MIB);
+    for (seed, age_s) in [(1, 100), (2, 300), (3, 200)] {
+        let pin = put(&store, &model(seed, MIB)).expect("room");
+        let time = SystemTime::now() - std::time::Duration::from_secs(age_s);
+        fs::set_permissions(pin.path(), fs::Permissions::from_mode(0o644)).expect("chmod");
+        OpenOptions::new().write(true).open(pin.path()).and_then(|file| file.set_modified(time)).expect("utimes");
+    }
+    drop(store);
+    fs::write(home.dir.path().join("tmp/99"), "half").expect("a left-over");
+    let store = home.store(3 * MIB);
+    assert_eq!(home.files(), 3);
+    assert_eq!(store.held(), [1, 3, 2].map(|seed| Digest::of(&model(seed, MIB))));
+}
+
+#[test]
+fn a_model_that_changed_on_the_disk_is_found_and_deleted() {
+    let home = Home::new();
+    let digest = Digest::of(&model(1, MIB));
+    let path = put(&home.store(3 * MIB), &model(1, MIB)).expect("room").path().to_owned();
+    let mut bytes = model(1, MIB);
+    bytes[500] ^= 1;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("chmod");
+    fs::write(&path, bytes).expect("a flipped bit");
+
+    let store = home.store(3 * MIB);
+    assert!(store.pin(digest).is_none());
+    assert!(!path.exists() && store.held().is_empty());
+    put(&store, &model(1, MIB)).expect("fetched again");
+    assert!(store.pin(digest).is_some());
+}
+
+#[test]
+fn a_link_is_not_a_model() {
+    let home = Home::new();
+    let path = put(&home.store(MIB), &model(1, 100)).expect("room").path().to_owned();
+    let elsewhere = home.dir.path().join("elsewhere");
+    fs::rename(&path, &elsewhere).expect("moved");
+    std::os::unix::fs::symlink(&elsewhere, &path).expect("linked");
+    assert!(home.store(MIB).pin(Digest::of(&model(1, 100))).is_none());
+}
+
+#[test]
+fn a_file_that_is_given_up_leaves_nothing() {
+    let home = Home::new();
+    let store = home.store(MIB);
+    let mut half = store.spool(MIB).and_then(Spooled::create).expect("room");
+    half.write(b"half").expect("writing");
+    drop(half);
+    assert_eq!(home.files(), 0);
+    store.spool(MIB).expect("its room is free again");
+}
+
+/// Needs the right to mount; elsewhere there is nothing to see.
+#[test]
+fn a_full_disk_is_told_from_a_full_quota() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let home = Home::new();
+    let mount = |args: &[&str]| {
+        let status = std::process::Command::new(args[0]).args(&args[1..]).arg(home.dir.path()).status();
+        status.is_ok_and(|status| status.success())
+    };
+    if !mount(&["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs"]) {
+        return;
+    }
+    let store = home.store(1 << 30);
+    put(&store, &model(1, 2 * MIB)).expect("room");
+    put(&store, &model(2, 2 * MIB)).expect("room beside");
+    let refused = store.spool(20 * MIB).map(|_| ()).expect_err("no such disk");
+    let held = store.held();
+    drop(store);
+    assert!(mount(&["umount"]));
+    assert_eq!(Failure::from(refused).code, ErrorCode::DiskFull);
+    assert_eq!(held.len(), 2, "what cannot fit throws nothing out");
+}

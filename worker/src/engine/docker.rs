@@ -1,0 +1,346 @@
+//! Runners in containers, through the socket of a Docker or Podman engine. The only file that knows bollard.
+//!
+//! The request to the engine is made here from fixed parts; nothing in it comes from a client but numbers. A container has
+//! no network, no rights, a read-only root and sees two things of the host: the model, read-only, and the folder of its
+//! socket. Containers carry the worker's id, so that its next life finds and removes what a killed one left.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use bollard::{
+    API_DEFAULT_VERSION,
+    errors::Error,
+    models::{ContainerCreateBody, DeviceRequest, HostConfig, HostConfigLogConfig, ResourcesUlimits, SystemVersion},
+    query_parameters::{
+        ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder, WaitContainerOptions,
+    },
+};
+use futures_util::{StreamExt, future::BoxFuture};
+use proto_msgs::{EngineKind, ErrorCode, Failure, WorkerId};
+use tracing::{debug, info, warn};
+
+use super::{Cause, Engine, Exit, Keeper, Runner, RunnerSpec, SOCKET_NAME, SocketFolder, exit::LogTail};
+
+/// An engine that answers no request in this time is broken.
+const ENGINE_WAIT: Duration = Duration::from_secs(30);
+
+/// The user that owns nothing.
+const USER: &str = "65534:65534";
+
+/// The runtimes' thread pools on the largest machine; no room for a fork bomb.
+const PIDS_MAX: i64 = 256;
+
+/// Libraries, the model, sockets: some tens.
+const OPEN_FILES_MAX: i64 = 256;
+
+/// `/tmp` in the container is all that it can write.
+const TMPFS: &str = "rw,noexec,nosuid,nodev,size=64m";
+
+/// The kernel ends containers before it ends the worker.
+const OOM_SCORE_ADJ: i64 = 500;
+
+/// Whose container it is.
+const LABEL_WORKER: &str = "mesh.worker";
+
+/// Whom it was started for.
+const LABEL_ATTEMPT: &str = "mesh.attempt";
+
+/// Which model is in it.
+const LABEL_MODEL: &str = "mesh.model";
+
+/// The first Podman that obeys CDI requests for GPUs; earlier ones start the container without any and say nothing.
+const PODMAN_CDI_FROM: (u32, u32) = (5, 4);
+
+/// Which engine and how.
+#[derive(Clone, Debug)]
+pub(crate) struct DockerSettings {
+    /// `unix:///…` or a path; `None`: where engines usually listen.
+    pub(crate) host: Option<String>,
+    /// Image of the runner.
+    pub(crate) image: String,
+    /// Whose containers they are.
+    pub(crate) worker: WorkerId,
+}
+
+/// What answers on the socket.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Flavour {
+    Docker,
+    Podman { major: u32, minor: u32 },
+}
+
+/// Why containers cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DockerError {
+    #[error("no container engine answers ({0}): start it, name its socket with --docker-host, or use --engine process")]
+    NoEngine(Error),
+    #[error(
+        "the engine has no image {image} ({error}): build it with docker/build-image, or name another with --image"
+    )]
+    NoImage { image: String, error: Error },
+}
+
+/// The engine.
+#[derive(Clone, Debug)]
+pub(crate) struct Docker {
+    client: bollard::Docker,
+    flavour: Flavour,
+    settings: DockerSettings,
+    /// The image by its content: what was found at the start stays what is run.
+    image_id: String,
+}
+
+impl Docker {
+    /// Connects, looks at the engine and finds the image.
+    pub(crate) async fn connect(settings: DockerSettings) -> Result<Self, DockerError> {
+        let client = open(settings.host.as_deref()).map_err(DockerError::NoEngine)?;
+        let client = client.negotiate_version().await.map_err(DockerError::NoEngine)?;
+        let version = client.version().await.map_err(DockerError::NoEngine)?;
+        let flavour = Flavour::of(&version);
+        let image = client.inspect_image(&settings.image).await;
+        let image = image.map_err(|error| DockerError::NoImage { image: settings.image.clone(), error })?;
+        let image_id = image.id.unwrap_or_else(|| settings.image.clone());
+        info!(?flavour, version = version.version, image = settings.image, "container engine found");
+        Ok(Self { client, flavour, settings, image_id })
+    }
+
+    /// Removes the containers that an earlier life of this worker left. Returns how many.
+    pub(crate) async fn remove_leftovers(&self) -> usize {
+        let filter = HashMap::from([("label", vec![format!("{LABEL_WORKER}={}", self.settings.worker)])]);
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filter).build();
+        let left = self.client.list_containers(Some(options)).await.unwrap_or_else(|error| {
+            warn!(%error, "cannot look for containers of an earlier life");
+            Vec::new()
+        });
+        let ids: Vec<String> = left.into_iter().filter_map(|container| container.id).collect();
+        for id in &ids {
+            info!(container = id, "removing a container of an earlier life");
+            self.remove(id).await;
+        }
+        ids.len()
+    }
+
+    async fn start_container(&self, spec: &RunnerSpec, folder: &SocketFolder) -> Result<String, Failure> {
+        let body = ContainerCreateBody {
+            image: Some(self.image_id.clone()),
+            cmd: Some(self.command(spec)),
+            user: Some(USER.to_owned()),
+            network_disabled: Some(true),
+            labels: Some(HashMap::from([
+                (LABEL_WORKER.to_owned(), self.settings.worker.to_string()),
+                (LABEL_ATTEMPT.to_owned(), format!("{}-{}", spec.first_attempt.task, spec.first_attempt.attempt)),
+                (
+                    LABEL_MODEL.to_owned(),
+                    spec.model.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                ),
+            ])),
+            host_config: Some(self.host_config(spec, folder)?),
+            ..ContainerCreateBody::default()
+        };
+        let unavailable =
+            |error: Error| Failure::new(ErrorCode::EngineUnavailable, format!("container engine: {error}"));
+        let id = self.client.create_container(None, body).await.map_err(unavailable)?.id;
+        if let Err(error) = self.client.start_container(&id, None).await {
+            self.remove(&id).await;
+            return Err(unavailable(error));
+        }
+        Ok(id)
+    }
+
+    /// Arguments of the image's entry point.
+    fn command(&self, spec: &RunnerSpec) -> Vec<String> {
+        let socket = format!("/mesh/{SOCKET_NAME}");
+        let threads = spec.threads.to_string();
+        let format = spec.format.name();
+        [
+            "serve",
+            "--model",
+            "/model",
+            "--socket",
+            &socket,
+            "--name",
+            "model",
+            "--format",
+            format,
+            "--threads",
+            &threads,
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    }
+
+    fn host_config(&self, spec: &RunnerSpec, folder: &SocketFolder) -> Result<HostConfig, Failure> {
+        let memory_bytes = i64::try_from(spec.memory_bytes).unwrap_or(i64::MAX);
+        let limit =
+            |name: &str, max: i64| ResourcesUlimits { name: Some(name.to_owned()), soft: Some(max), hard: Some(max) };
+        Ok(HostConfig {
+            network_mode: Some("none".to_owned()),
+            readonly_rootfs: Some(true),
+            cap_drop: Some(vec!["ALL".to_owned()]),
+            security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
+            privileged: Some(false),
+            pids_limit: Some(PIDS_MAX),
+            memory: Some(memory_bytes),
+            // As much as memory alone: no swap.
+            memory_swap: Some(memory_bytes),
+            nano_cpus: Some(i64::from(spec.cpu_millis) * 1_000_000),
+            ulimits: Some(vec![limit("nofile", OPEN_FILES_MAX), limit("core", 0), limit("fsize", 64 << 20)]),
+            tmpfs: Some(HashMap::from([("/tmp".to_owned(), TMPFS.to_owned())])),
+            ipc_mode: Some("none".to_owned()),
+            log_config: Some(self.flavour.log_config()),
+            oom_score_adj: Some(OOM_SCORE_ADJ),
+            init: Some(false),
+            binds: Some(vec![
+                format!("{}:/model:ro", spec.model.path().display()),
+                format!("{}:/mesh", folder.path().display()),
+            ]),
+            device_requests: if spec.gpu { Some(vec![self.flavour.gpu_request()?]) } else { None },
+            ..HostConfig::default()
+        })
+    }
+
+    async fn remove(&self, id: &str) {
+        let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+        match self.client.remove_container(id, Some(options)).await {
+            Ok(()) | Err(Error::DockerResponseServerError { status_code: 404 | 409, .. }) => {}
+            Err(error) => warn!(container = id, %error, "a container cannot be removed; the next start tries again"),
+        }
+    }
+
+    /// Waits for the container's end.
+    async fn wait(&self, id: &str, memory_bytes: u64) -> Cause {
+        let code = loop {
+            let mut waiting = Box::pin(self.client.wait_container(id, None::<WaitContainerOptions>));
+            match waiting.next().await {
+                Some(Ok(ended)) => break ended.status_code,
+                Some(Err(Error::DockerContainerWaitError { code, .. })) => break code,
+                Some(Err(Error::RequestTimeoutError)) => {}
+                // The engine restarted, or somebody removed the container.
+                Some(Err(_)) | None => return Cause::Stopped,
+            }
+        };
+        let state = self.client.inspect_container(id, None).await.ok().and_then(|container| container.state);
+        if state.is_some_and(|state| state.oom_killed == Some(true)) {
+            return Cause::OutOfMemory { limit_bytes: memory_bytes };
+        }
+        match i32::try_from(code).unwrap_or(-1) {
+            // As a shell writes a death by signal.
+            code @ 129..=192 => Cause::Signal(code - 128),
+            code => Cause::Code(code),
+        }
+    }
+
+    async fn log_tail(&self, id: &str) -> LogTail {
+        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).tail("50").build();
+        let mut tail = LogTail::default();
+        let mut lines = Box::pin(self.client.logs(id, Some(options)));
+        while let Some(Ok(line)) = lines.next().await {
+            tail.push(&line.into_bytes());
+        }
+        tail
+    }
+
+    async fn keep(self, id: String, keeper: Keeper, memory_bytes: u64) {
+        let cause = tokio::select! {
+            cause = self.wait(&id, memory_bytes) => cause,
+            _ = keeper.unwanted => Cause::Stopped,
+        };
+        let log = if cause == Cause::Stopped { LogTail::default() } else { self.log_tail(&id).await };
+        debug!(container = id, %cause, "runner ended");
+        keeper.exit.send_replace(Some(Exit::new(cause, &log)));
+        self.remove(&id).await;
+        drop(keeper.folder);
+    }
+}
+
+impl Engine for Docker {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Docker
+    }
+
+    fn start(&self, spec: RunnerSpec, folder: Arc<SocketFolder>) -> BoxFuture<'_, Result<Runner, Failure>> {
+        Box::pin(async move {
+            let (runner, keeper) = Runner::new(folder);
+            let engine = self.clone();
+            // In a task of its own: a start that is given up half-way must still end in a removed container.
+            let started = tokio::spawn(async move {
+                let id = engine.start_container(&spec, &keeper.folder).await?;
+                let memory_bytes = spec.memory_bytes;
+                tokio::spawn(async move {
+                    engine.keep(id, keeper, memory_bytes).await;
+                    // The model stays pinned as long as a container has it mounted.
+                    drop(spec);
+                });
+                Ok(())
+            });
+            match started.await {
+                Ok(started) => started.map(|()| runner),
+                Err(error) => Err(Failure::new(ErrorCode::EngineUnavailable, error.to_string())),
+            }
+        })
+    }
+}
+
+impl Flavour {
+    fn of(version: &SystemVersion) -> Self {
+        let components = version.components.iter().flatten();
+        let podman = components.into_iter().find(|component| component.name.to_lowercase().contains("podman"));
+        match podman {
+            None => Self::Docker,
+            Some(podman) => {
+                let mut numbers = podman.version.split('.').map(|number| number.parse().unwrap_or(0));
+                Self::Podman { major: numbers.next().unwrap_or(0), minor: numbers.next().unwrap_or(0) }
+            }
+        }
+    }
+
+    /// A log of at most a megabyte that can be read back.
+    fn log_config(self) -> HostConfigLogConfig {
+        let (driver, size) = match self {
+            Self::Docker => ("local", "1m"),
+            Self::Podman { .. } => ("k8s-file", "1mb"),
+        };
+        let mut config = HashMap::from([("max-size".to_owned(), size.to_owned())]);
+        if self == Self::Docker {
+            config.insert("max-file".to_owned(), "1".to_owned());
+            config.insert("compress".to_owned(), "false".to_owned());
+        }
+        HostConfigLogConfig { typ: Some(driver.to_owned()), config: Some(config) }
+    }
+
+    /// All GPUs, asked for in the way that this engine really obeys.
+    fn gpu_request(self) -> Result<DeviceRequest, Failure> {
+        match self {
+            Self::Docker => Ok(DeviceRequest {
+                driver: Some("nvidia".to_owned()),
+                count: Some(-1),
+                capabilities: Some(vec![vec!["gpu".to_owned()]]),
+                ..DeviceRequest::default()
+            }),
+            Self::Podman { major, minor } if (major, minor) >= PODMAN_CDI_FROM => Ok(DeviceRequest {
+                driver: Some("cdi".to_owned()),
+                device_ids: Some(vec!["nvidia.com/gpu=all".to_owned()]),
+                ..DeviceRequest::default()
+            }),
+            Self::Podman { major, minor } => {
+                let text =
+                    format!("Podman {major}.{minor} ignores requests for GPUs: upgrade it to 5.4 at this worker");
+                Err(Failure::new(ErrorCode::EngineUnavailable, text))
+            }
+        }
+    }
+}
+
+fn open(host: Option<&str>) -> Result<bollard::Docker, Error> {
+    match host {
+        Some(host) => {
+            let path = host.strip_prefix("unix://").unwrap_or(host);
+            bollard::Docker::connect_with_unix(path, ENGINE_WAIT.as_secs(), API_DEFAULT_VERSION)
+        }
+        None => {
+            bollard::Docker::connect_with_unix_defaults().or_else(|_| bollard::Docker::connect_with_podman_defaults())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

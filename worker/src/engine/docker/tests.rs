@@ -1,0 +1,25 @@
+use bollard::models::SystemVersionComponents;
+
+use super::*;
+
+fn version(name: &str, version: &str) -> SystemVersion {
+    let component = SystemVersionComponents { name: name.to_owned(), version: version.to_owned(), details: None };
+    SystemVersion { components: Some(vec![component]), ..SystemVersion::default() }
+}
+
+#[test]
+fn docker_and_podman_are_told_apart() {
+    assert_eq!(Flavour::of(&version("Engine", "20.10.24")), Flavour::Docker);
+    assert_eq!(Flavour::of(&version("Podman Engine", "4.3.1")), Flavour::Podman { major: 4, minor: 3 });
+    assert_eq!(Flavour::of(&SystemVersion::default()), Flavour::Docker);
+}
+
+#[test]
+fn gpus_are_asked_for_in_the_way_the_engine_obeys() {
+    let docker = Flavour::Docker.gpu_request().expect("the vendor's form");
+    assert_eq!(docker.driver.as_deref(), Some("nvidia"));
+    let podman = Flavour::Podman { major: 5, minor: 4 }.gpu_request().expect("CDI");
+    assert_eq!(podman.device_ids, Some(vec!["nvidia.com/gpu=all".to_owned()]));
+    let old = Flavour::Podman { major: 4, minor: 9 }.gpu_request().expect_err("it would run without a GPU");
+    assert_eq!(old.code, ErrorCode::EngineUnavailable);
+}

@@ -1,0 +1,196 @@
+//! How a runner ended, and what that means for the attempt it was working on.
+
+use proto_msgs::{ErrorCode, Failure};
+use serde::Deserialize;
+
+use crate::units::show_bytes;
+
+/// Bytes of a runner's log that are kept for error texts.
+const LOG_BYTES_MAX: usize = 8 * 1024;
+
+/// Bytes of log that a person is shown.
+const LOG_SHOWN_BYTES: usize = 600;
+
+/// Why a runner ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Cause {
+    /// By itself.
+    Code(i32),
+    /// Killed, or crashed.
+    Signal(i32),
+    /// It used more memory than this.
+    OutOfMemory { limit_bytes: u64 },
+    /// The worker ended it.
+    Stopped,
+}
+
+/// A runner's end.
+#[derive(Clone, Debug)]
+pub(crate) struct Exit {
+    cause: Cause,
+    log: String,
+}
+
+/// The runner's last word: one line of JSON.
+#[derive(Deserialize)]
+struct LastWord {
+    code: String,
+    text: String,
+}
+
+impl Exit {
+    /// An end of which this was the last that the runner wrote.
+    pub(crate) fn new(cause: Cause, log: &LogTail) -> Self {
+        let log = String::from_utf8_lossy(&log.bytes).into_owned();
+        // A failed allocation ends the process before any watcher sees how much it used.
+        let out_of_memory = log.contains("memory allocation of") || log.contains("std::bad_alloc");
+        let cause = match cause {
+            Cause::Signal(libc::SIGABRT) if out_of_memory => Cause::OutOfMemory { limit_bytes: 0 },
+            other => other,
+        };
+        Self { cause, log }
+    }
+
+    /// An end without a log.
+    pub(crate) fn without_word(cause: Cause) -> Self {
+        Self { cause, log: String::new() }
+    }
+
+    /// What it means while the model was being loaded.
+    pub(crate) fn while_loading(&self) -> Failure {
+        if let Some(failure) = self.last_word() {
+            return failure;
+        }
+        let (code, what) = match self.cause {
+            Cause::Code(10) => (ErrorCode::ModelInvalid, "the model is not a valid file of its format".to_owned()),
+            Cause::Code(11) => (ErrorCode::ModelUnsupported, "the runtime does not support the model".to_owned()),
+            Cause::Code(12) => (ErrorCode::ModelRejected, "the runtime rejected the model".to_owned()),
+            Cause::Code(code @ (2 | 13 | 125..=127)) => {
+                (ErrorCode::EngineUnavailable, format!("the runner of this worker does not start (exit code {code})"))
+            }
+            Cause::Stopped => (ErrorCode::WorkerLost, "the worker ended the runner".to_owned()),
+            cause => (ErrorCode::ModelRejected, format!("the runner {cause} while it loaded the model")),
+        };
+        self.failure(code, what)
+    }
+
+    /// What it means while the model was running.
+    pub(crate) fn while_running(&self) -> Failure {
+        let code = match self.cause {
+            Cause::OutOfMemory { .. } => ErrorCode::RunOutOfMemory,
+            Cause::Stopped => ErrorCode::WorkerLost,
+            Cause::Code(_) | Cause::Signal(_) => ErrorCode::RunCrashed,
+        };
+        self.failure(code, format!("the runner {} during the run", self.cause))
+    }
+
+    fn last_word(&self) -> Option<Failure> {
+        let line = self.log.lines().rev().find(|line| line.starts_with('{'))?;
+        let word: LastWord = serde_json::from_str(line).ok()?;
+        Some(Failure::new(code_named(&word.code)?, word.text))
+    }
+
+    fn failure(&self, code: ErrorCode, mut text: String) -> Failure {
+        let log = self.log.trim_end();
+        let shown = &log[log.ceil_char_boundary(log.len().saturating_sub(LOG_SHOWN_BYTES))..];
+        if !shown.is_empty() {
+            text.push_str("; its last words: ");
+            text.push_str(shown);
+        }
+        Failure::new(code, text)
+    }
+}
+
+impl std::fmt::Display for Cause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "ended with exit code {code}"),
+            Self::Signal(number) => match nix::sys::signal::Signal::try_from(*number) {
+                Ok(name) => write!(f, "was killed by signal {number} ({name})"),
+                Err(_) => write!(f, "was killed by signal {number}"),
+            },
+            Self::OutOfMemory { limit_bytes: 0 } => f.write_str("ran out of memory"),
+            Self::OutOfMemory { limit_bytes } => write!(f, "used more than its {} of memory", show_bytes(*limit_bytes)),
+            Self::Stopped => f.write_str("was ended by the worker"),
+        }
+    }
+}
+
+/// The code with this name, as runners write it.
+pub(crate) fn code_named(name: &str) -> Option<ErrorCode> {
+    ErrorCode::ALL.iter().copied().find(|code| code.name() == name)
+}
+
+/// The end of what a runner wrote. A runner may write without end; this does not grow.
+#[derive(Debug, Default)]
+pub(crate) struct LogTail {
+    bytes: Vec<u8>,
+}
+
+impl LogTail {
+    /// Takes in the next piece.
+    pub(crate) fn push(&mut self, piece: &[u8]) {
+        let piece = &piece[piece.len().saturating_sub(LOG_BYTES_MAX)..];
+        let spill = (self.bytes.len() + piece.len()).saturating_sub(LOG_BYTES_MAX);
+        self.bytes.drain(..spill.min(self.bytes.len()));
+        self.bytes.extend_from_slice(piece);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(cause: Cause, log: &str) -> Exit {
+        let mut tail = LogTail::default();
+        tail.push(log.as_bytes());
+        Exit::new(cause, &tail)
+    }
+
+    #[test]
+    fn the_runners_last_word_counts_most() {
+        let log = "loading\n{\"code\":\"MODEL_UNSUPPORTED\",\"text\":\"operator DENSIFY\"}\n";
+        let failure = exit(Cause::Code(11), log).while_loading();
+        assert_eq!(failure, Failure::new(ErrorCode::ModelUnsupported, "operator DENSIFY"));
+    }
+
+    #[test]
+    fn every_way_to_end_while_loading_has_its_code() {
+        for (cause, code) in [
+            (Cause::Code(10), ErrorCode::ModelInvalid),
+            (Cause::Code(11), ErrorCode::ModelUnsupported),
+            (Cause::Code(12), ErrorCode::ModelRejected),
+            (Cause::Code(13), ErrorCode::EngineUnavailable),
+            (Cause::Code(127), ErrorCode::EngineUnavailable),
+            (Cause::Code(101), ErrorCode::ModelRejected),
+            (Cause::Signal(libc::SIGSEGV), ErrorCode::ModelRejected),
+            (Cause::OutOfMemory { limit_bytes: 1 << 20 }, ErrorCode::ModelRejected),
+        ] {
+            assert_eq!(exit(cause, "").while_loading().code, code, "{cause}");
+        }
+    }
+
+    #[test]
+    fn every_way_to_end_during_a_run_has_its_code() {
+        let crashed = exit(Cause::Signal(libc::SIGSEGV), "some log\n").while_running();
+        assert_eq!(crashed.code, ErrorCode::RunCrashed);
+        assert!(crashed.text.contains("SIGSEGV") && crashed.text.contains("some log"), "{}", crashed.text);
+        assert_eq!(exit(Cause::Code(1), "").while_running().code, ErrorCode::RunCrashed);
+        let starved = exit(Cause::OutOfMemory { limit_bytes: 64 << 20 }, "").while_running();
+        assert_eq!(starved.code, ErrorCode::RunOutOfMemory);
+        assert!(starved.text.contains("64.0 MiB"), "{}", starved.text);
+        let aborted = exit(Cause::Signal(libc::SIGABRT), "memory allocation of 99 bytes failed\n").while_running();
+        assert_eq!(aborted.code, ErrorCode::RunOutOfMemory);
+    }
+
+    #[test]
+    fn a_runner_that_writes_without_end_costs_no_memory() {
+        let mut tail = LogTail::default();
+        for _ in 0..1000 {
+            tail.push(&[b'x'; 999]);
+        }
+        tail.push(b"the end");
+        assert_eq!(tail.bytes.len(), LOG_BYTES_MAX);
+        assert!(tail.bytes.ends_with(b"the end"));
+    }
+}

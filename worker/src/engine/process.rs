@@ -1,0 +1,216 @@
+//! Runners as child processes: for machines without a container engine. Limits hold what an accident would do, not what
+//! malice could: models nobody vouches for belong into containers.
+//!
+//! A runner gets its own process group and dies with the worker, even if that is killed.
+
+use std::{
+    fs, io,
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use nix::{
+    sys::{
+        resource::{Resource, setrlimit},
+        signal::{Signal, killpg},
+    },
+    unistd::Pid,
+};
+use proto_msgs::{EngineKind, ErrorCode, Failure};
+use tokio::{
+    io::AsyncReadExt,
+    process::{Child, ChildStderr, Command},
+    time::timeout,
+};
+use tracing::debug;
+
+use super::{Cause, Engine, Exit, Keeper, Runner, RunnerSpec, SOCKET_NAME, SocketFolder, exit::LogTail};
+
+/// While a model loads or runs, its memory is looked at this often: a limit is overrun by what can be touched in this time.
+const MEMORY_WATCH_EVERY: Duration = Duration::from_millis(50);
+
+/// A runner writes no files; a runtime that caches something may.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// Libraries, the model, sockets: some tens.
+const OPEN_FILES_MAX: u64 = 256;
+
+/// Address space that may be written, beyond the memory limit: runtimes reserve more than they touch. Holds what grows
+/// faster than it is watched.
+const DATA_HEADROOM_BYTES: u64 = 1 << 30;
+
+/// The log of an ended runner is read to its end, but not if something it left behind keeps it open.
+const LOG_END_WAIT: Duration = Duration::from_millis(200);
+
+/// The kernel ends runners before it ends the worker.
+const OOM_SCORE_ADJ: &str = "500";
+
+/// What a runner needs to know of its surroundings, and nothing else.
+const ENVIRONMENT: [&str; 7] =
+    ["PATH", "HOME", "XDG_DATA_HOME", "MESH_RUNTIME_DIR", "LD_LIBRARY_PATH", "RUST_LOG", "RUST_BACKTRACE"];
+
+/// The engine.
+#[derive(Debug)]
+pub(crate) struct Process {
+    runner: PathBuf,
+}
+
+impl Process {
+    /// Starts runners from this program.
+    pub(crate) fn new(runner: PathBuf) -> Self {
+        Self { runner }
+    }
+}
+
+/// The runner's program: the one told, else the one beside this program, else the first in PATH.
+pub(crate) fn find_runner(told: Option<&Path>) -> Option<PathBuf> {
+    const NAME: &str = "mesh-runner";
+    if let Some(path) = told {
+        return path.canonicalize().ok().filter(|path| path.is_file());
+    }
+    let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join(NAME)));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    beside.into_iter().chain(std::env::split_paths(&path).map(|folder| folder.join(NAME))).find(|path| path.is_file())
+}
+
+impl Engine for Process {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Process
+    }
+
+    fn start(&self, spec: RunnerSpec, folder: Arc<SocketFolder>) -> BoxFuture<'_, Result<Runner, Failure>> {
+        Box::pin(async move {
+            let (runner, keeper) = Runner::new(folder);
+            let child = self.spawn(&spec, runner.folder()).map_err(|error| {
+                let text = format!("{} does not start: {error}", self.runner.display());
+                Failure::new(ErrorCode::EngineUnavailable, text)
+            })?;
+            if let Some(pid) = child.id() {
+                // May be forbidden; then it is ended like any other process.
+                let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ);
+            }
+            tokio::spawn(keep(child, keeper, spec));
+            Ok(runner)
+        })
+    }
+}
+
+impl Process {
+    fn spawn(&self, spec: &RunnerSpec, folder: &SocketFolder) -> io::Result<Child> {
+        let mut command = Command::new(&self.runner);
+        command
+            .arg("serve")
+            .arg("--model")
+            .arg(spec.model.path())
+            // Relative to the folder: the path of a socket must be shorter than a state folder may be.
+            .args(["--socket", SOCKET_NAME, "--name", "model"])
+            .args(["--format", spec.format.name()])
+            .args(["--threads", &spec.threads.to_string()])
+            .current_dir(folder.path())
+            .env_clear()
+            .envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true);
+        let worker = std::process::id();
+        let data_bytes_max = spec.memory_bytes.saturating_add(DATA_HEADROOM_BYTES);
+        // SAFETY: between fork and exec only async-signal-safe system calls are made and nothing is allocated.
+        unsafe {
+            command.pre_exec(move || {
+                // Told by the thread that spawned it: one of the runtime's workers, which live as long as the worker.
+                if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                // The worker may have died before the line above.
+                if nix::unistd::getppid() != Pid::from_raw(worker as i32) {
+                    return Err(io::Error::from_raw_os_error(libc::ESRCH));
+                }
+                setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+                setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES_MAX, OPEN_FILES_MAX)?;
+                setrlimit(Resource::RLIMIT_FSIZE, FILE_BYTES_MAX, FILE_BYTES_MAX)?;
+                setrlimit(Resource::RLIMIT_DATA, data_bytes_max, data_bytes_max)?;
+                Ok(())
+            });
+        }
+        command.spawn()
+    }
+}
+
+/// Watches one runner until its end, which it brings about when the runner is wanted no more.
+async fn keep(mut child: Child, mut keeper: Keeper, spec: RunnerSpec) {
+    let pid = child.id();
+    let mut stderr = child.stderr.take();
+    let mut log = LogTail::default();
+    let mut piece = [0; 4096];
+    let cause = loop {
+        let watching = *keeper.busy.borrow_and_update();
+        tokio::select! {
+            status = child.wait() => break cause_of(status),
+            _ = &mut keeper.unwanted => break Cause::Stopped,
+            read = read_some(&mut stderr, &mut piece) => match read {
+                0 => stderr = None,
+                n => log.push(&piece[..n]),
+            },
+            _ = keeper.busy.changed() => {}
+            () = tokio::time::sleep(MEMORY_WATCH_EVERY), if watching => {
+                if resident_bytes(pid) > spec.memory_bytes {
+                    break Cause::OutOfMemory { limit_bytes: spec.memory_bytes };
+                }
+            }
+        }
+    };
+    if let Some(pid) = pid {
+        // The group outlives its leader as long as a child of it lives, and its number is not used again until then.
+        let _ = killpg(Pid::from_raw(pid as i32), Signal::SIGKILL);
+    }
+    let _ = child.wait().await;
+    let _ = timeout(LOG_END_WAIT, async {
+        while stderr.is_some() {
+            match read_some(&mut stderr, &mut piece).await {
+                0 => break,
+                n => log.push(&piece[..n]),
+            }
+        }
+    })
+    .await;
+    debug!(pid, %cause, "runner ended");
+    keeper.exit.send_replace(Some(Exit::new(cause, &log)));
+    drop(keeper.folder);
+}
+
+/// Reads a piece of the log; waits for ever once there is no more to read, as the loop above needs it.
+async fn read_some(stderr: &mut Option<ChildStderr>, piece: &mut [u8]) -> usize {
+    match stderr {
+        Some(pipe) => pipe.read(piece).await.unwrap_or(0),
+        None => std::future::pending().await,
+    }
+}
+
+fn cause_of(status: io::Result<ExitStatus>) -> Cause {
+    match status {
+        Ok(status) => match (status.code(), status.signal()) {
+            (Some(code), _) => Cause::Code(code),
+            (None, Some(signal)) => Cause::Signal(signal),
+            (None, None) => Cause::Stopped,
+        },
+        Err(_) => Cause::Stopped,
+    }
+}
+
+/// Memory in use; 0 if the process is gone.
+fn resident_bytes(pid: Option<u32>) -> u64 {
+    let read = |pid| fs::read_to_string(format!("/proc/{pid}/statm")).ok();
+    let pages = pid.and_then(read).and_then(|statm| statm.split(' ').nth(1)?.parse::<u64>().ok()).unwrap_or(0);
+    pages.saturating_mul(page_bytes())
+}
+
+fn page_bytes() -> u64 {
+    // SAFETY: sysconf only reads a constant of the system.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}

@@ -1,0 +1,168 @@
+//! The state folder: whose it is, who uses it now, which life this is.
+//!
+//! Owns `lock`, `worker-id`, `epoch` and the names of the subfolders. Never what is inside them.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use proto_msgs::{Epoch, WorkerId};
+use uuid::Uuid;
+
+/// The state folder of a running worker. While this lives, no second worker uses the folder.
+#[derive(Debug)]
+pub(crate) struct StateDir {
+    root: PathBuf,
+    /// Stays across restarts.
+    pub(crate) worker: WorkerId,
+    /// One more than at the last start.
+    pub(crate) epoch: Epoch,
+    _lock: Flock<File>,
+}
+
+/// Why the state folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StateError {
+    #[error("another mesh-worker uses the state folder {0}: stop it, or give this one its own --state-dir")]
+    InUse(PathBuf),
+    #[error("{path} does not hold {what}: restore it, or delete it to let this worker begin anew under a new id")]
+    Garbled { path: PathBuf, what: &'static str },
+    #[error("the state folder is not usable: {path}: {error}: give another one with --state-dir")]
+    Io { path: PathBuf, error: io::Error },
+}
+
+impl StateDir {
+    /// Takes the folder into use: makes it if need be, locks it, and counts this start.
+    pub(crate) fn open(root: &Path) -> Result<Self, StateError> {
+        make_private_dir(root)?;
+        // Absolute, because runners are started in folders of their own and engines resolve paths elsewhere.
+        let root = root.canonicalize().map_err(|error| io_error(root, error))?;
+        let lock = lock(&root)?;
+        let worker = read_or_make_id(&root.join("worker-id"))?;
+        let epoch = next_epoch(&root.join("epoch"))?;
+        Ok(Self { root, worker, epoch, _lock: lock })
+    }
+
+    /// The folder itself.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Models.
+    pub(crate) fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
+    /// Detached attempts.
+    pub(crate) fn attempts(&self) -> PathBuf {
+        self.root.join("attempts")
+    }
+
+    /// Sockets of runners.
+    pub(crate) fn runners(&self) -> PathBuf {
+        self.root.join("runners")
+    }
+}
+
+/// Makes a folder that only this user can enter, with its parents.
+pub(crate) fn make_private_dir(path: &Path) -> Result<(), StateError> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| io_error(path, error))
+}
+
+/// Replaces a small file so that after a power cut either the old or the new content is there.
+pub(crate) fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    sync_dir(path.parent().unwrap_or(Path::new("/")))
+}
+
+/// Makes renames and new files in a folder last through a power cut.
+pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn lock(root: &Path) -> Result<Flock<File>, StateError> {
+    let path = root.join("lock");
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|error| io_error(&path, error))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => StateError::InUse(root.to_owned()),
+        other => io_error(&path, other.into()),
+    })
+}
+
+fn read_or_make_id(path: &Path) -> Result<WorkerId, StateError> {
+    if let Some(text) = read(path)? {
+        return text.trim().parse().map_err(|_| StateError::Garbled { path: path.to_owned(), what: "a worker id" });
+    }
+    let id = WorkerId::from(Uuid::now_v7());
+    replace_file(path, format!("{id}\n").as_bytes()).map_err(|error| io_error(path, error))?;
+    Ok(id)
+}
+
+fn next_epoch(path: &Path) -> Result<Epoch, StateError> {
+    let last: u64 = match read(path)? {
+        None => 0,
+        Some(text) => {
+            text.trim().parse().map_err(|_| StateError::Garbled { path: path.to_owned(), what: "a number" })?
+        }
+    };
+    let epoch = last.saturating_add(1);
+    replace_file(path, format!("{epoch}\n").as_bytes()).map_err(|error| io_error(path, error))?;
+    Ok(Epoch(epoch))
+}
+
+fn read(path: &Path) -> Result<Option<String>, StateError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io_error(path, error)),
+    }
+}
+
+fn io_error(path: &Path, error: io::Error) -> StateError {
+    StateError::Io { path: path.to_owned(), error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restarted_worker_keeps_its_id_and_counts_its_lives() {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let root = home.path().join("deep/worker");
+        let first = StateDir::open(&root).expect("a new folder");
+        let (worker, epoch) = (first.worker, first.epoch);
+        drop(first);
+        let second = StateDir::open(&root).expect("the same folder");
+        assert_eq!((second.worker, second.epoch), (worker, Epoch(epoch.0 + 1)));
+    }
+
+    #[test]
+    fn two_workers_never_share_a_folder() {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let _first = StateDir::open(home.path()).expect("a new folder");
+        assert!(matches!(StateDir::open(home.path()), Err(StateError::InUse(_))));
+    }
+
+    #[test]
+    fn a_garbled_id_is_named_and_not_replaced() {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        fs::write(home.path().join("worker-id"), "who am I").expect("writing");
+        let error = StateDir::open(home.path()).expect_err("garbled");
+        assert!(error.to_string().contains("worker-id"), "{error}");
+    }
+}
