@@ -1,13 +1,13 @@
 //! The broker's process and its store: thin, and as forgetful as the real ones.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use mesh_core::broker::{Action, Broker, Change, Config, Event, TaskRecord};
 use proto_msgs::{Epoch, PeerId, TaskId, ToBroker, WorkerId};
 
 use super::{
     mesh::{BEGIN_UNIX_MS, Happening, MS, Mesh, Node, Pulse, SECOND},
-    story::tell,
+    story::{brief_from_client, brief_from_worker, brief_to_client, brief_to_worker, tell},
 };
 
 /// The broker's process.
@@ -45,6 +45,7 @@ impl Mesh {
             origin_unix_ms: BEGIN_UNIX_MS + self.now / MS,
             encrypted: self.setup.encrypted,
             ended_kept: self.setup.kept,
+            detached_patience: Duration::from_secs(20),
             rules: self.setup.rules,
             ..Config::default()
         };
@@ -69,14 +70,14 @@ impl Mesh {
     pub(super) fn broker_hears(&mut self, from: Node, peer: PeerId, message: ToBroker) {
         let event = match message {
             ToBroker::Client(message) => {
-                tell!(self, "{from} > B {}", super::referee::brief(&message));
+                tell!(self, "{from} > B {}", brief_from_client(&message));
                 self.referee.broker_hears_client(&message);
                 let Node::Client(client) = from else { return };
                 let key = self.users[self.clients[client].user].key;
                 Event::ClientSaid { peer, key, message }
             }
             ToBroker::Worker(message) => {
-                tell!(self, "{from} > B {}", super::referee::brief_worker(&message));
+                tell!(self, "{from} > B {}", brief_from_worker(&message));
                 self.referee.broker_hears_worker(&message);
                 let Node::Worker(worker) = from else { return };
                 let key = self.workers[worker].key;
@@ -90,7 +91,6 @@ impl Mesh {
         let now = self.broker.pulse.clock(self.now);
         let Some(machine) = &mut self.broker.machine else { return };
         let actions = machine.handle(now, event);
-        self.referee.broker_stats(machine.stats());
         for action in actions {
             self.broker_acts(action);
         }
@@ -101,19 +101,22 @@ impl Mesh {
         match action {
             Action::TellClient { peer, message } => {
                 if let Some((Node::Client(client), _)) = self.node_of(peer) {
-                    tell!(self, "B > C{client} {message:?}");
+                    tell!(self, "B > C{client} {}", brief_to_client(&message));
                     let user = self.users[self.clients[client].user].id;
-                    self.referee.broker_tells_client(self.now, user, client, &message, &self.broker.store.tasks);
+                    self.referee.broker_tells_client(self.now, user, &message, &self.broker.store.tasks);
                 }
                 self.send_to_client(peer, message);
             }
             Action::TellWorker { peer, message } => {
                 if let Some((node, _)) = self.node_of(peer) {
-                    tell!(self, "B > {node} {}", super::referee::brief_to_worker(&message));
+                    tell!(self, "B > {node} {}", brief_to_worker(&message));
                 }
                 self.send_to_worker(peer, message);
             }
             Action::Save(change) => {
+                if let Change::DropWorker(worker) = change {
+                    self.referee.broker_drops_worker(worker);
+                }
                 self.broker.store.pending.push(change);
                 self.flush_soon();
             }

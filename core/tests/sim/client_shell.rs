@@ -68,7 +68,7 @@ impl Mesh {
         config.key = self.users[user].key;
         config.rules = self.setup.rules;
         if listens {
-            config.endpoints = vec![format!("tcp://c{number}:7100")];
+            config.endpoints = vec![endpoint_of(number)];
         }
         self.clients.push(ClientShell {
             machine: Some(Client::new(config)),
@@ -110,7 +110,7 @@ impl Mesh {
     pub(crate) fn fetch(&mut self, client: Node, task: TaskId) {
         let Node::Client(client) = client else { panic!("only clients fetch") };
         tell!(self, "C{client} fetches {}", short(task));
-        self.referee.fetched(self.now, task, client);
+        self.referee.fetched(task, client);
         self.client_handle(client, Event::Fetch { task });
     }
 
@@ -121,7 +121,7 @@ impl Mesh {
 
     pub(super) fn at_client(&mut self, client: usize, conn: u8, message: BrokerToClient) {
         if self.clients[client].conn == conn && !matches!(message, BrokerToClient::Answer(_)) {
-            self.referee.client_hears(client, &message);
+            self.referee.client_hears(&message);
             self.client_handle(client, Event::BrokerSaid(message));
         }
     }
@@ -174,7 +174,7 @@ impl Mesh {
     fn connect(&mut self, client: usize, grant: Grant, resume: bool) {
         let id = grant.id;
         tell!(self, "C{client} connects for {}, {:?}, resume {resume}", short_id(id), grant.direction);
-        self.referee.follows(client, id, grant.ticket.body.purpose);
+        self.referee.follows(client, id);
         let worker = self.worker_number(&grant);
         let direction = grant.direction;
         let reused = self.clients[client].dialled.get(&worker).copied();
@@ -280,12 +280,6 @@ impl Mesh {
         }
     }
 
-    /// The process that listens for the worker of an attempt.
-    pub(super) fn client_that_waits_for(&self, id: AttemptId) -> Option<usize> {
-        let process = self.referee.task(id.task).process;
-        self.clients[process].machine.is_some().then_some(process)
-    }
-
     /// Whether anything of this process still goes over the link.
     pub(super) fn client_uses(&self, client: usize, link: usize) -> bool {
         let shell = &self.clients[client];
@@ -296,4 +290,13 @@ impl Mesh {
     fn worker_number(&self, grant: &Grant) -> usize {
         self.workers.iter().position(|worker| worker.id == grant.worker).expect("grants name workers of the mesh")
     }
+}
+
+fn endpoint_of(client: usize) -> String {
+    format!("tcp://client-{client}")
+}
+
+/// The process that listens at an endpoint.
+pub(super) fn client_at(endpoint: &str) -> Option<usize> {
+    endpoint.strip_prefix("tcp://client-")?.parse().ok()
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use mesh_core::client::TaskSpec;
 use proto_msgs::{
-    Demands, Digest, Direction, ErrorCode, InputDecl, JobId, Manifest, ModelFormat, ModelRef, TaskId, limits::PRIORITY_DEFAULT,
+    Demands, Digest, Direction, ErrorCode, InputDecl, JobId, Manifest, ModelFormat, ModelRef, TaskId,
+    limits::PRIORITY_DEFAULT,
 };
 
 use super::mesh::{Micros, micros};
@@ -108,13 +109,8 @@ impl Job {
     }
 
     pub(super) fn manifest(&self, task: TaskId) -> Manifest {
-        let input = InputDecl {
-            name: None,
-            dtype: None,
-            shape: None,
-            digest: input_of(task),
-            size_bytes: self.input_bytes,
-        };
+        let input =
+            InputDecl { name: None, dtype: None, shape: None, digest: input_of(task), size_bytes: self.input_bytes };
         Manifest { model: self.model_ref(), model_name: format!("model{}", self.model), inputs: vec![input] }
     }
 }

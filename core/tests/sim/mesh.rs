@@ -3,12 +3,7 @@
 //! Owns time and order. The nodes' shells are in `broker_shell`, `worker_shell` and `client_shell`, what lies between them
 //! in `net`, what must always hold in `referee`.
 
-use std::{
-    cmp::Ordering,
-    collections::{BTreeMap, BinaryHeap},
-    fmt,
-    time::Duration,
-};
+use std::{cmp::Ordering, collections::BinaryHeap, fmt, time::Duration};
 
 use mesh_core::{MonoTime, Rules};
 use proto_msgs::{AttemptId, BrokerToClient, BrokerToWorker, ClientId, PublicKey, TaskId, ToBroker};
@@ -16,6 +11,7 @@ use proto_msgs::{AttemptId, BrokerToClient, BrokerToWorker, ClientId, PublicKey,
 use super::{
     broker_shell::BrokerShell,
     client_shell::ClientShell,
+    expect::Expect,
     faults::Fault,
     job::Job,
     net::{Cargo, Link, Net},
@@ -163,7 +159,6 @@ pub(crate) struct Setup {
     pub(crate) store_wait: (Micros, Micros),
     /// Ended tasks are shown, and results of detached ones kept, this long.
     pub(crate) kept: Duration,
-    pub(crate) client_conditions: Duration,
 }
 
 impl Setup {
@@ -175,7 +170,6 @@ impl Setup {
             through_bytes: true,
             store_wait: (2 * MS, 30 * MS),
             kept: Duration::from_secs(120),
-            client_conditions: Duration::from_secs(15),
         }
     }
 }
@@ -391,14 +385,9 @@ impl Mesh {
         task
     }
 
-    /// The state of a task by id.
-    pub(crate) fn expect(&self, task: TaskId) -> super::referee::Expect<'_> {
-        super::referee::Expect::new(self, task)
-    }
-
-    /// All processes that the referee asks about.
-    pub(super) fn seen_by_user(&self) -> BTreeMap<ClientId, usize> {
-        self.users.iter().enumerate().map(|(number, user)| (user.id, number)).collect()
+    /// What has become of a task.
+    pub(crate) fn expect(&self, task: TaskId) -> Expect<'_> {
+        Expect { mesh: self, task }
     }
 }
 

@@ -2,9 +2,7 @@
 //! until they break.
 
 use mesh_core::{client::Event as ClientEvent, worker::LinkId};
-use proto_msgs::{
-    AttemptId, BrokerToClient, BrokerToWorker, ClientToWorker, Digest, PeerId, ToBroker, WorkerToClient,
-};
+use proto_msgs::{AttemptId, BrokerToClient, BrokerToWorker, ClientToWorker, Digest, PeerId, ToBroker, WorkerToClient};
 
 use super::{
     mesh::{Happening, MS, Mesh, Micros, Node, SECOND},

@@ -5,15 +5,16 @@ use std::{collections::BTreeMap, time::Duration};
 use mesh_core::worker::{Action, Config, Event, LinkId, Restored, Sample, Worker};
 use proto_msgs::{
     Accept, Arch, AttemptId, BrokerToWorker, ClientToWorker, DType, Digest, EngineKind, Epoch, ErrorCode, Load,
-    Manifest, ModelFormat, Outcome, OutputDecl, Phase, PublicKey, Purpose, Register, RunResult, Ticket, TicketKey,
+    Manifest, ModelFormat, Outcome, OutputDecl, Phase, PublicKey, Register, RunResult, TaskId, Ticket, TicketKey,
     ToBroker, WorkerId, WorkerToClient, limits::WINDOW_BYTES,
 };
 
 use super::{
+    client_shell::client_at,
     job::{Behaviour, output_of},
     mesh::{Happening, MS, Mesh, Micros, Node, Pulse, SECOND, Step, micros, short_id},
     net::Cargo,
-    story::tell,
+    story::{brief_from_door, brief_to_door, tell},
 };
 
 /// Time between measurements: a little less than between heartbeats.
@@ -121,6 +122,11 @@ impl WorkerShell {
         self.sessions.values().filter(|session| session.stage != Stage::Over).count()
     }
 
+    pub(super) fn runs(&self, task: TaskId) -> bool {
+        self.sessions.iter().any(|(id, session)| id.task == task && session.stage == Stage::Running)
+    }
+
+    /// Attempts of which anything is left on the disk.
     pub(super) fn files(&self) -> Vec<AttemptId> {
         self.sessions.keys().chain(self.disk.detached.keys()).copied().collect()
     }
@@ -219,7 +225,7 @@ impl Mesh {
         let link = self.links[number].number;
         let event = match cargo {
             Cargo::ToWorker(message) => {
-                tell!(self, "C{} > W{worker} {}", self.links[number].client, super::referee::brief_direct(&message));
+                tell!(self, "C{} > W{worker} {}", self.links[number].client, brief_to_door(&message));
                 match message {
                     ClientToWorker::Open(open) => {
                         let key = self.users[self.clients[self.links[number].client].user].key;
@@ -277,7 +283,7 @@ impl Mesh {
                 self.workers[worker].sessions.remove(&id);
                 self.workers[worker].disk.detached.remove(&id);
             }
-            Action::Dial { id, .. } => self.dial_client(worker, id),
+            Action::Dial { id, endpoints, .. } => self.dial_client(worker, id, &endpoints),
             Action::Exit => {
                 tell!(self, "W{worker} leaves");
                 self.crash_worker(worker);
@@ -289,14 +295,22 @@ impl Mesh {
         if let Some(number) = self.workers[worker].links.get(&link).copied()
             && self.links[number].number == link
         {
-            tell!(self, "W{worker} > C{} {message:?}", self.links[number].client);
+            tell!(self, "W{worker} > C{} {}", self.links[number].client, brief_from_door(&message));
             self.send_direct(number, false, Cargo::ToClient(message));
         }
     }
 
     // Transfers.
 
-    fn receive(&mut self, worker: usize, id: AttemptId, link: LinkId, manifest: Manifest, ticket: Ticket, resume: bool) {
+    fn receive(
+        &mut self,
+        worker: usize,
+        id: AttemptId,
+        link: LinkId,
+        manifest: Manifest,
+        ticket: Ticket,
+        resume: bool,
+    ) {
         self.referee.received(worker, &self.workers[worker], id, &ticket);
         tell!(self, "W{worker} takes {} in over {link:?}, resume {resume}", short_id(id));
         let shell = &mut self.workers[worker];
@@ -336,7 +350,9 @@ impl Mesh {
     /// Some bytes of model and inputs arrive, if the link and the client's process still are there to bring them.
     fn bytes_arrive(&mut self, worker: usize, id: AttemptId, bytes: u64) {
         let shell = &mut self.workers[worker];
-        let Some(session) = shell.sessions.get_mut(&id).filter(|session| session.stage == Stage::Receiving) else { return };
+        let Some(session) = shell.sessions.get_mut(&id).filter(|session| session.stage == Stage::Receiving) else {
+            return;
+        };
         let Some(number) = session.link else { return };
         let link = &self.links[number];
         let (client, link_id) = (link.client, link.number);
@@ -469,8 +485,8 @@ impl Mesh {
 
     // Dialling.
 
-    fn dial_client(&mut self, worker: usize, id: AttemptId) {
-        let client = self.client_that_waits_for(id);
+    fn dial_client(&mut self, worker: usize, id: AttemptId, endpoints: &[String]) {
+        let client = endpoints.first().and_then(|endpoint| client_at(endpoint));
         tell!(self, "W{worker} dials for {}", short_id(id));
         let (life, wait) = (self.workers[worker].life, self.rng.among(MS..200 * MS));
         self.after(wait, Happening::WorkerDialled { worker, life, id, client });
@@ -480,8 +496,7 @@ impl Mesh {
         if self.workers[worker].life != life || self.workers[worker].machine.is_none() {
             return;
         }
-        let reached = client
-            .filter(|client| self.clients[*client].can_be_dialled() && self.can_reach(worker, *client));
+        let reached = client.filter(|client| self.clients[*client].can_be_dialled() && self.can_reach(worker, *client));
         let Some(client) = reached else {
             let text = "no route to the client".to_owned();
             return self.worker_handle(worker, Event::DialFailed { id, text });
@@ -516,9 +531,5 @@ impl WorkerShell {
 impl Session {
     fn output(&self) -> Digest {
         output_of(self.ticket.body.task, self.ticket.body.client, self.manifest.inputs[0].digest)
-    }
-
-    pub(super) fn is_fetch(&self) -> bool {
-        self.ticket.body.purpose == Purpose::Fetch
     }
 }

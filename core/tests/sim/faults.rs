@@ -1,0 +1,288 @@
+//! What is done to the mesh: the verbs of stories and seeds, and what "all is well again" means.
+
+use std::time::Duration;
+
+use mesh_core::worker::Event as WorkerEvent;
+use proto_msgs::{Ask, CancelTask, ClientToBroker, Close, Locate, Outcome, Question, Standing, Submit, TaskId};
+
+use super::{
+    job::Job,
+    mesh::{Mesh, Micros, Node, SECOND, micros, short, short_id},
+    net::Net,
+    story::tell,
+};
+
+/// Something that a seed has planned.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    Crash(Node),
+    Restart(Node),
+    Freeze(Node, Micros),
+    CutOff(Node),
+    Rejoin(Node),
+    /// Worker and client cannot reach each other any more.
+    Part(usize, usize),
+    /// A direct link breaks, chosen by this number.
+    BreakLink(u64),
+    /// The connection to the broker is made anew: it gets another name there.
+    Reconnect(Node),
+    StoreAway(bool),
+    Drain(usize),
+    ForgetModels(usize),
+    /// A task is submitted by a process.
+    Submit(Node, Box<Job>),
+    /// A task is taken back by the process that submitted it, chosen by this number.
+    Cancel(u64),
+    /// A task is taken back by another process of its user.
+    CancelElsewhere(u64),
+    /// A client asks for the tasks of another.
+    Pry {
+        client: usize,
+        which: u64,
+        how: u64,
+    },
+}
+
+impl Mesh {
+    // The verbs of stories.
+
+    pub(crate) fn crash(&mut self, node: Node) {
+        self.referee.is_harmed = true;
+        match node {
+            Node::Broker => self.crash_broker(),
+            Node::Worker(worker) => self.crash_worker(worker),
+            Node::Client(client) => self.crash_client(client),
+        }
+    }
+
+    pub(crate) fn restart(&mut self, node: Node) {
+        match node {
+            Node::Broker => self.start_broker(),
+            Node::Worker(worker) => self.start_worker(worker),
+            Node::Client(_) => {}
+        }
+    }
+
+    /// The process stands still: nothing reaches it, and it does not notice.
+    pub(crate) fn freeze(&mut self, node: Node, duration: Duration) {
+        self.referee.is_harmed = true;
+        tell!(self, "{node} freezes for {duration:?}");
+        self.pulse_mut(node).frozen_until = self.now + micros(duration);
+    }
+
+    /// The broker neither hears nor reaches the node.
+    pub(crate) fn cut_off(&mut self, node: Node) {
+        self.referee.is_harmed = true;
+        tell!(self, "{node} is cut off from B");
+        self.net.cut_off.push(node);
+    }
+
+    pub(crate) fn rejoin(&mut self, node: Node) {
+        tell!(self, "{node} rejoins B");
+        self.net.cut_off.retain(|cut_off| *cut_off != node);
+    }
+
+    /// Worker and client cannot reach each other.
+    pub(crate) fn part(&mut self, worker: Node, client: Node) {
+        let (Node::Worker(worker), Node::Client(client)) = (worker, client) else { panic!("a worker and a client") };
+        self.referee.is_harmed = true;
+        tell!(self, "W{worker} and C{client} are parted");
+        self.net.apart.push((worker, client));
+        self.break_links_between(worker, client);
+    }
+
+    pub(crate) fn drain(&mut self, worker: Node) {
+        let Node::Worker(worker) = worker else { panic!("workers drain") };
+        self.referee.is_harmed = true;
+        tell!(self, "W{worker} is asked to drain");
+        self.worker_handle(worker, WorkerEvent::DrainAsked);
+    }
+
+    /// All is well again, and from now on nothing excuses anything.
+    pub(crate) fn heal(&mut self) {
+        tell!(self, "all heals");
+        self.net = Net::calm();
+        for node in self.nodes() {
+            let pulse = self.pulse_mut(node);
+            pulse.frozen_until = pulse.frozen_until.min(0);
+        }
+        if self.broker.store.is_away {
+            self.store_away(false);
+        }
+        self.start_broker();
+        for worker in 0..self.workers.len() {
+            self.start_worker(worker);
+        }
+    }
+
+    fn nodes(&self) -> Vec<Node> {
+        let workers = (0..self.workers.len()).map(Node::Worker);
+        let clients = (0..self.clients.len()).map(Node::Client);
+        std::iter::once(Node::Broker).chain(workers).chain(clients).collect()
+    }
+
+    // The plan of a seed.
+
+    pub(super) fn strike(&mut self, fault: Fault) {
+        let is_alive = |mesh: &Self, node: Node| match node {
+            Node::Client(client) => mesh.clients[client].machine.is_some(),
+            _ => true,
+        };
+        match fault {
+            Fault::Crash(node) => self.crash(node),
+            Fault::Restart(node) => self.restart(node),
+            Fault::Freeze(node, duration) => self.freeze(node, Duration::from_micros(duration)),
+            Fault::CutOff(node) => self.cut_off(node),
+            Fault::Rejoin(node) => self.rejoin(node),
+            Fault::Part(worker, client) => self.part(Node::Worker(worker), Node::Client(client)),
+            Fault::BreakLink(which) => {
+                self.referee.is_harmed = true;
+                let up: Vec<usize> = (0..self.links.len()).filter(|link| self.links[*link].is_up).collect();
+                if !up.is_empty() {
+                    self.break_link(up[which as usize % up.len()]);
+                }
+            }
+            Fault::Reconnect(node) => self.reconnect(node),
+            Fault::StoreAway(away) => {
+                self.referee.is_harmed = true;
+                self.store_away(away);
+            }
+            Fault::Drain(worker) => self.drain(Node::Worker(worker)),
+            Fault::ForgetModels(worker) => self.workers[worker].forget_models(),
+            Fault::Submit(client, job) if is_alive(self, client) => {
+                self.submit(client, *job);
+            }
+            Fault::Submit(..) => {}
+            Fault::Cancel(which) => {
+                if let Some(task) = self.some_task(which) {
+                    self.cancel(task);
+                }
+            }
+            Fault::CancelElsewhere(which) => {
+                if let Some(task) = self.some_task(which) {
+                    self.cancel_elsewhere(task);
+                }
+            }
+            Fault::Pry { client, which, how } => {
+                if let Some(task) = self.some_task(which).filter(|_| is_alive(self, Node::Client(client))) {
+                    self.pry(client, task, how);
+                }
+            }
+        }
+    }
+
+    fn some_task(&self, which: u64) -> Option<TaskId> {
+        let tasks = self.referee.tasks.len();
+        (tasks > 0).then(|| super::referee::task_id(which as usize % tasks))
+    }
+
+    fn reconnect(&mut self, node: Node) {
+        tell!(self, "{node} connects to B anew");
+        match node {
+            Node::Broker => {}
+            Node::Worker(worker) => self.workers[worker].conn = self.workers[worker].conn.wrapping_add(1),
+            Node::Client(client) => self.clients[client].conn = self.clients[client].conn.wrapping_add(1),
+        }
+    }
+
+    /// The owner's other process says `cancel`.
+    pub(crate) fn cancel_elsewhere(&mut self, task: TaskId) {
+        let owner = self.referee.task(task).owner;
+        let user = self.users.iter().position(|user| user.id == owner).expect("tasks belong to users");
+        let process = self.add_client(user, false);
+        let Node::Client(process) = process else { return };
+        tell!(self, "C{process} cancels {} of its user", short(task));
+        self.referee.cancelled(task);
+        self.say(process, ClientToBroker::Cancel(CancelTask { task, client: owner }));
+    }
+
+    /// A client wants to know, have or stop what is not its own.
+    fn pry(&mut self, client: usize, task: TaskId, how: u64) {
+        let user = self.users[self.clients[client].user];
+        let truth = self.referee.task(task);
+        if truth.owner == user.id {
+            return;
+        }
+        tell!(self, "C{client} pries at {}", short(task));
+        // With keys it may even claim to be the owner.
+        let claimed = if self.setup.encrypted && how % 2 == 0 { truth.owner } else { user.id };
+        let spec = truth.job.spec(task);
+        let message = match how / 2 % 5 {
+            0 => ClientToBroker::Locate(Locate { task, client: claimed, key: user.key, endpoints: Vec::new() }),
+            1 => ClientToBroker::Cancel(CancelTask { task, client: claimed }),
+            2 => ClientToBroker::Ask(Ask { request: 1, client: claimed, question: Question::Task(task) }),
+            3 => {
+                let attempt = proto_msgs::Attempt(1);
+                ClientToBroker::Close(Close { task, client: claimed, attempt, outcome: Outcome::Cancelled })
+            }
+            _ => ClientToBroker::Submit(Submit {
+                task,
+                client: claimed,
+                job: spec.job,
+                model_name: spec.model_name,
+                model: spec.model,
+                input_bytes: spec.input_bytes,
+                priority: spec.priority,
+                deadline_ms: None,
+                demands: spec.demands,
+                detached: spec.detached,
+                key: user.key,
+                endpoints: Vec::new(),
+                direction: None,
+                standing: Standing::Asking,
+            }),
+        };
+        self.say(client, message);
+    }
+
+    // Questions.
+
+    pub(super) fn is_running(&self, task: TaskId) -> bool {
+        let runs = |worker: &super::worker_shell::WorkerShell| worker.runs(task);
+        self.workers.iter().any(runs)
+    }
+
+    /// What is left to be done before all is quiet; nothing if it is.
+    pub(crate) fn unsettled(&self) -> Option<String> {
+        for (number, truth) in self.referee.tasks.iter().enumerate() {
+            if let Some((process, _)) = truth.open.first_key_value() {
+                return Some(format!("C{process} waits for T{number} {:?}", truth.job));
+            }
+        }
+        for (number, worker) in self.workers.iter().enumerate() {
+            if let Some(id) = worker.files().first() {
+                return Some(format!("W{number} keeps {}", short_id(*id)));
+            }
+            if worker.machine.is_some() && self.referee.last_reported(number) > 0 {
+                return Some(format!("W{number} still reports attempts"));
+            }
+        }
+        for (number, client) in self.clients.iter().enumerate() {
+            let machine = client.machine.as_ref();
+            if client.session_count() > 0 || machine.is_some_and(|machine| machine.next_deadline().is_some()) {
+                return Some(format!("C{number} still has something to do"));
+            }
+        }
+        let Some(broker) = &self.broker.machine else { return Some("no broker".to_owned()) };
+        let (stats, alive) = (broker.stats(), self.workers.iter().filter(|worker| worker.machine.is_some()).count());
+        if stats.queued + stats.placed + stats.slots_used > 0 || stats.workers as usize != alive {
+            return Some(format!("B still has {stats:?} with {alive} workers alive"));
+        }
+        let rows = self.broker.store.tasks.len();
+        (rows > 0).then(|| format!("the store still has {rows} tasks"))
+    }
+
+    /// Plays on until all is quiet; a mesh that is not within `limit` is a violation.
+    pub(crate) fn settle(&mut self, limit: Duration) {
+        let end = self.now + micros(limit);
+        while self.violation().is_none() {
+            match self.unsettled() {
+                None => return,
+                Some(what) if self.now >= end => {
+                    return self.referee.fail("all comes to an end", format!("{}: {what}", self.now / SECOND));
+                }
+                Some(_) => self.run_for(Duration::from_secs(1)),
+            }
+        }
+    }
+}

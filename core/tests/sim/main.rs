@@ -1,0 +1,23 @@
+//! The simulator: the real machines of all three roles under a seeded network, in one thread and virtual time.
+//!
+//! ```text
+//!   seeds      plans from a seed: faults, then healing, then progress is demanded
+//!   stories    hand-written scenarios in the domain's words
+//!   sabotage   every rule broken in turn, and noticed (feature `sabotage`)
+//!   scale      many workers
+//! ```
+//!
+//! Where to begin: `stories`, then `referee`, which says what must always hold.
+
+mod broker_shell;
+mod client_shell;
+mod expect;
+mod faults;
+mod job;
+mod mesh;
+mod net;
+mod referee;
+mod rng;
+mod seeds;
+mod story;
+mod worker_shell;

@@ -1,0 +1,488 @@
+//! What must always hold, checked at every event from outside of the machines.
+//!
+//! Keeps its own books: whom a task belongs to and what its result must be, what the broker has been told and has promised,
+//! what each client follows. Never asks a machine what it thinks of itself, but for its counters once all is quiet.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_core::{
+    broker::TaskRecord,
+    client::{End, News},
+};
+use proto_msgs::{
+    AnswerBody, Attempt, AttemptId, AttemptState, BrokerToClient, ClientId, ClientToBroker, Digest, Epoch, ErrorCode,
+    Grant, Heartbeat, Outcome, Purpose, Standing, Submit, TaskId, Ticket, WorkerId, WorkerToBroker,
+};
+
+use super::{
+    job::{Behaviour, Job, right_output},
+    mesh::{Micros, Node, SECOND, micros, short, short_id},
+    worker_shell::WorkerShell,
+};
+
+/// Deadlines of one machine in one second. Twenty tasks that each want two looks are far below.
+const WAKES_PER_SECOND_MAX: u32 = 200;
+
+/// Attempts in one heartbeat: 64 unacknowledged ones are kept, and slots are few.
+const REPORTS_MAX: usize = 80;
+
+/// An unnamed promise is worth nothing after this long.
+const PROMISE_LASTS: Micros = 10 * SECOND;
+
+/// Something that must not be.
+#[derive(Clone, Debug)]
+pub(crate) struct Violation {
+    /// The law, in a few words that name it everywhere.
+    pub(crate) law: &'static str,
+    pub(crate) detail: String,
+}
+
+/// All that is known of a task.
+#[derive(Debug)]
+pub(crate) struct Truth {
+    pub(crate) owner: ClientId,
+    /// The process that submitted it.
+    pub(crate) process: usize,
+    pub(crate) job: Job,
+    pub(crate) submitted: Micros,
+    pub(crate) cancelled: bool,
+    /// Submitted when all was well again: nothing may go wrong with it.
+    pub(crate) in_calm: bool,
+    /// Its client heard that the store has it.
+    pub(crate) durable: bool,
+    /// Processes that wait for its end.
+    pub(super) open: BTreeMap<usize, Follow>,
+    pub(crate) ends: Vec<(usize, End)>,
+    pub(crate) placements: Vec<(Attempt, WorkerId)>,
+    pub(crate) runs: Vec<(Attempt, usize)>,
+}
+
+/// What a process is doing about a task.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Follow {
+    fetch: bool,
+    attempt: Attempt,
+    verified: Option<Digest>,
+}
+
+/// What the broker owes a worker's slots, as its own words and ears have it.
+#[derive(Debug)]
+struct Promises {
+    epoch: Epoch,
+    slots: usize,
+    seq: u64,
+    /// When it was promised, and whether a heartbeat has named it.
+    attempts: BTreeMap<AttemptId, (Micros, bool)>,
+}
+
+/// The referee.
+#[derive(Debug, Default)]
+pub(crate) struct Referee {
+    pub(crate) violation: Option<Violation>,
+    pub(crate) tasks: Vec<Truth>,
+    /// Something was done to the mesh that excuses retryable failures.
+    pub(crate) is_harmed: bool,
+    /// From now on nothing excuses anything.
+    pub(crate) is_calm: bool,
+    broker_life: u32,
+    promises: BTreeMap<WorkerId, Promises>,
+    placed: BTreeMap<AttemptId, (u32, WorkerId, Epoch)>,
+    held: BTreeMap<TaskId, Attempt>,
+    lost: BTreeMap<TaskId, Attempt>,
+    received: BTreeMap<AttemptId, (usize, Epoch)>,
+    ran: BTreeSet<(AttemptId, usize, u32)>,
+    lives: BTreeMap<usize, u32>,
+    reported: BTreeMap<usize, usize>,
+    wakes: BTreeMap<Node, (Micros, u32)>,
+}
+
+/// The task's number: which of the run's tasks it is.
+pub(super) fn number(task: TaskId) -> usize {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&task.as_bytes()[..8]);
+    u64::from_be_bytes(bytes) as usize
+}
+
+/// The id of the task with this number.
+pub(super) fn task_id(number: usize) -> TaskId {
+    let mut bytes = [7; 16];
+    bytes[..8].copy_from_slice(&(number as u64).to_be_bytes());
+    TaskId::from_bytes(bytes)
+}
+
+impl Referee {
+    pub(super) fn fail(&mut self, law: &'static str, detail: String) {
+        self.violation.get_or_insert(Violation { law, detail });
+    }
+
+    pub(crate) fn task(&self, task: TaskId) -> &Truth {
+        &self.tasks[number(task)]
+    }
+
+    fn task_mut(&mut self, task: TaskId) -> &mut Truth {
+        &mut self.tasks[number(task)]
+    }
+
+    pub(super) fn job(&self, task: TaskId) -> &Job {
+        &self.task(task).job
+    }
+
+    // What users do.
+
+    pub(super) fn new_task(&mut self, now: Micros, owner: ClientId, process: usize, job: Job) -> TaskId {
+        let task = task_id(self.tasks.len());
+        let follow = Follow { fetch: false, attempt: Attempt(0), verified: None };
+        self.tasks.push(Truth {
+            owner,
+            process,
+            job,
+            submitted: now,
+            cancelled: false,
+            in_calm: self.is_calm,
+            durable: false,
+            open: BTreeMap::from([(process, follow)]),
+            ends: Vec::new(),
+            placements: Vec::new(),
+            runs: Vec::new(),
+        });
+        task
+    }
+
+    pub(super) fn cancelled(&mut self, task: TaskId) {
+        self.task_mut(task).cancelled = true;
+    }
+
+    pub(super) fn fetched(&mut self, task: TaskId, process: usize) {
+        let follow = Follow { fetch: true, attempt: Attempt(0), verified: None };
+        self.task_mut(task).open.insert(process, follow);
+    }
+
+    pub(super) fn client_died(&mut self, process: usize) {
+        for truth in &mut self.tasks {
+            truth.open.remove(&process);
+        }
+    }
+
+    // What clients do.
+
+    pub(super) fn follows(&mut self, process: usize, id: AttemptId) {
+        match self.task_mut(id.task).open.get_mut(&process) {
+            Some(follow) if follow.attempt <= id.attempt => follow.attempt = id.attempt,
+            other => {
+                let detail = format!("C{process} connects for {}, {other:?}", short_id(id));
+                self.fail("a client follows the newest attempt", detail);
+            }
+        }
+    }
+
+    pub(super) fn takes_result(&mut self, process: usize, id: AttemptId) {
+        let follow = self.task(id.task).open.get(&process).copied();
+        if follow.is_none_or(|follow| follow.attempt != id.attempt) {
+            let detail = format!("C{process} takes {} while it follows {follow:?}", short_id(id));
+            self.fail("an old attempt's result does not count", detail);
+        }
+    }
+
+    pub(super) fn verified(&mut self, process: usize, id: AttemptId, content: Digest) {
+        if let Some(follow) = self.task_mut(id.task).open.get_mut(&process) {
+            follow.verified = Some(content);
+        }
+    }
+
+    pub(super) fn reported(&mut self, process: usize, task: TaskId, news: &News) {
+        if !self.task(task).open.contains_key(&process) {
+            self.fail("a task ends once", format!("C{process} has news of {} after its end: {news:?}", short(task)));
+        }
+    }
+
+    pub(super) fn client_hears(&mut self, message: &BrokerToClient) {
+        match message {
+            BrokerToClient::Queued(queued) if queued.durable => self.task_mut(queued.task).durable = true,
+            BrokerToClient::Noted(noted) if noted.durable => self.task_mut(noted.id.task).durable = true,
+            _ => {}
+        }
+    }
+
+    pub(super) fn ended(&mut self, now: Micros, user: ClientId, process: usize, task: TaskId, end: &End) {
+        let truth = self.task_mut(task);
+        let Some(follow) = truth.open.remove(&process) else {
+            return self.fail("a task ends once", format!("C{process} ends {} again: {end:?}", short(task)));
+        };
+        truth.ends.push((process, end.clone()));
+        if truth.owner != user {
+            return self.fail("a result goes to its owner", format!("{} ended at C{process}", short(task)));
+        }
+        let truth = self.task(task);
+        let complaint = match &end.outcome {
+            Outcome::Done { .. } if truth.job.detached && !follow.fetch => None,
+            Outcome::Done { .. } => wrong_result(task, truth, follow, end),
+            Outcome::Cancelled => (!truth.cancelled).then(|| "nobody cancelled it".to_owned()),
+            Outcome::Failed(failure) => self.unjustified(now, truth, follow, failure.code),
+        };
+        if let Some(complaint) = complaint {
+            self.fail("a task ends as it must", format!("{} at C{process}: {complaint}: {end:?}", short(task)));
+        } else if matches!(end.outcome, Outcome::Done { .. }) && truth.job.detached {
+            self.task_mut(task).durable = true;
+        }
+    }
+
+    /// What speaks against this failure; nothing if it had to be.
+    fn unjustified(&self, now: Micros, truth: &Truth, follow: Follow, code: ErrorCode) -> Option<String> {
+        let is_late = truth.job.deadline.is_some_and(|deadline| now >= truth.submitted + micros(deadline));
+        let behaviour = truth.job.behaviour;
+        let excused = self.is_harmed && !truth.in_calm;
+        let good = match code {
+            ErrorCode::Expired => is_late,
+            ErrorCode::RunTimeout => behaviour == Behaviour::NeverEnds || is_late,
+            ErrorCode::DigestMismatch => behaviour == Behaviour::FileVanishes,
+            ErrorCode::NoWorkerFits => excused || truth.job.direction.is_some(),
+            // The broker promises the unfetched result of an acknowledged task for as long as its worker is there.
+            ErrorCode::NotFound | ErrorCode::ResultGone => follow.fetch && (!truth.durable || truth.was_fetched()),
+            ErrorCode::ClientGone => excused,
+            code if behaviour == Behaviour::Fails(code) => true,
+            code if code.is_retryable() || code == ErrorCode::AttemptsExhausted => {
+                excused || !matches!(behaviour, Behaviour::Works | Behaviour::FailsFirst(1))
+            }
+            _ => false,
+        };
+        (!good).then(|| format!("no reason for {code}"))
+    }
+
+    // What the broker hears.
+
+    pub(super) fn broker_started(&mut self, life: u32) {
+        self.broker_life = life;
+        self.promises.clear();
+        self.held.clear();
+        self.lost.clear();
+    }
+
+    pub(super) fn broker_hears_client(&mut self, message: &ClientToBroker) {
+        match message {
+            ClientToBroker::Submit(submit) if submit.client == self.task(submit.task).owner => self.stands(submit),
+            ClientToBroker::Close(close) => self.released(close.task),
+            ClientToBroker::Cancel(cancel) => self.released(cancel.task),
+            _ => {}
+        }
+    }
+
+    fn stands(&mut self, submit: &Submit) {
+        let lost = self.lost.get(&submit.task).copied().unwrap_or_default();
+        match &submit.standing {
+            Standing::Asking => {}
+            Standing::Holding { attempt, .. } if *attempt > lost => {
+                self.held.insert(submit.task, *attempt);
+            }
+            Standing::Holding { .. } => {}
+            Standing::Lost { attempt, .. } => {
+                self.lost.insert(submit.task, lost.max(*attempt));
+                if self.held.get(&submit.task).is_some_and(|held| held <= attempt) {
+                    self.held.remove(&submit.task);
+                }
+                self.released(submit.task);
+            }
+        }
+    }
+
+    fn released(&mut self, task: TaskId) {
+        for promises in self.promises.values_mut() {
+            promises.attempts.retain(|id, _| id.task != task);
+        }
+    }
+
+    pub(super) fn broker_hears_worker(&mut self, message: &WorkerToBroker) {
+        match message {
+            WorkerToBroker::Register(register) => {
+                let (id, epoch, slots) = (register.worker, register.epoch, usize::from(register.slots));
+                if self.promises.get(&id).is_none_or(|promises| promises.epoch < epoch) {
+                    self.promises.insert(id, Promises { epoch, slots, seq: 0, attempts: BTreeMap::new() });
+                }
+            }
+            WorkerToBroker::Heartbeat(heartbeat) => self.broker_hears_heartbeat(heartbeat),
+            WorkerToBroker::Leave(leave) => {
+                self.promises.remove(&leave.worker);
+            }
+        }
+    }
+
+    fn broker_hears_heartbeat(&mut self, heartbeat: &Heartbeat) {
+        let Some(promises) = self.promises.get_mut(&heartbeat.worker) else { return };
+        if promises.epoch != heartbeat.epoch || heartbeat.seq <= promises.seq {
+            return;
+        }
+        promises.seq = heartbeat.seq;
+        let is_active = |state: &AttemptState| !matches!(state, AttemptState::Finished(_));
+        let active: BTreeSet<AttemptId> =
+            heartbeat.attempts.iter().filter(|report| is_active(&report.state)).map(|report| report.id).collect();
+        let finished =
+            |id: &AttemptId| heartbeat.attempts.iter().any(|report| report.id == *id) && !active.contains(id);
+        promises.attempts.retain(|id, (_, named)| !finished(id) && (!*named || active.contains(id)));
+        for id in active {
+            promises.attempts.entry(id).or_insert((0, true)).1 = true;
+        }
+    }
+
+    /// The broker has given the worker up: what it was promised is void.
+    pub(super) fn broker_drops_worker(&mut self, worker: WorkerId) {
+        self.promises.remove(&worker);
+    }
+
+    // What the broker says.
+
+    pub(super) fn broker_tells_client(
+        &mut self,
+        now: Micros,
+        user: ClientId,
+        message: &BrokerToClient,
+        stored: &BTreeMap<TaskId, TaskRecord>,
+    ) {
+        let (task, durable) = match message {
+            BrokerToClient::Grant(grant) => (grant.id.task, false),
+            BrokerToClient::Queued(queued) => (queued.task, queued.durable),
+            BrokerToClient::Noted(noted) => (noted.id.task, noted.durable),
+            BrokerToClient::Ended(ended) => (ended.task, false),
+            BrokerToClient::Answer(answer) => match &answer.body {
+                AnswerBody::Task(view) => (view.task, false),
+                AnswerBody::Why(view) => (view.task.task, false),
+                _ => return,
+            },
+        };
+        let truth = self.task(task);
+        let is_refusal = matches!(message, BrokerToClient::Ended(ended) if is_no_answer(&ended.outcome));
+        if truth.owner != user && !is_refusal {
+            let detail = format!("another client hears of {}: {message:?}", short(task));
+            return self.fail("a result goes to its owner", detail);
+        }
+        if durable && truth.job.detached && !stored.contains_key(&task) {
+            let detail = format!("{} is acknowledged and not stored", short(task));
+            return self.fail("acknowledged is stored", detail);
+        }
+        match message {
+            BrokerToClient::Grant(grant) if grant.ticket.body.purpose == Purpose::Run => self.granted(now, grant),
+            BrokerToClient::Ended(_) => self.released(task),
+            _ => {}
+        }
+    }
+
+    fn granted(&mut self, now: Micros, grant: &Grant) {
+        let (id, worker, epoch) = (grant.id, grant.worker, grant.ticket.body.epoch);
+        let detached = self.task(id.task).job.detached;
+        let life = self.broker_life;
+        let old = self.placed.insert(id, (life, worker, epoch));
+        // An attached task is its client's: a restarted broker may count anew until the client has taken a grant up.
+        let elsewhere = old.filter(|old| (old.0 == life || detached) && (old.1, old.2) != (worker, epoch));
+        if let Some((_, other, other_epoch)) = elsewhere {
+            let detail = format!("{} was at {other} in {other_epoch:?}, now {worker} in {epoch:?}", short_id(id));
+            return self.fail("an attempt has one place", detail);
+        }
+        if let Some(held) = self.held.get(&id.task).filter(|held| **held < id.attempt) {
+            let detail = format!("{} is granted while the client holds attempt {held}", short_id(id));
+            return self.fail("a client that holds an attempt is believed", detail);
+        }
+        if old.is_none_or(|old| old.0 != life) {
+            self.task_mut(id.task).placements.push((id.attempt, worker));
+            self.promised(now, grant);
+        }
+    }
+
+    fn promised(&mut self, now: Micros, grant: &Grant) {
+        let Some(promises) = self.promises.get_mut(&grant.worker) else {
+            return self.fail("a grant names a known worker", format!("{} at {}", short_id(grant.id), grant.worker));
+        };
+        promises.attempts.retain(|_, (at, named)| *named || now < *at + PROMISE_LASTS);
+        promises.attempts.insert(grant.id, (now, false));
+        if promises.attempts.len() > promises.slots {
+            let detail = format!("{} has {} slots and now {:?}", grant.worker_name, promises.slots, promises.attempts);
+            self.fail("slots are never over-granted", detail);
+        }
+    }
+
+    // What workers do.
+
+    pub(super) fn worker_started(&mut self, worker: usize, life: u32) {
+        self.lives.insert(worker, life);
+        self.reported.insert(worker, 0);
+    }
+
+    pub(super) fn worker_acted(&mut self, worker: usize, shell: &WorkerShell) {
+        let (active, slots) = (shell.active(), usize::from(shell.place.slots));
+        if active > slots {
+            self.fail("a worker stays within its slots", format!("W{worker} has {active} attempts in {slots} slots"));
+        }
+    }
+
+    pub(super) fn worker_says(&mut self, worker: usize, message: &WorkerToBroker) {
+        if let WorkerToBroker::Heartbeat(heartbeat) = message {
+            let count = heartbeat.attempts.len();
+            self.reported.insert(worker, count);
+            if count > REPORTS_MAX {
+                self.fail("nothing grows without bound", format!("W{worker} reports {count} attempts"));
+            }
+        }
+    }
+
+    /// Attempts in the worker's last heartbeat.
+    pub(super) fn last_reported(&self, worker: usize) -> usize {
+        self.reported.get(&worker).copied().unwrap_or(0)
+    }
+
+    pub(super) fn received(&mut self, worker: usize, shell: &WorkerShell, id: AttemptId, ticket: &Ticket) {
+        let here = (worker, Epoch(u64::from(shell.life)));
+        if ticket.body.worker != shell.id || ticket.body.epoch != here.1 {
+            let detail = format!("W{worker} in {:?} takes {} for {:?}", here.1, short_id(id), ticket.body.epoch);
+            return self.fail("a ticket is for one life of one worker", detail);
+        }
+        if ticket.body.purpose != Purpose::Run || ticket.body.client != self.task(id.task).owner {
+            return self.fail("a ticket says what may be done", format!("W{worker} takes {}", short_id(id)));
+        }
+        let place = *self.received.entry(id).or_insert(here);
+        if place != here {
+            let detail = format!("{} was taken in at {place:?}, now at {here:?}", short_id(id));
+            self.fail("an attempt has one place", detail);
+        }
+    }
+
+    pub(super) fn ran(&mut self, worker: usize, id: AttemptId) {
+        let life = self.lives.get(&worker).copied().unwrap_or(0);
+        self.task_mut(id.task).runs.push((id.attempt, worker));
+        if !self.ran.insert((id, worker, life)) {
+            self.fail("an attempt runs once", format!("W{worker} runs {} again", short_id(id)));
+        }
+    }
+
+    // Machines' deadlines.
+
+    pub(super) fn woken(&mut self, node: Node, now: Micros) {
+        let (second, count) = self.wakes.entry(node).or_default();
+        if *second != now / SECOND {
+            (*second, *count) = (now / SECOND, 0);
+        }
+        *count += 1;
+        if *count > WAKES_PER_SECOND_MAX {
+            self.fail("no busy loop", format!("{node} was woken {WAKES_PER_SECOND_MAX} times in a second"));
+        }
+    }
+}
+
+impl Truth {
+    fn was_fetched(&self) -> bool {
+        let fetched = |(_, end): &(usize, End)| end.result.is_some();
+        self.ends.iter().any(fetched) || self.cancelled
+    }
+}
+
+fn is_no_answer(outcome: &Outcome) -> bool {
+    use ErrorCode::{BadRequest, Busy, Conflict, Forbidden, NotFound};
+    matches!(outcome, Outcome::Failed(failure)
+        if matches!(failure.code, BadRequest | Busy | Conflict | Forbidden | NotFound))
+}
+
+fn wrong_result(task: TaskId, truth: &Truth, follow: Follow, end: &End) -> Option<String> {
+    let right = right_output(task, truth.owner);
+    let Some(result) = &end.result else { return Some("done without a result".to_owned()) };
+    let announced = result.outputs.first().map(|output| output.digest);
+    if follow.verified != Some(right) || announced != Some(right) {
+        return Some(format!("the result is wrong: verified {:?}", follow.verified));
+    }
+    (result.id.attempt != follow.attempt).then(|| format!("the result is of attempt {}", result.id.attempt))
+}

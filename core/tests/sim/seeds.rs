@@ -1,0 +1,291 @@
+//! Runs that a seed has planned: a time of faults, then all heals, then everything must come to its end.
+//!
+//! Each seed draws which kinds of faults it has at all, so that some runs see one kind in abundance and others all at once.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use mesh_core::Rules;
+use proto_msgs::{Demands, Direction, ErrorCode};
+
+use super::{
+    faults::Fault,
+    job::{Behaviour, Job},
+    mesh::{Happening, MS, Mesh, Micros, Node, SECOND, Setup},
+    net::Net,
+    referee::Violation,
+    rng::Rng,
+    story::Story,
+    worker_shell::Place,
+};
+
+/// Faults are drawn from this long; healing comes with its end.
+const FAULTS_LAST: Micros = 34 * SECOND;
+
+/// After healing, the mesh needs so long to notice: silence of clients, old grants and dead workers.
+const CALM_AFTER: Duration = Duration::from_secs(16);
+
+/// Results of detached tasks are kept this long, and ended tasks remembered.
+const KEPT: Duration = Duration::from_secs(60);
+
+/// By then, after healing, all is quiet: everything kept has been kept long enough, twice.
+const QUIET_AFTER: Duration = Duration::from_secs(160);
+
+/// How a run ended.
+pub(crate) struct Ran {
+    pub(crate) violation: Option<Violation>,
+    pub(crate) story: Story,
+    pub(crate) steps: u64,
+    pub(crate) mesh_seconds: u64,
+}
+
+/// Plays one seed.
+pub(crate) fn play(seed: u64, rules: Rules, story: Story) -> Ran {
+    let mut plan = Rng::new(seed ^ 0xfa017);
+    let setup = Setup {
+        rules,
+        encrypted: plan.permille(300),
+        // One in eight: each machine's messages are within the limits of the wire, and nothing is slower for it.
+        through_bytes: seed % 8 == 0,
+        store_wait: plan.pick(&[(MS, 3 * MS), (2 * MS, 80 * MS), (200 * MS, 1500 * MS)]),
+        kept: KEPT,
+        ..Setup::new(seed)
+    };
+    let mut mesh = Mesh::new(setup, story);
+    let stage = Stage::build(&mut mesh, &mut plan);
+    stage.plan(&mut mesh, &mut plan);
+    mesh.run_for(Duration::from_micros(FAULTS_LAST));
+    mesh.heal();
+    mesh.run_for(CALM_AFTER);
+    mesh.referee.is_calm = true;
+    stage.fetch_all(&mut mesh);
+    stage.submit_in_calm(&mut mesh, &mut plan);
+    mesh.run_for(Duration::from_secs(12));
+    mesh.settle(QUIET_AFTER);
+    Ran {
+        violation: mesh.referee.violation.take(),
+        steps: mesh.steps,
+        mesh_seconds: mesh.now / SECOND,
+        story: mesh.story,
+    }
+}
+
+/// Who is there.
+struct Stage {
+    workers: Vec<Node>,
+    clients: Vec<Node>,
+    users: usize,
+}
+
+impl Stage {
+    fn build(mesh: &mut Mesh, plan: &mut Rng) -> Self {
+        let net = Net {
+            lost_permille: plan.pick(&[0, 0, 20, 100, 300]),
+            doubled_permille: plan.pick(&[0, 0, 50, 300]),
+            delay: plan.pick(&[(MS, 3 * MS), (5 * MS, 60 * MS), (10 * MS, 600 * MS), (MS, 2500 * MS)]),
+            ..Net::calm()
+        };
+        mesh.net = net;
+        let has_nat = plan.permille(300);
+        let workers = (0..plan.among(1..5)).map(|_| {
+            let behind_nat = has_nat && plan.permille(500);
+            let place = Place {
+                // Behind NAT it may know so and not advertise, or advertise an address that nobody reaches.
+                advertises: !behind_nat || plan.permille(500),
+                reachable: !behind_nat,
+                heartbeat: Duration::from_millis(plan.pick(&[500, 1000, 1000, 2000])),
+                ..Place::slots(plan.pick(&[1, 1, 2, 3]))
+            };
+            mesh.add_worker(place)
+        });
+        let workers = workers.collect();
+        let users = plan.among(1..4) as usize;
+        let mut clients = Vec::new();
+        for _ in 0..users {
+            let user = mesh.add_user();
+            for _ in 0..plan.among(1..3) {
+                clients.push(mesh.add_client(user, plan.permille(700)));
+            }
+        }
+        Self { workers, clients, users }
+    }
+
+    fn plan(&self, mesh: &mut Mesh, plan: &mut Rng) {
+        let detached_permille = plan.pick(&[0, 200, 500]);
+        let odd_permille = plan.pick(&[0, 150, 400]);
+        for _ in 0..plan.among(2..14) {
+            let at = plan.among(0..FAULTS_LAST - 4 * SECOND);
+            let client = plan.pick(&self.clients);
+            let job = Box::new(job(plan, detached_permille, odd_permille));
+            mesh.at(at, Happening::Fault(Fault::Submit(client, job)));
+        }
+        let kinds: Vec<u64> = (0..13).filter(|_| plan.permille(350)).collect();
+        if kinds.is_empty() {
+            return;
+        }
+        for _ in 0..plan.among(1..16) {
+            let at = plan.among(0..FAULTS_LAST);
+            let kind = plan.pick(&kinds);
+            self.plan_fault(mesh, plan, at, kind);
+        }
+        // A lossy network excuses as much as a fault does.
+        mesh.referee.is_harmed = true;
+    }
+
+    fn plan_fault(&self, mesh: &mut Mesh, plan: &mut Rng, at: Micros, kind: u64) {
+        let (worker, client) = (plan.pick(&self.workers), plan.pick(&self.clients));
+        let while_down = plan.pick(&[200 * MS, 2 * SECOND, 8 * SECOND, 20 * SECOND]);
+        let which = plan.next();
+        let (Node::Worker(worker_no), Node::Client(client_no)) = (worker, client) else { return };
+        let (first, second) = match kind {
+            0 => (Fault::Crash(worker), Some(Fault::Restart(worker))),
+            1 => (Fault::Freeze(worker, while_down), None),
+            2 => (Fault::Crash(Node::Broker), Some(Fault::Restart(Node::Broker))),
+            3 => (Fault::Crash(client), None),
+            4 => (Fault::Freeze(client, while_down), None),
+            5 => (Fault::BreakLink(which), None),
+            6 => (Fault::CutOff(worker), Some(Fault::Rejoin(worker))),
+            7 => (Fault::CutOff(client), Some(Fault::Rejoin(client))),
+            8 => (Fault::StoreAway(true), Some(Fault::StoreAway(false))),
+            9 => (Fault::Cancel(which), Some(Fault::CancelElsewhere(which >> 8))),
+            10 => (Fault::Drain(worker_no), Some(Fault::Restart(worker))),
+            11 => (Fault::Part(worker_no, client_no), Some(Fault::ForgetModels(worker_no))),
+            _ => (
+                Fault::Pry { client: client_no, which, how: which >> 16 },
+                Some(Fault::Reconnect(plan.pick(&[worker, client]))),
+            ),
+        };
+        mesh.at(at, Happening::Fault(first));
+        if let Some(second) = second {
+            mesh.at(at + while_down, Happening::Fault(second));
+        }
+    }
+
+    /// Results of detached tasks that were promised are asked for by a new process of their user.
+    fn fetch_all(&self, mesh: &mut Mesh) {
+        let listens = mesh.workers.iter().any(|worker| !worker.place.reachable);
+        let fetchers: Vec<Node> = (0..self.users).map(|user| mesh.add_client(user, listens)).collect();
+        for number in 0..mesh.referee.tasks.len() {
+            let truth = &mesh.referee.tasks[number];
+            if truth.job.detached && truth.durable {
+                let user = mesh.users.iter().position(|user| user.id == truth.owner).unwrap_or(0);
+                mesh.fetch(fetchers[user], super::referee::task_id(number));
+            }
+        }
+    }
+
+    fn submit_in_calm(&self, mesh: &mut Mesh, plan: &mut Rng) {
+        for _ in 0..plan.among(1..4) {
+            let process = mesh.add_client(plan.index(self.users), true);
+            let run = plan.among(10 * MS..2 * SECOND);
+            mesh.submit(process, Job::runs(Duration::from_micros(run)));
+        }
+    }
+}
+
+fn job(plan: &mut Rng, detached_permille: u64, odd_permille: u64) -> Job {
+    let run = plan.pick(&[20 * MS, 300 * MS, 2 * SECOND, 6 * SECOND]);
+    let run = plan.among(run / 2..run * 2);
+    let model = plan.among(0..4) as u8;
+    let mut job = Job::runs(Duration::from_micros(run))
+        .model(model, [100 << 10, 5 << 20, 30 << 20, 120 << 20][usize::from(model)]);
+    job.output = plan.pick(&[5 * MS, 50 * MS, 2500 * MS]);
+    job.detached = plan.permille(detached_permille);
+    job.priority = plan.among(0..101) as u8;
+    if plan.permille(150) {
+        job.deadline = Some(Duration::from_micros(plan.among(SECOND..20 * SECOND)));
+    }
+    if plan.permille(100) {
+        job.demands = Demands { cpu_millis: 2000, memory_bytes: 1 << 30, ..Demands::default() };
+    }
+    if plan.permille(100) {
+        job.direction = Some(plan.pick(&[Direction::ClientDials, Direction::WorkerDials]));
+    }
+    if plan.permille(odd_permille) {
+        job.behaviour = plan.pick(&[
+            Behaviour::Fails(ErrorCode::RunCrashed),
+            Behaviour::Fails(ErrorCode::ModelRejected),
+            Behaviour::FailsFirst(1),
+            Behaviour::FailsFirst(99),
+            Behaviour::NeverEnds,
+            Behaviour::KillsWorker,
+            Behaviour::FileVanishes,
+            Behaviour::DiskFullFirst,
+        ]);
+    }
+    job
+}
+
+/// Plays a seed; a panic of a machine is a violation like any other.
+pub(crate) fn play_safely(seed: u64, rules: Rules, told: bool) -> Ran {
+    let story = || if told { Story::told() } else { Story::default() };
+    catch_unwind(AssertUnwindSafe(|| play(seed, rules, story()))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default();
+        let violation = Some(Violation { law: "no machine panics", detail: text });
+        Ran { violation, story: Story::default(), steps: 0, mesh_seconds: 0 }
+    })
+}
+
+fn number_from(variable: &str, otherwise: u64) -> u64 {
+    std::env::var(variable).ok().map_or(otherwise, |text| text.parse().expect("a number of seeds"))
+}
+
+#[test]
+fn seeds() {
+    let first = number_from("MESH_SIM_FIRST", 0);
+    let count = number_from("MESH_SIM_SEEDS", if cfg!(debug_assertions) { 200 } else { 10_000 });
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let (next, steps, seconds) = (AtomicU64::new(first), AtomicU64::new(0), AtomicU64::new(0));
+    let failed = std::sync::Mutex::new(std::collections::BTreeMap::<u64, Violation>::new());
+    let began = std::time::Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + count || failed.lock().expect("no panic under the lock").len() >= 20 {
+                        return;
+                    }
+                    let ran = play_safely(seed, Rules::default(), false);
+                    steps.fetch_add(ran.steps, Ordering::Relaxed);
+                    seconds.fetch_add(ran.mesh_seconds, Ordering::Relaxed);
+                    if let Some(violation) = ran.violation {
+                        failed.lock().expect("no panic under the lock").insert(seed, violation);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("no panic under the lock");
+    let took = began.elapsed().as_secs_f64();
+    println!(
+        "{count} seeds, {} mesh hours, {} events in {took:.1} s: {:.0} seeds/s",
+        seconds.into_inner() / 3600,
+        steps.into_inner(),
+        count as f64 / took
+    );
+    for (seed, violation) in &failed {
+        println!("seed {seed}: {}: {}", violation.law, violation.detail);
+    }
+    if let Some((seed, violation)) = failed.first_key_value() {
+        let story = play_safely(*seed, Rules::default(), true).story.last_lines();
+        let replay = format!(
+            "MESH_SIM_FIRST={seed} MESH_SIM_SEEDS=1 cargo test --release -p mesh-core --test sim -- seeds --nocapture"
+        );
+        panic!("seed {seed} broke the law \"{}\": {}\n{story}\n  replay: {replay}\n", violation.law, violation.detail);
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_story() {
+    for seed in 0..10 {
+        let [first, second] = [(), ()].map(|()| play(seed, Rules::default(), Story::told()).story.hash());
+        assert_eq!(first, second, "seed {seed} went two ways");
+    }
+    let [one, other] = [1, 2].map(|seed| play(seed, Rules::default(), Story::told()).story.hash());
+    assert_ne!(one, other, "two seeds went the same way");
+}
