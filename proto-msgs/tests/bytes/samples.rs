@@ -126,8 +126,8 @@ pub(crate) fn ticket() -> Ticket {
     Ticket::sign(body, &TicketKey([0x5E; 32]))
 }
 
-fn client_and_broker() -> Vec<Any> {
-    let submit = Submit {
+fn submit() -> Submit {
+    Submit {
         task: task(),
         client: client(),
         job: JobId::from_bytes(*b"job............."),
@@ -142,8 +142,11 @@ fn client_and_broker() -> Vec<Any> {
         endpoints: vec!["tcp://10.0.0.2:4000".into()],
         direction: Some(Direction::WorkerDials),
         standing: Standing::Lost { attempt: Attempt(1), worker: worker(), outcome: failed() },
-    };
-    let grant = Grant {
+    }
+}
+
+fn grant() -> Grant {
+    Grant {
         id: id(),
         worker: worker(),
         worker_name: "pi".into(),
@@ -153,7 +156,10 @@ fn client_and_broker() -> Vec<Any> {
         window_bytes: 16 << 20,
         model_held: true,
         ticket: ticket(),
-    };
+    }
+}
+
+fn client_and_broker() -> Vec<Any> {
     let ended = Ended {
         task: task(),
         outcome: Outcome::failed(ErrorCode::Busy, "100000 tasks wait: try again later"),
@@ -163,7 +169,7 @@ fn client_and_broker() -> Vec<Any> {
     let ask = |question| Ask { request: 70_000, client: client(), question };
     let answer = |body| Any::BrokerToClient(BrokerToClient::Answer(Answer { request: 70_000, body }));
     let mut all: Vec<Any> = [
-        ClientToBroker::Submit(submit),
+        ClientToBroker::Submit(submit()),
         ClientToBroker::Close(Close {
             task: task(),
             client: client(),
@@ -182,7 +188,7 @@ fn client_and_broker() -> Vec<Any> {
     .into();
     all.extend(
         [
-            BrokerToClient::Grant(grant),
+            BrokerToClient::Grant(grant()),
             BrokerToClient::Queued(queued),
             BrokerToClient::Noted(Noted { id: id(), worker_alive: true, durable: false }),
             BrokerToClient::Ended(ended),
