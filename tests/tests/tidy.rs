@@ -20,7 +20,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("mesh-runner", &["mesh-models", "proto-msgs"]),
     ("mesh-broker", &["mesh-core", "mesh-transport", "proto-msgs"]),
     ("mesh-worker", &["mesh-core", "mesh-transport", "proto-msgs"]),
-    ("mesh-sdk", &["mesh-core", "mesh-transport", "proto-msgs"]),
+    ("mesh-sdk", &["mesh-core", "mesh-models", "mesh-transport", "proto-msgs"]),
     ("mesh-client-cli", &["mesh-models", "mesh-sdk", "mesh-transport", "proto-msgs"]),
     ("mesh-tests", &["proto-msgs"]),
     ("mesh-bench", &["mesh-sdk", "mesh-tests", "mesh-transport", "proto-msgs"]),
@@ -283,4 +283,20 @@ fn missing_paths(document: &str) -> Vec<String> {
     });
     let missing = ours.filter(|word| !repository().join(Path::new(word)).exists());
     missing.map(str::to_owned).collect()
+}
+
+#[test]
+fn what_is_banned_does_not_come_in() {
+    let lock = fs::read_to_string(repository().join("Cargo.lock")).expect("Cargo.lock is there");
+    let locked = lock.split("[[package]]").filter_map(|entry| {
+        let field = |name: &str| Some(entry.split_once(&format!("\n{name} = \""))?.1.split_once('"')?.0);
+        Some((field("name")?, field("version")?))
+    });
+    // The reasons are in deny.toml.
+    let banned = locked.filter(|(name, version)| match *name {
+        "bincode" => *version != "2.0.1",
+        "tmq" | "sled" | "openssl-sys" => true,
+        _ => false,
+    });
+    assert_none("banned in deny.toml", banned.map(|(name, version)| format!("{name} {version}")));
 }
