@@ -1,14 +1,44 @@
 //! A connecting socket: one peer, dialled by us.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
-use proto_msgs::{Frame, PublicKey};
+use proto_msgs::{Frame, PeerId, PublicKey};
+use tokio::{
+    net::TcpStream,
+    task::{JoinSet, coop::consume_budget},
+    time::{sleep, timeout},
+};
 
-use crate::{Context, Inbox, Limits, Outlet, SendError, Traffic};
+use crate::{
+    Context, Inbox, Limits, Outlet, SendError, Traffic, address,
+    listener::CLOSE_WAIT,
+    monitor::{Monitor, Refusal},
+    outlet::{self, End},
+    queue::Queue,
+    raw,
+    socket::{self, Socket, Taken, the_peer},
+};
+
+/// What an address has before the next one is tried, too: longer than a connection within a site takes.
+const HEAD_START: Duration = Duration::from_millis(200);
+
+/// What the system may take to say why an address is not reached.
+const PROBE_WAIT: Duration = Duration::from_millis(300);
 
 /// A connected DEALER.
 #[derive(Debug)]
-pub struct Dialer {}
+pub struct Dialer {
+    socket: Socket,
+    monitor: Monitor,
+    endpoint: String,
+    encrypted: bool,
+    limits: Limits,
+    /// What libzmq takes no more of at the moment.
+    queue: Queue,
+    traffic: Traffic,
+    /// The last change told was `Connected`.
+    told_connected: bool,
+}
 
 /// Something that happened on a dialled connection.
 #[derive(Clone, Debug)]
@@ -73,50 +103,207 @@ pub enum DialError {
 }
 
 impl Dialer {
+    pub(crate) fn connect(
+        context: &Context,
+        endpoint: &str,
+        their_key: Option<PublicKey>,
+        limits: Limits,
+    ) -> Result<Self, DialError> {
+        let bad = |reason: String| DialError::BadAddress { endpoint: endpoint.to_owned(), reason };
+        let missing = |reason: &str| DialError::KeyMissing { endpoint: endpoint.to_owned(), reason: reason.into() };
+        let system = |error: zmq::Error| bad(error.to_string());
+        if !address::can_be_dialled(endpoint) {
+            return Err(bad(address::FORM.into()));
+        }
+        let mut inner = context.inner().socket(zmq::DEALER).map_err(system)?;
+        socket::configure(&inner, &limits).map_err(system)?;
+        socket::configure_dialer(&inner, &limits).map_err(system)?;
+        match (context.protection(), their_key) {
+            (None, None) => {}
+            (Some((keys, _)), Some(theirs)) => socket::protect_dialer(&inner, keys, &theirs).map_err(system)?,
+            (Some(_), None) => return Err(missing("this node has keys, but the peer's public key is not known")),
+            (None, Some(_)) => return Err(missing("the peer has a key, but this node was started without one")),
+        }
+        let monitor = Monitor::of(context, &inner).map_err(|error| bad(error.to_string()))?;
+        socket::connect(&mut inner, endpoint).map_err(|errno| bad(raw::text_of(errno)))?;
+        let socket = Socket::new(inner).map_err(|error| bad(error.to_string()))?;
+        Ok(Self {
+            socket,
+            monitor,
+            endpoint: endpoint.to_owned(),
+            encrypted: their_key.is_some(),
+            limits,
+            queue: Queue::default(),
+            traffic: Traffic::default(),
+            told_connected: false,
+        })
+    }
+
     /// The address dialled.
     pub fn endpoint(&self) -> &str {
-        unimplemented!()
+        &self.endpoint
     }
 
     /// Waits until the connection stands (handshake included).
     ///
     /// # Errors
     /// If it does not within this time; at once if the peer refuses.
-    pub async fn connected(&mut self, _within: Duration) -> Result<(), DialError> {
-        unimplemented!()
+    pub async fn connected(&mut self, within: Duration) -> Result<(), DialError> {
+        let waited = timeout(within, async {
+            loop {
+                self.monitor.look();
+                match self.monitor.verdict(self.encrypted) {
+                    Some(verdict) => return verdict,
+                    None => self.monitor.ready().await,
+                }
+            }
+        });
+        let detail = match waited.await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(Refusal::Key)) => return Err(DialError::KeyRefused { endpoint: self.endpoint.clone() }),
+            Ok(Err(Refusal::Protocol(detail))) => detail,
+            Err(_) if self.monitor.answered => "it accepts connections and says nothing".to_owned(),
+            Err(_) => {
+                let (endpoint, detail) = (self.endpoint.clone(), why_unreachable(&self.endpoint).await);
+                return Err(DialError::Unreachable { endpoint, within, detail });
+            }
+        };
+        Err(DialError::NotMesh { endpoint: self.endpoint.clone(), detail })
     }
 
     /// The next message or change of the connection. Safe to drop (in a `select!`).
     pub async fn recv(&mut self) -> Heard {
-        unimplemented!()
+        loop {
+            consume_budget().await;
+            if let Some(heard) = self.hear() {
+                return heard;
+            }
+            self.flush();
+            let blocked = !self.queue.is_empty();
+            self.wait(true, blocked).await;
+        }
     }
 
     /// The next message if it is here already.
     pub fn try_recv(&mut self) -> Option<Frame> {
-        unimplemented!()
+        loop {
+            match self.socket.take()? {
+                Taken::Frame { frame, .. } => {
+                    self.traffic.received += 1;
+                    return Some(frame);
+                }
+                Taken::Malformed => self.traffic.malformed += 1,
+            }
+        }
     }
 
     /// Sends without ever blocking; what the peer cannot take yet waits in a bounded queue.
     ///
     /// # Errors
     /// `Full` if that queue is full. The message is dropped and counted.
-    pub fn send(&mut self, _frame: Frame) -> Result<(), SendError> {
-        unimplemented!()
+    pub fn send(&mut self, frame: Frame) -> Result<(), SendError> {
+        if self.queue.is_empty() && self.socket.offer(&the_peer(), &frame).is_ok() {
+            self.traffic.sent += 1;
+            return Ok(());
+        }
+        let queued = self.queue.push(frame, &self.limits);
+        match queued {
+            Ok(()) => self.traffic.waiting += 1,
+            Err(_) => self.traffic.dropped_full += 1,
+        }
+        queued
     }
 
     /// Counters.
     pub fn traffic(&self) -> Traffic {
-        unimplemented!()
+        self.traffic
     }
 
     /// Hands the socket to a task of its own. The socket closes when the inbox is dropped.
     pub fn spawn(self) -> (Outlet, Inbox<Heard>) {
-        unimplemented!()
+        let (limits, traffic) = (self.limits, self.traffic);
+        outlet::spawn_dialled(self, limits, traffic)
     }
 
     /// Gives what is queued a moment to leave, then closes the socket.
-    pub async fn close(self) {
-        unimplemented!()
+    pub async fn close(mut self) {
+        let flushed = async {
+            while !self.queue.is_empty() {
+                self.flush();
+                self.socket.ready(false, true).await;
+            }
+        };
+        let _a_slow_peer_loses_the_rest = timeout(CLOSE_WAIT, flushed).await;
+        self.socket.close();
+    }
+
+    /// Changes of the connection before messages: a message comes on a connection that stands.
+    fn hear(&mut self) -> Option<Heard> {
+        self.monitor.look();
+        if self.told_connected && self.monitor.losses > 0 {
+            self.monitor.losses = 0;
+            self.told_connected = false;
+            return Some(Heard::Lost);
+        }
+        if !self.told_connected && self.monitor.connected {
+            self.monitor.losses = 0;
+            self.told_connected = true;
+            return Some(Heard::Connected);
+        }
+        self.try_recv().map(Heard::Frame)
+    }
+
+    fn flush(&mut self) {
+        let Self { socket, queue, traffic, .. } = self;
+        if let Ok(sent) = queue.drain(usize::MAX, |frame| socket.offer(&the_peer(), frame)) {
+            traffic.sent += sent as u64;
+            traffic.waiting -= sent as u64;
+        }
+    }
+
+    async fn wait(&mut self, wanted: bool, blocked: bool) {
+        tokio::select! {
+            () = self.socket.ready(wanted, blocked) => self.monitor.due = true,
+            () = self.monitor.ready() => {}
+        }
+    }
+}
+
+impl End for Dialer {
+    type Item = Heard;
+
+    fn take(&mut self) -> Option<Heard> {
+        self.hear()
+    }
+
+    fn offer(&mut self, peer: &PeerId, frame: &Frame) -> Result<(), SendError> {
+        self.socket.offer(peer, frame)
+    }
+
+    async fn ready(&mut self, wanted: bool, blocked: bool) {
+        self.wait(wanted, blocked).await;
+    }
+
+    fn leftovers(&mut self) -> Vec<(PeerId, Queue)> {
+        let queue = mem::take(&mut self.queue);
+        if queue.is_empty() { Vec::new() } else { vec![(the_peer(), queue)] }
+    }
+
+    fn malformed(&self) -> u64 {
+        self.traffic.malformed
+    }
+
+    fn close(self) {
+        self.socket.close();
+    }
+}
+
+/// What the system says when it connects there: libzmq does not tell.
+async fn why_unreachable(endpoint: &str) -> String {
+    match timeout(PROBE_WAIT, TcpStream::connect(address::host_and_port(endpoint))).await {
+        Ok(Ok(_)) => "the connection came too late".into(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "packets to it vanish".into(),
     }
 }
 
@@ -126,11 +313,51 @@ impl Dialer {
 /// # Errors
 /// If none connects within this time: the error of the best address.
 pub async fn dial_first(
-    _context: &Context,
-    _endpoints: &[String],
-    _their_key: Option<PublicKey>,
-    _limits: Limits,
-    _within: Duration,
+    context: &Context,
+    endpoints: &[String],
+    their_key: Option<PublicKey>,
+    limits: Limits,
+    within: Duration,
 ) -> Result<Dialer, DialError> {
-    unimplemented!()
+    let mut attempts = JoinSet::new();
+    for (place, endpoint) in endpoints.iter().enumerate() {
+        let (context, endpoint) = (context.clone(), endpoint.clone());
+        attempts.spawn(async move {
+            let head_start = HEAD_START * place as u32;
+            sleep(head_start).await;
+            let connected = async {
+                let mut dialer = context.dial(&endpoint, their_key, limits)?;
+                dialer.connected(within.saturating_sub(head_start)).await?;
+                Ok(dialer)
+            };
+            (place, connected.await)
+        });
+    }
+    let mut best_error: Option<(usize, DialError)> = None;
+    while let Some(attempt) = attempts.join_next().await {
+        match attempt {
+            Ok((_, Ok(dialer))) => return Ok(dialer),
+            Ok((place, Err(error))) if best_error.as_ref().is_none_or(|(best, _)| place < *best) => {
+                best_error = Some((place, error));
+            }
+            _ => {}
+        }
+    }
+    Err(best_error.map_or(DialError::NoAddress, |(_, error)| error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nonsense_is_no_address() {
+        let context = Context::new(crate::Security::None).expect("a context");
+        for nonsense in ["localhost:1", "tcp://127.0.0.1:0", "tcp://127.0.0.1:99999"] {
+            let dialled = context.dial(nonsense, None, Limits::CONTROL);
+            assert!(matches!(dialled, Err(DialError::BadAddress { .. })), "{nonsense}: {dialled:?}");
+        }
+        let nowhere = dial_first(&context, &[], None, Limits::CONTROL, Duration::from_secs(1)).await;
+        assert!(matches!(nowhere, Err(DialError::NoAddress)));
+    }
 }

@@ -14,12 +14,18 @@
 //!
 //! Where to begin: [`Context`], then [`Listener`], then [`blob`].
 
+mod address;
 pub mod blob;
 mod context;
 mod dialer;
+mod doorkeeper;
 pub mod keys;
 mod listener;
+mod monitor;
 mod outlet;
+mod queue;
+mod raw;
+mod socket;
 
 pub use context::{Admit, Admitted, Context, ContextError, Limits, Security};
 pub use dialer::{DialError, Dialer, Heard, dial_first};

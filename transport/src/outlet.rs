@@ -1,10 +1,28 @@
 //! The many-task form of a socket: bounded queue per peer in front, bounded inbox behind, one task that owns the socket.
+//!
+//! Owns: that task (the pump) and what it shares with [`Outlet`]s. Never: messages' meanings.
 
-use std::marker::PhantomData;
+use std::{
+    collections::{HashMap, VecDeque},
+    future::Future,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
 
 use proto_msgs::{Frame, PeerId};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::timeout,
+};
 
-use crate::Traffic;
+use crate::{Limits, Traffic, listener::CLOSE_WAIT, queue::Queue, socket::the_peer};
+
+/// Messages taken from a socket, or sent to one peer, before anything else has its turn.
+const BATCH: usize = 64;
+
+/// Messages that wait in an inbox before peers are no longer read.
+const INBOX_FRAMES: usize = 64;
 
 /// Why a message was not sent.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -19,76 +37,377 @@ pub enum SendError {
 
 /// A listener in the care of its own task. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Door {}
+pub struct Door {
+    endpoint: Arc<str>,
+    shared: Arc<Shared>,
+}
 
 impl Door {
+    pub(crate) fn new(endpoint: String, shared: Arc<Shared>) -> Self {
+        Self { endpoint: endpoint.into(), shared }
+    }
+
     /// The address bound, with the real port.
     pub fn endpoint(&self) -> &str {
-        unimplemented!()
+        &self.endpoint
     }
 
     /// The way to one of its peers.
-    pub fn to(&self, _peer: PeerId) -> Outlet {
-        unimplemented!()
+    pub fn to(&self, peer: PeerId) -> Outlet {
+        Outlet::new(&self.shared, peer, false)
     }
 
     /// Counters.
     pub fn traffic(&self) -> Traffic {
-        unimplemented!()
+        self.shared.traffic()
     }
 
     /// Gives what is queued a moment to leave, then closes the socket.
     pub async fn close(&self) {
-        unimplemented!()
+        self.shared.close().await;
     }
 }
 
 /// The way to one peer, whichever side dialled. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Outlet {}
+#[derive(Debug)]
+pub struct Outlet {
+    shared: Arc<Shared>,
+    peer: PeerId,
+    room: Arc<Notify>,
+    dialled: bool,
+}
 
 impl Outlet {
+    pub(crate) fn new(shared: &Arc<Shared>, peer: PeerId, dialled: bool) -> Self {
+        let room = {
+            let mut state = shared.state();
+            let entry = state.entries.entry(peer).or_default();
+            entry.outlets += 1;
+            Arc::clone(&entry.room)
+        };
+        Self { shared: Arc::clone(shared), peer, room, dialled }
+    }
+
     /// Sends without waiting.
     ///
     /// # Errors
     /// `Full` if the peer's queue is full, `Gone` if the peer or the socket is.
-    pub fn try_send(&self, _frame: Frame) -> Result<(), SendError> {
-        unimplemented!()
+    pub fn try_send(&self, frame: Frame) -> Result<(), SendError> {
+        let mut state = self.shared.state();
+        let sent = state.push(self.peer, frame, &self.shared.limits);
+        match sent {
+            Ok(()) => self.shared.wake.notify_one(),
+            Err(SendError::Full) => state.traffic.dropped_full += 1,
+            Err(SendError::Gone) => state.traffic.dropped_gone += 1,
+        }
+        sent
     }
 
     /// Sends, waiting for room in this peer's queue. Other peers do not feel it.
     ///
     /// # Errors
     /// `Gone` if the peer or the socket is.
-    pub async fn send(&self, _frame: Frame) -> Result<(), SendError> {
-        unimplemented!()
+    pub async fn send(&self, frame: Frame) -> Result<(), SendError> {
+        loop {
+            // Listening before looking: room made in between is not missed.
+            let mut room = pin!(self.room.notified());
+            room.as_mut().enable();
+            {
+                let mut state = self.shared.state();
+                if state.has_room(self.peer, &frame, &self.shared.limits) {
+                    let sent = state.push(self.peer, frame, &self.shared.limits);
+                    self.shared.wake.notify_one();
+                    return sent;
+                }
+            }
+            room.await;
+        }
     }
 
     /// Gives what is queued for this peer a moment to leave and, if the peer was dialled, closes the socket.
     pub async fn close(&self) {
-        unimplemented!()
+        if self.dialled {
+            return self.shared.close().await;
+        }
+        let emptied = async {
+            loop {
+                let mut room = pin!(self.room.notified());
+                room.as_mut().enable();
+                if self.shared.state().is_idle(self.peer) {
+                    return;
+                }
+                room.await;
+            }
+        };
+        let _a_slow_peer_loses_the_rest = timeout(CLOSE_WAIT, emptied).await;
     }
 
     /// Both lead to the same peer over the same connection.
-    pub fn same_peer(&self, _other: &Self) -> bool {
-        unimplemented!()
+    pub fn same_peer(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared) && self.peer == other.peer
+    }
+}
+
+impl Clone for Outlet {
+    fn clone(&self) -> Self {
+        Self::new(&self.shared, self.peer, self.dialled)
+    }
+}
+
+impl Drop for Outlet {
+    fn drop(&mut self) {
+        let mut state = self.shared.state();
+        if let Some(entry) = state.entries.get_mut(&self.peer) {
+            entry.outlets -= 1;
+        }
+        state.forget_if_unused(self.peer);
     }
 }
 
 /// What arrives at a socket in the care of its own task. Dropping it closes the socket.
 #[derive(Debug)]
-pub struct Inbox<T> {
-    _unfinished: PhantomData<T>,
-}
+pub struct Inbox<T>(mpsc::Receiver<T>);
 
 impl<T> Inbox<T> {
     /// The next one; `None` once the socket is closed.
     pub async fn recv(&mut self) -> Option<T> {
-        unimplemented!()
+        self.0.recv().await
     }
 
     /// The next one if it is here already.
     pub fn try_recv(&mut self) -> Option<T> {
-        unimplemented!()
+        self.0.try_recv().ok()
+    }
+}
+
+/// A socket as the pump sees it.
+pub(crate) trait End: Send + 'static {
+    /// What arrives.
+    type Item: Send + 'static;
+
+    /// The next one, if there is one.
+    fn take(&mut self) -> Option<Self::Item>;
+
+    /// Sends a message if libzmq has room for it.
+    fn offer(&mut self, peer: &PeerId, frame: &Frame) -> Result<(), SendError>;
+
+    /// Waits until `take` (if `wanted`) may give something or, with messages `blocked`, `offer` may take something.
+    fn ready(&mut self, wanted: bool, blocked: bool) -> impl Future<Output = ()> + Send;
+
+    /// Messages that wait already.
+    fn leftovers(&mut self) -> Vec<(PeerId, Queue)>;
+
+    /// Counter of the direct form.
+    fn malformed(&self) -> u64;
+
+    /// Closes the socket; what libzmq has taken leaves in the background.
+    fn close(self);
+}
+
+/// What the pump and its outlets share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    limits: Limits,
+    state: Mutex<State>,
+    /// There is something for the pump to do.
+    wake: Notify,
+    /// The pump has ended.
+    ended: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: HashMap<PeerId, Entry>,
+    /// Peers with messages waiting, each once, in turn.
+    waiting: VecDeque<PeerId>,
+    traffic: Traffic,
+    closing: bool,
+    closed: bool,
+}
+
+/// One peer.
+#[derive(Debug, Default)]
+struct Entry {
+    queue: Queue,
+    outlets: usize,
+    gone: bool,
+    room: Arc<Notify>,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn traffic(&self) -> Traffic {
+        let state = self.state();
+        let waiting = state.entries.values().map(|entry| entry.queue.len() as u64).sum();
+        Traffic { waiting, ..state.traffic }
+    }
+
+    async fn close(&self) {
+        self.state().closing = true;
+        self.wake.notify_one();
+        loop {
+            let mut ended = pin!(self.ended.notified());
+            ended.as_mut().enable();
+            if self.state().closed {
+                return;
+            }
+            ended.await;
+        }
+    }
+}
+
+impl State {
+    fn push(&mut self, peer: PeerId, frame: Frame, limits: &Limits) -> Result<(), SendError> {
+        if self.closed || self.closing {
+            return Err(SendError::Gone);
+        }
+        let entry = self.entries.entry(peer).or_default();
+        if entry.gone {
+            return Err(SendError::Gone);
+        }
+        let first = entry.queue.is_empty();
+        entry.queue.push(frame, limits)?;
+        if first {
+            self.waiting.push_back(peer);
+        }
+        Ok(())
+    }
+
+    /// `push` would not say `Full`.
+    fn has_room(&self, peer: PeerId, frame: &Frame, limits: &Limits) -> bool {
+        let entry = self.entries.get(&peer);
+        self.closed || self.closing || entry.is_none_or(|entry| entry.gone || entry.queue.has_room(frame, limits))
+    }
+
+    fn is_idle(&self, peer: PeerId) -> bool {
+        self.closed || self.entries.get(&peer).is_none_or(|entry| entry.queue.is_empty())
+    }
+
+    fn forget_if_unused(&mut self, peer: PeerId) {
+        if self.entries.get(&peer).is_some_and(|entry| entry.outlets == 0 && entry.queue.is_empty()) {
+            self.entries.remove(&peer);
+        }
+    }
+
+    /// Gives each waiting peer its turn. True if some are left that libzmq has no room for, and if some had more than
+    /// their turn.
+    fn carry(&mut self, end: &mut impl End) -> (bool, bool) {
+        let (mut blocked, mut unfinished) = (false, false);
+        for _ in 0..self.waiting.len() {
+            let Some(peer) = self.waiting.pop_front() else { break };
+            let Some(entry) = self.entries.get_mut(&peer) else { continue };
+            match entry.queue.drain(BATCH, |frame| end.offer(&peer, frame)) {
+                Ok(sent) => {
+                    self.traffic.sent += sent as u64;
+                    if !entry.queue.is_empty() {
+                        self.waiting.push_back(peer);
+                        blocked |= sent < BATCH;
+                        unfinished |= sent == BATCH;
+                    }
+                    if sent > 0 {
+                        entry.room.notify_waiters();
+                    }
+                }
+                Err(_) => {
+                    self.traffic.dropped_gone += entry.queue.len() as u64;
+                    entry.queue = Queue::default();
+                    entry.gone = true;
+                    entry.room.notify_waiters();
+                }
+            }
+            self.forget_if_unused(peer);
+        }
+        (blocked, unfinished)
+    }
+}
+
+/// Marks the end of the pump, however it ends.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.closed = true;
+        state.waiting.clear();
+        for entry in state.entries.values_mut() {
+            entry.queue = Queue::default();
+            entry.room.notify_waiters();
+        }
+        self.0.ended.notify_waiters();
+    }
+}
+
+/// Starts the task that owns the socket.
+pub(crate) fn spawn<E: End>(mut end: E, limits: Limits, traffic: Traffic) -> (Arc<Shared>, Inbox<E::Item>) {
+    let mut state = State { traffic, ..State::default() };
+    for (peer, queue) in end.leftovers() {
+        state.waiting.push_back(peer);
+        state.entries.insert(peer, Entry { queue, ..Entry::default() });
+    }
+    let shared = Arc::new(Shared { limits, state: Mutex::new(state), wake: Notify::new(), ended: Notify::new() });
+    let (sender, receiver) = mpsc::channel(INBOX_FRAMES);
+    tokio::spawn(pump(end, Arc::clone(&shared), sender));
+    (shared, Inbox(receiver))
+}
+
+/// Starts the task that owns a dialler's socket.
+pub(crate) fn spawn_dialled<E: End>(end: E, limits: Limits, traffic: Traffic) -> (Outlet, Inbox<E::Item>) {
+    let (shared, inbox) = spawn(end, limits, traffic);
+    (Outlet::new(&shared, the_peer(), true), inbox)
+}
+
+async fn pump<E: End>(mut end: E, shared: Arc<Shared>, inbox: mpsc::Sender<E::Item>) {
+    let ending = Ending(Arc::clone(&shared));
+    loop {
+        let taken = take_batch(&mut end, &inbox);
+        let (blocked, unfinished) = {
+            let mut state = shared.state();
+            state.traffic.received += taken as u64;
+            state.traffic.malformed = end.malformed();
+            if state.closing || inbox.is_closed() {
+                break;
+            }
+            state.carry(&mut end)
+        };
+        if taken == BATCH || unfinished {
+            tokio::task::yield_now().await;
+            continue;
+        }
+        let full = inbox.capacity() == 0;
+        tokio::select! {
+            () = shared.wake.notified() => {}
+            () = end.ready(!full, blocked), if !full || blocked => {}
+            _ = inbox.reserve(), if full => {}
+            () = inbox.closed(), if !full => {}
+        }
+    }
+    send_the_rest(&mut end, &shared).await;
+    end.close();
+    drop(ending);
+}
+
+/// Moves what arrived into the inbox while that has room.
+fn take_batch<E: End>(end: &mut E, inbox: &mpsc::Sender<E::Item>) -> usize {
+    for taken in 0..BATCH {
+        let Ok(place) = inbox.try_reserve() else { return taken };
+        let Some(item) = end.take() else { return taken };
+        place.send(item);
+    }
+    BATCH
+}
+
+/// Before the socket closes: what is queued may leave if the peers take it soon.
+async fn send_the_rest<E: End>(end: &mut E, shared: &Shared) {
+    shared.state().closing = true;
+    let until = Instant::now() + CLOSE_WAIT;
+    loop {
+        let (blocked, unfinished) = shared.state().carry(end);
+        let left = until.saturating_duration_since(Instant::now());
+        if !(blocked || unfinished) || left.is_zero() || timeout(left, end.ready(false, true)).await.is_err() {
+            return;
+        }
     }
 }

@@ -1,0 +1,135 @@
+//! What libzmq tells about a dialled connection: when it stands, when it breaks, why it does not come about.
+
+use std::{
+    io,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use crate::{Context, socket::Socket};
+
+/// Attempts after which a peer that hangs up during the handshake is taken to mean it. One may be a peer that just ends.
+const HANG_UPS: u32 = 2;
+
+/// Why a peer that was reached is none.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// The key.
+    Key,
+    /// The protocol, and what was seen of it.
+    Protocol(String),
+}
+
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    events: Socket,
+    /// There may be events to read.
+    pub(crate) due: bool,
+    /// The connection stands.
+    pub(crate) connected: bool,
+    /// Connections that stood and broke; the reader sets it back.
+    pub(crate) losses: u32,
+    /// TCP connects, whatever comes of it.
+    pub(crate) answered: bool,
+    /// Handshakes that ended without a reason.
+    hang_ups: u32,
+    refusal: Option<Refused>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Refused {
+    /// The key is not admitted.
+    ByDoorkeeper,
+    /// libzmq's number of the protocol error.
+    Protocol(u32),
+}
+
+impl Monitor {
+    /// Begins to watch a socket that is not connected yet.
+    pub(crate) fn of(context: &Context, socket: &zmq::Socket) -> io::Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let endpoint = format!("inproc://mesh.monitor.{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let watched = [
+            zmq::SocketEvent::CONNECTED,
+            zmq::SocketEvent::DISCONNECTED,
+            zmq::SocketEvent::HANDSHAKE_SUCCEEDED,
+            zmq::SocketEvent::HANDSHAKE_FAILED_NO_DETAIL,
+            zmq::SocketEvent::HANDSHAKE_FAILED_PROTOCOL,
+            zmq::SocketEvent::HANDSHAKE_FAILED_AUTH,
+        ];
+        socket.monitor(&endpoint, watched.iter().fold(0, |mask, event| mask | i32::from(event.to_raw())))?;
+        let events = context.inner().socket(zmq::PAIR)?;
+        events.set_linger(0)?;
+        events.connect(&endpoint)?;
+        Ok(Self {
+            events: Socket::new(events)?,
+            due: true,
+            connected: false,
+            losses: 0,
+            answered: false,
+            hang_ups: 0,
+            refusal: None,
+        })
+    }
+
+    /// Reads what there is, if there may be something.
+    pub(crate) fn look(&mut self) {
+        while self.due {
+            // Number and value of the event; then the address, which we know.
+            let Some(event) = self.events.take_part() else {
+                self.due = false;
+                return;
+            };
+            let (true, &[a, b, c, d, e, f]) = (event.more(), event.as_ref()) else { continue };
+            self.note(u16::from_ne_bytes([a, b]), u32::from_ne_bytes([c, d, e, f]));
+        }
+    }
+
+    /// Waits until there may be something to read.
+    pub(crate) async fn ready(&mut self) {
+        self.events.ready(true, false).await;
+        self.due = true;
+    }
+
+    /// How the attempts to connect stand; `None` while they may still succeed.
+    pub(crate) fn verdict(&self, encrypted: bool) -> Option<Result<(), Refusal>> {
+        if self.connected {
+            return Some(Ok(()));
+        }
+        match self.refusal {
+            Some(Refused::ByDoorkeeper) => Some(Err(Refusal::Key)),
+            Some(Refused::Protocol(number)) => Some(Err(Refusal::Protocol(format!("protocol error {number:#x}")))),
+            // A listener that cannot open what was sealed for another key hangs up without a word.
+            None if self.hang_ups >= HANG_UPS && encrypted => Some(Err(Refusal::Key)),
+            None if self.hang_ups >= HANG_UPS => {
+                Some(Err(Refusal::Protocol("it hangs up during the handshake".into())))
+            }
+            None => None,
+        }
+    }
+
+    fn note(&mut self, event: u16, value: u32) {
+        const CONNECTED: u16 = zmq::SocketEvent::CONNECTED as u16;
+        const DISCONNECTED: u16 = zmq::SocketEvent::DISCONNECTED as u16;
+        const SUCCEEDED: u16 = zmq::SocketEvent::HANDSHAKE_SUCCEEDED as u16;
+        const NO_DETAIL: u16 = zmq::SocketEvent::HANDSHAKE_FAILED_NO_DETAIL as u16;
+        const PROTOCOL: u16 = zmq::SocketEvent::HANDSHAKE_FAILED_PROTOCOL as u16;
+        const AUTH: u16 = zmq::SocketEvent::HANDSHAKE_FAILED_AUTH as u16;
+        match event {
+            CONNECTED => self.answered = true,
+            SUCCEEDED => {
+                self.connected = true;
+                self.hang_ups = 0;
+                self.refusal = None;
+            }
+            DISCONNECTED if self.connected => {
+                self.connected = false;
+                self.losses += 1;
+            }
+            NO_DETAIL => self.hang_ups += 1,
+            PROTOCOL => self.refusal = Some(Refused::Protocol(value)),
+            AUTH => self.refusal = Some(Refused::ByDoorkeeper),
+            _ => {}
+        }
+        tracing::trace!(event, value, "connection event");
+    }
+}

@@ -1,0 +1,242 @@
+//! A libzmq socket that waits through tokio.
+//!
+//! libzmq's descriptor says "look again", not "readable", it says so once (an edge), and *any* send, receive or look may
+//! swallow that edge. The rule that loses nothing: try; when there is nothing to do, look at `ZMQ_EVENTS`; only if that
+//! says so, too, wait for the descriptor; then look again.
+//!
+//! Owns: that rule, the make-up of a frame from parts, socket options. Never: queues, who is admitted.
+
+use std::{ffi::CString, io, os::fd::RawFd, time::Duration};
+
+use proto_msgs::{Frame, PeerId, PublicKey};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::timeout,
+};
+
+use crate::{
+    KeyPair, Limits, SendError, keys,
+    raw::{self, Errno, Part},
+};
+
+/// How long a message to one slow peer of a ROUTER may be overlooked: `ZMQ_EVENTS` tells only that *some* peer can take a
+/// message, so an edge for this one may be swallowed by a send to another. Rare, hence slow enough to cost nothing.
+const BLOCKED_RETRY: Duration = Duration::from_millis(2);
+
+/// Time for a new connection to say who it is: three round trips of a bad link and the door-keeper's answer.
+const HANDSHAKE_MS_MAX: i32 = 3000;
+
+/// First and longest pause between attempts to connect again. Two seconds: a broker that comes back is found before
+/// anybody gives it up, and ten thousand nodes do not trample it.
+const RECONNECT_MS: (i32, i32) = (100, 2000);
+
+/// An attempt to connect that nobody answers is ended after this long and made again.
+const CONNECT_MS_MAX: i32 = 3000;
+
+/// Connections waiting to be accepted: a whole mesh may come back at once.
+const BACKLOG: i32 = 1024;
+
+/// What libzmq has taken may leave in the background for this long after the socket was closed properly.
+const LINGER_MS: i32 = 500;
+
+/// What a peer sent.
+pub(crate) enum Taken {
+    /// A whole message.
+    Frame { peer: PeerId, key: Option<PublicKey>, frame: Frame },
+    /// Parts that are no message of ours.
+    Malformed,
+}
+
+pub(crate) struct Socket {
+    // Dropped first: the descriptor belongs to the socket.
+    fd: AsyncFd<RawFd>,
+    inner: zmq::Socket,
+    router: bool,
+}
+
+impl std::fmt::Debug for Socket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Socket").field("router", &self.router).finish_non_exhaustive()
+    }
+}
+
+impl Socket {
+    /// Takes the socket into tokio's care.
+    pub(crate) fn new(inner: zmq::Socket) -> io::Result<Self> {
+        let router = inner.get_socket_type()? == zmq::ROUTER;
+        let fd = inner.get_fd()?;
+        // SAFETY: the descriptor is open as long as `inner` is, and is deregistered before (order of the fields).
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+        Ok(Self { fd, inner, router })
+    }
+
+    /// The next message, if there is one.
+    pub(crate) fn take(&mut self) -> Option<Taken> {
+        let mut part = Part::new();
+        part.recv(&mut self.inner).ok()?;
+        let peer = if self.router {
+            let peer = PeerId::from_slice(part.as_ref());
+            if !part.more() {
+                return Some(Taken::Malformed);
+            }
+            // The parts of one message arrive together.
+            if part.recv(&mut self.inner).is_err() {
+                return Some(Taken::Malformed);
+            }
+            peer
+        } else {
+            Some(the_peer())
+        };
+        let key = part.user_id().and_then(|text| keys::parse(text).ok());
+        let mut more = part.more();
+        let head = part.into_bytes();
+        let mut payload = bytes::Bytes::new();
+        if more {
+            let mut part = Part::new();
+            if part.recv(&mut self.inner).is_err() {
+                return Some(Taken::Malformed);
+            }
+            more = part.more();
+            payload = part.into_bytes();
+        }
+        match peer {
+            Some(peer) if !more => Some(Taken::Frame { peer, key, frame: Frame { head, payload } }),
+            _ => {
+                self.skip_parts(more);
+                Some(Taken::Malformed)
+            }
+        }
+    }
+
+    /// Reads a message to its end.
+    fn skip_parts(&mut self, mut more: bool) {
+        let mut part = Part::new();
+        while more && part.recv(&mut self.inner).is_ok() {
+            more = part.more();
+        }
+    }
+
+    /// One part whatever it is, for the monitor.
+    pub(crate) fn take_part(&mut self) -> Option<Part> {
+        let mut part = Part::new();
+        part.recv(&mut self.inner).ok().map(|()| part)
+    }
+
+    /// Sends a message if the peer's queue has room.
+    pub(crate) fn offer(&mut self, peer: &PeerId, frame: &Frame) -> Result<(), SendError> {
+        let (Some(mut head), Some(mut payload)) = (Part::sharing(&frame.head), Part::sharing(&frame.payload)) else {
+            return Err(SendError::Full);
+        };
+        let two_parts = !frame.payload.is_empty();
+        if self.router {
+            let mut name = Part::copy_of(peer.as_slice()).ok_or(SendError::Full)?;
+            name.send(&mut self.inner, true).map_err(refusal)?;
+        }
+        head.send(&mut self.inner, two_parts).map_err(refusal)?;
+        if two_parts {
+            payload.send(&mut self.inner, false).map_err(refusal)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until [`Self::take`] (if `wanted`) may give something or, with messages `blocked`, [`Self::offer`] may take
+    /// something.
+    pub(crate) async fn ready(&mut self, wanted: bool, blocked: bool) {
+        loop {
+            let events = self.inner.get_events().unwrap_or(zmq::PollEvents::empty());
+            let can_take = wanted && events.contains(zmq::POLLIN);
+            if can_take || (blocked && !self.router && events.contains(zmq::POLLOUT)) {
+                return;
+            }
+            if blocked && self.router {
+                if let Ok(Ok(mut guard)) = timeout(BLOCKED_RETRY, self.fd.readable()).await {
+                    guard.clear_ready();
+                }
+                return;
+            }
+            match self.fd.readable().await {
+                Ok(mut guard) => guard.clear_ready(),
+                // Only when the runtime shuts down: this task will not be polled again.
+                Err(_) => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Closes the socket; what libzmq has taken leaves in the background.
+    pub(crate) fn close(self) {
+        let _unchanged_if_it_fails = self.inner.set_linger(LINGER_MS);
+    }
+}
+
+/// How a DEALER's only peer is called here.
+pub(crate) fn the_peer() -> PeerId {
+    PeerId::from_slice(&[]).expect("an empty name is short enough")
+}
+
+fn refusal(errno: Errno) -> SendError {
+    if errno == libc::EHOSTUNREACH { SendError::Gone } else { SendError::Full }
+}
+
+/// Options of both kinds of sockets.
+pub(crate) fn configure(socket: &zmq::Socket, limits: &Limits) -> zmq::Result<()> {
+    socket.set_linger(0)?;
+    socket.set_ipv6(true)?;
+    socket.set_maxmsgsize(limits.part_bytes_max as i64)?;
+    socket.set_rcvhwm(limits.queue_frames.into())?;
+    socket.set_sndhwm(limits.queue_frames.into())?;
+    socket.set_handshake_ivl(HANDSHAKE_MS_MAX)?;
+    socket.set_heartbeat_timeout(limits.silence_ms_max.into())?;
+    // The other side closes, too, when it hears nothing for this long; it need not ping for that.
+    socket.set_heartbeat_ttl(limits.silence_ms_max.into())?;
+    socket.set_tcp_keepalive(1)?;
+    socket.set_tcp_keepalive_idle(30)?;
+    Ok(())
+}
+
+/// Options of a listener.
+pub(crate) fn configure_listener(socket: &zmq::Socket) -> zmq::Result<()> {
+    socket.set_router_mandatory(true)?;
+    socket.set_router_handover(false)?;
+    socket.set_backlog(BACKLOG)
+}
+
+/// Options of a dialer.
+pub(crate) fn configure_dialer(socket: &zmq::Socket, limits: &Limits) -> zmq::Result<()> {
+    // No queue before there is a connection, and none that outlives it: what a peer gets was meant for that connection.
+    socket.set_immediate(true)?;
+    // Dialers ping, listeners answer: half the traffic, and both notice.
+    socket.set_heartbeat_ivl(limits.ping_every_ms.into())?;
+    socket.set_connect_timeout(CONNECT_MS_MAX)?;
+    socket.set_reconnect_ivl(RECONNECT_MS.0)?;
+    socket.set_reconnect_ivl_max(RECONNECT_MS.1)
+}
+
+/// Makes the socket a CURVE server.
+pub(crate) fn protect_listener(socket: &zmq::Socket, keys: &KeyPair, domain: &str) -> zmq::Result<()> {
+    socket.set_curve_server(true)?;
+    socket.set_curve_secretkey(keys.secret())?;
+    socket.set_zap_domain(domain)
+}
+
+/// Makes the socket a CURVE client of the server that holds `their_key`.
+pub(crate) fn protect_dialer(socket: &zmq::Socket, keys: &KeyPair, their_key: &PublicKey) -> zmq::Result<()> {
+    socket.set_curve_publickey(&keys.public().0)?;
+    socket.set_curve_secretkey(keys.secret())?;
+    socket.set_curve_serverkey(&their_key.0)
+}
+
+/// `zmq_bind`. (The `zmq` crate panics on some of the errors that the system may give.)
+pub(crate) fn bind(socket: &mut zmq::Socket, endpoint: &str) -> Result<(), Errno> {
+    let endpoint = CString::new(endpoint).map_err(|_| libc::EINVAL)?;
+    // SAFETY: both pointers are valid for the call.
+    let bound = unsafe { zmq_sys::zmq_bind(socket.as_mut_ptr(), endpoint.as_ptr()) };
+    if bound < 0 { Err(raw::errno()) } else { Ok(()) }
+}
+
+/// `zmq_connect`.
+pub(crate) fn connect(socket: &mut zmq::Socket, endpoint: &str) -> Result<(), Errno> {
+    let endpoint = CString::new(endpoint).map_err(|_| libc::EINVAL)?;
+    // SAFETY: both pointers are valid for the call.
+    let connected = unsafe { zmq_sys::zmq_connect(socket.as_mut_ptr(), endpoint.as_ptr()) };
+    if connected < 0 { Err(raw::errno()) } else { Ok(()) }
+}
