@@ -1,0 +1,227 @@
+//! The store of a broker without Redis: one file in its state folder, for tasks that must survive a restart.
+//!
+//! Owns the file. A write that returned is on disk (redb syncs each commit). Never: the Metric Table; workers say who they
+//! are again within a heartbeat.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use mesh_core::broker::TaskRecord;
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition, TableError};
+use tracing::error;
+
+use super::{Batch, Kept, Store, StoreError, Write, record};
+
+/// The file in the state folder.
+pub const FILE_NAME: &str = "broker.redb";
+
+/// Task id to the task's fields as a JSON object. The same fields as in Redis: one form to keep readable.
+const TASKS: TableDefinition<'_, &str, &str> = TableDefinition::new("tasks");
+
+/// See the head of this file.
+#[derive(Debug)]
+pub struct EmbeddedStore {
+    file: PathBuf,
+    database: Database,
+}
+
+impl EmbeddedStore {
+    /// Opens or makes the file in this folder, which is made if need be.
+    ///
+    /// # Errors
+    /// If the folder cannot be written, another broker has the file, or the file is damaged.
+    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        let unusable = |source| StoreError::Folder { folder: folder.to_owned(), source };
+        fs::create_dir_all(folder).map_err(unusable)?;
+        let file = folder.join(FILE_NAME);
+        let database = match Database::create(&file) {
+            Ok(database) => database,
+            Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::Locked { folder: folder.to_owned() }),
+            Err(DatabaseError::Storage(StorageError::Io(source)))
+                if source.kind() != std::io::ErrorKind::InvalidData =>
+            {
+                return Err(unusable(source));
+            }
+            Err(damage) => return Err(StoreError::Damaged { file, reason: damage.to_string() }),
+        };
+        let store = Self { file, database };
+        // Makes the table, and shows now rather than at the first task that the file can be written.
+        store.commit(&Batch::new())?;
+        Ok(store)
+    }
+
+    fn read(&self) -> Result<Vec<TaskRecord>, redb::Error> {
+        let transaction = self.database.begin_read()?;
+        let table = match transaction.open_table(TASKS) {
+            Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            table => table?,
+        };
+        let mut records = Vec::new();
+        for row in table.iter()? {
+            let (id, text) = row?;
+            match parse(text.value()) {
+                Ok(record) => records.push(record),
+                // One record must not keep the broker, and so all others, from working. It stays in the file.
+                Err(reason) => error!("task {} in {} cannot be read: {reason}", id.value(), self.file.display()),
+            }
+        }
+        Ok(records)
+    }
+
+    fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
+        self.try_commit(batch)
+            .map_err(|error| StoreError::Away { server: self.file.display().to_string(), reason: error.to_string() })
+    }
+
+    fn try_commit(&self, batch: &Batch) -> Result<(), redb::Error> {
+        let transaction = self.database.begin_write()?;
+        {
+            let mut table = transaction.open_table(TASKS)?;
+            for write in batch {
+                match write {
+                    Write::PutTask { record, durable: true } => {
+                        table.insert(record.task.to_string().as_str(), to_text(record).as_str())?;
+                    }
+                    Write::DropTask(task) => drop(table.remove(task.to_string().as_str())?),
+                    Write::PutTask { .. } | Write::PutWorker { .. } | Write::DropWorker(_) => {}
+                }
+            }
+        }
+        Ok(transaction.commit()?)
+    }
+}
+
+impl Store for EmbeddedStore {
+    const NAME: &'static str = "embedded";
+    const KEEP_EVERY: Option<Duration> = None;
+    const SHOWS_ALL: bool = false;
+
+    async fn restore(&mut self) -> Result<Vec<TaskRecord>, StoreError> {
+        self.read().map_err(|error| StoreError::Damaged { file: self.file.clone(), reason: error.to_string() })
+    }
+
+    async fn write(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        self.commit(batch)
+    }
+
+    async fn keep(&mut self) -> Result<Kept, StoreError> {
+        self.commit(&Batch::new()).map(|()| Kept::Same)
+    }
+
+    async fn release(self) {}
+}
+
+fn to_text(record: &TaskRecord) -> String {
+    let fields = record::task_fields(record, true).into_iter().map(|(name, value)| (name.to_owned(), value.into()));
+    serde_json::Value::Object(fields.collect()).to_string()
+}
+
+fn parse(text: &str) -> Result<TaskRecord, String> {
+    let fields: HashMap<String, String> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    record::task_from_fields(&fields).map(|(record, _)| record).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Seek, SeekFrom, Write as _},
+        sync::Arc,
+    };
+
+    use super::*;
+    use crate::store::samples::task;
+
+    fn put(number: u8) -> Write {
+        Write::PutTask { record: Arc::new(task(number)), durable: true }
+    }
+
+    async fn tasks(folder: &Path) -> Vec<TaskRecord> {
+        EmbeddedStore::open(folder).unwrap().restore().await.unwrap()
+    }
+
+    /// The file as a broker that was killed leaves it: copied while it is open.
+    fn after_kill(folder: &Path) -> tempfile::TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        fs::copy(folder.join(FILE_NAME), copy.path().join(FILE_NAME)).unwrap();
+        copy
+    }
+
+    #[tokio::test]
+    async fn what_was_written_is_there_after_kill_9() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = EmbeddedStore::open(folder.path()).unwrap();
+        store.write(&vec![put(1), put(2), put(3)]).await.unwrap();
+        store.write(&vec![Write::DropTask(task(2).task)]).await.unwrap();
+        let left = after_kill(folder.path());
+        assert_eq!(tasks(left.path()).await, [task(1), task(3)]);
+    }
+
+    #[tokio::test]
+    async fn a_second_broker_is_told_that_the_folder_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let _first = EmbeddedStore::open(folder.path()).unwrap();
+        let error = EmbeddedStore::open(folder.path()).unwrap_err();
+        assert!(matches!(error, StoreError::Locked { .. }), "{error}");
+        assert!(error.is_configuration());
+    }
+
+    #[tokio::test]
+    async fn a_damaged_file_is_named_and_not_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = EmbeddedStore::open(folder.path()).unwrap();
+        store.write(&vec![put(1)]).await.unwrap();
+        drop(store);
+        let file = folder.path().join(FILE_NAME);
+        let mut torn = fs::OpenOptions::new().write(true).open(&file).unwrap();
+        torn.seek(SeekFrom::Start(0)).unwrap();
+        torn.write_all(&[0xA5; 512]).unwrap();
+        let before = fs::read(&file).unwrap();
+        let error = EmbeddedStore::open(folder.path()).unwrap_err();
+        assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
+        assert!(error.to_string().contains(FILE_NAME), "{error}");
+        assert_eq!(fs::read(&file).unwrap(), before);
+    }
+
+    #[tokio::test]
+    async fn a_last_write_torn_by_a_power_cut_costs_nothing_that_was_confirmed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = EmbeddedStore::open(folder.path()).unwrap();
+        store.write(&vec![put(1)]).await.unwrap();
+        let before = fs::read(folder.path().join(FILE_NAME)).unwrap();
+        store.write(&vec![put(2)]).await.unwrap();
+        let after = fs::read(folder.path().join(FILE_NAME)).unwrap();
+        assert_eq!(before.len(), after.len(), "the file grows in large steps only");
+        const PAGE: usize = 4096;
+        let page = |bytes: &[u8], number: usize| bytes[number * PAGE..(number + 1) * PAGE].to_vec();
+        let changed: Vec<usize> =
+            (0..before.len() / PAGE).filter(|&number| page(&before, number) != page(&after, number)).collect();
+        assert!((2..=8).contains(&changed.len()), "the second write changed pages {changed:?}");
+        // Whichever pages of the second write have reached the disk.
+        for reached in 0..1_u32 << changed.len() {
+            let mut torn = before.clone();
+            for (bit, &number) in changed.iter().enumerate() {
+                if reached & 1 << bit != 0 {
+                    torn[number * PAGE..(number + 1) * PAGE].copy_from_slice(&page(&after, number));
+                }
+            }
+            let copy = tempfile::tempdir().unwrap();
+            fs::write(copy.path().join(FILE_NAME), torn).unwrap();
+            assert!(tasks(copy.path()).await.contains(&task(1)), "pages {reached:b} of {changed:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_record_that_cannot_be_read_does_not_hide_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = EmbeddedStore::open(folder.path()).unwrap();
+        store.write(&vec![put(1)]).await.unwrap();
+        let transaction = store.database.begin_write().unwrap();
+        transaction.open_table(TASKS).unwrap().insert("newer", r#"{"record_version":"2"}"#).unwrap();
+        transaction.commit().unwrap();
+        assert_eq!(store.restore().await.unwrap(), [task(1)]);
+    }
+}

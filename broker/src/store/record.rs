@@ -1,0 +1,347 @@
+//! Records as named text fields: what `redis-cli HGETALL` shows and what the embedded store keeps. One form for both.
+//!
+//! Every number carries its unit in the field's name. A field that is not known is there with an empty value, so that a
+//! newer heartbeat always overwrites an older one. Owns the names and the way back for tasks. Never: secrets (a worker's
+//! ticket key stays out), keys of the store, when something is written.
+
+use std::{collections::HashMap, fmt::Display, str::FromStr};
+
+use mesh_core::broker::{TaskRecord, WorkerRecord};
+use proto_msgs::{
+    Arch, Attempt, AttemptState, Demands, Digest, EngineKind, Epoch, ErrorCode, Failure, ModelRef, Outcome, PublicKey,
+    WorkerId,
+};
+
+/// Changed whenever a task of an older version could be misread.
+pub const RECORD_VERSION: u32 = 1;
+
+/// Models a row names; the most recently used ones of those a worker holds. A row is read by people, and 16 digests are
+/// already a kilobyte in every heartbeat.
+pub const ROW_MODELS_MAX: usize = 16;
+
+/// Names and values, in the order in which they are shown.
+pub type Fields = Vec<(&'static str, String)>;
+
+/// What a record lacked.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum RecordError {
+    /// Written by a newer broker.
+    #[error("it has version {0}, this broker reads {RECORD_VERSION}: start the broker that wrote it")]
+    Version(String),
+    /// A field is missing or not of its type.
+    #[error("field {field} is {got:?}")]
+    Field {
+        /// Which.
+        field: &'static str,
+        /// What stood there; empty if nothing.
+        got: String,
+    },
+}
+
+/// What stays the same during one life of a worker.
+pub fn worker_identity(record: &WorkerRecord) -> Fields {
+    let register = &record.register;
+    let engine = match register.engine {
+        EngineKind::Docker => "docker",
+        EngineKind::Process => "process",
+    };
+    let labels = register.labels.iter().map(|(key, value)| format!("{key}={value}"));
+    vec![
+        ("name", register.name.clone()),
+        ("worker", register.worker.to_string()),
+        ("epoch", register.epoch.0.to_string()),
+        ("version", register.version.clone()),
+        ("os", register.os.clone()),
+        ("arch", register.arch.to_string()),
+        ("engine", engine.to_owned()),
+        ("formats", joined(&register.formats)),
+        ("endpoints", joined(&register.endpoints)),
+        ("public_key_hex", register.key.map(|key| hex(&key.0)).unwrap_or_default()),
+        ("labels", joined(labels)),
+        ("cores", register.cores.to_string()),
+        ("memory_bytes", register.memory_bytes.to_string()),
+        ("gpu_names", register.gpus.iter().map(|gpu| gpu.name.as_str()).collect::<Vec<_>>().join(", ")),
+        ("gpu_memory_bytes", joined(register.gpus.iter().map(|gpu| gpu.memory_bytes))),
+        ("slots", register.slots.to_string()),
+        ("heartbeat_ms", register.heartbeat_ms.to_string()),
+    ]
+}
+
+/// What changes with every heartbeat. Lists of GPUs are in the order of `gpu_names`.
+pub fn worker_state(record: &WorkerRecord) -> Fields {
+    let mut fields = vec![
+        ("seen_unix_ms", record.seen_unix_ms.to_string()),
+        ("slots_used", record.slots_used.to_string()),
+        ("expires_after_ms", record.expires_after.as_millis().to_string()),
+    ];
+    let Some(heartbeat) = &record.heartbeat else { return fields };
+    let load = &heartbeat.load;
+    let running = heartbeat.attempts.iter().filter(|report| !matches!(report.state, AttemptState::Finished(_))).count();
+    fields.extend([
+        ("heartbeat_seq", heartbeat.seq.to_string()),
+        ("draining", yes_no(heartbeat.draining)),
+        ("attempts", running.to_string()),
+        ("cpu_permille", load.cpu_permille.to_string()),
+        ("load1_milli", load.load1_milli.to_string()),
+        ("memory_available_bytes", load.memory_available_bytes.to_string()),
+        ("disk_free_bytes", load.disk_free_bytes.to_string()),
+        ("net_rx_bytes_per_s", load.net_rx_bytes_per_s.to_string()),
+        ("net_tx_bytes_per_s", load.net_tx_bytes_per_s.to_string()),
+        ("link_bytes_per_s", heartbeat.link_bytes_per_s.to_string()),
+        ("temperature_milli_c", optional(load.temperature_milli_c)),
+        ("throttled_bits", optional(load.throttled_bits)),
+        ("gpu_memory_used_bytes", joined(load.gpus.iter().map(|gpu| gpu.memory_used_bytes))),
+        ("gpu_busy_permille", joined(load.gpus.iter().map(|gpu| gpu.busy_permille))),
+        ("held_models_count", heartbeat.held.len().to_string()),
+        ("held_models", joined(heartbeat.held.iter().take(ROW_MODELS_MAX))),
+        ("warm_models", joined(heartbeat.warm.iter().take(ROW_MODELS_MAX))),
+    ]);
+    fields
+}
+
+/// A task, complete: [`task_from_fields`] makes the same task of it.
+pub fn task_fields(record: &TaskRecord, durable: bool) -> Fields {
+    let (outcome, code, text, run_us, load_us) = match record.ended.as_ref().map(|(outcome, _)| outcome) {
+        None => ("", "", "", None, None),
+        Some(Outcome::Done { run_us, load_us }) => ("done", "", "", Some(*run_us), Some(*load_us)),
+        Some(Outcome::Failed(failure)) => ("failed", failure.code.name(), failure.text.as_str(), None, None),
+        Some(Outcome::Cancelled) => ("cancelled", "", "", None, None),
+    };
+    vec![
+        ("record_version", RECORD_VERSION.to_string()),
+        ("task", record.task.to_string()),
+        ("client", record.client.to_string()),
+        ("client_key_hex", record.key.map(|key| hex(&key.0)).unwrap_or_default()),
+        ("job", record.job.to_string()),
+        ("durable", yes_no(durable)),
+        ("detached", yes_no(record.detached)),
+        ("model_name", record.model_name.clone()),
+        ("model_digest", record.model.digest.to_string()),
+        ("model_bytes", record.model.size_bytes.to_string()),
+        ("model_format", record.model.format.to_string()),
+        ("input_bytes", record.input_bytes.to_string()),
+        ("priority", record.priority.to_string()),
+        ("cpu_millis", record.demands.cpu_millis.to_string()),
+        ("memory_bytes", record.demands.memory_bytes.to_string()),
+        ("gpu_memory_bytes", record.demands.gpu_memory_bytes.to_string()),
+        ("arch", optional(record.demands.arch)),
+        ("attempt", record.attempt.to_string()),
+        ("worker", optional(record.worker.map(|(worker, _)| worker))),
+        ("worker_epoch", optional(record.worker.map(|(_, epoch)| epoch.0))),
+        ("submitted_unix_ms", record.submitted_unix_ms.to_string()),
+        ("deadline_unix_ms", optional(record.deadline_unix_ms)),
+        ("outcome", outcome.to_owned()),
+        ("outcome_code", code.to_owned()),
+        ("outcome_text", text.to_owned()),
+        ("run_us", optional(run_us)),
+        ("load_us", optional(load_us)),
+        ("ended_unix_ms", optional(record.ended.as_ref().map(|(_, unix_ms)| *unix_ms))),
+    ]
+}
+
+/// The task in these fields, and whether it is one to remember across restarts.
+///
+/// # Errors
+/// If a newer broker wrote it, or a field is missing or not of its type.
+pub fn task_from_fields(fields: &HashMap<String, String>) -> Result<(TaskRecord, bool), RecordError> {
+    let row = Row(fields);
+    if row.text("record_version") != RECORD_VERSION.to_string() {
+        return Err(RecordError::Version(row.text("record_version").to_owned()));
+    }
+    let worker = match (row.maybe::<WorkerId>("worker")?, row.maybe("worker_epoch")?) {
+        (Some(worker), Some(epoch)) => Some((worker, Epoch(epoch))),
+        _ => None,
+    };
+    let record = TaskRecord {
+        task: row.need("task")?,
+        client: row.need("client")?,
+        key: row.key("client_key_hex")?,
+        job: row.need("job")?,
+        model_name: row.text("model_name").to_owned(),
+        model: ModelRef {
+            digest: row.need::<Digest>("model_digest")?,
+            size_bytes: row.need("model_bytes")?,
+            format: row.need("model_format")?,
+        },
+        input_bytes: row.need("input_bytes")?,
+        priority: row.need("priority")?,
+        demands: Demands {
+            cpu_millis: row.need("cpu_millis")?,
+            memory_bytes: row.need("memory_bytes")?,
+            gpu_memory_bytes: row.need("gpu_memory_bytes")?,
+            arch: row.maybe::<Arch>("arch")?,
+        },
+        detached: row.flag("detached")?,
+        attempt: Attempt(row.need("attempt")?),
+        worker,
+        submitted_unix_ms: row.need("submitted_unix_ms")?,
+        deadline_unix_ms: row.maybe("deadline_unix_ms")?,
+        ended: row.ended()?,
+    };
+    Ok((record, row.flag("durable")?))
+}
+
+/// Fields on their way back to values.
+struct Row<'a>(&'a HashMap<String, String>);
+
+impl Row<'_> {
+    fn text(&self, field: &'static str) -> &str {
+        self.0.get(field).map_or("", String::as_str)
+    }
+
+    fn need<T: FromStr>(&self, field: &'static str) -> Result<T, RecordError> {
+        let text = self.text(field);
+        text.parse().map_err(|_| RecordError::Field { field, got: text.to_owned() })
+    }
+
+    fn maybe<T: FromStr>(&self, field: &'static str) -> Result<Option<T>, RecordError> {
+        if self.text(field).is_empty() { Ok(None) } else { self.need(field).map(Some) }
+    }
+
+    fn flag(&self, field: &'static str) -> Result<bool, RecordError> {
+        match self.text(field) {
+            "yes" => Ok(true),
+            "no" => Ok(false),
+            other => Err(RecordError::Field { field, got: other.to_owned() }),
+        }
+    }
+
+    fn key(&self, field: &'static str) -> Result<Option<PublicKey>, RecordError> {
+        match self.text(field) {
+            "" => Ok(None),
+            text => match unhex(text) {
+                Some(bytes) => Ok(Some(PublicKey(bytes))),
+                None => Err(RecordError::Field { field, got: text.to_owned() }),
+            },
+        }
+    }
+
+    fn ended(&self) -> Result<Option<(Outcome, u64)>, RecordError> {
+        let outcome = match self.text("outcome") {
+            "" => return Ok(None),
+            "done" => Outcome::Done { run_us: self.need("run_us")?, load_us: self.need("load_us")? },
+            "failed" => {
+                let name = self.text("outcome_code");
+                let code = ErrorCode::ALL.iter().copied().find(|code| code.name() == name);
+                let text = self.text("outcome_text").to_owned();
+                Outcome::Failed(Failure { code: code.unwrap_or(ErrorCode::Unknown), text })
+            }
+            "cancelled" => Outcome::Cancelled,
+            other => return Err(RecordError::Field { field: "outcome", got: other.to_owned() }),
+        };
+        Ok(Some((outcome, self.need("ended_unix_ms")?)))
+    }
+}
+
+fn joined(values: impl IntoIterator<Item = impl Display>) -> String {
+    let mut text = String::new();
+    for value in values {
+        if !text.is_empty() {
+            text.push(' ');
+        }
+        text += &value.to_string();
+    }
+    text
+}
+
+fn optional(value: Option<impl Display>) -> String {
+    value.map(|value| value.to_string()).unwrap_or_default()
+}
+
+fn yes_no(value: bool) -> String {
+    if value { "yes" } else { "no" }.to_owned()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 2 * bytes.len() || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proto_msgs::{ClientId, JobId, ModelFormat, TaskId};
+
+    use super::*;
+
+    fn outcomes() -> impl Strategy<Value = Outcome> {
+        prop_oneof![
+            (any::<u64>(), any::<u64>()).prop_map(|(run_us, load_us)| Outcome::Done { run_us, load_us }),
+            (prop::sample::select(ErrorCode::ALL), ".*")
+                .prop_map(|(code, text)| Outcome::Failed(Failure { code, text })),
+            Just(Outcome::Cancelled),
+        ]
+    }
+
+    prop_compose! {
+        fn records()(
+            ids in any::<([u8; 16], [u8; 16], [u8; 16])>(),
+            key in any::<Option<[u8; 32]>>(),
+            model_name in ".*",
+            digest in any::<[u8; 32]>(),
+            format in prop::sample::select(ModelFormat::ALL),
+            numbers in any::<(u64, u64, u8, u32, u64, u64, u64)>(),
+            arch in prop::option::of(prop::sample::select(Arch::ALL)),
+            detached in any::<bool>(),
+            attempt in any::<u32>(),
+            worker in any::<Option<([u8; 16], u64)>>(),
+            deadline_unix_ms in any::<Option<u64>>(),
+            ended in prop::option::of((outcomes(), any::<u64>())),
+        ) -> TaskRecord {
+            let (size_bytes, input_bytes, priority, cpu_millis, memory_bytes, gpu_memory_bytes, submitted_unix_ms) = numbers;
+            TaskRecord {
+                task: TaskId::from_bytes(ids.0),
+                client: ClientId::from_bytes(ids.1),
+                key: key.map(PublicKey),
+                job: JobId::from_bytes(ids.2),
+                model_name,
+                model: ModelRef { digest: Digest::from_bytes(digest), size_bytes, format },
+                input_bytes,
+                priority,
+                demands: Demands { cpu_millis, memory_bytes, gpu_memory_bytes, arch },
+                detached,
+                attempt: Attempt(attempt),
+                worker: worker.map(|(id, epoch)| (WorkerId::from_bytes(id), Epoch(epoch))),
+                submitted_unix_ms,
+                deadline_unix_ms,
+                ended,
+            }
+        }
+    }
+
+    fn as_map(fields: &Fields) -> HashMap<String, String> {
+        fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_task_comes_back_as_it_was_written(record in records(), durable in any::<bool>()) {
+            let fields = as_map(&task_fields(&record, durable));
+            prop_assert_eq!(task_from_fields(&fields), Ok((record, durable)));
+        }
+
+        #[test]
+        fn a_task_with_any_field_lost_or_spoilt_is_an_error_or_a_task(record in records(), lost in any::<usize>(), junk in ".*") {
+            let all = task_fields(&record, true);
+            let mut fields = as_map(&all);
+            fields.insert(all[lost % all.len()].0.to_owned(), junk);
+            let _ = task_from_fields(&fields);
+        }
+    }
+
+    #[test]
+    fn a_task_of_a_newer_broker_is_not_misread() {
+        let fields = HashMap::from([("record_version".to_owned(), "2".to_owned())]);
+        assert_eq!(task_from_fields(&fields), Err(RecordError::Version("2".to_owned())));
+    }
+}

@@ -1,0 +1,96 @@
+//! One broker keeps one mesh's table: a key with a short life, taken at the start and renewed every second.
+//!
+//! Owns that key. It keeps two brokers from writing over each other by mistake; which broker a worker or client talks to is
+//! their own affair.
+
+use std::time::{Duration, Instant};
+
+use redis::Pipeline;
+use tokio::time::sleep;
+use tracing::warn;
+
+use super::{Redis, millis};
+use crate::store::{Kept, StoreError};
+
+/// The lease of a broker that was killed is free after this. Three renewals: one may be late, one may be lost.
+pub(super) const LEASE_TTL: Duration = Duration::from_secs(3);
+
+/// Time between renewals.
+pub(super) const KEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// Time between looks at a lease that another broker holds.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+impl Redis {
+    /// Takes the lease. One that is not renewed belongs to a broker that died: its end is waited for.
+    pub(super) async fn take_lease(&mut self) -> Result<(), StoreError> {
+        let began = Instant::now();
+        let mut left_ms_before = None;
+        loop {
+            if self.try_take().await? {
+                return Ok(());
+            }
+            let mut look = Pipeline::new();
+            look.cmd("GET").arg(self.key("broker")).cmd("PTTL").arg(self.key("broker"));
+            let (holder, left_ms): (Option<String>, i64) = self.ask(&look).await?;
+            let Some(holder) = holder else { continue };
+            let is_renewed = left_ms_before.is_some_and(|before| left_ms > before) || left_ms < 0;
+            if is_renewed || began.elapsed() > 2 * LEASE_TTL {
+                return Err(self.taken(holder));
+            }
+            if left_ms_before.is_none() {
+                warn!("waiting up to {left_ms} ms for the lease of the broker before this one ({holder}) to run out");
+            }
+            left_ms_before = Some(left_ms);
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn try_take(&mut self) -> Result<bool, StoreError> {
+        let mut take = Pipeline::new();
+        let command = take.cmd("SET").arg(self.key("broker")).arg(&self.settings.holder);
+        command.arg("NX").arg("PX").arg(millis(LEASE_TTL));
+        let asked_at = Instant::now();
+        let (taken,): (Option<String>,) = self.ask(&take).await?;
+        if taken.is_some() {
+            self.leased_at = Some(asked_at);
+        }
+        Ok(taken.is_some())
+    }
+
+    /// Renews the lease, or takes it again if it ran out. Between reading and renewing another broker may have taken it; that
+    /// only lengthens the other's lease.
+    pub(super) async fn keep_lease(&mut self) -> Result<Kept, StoreError> {
+        let mut read = Pipeline::new();
+        read.cmd("GET").arg(self.key("broker"));
+        let asked_at = Instant::now();
+        match self.ask::<(Option<String>,)>(&read).await?.0 {
+            Some(holder) if holder == self.settings.holder => {
+                let mut renew = Pipeline::new();
+                renew.cmd("PEXPIRE").arg(self.key("broker")).arg(millis(LEASE_TTL)).ignore();
+                self.ask::<()>(&renew).await?;
+                self.leased_at = Some(asked_at);
+                Ok(Kept::Same)
+            }
+            None if self.try_take().await? => Ok(Kept::Emptied),
+            None => Err(self.taken("a broker that has just started".to_owned())),
+            Some(holder) => Err(self.taken(holder)),
+        }
+    }
+
+    /// Gives the lease back, if it is ours.
+    pub(super) async fn release_lease(&mut self) -> Result<(), StoreError> {
+        if self.keep_lease().await? == Kept::Same {
+            let mut delete = Pipeline::new();
+            delete.cmd("DEL").arg(self.key("broker")).ignore();
+            self.ask::<()>(&delete).await?;
+        }
+        Ok(())
+    }
+
+    fn taken(&mut self, holder: String) -> StoreError {
+        self.leased_at = None;
+        let (cluster, server) = (self.settings.cluster.clone(), self.settings.address.shown().to_owned());
+        StoreError::Taken { cluster, server, holder }
+    }
+}

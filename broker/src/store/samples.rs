@@ -1,0 +1,79 @@
+//! Records for this crate's tests.
+
+use std::time::Duration;
+
+use mesh_core::broker::{TaskRecord, WorkerRecord};
+use proto_msgs::{
+    Arch, Attempt, ClientId, Demands, Digest, EngineKind, Epoch, Gpu, GpuLoad, Heartbeat, JobId, Load, ModelFormat,
+    ModelRef, Register, TaskId, TicketKey, WorkerId,
+};
+
+/// A detached task that waits.
+pub(crate) fn task(number: u8) -> TaskRecord {
+    TaskRecord {
+        task: TaskId::from_bytes([number; 16]),
+        client: ClientId::from_bytes([200; 16]),
+        key: None,
+        job: JobId::from_bytes([201; 16]),
+        model_name: "mobilenet v1 \"quant\"".to_owned(),
+        model: ModelRef { digest: Digest::of(b"model"), size_bytes: 4_276_352, format: ModelFormat::TfLite },
+        input_bytes: 150_528,
+        priority: 50,
+        demands: Demands { cpu_millis: 2_000, arch: Some(Arch::Arm64), ..Demands::default() },
+        detached: true,
+        attempt: Attempt(1),
+        worker: Some((WorkerId::from_bytes([9; 16]), Epoch(3))),
+        submitted_unix_ms: 1_795_000_000_000,
+        deadline_unix_ms: None,
+        ended: None,
+    }
+}
+
+/// A worker with two GPUs and one held model.
+pub(crate) fn worker(number: u8) -> WorkerRecord {
+    let id = WorkerId::from_bytes([number; 16]);
+    let gpu = Gpu { name: "RTX A2000".to_owned(), memory_bytes: 6 << 30 };
+    let register = Register {
+        worker: id,
+        epoch: Epoch(1),
+        name: format!("drawer-{number}"),
+        version: "0.1.0".to_owned(),
+        os: "Debian GNU/Linux 12".to_owned(),
+        arch: Arch::Arm64,
+        cores: 4,
+        memory_bytes: 8 << 30,
+        engine: EngineKind::Docker,
+        formats: vec![ModelFormat::TfLite, ModelFormat::Onnx],
+        endpoints: vec!["tcp://10.0.0.7:40001".to_owned()],
+        key: None,
+        ticket_key: TicketKey([number; 32]),
+        slots: 2,
+        labels: vec![("room".to_owned(), "attic".to_owned())],
+        gpus: vec![gpu.clone(), gpu],
+        heartbeat_ms: 1_000,
+    };
+    let load = Load {
+        cpu_permille: 250,
+        temperature_milli_c: Some(61_500),
+        gpus: vec![GpuLoad { memory_used_bytes: 1 << 30, busy_permille: 100 }; 2],
+        ..Load::default()
+    };
+    let heartbeat = Heartbeat {
+        worker: id,
+        epoch: Epoch(1),
+        seq: 7,
+        draining: false,
+        load,
+        attempts: Vec::new(),
+        held: vec![Digest::of(b"model")],
+        warm: Vec::new(),
+        link_bytes_per_s: 0,
+    };
+    WorkerRecord {
+        register,
+        heartbeat: Some(heartbeat),
+        slots_used: 1,
+        seen_unix_ms: 1_795_000_000_000,
+        expires_after: Duration::from_secs(3),
+    }
+}

@@ -1,0 +1,404 @@
+//! The thread that writes behind: merges changes for a tick, writes them in one go, tries again for as long as it takes.
+//!
+//! Owns the store's thread and the queue in front of it. Never blocks the run loop: [`Handle::save`] merges under a lock
+//! that is only ever held for moments.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use mesh_core::broker::{Change, Event, TaskRecord};
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    time::{sleep, sleep_until, timeout},
+};
+use tracing::{error, info, warn};
+
+use super::{Batch, EmbeddedStore, Kept, Redis, Store, StoreError, StoreSettings, Write, pending::Pending};
+
+/// Changes gather this long before they are written. Heartbeats come every second: a reader sees them at most 5 % late,
+/// and 10,000 workers make batches of 500.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Changes in one write. A pipeline of this size takes Redis tens of milliseconds, well within the answer timeout.
+const BATCH_WRITES_MAX: usize = 2_000;
+
+/// A write may take this long before the store counts as away. Longer than any hiccup of a disk, shorter than the patience
+/// of a client that waits for its detached task to be taken.
+const WRITE_MAX: Duration = Duration::from_secs(5);
+
+/// Pauses between attempts while the store is away: doubled from the first up to the last.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_LAST: Duration = Duration::from_secs(2);
+
+/// While the store is away the log says so again this often.
+const REMIND_EVERY: Duration = Duration::from_secs(60);
+
+/// At the end, what is not written yet gets this long.
+const FLUSH_MAX: Duration = Duration::from_secs(5);
+
+/// Events that may wait for the run loop. When it is full the writer waits; the loop never waits for the writer.
+const EVENTS_MAX: usize = 4_096;
+
+/// The run loop's end of the store.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    shared: Arc<Shared>,
+}
+
+/// What a store gives at the start.
+#[derive(Debug)]
+pub struct Opened {
+    /// Takes changes.
+    pub handle: Handle,
+    /// Tasks from before the restart.
+    pub restored: Vec<TaskRecord>,
+    /// [`Event::Stored`], [`Event::StoreAway`] and [`Event::StoreBack`].
+    pub events: mpsc::Receiver<Event>,
+}
+
+/// How the store is.
+#[derive(Clone, Debug, Default)]
+pub struct StoreHealth {
+    /// What it last said, and since when it has been away; `None` while it answers.
+    pub away: Option<(Instant, String)>,
+    /// Changes that are not written yet.
+    pub pending: usize,
+    /// Age of the oldest of them.
+    pub lag: Duration,
+    /// Changes written.
+    pub written: u64,
+    /// Writes.
+    pub batches: u64,
+    /// Writes that failed, attempts to reach the store again included.
+    pub failures: u64,
+}
+
+#[derive(Debug)]
+struct Shared {
+    pending: Mutex<Pending>,
+    /// Whether workers and undurable tasks are of interest.
+    shows_all: bool,
+    /// There is something to write.
+    some: Notify,
+    /// There is something that cannot wait, or the end has come.
+    urgent: Notify,
+    closing: AtomicBool,
+    closed: Notify,
+    away: Mutex<Option<(Instant, String)>>,
+    written: AtomicU64,
+    batches: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// Opens the store on a thread of its own and reads back what it remembers. A store that does not answer is waited for.
+///
+/// # Errors
+/// If the settings are wrong, or the store did not answer within `wait`.
+pub async fn open(settings: StoreSettings, wait: Duration) -> Result<Opened, StoreError> {
+    let (tell, opened) = oneshot::channel();
+    let work = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("a runtime for one thread needs a few file descriptors");
+        runtime.block_on(async {
+            match settings {
+                StoreSettings::Embedded(folder) => serve(async || EmbeddedStore::open(&folder), wait, tell).await,
+                StoreSettings::Redis(settings) => serve(async || Redis::open(&settings).await, wait, tell).await,
+            }
+        });
+    };
+    thread::Builder::new().name("store".to_owned()).spawn(work).expect("a process may have a second thread");
+    opened.await.expect("the store's thread answers before it ends")
+}
+
+/// The store's thread from beginning to end.
+async fn serve<S: Store>(
+    connect: impl AsyncFn() -> Result<S, StoreError>,
+    wait: Duration,
+    tell: oneshot::Sender<Result<Opened, StoreError>>,
+) {
+    let (store, restored) = match connect_and_restore(connect, wait).await {
+        Ok(ready) => ready,
+        Err(error) => return drop(tell.send(Err(error))),
+    };
+    let mut pending = Pending::default();
+    pending.restored(&restored);
+    let shared = Arc::new(Shared {
+        pending: Mutex::new(pending),
+        shows_all: S::SHOWS_ALL,
+        some: Notify::new(),
+        urgent: Notify::new(),
+        closing: AtomicBool::new(false),
+        closed: Notify::new(),
+        away: Mutex::new(None),
+        written: AtomicU64::new(0),
+        batches: AtomicU64::new(0),
+        failures: AtomicU64::new(0),
+    });
+    let (events, inbox) = mpsc::channel(EVENTS_MAX);
+    let opened = Opened { handle: Handle { shared: Arc::clone(&shared) }, restored, events: inbox };
+    if tell.send(Ok(opened)).is_ok() {
+        let keep_at = S::KEEP_EVERY.map(|every| Instant::now() + every);
+        Writer { store, shared, events, away: None, tick_at: None, keep_at }.run().await;
+    }
+}
+
+async fn connect_and_restore<S: Store>(
+    connect: impl AsyncFn() -> Result<S, StoreError>,
+    wait: Duration,
+) -> Result<(S, Vec<TaskRecord>), StoreError> {
+    let until = Instant::now() + wait;
+    let mut pause = RETRY_FIRST;
+    loop {
+        let attempt = async {
+            let mut store = connect().await?;
+            let restored = store.restore().await?;
+            Ok::<_, StoreError>((store, restored))
+        };
+        match attempt.await {
+            Err(error) if !error.is_configuration() && Instant::now() < until => {
+                warn!("waiting for the store: {error}");
+                sleep(pause).await;
+                pause = (pause * 2).min(RETRY_LAST);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+impl Handle {
+    /// Takes a change in. Returns at once.
+    pub fn save(&self, change: Change) {
+        let shared = &self.shared;
+        let of_interest = match &change {
+            Change::PutTask { durable, .. } => *durable || shared.shows_all,
+            Change::DropTask(_) => true,
+            Change::PutWorker(_) | Change::DropWorker(_) => shared.shows_all,
+        };
+        if !of_interest {
+            return;
+        }
+        let (some, urgent) = {
+            let mut pending = shared.pending();
+            let before = (pending.is_settled(), pending.has_urgent());
+            pending.save(change, Instant::now());
+            (before.0 && !pending.is_settled(), !before.1 && pending.has_urgent())
+        };
+        if some {
+            shared.some.notify_one();
+        }
+        if urgent {
+            shared.urgent.notify_one();
+        }
+    }
+
+    /// How the store is.
+    pub fn health(&self) -> StoreHealth {
+        let (pending, behind_since) = {
+            let pending = self.shared.pending();
+            (pending.len(), pending.behind_since())
+        };
+        StoreHealth {
+            away: self.shared.away.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            pending,
+            lag: behind_since.map(|since| since.elapsed()).unwrap_or_default(),
+            written: self.shared.written.load(Ordering::Relaxed),
+            batches: self.shared.batches.load(Ordering::Relaxed),
+            failures: self.shared.failures.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Writes what is not written yet and gives the store up. Takes some seconds at most.
+    pub async fn close(self) {
+        let closed = self.shared.closed.notified();
+        self.shared.closing.store(true, Ordering::Release);
+        self.shared.urgent.notify_one();
+        if timeout(FLUSH_MAX + WRITE_MAX, closed).await.is_err() {
+            warn!("the store did not close in time");
+        }
+    }
+}
+
+impl Shared {
+    /// A panic elsewhere leaves the map as it was: nothing in it is ever half changed.
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The store is away.
+struct Away {
+    since: Instant,
+    pause: Duration,
+    remind_at: Instant,
+}
+
+struct Writer<S> {
+    store: S,
+    shared: Arc<Shared>,
+    events: mpsc::Sender<Event>,
+    away: Option<Away>,
+    /// When what has gathered is written.
+    tick_at: Option<Instant>,
+    /// When the store is looked after next, or, while it is away, tried again.
+    keep_at: Option<Instant>,
+}
+
+/// Why the writer woke.
+enum Wake {
+    Urgent,
+    Some,
+    Tick,
+    Keep,
+}
+
+impl<S: Store> Writer<S> {
+    async fn run(mut self) {
+        while !self.shared.closing.load(Ordering::Acquire) {
+            match self.wake().await {
+                Wake::Keep => self.keep().await,
+                // While the store is away only its return is waited for: changes gather meanwhile.
+                _ if self.away.is_some() => self.tick_at = None,
+                Wake::Urgent => self.write(false).await,
+                Wake::Some => self.tick_at = Some(self.tick_at.unwrap_or_else(|| Instant::now() + TICK)),
+                Wake::Tick => {
+                    self.tick_at = None;
+                    self.write(true).await;
+                }
+            }
+        }
+        self.close().await;
+    }
+
+    /// Waits for something to do.
+    async fn wake(&self) -> Wake {
+        tokio::select! {
+            biased;
+            () = self.shared.urgent.notified() => Wake::Urgent,
+            () = at(self.keep_at) => Wake::Keep,
+            () = at(self.tick_at) => Wake::Tick,
+            () = self.shared.some.notified() => Wake::Some,
+        }
+    }
+
+    async fn close(mut self) {
+        if self.away.is_none() && timeout(FLUSH_MAX, self.write(true)).await.is_err() {
+            warn!("the store took too long: the last changes are not in it");
+        }
+        let unwritten = self.shared.pending().len();
+        if unwritten > 0 {
+            error!("{unwritten} changes could not be written to the store before the end");
+        }
+        self.store.release().await;
+        self.shared.closed.notify_one();
+    }
+
+    /// Writes what waits: all of it, or what cannot wait.
+    async fn write(&mut self, all: bool) {
+        loop {
+            let taken_at = Instant::now();
+            let batch = self.shared.pending().take(BATCH_WRITES_MAX, all);
+            if batch.is_empty() {
+                return;
+            }
+            let is_last = batch.len() < BATCH_WRITES_MAX;
+            match limited(self.store.write(&batch)).await {
+                Ok(()) => self.written(&batch, taken_at).await,
+                Err(error) => {
+                    self.shared.pending().put_back(batch);
+                    return self.failed(&error).await;
+                }
+            }
+            // What came meanwhile has woken the writer again: under load, ticks and upkeep have their turn.
+            if is_last {
+                return;
+            }
+        }
+    }
+
+    async fn written(&mut self, batch: &Batch, taken_at: Instant) {
+        self.shared.pending().written(taken_at);
+        self.shared.batches.fetch_add(1, Ordering::Relaxed);
+        self.shared.written.fetch_add(batch.len() as u64, Ordering::Relaxed);
+        for write in batch {
+            if let Write::PutTask { record, durable: true } = write {
+                self.tell(Event::Stored { task: record.task }).await;
+            }
+        }
+    }
+
+    /// Sees whether the store is there and ours, and catches up if it was not.
+    async fn keep(&mut self) {
+        self.keep_at = S::KEEP_EVERY.map(|every| Instant::now() + every);
+        match limited(self.store.keep()).await {
+            Err(error) => return self.failed(&error).await,
+            Ok(Kept::Emptied) => self.shared.pending().write_all_again(),
+            Ok(Kept::Same) => {}
+        }
+        let Some(away) = &self.away else { return self.write(true).await };
+        let since = away.since;
+        self.shared.pending().write_all_again();
+        let failures = self.shared.failures.load(Ordering::Relaxed);
+        self.write(true).await;
+        if failures == self.shared.failures.load(Ordering::Relaxed) {
+            info!("the store is back after {:.1} s and has everything again", since.elapsed().as_secs_f64());
+            self.away = None;
+            self.keep_at = S::KEEP_EVERY.map(|every| Instant::now() + every);
+            self.set_health(None);
+            self.tell(Event::StoreBack).await;
+        }
+    }
+
+    async fn failed(&mut self, error: &StoreError) {
+        self.shared.failures.fetch_add(1, Ordering::Relaxed);
+        let now = Instant::now();
+        let (since, pause) = match &mut self.away {
+            None => {
+                error!("{error}; deciding goes on, detached tasks are refused until it is back");
+                self.away = Some(Away { since: now, pause: RETRY_FIRST, remind_at: now + REMIND_EVERY });
+                self.tell(Event::StoreAway).await;
+                (now, RETRY_FIRST)
+            }
+            Some(away) => {
+                if now >= away.remind_at {
+                    away.remind_at = now + REMIND_EVERY;
+                    warn!("the store has been away for {} s: {error}", away.since.elapsed().as_secs());
+                }
+                away.pause = (away.pause * 2).min(RETRY_LAST);
+                (away.since, away.pause)
+            }
+        };
+        self.keep_at = Some(now + pause);
+        self.set_health(Some((since, error.to_string())));
+    }
+
+    fn set_health(&self, away: Option<(Instant, String)>) {
+        *self.shared.away.lock().unwrap_or_else(PoisonError::into_inner) = away;
+    }
+
+    async fn tell(&self, event: Event) {
+        // The loop is gone only at the end of the process.
+        let _ = self.events.send(event).await;
+    }
+}
+
+/// Sleeps until then, or for ever.
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(when) => sleep_until(when.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A store that hangs is away.
+async fn limited<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    timeout(WRITE_MAX, work).await.unwrap_or_else(|_| {
+        let reason = format!("no answer within {} s", WRITE_MAX.as_secs());
+        Err(StoreError::Away { server: "the store".to_owned(), reason })
+    })
+}
