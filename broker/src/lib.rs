@@ -8,4 +8,10 @@
 //!   thread "admin"   /healthz /readyz /metrics                                              admin.rs
 //! ```
 
+pub mod admin;
+pub mod args;
+mod authorized;
+pub mod config;
+pub mod metrics;
+pub mod run;
 pub mod store;

@@ -1,0 +1,226 @@
+//! The command line and the environment of `mesh-broker`. Owns names, defaults and help texts. Never: what they mean.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// Examples under `--help`.
+const EXAMPLES: &str = "\
+Examples:
+  mesh-broker
+      Serve this machine only, tasks remembered in the state folder
+  mesh-broker --bind tcp://0.0.0.0:5555 --key-file broker.key --authorized-keys nodes.txt
+      Serve the network, encrypted, to the nodes listed in nodes.txt
+  mesh-broker --redis redis://localhost/0 --cluster attic
+      Show the Metric Table in Redis: redis-cli HGETALL 'mesh:{attic}:worker:<id>'
+  mesh-broker keygen broker.key
+      Make broker.key (keep it) and broker.key.pub (give it to workers and clients)
+
+Exit codes: 0 stopped by SIGTERM or SIGINT, 1 failed, 2 wrong usage, 78 wrong configuration (the message says what to write).";
+
+/// The broker of the mesh: knows who is alive and who has room, decides who runs what.
+#[derive(Debug, Parser)]
+#[command(name = "mesh-broker", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+pub struct Arguments {
+    /// Something else than to serve.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// How to serve.
+    #[command(flatten)]
+    pub serve: Serve,
+}
+
+/// What else the program does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a key pair: FILE (secret) and FILE.pub
+    Keygen {
+        /// Where to write the secret key; must not exist
+        file: PathBuf,
+    },
+    /// Print a completion script for this shell
+    #[command(hide = true)]
+    Completions {
+        /// bash, zsh, fish, elvish or powershell
+        shell: Shell,
+    },
+}
+
+/// Flags of the broker itself.
+#[derive(Args, Debug)]
+pub struct Serve {
+    /// Where workers and clients connect; port 0 takes a free one and prints it
+    #[arg(long, env = "MESH_BIND", value_name = "ENDPOINT", default_value = "tcp://127.0.0.1:5555")]
+    pub bind: String,
+
+    /// Where /healthz, /readyz and /metrics are served (HTTP, no login: keep it inside), or `none`
+    #[arg(long, env = "MESH_ADMIN", value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
+    pub admin: String,
+
+    /// Folder for what must survive a restart (not used with --redis) [default: ~/.local/state/mesh/broker]
+    #[arg(long, env = "MESH_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// Name of the mesh; one broker at a time serves it
+    #[arg(long, env = "MESH_CLUSTER", value_name = "NAME", default_value = "default")]
+    pub cluster: String,
+
+    /// Log filter, as in RUST_LOG: `warn`, `info`, `mesh_broker=debug`
+    #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+
+    /// How log lines look
+    #[arg(long, env = "MESH_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+
+    /// Keys.
+    #[command(flatten)]
+    pub keys: Keys,
+
+    /// Redis.
+    #[command(flatten)]
+    pub redis: RedisFlags,
+
+    /// Limits and times.
+    #[command(flatten)]
+    pub tuning: Tuning,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines, an object per line.
+    Json,
+}
+
+/// Who may connect.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Keys")]
+pub struct Keys {
+    /// The broker's secret key; all connections are encrypted
+    #[arg(long, env = "MESH_KEY_FILE", value_name = "FILE", requires = "authorized_keys")]
+    pub key_file: Option<PathBuf>,
+
+    /// Public keys of the nodes that may connect, one per line; read again when changed
+    #[arg(long, env = "MESH_AUTHORIZED_KEYS", value_name = "FILE", requires = "key_file")]
+    pub authorized_keys: Option<PathBuf>,
+}
+
+/// The store in place of the embedded one.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Redis")]
+pub struct RedisFlags {
+    /// Keep tasks and the Metric Table in Redis: redis://, rediss://, redis+sentinel://, redis+cluster://
+    /// (a password is safer in the environment than on the command line)
+    #[arg(long, env = "MESH_REDIS", value_name = "URL", hide_env_values = true)]
+    pub redis: Option<String>,
+
+    /// Certificate authority (PEM) of rediss:// servers, in place of the system's
+    #[arg(long, env = "MESH_REDIS_CA", value_name = "FILE")]
+    pub redis_ca: Option<PathBuf>,
+
+    /// Wait this long at the start for a Redis that does not answer
+    #[arg(long, env = "MESH_STORE_WAIT", value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub store_wait: Duration,
+}
+
+/// Limits and times.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Limits and times")]
+pub struct Tuning {
+    /// Heartbeats that a worker may miss before it counts as dead
+    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub heartbeat_liveness: u32,
+
+    /// A client silent for this long has left its attached tasks
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = duration)]
+    pub client_silence: Duration,
+
+    /// A grant that is not taken up in this time is taken back
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub grant_wait: Duration,
+
+    /// A detached task whose worker has been away this long has failed
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
+    pub detached_patience: Duration,
+
+    /// Ended tasks are shown, and results of detached ones found, for this long
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
+    pub keep_ended: Duration,
+
+    /// Workers at which a task may fail before it is given up
+    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub attempts_max: u32,
+
+    /// Tasks that may wait; more are refused
+    #[arg(long, value_name = "COUNT", default_value_t = 100_000)]
+    pub queue_max: usize,
+
+    /// Unfinished tasks; more are refused
+    #[arg(long, value_name = "COUNT", default_value_t = 200_000)]
+    pub tasks_max: usize,
+
+    /// Workers; more are refused
+    #[arg(long, value_name = "COUNT", default_value_t = 100_000)]
+    pub workers_max: usize,
+}
+
+/// `500ms`, `1s`, `2m`, `1h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let ms_each = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" | "min" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("write 500ms, 1s, 2m or 1h".to_owned()),
+    };
+    // Deadlines are sums of these: a year is as good as for ever and far from an overflow.
+    const MS_MAX: u64 = 365 * 24 * 3_600_000;
+    let number: u64 = number.parse().map_err(|_| "write 500ms, 1s, 2m or 1h".to_owned())?;
+    match number.checked_mul(ms_each) {
+        Some(ms) if (1..=MS_MAX).contains(&ms) => Ok(Duration::from_millis(ms)),
+        _ => Err("write a time between 1ms and a year".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn times_have_a_unit_and_a_bound() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for wrong in ["", "5", "s", "0s", "-1s", "1.5s", "400d", "99999999999999999999h", "9999999h"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn defaults_are_the_machines_own() {
+        let tuning = Arguments::parse_from(["mesh-broker"]).serve.tuning;
+        let machine = mesh_core::broker::Config::default();
+        assert_eq!(tuning.heartbeat_liveness, machine.liveness_beats);
+        assert_eq!(tuning.client_silence, machine.client_silence);
+        assert_eq!(tuning.grant_wait, machine.grant_wait);
+        assert_eq!(tuning.detached_patience, machine.detached_patience);
+        assert_eq!(tuning.keep_ended, machine.ended_kept);
+        assert_eq!(tuning.attempts_max, machine.attempts_max);
+        assert_eq!(tuning.queue_max, machine.queue_max);
+        assert_eq!(tuning.tasks_max, machine.tasks_max);
+        assert_eq!(tuning.workers_max, machine.workers_max);
+    }
+}

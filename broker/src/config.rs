@@ -1,0 +1,213 @@
+//! Settings that make sense, made of the flags given. Owns every check that can be made before anything is opened; each
+//! complaint names the flag and what to write instead.
+
+use std::{
+    env, fs,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    process,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use mesh_core::broker;
+use mesh_transport::{
+    Security,
+    keys::{AuthorizedKeys, KeyError, KeyPair},
+};
+use proto_msgs::Epoch;
+
+use crate::{
+    args::Serve,
+    store::{RedisAddressError, RedisSettings, StoreSettings},
+};
+
+/// Longest name of a mesh; it is part of every key in Redis.
+const CLUSTER_BYTES_MAX: usize = 64;
+
+/// What the broker runs with.
+#[derive(Debug)]
+pub struct Config {
+    /// Where workers and clients connect.
+    pub bind: String,
+    /// Where people and monitoring look.
+    pub admin: Option<SocketAddr>,
+    /// Where tasks are remembered.
+    pub store: StoreSettings,
+    /// How long a store that does not answer is waited for at the start.
+    pub store_wait: Duration,
+    /// Own keys.
+    pub security: Security,
+    /// Who may connect; `None` in a mesh without keys.
+    pub authorized: Option<AuthorizedKeys>,
+    /// The machine's settings.
+    pub machine: broker::Config,
+}
+
+/// Why flags or files make no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not an address.
+    #[error("--admin {0} is no address: write IP:PORT, like 127.0.0.1:9090, or none")]
+    Admin(String),
+    /// Not a name.
+    #[error("--cluster '{0}' is no name: use up to {CLUSTER_BYTES_MAX} letters, digits, dots, dashes and underscores")]
+    Cluster(String),
+    /// No place for the state.
+    #[error("there is no home folder for the state: name a folder with --state-dir")]
+    NoHome,
+    /// A key cannot be used.
+    #[error("{flag}: {source}")]
+    Key {
+        /// Which flag named it.
+        flag: &'static str,
+        /// What is wrong with it.
+        source: KeyError,
+    },
+    /// Not a Redis address.
+    #[error("--redis: {0}")]
+    Redis(#[from] RedisAddressError),
+    /// A flag that would have no effect.
+    #[error("--redis-ca is for rediss:// servers: name one with --redis")]
+    CaWithoutRedis,
+}
+
+impl Config {
+    /// Checks the flags and reads the key files.
+    ///
+    /// # Errors
+    /// The first thing that makes no sense.
+    pub fn new(flags: &Serve) -> Result<Self, ConfigError> {
+        let bad_admin = || ConfigError::Admin(flags.admin.clone());
+        let admin = (flags.admin != "none").then(|| flags.admin.parse().map_err(|_| bad_admin())).transpose()?;
+        let key_error = |flag| move |source| ConfigError::Key { flag, source };
+        let keys = flags.keys.key_file.as_deref().map(KeyPair::load).transpose().map_err(key_error("--key-file"))?;
+        let authorized = flags.keys.authorized_keys.as_deref().map(AuthorizedKeys::load).transpose();
+        let authorized = authorized.map_err(key_error("--authorized-keys"))?;
+        let epoch = Epoch(unix_ms());
+        let store = store_settings(flags, epoch)?;
+        let tuning = &flags.tuning;
+        let machine = broker::Config {
+            epoch,
+            // Set again when the clock of the run loop starts.
+            origin_unix_ms: epoch.0,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            store_name: store.name().to_owned(),
+            encrypted: keys.is_some(),
+            liveness_beats: tuning.heartbeat_liveness,
+            grant_wait: tuning.grant_wait,
+            client_silence: tuning.client_silence,
+            detached_patience: tuning.detached_patience,
+            ended_kept: tuning.keep_ended,
+            attempts_max: tuning.attempts_max,
+            queue_max: tuning.queue_max,
+            tasks_max: tuning.tasks_max,
+            workers_max: tuning.workers_max,
+            ..broker::Config::default()
+        };
+        Ok(Self {
+            bind: flags.bind.clone(),
+            admin,
+            store,
+            store_wait: flags.redis.store_wait,
+            security: keys.map_or(Security::None, Security::Keys),
+            authorized,
+            machine,
+        })
+    }
+
+    /// Whether anybody who can reach the port may connect from outside this machine.
+    pub fn is_open_to_the_network(&self) -> bool {
+        matches!(self.security, Security::None) && !is_loopback(&self.bind)
+    }
+}
+
+fn store_settings(flags: &Serve, epoch: Epoch) -> Result<StoreSettings, ConfigError> {
+    let cluster = flags.cluster.clone();
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if cluster.is_empty() || cluster.len() > CLUSTER_BYTES_MAX || !cluster.bytes().all(is_name) {
+        return Err(ConfigError::Cluster(cluster));
+    }
+    let Some(url) = &flags.redis.redis else {
+        if flags.redis.redis_ca.is_some() {
+            return Err(ConfigError::CaWithoutRedis);
+        }
+        let folder = flags.state_dir.clone().or_else(default_state_dir).ok_or(ConfigError::NoHome)?;
+        return Ok(StoreSettings::Embedded(folder));
+    };
+    let holder = format!("mesh-broker {} at {}, process {}, epoch {}", flags.bind, host_name(), process::id(), epoch.0);
+    Ok(StoreSettings::Redis(Box::new(RedisSettings {
+        address: url.parse()?,
+        root_cert: flags.redis.redis_ca.clone(),
+        cluster,
+        holder,
+    })))
+}
+
+fn default_state_dir() -> Option<PathBuf> {
+    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")))?;
+    Some(state.join("mesh/broker"))
+}
+
+fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() { "an unnamed host".to_owned() } else { name.trim().to_owned() }
+}
+
+fn is_loopback(endpoint: &str) -> bool {
+    let place = endpoint.strip_prefix("tcp://").unwrap_or(endpoint);
+    let host = place.rsplit_once(':').map_or(place, |(host, _)| host).trim_matches(['[', ']']);
+    host == "localhost" || host == "lo" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// The wall clock, milliseconds since 1970.
+pub fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::Arguments;
+
+    fn config(flags: &[&str]) -> Result<Config, ConfigError> {
+        let arguments = Arguments::parse_from(["mesh-broker"].iter().chain(flags));
+        Config::new(&arguments.serve)
+    }
+
+    #[test]
+    fn every_complaint_names_the_flag_and_what_to_write() {
+        for (flags, parts) in [
+            (&["--admin", "9090"][..], ["--admin 9090", "127.0.0.1:9090"]),
+            (&["--cluster", "my mesh"], ["--cluster 'my mesh'", "letters"]),
+            (&["--redis", "localhost"], ["--redis", "redis://"]),
+            (&["--redis-ca", "ca.pem"], ["--redis-ca", "--redis"]),
+            (&["--key-file", "/nowhere/key", "--authorized-keys", "/nowhere/list"], ["--key-file", "/nowhere/key"]),
+        ] {
+            let complaint = config(flags).unwrap_err().to_string();
+            assert!(parts.iter().all(|part| complaint.contains(part)), "{complaint}");
+            assert!(!complaint.contains('\n'));
+        }
+    }
+
+    #[test]
+    fn only_an_address_of_this_machine_is_closed_without_keys() {
+        for (bind, open) in [
+            ("tcp://127.0.0.1:5555", false),
+            ("tcp://localhost:0", false),
+            ("tcp://[::1]:5555", false),
+            ("tcp://0.0.0.0:5555", true),
+            ("tcp://*:5555", true),
+            ("tcp://10.0.0.1:5555", true),
+            ("tcp://eth0:5555", true),
+        ] {
+            assert_eq!(
+                config(&["--bind", bind, "--state-dir", "/x"]).unwrap().is_open_to_the_network(),
+                open,
+                "{bind}"
+            );
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Every number the broker shows, and its name. Owns the names on `/metrics`; nothing else in this crate spells one.
+//!
+//! Numbers of the machine, the socket and the store are read when somebody asks; what happens in the run loop is counted as
+//! it happens.
+
+use std::time::Duration;
+
+use mesh_core::broker::Stats;
+use mesh_transport::Traffic;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, text},
+    metrics::{
+        MetricType,
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::ConstGauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+use proto_msgs::{ClientToBroker, DecodeError, WorkerToBroker};
+
+use crate::store::StoreHealth;
+
+/// Before every name.
+const PREFIX: &str = "mesh_broker";
+
+/// Counted by the run loop; `event` is the message's name, or what else happened.
+const EVENTS: &str = "events";
+const HANDLE_SECONDS: &str = "handle_seconds";
+const UNDECODABLE_FRAMES: &str = "undecodable_frames";
+const UNSENDABLE_MESSAGES: &str = "unsendable_messages";
+const REVOKED_MESSAGES: &str = "revoked_key_messages";
+
+/// What the run loop knows when it is asked.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// The machine's numbers.
+    pub stats: Stats,
+    /// The socket's numbers.
+    pub traffic: Traffic,
+    /// The store's numbers.
+    pub store: StoreHealth,
+    /// Since the start.
+    pub uptime: Duration,
+}
+
+/// Counters of the run loop. Cheap to count, from one thread.
+#[derive(Clone, Debug)]
+pub struct LoopMetrics {
+    /// By number of message.
+    messages: Vec<(u16, Counter)>,
+    /// Things that are no messages.
+    pub deadlines: Counter,
+    /// Answers of the store.
+    pub store_events: Counter,
+    /// Time from an event to its last action.
+    pub handle_seconds: Histogram,
+    /// Messages that would have been longer than a peer takes.
+    pub unsendable: Counter,
+    /// Messages of connections whose key is authorized no more.
+    pub revoked: Counter,
+    undecodable: Family<[(&'static str, &'static str); 1], Counter>,
+}
+
+impl LoopMetrics {
+    /// New counters, shown in `registry`.
+    pub fn new(registry: &mut Registry) -> Self {
+        let events = Family::<[(&str, &str); 1], Counter>::default();
+        let event = |name: &'static str| events.get_or_create_owned(&[("event", name)]);
+        let kinds = ClientToBroker::KINDS.iter().chain(WorkerToBroker::KINDS);
+        let metrics = Self {
+            messages: kinds.map(|(kind, name)| (*kind, event(name))).collect(),
+            deadlines: event("Deadline"),
+            store_events: event("Store"),
+            // 1 µs to 0.26 s.
+            handle_seconds: Histogram::new(exponential_buckets(1e-6, 4.0, 10)),
+            unsendable: Counter::default(),
+            revoked: Counter::default(),
+            undecodable: Family::default(),
+        };
+        registry.register(EVENTS, "Events handled, by kind", events);
+        registry.register(
+            HANDLE_SECONDS,
+            "Time from an event to the last action it caused",
+            metrics.handle_seconds.clone(),
+        );
+        registry.register(
+            UNDECODABLE_FRAMES,
+            "Frames received that are no messages, by reason",
+            metrics.undecodable.clone(),
+        );
+        registry.register(
+            UNSENDABLE_MESSAGES,
+            "Messages not sent because they would have been too long",
+            metrics.unsendable.clone(),
+        );
+        registry.register(
+            REVOKED_MESSAGES,
+            "Messages dropped because the sender's key is authorized no more",
+            metrics.revoked.clone(),
+        );
+        metrics
+    }
+
+    /// Counts a message.
+    pub fn message(&self, kind: u16) {
+        if let Some((_, counter)) = self.messages.iter().find(|(known, _)| *known == kind) {
+            counter.inc();
+        }
+    }
+
+    /// Counts a frame that is no message.
+    pub fn undecodable(&self, error: &DecodeError) {
+        let reason = match error {
+            DecodeError::NotOurs => "not_ours",
+            DecodeError::Version { .. } => "version",
+            DecodeError::Unsupported { .. } => "unsupported",
+            DecodeError::UnknownKind(_) => "unknown_kind",
+            DecodeError::TooLong { .. } => "too_long",
+            DecodeError::Garbled { .. } => "garbled",
+        };
+        self.undecodable.get_or_create(&[("reason", reason)]).inc();
+    }
+}
+
+/// A registry whose names have the broker's prefix.
+pub fn registry() -> Registry {
+    Registry::with_prefix(PREFIX)
+}
+
+/// The page for Prometheus (OpenMetrics text): counters of the run loop, then the snapshot.
+pub fn page(registry: &Registry, snapshot: Option<Snapshot>) -> String {
+    let mut text = String::new();
+    let mut asked = self::registry();
+    if let Some(snapshot) = snapshot {
+        asked.register_collector(Box::new(snapshot));
+    }
+    text::encode_registry(&mut text, registry)
+        .and_then(|()| text::encode_registry(&mut text, &asked))
+        .and_then(|()| text::encode_eof(&mut text))
+        .expect("writing to a string cannot fail");
+    text
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Self { stats, traffic, store, uptime } = self;
+        for (name, help, value) in [
+            ("uptime_seconds", "Time since the start", uptime.as_secs_f64()),
+            ("workers", "Workers alive", f64::from(stats.workers)),
+            ("slots", "Slots of workers alive", f64::from(stats.slots)),
+            ("slots_used", "Slots in use or promised", f64::from(stats.slots_used)),
+            ("tasks_queued", "Tasks waiting for a worker", f64::from(stats.queued)),
+            ("tasks_placed", "Tasks at a worker", f64::from(stats.placed)),
+            ("socket_waiting_messages", "Messages waiting for slow peers", traffic.waiting as f64),
+            ("store_up", "1 while the store answers", f64::from(u8::from(store.away.is_none()))),
+            ("store_pending_changes", "Changes not yet in the store", store.pending as f64),
+            ("store_lag_seconds", "Age of the oldest change not yet in the store", store.lag.as_secs_f64()),
+        ] {
+            write(&mut encoder, name, help, MetricType::Gauge, &ConstGauge::new(value))?;
+        }
+        for (name, help, value) in [
+            ("tasks_submitted", "Tasks taken", stats.submitted),
+            ("grants", "Grants given", stats.granted),
+            ("tasks_done", "Tasks ended with a result", stats.done),
+            ("tasks_failed", "Tasks ended without", stats.failed),
+            ("tasks_cancelled", "Tasks cancelled", stats.cancelled),
+            ("tasks_refused", "Tasks refused", stats.refused),
+            ("attempts_retried", "Attempts lost and asked for again", stats.retried),
+            ("attempts_fenced", "Reports of attempts that are no longer the task's", stats.fenced),
+            ("heartbeats", "Heartbeats", stats.heartbeats),
+            ("workers_lost", "Workers that fell silent", stats.workers_lost),
+            ("forbidden_messages", "Messages from the wrong key or on the wrong task", stats.forbidden),
+            ("socket_received_messages", "Messages received", traffic.received),
+            ("socket_sent_messages", "Messages sent", traffic.sent),
+            ("socket_dropped_full_messages", "Messages dropped because a peer's queue was full", traffic.dropped_full),
+            ("socket_dropped_gone_messages", "Messages dropped because the peer was gone", traffic.dropped_gone),
+            ("socket_malformed_messages", "Messages received that no peer of the mesh sends", traffic.malformed),
+            ("store_written_changes", "Changes written to the store", store.written),
+            ("store_batches", "Writes to the store", store.batches),
+            ("store_failures", "Writes that failed and attempts to reach the store", store.failures),
+        ] {
+            write(&mut encoder, name, help, MetricType::Counter, &ConstCounter::new(value))?;
+        }
+        Ok(())
+    }
+}
+
+fn write(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    kind: MetricType,
+    metric: &impl EncodeMetric,
+) -> Result<(), std::fmt::Error> {
+    metric.encode(encoder.encode_descriptor(name, help, None, kind)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_number_has_one_name_with_the_prefix() {
+        let mut registry = registry();
+        let metrics = LoopMetrics::new(&mut registry);
+        metrics.message(ClientToBroker::KINDS[0].0);
+        metrics.undecodable(&DecodeError::NotOurs);
+        let stats = Stats { workers: 7, granted: 12, ..Stats::default() };
+        let page = page(&registry, Some(Snapshot { stats, ..Snapshot::default() }));
+        let types: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+        let names: HashSet<&str> = types.iter().filter_map(|line| line.split(' ').next()).collect();
+        assert_eq!(names.len(), types.len(), "a name twice: {page}");
+        assert!(names.iter().all(|name| name.starts_with("mesh_broker_")), "{names:?}");
+        assert!(page.contains("mesh_broker_workers 7.0\n"), "{page}");
+        assert!(page.contains("mesh_broker_grants_total 12\n"), "{page}");
+        assert!(page.contains("mesh_broker_events_total{event=\"Submit\"} 1\n"), "{page}");
+        assert!(page.contains("mesh_broker_undecodable_frames_total{reason=\"not_ours\"} 1\n"), "{page}");
+        assert!(page.ends_with("# EOF\n"));
+    }
+}

@@ -1,0 +1,309 @@
+//! The broker's life: read the store, listen, turn the loop, stop.
+//!
+//! Owns the one loop around the machine: socket, store, questions, deadline -> [`Event`] -> `handle` -> actions. There is no
+//! await between `handle` and the last action, so that the machine's view and what was sent never differ.
+
+use std::{
+    io::{self, Write},
+    time::{Duration, Instant},
+};
+
+use mesh_core::{
+    MonoTime,
+    broker::{Action, Broker, Event},
+};
+use mesh_transport::{Admit, Admitted, Context, ContextError, Limits, ListenError, Listener, Received};
+use proto_msgs::{DecodeError, Frame, PeerId, PublicKey, ToBroker};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+    time::{sleep_until, timeout},
+};
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    admin::{self, Pages, Phase, PhaseTeller, Question},
+    authorized,
+    config::{Config, unix_ms},
+    metrics::{self, LoopMetrics, Snapshot},
+    store::{self, Opened, StoreError},
+};
+
+/// Messages taken from the socket before anything else has its turn again. Enough to make a wake-up cheap, few enough that
+/// deadlines and answers of the store wait for less than a millisecond.
+const DRAIN_MAX: usize = 64;
+
+/// Questions of the admin port that may wait.
+const QUESTIONS_MAX: usize = 16;
+
+/// At the end, messages that are still queued get this long.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
+
+/// Why the broker did not run, or not to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Nobody can be listened to.
+    #[error("--bind: {0}")]
+    Listen(#[from] ListenError),
+    /// No sockets at all.
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    /// No admin port.
+    #[error("--admin {address}: {source}; stop the program that listens there, choose another port, or write none")]
+    Admin {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store's thread is gone.
+    #[error("the store's thread has ended: this is a bug, the log says more")]
+    StoreGone,
+    /// Signals cannot be waited for, or standard output is closed.
+    #[error("cannot start: {0}")]
+    System(#[from] io::Error),
+}
+
+impl RunError {
+    /// Whether the settings, and not the circumstances, are wrong.
+    pub const fn is_configuration(&self) -> bool {
+        match self {
+            Self::Listen(_) | Self::Admin { .. } => true,
+            Self::Context(error) => matches!(error, ContextError::Keys(_)),
+            Self::Store(error) => error.is_configuration(),
+            Self::StoreGone | Self::System(_) => false,
+        }
+    }
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// If something that is needed cannot be had, or a thread died.
+pub async fn run(config: Config) -> Result<(), RunError> {
+    let mut stop = Stop::new()?;
+    let mut registry = metrics::registry();
+    let metrics = LoopMetrics::new(&mut registry);
+    let (ask, questions) = mpsc::channel(QUESTIONS_MAX);
+    let phase = PhaseTeller::new();
+    let pages = Pages { registry, phase: phase.clone(), ask };
+    let admin = match config.admin {
+        Some(address) => Some(admin::serve(address, pages).map_err(|source| RunError::Admin { address, source })?),
+        None => None,
+    };
+    if config.is_open_to_the_network() {
+        warn!(
+            "{} WITHOUT KEYS: everybody who reaches this port can run models and read results; \
+             make keys with `mesh-broker keygen FILE` and start with --key-file and --authorized-keys",
+            config.bind
+        );
+    }
+    let context = Context::new(config.security)?;
+    let opened = tokio::select! {
+        opened = store::open(config.store, config.store_wait) => opened?,
+        () = stop.asked() => return Ok(()),
+    };
+    let admitted = config.authorized.map(authorized::follow);
+    let admit = admitted.clone().map_or(Admit::Anyone, Admit::Listed);
+    let listener = context.listen(&config.bind, admit, Limits::CONTROL)?;
+    announce(listener.endpoint(), admin)?;
+    phase.set(Phase::Serving);
+    let start = Instant::now();
+    let machine = mesh_core::broker::Config { origin_unix_ms: unix_ms(), ..config.machine };
+    let Opened { handle, restored, events } = opened;
+    let shell = Shell { broker: Broker::new(machine), listener, store: handle, admitted, metrics, start, questions };
+    let ended = shell.turn(restored, events, &mut stop, &phase).await;
+    info!("stopped");
+    ended
+}
+
+/// Tells scripts where to connect. Everything else goes to standard error.
+fn announce(endpoint: &str, admin: Option<std::net::SocketAddr>) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "listening on {endpoint}")?;
+    if let Some(address) = admin {
+        writeln!(out, "admin on http://{address}")?;
+    }
+    out.flush()
+}
+
+/// The machine and everything its actions touch.
+struct Shell {
+    broker: Broker,
+    listener: Listener,
+    store: store::Handle,
+    /// Keys that may speak; `None` in a mesh without keys.
+    admitted: Option<Admitted>,
+    metrics: LoopMetrics,
+    start: Instant,
+    questions: mpsc::Receiver<Question>,
+}
+
+/// Why the loop woke.
+enum Wake {
+    Stop,
+    Heard(Received),
+    Store(Option<Event>),
+    Asked(Question),
+    Deadline,
+}
+
+impl Shell {
+    async fn turn(
+        mut self,
+        restored: Vec<mesh_core::broker::TaskRecord>,
+        mut events: mpsc::Receiver<Event>,
+        stop: &mut Stop,
+        phase: &PhaseTeller,
+    ) -> Result<(), RunError> {
+        if !restored.is_empty() {
+            self.handle(Event::Restored(restored));
+        }
+        let ended = loop {
+            let deadline = self.broker.next_deadline();
+            // The socket is last: whatever floods it, everything else has its turn first.
+            let wake = tokio::select! {
+                biased;
+                () = stop.asked() => Wake::Stop,
+                event = events.recv() => Wake::Store(event),
+                Some(question) = self.questions.recv() => Wake::Asked(question),
+                () = at(self.start, deadline) => Wake::Deadline,
+                received = self.listener.recv() => Wake::Heard(received),
+            };
+            match wake {
+                Wake::Stop => break Ok(()),
+                Wake::Store(None) => break Err(RunError::StoreGone),
+                Wake::Store(Some(event)) => {
+                    self.metrics.store_events.inc();
+                    self.handle(event);
+                }
+                Wake::Asked(question) => drop(question.send(self.snapshot())),
+                Wake::Deadline => {
+                    self.metrics.deadlines.inc();
+                    self.handle(Event::Deadline);
+                }
+                Wake::Heard(received) => self.drain(received),
+            }
+        };
+        phase.set(Phase::Stopping);
+        if timeout(CLOSE_MAX, self.listener.close()).await.is_err() {
+            debug!("the socket did not close in time");
+        }
+        self.store.close().await;
+        ended
+    }
+
+    /// Handles this message and those that are here already.
+    fn drain(&mut self, first: Received) {
+        self.heard(first);
+        for _ in 1..DRAIN_MAX {
+            let Some(next) = self.listener.try_recv() else { return };
+            self.heard(next);
+        }
+    }
+
+    fn heard(&mut self, Received { peer, key, frame }: Received) {
+        if !self.may_speak(key) {
+            self.metrics.revoked.inc();
+            return;
+        }
+        match ToBroker::from_frame(&frame) {
+            Ok(ToBroker::Client(message)) => {
+                self.metrics.message(message.kind());
+                self.handle(Event::ClientSaid { peer, key, message });
+            }
+            Ok(ToBroker::Worker(message)) => {
+                self.metrics.message(message.kind());
+                self.handle(Event::WorkerSaid { peer, key, message });
+            }
+            Err(error) => self.undecodable(peer, &error),
+        }
+    }
+
+    /// Admission happens when a connection is made; a key that was taken from the list since may not go on speaking over the
+    /// connection it has.
+    fn may_speak(&self, key: Option<PublicKey>) -> bool {
+        match (&self.admitted, key) {
+            (None, _) => true,
+            (Some(admitted), Some(key)) => admitted.contains(&key),
+            (Some(_), None) => false,
+        }
+    }
+
+    fn undecodable(&mut self, peer: PeerId, error: &DecodeError) {
+        debug!("{peer:?}: {error}");
+        self.metrics.undecodable(error);
+        if let DecodeError::Version { .. } = error {
+            self.send(peer, Frame::unsupported());
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let began = Instant::now();
+        let now = MonoTime::from_micros(began.duration_since(self.start).as_micros() as u64);
+        for action in self.broker.handle(now, event) {
+            match action {
+                Action::TellClient { peer, message } => self.encoded(peer, message.name(), message.to_frame()),
+                Action::TellWorker { peer, message } => self.encoded(peer, message.name(), message.to_frame()),
+                Action::Save(change) => self.store.save(change),
+            }
+        }
+        self.metrics.handle_seconds.observe(began.elapsed().as_secs_f64());
+    }
+
+    fn encoded(&mut self, peer: PeerId, name: &str, frame: Result<Frame, proto_msgs::EncodeError>) {
+        match frame {
+            Ok(frame) => self.send(peer, frame),
+            Err(error) => {
+                self.metrics.unsendable.inc();
+                error!("{name} was not sent: {error}");
+            }
+        }
+    }
+
+    fn send(&mut self, peer: PeerId, frame: Frame) {
+        // Lost messages are said again by whoever misses them; the socket counts them.
+        if let Err(error) = self.listener.send(peer, frame) {
+            debug!("{peer:?}: {error}");
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            stats: self.broker.stats(),
+            traffic: self.listener.traffic(),
+            store: self.store.health(),
+            uptime: self.start.elapsed(),
+        }
+    }
+}
+
+/// Sleeps until the machine's deadline, or for ever.
+async fn at(start: Instant, deadline: Option<MonoTime>) {
+    match deadline {
+        Some(deadline) => sleep_until((start + deadline.since(MonoTime::ZERO)).into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The wish of a person or a supervisor that the broker ends.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
