@@ -138,8 +138,10 @@ impl Broker {
             self.stats.forbidden += 1;
             return;
         }
-        if known.is_some_and(|worker| worker.register.epoch > epoch) {
-            return; // A late message of an earlier life.
+        match known.map(|worker| worker.register.epoch) {
+            Some(newer) if newer > epoch => return, // A late message of an earlier life.
+            Some(older) if older < epoch => self.lose_worker(now, id),
+            _ => {}
         }
         if is_new && self.workers.len() >= self.config.workers_max {
             self.stats.refused += 1;
@@ -148,7 +150,6 @@ impl Broker {
         self.workers.register(now, peer, register);
         self.watch(id);
         self.save_worker(now, id);
-        self.fill(now, id);
     }
 
     fn heartbeat(&mut self, now: MonoTime, peer: PeerId, key: Option<PublicKey>, heartbeat: Heartbeat) {
@@ -264,7 +265,7 @@ impl Broker {
         }
     }
 
-    /// A worker is gone. Clients are told, so that they look at their links; they decide.
+    /// A worker, or a life of it, is gone. Clients are told, so that they look at their links; they decide.
     fn lose_worker(&mut self, now: MonoTime, id: WorkerId) {
         let Some(worker) = self.workers.remove(id) else { return };
         self.actions.push(Action::Save(Change::DropWorker(id)));
@@ -307,8 +308,7 @@ impl Broker {
         while let Some((_, id)) = self.tasks.first_due().filter(|(at, _)| *at <= now) {
             self.look_at_task(now, id);
         }
-        let kept_since = now - self.config.ended_kept;
-        while let Some(task) = self.tasks.forget_one(kept_since, self.config.ended_max) {
+        while let Some(task) = self.tasks.forget_one(now, self.config.ended_kept, self.config.ended_max) {
             if task.stored {
                 self.actions.push(Action::Save(Change::DropTask(task.id())));
             }

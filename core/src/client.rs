@@ -142,7 +142,7 @@ impl Client {
         }
         let old = task.at().map(At::id);
         let until = now + self.config.connect_wait;
-        let at = At { grant, way: Way::Connecting { until }, heard: now, phase: None, result: None };
+        let at = At { grant, way: Way::Connecting { until }, heard: now, phase: None, all_sent: false, result: None };
         let grant = Box::new(at.grant.clone());
         task.last = Some((grant.worker, grant.worker_name.clone()));
         task.repeats = 0;
@@ -180,6 +180,9 @@ impl Client {
     fn noted(&mut self, now: MonoTime, noted: Noted) {
         let Some(task) = self.tasks.get(&noted.id.task) else { return };
         match task.at().filter(|at| at.id() == noted.id) {
+            Some(at) if at.all_sent && noted.durable => {
+                self.end_here(noted.id.task, Outcome::Done { run_us: 0, load_us: 0 }, None);
+            }
             Some(at) if !noted.worker_alive => match at.way {
                 Way::Mending { .. } => {
                     let text = "the worker died or cannot be reached any more";
@@ -201,7 +204,7 @@ impl Client {
     fn ended(&mut self, ended: Ended) {
         let Some(task) = self.tasks.get(&ended.task) else { return };
         // A result that is ours to take is not over before we have it.
-        let is_ours = matches!(ended.outcome, Outcome::Done { .. }) && task.at().is_some();
+        let is_ours = matches!(ended.outcome, Outcome::Done { .. }) && task.at().is_some() && !task.leaves_result();
         if !is_ours {
             self.end_here(ended.task, ended.outcome, None);
         }
@@ -234,7 +237,15 @@ impl Client {
                 self.progress(progress.id, progress.phase);
             }
             WorkerToClient::Refuse(Refuse { id, code, text }) => {
-                self.attempt_failed(now, id, Outcome::failed(code, text));
+                let was_in = self.following(id).is_some_and(|at| !matches!(at.way, Way::Connecting { .. }));
+                let outcome = match code {
+                    // It was good before, so the worker that knew it is no more.
+                    ErrorCode::BadTicket if was_in => {
+                        Outcome::failed(ErrorCode::WorkerLost, "the worker was restarted")
+                    }
+                    _ => Outcome::failed(code, text),
+                };
+                self.attempt_failed(now, id, outcome);
             }
             WorkerToClient::Result(result) => {
                 self.worker_alive(now, result.id);
@@ -264,11 +275,12 @@ impl Client {
 
     fn result(&mut self, now: MonoTime, result: RunResult) {
         let id = result.id;
-        // The result of a detached task stays with its worker until it is fetched.
         self.sent(now, id);
+        let leaves_it = self.tasks.get(&id.task).is_some_and(Task::leaves_result);
         let Some(at) = self.following(id) else { return };
         at.way = Way::Up;
         match &result.outcome {
+            Outcome::Done { .. } if leaves_it => {}
             Outcome::Done { .. } => {
                 let result = Box::new(result);
                 at.result = Some(result.clone());
@@ -291,16 +303,13 @@ impl Client {
         self.end_here(task, outcome, Some(result));
     }
 
-    /// A detached task is in good hands once its worker has everything.
+    /// A detached task is in good hands once its worker has everything and the broker knows that it is there.
     fn sent(&mut self, now: MonoTime, id: AttemptId) {
         self.worker_alive(now, id);
-        let is_detached = match self.tasks.get(&id.task).map(|task| &task.wish) {
-            Some(Wish::Run(spec)) => spec.detached,
-            _ => false,
-        };
-        if is_detached && self.following(id).is_some() {
-            self.end_here(id.task, Outcome::Done { run_us: 0, load_us: 0 }, None);
-        }
+        let is_detached = self.tasks.get(&id.task).is_some_and(Task::leaves_result);
+        let Some(at) = self.following(id).filter(|at| is_detached && !at.all_sent) else { return };
+        at.all_sent = true;
+        self.say_standing(now, id.task);
     }
 
     /// The attempt has failed, as the worker or the way to it says: for good, or to be tried elsewhere.

@@ -27,6 +27,9 @@ const DIAL_WAIT: Duration = Duration::from_secs(10);
 /// Attempts held at the same time, results that wait to be fetched included. Beyond, new ones are refused.
 const HELD_ATTEMPTS_MAX: usize = 1024;
 
+/// A detached attempt whose runs ended with the worker's death so often is to blame for it.
+const DEADLY_RUNS_MAX: u32 = 3;
+
 /// A worker.
 #[derive(Debug)]
 pub struct Worker {
@@ -121,14 +124,18 @@ impl Worker {
     // The broker.
 
     fn started(&mut self, now: MonoTime, restored: Vec<Restored>) {
-        for Restored { ticket, outcome } in restored {
-            let state = outcome.map_or(State::Ready, |outcome| State::Finished {
-                outcome,
-                ended: now,
-                taken: false,
-                reported: false,
-            });
+        for Restored { ticket, outcome, runs_begun } in restored {
+            let id = AttemptId { task: ticket.body.task, attempt: ticket.body.attempt };
+            let is_deadly = outcome.is_none() && runs_begun >= DEADLY_RUNS_MAX;
+            let state = match outcome {
+                Some(outcome) => State::Finished { outcome, ended: now, taken: false, reported: false },
+                None => State::Ready,
+            };
             self.attempts.insert(Attempt::new(ticket.body, state, now));
+            if is_deadly {
+                let text = format!("the worker died in each of {runs_begun} runs");
+                self.finish(now, id, Outcome::failed(ErrorCode::RunCrashed, text));
+            }
         }
         self.register();
         self.say_heartbeat(now);

@@ -10,6 +10,7 @@ use proto_msgs::{
 use super::{
     Action, Broker, Change, placement,
     tasks::{Place, State, Task},
+    workers::Worker,
 };
 use crate::{MonoTime, Rule};
 
@@ -55,6 +56,12 @@ impl Broker {
         }
         let Some(task) = self.tasks.get_mut(id) else { return };
         (task.heard, task.peer) = (now, Some(peer));
+        if task.abandoned {
+            // It was only silent, for long, and still wants its result.
+            let key = self.queue.push(task.spec.priority, id);
+            self.tasks.revive(id, key);
+        }
+        let Some(task) = self.tasks.get_mut(id) else { return };
         // A client's addresses may change while it waits.
         task.spec.endpoints.clone_from(&submit.endpoints);
         if let State::Ended { outcome, .. } = &task.state {
@@ -124,8 +131,28 @@ impl Broker {
                 }
             }
             State::Storing => self.say_queued(id),
+            State::Granted { .. } | State::Placed { .. } if self.is_void(task) => {
+                let priority = task.spec.priority;
+                if let Some(task) = self.tasks.get_mut(id) {
+                    task.state = State::Queued(self.queue.push(priority, id));
+                }
+                self.asking(now, id);
+            }
             State::Granted { .. } | State::Placed { .. } => self.grant_again(now, id),
             State::Ended { .. } => {}
+        }
+    }
+
+    /// Whether the place of a task whose client is still asking has gone with its worker.
+    fn is_void(&self, task: &Task) -> bool {
+        match task.state {
+            State::Granted { at, .. } => {
+                let promised = self.workers.get(at.worker).is_some_and(|worker| worker.has(task.attempt_id()));
+                !promised || !self.workers.has_life(at.worker, at.epoch)
+            }
+            // A detached task may be all there, and this a late message: its worker comes back with it, or patience ends.
+            State::Placed { at, .. } => !task.spec.detached && !self.workers.has_life(at.worker, at.epoch),
+            State::Storing | State::Queued(_) | State::Ended { .. } => false,
         }
     }
 
@@ -133,7 +160,11 @@ impl Broker {
     fn holding(&mut self, now: MonoTime, id: TaskId, attempt: Attempt, worker: WorkerId) {
         let Some(task) = self.tasks.get_mut(id) else { return };
         if attempt < task.attempt || attempt < task.fence {
-            return; // A late message; the current attempt was granted after it.
+            // A late message, or a client that missed the current attempt's grant.
+            if matches!(task.state, State::Granted { .. }) {
+                self.say_granted(now, id);
+            }
+            return;
         }
         let here = task.place().filter(|at| at.worker == worker && task.attempt == attempt);
         let named = matches!(task.state, State::Placed { .. }) && here.is_some();
@@ -152,9 +183,12 @@ impl Broker {
             task.attempt = attempt;
             task.last = Some((worker, epoch, known.map_or_else(String::new, |known| known.register.name.clone())));
             task.state = State::Placed { at: Place { worker, epoch, direction }, unnamed_until: Some(until) };
-            let (attempt_id, demands) = (task.attempt_id(), task.spec.demands);
+            let (attempt_id, demands, detached) = (task.attempt_id(), task.spec.demands, task.spec.detached);
             self.workers.occupy(worker, attempt_id, demands);
             self.tasks.set_due(id, until);
+            if detached {
+                self.save_task(id);
+            }
         }
         self.note(id);
     }
@@ -274,11 +308,26 @@ impl Broker {
         true
     }
 
-    /// The client did not hear of its grant, or not in time.
+    /// The client did not hear of its grant, or not in time. After a restart the slot has to be found again.
     fn grant_again(&mut self, now: MonoTime, id: TaskId) {
+        let until = now + self.config.grant_wait;
         let Some(task) = self.tasks.get_mut(id) else { return };
-        if let State::Granted { until, .. } = &mut task.state {
-            *until = now + self.config.grant_wait;
+        let (attempt_id, demands) = (task.attempt_id(), task.spec.demands);
+        match &mut task.state {
+            State::Granted { until: old, .. } => *old = until,
+            State::Placed { at, unnamed_until } if task.finished.is_none() => {
+                let worker = self.workers.get(at.worker);
+                if !worker.is_some_and(|worker| worker.has(attempt_id)) {
+                    if !worker.is_some_and(Worker::has_free_slot) {
+                        return self.say_queued(id);
+                    }
+                    *unnamed_until = Some(until);
+                    let worker = at.worker;
+                    self.workers.occupy(worker, attempt_id, demands);
+                    self.tasks.set_due(id, until);
+                }
+            }
+            _ => {}
         }
         self.say_granted(now, id);
     }
@@ -338,7 +387,8 @@ impl Broker {
         let Some(task) = self.tasks.get(id) else { return };
         let (position, reason) = match task.state {
             State::Queued(key) => (self.queue.position(key), placement::waits_for(task, &self.workers)),
-            _ => (0, "waiting for the store to have it".to_owned()),
+            State::Storing => (0, "waiting for the store to have it".to_owned()),
+            _ => (0, "waiting for room at its worker".to_owned()),
         };
         let durable = task.stored && task.state != State::Storing;
         let peer = task.peer;

@@ -39,7 +39,10 @@ impl Broker {
     /// their client, and those that ended are still told of.
     pub(super) fn restored(&mut self, now: MonoTime, records: Vec<TaskRecord>) {
         let now_unix_ms = self.unix_ms(now);
-        for record in records.into_iter().filter(|record| record.detached).take(self.config.tasks_max) {
+        let (kept, shown): (Vec<TaskRecord>, Vec<TaskRecord>) = records.into_iter().partition(|record| record.detached);
+        // Rows of attached tasks were for people to look at; those that still live will be shown again.
+        self.actions.extend(shown.into_iter().map(|record| Action::Save(Change::DropTask(record.task))));
+        for record in kept.into_iter().take(self.config.tasks_max) {
             let (attempt, worker, ended) = (record.attempt, record.worker, record.ended.clone());
             let (submitted_unix_ms, deadline_unix_ms) = (record.submitted_unix_ms, record.deadline_unix_ms);
             let mut task = Task::new(submit_of(record), now, submitted_unix_ms);
@@ -91,7 +94,11 @@ impl Broker {
             return self.end_and_tell(now, id, Outcome::failed(ErrorCode::Expired, text));
         }
         if let Some(outcome) = self.abandoned(now, task) {
-            return self.end_and_tell(now, id, outcome);
+            self.end_and_tell(now, id, outcome);
+            if let Some(task) = self.tasks.get_mut(id) {
+                task.abandoned = !task.spec.detached;
+            }
+            return;
         }
         self.take_back(now, id);
         let Some(task) = self.tasks.get_mut(id) else { return };

@@ -13,7 +13,10 @@
 //!
 //! Owns the tasks and their ends. Never decides where a task goes.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use proto_msgs::{
     Attempt, AttemptId, ClientId, Direction, Epoch, Outcome, PeerId, PublicKey, Submit, TaskId, TaskStanding, TaskView,
@@ -74,6 +77,8 @@ pub(super) struct Task {
     pub(super) history: Vec<String>,
     /// How the worker says that the current attempt of an attached task ended; the client has the last word.
     pub(super) finished: Option<Outcome>,
+    /// It ended because its client was silent.
+    pub(super) abandoned: bool,
     /// The store has it, or has been told to show it.
     pub(super) stored: bool,
     /// When the task wants to be looked at.
@@ -82,7 +87,7 @@ pub(super) struct Task {
 
 impl Task {
     pub(super) fn new(spec: Submit, now: MonoTime, now_unix_ms: u64) -> Self {
-        let deadline = spec.deadline_ms.map(|ms| now + std::time::Duration::from_millis(ms));
+        let deadline = spec.deadline_ms.map(|ms| now + Duration::from_millis(ms));
         Self {
             spec,
             peer: None,
@@ -98,6 +103,7 @@ impl Task {
             unreachable: Vec::new(),
             history: Vec::new(),
             finished: None,
+            abandoned: false,
             stored: false,
             due: now,
         }
@@ -246,10 +252,19 @@ impl Tasks {
         }
     }
 
-    /// Takes one ended task away if it is older than `kept_since` or there are more than `max`.
-    pub(super) fn forget_one(&mut self, kept_since: MonoTime, max: usize) -> Option<Box<Task>> {
+    /// The task is not over after all: it waits again.
+    pub(super) fn revive(&mut self, id: TaskId, key: QueueKey) {
+        if let Some(task) = self.table.get_mut(&id) {
+            self.ended.retain(|(_, ended)| *ended != id);
+            (task.state, task.abandoned, task.finished) = (State::Queued(key), false, None);
+            self.due.insert((task.due, id));
+        }
+    }
+
+    /// Takes one ended task away if it has been kept for `kept` or there are more than `max`.
+    pub(super) fn forget_one(&mut self, now: MonoTime, kept: Duration, max: usize) -> Option<Box<Task>> {
         let (ended, id) = *self.ended.front()?;
-        if (ended > kept_since || kept_since == MonoTime::ZERO) && self.ended.len() <= max {
+        if now < ended + kept && self.ended.len() <= max {
             return None;
         }
         self.ended.pop_front();

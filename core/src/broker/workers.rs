@@ -69,7 +69,7 @@ impl Worker {
     }
 
     pub(super) fn has_free_slot(&self) -> bool {
-        self.slots_used() < self.register.slots && !self.is_draining()
+        self.slots_used() < self.register.slots && self.heartbeat.is_some() && !self.is_draining()
     }
 
     /// What of the demands is taken already: thousandths of a core, bytes.
@@ -140,6 +140,11 @@ impl Workers {
         self.table.get(&id)
     }
 
+    /// Whether this life of the worker is there.
+    pub(super) fn has_life(&self, id: WorkerId, epoch: Epoch) -> bool {
+        self.get(id).is_some_and(|worker| worker.register.epoch == epoch)
+    }
+
     pub(super) fn all(&self) -> impl Iterator<Item = &Worker> {
         self.table.values()
     }
@@ -165,7 +170,7 @@ impl Workers {
         self.holders.get(&model).into_iter().flatten().filter_map(|id| self.table.get(id))
     }
 
-    /// A worker introduces itself. A new life of a known worker starts with empty slots.
+    /// A worker introduces itself. It gets nothing to do before its first heartbeat has said what it has already.
     pub(super) fn register(&mut self, now: MonoTime, peer: PeerId, register: Register) {
         let id = register.worker;
         let old = self.remove(id).filter(|old| old.register.epoch == register.epoch);

@@ -63,6 +63,8 @@ pub(super) struct At {
     /// When the worker last spoke.
     pub(super) heard: MonoTime,
     pub(super) phase: Option<Phase>,
+    /// The worker has everything of a detached task, and the broker has been told.
+    pub(super) all_sent: bool,
     /// The result that is being taken in.
     pub(super) result: Option<Box<RunResult>>,
 }
@@ -109,6 +111,11 @@ impl Task {
             repeat_at: now,
             repeats: 0,
         }
+    }
+
+    /// Whether this process leaves the result with the worker, until somebody fetches it.
+    pub(super) fn leaves_result(&self) -> bool {
+        matches!(&self.wish, Wish::Run(spec) if spec.detached)
     }
 
     pub(super) fn at(&self) -> Option<&At> {

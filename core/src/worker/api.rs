@@ -53,6 +53,8 @@ pub struct Restored {
     pub ticket: Ticket,
     /// The outcome if it had ended; `None` if it must run (again).
     pub outcome: Option<Outcome>,
+    /// Runs of it that were begun.
+    pub runs_begun: u32,
 }
 
 /// A measurement.
@@ -78,7 +80,8 @@ pub enum Action {
     /// Take model and inputs in over this link, or go on doing so after the link broke. The shell answers the client with
     /// `Accept`, and this machine with `Received` or `ReceiveFailed`. Attempts opened before keep what has arrived.
     Receive { id: AttemptId, link: LinkId, manifest: Box<Manifest>, ticket: Box<Ticket>, resume: bool },
-    /// Run it; ends in `RunEnded`, at the latest after `limit`.
+    /// Run it; ends in `RunEnded`, at the latest after `limit`. Of a detached attempt it is first noted on disk that a run
+    /// was begun: should the run take the worker down with it, the next life must know.
     Run { id: AttemptId, limit: Duration },
     /// Stop the transfer or run of this attempt. No event follows for it.
     Kill { id: AttemptId },

@@ -71,9 +71,13 @@ impl Mesh {
         let event = match message {
             ToBroker::Client(message) => {
                 tell!(self, "{from} > B {}", brief_from_client(&message));
-                self.referee.broker_hears_client(&message);
                 let Node::Client(client) = from else { return };
-                let key = self.users[self.clients[client].user].key;
+                let user = self.users[self.clients[client].user];
+                if self.referee.is_squatting(user.id, &message) {
+                    return; // Ids are as good as secret until their owner has used them.
+                }
+                self.referee.broker_hears_client(&message);
+                let key = user.key;
                 Event::ClientSaid { peer, key, message }
             }
             ToBroker::Worker(message) => {
@@ -114,9 +118,7 @@ impl Mesh {
                 self.send_to_worker(peer, message);
             }
             Action::Save(change) => {
-                if let Change::DropWorker(worker) = change {
-                    self.referee.broker_drops_worker(worker);
-                }
+                self.referee.broker_saves(&change);
                 self.broker.store.pending.push(change);
                 self.flush_soon();
             }

@@ -83,6 +83,10 @@ impl Mesh {
         Node::Client(number)
     }
 
+    pub(crate) fn listens(&self, client: Node) -> bool {
+        matches!(client, Node::Client(client) if self.clients[client].listens)
+    }
+
     pub(super) fn crash_client(&mut self, client: usize) {
         if self.clients[client].machine.take().is_some() {
             tell!(self, "C{client} dies");

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_core::{
-    broker::TaskRecord,
+    broker::{Change, TaskRecord},
     client::{End, News},
 };
 use proto_msgs::{
@@ -88,6 +88,7 @@ pub(crate) struct Referee {
     promises: BTreeMap<WorkerId, Promises>,
     placed: BTreeMap<AttemptId, (u32, WorkerId, Epoch)>,
     held: BTreeMap<TaskId, Attempt>,
+    heard_of: BTreeSet<TaskId>,
     lost: BTreeMap<TaskId, Attempt>,
     received: BTreeMap<AttemptId, (usize, Epoch)>,
     ran: BTreeSet<(AttemptId, usize, u32)>,
@@ -138,7 +139,7 @@ impl Referee {
             job,
             submitted: now,
             cancelled: false,
-            in_calm: self.is_calm,
+            in_calm: self.is_calm && !self.tasks.iter().any(|truth| truth.job.behaviour == Behaviour::KillsWorker),
             durable: false,
             open: BTreeMap::from([(process, follow)]),
             ends: Vec::new(),
@@ -216,7 +217,7 @@ impl Referee {
         let complaint = match &end.outcome {
             Outcome::Done { .. } if truth.job.detached && !follow.fetch => None,
             Outcome::Done { .. } => wrong_result(task, truth, follow, end),
-            Outcome::Cancelled => (!truth.cancelled).then(|| "nobody cancelled it".to_owned()),
+            Outcome::Cancelled => (!truth.cancelled && !truth.was_given_up()).then(|| "nobody cancelled it".to_owned()),
             Outcome::Failed(failure) => self.unjustified(now, truth, follow, failure.code),
         };
         if let Some(complaint) = complaint {
@@ -239,6 +240,7 @@ impl Referee {
             // The broker promises the unfetched result of an acknowledged task for as long as its worker is there.
             ErrorCode::NotFound | ErrorCode::ResultGone => follow.fetch && (!truth.durable || truth.was_fetched()),
             ErrorCode::ClientGone => excused,
+            ErrorCode::RunCrashed if behaviour == Behaviour::KillsWorker => true,
             code if behaviour == Behaviour::Fails(code) => true,
             code if code.is_retryable() || code == ErrorCode::AttemptsExhausted => {
                 excused || !matches!(behaviour, Behaviour::Works | Behaviour::FailsFirst(1))
@@ -250,16 +252,26 @@ impl Referee {
 
     // What the broker hears.
 
+    /// Whether a message says something of a task that the broker cannot know to be another's.
+    pub(super) fn is_squatting(&self, user: ClientId, message: &ClientToBroker) -> bool {
+        let ClientToBroker::Submit(submit) = message else { return false };
+        self.task(submit.task).owner != user && !self.heard_of.contains(&submit.task)
+    }
+
     pub(super) fn broker_started(&mut self, life: u32) {
         self.broker_life = life;
         self.promises.clear();
         self.held.clear();
+        self.heard_of.clear();
         self.lost.clear();
     }
 
     pub(super) fn broker_hears_client(&mut self, message: &ClientToBroker) {
         match message {
-            ClientToBroker::Submit(submit) if submit.client == self.task(submit.task).owner => self.stands(submit),
+            ClientToBroker::Submit(submit) if submit.client == self.task(submit.task).owner => {
+                self.heard_of.insert(submit.task);
+                self.stands(submit);
+            }
             ClientToBroker::Close(close) => self.released(close.task),
             ClientToBroker::Cancel(cancel) => self.released(cancel.task),
             _ => {}
@@ -292,12 +304,7 @@ impl Referee {
 
     pub(super) fn broker_hears_worker(&mut self, message: &WorkerToBroker) {
         match message {
-            WorkerToBroker::Register(register) => {
-                let (id, epoch, slots) = (register.worker, register.epoch, usize::from(register.slots));
-                if self.promises.get(&id).is_none_or(|promises| promises.epoch < epoch) {
-                    self.promises.insert(id, Promises { epoch, slots, seq: 0, attempts: BTreeMap::new() });
-                }
-            }
+            WorkerToBroker::Register(_) => {}
             WorkerToBroker::Heartbeat(heartbeat) => self.broker_hears_heartbeat(heartbeat),
             WorkerToBroker::Leave(leave) => {
                 self.promises.remove(&leave.worker);
@@ -322,9 +329,21 @@ impl Referee {
         }
     }
 
-    /// The broker has given the worker up: what it was promised is void.
-    pub(super) fn broker_drops_worker(&mut self, worker: WorkerId) {
-        self.promises.remove(&worker);
+    /// The broker counts with the worker, or has given it up: what that life of it was promised is void.
+    pub(super) fn broker_saves(&mut self, change: &Change) {
+        match change {
+            Change::PutWorker(record) => {
+                let (id, epoch) = (record.register.worker, record.register.epoch);
+                if self.promises.get(&id).is_none_or(|promises| promises.epoch != epoch) {
+                    let slots = usize::from(record.register.slots);
+                    self.promises.insert(id, Promises { epoch, slots, seq: 0, attempts: BTreeMap::new() });
+                }
+            }
+            Change::DropWorker(worker) => {
+                self.promises.remove(worker);
+            }
+            Change::PutTask { .. } | Change::DropTask(_) => {}
+        }
     }
 
     // What the broker says.
@@ -375,11 +394,11 @@ impl Referee {
             let detail = format!("{} was at {other} in {other_epoch:?}, now {worker} in {epoch:?}", short_id(id));
             return self.fail("an attempt has one place", detail);
         }
-        if let Some(held) = self.held.get(&id.task).filter(|held| **held < id.attempt) {
-            let detail = format!("{} is granted while the client holds attempt {held}", short_id(id));
-            return self.fail("a client that holds an attempt is believed", detail);
-        }
         if old.is_none_or(|old| old.0 != life) {
+            if let Some(held) = self.held.get(&id.task).filter(|held| **held < id.attempt) {
+                let detail = format!("{} is granted while the client holds attempt {held}", short_id(id));
+                return self.fail("a client that holds an attempt is believed", detail);
+            }
             self.task_mut(id.task).placements.push((id.attempt, worker));
             self.promised(now, grant);
         }
@@ -465,6 +484,11 @@ impl Referee {
 }
 
 impl Truth {
+    /// Its client ended it without a result, so that its worker may have been stopped.
+    fn was_given_up(&self) -> bool {
+        self.ends.iter().any(|(_, end)| !matches!(end.outcome, Outcome::Done { .. }))
+    }
+
     fn was_fetched(&self) -> bool {
         let fetched = |(_, end): &(usize, End)| end.result.is_some();
         self.ends.iter().any(fetched) || self.cancelled

@@ -59,6 +59,8 @@ pub(crate) fn play(seed: u64, rules: Rules, story: Story) -> Ran {
     stage.plan(&mut mesh, &mut plan);
     mesh.run_for(Duration::from_micros(FAULTS_LAST));
     mesh.heal();
+    // Whatever stood in the way of the others, this one fits and can be reached.
+    mesh.add_worker(Place::slots(2));
     mesh.run_for(CALM_AFTER);
     mesh.referee.is_calm = true;
     stage.fetch_all(&mut mesh);
@@ -119,7 +121,10 @@ impl Stage {
         for _ in 0..plan.among(2..14) {
             let at = plan.among(0..FAULTS_LAST - 4 * SECOND);
             let client = plan.pick(&self.clients);
-            let job = Box::new(job(plan, detached_permille, odd_permille));
+            let mut job = Box::new(job(plan, detached_permille, odd_permille));
+            if !mesh.listens(client) {
+                job.direction = None;
+            }
             mesh.at(at, Happening::Fault(Fault::Submit(client, job)));
         }
         let kinds: Vec<u64> = (0..13).filter(|_| plan.permille(350)).collect();

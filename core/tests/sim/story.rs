@@ -34,6 +34,10 @@ impl Story {
         if std::env::var_os("MESH_SIM_WHOLE_STORY").is_some() {
             println!("{line}");
         }
+        // Heartbeats that say nothing new would push everything else out of sight.
+        if line.contains("[]") && (line.ends_with("[]") || line.contains("forget []")) {
+            return;
+        }
         self.lines.push_back(line);
         if self.lines.len() > LINES_KEPT {
             self.lines.pop_front();

@@ -67,6 +67,7 @@ struct Kept {
     ticket: Ticket,
     manifest: Manifest,
     outcome: Option<Outcome>,
+    runs_begun: u32,
 }
 
 /// An attempt in the shell's hands.
@@ -388,7 +389,7 @@ impl Mesh {
             disk.models.insert(0, manifest.model.digest);
         }
         if ticket.body.detached {
-            disk.detached.insert(id, Kept { ticket, manifest, outcome: None });
+            disk.detached.insert(id, Kept { ticket, manifest, outcome: None, runs_begun: 0 });
         }
         tell!(self, "W{worker} has all of {}", short_id(id));
         self.send_direct(number, false, Cargo::AllAcknowledged(id));
@@ -402,6 +403,9 @@ impl Mesh {
         self.referee.ran(worker, id);
         let life = self.workers[worker].life;
         let job = self.referee.job(id.task).clone();
+        if let Some(kept) = self.workers[worker].disk.detached.get_mut(&id) {
+            kept.runs_begun += 1;
+        }
         let Some(session) = self.workers[worker].sessions.get_mut(&id) else {
             return self.referee.fail("the worker runs what it has", format!("W{worker} was to run {}", short_id(id)));
         };
@@ -523,7 +527,11 @@ impl WorkerShell {
             (*id, session)
         });
         self.sessions = sessions.collect();
-        let restored = |kept: &Kept| Restored { ticket: kept.ticket.clone(), outcome: kept.outcome.clone() };
+        let restored = |kept: &Kept| Restored {
+            ticket: kept.ticket.clone(),
+            outcome: kept.outcome.clone(),
+            runs_begun: kept.runs_begun,
+        };
         self.disk.detached.values().map(restored).collect()
     }
 }
