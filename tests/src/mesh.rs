@@ -158,11 +158,11 @@ impl Mesh {
         Some((head.split_whitespace().nth(1)?.parse().ok()?, body.to_owned()))
     }
 
-    /// A number of the metrics page, summed over its labels; `None` if it is not there.
+    /// A number of the metrics page by its name behind `mesh_broker_`, summed over its labels; `None` if it is not there.
     pub fn metric(&self, name: &str) -> Option<f64> {
         let (_, page) = self.admin_page("/metrics")?;
         let values = page.lines().filter_map(|line| {
-            let rest = line.strip_prefix(name)?;
+            let rest = line.strip_prefix("mesh_broker_")?.strip_prefix(name)?;
             rest.starts_with([' ', '{']).then(|| rest.rsplit(' ').next()?.parse::<f64>().ok()).flatten()
         });
         let values: Vec<f64> = values.collect();
@@ -171,7 +171,7 @@ impl Mesh {
 
     /// Waits until no slot is in use or promised.
     pub fn wait_idle(&self) {
-        wait_until("all slots to be free", PATIENCE, || self.metric("mesh_slots_used") == Some(0.0));
+        wait_until("all slots to be free", PATIENCE, || self.metric("slots_used") == Some(0.0));
     }
 }
 

@@ -201,7 +201,7 @@ fn function_sizes(path: &str, text: &str) -> BTreeMap<String, usize> {
         if line.ends_with('}') || line.ends_with(';') {
             continue;
         }
-        let length = lines[start + 1..].iter().position(|line| closes(&line)).map_or(1, |end| end + 2);
+        let length = lines[start + 1..].iter().position(closes).map_or(1, |end| end + 2);
         let name: String = after.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
         // Of several with one name the longest counts.
         let size = sizes.entry(format!("{path}::{name}")).or_insert(0);
