@@ -1,0 +1,392 @@
+//! The one task that owns a client: every source becomes an event of the core's machine, every action is carried out here.
+//! Owns the broker's connection, the links and the sessions. Never decides: between an event and the last of its actions
+//! nothing is awaited.
+
+mod direct;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mesh_core::{
+    MonoTime,
+    client::{Action, Client, Config, End, Event, News as CoreNews, TaskSpec},
+};
+use mesh_transport::{
+    Admitted, Context, DialError, Dialer, Heard, Inbox, Listener, Received,
+    blob::{Arrival, UploadError, Uploaded},
+};
+use proto_msgs::{
+    AnswerBody, AttemptId, BrokerToClient, ClientId, ClientToBroker, DecodeError, Frame, Outcome, Question, TaskId,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{MissedTickBehavior, sleep_until},
+};
+
+use crate::{
+    News, TaskError, TaskResult, Timings,
+    links::{LinkId, Links},
+    questions::{Questions, Reply},
+    result::Output,
+    session::{Resume, Session, Taken},
+    task::Payload,
+};
+
+/// Reports of links and transfers that may wait; beyond, links are not read and transfers pause.
+const HAPPENED_MAX: usize = 256;
+
+/// Questions are repeated, abandoned tasks noticed and idle links closed this often.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What is said last gets this long to leave.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
+
+/// What the handles want.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Submit { spec: Box<TaskSpec>, payload: Arc<Payload>, watcher: Watcher },
+    Fetch { task: TaskId, watcher: Watcher },
+    Cancel { task: TaskId, reply: Option<Reply<Outcome>> },
+    Ask { question: Question, reply: Reply<AnswerBody> },
+    Close { reply: oneshot::Sender<()> },
+}
+
+/// Who waits for a task.
+#[derive(Debug)]
+pub(crate) struct Watcher {
+    pub(crate) news: mpsc::Sender<News>,
+    pub(crate) done: oneshot::Sender<Result<TaskResult, TaskError>>,
+}
+
+/// What the tasks of links and transfers report.
+#[derive(Debug)]
+pub(crate) enum Happened {
+    Dialled { link: LinkId, result: Result<Dialer, DialError> },
+    Heard { link: LinkId, heard: Heard },
+    DialInLate { id: AttemptId, wait: u64 },
+    UploadEnded { id: AttemptId, serial: u64, result: Result<Uploaded, UploadError> },
+    Arrived { id: AttemptId, serial: u64, arrival: Arrival },
+}
+
+/// What a driver is made of.
+pub(crate) struct Setup {
+    pub(crate) client: ClientId,
+    pub(crate) context: Context,
+    pub(crate) broker: Dialer,
+    pub(crate) listener: Option<Listener>,
+    pub(crate) admitted: Admitted,
+    pub(crate) endpoints: Vec<String>,
+    pub(crate) spool: PathBuf,
+}
+
+/// A task of this process.
+#[derive(Debug)]
+struct Live {
+    watcher: Watcher,
+    payload: Option<Arc<Payload>>,
+    submitted: Instant,
+    placed: Option<Instant>,
+    sent: Option<Instant>,
+    sent_bytes: u64,
+    outputs: Vec<Output>,
+    cancelled: Vec<Reply<Outcome>>,
+    is_abandoned: bool,
+}
+
+pub(crate) struct Driver {
+    origin: Instant,
+    machine: Client,
+    connect_wait: Duration,
+    broker: Dialer,
+    commands: mpsc::Receiver<Command>,
+    happened: mpsc::Sender<Happened>,
+    happened_inbox: mpsc::Receiver<Happened>,
+    listened: Option<Inbox<Received>>,
+    links: Links,
+    sessions: BTreeMap<AttemptId, Session>,
+    live: BTreeMap<TaskId, Live>,
+    questions: Questions,
+    endpoints: Vec<String>,
+    spool: PathBuf,
+    /// Events that carrying out an action brought about; handled when its siblings are done.
+    raised: VecDeque<Event>,
+    waits: u64,
+}
+
+impl Driver {
+    pub(crate) fn new(setup: Setup, commands: mpsc::Receiver<Command>) -> Self {
+        let config =
+            Config { key: setup.context.public_key(), endpoints: setup.endpoints.clone(), ..Config::new(setup.client) };
+        let (happened, happened_inbox) = mpsc::channel(HAPPENED_MAX);
+        let (door, listened) = setup.listener.map(Listener::spawn).unzip();
+        Self {
+            origin: Instant::now(),
+            connect_wait: config.connect_wait,
+            machine: Client::new(config),
+            broker: setup.broker,
+            commands,
+            links: Links::new(setup.context, happened.clone(), door, setup.admitted),
+            happened,
+            happened_inbox,
+            listened,
+            sessions: BTreeMap::new(),
+            live: BTreeMap::new(),
+            questions: Questions::new(setup.client),
+            endpoints: setup.endpoints,
+            spool: setup.spool,
+            raised: VecDeque::new(),
+            waits: 0,
+        }
+    }
+
+    pub(crate) async fn run(mut self) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let closed = loop {
+            let deadline = self.machine.next_deadline();
+            let at = self.origin + Duration::from_micros(deadline.map_or(0, MonoTime::as_micros));
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(Command::Close { reply }) => break Some(reply),
+                    Some(command) => self.obey(command),
+                    None => break None,
+                },
+                heard = self.broker.recv() => self.broker_said(heard),
+                Some(happened) = self.happened_inbox.recv() => self.reported(happened),
+                received = next_of(&mut self.listened) => self.dialler_said(received),
+                () = sleep_until(at.into()), if deadline.is_some() => self.step(Event::Deadline),
+                _ = tick.tick() => self.tick(),
+            }
+        };
+        self.close().await;
+        if let Some(reply) = closed {
+            // Whoever asked may have left.
+            let _ = reply.send(());
+        }
+    }
+
+    /// One event, all its actions, and the events that these bring about at once.
+    fn step(&mut self, event: Event) {
+        self.raised.push_back(event);
+        while let Some(event) = self.raised.pop_front() {
+            let now = MonoTime::from_micros(self.origin.elapsed().as_micros() as u64);
+            for action in self.machine.handle(now, event) {
+                self.carry_out(action);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::TellBroker(message) => self.tell_broker(&message),
+            Action::TellWorker { id, message } => self.tell_worker(id, &message),
+            Action::Connect { grant, resume } => {
+                self.connect(grant, if resume { Resume::Yes } else { Resume::No });
+            }
+            Action::TakeResult { result } => {
+                let Some(session) = self.sessions.get_mut(&result.id) else { return };
+                let taken = session.take(&result, &self.spool, &self.happened);
+                self.taken(result.id, taken.unwrap_or_else(|error| Taken::Broken(error.to_string())));
+            }
+            Action::Disconnect { id } => {
+                self.sessions.remove(&id);
+            }
+            Action::Report { task, news } => self.report(task, news),
+            Action::End { task, end } => self.end(task, end),
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Submit { spec, payload, watcher } => {
+                self.live.insert(spec.task, Live::new(watcher, Some(payload)));
+                self.step(Event::Submit(spec));
+            }
+            Command::Fetch { task, watcher } => {
+                self.live.insert(task, Live::new(watcher, None));
+                self.step(Event::Fetch { task });
+            }
+            Command::Cancel { task, reply } => match self.live.get_mut(&task) {
+                Some(live) => {
+                    live.cancelled.extend(reply);
+                    self.step(Event::Cancel { task });
+                }
+                None => {
+                    if let Some(reply) = reply {
+                        let message = self.questions.cancel(task, reply);
+                        self.tell_broker(&message);
+                    }
+                }
+            },
+            Command::Ask { question, reply } => {
+                let message = self.questions.ask(question, reply);
+                self.tell_broker(&message);
+            }
+            // Taken by the loop itself.
+            Command::Close { .. } => {}
+        }
+    }
+
+    fn tick(&mut self) {
+        for message in self.questions.repeat() {
+            self.tell_broker(&message);
+        }
+        let left = self.live.iter_mut().filter(|(_, live)| live.watcher.done.is_closed() && !live.is_abandoned);
+        let left: Vec<TaskId> = left
+            .map(|(task, live)| {
+                live.is_abandoned = true;
+                *task
+            })
+            .collect();
+        for task in left {
+            self.step(Event::Cancel { task });
+        }
+        let sessions = &self.sessions;
+        self.links.retire_idle(|link| sessions.values().any(|session| session.link == Some(link)));
+    }
+
+    fn tell_broker(&mut self, message: &ClientToBroker) {
+        match message.to_frame() {
+            // What cannot be queued is said again: the machine and the questions repeat themselves.
+            Ok(frame) => drop(self.broker.send(frame)),
+            Err(error) => tracing::warn!(%error, message = message.name(), "message not sent"),
+        }
+    }
+
+    fn broker_said(&mut self, heard: Heard) {
+        let Heard::Frame(frame) = heard else {
+            tracing::debug!(?heard, "connection to the broker");
+            return;
+        };
+        match BrokerToClient::from_frame(&frame) {
+            Ok(BrokerToClient::Answer(answer)) => self.questions.answered(answer),
+            Ok(message) => {
+                if let BrokerToClient::Ended(ended) = &message {
+                    self.questions.ended(ended);
+                }
+                self.step(Event::BrokerSaid(message));
+            }
+            Err(error @ (DecodeError::Version { .. } | DecodeError::Unsupported { .. })) => {
+                if matches!(error, DecodeError::Version { .. }) {
+                    // Queue full: it will hear it another time.
+                    let _ = self.broker.send(Frame::unsupported());
+                }
+                self.refused(&format!("the broker at {} cannot be used: {error}", self.broker.endpoint()));
+            }
+            Err(error) => tracing::debug!(%error, "message of the broker dropped"),
+        }
+    }
+
+    /// The broker will never answer: nothing is to be hoped for.
+    fn refused(&mut self, why: &str) {
+        self.questions.fail(why);
+        for (task, live) in std::mem::take(&mut self.live) {
+            let _ = live.watcher.done.send(Err(TaskError::Version(why.to_owned())));
+            self.step(Event::Cancel { task });
+        }
+    }
+
+    fn report(&mut self, task: TaskId, news: CoreNews) {
+        if let (CoreNews::Placed { .. }, Some(live)) = (&news, self.live.get_mut(&task)) {
+            live.placed = Some(Instant::now());
+            live.sent = None;
+            live.sent_bytes = 0;
+        }
+        let news = match news {
+            CoreNews::Queued { position, reason } => News::Queued { position, reason },
+            CoreNews::Placed { attempt, worker, worker_name, model_held } => {
+                News::Placed { attempt, worker, worker_name, model_held }
+            }
+            CoreNews::Phase(phase) => News::Phase(phase),
+            CoreNews::Retrying { attempt, worker_name, why } => News::Retrying { attempt, worker_name, why },
+            CoreNews::BrokerSilent => News::BrokerSilent,
+        };
+        self.tell_user(task, news);
+    }
+
+    fn tell_user(&self, task: TaskId, news: News) {
+        if let Some(live) = self.live.get(&task) {
+            // News is for watching; whoever does not read it misses nothing that matters.
+            let _ = live.watcher.news.try_send(news);
+        }
+    }
+
+    fn end(&mut self, task: TaskId, end: End) {
+        self.sessions.retain(|id, _| id.task != task);
+        let Some(live) = self.live.remove(&task) else { return };
+        for reply in live.cancelled {
+            let _ = reply.send(Ok(end.outcome.clone()));
+        }
+        let timings = live_timings(&live.submitted, live.placed, live.sent, live.sent_bytes, &end.outcome);
+        let result = match end.outcome {
+            Outcome::Done { .. } => {
+                Ok(TaskResult { task, outputs: live.outputs, worker: end.worker, attempts: end.attempt, timings })
+            }
+            Outcome::Failed(failure) => Err(TaskError::Failed(failure)),
+            Outcome::Cancelled => Err(TaskError::Cancelled),
+        };
+        // The handle may be gone.
+        let _ = live.watcher.done.send(result);
+    }
+
+    /// Takes back what is still attached, then lets everything that was said leave.
+    async fn close(mut self) {
+        let tasks: Vec<TaskId> = self.live.keys().copied().collect();
+        for task in tasks {
+            self.step(Event::Cancel { task });
+        }
+        self.links.close().await;
+        let _ = tokio::time::timeout(CLOSE_WAIT, self.broker.close()).await;
+    }
+}
+
+impl Live {
+    fn new(watcher: Watcher, payload: Option<Arc<Payload>>) -> Self {
+        Self {
+            watcher,
+            payload,
+            submitted: Instant::now(),
+            placed: None,
+            sent: None,
+            sent_bytes: 0,
+            outputs: Vec::new(),
+            cancelled: Vec::new(),
+            is_abandoned: false,
+        }
+    }
+}
+
+fn live_timings(
+    submitted: &Instant,
+    placed: Option<Instant>,
+    sent: Option<Instant>,
+    sent_bytes: u64,
+    outcome: &Outcome,
+) -> Timings {
+    let (load_us, run_us) = match outcome {
+        Outcome::Done { run_us, load_us } => (*load_us, *run_us),
+        Outcome::Failed(_) | Outcome::Cancelled => (0, 0),
+    };
+    Timings {
+        total: submitted.elapsed(),
+        queued: placed.map_or_else(Duration::default, |placed| placed.duration_since(*submitted)),
+        sending: placed.zip(sent).map_or_else(Duration::default, |(placed, sent)| sent.duration_since(placed)),
+        loading: Duration::from_micros(load_us),
+        running: Duration::from_micros(run_us),
+        sent_bytes,
+    }
+}
+
+/// The next message at the listener; never, if there is none.
+async fn next_of(listened: &mut Option<Inbox<Received>>) -> Received {
+    if let Some(inbox) = listened
+        && let Some(received) = inbox.recv().await
+    {
+        return received;
+    }
+    std::future::pending().await
+}

@@ -1,0 +1,266 @@
+//! The driver's side towards workers: connections made by either side, attempts opened on them, transfers that end.
+
+use std::time::Instant;
+
+use mesh_core::client::Event;
+use mesh_transport::{
+    Heard, Received,
+    blob::{UploadError, Uploaded},
+};
+use proto_msgs::{AttemptId, ClientToWorker, Direction, ErrorCode, Frame, Grant, Outcome, WorkerToClient};
+
+use super::{Driver, Happened};
+use crate::{
+    News,
+    links::{LinkId, Links, Way, frame_of},
+    session::{Resume, Session, Taken},
+};
+
+impl Driver {
+    pub(super) fn connect(&mut self, grant: Box<Grant>, resume: Resume) {
+        let (id, worker, direction) = (grant.id, grant.worker, grant.direction);
+        let payload = self.live.get(&id.task).and_then(|live| live.payload.clone());
+        let broken = match self.sessions.get_mut(&id) {
+            Some(session) if resume == Resume::Yes => {
+                session.grant = grant;
+                session.opening = Some(resume);
+                let broken = session.link;
+                session.unlink();
+                broken
+            }
+            _ => {
+                self.sessions.insert(id, Session::new(grant, payload, resume));
+                None
+            }
+        };
+        // The attempt's own link is of no use any more, unless a neighbour on it has replaced it already.
+        if let Some(link) = broken {
+            self.links.drop_link(link);
+        }
+        match (self.links.way(worker, id), direction) {
+            (Way::Up(link, _), _) => self.open(id, link),
+            (Way::Coming, _) => {}
+            (Way::None, Direction::ClientDials) => {
+                let Some(session) = self.sessions.get(&id) else { return };
+                self.links.dial(&session.grant, self.connect_wait);
+            }
+            (Way::None, Direction::WorkerDials) => self.wait_for_dial_in(id),
+        }
+    }
+
+    fn wait_for_dial_in(&mut self, id: AttemptId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        self.waits += 1;
+        session.wait = self.waits;
+        self.links.expect(session.grant.worker_key);
+        let (wait, within, happened) = (self.waits, self.connect_wait, self.happened.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(within).await;
+            let _ = happened.send(Happened::DialInLate { id, wait }).await;
+        });
+    }
+
+    /// The attempt's worker can be spoken to: say what is wanted, send what it needs.
+    fn open(&mut self, id: AttemptId, link: LinkId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(resume) = session.opening else { return };
+        let Way::Up(_, outlet) = self.links.way(session.grant.worker, id) else { return };
+        let message = session.open_message(resume);
+        send(&mut self.links, link, &message);
+        let session = self.sessions.get_mut(&id).expect("invariant: nothing was removed since it was found");
+        if let Err(error) = session.opened(link, &outlet, resume, &self.happened) {
+            self.send_failed(id, &error);
+        }
+    }
+
+    pub(super) fn reported(&mut self, happened: Happened) {
+        match happened {
+            Happened::Dialled { link, result } => match self.links.dialled(link, result) {
+                Some((waiting, Ok(()))) => waiting.into_iter().for_each(|id| self.open(id, link)),
+                Some((waiting, Err(error))) => {
+                    for id in waiting {
+                        // An attempt that was given up meanwhile has no session.
+                        if self.sessions.contains_key(&id) {
+                            self.step(Event::ConnectFailed { id, text: error.to_string() });
+                        }
+                    }
+                }
+                None => {}
+            },
+            Happened::Heard { link, heard } => {
+                if matches!(heard, Heard::Lost) {
+                    self.sessions.values_mut().filter(|session| session.link == Some(link)).for_each(Session::pause);
+                }
+                if let Some(frame) = frame_of(heard) {
+                    self.worker_said(link, frame);
+                }
+            }
+            Happened::DialInLate { id, wait } => {
+                let is_waiting =
+                    self.sessions.get(&id).is_some_and(|session| session.wait == wait && session.opening.is_some());
+                if is_waiting {
+                    let text = format!(
+                        "the worker did not connect to {} within {} s: check that it can reach this address",
+                        self.endpoints.join(" or "),
+                        self.connect_wait.as_secs()
+                    );
+                    self.step(Event::ConnectFailed { id, text });
+                }
+            }
+            Happened::UploadEnded { id, serial, result } => self.upload_ended(id, serial, result),
+            Happened::Arrived { id, serial, arrival } => {
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    let taken = session.arrived(serial, arrival);
+                    self.taken(id, taken);
+                }
+            }
+        }
+    }
+
+    pub(super) fn tell_worker(&mut self, id: AttemptId, message: &ClientToWorker) {
+        if let Some(link) = self.sessions.get(&id).and_then(|session| session.link) {
+            send(&mut self.links, link, message);
+        }
+    }
+
+    /// Something came in at the listener.
+    pub(super) fn dialler_said(&mut self, received: Received) {
+        let Received { peer, key, frame } = received;
+        if let Some(link) = self.links.of_peer(peer) {
+            return self.worker_said(link, frame);
+        }
+        // A connection nobody knows: a worker that was told to dial in, or one whose connection broke and was made again.
+        let id = match WorkerToClient::from_frame(&frame) {
+            Ok(WorkerToClient::DialIn(id) | WorkerToClient::Reopen(id)) => id,
+            Ok(WorkerToClient::Progress(progress)) => progress.id,
+            _ => return,
+        };
+        let Some(session) = self.sessions.get(&id) else { return };
+        if session.grant.direction != Direction::WorkerDials || session.grant.worker_key != key {
+            tracing::warn!(?id, "a stranger named an attempt of this client: ignored");
+            return;
+        }
+        let worker = session.grant.worker;
+        let Some((link, _)) = self.links.dialled_in(worker, peer) else { return };
+        for session in self.sessions.values_mut().filter(|session| session.grant.worker == worker) {
+            if session.opening.is_none() {
+                session.unlink();
+                session.opening = Some(Resume::Yes);
+            }
+        }
+        let of_worker = |(id, session): (&AttemptId, &Session)| (session.grant.worker == worker).then_some(*id);
+        let waiting: Vec<AttemptId> = self.sessions.iter().filter_map(of_worker).collect();
+        waiting.into_iter().for_each(|id| self.open(id, link));
+    }
+
+    /// A frame on a link that is known to be the worker's.
+    fn worker_said(&mut self, link: LinkId, frame: Frame) {
+        let message = match WorkerToClient::from_frame(&frame) {
+            Ok(message) => message,
+            Err(error) => {
+                tracing::debug!(%error, "message of a worker dropped");
+                return;
+            }
+        };
+        let id = attempt_of(&message);
+        // A worker speaks of its own attempts, on the link on which they are open; anything else is late or forged.
+        let Some(session) = self.sessions.get_mut(&id).filter(|session| session.link == Some(link)) else { return };
+        match message {
+            WorkerToClient::Chunk(chunk) => {
+                let broken = session.chunk(chunk, frame.payload).err();
+                self.step(Event::WorkerAlive { id });
+                if let Some(error) = broken {
+                    self.step(Event::ResultBroken { id, text: error.to_string() });
+                }
+            }
+            WorkerToClient::Credit(credit) => {
+                if let Some((sent_bytes, total_bytes)) = session.credit(credit) {
+                    self.tell_user(id.task, News::Sending { sent_bytes, total_bytes });
+                }
+                self.step(Event::WorkerAlive { id });
+            }
+            // It has dialled in, and the attempt is open: nothing new.
+            WorkerToClient::DialIn(_) => {}
+            WorkerToClient::Accept(accept) => {
+                let Way::Up(_, outlet) = self.links.way(session.grant.worker, id) else { return };
+                let accepted = session.accept(&accept, &outlet, &self.happened);
+                self.step(Event::WorkerSaid(WorkerToClient::Accept(accept)));
+                match accepted {
+                    Ok(()) => self.check_sent(id),
+                    Err(error) => self.send_failed(id, &error),
+                }
+            }
+            message => self.step(Event::WorkerSaid(message)),
+        }
+    }
+
+    fn upload_ended(&mut self, id: AttemptId, serial: u64, result: Result<Uploaded, UploadError>) {
+        let Some(session) = self.sessions.get_mut(&id).filter(|session| session.has_upload(serial)) else { return };
+        match result {
+            Ok(uploaded) => {
+                tracing::debug!(?id, ?uploaded, "sent");
+                session.upload_ended(serial, uploaded.wire_bytes);
+                self.check_sent(id);
+            }
+            Err(error) => {
+                session.upload_ended(serial, 0);
+                self.send_failed(id, &error);
+            }
+        }
+    }
+
+    fn check_sent(&mut self, id: AttemptId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if !session.is_newly_sent() {
+            return;
+        }
+        if let Some(live) = self.live.get_mut(&id.task) {
+            live.sent = Some(Instant::now());
+            live.sent_bytes = session.sent_bytes;
+        }
+        self.step(Event::Sent { id });
+    }
+
+    fn send_failed(&mut self, id: AttemptId, error: &UploadError) {
+        let code = match error {
+            UploadError::Stopped => return,
+            UploadError::Read { .. } => ErrorCode::BadRequest,
+            UploadError::Changed { .. } => ErrorCode::DigestMismatch,
+            UploadError::Protocol(_) => ErrorCode::BadChunk,
+        };
+        self.step(Event::SendFailed { id, outcome: Outcome::failed(code, error.to_string()) });
+    }
+
+    pub(super) fn taken(&mut self, id: AttemptId, taken: Taken) {
+        match taken {
+            Taken::More => {}
+            Taken::Credit(message) => self.tell_worker(id, &message),
+            Taken::Broken(text) => self.step(Event::ResultBroken { id, text }),
+            Taken::All(outputs) => {
+                if let Some(live) = self.live.get_mut(&id.task) {
+                    live.outputs = outputs;
+                }
+                self.step(Event::ResultVerified { id });
+            }
+        }
+    }
+}
+
+fn send(links: &mut Links, link: LinkId, message: &ClientToWorker) {
+    match message.to_frame() {
+        Ok(frame) => links.send(link, frame),
+        Err(error) => tracing::warn!(%error, message = message.name(), "message not sent"),
+    }
+}
+
+fn attempt_of(message: &WorkerToClient) -> AttemptId {
+    match message {
+        WorkerToClient::DialIn(id) | WorkerToClient::Reopen(id) => *id,
+        WorkerToClient::Accept(accept) => accept.id,
+        WorkerToClient::Refuse(refuse) => refuse.id,
+        WorkerToClient::Credit(credit) => credit.id,
+        WorkerToClient::Progress(progress) => progress.id,
+        WorkerToClient::Result(result) => result.id,
+        WorkerToClient::Chunk(chunk) => chunk.id,
+    }
+}

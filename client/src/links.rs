@@ -1,0 +1,234 @@
+//! Direct connections to workers: one for each worker, kept for all its attempts, dialled by either side. Owns sockets and
+//! the tasks that read them; never knows what is said on them.
+
+use std::{collections::BTreeMap, time::Duration, time::Instant};
+
+use mesh_transport::{Admitted, Context, DialError, Dialer, Door, Heard, Limits, Outlet, dial_first};
+use proto_msgs::{AttemptId, Frame, Grant, PeerId, PublicKey, WorkerId};
+use tokio::{sync::mpsc, task::AbortHandle};
+
+use crate::driver::Happened;
+
+/// A connection that no attempt has used for this long is closed: it costs the worker a socket.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// What is queued on a connection gets this long to leave when it is closed.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
+
+/// A connection as this process numbers it; never used twice.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct LinkId(u64);
+
+#[derive(Debug)]
+enum State {
+    /// Being made, for these attempts.
+    Dialling(Vec<AttemptId>),
+    Up(Outlet),
+}
+
+#[derive(Debug)]
+struct Link {
+    worker: WorkerId,
+    state: State,
+    /// Reads the connection, or makes it. None where the worker dialled: the listener is read by the driver.
+    task: Option<AbortHandle>,
+    used: Instant,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+/// What a link to a worker can do for an attempt right now.
+pub(crate) enum Way {
+    /// Use it.
+    Up(LinkId, Outlet),
+    /// It is being made; the attempt will be named when it stands, or not.
+    Coming,
+    /// There is none.
+    None,
+}
+
+#[derive(Debug)]
+pub(crate) struct Links {
+    context: Context,
+    happened: mpsc::Sender<Happened>,
+    door: Option<Door>,
+    admitted: Admitted,
+    made: u64,
+    links: BTreeMap<LinkId, Link>,
+    by_worker: BTreeMap<WorkerId, LinkId>,
+    by_peer: BTreeMap<PeerId, LinkId>,
+}
+
+impl Links {
+    pub(crate) fn new(
+        context: Context,
+        happened: mpsc::Sender<Happened>,
+        door: Option<Door>,
+        admitted: Admitted,
+    ) -> Self {
+        let (links, by_worker, by_peer) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { context, happened, door, admitted, made: 0, links, by_worker, by_peer }
+    }
+
+    /// The way to the worker for this attempt.
+    pub(crate) fn way(&mut self, worker: WorkerId, id: AttemptId) -> Way {
+        let Some(link_id) = self.by_worker.get(&worker).copied() else { return Way::None };
+        let Some(link) = self.links.get_mut(&link_id) else { return Way::None };
+        link.used = Instant::now();
+        match &mut link.state {
+            State::Up(outlet) => Way::Up(link_id, outlet.clone()),
+            State::Dialling(waiting) => {
+                if !waiting.contains(&id) {
+                    waiting.push(id);
+                }
+                Way::Coming
+            }
+        }
+    }
+
+    /// Begins to dial the grant's worker; ends in [`Happened::Dialled`].
+    pub(crate) fn dial(&mut self, grant: &Grant, within: Duration) {
+        let link_id = self.next_id();
+        let (context, happened) = (self.context.clone(), self.happened.clone());
+        let (endpoints, key) = (grant.endpoints.clone(), grant.worker_key);
+        let task = tokio::spawn(async move {
+            let result = dial_first(&context, &endpoints, key, Limits::DIRECT, within).await;
+            // If the driver is gone nobody wants the connection.
+            let _ = happened.send(Happened::Dialled { link: link_id, result }).await;
+        });
+        let state = State::Dialling(vec![grant.id]);
+        self.put(link_id, Link { worker: grant.worker, state, task: Some(task.abort_handle()), used: Instant::now() });
+    }
+
+    /// The connection stands, or not: the attempts that waited for it.
+    pub(crate) fn dialled(
+        &mut self,
+        link_id: LinkId,
+        result: Result<Dialer, DialError>,
+    ) -> Option<(Vec<AttemptId>, Result<(), DialError>)> {
+        let link = self.links.get_mut(&link_id)?;
+        let dialer = match result {
+            Ok(dialer) => dialer,
+            Err(error) => {
+                let State::Dialling(waiting) = &mut link.state else { return None };
+                let waiting = std::mem::take(waiting);
+                self.drop_link(link_id);
+                return Some((waiting, Err(error)));
+            }
+        };
+        let (outlet, mut inbox) = dialer.spawn();
+        let happened = self.happened.clone();
+        let task = tokio::spawn(async move {
+            while let Some(heard) = inbox.recv().await {
+                if happened.send(Happened::Heard { link: link_id, heard }).await.is_err() {
+                    return;
+                }
+            }
+        });
+        link.task = Some(task.abort_handle());
+        match std::mem::replace(&mut link.state, State::Up(outlet)) {
+            State::Dialling(waiting) => Some((waiting, Ok(()))),
+            State::Up(_) => None,
+        }
+    }
+
+    /// Lets the worker's key in at the listener.
+    pub(crate) fn expect(&self, key: Option<PublicKey>) {
+        if let Some(key) = key {
+            self.admitted.insert(key);
+        }
+    }
+
+    /// A worker has dialled in: its connection replaces any other to the same worker.
+    pub(crate) fn dialled_in(&mut self, worker: WorkerId, peer: PeerId) -> Option<(LinkId, Outlet)> {
+        let outlet = self.door.as_ref()?.to(peer);
+        if let Some(old) = self.by_worker.get(&worker).copied() {
+            self.drop_link(old);
+        }
+        let link_id = self.next_id();
+        self.put(link_id, Link { worker, state: State::Up(outlet.clone()), task: None, used: Instant::now() });
+        self.by_peer.insert(peer, link_id);
+        Some((link_id, outlet))
+    }
+
+    /// The link on which a peer of the listener speaks.
+    pub(crate) fn of_peer(&self, peer: PeerId) -> Option<LinkId> {
+        self.by_peer.get(&peer).copied()
+    }
+
+    /// Sends without waiting; a message that cannot be sent is lost, as any message may be.
+    pub(crate) fn send(&mut self, link_id: LinkId, frame: Frame) {
+        let Some(link) = self.links.get_mut(&link_id) else { return };
+        link.used = Instant::now();
+        if let State::Up(outlet) = &link.state
+            && let Err(error) = outlet.try_send(frame)
+        {
+            tracing::debug!(worker = %link.worker, %error, "message to the worker dropped");
+        }
+    }
+
+    /// The connection is of no use any more.
+    pub(crate) fn drop_link(&mut self, link_id: LinkId) {
+        if let Some(link) = self.links.remove(&link_id)
+            && self.by_worker.get(&link.worker) == Some(&link_id)
+        {
+            self.by_worker.remove(&link.worker);
+        }
+        self.by_peer.retain(|_, of| *of != link_id);
+    }
+
+    /// Closes what has been idle too long; `busy` are links that attempts use.
+    pub(crate) fn retire_idle(&mut self, busy: impl Fn(LinkId) -> bool) {
+        let idle = |(id, link): (&LinkId, &Link)| {
+            (link.used.elapsed() > IDLE_MAX && matches!(link.state, State::Up(_)) && !busy(*id)).then_some(*id)
+        };
+        let idle: Vec<LinkId> = self.links.iter().filter_map(idle).collect();
+        for link_id in idle {
+            self.drop_link(link_id);
+        }
+    }
+
+    /// Closes everything once what is queued has left.
+    pub(crate) async fn close(&mut self) {
+        let outlets = self.links.values().filter_map(|link| match &link.state {
+            State::Up(outlet) => Some(outlet.clone()),
+            State::Dialling(_) => None,
+        });
+        let closing: Vec<_> = outlets.map(|outlet| tokio::spawn(async move { outlet.close().await })).collect();
+        let all = async {
+            for task in closing {
+                let _ = task.await;
+            }
+            if let Some(door) = &self.door {
+                door.close().await;
+            }
+        };
+        // Whoever does not read by now will learn it from the silence.
+        let _ = tokio::time::timeout(CLOSE_WAIT, all).await;
+        self.links.clear();
+    }
+
+    fn put(&mut self, link_id: LinkId, link: Link) {
+        self.by_worker.insert(link.worker, link_id);
+        self.links.insert(link_id, link);
+    }
+
+    fn next_id(&mut self) -> LinkId {
+        self.made += 1;
+        LinkId(self.made)
+    }
+}
+
+/// What was heard on a link, without what does not concern the driver.
+pub(crate) fn frame_of(heard: Heard) -> Option<Frame> {
+    match heard {
+        Heard::Frame(frame) => Some(frame),
+        Heard::Connected | Heard::Lost => None,
+    }
+}

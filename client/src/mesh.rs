@@ -1,0 +1,329 @@
+//! The door of the SDK: a connection to the mesh, and the tasks submitted through it. Owns no state of its own: everything
+//! is asked of the driver.
+
+use std::{sync::Arc, time::Duration};
+
+use mesh_core::client::TaskSpec;
+use mesh_transport::{Admit, Admitted, Context, Limits, Security, keys, keys::KeyPair};
+use proto_msgs::{
+    AnswerBody, ClientId, ClusterView, Direction, Outcome, Question, TaskId, TaskView, WhyView, WorkerView, limits,
+};
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+use crate::{
+    AskError, ConnectError, Listen, News, Options, SubmitError, Task, TaskError, TaskResult,
+    driver::{Command, Driver, Setup, Watcher},
+    options,
+    task::{Payload, blocking},
+};
+
+/// Commands that may wait for the driver: callers beyond wait themselves.
+const COMMANDS_MAX: usize = 256;
+
+/// News of one task that may wait to be read; later news is dropped until there is room, the result never is.
+const NEWS_MAX: usize = 64;
+
+/// A question is given up after this long unless [`Mesh::asking_within`] says otherwise.
+const ASK_WITHIN: Duration = Duration::from_secs(10);
+
+/// A connection to the mesh. Cheap to clone; the connection is closed with the last clone and [`TaskHandle`], see also
+/// [`Mesh::close`].
+#[derive(Clone, Debug)]
+pub struct Mesh {
+    commands: mpsc::Sender<Command>,
+    shared: Arc<Shared>,
+    ask_within: Duration,
+}
+
+#[derive(Debug)]
+struct Shared {
+    client: ClientId,
+    broker: String,
+    direction: Option<Direction>,
+}
+
+impl Mesh {
+    /// Joins the mesh: waits until the broker's connection stands. From then on a broker that goes away is waited for.
+    ///
+    /// # Errors
+    /// If the broker does not answer in time or refuses, or keys, addresses or the state folder cannot be used.
+    pub async fn connect(options: Options) -> Result<Self, ConnectError> {
+        let client = options::client_id(&options.state_dir)?;
+        let spool = options::spool_dir(&options.state_dir)?;
+        let (keys, broker_key) = read_keys(&options)?;
+        let context = Context::new(keys.map_or(Security::None, Security::Keys))?;
+        let mut broker = context.dial(&options.broker, broker_key, Limits::CONTROL).map_err(ConnectError::Broker)?;
+        broker.connected(options.connect_within).await.map_err(ConnectError::Broker)?;
+
+        let admitted = Admitted::default();
+        let towards = options::interface_towards(&options.broker);
+        let listen_at = match (&options.listen, options.direction) {
+            (Listen::At(endpoint), _) => Some(endpoint.clone()),
+            (Listen::Auto, None | Some(Direction::WorkerDials)) => towards.map(|ip| match ip {
+                std::net::IpAddr::V4(ip) => format!("tcp://{ip}:0"),
+                std::net::IpAddr::V6(ip) => format!("tcp://[{ip}]:0"),
+            }),
+            (Listen::Auto | Listen::Never, _) => None,
+        };
+        let listener = match listen_at {
+            Some(endpoint) => Some(context.listen(&endpoint, Admit::Listed(admitted.clone()), Limits::DIRECT)?),
+            None if options.direction == Some(Direction::WorkerDials) => {
+                return Err(ConnectError::Invalid("workers can dial only a client that listens somewhere".to_owned()));
+            }
+            None => None,
+        };
+        let endpoints = listener
+            .as_ref()
+            .map_or_else(Vec::new, |listener| options::advertised(&options.advertise, listener.endpoint(), towards));
+
+        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+        let setup = Setup { client, context, broker, listener, admitted, endpoints, spool };
+        tokio::spawn(Driver::new(setup, inbox).run());
+        let shared = Arc::new(Shared { client, broker: options.broker, direction: options.direction });
+        Ok(Self { commands, shared, ask_within: ASK_WITHIN })
+    }
+
+    /// Who this client is.
+    pub fn client_id(&self) -> ClientId {
+        self.shared.client
+    }
+
+    /// The same connection, with another patience for answers of the broker (tasks are not questions).
+    pub fn asking_within(mut self, within: Duration) -> Self {
+        self.ask_within = within;
+        self
+    }
+
+    /// Submits a task. Returns once its inputs are hashed; the task then runs its course whether it is waited for or not,
+    /// until the handle is dropped.
+    ///
+    /// # Errors
+    /// If an input cannot be read or something is beyond a limit: nothing was sent then.
+    pub async fn submit(&self, task: Task) -> Result<TaskHandle, SubmitError> {
+        let id: TaskId = Uuid::now_v7().into();
+        let (job, priority, deadline) = (task.job, task.priority, task.deadline);
+        let (demands, detached) = (task.demands, task.detached);
+        let payload: Payload = blocking(move || task.prepare()).await?;
+        let spec = TaskSpec {
+            task: id,
+            job,
+            model_name: payload.manifest.model_name.clone(),
+            model: payload.manifest.model,
+            input_bytes: payload.input_bytes,
+            priority,
+            deadline,
+            demands,
+            detached,
+            direction: self.shared.direction,
+        };
+        let (watcher, handle) = self.watch(id);
+        let command = Command::Submit { spec: Box::new(spec), payload: Arc::new(payload), watcher };
+        self.commands.send(command).await.map_err(|_| SubmitError::Closed)?;
+        Ok(handle)
+    }
+
+    /// The result of a detached task, also of one that another process of this client submitted. Waits until it is there.
+    pub async fn fetch(&self, task: TaskId) -> TaskHandle {
+        let (watcher, handle) = self.watch(task);
+        // If the driver is gone the handle says so.
+        let _ = self.commands.send(Command::Fetch { task, watcher }).await;
+        handle
+    }
+
+    fn watch(&self, task: TaskId) -> (Watcher, TaskHandle) {
+        let (news, news_inbox) = mpsc::channel(NEWS_MAX);
+        let (done, done_inbox) = oneshot::channel();
+        let handle = TaskHandle { task, news: news_inbox, done: Some(done_inbox), commands: self.commands.clone() };
+        (Watcher { news, done }, handle)
+    }
+
+    /// Stops a task, also one that another process of this client submitted. `Ok` holds how the task ended: cancelled, or
+    /// as it had ended before.
+    ///
+    /// # Errors
+    /// If there is no such task, or no answer.
+    pub async fn cancel(&self, task: TaskId) -> Result<Outcome, AskError> {
+        let (reply, answer) = oneshot::channel();
+        let outcome = self.answered(Command::Cancel { task, reply: Some(reply) }, answer).await?;
+        match outcome {
+            Outcome::Failed(failure) if failure.code == proto_msgs::ErrorCode::NotFound => {
+                Err(AskError::NotFound(task))
+            }
+            Outcome::Failed(failure) if failure.code == proto_msgs::ErrorCode::Forbidden => {
+                Err(AskError::Refused(failure))
+            }
+            outcome => Ok(outcome),
+        }
+    }
+
+    /// The broker's own view of the mesh.
+    ///
+    /// # Errors
+    /// If the broker does not answer.
+    pub async fn cluster(&self) -> Result<ClusterView, AskError> {
+        match self.ask(Question::Cluster).await? {
+            AnswerBody::Cluster(view) => Ok(view),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// All workers alive, in order of id.
+    ///
+    /// # Errors
+    /// If the broker does not answer.
+    pub async fn workers(&self) -> Result<Vec<WorkerView>, AskError> {
+        let mut all: Vec<WorkerView> = Vec::new();
+        loop {
+            let after = all.last().map(|view| view.worker);
+            let AnswerBody::Workers(page) = self.ask(Question::Workers { after }).await? else {
+                return Err(unexpected(&AnswerBody::NotFound));
+            };
+            // A page that does not go on behind the last one would be asked for without end.
+            let goes_on = page.first().is_some_and(|first| after.is_none_or(|after| first.worker > after));
+            let is_last = page.len() < limits::PAGE_ROWS_MAX;
+            if goes_on {
+                all.extend(page);
+            }
+            if is_last || !goes_on {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// This client's tasks that the broker remembers, newest first, at most `rows_max`.
+    ///
+    /// # Errors
+    /// If the broker does not answer.
+    pub async fn tasks(&self, rows_max: usize) -> Result<Vec<TaskView>, AskError> {
+        let mut all: Vec<TaskView> = Vec::new();
+        loop {
+            let before = all.last().map(|view| view.task);
+            let AnswerBody::Tasks(page) = self.ask(Question::Tasks { before }).await? else {
+                return Err(unexpected(&AnswerBody::NotFound));
+            };
+            let goes_on = page.first().is_some_and(|first| before.is_none_or(|before| first.task < before));
+            let is_last = page.len() < limits::PAGE_ROWS_MAX;
+            if goes_on {
+                all.extend(page);
+            }
+            if is_last || !goes_on || all.len() >= rows_max {
+                all.truncate(rows_max);
+                return Ok(all);
+            }
+        }
+    }
+
+    /// One task.
+    ///
+    /// # Errors
+    /// If there is no such task, or no answer.
+    pub async fn status(&self, task: TaskId) -> Result<TaskView, AskError> {
+        match self.ask(Question::Task(task)).await? {
+            AnswerBody::Task(view) => Ok(view),
+            AnswerBody::NotFound => Err(AskError::NotFound(task)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Why a task is where it is, or nowhere.
+    ///
+    /// # Errors
+    /// If there is no such task, or no answer.
+    pub async fn why(&self, task: TaskId) -> Result<WhyView, AskError> {
+        match self.ask(Question::Why(task)).await? {
+            AnswerBody::Why(view) => Ok(view),
+            AnswerBody::NotFound => Err(AskError::NotFound(task)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Closes the connection: tasks that are still attached are cancelled at their workers, and what has been said is
+    /// given a moment to leave. Without it a program that ends at once may leave that to the timeouts of the others.
+    pub async fn close(self) {
+        let (reply, closed) = oneshot::channel();
+        if self.commands.send(Command::Close { reply }).await.is_ok() {
+            // An error means that the driver has ended already.
+            let _ = closed.await;
+        }
+    }
+
+    async fn ask(&self, question: Question) -> Result<AnswerBody, AskError> {
+        let (reply, answer) = oneshot::channel();
+        self.answered(Command::Ask { question, reply }, answer).await
+    }
+
+    async fn answered<T>(
+        &self,
+        command: Command,
+        answer: oneshot::Receiver<Result<T, AskError>>,
+    ) -> Result<T, AskError> {
+        self.commands.send(command).await.map_err(|_| AskError::Closed)?;
+        match tokio::time::timeout(self.ask_within, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(AskError::Closed),
+            Err(_) => Err(AskError::Silent { broker: self.shared.broker.clone(), within: self.ask_within }),
+        }
+    }
+}
+
+fn unexpected(body: &AnswerBody) -> AskError {
+    let kind = match body {
+        AnswerBody::NotFound => "nothing",
+        _ => "something else",
+    };
+    AskError::Version(format!("the broker answered {kind} to the question: is it of another version?"))
+}
+
+fn read_keys(options: &Options) -> Result<(Option<KeyPair>, Option<proto_msgs::PublicKey>), ConnectError> {
+    match (&options.key_file, &options.broker_key) {
+        (None, None) => Ok((None, None)),
+        (Some(own), Some(broker)) => Ok((Some(KeyPair::load(own)?), Some(keys::read_public(broker)?))),
+        (Some(_), None) => Err(ConnectError::HalfKeyed(
+            "a key file is given, but not the broker's public key: add the broker key (its .pub file or the 40 characters)",
+        )),
+        (None, Some(_)) => Err(ConnectError::HalfKeyed(
+            "the broker's key is given, but no key file of this client: make one with `mesh-client keygen FILE`",
+        )),
+    }
+}
+
+/// A task on its way. Dropping the handle cancels the task.
+#[derive(Debug)]
+pub struct TaskHandle {
+    task: TaskId,
+    news: mpsc::Receiver<News>,
+    /// `None` once it has been read.
+    done: Option<oneshot::Receiver<Result<TaskResult, TaskError>>>,
+    commands: mpsc::Sender<Command>,
+}
+
+impl TaskHandle {
+    /// Its id, for every other command.
+    pub fn id(&self) -> TaskId {
+        self.task
+    }
+
+    /// What happened last; `None` once the task has ended. News that is not read is dropped, so this may be ignored.
+    pub async fn news(&mut self) -> Option<News> {
+        self.news.recv().await
+    }
+
+    /// Takes the task back: the worker stops it. [`Self::wait`] then gives [`TaskError::Cancelled`], or the result if that
+    /// was faster.
+    pub async fn cancel(&self) {
+        // If the driver is gone the task is over anyway.
+        let _ = self.commands.send(Command::Cancel { task: self.task, reply: None }).await;
+    }
+
+    /// Waits for the end. May be dropped half-way (in a `select!`) and called again; the result is given once.
+    ///
+    /// # Errors
+    /// Why there is no result.
+    pub async fn wait(&mut self) -> Result<TaskResult, TaskError> {
+        let Some(done) = &mut self.done else { return Err(TaskError::Closed) };
+        let end = done.await.unwrap_or(Err(TaskError::Closed));
+        self.done = None;
+        end
+    }
+}

@@ -1,0 +1,232 @@
+//! How a program joins the mesh. Owns the settings and the files of a client's state folder; never talks to anybody.
+//!
+//! ```text
+//!   state_dir/client-id      who this user is: results of detached tasks go to this id alone
+//!   state_dir/spool/         large outputs, removed with the result that holds them
+//! ```
+
+use std::{
+    fs, io,
+    net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use mesh_transport::{ContextError, DialError, ListenError, keys::KeyError};
+use proto_msgs::{ClientId, Direction};
+use uuid::Uuid;
+
+/// Where the broker listens if nobody says otherwise.
+pub const BROKER_DEFAULT: &str = "tcp://127.0.0.1:5555";
+
+/// A spooled output of a process that was killed is removed by the next one after this long.
+const SPOOL_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Settings of a connection to the mesh.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The broker's address, `tcp://HOST:PORT`.
+    pub broker: String,
+    /// The broker's public key (z85), or a file that holds it. Needed with `key_file`.
+    pub broker_key: Option<String>,
+    /// This node's secret key file. Without one, connections are neither encrypted nor authenticated.
+    pub key_file: Option<PathBuf>,
+    /// Where this client keeps who it is. Two programs with the same folder are the same user.
+    pub state_dir: PathBuf,
+    /// Only this direction; `None`: whatever the broker finds reachable.
+    pub direction: Option<Direction>,
+    /// Whether workers may dial this client.
+    pub listen: Listen,
+    /// Addresses (`HOST` or `HOST:PORT`) that workers are told, in place of the one listened on.
+    pub advertise: Vec<String>,
+    /// [`Mesh::connect`](crate::Mesh::connect) gives up if the broker has not answered in this time.
+    pub connect_within: Duration,
+}
+
+/// Whether and where workers may dial the client.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum Listen {
+    /// On a free port of the interface that leads to the broker, unless the direction is forced to `ClientDials`. Only
+    /// workers that cannot be dialled themselves make use of it.
+    #[default]
+    Auto,
+    /// Here (`tcp://0.0.0.0:7000`).
+    At(String),
+    /// Nowhere.
+    Never,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::new(BROKER_DEFAULT)
+    }
+}
+
+impl Options {
+    /// The usual settings for this broker.
+    pub fn new(broker: impl Into<String>) -> Self {
+        Self {
+            broker: broker.into(),
+            broker_key: None,
+            key_file: None,
+            state_dir: default_state_dir(),
+            direction: None,
+            listen: Listen::Auto,
+            advertise: Vec::new(),
+            // A broker that restarts needs a second or two; a wrong address should not cost a minute.
+            connect_within: Duration::from_secs(10),
+        }
+    }
+}
+
+/// `$XDG_STATE_HOME/mesh/client`, else `~/.local/state/mesh/client`.
+pub fn default_state_dir() -> PathBuf {
+    let base = std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/tmp".into())).join(".local/state");
+    base.unwrap_or_else(home).join("mesh/client")
+}
+
+/// Why a program could not join the mesh.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The broker did not answer, or refused.
+    #[error("cannot reach the broker: {0}")]
+    Broker(#[source] DialError),
+    /// Keys cannot be used.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// A key file is there, but no key of the broker, or the other way round.
+    #[error("{0}")]
+    HalfKeyed(&'static str),
+    /// No sockets.
+    #[error(transparent)]
+    System(#[from] ContextError),
+    /// Nobody can listen there.
+    #[error("workers cannot dial this client: {0}")]
+    Listen(#[from] ListenError),
+    /// The state folder cannot be used.
+    #[error("cannot use state folder {}: {source}", path.display())]
+    State {
+        /// Which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// An option that makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// The id in the state folder, made if there is none yet. Processes that start at the same time agree.
+pub(crate) fn client_id(state_dir: &Path) -> Result<ClientId, ConnectError> {
+    let path = state_dir.join("client-id");
+    let failed = |source| ConnectError::State { path: path.clone(), source };
+    fs::create_dir_all(state_dir).map_err(failed)?;
+    if !path.exists() {
+        let fresh = state_dir.join(format!("client-id.{}", Uuid::new_v4()));
+        fs::write(&fresh, format!("{}\n", Uuid::new_v4())).map_err(failed)?;
+        // A link does not replace a file that another process has put there meanwhile.
+        let linked = fs::hard_link(&fresh, &path);
+        fs::remove_file(&fresh).map_err(failed)?;
+        if let Err(error) = linked
+            && error.kind() != io::ErrorKind::AlreadyExists
+        {
+            return Err(failed(error));
+        }
+    }
+    let text = fs::read_to_string(&path).map_err(failed)?;
+    text.trim().parse().map_err(|_| failed(io::Error::new(io::ErrorKind::InvalidData, "not a client id: remove it")))
+}
+
+/// The folder for large outputs, freed of what killed processes left.
+pub(crate) fn spool_dir(state_dir: &Path) -> Result<PathBuf, ConnectError> {
+    let spool = state_dir.join("spool");
+    let failed = |source| ConnectError::State { path: spool.clone(), source };
+    fs::create_dir_all(&spool).map_err(failed)?;
+    for entry in fs::read_dir(&spool).map_err(failed)?.flatten() {
+        let age = entry.metadata().and_then(|meta| meta.modified()).map(|time| SystemTime::now().duration_since(time));
+        if matches!(age, Ok(Ok(age)) if age > SPOOL_KEPT) {
+            // Somebody else may have been faster; both have what they want.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(spool)
+}
+
+/// The address of the interface through which `broker` (`tcp://HOST:PORT`) is reached. Nothing is sent.
+pub(crate) fn interface_towards(broker: &str) -> Option<IpAddr> {
+    let address = broker.strip_prefix("tcp://")?;
+    let broker: SocketAddr = address.to_socket_addrs().ok()?.next()?;
+    let any = if broker.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(broker).ok()?;
+    socket.local_addr().ok().map(|address| address.ip())
+}
+
+/// What workers are told: `advertise` with the real port where it names none, else the bound address.
+pub(crate) fn advertised(advertise: &[String], bound: &str, towards: Option<IpAddr>) -> Vec<String> {
+    let (host, port) = bound.trim_start_matches("tcp://").rsplit_once(':').unwrap_or((bound, "0"));
+    let with_port = |name: &String| {
+        let name = name.trim_start_matches("tcp://");
+        let has_port = match name.rsplit_once(']') {
+            Some((_, rest)) => rest.starts_with(':'),
+            None => name.contains(':'),
+        };
+        if has_port { format!("tcp://{name}") } else { format!("tcp://{name}:{port}") }
+    };
+    if !advertise.is_empty() {
+        return advertise.iter().map(with_port).collect();
+    }
+    // Nobody can dial "any address": name the one that the broker, and so most likely the workers, can see.
+    let is_any = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
+    match towards.filter(|_| is_any) {
+        Some(ip) => vec![format!("tcp://{}", SocketAddr::new(ip, port.parse().unwrap_or(0)))],
+        None => vec![bound.to_owned()],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_stays_who_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("deep/state");
+
+        let first = client_id(&state).unwrap();
+
+        assert_eq!(client_id(&state).unwrap(), first);
+        assert_ne!(client_id(dir.path()).unwrap(), first);
+        assert_eq!(fs::read_dir(&state).unwrap().count(), 1, "no half-made file is left");
+    }
+
+    #[test]
+    fn a_spoilt_id_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("client-id"), "nonsense").unwrap();
+
+        let error = client_id(dir.path()).unwrap_err().to_string();
+
+        assert!(error.contains("client-id") && error.contains("not a client id"), "{error}");
+    }
+
+    #[test]
+    fn workers_are_told_an_address_that_can_be_dialled() {
+        let towards = Some("10.1.2.3".parse().unwrap());
+        assert_eq!(advertised(&[], "tcp://127.0.0.1:7", towards), ["tcp://127.0.0.1:7"]);
+        assert_eq!(advertised(&[], "tcp://0.0.0.0:7", towards), ["tcp://10.1.2.3:7"]);
+        assert_eq!(advertised(&[], "tcp://[::]:7", towards), ["tcp://10.1.2.3:7"]);
+        let told = ["me.example".to_owned(), "tcp://other:9".to_owned(), "[fe80::1]".to_owned()];
+        assert_eq!(
+            advertised(&told, "tcp://0.0.0.0:7", towards),
+            ["tcp://me.example:7", "tcp://other:9", "tcp://[fe80::1]:7"]
+        );
+    }
+
+    #[test]
+    fn the_way_to_a_broker_here_is_the_loopback() {
+        assert_eq!(interface_towards("tcp://127.0.0.1:5555"), Some("127.0.0.1".parse().unwrap()));
+        assert_eq!(interface_towards("nonsense"), None);
+    }
+}
