@@ -130,13 +130,27 @@ impl Socket {
         let two_parts = !frame.payload.is_empty();
         if self.router {
             let mut name = Part::copy_of(peer.as_slice()).ok_or(SendError::Full)?;
-            name.send(&mut self.inner, true).map_err(refusal)?;
+            self.send_first(&mut name, true)?;
+            head.send(&mut self.inner, two_parts).map_err(refusal)?;
+        } else {
+            self.send_first(&mut head, two_parts)?;
         }
-        head.send(&mut self.inner, two_parts).map_err(refusal)?;
         if two_parts {
             payload.send(&mut self.inner, false).map_err(refusal)?;
         }
         Ok(())
+    }
+
+    /// Sends the part that decides whether a message is taken.
+    fn send_first(&mut self, part: &mut Part, more: bool) -> Result<(), SendError> {
+        match part.send(&mut self.inner, more) {
+            Err(libc::EAGAIN) => {
+                // libzmq looks for news of room only now and then while it sends; this makes it look.
+                let _unused = self.inner.get_events();
+                part.send(&mut self.inner, more).map_err(refusal)
+            }
+            sent => sent.map_err(refusal),
+        }
     }
 
     /// Waits until [`Self::take`] (if `wanted`) may give something or, with messages `blocked`, [`Self::offer`] may take
