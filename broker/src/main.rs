@@ -1,6 +1,10 @@
 //! `mesh-broker`: reads the command line, starts the log, and turns how it ended into an exit code.
 
-use std::{io, path::Path, process::ExitCode};
+use std::{
+    io::{self, IsTerminal},
+    path::Path,
+    process::ExitCode,
+};
 
 use clap::{CommandFactory, Parser};
 use mesh_broker::{
@@ -70,7 +74,8 @@ fn serve(flags: &Serve) -> ExitCode {
 
 fn start_log(flags: &Serve) -> Result<(), tracing_subscriber::filter::ParseError> {
     let filter = EnvFilter::try_new(&flags.log)?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     match flags.log_format {
         LogFormat::Text => log.with_target(false).init(),
         LogFormat::Json => log.json().init(),

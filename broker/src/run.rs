@@ -101,14 +101,15 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             config.bind
         );
     }
+    // The port is taken first: a wrong address is told at once, and peers that come early only wait.
     let context = Context::new(config.security)?;
+    let admitted = config.authorized.map(authorized::follow);
+    let admit = admitted.clone().map_or(Admit::Anyone, Admit::Listed);
+    let listener = context.listen(&config.bind, admit, Limits::CONTROL)?;
     let opened = tokio::select! {
         opened = store::open(config.store, config.store_wait) => opened?,
         () = stop.asked() => return Ok(()),
     };
-    let admitted = config.authorized.map(authorized::follow);
-    let admit = admitted.clone().map_or(Admit::Anyone, Admit::Listed);
-    let listener = context.listen(&config.bind, admit, Limits::CONTROL)?;
     announce(listener.endpoint(), admin)?;
     phase.set(Phase::Serving);
     let start = Instant::now();
@@ -188,6 +189,7 @@ impl Shell {
                 Wake::Heard(received) => self.drain(received),
             }
         };
+        info!("stopping");
         phase.set(Phase::Stopping);
         if timeout(CLOSE_MAX, self.listener.close()).await.is_err() {
             debug!("the socket did not close in time");

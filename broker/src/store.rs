@@ -155,7 +155,7 @@ pub enum StoreError {
         reason: String,
     },
     /// It does not answer, or cannot write right now.
-    #[error("{server} does not do its work: {reason}")]
+    #[error("{server} cannot be used right now: {reason}")]
     Away {
         /// Where.
         server: String,

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -26,7 +26,8 @@ const TASKS: TableDefinition<'_, &str, &str> = TableDefinition::new("tasks");
 #[derive(Debug)]
 pub struct EmbeddedStore {
     file: PathBuf,
-    database: Database,
+    /// `None` after a write failed: redb wants its file closed and opened again then.
+    database: Option<Database>,
 }
 
 impl EmbeddedStore {
@@ -35,27 +36,18 @@ impl EmbeddedStore {
     /// # Errors
     /// If the folder cannot be written, another broker has the file, or the file is damaged.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
-        let unusable = |source| StoreError::Folder { folder: folder.to_owned(), source };
-        fs::create_dir_all(folder).map_err(unusable)?;
+        fs::create_dir_all(folder).map_err(|source| StoreError::Folder { folder: folder.to_owned(), source })?;
         let file = folder.join(FILE_NAME);
-        let database = match Database::create(&file) {
-            Ok(database) => database,
-            Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::Locked { folder: folder.to_owned() }),
-            Err(DatabaseError::Storage(StorageError::Io(source)))
-                if source.kind() != std::io::ErrorKind::InvalidData =>
-            {
-                return Err(unusable(source));
-            }
-            Err(damage) => return Err(StoreError::Damaged { file, reason: damage.to_string() }),
-        };
-        let store = Self { file, database };
+        let database = open_file(folder, &file)?;
+        let mut store = Self { file, database: Some(database) };
         // Makes the table, and shows now rather than at the first task that the file can be written.
         store.commit(&Batch::new())?;
         Ok(store)
     }
 
     fn read(&self) -> Result<Vec<TaskRecord>, redb::Error> {
-        let transaction = self.database.begin_read()?;
+        let Some(database) = &self.database else { return Ok(Vec::new()) };
+        let transaction = database.begin_read()?;
         let table = match transaction.open_table(TASKS) {
             Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
             table => table?,
@@ -72,27 +64,49 @@ impl EmbeddedStore {
         Ok(records)
     }
 
-    fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
-        self.try_commit(batch)
-            .map_err(|error| StoreError::Away { server: self.file.display().to_string(), reason: error.to_string() })
+    fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        let server = || self.file.display().to_string();
+        let database = match self.database.take() {
+            Some(database) => database,
+            None => Database::create(&self.file)
+                .map_err(|error| StoreError::Away { server: server(), reason: error.to_string() })?,
+        };
+        match commit(&database, batch) {
+            Ok(()) => {
+                self.database = Some(database);
+                Ok(())
+            }
+            Err(error) => Err(StoreError::Away { server: server(), reason: error.to_string() }),
+        }
     }
+}
 
-    fn try_commit(&self, batch: &Batch) -> Result<(), redb::Error> {
-        let transaction = self.database.begin_write()?;
-        {
-            let mut table = transaction.open_table(TASKS)?;
-            for write in batch {
-                match write {
-                    Write::PutTask { record, durable: true } => {
-                        table.insert(record.task.to_string().as_str(), to_text(record).as_str())?;
-                    }
-                    Write::DropTask(task) => drop(table.remove(task.to_string().as_str())?),
-                    Write::PutTask { .. } | Write::PutWorker { .. } | Write::DropWorker(_) => {}
+fn open_file(folder: &Path, file: &Path) -> Result<Database, StoreError> {
+    match Database::create(file) {
+        Ok(database) => Ok(database),
+        Err(DatabaseError::DatabaseAlreadyOpen) => Err(StoreError::Locked { folder: folder.to_owned() }),
+        Err(DatabaseError::Storage(StorageError::Io(source))) if source.kind() != io::ErrorKind::InvalidData => {
+            Err(StoreError::Folder { folder: folder.to_owned(), source })
+        }
+        Err(damage) => Err(StoreError::Damaged { file: file.to_owned(), reason: damage.to_string() }),
+    }
+}
+
+fn commit(database: &Database, batch: &Batch) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    {
+        let mut table = transaction.open_table(TASKS)?;
+        for write in batch {
+            match write {
+                Write::PutTask { record, durable: true } => {
+                    table.insert(record.task.to_string().as_str(), to_text(record).as_str())?;
                 }
+                Write::DropTask(task) => drop(table.remove(task.to_string().as_str())?),
+                Write::PutTask { .. } | Write::PutWorker { .. } | Write::DropWorker(_) => {}
             }
         }
-        Ok(transaction.commit()?)
     }
+    Ok(transaction.commit()?)
 }
 
 impl Store for EmbeddedStore {
@@ -215,11 +229,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn after_a_failed_write_the_file_is_opened_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = EmbeddedStore::open(folder.path()).unwrap();
+        store.write(&vec![put(1)]).await.unwrap();
+        // As a write to a full disk leaves it.
+        store.database = None;
+        assert_eq!(store.keep().await.unwrap(), Kept::Same);
+        store.write(&vec![put(2)]).await.unwrap();
+        assert_eq!(store.restore().await.unwrap(), [task(1), task(2)]);
+    }
+
+    #[tokio::test]
     async fn a_record_that_cannot_be_read_does_not_hide_the_others() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = EmbeddedStore::open(folder.path()).unwrap();
         store.write(&vec![put(1)]).await.unwrap();
-        let transaction = store.database.begin_write().unwrap();
+        let transaction = store.database.as_ref().unwrap().begin_write().unwrap();
         transaction.open_table(TASKS).unwrap().insert("newer", r#"{"record_version":"2"}"#).unwrap();
         transaction.commit().unwrap();
         assert_eq!(store.restore().await.unwrap(), [task(1)]);

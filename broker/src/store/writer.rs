@@ -162,7 +162,9 @@ async fn connect_and_restore<S: Store>(
         };
         match attempt.await {
             Err(error) if !error.is_configuration() && Instant::now() < until => {
-                warn!("waiting for the store: {error}");
+                if pause == RETRY_FIRST {
+                    warn!("waiting up to {} s for the store: {error}", wait.as_secs());
+                }
                 sleep(pause).await;
                 pause = (pause * 2).min(RETRY_LAST);
             }

@@ -1,0 +1,221 @@
+//! Workers and clients that say exactly what a test wants said.
+
+use std::time::Duration;
+
+use mesh_transport::{Context, DialError, Dialer, Heard, Limits, Security};
+use proto_msgs::{
+    AnswerBody, Arch, Ask, BrokerToClient, BrokerToWorker, ClientId, ClientToBroker, Demands, Digest, EngineKind,
+    Epoch, Grant, Heartbeat, HeartbeatAck, JobId, Load, ModelFormat, ModelRef, PublicKey, Question, Register, Standing,
+    Submit, TaskId, TicketKey, WorkerId, WorkerToBroker,
+};
+use tokio::time::timeout;
+
+use crate::process::Broker;
+
+/// Nothing here takes a tenth of it on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a node that is not let in is waited for.
+const REFUSAL: Duration = Duration::from_secs(3);
+
+/// Time between repetitions, as real clients do it.
+const REPEAT: Duration = Duration::from_millis(200);
+
+/// The way to one broker.
+pub(crate) struct Mesh {
+    context: Context,
+    endpoint: String,
+    broker_key: Option<PublicKey>,
+}
+
+impl Mesh {
+    /// Without keys.
+    pub(crate) fn open(broker: &Broker) -> Self {
+        let context = Context::new(Security::None).unwrap();
+        Self { context, endpoint: broker.endpoint.clone(), broker_key: None }
+    }
+
+    pub(crate) fn with_keys(broker: &Broker, security: Security, broker_key: PublicKey) -> Self {
+        let context = Context::new(security).unwrap();
+        Self { context, endpoint: broker.endpoint.clone(), broker_key: Some(broker_key) }
+    }
+
+    pub(crate) async fn dial(&self) -> Dialer {
+        let mut dialer = self.context.dial(&self.endpoint, self.broker_key, Limits::CONTROL).unwrap();
+        dialer.connected(PATIENCE).await.unwrap();
+        dialer
+    }
+
+    /// For a node that should not be let in.
+    pub(crate) async fn try_dial(&self) -> Result<(), DialError> {
+        let mut dialer = self.context.dial(&self.endpoint, self.broker_key, Limits::CONTROL)?;
+        dialer.connected(REFUSAL).await
+    }
+}
+
+/// The next thing heard, within reason.
+pub(crate) async fn next(dialer: &mut Dialer) -> Heard {
+    timeout(PATIENCE, dialer.recv()).await.expect("the broker answers")
+}
+
+pub(crate) struct TestWorker {
+    pub(crate) register: Register,
+    dialer: Dialer,
+    seq: u64,
+}
+
+impl TestWorker {
+    pub(crate) async fn new(mesh: &Mesh) -> Self {
+        let register = Register {
+            worker: WorkerId::from_bytes([7; 16]),
+            epoch: Epoch(1),
+            name: "drawer".to_owned(),
+            version: "0.1.0".to_owned(),
+            os: "linux".to_owned(),
+            arch: Arch::HERE,
+            cores: 4,
+            memory_bytes: 8 << 30,
+            engine: EngineKind::Process,
+            formats: ModelFormat::ALL.to_vec(),
+            endpoints: vec!["tcp://127.0.0.1:40001".to_owned()],
+            key: None,
+            ticket_key: TicketKey([7; 32]),
+            slots: 2,
+            labels: Vec::new(),
+            gpus: Vec::new(),
+            heartbeat_ms: 500,
+        };
+        Self { register, dialer: mesh.dial().await, seq: 0 }
+    }
+
+    pub(crate) fn register(&mut self) {
+        self.send(WorkerToBroker::Register(self.register.clone()));
+    }
+
+    /// One heartbeat and the answer to it.
+    pub(crate) async fn heartbeat(&mut self) -> HeartbeatAck {
+        self.seq += 1;
+        let heartbeat = Heartbeat {
+            worker: self.register.worker,
+            epoch: self.register.epoch,
+            seq: self.seq,
+            draining: false,
+            load: Load { memory_available_bytes: 8 << 30, disk_free_bytes: 1 << 40, ..Load::default() },
+            attempts: Vec::new(),
+            held: Vec::new(),
+            warm: Vec::new(),
+            link_bytes_per_s: 0,
+        };
+        self.send(WorkerToBroker::Heartbeat(heartbeat));
+        loop {
+            let Heard::Frame(frame) = next(&mut self.dialer).await else { continue };
+            match BrokerToWorker::from_frame(&frame).unwrap() {
+                BrokerToWorker::HeartbeatAck(ack) if ack.seq == self.seq => return ack,
+                _ => {}
+            }
+        }
+    }
+
+    fn send(&mut self, message: WorkerToBroker) {
+        self.dialer.send(message.to_frame().unwrap()).unwrap();
+    }
+}
+
+pub(crate) fn question(question: Question) -> Ask {
+    Ask { request: 1, client: ClientId::from_bytes([8; 16]), question }
+}
+
+pub(crate) struct TestClient {
+    submit: Submit,
+    dialer: Dialer,
+}
+
+impl TestClient {
+    /// A client with one task of its own.
+    pub(crate) async fn new(mesh: &Mesh) -> Self {
+        let dialer = mesh.dial().await;
+        let submit = Submit {
+            task: uuid::Uuid::now_v7().into(),
+            client: ClientId::from_bytes([8; 16]),
+            job: JobId::from_bytes([9; 16]),
+            model_name: "mobilenet".to_owned(),
+            model: ModelRef { digest: Digest::of(b"model"), size_bytes: 4_000_000, format: ModelFormat::TfLite },
+            input_bytes: 150_528,
+            priority: 50,
+            deadline_ms: None,
+            demands: Demands::default(),
+            detached: false,
+            key: None,
+            endpoints: Vec::new(),
+            direction: None,
+            standing: Standing::Asking,
+        };
+        Self { submit, dialer }
+    }
+
+    /// The same client over a new connection.
+    pub(crate) async fn again(self, mesh: &Mesh) -> Self {
+        Self { dialer: mesh.dial().await, ..self }
+    }
+
+    pub(crate) fn task(&self) -> TaskId {
+        self.submit.task
+    }
+
+    /// Submits once; the first answer.
+    pub(crate) async fn submit(&mut self, detached: bool) -> BrokerToClient {
+        self.submit.detached = detached;
+        self.send(ClientToBroker::Submit(self.submit.clone()));
+        self.heard().await
+    }
+
+    pub(crate) async fn submit_until_granted(&mut self, detached: bool) -> Grant {
+        let repeated = async {
+            loop {
+                if let Ok(BrokerToClient::Grant(grant)) = timeout(REPEAT, self.submit(detached)).await {
+                    return grant;
+                }
+            }
+        };
+        timeout(PATIENCE, repeated).await.expect("a grant")
+    }
+
+    /// Submits detached until the broker says that the store has it.
+    pub(crate) async fn submit_until_durable(&mut self) {
+        let repeated = async {
+            loop {
+                match timeout(REPEAT, self.submit(true)).await {
+                    Ok(BrokerToClient::Queued(queued)) if queued.durable => return,
+                    Ok(BrokerToClient::Grant(_)) => return,
+                    _ => {}
+                }
+            }
+        };
+        timeout(PATIENCE, repeated).await.expect("a durable task");
+    }
+
+    pub(crate) fn send_question(&mut self, question: Question) {
+        self.send(ClientToBroker::Ask(self::question(question)));
+    }
+
+    pub(crate) async fn ask(&mut self, question: Question) -> AnswerBody {
+        self.send_question(question);
+        loop {
+            if let BrokerToClient::Answer(answer) = self.heard().await {
+                return answer.body;
+            }
+        }
+    }
+
+    async fn heard(&mut self) -> BrokerToClient {
+        loop {
+            if let Heard::Frame(frame) = next(&mut self.dialer).await {
+                return BrokerToClient::from_frame(&frame).unwrap();
+            }
+        }
+    }
+
+    fn send(&mut self, message: ClientToBroker) {
+        self.dialer.send(message.to_frame().unwrap()).unwrap();
+    }
+}
