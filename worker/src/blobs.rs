@@ -31,7 +31,7 @@ use tracing::{info, warn};
 
 use crate::{state::sync_dir, units::show_bytes};
 
-pub(crate) use spool::{BlobError, Spooled, Writing};
+pub(crate) use spool::{BlobError, Spooled};
 
 /// What stays free on the disk, so that epochs, outcomes and logs can still be written when models have filled it.
 const DISK_SPARE_BYTES: u64 = 16 << 20;
@@ -45,7 +45,7 @@ pub(crate) struct BlobStore {
 #[derive(Debug)]
 struct Shared {
     dir: PathBuf,
-    quota_bytes: u64,
+    quota_bytes: AtomicU64,
     index: Mutex<Index>,
     next_tmp: AtomicU64,
 }
@@ -119,14 +119,22 @@ impl BlobStore {
             _ => {}
         }
         fs::create_dir_all(&tmp)?;
-        let shared =
-            Shared { dir: dir.to_owned(), quota_bytes, index: Mutex::new(scan(dir)?), next_tmp: AtomicU64::new(0) };
-        let store = Self { shared: Arc::new(shared) };
-        {
-            let mut index = store.shared.index();
-            while index.used_bytes > quota_bytes && store.shared.evict_oldest(&mut index) {}
-        }
-        Ok(store)
+        let shared = Shared {
+            dir: dir.to_owned(),
+            quota_bytes: quota_bytes.into(),
+            index: Mutex::new(scan(dir)?),
+            next_tmp: AtomicU64::new(0),
+        };
+        Ok(Self { shared: Arc::new(shared) }.with_quota(quota_bytes))
+    }
+
+    /// Holds the store to another quota from now on.
+    pub(crate) fn with_quota(self, quota_bytes: u64) -> Self {
+        self.shared.quota_bytes.store(quota_bytes, Ordering::Relaxed);
+        let mut index = self.shared.index();
+        while index.used_bytes > quota_bytes && self.shared.evict_oldest(&mut index) {}
+        drop(index);
+        self
     }
 
     /// Models held, most recently used first, at most as many as a heartbeat names.
@@ -139,24 +147,34 @@ impl BlobStore {
         held.into_iter().map(|(_, digest)| digest).collect()
     }
 
+    /// Pins a blob if it is held and was found right since this process started. Does not touch the disk.
+    pub(crate) fn pin_verified(&self, digest: Digest) -> Option<Pin> {
+        let mut index = self.shared.index();
+        index.uses += 1;
+        let uses = index.uses;
+        let blob = index.blobs.get_mut(&digest).filter(|blob| blob.verified)?;
+        blob.last_use = uses;
+        Some(Pin { path: self.shared.path(digest), size_bytes: blob.size_bytes, _pin: blob.pin.clone() })
+    }
+
     /// Pins a blob if it is held and its bytes are right. Reads the whole file at its first use after a start.
     pub(crate) fn pin(&self, digest: Digest) -> Option<Pin> {
-        let path = self.shared.path(digest);
-        let (pin, verified) = {
-            let mut index = self.shared.index();
-            index.uses += 1;
-            let uses = index.uses;
-            let blob = index.blobs.get_mut(&digest)?;
-            blob.last_use = uses;
-            (Pin { path: path.clone(), size_bytes: blob.size_bytes, _pin: blob.pin.clone() }, blob.verified)
-        };
-        if verified {
+        if let Some(pin) = self.pin_verified(digest) {
             return Some(pin);
         }
+        let path = self.shared.path(digest);
+        let pin = {
+            let index = self.shared.index();
+            let blob = index.blobs.get(&digest)?;
+            Pin { path: path.clone(), size_bytes: blob.size_bytes, _pin: blob.pin.clone() }
+        };
         match verify(&path, digest, pin.size_bytes) {
             Ok(()) => {
-                if let Some(blob) = self.shared.index().blobs.get_mut(&digest) {
-                    blob.verified = true;
+                let mut index = self.shared.index();
+                index.uses += 1;
+                let uses = index.uses;
+                if let Some(blob) = index.blobs.get_mut(&digest) {
+                    (blob.verified, blob.last_use) = (true, uses);
                 }
                 Some(pin)
             }
@@ -226,9 +244,10 @@ impl Shared {
         let mut index = self.index();
         let evictable_bytes: u64 = index.blobs.values().filter(|b| !b.is_pinned()).map(|b| b.size_bytes).sum();
         let used_bytes = index.used_bytes + index.reserved_bytes;
-        let over_quota_bytes = used_bytes.saturating_add(size_bytes).saturating_sub(self.quota_bytes);
+        let quota_bytes = self.quota_bytes.load(Ordering::Relaxed);
+        let over_quota_bytes = used_bytes.saturating_add(size_bytes).saturating_sub(quota_bytes);
         if over_quota_bytes > evictable_bytes {
-            return Err(BlobError::QuotaExceeded { size_bytes, quota_bytes: self.quota_bytes });
+            return Err(BlobError::QuotaExceeded { size_bytes, quota_bytes });
         }
         let free_bytes = free_bytes(&self.dir)?.saturating_sub(DISK_SPARE_BYTES);
         let over_disk_bytes = size_bytes.saturating_sub(free_bytes);

@@ -19,7 +19,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use proto_msgs::{AttemptId, EngineKind, ErrorCode, Failure, ModelFormat};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::blobs::Pin;
 
@@ -101,6 +101,11 @@ impl Runner {
         self.busy.send_replace(busy);
     }
 
+    /// Shows its end, also after this value is gone.
+    pub(crate) fn exit(&self) -> watch::Receiver<Option<Exit>> {
+        self.exit.clone()
+    }
+
     /// Waits for its end, however it comes.
     pub(crate) async fn exited(&self) -> Exit {
         let mut exit = self.exit.clone();
@@ -118,15 +123,17 @@ impl Runner {
 #[derive(Debug)]
 pub(crate) struct SocketFolder {
     path: PathBuf,
+    /// Closed once all runners have ended and are cleaned up.
+    _alive: mpsc::Sender<()>,
 }
 
 impl SocketFolder {
     /// Makes a folder in `runners`, which only the worker's user can enter; so this one may be open to the runner's user.
-    pub(crate) fn create(runners: &Path, number: u64) -> Result<Self, Failure> {
+    pub(crate) fn create(runners: &Path, number: u64, alive: mpsc::Sender<()>) -> Result<Self, Failure> {
         let path = runners.join(number.to_string());
         let made = fs::create_dir(&path).and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o777)));
         match made {
-            Ok(()) => Ok(Self { path }),
+            Ok(()) => Ok(Self { path, _alive: alive }),
             Err(error) => {
                 Err(Failure::new(ErrorCode::DiskFull, format!("the worker cannot make {}: {error}", path.display())))
             }

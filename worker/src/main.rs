@@ -1,9 +1,106 @@
+//! SHELL: mesh-worker reports this machine's resources to the broker, keeps models and runs tasks.
+//!
+//! Owns the process: settings, threads, start and end. Never: decisions, which are `mesh_core::worker`'s.
+//!
+//! ```text
+//!   main thread   control.rs   machine, broker's connection, clock: never held up
+//!   probe thread  probe.rs     measures
+//!   runtime       desk.rs      carries out: links.rs, receive.rs, pool.rs -> engine.rs, oip.rs; blobs.rs, keep.rs
+//! ```
+//!
+//! Where to begin: `control.rs`, then `desk.rs`.
+
+mod args;
 mod blobs;
+mod config;
+mod control;
+mod desk;
 mod engine;
 mod fit;
+mod keep;
+mod links;
 mod oip;
 mod payload;
+mod pool;
 mod probe;
+mod receive;
+mod start;
 mod state;
+mod tools;
 mod units;
-fn main() {}
+
+use std::{io, process::ExitCode};
+
+use clap::{CommandFactory, Parser};
+use tracing::error;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    args::{Cli, Command, LogFormat, RunArgs},
+    config::Config,
+    start::StartError,
+};
+
+/// As sysexits.h has it: something in the settings must be changed.
+const EXIT_CONFIG: u8 = 78;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        Some(Command::Keygen { file }) => keygen(&file),
+        Some(Command::Completions { shell }) => {
+            clap_complete::generate(shell, &mut Cli::command(), "mesh-worker", &mut io::stdout());
+            ExitCode::SUCCESS
+        }
+        None => run(cli.run),
+    }
+}
+
+fn run(args: RunArgs) -> ExitCode {
+    if let Err(reason) = start_log(&args) {
+        eprintln!("mesh-worker: --log {}: {reason}", args.log);
+        return ExitCode::from(EXIT_CONFIG);
+    }
+    let config = match Config::new(args) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("mesh-worker: {error}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    match start::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(StartError::Config(error)) => {
+            eprintln!("mesh-worker: {error}");
+            ExitCode::from(EXIT_CONFIG)
+        }
+        Err(StartError::Failed(error)) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn keygen(file: &std::path::Path) -> ExitCode {
+    let made = mesh_transport::KeyPair::generate().and_then(|pair| pair.save(file).map(|()| pair.public()));
+    match made {
+        Ok(public) => {
+            println!("{}", mesh_transport::keys::to_text(&public));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("mesh-worker: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log(args: &RunArgs) -> Result<(), String> {
+    let filter = EnvFilter::try_new(&args.log).map_err(|error| error.to_string())?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match args.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}

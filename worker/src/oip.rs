@@ -15,7 +15,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use proto_msgs::{
-    DType, Digest, ErrorCode, Failure,
+    DType, Digest, ErrorCode, Failure, OutputDecl,
     limits::{OUTPUT_BYTES_MAX, RANK_MAX, TENSORS_MAX},
 };
 use serde::{Deserialize, Serialize};
@@ -62,6 +62,19 @@ pub(crate) struct Output {
     pub(crate) shape: Vec<u64>,
     pub(crate) digest: Digest,
     pub(crate) payload: Payload,
+}
+
+impl Output {
+    /// As the client is told of it.
+    pub(crate) fn declaration(&self) -> OutputDecl {
+        OutputDecl {
+            name: self.name.clone(),
+            dtype: self.dtype,
+            shape: self.shape.clone(),
+            digest: self.digest,
+            size_bytes: self.payload.size_bytes(),
+        }
+    }
 }
 
 #[derive(Deserialize)]

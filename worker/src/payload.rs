@@ -1,6 +1,6 @@
 //! Bytes of one input or output: small ones in memory, large ones in a file.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 
@@ -15,16 +15,28 @@ pub(crate) const MEMORY_BYTES_MAX: u64 = 4 << 20;
 pub(crate) enum Payload {
     /// Here.
     Memory(Bytes),
-    /// In a file that is deleted with the last clone.
-    File(Arc<Spooled>),
+    /// In this file.
+    File {
+        /// Where.
+        path: PathBuf,
+        /// Its length.
+        size_bytes: u64,
+        /// Deletes the file with the last clone; `None` if it is kept for a detached attempt.
+        owner: Option<Arc<Spooled>>,
+    },
 }
 
 impl Payload {
+    /// The file's, which is deleted with the last clone.
+    pub(crate) fn spooled(file: Spooled) -> Self {
+        Self::File { path: file.path().to_owned(), size_bytes: file.size_bytes(), owner: Some(Arc::new(file)) }
+    }
+
     /// Their number.
     pub(crate) fn size_bytes(&self) -> u64 {
         match self {
             Self::Memory(bytes) => bytes.len() as u64,
-            Self::File(file) => file.size_bytes(),
+            Self::File { size_bytes, .. } => *size_bytes,
         }
     }
 }

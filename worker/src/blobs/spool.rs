@@ -60,13 +60,6 @@ impl Spooled {
         self.size_bytes
     }
 
-    /// Moves it within the state folder. It keeps its room and is still deleted with this value.
-    pub(crate) fn move_to(&mut self, path: PathBuf) -> io::Result<()> {
-        fs::rename(&self.path, &path)?;
-        self.path = path;
-        Ok(())
-    }
-
     /// Opens it for writing.
     pub(crate) fn create(self) -> Result<Writing, BlobError> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path)?;

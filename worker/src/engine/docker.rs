@@ -239,13 +239,15 @@ impl Docker {
         tail
     }
 
-    async fn keep(self, id: String, keeper: Keeper, memory_bytes: u64) {
+    async fn keep(self, id: String, keeper: Keeper, spec: RunnerSpec) {
         let cause = tokio::select! {
-            cause = self.wait(&id, memory_bytes) => cause,
+            cause = self.wait(&id, spec.memory_bytes) => cause,
             _ = keeper.unwanted => Cause::Stopped,
         };
         let log = if cause == Cause::Stopped { LogTail::default() } else { self.log_tail(&id).await };
         debug!(container = id, %cause, "runner ended");
+        // The model may be evicted as soon as the end is known.
+        drop(spec);
         keeper.exit.send_replace(Some(Exit::new(cause, &log)));
         self.remove(&id).await;
         drop(keeper.folder);
@@ -264,12 +266,7 @@ impl Engine for Docker {
             // In a task of its own: a start that is given up half-way must still end in a removed container.
             let started = tokio::spawn(async move {
                 let id = engine.start_container(&spec, &keeper.folder).await?;
-                let memory_bytes = spec.memory_bytes;
-                tokio::spawn(async move {
-                    engine.keep(id, keeper, memory_bytes).await;
-                    // The model stays pinned as long as a container has it mounted.
-                    drop(spec);
-                });
+                tokio::spawn(engine.keep(id, keeper, spec));
                 Ok(())
             });
             match started.await {

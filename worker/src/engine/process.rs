@@ -180,6 +180,8 @@ async fn keep(mut child: Child, mut keeper: Keeper, spec: RunnerSpec) {
     })
     .await;
     debug!(pid, %cause, "runner ended");
+    // The model may be evicted as soon as the end is known.
+    drop(spec);
     keeper.exit.send_replace(Some(Exit::new(cause, &log)));
     drop(keeper.folder);
 }

@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     fs::File,
     io::{self, Read},
+    path::Path,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -15,10 +16,7 @@ use proto_msgs::{Digest, ErrorCode, Failure};
 use tokio::{sync::mpsc, task::spawn_blocking};
 
 use super::{AskError, nonsense};
-use crate::{
-    blobs::{BlobStore, Spooled},
-    payload::Payload,
-};
+use crate::{blobs::BlobStore, payload::Payload};
 
 /// Bytes read from a file at once.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -70,9 +68,12 @@ impl Body for RequestBody {
             match self.parts.pop_front() {
                 None => return Poll::Ready(None),
                 Some(Payload::Memory(bytes)) => return self.emit(bytes),
-                Some(Payload::File(file)) => {
+                Some(Payload::File { path, owner, .. }) => {
                     let (pieces, reading) = mpsc::channel(PIECES_UNDER_WAY);
-                    spawn_blocking(move || read_file(&file, &pieces));
+                    spawn_blocking(move || {
+                        read_file(&path, &pieces);
+                        drop(owner);
+                    });
                     self.reading = Some(reading);
                 }
             }
@@ -88,9 +89,9 @@ impl Body for RequestBody {
     }
 }
 
-fn read_file(spooled: &Spooled, pieces: &mpsc::Sender<io::Result<Bytes>>) {
+fn read_file(path: &Path, pieces: &mpsc::Sender<io::Result<Bytes>>) {
     let read_all = || -> io::Result<()> {
-        let mut file = File::open(spooled.path())?;
+        let mut file = File::open(path)?;
         loop {
             let mut piece = vec![0; PIECE_BYTES];
             let read = file.read(&mut piece)?;
@@ -161,7 +162,7 @@ impl BodyReader {
         drop(pieces);
         let written = writing.await.map_err(|error| Failure::new(ErrorCode::DiskFull, error.to_string()))?;
         let (file, digest) = written?;
-        Ok((Payload::File(file.into()), digest))
+        Ok((Payload::spooled(file), digest))
     }
 
     /// The next piece that is not empty; nothing if nothing is wanted.

@@ -1,0 +1,184 @@
+//! The control loop: the machine, the connection to the broker, the clock. Alone on its thread, so that heartbeats leave in
+//! time whatever transfers and models do.
+//!
+//! Between `handle` and the last action nothing is awaited, and an order is handed to the desk without waiting for it.
+
+use std::time::{Duration, Instant};
+
+use mesh_core::{
+    MonoTime,
+    worker::{Action, Event, Worker},
+};
+use mesh_transport::{Dialer, Heard};
+use proto_msgs::{BrokerToWorker, DecodeError, Frame, WorkerToBroker};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+use tracing::{debug, error, info, warn};
+
+/// Events that wait for the machine, which takes microseconds for each.
+pub(crate) const EVENTS_MAX: usize = 1024;
+
+/// Orders that wait for the desk: several for each attempt there may be. A desk this far behind hangs.
+pub(crate) const ORDERS_MAX: usize = 8192;
+
+/// A broker that is there answers in this time; one that is not is spoken of.
+const CONNECT_WAIT: Duration = Duration::from_secs(3);
+
+/// The last words (Leave) get this long to leave.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
+
+/// Events taken at once before anything else has its turn.
+const EVENTS_AT_ONCE: usize = 64;
+
+/// The loop and what it owns.
+pub(crate) struct Control {
+    machine: Worker,
+    broker: Dialer,
+    events: mpsc::Receiver<Event>,
+    desk: mpsc::Sender<Action>,
+    origin: Instant,
+    /// Said once, on standard output, when the broker knows this worker.
+    ready: Option<String>,
+    is_over: bool,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+/// Why the loop ended before the worker was told to leave.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ControlError {
+    #[error("signals cannot be listened to: {0}")]
+    Signals(#[from] std::io::Error),
+    #[error("orders are no longer carried out: the worker hangs, start it again")]
+    DeskStuck,
+}
+
+impl Control {
+    /// A loop that has done nothing yet. `ready` is the line for scripts.
+    pub(crate) fn new(
+        machine: Worker,
+        broker: Dialer,
+        events: mpsc::Receiver<Event>,
+        desk: mpsc::Sender<Action>,
+        ready: String,
+    ) -> Result<Self, ControlError> {
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let (origin, ready) = (Instant::now(), Some(ready));
+        Ok(Self { machine, broker, events, desk, origin, ready, is_over: false, terminate, interrupt })
+    }
+
+    /// Runs until the machine says that all is done. `first` comes before everything else.
+    pub(crate) async fn run(mut self, first: Event) -> Result<(), ControlError> {
+        self.greet_broker().await;
+        self.happened(first)?;
+        while !self.is_over {
+            let deadline = self.machine.next_deadline();
+            let wait = deadline.map_or(Duration::MAX, |at| at.since(self.now()));
+            tokio::select! {
+                biased;
+                () = sleep(wait), if deadline.is_some() => self.happened(Event::Deadline)?,
+                heard = self.broker.recv() => self.heard(heard)?,
+                Some(event) = self.events.recv() => {
+                    self.happened(event)?;
+                    for _ in 0..EVENTS_AT_ONCE {
+                        let Ok(event) = self.events.try_recv() else { break };
+                        self.happened(event)?;
+                    }
+                }
+                _ = self.terminate.recv() => self.asked_to_leave()?,
+                _ = self.interrupt.recv() => self.asked_to_leave()?,
+            }
+        }
+        let _ = timeout(CLOSE_WAIT, self.broker.close()).await;
+        Ok(())
+    }
+
+    /// Says early what is wrong if the broker cannot be reached; goes on either way, because it may come.
+    async fn greet_broker(&mut self) {
+        let endpoint = self.broker.endpoint().to_owned();
+        tokio::select! {
+            connected = self.broker.connected(CONNECT_WAIT) => match connected {
+                Ok(()) => info!(broker = endpoint, "connected"),
+                Err(error) => warn!("{error}; trying on"),
+            },
+            _ = self.terminate.recv() => self.is_over = true,
+            _ = self.interrupt.recv() => self.is_over = true,
+        }
+    }
+
+    fn now(&self) -> MonoTime {
+        MonoTime::from_micros(u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+
+    fn asked_to_leave(&mut self) -> Result<(), ControlError> {
+        info!("asked to leave: finishing what runs (ask again to leave at once)");
+        self.happened(Event::DrainAsked)
+    }
+
+    fn heard(&mut self, heard: Heard) -> Result<(), ControlError> {
+        match heard {
+            Heard::Frame(frame) => self.said(&frame),
+            Heard::Connected => {
+                info!(broker = self.broker.endpoint(), "connected");
+                Ok(())
+            }
+            Heard::Lost => {
+                warn!(broker = self.broker.endpoint(), "connection lost; going on with what there is");
+                Ok(())
+            }
+        }
+    }
+
+    fn said(&mut self, frame: &Frame) -> Result<(), ControlError> {
+        match BrokerToWorker::from_frame(frame) {
+            Ok(message) => {
+                if let (BrokerToWorker::HeartbeatAck(ack), Some(_)) = (&message, &self.ready)
+                    && ack.known
+                    && let Some(line) = self.ready.take()
+                {
+                    println!("{line}");
+                }
+                self.happened(Event::BrokerSaid(message))
+            }
+            Err(error @ (DecodeError::Version { .. } | DecodeError::Unsupported { .. })) => {
+                error!("{error}");
+                Ok(())
+            }
+            Err(error) => {
+                debug!(%error, "the broker sent what is no message: dropped");
+                Ok(())
+            }
+        }
+    }
+
+    fn happened(&mut self, event: Event) -> Result<(), ControlError> {
+        let now = self.now();
+        for action in self.machine.handle(now, event) {
+            match action {
+                Action::TellBroker(message) => self.tell_broker(&message),
+                Action::Exit => self.is_over = true,
+                order => self.order(order)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_broker(&mut self, message: &WorkerToBroker) {
+        match message.to_frame() {
+            // Full: the broker is away, and the next heartbeat says all that this one would have.
+            Ok(frame) => drop(self.broker.send(frame)),
+            Err(error) => error!(%error, message = message.name(), "a message cannot be encoded"),
+        }
+    }
+
+    fn order(&self, order: Action) -> Result<(), ControlError> {
+        match self.desk.try_send(order) {
+            // What is said to clients is said again.
+            Ok(()) | Err(mpsc::error::TrySendError::Full(Action::TellClient { .. })) => Ok(()),
+            Err(_) => Err(ControlError::DeskStuck),
+        }
+    }
+}

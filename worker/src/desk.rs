@@ -1,0 +1,457 @@
+//! The desk: carries out what the machine orders, and tells it what clients say and how the work goes.
+//!
+//! Owns the attempts' material: transfers, inputs, runs, outputs. Never decides; never keeps the machine waiting, because
+//! it runs on another thread. What takes time runs in tasks of the attempt, which report by [`Note`] and end with it.
+//!
+//! ```text
+//!   clients --frames--> Desk --Event--> machine          machine --Action--> Desk --> transfers, pool, disk
+//!                         ^----Note---- tasks
+//! ```
+
+mod attempt;
+mod frames;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use mesh_core::worker::{Action, Event, LinkId};
+use mesh_transport::{Door, Heard, Inbox, Limits, Outlet, Received, blob::Intake, dial_first};
+use proto_msgs::{
+    Accept, AttemptId, ErrorCode, Failure, Frame, Manifest, Outcome, PublicKey, Refuse, RunResult, Ticket,
+    WorkerToClient, limits::WINDOW_BYTES,
+};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, spawn_blocking},
+};
+use tracing::{debug, error, warn};
+
+use self::attempt::{Attempt, Stage, Upload};
+use crate::{
+    blobs::BlobError,
+    keep::Found,
+    links::Links,
+    pool::{Job, Ran},
+    receive::{Inputs, Order, Way},
+    tools::Tools,
+};
+
+/// Notes of tasks that wait for the desk; each attempt has a few, dialled links pass their frames through here.
+const NOTES_MAX: usize = 256;
+
+/// A client that was named by the broker answers within this time or cannot be reached.
+const DIAL_WAIT: Duration = Duration::from_secs(5);
+
+/// Frames taken from the door before anything else has its turn.
+const FRAMES_AT_ONCE: usize = 32;
+
+/// What a task of the desk reports.
+enum Note {
+    /// Room was made and the transfer can go on.
+    Prepared { id: AttemptId, number: u64, intake: Intake },
+    /// Everything is here, or will not come.
+    Received { id: AttemptId, number: u64, inputs: Result<Inputs, Failure> },
+    /// The run is over.
+    Ran { id: AttemptId, number: u64, ran: Result<Ran, Failure> },
+    /// A client was dialled.
+    Dialled {
+        id: AttemptId,
+        endpoints: Vec<String>,
+        key: Option<PublicKey>,
+        dialled: Result<(Outlet, Inbox<Heard>), String>,
+    },
+    /// A dialled link speaks.
+    Heard { link: LinkId, heard: Heard },
+    /// A dialled link is closed.
+    Closed { link: LinkId },
+}
+
+/// The desk.
+pub(crate) struct Desk {
+    tools: Arc<Tools>,
+    orders: mpsc::Receiver<Action>,
+    inbox: Option<Inbox<Received>>,
+    links: Links,
+    attempts: HashMap<AttemptId, Attempt>,
+    early: frames::Early,
+    notes: mpsc::Receiver<Note>,
+    note: mpsc::Sender<Note>,
+    /// Tells an attempt from another one with the same name that came after it.
+    next_number: u64,
+}
+
+impl Desk {
+    /// A desk with the detached attempts that were found on the disk.
+    pub(crate) fn new(
+        tools: Arc<Tools>,
+        orders: mpsc::Receiver<Action>,
+        door: Option<(Door, Inbox<Received>)>,
+        found: Vec<Found>,
+    ) -> Self {
+        let (door, inbox) = door.unzip();
+        let (note, notes) = mpsc::channel(NOTES_MAX);
+        let (links, early) = (Links::new(door), frames::Early::default());
+        let mut desk =
+            Self { tools, orders, inbox, links, attempts: HashMap::new(), early, notes, note, next_number: 0 };
+        for found in found {
+            let id = found.id;
+            let attempt = Attempt::restored(desk.number(), found);
+            desk.attempts.insert(id, attempt);
+        }
+        desk
+    }
+
+    /// Works until the machine is gone.
+    pub(crate) async fn work(mut self) {
+        loop {
+            tokio::select! {
+                order = self.orders.recv() => match order {
+                    Some(order) => self.carry_out(order).await,
+                    None => return self.leave(),
+                },
+                Some(note) = self.notes.recv() => self.noted(note).await,
+                received = next_frame(&mut self.inbox) => self.received(received).await,
+            }
+        }
+    }
+
+    /// Detached runs that end because the worker leaves do not count against their models.
+    fn leave(self) {
+        let is_cut_short = |attempt: &&Attempt| attempt.is_detached() && matches!(attempt.stage, Stage::Running);
+        for attempt in self.attempts.values().filter(is_cut_short) {
+            if let Err(error) = self.tools.keep.give_up_run(attempt.order.id) {
+                warn!(%error, "a run that is cut short cannot be noted");
+            }
+        }
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number
+    }
+
+    async fn tell_machine(&self, event: Event) {
+        // Closed only when the worker is leaving.
+        let _ = self.tools.machine.send(event).await;
+    }
+
+    fn tell_client(&self, link: LinkId, message: &WorkerToClient) {
+        match message.to_frame() {
+            Ok(frame) => self.links.send(link, frame),
+            Err(error) => warn!(%error, message = message.name(), "a message cannot be encoded"),
+        }
+    }
+
+    // Orders.
+
+    async fn carry_out(&mut self, order: Action) {
+        match order {
+            Action::TellClient { link, message } => {
+                if let WorkerToClient::Refuse(refuse) = &message {
+                    self.early.forget(refuse.id);
+                }
+                self.tell_client(link, &message);
+            }
+            Action::Receive { id, link, manifest, ticket, resume: _ } => self.receive(id, link, *manifest, *ticket),
+            Action::Run { id, limit } => self.run(id, limit).await,
+            Action::Kill { id } => {
+                if let Some(attempt) = self.attempts.get_mut(&id) {
+                    attempt.stop();
+                }
+            }
+            Action::SendResult { id, link, outcome, window_bytes } => self.send_result(id, link, outcome, window_bytes),
+            Action::Keep { id, outcome } => self.keep(id, outcome),
+            Action::Free { id } => self.free(id),
+            Action::Dial { id, endpoints, client_key } => self.dial(id, endpoints, client_key),
+            Action::TellBroker(_) | Action::Exit => {} // The control loop's.
+        }
+    }
+
+    fn receive(&mut self, id: AttemptId, link: LinkId, manifest: Manifest, ticket: Ticket) {
+        let Some(outlet) = self.links.outlet(link).cloned() else { return };
+        if let Some(attempt) = self.attempts.get_mut(&id) {
+            attempt.relink(link, outlet);
+            let Some(needs) = attempt.needs() else { return };
+            return self.accept(id, link, needs);
+        }
+        let number = self.number();
+        let order = Order { id, manifest: manifest.into(), ticket: ticket.into() };
+        let way = Way::new(outlet);
+        let mut attempt = Attempt::new(number, link, way.clone(), order.clone());
+        let early = self.early.take(id, link);
+        if let Some(prepared) = order.prepare_quickly(&self.tools.store) {
+            let (intake, receiving) = prepared.start(order);
+            attempt.stage = Stage::Receiving(intake);
+            attempt.task =
+                Some(self.spawn_received(id, number, async move |tools| receiving.finish(&tools, &way).await));
+            let pushed = attempt.push_all(early);
+            let needs = attempt.needs();
+            self.attempts.insert(id, attempt);
+            self.pushed(id, pushed);
+            self.accept(id, link, needs.unwrap_or_default());
+        } else {
+            attempt.stage = Stage::Preparing(early);
+            let note = self.note.clone();
+            attempt.task = Some(self.spawn_received(id, number, async move |tools| {
+                let (intake, receiving) = order.prepare(&tools).await?.start(order);
+                let _ = note.send(Note::Prepared { id, number, intake }).await;
+                receiving.finish(&tools, &way).await
+            }));
+            self.attempts.insert(id, attempt);
+        }
+    }
+
+    /// A task that takes an attempt's inputs in and reports them.
+    fn spawn_received<F>(&self, id: AttemptId, number: u64, work: impl FnOnce(Arc<Tools>) -> F) -> AbortHandle
+    where
+        F: Future<Output = Result<Inputs, Failure>> + Send + 'static,
+    {
+        let (note, work) = (self.note.clone(), work(self.tools.clone()));
+        let task = async move {
+            let inputs = work.await;
+            let _ = note.send(Note::Received { id, number, inputs }).await;
+        };
+        tokio::spawn(task).abort_handle()
+    }
+
+    fn accept(&self, id: AttemptId, link: LinkId, needs: Vec<(u16, u64)>) {
+        let accept = Accept { id, needs, window_bytes: WINDOW_BYTES };
+        self.tell_client(link, &WorkerToClient::Accept(accept));
+    }
+
+    async fn run(&mut self, id: AttemptId, limit: Duration) {
+        let Some(attempt) = self.attempts.get_mut(&id) else {
+            let outcome = Outcome::failed(ErrorCode::WorkerLost, "the worker lost the attempt's inputs");
+            return self.tell_machine(Event::RunEnded { id, outcome }).await;
+        };
+        let Stage::Ready(inputs) = std::mem::replace(&mut attempt.stage, Stage::Running) else { return };
+        let (tools, note, number, order) =
+            (self.tools.clone(), self.note.clone(), attempt.number, attempt.order.clone());
+        let task = async move {
+            let ran = run(&tools, order, inputs, limit).await;
+            let _ = note.send(Note::Ran { id, number, ran }).await;
+        };
+        attempt.task = Some(tokio::spawn(task).abort_handle());
+    }
+
+    fn send_result(&mut self, id: AttemptId, link: LinkId, outcome: Outcome, window_bytes: u32) {
+        let Some(outlet) = self.links.outlet(link).cloned() else { return };
+        let outputs = match self.attempts.get_mut(&id) {
+            None => Vec::new(),
+            Some(attempt) => {
+                attempt.relink(link, outlet.clone());
+                attempt.outputs().to_vec()
+            }
+        };
+        let declarations = outputs.iter().map(crate::oip::Output::declaration).collect();
+        let result = RunResult { id, outcome, outputs: declarations };
+        match WorkerToClient::Result(result).to_frame() {
+            Ok(frame) => {
+                let upload = Upload::start(id, frame, outputs, outlet, window_bytes, self.tools.clone());
+                if let (Some(upload), Some(attempt)) = (upload, self.attempts.get_mut(&id)) {
+                    attempt.upload = Some(upload);
+                }
+            }
+            Err(error) => {
+                let text = format!("the result cannot be described: {error}");
+                let refuse = Refuse { id, code: ErrorCode::ResultTooLarge, text };
+                self.tell_client(link, &WorkerToClient::Refuse(refuse));
+            }
+        }
+    }
+
+    fn keep(&mut self, id: AttemptId, outcome: Outcome) {
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        let (tools, outputs) = (self.tools.clone(), attempt.outputs().to_vec());
+        let keeping = spawn_blocking(move || {
+            if let Err(error) = tools.keep.finish(id, outcome, &outputs) {
+                error!(task = %id.task, %error, "a result cannot be kept on disk: a restart would run the task again");
+            }
+        });
+        attempt.keeping = Some(keeping);
+    }
+
+    fn free(&mut self, id: AttemptId) {
+        self.links.forget_attempt(id);
+        self.early.forget(id);
+        let Some(mut attempt) = self.attempts.remove(&id) else { return };
+        attempt.stop();
+        if !attempt.is_detached() {
+            return;
+        }
+        let tools = self.tools.clone();
+        tokio::spawn(async move {
+            // Not while it is still being written.
+            if let Some(keeping) = attempt.keeping.take() {
+                let _ = keeping.await;
+            }
+            let _ = spawn_blocking(move || tools.keep.remove(id)).await;
+        });
+    }
+
+    fn dial(&mut self, id: AttemptId, endpoints: Vec<String>, key: Option<PublicKey>) {
+        if let Some(link) = self.links.dialled_to(&endpoints, key) {
+            self.links.dialled_for(link, id);
+            return self.tell_client(link, &WorkerToClient::DialIn(id));
+        }
+        let (transport, note) = (self.tools.transport.clone(), self.note.clone());
+        tokio::spawn(async move {
+            let dialled = dial_first(&transport, &endpoints, key, Limits::DIRECT, DIAL_WAIT).await;
+            let dialled = dialled.map(mesh_transport::Dialer::spawn).map_err(|error| error.to_string());
+            let _ = note.send(Note::Dialled { id, endpoints, key, dialled }).await;
+        });
+    }
+
+    // Notes.
+
+    async fn noted(&mut self, note: Note) {
+        match note {
+            Note::Prepared { id, number, intake } => {
+                let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.number == number) else {
+                    return;
+                };
+                let Stage::Preparing(early) = std::mem::replace(&mut attempt.stage, Stage::Receiving(intake)) else {
+                    return;
+                };
+                let pushed = attempt.push_all(early);
+                let (link, needs) = (attempt.link, attempt.needs().unwrap_or_default());
+                self.pushed(id, pushed);
+                self.accept(id, link, needs);
+            }
+            Note::Received { id, number, inputs } => {
+                let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.number == number) else {
+                    return;
+                };
+                attempt.task = None;
+                let event = match inputs {
+                    Ok(inputs) => {
+                        attempt.stage = Stage::Ready(inputs);
+                        Event::Received { id }
+                    }
+                    Err(Failure { code, text }) => Event::ReceiveFailed { id, code, text },
+                };
+                self.tell_machine(event).await;
+            }
+            Note::Ran { id, number, ran } => {
+                let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.number == number) else {
+                    return;
+                };
+                attempt.task = None;
+                let (outputs, outcome) = match ran {
+                    Ok(ran) => (ran.outputs, Outcome::Done { run_us: micros(ran.run), load_us: micros(ran.load) }),
+                    Err(failure) => (Vec::new(), Outcome::Failed(failure)),
+                };
+                attempt.stage = Stage::Ended(outputs);
+                self.tell_machine(Event::RunEnded { id, outcome }).await;
+            }
+            Note::Dialled { id, endpoints, key, dialled } => self.dialled(id, endpoints, key, dialled).await,
+            Note::Heard { link, heard: Heard::Frame(frame) } => self.frame(link, frame).await,
+            Note::Heard { link, heard: Heard::Connected } => {
+                for id in self.links.set_lost(link, false) {
+                    self.tell_client(link, &WorkerToClient::DialIn(id));
+                }
+            }
+            Note::Heard { link, heard: Heard::Lost } => drop(self.links.set_lost(link, true)),
+            Note::Closed { link } => self.links.remove(link),
+        }
+    }
+
+    async fn dialled(
+        &mut self,
+        id: AttemptId,
+        endpoints: Vec<String>,
+        key: Option<PublicKey>,
+        dialled: Result<(Outlet, Inbox<Heard>), String>,
+    ) {
+        let (outlet, mut inbox) = match dialled {
+            Ok(dialled) => dialled,
+            Err(text) => return self.tell_machine(Event::DialFailed { id, text }).await,
+        };
+        let (link, note) = (self.links.reserve(), self.note.clone());
+        let reader = tokio::spawn(async move {
+            while let Some(heard) = inbox.recv().await {
+                if note.send(Note::Heard { link, heard }).await.is_err() {
+                    return;
+                }
+            }
+            let _ = note.send(Note::Closed { link }).await;
+        });
+        self.links.add_dialled(link, outlet, endpoints, key, reader.abort_handle());
+        self.links.dialled_for(link, id);
+        debug!(task = %id.task, "client dialled");
+        self.tell_client(link, &WorkerToClient::DialIn(id));
+    }
+
+    // The door.
+
+    async fn received(&mut self, received: Received) {
+        let mut next = Some(received);
+        for _ in 0..FRAMES_AT_ONCE {
+            let Some(Received { peer, key, frame }) = next else { return };
+            if let Some(link) = self.links.of_peer(peer, key) {
+                self.frame(link, frame).await;
+            }
+            next = self.inbox.as_mut().and_then(Inbox::try_recv);
+        }
+        if let Some(Received { peer, key, frame }) = next
+            && let Some(link) = self.links.of_peer(peer, key)
+        {
+            self.frame(link, frame).await;
+        }
+    }
+
+    /// A chunk that breaks the rules ends its attempt.
+    fn pushed(&mut self, id: AttemptId, pushed: Result<(), Failure>) {
+        let (Err(failure), Some(attempt)) = (pushed, self.attempts.get_mut(&id)) else { return };
+        attempt.stop();
+        let (note, number) = (self.note.clone(), attempt.number);
+        tokio::spawn(async move {
+            let _ = note.send(Note::Received { id, number, inputs: Err(failure) }).await;
+        });
+    }
+
+    fn unsupported(&self, link: LinkId) {
+        self.links.send(link, Frame::unsupported());
+    }
+}
+
+/// Runs the model; the machine hears of the phases.
+async fn run(tools: &Arc<Tools>, order: Order, inputs: Inputs, limit: Duration) -> Result<Ran, Failure> {
+    let (id, digest) = (order.id, order.manifest.model.digest);
+    if order.ticket.body.detached {
+        let keep = tools.keep.clone();
+        crate::receive::blocking(move || keep.begin_run(id).map_err(|error| BlobError::Io(error).into())).await?;
+    }
+    let model = match inputs.model {
+        Some(model) => Some(model),
+        None => {
+            let store = tools.store.clone();
+            crate::receive::blocking(move || Ok(store.pin(digest))).await?
+        }
+    };
+    let gone = || Failure::new(ErrorCode::WorkerLost, "the worker no longer has the model of this detached task");
+    let job = Job {
+        id,
+        model: order.manifest.model,
+        pin: model.ok_or_else(gone)?,
+        inputs: order.manifest.inputs.clone(),
+        payloads: inputs.payloads,
+        demands: order.ticket.body.demands,
+        limit,
+        late: if limit < tools.run_limit { ErrorCode::Expired } else { ErrorCode::RunTimeout },
+    };
+    tools.pool.run(&job, &tools.machine).await
+}
+
+async fn next_frame(inbox: &mut Option<Inbox<Received>>) -> Received {
+    if let Some(open) = inbox {
+        match open.recv().await {
+            Some(received) => return received,
+            None => *inbox = None,
+        }
+    }
+    std::future::pending().await
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}

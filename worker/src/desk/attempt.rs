@@ -1,0 +1,230 @@
+//! One attempt's material, from its first byte to its last.
+//!
+//! ```text
+//!   Preparing ──► Receiving ──► Ready ──► Running ──► Ended
+//!     room is made   bytes come    all here             outputs are kept for the client
+//! ```
+
+use std::{sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use mesh_core::worker::LinkId;
+use mesh_transport::{
+    Outlet,
+    blob::{Feedback, Intake, Outgoing, Role, Source, UploadError, upload},
+};
+use proto_msgs::{AttemptId, BlobIndex, Chunk, ErrorCode, Failure, Frame, limits::WINDOW_BYTES};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinHandle},
+};
+use tracing::debug;
+
+use crate::{
+    keep::Found,
+    oip::Output,
+    payload::Payload,
+    receive::{Inputs, Order, Way, failed},
+    tools::Tools,
+};
+
+/// Credits that wait for an upload: each stands for a chunk, of which a window has few. A lost one is made good by the
+/// next, which says all that the lost one said.
+const FEEDBACK_MAX: usize = 1024;
+
+/// Chunks that came before there was a place for them: at most a window.
+#[derive(Default)]
+pub(super) struct Chunks {
+    list: Vec<(Chunk, Bytes)>,
+    bytes: usize,
+}
+
+impl Chunks {
+    /// Many more than a window of chunks of a usual size: no flood of tiny ones.
+    const COUNT_MAX: usize = 4096;
+
+    pub(super) fn push(&mut self, chunk: Chunk, payload: Bytes) -> Result<(), Failure> {
+        if self.list.len() == Self::COUNT_MAX || self.bytes + payload.len() > WINDOW_BYTES as usize {
+            return Err(Failure::new(ErrorCode::BadChunk, "more than a window of data before it was asked for"));
+        }
+        self.bytes += payload.len();
+        self.list.push((chunk, payload));
+        Ok(())
+    }
+
+    pub(super) fn size_bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// An attempt.
+pub(super) struct Attempt {
+    /// Not used twice.
+    pub(super) number: u64,
+    /// The link that the client uses now.
+    pub(super) link: LinkId,
+    way: Option<Way>,
+    pub(super) order: Order,
+    pub(super) stage: Stage,
+    /// What is being done; ended with the attempt.
+    pub(super) task: Option<AbortHandle>,
+    pub(super) upload: Option<Upload>,
+    /// A result on its way to the disk.
+    pub(super) keeping: Option<JoinHandle<()>>,
+    /// When the machine was last told that the client lives.
+    pub(super) alive_told: Option<Instant>,
+}
+
+/// How far it is.
+pub(super) enum Stage {
+    Preparing(Chunks),
+    Receiving(Intake),
+    Ready(Inputs),
+    Running,
+    Ended(Vec<Output>),
+}
+
+impl Attempt {
+    pub(super) fn new(number: u64, link: LinkId, way: Way, order: Order) -> Self {
+        let stage = Stage::Preparing(Chunks::default());
+        Self { number, link, way: Some(way), order, stage, task: None, upload: None, keeping: None, alive_told: None }
+    }
+
+    /// One that was found on the disk.
+    pub(super) fn restored(number: u64, found: Found) -> Self {
+        let order = Order { id: found.id, manifest: found.manifest.into(), ticket: found.ticket.into() };
+        let stage = match found.result {
+            Some((_, outputs)) => Stage::Ended(outputs),
+            None => Stage::Ready(Inputs { model: None, payloads: found.inputs }),
+        };
+        // No link has the number 0.
+        let link = LinkId(0);
+        Self { number, link, way: None, order, stage, task: None, upload: None, keeping: None, alive_told: None }
+    }
+
+    pub(super) fn is_detached(&self) -> bool {
+        self.order.ticket.body.detached
+    }
+
+    /// The client has come over another link.
+    pub(super) fn relink(&mut self, link: LinkId, outlet: Outlet) {
+        self.link = link;
+        match &self.way {
+            Some(way) => way.replace(outlet),
+            None => self.way = Some(Way::new(outlet)),
+        }
+    }
+
+    /// What the client must still send; `None` while that is not known.
+    pub(super) fn needs(&self) -> Option<Vec<(BlobIndex, u64)>> {
+        match &self.stage {
+            Stage::Preparing(_) => None,
+            Stage::Receiving(intake) => Some(intake.needs()),
+            Stage::Ready(_) | Stage::Running | Stage::Ended(_) => Some(Vec::new()),
+        }
+    }
+
+    /// Takes a chunk in.
+    pub(super) fn push(&mut self, chunk: Chunk, payload: Bytes) -> Result<(), Failure> {
+        match &mut self.stage {
+            Stage::Preparing(early) => early.push(chunk, payload),
+            Stage::Receiving(intake) => {
+                // The client sends what the worker turned out to hold until it hears so.
+                let is_needed = intake.needs().iter().any(|(blob, _)| *blob == chunk.blob);
+                if is_needed { intake.push(chunk, payload).map_err(failed) } else { Ok(()) }
+            }
+            Stage::Ready(_) | Stage::Running | Stage::Ended(_) => Ok(()),
+        }
+    }
+
+    pub(super) fn push_all(&mut self, chunks: Chunks) -> Result<(), Failure> {
+        chunks.list.into_iter().try_for_each(|(chunk, payload)| self.push(chunk, payload))
+    }
+
+    pub(super) fn outputs(&self) -> &[Output] {
+        match &self.stage {
+            Stage::Ended(outputs) => outputs,
+            _ => &[],
+        }
+    }
+
+    /// Ends everything that is being done.
+    pub(super) fn stop(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
+        self.upload = None;
+        if !matches!(self.stage, Stage::Ended(_)) {
+            self.stage = Stage::Ended(Vec::new());
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A result on its way to the client. Stopped when dropped.
+pub(super) struct Upload {
+    feedback: mpsc::Sender<Feedback>,
+    task: AbortHandle,
+}
+
+impl Upload {
+    /// Sends the result and its outputs; `None` if that was done at once.
+    pub(super) fn start(
+        id: AttemptId,
+        result: Frame,
+        outputs: Vec<Output>,
+        outlet: Outlet,
+        window_bytes: u32,
+        tools: Arc<Tools>,
+    ) -> Option<Self> {
+        let result = if outputs.is_empty() {
+            match outlet.try_send(result.clone()) {
+                Ok(()) => return None,
+                Err(_) => result,
+            }
+        } else {
+            result
+        };
+        let (feedback, credits) = mpsc::channel(FEEDBACK_MAX);
+        let task = tokio::spawn(async move {
+            // Gone: the client comes back over a new link and is sent everything again.
+            if outlet.send(result).await.is_err() || outputs.is_empty() {
+                return;
+            }
+            let sources: Result<Vec<_>, UploadError> =
+                outputs.iter().zip(1..).map(|(output, blob)| Ok((blob, source(&output.payload)?))).collect();
+            let sent = match sources {
+                Ok(sources) => upload(Outgoing::new(Role::Worker, id, sources, window_bytes), outlet, credits).await,
+                Err(error) => Err(error),
+            };
+            match sent {
+                Ok(sent) => tools.link_speed.told(sent.blob_bytes, sent.link_bytes_per_s),
+                Err(error) => debug!(task = %id.task, %error, "result not sent"),
+            }
+        });
+        Some(Self { feedback, task: task.abort_handle() })
+    }
+
+    /// The client has got so far.
+    pub(super) fn acknowledged(&self, blob: BlobIndex, received_bytes: u64) {
+        let _ = self.feedback.try_send(Feedback::Credit { blob, received_bytes });
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn source(payload: &Payload) -> Result<Source, UploadError> {
+    match payload {
+        Payload::Memory(bytes) => Ok(Source::memory(bytes.clone())),
+        Payload::File { path, .. } => Source::file(path),
+    }
+}

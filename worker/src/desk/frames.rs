@@ -1,0 +1,132 @@
+//! What clients say. Nothing here is trusted; everything unexpected has an answer.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use mesh_core::worker::{Event, LinkId};
+use proto_msgs::{
+    AttemptId, Chunk, ClientToWorker, Credit, DecodeError, Frame, Open, WorkerToClient, limits::WINDOW_BYTES,
+};
+use tracing::{debug, warn};
+
+use super::{Desk, attempt::Chunks};
+
+/// A client that sends chunks lives: the machine is told so this often, not with each of them.
+const ALIVE_EVERY: Duration = Duration::from_millis(500);
+
+/// Attempts whose data may wait until the machine has looked at their ticket, which takes microseconds.
+const EARLY_ATTEMPTS_MAX: usize = 32;
+
+/// Bytes of all of them. What is dropped is asked for again.
+const EARLY_BYTES_MAX: usize = 4 * WINDOW_BYTES as usize;
+
+/// Data that came right behind an opening, before the machine has let it in.
+#[derive(Default)]
+pub(super) struct Early {
+    attempts: HashMap<AttemptId, (LinkId, Chunks)>,
+    bytes: usize,
+}
+
+impl Early {
+    fn expect(&mut self, id: AttemptId, link: LinkId) {
+        self.forget(id);
+        if self.attempts.len() < EARLY_ATTEMPTS_MAX {
+            self.attempts.insert(id, (link, Chunks::default()));
+        }
+    }
+
+    /// Whether the chunk belongs to an attempt that was opened on this link.
+    fn push(&mut self, link: LinkId, chunk: Chunk, payload: &Bytes) -> bool {
+        let Some((opened_on, chunks)) = self.attempts.get_mut(&chunk.id) else { return false };
+        if *opened_on != link {
+            return false;
+        }
+        if self.bytes + payload.len() <= EARLY_BYTES_MAX && chunks.push(chunk, payload.clone()).is_ok() {
+            self.bytes += payload.len();
+        }
+        true
+    }
+
+    /// The attempt was let in.
+    pub(super) fn take(&mut self, id: AttemptId, link: LinkId) -> Chunks {
+        let Some((opened_on, chunks)) = self.attempts.remove(&id) else { return Chunks::default() };
+        self.bytes -= chunks.size_bytes();
+        if opened_on == link { chunks } else { Chunks::default() }
+    }
+
+    /// The attempt was not let in.
+    pub(super) fn forget(&mut self, id: AttemptId) {
+        if let Some((_, chunks)) = self.attempts.remove(&id) {
+            self.bytes -= chunks.size_bytes();
+        }
+    }
+}
+
+impl Desk {
+    /// One frame of a client.
+    pub(super) async fn frame(&mut self, link: LinkId, frame: Frame) {
+        match ClientToWorker::from_frame(&frame) {
+            Ok(ClientToWorker::Open(open)) => self.open(link, open).await,
+            Ok(ClientToWorker::Chunk(chunk)) => self.chunk(link, chunk, frame.payload).await,
+            Ok(ClientToWorker::Credit(credit)) => self.credit(link, credit).await,
+            Ok(ClientToWorker::Release(id)) => self.end(link, id, Event::Released { id }).await,
+            Ok(ClientToWorker::Abort(id)) => self.end(link, id, Event::Aborted { id }).await,
+            Ok(ClientToWorker::Alive(id)) => self.tell_machine(Event::ClientAlive { id, link }).await,
+            Err(DecodeError::Version { theirs }) => {
+                debug!(theirs, "a client of another version");
+                self.unsupported(link);
+            }
+            Err(error) => warn!(%error, "a client sent what is no message: dropped"),
+        }
+    }
+
+    async fn open(&mut self, link: LinkId, open: Open) {
+        let id = AttemptId { task: open.ticket.body.task, attempt: open.ticket.body.attempt };
+        if open.manifest.is_some() && !open.resume && !self.attempts.contains_key(&id) {
+            self.early.expect(id, link);
+        }
+        let key = self.links.key(link);
+        self.tell_machine(Event::Opened { link, key, open: Box::new(open) }).await;
+    }
+
+    async fn chunk(&mut self, link: LinkId, chunk: Chunk, payload: Bytes) {
+        let id = chunk.id;
+        match self.attempts.get_mut(&id) {
+            Some(attempt) if attempt.link == link => {
+                let pushed = attempt.push(chunk, payload);
+                self.pushed(id, pushed);
+                self.alive(id, link).await;
+            }
+            _ if self.early.push(link, chunk, &payload) => {}
+            // Of an attempt that is not known, or over a connection that was made anew in silence.
+            _ => self.tell_client(link, &WorkerToClient::Reopen(id)),
+        }
+    }
+
+    /// Only the client that opened the attempt, over the link on which it did, has a say in its end.
+    async fn end(&mut self, link: LinkId, id: AttemptId, event: Event) {
+        match self.attempts.get(&id) {
+            Some(attempt) if attempt.link != link => self.tell_client(link, &WorkerToClient::Reopen(id)),
+            _ => self.tell_machine(event).await,
+        }
+    }
+
+    async fn credit(&mut self, link: LinkId, credit: Credit) {
+        let Some(attempt) = self.attempts.get(&credit.id).filter(|attempt| attempt.link == link) else { return };
+        if let Some(upload) = &attempt.upload {
+            upload.acknowledged(credit.blob, credit.received_bytes);
+        }
+        self.alive(credit.id, link).await;
+    }
+
+    async fn alive(&mut self, id: AttemptId, link: LinkId) {
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        if attempt.alive_told.is_none_or(|told| told.elapsed() >= ALIVE_EVERY) {
+            attempt.alive_told = Some(Instant::now());
+            self.tell_machine(Event::ClientAlive { id, link }).await;
+        }
+    }
+}

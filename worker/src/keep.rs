@@ -1,0 +1,316 @@
+//! Detached attempts on disk: what was asked, and later what came out. They outlive the worker's process.
+//!
+//! ```text
+//!   attempts/<task>-<attempt>/open      the message that opened it (ticket and manifest), as it came over the wire
+//!                             input-1   … in the order of the manifest
+//!                             runs      how many runs were begun
+//!                             result    how it ended, as it goes over the wire
+//!                             output-1  …
+//!   attempts/<task>-<attempt>.new       not whole yet: deleted at the next start
+//! ```
+//!
+//! A folder gets its name once everything in it is on the disk. All functions block.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use mesh_core::worker::Restored;
+use proto_msgs::{
+    AttemptId, ClientToWorker, Frame, Manifest, Open, Outcome, OutputDecl, RunResult, Ticket, WorkerToClient,
+};
+use tracing::warn;
+
+use crate::{
+    oip::Output,
+    payload::Payload,
+    state::{replace_file, sync_dir},
+};
+
+/// The folder of all detached attempts.
+#[derive(Clone, Debug)]
+pub(crate) struct Keep {
+    root: PathBuf,
+}
+
+/// A detached attempt found after a restart.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) id: AttemptId,
+    pub(crate) ticket: Ticket,
+    pub(crate) manifest: Manifest,
+    pub(crate) inputs: Vec<Payload>,
+    /// Runs that were begun.
+    pub(crate) runs_begun: u32,
+    /// How it ended, if it did.
+    pub(crate) result: Option<(Outcome, Vec<Output>)>,
+}
+
+impl Found {
+    /// What the machine needs to know of it.
+    pub(crate) fn restored(&self) -> Restored {
+        let outcome = self.result.as_ref().map(|(outcome, _)| outcome.clone());
+        Restored { ticket: self.ticket.clone(), outcome, runs_begun: self.runs_begun }
+    }
+}
+
+impl Keep {
+    /// Opens the folder and finds what an earlier life kept.
+    pub(crate) fn open(root: PathBuf) -> io::Result<(Self, Vec<Found>)> {
+        fs::create_dir_all(&root)?;
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&root)? {
+            let path = entry?.path();
+            match read_attempt(&path) {
+                Ok(attempt) => found.push(attempt),
+                Err(reason) => {
+                    if path.extension().is_none() {
+                        warn!(path = %path.display(), %reason, "a kept attempt is not usable: deleted");
+                    }
+                    fs::remove_dir_all(&path)?;
+                }
+            }
+        }
+        Ok((Self { root }, found))
+    }
+
+    /// Keeps an attempt whose inputs are all here. Once this returns it survives a power cut.
+    pub(crate) fn save(
+        &self,
+        id: AttemptId,
+        ticket: &Ticket,
+        manifest: &Manifest,
+        inputs: Vec<Payload>,
+    ) -> io::Result<Vec<Payload>> {
+        let folder = self.folder(id);
+        let new = folder.with_extension("new");
+        fs::create_dir(&new)?;
+        for (index, input) in inputs.iter().enumerate() {
+            place(input, &new.join(file_name("input", index)))?;
+        }
+        let manifest = Some(manifest.clone());
+        let open = Open { ticket: ticket.clone(), manifest, model_held: true, window_bytes: 0, resume: false };
+        let open = ClientToWorker::Open(open).to_frame().map_err(io::Error::other)?;
+        replace_file(&new.join("open"), &open.head)?;
+        fs::rename(&new, &folder)?;
+        sync_dir(&self.root)?;
+        let sizes = inputs.iter().map(Payload::size_bytes).enumerate();
+        Ok(sizes.map(|(index, size_bytes)| kept(&folder, "input", index, size_bytes)).collect())
+    }
+
+    /// Notes that a run begins, so that the next life knows of it should this one die of it.
+    pub(crate) fn begin_run(&self, id: AttemptId) -> io::Result<()> {
+        self.count_run(id, |begun| begun.saturating_add(1))
+    }
+
+    /// Takes that back: the worker leaves in good order and the run was not to blame.
+    pub(crate) fn give_up_run(&self, id: AttemptId) -> io::Result<()> {
+        self.count_run(id, |begun| begun.saturating_sub(1))
+    }
+
+    fn count_run(&self, id: AttemptId, count: impl Fn(u32) -> u32) -> io::Result<()> {
+        let folder = self.folder(id);
+        replace_file(&folder.join("runs"), count(read_runs(&folder)).to_string().as_bytes())
+    }
+
+    /// Keeps how a saved attempt ended.
+    pub(crate) fn finish(&self, id: AttemptId, outcome: Outcome, outputs: &[Output]) -> io::Result<()> {
+        let folder = self.folder(id);
+        for (index, output) in outputs.iter().enumerate() {
+            place(&output.payload, &folder.join(file_name("output", index)))?;
+        }
+        let result = RunResult { id, outcome, outputs: outputs.iter().map(Output::declaration).collect() };
+        let result = WorkerToClient::Result(result).to_frame().map_err(io::Error::other)?;
+        replace_file(&folder.join("result"), &result.head)
+    }
+
+    /// Forgets an attempt, kept or not.
+    pub(crate) fn remove(&self, id: AttemptId) {
+        let folder = self.folder(id);
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                warn!(path = %folder.display(), %error, "a kept attempt cannot be deleted");
+            }
+            _ => {}
+        }
+    }
+
+    fn folder(&self, id: AttemptId) -> PathBuf {
+        self.root.join(format!("{}-{}", id.task, id.attempt))
+    }
+}
+
+fn file_name(what: &str, index: usize) -> String {
+    format!("{what}-{}", index + 1)
+}
+
+fn kept(folder: &Path, what: &str, index: usize, size_bytes: u64) -> Payload {
+    Payload::File { path: folder.join(file_name(what, index)), size_bytes, owner: None }
+}
+
+/// Gives bytes a second name, or writes them.
+fn place(payload: &Payload, path: &Path) -> io::Result<()> {
+    match payload {
+        Payload::Memory(bytes) => fs::write(path, bytes)?,
+        Payload::File { path: from, .. } => fs::hard_link(from, path)?,
+    }
+    fs::File::open(path)?.sync_all()
+}
+
+fn read_attempt(folder: &Path) -> Result<Found, String> {
+    let head = fs::read(folder.join("open")).map_err(|error| error.to_string())?;
+    let open = match ClientToWorker::from_frame(&Frame::new(head)) {
+        Ok(ClientToWorker::Open(open)) => open,
+        Ok(other) => return Err(format!("{} where Open should be", other.name())),
+        Err(error) => return Err(error.to_string()),
+    };
+    let manifest = open.manifest.ok_or("no manifest")?;
+    let id = AttemptId { task: open.ticket.body.task, attempt: open.ticket.body.attempt };
+    if folder.file_name().is_none_or(|name| name != format!("{}-{}", id.task, id.attempt).as_str()) {
+        return Err("the folder of another attempt".to_owned());
+    }
+    let sizes: Vec<u64> = manifest.inputs.iter().map(|input| input.size_bytes).collect();
+    let inputs = files(folder, "input", &sizes)?;
+    let result = match fs::read(folder.join("result")) {
+        Ok(head) => Some(read_result(folder, head)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error.to_string()),
+    };
+    Ok(Found { id, ticket: open.ticket, manifest, inputs, runs_begun: read_runs(folder), result })
+}
+
+fn read_runs(folder: &Path) -> u32 {
+    fs::read_to_string(folder.join("runs")).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+fn read_result(folder: &Path, head: Vec<u8>) -> Result<(Outcome, Vec<Output>), String> {
+    let result = match WorkerToClient::from_frame(&Frame { head: head.into(), payload: Bytes::new() }) {
+        Ok(WorkerToClient::Result(result)) => result,
+        Ok(other) => return Err(format!("{} where Result should be", other.name())),
+        Err(error) => return Err(error.to_string()),
+    };
+    let sizes: Vec<u64> = result.outputs.iter().map(|output| output.size_bytes).collect();
+    let payloads = files(folder, "output", &sizes)?;
+    let outputs = result.outputs.into_iter().zip(payloads).map(|(declaration, payload)| {
+        let OutputDecl { name, dtype, shape, digest, .. } = declaration;
+        Output { name, dtype, shape, digest, payload }
+    });
+    Ok((result.outcome, outputs.collect()))
+}
+
+/// The files of an attempt, if they are all there and as long as they should be.
+fn files(folder: &Path, what: &str, sizes: &[u64]) -> Result<Vec<Payload>, String> {
+    let check = |(index, size_bytes): (usize, &u64)| {
+        let payload = kept(folder, what, index, *size_bytes);
+        let length = fs::metadata(folder.join(file_name(what, index))).map(|meta| meta.len());
+        if length.is_ok_and(|length| length == *size_bytes) {
+            Ok(payload)
+        } else {
+            Err(format!("{what} {index} is cut"))
+        }
+    };
+    sizes.iter().enumerate().map(check).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proto_msgs::{
+        Attempt, ClientId, DType, Demands, Digest, Epoch, InputDecl, ModelFormat, ModelRef, Purpose, TaskId,
+        TicketBody, TicketKey, WorkerId,
+    };
+
+    use super::*;
+
+    fn ticket() -> Ticket {
+        let body = TicketBody {
+            purpose: Purpose::Run,
+            task: TaskId::from_bytes([7; 16]),
+            attempt: Attempt(2),
+            worker: WorkerId::from_bytes([1; 16]),
+            epoch: Epoch(1),
+            client: ClientId::from_bytes([2; 16]),
+            client_key: None,
+            bytes_max: 100,
+            priority: 50,
+            detached: true,
+            demands: Demands::default(),
+            deadline_unix_ms: None,
+            expires_unix_ms: 0,
+        };
+        Ticket::sign(body, &TicketKey([0; 32]))
+    }
+
+    fn id() -> AttemptId {
+        AttemptId { task: TaskId::from_bytes([7; 16]), attempt: Attempt(2) }
+    }
+
+    fn manifest(inputs: &[&[u8]]) -> Manifest {
+        let model = ModelRef { digest: Digest::of(b"model"), size_bytes: 5, format: ModelFormat::Onnx };
+        let declare = |bytes: &&[u8]| {
+            let (digest, size_bytes) = (Digest::of(bytes), bytes.len() as u64);
+            InputDecl { name: None, dtype: None, shape: None, digest, size_bytes }
+        };
+        Manifest { model, model_name: "m".to_owned(), inputs: inputs.iter().map(declare).collect() }
+    }
+
+    fn bytes(payload: &Payload) -> Vec<u8> {
+        match payload {
+            Payload::Memory(bytes) => bytes.to_vec(),
+            Payload::File { path, .. } => fs::read(path).expect("the file"),
+        }
+    }
+
+    fn open(home: &tempfile::TempDir) -> (Keep, Vec<Found>) {
+        Keep::open(home.path().join("attempts")).expect("a folder")
+    }
+
+    #[test]
+    fn a_detached_attempt_outlives_the_process_before_and_after_its_run() {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let (keep, found) = open(&home);
+        assert!(found.is_empty());
+        let input = Payload::Memory(Bytes::from_static(b"input"));
+        keep.save(id(), &ticket(), &manifest(&[b"input"]), vec![input]).expect("saved");
+
+        let (keep, found) = open(&home);
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].id, &found[0].manifest), (id(), &manifest(&[b"input"])));
+        assert_eq!(found[0].restored(), Restored { ticket: ticket(), outcome: None, runs_begun: 0 });
+        assert_eq!(bytes(&found[0].inputs[0]), b"input");
+
+        keep.begin_run(id()).expect("noted");
+        keep.begin_run(id()).expect("noted");
+        keep.give_up_run(id()).expect("noted");
+        assert_eq!(open(&home).1[0].runs_begun, 1);
+
+        let output = Output {
+            name: "out".to_owned(),
+            dtype: DType::U8,
+            shape: vec![3],
+            digest: Digest::of(b"out"),
+            payload: Payload::Memory(Bytes::from_static(b"out")),
+        };
+        let done = Outcome::Done { run_us: 1, load_us: 2 };
+        keep.finish(id(), done.clone(), &[output]).expect("kept");
+        let (keep, found) = open(&home);
+        let (outcome, outputs) = found[0].result.as_ref().expect("an end");
+        assert_eq!((outcome, bytes(&outputs[0].payload).as_slice()), (&done, b"out".as_slice()));
+
+        keep.remove(id());
+        assert!(open(&home).1.is_empty());
+    }
+
+    #[test]
+    fn what_was_not_whole_is_not_found() {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let (keep, _) = open(&home);
+        let input = Payload::Memory(Bytes::from_static(b"input"));
+        keep.save(id(), &ticket(), &manifest(&[b"input"]), vec![input]).expect("saved");
+        fs::write(keep.folder(id()).join("input-1"), b"inp").expect("cut");
+        fs::create_dir(keep.root.join("half.new")).expect("a left-over");
+        assert!(open(&home).1.is_empty());
+        assert_eq!(fs::read_dir(keep.root).expect("the folder").count(), 0);
+    }
+}

@@ -1,0 +1,318 @@
+//! Runners, kept warm: the second run of a model costs no start and no loading.
+//!
+//! Owns which runner does which run, and which idle one goes when room is needed. Never: how many runs there are at the
+//! same time; that is the machine's decision. A run that is dropped takes its runner with it.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use mesh_core::worker::Event;
+use proto_msgs::{AttemptId, Demands, Digest, ErrorCode, Failure, InputDecl, ModelRef, Phase};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+use tracing::{debug, info};
+
+use crate::{
+    blobs::{BlobStore, Pin},
+    engine::{Engine, Runner, RunnerSpec, SocketFolder},
+    fit::{TensorMeta, fit},
+    oip::{AskError, Output, Session},
+    payload::Payload,
+};
+
+/// A model must be loaded in this time. The largest take minutes from a slow disk.
+const LOAD_WAIT: Duration = Duration::from_secs(180);
+
+/// A starting runner is looked at this often at first, and ever more seldom.
+const READY_FIRST: Duration = Duration::from_millis(2);
+
+/// … but at least this often.
+const READY_LAST: Duration = Duration::from_millis(50);
+
+/// A runner whose connection broke has ended, or does within this time.
+const END_WAIT: Duration = Duration::from_secs(2);
+
+/// What runners may use where a task does not say.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RunnerDefaults {
+    /// Thousandths of a core.
+    pub(crate) cpu_millis: u32,
+    /// Memory.
+    pub(crate) memory_bytes: u64,
+}
+
+/// One run.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    pub(crate) id: AttemptId,
+    pub(crate) model: ModelRef,
+    pub(crate) pin: Pin,
+    pub(crate) inputs: Vec<InputDecl>,
+    pub(crate) payloads: Vec<Payload>,
+    pub(crate) demands: Demands,
+    /// The run ends after this long.
+    pub(crate) limit: Duration,
+    /// What it has failed with then.
+    pub(crate) late: ErrorCode,
+}
+
+/// What came out.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) outputs: Vec<Output>,
+    pub(crate) run: Duration,
+    /// Zero if the model was warm.
+    pub(crate) load: Duration,
+}
+
+/// The runners of this worker.
+pub(crate) struct Pool {
+    engine: Box<dyn Engine>,
+    store: BlobStore,
+    /// Where sockets are.
+    folder: PathBuf,
+    next_folder: AtomicU64,
+    defaults: RunnerDefaults,
+    /// Idle runners kept.
+    warm_max: usize,
+    /// Longest unused first.
+    idle: Mutex<Vec<Instance>>,
+    /// Cloned into every runner's folder.
+    alive: Mutex<Option<mpsc::Sender<()>>>,
+}
+
+/// Closed once every runner has ended and is cleaned up.
+pub(crate) type AllEnded = mpsc::Receiver<()>;
+
+/// What two runs must agree in to use the same runner.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Key {
+    model: Digest,
+    cpu_millis: u32,
+    memory_bytes: u64,
+    gpu: bool,
+}
+
+/// A runner with its model loaded.
+struct Instance {
+    key: Key,
+    runner: Runner,
+    session: Session,
+    inputs: Vec<TensorMeta>,
+}
+
+impl Pool {
+    /// A pool without runners.
+    pub(crate) fn new(
+        engine: Box<dyn Engine>,
+        store: BlobStore,
+        folder: PathBuf,
+        defaults: RunnerDefaults,
+        warm_max: usize,
+    ) -> (Self, AllEnded) {
+        let (alive, all_ended) = mpsc::channel(1);
+        let (idle, alive) = (Mutex::default(), Mutex::new(Some(alive)));
+        (Self { engine, store, folder, next_folder: AtomicU64::new(0), defaults, warm_max, idle, alive }, all_ended)
+    }
+
+    /// Models that are loaded and idle.
+    pub(crate) fn warm(&self) -> Vec<Digest> {
+        let mut warm: Vec<Digest> = self.idle().iter().map(|instance| instance.key.model).collect();
+        warm.sort_unstable();
+        warm.dedup();
+        warm
+    }
+
+    /// Ends all idle runners, so that their models may be evicted.
+    pub(crate) async fn end_idle(&self) {
+        let idle = std::mem::take(&mut *self.idle());
+        let ends: Vec<_> = idle.iter().map(|instance| instance.runner.exit()).collect();
+        drop(idle);
+        for mut end in ends {
+            let _ = timeout(END_WAIT, end.wait_for(Option::is_some)).await;
+        }
+    }
+
+    /// Starts no more runners and ends the idle ones.
+    pub(crate) async fn close(&self) {
+        self.alive.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        self.end_idle().await;
+    }
+
+    /// Runs a model. The machine hears how far it has come.
+    pub(crate) async fn run(&self, job: &Job, machine: &mpsc::Sender<Event>) -> Result<Ran, Failure> {
+        match timeout(job.limit, self.run_unlimited(job, machine)).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                let limit_ms = job.limit.as_millis();
+                let text = match job.late {
+                    ErrorCode::Expired => format!("the deadline passed {limit_ms} ms after the run began"),
+                    _ => format!("the run did not end within {limit_ms} ms (the worker's --run-limit)"),
+                };
+                Err(Failure::new(job.late, text))
+            }
+        }
+    }
+
+    async fn run_unlimited(&self, job: &Job, machine: &mpsc::Sender<Event>) -> Result<Ran, Failure> {
+        let reached = async |phase| drop(machine.send(Event::Reached { id: job.id, phase }).await);
+        let key = self.key(job);
+        let (mut instance, load) = match self.take_idle(key) {
+            Some(instance) => (instance, Duration::ZERO),
+            None => {
+                reached(Phase::Loading).await;
+                let begun = Instant::now();
+                (self.load(key, job).await?, begun.elapsed())
+            }
+        };
+        reached(Phase::Running).await;
+        instance.runner.set_busy(true);
+        let begun = Instant::now();
+        let fitted = match fit(&instance.inputs, &job.inputs) {
+            Ok(fitted) => fitted,
+            Err(failure) => {
+                self.put_idle(instance);
+                return Err(failure);
+            }
+        };
+        match instance.session.infer(&fitted, &job.payloads, &self.store).await {
+            Ok(outputs) => {
+                let run = begun.elapsed();
+                self.put_idle(instance);
+                Ok(Ran { outputs, run, load })
+            }
+            Err(AskError::Refused(failure)) => {
+                // After nonsense the connection is in no known state.
+                if failure.code != ErrorCode::RunProtocol && failure.code != ErrorCode::ResultTooLarge {
+                    self.put_idle(instance);
+                }
+                Err(failure)
+            }
+            Err(AskError::Broken(error)) => match timeout(END_WAIT, instance.runner.exited()).await {
+                Ok(exit) => Err(exit.while_running()),
+                Err(_) => Err(Failure::new(ErrorCode::RunProtocol, format!("the runner hung up: {error}"))),
+            },
+        }
+    }
+
+    fn key(&self, job: &Job) -> Key {
+        let demands = &job.demands;
+        let or = |wish: u64, default: u64| if wish == 0 { default } else { wish };
+        Key {
+            model: job.model.digest,
+            cpu_millis: or(demands.cpu_millis.into(), self.defaults.cpu_millis.into()) as u32,
+            memory_bytes: or(demands.memory_bytes, self.defaults.memory_bytes),
+            gpu: demands.gpu_memory_bytes > 0,
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Instance>> {
+        self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn take_idle(&self, key: Key) -> Option<Instance> {
+        let mut idle = self.idle();
+        idle.retain(|instance| !instance.runner.has_exited());
+        let index = idle.iter().rposition(|instance| instance.key == key)?;
+        Some(idle.remove(index))
+    }
+
+    fn put_idle(&self, instance: Instance) {
+        instance.runner.set_busy(false);
+        let mut idle = self.idle();
+        idle.push(instance);
+        let surplus = idle.len().saturating_sub(self.warm_max);
+        idle.drain(..surplus);
+    }
+
+    /// Idle runners go, longest unused first, until the machine has the memory that a new one is likely to need.
+    fn make_room(&self, job: &Job) {
+        // Weights, a copy of them in the runtime's own layout, and the runtime.
+        let guess_bytes = job.model.size_bytes.saturating_mul(2).saturating_add(128 << 20);
+        let need_bytes = if job.demands.memory_bytes > 0 { job.demands.memory_bytes } else { guess_bytes };
+        while available_memory_bytes().is_some_and(|available| available < need_bytes) {
+            let mut idle = self.idle();
+            if idle.is_empty() {
+                return;
+            }
+            let gone = idle.remove(0);
+            debug!(model = %gone.key.model.short(), "an idle runner makes room");
+        }
+    }
+
+    async fn load(&self, key: Key, job: &Job) -> Result<Instance, Failure> {
+        self.make_room(job);
+        let number = self.next_folder.fetch_add(1, Ordering::Relaxed);
+        let alive = self.alive.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let alive = alive.ok_or_else(|| Failure::new(ErrorCode::Draining, "the worker is shutting down"))?;
+        let folder = Arc::new(SocketFolder::create(&self.folder, number, alive)?);
+        let spec = RunnerSpec {
+            model: job.pin.clone(),
+            format: job.model.format,
+            threads: key.cpu_millis.div_ceil(1000).max(1),
+            cpu_millis: key.cpu_millis,
+            memory_bytes: key.memory_bytes,
+            gpu: key.gpu,
+            first_attempt: job.id,
+        };
+        let begun = Instant::now();
+        let runner = self.engine.start(spec, folder).await?;
+        let ready = tokio::select! {
+            biased;
+            exit = runner.exited() => return Err(exit.while_loading()),
+            ready = timeout(LOAD_WAIT, until_ready(runner.folder())) => ready,
+        };
+        let Ok(session) = ready else {
+            let text = format!("the model was not loaded within {} s", LOAD_WAIT.as_secs());
+            return Err(Failure::new(ErrorCode::ModelRejected, text));
+        };
+        let (session, inputs) = match session {
+            Ok(ready) => ready,
+            Err(AskError::Refused(failure)) => return Err(failure),
+            Err(AskError::Broken(_)) => return Err(runner.exited().await.while_loading()),
+        };
+        info!(model = %key.model.short(), ms = begun.elapsed().as_millis(), "model loaded");
+        Ok(Instance { key, runner, session, inputs })
+    }
+}
+
+/// Waits for the socket and for the model behind it; asks what the model takes.
+async fn until_ready(folder: &SocketFolder) -> Result<(Session, Vec<TensorMeta>), AskError> {
+    let mut wait = READY_FIRST;
+    let mut session = None;
+    loop {
+        let mut live = match session.take() {
+            Some(live) => live,
+            None => match Session::connect(folder).await {
+                Ok(live) => live,
+                Err(_) => {
+                    sleep(wait).await;
+                    wait = (wait * 2).min(READY_LAST);
+                    continue;
+                }
+            },
+        };
+        if live.is_ready().await? {
+            let inputs = live.inputs().await?;
+            return Ok((live, inputs));
+        }
+        session = Some(live);
+        sleep(wait).await;
+        wait = (wait * 2).min(READY_LAST);
+    }
+}
+
+fn available_memory_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}

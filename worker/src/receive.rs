@@ -1,0 +1,261 @@
+//! Takes the model and the inputs of one attempt in.
+//!
+//! Room is made before the first byte; what the worker holds already is not asked for. A detached attempt is kept on disk
+//! before its last byte is acknowledged, because its client leaves then.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mesh_transport::{
+    Outlet,
+    blob::{Arrival, Content, Incoming, IncomingError, Intake},
+};
+use proto_msgs::{
+    AttemptId, BlobIndex, Credit, ErrorCode, Failure, Manifest, Ticket, WorkerToClient, limits::WINDOW_BYTES,
+    message::MODEL_BLOB,
+};
+use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
+use tracing::{debug, warn};
+
+use crate::{
+    blobs::{BlobError, BlobStore, Pin, Spooled},
+    keep::Keep,
+    payload::{MEMORY_BYTES_MAX, Payload},
+    tools::Tools,
+};
+
+/// A credit that cannot leave in this time is for a link that is dead.
+const CREDIT_WAIT: Duration = Duration::from_secs(5);
+
+/// What is to be taken in.
+#[derive(Clone, Debug)]
+pub(crate) struct Order {
+    pub(crate) id: AttemptId,
+    pub(crate) manifest: Arc<Manifest>,
+    pub(crate) ticket: Arc<Ticket>,
+}
+
+/// Everything is here.
+#[derive(Debug)]
+pub(crate) struct Inputs {
+    /// The model; `None` if it must be looked for again, after a restart.
+    pub(crate) model: Option<Pin>,
+    pub(crate) payloads: Vec<Payload>,
+}
+
+/// Room was made and the rest can come.
+pub(crate) struct Prepared {
+    model: Option<Pin>,
+    /// Files that will be written.
+    files: HashMap<BlobIndex, Spooled>,
+    incoming: Vec<Incoming>,
+}
+
+impl Order {
+    fn is_detached(&self) -> bool {
+        self.ticket.body.detached
+    }
+
+    /// Prepares without touching the disk, if that is possible: the usual case of a held model and small inputs.
+    pub(crate) fn prepare_quickly(&self, store: &BlobStore) -> Option<Prepared> {
+        let is_small = self.manifest.inputs.iter().all(|input| input.size_bytes <= MEMORY_BYTES_MAX);
+        if !is_small || self.is_detached() {
+            return None;
+        }
+        let model = &self.manifest.model;
+        let model = store.pin_verified(model.digest).filter(|pin| pin.size_bytes() == model.size_bytes)?;
+        let inputs = self.manifest.inputs.iter().zip(1..);
+        let incoming = inputs.map(|(input, blob)| Incoming::to_memory(blob, input.size_bytes, input.digest)).collect();
+        Some(Prepared { model: Some(model), files: HashMap::new(), incoming })
+    }
+
+    /// Makes room for everything that is not here yet. Idle runners let go of their models if nothing else helps.
+    pub(crate) async fn prepare(&self, tools: &Arc<Tools>) -> Result<Prepared, Failure> {
+        match self.prepare_blocking(tools).await {
+            Err(failure) if failure.code == ErrorCode::QuotaExceeded => {
+                tools.pool.end_idle().await;
+                self.prepare_blocking(tools).await
+            }
+            other => other,
+        }
+    }
+
+    async fn prepare_blocking(&self, tools: &Arc<Tools>) -> Result<Prepared, Failure> {
+        let (order, tools) = (self.clone(), tools.clone());
+        blocking(move || order.make_room(&tools.store)).await
+    }
+
+    fn make_room(&self, store: &BlobStore) -> Result<Prepared, Failure> {
+        let mut prepared = Prepared { model: None, files: HashMap::new(), incoming: Vec::new() };
+        let model = &self.manifest.model;
+        prepared.model = store.pin(model.digest).filter(|pin| pin.size_bytes() == model.size_bytes);
+        if prepared.model.is_none() {
+            let file = store.spool(model.size_bytes)?;
+            let incoming = Incoming::to_file(file.path(), MODEL_BLOB, model.size_bytes, model.digest);
+            prepared.incoming.push(incoming.map_err(failed)?.sync());
+            prepared.files.insert(MODEL_BLOB, file);
+        }
+        for (input, blob) in self.manifest.inputs.iter().zip(1..) {
+            let (size_bytes, digest) = (input.size_bytes, input.digest);
+            let incoming = if size_bytes <= MEMORY_BYTES_MAX {
+                Incoming::to_memory(blob, size_bytes, digest)
+            } else {
+                let file = store.spool(size_bytes)?;
+                let incoming = Incoming::to_file(file.path(), blob, size_bytes, digest).map_err(failed)?;
+                prepared.files.insert(blob, file);
+                incoming
+            };
+            prepared.incoming.push(incoming);
+        }
+        Ok(prepared)
+    }
+}
+
+/// A transfer under way.
+pub(crate) struct Receiving {
+    order: Order,
+    model: Option<Pin>,
+    files: HashMap<BlobIndex, Spooled>,
+    arrivals: mpsc::Receiver<Arrival>,
+    /// Blobs that are not complete.
+    missing: usize,
+    announced_bytes: u64,
+}
+
+impl Prepared {
+    /// Starts the transfer.
+    pub(crate) fn start(self, order: Order) -> (Intake, Receiving) {
+        let missing = self.incoming.len();
+        let inputs_bytes: u64 = order.manifest.inputs.iter().map(|input| input.size_bytes).sum();
+        let model_bytes = if self.model.is_some() { 0 } else { order.manifest.model.size_bytes };
+        let (intake, arrivals) = Intake::start(self.incoming, WINDOW_BYTES);
+        let announced_bytes = inputs_bytes + model_bytes;
+        (intake, Receiving { order, model: self.model, files: self.files, arrivals, missing, announced_bytes })
+    }
+}
+
+impl Receiving {
+    /// Waits for everything. `way` leads to the client and changes when the client comes back over a new link.
+    pub(crate) async fn finish(mut self, tools: &Arc<Tools>, way: &Way) -> Result<Inputs, Failure> {
+        let begun = Instant::now();
+        let inputs = self.order.manifest.inputs.len();
+        let mut payloads: Vec<Option<Payload>> = vec![None; inputs];
+        let mut held_back = Vec::new();
+        while self.missing > 0 {
+            match self.arrivals.recv().await {
+                Some(Arrival::Credit { blob, received_bytes }) => {
+                    let credit = Credit { id: self.order.id, blob, received_bytes };
+                    if self.order.is_detached() && self.is_last(credit) {
+                        held_back.push(credit);
+                    } else {
+                        way.acknowledge(credit).await;
+                    }
+                }
+                Some(Arrival::Complete { blob: MODEL_BLOB, .. }) => {
+                    self.model = Some(self.adopt_model(tools).await?);
+                    self.missing -= 1;
+                }
+                Some(Arrival::Complete { blob, content }) => {
+                    let payload = self.payload(blob, content);
+                    if let Some(place) = payloads.get_mut(usize::from(blob) - 1) {
+                        *place = Some(payload);
+                    }
+                    self.missing -= 1;
+                }
+                Some(Arrival::Failed(error)) => return Err(failed(error)),
+                None => return Err(Failure::new(ErrorCode::WorkerLost, "the transfer was stopped")),
+            }
+        }
+        tools.link_speed.saw(self.announced_bytes, begun.elapsed());
+        let mut payloads: Vec<Payload> = payloads.into_iter().flatten().collect();
+        if payloads.len() != inputs {
+            return Err(Failure::new(ErrorCode::BadChunk, "an input is missing"));
+        }
+        if self.order.is_detached() {
+            payloads = self.keep(tools, payloads).await?;
+            for credit in held_back {
+                way.acknowledge(credit).await;
+            }
+        }
+        Ok(Inputs { model: self.model, payloads })
+    }
+
+    fn is_last(&self, credit: Credit) -> bool {
+        let size_bytes = match credit.blob {
+            MODEL_BLOB => Some(self.order.manifest.model.size_bytes),
+            blob => self.order.manifest.inputs.get(usize::from(blob) - 1).map(|input| input.size_bytes),
+        };
+        size_bytes.is_some_and(|size_bytes| credit.received_bytes >= size_bytes)
+    }
+
+    async fn adopt_model(&mut self, tools: &Arc<Tools>) -> Result<Pin, Failure> {
+        let file =
+            self.files.remove(&MODEL_BLOB).ok_or_else(|| Failure::new(ErrorCode::BadChunk, "the model came twice"))?;
+        let (store, digest) = (tools.store.clone(), self.order.manifest.model.digest);
+        debug!(model = %digest.short(), bytes = file.size_bytes(), "model received");
+        blocking(move || store.adopt(file, digest).map_err(Failure::from)).await
+    }
+
+    fn payload(&mut self, blob: BlobIndex, content: Content) -> Payload {
+        match (content, self.files.remove(&blob)) {
+            (Content::File(_), Some(file)) => Payload::spooled(file),
+            (Content::File(path), None) => Payload::File { path, size_bytes: 0, owner: None },
+            (Content::Memory(bytes), _) => Payload::Memory(bytes),
+        }
+    }
+
+    async fn keep(&self, tools: &Arc<Tools>, payloads: Vec<Payload>) -> Result<Vec<Payload>, Failure> {
+        let (keep, order): (Keep, Order) = (tools.keep.clone(), self.order.clone());
+        blocking(move || {
+            keep.save(order.id, &order.ticket, &order.manifest, payloads).map_err(|error| BlobError::Io(error).into())
+        })
+        .await
+    }
+}
+
+/// The way to an attempt's client, wherever it is now.
+#[derive(Clone, Debug)]
+pub(crate) struct Way {
+    outlet: Arc<std::sync::Mutex<Outlet>>,
+}
+
+impl Way {
+    pub(crate) fn new(outlet: Outlet) -> Self {
+        Self { outlet: Arc::new(outlet.into()) }
+    }
+
+    /// The client has come back over another link.
+    pub(crate) fn replace(&self, outlet: Outlet) {
+        *self.outlet.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = outlet;
+    }
+
+    async fn acknowledge(&self, credit: Credit) {
+        let outlet = self.outlet.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        match WorkerToClient::Credit(credit).to_frame() {
+            // Gone or stuck: the client comes back over a new link and is told then how far it came.
+            Ok(frame) => drop(timeout(CREDIT_WAIT, outlet.send(frame)).await),
+            Err(error) => warn!(%error, "a credit cannot be encoded"),
+        }
+    }
+}
+
+/// Runs something that waits for the disk.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let panicked = |error| Failure::new(ErrorCode::WorkerLost, format!("the worker stumbled: {error}"));
+    spawn_blocking(work).await.map_err(panicked)?
+}
+
+/// What went wrong with a transfer, in the mesh's words.
+pub(crate) fn failed(error: IncomingError) -> Failure {
+    let code = match &error {
+        IncomingError::DiskFull { .. } | IncomingError::Write { .. } => ErrorCode::DiskFull,
+        IncomingError::DigestMismatch { .. } => ErrorCode::DigestMismatch,
+        IncomingError::Protocol { .. } => ErrorCode::BadChunk,
+    };
+    Failure::new(code, error.to_string())
+}

@@ -1,0 +1,269 @@
+//! Puts the worker together, runs it, and takes it apart again.
+
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, anyhow};
+use mesh_core::worker::{Config as MachineConfig, Event, Sample, Worker};
+use mesh_transport::{Admit, Door, Inbox, Limits, Received};
+use proto_msgs::{Arch, ModelFormat, Register, TicketKey};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::mpsc,
+    time::timeout,
+};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::{
+    args::EngineChoice,
+    blobs::BlobStore,
+    config::{Config, QUOTA_DEFAULT_BYTES},
+    control::{Control, EVENTS_MAX, ORDERS_MAX},
+    desk::Desk,
+    engine::{Docker, DockerSettings, Engine, Process, find_runner},
+    keep::Keep,
+    pool::{AllEnded, Pool, RunnerDefaults},
+    probe::{Machine, Probe},
+    state::{StateDir, StateError, make_private_dir},
+    tools::Tools,
+    units::show_bytes,
+};
+
+/// Threads that carry out: sockets, transfers and runners' answers. More would only share the same bytes.
+const THREADS_MAX: usize = 4;
+
+/// Runners get this long to end and be cleaned up when the worker leaves.
+const END_WAIT: Duration = Duration::from_secs(10);
+
+/// Files being written get this long.
+const FILES_WAIT: Duration = Duration::from_secs(2);
+
+/// A run that says nothing of memory gets at least this much, however many slots there are.
+const MEMORY_MIN_BYTES: u64 = 256 << 20;
+
+/// Why a worker does not run.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    /// Something in the settings must be changed.
+    #[error("{0}")]
+    Config(String),
+    /// Anything else.
+    #[error(transparent)]
+    Failed(#[from] anyhow::Error),
+}
+
+/// Runs a worker until it is told to leave.
+pub(crate) fn run(config: Config) -> Result<(), StartError> {
+    let state = StateDir::open(&config.state_dir).map_err(state_error)?;
+    let mut probe = Probe::new(state.root().to_owned());
+    let machine = probe.machine();
+    let runtime = carrying_runtime()?;
+    let engine = runtime.block_on(choose_engine(&config, &state))?;
+
+    let transport = mesh_transport::Context::new(config.security.clone()).map_err(config_error)?;
+    let door = open_door(&config, &transport, &runtime)?;
+    let endpoints = config.endpoints(door.as_ref().map(|(door, _)| door.endpoint()));
+    let register = register(&config, &state, &machine, engine.as_ref(), &transport, endpoints);
+    let ready = ready_line(&register);
+    let machine_config =
+        MachineConfig { run_limit: config.run_limit, drain_wait: config.drain_wait, ..MachineConfig::new(register) };
+
+    let (to_machine, events) = mpsc::channel(EVENTS_MAX);
+    let (to_desk, orders) = mpsc::channel(ORDERS_MAX);
+    let (keep, found) = Keep::open(state.attempts()).context("kept attempts")?;
+    let restored = found.iter().map(crate::keep::Found::restored).collect();
+    let (pool, all_ended, store) = stores(&config, &state, &machine, engine)?;
+    let link_speed = crate::tools::LinkSpeed::default();
+    let run_limit = config.run_limit;
+    let tools = Tools { store, pool, keep, link_speed, transport: transport.clone(), machine: to_machine, run_limit };
+    let tools = std::sync::Arc::new(tools);
+    start_probe(probe, tools.clone(), config.heartbeat)?;
+    let desk = runtime.spawn(Desk::new(tools.clone(), orders, door, found).work());
+
+    // One thread, and only this: nothing can come between a heartbeat and its time.
+    let control = Builder::new_current_thread().enable_all().build().context("control loop")?;
+    let ran = control.block_on(async {
+        let broker = transport.dial(&config.broker, config.broker_key, Limits::CONTROL).map_err(config_error)?;
+        let control = Control::new(Worker::new(machine_config), broker, events, to_desk, ready).map_err(failed)?;
+        control.run(Event::Started { attempts: restored }).await.map_err(failed)
+    });
+    shut_down(runtime, desk, tools, all_ended);
+    ran
+}
+
+fn carrying_runtime() -> Result<Runtime, StartError> {
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+    let runtime = Builder::new_multi_thread().worker_threads(threads).thread_name("mesh-carry").enable_all().build();
+    Ok(runtime.context("cannot start threads")?)
+}
+
+/// The engine that was asked for, or the best there is. What a killed worker left in it is removed.
+async fn choose_engine(config: &Config, state: &StateDir) -> Result<Box<dyn Engine>, StartError> {
+    let docker = async || {
+        let (host, image) = (config.docker_host.clone(), config.image.clone());
+        let docker = Docker::connect(DockerSettings { host, image, worker: state.worker }).await;
+        if let Ok(docker) = &docker {
+            docker.remove_leftovers().await;
+        }
+        docker
+    };
+    let process = || match find_runner(config.runner.as_deref()) {
+        Some(runner) => Ok(Process::new(runner)),
+        None => Err("no mesh-runner beside this program or in PATH: name it with --runner".to_owned()),
+    };
+    match config.engine {
+        EngineChoice::Docker => Ok(Box::new(docker().await.map_err(config_error)?)),
+        EngineChoice::Process => Ok(Box::new(process().map_err(StartError::Config)?)),
+        EngineChoice::Auto => match docker().await {
+            Ok(docker) => {
+                info!("engine: docker, because an engine answers and has the image");
+                Ok(Box::new(docker))
+            }
+            Err(no_docker) => match process() {
+                Ok(process) => {
+                    info!("engine: process, because {no_docker}");
+                    Ok(Box::new(process))
+                }
+                Err(no_process) => {
+                    Err(StartError::Config(format!("nothing can run models: {no_docker}; {no_process}")))
+                }
+            },
+        },
+    }
+}
+
+fn open_door(
+    config: &Config,
+    transport: &mesh_transport::Context,
+    runtime: &Runtime,
+) -> Result<Option<(Door, Inbox<Received>)>, StartError> {
+    let Some(bind) = &config.data_bind else { return Ok(None) };
+    let _inside = runtime.enter();
+    // Whoever holds a ticket may come: tickets are bound to keys.
+    let listener = transport.listen(bind, Admit::Anyone, Limits::DIRECT).map_err(config_error)?;
+    Ok(Some(listener.spawn()))
+}
+
+fn register(
+    config: &Config,
+    state: &StateDir,
+    machine: &Machine,
+    engine: &dyn Engine,
+    transport: &mesh_transport::Context,
+    endpoints: Vec<String>,
+) -> Register {
+    let mut ticket_key = [0; 32];
+    ticket_key[..16].copy_from_slice(Uuid::new_v4().as_bytes());
+    ticket_key[16..].copy_from_slice(Uuid::new_v4().as_bytes());
+    Register {
+        worker: state.worker,
+        epoch: state.epoch,
+        name: config.name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        os: machine.os.clone(),
+        arch: Arch::HERE,
+        cores: machine.cores,
+        memory_bytes: machine.memory_bytes,
+        engine: engine.kind(),
+        formats: vec![ModelFormat::TfLite, ModelFormat::Onnx],
+        endpoints,
+        key: transport.public_key(),
+        ticket_key: TicketKey(ticket_key),
+        slots: config.slots,
+        labels: config.labels.clone(),
+        gpus: machine.gpus.clone(),
+        heartbeat_ms: u32::try_from(config.heartbeat.as_millis()).unwrap_or(u32::MAX),
+    }
+}
+
+fn ready_line(register: &Register) -> String {
+    let place =
+        if register.endpoints.is_empty() { "no address (dials)".to_owned() } else { register.endpoints.join(" ") };
+    format!("ready: worker {} ({}) at {place}", register.name, register.worker)
+}
+
+fn stores(
+    config: &Config,
+    state: &StateDir,
+    machine: &Machine,
+    engine: Box<dyn Engine>,
+) -> Result<(Pool, AllEnded, BlobStore), StartError> {
+    let blobs = state.blobs();
+    fs::create_dir_all(&blobs).context("blob store")?;
+    let store = BlobStore::open(&blobs, config.quota_bytes.unwrap_or(u64::MAX)).context("blob store")?;
+    let quota_bytes = config.quota_bytes.unwrap_or_else(|| QUOTA_DEFAULT_BYTES.min(store.disk_free_bytes() / 2));
+    let store = store.with_quota(quota_bytes);
+    info!(quota = %show_bytes(quota_bytes), models = store.held().len(), "blob store open");
+
+    let runners = state.runners();
+    if runners.exists() {
+        fs::remove_dir_all(&runners).context("sockets of an earlier life")?;
+    }
+    make_private_dir(&runners).map_err(state_error)?;
+    let slots = u64::from(config.slots);
+    let defaults = RunnerDefaults {
+        cpu_millis: (machine.cores * 1000 / u32::from(config.slots)).max(1000),
+        memory_bytes: config.memory_limit_bytes.unwrap_or((machine.memory_bytes / slots).max(MEMORY_MIN_BYTES)),
+    };
+    let (pool, all_ended) = Pool::new(engine, store.clone(), runners, defaults, config.warm_max);
+    Ok((pool, all_ended, store))
+}
+
+/// Measures a little more often than heartbeats are sent, for as long as the machine listens.
+fn start_probe(mut probe: Probe, tools: std::sync::Arc<Tools>, heartbeat: Duration) -> Result<(), StartError> {
+    let every = heartbeat.mul_f64(0.9);
+    let measure = move || {
+        let mut next = Instant::now();
+        loop {
+            let sample = Sample {
+                load: probe.sample(),
+                held: tools.store.held(),
+                warm: tools.pool.warm(),
+                link_bytes_per_s: tools.link_speed.get(),
+            };
+            if tools.machine.blocking_send(Event::Sampled(sample)).is_err() {
+                return;
+            }
+            next += every;
+            thread::sleep(next.saturating_duration_since(Instant::now()));
+        }
+    };
+    thread::Builder::new().name("mesh-probe".to_owned()).spawn(measure).context("cannot start threads")?;
+    Ok(())
+}
+
+/// Ends what still runs: first the work, then the runners, then the threads.
+fn shut_down(
+    runtime: Runtime,
+    desk: tokio::task::JoinHandle<()>,
+    tools: std::sync::Arc<Tools>,
+    mut all_ended: AllEnded,
+) {
+    runtime.block_on(async {
+        // The orders' end ends the desk, and that the attempts and their tasks.
+        if timeout(END_WAIT, desk).await.is_err() {
+            warn!("orders are still being carried out");
+        }
+        tools.pool.close().await;
+        if timeout(END_WAIT, all_ended.recv()).await.is_err() {
+            warn!("some runners did not end in time; the next start removes what is left");
+        }
+    });
+    runtime.shutdown_timeout(FILES_WAIT);
+    info!("left");
+}
+
+fn state_error(error: StateError) -> StartError {
+    StartError::Config(error.to_string())
+}
+
+fn config_error(error: impl std::fmt::Display) -> StartError {
+    StartError::Config(error.to_string())
+}
+
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> StartError {
+    StartError::Failed(anyhow!(error))
+}

@@ -1,0 +1,75 @@
+//! What everything that carries out orders shares.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use mesh_core::worker::Event;
+use tokio::sync::mpsc;
+
+use crate::{blobs::BlobStore, keep::Keep, pool::Pool};
+
+/// Shared by the desk and its tasks.
+pub(crate) struct Tools {
+    pub(crate) store: BlobStore,
+    pub(crate) pool: Pool,
+    pub(crate) keep: Keep,
+    pub(crate) link_speed: LinkSpeed,
+    pub(crate) transport: mesh_transport::Context,
+    /// To the machine.
+    pub(crate) machine: mpsc::Sender<Event>,
+    /// A run that is given less than this has a deadline.
+    pub(crate) run_limit: Duration,
+}
+
+/// The speed of direct links, smoothed over the latest transfers.
+#[derive(Debug, Default)]
+pub(crate) struct LinkSpeed {
+    bytes_per_s: AtomicU64,
+}
+
+impl LinkSpeed {
+    /// Less than this says more about the round trip than about the link.
+    const BYTES_MIN: u64 = 1 << 20;
+
+    /// Bytes per second; 0 if nothing was seen.
+    pub(crate) fn get(&self) -> u64 {
+        self.bytes_per_s.load(Ordering::Relaxed)
+    }
+
+    /// Takes a transfer into account.
+    pub(crate) fn saw(&self, bytes: u64, took: Duration) {
+        if bytes < Self::BYTES_MIN {
+            return;
+        }
+        self.told(bytes, (bytes as f64 / took.as_secs_f64().max(1e-6)) as u64);
+    }
+
+    /// Takes a transfer into account whose speed was measured elsewhere.
+    pub(crate) fn told(&self, bytes: u64, now: u64) {
+        if bytes < Self::BYTES_MIN || now == 0 {
+            return;
+        }
+        let old = self.get();
+        // The latest counts a quarter: one transfer beside another says little.
+        let smoothed = if old == 0 { now } else { old - old / 4 + now / 4 };
+        self.bytes_per_s.store(smoothed, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_transfers_say_nothing_and_large_ones_are_smoothed() {
+        let speed = LinkSpeed::default();
+        speed.saw(1000, Duration::from_secs(1));
+        assert_eq!(speed.get(), 0);
+        speed.saw(100 << 20, Duration::from_secs(1));
+        assert_eq!(speed.get(), 100 << 20);
+        speed.saw(200 << 20, Duration::from_secs(1));
+        assert_eq!(speed.get(), 125 << 20);
+    }
+}
