@@ -1,0 +1,196 @@
+//! One blob on its way in: inflated, hashed while it is written, verified.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use proto_msgs::{BlobIndex, Digest};
+
+/// One blob on its way in: decompressed, hashed while it is written.
+#[derive(Debug)]
+pub struct Incoming {
+    blob: BlobIndex,
+    size_bytes: u64,
+    announced: Digest,
+    hasher: blake3::Hasher,
+    written_bytes: u64,
+    sink: Sink,
+    sync: bool,
+}
+
+#[derive(Debug)]
+enum Sink {
+    /// Removed again unless the blob gets complete.
+    File {
+        file: File,
+        path: PathBuf,
+    },
+    Memory(Vec<u8>),
+    /// Given away.
+    Done,
+}
+
+/// Why a blob did not come in.
+#[derive(Debug, thiserror::Error)]
+pub enum IncomingError {
+    /// The file system is full (or the quota is).
+    #[error("no space left for {}", path.display())]
+    DiskFull {
+        /// The file being written.
+        path: PathBuf,
+    },
+    /// The file cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The bytes are not the announced ones.
+    #[error("blob {blob} is damaged: announced as {}, arrived as {}", announced.short(), arrived.short())]
+    DigestMismatch {
+        /// Which blob.
+        blob: BlobIndex,
+        /// What it should have been.
+        announced: Digest,
+        /// What it is.
+        arrived: Digest,
+    },
+    /// The peer sent what it must not: a gap, more than announced, a bad frame, more than the window.
+    #[error("the peer broke the protocol at blob {blob}: {reason}")]
+    Protocol {
+        /// Which blob.
+        blob: BlobIndex,
+        /// What it did.
+        reason: String,
+    },
+}
+
+/// A verified blob.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Content {
+    /// In this file.
+    File(PathBuf),
+    /// Here.
+    Memory(Bytes),
+}
+
+impl Incoming {
+    /// Into a new file at `path`.
+    ///
+    /// # Errors
+    /// If the file cannot be made, or there is no room for it.
+    pub fn to_file(path: &Path, blob: BlobIndex, size_bytes: u64, digest: Digest) -> Result<Self, IncomingError> {
+        let file =
+            OpenOptions::new().write(true).create_new(true).open(path).map_err(|error| write_error(path, error))?;
+        let sink = Sink::File { file, path: path.into() };
+        let incoming = Self::new(blob, size_bytes, digest, sink);
+        incoming.reserve()?;
+        Ok(incoming)
+    }
+
+    /// Into memory, which grows with what arrives.
+    pub fn to_memory(blob: BlobIndex, size_bytes: u64, digest: Digest) -> Self {
+        Self::new(blob, size_bytes, digest, Sink::Memory(Vec::new()))
+    }
+
+    /// Flush the file to disk before it counts as complete (for files that must survive a power cut).
+    pub fn sync(mut self) -> Self {
+        self.sync = true;
+        self
+    }
+
+    fn new(blob: BlobIndex, size_bytes: u64, announced: Digest, sink: Sink) -> Self {
+        let hasher = blake3::Hasher::new();
+        Self { blob, size_bytes, announced, hasher, written_bytes: 0, sink, sync: false }
+    }
+
+    pub(crate) fn blob(&self) -> BlobIndex {
+        self.blob
+    }
+
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Bytes from the beginning that are in place.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.written_bytes
+    }
+
+    pub(crate) fn is_whole(&self) -> bool {
+        self.written_bytes == self.size_bytes
+    }
+
+    /// Adds the next bytes.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), IncomingError> {
+        match &mut self.sink {
+            Sink::File { file, path } => {
+                file.write_all_at(bytes, self.written_bytes).map_err(|error| write_error(path, error))?;
+            }
+            Sink::Memory(memory) => memory.extend_from_slice(bytes),
+            Sink::Done => return Err(self.broken("bytes after its end".into())),
+        }
+        // After the write, which has brought the bytes into the cache.
+        self.hasher.update(bytes);
+        self.written_bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Verifies the whole blob and gives it away.
+    pub(crate) fn finish(&mut self) -> Result<Content, IncomingError> {
+        let arrived = Digest::from(self.hasher.finalize());
+        if arrived != self.announced {
+            return Err(IncomingError::DigestMismatch { blob: self.blob, announced: self.announced, arrived });
+        }
+        if let (Sink::File { file, path }, true) = (&self.sink, self.sync) {
+            file.sync_data().map_err(|error| write_error(path, error))?;
+        }
+        match std::mem::replace(&mut self.sink, Sink::Done) {
+            Sink::File { path, .. } => Ok(Content::File(path)),
+            Sink::Memory(memory) => Ok(Content::Memory(memory.into())),
+            Sink::Done => Err(self.broken("complete twice".into())),
+        }
+    }
+
+    /// The error for a peer that sends what it must not.
+    pub(crate) fn broken(&self, reason: String) -> IncomingError {
+        IncomingError::Protocol { blob: self.blob, reason }
+    }
+
+    /// Takes the room at once where the file system can: better refused now than after an hour.
+    fn reserve(&self) -> Result<(), IncomingError> {
+        let (Sink::File { file, path }, Ok(size @ 1..)) = (&self.sink, i64::try_from(self.size_bytes)) else {
+            return Ok(());
+        };
+        // SAFETY: the descriptor is open.
+        if unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, 0, size) } == 0 {
+            return Ok(());
+        }
+        match write_error(path, io::Error::last_os_error()) {
+            full @ IncomingError::DiskFull { .. } => Err(full),
+            // File systems that cannot reserve: a full one will be noticed while writing.
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if let Sink::File { path, .. } = &self.sink {
+            let _swept_at_the_next_start = fs::remove_file(path);
+        }
+    }
+}
+
+fn write_error(path: &Path, error: io::Error) -> IncomingError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => IncomingError::DiskFull { path: path.into() },
+        _ => IncomingError::Write { path: path.into(), source: error },
+    }
+}

@@ -1,0 +1,297 @@
+//! The blobs of one attempt on their way out: what may be sent next, under one window. No sockets, no waiting.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use proto_msgs::{
+    AttemptId, BlobIndex, Chunk, ClientToWorker, Frame, WorkerToClient,
+    limits::{CHUNK_BYTES_MAX, WINDOW_BYTES},
+};
+
+use super::{
+    compression::{Compression, Compressor, PROBE_BYTES, compression_pays, is_worth_a_probe},
+    pool::Buffer,
+    rate::LinkRate,
+    source::{Source, UploadError},
+};
+
+/// Plain bytes of a chunk on a link of unknown or good speed.
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// Plain bytes of a chunk on the slowest link.
+const CHUNK_BYTES_MIN: usize = 16 * 1024;
+
+/// A chunk takes this much of a link's time, so that signs of life behind it are not late.
+const CHUNK_SECONDS: f64 = 0.1;
+
+/// Which side of the direct path is sending: decides the number of the chunk message.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Role {
+    /// Model and inputs.
+    Client,
+    /// Outputs.
+    Worker,
+}
+
+/// How an upload went.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Uploaded {
+    /// Bytes of the blobs that the peer has acknowledged in this upload.
+    pub blob_bytes: u64,
+    /// Bytes of payload put on the wire, compressed and repeated ones included.
+    pub wire_bytes: u64,
+    /// Bytes of the blobs that were sent more than once.
+    pub repeated_bytes: u64,
+    /// What the link carried while it was busy; 0 if too little was sent to say.
+    pub link_bytes_per_s: u64,
+}
+
+/// Blobs of one attempt on their way out.
+#[derive(Debug)]
+pub struct Outgoing {
+    role: Role,
+    id: AttemptId,
+    blobs: Vec<Blob>,
+    window_bytes: u64,
+    compression: Compression,
+    compressor: Option<Compressor>,
+    /// Nothing is sent before the peer has said what it needs.
+    pub(crate) waits_for_needs: bool,
+    rate: LinkRate,
+    report: Uploaded,
+}
+
+#[derive(Debug)]
+struct Blob {
+    index: BlobIndex,
+    source: Source,
+    size_bytes: u64,
+    /// Where the next chunk begins.
+    next: u64,
+    /// What the peer has.
+    acked: u64,
+    /// The furthest that was ever sent.
+    high: u64,
+    /// What the probe said; `None` before there was one.
+    pays: Option<bool>,
+}
+
+/// The chunk that may be sent next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Next {
+    /// Place in the list of blobs.
+    place: usize,
+    offset: u64,
+    len: usize,
+}
+
+/// The next chunk as it is sent.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) frame: Frame,
+    next: Next,
+}
+
+impl Outgoing {
+    /// Blobs, in the order in which they will be sent; all from their beginning.
+    pub fn new(role: Role, id: AttemptId, blobs: Vec<(BlobIndex, Source)>, window_bytes: u32) -> Self {
+        let blobs = blobs.into_iter().map(|(index, source)| {
+            let size_bytes = source.size_bytes();
+            Blob { index, source, size_bytes, next: 0, acked: 0, high: 0, pays: None }
+        });
+        Self {
+            role,
+            id,
+            blobs: blobs.collect(),
+            window_bytes: u64::from(window_bytes.clamp(1, WINDOW_BYTES)),
+            compression: Compression::Auto,
+            compressor: None,
+            waits_for_needs: false,
+            rate: LinkRate::default(),
+            report: Uploaded::default(),
+        }
+    }
+
+    /// Whether to compress; automatic unless told.
+    pub fn compress(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// What earlier uploads found out about the link, bytes per second; 0 if nothing.
+    pub fn link(mut self, bytes_per_s: u64) -> Self {
+        self.rate.presume(bytes_per_s);
+        self
+    }
+
+    /// The peer is thought to have this blob: it is sent only if [`Needs`](super::Feedback::Needs) names it.
+    pub fn held(mut self, blob: BlobIndex) -> Self {
+        if let Some(blob) = self.blobs.iter_mut().find(|known| known.index == blob) {
+            (blob.next, blob.acked) = (blob.size_bytes, blob.size_bytes);
+        }
+        self
+    }
+
+    /// Sends nothing before [`Needs`](super::Feedback::Needs) has come.
+    pub fn wait_for_needs(mut self) -> Self {
+        self.waits_for_needs = true;
+        self
+    }
+
+    /// The peer has everything.
+    pub(crate) fn is_done(&self) -> bool {
+        !self.waits_for_needs && self.blobs.iter().all(|blob| blob.acked == blob.size_bytes)
+    }
+
+    pub(crate) fn report(&self) -> Uploaded {
+        Uploaded { link_bytes_per_s: self.rate.bytes_per_s().unwrap_or(0.0) as u64, ..self.report }
+    }
+
+    /// The peer has this much of a blob.
+    pub(crate) fn credit(&mut self, index: BlobIndex, received_bytes: u64, now: Instant) -> Result<(), UploadError> {
+        let blob = self.blob(index)?;
+        if received_bytes > blob.high.max(blob.next) {
+            return Err(broken(format!("it acknowledges {received_bytes} bytes of blob {index}, which were not sent")));
+        }
+        let news = received_bytes.saturating_sub(blob.acked);
+        blob.acked += news;
+        // After a rewind the peer may turn out to have more than it said.
+        blob.next = blob.next.max(blob.acked);
+        self.report.blob_bytes += news;
+        self.rate.acked(news, now);
+        Ok(())
+    }
+
+    /// What the peer needs. Before anything was sent on a link it is where to begin; afterwards it may only stop or add
+    /// blobs, what is under way stays under way.
+    pub(crate) fn needs(&mut self, needs: &[(BlobIndex, u64)], window_bytes: u32) -> Result<(), UploadError> {
+        for (index, offset) in needs {
+            if *offset > self.blob(*index)?.size_bytes {
+                return Err(broken(format!("it needs blob {index} from byte {offset} on, which is beyond its end")));
+            }
+        }
+        let begin = std::mem::take(&mut self.waits_for_needs);
+        self.window_bytes = u64::from(window_bytes.clamp(1, WINDOW_BYTES));
+        for blob in &mut self.blobs {
+            let needed = needs.iter().find(|(index, _)| *index == blob.index);
+            let from = needed.map_or(blob.size_bytes, |(_, offset)| *offset);
+            let thought_held = blob.high == 0 && blob.next > 0;
+            if begin || thought_held || needed.is_none() || from > blob.next {
+                (blob.next, blob.acked) = (from, from);
+            } else {
+                blob.acked = blob.acked.max(from);
+            }
+        }
+        Ok(())
+    }
+
+    /// The link broke: where to go on is the peer's to say.
+    pub(crate) fn link_broke(&mut self) {
+        self.waits_for_needs = true;
+        self.rate.pause();
+    }
+
+    /// What may be sent now; `None` if the window is full or all is sent.
+    pub(crate) fn next(&self) -> Option<Next> {
+        if self.waits_for_needs {
+            return None;
+        }
+        let (place, blob) = self.blobs.iter().enumerate().find(|(_, blob)| blob.next < blob.size_bytes)?;
+        let under_way: u64 = self.blobs.iter().map(|blob| blob.next - blob.acked).sum();
+        let room = self.window_bytes.saturating_sub(under_way);
+        let wanted = (self.chunk_bytes() as u64).min(blob.size_bytes - blob.next);
+        // A small rest of the window is not worth a chunk, unless the whole window is small.
+        let len = if room >= wanted || under_way == 0 { wanted.min(room) } else { return None };
+        Some(Next { place, offset: blob.next, len: len as usize })
+    }
+
+    /// The next chunk's bytes are in memory already.
+    pub(crate) fn slice(&mut self, next: Next) -> Option<Bytes> {
+        let blob = &self.blobs[next.place];
+        let plain = blob.pays != Some(true) && self.compression != Compression::Always;
+        if plain { blob.source.slice(next.offset, next.len) } else { None }
+    }
+
+    /// Decides, once there is something to decide by, whether the blob of this chunk is compressed.
+    pub(crate) fn decide(&mut self, next: Next) -> Result<(), UploadError> {
+        let blob = &mut self.blobs[next.place];
+        let pays = match (self.compression, blob.pays, self.rate.bytes_per_s()) {
+            (Compression::Always, None, _) => true,
+            (Compression::Auto, None, Some(rate)) if blob.size_bytes >= PROBE_BYTES as u64 => {
+                is_worth_a_probe(rate) && {
+                    let mut sample = vec![0; PROBE_BYTES];
+                    blob.source.read(&mut sample, 0)?;
+                    let (ratio, speed) = compressor(&mut self.compressor)?.probe(&sample);
+                    compression_pays(ratio, speed, rate)
+                }
+            }
+            _ => return Ok(()),
+        };
+        blob.pays = Some(pays);
+        Ok(())
+    }
+
+    /// Reads the next chunk into `buffer` (and, to compress it, into `plain` first).
+    pub(crate) fn read(&mut self, next: Next, mut buffer: Buffer, plain: &mut Vec<u8>) -> Result<Ready, UploadError> {
+        let blob = &self.blobs[next.place];
+        if blob.pays == Some(true) {
+            plain.resize(next.len, 0);
+            blob.source.read(plain, next.offset)?;
+            if compressor(&mut self.compressor)?.pack(plain, &mut buffer.bytes) {
+                let len = buffer.bytes.len();
+                return self.ready(next, buffer.into_bytes(len), Some(next.len as u32));
+            }
+            buffer.bytes.copy_from_slice(plain);
+        } else {
+            buffer.bytes.resize(next.len, 0);
+            blob.source.read(&mut buffer.bytes, next.offset)?;
+        }
+        self.ready(next, buffer.into_bytes(next.len), None)
+    }
+
+    /// The chunk as a message.
+    pub(crate) fn ready(&self, next: Next, payload: Bytes, inflated: Option<u32>) -> Result<Ready, UploadError> {
+        let blob = self.blobs[next.place].index;
+        let chunk = Chunk { id: self.id, blob, offset: next.offset, inflated_bytes: inflated };
+        let frame = match self.role {
+            Role::Client => ClientToWorker::Chunk(chunk).to_frame(),
+            Role::Worker => WorkerToClient::Chunk(chunk).to_frame(),
+        };
+        let frame = frame.map_err(|error| broken(error.to_string()))?;
+        Ok(Ready { frame: Frame { payload, ..frame }, next })
+    }
+
+    /// The chunk is on its way.
+    pub(crate) fn sent(&mut self, ready: &Ready, now: Instant) {
+        let (next, wire_bytes) = (ready.next, ready.frame.payload.len() as u64);
+        let blob = &mut self.blobs[next.place];
+        let end = next.offset + next.len as u64;
+        self.report.repeated_bytes += blob.high.min(end).saturating_sub(next.offset);
+        self.report.wire_bytes += wire_bytes;
+        self.rate.sent(next.len as u64, wire_bytes, now);
+        blob.next = end;
+        blob.high = blob.high.max(end);
+    }
+
+    fn chunk_bytes(&self) -> usize {
+        let fitting = self.rate.bytes_per_s().map_or(CHUNK_BYTES, |rate| (rate * CHUNK_SECONDS) as usize);
+        const { assert!(CHUNK_BYTES <= CHUNK_BYTES_MAX) };
+        fitting.clamp(CHUNK_BYTES_MIN, CHUNK_BYTES)
+    }
+
+    fn blob(&mut self, index: BlobIndex) -> Result<&mut Blob, UploadError> {
+        let blob = self.blobs.iter_mut().find(|blob| blob.index == index);
+        blob.ok_or_else(|| broken(format!("it speaks of blob {index}, which there is not")))
+    }
+}
+
+fn compressor(made: &mut Option<Compressor>) -> Result<&mut Compressor, UploadError> {
+    if made.is_none() {
+        *made = Some(Compressor::new().map_err(|error| broken(format!("no compressor: {error}")))?);
+    }
+    Ok(made.as_mut().expect("just made"))
+}
+
+fn broken(reason: String) -> UploadError {
+    UploadError::Protocol(reason)
+}
