@@ -1,43 +1,31 @@
 //! Figures of the mesh as ratios against the bare thing, measured in turns in one run on one machine.
 //!
 //! Owns the load, the baselines and the report. Never: thresholds that make a build fail; machines differ, people read.
-//!
-//! | command    | the mesh                                     | the bare thing                                  |
-//! |------------|----------------------------------------------|-------------------------------------------------|
-//! | `grants`   | a broker with heartbeating workers           | a libzmq ROUTER that echoes the same sizes      |
-//! | `transfer` | client to worker, RAM disk to RAM disk       | curl to nginx, socat, rsync to its daemon       |
-//! | `answer`   | `submit` to answer, cold, warm, in a container | the runtime in the runner, without the mesh   |
-//! | `idle`     | a worker with nothing to do                  | nothing                                         |
-//! | `table`    | the Metric Table in Redis                    | the same rows, pipelined into Redis by hand     |
 
-mod answer;
-mod echo;
-mod fleet;
-mod grants;
-mod idle;
+mod broker;
+mod measure;
 mod report;
-mod table;
-mod transfer;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use report::Section;
+use report::Report;
 
 /// Side-by-side figures: the mesh against the bare thing, in one run.
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Examples:\n  mesh-bench all --results bench/results\n  mesh-bench grants\n  mesh-bench all --smoke\n\n\
+    after_help = "Examples:\n  mesh-bench all\n  mesh-bench broker\n  mesh-bench all --quick\n\n\
     Takes the programs in target/release (or $MESH_BIN_DIR); needs what ./test fetches. Let the machine be idle."
 )]
 struct Args {
-    /// Tiny sizes and short runs: shows that everything works, says nothing about speed.
+    /// Tiny sizes and short runs, nothing is written: shows that everything works, says nothing about speed.
     #[arg(long, global = true)]
-    smoke: bool,
-    /// Writes one .md and one .json file per bench into this folder.
+    quick: bool,
+    /// Where the tables and their JSON go; bench/results if not named.
     #[arg(long, global = true, value_name = "DIR")]
     results: Option<PathBuf>,
     #[command(subcommand)]
@@ -49,44 +37,44 @@ enum Bench {
     /// Everything below, one after the other.
     All,
     /// Grants per second and their latency, with 10, 1,000 and 10,000 workers.
-    Grants,
-    /// 1 MiB, 100 MiB and 1 GiB from client to worker.
-    Transfer,
-    /// Time from submit to answer of a tiny model.
-    Answer,
-    /// Memory and processor use of an idle worker.
-    Idle,
-    /// Heartbeats per second into Redis.
-    Table,
-    /// The echo server that `grants` compares with; started by it.
+    Broker,
+    /// The echo server that `broker` compares with; started by it.
     #[command(hide = true)]
     Echo,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    raise_file_limit()?;
     let benches: &[Bench] = match args.bench {
-        Bench::Echo => return echo::serve(),
-        Bench::All => &[Bench::Grants, Bench::Transfer, Bench::Answer, Bench::Idle, Bench::Table],
+        Bench::Echo => return broker::echo::serve(),
+        Bench::All => &[Bench::Broker],
         ref one => std::slice::from_ref(one),
     };
+    let folder = match (args.results, args.quick) {
+        (Some(folder), _) => Some(folder),
+        (None, true) => None,
+        (None, false) => Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("results")),
+    };
     for bench in benches {
-        let section = run(*bench, args.smoke)?;
-        println!("{}", section.to_markdown());
-        if let Some(folder) = &args.results {
-            section.write(folder)?;
+        let report = run(*bench, args.quick)?;
+        println!("{}", report.to_markdown());
+        if let Some(folder) = &folder {
+            report.write(folder)?;
         }
     }
     Ok(())
 }
 
-fn run(bench: Bench, smoke: bool) -> Result<Section> {
+fn run(bench: Bench, quick: bool) -> Result<Report> {
     match bench {
-        Bench::Grants => grants::run(smoke),
-        Bench::Transfer => transfer::run(smoke),
-        Bench::Answer => answer::run(smoke),
-        Bench::Idle => idle::run(smoke),
-        Bench::Table => table::run(smoke),
+        Bench::Broker => broker::run(quick),
         Bench::All | Bench::Echo => unreachable!("no single benches"),
     }
+}
+
+/// Ten thousand workers are as many connections, here and in the servers that inherit the limit.
+fn raise_file_limit() -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the limit of open files")
 }
