@@ -101,10 +101,11 @@ impl Intake {
         (Self { window_bytes, progress, queued, chunks }, arrivals)
     }
 
-    /// Hands over a chunk. Never blocks: at most a window of bytes waits for the thread.
+    /// Hands over a chunk. Never blocks: at most a window of bytes waits for the thread. Bytes that are here already and
+    /// blobs that nobody asked for are dropped: the peer may not know yet.
     ///
     /// # Errors
-    /// If the peer sent more than the window, or a chunk of a blob that is not expected.
+    /// If the peer left bytes out, sent more than announced, or more than the window.
     pub fn push(&self, chunk: Chunk, payload: Bytes) -> Result<(), IncomingError> {
         let broken = |reason: &str| IncomingError::Protocol { blob: chunk.blob, reason: reason.to_owned() };
         let len = chunk.inflated_bytes.map_or(payload.len(), |inflated| inflated as usize);
@@ -113,7 +114,7 @@ impl Intake {
         }
         let mut progress = lock(&self.progress);
         let under_way: u64 = progress.values().map(|blob| blob.pushed_bytes - blob.told_bytes).sum();
-        let blob = progress.get_mut(&chunk.blob).ok_or_else(|| broken("nobody asked for it"))?;
+        let Some(blob) = progress.get_mut(&chunk.blob) else { return Ok(()) };
         let end = chunk.offset.checked_add(len as u64).filter(|end| *end <= blob.size_bytes);
         let end = end.ok_or_else(|| broken("more bytes than announced"))?;
         if end <= blob.pushed_bytes {

@@ -6,7 +6,7 @@ use proto_msgs::BlobIndex;
 use tokio::{runtime::Handle, sync::mpsc};
 
 use super::{
-    outgoing::{Outgoing, Ready, Uploaded},
+    outgoing::{Next, Outgoing, Ready, Uploaded},
     pool::Pool,
     source::UploadError,
 };
@@ -70,9 +70,13 @@ impl Upload {
             if self.outgoing.is_done() {
                 return Ok(self.outgoing.report());
             }
-            match self.prepare().await? {
-                Some(ready) => self.send(ready).await?,
-                None => {
+            match self.outgoing.next() {
+                Some(next) if self.outlet.is_some() => {
+                    if let Some(ready) = self.prepare(next).await? {
+                        self.send(ready).await?;
+                    }
+                }
+                _ => {
                     let feedback = self.feedback.recv().await.ok_or(UploadError::Stopped)?;
                     self.note(feedback)?;
                 }
@@ -80,9 +84,8 @@ impl Upload {
         }
     }
 
-    /// The next chunk, read; `None` if nothing may be sent now or feedback came first.
-    async fn prepare(&mut self) -> Result<Option<Ready>, UploadError> {
-        let (Some(next), Some(_)) = (self.outgoing.next(), &self.outlet) else { return Ok(None) };
+    /// The chunk, read; `None` if feedback came first.
+    async fn prepare(&mut self, next: Next) -> Result<Option<Ready>, UploadError> {
         self.outgoing.decide(next)?;
         if let Some(payload) = self.outgoing.slice(next) {
             return self.outgoing.ready(next, payload, None).map(Some);

@@ -1,0 +1,452 @@
+//! The direct blob stream over real loopback sockets.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use mesh_transport::{
+    Admit, Context, Door, Heard, Inbox, Limits, Outlet, Received, Security,
+    blob::{
+        Arrival, Compression, Content, Feedback, Incoming, IncomingError, Intake, Outgoing, Role, Source, UploadError,
+        upload,
+    },
+};
+use proto_msgs::{
+    Attempt, AttemptId, BlobIndex, Chunk, ClientToWorker, Digest, Frame, PeerId, TaskId, WorkerToClient,
+    limits::CHUNK_BYTES_MAX,
+};
+use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const MIB: usize = 1024 * 1024;
+
+fn attempt() -> AttemptId {
+    AttemptId { task: TaskId::from_bytes([7; 16]), attempt: Attempt(1) }
+}
+
+/// Bytes that look different everywhere and compress badly.
+fn noise(len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&len.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what}: nothing within {PATIENCE:?}"))
+}
+
+/// A folder with a blob's file in it and room for what arrives.
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a folder"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn with_file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, bytes).expect("written");
+        path
+    }
+}
+
+/// A worker's door and a client's connection to it.
+struct Pair {
+    context: Context,
+    door: Door,
+    arriving: Inbox<Received>,
+    outlet: Outlet,
+    heard: Inbox<Heard>,
+}
+
+impl Pair {
+    async fn connected() -> Self {
+        let context = Context::new(Security::None).expect("a context");
+        let listener = context.listen("tcp://127.0.0.1:0", Admit::Anyone, Limits::DIRECT).expect("a free port");
+        let (door, arriving) = listener.spawn();
+        let (outlet, heard) = dial(&context, &door).await;
+        Self { context, door, arriving, outlet, heard }
+    }
+}
+
+async fn dial(context: &Context, door: &Door) -> (Outlet, Inbox<Heard>) {
+    let mut dialer = context.dial(door.endpoint(), None, Limits::DIRECT).expect("an address");
+    dialer.connected(PATIENCE).await.expect("connected");
+    dialer.spawn()
+}
+
+/// A chunk that a client sent.
+fn chunk_of(frame: &Frame) -> Chunk {
+    match ClientToWorker::from_frame(frame).expect("a message") {
+        ClientToWorker::Chunk(chunk) => chunk,
+        other => panic!("no chunk: {other:?}"),
+    }
+}
+
+/// An upload in a task, with the way to tell it things.
+struct Sender {
+    feedback: mpsc::Sender<Feedback>,
+    upload: JoinHandle<Result<mesh_transport::blob::Uploaded, UploadError>>,
+}
+
+impl Sender {
+    fn start(outgoing: Outgoing, outlet: &Outlet) -> Self {
+        let (feedback, heard) = mpsc::channel(64);
+        Self { feedback, upload: tokio::spawn(upload(outgoing, outlet.clone(), heard)) }
+    }
+
+    async fn credit(&self, blob: BlobIndex, received_bytes: u64) {
+        // The upload may have ended with the credit before.
+        let _ended = self.feedback.send(Feedback::Credit { blob, received_bytes }).await;
+    }
+
+    async fn result(self) -> Result<mesh_transport::blob::Uploaded, UploadError> {
+        within("the end of the upload", self.upload).await.expect("no panic")
+    }
+}
+
+/// Takes blobs in until all are complete, passing credits to the sender as the network would.
+async fn receive(
+    arriving: &mut Inbox<Received>,
+    blobs: Vec<Incoming>,
+    sender: &Sender,
+    window: u32,
+) -> Result<HashMap<BlobIndex, Content>, IncomingError> {
+    let wanted = blobs.len();
+    let (intake, mut arrivals) = Intake::start(blobs, window);
+    let mut contents = HashMap::new();
+    while contents.len() < wanted {
+        tokio::select! {
+            received = arriving.recv() => {
+                let frame = received.expect("the door is open").frame;
+                intake.push(chunk_of(&frame), frame.payload)?;
+            }
+            arrival = within("an arrival", arrivals.recv()) => match arrival.expect("not over yet") {
+                Arrival::Credit { blob, received_bytes } => sender.credit(blob, received_bytes).await,
+                Arrival::Complete { blob, content } => { contents.insert(blob, content); }
+                Arrival::Failed(error) => return Err(error),
+            },
+        }
+    }
+    Ok(contents)
+}
+
+fn read(content: &Content) -> Vec<u8> {
+    match content {
+        Content::File(path) => fs::read(path).expect("readable"),
+        Content::Memory(bytes) => bytes.to_vec(),
+    }
+}
+
+#[tokio::test]
+async fn files_and_memory_arrive_whole_and_verified() {
+    let (mut pair, folder) = (Pair::connected().await, Folder::new());
+    let blobs: Vec<Vec<u8>> = vec![noise(5 * MIB + 17), Vec::new(), noise(1), noise(3 * MIB)];
+    let mut sources = Vec::new();
+    let mut incoming = Vec::new();
+    for (index, bytes) in blobs.iter().enumerate() {
+        let source = match index {
+            3 => Source::memory(bytes.clone().into()),
+            _ => Source::file(&folder.with_file(&format!("{index}"), bytes)).expect("readable"),
+        };
+        let digest = source.digest().expect("readable");
+        assert_eq!(digest, Digest::of(bytes));
+        let (blob, size) = (index as BlobIndex, bytes.len() as u64);
+        incoming.push(match index {
+            2 => Incoming::to_memory(blob, size, digest),
+            _ => Incoming::to_file(&folder.path(&format!("in-{index}")), blob, size, digest).expect("room").sync(),
+        });
+        sources.push((blob, source));
+    }
+    let window = 1 << 20;
+    let sender = Sender::start(Outgoing::new(Role::Client, attempt(), sources, window), &pair.outlet);
+    let contents = receive(&mut pair.arriving, incoming, &sender, window).await.expect("no error");
+    for (index, bytes) in blobs.iter().enumerate() {
+        assert!(read(&contents[&(index as BlobIndex)]) == *bytes, "blob {index}");
+    }
+    let report = sender.result().await.expect("sent");
+    let total: usize = blobs.iter().map(Vec::len).sum();
+    assert_eq!((report.blob_bytes, report.repeated_bytes), (total as u64, 0));
+}
+
+#[tokio::test]
+async fn outputs_flow_back_through_the_door() {
+    let mut pair = Pair::connected().await;
+    pair.outlet.send(Frame::new(b"hello".to_vec())).await.expect("room");
+    let client = within("the client", pair.arriving.recv()).await.expect("open").peer;
+    let bytes = noise(2 * MIB);
+    let outgoing = Outgoing::new(Role::Worker, attempt(), vec![(1, Source::memory(bytes.clone().into()))], MIB as u32);
+    let sender = Sender::start(outgoing, &pair.door.to(client));
+    let mut output = Vec::new();
+    while output.len() < bytes.len() {
+        if let Some(Heard::Frame(frame)) = within("a chunk", pair.heard.recv()).await {
+            assert!(matches!(WorkerToClient::from_frame(&frame), Ok(WorkerToClient::Chunk(Chunk { blob: 1, .. }))));
+            output.extend_from_slice(&frame.payload);
+            sender.credit(1, output.len() as u64).await;
+        }
+    }
+    assert!(output == bytes);
+    sender.result().await.expect("sent");
+}
+
+#[tokio::test]
+async fn an_upload_cut_anywhere_goes_on_where_it_was() {
+    let (bytes, window) = (noise(12 * MIB + 5), 2 * MIB as u32);
+    for cut_after in [0, 1, 5, 17, 40] {
+        let (mut pair, folder) = (Pair::connected().await, Folder::new());
+        let source = Source::file(&folder.with_file("model", &bytes)).expect("readable");
+        let incoming = Incoming::to_file(&folder.path("in"), 0, bytes.len() as u64, Digest::of(&bytes)).expect("room");
+        let sender = Sender::start(Outgoing::new(Role::Client, attempt(), vec![(0, source)], window), &pair.outlet);
+        let (intake, mut arrivals) = Intake::start(vec![incoming], window);
+
+        let (mut chunks, mut content, mut new_link) = (0, None, None);
+        while content.is_none() {
+            if chunks == cut_after && new_link.is_none() {
+                new_link = Some(relink(&mut pair, &sender, &intake, window).await);
+            }
+            tokio::select! {
+                received = pair.arriving.recv() => {
+                    let Received { peer, frame, .. } = received.expect("the door is open");
+                    if new_link.is_some_and(|new| new != peer) {
+                        // What was still under way on the old link is lost.
+                        continue;
+                    }
+                    intake.push(chunk_of(&frame), frame.payload).expect("in order");
+                    chunks += 1;
+                }
+                arrival = within("an arrival", arrivals.recv()) => match arrival.expect("not over yet") {
+                    Arrival::Credit { blob, received_bytes } => sender.credit(blob, received_bytes).await,
+                    Arrival::Complete { content: whole, .. } => content = Some(whole),
+                    Arrival::Failed(error) => panic!("{error}"),
+                },
+            }
+        }
+        assert!(new_link.is_some() && read(&content.expect("complete")) == bytes, "cut after {cut_after}");
+        let report = sender.result().await.expect("sent");
+        assert!(report.repeated_bytes <= u64::from(window), "{} bytes sent twice", report.repeated_bytes);
+        assert_eq!(report.wire_bytes - report.repeated_bytes, bytes.len() as u64);
+    }
+}
+
+/// Cuts the connection as a network would, makes a new one and says where to go on. Gives the new connection's name.
+async fn relink(pair: &mut Pair, sender: &Sender, intake: &Intake, window: u32) -> PeerId {
+    sender.feedback.send(Feedback::Unlinked).await.expect("the upload goes on");
+    (pair.outlet, pair.heard) = dial(&pair.context, &pair.door).await;
+    pair.outlet.send(Frame::new(b"open again".to_vec())).await.expect("room");
+    let peer = loop {
+        let received = within("the new connection", pair.arriving.recv()).await.expect("the door is open");
+        if received.frame.head == b"open again"[..] {
+            break received.peer;
+        }
+    };
+    let blobs = intake.needs();
+    sender.feedback.send(Feedback::Relinked(pair.outlet.clone())).await.expect("the upload goes on");
+    sender.feedback.send(Feedback::Needs { blobs, window_bytes: window }).await.expect("the upload goes on");
+    peer
+}
+
+#[tokio::test]
+async fn a_damaged_byte_is_noticed_and_nothing_is_left_behind() {
+    let (mut pair, folder) = (Pair::connected().await, Folder::new());
+    let bytes = noise(MIB);
+    let mut damaged = bytes.clone();
+    damaged[700_000] ^= 1;
+    let target = folder.path("in");
+    let incoming = Incoming::to_file(&target, 0, MIB as u64, Digest::of(&bytes)).expect("room");
+    let outgoing = Outgoing::new(Role::Client, attempt(), vec![(0, Source::memory(damaged.into()))], MIB as u32);
+    let sender = Sender::start(outgoing, &pair.outlet);
+    let error = receive(&mut pair.arriving, vec![incoming], &sender, MIB as u32).await.expect_err("damaged");
+    assert!(matches!(error, IncomingError::DigestMismatch { blob: 0, .. }), "{error}");
+    gone(&target).await;
+}
+
+/// The intake's thread removes what it did not complete.
+async fn gone(path: &Path) {
+    within("the file to be removed", async {
+        while path.exists() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_file_that_changes_under_way_stops_the_upload_by_name() {
+    for shorter in [false, true] {
+        let (mut pair, folder) = (Pair::connected().await, Folder::new());
+        let path = folder.with_file("growing.bin", &noise(4 * MIB));
+        let source = Source::file(&path).expect("readable");
+        let sender = Sender::start(Outgoing::new(Role::Client, attempt(), vec![(1, source)], MIB as u32), &pair.outlet);
+        let first = within("a chunk", pair.arriving.recv()).await.expect("the door is open").frame.payload.len();
+        let file = fs::OpenOptions::new().append(true).open(&path).expect("writable");
+        if shorter {
+            file.set_len(100).expect("shortened");
+        } else {
+            (&file).write_all(b"more").expect("appended");
+        }
+        // The window may be full: this makes it look at the file once more.
+        sender.credit(1, first as u64).await;
+        match sender.result().await {
+            Err(UploadError::Changed { path: named }) => assert_eq!(named, path),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_credit_no_more_than_the_window_is_sent() {
+    let mut pair = Pair::connected().await;
+    let window = 3 * MIB / 2;
+    let source = Source::memory(noise(8 * MIB).into());
+    let sender = Sender::start(Outgoing::new(Role::Client, attempt(), vec![(0, source)], window as u32), &pair.outlet);
+    let (mut arrived, mut credited) = (0, 0);
+    while arrived < 8 * MIB {
+        match timeout(Duration::from_millis(200), pair.arriving.recv()).await {
+            Ok(received) => {
+                arrived += received.expect("the door is open").frame.payload.len();
+                assert!(arrived - credited <= window, "{arrived} bytes for {credited} of credit");
+            }
+            Err(_) => {
+                assert!(window - (arrived - credited) < 256 * 1024, "the window is not used: {arrived}, {credited}");
+                credited = arrived;
+                sender.credit(0, credited as u64).await;
+            }
+        }
+    }
+    sender.credit(0, arrived as u64).await;
+    sender.result().await.expect("sent");
+}
+
+#[tokio::test]
+async fn a_blob_that_the_peer_has_is_not_sent_and_one_it_lacks_is() {
+    let mut pair = Pair::connected().await;
+    let (model, input) = (noise(MIB), noise(100));
+    let sources = || vec![(0, Source::memory(model.clone().into())), (1, Source::memory(input.clone().into()))];
+    let incoming = |blob, bytes: &[u8]| Incoming::to_memory(blob, bytes.len() as u64, Digest::of(bytes));
+
+    let sender = Sender::start(Outgoing::new(Role::Client, attempt(), sources(), MIB as u32).held(0), &pair.outlet);
+    receive(&mut pair.arriving, vec![incoming(1, &input)], &sender, MIB as u32).await.expect("the input");
+    assert_eq!(sender.result().await.expect("sent").wire_bytes, 100);
+
+    // It was evicted meanwhile: the worker asks for it after all.
+    let sender = Sender::start(Outgoing::new(Role::Client, attempt(), sources(), MIB as u32).held(0), &pair.outlet);
+    let needs = Feedback::Needs { blobs: vec![(0, 0), (1, 0)], window_bytes: MIB as u32 };
+    sender.feedback.send(needs).await.expect("the upload goes on");
+    let both = vec![incoming(0, &model), incoming(1, &input)];
+    let contents = receive(&mut pair.arriving, both, &sender, MIB as u32).await.expect("both");
+    assert!(read(&contents[&0]) == model);
+    let report = sender.result().await.expect("sent");
+    assert_eq!((report.wire_bytes, report.repeated_bytes), (MIB as u64 + 100, 0));
+}
+
+#[tokio::test]
+async fn compressed_chunks_arrive_as_they_were() {
+    let mut pair = Pair::connected().await;
+    let text: Vec<u8> = (0..4 * MIB).map(|index| b"a model is a file of numbers "[index / 3 % 29]).collect();
+    for (compression, link_bytes_per_s, fewer) in
+        [(Compression::Always, 0, true), (Compression::Auto, 1_000_000, true), (Compression::Never, 1_000_000, false)]
+    {
+        let outgoing =
+            Outgoing::new(Role::Client, attempt(), vec![(0, Source::memory(text.clone().into()))], MIB as u32)
+                .compress(compression)
+                .link(link_bytes_per_s);
+        let sender = Sender::start(outgoing, &pair.outlet);
+        let incoming = Incoming::to_memory(0, text.len() as u64, Digest::of(&text));
+        let contents = receive(&mut pair.arriving, vec![incoming], &sender, MIB as u32).await.expect("no error");
+        assert!(read(&contents[&0]) == text);
+        let report = sender.result().await.expect("sent");
+        assert_eq!(report.wire_bytes < report.blob_bytes / 2, fewer, "{compression:?}: {report:?}");
+    }
+}
+
+/// An intake of one blob of this size that will never verify, for peers that misbehave.
+fn intake(size: u64, window: u32) -> (Intake, mpsc::Receiver<Arrival>) {
+    Intake::start(vec![Incoming::to_memory(0, size, Digest::of(b"never"))], window)
+}
+
+fn chunk(offset: u64, inflated_bytes: Option<u32>) -> Chunk {
+    Chunk { id: attempt(), blob: 0, offset, inflated_bytes }
+}
+
+async fn failure(mut arrivals: mpsc::Receiver<Arrival>) -> String {
+    loop {
+        match within("the failure", arrivals.recv()).await {
+            Some(Arrival::Failed(error)) => return error.to_string(),
+            Some(_) => {}
+            None => panic!("ended without a failure"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_compression_bomb_is_refused() {
+    let bomb = Bytes::from(zstd::bulk::compress(&vec![0; 64 * MIB], 1).expect("compressed"));
+    let (too_much, _arrivals) = intake(1 << 40, u32::MAX);
+    assert!(too_much.push(chunk(0, Some(CHUNK_BYTES_MAX as u32 + 1)), bomb.clone()).is_err());
+
+    let (lied_to, arrivals) = intake(1 << 40, u32::MAX);
+    lied_to.push(chunk(0, Some(CHUNK_BYTES_MAX as u32)), bomb).expect("looks well");
+    assert!(failure(arrivals).await.contains("does not inflate"));
+
+    let (lied_to, arrivals) = intake(1000, 1000);
+    let short = zstd::bulk::compress(&[0; 10], 1).expect("compressed");
+    lied_to.push(chunk(0, Some(1000)), short.into()).expect("looks well");
+    assert!(failure(arrivals).await.contains("a chunk of 10 bytes"));
+}
+
+#[tokio::test]
+async fn what_a_peer_must_not_send_is_refused_and_what_is_known_is_dropped() {
+    let (taking, _arrivals) = intake(1000, 300);
+    let bytes = |len: usize| Bytes::from(vec![0; len]);
+    taking.push(chunk(0, None), bytes(100)).expect("the beginning");
+    taking.push(chunk(0, None), bytes(100)).expect("known already");
+    taking.push(chunk(50, None), bytes(100)).expect("half of it is known");
+    assert_eq!(taking.needs(), [(0, 150)]);
+    let refused = |chunk, payload| taking.push(chunk, payload).expect_err("must be refused").to_string();
+    assert!(refused(chunk(200, None), bytes(10)).contains("missing"));
+    assert!(refused(chunk(150, None), bytes(851)).contains("announced"));
+    assert!(refused(chunk(150, None), bytes(301)).contains("window"));
+    assert!(refused(chunk(150, None), Bytes::new()).contains("no length"));
+    assert!(refused(chunk(u64::MAX, None), bytes(10)).contains("announced"));
+    taking.push(Chunk { blob: 9, ..chunk(0, None) }, bytes(10)).expect("a blob that nobody asked for is dropped");
+}
+
+#[tokio::test]
+async fn no_room_is_said_before_anything_is_sent() {
+    let shared_memory = tempfile::tempdir_in("/dev/shm").expect("a RAM disk");
+    let path = shared_memory.path().join("too-large");
+    let refused = Incoming::to_file(&path, 0, 1 << 45, Digest::of(b"never"));
+    match refused {
+        Err(error @ IncomingError::DiskFull { .. }) => assert!(error.to_string().contains("too-large")),
+        other => panic!("{other:?}"),
+    }
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_peer_that_acknowledges_too_much_is_not_believed() {
+    let pair = Pair::connected().await;
+    let source = Source::memory(noise(100).into());
+    let sender = Sender::start(Outgoing::new(Role::Client, attempt(), vec![(0, source)], 1000), &pair.outlet);
+    sender.credit(0, 101).await;
+    assert!(matches!(sender.result().await, Err(UploadError::Protocol(_))));
+}
+
+#[tokio::test]
+async fn an_upload_that_nobody_follows_stops() {
+    let pair = Pair::connected().await;
+    let source = Source::memory(noise(100).into());
+    let sender = Sender::start(Outgoing::new(Role::Client, attempt(), vec![(0, source)], 1000), &pair.outlet);
+    let Sender { feedback, upload } = sender;
+    drop(feedback);
+    assert!(matches!(within("the end", upload).await.expect("no panic"), Err(UploadError::Stopped)));
+}
