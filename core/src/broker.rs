@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 
 use proto_msgs::{
     AttemptId, AttemptState, BrokerToClient, BrokerToWorker, Direction, Epoch, ErrorCode, Heartbeat, HeartbeatAck,
-    Leave, Outcome, PeerId, PublicKey, Register, TaskId, WorkerId, WorkerToBroker,
+    Leave, Outcome, PeerId, PublicKey, Register, WorkerId, WorkerToBroker,
 };
 
 pub use api::{Action, Change, Config, Event, Stats, TaskRecord, WorkerRecord};
@@ -182,7 +182,10 @@ impl Broker {
                 AttemptState::Finished(outcome) => {
                     forget.push(report.id);
                     if wanted {
-                        self.attempt_finished(now, report.id.task, outcome.clone());
+                        self.attempt_named(id, epoch, report.id);
+                        self.attempt_finished(now, id, report.id, outcome.clone());
+                    } else if self.is_superseded(report.id) {
+                        stop.push(report.id); // Nobody will fetch its result.
                     }
                 }
                 _ if wanted => self.attempt_named(id, epoch, report.id),
@@ -209,32 +212,47 @@ impl Broker {
         let Some(task) = self.tasks.get(id.task) else {
             return true;
         };
-        let elsewhere = task.attempt == id.attempt && task.place().is_some_and(|at| at.worker != worker);
+        // A mere promise elsewhere counts for nothing: the client has gone to this worker.
+        let is_placed = matches!(task.state, State::Placed { .. });
+        let elsewhere = is_placed && task.attempt == id.attempt && task.place().is_some_and(|at| at.worker != worker);
         !task.is_ended() && !elsewhere && id.attempt >= task.attempt && id.attempt >= task.fence
     }
 
-    /// A heartbeat names an attempt as under way.
+    /// Whether another attempt of the task has taken its place.
+    fn is_superseded(&self, id: AttemptId) -> bool {
+        self.tasks.get(id.task).is_some_and(|task| id.attempt < task.attempt.max(task.fence))
+    }
+
+    /// A heartbeat names an attempt that is wanted: there it is, whatever was thought before.
     fn attempt_named(&mut self, worker: WorkerId, epoch: Epoch, id: AttemptId) {
         let Some(task) = self.tasks.get_mut(id.task) else {
             return;
         };
-        let direction = task.place().map_or(Direction::ClientDials, |at| at.direction);
+        let place = task.place();
+        let at = Place { worker, epoch, direction: place.map_or(Direction::ClientDials, |at| at.direction) };
+        let state = State::Placed { at, unnamed_until: None };
+        if task.attempt == id.attempt && task.state == state {
+            return;
+        }
         if let State::Queued(key) = task.state {
             self.queue.remove(key);
         }
-        task.attempt = id.attempt;
-        task.state = State::Placed { at: Place { worker, epoch, direction }, unnamed_until: None };
+        if let Some(other) = place.filter(|at| at.worker != worker || task.attempt != id.attempt) {
+            self.workers.release_unnamed(other.worker, task.attempt_id());
+        }
+        let name = self.workers.get(worker).map_or_else(String::new, |worker| worker.register.name.clone());
+        (task.attempt, task.state, task.last) = (id.attempt, state, Some((worker, epoch, name)));
+        if task.spec.detached {
+            self.save_task(id.task);
+        }
     }
 
-    /// A heartbeat says that the current attempt is over.
-    fn attempt_finished(&mut self, now: MonoTime, id: TaskId, outcome: Outcome) {
-        let Some(task) = self.tasks.get_mut(id) else { return };
-        let (attempt, place, detached) = (task.attempt_id(), task.place(), task.spec.detached);
-        if let Some(at) = place {
-            self.workers.release(at.worker, attempt);
-        }
-        if detached {
-            self.end(now, id, outcome);
+    /// A heartbeat says that a wanted attempt is over.
+    fn attempt_finished(&mut self, now: MonoTime, worker: WorkerId, id: AttemptId, outcome: Outcome) {
+        self.workers.release(worker, id);
+        let Some(task) = self.tasks.get_mut(id.task) else { return };
+        if task.spec.detached {
+            self.end(now, id.task, outcome);
         } else {
             task.finished = Some(outcome);
         }

@@ -363,7 +363,7 @@ impl Client {
         let news = News::Retrying { attempt: attempt.attempt, worker_name: at.grant.worker_name.clone(), why };
         task.lost = Some(Lost { attempt: attempt.attempt, worker, outcome: outcome.clone() });
         task.repeats = 0;
-        let abort = ClientToWorker::Abort(attempt);
+        let leaves_result = task.leaves_result();
         if task.wish == Wish::Fetch {
             task.fetches_failed += 1;
             task.repeat_at = now + self.config.repeat_every;
@@ -373,7 +373,11 @@ impl Client {
             }
             return;
         }
-        self.actions.push(Action::TellWorker { id: attempt, message: abort });
+        // A detached attempt may have everything without our knowing: whether it goes on, the broker decides.
+        if !leaves_result {
+            let message = ClientToWorker::Abort(attempt);
+            self.actions.push(Action::TellWorker { id: attempt, message });
+        }
         self.actions.push(Action::Disconnect { id: attempt });
         self.actions.push(Action::Report { task: id, news });
         self.say_standing(now, id);

@@ -304,8 +304,11 @@ impl Worker {
                 self.actions.push(Action::TellClient { link, message: WorkerToClient::Accept(accept) });
                 self.say_progress(id);
             }
-            State::Finished { taken: true, .. } => {
+            State::Finished { taken: true, .. } if open.ticket.body.purpose == Purpose::Fetch => {
                 self.refuse(link, id, ErrorCode::ResultGone, "the result is no longer kept here");
+            }
+            State::Finished { taken: true, .. } => {
+                self.refuse(link, id, ErrorCode::WorkerLost, "the attempt was stopped here");
             }
             State::Finished { outcome, .. } => {
                 let outcome = outcome.clone();

@@ -69,6 +69,7 @@ impl Broker {
             return self.tell_client(Some(peer), BrokerToClient::Ended(ended));
         }
         match submit.standing {
+            Standing::Asking if task.named_by_client => self.answer_again(now, id),
             Standing::Asking => self.asking(now, id),
             Standing::Holding { attempt, worker } => self.holding(now, id, attempt, worker),
             Standing::Lost { attempt, worker, outcome } => self.lost(now, id, attempt, worker, outcome),
@@ -116,6 +117,16 @@ impl Broker {
             Standing::Lost { attempt, worker, outcome } => self.lost(now, id, attempt, worker, outcome),
             _ if must_store => {}
             _ => self.asking(now, id),
+        }
+    }
+
+    /// A late message changes nothing; what it is answered may be news.
+    fn answer_again(&mut self, now: MonoTime, id: TaskId) {
+        match self.tasks.get(id).map(|task| &task.state) {
+            Some(State::Granted { .. }) => self.say_granted(now, id),
+            Some(State::Placed { .. }) => self.note(id),
+            Some(State::Storing | State::Queued(_)) => self.say_queued(id),
+            Some(State::Ended { .. }) | None => {}
         }
     }
 
@@ -180,6 +191,7 @@ impl Broker {
             let epoch = here.map(|at| at.epoch).or(known.map(|known| known.register.epoch)).unwrap_or_default();
             let direction = here.map_or(Direction::ClientDials, |at| at.direction);
             let until = now + self.config.grant_wait;
+            task.named_by_client = true;
             task.attempt = attempt;
             task.last = Some((worker, epoch, known.map_or_else(String::new, |known| known.register.name.clone())));
             task.state = State::Placed { at: Place { worker, epoch, direction }, unnamed_until: Some(until) };
@@ -201,6 +213,7 @@ impl Broker {
         }
         let place = task.place();
         let attempt_id = AttemptId { task: id, attempt };
+        task.named_by_client = true;
         task.attempt = attempt;
         task.fence = attempt.next();
         task.finished = None;

@@ -16,6 +16,9 @@ const SHOWN_AFTER: Duration = Duration::from_secs(1);
 /// The worker ends an expired attempt itself and its client sees that at once; the broker only clears up what is left.
 const DEADLINE_GRACE: Duration = Duration::from_secs(2);
 
+/// A look that found nothing to change is not repeated before this, whatever is overdue.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 impl Broker {
     pub(super) fn stored(&mut self, now: MonoTime, id: TaskId) {
         let Some(task) = self.tasks.get_mut(id).filter(|task| task.state == State::Storing) else {
@@ -107,9 +110,8 @@ impl Broker {
             self.save_task(id);
         }
         let Some(task) = self.tasks.get(id) else { return };
-        // Never earlier than a moment from now, so that a look that changes nothing cannot repeat itself at once.
-        let due = self.due_of(task).max(now + Duration::from_millis(1));
-        self.tasks.set_due(id, due);
+        let due = self.due_of(task);
+        self.tasks.set_due(id, if due > now { due } else { now + LOOK_AGAIN });
     }
 
     /// The end of a task that nobody looks after any more.
@@ -175,9 +177,11 @@ impl Broker {
             Outcome::Failed(_) => self.stats.failed += 1,
             Outcome::Cancelled => self.stats.cancelled += 1,
         }
-        let is_done = matches!(outcome, Outcome::Done { .. });
-        if let Some(at) = place.filter(|_| !is_done) {
-            self.free_place(at.worker, attempt_id);
+        match (place, &outcome) {
+            // The worker keeps the result for its client.
+            (Some(at), Outcome::Done { .. }) => self.workers.release_unnamed(at.worker, attempt_id),
+            (Some(at), _) => self.free_place(at.worker, attempt_id),
+            (None, _) => {}
         }
         self.tasks.end(now, id, outcome, ended_unix_ms);
         if detached {

@@ -279,6 +279,9 @@ impl Mesh {
             match self.unsettled() {
                 None => return,
                 Some(what) if self.now >= end => {
+                    if std::env::var_os("DBG").is_some() {
+                        println!("DBG {:?}", self.broker.machine);
+                    }
                     return self.referee.fail("all comes to an end", format!("{}: {what}", self.now / SECOND));
                 }
                 Some(_) => self.run_for(Duration::from_secs(1)),

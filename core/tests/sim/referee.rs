@@ -86,7 +86,7 @@ pub(crate) struct Referee {
     pub(crate) is_calm: bool,
     broker_life: u32,
     promises: BTreeMap<WorkerId, Promises>,
-    placed: BTreeMap<AttemptId, (u32, WorkerId, Epoch)>,
+    placed: BTreeMap<AttemptId, (u32, WorkerId)>,
     held: BTreeMap<TaskId, Attempt>,
     heard_of: BTreeSet<TaskId>,
     lost: BTreeMap<TaskId, Attempt>,
@@ -240,6 +240,7 @@ impl Referee {
             // The broker promises the unfetched result of an acknowledged task for as long as its worker is there.
             ErrorCode::NotFound | ErrorCode::ResultGone => follow.fetch && (!truth.durable || truth.was_fetched()),
             ErrorCode::ClientGone => excused,
+            ErrorCode::RunCrashed if truth.job.detached && excused => true,
             ErrorCode::RunCrashed if behaviour == Behaviour::KillsWorker => true,
             code if behaviour == Behaviour::Fails(code) => true,
             code if code.is_retryable() || code == ErrorCode::AttemptsExhausted => {
@@ -282,8 +283,11 @@ impl Referee {
         let lost = self.lost.get(&submit.task).copied().unwrap_or_default();
         match &submit.standing {
             Standing::Asking => {}
-            Standing::Holding { attempt, .. } if *attempt > lost => {
+            Standing::Holding { attempt, worker } if *attempt > lost => {
                 self.held.insert(submit.task, *attempt);
+                for (_, promises) in self.promises.iter_mut().filter(|(id, _)| *id != worker) {
+                    promises.attempts.retain(|id, _| id.task != submit.task);
+                }
             }
             Standing::Holding { .. } => {}
             Standing::Lost { attempt, .. } => {
@@ -306,9 +310,7 @@ impl Referee {
         match message {
             WorkerToBroker::Register(_) => {}
             WorkerToBroker::Heartbeat(heartbeat) => self.broker_hears_heartbeat(heartbeat),
-            WorkerToBroker::Leave(leave) => {
-                self.promises.remove(&leave.worker);
-            }
+            WorkerToBroker::Leave(_) => {}
         }
     }
 
@@ -384,14 +386,11 @@ impl Referee {
     }
 
     fn granted(&mut self, now: Micros, grant: &Grant) {
-        let (id, worker, epoch) = (grant.id, grant.worker, grant.ticket.body.epoch);
-        let detached = self.task(id.task).job.detached;
-        let life = self.broker_life;
-        let old = self.placed.insert(id, (life, worker, epoch));
-        // An attached task is its client's: a restarted broker may count anew until the client has taken a grant up.
-        let elsewhere = old.filter(|old| (old.0 == life || detached) && (old.1, old.2) != (worker, epoch));
-        if let Some((_, other, other_epoch)) = elsewhere {
-            let detail = format!("{} was at {other} in {other_epoch:?}, now {worker} in {epoch:?}", short_id(id));
+        let (id, worker, life) = (grant.id, grant.worker, self.broker_life);
+        let old = self.placed.insert(id, (life, worker));
+        // A restarted broker counts anew until it hears what its earlier lives have placed.
+        if let Some((_, other)) = old.filter(|(_, other)| life == 1 && *other != worker) {
+            let detail = format!("{} was granted at {other}, now at {worker}", short_id(id));
             return self.fail("an attempt has one place", detail);
         }
         if old.is_none_or(|old| old.0 != life) {
@@ -496,9 +495,9 @@ impl Truth {
 }
 
 fn is_no_answer(outcome: &Outcome) -> bool {
-    use ErrorCode::{BadRequest, Busy, Conflict, Forbidden, NotFound};
+    use ErrorCode::{BadRequest, Busy, Conflict, Forbidden, NoWorkerFits, NotFound, StoreAway};
     matches!(outcome, Outcome::Failed(failure)
-        if matches!(failure.code, BadRequest | Busy | Conflict | Forbidden | NotFound))
+        if matches!(failure.code, BadRequest | Busy | Conflict | Forbidden | NoWorkerFits | NotFound | StoreAway))
 }
 
 fn wrong_result(task: TaskId, truth: &Truth, follow: Follow, end: &End) -> Option<String> {

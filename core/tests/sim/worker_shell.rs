@@ -278,6 +278,9 @@ impl Mesh {
                 if let Some(kept) = self.workers[worker].disk.detached.get_mut(&id) {
                     kept.outcome = Some(outcome);
                 }
+                if let Some(session) = self.workers[worker].sessions.get_mut(&id) {
+                    session.stage = Stage::Over;
+                }
             }
             Action::Free { id } => {
                 tell!(self, "W{worker} frees {}", short_id(id));
@@ -288,6 +291,8 @@ impl Mesh {
             Action::Exit => {
                 tell!(self, "W{worker} leaves");
                 self.crash_worker(worker);
+                // Whoever looks after the machine starts it again.
+                self.after(3 * SECOND, Happening::Start(Node::Worker(worker)));
             }
         }
     }
