@@ -120,7 +120,9 @@ impl Config {
 
     /// Where clients are told to connect, given where the door really listens.
     pub(crate) fn endpoints(&self, bound: Option<&str>) -> Vec<String> {
-        let Some((host, port)) = bound.and_then(host_and_port) else { return Vec::new() };
+        let Some((_, port)) = bound.and_then(host_and_port) else { return Vec::new() };
+        // The host as it was given: what the system makes of it may be written in a form that few understand.
+        let Some((host, _)) = self.data_bind.as_deref().and_then(host_and_port) else { return Vec::new() };
         if !self.advertise.is_empty() {
             return self.advertise.iter().map(|address| advertised(address, port)).collect();
         }
@@ -205,7 +207,7 @@ mod tests {
     fn a_local_mesh_listens_on_loopback_and_another_on_all_addresses() {
         let local = config(&[]).expect("defaults");
         assert_eq!(local.data_bind.as_deref(), Some("tcp://127.0.0.1:0"));
-        assert_eq!(local.endpoints(Some("tcp://127.0.0.1:7000")), ["tcp://127.0.0.1:7000"]);
+        assert_eq!(local.endpoints(Some("tcp://[::ffff:127.0.0.1]:7000")), ["tcp://127.0.0.1:7000"]);
         let wide = config(&["--broker", "tcp://192.0.2.1:5555"]).expect("another machine");
         assert_eq!(wide.data_bind.as_deref(), Some("tcp://0.0.0.0:0"));
         assert!(wide.endpoints(Some("tcp://0.0.0.0:7000"))[0].ends_with(":7000"));

@@ -29,7 +29,10 @@ mod state;
 mod tools;
 mod units;
 
-use std::{io, process::ExitCode};
+use std::{
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
 
 use clap::{CommandFactory, Parser};
 use tracing::error;
@@ -97,7 +100,8 @@ fn keygen(file: &std::path::Path) -> ExitCode {
 
 fn start_log(args: &RunArgs) -> Result<(), String> {
     let filter = EnvFilter::try_new(&args.log).map_err(|error| error.to_string())?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     match args.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
