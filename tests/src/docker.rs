@@ -1,22 +1,16 @@
 //! What the container engine says of the containers that workers start.
 
-use std::{io::Write, process::Command};
+use std::process::Command;
 
 use serde_json::Value;
 
-/// Whether `test`, which needs containers, can run here. If not, that is noted in the file `$MESH_SKIPPED`, for `./test`.
-///
-/// # Panics
-/// If it cannot although `MESH_REQUIRE_DOCKER` is set, as it is in CI: skipping is for users' machines.
+/// Whether `test`, which needs containers, can run here. If not, that is noted, and in CI it fails.
 pub fn is_ready(test: &str) -> bool {
-    let Some(missing) = missing() else { return true };
-    assert!(std::env::var_os("MESH_REQUIRE_DOCKER").is_none(), "tests with containers must run here, but {missing}");
-    eprintln!("SKIPPED {test}: {missing}");
-    if let Some(list) = std::env::var_os("MESH_SKIPPED") {
-        let list = std::fs::OpenOptions::new().append(true).create(true).open(list);
-        list.and_then(|mut list| writeln!(list, "SKIPPED {test}: {missing}")).expect("./test made the file");
+    let missing = missing();
+    if let Some(missing) = &missing {
+        super::skip(test, missing);
     }
-    false
+    missing.is_none()
 }
 
 fn missing() -> Option<String> {

@@ -13,6 +13,7 @@
 pub mod cache;
 pub mod client;
 pub mod docker;
+pub mod jobs;
 pub mod mesh;
 pub mod npy;
 pub mod onnx;
@@ -21,9 +22,13 @@ pub mod proxy;
 pub mod redis;
 pub mod zmtp;
 
-use std::time::{Duration, Instant};
+use std::{
+    io::Write,
+    time::{Duration, Instant},
+};
 
 pub use client::{Answer, Submission};
+pub use jobs::Job;
 pub use mesh::{Mesh, MeshOptions, Worker};
 pub use process::Process;
 pub use proxy::Proxy;
@@ -56,4 +61,17 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> O
 /// If it does not within `limit`; the message names `what`.
 pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
     wait_for(what, limit, || condition().then_some(()));
+}
+
+/// Notes that `test` cannot run here, in the file `$MESH_SKIPPED` that `./test` counts.
+///
+/// # Panics
+/// If `MESH_REQUIRE_ALL` is set, as it is in CI: skipping is for users' machines.
+pub fn skip(test: &str, why: &str) {
+    assert!(std::env::var_os("MESH_REQUIRE_ALL").is_none(), "{test} must run here, but {why}");
+    eprintln!("SKIPPED {test}: {why}");
+    if let Some(list) = std::env::var_os("MESH_SKIPPED") {
+        let list = std::fs::OpenOptions::new().append(true).create(true).open(list);
+        list.and_then(|mut list| writeln!(list, "SKIPPED {test}: {why}")).expect("./test made the file");
+    }
 }

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Answer, PATIENCE, Process, Submission, process::binary, wait_until};
+use super::{Answer, PATIENCE, Process, Proxy, Submission, npy::Array, process::binary, redis::free_port, wait_until};
 
 /// How a mesh differs from the plainest one.
 #[derive(Clone, Debug, Default)]
@@ -121,11 +121,18 @@ impl Mesh {
     /// `mesh-client` with these arguments behind those that lead to this mesh.
     pub fn client_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary("mesh-client"));
-        command.args(["--broker", &self.endpoint, "--state-dir"]).arg(self.folder.path().join("client"));
+        command.env("MESH_BROKER", &self.endpoint).arg("--state-dir").arg(self.folder.path().join("client"));
         if self.options.keys {
             command.args(self.key_args("client"));
         }
         command.args(arguments);
+        command
+    }
+
+    /// The same, but the broker is reached at another address: a proxy's.
+    pub fn client_command_at(&self, endpoint: &str, arguments: &[&str]) -> Command {
+        let mut command = self.client_command(arguments);
+        command.env("MESH_BROKER", endpoint);
         command
     }
 
@@ -167,6 +174,37 @@ impl Mesh {
         });
         let values: Vec<f64> = values.collect();
         (!values.is_empty()).then(|| values.iter().sum())
+    }
+
+    /// Writes a file into the folder and gives its path.
+    pub fn file(&self, name: &str, contents: &[u8]) -> String {
+        let path = self.folder.path().join(name);
+        fs::write(&path, contents).expect("the folder is ours");
+        path.display().to_string()
+    }
+
+    /// Writes an array into the folder, as `.npy`, and gives its path.
+    pub fn array(&self, name: &str, array: &Array) -> String {
+        let path = self.folder.path().join(name);
+        array.write(&path);
+        path.display().to_string()
+    }
+
+    /// A worker's door that can be watched and hurt: the proxy that clients reach it through, and the worker's arguments.
+    pub fn door(&self) -> (Proxy, [String; 4]) {
+        let port = free_port();
+        let proxy = Proxy::before(&format!("127.0.0.1:{port}"));
+        let arguments =
+            ["--data-bind".into(), format!("tcp://127.0.0.1:{port}"), "--advertise".into(), proxy.address()];
+        (proxy, arguments)
+    }
+
+    /// A worker behind a door that can be watched and hurt.
+    pub fn worker_behind_proxy(&self, name: &str, arguments: &[&str]) -> (Proxy, Worker) {
+        let (proxy, door) = self.door();
+        let arguments: Vec<&str> = door.iter().map(String::as_str).chain(arguments.iter().copied()).collect();
+        let worker = self.worker_with(name, &arguments);
+        (proxy, worker)
     }
 
     /// Waits until no slot is in use or promised.

@@ -7,6 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+use proto_msgs::{Frame, Phase, WorkerToClient};
+
 use super::zmtp::{Passed, Reader};
 
 /// Bytes taken from a socket at once; also the grain of [`Proxy::cut_after`].
@@ -22,7 +25,7 @@ pub enum Side {
 }
 
 /// A message that went through.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Seen {
     /// When its last byte arrived here.
     pub at: Instant,
@@ -174,6 +177,21 @@ impl Proxy {
     /// The messages that went through, oldest first.
     pub fn seen(&self) -> Vec<Seen> {
         self.shared.state().seen.clone()
+    }
+
+    /// The worker's messages to the client that went through, where this proxy stands before a worker's door.
+    pub fn worker_said(&self) -> Vec<WorkerToClient> {
+        let decode = |seen: &Seen| {
+            let frame = Frame { head: seen.message.head.clone(), payload: Bytes::new() };
+            WorkerToClient::from_frame(&frame).ok()
+        };
+        self.shared.state().seen.iter().filter(|seen| seen.from == Side::Listener).filter_map(decode).collect()
+    }
+
+    /// Whether the worker behind this proxy has said that it is doing this.
+    pub fn worker_reached(&self, phase: Phase) -> bool {
+        let is_it = |said: &WorkerToClient| matches!(said, WorkerToClient::Progress(at) if at.phase == phase);
+        self.worker_said().iter().any(is_it)
     }
 
     /// How often a message with this number went through.

@@ -21,10 +21,12 @@ const FLAG_COMMAND: u8 = 4;
 const PART_BYTES_MAX: u64 = 64 << 20;
 
 /// One message that went by.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Passed {
     /// The number of the mesh's message; `None` if it is none of ours.
     pub kind: Option<u16>,
+    /// Its first part, for decoding.
+    pub head: Bytes,
     /// Bytes of the parts behind the first: a chunk's payload.
     pub payload_bytes: u64,
 }
@@ -58,7 +60,7 @@ impl Reader {
                 Some(message) => message.payload_bytes += body.len() as u64,
                 None => {
                     let kind = Header::split(body).map(|(header, _)| header.kind);
-                    self.open = Some(Passed { kind, payload_bytes: 0 });
+                    self.open = Some(Passed { kind, head: Bytes::copy_from_slice(body), payload_bytes: 0 });
                 }
             }
             if flags & FLAG_MORE == 0 {
@@ -227,7 +229,9 @@ mod tests {
         write_part(&mut stream, FLAG_MORE, &head);
         write_part(&mut stream, 0, &[7; 300]);
         write_part(&mut stream, 0, b"something else");
-        let expected = [Passed { kind: Some(401), payload_bytes: 300 }, Passed { kind: None, payload_bytes: 0 }];
+        let chunk = Passed { kind: Some(401), head: Bytes::copy_from_slice(&head), payload_bytes: 300 };
+        let other = Passed { kind: None, head: Bytes::from_static(b"something else"), payload_bytes: 0 };
+        let expected = [chunk, other];
         for piece_bytes in [1, 7, stream.len()] {
             let mut reader = Reader::default();
             let passed: Vec<Passed> = stream.chunks(piece_bytes).flat_map(|piece| reader.feed(piece)).collect();

@@ -1,0 +1,144 @@
+//! Jobs whose right answer is known, and what came of one that was submitted with `--output`.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{Answer, Mesh, Submission, npy::Array, onnx};
+
+/// A model file, input files, and the right answer.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The model's file.
+    pub model: String,
+    /// The input's file.
+    pub input: String,
+    /// What output `y` must be.
+    pub expected: Vec<f64>,
+}
+
+impl Job {
+    /// `y = x + 1` on four numbers.
+    pub fn small(mesh: &Mesh) -> Self {
+        let input = mesh.array("four.npy", &Array::of_f32(&[4], &[0.0, 1.5, -3.0, 41.0]));
+        Self { model: mesh.file("add_one.onnx", &onnx::add_one()), input, expected: vec![1.0, 2.5, -2.0, 42.0] }
+    }
+
+    /// A model file of so many MiB that do not compress; each `seed` another one.
+    pub fn heavy(mesh: &Mesh, mib: usize, seed: u16) -> Self {
+        let input = mesh.array("one.npy", &Array::of_f32(&[1], &[1.0]));
+        let model = mesh.file(&format!("heavy{mib}-{seed}.onnx"), &onnx::heavy(mib << 20, seed));
+        Self { model, input, expected: vec![f64::from(seed) + 1.0] }
+    }
+
+    /// A run of about so many milliseconds (longer on a busy machine).
+    pub fn long(mesh: &Mesh, ms: i64) -> Self {
+        let trips = ms * 1000;
+        let input = mesh.array(&format!("trips{ms}.npy"), &Array::of_i64(&[1], &[trips]));
+        Self { model: mesh.file("counting.onnx", &onnx::counting()), input, expected: vec![trips as f64] }
+    }
+
+    /// A run that never ends.
+    pub fn endless(mesh: &Mesh) -> Self {
+        let input = mesh.array("forever.npy", &Array::of_i64(&[1], &[i64::MAX]));
+        Self { model: mesh.file("counting.onnx", &onnx::counting()), input, expected: Vec::new() }
+    }
+
+    /// `submit MODEL INPUT` and more arguments.
+    pub fn submit<'a>(&'a self, more: &[&'a str]) -> Vec<&'a str> {
+        [&["submit", self.model.as_str(), self.input.as_str()], more].concat()
+    }
+
+    /// Submits, waits, and checks that the answer is right.
+    ///
+    /// # Panics
+    /// If there is none, or a wrong one.
+    #[track_caller]
+    pub fn run(&self, mesh: &Mesh) -> Done {
+        self.start(mesh, &[]).done(self)
+    }
+
+    /// Submits and does not wait.
+    pub fn start(&self, mesh: &Mesh, more: &[&str]) -> Started {
+        self.start_at(mesh, mesh.endpoint(), more)
+    }
+
+    /// The same, with the broker reached at another address.
+    pub fn start_at(&self, mesh: &Mesh, broker: &str, more: &[&str]) -> Started {
+        let folder = tempfile::tempdir_in(mesh.folder()).expect("the folder is ours").keep();
+        let output = folder.display().to_string();
+        let arguments = self.submit(&[more, &["--json", "--output", &output]].concat());
+        Started { client: Submission::start(mesh.client_command_at(broker, &arguments)), folder }
+    }
+}
+
+/// A submit on its way.
+#[derive(Debug)]
+pub struct Started {
+    /// The client.
+    pub client: Submission,
+    folder: PathBuf,
+}
+
+impl Started {
+    /// Waits for the end, whatever it is.
+    pub fn answer(self) -> Answer {
+        self.client.wait()
+    }
+
+    /// Waits for the right answer of `job`.
+    ///
+    /// # Panics
+    /// If there is none, or a wrong one.
+    #[track_caller]
+    pub fn done(self, job: &Job) -> Done {
+        let answer = self.client.wait().succeeded();
+        let done = Done { json: answer.json(), folder: self.folder };
+        assert_eq!(done.output("y").numbers(), job.expected, "the answer is wrong");
+        done
+    }
+}
+
+/// A result.
+#[derive(Debug)]
+pub struct Done {
+    /// What `--json` printed.
+    pub json: Value,
+    folder: PathBuf,
+}
+
+impl Done {
+    /// An output, out of its `.npy` file.
+    pub fn output(&self, name: &str) -> Array {
+        Array::read(&self.folder.join(format!("{name}.npy")))
+    }
+
+    /// The folder of `--output`.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The name of the worker that did it.
+    ///
+    /// # Panics
+    /// If the client does not say.
+    pub fn worker(&self) -> &str {
+        self.json["worker"].as_str().unwrap_or_else(|| panic!("no worker in {}", self.json))
+    }
+
+    /// How often the task was placed.
+    ///
+    /// # Panics
+    /// If the client does not say.
+    pub fn attempts(&self) -> u64 {
+        self.json["attempts"].as_u64().unwrap_or_else(|| panic!("no attempts in {}", self.json))
+    }
+
+    /// Bytes of model and inputs that were sent.
+    ///
+    /// # Panics
+    /// If the client does not say.
+    pub fn sent_bytes(&self) -> u64 {
+        self.json["sent_bytes"].as_u64().unwrap_or_else(|| panic!("no sent_bytes in {}", self.json))
+    }
+}

@@ -1,0 +1,78 @@
+//! The client goes, in whatever way. What was its own is freed: slot, runner, files.
+
+use mesh_tests::{Job, Mesh, PATIENCE, Worker, process::is_running, proxy::Side, wait_until};
+use nix::sys::signal::Signal;
+use proto_msgs::Phase;
+
+/// The processes in which models run right now.
+fn runners(worker: &mut Worker) -> Vec<u32> {
+    let runners = worker.process().children();
+    assert!(!runners.is_empty(), "a model runs");
+    runners
+}
+
+/// A run that never ends can be stopped only by ending its process.
+fn wait_gone(runners: &[u32]) {
+    wait_until("the runner to be stopped", PATIENCE, || !runners.iter().any(|pid| is_running(*pid)));
+}
+
+#[test]
+fn killed_during_the_run() {
+    let mesh = Mesh::start();
+    let (door, mut worker) = mesh.worker_behind_proxy("w1", &[]);
+    let mut started = Job::endless(&mesh).start(&mesh, &[]);
+    wait_until("the model to run", PATIENCE, || door.worker_reached(Phase::Running));
+    let runners = runners(&mut worker);
+
+    started.client.process().kill();
+
+    wait_gone(&runners);
+    mesh.wait_idle();
+    let next = Job::small(&mesh);
+    next.run(&mesh);
+}
+
+#[test]
+fn killed_during_the_transfer() {
+    let mesh = Mesh::start();
+    let (door, worker) = mesh.worker_behind_proxy("w1", &[]);
+    door.throttle(Some(10 << 20));
+    let job = Job::heavy(&mesh, 32, 31);
+    let mut started = job.start(&mesh, &[]);
+    wait_until("a part of the model to arrive", PATIENCE, || door.bytes_from(Side::Dialler) > 4 << 20);
+
+    started.client.process().kill();
+
+    mesh.wait_idle();
+    let stored = || worker.files().iter().filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum::<u64>();
+    wait_until("the half model to be gone", PATIENCE, || stored() < 1 << 20);
+}
+
+#[test]
+fn ctrl_c_cancels_the_task_at_the_worker() {
+    let mesh = Mesh::start();
+    let (door, mut worker) = mesh.worker_behind_proxy("w1", &[]);
+    let started = Job::endless(&mesh).start(&mesh, &[]);
+    wait_until("the model to run", PATIENCE, || door.worker_reached(Phase::Running));
+    let runners = runners(&mut worker);
+
+    started.client.interrupt();
+
+    assert_eq!(started.answer().code, 130);
+    wait_gone(&runners);
+    mesh.wait_idle();
+    assert_eq!(mesh.metric("tasks_cancelled_total"), Some(1.0));
+}
+
+#[test]
+fn sigterm_cancels_it_too() {
+    let mesh = Mesh::start();
+    let (door, _worker) = mesh.worker_behind_proxy("w1", &[]);
+    let mut started = Job::endless(&mesh).start(&mesh, &[]);
+    wait_until("the model to run", PATIENCE, || door.worker_reached(Phase::Running));
+
+    started.client.process().signal(Signal::SIGTERM);
+
+    assert_ne!(started.answer().code, 0);
+    mesh.wait_idle();
+}

@@ -1,0 +1,142 @@
+//! Models in containers: limited, hardened, and gone when they should be.
+
+use mesh_tests::{Job, Mesh, PATIENCE, Worker, docker, wait_for, wait_until};
+use proto_msgs::Phase;
+use serde_json::Value;
+
+/// A worker's own containers, told apart from those of other tests by the worker's id.
+fn containers_of(worker: &Worker) -> Vec<String> {
+    let id = worker_id(worker);
+    docker::containers("mesh.worker")
+        .into_iter()
+        .filter(|container| {
+            docker::inspect(container).is_some_and(|facts| facts["Config"]["Labels"].to_string().contains(&id))
+        })
+        .collect()
+}
+
+fn worker_id(worker: &Worker) -> String {
+    let file = worker.files().into_iter().find(|file| file.file_name().is_some_and(|name| name == "worker-id"));
+    std::fs::read_to_string(file.expect("a worker keeps its id")).expect("it is text").trim().to_owned()
+}
+
+#[test]
+fn a_run_in_a_container_is_limited_and_hardened() {
+    if !docker::is_ready("a_run_in_a_container_is_limited_and_hardened") {
+        return;
+    }
+    let mesh = Mesh::start();
+    let (door, worker) = mesh.worker_behind_proxy("w1", &["--engine", "docker", "--memory-limit", "600MiB"]);
+    let started = Job::endless(&mesh).start(&mesh, &["--cpu", "1"]);
+    wait_until("the model to run", PATIENCE, || door.worker_reached(Phase::Running));
+
+    let container = wait_for("its container", PATIENCE, || containers_of(&worker).into_iter().next());
+    let facts = docker::inspect(&container).expect("it runs");
+    let host = &facts["HostConfig"];
+    assert_eq!(host["NetworkMode"], "none");
+    assert_eq!(host["ReadonlyRootfs"], true);
+    assert_eq!(host["CapDrop"], serde_json::json!(["ALL"]));
+    assert!(host["CapAdd"].as_array().is_none_or(Vec::is_empty), "{}", host["CapAdd"]);
+    assert!(host["SecurityOpt"].to_string().contains("no-new-privileges"), "{}", host["SecurityOpt"]);
+    assert!(host["PidsLimit"].as_i64().is_some_and(|limit| (1..=512).contains(&limit)), "{}", host["PidsLimit"]);
+    assert_eq!(host["Memory"], 600_u64 << 20);
+    let cpus = host["NanoCpus"].as_f64().map(|nano| nano / 1e9).filter(|cpus| *cpus > 0.0);
+    let cpus = cpus.or_else(|| Some(host["CpuQuota"].as_f64()? / host["CpuPeriod"].as_f64()?));
+    assert!(cpus.is_some_and(|cpus| (0.9..=1.5).contains(&cpus)), "{cpus:?}");
+    assert_eq!(host["Privileged"], false);
+    assert!(
+        facts["Config"]["User"].as_str().is_some_and(|user| user.starts_with("65534")),
+        "{}",
+        facts["Config"]["User"]
+    );
+    let mounts = facts["Mounts"].as_array().cloned().unwrap_or_default();
+    let writable: Vec<&Value> = mounts.iter().filter(|mount| mount["RW"] == true).collect();
+    assert!(writable.iter().all(|mount| mount["Destination"] == "/mesh"), "only its socket's folder: {writable:?}");
+
+    started.client.interrupt();
+    started.answer();
+    wait_until("the container to go", PATIENCE, || docker::inspect(&container).is_none());
+}
+
+#[test]
+fn the_answer_is_the_same_in_a_container_and_the_second_run_is_warm() {
+    if !docker::is_ready("the_answer_is_the_same_in_a_container_and_the_second_run_is_warm") {
+        return;
+    }
+    let mesh = Mesh::start();
+    let worker = mesh.worker_with("w1", &["--engine", "docker"]);
+    let job = Job::small(&mesh);
+    job.run(&mesh);
+    let first = containers_of(&worker);
+    job.run(&mesh);
+    assert_eq!(containers_of(&worker), first, "the loaded model was used again");
+}
+
+#[test]
+fn containers_of_a_killed_worker_are_removed_at_its_next_start() {
+    if !docker::is_ready("containers_of_a_killed_worker_are_removed_at_its_next_start") {
+        return;
+    }
+    let mesh = Mesh::start();
+    let (door, mut worker) = mesh.worker_behind_proxy("w1", &["--engine", "docker"]);
+    let mut started = Job::endless(&mesh).start(&mesh, &[]);
+    wait_until("the model to run", PATIENCE, || door.worker_reached(Phase::Running));
+    let orphans = containers_of(&worker);
+    assert!(!orphans.is_empty(), "a container runs");
+
+    worker.kill();
+    started.client.process().kill();
+    assert!(docker::inspect(&orphans[0]).is_some(), "nobody was there to remove it");
+    worker.restart();
+
+    wait_until("the orphans to go", PATIENCE, || orphans.iter().all(|container| docker::inspect(container).is_none()));
+}
+
+#[test]
+fn containers_go_with_their_worker() {
+    if !docker::is_ready("containers_go_with_their_worker") {
+        return;
+    }
+    let mesh = Mesh::start();
+    let mut worker = mesh.worker_with("w1", &["--engine", "docker"]);
+    Job::small(&mesh).run(&mesh);
+    let warm = containers_of(&worker);
+    assert!(!warm.is_empty(), "it is kept warm");
+
+    worker.drain();
+
+    assert_eq!(worker.process().wait(PATIENCE).code(), Some(0));
+    assert!(warm.iter().all(|container| docker::inspect(container).is_none()), "the worker left containers behind");
+}
+
+#[test]
+fn a_container_that_takes_too_much_memory_is_ended() {
+    if !docker::is_ready("a_container_that_takes_too_much_memory_is_ended") {
+        return;
+    }
+    let mesh = Mesh::start();
+    let _worker = mesh.worker_with("w1", &["--engine", "docker", "--memory-limit", "512MiB"]);
+    let model = mesh.file("hungry.onnx", &mesh_tests::onnx::hungry());
+    let input = mesh.array("elements.npy", &mesh_tests::npy::Array::of_i64(&[1], &[1 << 30]));
+    mesh.client(&["submit", &model, &input]).failed_with(4, "RUN_OOM");
+    Job::small(&mesh).run(&mesh);
+}
+
+#[test]
+fn auto_takes_containers_where_it_can() {
+    if !docker::is_ready("auto_takes_containers_where_it_can") {
+        return;
+    }
+    let mesh = Mesh::start();
+    let _worker = mesh.worker_with("w1", &["--engine", "auto"]);
+    assert_eq!(mesh.ask(&["workers"])["workers"][0]["engine"], "docker");
+}
+
+#[test]
+fn auto_takes_child_processes_where_it_must() {
+    let mesh = Mesh::start();
+    let nowhere = format!("unix://{}", mesh.folder().join("no.sock").display());
+    let _worker = mesh.worker_with("w1", &["--engine", "auto", "--docker-host", &nowhere]);
+    assert_eq!(mesh.ask(&["workers"])["workers"][0]["engine"], "process");
+    Job::small(&mesh).run(&mesh);
+}

@@ -1,0 +1,260 @@
+//! Everything that goes wrong in ordinary life, each with its exit code and a text that says what was wrong.
+
+use mesh_tests::{Job, Mesh, PATIENCE, npy::Array, onnx, proxy::Side, wait_until};
+use nix::sys::signal::{Signal, kill};
+use proto_msgs::Phase;
+
+// Exit codes of mesh-client, as its help lists them.
+const BAD_INPUT: i32 = 3;
+const RUN_FAILED: i32 = 4;
+const NO_PLACE: i32 = 5;
+const UNREACHABLE: i32 = 6;
+const EXPIRED: i32 = 7;
+
+/// After a failure the worker must be as good as new.
+fn still_works(mesh: &Mesh) {
+    mesh.wait_idle();
+    Job::small(mesh).run(mesh);
+}
+
+#[test]
+fn a_file_that_is_no_model() {
+    let mesh = Mesh::start();
+    let (text, input) = (mesh.file("model.txt", b"not a model"), mesh.file("x.bin", &[0; 4]));
+    mesh.client(&["submit", &text, &input]).failed_with(BAD_INPUT, "model.txt");
+    mesh.client(&["submit", "/nowhere/model.onnx", &input]).failed_with(BAD_INPUT, "/nowhere/model.onnx");
+}
+
+#[test]
+fn a_model_that_is_cut_off() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let whole = onnx::heavy(1 << 20, 1);
+    let (model, input) = (mesh.file("cut.onnx", &whole[..whole.len() / 2]), mesh.file("x.bin", &[0; 4]));
+    mesh.client(&["submit", &model, &input]).failed_with(BAD_INPUT, "MODEL_");
+    still_works(&mesh);
+}
+
+#[test]
+fn a_model_with_an_operator_that_nobody_knows() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let (model, input) = (mesh.file("strange.onnx", &onnx::unknown_operator()), mesh.file("x.bin", &[0; 4]));
+    mesh.client(&["submit", &model, &input]).failed_with(BAD_INPUT, "FoldProtein");
+    still_works(&mesh);
+}
+
+#[test]
+fn an_input_of_the_wrong_size() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let model = mesh.file("heavy.onnx", &onnx::heavy(4096, 1));
+    // The model takes one float, four bytes.
+    for wrong in [&b""[..], &[0; 3], &[0; 8]] {
+        let input = mesh.file("x.bin", wrong);
+        mesh.client(&["submit", &model, &input]).failed_with(BAD_INPUT, "");
+    }
+    still_works(&mesh);
+}
+
+#[test]
+fn an_input_of_the_wrong_type_or_name() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let model = mesh.file("heavy.onnx", &onnx::heavy(4096, 1));
+    let integers = mesh.array("x.npy", &Array::of_i64(&[1], &[1]));
+    mesh.client(&["submit", &model, &integers]).failed_with(BAD_INPUT, "FP32");
+    let floats = mesh.array("f.npy", &Array::of_f32(&[1], &[1.0]));
+    mesh.client(&["submit", &model, &format!("z={floats}")]).failed_with(BAD_INPUT, "z");
+    still_works(&mesh);
+}
+
+#[test]
+fn a_run_that_never_ends() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker_with("w1", &["--run-limit", "2s"]);
+    Job::endless(&mesh).start(&mesh, &[]).answer().failed_with(RUN_FAILED, "RUN_TIMEOUT");
+    still_works(&mesh);
+}
+
+#[test]
+fn a_deadline_that_passes() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    Job::endless(&mesh).start(&mesh, &["--deadline", "1s"]).answer().failed_with(EXPIRED, "EXPIRED");
+    still_works(&mesh);
+}
+
+#[test]
+fn a_deadline_that_passes_while_there_is_no_worker() {
+    let mesh = Mesh::start();
+    Job::small(&mesh).start(&mesh, &["--deadline", "500ms"]).answer().failed_with(EXPIRED, "EXPIRED");
+}
+
+#[test]
+fn a_model_that_crashes_its_runner() {
+    let mesh = Mesh::start();
+    let (door, mut worker) = mesh.worker_behind_proxy("w1", &[]);
+    let started = Job::endless(&mesh).start(&mesh, &[]);
+    wait_until("the model to run", PATIENCE, || door.worker_reached(Phase::Running));
+
+    for runner in worker.process().children() {
+        kill(nix::unistd::Pid::from_raw(runner as i32), Signal::SIGSEGV).unwrap();
+    }
+
+    started.answer().failed_with(RUN_FAILED, "RUN_CRASHED");
+    still_works(&mesh);
+}
+
+#[test]
+fn a_model_that_takes_more_memory_than_it_may() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker_with("w1", &["--memory-limit", "512MiB"]);
+    let model = mesh.file("hungry.onnx", &onnx::hungry());
+    let input = mesh.array("elements.npy", &Array::of_i64(&[1], &[1 << 30]));
+    mesh.client(&["submit", &model, &input]).failed_with(RUN_FAILED, "RUN_");
+    still_works(&mesh);
+}
+
+#[test]
+fn a_model_that_is_larger_than_the_quota() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker_with("w1", &["--quota", "4MiB"]);
+    Job::heavy(&mesh, 8, 51).start(&mesh, &[]).answer().failed_with(NO_PLACE, "QUOTA_EXCEEDED");
+    still_works(&mesh);
+}
+
+#[test]
+fn the_quota_is_kept_by_forgetting_what_was_not_used_for_long() {
+    let mesh = Mesh::start();
+    let worker = mesh.worker_with("w1", &["--quota", "20MiB"]);
+    for seed in 52..57 {
+        Job::heavy(&mesh, 8, seed).run(&mesh);
+    }
+    let bytes: u64 = worker.files().iter().filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum();
+    assert!(bytes < 21 << 20, "{bytes} bytes are kept under a quota of 20 MiB");
+}
+
+/// A file system of so many MiB, while it lives.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    /// `None` where the test may not mount, which is noted.
+    fn mount(mesh: &Mesh, mib: usize) -> Option<Self> {
+        let path = mesh.folder().join("small-disk");
+        std::fs::create_dir(&path).expect("the folder is ours");
+        let size = format!("size={mib}m");
+        let status =
+            std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&path).status();
+        if status.is_ok_and(|status| status.success()) {
+            return Some(Self(path));
+        }
+        mesh_tests::skip("a disk that is full", "mounting a small disk needs root");
+        None
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_disk_that_is_full() {
+    let mesh = Mesh::start();
+    let Some(disk) = SmallDisk::mount(&mesh, 16) else { return };
+    let state = disk.0.join("worker").display().to_string();
+    let worker = mesh.worker_with("w1", &["--state-dir", &state, "--quota", "1GiB"]);
+
+    Job::heavy(&mesh, 32, 58).start(&mesh, &[]).answer().failed_with(NO_PLACE, "DISK_FULL");
+
+    still_works(&mesh);
+    drop(worker);
+}
+
+#[test]
+fn a_full_disk_at_one_worker_is_not_the_end() {
+    let mesh = Mesh::start();
+    let Some(disk) = SmallDisk::mount(&mesh, 16) else { return };
+    let state = disk.0.join("worker").display().to_string();
+    let full = mesh.worker_with("full", &["--state-dir", &state, "--quota", "1GiB"]);
+    let job = Job::heavy(&mesh, 32, 59);
+    let started = job.start(&mesh, &[]);
+    wait_until("the first grant", PATIENCE, || mesh.metric("grants_total") >= Some(1.0));
+
+    let _roomy = mesh.worker("roomy");
+
+    assert_eq!(started.done(&job).worker(), "roomy");
+    drop(full);
+}
+
+#[test]
+fn a_file_that_changes_during_the_upload() {
+    let mesh = Mesh::start();
+    let (door, worker) = mesh.worker_behind_proxy("w1", &[]);
+    door.throttle(Some(16 << 20));
+    let job = Job::heavy(&mesh, 64, 60);
+    let started = job.start(&mesh, &[]);
+    wait_until("a part of the model to arrive", PATIENCE, || door.bytes_from(Side::Dialler) > 4 << 20);
+
+    std::fs::write(&job.model, onnx::heavy(64 << 20, 61)).unwrap();
+
+    started.answer().failed_with(BAD_INPUT, "changed");
+    mesh.wait_idle();
+    let kept: u64 = worker.files().iter().filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum();
+    assert!(kept < 1 << 20, "nothing of the mixture is kept");
+}
+
+#[test]
+fn a_broker_that_is_not_there() {
+    let mesh = Mesh::start();
+    let mut command = mesh.client_command(&["workers", "--timeout", "2s"]);
+    command.env("MESH_BROKER", "tcp://127.0.0.1:1");
+    let answer = mesh_tests::Submission::start(command).wait();
+    answer.failed_with(UNREACHABLE, "127.0.0.1:1");
+}
+
+#[test]
+fn a_worker_that_cannot_be_reached_where_it_says() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker_with("w1", &["--advertise", "127.0.0.1:1"]);
+    let answer = Job::small(&mesh).start(&mesh, &["--direction", "client-dials"]).answer();
+    answer.failed_with(UNREACHABLE, "127.0.0.1:1");
+}
+
+#[test]
+fn a_worker_that_cannot_be_reached_dials_by_itself_if_it_may() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker_with("w1", &["--advertise", "127.0.0.1:1"]);
+    Job::small(&mesh).run(&mesh);
+}
+
+#[test]
+fn demands_that_no_worker_can_ever_meet() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let job = Job::small(&mesh);
+    let other_arch = if cfg!(target_arch = "aarch64") { "amd64" } else { "arm64" };
+    for (demand, value) in [("--arch", other_arch), ("--memory", "100TiB"), ("--cpu", "4000"), ("--gpu-memory", "4TiB")]
+    {
+        job.start(&mesh, &[demand, value]).answer().failed_with(NO_PLACE, "NO_WORKER_FITS");
+    }
+    still_works(&mesh);
+}
+
+#[test]
+fn a_runtime_that_was_not_fetched() {
+    let mesh = Mesh::start();
+    let folder = mesh.folder().join("no-runtimes");
+    let job = Job::small(&mesh);
+    let model = &job.model;
+    let mut command = std::process::Command::new(mesh_tests::process::binary("mesh-runner"));
+    command.args(["serve", "--model", model, "--socket"]).arg(mesh.folder().join("s.sock"));
+    command.env("MESH_RUNTIME_DIR", &folder).env("XDG_DATA_HOME", &folder).env("HOME", &folder);
+    let output = command.output().expect("mesh-runner is built");
+    // Elsewhere a package may have put the library where every runner finds it.
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(13), "{said}");
+    assert!(said.contains("ENGINE_UNAVAILABLE") && said.contains("docker/fetch-runtimes"), "{said}");
+}

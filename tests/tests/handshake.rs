@@ -1,0 +1,134 @@
+//! One handshake, then data, directly: counted on the wire between real processes.
+
+use mesh_tests::{Job, Mesh, Proxy, proxy::Side, wait_until};
+use proto_msgs::limits::WINDOW_BYTES;
+
+const SUBMIT: u16 = 1;
+const GRANT: u16 = 100;
+const REGISTER: u16 = 200;
+const HEARTBEAT: u16 = 201;
+const HEARTBEAT_ACK: u16 = 300;
+const OPEN: u16 = 400;
+const CHUNK_OF_INPUT: u16 = 401;
+
+/// Numbers of the messages that this side sent, up to the moment.
+fn kinds_until(proxy: &Proxy, from: Side, moment: std::time::Instant) -> Vec<u16> {
+    proxy
+        .seen()
+        .iter()
+        .filter(|seen| seen.from == from && seen.at <= moment)
+        .filter_map(|seen| seen.message.kind)
+        .collect()
+}
+
+#[test]
+fn one_request_and_one_answer_stand_before_the_first_data_byte() {
+    let mesh = Mesh::start();
+    let client_to_broker = Proxy::before(mesh.endpoint());
+    let worker_to_broker = Proxy::before(mesh.endpoint());
+    let (door, _worker) = mesh.worker_behind_proxy("w1", &["--broker", &worker_to_broker.endpoint()]);
+    let job = Job::heavy(&mesh, 2, 1);
+
+    job.start_at(&mesh, &client_to_broker.endpoint(), &[]).done(&job);
+
+    let seen = door.seen();
+    let first_data = seen.iter().find(|seen| seen.message.kind == Some(CHUNK_OF_INPUT)).expect("a chunk was sent").at;
+    assert_eq!(kinds_until(&client_to_broker, Side::Dialler, first_data), [SUBMIT]);
+    assert_eq!(kinds_until(&client_to_broker, Side::Listener, first_data), [GRANT]);
+
+    // The worker learns of the task from the client's ticket alone: it and the broker only beat.
+    let beats = |side| kinds_until(&worker_to_broker, side, first_data);
+    assert!(beats(Side::Dialler).iter().all(|kind| [REGISTER, HEARTBEAT].contains(kind)));
+    assert!(beats(Side::Listener).iter().all(|kind| *kind == HEARTBEAT_ACK));
+
+    // The data follows the opening message at once; nothing is waited for.
+    let first_kinds: Vec<u16> = seen.iter().filter_map(|seen| seen.message.kind).take(2).collect();
+    assert_eq!(first_kinds, [OPEN, CHUNK_OF_INPUT]);
+}
+
+#[test]
+fn a_model_that_the_worker_holds_costs_no_byte() {
+    let mesh = Mesh::start();
+    let (door, _worker) = mesh.worker_behind_proxy("w1", &[]);
+    let job = Job::heavy(&mesh, 2, 2);
+    let first = job.run(&mesh);
+    let before = door.payload_bytes(CHUNK_OF_INPUT);
+    assert!(before > 2 << 20 && first.sent_bytes() > 2 << 20, "the model was sent once");
+
+    let second = job.run(&mesh);
+
+    let input_bytes = 4;
+    assert_eq!(door.payload_bytes(CHUNK_OF_INPUT) - before, input_bytes, "only the input was sent");
+    assert_eq!(second.sent_bytes(), input_bytes);
+}
+
+#[test]
+fn a_model_is_still_held_after_a_restart_of_the_worker() {
+    let mesh = Mesh::start();
+    let (door, mut worker) = mesh.worker_behind_proxy("w1", &[]);
+    let job = Job::heavy(&mesh, 2, 3);
+    job.run(&mesh);
+    let before = door.payload_bytes(CHUNK_OF_INPUT);
+
+    worker.kill();
+    worker.restart();
+    job.run(&mesh);
+
+    assert_eq!(door.payload_bytes(CHUNK_OF_INPUT) - before, 4);
+}
+
+#[test]
+fn a_worker_that_cannot_be_dialled_dials() {
+    let mesh = Mesh::start();
+    let worker_to_broker = Proxy::before(mesh.endpoint());
+    let _worker = mesh.worker_with("nat", &["--no-listen", "--broker", &worker_to_broker.endpoint()]);
+    let job = Job::heavy(&mesh, 20, 4);
+
+    let done = job.run(&mesh);
+
+    assert_eq!(done.worker(), "nat");
+    let introductions = worker_to_broker.count(301);
+    assert!(introductions >= 1, "the broker told the worker to dial");
+    // Chunks went neither through the broker nor, as there is no other way, over a connection to the worker.
+    assert_eq!(worker_to_broker.count(CHUNK_OF_INPUT), 0);
+}
+
+#[test]
+fn a_link_that_breaks_is_mended_and_at_most_one_window_is_sent_again() {
+    let mesh = Mesh::start();
+    let (door, _worker) = mesh.worker_behind_proxy("w1", &[]);
+    let job = Job::heavy(&mesh, 64, 5);
+    let size_bytes = std::fs::metadata(&job.model).unwrap().len();
+    door.cut_after(30 << 20);
+
+    let done = job.run(&mesh);
+
+    assert!(door.has_cut(), "the link was to break");
+    assert!(door.connections() >= 2, "it was to be made again");
+    assert_eq!(done.attempts(), 1, "a broken link is no reason to go elsewhere");
+    let sent_bytes = door.payload_bytes(CHUNK_OF_INPUT);
+    assert!(
+        sent_bytes <= size_bytes + u64::from(WINDOW_BYTES) + 4,
+        "{} bytes were sent again",
+        sent_bytes - size_bytes
+    );
+}
+
+#[test]
+fn a_silent_link_is_noticed_and_mended() {
+    let mesh = Mesh::start();
+    let (door, _worker) = mesh.worker_behind_proxy("w1", &[]);
+    door.throttle(Some(20 << 20));
+    let job = Job::heavy(&mesh, 32, 6);
+    let started = job.start(&mesh, &[]);
+    wait_until("a part of the model to arrive", mesh_tests::PATIENCE, || door.bytes_from(Side::Dialler) > 4 << 20);
+
+    door.stall();
+    // Neither end is told: both notice by the silence, and the client comes back as soon as it is let.
+    let connections = door.connections();
+    wait_until("a new connection", mesh_tests::PATIENCE, || door.connections() > connections);
+    door.resume();
+    door.throttle(None);
+
+    started.done(&job);
+}

@@ -1,0 +1,110 @@
+//! A mesh whose nodes have keys: encrypted on every link, and nobody else gets in.
+
+use std::process::Command;
+
+use mesh_tests::{Job, Mesh, MeshOptions, PATIENCE, Proxy, Submission, process::binary, proxy::Side};
+
+fn mesh_with_keys() -> Mesh {
+    Mesh::with(MeshOptions { keys: true, ..MeshOptions::default() })
+}
+
+#[test]
+fn the_main_job_runs_and_nothing_of_it_can_be_read_on_the_way() {
+    let mesh = mesh_with_keys();
+    let to_broker = Proxy::before(mesh.endpoint());
+    let (door, _worker) = mesh.worker_behind_proxy("w1", &[]);
+    let job = Job::heavy(&mesh, 2, 41);
+
+    job.start_at(&mesh, &to_broker.endpoint(), &[]).done(&job);
+
+    assert!(door.bytes_from(Side::Dialler) > 2 << 20, "the model went this way");
+    for link in [&door, &to_broker] {
+        assert!(link.seen().iter().all(|seen| seen.message.kind.is_none()), "a message of the mesh can be read");
+    }
+}
+
+#[test]
+fn workers_that_dial_are_encrypted_too() {
+    let mesh = mesh_with_keys();
+    let _worker = mesh.worker_with("nat", &["--no-listen"]);
+    let job = Job::small(&mesh);
+    assert_eq!(job.run(&mesh).worker(), "nat");
+}
+
+#[test]
+fn an_unknown_client_key_is_refused() {
+    let mesh = mesh_with_keys();
+    let _worker = mesh.worker("w1");
+    let file = mesh.folder().join("stranger.key");
+    let made = Command::new(binary("mesh-client")).arg("keygen").arg(&file).status().unwrap();
+    assert!(made.success());
+    let job = Job::small(&mesh);
+
+    let mut command = Command::new(binary("mesh-client"));
+    command.env("MESH_BROKER", mesh.endpoint()).arg("--state-dir").arg(mesh.folder().join("stranger"));
+    command.arg("--key-file").arg(&file).arg("--broker-key").arg(mesh.folder().join("broker.key.pub"));
+    command.args(job.submit(&[]));
+
+    Submission::start(command).wait().failed_with(10, "key");
+}
+
+#[test]
+fn an_unknown_worker_key_is_refused() {
+    let mesh = mesh_with_keys();
+    let list = mesh.folder().join("authorized_keys");
+    let others = std::fs::read_to_string(&list).unwrap();
+    let mut stranger = mesh.unregistered_worker("stranger", &[]);
+    // Out of the list again before it can connect; the broker reads the list when it changes.
+    stranger.kill();
+    std::fs::write(&list, others).unwrap();
+    let mut stranger =
+        mesh.unregistered_worker("stranger", &["--key-file", mesh.folder().join("stranger.key").to_str().unwrap()]);
+
+    stranger.process().wait_for_line("that its key is refused", PATIENCE, |line| line.contains("key").then_some(()));
+    assert_eq!(mesh.metric("workers"), Some(0.0));
+}
+
+#[test]
+fn a_node_without_keys_does_not_get_in() {
+    let mesh = mesh_with_keys();
+    let job = Job::small(&mesh);
+    let mut command = Command::new(binary("mesh-client"));
+    command
+        .env("MESH_BROKER", mesh.endpoint())
+        .arg("--state-dir")
+        .arg(mesh.folder().join("bare"))
+        .args(job.submit(&[]));
+
+    let answer = Submission::start(command).wait();
+
+    assert!([6, 10].contains(&answer.code), "{answer:?}");
+    assert!(answer.stderr.contains("key"), "it says why: {answer:?}");
+}
+
+#[test]
+fn a_key_file_that_others_can_read_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let mesh = mesh_with_keys();
+    let key = mesh.folder().join("client.key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    mesh.client(&["workers"]).failed_with(2, "chmod 600");
+}
+
+#[test]
+fn a_key_that_is_taken_off_the_list_is_served_no_more() {
+    let mesh = mesh_with_keys();
+    let _worker = mesh.worker("w1");
+    let job = Job::small(&mesh);
+    job.run(&mesh);
+
+    let list = mesh.folder().join("authorized_keys");
+    let without: String = std::fs::read_to_string(&list)
+        .unwrap()
+        .lines()
+        .filter(|line| !line.ends_with(" client"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    std::fs::write(&list, without).unwrap();
+
+    mesh_tests::wait_until("the key to be refused", PATIENCE, || mesh.client(&["workers"]).code == 10);
+}

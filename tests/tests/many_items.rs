@@ -1,0 +1,79 @@
+//! Many items in one submit: a folder, spread over the workers, each answered for itself.
+
+use std::collections::BTreeSet;
+
+use mesh_tests::{Mesh, npy::Array, onnx};
+
+/// A folder with so many inputs; item `i` holds the number `i`.
+fn folder_of_items(mesh: &Mesh, count: u16) -> String {
+    let folder = mesh.folder().join("items");
+    std::fs::create_dir(&folder).expect("the folder is ours");
+    for item in 0..count {
+        Array::of_f32(&[2], &[f32::from(item), -1.0]).write(&folder.join(format!("item{item:03}.npy")));
+    }
+    folder.display().to_string()
+}
+
+#[test]
+fn a_folder_is_spread_over_the_workers_and_each_item_gets_its_own_answer() {
+    let mesh = Mesh::start();
+    let _workers = [mesh.worker("w1"), mesh.worker("w2")];
+    let (model, items) = (mesh.file("add_one.onnx", &onnx::add_one()), folder_of_items(&mesh, 40));
+    let output = mesh.folder().join("out");
+
+    let report = mesh.ask(&["submit", &model, &items, "--output", output.to_str().unwrap()]);
+
+    for item in 0..40_u16 {
+        let answer = Array::read(&output.join(format!("item{item:03}/y.npy"))).numbers();
+        assert_eq!(answer, [f64::from(item) + 1.0, 0.0], "item {item}");
+    }
+    let rows = report["items"].as_array().expect("items");
+    assert_eq!(rows.len(), 40);
+    let workers: BTreeSet<String> = rows.iter().map(|row| row["worker"]["name"].to_string()).collect();
+    assert_eq!(workers.len(), 2, "both workers had their share: {workers:?}");
+    assert!(output.join("result.json").is_file());
+    assert_eq!(mesh.metric("tasks_done_total"), Some(40.0));
+}
+
+#[test]
+fn one_bad_item_fails_alone() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let (model, items) = (mesh.file("add_one.onnx", &onnx::add_one()), folder_of_items(&mesh, 3));
+    Array::of_i64(&[1], &[7]).write(std::path::Path::new(&items).join("item001.npy").as_path());
+    let output = mesh.folder().join("out");
+
+    let answer = mesh.client(&["submit", &model, &items, "--output", output.to_str().unwrap()]);
+
+    answer.failed_with(3, "item001");
+    for item in ["item000", "item002"] {
+        assert!(output.join(item).join("y.npy").is_file(), "{item} was done all the same");
+    }
+}
+
+#[test]
+fn the_tasks_of_one_submit_share_a_connection_to_each_worker() {
+    let mesh = Mesh::start();
+    let (door, _worker) = mesh.worker_behind_proxy("w1", &[]);
+    let (model, items) = (mesh.file("add_one.onnx", &onnx::add_one()), folder_of_items(&mesh, 20));
+
+    mesh.client(&["submit", &model, &items]).succeeded();
+
+    assert_eq!(door.connections(), 1);
+    // The model went once, whatever the number of items that wanted it.
+    let model_bytes = onnx::add_one().len() as u64;
+    assert_eq!(door.payload_bytes(401), model_bytes + 20 * 8);
+}
+
+#[test]
+fn a_pattern_names_items_too_and_a_table_sums_up() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let (model, items) = (mesh.file("add_one.onnx", &onnx::add_one()), folder_of_items(&mesh, 12));
+
+    let said = mesh.client(&["submit", &model, &format!("{items}/item00*.npy")]).succeeded();
+
+    assert_eq!(mesh.metric("tasks_done_total"), Some(10.0));
+    let all = said.stdout + &said.stderr;
+    assert!(all.contains("w1") && all.contains("10"), "a table of items per worker: {all}");
+}

@@ -1,0 +1,134 @@
+//! What a user can ask of the mesh, and what a detached task goes through.
+
+use mesh_tests::{Job, Mesh, PATIENCE, npy::Array, wait_until};
+use serde_json::Value;
+
+fn rows(answer: &Value, name: &str) -> Vec<Value> {
+    let rows = if answer.is_array() { answer } else { &answer[name] };
+    rows.as_array().unwrap_or_else(|| panic!("no rows in {answer}")).clone()
+}
+
+fn detach(mesh: &Mesh, job: &Job) -> String {
+    let submitted = mesh.ask(&job.submit(&["--detach"]));
+    submitted["task"].as_str().unwrap_or_else(|| panic!("no task in {submitted}")).to_owned()
+}
+
+#[test]
+fn workers_are_listed_with_what_they_are_and_hold() {
+    let mesh = Mesh::start();
+    let (_w1, _w2) = (mesh.worker_with("w1", &["--slots", "2", "--label", "site=roof"]), mesh.worker("w2"));
+    Job::small(&mesh).run(&mesh);
+
+    let workers = rows(&mesh.ask(&["workers"]), "workers");
+
+    let names: Vec<&str> = workers.iter().filter_map(|worker| worker["name"].as_str()).collect();
+    assert!(names.len() == 2 && names.contains(&"w1") && names.contains(&"w2"), "{names:?}");
+    let w1 = workers.iter().find(|worker| worker["name"] == "w1").expect("listed");
+    assert_eq!(w1["slots"], 2);
+    let table = mesh.client(&["workers"]).succeeded().stdout;
+    assert!(table.contains("w1") && table.contains("w2"), "{table}");
+}
+
+#[test]
+fn a_detached_task_runs_without_its_client_and_keeps_its_result() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let job = Job::long(&mesh, 1000);
+
+    let task = detach(&mesh, &job);
+
+    // The id alone is on standard output for scripts.
+    let output = mesh.folder().join("out");
+    mesh.client(&["wait", &task, "--output", output.to_str().unwrap()]).succeeded();
+    assert_eq!(Array::read(&output.join("y.npy")).numbers(), job.expected);
+    // It can be fetched again.
+    let again = mesh.folder().join("again");
+    mesh.client(&["result", &task, "--output", again.to_str().unwrap()]).succeeded();
+    assert_eq!(Array::read(&again.join("y.npy")).numbers(), job.expected);
+    let listed = rows(&mesh.ask(&["tasks"]), "tasks");
+    assert!(listed.iter().any(|row| row["task"] == task.as_str()), "{listed:?}");
+}
+
+#[test]
+fn without_json_the_id_of_a_detached_task_is_all_there_is_on_standard_output() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let said = mesh.client(&Job::small(&mesh).submit(&["--detach"])).succeeded().stdout;
+    let task = said.trim();
+    assert_eq!(task.len(), 36, "one id: {said:?}");
+    mesh.client(&["wait", task]).succeeded();
+}
+
+#[test]
+fn a_result_that_is_not_there_yet_is_said_to_be_so() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let task = detach(&mesh, &Job::endless(&mesh));
+
+    let status = mesh.client(&["status", &task]).succeeded().stdout;
+    assert!(status.contains("w1"), "{status}");
+    assert_ne!(mesh.client(&["result", &task]).code, 0, "there is none yet");
+    mesh.client(&["wait", &task, "--timeout", "500ms"]).failed_with(7, "");
+
+    mesh.client(&["cancel", &task]).succeeded();
+    mesh.client(&["wait", &task]).failed_with(8, "");
+    mesh.wait_idle();
+}
+
+#[test]
+fn why_explains_the_choice_and_the_waiting() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let running = detach(&mesh, &Job::endless(&mesh));
+    let why = mesh.client(&["why", &running]).succeeded().stdout;
+    assert!(why.contains("w1"), "{why}");
+
+    let job = Job::small(&mesh);
+    let waiting = job.start(&mesh, &[]);
+    let queued = || mesh.metric("tasks_queued") == Some(1.0);
+    wait_until("a task to wait", PATIENCE, queued);
+    let tasks = rows(&mesh.ask(&["tasks"]), "tasks");
+    let id = tasks.iter().find(|row| row["task"] != running.as_str()).expect("two tasks")["task"].clone();
+    let why = mesh.client(&["why", id.as_str().expect("an id")]).succeeded().stdout;
+    assert!(why.contains("slot"), "the only slot is in use: {why}");
+
+    mesh.client(&["cancel", &running]).succeeded();
+    waiting.done(&job);
+}
+
+#[test]
+fn other_users_tasks_do_not_exist() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let task = detach(&mesh, &Job::small(&mesh));
+    mesh.client(&["wait", &task]).succeeded();
+
+    let stranger = mesh.folder().join("stranger");
+    let as_stranger = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(mesh_tests::process::binary("mesh-client"));
+        command.env("MESH_BROKER", mesh.endpoint()).arg("--state-dir").arg(&stranger).args(arguments);
+        mesh_tests::Submission::start(command).wait()
+    };
+    for question in ["status", "why", "result", "cancel"] {
+        as_stranger(&[question, &task]).failed_with(9, "");
+    }
+    let listed = as_stranger(&["tasks", "--json"]).succeeded().json();
+    assert!(rows(&listed, "tasks").is_empty(), "{listed}");
+}
+
+#[test]
+fn what_is_not_there_is_exit_code_9() {
+    let mesh = Mesh::start();
+    mesh.client(&["status", "01890000-0000-7000-8000-000000000000"]).failed_with(9, "");
+    mesh.client(&["status", "no id at all"]).failed_with(2, "");
+}
+
+#[test]
+fn completions_and_help_are_there() {
+    let mesh = Mesh::start();
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(mesh.client(&["completions", shell]).succeeded().stdout.contains("mesh-client"));
+    }
+    let help = mesh.client(&["submit", "--help"]).succeeded().stdout;
+    assert!(help.contains("--priority") && help.contains("Examples"), "{help}");
+}

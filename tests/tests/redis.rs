@@ -1,0 +1,91 @@
+//! Redis as the store: a copy for others to read and a memory for restarts, never the place of decision.
+
+use mesh_tests::{Job, Mesh, MeshOptions, PATIENCE, Redis, redis::NOTICE_LIMIT, wait_for, wait_until};
+
+fn mesh_with(redis: &Redis) -> Mesh {
+    Mesh::with(MeshOptions { redis_url: Some(redis.url()), ..MeshOptions::default() })
+}
+
+/// The first key that matches, once there is one.
+fn key(redis: &Redis, pattern: &str) -> String {
+    let find = || redis.cli(&["--scan", "--pattern", pattern]).lines().next().map(str::to_owned);
+    wait_for(&format!("a key like {pattern}"), PATIENCE, find)
+}
+
+/// A hash as `redis-cli HGETALL` shows it: fields and values in turn.
+fn fields(redis: &Redis, key: &str) -> Vec<(String, String)> {
+    let text = redis.cli(&["HGETALL", key]);
+    let lines: Vec<&str> = text.lines().collect();
+    lines.chunks_exact(2).map(|pair| (pair[0].to_owned(), pair[1].to_owned())).collect()
+}
+
+#[test]
+fn a_person_can_read_the_metric_table() {
+    let redis = Redis::start();
+    let mesh = mesh_with(&redis);
+    let worker = mesh.worker("w1");
+
+    let key = key(&redis, "mesh:{default}:worker:*");
+
+    let row = fields(&redis, &key);
+    let value = |name: &str| row.iter().find(|(field, _)| field == name).map(|(_, value)| value.as_str());
+    assert_eq!(value("name"), Some(worker.name()), "{row:?}");
+    assert!(value("slots").is_some(), "{row:?}");
+    assert!(row.iter().any(|(field, _)| field.ends_with("_bytes")), "units stand in the names: {row:?}");
+    for (field, value) in &row {
+        assert!(!value.chars().any(|c| c.is_control() || c == '\u{FFFD}'), "{field} is no text: {value:?}");
+    }
+    let expires_ms: i64 = redis.cli(&["PTTL", &key]).trim().parse().expect("a number");
+    assert!((1..=10_000).contains(&expires_ms), "the row goes with its worker, in {expires_ms} ms");
+}
+
+#[test]
+fn a_worker_s_row_goes_when_the_worker_dies() {
+    let redis = Redis::start();
+    let mesh = mesh_with(&redis);
+    let mut worker = mesh.worker("w1");
+    let key = key(&redis, "mesh:{default}:worker:*");
+
+    worker.kill();
+
+    wait_until("the row to go", PATIENCE, || redis.cli(&["EXISTS", &key]).trim() == "0");
+}
+
+#[test]
+fn the_broker_goes_on_deciding_without_it_says_so_and_catches_up() {
+    let mut redis = Redis::start();
+    let mut mesh = mesh_with(&redis);
+    let _worker = mesh.worker("w1");
+    let job = Job::small(&mesh);
+    job.run(&mesh);
+
+    redis.kill();
+    wait_until("the metrics to say so", NOTICE_LIMIT, || mesh.metric("store_up") == Some(0.0));
+    job.run(&mesh);
+    let (status, ready) = mesh.admin_page("/readyz").expect("the admin port answers");
+    assert!(ready.to_lowercase().contains("store"), "health says what is wrong: {status} {ready}");
+    assert!(mesh.broker().has_said("store"), "the log says so");
+    // What must be remembered cannot be promised now.
+    mesh.client(&job.submit(&["--detach"])).failed_with(5, "STORE_AWAY");
+
+    redis.start_again();
+    wait_until("the store to be back", NOTICE_LIMIT, || mesh.metric("store_up") == Some(1.0));
+    wait_until("everything to be written", PATIENCE, || mesh.metric("store_pending_changes") == Some(0.0));
+    let row = fields(&redis, &key(&redis, "mesh:{default}:worker:*"));
+    assert!(row.contains(&("name".to_owned(), "w1".to_owned())), "{row:?}");
+    mesh.ask(&job.submit(&["--detach"]));
+}
+
+#[test]
+fn a_detached_task_can_be_read_while_it_lives() {
+    let redis = Redis::start();
+    let mesh = mesh_with(&redis);
+    let _worker = mesh.worker("w1");
+    let submitted = mesh.ask(&Job::endless(&mesh).submit(&["--detach"]));
+    let task = submitted["task"].as_str().expect("a task");
+
+    let row = fields(&redis, &key(&redis, &format!("mesh:{{default}}:task:{task}")));
+    assert!(row.iter().any(|(field, value)| field == "model_name" && value == "counting.onnx"), "{row:?}");
+
+    mesh.client(&["cancel", task]).succeeded();
+}
