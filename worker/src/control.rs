@@ -98,11 +98,9 @@ impl Control {
 
     /// Says early what is wrong if the broker cannot be reached; goes on either way, because it may come.
     async fn greet_broker(&mut self) {
-        let endpoint = self.broker.endpoint().to_owned();
         tokio::select! {
-            connected = self.broker.connected(CONNECT_WAIT) => match connected {
-                Ok(()) => info!(broker = endpoint, "connected"),
-                Err(error) => warn!("{error}; trying on"),
+            connected = self.broker.connected(CONNECT_WAIT) => if let Err(error) = connected {
+                warn!("{error}; trying on");
             },
             _ = self.terminate.recv() => self.is_over = true,
             _ = self.interrupt.recv() => self.is_over = true,

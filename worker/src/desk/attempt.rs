@@ -128,11 +128,7 @@ impl Attempt {
     pub(super) fn push(&mut self, chunk: Chunk, payload: Bytes) -> Result<(), Failure> {
         match &mut self.stage {
             Stage::Preparing(early) => early.push(chunk, payload),
-            Stage::Receiving(intake) => {
-                // The client sends what the worker turned out to hold until it hears so.
-                let is_needed = intake.needs().iter().any(|(blob, _)| *blob == chunk.blob);
-                if is_needed { intake.push(chunk, payload).map_err(failed) } else { Ok(()) }
-            }
+            Stage::Receiving(intake) => intake.push(chunk, payload).map_err(failed),
             Stage::Ready(_) | Stage::Running | Stage::Ended(_) => Ok(()),
         }
     }
