@@ -1,1 +1,49 @@
-fn main() {}
+//! PROGRAM: loads one model and serves it. Owns the runtimes (LiteRT, ONNX Runtime) and the Open Inference Protocol on a
+//! Unix socket. Never: more than one model, a network, a decision about tasks. A worker starts one runner for each model, in a container
+//! or as a process with limits: whatever a model does to its runtime, it does it here.
+//!
+//! ```text
+//!   socket -> serve -> routes -> request ---job---> model thread -> engine -> LiteRT | ONNX Runtime
+//!                             <- response <--------
+//! ```
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use proto_msgs::Failure;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Cli, Command};
+
+mod cli;
+mod engine;
+mod inspect;
+mod model_thread;
+mod npy;
+mod protobuf;
+mod run;
+mod runtimes;
+mod serve;
+mod tensor;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let done = match cli.command {
+        Command::Serve(arguments) => serve::serve(arguments),
+        Command::Inspect(arguments) => inspect::inspect(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Run(arguments) => run::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "mesh-runner", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    done.unwrap_or_else(|error| match error.downcast_ref::<Failure>() {
+        Some(failure) => serve::report(failure),
+        None => {
+            eprintln!("mesh-runner: {error:#}");
+            ExitCode::FAILURE
+        }
+    })
+}

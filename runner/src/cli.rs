@@ -1,0 +1,117 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use proto_msgs::ModelFormat;
+
+use crate::engine::LoadOptions;
+
+/// Loads one model and serves it.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 120)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Serve(Serve),
+    Inspect(Inspect),
+    Run(Run),
+    /// Print a completion script for a shell
+    #[command(hide = true)]
+    Completions {
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Serve a model on a Unix socket with the Open Inference Protocol v2, until SIGTERM
+#[derive(Args, Debug)]
+#[command(after_help = SERVE_HELP)]
+pub(crate) struct Serve {
+    /// The model
+    #[arg(long, value_name = "FILE")]
+    pub(crate) model: PathBuf,
+    /// The socket to listen on; its folder says who may come in
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: PathBuf,
+    /// What the model is called in paths
+    #[arg(long, value_name = "NAME", default_value = "model")]
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) options: ModelOptions,
+    /// Bytes that one request may have
+    #[arg(long, value_name = "BYTES", default_value_t = BODY_BYTES_MAX)]
+    pub(crate) body_limit: u64,
+    /// End when the process that started this one ends
+    #[arg(long)]
+    pub(crate) die_with_parent: bool,
+}
+
+/// What a task may send in one piece; a worker that grants its runner less memory says so with `--body-limit`.
+const BODY_BYTES_MAX: u64 = 2 << 30;
+
+const SERVE_HELP: &str = "\
+The socket is there at once; requests wait until the model is loaded. If it cannot be loaded, one line of JSON with
+`code` and `text` goes to stderr and the exit status is 10 (MODEL_INVALID), 11 (MODEL_UNSUPPORTED), 12 (MODEL_REJECTED)
+or 13 (ENGINE_UNAVAILABLE).
+
+Example:
+  mesh-runner serve --model face.tflite --socket /tmp/face.sock &
+  curl --unix-socket /tmp/face.sock http://runner/v2/models/model";
+
+/// Load a model and say what goes in and what comes out
+#[derive(Args, Debug)]
+pub(crate) struct Inspect {
+    #[command(flatten)]
+    pub(crate) model: ModelArguments,
+    /// Print JSON: the model metadata of the Open Inference Protocol
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Run a model once on files and write its outputs as .npy
+#[derive(Args, Debug)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) model: ModelArguments,
+    /// One file for each input, NAME=FILE or in the model's order: .npy, else the raw little-endian bytes of the input
+    #[arg(value_name = "INPUT")]
+    pub(crate) inputs: Vec<String>,
+    /// Folder for OUTPUT_NAME.npy
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) output: PathBuf,
+    /// Run so many times and print the shortest time
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) repeat: u32,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ModelArguments {
+    /// The model
+    #[arg(value_name = "MODEL")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) options: ModelOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ModelOptions {
+    /// What the file must be; default: by its content
+    #[arg(long, value_name = "tflite|onnx")]
+    pub(crate) format: Option<ModelFormat>,
+    /// Threads one run may use
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) threads: u16,
+    /// Use the GPU where the runtime library has one
+    #[arg(long)]
+    pub(crate) gpu: bool,
+}
+
+impl ModelOptions {
+    pub(crate) fn options(&self) -> LoadOptions {
+        LoadOptions { format: self.format, threads: self.threads, gpu: self.gpu }
+    }
+}

@@ -1,0 +1,181 @@
+//! The part of LiteRT's C API that the runner uses, opened at run time. Owns signatures and layouts as the headers of
+//! LiteRT 2.x declare them (`litert/c/*.h`); never decides anything.
+//!
+//! No crate does: the bindings that exist cannot resize an input or name a tensor, and a `.so` is not linked but opened,
+//! so that a worker without it can say so.
+
+use std::{
+    ffi::{CStr, c_char, c_int, c_void},
+    path::Path,
+};
+
+use libloading::Library;
+
+/// What every call returns; 0 is success.
+pub(super) type Status = c_int;
+
+/// An object of the library that is only ever passed back to it.
+pub(super) type Handle = *mut c_void;
+
+/// `LiteRtLayout`: rank in the low seven bits of the first word, then dimensions, then strides.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub(super) struct Layout {
+    rank: u32,
+    dimensions: [i32; Self::RANK_MAX],
+    strides: [u32; Self::RANK_MAX],
+}
+
+impl Layout {
+    const RANK_MAX: usize = 8;
+
+    /// The layout of a dense tensor, or `None` if it has more than eight dimensions or one beyond 31 bits.
+    pub(super) fn dense(shape: &[i64]) -> Option<Self> {
+        let mut layout = Self { rank: u32::try_from(shape.len()).ok()?, ..Self::default() };
+        for (index, dimension) in shape.iter().enumerate() {
+            *layout.dimensions.get_mut(index)? = i32::try_from(*dimension).ok()?;
+        }
+        Some(layout)
+    }
+
+    pub(super) fn shape(&self) -> Vec<i64> {
+        let rank = (self.rank & 0x7f) as usize;
+        self.dimensions.iter().take(rank).map(|dimension| i64::from(*dimension)).collect()
+    }
+}
+
+/// `LiteRtRankedTensorType`.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub(super) struct TensorType {
+    pub(super) element: c_int,
+    pub(super) layout: Layout,
+}
+
+const _: () = assert!(size_of::<Layout>() == 68 && size_of::<TensorType>() == 72);
+
+/// `LiteRtAny` holding an integer.
+#[repr(C)]
+struct AnyInteger {
+    kind: c_int,
+    value: i64,
+}
+
+/// `LiteRtEnvOption` with an integer value.
+#[repr(C)]
+pub(super) struct EnvironmentOption {
+    tag: c_int,
+    value: AnyInteger,
+}
+
+const _: () = assert!(size_of::<EnvironmentOption>() == 24);
+
+impl EnvironmentOption {
+    /// Only messages of this severity and above go to stderr.
+    pub(super) const fn log_severity_min(severity: i64) -> Self {
+        Self { tag: 25, value: AnyInteger { kind: 2, value: severity } }
+    }
+}
+
+/// `kLiteRtHwAcceleratorCpu`: XNNPACK, and the built-in kernels for what XNNPACK does not do.
+pub(super) const ACCELERATOR_CPU: c_int = 1;
+/// `kLiteRtOpCodeTflCustom`.
+pub(super) const OP_CUSTOM: c_int = 32;
+/// `kLiteRtOpCodeTflVarHandle`: the model keeps state between runs.
+pub(super) const OP_VAR_HANDLE: c_int = 142;
+/// `kLiteRtTensorBufferLockModeRead` and `…Write`.
+pub(super) const LOCK_READ: c_int = 0;
+pub(super) const LOCK_WRITE: c_int = 1;
+
+macro_rules! api {
+    ($($name:ident = $symbol:literal ($($argument:ty),*) $(-> $result:ty)?;)*) => {
+        /// The functions of an opened library.
+        pub(super) struct Api { $(pub(super) $name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)* }
+
+        impl Api {
+            /// Opens the library and finds every function.
+            ///
+            /// # Errors
+            /// If the file is missing, for another architecture, or not LiteRT 2.
+            pub(super) fn open(path: &Path) -> Result<Self, libloading::Error> {
+                // SAFETY: the initialisers of LiteRT register its kernels and touch nothing of ours.
+                let library = unsafe { Library::new(path)? };
+                // Never closed: its functions are called until the process ends, and closing it is known to crash.
+                let library = Box::leak(Box::new(library));
+                // SAFETY: each type repeats the declaration in the headers of LiteRT 2.
+                Ok(unsafe { Self { $($name: *library.get(concat!($symbol, "\0"))?,)* } })
+            }
+        }
+    };
+}
+
+api! {
+    create_environment = "LiteRtCreateEnvironment"(c_int, *const EnvironmentOption, *mut Handle) -> Status;
+    destroy_environment = "LiteRtDestroyEnvironment"(Handle);
+
+    create_model = "LiteRtCreateModelFromBuffer"(Handle, *const c_void, usize, *mut Handle) -> Status;
+    destroy_model = "LiteRtDestroyModel"(Handle);
+    subgraph_count = "LiteRtGetNumModelSubgraphs"(Handle, *mut usize) -> Status;
+    subgraph = "LiteRtGetModelSubgraph"(Handle, usize, *mut Handle) -> Status;
+    op_count = "LiteRtGetNumSubgraphOps"(Handle, *mut usize) -> Status;
+    op = "LiteRtGetSubgraphOp"(Handle, usize, *mut Handle) -> Status;
+    op_code = "LiteRtGetOpCode"(Handle, *mut c_int) -> Status;
+    custom_code = "LiteRtGetCustomCode"(Handle, *mut *const c_char) -> Status;
+    signature = "LiteRtGetModelSignature"(Handle, usize, *mut Handle) -> Status;
+    input_count = "LiteRtGetNumSignatureInputs"(Handle, *mut usize) -> Status;
+    input = "LiteRtGetSignatureInputTensorByIndex"(Handle, usize, *mut Handle) -> Status;
+    output_count = "LiteRtGetNumSignatureOutputs"(Handle, *mut usize) -> Status;
+    output = "LiteRtGetSignatureOutputTensorByIndex"(Handle, usize, *mut Handle) -> Status;
+    tensor_name = "LiteRtGetTensorName"(Handle, *mut *const c_char) -> Status;
+    tensor_type = "LiteRtGetRankedTensorType"(Handle, *mut TensorType) -> Status;
+
+    create_options = "LiteRtCreateOptions"(*mut Handle) -> Status;
+    destroy_options = "LiteRtDestroyOptions"(Handle);
+    set_accelerators = "LiteRtSetOptionsHardwareAccelerators"(Handle, c_int) -> Status;
+    create_opaque = "LiteRtCreateOpaqueOptions"(*const c_char, *mut c_void, Option<unsafe extern "C" fn(*mut c_void)>, *mut Handle) -> Status;
+    add_opaque = "LiteRtAddOpaqueOptions"(Handle, Handle) -> Status;
+
+    compile = "LiteRtCreateCompiledModel"(Handle, Handle, Handle, *mut Handle) -> Status;
+    destroy_compiled = "LiteRtDestroyCompiledModel"(Handle);
+    resize_input = "LiteRtCompiledModelResizeInputTensor"(Handle, usize, usize, *const c_int, usize) -> Status;
+    output_layouts = "LiteRtGetCompiledModelOutputTensorLayouts"(Handle, usize, usize, *mut Layout, bool) -> Status;
+    input_requirements = "LiteRtGetCompiledModelInputBufferRequirements"(Handle, usize, usize, *mut Handle) -> Status;
+    output_requirements = "LiteRtGetCompiledModelOutputBufferRequirements"(Handle, usize, usize, *mut Handle) -> Status;
+    run = "LiteRtRunCompiledModel"(Handle, usize, usize, *mut Handle, usize, *mut Handle) -> Status;
+
+    create_buffer = "LiteRtCreateManagedTensorBufferFromRequirements"(Handle, *const TensorType, Handle, *mut Handle) -> Status;
+    destroy_buffer = "LiteRtDestroyTensorBuffer"(Handle);
+    buffer_size = "LiteRtGetTensorBufferSize"(Handle, *mut usize) -> Status;
+    lock = "LiteRtLockTensorBuffer"(Handle, *mut *mut c_void, c_int) -> Status;
+    unlock = "LiteRtUnlockTensorBuffer"(Handle) -> Status;
+}
+
+/// What a status means, in the words of `litert_common.h`; the library exports no function that would say it.
+pub(super) fn status_text(status: Status) -> String {
+    let text = match status {
+        1 => "invalid argument",
+        2 => "out of memory",
+        3 => "runtime failure",
+        4 => "an input tensor is missing",
+        5 => "unsupported",
+        8 => "wrong version",
+        501 => "invalid flatbuffer",
+        504 => "compilation failed",
+        1000 => "an index is out of range",
+        4000 => "made for another version of the runtime",
+        _ => return format!("error {status}"),
+    };
+    format!("{text} (status {status})")
+}
+
+/// A text that the library owns.
+///
+/// # Safety
+/// `text` is null or points to a string that lives until this returns.
+pub(super) unsafe fn text(text: *const c_char) -> String {
+    if text.is_null() {
+        return String::new();
+    }
+    // SAFETY: the caller's promise.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+}

@@ -1,0 +1,58 @@
+//! Where the inference libraries are. Owns the list of folders that are searched, in this order, and the words for a library that is
+//! not there.
+
+use std::{
+    env, fmt,
+    path::{Path, PathBuf},
+};
+
+use proto_msgs::{Arch, ErrorCode, Failure, ModelFormat};
+
+/// The file that runs models of a format.
+pub(crate) const fn library_name(format: ModelFormat) -> &'static str {
+    match format {
+        ModelFormat::TfLite => "libLiteRt.so",
+        ModelFormat::Onnx => "libonnxruntime.so",
+    }
+}
+
+/// The library for models of this format.
+///
+/// # Errors
+/// `ENGINE_UNAVAILABLE` with the folders that were searched and the command that fetches the library.
+pub(crate) fn find(format: ModelFormat) -> Result<PathBuf, Failure> {
+    let folders = folders();
+    let mut candidates = folders.iter().map(|folder| folder.join(library_name(format)));
+    candidates.find(|path| path.is_file()).ok_or_else(|| {
+        let searched: Vec<_> = folders.iter().map(|folder| folder.display().to_string()).collect();
+        Failure::new(
+            ErrorCode::EngineUnavailable,
+            format!("{} is in none of {}; {FETCH}", library_name(format), searched.join(", ")),
+        )
+    })
+}
+
+/// The words for a library that is there but cannot be used.
+pub(crate) fn unusable(path: &Path, why: impl fmt::Display) -> Failure {
+    let text = format!("cannot use {}: {why}; {FETCH}", path.display());
+    Failure::new(ErrorCode::EngineUnavailable, text)
+}
+
+const FETCH: &str = "run docker/fetch-runtimes to fetch the libraries for this machine";
+
+fn folders() -> Vec<PathBuf> {
+    let mut folders = Vec::new();
+    if let Some(chosen) = env::var_os("MESH_RUNTIME_DIR").filter(|folder| !folder.is_empty()) {
+        folders.push(PathBuf::from(&chosen));
+        folders.push(PathBuf::from(chosen).join(Arch::HERE.name()));
+    }
+    let data = match env::var_os("XDG_DATA_HOME").filter(|folder| !folder.is_empty()) {
+        Some(data) => Some(PathBuf::from(data)),
+        None => env::home_dir().map(|home| home.join(".local/share")),
+    };
+    folders.extend(data.map(|data| data.join("mesh/runtimes").join(Arch::HERE.name())));
+    folders.extend(["/usr/local/lib/mesh", "/usr/lib/mesh"].map(PathBuf::from));
+    let own = env::current_exe().ok();
+    folders.extend(own.and_then(|program| program.parent().map(Path::to_path_buf)));
+    folders
+}

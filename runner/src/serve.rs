@@ -1,0 +1,158 @@
+//! `mesh-runner serve`: one model behind a Unix socket. Owns the socket's life and the process's: it is there as soon as
+//! the program runs, requests wait until the model is loaded, and it is gone when the program ends.
+
+use std::{
+    fs, io,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, bail};
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use proto_msgs::{ErrorCode, Failure};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    signal::unix::{SignalKind, signal},
+    sync::Semaphore,
+};
+
+use crate::{cli::Serve, model_thread::ModelThread};
+
+pub(crate) mod oip;
+mod request;
+mod response;
+mod routes;
+
+use routes::Service;
+
+/// Connections at a time: a worker needs one or two, a person with `curl` another.
+const CONNECTIONS_MAX: usize = 64;
+
+/// Serves until it is told to end or the model cannot be loaded.
+pub(crate) fn serve(arguments: Serve) -> Result<ExitCode> {
+    if arguments.die_with_parent {
+        die_with_parent()?;
+    }
+    let model = ModelThread::start(arguments.model, arguments.options.options())?;
+    let service = Service { model, name: arguments.name, body_bytes_max: arguments.body_limit };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = runtime.block_on(until_told(service, &arguments.socket));
+    // Not before the end of the run that may be under way: the process ends here, whatever the model is doing.
+    runtime.shutdown_background();
+    ended
+}
+
+/// Ends this process when its parent ends.
+fn die_with_parent() -> Result<()> {
+    let parent = std::os::unix::process::parent_id();
+    // SAFETY: a system call with numbers.
+    let done = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    if done != 0 {
+        return Err(io::Error::last_os_error()).context("cannot ask to die with the parent");
+    }
+    if std::os::unix::process::parent_id() != parent {
+        bail!("the parent is gone already");
+    }
+    Ok(())
+}
+
+async fn until_told(service: Service, path: &Path) -> Result<ExitCode> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let socket = Socket::bind(path)?;
+    tracing::info!(socket = %path.display(), "serving");
+    let model = service.model.clone();
+    let service = Arc::new(service);
+    tokio::select! {
+        failure = load_failure(&model) => Ok(report(&failure)),
+        () = accept(&socket.listener, service) => unreachable!("accepting never ends"),
+        _ = terminate.recv() => Ok(ExitCode::SUCCESS),
+        _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Returns if the model cannot be loaded, and never if it can.
+async fn load_failure(model: &ModelThread) -> Failure {
+    match model.loaded().await {
+        Ok(loaded) => {
+            tracing::info!(runtime = loaded.runtime, load_time = ?loaded.load_time, "loaded");
+            std::future::pending().await
+        }
+        Err(failure) => failure,
+    }
+}
+
+/// Tells the worker why there will be no model, in the form that it reads, and gives the exit status for it.
+pub(crate) fn report(failure: &Failure) -> ExitCode {
+    eprintln!("{}", serde_json::json!({ "code": failure.code.name(), "text": failure.text }));
+    ExitCode::from(match failure.code {
+        ErrorCode::ModelInvalid => 10,
+        ErrorCode::ModelUnsupported => 11,
+        ErrorCode::ModelRejected => 12,
+        ErrorCode::EngineUnavailable => 13,
+        _ => 1,
+    })
+}
+
+async fn accept(listener: &UnixListener, service: Arc<Service>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let service = Arc::clone(&service);
+                tokio::spawn(async move {
+                    converse(stream, service).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                // Out of descriptors or memory: wait for connections to end.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn converse(stream: UnixStream, service: Arc<Service>) {
+    let answer = service_fn(move |request| {
+        let service = Arc::clone(&service);
+        async move { Ok::<_, std::convert::Infallible>(service.answer(request).await) }
+    });
+    if let Err(error) = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+/// A listening socket whose file goes with it.
+struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Socket {
+    fn bind(path: &Path) -> Result<Self> {
+        let what = || format!("cannot listen on {}", path.display());
+        match fs::symlink_metadata(path) {
+            // Left behind by a runner that was killed.
+            Ok(there) if there.file_type().is_socket() => fs::remove_file(path).with_context(what)?,
+            Ok(_) => bail!("{}: something that is no socket is there", what()),
+            Err(_) => {}
+        }
+        let listener = UnixListener::bind(path).with_context(what)?;
+        // In a container the runner is another user than the worker. Who may come in is said by the folder.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o666)).with_context(what)?;
+        Ok(Self { listener, path: path.to_path_buf() })
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // An error means that the folder has gone before us.
+        let _ = fs::remove_file(&self.path);
+    }
+}
