@@ -1,1 +1,140 @@
-fn main() {}
+//! `mesh-client`: submit tasks from the command line and see what became of them.
+//!
+//! Owns arguments, the forms of inputs and outputs, progress and exit codes. Never decides where a task runs, or when to try
+//! again: that is the SDK's and the broker's. Results go to standard output, everything else to standard error.
+//!
+//! ```text
+//!   args --> submit: items -> inputs (npy, json, image) -> mesh_sdk -> report (outputs, table) --> exit code
+//!        '-> ask: workers, tasks, status, why, cancel -> views
+//! ```
+
+mod args;
+mod ask;
+mod connect;
+mod exit;
+mod image_input;
+mod inputs;
+mod items;
+mod json_input;
+mod npy;
+mod outputs;
+mod progress;
+mod report;
+mod submit;
+mod table;
+mod tensor;
+mod units;
+mod views;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::{CommandFactory, Parser};
+use serde_json::{Value, json};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    args::{Arguments, Command, Global},
+    report::{Failed, Job},
+};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_log(&arguments.global);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let ended = match runtime {
+        Ok(runtime) => runtime.block_on(command(&arguments)),
+        Err(error) => Err(Failed::new(exit::INTERNAL, "INTERNAL", error)),
+    };
+    match ended {
+        Ok(code) => ExitCode::from(code),
+        Err(failed) => {
+            complain(&arguments.global, &failed);
+            ExitCode::from(failed.exit)
+        }
+    }
+}
+
+async fn command(arguments: &Arguments) -> Result<u8, Failed> {
+    let global = &arguments.global;
+    match &arguments.command {
+        Command::Submit(flags) => {
+            let job = submit::submit(global, flags).await?;
+            show_job(global, &job, flags.output.output.is_some())
+        }
+        Command::Workers(flags) => ask::workers(global, flags).await,
+        Command::Tasks(flags) => ask::tasks(global, flags).await,
+        Command::Status(flags) => ask::status(global, flags).await,
+        Command::Result(flags) | Command::Wait(flags) => ask::fetch(global, flags).await,
+        Command::Cancel(flags) => ask::cancel(global, flags).await,
+        Command::Why(flags) => ask::why(global, flags).await,
+        Command::Inspect(flags) => ask::inspect(global, flags),
+        Command::Keygen(flags) => ask::keygen(global, flags),
+        Command::Completions(flags) => {
+            let mut script = Vec::new();
+            clap_complete::generate(flags.shell, &mut Arguments::command(), "mesh-client", &mut script);
+            print_bytes(&script)
+        }
+    }
+}
+
+/// Text, or the document.
+fn show_job(global: &Global, job: &Job, is_saved: bool) -> Result<u8, Failed> {
+    if global.json {
+        print_json(&job.to_json())?;
+    } else {
+        let text = if let [only] = &job.reports[..] { only.to_text() } else { job.to_text() };
+        print(&text)?;
+    }
+    eprint!("{}", job.failures_text());
+    if job.reports.len() > 1 && !is_saved && !global.json && !global.quiet && job.exit() == exit::OK {
+        eprintln!("mesh-client: outputs were not kept: use --output DIR or --json");
+    }
+    Ok(job.exit())
+}
+
+/// What went wrong before there was anything to show.
+fn complain(global: &Global, failed: &Failed) {
+    if global.json {
+        let document = json!({ "error": { "code": failed.code, "text": failed.text, "exit": failed.exit } });
+        // Standard output may be closed; the exit code says it all the same.
+        let _ = print_json(&document);
+    }
+    eprintln!("mesh-client: {}", failed.text);
+}
+
+fn print(text: &str) -> Result<u8, Failed> {
+    print_bytes(text.as_bytes())
+}
+
+fn print_json(document: &Value) -> Result<u8, Failed> {
+    let mut text =
+        serde_json::to_vec_pretty(document).map_err(|error| Failed::new(exit::INTERNAL, "INTERNAL", error))?;
+    text.push(b'\n');
+    print_bytes(&text)
+}
+
+fn print_bytes(bytes: &[u8]) -> Result<u8, Failed> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        // `mesh-client … | head` is no failure.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failed::new(exit::INTERNAL, "OUTPUT", format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(exit::OK),
+    }
+}
+
+/// `RUST_LOG`, else by `-v`.
+fn start_log(global: &Global) {
+    let level = match global.verbose {
+        0 => "error",
+        1 => "mesh_client=info,mesh_sdk=info,warn",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+}

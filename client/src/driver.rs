@@ -125,7 +125,8 @@ impl Driver {
         let (door, listened) = setup.listener.map(Listener::spawn).unzip();
         Self {
             origin: Instant::now(),
-            connect_wait: config.connect_wait,
+            // A little sooner than the machine gives up, so that the user learns which address was tried.
+            connect_wait: config.connect_wait.mul_f32(0.9),
             machine: Client::new(config),
             broker: setup.broker,
             commands,

@@ -40,6 +40,6 @@ pub use proto_msgs::{
     Arch, Attempt, ClientId, ClusterView, DType, Demands, Digest, Direction, ErrorCode, Failure, JobId, ModelFormat,
     ModelRef, Outcome, Phase, TaskId, TaskStanding, TaskView, WhyView, WorkerId, WorkerView,
 };
-pub use result::{AskError, News, Output, TaskError, TaskResult, Timings};
+pub use result::{AskError, News, Output, TaskError, TaskResult, Timings, Update};
 pub use session::SENDING_EVERY;
 pub use task::{Input, Model, SubmitError, Task, new_job};

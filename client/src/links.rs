@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration, time::Instant};
 
-use mesh_transport::{Admitted, Context, DialError, Dialer, Door, Heard, Limits, Outlet, dial_first};
+use mesh_transport::{Admitted, Context, DialError, Dialer, Door, Limits, Outlet, dial_first};
 use proto_msgs::{AttemptId, Frame, Grant, PeerId, PublicKey, WorkerId};
 use tokio::{sync::mpsc, task::AbortHandle};
 
@@ -222,13 +222,5 @@ impl Links {
     fn next_id(&mut self) -> LinkId {
         self.made += 1;
         LinkId(self.made)
-    }
-}
-
-/// What was heard on a link, without what does not concern the driver.
-pub(crate) fn frame_of(heard: Heard) -> Option<Frame> {
-    match heard {
-        Heard::Frame(frame) => Some(frame),
-        Heard::Connected | Heard::Lost => None,
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use crate::{
-    AskError, ConnectError, Listen, News, Options, SubmitError, Task, TaskError, TaskResult,
+    AskError, ConnectError, Listen, News, Options, SubmitError, Task, TaskError, TaskResult, Update,
     driver::{Command, Driver, Setup, Watcher},
     options,
     task::{Payload, blocking},
@@ -304,9 +304,17 @@ impl TaskHandle {
         self.task
     }
 
-    /// What happened last; `None` once the task has ended. News that is not read is dropped, so this may be ignored.
-    pub async fn news(&mut self) -> Option<News> {
-        self.news.recv().await
+    /// Waits for what happens next: news, or the end, which is given once. May be dropped half-way (in a `select!`) and called
+    /// again. News that is not read in time is dropped, the end never is.
+    pub async fn next(&mut self) -> Update {
+        let Some(done) = &mut self.done else { return Update::End(Err(TaskError::Closed)) };
+        let end = tokio::select! {
+            biased;
+            Some(news) = self.news.recv() => return Update::News(news),
+            end = done => end.unwrap_or(Err(TaskError::Closed)),
+        };
+        self.done = None;
+        Update::End(end)
     }
 
     /// Takes the task back: the worker stops it. [`Self::wait`] then gives [`TaskError::Cancelled`], or the result if that
@@ -316,14 +324,15 @@ impl TaskHandle {
         let _ = self.commands.send(Command::Cancel { task: self.task, reply: None }).await;
     }
 
-    /// Waits for the end. May be dropped half-way (in a `select!`) and called again; the result is given once.
+    /// Waits for the end, which is given once.
     ///
     /// # Errors
     /// Why there is no result.
     pub async fn wait(&mut self) -> Result<TaskResult, TaskError> {
-        let Some(done) = &mut self.done else { return Err(TaskError::Closed) };
-        let end = done.await.unwrap_or(Err(TaskError::Closed));
-        self.done = None;
-        end
+        loop {
+            if let Update::End(end) = self.next().await {
+                return end;
+            }
+        }
     }
 }

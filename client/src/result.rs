@@ -54,6 +54,15 @@ pub enum News {
     BrokerSilent,
 }
 
+/// What a [`TaskHandle`](crate::TaskHandle) tells.
+#[derive(Clone, Debug)]
+pub enum Update {
+    /// The task goes on.
+    News(News),
+    /// It is over.
+    End(Result<TaskResult, TaskError>),
+}
+
 /// A task that was done.
 #[derive(Clone, Debug)]
 pub struct TaskResult {

@@ -134,11 +134,6 @@ impl Session {
         self.tell_uploads(|_| Feedback::Unlinked);
     }
 
-    /// The link has broken and may be made again by itself; the worker will ask for the attempt to be opened anew.
-    pub(crate) fn pause(&mut self) {
-        self.tell_uploads(|_| Feedback::Unlinked);
-    }
-
     /// The first message of the attempt on a link.
     pub(crate) fn open_message(&self, resume: Resume) -> ClientToWorker {
         ClientToWorker::Open(Open {

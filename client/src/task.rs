@@ -2,7 +2,7 @@
 //! one that was hashed. Never: connections.
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -149,7 +149,14 @@ impl Input {
 
     /// A tensor: the worker compares type and shape with the model's.
     pub fn tensor(dtype: DType, shape: impl Into<Vec<u64>>, bytes: impl Into<Bytes>) -> Self {
-        Self { dtype: Some(dtype), shape: Some(shape.into()), ..Self::raw(bytes) }
+        Self::raw(bytes).shaped(dtype, shape)
+    }
+
+    /// Says what the bytes are, where the model leaves it open.
+    pub fn shaped(mut self, dtype: DType, shape: impl Into<Vec<u64>>) -> Self {
+        self.dtype = Some(dtype);
+        self.shape = Some(shape.into());
+        self
     }
 
     /// For the model's input of this name; without a name inputs are taken by position.
@@ -164,6 +171,20 @@ impl Input {
         at_most("an input", shape.as_ref().map_or(0, Vec::len) as u64, limits::RANK_MAX as u64, "dimensions")?;
         let (blob, digest) = Blob::hash(data)?;
         Ok((InputDecl { name, dtype, shape, digest, size_bytes: blob.size_bytes }, blob))
+    }
+}
+
+/// `x: FP32 [1, 3]`, with what is known of it.
+impl fmt::Display for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = &self.name {
+            write!(f, "{name}: ")?;
+        }
+        match (self.dtype, &self.shape, &self.data) {
+            (Some(dtype), Some(shape), _) => write!(f, "{dtype} {shape:?}"),
+            (_, _, Data::Memory(bytes)) => write!(f, "{} bytes", bytes.len()),
+            (_, _, Data::File(path)) => path.display().fmt(f),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use proto_msgs::{AttemptId, ClientToWorker, Direction, ErrorCode, Frame, Grant, 
 use super::{Driver, Happened};
 use crate::{
     News,
-    links::{LinkId, Links, Way, frame_of},
+    links::{LinkId, Links, Way},
     session::{Resume, Session, Taken},
 };
 
@@ -87,14 +87,11 @@ impl Driver {
                 }
                 None => {}
             },
-            Happened::Heard { link, heard } => {
-                if matches!(heard, Heard::Lost) {
-                    self.sessions.values_mut().filter(|session| session.link == Some(link)).for_each(Session::pause);
-                }
-                if let Some(frame) = frame_of(heard) {
-                    self.worker_said(link, frame);
-                }
-            }
+            Happened::Heard { link, heard } => match heard {
+                Heard::Frame(frame) => self.worker_said(link, frame),
+                Heard::Lost => self.link_broken(link),
+                Heard::Connected => {}
+            },
             Happened::DialInLate { id, wait } => {
                 let is_waiting =
                     self.sessions.get(&id).is_some_and(|session| session.wait == wait && session.opening.is_some());
@@ -114,6 +111,21 @@ impl Driver {
                     self.taken(id, taken);
                 }
             }
+        }
+    }
+
+    /// libzmq would make the connection again by itself, but to the worker it would be a stranger's: a new one is made.
+    fn link_broken(&mut self, link: LinkId) {
+        self.links.drop_link(link);
+        let on_it = self.sessions.iter_mut().filter(|(_, session)| session.link == Some(link));
+        let broken: Vec<AttemptId> = on_it
+            .map(|(id, session)| {
+                session.unlink();
+                *id
+            })
+            .collect();
+        for id in broken {
+            self.step(Event::LinkBroken { id });
         }
     }
 

@@ -1,0 +1,368 @@
+//! The command line: flags, their help, their defaults. Owns names that scripts rely on; never does anything.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mesh_sdk::{Arch, Demands, Direction, TaskId, default_state_dir};
+
+use crate::{
+    exit,
+    image_input::{Colors, Layout, Normalize, Resize, Wishes as ImageWishes},
+    inputs::Wishes,
+    units,
+};
+
+/// Submit tasks to the mesh and see what became of them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "mesh-client",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "Examples:\n  \
+        mesh-client submit model.tflite input.bin\n  \
+        mesh-client submit --output results detector.onnx photos/\n  \
+        mesh-client submit --detach model.onnx x=x.npy y=y.npy\n  \
+        mesh-client workers\n\n\
+        `mesh-client help COMMAND` says more about each, exit codes under `help submit`."
+)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags of every command.
+#[derive(Args, Debug)]
+pub(crate) struct Global {
+    /// Address of the broker
+    #[arg(long, global = true, value_name = "ADDRESS", env = "MESH_BROKER", default_value = mesh_sdk::BROKER_DEFAULT, value_parser = parse_broker)]
+    pub(crate) broker: String,
+    /// The broker's public key, or the file that holds it (with --key-file)
+    #[arg(long, global = true, value_name = "KEY-OR-FILE", env = "MESH_BROKER_KEY")]
+    pub(crate) broker_key: Option<String>,
+    /// This client's secret key; made by `keygen`
+    #[arg(long, global = true, value_name = "FILE", env = "MESH_KEY_FILE")]
+    pub(crate) key_file: Option<PathBuf>,
+    /// Where this client keeps who it is
+    #[arg(long, global = true, value_name = "DIR", env = "MESH_STATE_DIR", default_value_os_t = default_state_dir())]
+    pub(crate) state_dir: PathBuf,
+    /// Give up after this long; without it, connecting is given up after 10s and a running task never
+    #[arg(long, global = true, value_name = "TIME", env = "MESH_TIMEOUT", value_parser = units::parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// One JSON document on standard output instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// No progress and no advice, only results and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+    /// Say what happens on the way (-vv: messages, too)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a model on inputs
+    Submit(Box<Submit>),
+    /// List the workers
+    Workers(Workers),
+    /// List this client's tasks
+    Tasks(Tasks),
+    /// Show where a task stands, or without TASK how the mesh is
+    Status(Status),
+    /// Wait for a detached task and take its result
+    Result(Fetch),
+    /// The same as `result`
+    Wait(Fetch),
+    /// Stop a task
+    Cancel(OneTask),
+    /// Explain why a task is where it is, or nowhere
+    Why(OneTask),
+    /// Show format, inputs and outputs of a model file
+    Inspect(Inspect),
+    /// Make a key pair: FILE (secret) and FILE.pub
+    Keygen(Keygen),
+    /// Print a completion script for a shell
+    Completions(Completions),
+}
+
+/// Run a model on inputs.
+#[derive(Args, Debug)]
+#[command(
+    long_about = "Run a model on inputs and print what comes out.\n\n\
+        An INPUT is a file: raw little-endian bytes of the model's input, .npy, .npz, .json, or a picture (.png, .jpg) for \
+        models that take one. For a model of one input each file is an item and each item a task; folders and patterns \
+        ('photos/*.jpg') mean their files. For a model of several inputs name each (name=path), give them in the model's \
+        order, or give one .npz or .json file that holds all.",
+    after_help = concat_help(),
+)]
+pub(crate) struct Submit {
+    /// The model: a .tflite or .onnx file
+    pub(crate) model: PathBuf,
+    /// Input files, folders, patterns, or name=path
+    #[arg(value_name = "INPUT")]
+    pub(crate) inputs: Vec<String>,
+    /// 0 (whenever there is room) to 100 (first of all)
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) priority: u8,
+    /// The answer is worthless after this long (500ms, 2m); the task then fails
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub(crate) deadline: Option<Duration>,
+    /// Do not wait: print the task's id once the worker has everything; see `result`
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Tasks under way at the same time (default: twice the mesh's slots, at most 64)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) parallel: Option<u16>,
+    #[command(flatten)]
+    pub(crate) output: OutputFlags,
+    #[command(flatten)]
+    pub(crate) demands: DemandFlags,
+    #[command(flatten)]
+    pub(crate) forms: FormFlags,
+    #[command(flatten)]
+    pub(crate) path: PathFlags,
+}
+
+/// Where results go.
+#[derive(Args, Debug)]
+pub(crate) struct OutputFlags {
+    /// Write each output to DIR/<name>.npy (several items: DIR/<item>/) and result.json beside them
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+/// What a worker must have.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Demands")]
+pub(crate) struct DemandFlags {
+    /// Cores the run may use (2, 0.5, 500m)
+    #[arg(long, value_name = "CORES", value_parser = units::parse_cpu)]
+    cpu: Option<u32>,
+    /// Memory the run may use (1GiB)
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
+    memory: Option<u64>,
+    /// GPU memory the run needs (4GiB)
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
+    gpu_memory: Option<u64>,
+    /// Only workers of this architecture (amd64, arm64)
+    #[arg(long)]
+    arch: Option<Arch>,
+}
+
+impl DemandFlags {
+    pub(crate) fn demands(&self) -> Demands {
+        Demands {
+            cpu_millis: self.cpu.unwrap_or(0),
+            memory_bytes: self.memory.unwrap_or(0),
+            gpu_memory_bytes: self.gpu_memory.unwrap_or(0),
+            arch: self.arch,
+        }
+    }
+}
+
+/// How inputs become what the model takes.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Inputs")]
+pub(crate) struct FormFlags {
+    /// Pictures: order of the dimensions
+    #[arg(long, value_enum, default_value_t)]
+    layout: Layout,
+    /// Pictures: order of the colours
+    #[arg(long, value_enum, default_value_t)]
+    colors: Colors,
+    /// Pictures: how other proportions are fitted
+    #[arg(long, value_enum, default_value_t)]
+    resize: Resize,
+    /// Pictures: what 0 to 255 becomes: a range (-1..1), raw, or auto (0..1 for models of real numbers, the type's whole range for integers)
+    #[arg(long, value_name = "RANGE", default_value = "auto", allow_hyphen_values = true)]
+    normalize: Normalize,
+    /// Pictures: subtracted after --normalize, one number or one for each channel (0.485,0.456,0.406)
+    #[arg(long, value_delimiter = ',', value_name = "NUMBERS", allow_hyphen_values = true)]
+    mean: Vec<f64>,
+    /// Pictures: divided by after --mean
+    #[arg(long, value_delimiter = ',', value_name = "NUMBERS")]
+    std: Vec<f64>,
+    /// Convert arrays of another type to the model's, rounded and cut to its range
+    #[arg(long)]
+    cast: bool,
+}
+
+impl FormFlags {
+    pub(crate) fn wishes(&self) -> Wishes {
+        let image = ImageWishes {
+            layout: self.layout,
+            colors: self.colors,
+            resize: self.resize,
+            normalize: self.normalize,
+            mean: self.mean.clone(),
+            std: self.std.clone(),
+        };
+        Wishes { image, cast: self.cast }
+    }
+}
+
+/// How client and worker come together.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Connections")]
+pub(crate) struct PathFlags {
+    /// Who opens the connection (default: the client, but for workers that cannot be dialled)
+    #[arg(long, value_enum)]
+    direction: Option<DirectionFlag>,
+    /// Where workers may dial this client (tcp://0.0.0.0:7000); default: any free port towards the broker
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<String>,
+    /// What workers are told in place of that address (HOST or HOST:PORT)
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) advertise: Vec<String>,
+}
+
+impl PathFlags {
+    pub(crate) fn direction(&self) -> Option<Direction> {
+        self.direction.map(|direction| match direction {
+            DirectionFlag::ClientDials => Direction::ClientDials,
+            DirectionFlag::WorkerDials => Direction::WorkerDials,
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DirectionFlag {
+    /// The client connects to the worker
+    ClientDials,
+    /// The worker connects to the client
+    WorkerDials,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Workers {
+    /// Show them again every two seconds until Ctrl-C
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Tasks {
+    /// At most this many, newest first
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
+    pub(crate) limit: usize,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Status {
+    /// The task's id
+    pub(crate) task: Option<TaskId>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = exit::HELP)]
+pub(crate) struct Fetch {
+    /// The task's id
+    pub(crate) task: TaskId,
+    #[command(flatten)]
+    pub(crate) output: OutputFlags,
+    #[command(flatten)]
+    pub(crate) path: PathFlags,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct OneTask {
+    /// The task's id
+    pub(crate) task: TaskId,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Inspect {
+    /// The model: a .tflite or .onnx file
+    pub(crate) model: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Keygen {
+    /// Where the secret key goes
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Completions {
+    /// Which shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+fn parse_broker(text: &str) -> Result<String, String> {
+    let with_scheme = if text.contains("://") { text.to_owned() } else { format!("tcp://{text}") };
+    let address = with_scheme.strip_prefix("tcp://").ok_or("only tcp:// addresses are understood")?;
+    match address.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => Ok(with_scheme),
+        _ => Err("write it as tcp://HOST:PORT".to_owned()),
+    }
+}
+
+fn concat_help() -> String {
+    format!(
+        "Examples:\n  \
+        mesh-client submit model.tflite input.bin\n  \
+        mesh-client submit --normalize=-1..1 --output out face_detection.tflite photos/*.jpg\n  \
+        mesh-client submit --priority 90 --deadline 500ms model.onnx x.npy\n  \
+        mesh-client submit --cpu 2 --memory 1GiB --arch arm64 model.onnx inputs.npz\n  \
+        mesh-client submit --json model.tflite input.bin | jq '.items[0].outputs[0].data'\n\n{}",
+        exit::HELP
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_flags_that_scripts_rely_on() {
+        let line = "mesh-client --broker tcp://cloud:5555 submit m.tflite a.bin b.bin --priority 90 --deadline 500ms --cpu 2 \
+            --memory 1GiB --gpu-memory 4GiB --arch arm64 --detach --output out --json --direction worker-dials --parallel 4 \
+            --normalize -1..1 --mean 0.5,-0.5,0";
+        let arguments = Arguments::try_parse_from(line.split_whitespace()).unwrap();
+        let Command::Submit(submit) = arguments.command else { panic!("a submit") };
+        let demands =
+            Demands { cpu_millis: 2000, memory_bytes: 1 << 30, gpu_memory_bytes: 4 << 30, arch: Some(Arch::Arm64) };
+        assert_eq!(submit.demands.demands(), demands);
+        assert_eq!((submit.priority, submit.deadline), (90, Some(Duration::from_millis(500))));
+        assert_eq!(submit.path.direction(), Some(Direction::WorkerDials));
+        assert_eq!(submit.forms.wishes().image.normalize, Normalize::To(-1.0, 1.0));
+        assert_eq!(submit.forms.wishes().image.mean, [0.5, -0.5, 0.0]);
+        assert!(submit.detach && arguments.global.json && submit.inputs.len() == 2);
+    }
+
+    #[test]
+    fn wrong_usage_names_what_was_wrong() {
+        for (line, named) in [
+            ("submit", "<MODEL>"),
+            ("submit m.onnx x --priority 101", "101 is not in 0..=100"),
+            ("submit m.onnx x --deadline 5", "'5' is no time"),
+            ("submit m.onnx x --memory much", "'much' is no size"),
+            ("submit m.onnx x --arch sparc", "unknown Arch 'sparc': use one of amd64, arm64"),
+            ("submit m.onnx x --normalize 0-1", "use auto, raw, or a range"),
+            ("status nonsense", "'nonsense'"),
+            ("--broker cloud workers", "write it as tcp://HOST:PORT"),
+            ("--broker udp://cloud:1 workers", "only tcp:// addresses"),
+            ("frobnicate", "frobnicate"),
+        ] {
+            let words = ["mesh-client"].into_iter().chain(line.split_whitespace());
+            let error = Arguments::try_parse_from(words).unwrap_err();
+            assert_eq!(error.exit_code(), i32::from(exit::USAGE), "{line}");
+            assert!(error.to_string().contains(named), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_address_without_its_scheme_is_understood() {
+        assert_eq!(parse_broker("cloud:5555").unwrap(), "tcp://cloud:5555");
+    }
+}

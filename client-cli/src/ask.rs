@@ -1,0 +1,184 @@
+//! Every command but `submit`: one question to the broker, or one task to be fetched or stopped.
+
+use std::{
+    fs::File,
+    io::IsTerminal,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use mesh_sdk::{AskError, Mesh, Outcome};
+use mesh_transport::{KeyPair, keys};
+use serde_json::json;
+
+use crate::{
+    args::{Fetch, Global, Inspect, Keygen, OneTask, Status, Tasks, Workers},
+    connect::{connect, stop_signal, stopped},
+    exit, print, print_json,
+    progress::Progress,
+    report::{Done, Failed, Report},
+    submit::until_end,
+    views,
+};
+
+/// `workers --watch` asks again after this long: two heartbeats.
+const WATCH_EVERY: Duration = Duration::from_secs(2);
+
+/// Clears a terminal and goes to its first line.
+const CLEAR: &str = "\x1b[H\x1b[2J";
+
+fn ask_failed(error: &AskError) -> Failed {
+    let code = match exit::of_ask(error) {
+        exit::UNREACHABLE => "UNREACHABLE",
+        exit::NOT_FOUND => "NOT_FOUND",
+        exit::REFUSED => "FORBIDDEN",
+        _ => "INTERNAL",
+    };
+    Failed::new(exit::of_ask(error), code, error)
+}
+
+fn now_unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64)
+}
+
+/// Connects, asks, closes.
+async fn asking<T>(global: &Global, question: impl AsyncFnOnce(&Mesh) -> Result<T, AskError>) -> Result<T, Failed> {
+    let progress = Progress::new(1, global.quiet, global.json);
+    let mut stop = stop_signal(None);
+    let mesh = connect(global, None, &progress, &mut stop).await.inspect_err(|_| progress.finish())?;
+    let answer = tokio::select! {
+        answer = question(&mesh) => answer.map_err(|error| ask_failed(&error)),
+        stop = stopped(&mut stop) => Err(stop.failed()),
+    };
+    progress.finish();
+    mesh.close().await;
+    answer
+}
+
+pub(crate) async fn workers(global: &Global, flags: &Workers) -> Result<u8, Failed> {
+    if !flags.watch {
+        let workers = asking(global, async |mesh| mesh.workers().await).await?;
+        return if global.json {
+            print_json(&views::workers_json(&workers))
+        } else {
+            print(&views::workers_text(&workers))
+        };
+    }
+    let progress = Progress::new(1, true, global.json);
+    let mut stop = stop_signal(None);
+    let mesh = connect(global, None, &progress, &mut stop).await?;
+    loop {
+        let workers = mesh.workers().await.map_err(|error| ask_failed(&error))?;
+        if global.json {
+            print_json(&views::workers_json(&workers))?;
+        } else {
+            let clear = if std::io::stdout().is_terminal() { CLEAR } else { "" };
+            print(&format!("{clear}{}", views::workers_text(&workers)))?;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(WATCH_EVERY) => {}
+            _ = stopped(&mut stop) => return Ok(exit::OK),
+        }
+    }
+}
+
+pub(crate) async fn tasks(global: &Global, flags: &Tasks) -> Result<u8, Failed> {
+    let limit = flags.limit;
+    let tasks = asking(global, async |mesh| mesh.tasks(limit).await).await?;
+    if global.json {
+        return print_json(&json!({ "tasks": tasks.iter().map(views::task_json).collect::<Vec<_>>() }));
+    }
+    print(&views::tasks_text(&tasks, now_unix_ms()))
+}
+
+pub(crate) async fn status(global: &Global, flags: &Status) -> Result<u8, Failed> {
+    let Some(task) = flags.task else {
+        let cluster = asking(global, async |mesh| mesh.cluster().await).await?;
+        return if global.json {
+            print_json(&views::cluster_json(&cluster, &global.broker))
+        } else {
+            print(&views::cluster_text(&cluster, &global.broker, now_unix_ms()))
+        };
+    };
+    let view = asking(global, async |mesh| mesh.status(task).await).await?;
+    if global.json { print_json(&views::task_json(&view)) } else { print(&views::task_text(&view)) }
+}
+
+pub(crate) async fn why(global: &Global, flags: &OneTask) -> Result<u8, Failed> {
+    let task = flags.task;
+    let view = asking(global, async |mesh| mesh.why(task).await).await?;
+    if global.json { print_json(&views::why_json(&view)) } else { print(&views::why_text(&view)) }
+}
+
+pub(crate) async fn cancel(global: &Global, flags: &OneTask) -> Result<u8, Failed> {
+    let task = flags.task;
+    let outcome = asking(global, async |mesh| mesh.cancel(task).await).await?;
+    let state = match &outcome {
+        Outcome::Cancelled => "cancelled",
+        Outcome::Done { .. } => "done",
+        Outcome::Failed(_) => "failed",
+    };
+    if global.json {
+        return print_json(&json!({ "task": task.to_string(), "state": state }));
+    }
+    match outcome {
+        Outcome::Cancelled => print(&format!("{task} cancelled\n")),
+        Outcome::Done { .. } | Outcome::Failed(_) => print(&format!("{task} had ended before: {state}\n")),
+    }
+}
+
+pub(crate) async fn fetch(global: &Global, flags: &Fetch) -> Result<u8, Failed> {
+    let mut progress = Progress::new(1, global.quiet, global.json);
+    let mut stop = stop_signal(global.timeout);
+    let mesh = connect(global, Some(&flags.path), &progress, &mut stop).await.inspect_err(|_| progress.finish())?;
+    let mut handle = mesh.fetch(flags.task).await;
+    let item = flags.task.to_string();
+    let followed = until_end(&mut handle, &mut stop, |news| progress.news(&item, news, &global.broker)).await;
+    progress.finish();
+    let folder = flags.output.output.as_deref();
+    let end = followed.and_then(|result| {
+        Done::new(result, false, folder).map_err(|error| Failed::new(exit::INTERNAL, "OUTPUT", error))
+    });
+    mesh.close().await;
+    let report = Report { item, task: Some(flags.task), end };
+    if let Some(folder) = folder {
+        report.save(folder).map_err(|error| Failed::new(exit::INTERNAL, "OUTPUT", error))?;
+    }
+    if global.json {
+        print_json(&report.to_json())?;
+    } else {
+        print(&report.to_text())?;
+    }
+    match report.end {
+        Ok(_) => Ok(exit::OK),
+        Err(failed) => {
+            eprintln!("mesh-client: {}: {}", failed.code, failed.text);
+            Ok(failed.exit)
+        }
+    }
+}
+
+pub(crate) fn inspect(global: &Global, flags: &Inspect) -> Result<u8, Failed> {
+    let bad = |error: &dyn std::fmt::Display| {
+        Failed::new(exit::BAD_INPUT, "MODEL_INVALID", format!("{}: {error}", flags.model.display()))
+    };
+    let file = File::open(&flags.model).map_err(|error| bad(&error))?;
+    let size_bytes = file.metadata().map_err(|error| bad(&error))?.len();
+    let signature = mesh_models::read_signature(file).map_err(|error| bad(&error))?;
+    if global.json {
+        print_json(&views::signature_json(&signature, size_bytes))
+    } else {
+        print(&views::signature_text(&signature, size_bytes))
+    }
+}
+
+/// Prints the public key: what the broker's list of authorized keys wants.
+pub(crate) fn keygen(global: &Global, flags: &Keygen) -> Result<u8, Failed> {
+    let made = KeyPair::generate().and_then(|pair| pair.save(&flags.file).map(|()| pair));
+    let pair = made.map_err(|error| Failed::new(exit::USAGE, "BAD_CONFIGURATION", error))?;
+    let public = keys::to_text(&pair.public());
+    if global.json {
+        let files = (flags.file.display().to_string(), format!("{}.pub", flags.file.display()));
+        return print_json(&json!({ "public_key": public, "secret_file": files.0, "public_file": files.1 }));
+    }
+    print(&format!("{public}\n"))
+}

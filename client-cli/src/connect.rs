@@ -1,0 +1,122 @@
+//! From the flags to a connection. Owns the waiting for a broker that is not there yet, Ctrl-C and `--timeout`.
+
+use std::{
+    process,
+    time::{Duration, Instant},
+};
+
+use mesh_sdk::{ConnectError, Listen, Mesh, Options};
+use tokio::sync::watch;
+
+use crate::{
+    args::{Global, PathFlags},
+    exit,
+    progress::Progress,
+    report::Failed,
+};
+
+/// Before this the user need not know that the broker has not answered yet.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Questions are waited for this long, and the broker's connection, unless `--timeout` says otherwise.
+const WAIT_DEFAULT: Duration = Duration::from_secs(10);
+
+/// Why everything is to stop.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Stop {
+    CtrlC,
+    Timeout,
+}
+
+impl Stop {
+    /// What becomes of a task that was stopped.
+    pub(crate) fn failed(self) -> Failed {
+        match self {
+            Self::CtrlC => Failed::new(exit::INTERRUPTED, "INTERRUPTED", "cancelled by Ctrl-C"),
+            Self::Timeout => Failed::new(exit::EXPIRED, "TIMEOUT", "not done within --timeout: cancelled"),
+        }
+    }
+}
+
+/// Tells everybody when to stop. A second Ctrl-C ends the program at once.
+pub(crate) fn stop_signal(timeout: Option<Duration>) -> watch::Receiver<Option<Stop>> {
+    let (sender, receiver) = watch::channel(None);
+    tokio::spawn(async move {
+        let late = async {
+            match timeout {
+                Some(timeout) => tokio::time::sleep(timeout).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // Where no handler can be put, Ctrl-C ends the program by itself.
+            Ok(()) = tokio::signal::ctrl_c() => drop(sender.send(Some(Stop::CtrlC))),
+            () = late => drop(sender.send(Some(Stop::Timeout))),
+        }
+        while tokio::signal::ctrl_c().await.is_ok() {
+            process::exit(i32::from(exit::INTERRUPTED));
+        }
+    });
+    receiver
+}
+
+/// Waits until it is time to stop; for ever, if it never is.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
+    match stop.wait_for(Option::is_some).await.map(|stop| *stop) {
+        Ok(Some(stop)) => stop,
+        _ => std::future::pending().await,
+    }
+}
+
+/// Joins the mesh; says so if that takes long.
+pub(crate) async fn connect(
+    global: &Global,
+    path: Option<&PathFlags>,
+    progress: &Progress,
+    stop: &mut watch::Receiver<Option<Stop>>,
+) -> Result<Mesh, Failed> {
+    let within = global.timeout.unwrap_or(WAIT_DEFAULT);
+    let mut options = Options::new(&global.broker);
+    options.broker_key.clone_from(&global.broker_key);
+    options.key_file.clone_from(&global.key_file);
+    options.state_dir.clone_from(&global.state_dir);
+    options.connect_within = within;
+    // Only what takes tasks or results needs to be dialled.
+    options.listen = Listen::Never;
+    if let Some(path) = path {
+        options.direction = path.direction();
+        options.advertise.clone_from(&path.advertise);
+        options.listen = path.listen.clone().map_or(Listen::Auto, Listen::At);
+    }
+    let started = Instant::now();
+    let mut connecting = std::pin::pin!(Mesh::connect(options));
+    progress.phase(format!("connecting to the broker at {}", global.broker));
+    let result = loop {
+        let left = PATIENCE.saturating_sub(started.elapsed());
+        tokio::select! {
+            result = &mut connecting => break result,
+            stop = stopped(stop) => match stop {
+                Stop::CtrlC => return Err(stop.failed()),
+                // The connection's own wait ends now, too, and names the address.
+                Stop::Timeout => break connecting.await,
+            },
+            () = tokio::time::sleep(left), if !left.is_zero() => {
+                let more = within.saturating_sub(PATIENCE).as_secs();
+                progress.say(&format!("the broker at {} does not answer; trying for {more} s more", global.broker));
+            }
+        }
+    };
+    match result {
+        Ok(mesh) => Ok(mesh.asking_within(within)),
+        Err(error) => Err(Failed::new(exit::of_connect(&error), code_of(&error), error)),
+    }
+}
+
+fn code_of(error: &ConnectError) -> &'static str {
+    match exit::of_connect(error) {
+        exit::UNREACHABLE => "UNREACHABLE",
+        exit::REFUSED => "FORBIDDEN",
+        exit::USAGE => "BAD_CONFIGURATION",
+        _ => "INTERNAL",
+    }
+}

@@ -1,0 +1,147 @@
+//! Exit codes: what a script learns without reading a word. Owns the mapping from everything that can go wrong; the numbers
+//! are a promise.
+
+use mesh_sdk::{AskError, ConnectError, ErrorCode, SubmitError, TaskError};
+
+/// Everything is as it was asked.
+pub(crate) const OK: u8 = 0;
+/// Something else went wrong: a file cannot be written, or a bug.
+pub(crate) const INTERNAL: u8 = 1;
+/// The command line makes no sense, or key or state files cannot be used.
+pub(crate) const USAGE: u8 = 2;
+/// Model or input is bad: not a model, refused by its runtime, of the wrong size or type, changed during the upload.
+pub(crate) const BAD_INPUT: u8 = 3;
+/// The run failed: crash, out of memory, time limit, an error of the runtime.
+pub(crate) const RUN_FAILED: u8 = 4;
+/// No place: no worker fits, all attempts failed, queue full, store away.
+pub(crate) const NO_PLACE: u8 = 5;
+/// Broker or worker cannot be reached.
+pub(crate) const UNREACHABLE: u8 = 6;
+/// The deadline passed, or `--timeout`.
+pub(crate) const EXPIRED: u8 = 7;
+/// The task was cancelled.
+pub(crate) const CANCELLED: u8 = 8;
+/// No such task, or its result is no longer kept.
+pub(crate) const NOT_FOUND: u8 = 9;
+/// Another protocol version, or a key that is not allowed.
+pub(crate) const REFUSED: u8 = 10;
+/// Ctrl-C.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// The table as `--help` shows it.
+pub(crate) const HELP: &str = "\
+Exit codes:
+  0    done
+  1    something unexpected: a file cannot be written, or a bug
+  2    wrong usage; key or state files cannot be used
+  3    bad model or input: wrong format, size or type; changed during the upload
+  4    the run failed: crash, out of memory, time limit, error of the runtime
+  5    no place: no worker fits, attempts exhausted, queue full, store away
+  6    broker or worker cannot be reached
+  7    the deadline passed, or --timeout
+  8    cancelled
+  9    no such task, or its result is no longer kept
+  10   another protocol version, or a key that is not allowed
+  130  interrupted by Ctrl-C
+With several items: 0 if all are done, else the code of the first that failed.";
+
+/// The exit code for a code of the mesh.
+pub(crate) fn of_code(code: ErrorCode) -> u8 {
+    match code {
+        ErrorCode::BadRequest
+        | ErrorCode::Conflict
+        | ErrorCode::DigestMismatch
+        | ErrorCode::TooLarge
+        | ErrorCode::ModelInvalid
+        | ErrorCode::ModelUnsupported
+        | ErrorCode::ModelRejected
+        | ErrorCode::InputMismatch => BAD_INPUT,
+        ErrorCode::RunTimeout
+        | ErrorCode::RunCrashed
+        | ErrorCode::RunOutOfMemory
+        | ErrorCode::RunFailed
+        | ErrorCode::RunProtocol
+        | ErrorCode::EngineUnavailable
+        | ErrorCode::ResultTooLarge => RUN_FAILED,
+        ErrorCode::Busy
+        | ErrorCode::NoWorkerFits
+        | ErrorCode::StoreAway
+        | ErrorCode::AttemptsExhausted
+        | ErrorCode::Draining
+        | ErrorCode::DiskFull
+        | ErrorCode::QuotaExceeded => NO_PLACE,
+        ErrorCode::Unreachable | ErrorCode::WorkerLost | ErrorCode::ClientGone | ErrorCode::BadChunk => UNREACHABLE,
+        ErrorCode::Expired => EXPIRED,
+        ErrorCode::NotFound | ErrorCode::ResultGone => NOT_FOUND,
+        ErrorCode::Forbidden | ErrorCode::BadTicket => REFUSED,
+        ErrorCode::Unknown => INTERNAL,
+    }
+}
+
+pub(crate) fn of_task(error: &TaskError) -> u8 {
+    match error {
+        TaskError::Failed(failure) => of_code(failure.code),
+        TaskError::Cancelled => CANCELLED,
+        TaskError::Version(_) => REFUSED,
+        TaskError::Closed => INTERNAL,
+    }
+}
+
+pub(crate) fn of_submit(error: &SubmitError) -> u8 {
+    match error {
+        SubmitError::Read { .. } | SubmitError::UnknownFormat { .. } | SubmitError::Invalid(_) => BAD_INPUT,
+        SubmitError::Closed => INTERNAL,
+    }
+}
+
+pub(crate) fn of_ask(error: &AskError) -> u8 {
+    match error {
+        AskError::Silent { .. } => UNREACHABLE,
+        AskError::NotFound(_) => NOT_FOUND,
+        AskError::Refused(_) | AskError::Version(_) => REFUSED,
+        AskError::Closed => INTERNAL,
+    }
+}
+
+pub(crate) fn of_connect(error: &ConnectError) -> u8 {
+    use mesh_transport::DialError;
+    match error {
+        ConnectError::Broker(DialError::KeyRefused { .. } | DialError::NotMesh { .. }) => REFUSED,
+        ConnectError::Broker(DialError::BadAddress { .. } | DialError::KeyMissing { .. } | DialError::NoAddress) => {
+            USAGE
+        }
+        ConnectError::Broker(_) => UNREACHABLE,
+        ConnectError::Keys(_)
+        | ConnectError::HalfKeyed(_)
+        | ConnectError::Listen(_)
+        | ConnectError::State { .. }
+        | ConnectError::Invalid(_) => USAGE,
+        ConnectError::System(_) => INTERNAL,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_of_the_mesh_has_a_documented_exit_code() {
+        for code in ErrorCode::ALL {
+            let exit = of_code(*code);
+            assert_ne!(exit, OK, "{code}");
+            assert!(HELP.contains(&format!("\n  {exit:<4} ")), "{code}: {exit} is not in the help");
+        }
+    }
+
+    #[test]
+    fn the_promised_numbers() {
+        assert_eq!(of_code(ErrorCode::InputMismatch), 3);
+        assert_eq!(of_code(ErrorCode::RunTimeout), 4);
+        assert_eq!(of_code(ErrorCode::NoWorkerFits), 5);
+        assert_eq!(of_code(ErrorCode::Unreachable), 6);
+        assert_eq!(of_code(ErrorCode::Expired), 7);
+        assert_eq!(of_task(&TaskError::Cancelled), 8);
+        assert_eq!(of_code(ErrorCode::ResultGone), 9);
+        assert_eq!(of_code(ErrorCode::Forbidden), 10);
+    }
+}

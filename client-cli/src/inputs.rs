@@ -1,0 +1,334 @@
+//! From an item's files to the inputs of a task. Owns which form a file has, and the check against the model's signature
+//! before anything is sent; never what the worker thinks of it, which has the last word.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use mesh_models::{Signature, TensorSpec};
+use mesh_sdk::Input;
+use proto_msgs::{DType, limits};
+
+use crate::{
+    image_input::{self, ImageError},
+    items::{Item, extension},
+    json_input::{self, JsonError},
+    npy::{self, NpyError},
+    tensor::{self, Tensor},
+};
+
+/// A picture's file may not be larger; it is decoded in memory.
+const PICTURE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// How inputs are turned into what the model wants.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wishes {
+    pub(crate) image: image_input::Wishes,
+    /// Numbers of another type are converted; without it they are refused, since it may lose what they mean.
+    pub(crate) cast: bool,
+}
+
+/// Why a file cannot be this input.
+#[derive(Debug, thiserror::Error)]
+#[error("{} {problem}", path.display())]
+pub(crate) struct InputError {
+    path: PathBuf,
+    problem: Problem,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Problem {
+    #[error("cannot be read: {0}")]
+    Read(#[from] io::Error),
+    #[error(transparent)]
+    Npy(#[from] NpyError),
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error("is a picture, but the model's inputs cannot be read from its file: give a .npy, .json or raw file")]
+    PictureForUnknown,
+    #[error("is larger than {PICTURE_BYTES_MAX} bytes, too large for a picture")]
+    PictureTooLarge,
+    #[error("has {got} bytes, but input '{name}' of the model ({spec}) has {wanted}")]
+    Size { got: u64, wanted: String, name: String, spec: String },
+    #[error("is {got}, but input '{name}' of the model is {spec}: convert it, or let --cast do so")]
+    Type { got: DType, name: String, spec: String },
+    #[error("has shape {got:?}, but input '{name}' of the model is {spec}")]
+    Shape { got: Vec<u64>, name: String, spec: String },
+    #[error("holds '{got}', but the model has {known}")]
+    UnknownName { got: String, known: String },
+    #[error("holds {got} tensors, but the model has {wanted} inputs ({known})")]
+    Count { got: usize, wanted: usize, known: String },
+    #[error("holds {0} tensors: one file for one input must hold one")]
+    SeveralForOne(usize),
+}
+
+/// The inputs of an item. Reads its files, so it blocks.
+pub(crate) fn load(item: &Item, signature: Option<&Signature>, wishes: &Wishes) -> Result<Vec<Input>, InputError> {
+    let mut inputs = Vec::new();
+    for (place, (name, path)) in item.files.iter().enumerate() {
+        let spec = match (signature, name) {
+            (Some(signature), Some(name)) => signature.input(name),
+            (Some(signature), None) => signature.inputs.get(place),
+            (None, _) => None,
+        };
+        let source = Source { path, name: name.as_deref(), spec, is_alone: item.files.len() == 1 };
+        let loaded = source.load(signature, wishes);
+        inputs.extend(loaded.map_err(|problem| InputError { path: path.clone(), problem })?);
+    }
+    Ok(inputs)
+}
+
+/// One file and what it is for.
+struct Source<'a> {
+    path: &'a Path,
+    name: Option<&'a str>,
+    /// The model's input of this name or place.
+    spec: Option<&'a TensorSpec>,
+    /// No other file belongs to the item: it may hold every input.
+    is_alone: bool,
+}
+
+impl Source<'_> {
+    fn load(&self, signature: Option<&Signature>, wishes: &Wishes) -> Result<Vec<Input>, Problem> {
+        let tensors = match extension(self.path).as_str() {
+            "npy" => vec![(None, npy::read(self.path)?)],
+            "npz" => npy::read_npz(self.path)?.into_iter().map(|(name, tensor)| (Some(name), tensor)).collect(),
+            "json" => json_input::read(&fs::read(self.path)?, |name, place| self.wanted(signature, name, place))?,
+            "png" | "jpg" | "jpeg" => vec![(None, self.picture(signature, wishes)?)],
+            _ => return Ok(vec![self.raw()?]),
+        };
+        match &tensors[..] {
+            // One tensor is for the input that was meant, whatever the file calls it.
+            [(_, tensor)] if self.name.is_some() || !self.is_alone || is_for_one(signature) => {
+                Ok(vec![named(fit(tensor, self.spec, wishes.cast)?, self.name)])
+            }
+            _ if self.name.is_some() || !self.is_alone => Err(Problem::SeveralForOne(tensors.len())),
+            _ => all(&tensors, signature, wishes.cast),
+        }
+    }
+
+    fn wanted(&self, signature: Option<&Signature>, name: Option<&str>, place: usize) -> Option<DType> {
+        let by_name = name.filter(|_| self.name.is_none()).and_then(|name| signature?.input(name));
+        let by_place = || if self.is_alone { signature?.inputs.get(place) } else { self.spec };
+        by_name.or(self.spec.filter(|_| place == 0)).or_else(by_place)?.dtype
+    }
+
+    fn picture(&self, signature: Option<&Signature>, wishes: &Wishes) -> Result<Tensor, Problem> {
+        let (Some(signature), Some(spec)) = (signature, self.spec) else { return Err(Problem::PictureForUnknown) };
+        if fs::metadata(self.path)?.len() > PICTURE_BYTES_MAX {
+            return Err(Problem::PictureTooLarge);
+        }
+        Ok(image_input::read(&fs::read(self.path)?, spec, signature.format, &wishes.image)?)
+    }
+
+    /// The file's bytes as they are; it is read only when it is sent.
+    fn raw(&self) -> Result<Input, Problem> {
+        let input = named(Input::file(self.path), self.name);
+        let got = fs::metadata(self.path)?.len();
+        let Some(spec) = self.spec else { return Ok(input) };
+        let Some(unit_bytes) = bytes_of_fixed(spec) else { return Ok(input) };
+        let is_open = spec.shape.iter().flatten().any(|dimension| *dimension < 0);
+        let fits =
+            if is_open { got > 0 && unit_bytes > 0 && got.is_multiple_of(unit_bytes) } else { got == unit_bytes };
+        if fits {
+            return Ok(match (spec.dtype, shape_by_size(spec, got / unit_bytes.max(1))) {
+                (Some(dtype), Some(shape)) => input.shaped(dtype, shape),
+                _ => input,
+            });
+        }
+        let wanted = if is_open { format!("a multiple of {unit_bytes}") } else { unit_bytes.to_string() };
+        Err(Problem::Size { got, wanted, name: spec.name.clone(), spec: spec.to_string() })
+    }
+}
+
+fn is_for_one(signature: Option<&Signature>) -> bool {
+    signature.is_none_or(|signature| signature.inputs.len() == 1)
+}
+
+fn named(input: Input, name: Option<&str>) -> Input {
+    match name {
+        Some(name) => input.named(name),
+        None => input,
+    }
+}
+
+/// Bytes of a tensor with every open dimension 1; `None` if they cannot be said.
+fn bytes_of_fixed(spec: &TensorSpec) -> Option<u64> {
+    let element_bytes = spec.dtype?.size_bytes()? as u64;
+    let fixed = spec.shape.as_ref()?.iter().filter_map(|dimension| u64::try_from(*dimension).ok());
+    Some(fixed.fold(element_bytes, u64::saturating_mul))
+}
+
+/// The model's shape if just one dimension is open: then the file's length says how long that one is.
+fn shape_by_size(spec: &TensorSpec, open: u64) -> Option<Vec<u64>> {
+    let shape = spec.shape.as_ref()?;
+    let is_one_open = shape.iter().filter(|dimension| **dimension < 0).count() == 1;
+    is_one_open.then(|| shape.iter().map(|dimension| u64::try_from(*dimension).unwrap_or(open)).collect())
+}
+
+/// Every input of the model, from a file that holds them by name or in order.
+fn all(tensors: &[(Option<String>, Tensor)], signature: Option<&Signature>, cast: bool) -> Result<Vec<Input>, Problem> {
+    let Some(signature) = signature else {
+        let unchecked =
+            |(name, tensor): &(Option<String>, Tensor)| Ok(named(fit(tensor, None, false)?, name.as_deref()));
+        return tensors.iter().map(unchecked).collect();
+    };
+    let known = || signature.inputs.iter().map(|input| input.name.as_str()).collect::<Vec<_>>().join(", ");
+    if tensors.len() != signature.inputs.len() {
+        return Err(Problem::Count { got: tensors.len(), wanted: signature.inputs.len(), known: known() });
+    }
+    let fitted = tensors.iter().zip(&signature.inputs).map(|((name, tensor), by_place)| {
+        let spec = match name {
+            // `numpy.savez(file, a, b)` calls them arr_0, arr_1: by their order.
+            Some(name) if !is_numbered(name) => {
+                signature.input(name).ok_or_else(|| Problem::UnknownName { got: name.clone(), known: known() })?
+            }
+            _ => by_place,
+        };
+        Ok(fit(tensor, Some(spec), cast)?.named(spec.name.clone()))
+    });
+    fitted.collect()
+}
+
+fn is_numbered(name: &str) -> bool {
+    name.strip_prefix("arr_").is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// The tensor in the model's type and rank, or why it cannot be.
+fn fit(tensor: &Tensor, spec: Option<&TensorSpec>, cast: bool) -> Result<Input, Problem> {
+    let Some(spec) = spec else {
+        return Ok(Input::tensor(tensor.dtype, tensor.shape.clone(), tensor.data.clone()));
+    };
+    let wanted = spec.dtype.unwrap_or(tensor.dtype);
+    let is_text = |dtype| dtype == DType::Bytes;
+    let data = if tensor.dtype == wanted {
+        tensor.data.clone()
+    } else if cast && !is_text(tensor.dtype) && !is_text(wanted) {
+        let mut data = Vec::new();
+        tensor::numbers(tensor.dtype, &tensor.data).for_each(|number| number.push_nearest(wanted, &mut data));
+        data.into()
+    } else {
+        return Err(Problem::Type { got: tensor.dtype, name: spec.name.clone(), spec: spec.to_string() });
+    };
+    let wrong_shape = || Problem::Shape { got: tensor.shape.clone(), name: spec.name.clone(), spec: spec.to_string() };
+    let shape = match &spec.shape {
+        Some(dimensions) => fitted_shape(&tensor.shape, dimensions).ok_or_else(wrong_shape)?,
+        None => tensor.shape.clone(),
+    };
+    Ok(Input::tensor(wanted, shape, data))
+}
+
+/// The shape with as many leading ones as the model's rank asks for, if it then is the model's.
+fn fitted_shape(got: &[u64], wanted: &[i64]) -> Option<Vec<u64>> {
+    let missing = wanted.len().checked_sub(got.len()).filter(|_| wanted.len() <= limits::RANK_MAX)?;
+    let shape: Vec<u64> = std::iter::repeat_n(1, missing).chain(got.iter().copied()).collect();
+    let fits =
+        shape.iter().zip(wanted).all(|(got, wanted)| u64::try_from(*wanted).map_or(true, |wanted| wanted == *got));
+    fits.then_some(shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_models::Signature;
+    use proto_msgs::ModelFormat;
+
+    use super::*;
+
+    fn signature(inputs: &[(&str, DType, &[i64])]) -> Signature {
+        let spec = |(name, dtype, shape): &(&str, DType, &[i64])| TensorSpec {
+            name: (*name).into(),
+            dtype: Some(*dtype),
+            shape: Some(shape.to_vec()),
+            quantization: None,
+        };
+        Signature { format: ModelFormat::Onnx, inputs: inputs.iter().map(spec).collect(), outputs: Vec::new() }
+    }
+
+    /// What becomes of one file of this name and content.
+    fn load_one(file: &str, content: &[u8], signature: &Signature, cast: bool) -> Result<Vec<String>, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(file);
+        fs::write(&path, content).unwrap();
+        let item = Item { name: "item".into(), files: vec![(None, path)] };
+        let wishes = Wishes { cast, ..Wishes::default() };
+        let loaded = load(&item, Some(signature), &wishes);
+        let folder = format!("{}/", dir.path().display());
+        loaded
+            .map(|inputs| inputs.iter().map(Input::to_string).collect())
+            .map_err(|e| e.to_string().replace(&folder, ""))
+    }
+
+    fn npy(dtype: DType, shape: &[u64]) -> Vec<u8> {
+        let bytes = tensor::elements(shape).unwrap() as usize * dtype.size_bytes().unwrap();
+        let mut file = Vec::new();
+        npy::write(&mut file, dtype, shape, vec![0; bytes].as_slice()).unwrap();
+        file
+    }
+
+    #[test]
+    fn raw_bytes_must_have_the_models_size() {
+        let fixed = signature(&[("x", DType::F32, &[1, 3])]);
+        assert_eq!(load_one("x.bin", &[0; 12], &fixed, false).unwrap().len(), 1);
+        let error = load_one("x.bin", &[0; 11], &fixed, false).unwrap_err();
+        assert_eq!(error, "x.bin has 11 bytes, but input 'x' of the model (FP32 [1,3]) has 12");
+        let open = signature(&[("x", DType::F32, &[-1, 3])]);
+        assert_eq!(load_one("x.bin", &[0; 24], &open, false).unwrap(), ["FP32 [2, 3]"]);
+        let error = load_one("x.bin", &[0; 20], &open, false).unwrap_err();
+        assert_eq!(error, "x.bin has 20 bytes, but input 'x' of the model (FP32 [?,3]) has a multiple of 12");
+    }
+
+    #[test]
+    fn an_array_of_another_type_is_refused_or_cast() {
+        let model = signature(&[("x", DType::F32, &[1, 3])]);
+        let file = npy(DType::F64, &[1, 3]);
+        let error = load_one("x.npy", &file, &model, false).unwrap_err();
+        assert_eq!(error, "x.npy is FP64, but input 'x' of the model is FP32 [1,3]: convert it, or let --cast do so");
+        assert_eq!(load_one("x.npy", &file, &model, true).unwrap(), ["FP32 [1, 3]"]);
+    }
+
+    #[test]
+    fn a_missing_batch_dimension_is_added() {
+        let model = signature(&[("x", DType::F32, &[-1, 2, 3])]);
+        assert_eq!(load_one("x.npy", &npy(DType::F32, &[2, 3]), &model, false).unwrap(), ["FP32 [1, 2, 3]"]);
+        assert_eq!(load_one("x.npy", &npy(DType::F32, &[5, 2, 3]), &model, false).unwrap(), ["FP32 [5, 2, 3]"]);
+        let error = load_one("x.npy", &npy(DType::F32, &[3, 2]), &model, false).unwrap_err();
+        assert_eq!(error, "x.npy has shape [3, 2], but input 'x' of the model is FP32 [?,2,3]");
+    }
+
+    #[test]
+    fn one_file_may_hold_every_input() {
+        let model = signature(&[("x", DType::F32, &[1]), ("y", DType::I64, &[2])]);
+        let loaded = load_one("all.json", br#"{"y": [1, 2], "x": [0.5]}"#, &model, false).unwrap();
+        assert_eq!(loaded, ["x: FP32 [1]", "y: INT64 [2]"]);
+        let error = load_one("all.json", br#"{"z": [1, 2], "x": [0.5]}"#, &model, false).unwrap_err();
+        assert_eq!(error, "all.json holds 'z', but the model has x, y");
+        let error = load_one("all.json", br#"{"x": [0.5]}"#, &model, false).unwrap_err();
+        assert_eq!(error, "all.json holds 1 tensors, but the model has 2 inputs (x, y)");
+    }
+
+    #[test]
+    fn an_archive_without_names_goes_by_order() {
+        use std::io::Write;
+        let model = signature(&[("x", DType::F32, &[1]), ("y", DType::I64, &[2])]);
+        let mut archive = zip::ZipWriter::new(io::Cursor::new(Vec::new()));
+        for (name, file) in [("arr_0.npy", npy(DType::F32, &[1])), ("arr_1.npy", npy(DType::I64, &[2]))] {
+            archive.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+            archive.write_all(&file).unwrap();
+        }
+        let file = archive.finish().unwrap().into_inner();
+        assert_eq!(load_one("all.npz", &file, &model, false).unwrap(), ["x: FP32 [1]", "y: INT64 [2]"]);
+    }
+
+    #[test]
+    fn a_file_that_is_not_what_it_is_called_is_named() {
+        let model = signature(&[("x", DType::U8, &[1, 1, 3])]);
+        assert_eq!(load_one("x.npy", b"hello, world", &model, false).unwrap_err(), "x.npy is no .npy file");
+        assert!(
+            load_one("x.png", b"hello", &model, false).unwrap_err().starts_with("x.png is no picture that can be read")
+        );
+        assert!(load_one("x.npz", b"hello", &model, false).unwrap_err().starts_with("x.npz is no .npz archive"));
+    }
+}

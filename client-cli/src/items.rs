@@ -1,0 +1,278 @@
+//! From what stands on the command line to items: one item, one task. Owns folders, patterns, `name=path` and the names of
+//! items; never reads a file's content.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use mesh_models::Signature;
+
+/// Files in one submit: more belong in several.
+const ITEMS_MAX: usize = 1_000_000;
+
+/// What becomes one task.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Item {
+    /// Unlike every other item's; also its folder's name under `--output`.
+    pub(crate) name: String,
+    /// The files with the model's input that each is for, if the user said so.
+    pub(crate) files: Vec<(Option<String>, PathBuf)>,
+}
+
+/// Why the inputs cannot be understood.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ItemsError {
+    #[error("{path}: {source}", path = path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{0}: no such file, and nothing matches it")]
+    Nothing(String),
+    #[error("{}: the folder holds no file", .0.display())]
+    EmptyFolder(PathBuf),
+    #[error("{0}: the pattern makes no sense: {1}")]
+    Pattern(String, glob::PatternError),
+    #[error("{path}: one input of the model ('{name}') takes one file, not a folder or a pattern")]
+    NamedMany { name: String, path: String },
+    #[error("'{named}' names an input and '{plain}' does not: name all of them or none")]
+    Mixed { named: String, plain: String },
+    #[error("the model has no input '{got}': it has {known}")]
+    UnknownName { got: String, known: String },
+    #[error("input '{0}' is given twice")]
+    Twice(String),
+    #[error(
+        "the model has {} inputs ({known}), {got} files are given: name each (name=path), or give .npz or .json files that hold all",
+        known.split(", ").count()
+    )]
+    Count { known: String, got: usize },
+    #[error("no input is given, and the model has {0}")]
+    None(String),
+    #[error("{0} items are too many for one submit: the limit is {ITEMS_MAX}")]
+    TooMany(usize),
+}
+
+/// The items that these arguments mean for a model of this signature (`None`: it could not be read).
+pub(crate) fn items(arguments: &[String], signature: Option<&Signature>) -> Result<Vec<Item>, ItemsError> {
+    let known = || names(signature);
+    if arguments.is_empty() {
+        return match signature {
+            Some(signature) if !signature.inputs.is_empty() => Err(ItemsError::None(known())),
+            _ => Ok(vec![Item { name: "item".to_owned(), files: Vec::new() }]),
+        };
+    }
+    let split: Vec<(Option<&str>, &str)> = arguments.iter().map(|argument| split_name(argument)).collect();
+    let plain = split.iter().position(|(name, _)| name.is_none());
+    let named = split.iter().position(|(name, _)| name.is_some());
+    match (named, plain) {
+        (Some(named), Some(plain)) => {
+            Err(ItemsError::Mixed { named: arguments[named].clone(), plain: arguments[plain].clone() })
+        }
+        (Some(_), None) => named_item(&split, signature).map(|item| vec![item]),
+        _ => plain_items(arguments, signature),
+    }
+}
+
+fn names(signature: Option<&Signature>) -> String {
+    let inputs =
+        signature.map(|signature| signature.inputs.iter().map(|input| input.name.as_str()).collect::<Vec<_>>());
+    inputs.unwrap_or_default().join(", ")
+}
+
+/// `name=path`, unless a file of that whole name exists.
+fn split_name(argument: &str) -> (Option<&str>, &str) {
+    match argument.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !name.contains('/') && !Path::new(argument).exists() => {
+            (Some(name), path)
+        }
+        _ => (None, argument),
+    }
+}
+
+fn named_item(split: &[(Option<&str>, &str)], signature: Option<&Signature>) -> Result<Item, ItemsError> {
+    let mut seen = BTreeSet::new();
+    let mut files = Vec::new();
+    for (name, path) in split.iter().filter_map(|(name, path)| Some(((*name)?, *path))) {
+        if let Some(signature) = signature
+            && signature.input(name).is_none()
+        {
+            return Err(ItemsError::UnknownName { got: name.to_owned(), known: names(Some(signature)) });
+        }
+        if !seen.insert(name) {
+            return Err(ItemsError::Twice(name.to_owned()));
+        }
+        let found = expand(path)?;
+        let [file] = &found[..] else {
+            return Err(ItemsError::NamedMany { name: name.to_owned(), path: path.to_owned() });
+        };
+        files.push((Some(name.to_owned()), file.clone()));
+    }
+    let given = files.len();
+    match signature {
+        Some(signature) if signature.inputs.len() != given => {
+            Err(ItemsError::Count { known: names(Some(signature)), got: given })
+        }
+        _ => Ok(Item { name: files.first().map_or_else(String::new, |(_, path)| stem(path)), files }),
+    }
+}
+
+fn plain_items(arguments: &[String], signature: Option<&Signature>) -> Result<Vec<Item>, ItemsError> {
+    let mut paths = Vec::new();
+    for argument in arguments {
+        paths.extend(expand(argument)?);
+    }
+    if paths.len() > ITEMS_MAX {
+        return Err(ItemsError::TooMany(paths.len()));
+    }
+    let inputs = signature.map_or(1, |signature| signature.inputs.len());
+    let holds_all = |path: &PathBuf| matches!(extension(path).as_str(), "npz" | "json");
+    if inputs != 1 && !paths.iter().all(holds_all) {
+        // One file for each input, in the model's order; but a folder's order is nobody's intention.
+        if paths.len() != inputs || arguments.len() != inputs {
+            return Err(ItemsError::Count { known: names(signature), got: paths.len() });
+        }
+        let name = stem(&paths[0]);
+        return Ok(vec![Item { name, files: paths.into_iter().map(|path| (None, path)).collect() }]);
+    }
+    let mut taken = BTreeSet::new();
+    let item = |path: PathBuf| Item { name: unique(&stem(&path), &mut taken), files: vec![(None, path)] };
+    Ok(paths.into_iter().map(item).collect())
+}
+
+/// The files that an argument means: itself, those of a folder, or those that match a pattern; in order of their names.
+fn expand(argument: &str) -> Result<Vec<PathBuf>, ItemsError> {
+    let path = PathBuf::from(argument);
+    match fs::metadata(&path) {
+        Ok(meta) if meta.is_dir() => files_in(&path),
+        Ok(_) => Ok(vec![path]),
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ItemsError::Read { path, source }),
+        Err(_) => {
+            let matches = glob::glob(argument).map_err(|error| ItemsError::Pattern(argument.to_owned(), error))?;
+            let found: Vec<PathBuf> = matches.filter_map(Result::ok).filter(|path| path.is_file()).collect();
+            if found.is_empty() { Err(ItemsError::Nothing(argument.to_owned())) } else { Ok(found) }
+        }
+    }
+}
+
+fn files_in(folder: &Path) -> Result<Vec<PathBuf>, ItemsError> {
+    let failed = |source| ItemsError::Read { path: folder.to_owned(), source };
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let is_hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        if path.is_file() && !is_hidden {
+            files.push(path);
+        }
+    }
+    files.sort();
+    if files.is_empty() { Err(ItemsError::EmptyFolder(folder.to_owned())) } else { Ok(files) }
+}
+
+/// The ending of a file's name in small letters.
+pub(crate) fn extension(path: &Path) -> String {
+    path.extension().map_or_else(String::new, |extension| extension.to_string_lossy().to_lowercase())
+}
+
+fn stem(path: &Path) -> String {
+    safe_name(&path.file_stem().map_or_else(|| "item".to_owned(), |stem| stem.to_string_lossy().into_owned()))
+}
+
+/// A name that is one file name and nothing else, wherever it came from: no separators, not hidden, not too long.
+pub(crate) fn safe_name(name: &str) -> String {
+    let plain = |character: char| {
+        if character.is_alphanumeric() || matches!(character, '.' | '_' | '-' | ' ') { character } else { '_' }
+    };
+    let mut safe: String = name.chars().map(plain).collect();
+    // File systems take 255 bytes; room is left for a number and an ending.
+    safe.truncate(safe.floor_char_boundary(200));
+    if safe.starts_with('.') || safe.is_empty() {
+        safe.insert(0, '_');
+    }
+    safe
+}
+
+/// The name, or the name with the first number that is not taken.
+pub(crate) fn unique(name: &str, taken: &mut BTreeSet<String>) -> String {
+    let numbered = (2..).map(|number| format!("{name}-{number}"));
+    let free = std::iter::once(name.to_owned()).chain(numbered).find(|name| !taken.contains(name));
+    let free = free.expect("invariant: numbers do not end");
+    taken.insert(free.clone());
+    free
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_models::TensorSpec;
+    use proto_msgs::ModelFormat;
+
+    use super::*;
+
+    fn signature(names: &[&str]) -> Signature {
+        let spec = |name: &&str| TensorSpec { name: (*name).into(), dtype: None, shape: None, quantization: None };
+        Signature { format: ModelFormat::Onnx, inputs: names.iter().map(spec).collect(), outputs: Vec::new() }
+    }
+
+    /// A folder with these files, and the arguments `@/…` within it.
+    fn within(files: &[&str]) -> (tempfile::TempDir, impl Fn(&[&str]) -> Vec<String>) {
+        let dir = tempfile::tempdir().unwrap();
+        for file in files {
+            fs::create_dir_all(dir.path().join(file).parent().unwrap()).unwrap();
+            fs::write(dir.path().join(file), "").unwrap();
+        }
+        let root = dir.path().to_str().unwrap().to_owned();
+        (dir, move |arguments| arguments.iter().map(|argument| argument.replace('@', &root)).collect())
+    }
+
+    fn names_of(items: &[Item]) -> Vec<&str> {
+        items.iter().map(|item| item.name.as_str()).collect()
+    }
+
+    #[test]
+    fn each_file_for_a_model_of_one_input_is_an_item() {
+        let (_dir, at) = within(&["b.png", "a.png", "more/a.jpg", "more/.hidden"]);
+        let one = signature(&["x"]);
+        assert_eq!(names_of(&items(&at(&["@/b.png", "@/a.png"]), Some(&one)).unwrap()), ["b", "a"]);
+        assert_eq!(names_of(&items(&at(&["@/*.png", "@/more"]), Some(&one)).unwrap()), ["a", "b", "a-2"]);
+        assert_eq!(names_of(&items(&at(&["@/a.png"]), None).unwrap()), ["a"]);
+    }
+
+    #[test]
+    fn files_for_a_model_of_several_inputs_are_one_item() {
+        let (_dir, at) = within(&["1.bin", "2.bin", "all.npz", "other.npz", "odd=name.bin"]);
+        let two = signature(&["x", "y"]);
+        let by_place = items(&at(&["@/2.bin", "@/1.bin"]), Some(&two)).unwrap();
+        assert_eq!((by_place.len(), by_place[0].files.len()), (1, 2));
+        let by_name = items(&at(&["y=@/2.bin", "x=@/1.bin"]), Some(&two)).unwrap();
+        assert_eq!(by_name[0].files[0].0.as_deref(), Some("y"));
+        assert_eq!(names_of(&items(&at(&["@/all.npz", "@/other.npz"]), Some(&two)).unwrap()), ["all", "other"]);
+        let odd = items(&at(&["@/odd=name.bin"]), Some(&signature(&["x"]))).unwrap();
+        assert_eq!(odd[0].files[0].0, None, "a file may have the sign in its name");
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_said_before_anything_is_sent() {
+        let (_dir, at) = within(&["1.bin", "2.bin", "3.bin", "folder/x.bin"]);
+        let two = signature(&["x", "y"]);
+        let error = |arguments: &[&str]| items(&at(arguments), Some(&two)).unwrap_err().to_string();
+        assert!(error(&["@/1.bin"]).starts_with("the model has 2 inputs (x, y), 1 files are given"));
+        assert!(error(&["x=@/1.bin"]).starts_with("the model has 2 inputs (x, y), 1 files are given"));
+        assert!(error(&["x=@/1.bin", "@/2.bin"]).contains("name all of them or none"));
+        assert_eq!(error(&["x=@/1.bin", "z=@/2.bin"]), "the model has no input 'z': it has x, y");
+        assert_eq!(error(&["x=@/1.bin", "x=@/2.bin"]), "input 'x' is given twice");
+        assert!(error(&["x=@/*.bin", "y=@/1.bin"]).contains("takes one file"));
+        assert!(error(&["@/none.bin", "@/1.bin"]).ends_with("none.bin: no such file, and nothing matches it"));
+        assert_eq!(error(&[]), "no input is given, and the model has x, y");
+        let empty = tempfile::tempdir().unwrap();
+        let folder = empty.path().to_str().unwrap().to_owned();
+        assert!(items(&[folder], None).unwrap_err().to_string().ends_with("the folder holds no file"));
+    }
+
+    #[test]
+    fn a_name_stays_within_its_folder() {
+        assert_eq!(safe_name("../../etc/passwd"), "_.._.._etc_passwd");
+        assert_eq!(safe_name("serving_default_x:0"), "serving_default_x_0");
+        assert_eq!(safe_name(".."), "_..");
+        assert_eq!(safe_name(""), "_");
+        assert_eq!(safe_name("a\0b\nc"), "a_b_c");
+        assert!(safe_name(&"ä".repeat(500)).len() <= 201);
+    }
+}

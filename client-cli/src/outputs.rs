@@ -1,0 +1,329 @@
+//! What comes back, for people and for files: a summary of each output, and `.npy` files that keep it. Owns how numbers are
+//! summed up and where files go; never talks to the mesh.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{self, BufReader, BufWriter, Read, Write},
+    path::Path,
+};
+
+use mesh_sdk::Output;
+use proto_msgs::DType;
+use serde_json::{Value, json};
+
+use crate::{
+    items::{safe_name, unique},
+    npy, tensor,
+    tensor::Number,
+    units,
+};
+
+/// Outputs up to this many elements are told as numbers in JSON; larger ones are for `--output`.
+const DATA_ELEMENTS_MAX: u64 = 1024;
+
+/// Outputs up to this many elements are shown whole on the terminal.
+const SHOWN_ELEMENTS_MAX: u64 = 8;
+
+/// The highest values of a vector that are shown.
+const TOP: usize = 5;
+
+/// A vector of more elements than this is no list of classes.
+const CLASSES_MAX: u64 = 100_000;
+
+/// What an output looks like from afar.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Summary {
+    pub(crate) name: String,
+    pub(crate) dtype: DType,
+    pub(crate) shape: Vec<u64>,
+    pub(crate) size_bytes: u64,
+    /// Smallest, largest, mean; without those that are no numbers. `None` for strings and empty outputs.
+    pub(crate) spread: Option<(f64, f64, f64)>,
+    /// Elements that are not a number, or infinite.
+    pub(crate) not_finite: u64,
+    /// Index and value of the highest elements, if this is a vector.
+    pub(crate) top: Vec<(u64, f64)>,
+    /// The elements, if they are few.
+    pub(crate) data: Option<Vec<Value>>,
+    /// The file under `--output`.
+    pub(crate) file: Option<String>,
+}
+
+/// Reads an output once, from memory or its file, in pieces.
+pub(crate) fn summarize(output: &Output) -> io::Result<Summary> {
+    summarize_from(&output.name, output.dtype, &output.shape, output.size_bytes(), output.reader()?)
+}
+
+fn summarize_from(name: &str, dtype: DType, shape: &[u64], size_bytes: u64, data: impl Read) -> io::Result<Summary> {
+    let mut summary = Summary {
+        name: name.to_owned(),
+        dtype,
+        shape: shape.to_vec(),
+        size_bytes,
+        spread: None,
+        not_finite: 0,
+        top: Vec::new(),
+        data: None,
+        file: None,
+    };
+    let count = tensor::elements(shape).unwrap_or(u64::MAX);
+    let is_small = count <= DATA_ELEMENTS_MAX;
+    let Some(element_bytes) = dtype.size_bytes() else {
+        let mut bytes = Vec::new();
+        BufReader::new(data).read_to_end(&mut bytes)?;
+        let text = |string: &&[u8]| Value::from(String::from_utf8_lossy(string).into_owned());
+        summary.data = tensor::strings(&bytes).filter(|_| is_small).map(|all| all.iter().map(text).collect());
+        return Ok(summary);
+    };
+    let is_vector = (2..=CLASSES_MAX).contains(&count) && shape.iter().any(|dimension| *dimension == count);
+    let mut gathered = Gathered { keeps_top: is_vector && dtype != DType::Bool, ..Gathered::default() };
+    let mut reader = BufReader::new(data);
+    // Whole elements of every type.
+    let mut piece = vec![0; 64 * 1024];
+    loop {
+        let got = read_full(&mut reader, &mut piece)?;
+        for number in tensor::numbers(dtype, &piece[..got - got % element_bytes]) {
+            gathered.take(number, dtype, is_small);
+        }
+        if got < piece.len() {
+            break;
+        }
+    }
+    summary.not_finite = gathered.not_finite;
+    summary.spread =
+        (gathered.finite > 0).then(|| (gathered.low, gathered.high, gathered.sum / gathered.finite as f64));
+    summary.data = is_small.then_some(gathered.data);
+    summary.top = gathered.top;
+    Ok(summary)
+}
+
+fn read_full(reader: &mut impl Read, piece: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < piece.len() {
+        match reader.read(&mut piece[filled..])? {
+            0 => break,
+            got => filled += got,
+        }
+    }
+    Ok(filled)
+}
+
+#[derive(Default)]
+struct Gathered {
+    seen: u64,
+    finite: u64,
+    not_finite: u64,
+    low: f64,
+    high: f64,
+    sum: f64,
+    keeps_top: bool,
+    top: Vec<(u64, f64)>,
+    data: Vec<Value>,
+}
+
+impl Gathered {
+    fn take(&mut self, number: Number, dtype: DType, keeps_data: bool) {
+        let value = match number {
+            Number::Int(value) => value as f64,
+            Number::Real(value) => value,
+        };
+        if keeps_data {
+            self.data.push(tensor::to_json(number, dtype));
+        }
+        let index = self.seen;
+        self.seen += 1;
+        if !value.is_finite() {
+            self.not_finite += 1;
+            return;
+        }
+        if self.finite == 0 {
+            (self.low, self.high) = (value, value);
+        }
+        self.finite += 1;
+        (self.low, self.high) = (self.low.min(value), self.high.max(value));
+        self.sum += value;
+        if self.keeps_top && self.top.last().is_none_or(|(_, lowest)| self.top.len() < TOP || value > *lowest) {
+            let place = self.top.partition_point(|(_, other)| *other >= value);
+            self.top.insert(place, (index, value));
+            self.top.truncate(TOP);
+        }
+    }
+}
+
+impl Summary {
+    /// For `result.json` and `--json`.
+    pub(crate) fn to_json(&self) -> Value {
+        let spread = |pick: fn((f64, f64, f64)) -> f64| self.spread.map(pick);
+        json!({
+            "name": self.name,
+            "dtype": self.dtype.name(),
+            "shape": self.shape,
+            "size_bytes": self.size_bytes,
+            "min": spread(|(low, ..)| low),
+            "max": spread(|(_, high, _)| high),
+            "mean": spread(|(.., mean)| mean),
+            "not_finite": self.not_finite,
+            "data": self.data,
+            "file": self.file,
+        })
+    }
+
+    /// A few words, for a table of items.
+    pub(crate) fn in_short(&self) -> String {
+        match (&self.data, self.top.first(), self.spread) {
+            (Some(data), ..) if data.len() as u64 <= SHOWN_ELEMENTS_MAX => {
+                data.iter().map(|value| shown(value, self.dtype)).collect::<Vec<_>>().join(" ")
+            }
+            (_, Some((index, value)), _) => format!("#{index} {}", short(*value)),
+            (.., Some((low, high, _))) => format!("{} .. {}", short(low), short(high)),
+            _ => units::size(self.size_bytes),
+        }
+    }
+
+    /// For the terminal: one line, and the highest values of a vector below it.
+    pub(crate) fn to_text(&self) -> String {
+        let shape = self.shape.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+        let mut text = format!("{}  {} [{shape}]", self.name, self.dtype);
+        let few = self.data.as_ref().filter(|data| data.len() as u64 <= SHOWN_ELEMENTS_MAX);
+        if let Some(data) = few {
+            let values: Vec<String> = data.iter().map(|value| shown(value, self.dtype)).collect();
+            text.push_str(&format!("  {}", values.join(" ")));
+        } else if let Some((low, high, mean)) = self.spread {
+            text.push_str(&format!("  min {}  max {}  mean {}", short(low), short(high), short(mean)));
+        } else {
+            text.push_str(&format!("  {}", units::size(self.size_bytes)));
+        }
+        if self.not_finite > 0 {
+            text.push_str(&format!("  {} not finite", self.not_finite));
+        }
+        text.push('\n');
+        if few.is_none() && !self.top.is_empty() {
+            let top = self.top.iter().map(|(index, value)| format!("#{index} {}", short(*value)));
+            text.push_str(&format!("  top {}: {}\n", self.top.len(), top.collect::<Vec<_>>().join("  ")));
+        }
+        text
+    }
+}
+
+fn shown(value: &Value, dtype: DType) -> String {
+    match value.as_f64() {
+        Some(number) if matches!(dtype, DType::F16 | DType::F32 | DType::F64 | DType::BF16) => short(number),
+        _ => value.to_string(),
+    }
+}
+
+/// Six significant digits, without zeros that say nothing.
+fn short(value: f64) -> String {
+    if value == 0.0 {
+        return "0".to_owned();
+    }
+    let magnitude = value.abs().log10().floor() as i32;
+    if !(-5..15).contains(&magnitude) {
+        return format!("{value:.3e}");
+    }
+    let text = format!("{value:.*}", usize::try_from(5 - magnitude).unwrap_or(0));
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
+/// Writes each output as `FOLDER/<name>.npy` and puts the file's name into its summary. A file appears when it is whole.
+///
+/// # Errors
+/// If a file cannot be written.
+pub(crate) fn save(folder: &Path, outputs: &[Output], summaries: &mut [Summary]) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let mut taken = BTreeSet::from(["result".to_owned()]);
+    for (output, summary) in outputs.iter().zip(summaries) {
+        let file = format!("{}.npy", unique(&safe_name(&output.name), &mut taken));
+        write_whole(&folder.join(&file), |out| npy::write(out, output.dtype, &output.shape, output.reader()?))?;
+        summary.file = Some(file);
+    }
+    Ok(())
+}
+
+/// Writes a file beside its place and moves it there.
+pub(crate) fn write_whole(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<fs::File>) -> io::Result<()>,
+) -> io::Result<()> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".part");
+    let written = (|| {
+        let mut out = BufWriter::new(fs::File::create(&partial)?);
+        write(&mut out)?;
+        out.flush()?;
+        fs::rename(&partial, path)
+    })();
+    if written.is_err() {
+        // There may be nothing to remove.
+        let _ = fs::remove_file(&partial);
+    }
+    written.map_err(named)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(name: &str, dtype: DType, shape: &[u64], data: &[u8]) -> Summary {
+        summarize_from(name, dtype, shape, data.len() as u64, data).unwrap()
+    }
+
+    fn f32s(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn a_vector_shows_its_highest_elements() {
+        let mut values = vec![0.001_f32; 10];
+        (values[7], values[2], values[4]) = (0.9, 0.05, 0.05);
+        let summary = of("probabilities", DType::F32, &[1, 10], &f32s(&values));
+        let expected = "probabilities  FP32 [1,10]  min 0.001  max 0.9  mean 0.1007\n  \
+                        top 5: #7 0.9  #2 0.05  #4 0.05  #0 0.001  #1 0.001\n";
+        assert_eq!(summary.to_text(), expected);
+    }
+
+    #[test]
+    fn a_few_elements_are_shown_as_they_are() {
+        assert_eq!(of("score", DType::U8, &[1, 1], &[249]).to_text(), "score  UINT8 [1,1]  249\n");
+        assert_eq!(of("s", DType::F32, &[], &f32s(&[0.1])).to_text(), "s  FP32 []  0.1\n");
+        assert_eq!(of("label", DType::Bytes, &[1], b"\x03\0\0\0cat").to_text(), "label  BYTES [1]  \"cat\"\n");
+    }
+
+    #[test]
+    fn a_picture_shows_its_spread_and_what_is_no_number() {
+        let mut values = vec![1.0_f32; 200];
+        (values[0], values[1]) = (f32::NAN, -3.0);
+        let summary = of("mask", DType::F32, &[2, 100], &f32s(&values));
+        assert_eq!(summary.to_text(), "mask  FP32 [2,100]  min -3  max 1  mean 0.979899  1 not finite\n");
+    }
+
+    #[test]
+    fn json_keeps_few_elements_and_leaves_out_many() {
+        let expected = json!({
+            "name": "y", "dtype": "FP32", "shape": [2], "size_bytes": 8, "min": 0.5, "max": 2.0, "mean": 1.25,
+            "not_finite": 0, "data": [0.5, 2.0], "file": null,
+        });
+        assert_eq!(of("y", DType::F32, &[2], &f32s(&[0.5, 2.0])).to_json(), expected);
+        assert_eq!(of("y", DType::U8, &[2000], &[0; 2000]).to_json()["data"], Value::Null);
+        assert_eq!(of("y", DType::F32, &[0], &[]).to_json()["min"], Value::Null);
+    }
+
+    #[test]
+    fn elements_are_read_across_pieces() {
+        let values: Vec<f32> = (0..50_000_u16).map(f32::from).collect();
+        let summary = of("y", DType::F32, &[50_000], &f32s(&values));
+        assert_eq!(summary.spread, Some((0.0, 49_999.0, 24_999.5)));
+        assert_eq!(summary.top[0], (49_999, 49_999.0));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("y.npy");
+        let error = write_whole(&path, |_| Err(io::Error::other("no more"))).unwrap_err();
+        assert!(error.to_string().ends_with("y.npy: no more"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

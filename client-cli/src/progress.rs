@@ -1,0 +1,155 @@
+//! What a person sees while waiting: a spinner with phases for one item, a bar with rate and time left for many. Owns
+//! standard error while it lives; on a pipe, with `--quiet` or `--json` it shows nothing but warnings.
+
+use std::{
+    io::IsTerminal,
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use mesh_sdk::{News, Phase};
+
+use crate::units;
+
+/// The bar is drawn again this often even if nothing happens, so that the times in it go on.
+const REDRAW: Duration = Duration::from_millis(120);
+
+#[derive(Debug)]
+enum Shown {
+    Nothing,
+    /// One item's phases.
+    One(ProgressBar),
+    /// Items done.
+    Many(ProgressBar),
+}
+
+/// The display of one command.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    shown: Shown,
+    is_quiet: bool,
+    /// The broker's silence has been told.
+    told_silent: bool,
+    worker: String,
+    sending_since: Option<Instant>,
+}
+
+impl Progress {
+    /// For this many items; nothing is drawn where no person looks.
+    pub(crate) fn new(items: usize, is_quiet: bool, is_json: bool) -> Self {
+        let is_seen = std::io::stderr().is_terminal() && !is_quiet && !is_json;
+        let style = |template: &str| ProgressStyle::with_template(template).expect("invariant: the template is ours");
+        let shown = match (is_seen, items) {
+            (false, _) => Shown::Nothing,
+            (true, 0 | 1) => Shown::One(ProgressBar::new_spinner().with_style(style("{spinner} {msg} ({elapsed})"))),
+            (true, items) => {
+                let bar = "{bar:30} {pos}/{len}  {per_sec}  {eta} left  {msg}";
+                Shown::Many(ProgressBar::new(items as u64).with_style(style(bar)))
+            }
+        };
+        if let Shown::One(bar) | Shown::Many(bar) = &shown {
+            bar.enable_steady_tick(REDRAW);
+        }
+        Self { shown, is_quiet, told_silent: false, worker: String::new(), sending_since: None }
+    }
+
+    /// A line that stays, above the bar; also on a pipe.
+    pub(crate) fn say(&self, line: &str) {
+        if self.is_quiet {
+            return;
+        }
+        match &self.shown {
+            Shown::Nothing => eprintln!("mesh-client: {line}"),
+            Shown::One(bar) | Shown::Many(bar) => bar.suspend(|| eprintln!("mesh-client: {line}")),
+        }
+    }
+
+    pub(crate) fn phase(&self, text: impl Into<String>) {
+        if let Shown::One(bar) = &self.shown {
+            bar.set_message(text.into());
+        }
+    }
+
+    /// Something happened to an item.
+    pub(crate) fn news(&mut self, item: &str, news: News, broker: &str) {
+        match &news {
+            News::BrokerSilent if !self.told_silent => {
+                self.told_silent = true;
+                self.say(&format!("the broker at {broker} does not answer; waiting for it (Ctrl-C cancels)"));
+            }
+            News::Retrying { attempt, worker_name, why } => {
+                self.say(&format!("{item}: attempt {attempt} on {worker_name} failed, trying another place: {why}"));
+            }
+            News::Placed { .. } | News::Queued { .. } => self.told_silent = false,
+            _ => {}
+        }
+        let text = self.describe(news);
+        self.phase(text);
+    }
+
+    fn describe(&mut self, news: News) -> String {
+        match news {
+            News::Queued { position: 0, reason } => format!("next in the queue: {reason}"),
+            News::Queued { position, reason } => format!("queued behind {position}: {reason}"),
+            News::Placed { worker_name, .. } => {
+                self.worker = worker_name;
+                self.sending_since = Some(Instant::now());
+                format!("{}: connecting", self.worker)
+            }
+            News::Sending { sent_bytes, total_bytes } => {
+                let seconds = self.sending_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
+                let rate = if seconds > 0.0 { (sent_bytes as f64 / seconds) as u64 } else { 0 };
+                let (sent, total) = (units::size(sent_bytes), units::size(total_bytes));
+                format!("{}: sending {sent} of {total} ({}/s)", self.worker, units::size(rate))
+            }
+            News::Phase(Phase::Receiving) => format!("{}: sending", self.worker),
+            News::Phase(Phase::Waiting) => format!("{}: waiting for its turn", self.worker),
+            News::Phase(Phase::Loading) => format!("{}: loading the model", self.worker),
+            News::Phase(Phase::Running) => format!("{}: running", self.worker),
+            News::Retrying { .. } => "looking for another worker".to_owned(),
+            News::BrokerSilent => "waiting for the broker".to_owned(),
+        }
+    }
+
+    /// An item has ended.
+    pub(crate) fn item_done(&self, failed: usize) {
+        if let Shown::Many(bar) = &self.shown {
+            bar.inc(1);
+            if failed > 0 {
+                bar.set_message(format!("{failed} failed"));
+            }
+        }
+    }
+
+    /// Leaves no trace.
+    pub(crate) fn finish(&self) {
+        if let Shown::One(bar) | Shown::Many(bar) = &self.shown {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_sdk::{Attempt, WorkerId};
+
+    use super::*;
+
+    #[test]
+    fn every_phase_has_its_words() {
+        let mut progress = Progress::new(1, true, false);
+        let placed = News::Placed {
+            attempt: Attempt(1),
+            worker: WorkerId::from_bytes([1; 16]),
+            worker_name: "pi-4".into(),
+            model_held: false,
+        };
+        let queued = News::Queued { position: 2, reason: "all slots are busy".into() };
+        assert_eq!(progress.describe(queued), "queued behind 2: all slots are busy");
+        assert_eq!(progress.describe(placed), "pi-4: connecting");
+        progress.sending_since = None;
+        let sending = News::Sending { sent_bytes: 512, total_bytes: 2048 };
+        assert_eq!(progress.describe(sending), "pi-4: sending 512 B of 2.0 KiB (0 B/s)");
+        assert_eq!(progress.describe(News::Phase(Phase::Loading)), "pi-4: loading the model");
+    }
+}
