@@ -309,6 +309,10 @@ impl Client {
         let is_detached = self.tasks.get(&id.task).is_some_and(Task::leaves_result);
         let Some(at) = self.following(id).filter(|at| is_detached && !at.all_sent) else { return };
         at.all_sent = true;
+        if let Some(task) = self.tasks.get_mut(&id.task) {
+            // From here on worker and broker see to it.
+            task.deadline = None;
+        }
         self.say_standing(now, id.task);
     }
 

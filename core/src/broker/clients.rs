@@ -211,15 +211,19 @@ impl Broker {
         if attempt < task.attempt || attempt < task.fence {
             return self.asking(now, id); // Said before, and answered.
         }
-        let place = task.place();
-        let attempt_id = AttemptId { task: id, attempt };
+        let (place, current) = (task.place(), task.attempt_id());
+        let lost = AttemptId { task: id, attempt };
         task.named_by_client = true;
         task.attempt = attempt;
         task.fence = attempt.next();
         task.finished = None;
-        let counts = task.blame(worker, place, &outcome);
+        let counts = task.blame(self.workers.get(worker), worker, place, &outcome);
         self.stats.retried += 1;
-        self.free_place(worker, attempt_id);
+        self.free_place(worker, lost);
+        if let Some(at) = place {
+            // After a restart, another place may have been promised meanwhile.
+            self.workers.release_unnamed(at.worker, current);
+        }
         let Some(task) = self.tasks.get_mut(id) else { return };
         if task.failures >= self.config.attempts_max || !outcome.is_retryable() {
             let outcome = if counts { exhausted(task, outcome) } else { outcome };
@@ -438,7 +442,7 @@ struct Way {
 
 impl Task {
     /// Books a lost attempt: whom to avoid, which way is shut, what to tell a person. True if it counts against the task.
-    fn blame(&mut self, worker: WorkerId, place: Option<Place>, outcome: &Outcome) -> bool {
+    fn blame(&mut self, known: Option<&Worker>, worker: WorkerId, place: Option<Place>, outcome: &Outcome) -> bool {
         let Outcome::Failed(Failure { code, text }) = outcome else {
             return false;
         };
@@ -450,8 +454,16 @@ impl Task {
                 self.unreachable.push((worker, direction));
             }
         }
-        // Not the task's fault and soon over: the place was taken, or the ticket had grown old.
-        let counts = !matches!(code, ErrorCode::Busy | ErrorCode::Draining | ErrorCode::BadTicket);
+        let counts = match code {
+            // Not the task's fault and soon over: the place was taken, or the ticket had grown old.
+            ErrorCode::Busy | ErrorCode::Draining | ErrorCode::BadTicket => false,
+            // It may still be reached the other way round.
+            ErrorCode::Unreachable => !known.is_some_and(|worker| {
+                let next = placement::direction(self, worker);
+                next.is_some_and(|next| !self.unreachable.contains(&(worker.id(), next)))
+            }),
+            _ => true,
+        };
         if counts {
             self.failures += 1;
             if !self.avoid.contains(&worker) {

@@ -87,6 +87,8 @@ pub(crate) struct Referee {
     broker_life: u32,
     promises: BTreeMap<WorkerId, Promises>,
     placed: BTreeMap<AttemptId, (u32, WorkerId)>,
+    /// Of the broker's current life: the last attempt granted, held and lost by the client.
+    granted: BTreeMap<TaskId, Attempt>,
     held: BTreeMap<TaskId, Attempt>,
     heard_of: BTreeSet<TaskId>,
     lost: BTreeMap<TaskId, Attempt>,
@@ -238,7 +240,9 @@ impl Referee {
             ErrorCode::DigestMismatch => behaviour == Behaviour::FileVanishes,
             ErrorCode::NoWorkerFits => excused || truth.job.direction.is_some(),
             // The broker promises the unfetched result of an acknowledged task for as long as its worker is there.
-            ErrorCode::NotFound | ErrorCode::ResultGone => follow.fetch && (!truth.durable || truth.was_fetched()),
+            ErrorCode::NotFound | ErrorCode::ResultGone => {
+                follow.fetch && (!truth.durable || truth.was_fetched() || truth.was_given_up())
+            }
             ErrorCode::ClientGone => excused,
             ErrorCode::RunCrashed if truth.job.detached && excused => true,
             ErrorCode::RunCrashed if behaviour == Behaviour::KillsWorker => true,
@@ -262,6 +266,7 @@ impl Referee {
     pub(super) fn broker_started(&mut self, life: u32) {
         self.broker_life = life;
         self.promises.clear();
+        self.granted.clear();
         self.held.clear();
         self.heard_of.clear();
         self.lost.clear();
@@ -281,9 +286,10 @@ impl Referee {
 
     fn stands(&mut self, submit: &Submit) {
         let lost = self.lost.get(&submit.task).copied().unwrap_or_default();
+        let granted = self.granted.get(&submit.task).copied().unwrap_or_default();
         match &submit.standing {
             Standing::Asking => {}
-            Standing::Holding { attempt, worker } if *attempt > lost => {
+            Standing::Holding { attempt, worker } if *attempt > lost && *attempt >= granted => {
                 self.held.insert(submit.task, *attempt);
                 for (_, promises) in self.promises.iter_mut().filter(|(id, _)| *id != worker) {
                     promises.attempts.retain(|id, _| id.task != submit.task);
@@ -399,6 +405,7 @@ impl Referee {
                 return self.fail("a client that holds an attempt is believed", detail);
             }
             self.task_mut(id.task).placements.push((id.attempt, worker));
+            self.granted.insert(id.task, id.attempt);
             self.promised(now, grant);
         }
     }
