@@ -154,7 +154,7 @@ fn against_echo(workers: usize, plan: Plan) -> Result<Round> {
 fn against_broker(workers: usize, plan: Plan) -> Result<Round> {
     let mut mesh = Mesh::start();
     let _fleet = Fleet::start(mesh.endpoint(), workers, slots(workers), Pace::EverySecond)?;
-    wait_until("all workers to be known", PATIENCE, || mesh.metric("mesh_workers") == Some(workers as f64));
+    wait_until("all workers to be known", PATIENCE, || mesh.metric("workers") == Some(workers as f64));
     let (endpoint, pid) = (mesh.endpoint().to_owned(), mesh.broker().pid());
     measure(&endpoint, pid, plan)
 }
