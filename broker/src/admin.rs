@@ -7,7 +7,8 @@
 //!   /healthz   200 while the run loop turns. A store that is away is told in the body ("degraded") but does not fail it:
 //!              deciding goes on, and a restart would not bring the store back.
 //!   /readyz    200 from the moment workers and clients are served until the stop; 503 before (store not read yet) and after.
-//!              A store that goes away later does not make the broker unready: attached tasks need none.
+//!              A store that goes away later is told in the body but does not make the broker unready: attached tasks need
+//!              none.
 //!   /metrics   OpenMetrics text
 //! ```
 
@@ -170,7 +171,7 @@ async fn answer(method: &Method, path: &str, pages: &Pages) -> Response<Full<Byt
     match path {
         "/" => text(StatusCode::OK, "/healthz\n/readyz\n/metrics\n"),
         "/healthz" => health(pages).await,
-        "/readyz" => readiness(pages.phase.get()),
+        "/readyz" => readiness(pages).await,
         "/metrics" => {
             let page = metrics::page(&pages.registry, snapshot(pages).await);
             with_type(text(StatusCode::OK, page), OPENMETRICS)
@@ -218,13 +219,16 @@ async fn health(pages: &Pages) -> Response<Full<Bytes>> {
     }
 }
 
-fn readiness(phase: Phase) -> Response<Full<Bytes>> {
-    match phase {
-        Phase::Starting => {
-            json_page(StatusCode::SERVICE_UNAVAILABLE, json!({ "ready": false, "why": "the store is not read yet" }))
+async fn readiness(pages: &Pages) -> Response<Full<Bytes>> {
+    let unready = |why| json_page(StatusCode::SERVICE_UNAVAILABLE, json!({ "ready": false, "why": why }));
+    match (pages.phase.get(), snapshot(pages).await) {
+        (Phase::Starting, _) => unready("the store is not read yet"),
+        (Phase::Stopping, _) => unready("stopping"),
+        (Phase::Serving, None) => unready("the run loop does not answer"),
+        (Phase::Serving, Some(snapshot)) => {
+            let store = if snapshot.store.away.is_some() { "away: detached tasks are refused" } else { "up" };
+            json_page(StatusCode::OK, json!({ "ready": true, "store": store }))
         }
-        Phase::Serving => json_page(StatusCode::OK, json!({ "ready": true })),
-        Phase::Stopping => json_page(StatusCode::SERVICE_UNAVAILABLE, json!({ "ready": false, "why": "stopping" })),
     }
 }
 
@@ -278,7 +282,9 @@ mod tests {
     #[tokio::test]
     async fn a_broker_is_ready_only_while_it_serves() {
         for (phase, status) in [(Phase::Starting, 503), (Phase::Serving, 200), (Phase::Stopping, 503)] {
-            assert_eq!(get("/readyz", &pages(phase).0).await.0, status, "{phase:?}");
+            let (pages, questions) = pages(phase);
+            answer_with(Snapshot::default(), questions);
+            assert_eq!(get("/readyz", &pages).await.0, status, "{phase:?}");
         }
     }
 
@@ -293,7 +299,8 @@ mod tests {
         let (status, body) = get("/healthz", &pages).await;
         assert_eq!(status, 200);
         assert!(body.contains(r#""status":"degraded""#) && body.contains("connection refused"), "{body}");
-        assert_eq!(get("/readyz", &pages).await.0, 200);
+        let (status, body) = get("/readyz", &pages).await;
+        assert!(status == 200 && body.contains("away"), "{body}");
         assert!(get("/metrics", &pages).await.1.contains("mesh_broker_store_up 0"));
     }
 

@@ -12,10 +12,6 @@
 
 mod address;
 mod lease;
-#[cfg(test)]
-mod servers;
-#[cfg(test)]
-mod tests;
 
 use std::{
     collections::HashMap,

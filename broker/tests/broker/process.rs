@@ -1,26 +1,16 @@
-//! The programs under test as processes: started on free ports, killed by their handle when the test ends.
+//! The program under test as a process: started on free ports, killed by its handle when the test ends.
 
 use std::{
     fs::File,
     io::{BufRead, BufReader, Read, Write},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     process::{Child, Command, Stdio},
     thread,
-    time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
 
-/// Nothing here takes a tenth of it on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !is_so() {
-        assert!(began.elapsed() < PATIENCE, "in vain: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
-}
+use crate::wait_for;
 
 /// A running `mesh-broker`.
 #[derive(Debug)]
@@ -117,67 +107,5 @@ impl Drop for Broker {
         // It may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
-    }
-}
-
-/// A running `redis-server` with an append-only file.
-#[derive(Debug)]
-pub(crate) struct Redis {
-    port: u16,
-    folder: TempDir,
-    process: Option<Child>,
-}
-
-/// `false`, loudly, where a person has said that there is no Redis; a failure where there is none and nobody said so.
-pub(crate) fn redis_is_there() -> bool {
-    if std::env::var_os("MESH_SKIP_REDIS").is_some_and(|value| value == "1") {
-        eprintln!("skipped: MESH_SKIP_REDIS=1");
-        return false;
-    }
-    let found = Command::new("redis-server").arg("--version").stdout(Stdio::null()).status();
-    assert!(found.is_ok(), "redis-server is not installed: apt-get install redis, or set MESH_SKIP_REDIS=1");
-    true
-}
-
-impl Redis {
-    pub(crate) fn start() -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut redis = Self { port, folder: tempfile::tempdir().unwrap(), process: None };
-        redis.start_again();
-        redis
-    }
-
-    /// On its old files.
-    pub(crate) fn start_again(&mut self) {
-        let (port, folder) = (self.port.to_string(), self.folder.path().display().to_string());
-        let settings = ["--appendonly", "yes", "--save", "", "--bind", "127.0.0.1", "--loglevel", "warning"];
-        let mut command = Command::new("redis-server");
-        command.args(["--port", &port, "--dir", &folder]).args(settings).stdout(Stdio::null()).stderr(Stdio::null());
-        self.process = Some(command.spawn().unwrap());
-        wait_for("redis-server takes connections", || self.cli(&["PING"]) == "PONG");
-    }
-
-    /// kill -9.
-    pub(crate) fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill().unwrap();
-            process.wait().unwrap();
-        }
-    }
-
-    pub(crate) fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
-    }
-
-    /// The answer of `redis-cli` to these arguments.
-    pub(crate) fn cli(&self, arguments: &[&str]) -> String {
-        let output = Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(arguments).output().unwrap();
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        self.kill();
     }
 }

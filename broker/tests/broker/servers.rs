@@ -1,29 +1,26 @@
-//! Real Redis servers for the tests: started on free ports of this machine, gone with the test.
+//! Real Redis servers: started on free ports of this machine, gone with the test.
 
 use std::{
     fs,
     net::{TcpListener, TcpStream},
     process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
 
-/// Servers start in a tenth of this.
-const START_MAX: Duration = Duration::from_secs(10);
+use crate::wait_for;
 
 /// One process; killed when dropped.
 #[derive(Debug)]
-pub(super) struct Server {
-    pub(super) port: u16,
+pub(crate) struct Server {
+    pub(crate) port: u16,
     _folder: TempDir,
     arguments: Vec<String>,
     process: Option<Child>,
 }
 
 /// `false`, loudly, where a person has said that there is no Redis; a failure where there is none and nobody said so.
-pub(super) fn redis_is_there() -> bool {
+pub(crate) fn redis_is_there() -> bool {
     if std::env::var_os("MESH_SKIP_REDIS").is_some_and(|value| value == "1") {
         eprintln!("skipped: MESH_SKIP_REDIS=1");
         return false;
@@ -35,7 +32,7 @@ pub(super) fn redis_is_there() -> bool {
 
 impl Server {
     /// A server with an append-only file and these further settings (`--name`, `value`).
-    pub(super) fn start(settings: &[&str]) -> Self {
+    pub(crate) fn start(settings: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = free_port();
         let mut arguments: Vec<String> = Vec::new();
@@ -53,14 +50,14 @@ impl Server {
     }
 
     /// A cluster node.
-    pub(super) fn start_node() -> Self {
+    pub(crate) fn start_node() -> Self {
         // Its second port is for the other nodes.
         let bus = free_port().to_string();
         Self::start(&["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "2000"])
     }
 
     /// A sentinel that watches this master alone.
-    pub(super) fn start_sentinel(master_port: u16) -> Self {
+    pub(crate) fn start_sentinel(master_port: u16) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = free_port();
         let file = folder.path().join("sentinel.conf");
@@ -77,16 +74,16 @@ impl Server {
     }
 
     /// From the next start on.
-    pub(super) fn use_settings(&mut self, settings: &[&str]) {
+    pub(crate) fn use_settings(&mut self, settings: &[&str]) {
         self.arguments.extend(settings.iter().map(|setting| (*setting).to_owned()));
     }
 
-    pub(super) fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
     /// Starts the process (again, on its old files) and waits until it takes connections.
-    pub(super) fn start_again(&mut self) {
+    pub(crate) fn start_again(&mut self) {
         let mut command = Command::new("redis-server");
         command.args(&self.arguments).stdout(Stdio::null()).stderr(Stdio::null());
         self.process = Some(command.spawn().unwrap());
@@ -94,7 +91,7 @@ impl Server {
     }
 
     /// kill -9.
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().unwrap();
             process.wait().unwrap();
@@ -102,7 +99,7 @@ impl Server {
     }
 
     /// The answer of `redis-cli` to these arguments.
-    pub(super) fn cli(&self, arguments: &[&str]) -> String {
+    pub(crate) fn cli(&self, arguments: &[&str]) -> String {
         let port = self.port.to_string();
         let output = Command::new("redis-cli").args(["-p", &port, "-c"]).args(arguments).output().unwrap();
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
@@ -116,7 +113,7 @@ impl Drop for Server {
 }
 
 /// Three masters that share all slots.
-pub(super) fn start_cluster() -> [Server; 3] {
+pub(crate) fn start_cluster() -> [Server; 3] {
     let nodes = [Server::start_node(), Server::start_node(), Server::start_node()];
     let addresses = nodes.each_ref().map(|node| format!("127.0.0.1:{}", node.port));
     let made = Command::new("redis-cli").args(["--cluster", "create"]).args(&addresses).arg("--cluster-yes").output();
@@ -125,14 +122,6 @@ pub(super) fn start_cluster() -> [Server; 3] {
         wait_for("the node knows the cluster", || node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
     }
     nodes
-}
-
-pub(super) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !is_so() {
-        assert!(began.elapsed() < START_MAX, "in vain: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 fn free_port() -> u16 {

@@ -1,18 +1,16 @@
-//! The store against real servers.
+//! The store in Redis, against real servers.
 
 use std::{process::Command, sync::Arc, time::Duration};
 
-use mesh_core::broker::{Change, Event, WorkerRecord};
+use mesh_broker::store::{self, Kept, Opened, Redis, RedisSettings, Store, StoreError, StoreSettings, Write};
+use mesh_core::broker::{Change, Event, TaskRecord, WorkerRecord};
 use proto_msgs::{Outcome, TaskId};
 use tokio::time::timeout;
 
-use super::{
-    servers::{Server, redis_is_there, start_cluster, wait_for},
-    *,
-};
-use crate::store::{
-    self, Opened, StoreSettings,
+use crate::{
     samples::{task, worker},
+    servers::{Server, redis_is_there, start_cluster},
+    wait_for,
 };
 
 /// Longer than the lease of a broker that was killed, and than a failover.
