@@ -21,6 +21,7 @@ use crate::{
     tensor::{AlignedBytes, Tensor, element_count},
 };
 
+mod reshape;
 mod said;
 mod sys;
 
@@ -58,6 +59,7 @@ impl LiteRt {
         options: LoadOptions,
     ) -> Result<Self, Failure> {
         let api = opened(library)?;
+        let bytes = reshape::with_constant_shapes(&bytes, signature).unwrap_or(bytes);
         let said = Said::listen();
         let environment = environment(api).map_err(|error| runtimes::unusable(library, error))?;
         let model = model(api, &environment, &bytes).map_err(|error| {
