@@ -45,6 +45,13 @@ struct Shared {
     progress: Mutex<Progress>,
 }
 
+/// One item on its way.
+struct Work {
+    item: Item,
+    /// If its files have been read already.
+    inputs: Option<Vec<Input>>,
+}
+
 /// Runs the command; gives what is to be printed.
 pub(crate) async fn submit(global: &Global, flags: &Submit) -> Result<Job, Failed> {
     let started = Instant::now();
@@ -52,9 +59,10 @@ pub(crate) async fn submit(global: &Global, flags: &Submit) -> Result<Job, Faile
     let items = items::items(&flags.inputs, signature.as_ref()).map_err(|error| items_failed(&error))?;
     let wishes = flags.forms.wishes();
     let is_one = items.len() == 1;
-    // A mistake in the only item is told before anybody is asked.
-    if let [item] = &items[..] {
-        inputs::load(item, signature.as_ref(), &wishes).map_err(input_failed)?;
+    let mut items: Vec<Work> = items.into_iter().map(|item| Work { item, inputs: None }).collect();
+    if let [only] = &mut items[..] {
+        // A mistake in the only item is told before anybody is asked.
+        only.inputs = Some(inputs::load(&only.item, signature.as_ref(), &wishes).map_err(input_failed)?);
     }
     let progress = Progress::new(items.len(), global.quiet, global.json);
     let mut stop = stop_signal(global.timeout);
@@ -146,20 +154,20 @@ async fn parallel(flags: &Submit, mesh: &Mesh, items: usize) -> usize {
 /// All items, `parallel` at a time, in the order in which they were given.
 async fn run(
     shared: &Arc<Shared>,
-    items: Vec<Item>,
+    items: Vec<Work>,
     parallel: usize,
     stop: &watch::Receiver<Option<Stop>>,
 ) -> Vec<Report> {
-    let mut waiting: VecDeque<(usize, Item)> = items.into_iter().enumerate().collect();
+    let mut waiting: VecDeque<(usize, Work)> = items.into_iter().enumerate().collect();
     let mut reports: Vec<(usize, Report)> = Vec::with_capacity(waiting.len());
     let mut running = JoinSet::new();
     let mut failed = 0;
     loop {
         while running.len() < parallel
-            && let Some((index, item)) = waiting.pop_front()
+            && let Some((index, work)) = waiting.pop_front()
         {
             let (shared, stop) = (shared.clone(), stop.clone());
-            running.spawn(async move { (index, one(&shared, item, stop).await) });
+            running.spawn(async move { (index, one(&shared, work, stop).await) });
         }
         let Some(ended) = running.join_next().await else { break };
         // A panic in an item is a bug, and has been printed; the others go on.
@@ -172,23 +180,15 @@ async fn run(
     reports.into_iter().map(|(_, report)| report).collect()
 }
 
-async fn one(shared: &Arc<Shared>, item: Item, mut stop: watch::Receiver<Option<Stop>>) -> Report {
-    let name = item.name.clone();
+async fn one(shared: &Arc<Shared>, work: Work, mut stop: watch::Receiver<Option<Stop>>) -> Report {
+    let name = work.item.name.clone();
     let stopped = *stop.borrow();
     if let Some(stop) = stopped {
         return Report { item: name, task: None, end: Err(stop.failed()) };
     }
-    let loading = shared.clone();
-    let loaded = tokio::task::spawn_blocking(move || {
-        inputs::load(&item, loading.signature.as_ref(), &loading.wishes).map_err(input_failed)
-    });
-    let inputs = match loaded.await {
-        Ok(Ok(inputs)) => inputs,
-        Ok(Err(failed)) => return Report { item: name, task: None, end: Err(failed) },
-        Err(error) => {
-            let failed = Failed::new(exit::INTERNAL, "INTERNAL", error);
-            return Report { item: name, task: None, end: Err(failed) };
-        }
+    let inputs = match load(shared, work).await {
+        Ok(inputs) => inputs,
+        Err(failed) => return Report { item: name, task: None, end: Err(failed) },
     };
     match begin(shared, inputs).await {
         Ok(mut handle) => {
@@ -198,6 +198,17 @@ async fn one(shared: &Arc<Shared>, item: Item, mut stop: watch::Receiver<Option<
         }
         Err(failed) => Report { item: name, task: None, end: Err(failed) },
     }
+}
+
+async fn load(shared: &Arc<Shared>, work: Work) -> Result<Vec<Input>, Failed> {
+    let Work { item, inputs } = work;
+    if let Some(inputs) = inputs {
+        return Ok(inputs);
+    }
+    let shared = shared.clone();
+    let loading = move || inputs::load(&item, shared.signature.as_ref(), &shared.wishes).map_err(input_failed);
+    let loaded = tokio::task::spawn_blocking(loading).await;
+    loaded.unwrap_or_else(|error| Err(Failed::new(exit::INTERNAL, "INTERNAL", error)))
 }
 
 async fn begin(shared: &Shared, inputs: Vec<Input>) -> Result<TaskHandle, Failed> {

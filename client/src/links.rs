@@ -33,6 +33,8 @@ struct Link {
     /// Reads the connection, or makes it. None where the worker dialled: the listener is read by the driver.
     task: Option<AbortHandle>,
     used: Instant,
+    /// What it carried when it was busy; 0 if unknown.
+    bytes_per_s: u64,
 }
 
 impl Drop for Link {
@@ -103,7 +105,10 @@ impl Links {
             let _ = happened.send(Happened::Dialled { link: link_id, result }).await;
         });
         let state = State::Dialling(vec![grant.id]);
-        self.put(link_id, Link { worker: grant.worker, state, task: Some(task.abort_handle()), used: Instant::now() });
+        self.put(
+            link_id,
+            Link { worker: grant.worker, state, task: Some(task.abort_handle()), used: Instant::now(), bytes_per_s: 0 },
+        );
     }
 
     /// The connection stands, or not: the attempts that waited for it.
@@ -138,6 +143,18 @@ impl Links {
         }
     }
 
+    /// An upload has measured the link.
+    pub(crate) fn measured(&mut self, link_id: LinkId, bytes_per_s: u64) {
+        if let Some(link) = self.links.get_mut(&link_id).filter(|_| bytes_per_s > 0) {
+            link.bytes_per_s = bytes_per_s;
+        }
+    }
+
+    /// What the link carried when it was busy; 0 if unknown.
+    pub(crate) fn bytes_per_s(&self, link_id: LinkId) -> u64 {
+        self.links.get(&link_id).map_or(0, |link| link.bytes_per_s)
+    }
+
     /// Lets the worker's key in at the listener.
     pub(crate) fn expect(&self, key: Option<PublicKey>) {
         if let Some(key) = key {
@@ -152,7 +169,10 @@ impl Links {
             self.drop_link(old);
         }
         let link_id = self.next_id();
-        self.put(link_id, Link { worker, state: State::Up(outlet.clone()), task: None, used: Instant::now() });
+        self.put(
+            link_id,
+            Link { worker, state: State::Up(outlet.clone()), task: None, used: Instant::now(), bytes_per_s: 0 },
+        );
         self.by_peer.insert(peer, link_id);
         Some((link_id, outlet))
     }

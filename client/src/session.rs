@@ -13,7 +13,7 @@ use mesh_transport::{
     blob::{Arrival, Content, Feedback, Incoming, IncomingError, Intake, Outgoing, Role, UploadError, upload},
 };
 use proto_msgs::{
-    Accept, AttemptId, BlobIndex, Chunk, ClientToWorker, Credit, Grant, Open, OutputDecl, RunResult, limits,
+    Accept, AttemptId, BlobIndex, Chunk, ClientToWorker, Credit, Grant, MODEL_BLOB, Open, OutputDecl, RunResult, limits,
 };
 use tokio::{sync::mpsc, task::AbortHandle};
 use uuid::Uuid;
@@ -41,7 +41,7 @@ pub(crate) struct Session {
     pub(crate) opening: Option<Resume>,
     /// Which wait for the worker to dial in counts.
     pub(crate) wait: u64,
-    uploads: Vec<Upload>,
+    upload: Option<Upload>,
     /// The worker has said what it needs.
     accepted: bool,
     told_sent: bool,
@@ -59,10 +59,17 @@ pub(crate) enum Resume {
     Yes,
 }
 
+/// What an upload needs of the driver.
+pub(crate) struct Sending<'a> {
+    /// Where its end is reported.
+    pub(crate) happened: &'a mpsc::Sender<Happened>,
+    /// What the worker's link has carried so far; 0 if unknown.
+    pub(crate) link_bytes_per_s: u64,
+}
+
 #[derive(Debug)]
 struct Upload {
     serial: u64,
-    blobs: Vec<BlobIndex>,
     feedback: mpsc::Sender<Feedback>,
     task: AbortHandle,
 }
@@ -108,7 +115,7 @@ impl Session {
             link: None,
             opening: Some(opening),
             wait: 0,
-            uploads: Vec::new(),
+            upload: None,
             accepted: false,
             told_sent: false,
             acknowledged: BTreeMap::new(),
@@ -131,7 +138,7 @@ impl Session {
     /// The link is broken: uploads wait.
     pub(crate) fn unlink(&mut self) {
         self.link = None;
-        self.tell_uploads(|_| Feedback::Unlinked);
+        self.tell_upload(Feedback::Unlinked);
     }
 
     /// The first message of the attempt on a link.
@@ -151,115 +158,79 @@ impl Session {
         link: LinkId,
         outlet: &Outlet,
         resume: Resume,
-        happened: &mpsc::Sender<Happened>,
+        sending: &Sending<'_>,
     ) -> Result<(), UploadError> {
         self.link = Some(link);
         self.opening = None;
         self.accepted = false;
         if resume == Resume::Yes {
-            self.tell_uploads(|_| Feedback::Relinked(outlet.clone()));
+            self.tell_upload(Feedback::Relinked(outlet.clone()));
             return Ok(());
         }
-        self.uploads.clear();
+        self.upload = None;
         self.acknowledged.clear();
-        let Some(payload) = &self.payload else { return Ok(()) };
-        let all = 0..payload.blobs.len() as BlobIndex;
-        if !self.grant.model_held {
-            return self.start_upload(all.collect(), self.grant.window_bytes, outlet, false, happened);
-        }
-        // The worker may have dropped the model since it last said that it has it, and then asks for it while the inputs
-        // are under way. Two uploads of half a window each never have more than a window under way; inputs that need the
-        // whole of it wait for the worker's word instead, which is nothing beside their own time.
-        if payload.input_bytes > u64::from(self.grant.window_bytes / 2) {
-            return self.start_upload(all.collect(), self.grant.window_bytes, outlet, true, happened);
-        }
-        if payload.blobs.len() > 1 {
-            self.start_upload(all.skip(1).collect(), self.grant.window_bytes / 2, outlet, false, happened)?;
-        }
-        Ok(())
+        let is_held = self.grant.model_held;
+        self.start_upload(outlet, sending, |outgoing| if is_held { outgoing.held(MODEL_BLOB) } else { outgoing })
     }
 
+    /// All blobs of the attempt; which of them are sent is for `shape` and the worker's needs to say.
     fn start_upload(
         &mut self,
-        blobs: Vec<BlobIndex>,
-        window_bytes: u32,
         outlet: &Outlet,
-        wait_for_needs: bool,
-        happened: &mpsc::Sender<Happened>,
+        sending: &Sending<'_>,
+        shape: impl FnOnce(Outgoing) -> Outgoing,
     ) -> Result<(), UploadError> {
         let Some(payload) = &self.payload else { return Ok(()) };
-        let sources = blobs.iter().filter_map(|blob| Some((*blob, payload.blobs.get(usize::from(*blob))?)));
-        let sources = sources.map(|(blob, bytes)| Ok((blob, bytes.source()?))).collect::<Result<_, UploadError>>()?;
-        let mut outgoing = Outgoing::new(Role::Client, self.id(), sources, window_bytes);
-        if wait_for_needs {
-            outgoing = outgoing.wait_for_needs();
-        }
+        let blobs = payload.blobs.iter().zip(MODEL_BLOB..);
+        let sources = blobs.map(|(blob, index)| Ok((index, blob.source()?))).collect::<Result<_, UploadError>>()?;
+        let outgoing = Outgoing::new(Role::Client, self.id(), sources, self.grant.window_bytes);
+        let outgoing = shape(outgoing.link(sending.link_bytes_per_s));
         let (feedback, inbox) = mpsc::channel(FEEDBACK_MAX);
-        let (id, serial, outlet, happened) = (self.id(), self.next_serial(), outlet.clone(), happened.clone());
+        let (id, serial, outlet, happened) = (self.id(), self.next_serial(), outlet.clone(), sending.happened.clone());
         let task = tokio::spawn(async move {
             let result = upload(outgoing, outlet, inbox).await;
+            // If the driver is gone nobody waits for it.
             let _ = happened.send(Happened::UploadEnded { id, serial, result }).await;
         });
-        self.uploads.push(Upload { serial, blobs, feedback, task: task.abort_handle() });
+        self.upload = Some(Upload { serial, feedback, task: task.abort_handle() });
         Ok(())
     }
 
     /// Passes feedback on; an upload that is flooded with it is given up, which the worker's silence will show.
-    fn tell_uploads(&mut self, feedback: impl Fn(&[BlobIndex]) -> Feedback) {
-        self.uploads.retain(|upload| match upload.feedback.try_send(feedback(&upload.blobs)) {
-            // A closed one has ended; its end is on the way.
-            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => true,
-            Err(mpsc::error::TrySendError::Full(_)) => false,
-        });
+    fn tell_upload(&mut self, feedback: Feedback) {
+        if let Some(upload) = &self.upload
+            && let Err(mpsc::error::TrySendError::Full(_)) = upload.feedback.try_send(feedback)
+        {
+            self.upload = None;
+        }
     }
 
     /// The worker has said what it needs.
-    pub(crate) fn accept(
-        &mut self,
-        accept: &Accept,
-        outlet: &Outlet,
-        happened: &mpsc::Sender<Happened>,
-    ) -> Result<(), UploadError> {
+    pub(crate) fn accept(&mut self, accept: Accept, outlet: &Outlet, sending: &Sending<'_>) -> Result<(), UploadError> {
         self.accepted = true;
-        let needs_of = |blobs: &[BlobIndex]| {
-            accept.needs.iter().filter(|(blob, _)| blobs.contains(blob)).copied().collect::<Vec<_>>()
-        };
-        self.tell_uploads(|blobs| Feedback::Needs { blobs: needs_of(blobs), window_bytes: accept.window_bytes });
-        let under_way: Vec<BlobIndex> = self.uploads.iter().flat_map(|upload| upload.blobs.clone()).collect();
-        let known = self.payload.as_ref().map_or(0, |payload| payload.blobs.len());
-        let missing: Vec<BlobIndex> = accept
-            .needs
-            .iter()
-            .map(|(blob, _)| *blob)
-            .filter(|blob| !under_way.contains(blob) && usize::from(*blob) < known)
-            .collect();
-        if missing.is_empty() {
-            return Ok(());
+        if self.upload.is_none() && !accept.needs.is_empty() {
+            // It has lost what it had, or never had the model it was thought to hold.
+            self.told_sent = false;
+            self.start_upload(outlet, sending, Outgoing::wait_for_needs)?;
         }
-        self.told_sent = false;
-        let window_bytes = if self.uploads.is_empty() { accept.window_bytes } else { accept.window_bytes / 2 };
-        let needs = needs_of(&missing);
-        self.start_upload(missing, window_bytes, outlet, true, happened)?;
-        if let Some(upload) = self.uploads.last() {
-            // A new channel has room.
-            let _ = upload.feedback.try_send(Feedback::Needs { blobs: needs, window_bytes });
-        }
+        self.tell_upload(Feedback::Needs { blobs: accept.needs, window_bytes: accept.window_bytes });
         Ok(())
     }
 
     /// The worker has this much of a blob. Gives bytes acknowledged and bytes in all if it is time to tell the user.
     pub(crate) fn credit(&mut self, credit: Credit) -> Option<(u64, u64)> {
-        let feedback = Feedback::Credit { blob: credit.blob, received_bytes: credit.received_bytes };
-        let owner = self.uploads.iter().find(|upload| upload.blobs.contains(&credit.blob))?;
-        // Lost only if the worker floods: then its upload stalls and is given up.
-        let _ = owner.feedback.try_send(feedback);
-        let sending: Vec<BlobIndex> = self.uploads.iter().flat_map(|upload| upload.blobs.clone()).collect();
-        let known = self.acknowledged.entry(credit.blob).or_default();
-        *known = credit.received_bytes.max(*known);
+        let Credit { blob, received_bytes, .. } = credit;
+        self.tell_upload(Feedback::Credit { blob, received_bytes });
+        let known = self.acknowledged.entry(blob).or_default();
+        *known = received_bytes.max(*known);
+        // A model that is held counts as nothing, until the worker asks for it after all.
+        let counts = |blob: BlobIndex| {
+            !(blob == MODEL_BLOB && self.grant.model_held) || self.acknowledged.contains_key(&MODEL_BLOB)
+        };
         let payload = self.payload.as_ref()?;
-        let total: u64 =
-            sending.iter().filter_map(|blob| payload.blobs.get(usize::from(*blob))).map(|blob| blob.size_bytes()).sum();
-        let sent: u64 = sending.iter().filter_map(|blob| self.acknowledged.get(blob)).sum();
+        let sizes = payload.blobs.iter().zip(MODEL_BLOB..).filter(|(_, blob)| counts(*blob));
+        let total: u64 = sizes.map(|(blob, _)| blob.size_bytes()).sum();
+        let sent: u64 = self.acknowledged.values().sum();
         let now = Instant::now();
         let is_time = self.told_at.is_none_or(|told| now.duration_since(told) >= SENDING_EVERY) || sent >= total;
         if !is_time {
@@ -269,22 +240,14 @@ impl Session {
         Some((sent.min(total), total))
     }
 
-    /// An upload has ended well, by its own word.
-    pub(crate) fn upload_ended(&mut self, serial: u64, wire_bytes: u64) {
-        let before = self.uploads.len();
-        self.uploads.retain(|upload| upload.serial != serial);
-        if self.uploads.len() < before {
-            self.sent_bytes += wire_bytes;
-        }
-    }
-
-    pub(crate) fn has_upload(&self, serial: u64) -> bool {
-        self.uploads.iter().any(|upload| upload.serial == serial)
+    /// Whether this upload was the attempt's; if so, it has ended.
+    pub(crate) fn is_upload_ended(&mut self, serial: u64) -> bool {
+        self.upload.take_if(|upload| upload.serial == serial).is_some()
     }
 
     /// True once, when the worker has everything it needs.
     pub(crate) fn is_newly_sent(&mut self) -> bool {
-        let is_sent = self.accepted && self.uploads.is_empty() && self.payload.is_some();
+        let is_sent = self.accepted && self.upload.is_none() && self.payload.is_some();
         let newly = is_sent && !self.told_sent;
         self.told_sent |= is_sent;
         newly

@@ -13,7 +13,7 @@ use super::{Driver, Happened};
 use crate::{
     News,
     links::{LinkId, Links, Way},
-    session::{Resume, Session, Taken},
+    session::{Resume, Sending, Session, Taken},
 };
 
 impl Driver {
@@ -68,7 +68,8 @@ impl Driver {
         let message = session.open_message(resume);
         send(&mut self.links, link, &message);
         let session = self.sessions.get_mut(&id).expect("invariant: nothing was removed since it was found");
-        if let Err(error) = session.opened(link, &outlet, resume, &self.happened) {
+        let sending = Sending { happened: &self.happened, link_bytes_per_s: self.links.bytes_per_s(link) };
+        if let Err(error) = session.opened(link, &outlet, resume, &sending) {
             self.send_failed(id, &error);
         }
     }
@@ -195,7 +196,8 @@ impl Driver {
             WorkerToClient::DialIn(_) => {}
             WorkerToClient::Accept(accept) => {
                 let Way::Up(_, outlet) = self.links.way(session.grant.worker, id) else { return };
-                let accepted = session.accept(&accept, &outlet, &self.happened);
+                let sending = Sending { happened: &self.happened, link_bytes_per_s: self.links.bytes_per_s(link) };
+                let accepted = session.accept(accept.clone(), &outlet, &sending);
                 self.step(Event::WorkerSaid(WorkerToClient::Accept(accept)));
                 match accepted {
                     Ok(()) => self.check_sent(id),
@@ -207,17 +209,20 @@ impl Driver {
     }
 
     fn upload_ended(&mut self, id: AttemptId, serial: u64, result: Result<Uploaded, UploadError>) {
-        let Some(session) = self.sessions.get_mut(&id).filter(|session| session.has_upload(serial)) else { return };
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if !session.is_upload_ended(serial) {
+            return;
+        }
         match result {
             Ok(uploaded) => {
                 tracing::debug!(?id, ?uploaded, "sent");
-                session.upload_ended(serial, uploaded.wire_bytes);
+                session.sent_bytes += uploaded.wire_bytes;
+                if let Some(link) = session.link {
+                    self.links.measured(link, uploaded.link_bytes_per_s);
+                }
                 self.check_sent(id);
             }
-            Err(error) => {
-                session.upload_ended(serial, 0);
-                self.send_failed(id, &error);
-            }
+            Err(error) => self.send_failed(id, &error),
         }
     }
 
