@@ -190,6 +190,7 @@ impl Shell {
             }
         };
         info!("stopping");
+        drop(events);
         phase.set(Phase::Stopping);
         if timeout(CLOSE_MAX, self.listener.close()).await.is_err() {
             debug!("the socket did not close in time");

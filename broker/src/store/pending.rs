@@ -220,14 +220,18 @@ impl Pending {
         }
     }
 
-    /// The store may have lost everything: all that lives and is known here has to be written again. Rows of workers follow
-    /// with their next heartbeats, whole.
+    /// The store may have lost everything: all that lives and is known here has to be written again, durable tasks first.
+    /// Rows of workers follow with their next heartbeats, whole.
     pub(crate) fn write_all_again(&mut self) {
         for (key, entry) in &mut self.entries {
             match entry.value {
-                Value::Task { .. } if !self.urgent.contains(key) => drop(self.dirty.insert(*key)),
+                Value::Task { durable: true, .. } => {
+                    self.dirty.remove(key);
+                    self.urgent.insert(*key);
+                }
+                Value::Task { .. } => drop(self.dirty.insert(*key)),
                 Value::Worker(_) | Value::WorkerWritten => entry.epoch = None,
-                _ => {}
+                Value::Gone => {}
             }
         }
     }

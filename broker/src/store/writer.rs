@@ -253,10 +253,21 @@ struct Writer<S> {
 
 /// Why the writer woke.
 enum Wake {
-    Urgent,
-    Some,
-    Tick,
     Keep,
+    Urgent,
+    Tick,
+    Changed,
+}
+
+/// How a write went.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Wrote {
+    /// Everything that waited.
+    All,
+    /// As much as goes into one write.
+    Part,
+    /// Nothing that counts: the store is away.
+    Nothing,
 }
 
 impl<S: Store> Writer<S> {
@@ -266,30 +277,35 @@ impl<S: Store> Writer<S> {
                 Wake::Keep => self.keep().await,
                 // While the store is away only its return is waited for: changes gather meanwhile.
                 _ if self.away.is_some() => self.tick_at = None,
-                Wake::Urgent => self.write(false).await,
-                Wake::Some => self.tick_at = Some(self.tick_at.unwrap_or_else(|| Instant::now() + TICK)),
+                Wake::Changed => self.tick_at = Some(self.tick_at.unwrap_or_else(|| Instant::now() + TICK)),
+                Wake::Urgent => {
+                    if self.write(false).await == Wrote::Part {
+                        self.shared.urgent.notify_one();
+                    }
+                }
                 Wake::Tick => {
-                    self.tick_at = None;
-                    self.write(true).await;
+                    let wrote = self.write(true).await;
+                    self.tick_at = (wrote == Wrote::Part).then(Instant::now);
                 }
             }
         }
         self.close().await;
     }
 
-    /// Waits for something to do.
+    /// Waits for something to do. Upkeep first: however much there is to write, the store must stay ours.
     async fn wake(&self) -> Wake {
         tokio::select! {
             biased;
-            () = self.shared.urgent.notified() => Wake::Urgent,
             () = at(self.keep_at) => Wake::Keep,
+            () = self.shared.urgent.notified() => Wake::Urgent,
             () = at(self.tick_at) => Wake::Tick,
-            () = self.shared.some.notified() => Wake::Some,
+            () = self.shared.some.notified() => Wake::Changed,
         }
     }
 
     async fn close(mut self) {
-        if self.away.is_none() && timeout(FLUSH_MAX, self.write(true)).await.is_err() {
+        let flushed = async { while self.away.is_none() && self.write(true).await == Wrote::Part {} };
+        if timeout(FLUSH_MAX, flushed).await.is_err() {
             warn!("the store took too long: the last changes are not in it");
         }
         let unwritten = self.shared.pending().len();
@@ -300,25 +316,22 @@ impl<S: Store> Writer<S> {
         self.shared.closed.notify_one();
     }
 
-    /// Writes what waits: all of it, or what cannot wait.
-    async fn write(&mut self, all: bool) {
-        loop {
-            let taken_at = Instant::now();
-            let batch = self.shared.pending().take(BATCH_WRITES_MAX, all);
-            if batch.is_empty() {
-                return;
+    /// One write of what waits, or of what cannot wait.
+    async fn write(&mut self, all: bool) -> Wrote {
+        let taken_at = Instant::now();
+        let batch = self.shared.pending().take(BATCH_WRITES_MAX, all);
+        if batch.is_empty() {
+            return Wrote::All;
+        }
+        match limited(self.store.write(&batch)).await {
+            Ok(()) => {
+                self.written(&batch, taken_at).await;
+                if batch.len() < BATCH_WRITES_MAX { Wrote::All } else { Wrote::Part }
             }
-            let is_last = batch.len() < BATCH_WRITES_MAX;
-            match limited(self.store.write(&batch)).await {
-                Ok(()) => self.written(&batch, taken_at).await,
-                Err(error) => {
-                    self.shared.pending().put_back(batch);
-                    return self.failed(&error).await;
-                }
-            }
-            // What came meanwhile has woken the writer again: under load, ticks and upkeep have their turn.
-            if is_last {
-                return;
+            Err(error) => {
+                self.shared.pending().put_back(batch);
+                self.failed(&error).await;
+                Wrote::Nothing
             }
         }
     }
@@ -337,46 +350,68 @@ impl<S: Store> Writer<S> {
     /// Sees whether the store is there and ours, and catches up if it was not.
     async fn keep(&mut self) {
         self.keep_at = S::KEEP_EVERY.map(|every| Instant::now() + every);
-        match limited(self.store.keep()).await {
-            Err(error) => return self.failed(&error).await,
-            Ok(Kept::Emptied) => self.shared.pending().write_all_again(),
-            Ok(Kept::Same) => {}
+        match (limited(self.store.keep()).await, &self.away) {
+            (Err(error), _) => self.failed(&error).await,
+            (Ok(Kept::Same), None) => {}
+            (Ok(Kept::Emptied), None) => {
+                self.shared.pending().write_all_again();
+                self.tick_at = Some(Instant::now());
+            }
+            (Ok(_), Some(away)) => {
+                let since = away.since;
+                if self.catch_up().await {
+                    info!("the store is back after {:.1} s and has everything again", since.elapsed().as_secs_f64());
+                    self.away = None;
+                    self.set_health(None);
+                    self.tell(Event::StoreBack).await;
+                }
+            }
         }
-        let Some(away) = &self.away else { return self.write(true).await };
-        let since = away.since;
-        self.shared.pending().write_all_again();
-        let failures = self.shared.failures.load(Ordering::Relaxed);
-        self.write(true).await;
-        if failures == self.shared.failures.load(Ordering::Relaxed) {
-            info!("the store is back after {:.1} s and has everything again", since.elapsed().as_secs_f64());
-            self.away = None;
-            self.keep_at = S::KEEP_EVERY.map(|every| Instant::now() + every);
-            self.set_health(None);
-            self.tell(Event::StoreBack).await;
+    }
+
+    /// Writes everything that lives, tasks first; `false` if the store went away again.
+    async fn catch_up(&mut self) -> bool {
+        let writes = {
+            let mut pending = self.shared.pending();
+            pending.write_all_again();
+            pending.len() / BATCH_WRITES_MAX + 1
+        };
+        // Counted, because heartbeats of very many workers may come as fast as they are written.
+        for _ in 0..writes {
+            match self.write(true).await {
+                Wrote::All => break,
+                Wrote::Nothing => return false,
+                Wrote::Part => {}
+            }
+            // Much to catch up with must not cost the lease.
+            if let Err(error) = limited(self.store.keep()).await {
+                self.failed(&error).await;
+                return false;
+            }
         }
+        self.tick_at = Some(Instant::now());
+        true
     }
 
     async fn failed(&mut self, error: &StoreError) {
         self.shared.failures.fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();
-        let (since, pause) = match &mut self.away {
-            None => {
-                error!("{error}; deciding goes on, detached tasks are refused until it is back");
-                self.away = Some(Away { since: now, pause: RETRY_FIRST, remind_at: now + REMIND_EVERY });
-                self.tell(Event::StoreAway).await;
-                (now, RETRY_FIRST)
-            }
-            Some(away) => {
-                if now >= away.remind_at {
-                    away.remind_at = now + REMIND_EVERY;
-                    warn!("the store has been away for {} s: {error}", away.since.elapsed().as_secs());
-                }
-                away.pause = (away.pause * 2).min(RETRY_LAST);
-                (away.since, away.pause)
-            }
-        };
-        self.keep_at = Some(now + pause);
+        let is_news = self.away.is_none();
+        if is_news {
+            error!("{error}; deciding goes on, detached tasks are refused until it is back");
+        }
+        let away = self.away.get_or_insert(Away { since: now, pause: RETRY_FIRST, remind_at: now + REMIND_EVERY });
+        if now >= away.remind_at {
+            away.remind_at = now + REMIND_EVERY;
+            warn!("the store has been away for {} s: {error}", away.since.elapsed().as_secs());
+        }
+        self.keep_at = Some(now + away.pause);
+        away.pause = (away.pause * 2).min(RETRY_LAST);
+        let since = away.since;
         self.set_health(Some((since, error.to_string())));
+        if is_news {
+            self.tell(Event::StoreAway).await;
+        }
     }
 
     fn set_health(&self, away: Option<(Instant, String)>) {
