@@ -104,7 +104,7 @@ impl Limits {
     /// For the broker's connections: many small messages.
     pub const CONTROL: Self = Self {
         part_bytes_max: proto_msgs::limits::CONTROL_BYTES_MAX,
-        queue_frames: 64,
+        queue_frames: 256,
         overflow_frames: 1024,
         overflow_bytes: 4 * 1024 * 1024,
         ping_every_ms: 1000,

@@ -1,8 +1,8 @@
 //! A libzmq socket that waits through tokio.
 //!
 //! libzmq's descriptor says "look again", not "readable", it says so once (an edge), and *any* send, receive or look may
-//! swallow that edge. The rule that loses nothing: try; when there is nothing to do, look at `ZMQ_EVENTS`; only if that
-//! says so, too, wait for the descriptor; then look again.
+//! swallow that edge. The rule that loses nothing: sleep only if the very last thing done was a look that found nothing
+//! (a receive that gave nothing is one), and look again after waking.
 //!
 //! Owns: that rule, the make-up of a frame from parts, socket options. Never: queues, who is admitted.
 
@@ -52,6 +52,10 @@ pub(crate) struct Socket {
     fd: AsyncFd<RawFd>,
     inner: zmq::Socket,
     router: bool,
+    /// Peers are admitted by key, which comes with each message.
+    keyed: bool,
+    /// The last thing done was a receive that found nothing: the next edge of the descriptor is still to come.
+    looked: bool,
 }
 
 impl std::fmt::Debug for Socket {
@@ -67,13 +71,13 @@ impl Socket {
         let fd = inner.get_fd()?;
         // SAFETY: the descriptor is open as long as `inner` is, and is deregistered before (order of the fields).
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
-        Ok(Self { fd, inner, router })
+        let keyed = inner.is_curve_server()?;
+        Ok(Self { fd, inner, router, keyed, looked: false })
     }
 
     /// The next message, if there is one.
     pub(crate) fn take(&mut self) -> Option<Taken> {
-        let mut part = Part::new();
-        part.recv(&mut self.inner).ok()?;
+        let mut part = self.take_part()?;
         let peer = if self.router {
             let peer = PeerId::from_slice(part.as_ref());
             if !part.more() {
@@ -87,7 +91,7 @@ impl Socket {
         } else {
             Some(the_peer())
         };
-        let key = part.user_id().and_then(|text| keys::parse(text).ok());
+        let key = if self.keyed { part.user_id().and_then(|text| keys::parse(text).ok()) } else { None };
         let mut more = part.more();
         let head = part.into_bytes();
         let mut payload = bytes::Bytes::new();
@@ -119,26 +123,30 @@ impl Socket {
     /// One part whatever it is, for the monitor.
     pub(crate) fn take_part(&mut self) -> Option<Part> {
         let mut part = Part::new();
-        part.recv(&mut self.inner).ok().map(|()| part)
+        let taken = part.recv(&mut self.inner).is_ok();
+        self.looked = !taken;
+        taken.then_some(part)
     }
 
     /// Sends a message if the peer's queue has room.
     pub(crate) fn offer(&mut self, peer: &PeerId, frame: &Frame) -> Result<(), SendError> {
-        let (Some(mut head), Some(mut payload)) = (Part::sharing(&frame.head), Part::sharing(&frame.payload)) else {
-            return Err(SendError::Full);
+        self.looked = false;
+        let mut head = Part::sharing(&frame.head).ok_or(SendError::Full)?;
+        let payload = match frame.payload.is_empty() {
+            true => None,
+            false => Some(Part::sharing(&frame.payload).ok_or(SendError::Full)?),
         };
-        let two_parts = !frame.payload.is_empty();
         if self.router {
             let mut name = Part::copy_of(peer.as_slice()).ok_or(SendError::Full)?;
             self.send_first(&mut name, true)?;
-            head.send(&mut self.inner, two_parts).map_err(refusal)?;
+            head.send(&mut self.inner, payload.is_some()).map_err(refusal)?;
         } else {
-            self.send_first(&mut head, two_parts)?;
+            self.send_first(&mut head, payload.is_some())?;
         }
-        if two_parts {
-            payload.send(&mut self.inner, false).map_err(refusal)?;
+        match payload {
+            Some(mut payload) => payload.send(&mut self.inner, false).map_err(refusal),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Sends the part that decides whether a message is taken.
@@ -157,23 +165,34 @@ impl Socket {
     /// something.
     pub(crate) async fn ready(&mut self, wanted: bool, blocked: bool) {
         loop {
+            if wanted && !blocked {
+                if self.looked {
+                    self.edge().await;
+                }
+                return;
+            }
+            self.looked = false;
             let events = self.inner.get_events().unwrap_or(zmq::PollEvents::empty());
             let can_take = wanted && events.contains(zmq::POLLIN);
             if can_take || (blocked && !self.router && events.contains(zmq::POLLOUT)) {
                 return;
             }
             if blocked && self.router {
-                if let Ok(Ok(mut guard)) = timeout(BLOCKED_RETRY, self.fd.readable()).await {
-                    guard.clear_ready();
-                }
+                let _retried_all_the_same = timeout(BLOCKED_RETRY, self.edge()).await;
                 return;
             }
-            match self.fd.readable().await {
-                Ok(mut guard) => guard.clear_ready(),
-                // Only when the runtime shuts down: this task will not be polled again.
-                Err(_) => std::future::pending().await,
-            }
+            self.edge().await;
         }
+    }
+
+    /// Waits for the descriptor.
+    async fn edge(&mut self) {
+        match self.fd.readable().await {
+            Ok(mut guard) => guard.clear_ready(),
+            // Only when the runtime shuts down: this task will not be polled again.
+            Err(_) => std::future::pending().await,
+        }
+        self.looked = false;
     }
 
     /// Closes the socket; what libzmq has taken leaves in the background.

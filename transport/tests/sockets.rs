@@ -233,7 +233,8 @@ async fn the_first_address_that_answers_is_taken() {
     dialer.send(frame("hello")).expect("room");
     assert_eq!(&within("a message", listener.recv()).await.frame.head[..], b"hello");
 
-    let error = dial_first(&context, &[nobody.clone()], None, Limits::DIRECT, Duration::from_millis(300)).await;
+    let error =
+        dial_first(&context, std::slice::from_ref(&nobody), None, Limits::DIRECT, Duration::from_millis(300)).await;
     assert!(error.expect_err("nobody").to_string().contains(&nobody));
 }
 
