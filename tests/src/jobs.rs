@@ -58,6 +58,16 @@ impl Job {
         self.start(mesh, &[]).done(self)
     }
 
+    /// Submits and leaves, once it is safe to; gives the task's id.
+    ///
+    /// # Panics
+    /// If it is not accepted.
+    #[track_caller]
+    pub fn detach(&self, mesh: &Mesh) -> String {
+        let report = mesh.ask(&self.submit(&["--detach"]));
+        report["items"][0]["task"].as_str().unwrap_or_else(|| panic!("no task in {report}")).to_owned()
+    }
+
     /// Submits and does not wait.
     pub fn start(&self, mesh: &Mesh, more: &[&str]) -> Started {
         self.start_at(mesh, mesh.endpoint(), more)
@@ -93,7 +103,7 @@ impl Started {
     #[track_caller]
     pub fn done(self, job: &Job) -> Done {
         let answer = self.client.wait().succeeded();
-        let done = Done { json: answer.json(), folder: self.folder };
+        let done = Done { item: answer.json()["items"][0].clone(), folder: self.folder };
         assert_eq!(done.output("y").numbers(), job.expected, "the answer is wrong");
         done
     }
@@ -102,8 +112,8 @@ impl Started {
 /// A result.
 #[derive(Debug)]
 pub struct Done {
-    /// What `--json` printed.
-    pub json: Value,
+    /// What `--json` printed of the only item.
+    pub item: Value,
     folder: PathBuf,
 }
 
@@ -123,7 +133,7 @@ impl Done {
     /// # Panics
     /// If the client does not say.
     pub fn worker(&self) -> &str {
-        self.json["worker"].as_str().unwrap_or_else(|| panic!("no worker in {}", self.json))
+        self.item["worker"]["name"].as_str().unwrap_or_else(|| panic!("no worker in {}", self.item))
     }
 
     /// How often the task was placed.
@@ -131,7 +141,7 @@ impl Done {
     /// # Panics
     /// If the client does not say.
     pub fn attempts(&self) -> u64 {
-        self.json["attempts"].as_u64().unwrap_or_else(|| panic!("no attempts in {}", self.json))
+        self.item["attempts"].as_u64().unwrap_or_else(|| panic!("no attempts in {}", self.item))
     }
 
     /// Bytes of model and inputs that were sent.
@@ -139,6 +149,6 @@ impl Done {
     /// # Panics
     /// If the client does not say.
     pub fn sent_bytes(&self) -> u64 {
-        self.json["sent_bytes"].as_u64().unwrap_or_else(|| panic!("no sent_bytes in {}", self.json))
+        self.item["sent_bytes"].as_u64().unwrap_or_else(|| panic!("no sent_bytes in {}", self.item))
     }
 }

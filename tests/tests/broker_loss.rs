@@ -60,12 +60,7 @@ fn kill_minus_nine_loses_no_detached_task(options: MeshOptions) {
     let mut mesh = Mesh::with(options);
     let _worker = mesh.worker_with("w1", &["--slots", "3"]);
     let job = Job::long(&mesh, 2000);
-    let tasks: Vec<String> = (0..3)
-        .map(|_| {
-            let submitted = mesh.ask(&job.submit(&["--detach"]));
-            submitted["task"].as_str().unwrap_or_else(|| panic!("no task in {submitted}")).to_owned()
-        })
-        .collect();
+    let tasks: Vec<String> = (0..3).map(|_| job.detach(&mesh)).collect();
 
     mesh.kill_broker();
     mesh.restart_broker();
@@ -94,8 +89,7 @@ fn detached_tasks_survive_a_kill_of_broker_and_worker() {
     let mut mesh = Mesh::start();
     let mut worker = mesh.worker("w1");
     let job = Job::long(&mesh, 2000);
-    let submitted = mesh.ask(&job.submit(&["--detach"]));
-    let task = submitted["task"].as_str().expect("a task").to_owned();
+    let task = job.detach(&mesh);
 
     mesh.kill_broker();
     worker.kill();

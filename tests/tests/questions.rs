@@ -8,11 +8,6 @@ fn rows(answer: &Value, name: &str) -> Vec<Value> {
     rows.as_array().unwrap_or_else(|| panic!("no rows in {answer}")).clone()
 }
 
-fn detach(mesh: &Mesh, job: &Job) -> String {
-    let submitted = mesh.ask(&job.submit(&["--detach"]));
-    submitted["task"].as_str().unwrap_or_else(|| panic!("no task in {submitted}")).to_owned()
-}
-
 #[test]
 fn workers_are_listed_with_what_they_are_and_hold() {
     let mesh = Mesh::start();
@@ -35,7 +30,7 @@ fn a_detached_task_runs_without_its_client_and_keeps_its_result() {
     let _worker = mesh.worker("w1");
     let job = Job::long(&mesh, 1000);
 
-    let task = detach(&mesh, &job);
+    let task = job.detach(&mesh);
 
     // The id alone is on standard output for scripts.
     let output = mesh.folder().join("out");
@@ -63,7 +58,7 @@ fn without_json_the_id_of_a_detached_task_is_all_there_is_on_standard_output() {
 fn a_result_that_is_not_there_yet_is_said_to_be_so() {
     let mesh = Mesh::start();
     let _worker = mesh.worker("w1");
-    let task = detach(&mesh, &Job::endless(&mesh));
+    let task = Job::endless(&mesh).detach(&mesh);
 
     let status = mesh.client(&["status", &task]).succeeded().stdout;
     assert!(status.contains("w1"), "{status}");
@@ -79,7 +74,7 @@ fn a_result_that_is_not_there_yet_is_said_to_be_so() {
 fn why_explains_the_choice_and_the_waiting() {
     let mesh = Mesh::start();
     let _worker = mesh.worker("w1");
-    let running = detach(&mesh, &Job::endless(&mesh));
+    let running = Job::endless(&mesh).detach(&mesh);
     let why = mesh.client(&["why", &running]).succeeded().stdout;
     assert!(why.contains("w1"), "{why}");
 
@@ -100,7 +95,7 @@ fn why_explains_the_choice_and_the_waiting() {
 fn other_users_tasks_do_not_exist() {
     let mesh = Mesh::start();
     let _worker = mesh.worker("w1");
-    let task = detach(&mesh, &Job::small(&mesh));
+    let task = Job::small(&mesh).detach(&mesh);
     mesh.client(&["wait", &task]).succeeded();
 
     let stranger = mesh.folder().join("stranger");

@@ -73,7 +73,7 @@ fn the_broker_goes_on_deciding_without_it_says_so_and_catches_up() {
     wait_until("everything to be written", PATIENCE, || mesh.metric("store_pending_changes") == Some(0.0));
     let row = fields(&redis, &key(&redis, "mesh:{default}:worker:*"));
     assert!(row.contains(&("name".to_owned(), "w1".to_owned())), "{row:?}");
-    mesh.ask(&job.submit(&["--detach"]));
+    job.detach(&mesh);
 }
 
 #[test]
@@ -81,11 +81,10 @@ fn a_detached_task_can_be_read_while_it_lives() {
     let redis = Redis::start();
     let mesh = mesh_with(&redis);
     let _worker = mesh.worker("w1");
-    let submitted = mesh.ask(&Job::endless(&mesh).submit(&["--detach"]));
-    let task = submitted["task"].as_str().expect("a task");
+    let task = Job::endless(&mesh).detach(&mesh);
 
     let row = fields(&redis, &key(&redis, &format!("mesh:{{default}}:task:{task}")));
     assert!(row.iter().any(|(field, value)| field == "model_name" && value == "counting.onnx"), "{row:?}");
 
-    mesh.client(&["cancel", task]).succeeded();
+    mesh.client(&["cancel", &task]).succeeded();
 }
