@@ -18,7 +18,8 @@ Exit codes: 0 clean, 1 error, 2 usage, 78 bad configuration.";
 
 /// Runs models for the mesh on this machine.
 #[derive(Debug, Parser)]
-#[command(name = "mesh-worker", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+#[command(name = "mesh-worker", version, after_help = EXAMPLES)]
+#[command(args_conflicts_with_subcommands = true, args_override_self = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
@@ -157,6 +158,13 @@ mod tests {
         let cli = Cli::try_parse_from(["mesh-worker"]).expect("defaults");
         assert_eq!(cli.run.heartbeat, Duration::from_secs(1));
         assert!(cli.command.is_none());
+    }
+
+    #[test]
+    fn the_last_of_several_settings_counts_but_lists_grow() {
+        let args = ["mesh-worker", "--slots", "1", "--slots", "2", "--label", "a=1", "--label", "b=2"];
+        let run = Cli::try_parse_from(args).expect("repeated").run;
+        assert_eq!((run.slots, run.labels.len()), (Some(2), 2));
     }
 
     #[test]

@@ -34,7 +34,7 @@ use crate::{state::sync_dir, units::show_bytes};
 pub(crate) use spool::{BlobError, Spooled};
 
 /// What stays free on the disk, so that epochs, outcomes and logs can still be written when models have filled it.
-const DISK_SPARE_BYTES: u64 = 16 << 20;
+const DISK_SPARE_BYTES: u64 = 4 << 20;
 
 /// The store. Clones share it.
 #[derive(Clone, Debug)]

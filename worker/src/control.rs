@@ -112,7 +112,7 @@ impl Control {
     }
 
     fn asked_to_leave(&mut self) -> Result<(), ControlError> {
-        info!("asked to leave: finishing what runs (ask again to leave at once)");
+        info!("draining: finishing what runs, taking nothing new (ask again to leave at once)");
         self.happened(Event::DrainAsked)
     }
 
