@@ -20,6 +20,8 @@ pub(crate) enum Command {
     Serve(Serve),
     Inspect(Inspect),
     Run(Run),
+    #[command(hide = true)]
+    Conformance(Conformance),
     /// Print a completion script for a shell
     #[command(hide = true)]
     Completions {
@@ -86,6 +88,20 @@ pub(crate) struct Run {
     /// Run so many times and print the shortest time
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) repeat: u32,
+}
+
+/// Run the node tests of the ONNX project and count what passes
+#[derive(Args, Debug)]
+pub(crate) struct Conformance {
+    /// Folder with one folder for each test: model.onnx, test_data_set_N/input_I.pb, output_I.pb
+    #[arg(value_name = "DIR")]
+    pub(crate) folder: PathBuf,
+    /// Fail if fewer tests pass
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) floor: usize,
+    /// Run the tests whose names come on stdin, in this process; for the children of this command
+    #[arg(long)]
+    pub(crate) names_on_stdin: bool,
 }
 
 #[derive(Args, Debug)]

@@ -16,6 +16,7 @@ use tracing_subscriber::EnvFilter;
 use crate::cli::{Cli, Command};
 
 mod cli;
+mod conformance;
 mod engine;
 mod inspect;
 mod model_thread;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::Serve(arguments) => serve::serve(arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Run(arguments) => run::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Conformance(arguments) => conformance::conformance(&arguments),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "mesh-runner", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

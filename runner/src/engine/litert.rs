@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use mesh_models::Signature;
-use proto_msgs::{ErrorCode, Failure};
+use proto_msgs::{DType, ErrorCode, Failure};
 
 use super::{Engine, LoadOptions};
 use crate::{
@@ -58,6 +58,10 @@ impl LiteRt {
         signature: &Signature,
         options: LoadOptions,
     ) -> Result<Self, Failure> {
+        if let Some(text) = signature.inputs.iter().chain(&signature.outputs).find(|t| t.dtype == Some(DType::Bytes)) {
+            let text = format!("'{}' holds strings, which LiteRT cannot be given", text.name);
+            return Err(Failure::new(ErrorCode::ModelUnsupported, text));
+        }
         let api = opened(library)?;
         let bytes = reshape::with_constant_shapes(&bytes, signature).unwrap_or(bytes);
         let said = Said::listen();
@@ -80,9 +84,7 @@ impl Engine for LiteRt {
 
     fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Failure> {
         self.used = true;
-        self.compiled
-            .run(&self.environment, inputs)
-            .map_err(|error| Failure::new(ErrorCode::RunFailed, format!("LiteRT failed: {error}")))
+        self.compiled.run(&self.environment, inputs, self.stateful)
     }
 
     fn reset(&mut self) -> Result<(), Failure> {
@@ -106,6 +108,8 @@ struct Compiled {
     outputs: Vec<Port>,
     /// Shapes of the inputs for which the buffers are; empty when there are none yet.
     shapes: Vec<Vec<i64>>,
+    /// Whether a run with these shapes is known to write every output.
+    proven: bool,
 }
 
 /// An input or output: where it stands in the signature and what the file says of it.
@@ -133,6 +137,7 @@ impl Compiled {
             inputs: ports(api, first, &signature.inputs, api.input_count, api.input)?,
             outputs: ports(api, first, &signature.outputs, api.output_count, api.output)?,
             shapes: Vec::new(),
+            proven: false,
         };
         let fixed: Option<Vec<_>> = signature.inputs.iter().map(|input| input.shape.clone()).collect();
         if let Some(shapes) = fixed.filter(|shapes| shapes.iter().flatten().all(|dimension| *dimension >= 0)) {
@@ -150,6 +155,7 @@ impl Compiled {
             inputs: fresh(&self.inputs),
             outputs: fresh(&self.outputs),
             shapes: Vec::new(),
+            proven: false,
         };
         if !self.shapes.is_empty() {
             compiled.prepare(environment, self.shapes.clone())?;
@@ -161,6 +167,7 @@ impl Compiled {
     fn prepare(&mut self, environment: &Owned, shapes: Vec<Vec<i64>>) -> Result<(), String> {
         let api = self.api;
         self.shapes = Vec::new();
+        self.proven = false;
         for (port, shape) in self.inputs.iter_mut().zip(&shapes) {
             let open = port.spec.shape.as_ref().is_none_or(|spec| spec.iter().any(|dimension| *dimension < 0));
             if open {
@@ -190,30 +197,63 @@ impl Compiled {
         Ok(())
     }
 
-    fn run(&mut self, environment: &Owned, inputs: &[Tensor]) -> Result<Vec<Tensor>, String> {
-        let api = self.api;
+    fn run(&mut self, environment: &Owned, inputs: &[Tensor], stateful: bool) -> Result<Vec<Tensor>, Failure> {
+        let failed = |error| Failure::new(ErrorCode::RunFailed, format!("LiteRT failed: {error}"));
         if !self.shapes.iter().eq(inputs.iter().map(|input| &input.shape)) {
-            self.prepare(environment, inputs.iter().map(|input| input.shape.clone()).collect())?;
+            let shapes = inputs.iter().map(|input| input.shape.clone()).collect();
+            self.prepare(environment, shapes).map_err(failed)?;
         }
         for (port, input) in self.inputs.iter().zip(inputs) {
-            port.write(api, &input.data)?;
+            port.write(self.api, &input.data).map_err(failed)?;
         }
-        let mut input_buffers = in_signature_order(&self.inputs);
-        let mut output_buffers = in_signature_order(&self.outputs);
-        // SAFETY: as many buffers as the signature has inputs and outputs, each made for its place and still owned by us.
-        check(unsafe {
-            (api.run)(
-                self.handle.handle,
-                SIGNATURE,
-                input_buffers.len(),
-                input_buffers.as_mut_ptr(),
-                output_buffers.len(),
-                output_buffers.as_mut_ptr(),
-            )
-        })?;
-        self.outputs.iter().map(|port| port.read(api)).collect()
+        if self.proven {
+            self.run_once().map_err(failed)?;
+        } else {
+            self.run_and_prove(stateful)?;
+        }
+        self.outputs.iter().map(|port| port.read(self.api)).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    /// Runs and looks whether every output was written. An output whose shape is only known during the run has no place in
+    /// our buffers: the library then leaves them as they are and reports success.
+    fn run_and_prove(&mut self, stateful: bool) -> Result<(), Failure> {
+        let failed = |error| Failure::new(ErrorCode::RunFailed, format!("LiteRT failed: {error}"));
+        for mark in [0xa5, 0x5a] {
+            self.outputs.iter().try_for_each(|port| port.fill(self.api, mark)).map_err(failed)?;
+            self.run_once().map_err(failed)?;
+            let mut untouched = None;
+            for port in &self.outputs {
+                let data = port.read(self.api).map_err(failed)?.data;
+                if !data.is_empty() && data.iter().all(|byte| *byte == mark) {
+                    untouched = Some((port, data.len()));
+                }
+            }
+            let Some((port, len)) = untouched else { break };
+            if len >= MARK_BYTES_SURE || mark == 0x5a {
+                let text = format!("output '{}' takes its shape during the run: LiteRT cannot give it", port.spec.name);
+                return Err(Failure::new(ErrorCode::ModelUnsupported, text));
+            }
+            if stateful {
+                // A second look would be a second step of the model.
+                break;
+            }
+        }
+        self.proven = true;
+        Ok(())
+    }
+
+    fn run_once(&mut self) -> Result<(), String> {
+        let mut inputs = in_signature_order(&self.inputs);
+        let mut outputs = in_signature_order(&self.outputs);
+        let (input_count, output_count) = (inputs.len(), outputs.len());
+        let (inputs, outputs) = (inputs.as_mut_ptr(), outputs.as_mut_ptr());
+        // SAFETY: as many buffers as the signature has inputs and outputs, each made for its place and still ours.
+        check(unsafe { (self.api.run)(self.handle.handle, SIGNATURE, input_count, inputs, output_count, outputs) })
     }
 }
+
+/// So many marked bytes are no coincidence.
+const MARK_BYTES_SURE: usize = 16;
 
 impl Port {
     fn without_buffer(&self) -> Self {
@@ -251,10 +291,25 @@ impl Port {
         })
     }
 
-    fn read(&self, api: &'static Api) -> Result<Tensor, String> {
+    /// Writes `mark` into every byte that the output has.
+    fn fill(&self, api: &'static Api, mark: u8) -> Result<(), String> {
+        let len = self.len_bytes()?;
+        self.locked(api, sys::LOCK_WRITE, len, |memory| {
+            // SAFETY: `locked` gives `len` bytes that nobody else uses.
+            unsafe { ptr::write_bytes(memory, mark, len) };
+        })
+    }
+
+    fn len_bytes(&self) -> Result<usize, String> {
         let dtype = self.spec.dtype.expect("tensors without a type are refused before loading");
         let elements = element_count(&self.shape).ok_or("an output has no shape")?;
-        let len = elements * dtype.size_bytes().ok_or("an output holds strings")?;
+        let element_bytes = dtype.size_bytes().ok_or("an output holds strings")?;
+        elements.checked_mul(element_bytes).ok_or_else(|| "an output is too large".to_owned())
+    }
+
+    fn read(&self, api: &'static Api) -> Result<Tensor, String> {
+        let dtype = self.spec.dtype.expect("tensors without a type are refused before loading");
+        let len = self.len_bytes()?;
         let data = self.locked(api, sys::LOCK_READ, len, |memory| {
             // SAFETY: `locked` gives `len` bytes that the runtime has filled.
             AlignedBytes::copied(unsafe { slice::from_raw_parts(memory, len) })
