@@ -5,6 +5,7 @@
 mod broker;
 mod measure;
 mod report;
+mod transfer;
 
 use std::path::{Path, PathBuf};
 
@@ -38,6 +39,8 @@ enum Bench {
     All,
     /// Grants per second and their latency, with 10, 1,000 and 10,000 workers.
     Broker,
+    /// 1 MiB, 100 MiB and 1 GiB from client to worker.
+    Transfer,
     /// The echo server that `broker` compares with; started by it.
     #[command(hide = true)]
     Echo,
@@ -48,7 +51,7 @@ fn main() -> Result<()> {
     raise_file_limit()?;
     let benches: &[Bench] = match args.bench {
         Bench::Echo => return broker::echo::serve(),
-        Bench::All => &[Bench::Broker],
+        Bench::All => &[Bench::Broker, Bench::Transfer],
         ref one => std::slice::from_ref(one),
     };
     let folder = match (args.results, args.quick) {
@@ -69,6 +72,7 @@ fn main() -> Result<()> {
 fn run(bench: Bench, quick: bool) -> Result<Report> {
     match bench {
         Bench::Broker => broker::run(quick),
+        Bench::Transfer => transfer::run(quick),
         Bench::All | Bench::Echo => unreachable!("no single benches"),
     }
 }

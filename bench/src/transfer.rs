@@ -1,72 +1,154 @@
 //! How fast bytes get from a client to a worker, RAM disk to RAM disk and verified, against the usual ways to move a file.
 
+mod others;
+
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use mesh_sdk::{Input, Model, Options, Task};
-use mesh_tests::{Mesh, PATIENCE, Process, onnx, process, redis::free_port, wait_until};
+use mesh_tests::{Mesh, PATIENCE, Process, onnx, process::binary};
 use serde_json::json;
-use tempfile::TempDir;
 
-use crate::report::{Section, median};
+use crate::{
+    measure::memory_bytes,
+    report::{Report, Table, median},
+};
+use others::Others;
 
 const MIB: u64 = 1 << 20;
 
-pub(crate) fn run(smoke: bool) -> Result<Section> {
-    let columns = &[
-        "MiB",
-        "mesh MB/s",
-        "curl to nginx MB/s",
-        "socat MB/s",
-        "rsync MB/s",
-        "mesh / best",
-        "hash before ms",
-        "client extra MiB",
-        "worker extra MiB",
-    ];
-    let mut section = Section::new("transfer", "Transfer: client to worker against curl, socat and rsync", columns);
-    let (sizes, rounds): (&[u64], usize) = if smoke { (&[1], 1) } else { (&[1, 100, 1024], 5) };
-    for mib in sizes {
-        let bench = Bench::start(mib * MIB)?;
-        let mut mesh = bench.mesh()?;
-        let mut seconds = [(); 4].map(|()| Vec::new());
-        let (mut hashing, mut client_mib, mut worker_mib) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..rounds {
-            let ours = mesh.send(&bench.source)?;
-            seconds[0].push(ours.sending.as_secs_f64());
-            hashing.push(ours.hashing.as_secs_f64() * 1000.0);
-            client_mib.push(ours.client_extra_mib);
-            worker_mib.push(ours.worker_extra_mib);
-            for (at, way) in [Bench::curl, Bench::socat, Bench::rsync].iter().enumerate() {
-                seconds[at + 1].push(bench.timed(*way)?);
+/// The ways, as they stand in the table; the mesh first.
+const WAYS: [(&str, &str); 7] = [
+    ("mesh", "BLAKE3"),
+    ("mesh, digest made first", "BLAKE3"),
+    ("curl to nginx", "no"),
+    ("curl to nginx, then a digest", "BLAKE3"),
+    ("socat", "no"),
+    ("socat, then a digest", "BLAKE3"),
+    ("rsync to its daemon", "xxHash"),
+];
+
+pub(crate) fn run(quick: bool) -> Result<Report> {
+    let (sizes_mib, rounds): (&[u64], usize) = if quick { (&[1], 1) } else { (&[1, 100, 1024], 7) };
+    let mut report = Report::new("transfer", "Transfer: client to worker against curl, socat and rsync");
+    let mut times = Table::new("Every way", &["MiB", "way", "verified", "median ms", "best ms", "median MB/s"]);
+    let mut ratios = Table::new(
+        "The mesh against the best of the others, medians",
+        &[
+            "MiB",
+            "ratio to the best verified",
+            "ratio to the best at all",
+            "with the digest made first",
+            "client extra MiB",
+            "worker extra MiB",
+            "limited by",
+        ],
+    );
+    for mib in sizes_mib {
+        let measured = measure(mib * MIB, rounds)?;
+        let mut medians = Vec::new();
+        for ((way, verified), seconds) in WAYS.iter().zip(&measured.seconds) {
+            let (middle, best) = (median(seconds.iter().copied()), seconds.iter().copied().fold(f64::MAX, f64::min));
+            let rate = (mib * MIB) as f64 / 1e6 / middle;
+            times.row(vec![
+                json!(mib),
+                json!(way),
+                json!(verified),
+                json!(middle * 1e3),
+                json!(best * 1e3),
+                json!(rate.round()),
+            ]);
+            medians.push(middle);
+        }
+        let best = |only_verified: bool| {
+            let others = WAYS.iter().zip(&medians).skip(2);
+            others.filter(|((_, how), _)| !only_verified || *how != "no").map(|(_, s)| *s).fold(f64::MAX, f64::min)
+        };
+        let limit = if *mib < 10 {
+            "hand-overs between threads and programs, not bytes"
+        } else {
+            "two cores: each byte is copied by kernel and libzmq on both sides, and hashed"
+        };
+        ratios.row(vec![
+            json!(mib),
+            json!(best(true) / medians[0]),
+            json!(best(false) / medians[0]),
+            json!(best(true) / medians[1]),
+            json!(measured.client_extra_mib),
+            json!(measured.worker_extra_mib),
+            json!(limit),
+        ]);
+    }
+    report.table(times);
+    report.table(ratios);
+    report.note(format!(
+        "Medians of {rounds} rounds in turns, all files in /dev/shm, all connections over the loopback."
+    ));
+    report.note(
+        "mesh: a real client (the SDK) submits the file as input to a real worker; from the grant to the moment the worker has all of it \
+         in place, its digest checked. The digest that the client announces is made before the submit; the second row includes it.",
+    );
+    report.note(
+        "curl: its own clock on a connection that stands. socat and rsync: with the start of their programs. `then a digest`: one thread \
+         hashes the copy afterwards. Extra memory: peak resident size above that before the transfer, the most of all rounds.",
+    );
+    Ok(report)
+}
+
+#[derive(Default)]
+struct Measured {
+    /// In the order of [`WAYS`].
+    seconds: [Vec<f64>; WAYS.len()],
+    client_extra_mib: f64,
+    worker_extra_mib: f64,
+}
+
+fn measure(size_bytes: u64, rounds: usize) -> Result<Measured> {
+    let folder = tempfile::tempdir_in("/dev/shm").context("a RAM disk at /dev/shm")?;
+    let source = folder.path().join("source");
+    write_noise(&source, size_bytes)?;
+    let others = Others::start(folder.path())?;
+    let mut mesh = InMesh::start(folder.path())?;
+    // The connection stands and every program is in memory: what is measured is the bytes.
+    mesh.send(&source)?;
+    let mut measured = Measured::default();
+    for _ in 0..rounds {
+        let ours = mesh.send(&source)?;
+        measured.client_extra_mib = ours.client_extra_mib.max(measured.client_extra_mib);
+        measured.worker_extra_mib = ours.worker_extra_mib.max(measured.worker_extra_mib);
+        let seconds = &mut measured.seconds;
+        seconds[0].push(ours.sending.as_secs_f64());
+        seconds[1].push((ours.hashing + ours.sending).as_secs_f64());
+        for (at, way) in [(2, Others::curl as fn(&Others, &Path) -> _), (4, Others::socat), (6, Others::rsync)] {
+            let _ = fs::remove_file(others.target());
+            let took: Duration = way(&others, &source)?;
+            seconds[at].push(took.as_secs_f64());
+            let checked = time_to_hash(others.target())?;
+            ensure!(fs::metadata(others.target())?.len() == size_bytes, "it did not arrive whole");
+            if at != 6 {
+                seconds[at + 1].push((took + checked).as_secs_f64());
             }
         }
-        let rate = |seconds: &mut Vec<f64>| (mib * MIB) as f64 / 1e6 / median(seconds);
-        let rates = seconds.each_mut().map(rate);
-        let best = rates[1..].iter().copied().fold(0.0, f64::max);
-        let mut row = vec![json!(mib)];
-        row.extend(rates.iter().map(|rate| json!(rate.round())));
-        row.extend(
-            [rates[0] / best, median(&mut hashing), median(&mut client_mib), median(&mut worker_mib)].map(|v| json!(v)),
-        );
-        section.row(row);
     }
-    section
-        .note(format!("Median of {rounds} rounds in turns, all files in /dev/shm, all connections over the loopback."));
-    section.note(
-        "The mesh's time is from the grant to the moment the worker had all bytes in place, their BLAKE3 checked. rsync checks, too; \
-         curl and socat check nothing. The digest is made before the submit and shown apart.",
-    );
-    section.note(
-        "What limits: one core on each side copies, through libzmq's I/O thread and the socket, and hashes while it writes. \
-         For 1 MiB it is the handshake and the start of the other programs.",
-    );
-    Ok(section)
+    Ok(measured)
+}
+
+/// Floats that do not compress, all finite.
+fn write_noise(path: &Path, size_bytes: u64) -> Result<()> {
+    // The model's own bytes stand at both ends of the noise.
+    let noise = onnx::heavy(size_bytes as usize + 4096, 1);
+    fs::write(path, &noise[2048..2048 + size_bytes as usize]).context("cannot write the source")
+}
+
+fn time_to_hash(path: &Path) -> Result<Duration> {
+    let start = Instant::now();
+    blake3::Hasher::new().update_reader(fs::File::open(path)?)?.finalize();
+    Ok(start.elapsed())
 }
 
 /// What one transfer through the mesh took.
@@ -81,150 +163,46 @@ struct Sent {
 struct InMesh {
     runtime: tokio::runtime::Runtime,
     client: mesh_sdk::Mesh,
-    worker: mesh_tests::Worker,
+    model: Model,
+    worker: Process,
     _mesh: Mesh,
-    _folder: TempDir,
 }
 
 impl InMesh {
+    fn start(folder: &Path) -> Result<Self> {
+        let mesh = Mesh::start();
+        let mut worker = Command::new(binary("mesh-worker"));
+        worker.args(["--broker", mesh.endpoint(), "--engine", "process", "--quota", "4GiB", "--state-dir"]);
+        worker.arg(folder.join("worker"));
+        let mut worker = Process::start("mesh-worker", worker);
+        worker.wait_for_line("that it is ready", PATIENCE, |line| line.contains("ready: worker").then_some(()));
+        let runtime = tokio::runtime::Runtime::new()?;
+        let mut options = Options::new(mesh.endpoint());
+        options.state_dir = folder.join("client");
+        let (client, model) = runtime.block_on(async {
+            let client = mesh_sdk::Mesh::connect(options).await?;
+            anyhow::Ok((client, Model::from_bytes("maximum.onnx", onnx::maximum()).await?))
+        })?;
+        Ok(Self { runtime, client, model, worker, _mesh: mesh })
+    }
+
     fn send(&mut self, source: &Path) -> Result<Sent> {
-        let worker = self.worker.process().pid();
-        let before = [std::process::id(), worker].map(|pid| {
-            // 5 sets the high-water mark of resident memory back to what is resident now.
+        let programs = [std::process::id(), self.worker.pid()];
+        let before = programs.map(|pid| {
+            // 5 sets the peak of resident memory back to what is resident now.
             let _ = fs::write(format!("/proc/{pid}/clear_refs"), "5");
-            process::status_field(pid, "VmRSS:").unwrap_or(0)
+            memory_bytes(pid, "VmRSS")
         });
+        let task = Task::new(self.model.clone()).input(Input::file(PathBuf::from(source)));
         let start = Instant::now();
-        let client = &self.client;
         let (hashing, result) = self.runtime.block_on(async {
-            let model = Model::from_bytes("maximum.onnx", onnx::maximum()).await?;
-            let mut task = client.submit(Task::new(model).input(Input::file(source))).await?;
+            let mut task = self.client.submit(task).await?;
             let hashing = start.elapsed();
             anyhow::Ok((hashing, task.wait().await?))
         })?;
         ensure!(result.outputs.len() == 1, "one output");
-        let extra =
-            |pid, before: u64| process::status_field(pid, "VmHWM:").unwrap_or(0).saturating_sub(before) as f64 / 1024.0;
-        Ok(Sent {
-            sending: result.timings.sending,
-            hashing,
-            client_extra_mib: extra(std::process::id(), before[0]),
-            worker_extra_mib: extra(worker, before[1]),
-        })
+        let extra_mib = |at: usize| memory_bytes(programs[at], "VmHWM").saturating_sub(before[at]) as f64 / MIB as f64;
+        let (client_extra_mib, worker_extra_mib) = (extra_mib(0), extra_mib(1));
+        Ok(Sent { sending: result.timings.sending, hashing, client_extra_mib, worker_extra_mib })
     }
-}
-
-/// A source file in the RAM disk and the servers of the other programs.
-struct Bench {
-    source: PathBuf,
-    folder: TempDir,
-    nginx: (Process, u16),
-    rsync: (Process, u16),
-}
-
-impl Bench {
-    fn start(size_bytes: u64) -> Result<Self> {
-        let folder = tempfile::tempdir_in("/dev/shm").context("a RAM disk at /dev/shm")?;
-        let source = folder.path().join("source");
-        // Floats that do not compress, all finite.
-        let noise: Vec<u8> = onnx::heavy(size_bytes as usize + 4096, 1).split_off(2048);
-        fs::write(&source, &noise[..size_bytes as usize])?;
-        fs::create_dir(folder.path().join("there"))?;
-        let nginx = start_nginx(folder.path())?;
-        let rsync = start_rsync(folder.path())?;
-        Ok(Self { source, folder, nginx, rsync })
-    }
-
-    fn mesh(&self) -> Result<InMesh> {
-        let mesh = Mesh::start();
-        let folder = tempfile::tempdir_in("/dev/shm")?;
-        let state = folder.path().join("worker").display().to_string();
-        let worker = mesh.worker_with("sink", &["--state-dir", &state, "--quota", "4GiB"]);
-        let runtime = tokio::runtime::Runtime::new()?;
-        let mut options = Options::new(mesh.endpoint());
-        options.state_dir = folder.path().join("client");
-        let client = runtime.block_on(mesh_sdk::Mesh::connect(options))?;
-        Ok(InMesh { runtime, client, worker, _mesh: mesh, _folder: folder })
-    }
-
-    fn target(&self) -> PathBuf {
-        self.folder.path().join("there/target")
-    }
-
-    /// Seconds until the whole file is there.
-    fn timed(&self, way: fn(&Self) -> Result<Instant>) -> Result<f64> {
-        let _ = fs::remove_file(self.target());
-        let seconds = way(self)?.elapsed().as_secs_f64();
-        ensure!(fs::metadata(self.target())?.len() == fs::metadata(&self.source)?.len(), "it did not arrive whole");
-        Ok(seconds)
-    }
-
-    fn curl(&self) -> Result<Instant> {
-        let url = format!("http://127.0.0.1:{}/target", self.nginx.1);
-        let start = Instant::now();
-        finish(Command::new("curl").args(["--silent", "--show-error", "--fail", "-T"]).arg(&self.source).arg(url))?;
-        Ok(start)
-    }
-
-    fn socat(&self) -> Result<Instant> {
-        let port = free_port();
-        let mut server = Command::new("socat");
-        server.args(["-d", "-d", "-u", "-b", "1048576", &format!("TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr")]);
-        server.arg(format!("OPEN:{},creat,trunc", self.target().display()));
-        let mut server = Process::start("socat", server);
-        server.wait_for_line("that it listens", PATIENCE, |line| line.contains("listening on").then_some(()));
-        let start = Instant::now();
-        let from = format!("OPEN:{}", self.source.display());
-        finish(Command::new("socat").args(["-u", "-b", "1048576", &from, &format!("TCP:127.0.0.1:{port}")]))?;
-        server.wait(PATIENCE);
-        Ok(start)
-    }
-
-    fn rsync(&self) -> Result<Instant> {
-        let url = format!("rsync://127.0.0.1:{}/there/target", self.rsync.1);
-        let start = Instant::now();
-        finish(Command::new("rsync").args(["--whole-file", "--inplace"]).arg(&self.source).arg(url))?;
-        Ok(start)
-    }
-}
-
-fn finish(command: &mut Command) -> Result<()> {
-    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status();
-    let status = status.with_context(|| format!("{command:?}: is it installed?"))?;
-    ensure!(status.success(), "{command:?} failed: {status}");
-    Ok(())
-}
-
-fn start_nginx(folder: &Path) -> Result<(Process, u16)> {
-    let (port, at) = (free_port(), folder.display());
-    let config = format!(
-        "daemon off; master_process off; pid {at}/nginx.pid; error_log stderr; user root;\n\
-         events {{}}\n\
-         http {{ access_log off; client_max_body_size 0; client_body_temp_path {at}/there; client_body_buffer_size 1m;\n\
-         proxy_temp_path {at}/p; fastcgi_temp_path {at}/f; uwsgi_temp_path {at}/u; scgi_temp_path {at}/s;\n\
-         server {{ listen 127.0.0.1:{port}; root {at}/there; dav_methods PUT; }} }}\n"
-    );
-    let file = folder.join("nginx.conf");
-    fs::write(&file, config)?;
-    let mut command = Command::new("/usr/sbin/nginx");
-    command.arg("-c").arg(&file).args(["-e", "stderr"]);
-    listening(Process::start("nginx", command), port)
-}
-
-fn start_rsync(folder: &Path) -> Result<(Process, u16)> {
-    let (port, at) = (free_port(), folder.display());
-    let file = folder.join("rsyncd.conf");
-    fs::write(&file, format!("use chroot = no\n[there]\npath = {at}/there\nread only = no\nuid = {}\n", nix_uid()))?;
-    let mut command = Command::new("rsync");
-    command.args(["--daemon", "--no-detach", "--address=127.0.0.1", &format!("--port={port}"), "--config"]).arg(&file);
-    listening(Process::start("rsync", command), port)
-}
-
-fn nix_uid() -> u32 {
-    process::status_field(std::process::id(), "Uid:").unwrap_or(0) as u32
-}
-
-fn listening(process: Process, port: u16) -> Result<(Process, u16)> {
-    wait_until("a server to listen", PATIENCE, || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
-    Ok((process, port))
 }
