@@ -72,9 +72,9 @@ pub(crate) enum Command {
     Tasks(Tasks),
     /// Show where a task stands, or without TASK how the mesh is
     Status(Status),
-    /// Wait for a detached task and take its result
+    /// Take the result of a detached task that is done
     Result(Fetch),
-    /// The same as `result`
+    /// Wait for a detached task and take its result
     Wait(Fetch),
     /// Stop a task
     Cancel(OneTask),
@@ -101,7 +101,7 @@ pub(crate) enum Command {
 pub(crate) struct Submit {
     /// The model: a .tflite or .onnx file
     pub(crate) model: PathBuf,
-    /// Input files, folders, patterns, or name=path
+    /// Input files, folders, patterns, name=path, or - for standard input
     #[arg(value_name = "INPUT")]
     pub(crate) inputs: Vec<String>,
     /// 0 (whenever there is room) to 100 (first of all)

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use mesh_sdk::{AskError, Mesh, Outcome};
+use mesh_sdk::{AskError, Mesh, Outcome, TaskId, TaskStanding};
 use mesh_transport::{KeyPair, keys};
 use serde_json::json;
 
@@ -126,10 +126,30 @@ pub(crate) async fn cancel(global: &Global, flags: &OneTask) -> Result<u8, Faile
     }
 }
 
-pub(crate) async fn fetch(global: &Global, flags: &Fetch) -> Result<u8, Failed> {
+/// Whether a task that still runs is waited for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Patience {
+    None,
+    UntilItEnds,
+}
+
+/// There is nothing to take yet.
+async fn check_ended(mesh: &Mesh, task: TaskId) -> Result<(), Failed> {
+    let view = mesh.status(task).await.map_err(|error| ask_failed(&error))?;
+    if matches!(view.standing, TaskStanding::Ended(_)) {
+        return Ok(());
+    }
+    let text = format!("task {task} has not ended, it is {}: `mesh-client wait` waits for it", views::state(&view));
+    Err(Failed::new(exit::NOT_FOUND, "NOT_READY", text))
+}
+
+pub(crate) async fn fetch(global: &Global, flags: &Fetch, patience: Patience) -> Result<u8, Failed> {
     let mut progress = Progress::new(1, global.quiet, global.json);
     let mut stop = stop_signal(global.timeout);
     let mesh = connect(global, Some(&flags.path), &progress, &mut stop).await.inspect_err(|_| progress.finish())?;
+    if patience == Patience::None {
+        check_ended(&mesh, flags.task).await.inspect_err(|_| progress.finish())?;
+    }
     let mut handle = mesh.fetch(flags.task).await;
     let item = flags.task.to_string();
     let followed = until_end(&mut handle, &mut stop, |news| progress.news(&item, news, &global.broker)).await;

@@ -6,7 +6,10 @@ use std::{
 };
 
 use mesh_sdk::{ConnectError, Listen, Mesh, Options};
-use tokio::sync::watch;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
 
 use crate::{
     args::{Global, PathFlags},
@@ -25,6 +28,8 @@ const WAIT_DEFAULT: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Stop {
     CtrlC,
+    /// The system wants the program to end.
+    Terminate,
     Timeout,
 }
 
@@ -33,7 +38,8 @@ impl Stop {
     pub(crate) fn failed(self) -> Failed {
         match self {
             Self::CtrlC => Failed::new(exit::INTERRUPTED, "INTERRUPTED", "cancelled by Ctrl-C"),
-            Self::Timeout => Failed::new(exit::EXPIRED, "TIMEOUT", "not done within --timeout: cancelled"),
+            Self::Terminate => Failed::new(exit::TERMINATED, "INTERRUPTED", "cancelled by SIGTERM"),
+            Self::Timeout => Failed::new(exit::EXPIRED, "TIMEOUT", "not done within --timeout"),
         }
     }
 }
@@ -48,12 +54,19 @@ pub(crate) fn stop_signal(timeout: Option<Duration>) -> watch::Receiver<Option<S
                 None => std::future::pending().await,
             }
         };
+        // Where no handler can be put, the signal ends the program by itself.
+        let terminated = async {
+            match signal(SignalKind::terminate()) {
+                Ok(mut signals) => signals.recv().await,
+                Err(_) => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            // Where no handler can be put, Ctrl-C ends the program by itself.
             Ok(()) = tokio::signal::ctrl_c() => drop(sender.send(Some(Stop::CtrlC))),
+            Some(()) = terminated => drop(sender.send(Some(Stop::Terminate))),
             () = late => drop(sender.send(Some(Stop::Timeout))),
         }
-        while tokio::signal::ctrl_c().await.is_ok() {
+        if tokio::signal::ctrl_c().await.is_ok() {
             process::exit(i32::from(exit::INTERRUPTED));
         }
     });
@@ -96,7 +109,7 @@ pub(crate) async fn connect(
         tokio::select! {
             result = &mut connecting => break result,
             stop = stopped(stop) => match stop {
-                Stop::CtrlC => return Err(stop.failed()),
+                Stop::CtrlC | Stop::Terminate => return Err(stop.failed()),
                 // The connection's own wait ends now, too, and names the address.
                 Stop::Timeout => break connecting.await,
             },

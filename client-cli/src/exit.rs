@@ -27,6 +27,8 @@ pub(crate) const NOT_FOUND: u8 = 9;
 pub(crate) const REFUSED: u8 = 10;
 /// Ctrl-C.
 pub(crate) const INTERRUPTED: u8 = 130;
+/// SIGTERM.
+pub(crate) const TERMINATED: u8 = 143;
 
 /// The table as `--help` shows it.
 pub(crate) const HELP: &str = "\
@@ -42,7 +44,7 @@ Exit codes:
   8    cancelled
   9    no such task, or its result is no longer kept
   10   another protocol version, or a key that is not allowed
-  130  interrupted by Ctrl-C
+  130  interrupted by Ctrl-C; 143 by SIGTERM
 With several items: 0 if all are done, else the code of the first that failed.";
 
 /// The exit code for a code of the mesh.

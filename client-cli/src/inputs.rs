@@ -2,7 +2,8 @@
 //! before anything is sent; never what the worker thinks of it, which has the last word.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -124,10 +125,19 @@ impl Source<'_> {
         Ok(image_input::read(&fs::read(self.path)?, spec, signature.format, &wishes.image)?)
     }
 
-    /// The file's bytes as they are; it is read only when it is sent.
+    /// The file's bytes as they are; a file is read only when it is sent.
     fn raw(&self) -> Result<Input, Problem> {
-        let input = named(Input::file(self.path), self.name);
-        let got = fs::metadata(self.path)?.len();
+        let meta = fs::metadata(self.path)?;
+        let (input, got) = if meta.is_file() {
+            (Input::file(self.path), meta.len())
+        } else {
+            // A pipe can be read once only.
+            let mut bytes = Vec::new();
+            fs::File::open(self.path)?.take(limits::INPUT_BYTES_MAX).read_to_end(&mut bytes)?;
+            let got = bytes.len() as u64;
+            (Input::raw(bytes), got)
+        };
+        let input = named(input, self.name);
         let Some(spec) = self.spec else { return Ok(input) };
         let Some(unit_bytes) = bytes_of_fixed(spec) else { return Ok(input) };
         let is_open = spec.shape.iter().flatten().any(|dimension| *dimension < 0);

@@ -140,7 +140,8 @@ fn plain_items(arguments: &[String], signature: Option<&Signature>) -> Result<Ve
 
 /// The files that an argument means: itself, those of a folder, or those that match a pattern; in order of their names.
 fn expand(argument: &str) -> Result<Vec<PathBuf>, ItemsError> {
-    let path = PathBuf::from(argument);
+    // What is piped in, as every other program names it.
+    let path = PathBuf::from(if argument == "-" { "/dev/stdin" } else { argument });
     match fs::metadata(&path) {
         Ok(meta) if meta.is_dir() => files_in(&path),
         Ok(_) => Ok(vec![path]),

@@ -37,6 +37,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     args::{Arguments, Command, Global},
+    ask::Patience,
     report::{Failed, Job},
 };
 
@@ -67,7 +68,8 @@ async fn command(arguments: &Arguments) -> Result<u8, Failed> {
         Command::Workers(flags) => ask::workers(global, flags).await,
         Command::Tasks(flags) => ask::tasks(global, flags).await,
         Command::Status(flags) => ask::status(global, flags).await,
-        Command::Result(flags) | Command::Wait(flags) => ask::fetch(global, flags).await,
+        Command::Result(flags) => ask::fetch(global, flags, Patience::None).await,
+        Command::Wait(flags) => ask::fetch(global, flags, Patience::UntilItEnds).await,
         Command::Cancel(flags) => ask::cancel(global, flags).await,
         Command::Why(flags) => ask::why(global, flags).await,
         Command::Inspect(flags) => ask::inspect(global, flags),

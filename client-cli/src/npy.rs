@@ -33,7 +33,7 @@ pub(crate) enum NpyError {
     #[error("is no .npz archive: {0}")]
     Archive(#[from] zip::result::ZipError),
     #[error("holds {0}, which {1}")]
-    Member(String, Box<NpyError>),
+    Member(String, Box<Self>),
     #[error("holds {0} arrays, the limit is {max}", max = limits::TENSORS_MAX)]
     TooMany(usize),
 }
@@ -276,7 +276,7 @@ fn write_header(out: &mut impl Write, descr: &str, shape: &[u64]) -> io::Result<
     let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape}{comma}), }}");
     // The data begins at a multiple of 64 bytes, behind a line end.
     let before = MAGIC.len() + 4;
-    while (before + header.len() + 1) % 64 != 0 {
+    while !(before + header.len() + 1).is_multiple_of(64) {
         header.push(' ');
     }
     header.push('\n');

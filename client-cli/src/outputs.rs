@@ -76,7 +76,7 @@ fn summarize_from(name: &str, dtype: DType, shape: &[u64], size_bytes: u64, data
         summary.data = tensor::strings(&bytes).filter(|_| is_small).map(|all| all.iter().map(text).collect());
         return Ok(summary);
     };
-    let is_vector = (2..=CLASSES_MAX).contains(&count) && shape.iter().any(|dimension| *dimension == count);
+    let is_vector = (2..=CLASSES_MAX).contains(&count) && shape.contains(&count);
     let mut gathered = Gathered { keeps_top: is_vector && dtype != DType::Bool, ..Gathered::default() };
     let mut reader = BufReader::new(data);
     // Whole elements of every type.

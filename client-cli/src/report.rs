@@ -99,7 +99,7 @@ impl Report {
         match &self.end {
             Ok(done) if done.is_detached => "accepted",
             Ok(_) => "done",
-            Err(failed) if matches!(failed.exit, exit::CANCELLED | exit::INTERRUPTED) => "cancelled",
+            Err(failed) if matches!(failed.exit, exit::CANCELLED | exit::INTERRUPTED | exit::TERMINATED) => "cancelled",
             Err(_) => "failed",
         }
     }
@@ -244,7 +244,8 @@ impl Job {
     pub(crate) fn failures_text(&self) -> String {
         let lines = self.failures().take(FAILURES_LISTED_MAX).map(|(report, failed)| {
             let what = if self.reports.len() == 1 { String::new() } else { format!("{}: ", report.item) };
-            format!("mesh-client: {what}{}: {}\n", failed.code, failed.text)
+            let task = report.task.map(|task| format!(" (task {task})")).unwrap_or_default();
+            format!("mesh-client: {what}{}: {}{task}\n", failed.code, failed.text)
         });
         let mut text: String = lines.collect();
         let more = self.failures().count().saturating_sub(FAILURES_LISTED_MAX);

@@ -114,6 +114,7 @@ pub(crate) struct Driver {
     spool: PathBuf,
     /// Events that carrying out an action brought about; handled when its siblings are done.
     raised: VecDeque<Event>,
+    is_stepping: bool,
     waits: u64,
 }
 
@@ -140,6 +141,7 @@ impl Driver {
             endpoints: setup.endpoints,
             spool: setup.spool,
             raised: VecDeque::new(),
+            is_stepping: false,
             waits: 0,
         }
     }
@@ -173,12 +175,16 @@ impl Driver {
     /// One event, all its actions, and the events that these bring about at once.
     fn step(&mut self, event: Event) {
         self.raised.push_back(event);
+        if std::mem::replace(&mut self.is_stepping, true) {
+            return;
+        }
         while let Some(event) = self.raised.pop_front() {
             let now = MonoTime::from_micros(self.origin.elapsed().as_micros() as u64);
             for action in self.machine.handle(now, event) {
                 self.carry_out(action);
             }
         }
+        self.is_stepping = false;
     }
 
     fn carry_out(&mut self, action: Action) {
@@ -195,6 +201,7 @@ impl Driver {
             }
             Action::Disconnect { id } => {
                 self.sessions.remove(&id);
+                self.open_patient();
             }
             Action::Report { task, news } => self.report(task, news),
             Action::End { task, end } => self.end(task, end),
@@ -246,6 +253,7 @@ impl Driver {
         for task in left {
             self.step(Event::Cancel { task });
         }
+        self.keep_patient_alive();
         let sessions = &self.sessions;
         self.links.retire_idle(|link| sessions.values().any(|session| session.link == Some(link)));
     }

@@ -1,10 +1,13 @@
 //! Direct connections to workers: one for each worker, kept for all its attempts, dialled by either side. Owns sockets and
 //! the tasks that read them; never knows what is said on them.
 
-use std::{collections::BTreeMap, time::Duration, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use mesh_transport::{Admitted, Context, DialError, Dialer, Door, Limits, Outlet, dial_first};
-use proto_msgs::{AttemptId, Frame, Grant, PeerId, PublicKey, WorkerId};
+use proto_msgs::{AttemptId, Digest, Frame, Grant, PeerId, PublicKey, WorkerId, limits};
 use tokio::{sync::mpsc, task::AbortHandle};
 
 use crate::driver::Happened;
@@ -35,6 +38,8 @@ struct Link {
     used: Instant,
     /// What it carried when it was busy; 0 if unknown.
     bytes_per_s: u64,
+    /// Models that the worker was seen to have: the broker learns of them a heartbeat later.
+    delivered: BTreeSet<Digest>,
 }
 
 impl Drop for Link {
@@ -107,7 +112,14 @@ impl Links {
         let state = State::Dialling(vec![grant.id]);
         self.put(
             link_id,
-            Link { worker: grant.worker, state, task: Some(task.abort_handle()), used: Instant::now(), bytes_per_s: 0 },
+            Link {
+                worker: grant.worker,
+                state,
+                task: Some(task.abort_handle()),
+                used: Instant::now(),
+                bytes_per_s: 0,
+                delivered: BTreeSet::new(),
+            },
         );
     }
 
@@ -155,6 +167,21 @@ impl Links {
         self.links.get(&link_id).map_or(0, |link| link.bytes_per_s)
     }
 
+    /// The worker has this model. Should it drop it again, it asks for it.
+    pub(crate) fn delivered(&mut self, link_id: LinkId, model: Digest) {
+        if let Some(link) = self.links.get_mut(&link_id) {
+            if link.delivered.len() >= limits::HELD_MAX {
+                link.delivered.clear();
+            }
+            link.delivered.insert(model);
+        }
+    }
+
+    /// Whether the worker was seen to have this model.
+    pub(crate) fn has_delivered(&self, link_id: LinkId, model: Digest) -> bool {
+        self.links.get(&link_id).is_some_and(|link| link.delivered.contains(&model))
+    }
+
     /// Lets the worker's key in at the listener.
     pub(crate) fn expect(&self, key: Option<PublicKey>) {
         if let Some(key) = key {
@@ -171,7 +198,14 @@ impl Links {
         let link_id = self.next_id();
         self.put(
             link_id,
-            Link { worker, state: State::Up(outlet.clone()), task: None, used: Instant::now(), bytes_per_s: 0 },
+            Link {
+                worker,
+                state: State::Up(outlet.clone()),
+                task: None,
+                used: Instant::now(),
+                bytes_per_s: 0,
+                delivered: BTreeSet::new(),
+            },
         );
         self.by_peer.insert(peer, link_id);
         Some((link_id, outlet))

@@ -13,7 +13,8 @@ use mesh_transport::{
     blob::{Arrival, Content, Feedback, Incoming, IncomingError, Intake, Outgoing, Role, UploadError, upload},
 };
 use proto_msgs::{
-    Accept, AttemptId, BlobIndex, Chunk, ClientToWorker, Credit, Grant, MODEL_BLOB, Open, OutputDecl, RunResult, limits,
+    Accept, AttemptId, BlobIndex, Chunk, ClientToWorker, Credit, Digest, Grant, MODEL_BLOB, Open, OutputDecl,
+    RunResult, limits,
 };
 use tokio::{sync::mpsc, task::AbortHandle};
 use uuid::Uuid;
@@ -39,6 +40,10 @@ pub(crate) struct Session {
     pub(crate) link: Option<LinkId>,
     /// It is to be opened as soon as there is a link, perhaps again.
     pub(crate) opening: Option<Resume>,
+    /// Since when it waits for a neighbour that sends the same model.
+    pub(crate) patient_since: Option<Instant>,
+    /// The model is being sent, and the worker has not said yet that it has it.
+    sends_model: bool,
     /// Which wait for the worker to dial in counts.
     pub(crate) wait: u64,
     upload: Option<Upload>,
@@ -114,6 +119,8 @@ impl Session {
             payload,
             link: None,
             opening: Some(opening),
+            patient_since: None,
+            sends_model: false,
             wait: 0,
             upload: None,
             accepted: false,
@@ -139,6 +146,26 @@ impl Session {
     pub(crate) fn unlink(&mut self) {
         self.link = None;
         self.tell_upload(Feedback::Unlinked);
+    }
+
+    /// Its model.
+    pub(crate) fn model(&self) -> Option<Digest> {
+        self.payload.as_ref().map(|payload| payload.manifest.model.digest)
+    }
+
+    /// It is the one that brings this model to the worker.
+    pub(crate) fn is_sending(&self, model: Digest) -> bool {
+        self.sends_model && self.model() == Some(model)
+    }
+
+    /// The worker has everything. Gives the model, if it had to be sent.
+    pub(crate) fn delivered(&mut self) -> Option<Digest> {
+        std::mem::take(&mut self.sends_model).then(|| self.model())?
+    }
+
+    /// The worker may have the model though the broker does not know it yet.
+    pub(crate) fn note_held(&mut self, is_held: impl Fn(Digest) -> bool) {
+        self.grant.model_held |= self.model().is_some_and(is_held);
     }
 
     /// The first message of the attempt on a link.
@@ -170,6 +197,7 @@ impl Session {
         self.upload = None;
         self.acknowledged.clear();
         let is_held = self.grant.model_held;
+        self.sends_model = !is_held && self.payload.is_some();
         self.start_upload(outlet, sending, |outgoing| if is_held { outgoing.held(MODEL_BLOB) } else { outgoing })
     }
 
@@ -208,6 +236,7 @@ impl Session {
     /// The worker has said what it needs.
     pub(crate) fn accept(&mut self, accept: Accept, outlet: &Outlet, sending: &Sending<'_>) -> Result<(), UploadError> {
         self.accepted = true;
+        self.sends_model |= accept.needs.iter().any(|(blob, _)| *blob == MODEL_BLOB);
         if self.upload.is_none() && !accept.needs.is_empty() {
             // It has lost what it had, or never had the model it was thought to hold.
             self.told_sent = false;

@@ -1,13 +1,15 @@
 //! The driver's side towards workers: connections made by either side, attempts opened on them, transfers that end.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mesh_core::client::Event;
 use mesh_transport::{
     Heard, Received,
     blob::{UploadError, Uploaded},
 };
-use proto_msgs::{AttemptId, ClientToWorker, Direction, ErrorCode, Frame, Grant, Outcome, WorkerToClient};
+use proto_msgs::{
+    AttemptId, ClientToWorker, Direction, ErrorCode, Frame, Grant, Outcome, Phase, WorkerId, WorkerToClient,
+};
 
 use super::{Driver, Happened};
 use crate::{
@@ -15,6 +17,10 @@ use crate::{
     links::{LinkId, Links, Way},
     session::{Resume, Sending, Session, Taken},
 };
+
+/// Attempts wait this long for a model that a neighbour is sending to the same worker; then each sends its own, so that the
+/// broker, which hears nothing of them from the worker meanwhile, does not take their place away.
+const PATIENCE: Duration = Duration::from_secs(6);
 
 impl Driver {
     pub(super) fn connect(&mut self, grant: Box<Grant>, resume: Resume) {
@@ -65,12 +71,57 @@ impl Driver {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let Some(resume) = session.opening else { return };
         let Way::Up(_, outlet) = self.links.way(session.grant.worker, id) else { return };
+        if resume == Resume::No && self.waits_for_neighbour(id, link) {
+            return;
+        }
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.note_held(|model| self.links.has_delivered(link, model));
         let message = session.open_message(resume);
         send(&mut self.links, link, &message);
         let session = self.sessions.get_mut(&id).expect("invariant: nothing was removed since it was found");
         let sending = Sending { happened: &self.happened, link_bytes_per_s: self.links.bytes_per_s(link) };
         if let Err(error) = session.opened(link, &outlet, resume, &sending) {
             self.send_failed(id, &error);
+        }
+    }
+
+    /// Another attempt on this link is sending the same model: it need not go twice. Bounded by [`PATIENCE`].
+    fn waits_for_neighbour(&mut self, id: AttemptId, link: LinkId) -> bool {
+        let Some(model) = self.sessions.get(&id).and_then(Session::model) else { return false };
+        let is_coming = self.sessions.values().any(|session| session.link == Some(link) && session.is_sending(model));
+        let Some(session) = self.sessions.get_mut(&id) else { return false };
+        let waits = is_coming && session.patient_since.get_or_insert_with(Instant::now).elapsed() < PATIENCE;
+        if !waits {
+            session.patient_since = None;
+        }
+        waits
+    }
+
+    /// Attempts that waited for a neighbour's model look again: it is there, or will not come.
+    pub(super) fn open_patient(&mut self) {
+        let patient = self.sessions.iter().filter(|(_, session)| session.patient_since.is_some());
+        let patient: Vec<(AttemptId, WorkerId)> = patient.map(|(id, session)| (*id, session.grant.worker)).collect();
+        for (id, worker) in patient {
+            if let Way::Up(link, _) = self.links.way(worker, id) {
+                self.open(id, link);
+            }
+        }
+    }
+
+    /// Their worker lives, since the neighbour's transfer goes on; when that is over or takes too long, they look again.
+    pub(super) fn keep_patient_alive(&mut self) {
+        self.open_patient();
+        let patient = self.sessions.iter().filter(|(_, session)| session.patient_since.is_some());
+        let patient: Vec<AttemptId> = patient.map(|(id, _)| *id).collect();
+        patient.into_iter().for_each(|id| self.step(Event::WorkerAlive { id }));
+    }
+
+    /// The worker has said that an attempt is beyond receiving: its model is there for all.
+    fn note_delivered(&mut self, id: AttemptId, link: LinkId) {
+        let delivered = self.sessions.get_mut(&id).and_then(Session::delivered);
+        if let Some(model) = delivered {
+            self.links.delivered(link, model);
+            self.open_patient();
         }
     }
 
@@ -204,7 +255,17 @@ impl Driver {
                     Err(error) => self.send_failed(id, &error),
                 }
             }
-            message => self.step(Event::WorkerSaid(message)),
+            message => {
+                let is_received = match &message {
+                    WorkerToClient::Progress(progress) => progress.phase != Phase::Receiving,
+                    WorkerToClient::Result(_) => true,
+                    _ => false,
+                };
+                if is_received {
+                    self.note_delivered(id, link);
+                }
+                self.step(Event::WorkerSaid(message));
+            }
         }
     }
 
