@@ -184,3 +184,32 @@ fn measure(endpoint: &str, server: u32, plan: Plan) -> Result<Round> {
     }
     Ok(Round { windows, bare_per_s: None, heartbeats_percent })
 }
+
+/// Load on a broker that runs already.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Load {
+    /// Where it listens, `tcp://HOST:PORT`.
+    endpoint: String,
+    /// Heartbeating workers.
+    #[arg(long, default_value_t = 1000)]
+    workers: usize,
+    /// Submits under way at the same time; 0: heartbeats only.
+    #[arg(long, default_value_t = 64)]
+    window: usize,
+    /// How long.
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+}
+
+/// Loads a broker and says how many grants it gave a second.
+pub(crate) fn load(load: &Load) -> Result<()> {
+    let _fleet = Fleet::start(&load.endpoint, load.workers, slots(load.workers), Pace::EverySecond)?;
+    let run_for = Duration::from_secs(load.seconds);
+    if load.window == 0 {
+        std::thread::sleep(run_for);
+        return Ok(());
+    }
+    let answered = Driver::connect(&load.endpoint)?.drive(Cycle::Whole, load.window, run_for)?;
+    println!("{:.0} grants/s", answered.per_s);
+    Ok(())
+}

@@ -1,40 +1,54 @@
-//! What a worker costs a small machine while it has nothing to do.
+//! What a worker costs a small machine while it has nothing to do, and what its broker costs.
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
-use mesh_tests::{Mesh, PATIENCE, process, wait_until};
+use anyhow::{Result, ensure};
+use mesh_tests::{Mesh, PATIENCE, wait_until};
 use serde_json::json;
 
-use crate::report::Section;
+use crate::{
+    measure::{cpu_time, memory_bytes},
+    report::{Report, Table},
+};
 
-pub(crate) fn run(smoke: bool) -> Result<Section> {
-    let watch = Duration::from_secs(if smoke { 2 } else { 60 });
-    let columns = &["program", "RSS MiB", "of it in files MiB", "% of a core", "heartbeats seen"];
-    let mut section = Section::new("idle", "Idle: one worker at 1 s heartbeats, and its broker", columns);
+pub(crate) fn run(quick: bool) -> Result<Report> {
+    let watch = Duration::from_secs(if quick { 2 } else { 30 });
+    let mut report = Report::new("idle", "Idle: one worker at 1 s heartbeats, and its broker");
+    let mut table = Table::new(
+        "While nothing is asked",
+        &["program", "RSS MiB", "of it in files MiB", "peak MiB", "% of a core", "heartbeats seen", "limited by"],
+    );
     let mut mesh = Mesh::start();
     let mut worker = mesh.worker_with("idle", &["--heartbeat", "1s"]);
-    let beats = || mesh.metric("heartbeats_total").unwrap_or(0.0);
-    let before = beats();
-    wait_until("the first heartbeats", PATIENCE, || beats() >= before + 2.0);
+    let beats = |mesh: &Mesh| mesh.metric("heartbeats_total").unwrap_or(0.0);
+    let first = beats(&mesh);
+    wait_until("the first heartbeats", PATIENCE, || beats(&mesh) >= first + 2.0);
 
-    let first = beats();
-    let programs = [("mesh-worker", worker.process().pid()), ("mesh-broker", mesh.broker().pid())];
-    let start = Instant::now();
-    let before = programs.map(|(_, pid)| process::cpu_time(pid).unwrap_or_default());
+    let programs = [
+        ("mesh-worker", worker.process().pid(), "the look at the machine before each heartbeat"),
+        ("mesh-broker", mesh.broker().pid(), "one table page for this bench, wake-ups"),
+    ];
+    let (start, before, first) = (Instant::now(), programs.map(|(_, pid, _)| cpu_time(pid)), beats(&mesh));
     std::thread::sleep(watch);
     let seconds = start.elapsed().as_secs_f64();
-    let seen = mesh.metric("heartbeats_total").unwrap_or(0.0) - first;
-    let cpu = |now: Duration, before: Duration| (now.saturating_sub(before)).as_secs_f64() / seconds * 100.0;
-    for ((name, pid), before) in programs.into_iter().zip(before) {
-        let mib = |field| process::status_field(pid, field).unwrap_or(0) as f64 / 1024.0;
-        let used = cpu(process::cpu_time(pid).unwrap_or_default(), before);
-        section.row(vec![json!(name), json!(mib("VmRSS:")), json!(mib("RssFile:")), json!(used), json!(seen)]);
+    let after = programs.map(|(_, pid, _)| cpu_time(pid));
+    let seen = beats(&mesh) - first;
+    ensure!(seen > 0.0, "the worker went silent");
+    for (at, (name, pid, limit)) in programs.into_iter().enumerate() {
+        let mib = |field| memory_bytes(pid, field) as f64 / f64::from(1 << 20);
+        let percent = (after[at] - before[at]).as_secs_f64() / seconds * 100.0;
+        table.row(vec![
+            json!(name),
+            json!(mib("VmRSS")),
+            json!(mib("RssFile")),
+            json!(mib("VmHWM")),
+            json!(percent),
+            json!(seen),
+            json!(limit),
+        ]);
     }
-    section.note(format!("Watched for {} s. Processor time comes in steps of 10 ms.", watch.as_secs()));
-    section.note(
-        "Memory in files is the program itself: pages shared with other processes that run it, and dropped first.",
-    );
-    section.note("What limits: the sample of the machine before each heartbeat is nearly all of the processor time.");
-    Ok(section)
+    report.table(table);
+    report.note(format!("Watched for {} s.", watch.as_secs()));
+    report.note("Memory in files is the program itself: pages that other processes of it share, dropped first when memory is short.");
+    Ok(report)
 }

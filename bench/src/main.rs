@@ -3,8 +3,11 @@
 //! Owns the load, the baselines and the report. Never: thresholds that make a build fail; machines differ, people read.
 
 mod broker;
+mod idle;
 mod measure;
+mod redis;
 mod report;
+mod submit;
 mod transfer;
 
 use std::path::{Path, PathBuf};
@@ -33,7 +36,7 @@ struct Args {
     bench: Bench,
 }
 
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 enum Bench {
     /// Everything below, one after the other.
     All,
@@ -41,6 +44,14 @@ enum Bench {
     Broker,
     /// 1 MiB, 100 MiB and 1 GiB from client to worker.
     Transfer,
+    /// Time from submit to answer of a tiny model: cold, warm, in a container, and without the mesh.
+    Submit,
+    /// Memory and processor use of an idle worker.
+    Idle,
+    /// Heartbeats per second into Redis.
+    Redis,
+    /// Keeps a running broker busy: for a profiler.
+    Load(broker::Load),
     /// The echo server that `broker` compares with; started by it.
     #[command(hide = true)]
     Echo,
@@ -51,7 +62,8 @@ fn main() -> Result<()> {
     raise_file_limit()?;
     let benches: &[Bench] = match args.bench {
         Bench::Echo => return broker::echo::serve(),
-        Bench::All => &[Bench::Broker, Bench::Transfer],
+        Bench::Load(load) => return broker::load(&load),
+        Bench::All => &[Bench::Broker, Bench::Transfer, Bench::Submit, Bench::Idle, Bench::Redis],
         ref one => std::slice::from_ref(one),
     };
     let folder = match (args.results, args.quick) {
@@ -60,7 +72,7 @@ fn main() -> Result<()> {
         (None, false) => Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("results")),
     };
     for bench in benches {
-        let report = run(*bench, args.quick)?;
+        let report = run(bench, args.quick)?;
         println!("{}", report.to_markdown());
         if let Some(folder) = &folder {
             report.write(folder)?;
@@ -69,11 +81,14 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn run(bench: Bench, quick: bool) -> Result<Report> {
+fn run(bench: &Bench, quick: bool) -> Result<Report> {
     match bench {
         Bench::Broker => broker::run(quick),
         Bench::Transfer => transfer::run(quick),
-        Bench::All | Bench::Echo => unreachable!("no single benches"),
+        Bench::Submit => submit::run(quick),
+        Bench::Idle => idle::run(quick),
+        Bench::Redis => redis::run(quick),
+        Bench::All | Bench::Load(_) | Bench::Echo => unreachable!("no single benches"),
     }
 }
 

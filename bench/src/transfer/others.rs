@@ -40,7 +40,7 @@ impl Others {
         let empty = source.with_extension("empty");
         fs::write(&empty, b"")?;
         let mut command = Command::new("curl");
-        command.args(["--silent", "--show-error", "--fail", "--write-out", "%{time_total}\n"]);
+        command.args(["--silent", "--show-error", "--fail", "--header", "Expect:", "--write-out", "%{time_total}\n"]);
         command.arg("-T").arg(&empty).arg(url("empty")).arg("-T").arg(source).arg(url("target"));
         let printed = finish(&mut command)?;
         let seconds = printed.lines().last().and_then(|line| line.parse().ok()).context("curl prints the time")?;
