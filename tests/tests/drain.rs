@@ -47,7 +47,7 @@ fn the_second_sigterm_ends_it_at_once() {
     wait_until("the model to run", PATIENCE, || door.worker_reached(Phase::Running));
 
     leaving.drain();
-    wait_until("that it leaves", PATIENCE, || leaving.process().has_said("drain"));
+    wait_until("that it leaves", PATIENCE, || leaving.process().has_said("ask again to leave at once"));
     leaving.drain();
 
     leaving.process().wait(std::time::Duration::from_secs(10));

@@ -24,6 +24,14 @@ fn split(endpoint: &str) -> Option<(&str, &str)> {
     (!host.is_empty() && !bare_ipv6 && !host.contains([' ', '/'])).then_some((host, port))
 }
 
+/// A socket for both families names an IPv4 address `[::ffff:127.0.0.1]`; people and scripts know it as `127.0.0.1`.
+pub(crate) fn without_mapping(endpoint: &str) -> String {
+    match endpoint.strip_prefix("tcp://[::ffff:").and_then(|rest| rest.split_once(']')) {
+        Some((ipv4, port)) if ipv4.contains('.') => format!("tcp://{ipv4}{port}"),
+        _ => endpoint.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,6 +48,17 @@ mod tests {
         }
         for any_port in ["tcp://127.0.0.1:0", "tcp://*:*", "tcp://0.0.0.0:*"] {
             assert!(!can_be_dialled(any_port) && can_be_bound(any_port), "{any_port}");
+        }
+    }
+
+    #[test]
+    fn ipv4_addresses_look_like_themselves() {
+        for (given, plain) in [
+            ("tcp://[::ffff:127.0.0.1]:5555", "tcp://127.0.0.1:5555"),
+            ("tcp://[::1]:5555", "tcp://[::1]:5555"),
+            ("tcp://0.0.0.0:5555", "tcp://0.0.0.0:5555"),
+        ] {
+            assert_eq!(without_mapping(given), plain);
         }
     }
 }

@@ -114,6 +114,7 @@ impl Listener {
         };
         socket::bind(&mut inner, endpoint).map_err(|errno| listen_error(endpoint, errno))?;
         let real = inner.get_last_endpoint().map_err(system)?.unwrap_or_else(|_| endpoint.to_owned());
+        let real = address::without_mapping(&real);
         let socket = Socket::new(inner).map_err(|error| bad(error.to_string()))?;
         Ok(Self { socket, endpoint: real, limits, slow: HashMap::new(), traffic: Traffic::default(), _domain: domain })
     }
