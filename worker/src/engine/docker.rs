@@ -26,8 +26,8 @@ const ENGINE_WAIT: Duration = Duration::from_secs(30);
 /// The user that owns nothing.
 const USER: &str = "65534:65534";
 
-/// The runtimes' thread pools on the largest machine; no room for a fork bomb.
-const PIDS_MAX: i64 = 256;
+/// Threads of a container beside those of the runtime that were granted; no room for a fork bomb.
+const PIDS_MAX: i64 = 64;
 
 /// Libraries, the model, sockets: some tens.
 const OPEN_FILES_MAX: i64 = 256;
@@ -125,6 +125,7 @@ impl Docker {
             cmd: Some(self.command(spec)),
             user: Some(USER.to_owned()),
             network_disabled: Some(true),
+            env: Some(vec!["NO_COLOR=1".to_owned()]),
             labels: Some(HashMap::from([
                 (LABEL_WORKER.to_owned(), self.settings.worker.to_string()),
                 (LABEL_ATTEMPT.to_owned(), format!("{}-{}", spec.first_attempt.task, spec.first_attempt.attempt)),
@@ -178,7 +179,7 @@ impl Docker {
             cap_drop: Some(vec!["ALL".to_owned()]),
             security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
             privileged: Some(false),
-            pids_limit: Some(PIDS_MAX),
+            pids_limit: Some(PIDS_MAX + i64::from(spec.threads)),
             memory: Some(memory_bytes),
             // As much as memory alone: no swap.
             memory_swap: Some(memory_bytes),
