@@ -234,7 +234,7 @@ impl Dialer {
             }
         };
         let _a_slow_peer_loses_the_rest = timeout(CLOSE_WAIT, flushed).await;
-        self.socket.close();
+        self.socket.linger();
     }
 
     /// Changes of the connection before messages: a message comes on a connection that stands.
@@ -294,7 +294,15 @@ impl End for Dialer {
     }
 
     fn close(self) {
-        self.socket.close();
+        self.socket.linger();
+    }
+}
+
+impl Drop for Dialer {
+    /// libzmq's thread writes events with a send that waits for ever when their reader is gone, and with it every socket of
+    /// the context: so the writing ends before the reader goes.
+    fn drop(&mut self) {
+        self.socket.unwatch();
     }
 }
 

@@ -202,7 +202,7 @@ impl Listener {
             }
         };
         let _slow_peers_lose_the_rest = timeout(CLOSE_WAIT, flushed).await;
-        self.socket.close();
+        self.socket.linger();
     }
 
     /// Tries again to send what waits.
@@ -250,7 +250,7 @@ impl End for Listener {
     }
 
     fn close(self) {
-        self.socket.close();
+        self.socket.linger();
     }
 }
 

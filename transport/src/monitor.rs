@@ -59,6 +59,8 @@ impl Monitor {
         socket.monitor(&endpoint, watched.iter().fold(0, |mask, event| mask | i32::from(event.to_raw())))?;
         let events = context.inner().socket(zmq::PAIR)?;
         events.set_linger(0)?;
+        // Unbounded, since a full queue would stop libzmq's thread; a connection makes some events a second at most.
+        events.set_rcvhwm(0)?;
         events.connect(&endpoint)?;
         Ok(Self {
             events: Socket::new(events)?,

@@ -132,6 +132,12 @@ unsafe extern "C" fn release(_data: *mut c_void, owner: *mut c_void) {
     drop(unsafe { Box::from_raw(owner.cast::<Bytes>()) });
 }
 
+/// Ends the telling of events: the `zmq` crate can only begin it.
+pub(crate) fn unwatch(socket: &mut zmq::Socket) {
+    // SAFETY: the socket is open; no address means that nobody is told.
+    unsafe { zmq_sys::zmq_socket_monitor(socket.as_mut_ptr(), ptr::null(), 0) };
+}
+
 /// The reason of the last failure in this thread.
 pub(crate) fn errno() -> Errno {
     // SAFETY: always callable.

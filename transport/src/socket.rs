@@ -195,9 +195,14 @@ impl Socket {
         self.looked = false;
     }
 
-    /// Closes the socket; what libzmq has taken leaves in the background.
-    pub(crate) fn close(self) {
+    /// Once the socket is dropped, what libzmq has taken still leaves, in the background.
+    pub(crate) fn linger(&self) {
         let _unchanged_if_it_fails = self.inner.set_linger(LINGER_MS);
+    }
+
+    /// No events of this socket's connections are told any more.
+    pub(crate) fn unwatch(&mut self) {
+        raw::unwatch(&mut self.inner);
     }
 }
 

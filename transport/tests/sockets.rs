@@ -137,6 +137,21 @@ async fn with_keys_the_listed_one_is_let_in_and_known_and_others_are_refused() {
 }
 
 #[tokio::test]
+async fn dials_given_up_at_any_moment_leave_the_others_alone() {
+    let ((context, key), (other, _)) = (context_with_keys(), context_with_keys());
+    let listener = listen(&context, Admit::Listed(Admitted::default()));
+    let open = listen(&context, Admit::Anyone);
+    for wait_us in 0..300 {
+        // Dropped while libzmq's thread may just be telling of an event.
+        let mut refused = other.dial(listener.endpoint(), Some(key), Limits::CONTROL).expect("an address");
+        let _given_up = timeout(Duration::from_micros(wait_us * 10), refused.connected(PATIENCE)).await;
+        drop(refused);
+    }
+    let mut dialer = other.dial(open.endpoint(), Some(key), Limits::CONTROL).expect("an address");
+    dialer.connected(PATIENCE).await.expect("the context still works");
+}
+
+#[tokio::test]
 async fn anyone_with_a_key_is_let_in_and_known_where_that_is_the_rule() {
     let (server, server_key) = context_with_keys();
     let (guest, guest_key) = context_with_keys();
