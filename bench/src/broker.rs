@@ -155,6 +155,8 @@ fn against_broker(workers: usize, plan: Plan) -> Result<Round> {
     let mut mesh = Mesh::start();
     let _fleet = Fleet::start(mesh.endpoint(), workers, slots(workers), Pace::EverySecond)?;
     wait_until("all workers to be known", PATIENCE, || mesh.metric("workers") == Some(workers as f64));
+    // A worker has room once it has said how it is.
+    wait_until("all workers to have beaten", PATIENCE, || mesh.metric("heartbeats_total") >= Some(workers as f64));
     let (endpoint, pid) = (mesh.endpoint().to_owned(), mesh.broker().pid());
     measure(&endpoint, pid, plan)
 }
@@ -205,6 +207,8 @@ pub(crate) struct Load {
 pub(crate) fn load(load: &Load) -> Result<()> {
     let _fleet = Fleet::start(&load.endpoint, load.workers, slots(load.workers), Pace::EverySecond)?;
     let run_for = Duration::from_secs(load.seconds);
+    // A worker has room once it has said how it is.
+    std::thread::sleep(2 * fleet::HEARTBEAT);
     if load.window == 0 {
         std::thread::sleep(run_for);
         return Ok(());

@@ -16,7 +16,8 @@ use proto_msgs::{
     WorkerToBroker,
 };
 
-const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Time between two heartbeats of one worker.
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// How often the workers beat.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
