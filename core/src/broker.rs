@@ -182,8 +182,7 @@ impl Broker {
                 AttemptState::Finished(outcome) => {
                     forget.push(report.id);
                     if wanted {
-                        self.attempt_named(id, epoch, report.id);
-                        self.attempt_finished(now, id, report.id, outcome.clone());
+                        self.attempt_finished(now, id, epoch, report.id, outcome.clone());
                     } else if self.is_superseded(report.id) {
                         stop.push(report.id); // Nobody will fetch its result.
                     }
@@ -248,7 +247,12 @@ impl Broker {
     }
 
     /// A heartbeat says that a wanted attempt is over.
-    fn attempt_finished(&mut self, now: MonoTime, worker: WorkerId, id: AttemptId, outcome: Outcome) {
+    fn attempt_finished(&mut self, now: MonoTime, worker: WorkerId, epoch: Epoch, id: AttemptId, outcome: Outcome) {
+        let Some(task) = self.tasks.get(id.task) else { return };
+        if !task.spec.detached && task.place().is_some_and(|at| at.worker != worker) {
+            return; // From before a restart: its client has asked for another place since.
+        }
+        self.attempt_named(worker, epoch, id);
         self.workers.release(worker, id);
         let Some(task) = self.tasks.get_mut(id.task) else { return };
         if task.spec.detached {

@@ -203,8 +203,8 @@ impl Client {
 
     fn ended(&mut self, ended: Ended) {
         let Some(task) = self.tasks.get(&ended.task) else { return };
-        // A result that is ours to take is not over before we have it.
-        let is_ours = matches!(ended.outcome, Outcome::Done { .. }) && task.at().is_some() && !task.leaves_result();
+        // A result that is ours to take is not over before we have it. What became of it meanwhile, the worker will say.
+        let is_ours = matches!(ended.outcome, Outcome::Done { .. }) && !task.leaves_result();
         if !is_ours {
             self.end_here(ended.task, ended.outcome, None);
         }

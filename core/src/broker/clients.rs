@@ -68,8 +68,12 @@ impl Broker {
             let ended = Ended { task: id, outcome: outcome.clone(), retry_after_ms: None };
             return self.tell_client(Some(peer), BrokerToClient::Ended(ended));
         }
+        let named = named_in(&submit.standing);
+        if named < task.named_by_client {
+            return self.answer_again(now, id);
+        }
+        task.named_by_client = named;
         match submit.standing {
-            Standing::Asking if task.named_by_client => self.answer_again(now, id),
             Standing::Asking => self.asking(now, id),
             Standing::Holding { attempt, worker } => self.holding(now, id, attempt, worker),
             Standing::Lost { attempt, worker, outcome } => self.lost(now, id, attempt, worker, outcome),
@@ -94,6 +98,7 @@ impl Broker {
         let (detached, priority) = (submit.detached, submit.priority);
         let mut task = Task::new(submit, now, self.unix_ms(now));
         task.peer = Some(peer);
+        task.named_by_client = named_in(&standing);
         if let Some(failure) = placement::never_fits(&task, &self.workers) {
             self.stats.refused += 1;
             let ended = Ended { task: id, outcome: Outcome::Failed(failure), retry_after_ms: None };
@@ -162,7 +167,10 @@ impl Broker {
                 !promised || !self.workers.has_life(at.worker, at.epoch)
             }
             // A detached task may be all there, and this a late message: its worker comes back with it, or patience ends.
-            State::Placed { at, .. } => !task.spec.detached && !self.workers.has_life(at.worker, at.epoch),
+            State::Placed { at, .. } => {
+                let is_over = task.finished.is_some() || !self.workers.has_life(at.worker, at.epoch);
+                is_over && !task.spec.detached
+            }
             State::Storing | State::Queued(_) | State::Ended { .. } => false,
         }
     }
@@ -191,7 +199,6 @@ impl Broker {
             let epoch = here.map(|at| at.epoch).or(known.map(|known| known.register.epoch)).unwrap_or_default();
             let direction = here.map_or(Direction::ClientDials, |at| at.direction);
             let until = now + self.config.grant_wait;
-            task.named_by_client = true;
             task.attempt = attempt;
             task.last = Some((worker, epoch, known.map_or_else(String::new, |known| known.register.name.clone())));
             task.state = State::Placed { at: Place { worker, epoch, direction }, unnamed_until: Some(until) };
@@ -213,7 +220,6 @@ impl Broker {
         }
         let (place, current) = (task.place(), task.attempt_id());
         let lost = AttemptId { task: id, attempt };
-        task.named_by_client = true;
         task.attempt = attempt;
         task.fence = attempt.next();
         task.finished = None;
@@ -332,7 +338,7 @@ impl Broker {
         let (attempt_id, demands) = (task.attempt_id(), task.spec.demands);
         match &mut task.state {
             State::Granted { until: old, .. } => *old = until,
-            State::Placed { at, unnamed_until } if task.finished.is_none() => {
+            State::Placed { at, unnamed_until } => {
                 let worker = self.workers.get(at.worker);
                 if !worker.is_some_and(|worker| worker.has(attempt_id)) {
                     if !worker.is_some_and(Worker::has_free_slot) {
@@ -344,7 +350,7 @@ impl Broker {
                     self.tasks.set_due(id, until);
                 }
             }
-            _ => {}
+            State::Storing | State::Queued(_) | State::Ended { .. } => return,
         }
         self.say_granted(now, id);
     }
@@ -428,6 +434,14 @@ impl Broker {
             let ended = Ended { task: id, outcome: outcome.clone(), retry_after_ms: None };
             self.tell_client(peer, BrokerToClient::Ended(ended));
         }
+    }
+}
+
+/// The newest attempt that a client knows of.
+fn named_in(standing: &Standing) -> Attempt {
+    match standing {
+        Standing::Asking => Attempt(0),
+        Standing::Holding { attempt, .. } | Standing::Lost { attempt, .. } => *attempt,
     }
 }
 

@@ -77,8 +77,8 @@ pub(super) struct Task {
     pub(super) history: Vec<String>,
     /// How the worker says that the current attempt of an attached task ended; the client has the last word.
     pub(super) finished: Option<Outcome>,
-    /// Its client has named an attempt, so that a message in which it still asks for the first one is a late one.
-    pub(super) named_by_client: bool,
+    /// The newest attempt that its client has named. A message that knows less is a late one.
+    pub(super) named_by_client: Attempt,
     /// It ended because its client was silent.
     pub(super) abandoned: bool,
     /// The store has it, or has been told to show it.
@@ -105,7 +105,7 @@ impl Task {
             unreachable: Vec::new(),
             history: Vec::new(),
             finished: None,
-            named_by_client: false,
+            named_by_client: Attempt(0),
             abandoned: false,
             stored: false,
             due: now,

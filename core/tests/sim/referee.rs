@@ -248,7 +248,9 @@ impl Referee {
             ErrorCode::RunCrashed if behaviour == Behaviour::KillsWorker => true,
             code if behaviour == Behaviour::Fails(code) => true,
             code if code.is_retryable() || code == ErrorCode::AttemptsExhausted => {
-                excused || !matches!(behaviour, Behaviour::Works | Behaviour::FailsFirst(1))
+                // A detached task is not tried again: the inputs have gone with its client.
+                let tried_again = behaviour == Behaviour::FailsFirst(1) && !truth.job.detached;
+                excused || behaviour != Behaviour::Works && !tried_again
             }
             _ => false,
         };
@@ -332,8 +334,12 @@ impl Referee {
         let finished =
             |id: &AttemptId| heartbeat.attempts.iter().any(|report| report.id == *id) && !active.contains(id);
         promises.attempts.retain(|id, (_, named)| !finished(id) && (!*named || active.contains(id)));
-        for id in active {
-            promises.attempts.entry(id).or_insert((0, true)).1 = true;
+        for id in &active {
+            promises.attempts.entry(*id).or_insert((0, true)).1 = true;
+        }
+        // An attempt that has turned up here is not waited for elsewhere.
+        for (_, promises) in self.promises.iter_mut().filter(|(worker, _)| **worker != heartbeat.worker) {
+            promises.attempts.retain(|id, (_, named)| *named || !active.contains(id));
         }
     }
 
@@ -386,7 +392,12 @@ impl Referee {
         }
         match message {
             BrokerToClient::Grant(grant) if grant.ticket.body.purpose == Purpose::Run => self.granted(now, grant),
-            BrokerToClient::Ended(_) => self.released(task),
+            BrokerToClient::Ended(_) => {
+                if is_refusal {
+                    self.heard_of.remove(&task);
+                }
+                self.released(task);
+            }
             _ => {}
         }
     }

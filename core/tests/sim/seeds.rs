@@ -101,6 +101,8 @@ impl Stage {
                 heartbeat: Duration::from_millis(plan.pick(&[500, 1000, 1000, 2000])),
                 ..Place::slots(plan.pick(&[1, 1, 2, 3]))
             };
+            // A worker that cannot be reached excuses as much as a fault does.
+            mesh.referee.is_harmed |= behind_nat;
             mesh.add_worker(place)
         });
         let workers = workers.collect();

@@ -432,7 +432,7 @@ impl Mesh {
                 Outcome::failed(ErrorCode::RunProtocol, "nonsense")
             }
             Behaviour::KillsWorker => {
-                self.crash_worker(worker);
+                self.crash(Node::Worker(worker));
                 return self.after(2 * SECOND, Happening::Start(Node::Worker(worker)));
             }
             _ => Outcome::Done { run_us: job.run, load_us: 0 },
