@@ -45,11 +45,9 @@ fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
     };
-    done.unwrap_or_else(|error| match error.downcast_ref::<Failure>() {
-        Some(failure) => serve::report(failure),
-        None => {
-            eprintln!("mesh-runner: {error:#}");
-            ExitCode::FAILURE
-        }
+    done.unwrap_or_else(|error| {
+        eprintln!("mesh-runner: {error:#}");
+        let failure = error.downcast_ref::<Failure>();
+        failure.map_or(ExitCode::FAILURE, |failure| serve::exit_status(failure.code))
     })
 }

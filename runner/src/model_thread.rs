@@ -130,6 +130,7 @@ impl ModelThread {
 }
 
 fn work(mut model: Model, waiting: &Receiver<Job>) {
+    let mut fresh = true;
     let mut current = None;
     while let Ok(job) = waiting.recv() {
         if job.reply.is_closed() {
@@ -137,13 +138,15 @@ fn work(mut model: Model, waiting: &Receiver<Job>) {
             continue;
         }
         let goes_on = job.sequence.id.is_some() && job.sequence.id == current && !job.sequence.start;
-        current = job.sequence.id;
-        let reset = if goes_on { Ok(()) } else { model.reset() };
+        let reset = if goes_on || fresh { Ok(()) } else { model.reset() };
         let started = Instant::now();
         let outputs = reset.and_then(|()| model.run(&job.inputs));
         let run_time = started.elapsed();
         // An error means that whoever asked has gone in the meantime.
         let _ = job.reply.send(outputs.map(|outputs| Ran { outputs, run_time }));
+        current = job.sequence.id;
+        // After the answer, so that the next request that stands alone need not wait for it.
+        fresh = current.is_none() && model.reset().is_ok();
     }
 }
 

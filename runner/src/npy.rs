@@ -61,7 +61,7 @@ pub(crate) fn format(tensor: &Tensor) -> Option<Vec<u8>> {
     let dimensions: String = tensor.shape.iter().map(|dimension| format!("{dimension}, ")).collect();
     let mut header = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({dimensions}), }}");
     // The data begins at a multiple of 64, after a line feed.
-    while (MAGIC.len() + 4 + header.len() + 1) % 64 != 0 {
+    while !(MAGIC.len() + 4 + header.len() + 1).is_multiple_of(64) {
         header.push(' ');
     }
     header.push('\n');

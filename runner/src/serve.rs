@@ -86,9 +86,14 @@ async fn load_failure(model: &ModelThread) -> Failure {
 }
 
 /// Tells the worker why there will be no model, in the form that it reads, and gives the exit status for it.
-pub(crate) fn report(failure: &Failure) -> ExitCode {
+fn report(failure: &Failure) -> ExitCode {
     eprintln!("{}", serde_json::json!({ "code": failure.code.name(), "text": failure.text }));
-    ExitCode::from(match failure.code {
+    exit_status(failure.code)
+}
+
+/// The exit status of a runner that ends because of a failure.
+pub(crate) fn exit_status(code: ErrorCode) -> ExitCode {
+    ExitCode::from(match code {
         ErrorCode::ModelInvalid => 10,
         ErrorCode::ModelUnsupported => 11,
         ErrorCode::ModelRejected => 12,

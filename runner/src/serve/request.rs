@@ -40,21 +40,21 @@ pub(super) struct Order {
 /// Reads a request.
 ///
 /// # Errors
-/// `BAD_REQUEST`, `TOO_LARGE` or `MODEL_INPUT_MISMATCH`. The body is read to its end unless it is too large, so that the connection can go on.
+/// `BAD_REQUEST`, `TOO_LARGE` or `MODEL_INPUT_MISMATCH`. The body is read on, up to its limit, so that whoever is still
+/// writing comes to reading the answer.
 pub(super) async fn read(
     headers: &HeaderMap,
     body: Incoming,
     signature: &Signature,
     body_bytes_max: u64,
 ) -> Result<Order, Failure> {
-    let announced = number(headers, CONTENT_LENGTH.as_str())?;
-    if announced.is_some_and(|bytes| bytes > body_bytes_max) {
-        return Err(too_large(body_bytes_max));
-    }
     let mut body = Body { body, rest: Bytes::new(), left_bytes: body_bytes_max };
-    let order = read_order(headers, &mut body, signature).await;
+    let order = match number(headers, CONTENT_LENGTH.as_str()) {
+        Ok(Some(announced)) if announced > body_bytes_max => Err(too_large(body_bytes_max)),
+        Ok(_) => read_order(headers, &mut body, signature).await,
+        Err(failure) => Err(failure),
+    };
     if order.is_err() {
-        // Whoever is still writing would see a broken connection and never the answer.
         body.discard().await;
     }
     order
@@ -68,7 +68,7 @@ async fn read_order(headers: &HeaderMap, body: &mut Body, signature: &Signature)
             body.fill(&mut json).await?;
             json
         }
-        None => body.to_end(JSON_BYTES_MAX).await?,
+        None => body.rest_of(JSON_BYTES_MAX).await?,
     };
     let request: InferRequest =
         serde_json::from_slice(&json).map_err(|error| bad(format!("the request is not as expected: {error}")))?;
@@ -248,7 +248,7 @@ impl Body {
         Ok(())
     }
 
-    async fn to_end(&mut self, bytes_max: usize) -> Result<Vec<u8>, Failure> {
+    async fn rest_of(&mut self, bytes_max: usize) -> Result<Vec<u8>, Failure> {
         let mut all = Vec::new();
         while let Some(piece) = self.next().await? {
             if all.len() + piece.len() > bytes_max {

@@ -3,7 +3,8 @@
 //! it, and LiteRT's compiled models then give no output at all (zeros, and no error). The file itself says the same shape
 //! as a constant with one -1, which RESHAPE takes as well.
 //!
-//! Owns that rewriting: a new front for the file, with a constant where the shape was computed; the old file follows untouched.
+//! Owns that rewriting: a new front for the file, with a constant where the shape was computed; the old file follows
+//! untouched.
 //! Flatbuffers only point forward, so everything new stands before everything old.
 
 use mesh_models::Signature;

@@ -7,6 +7,7 @@
 use std::{
     ffi::{CStr, c_char, c_int, c_void},
     path::Path,
+    ptr,
 };
 
 use libloading::Library;
@@ -151,7 +152,7 @@ api! {
 }
 
 /// What a status means, in the words of `litert_common.h`; the library exports no function that would say it.
-pub(super) fn status_text(status: Status) -> String {
+fn status_text(status: Status) -> String {
     let text = match status {
         1 => "invalid argument",
         2 => "out of memory",
@@ -178,4 +179,45 @@ pub(super) unsafe fn text(text: *const c_char) -> String {
     }
     // SAFETY: the caller's promise.
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+}
+
+/// An object of the library that is ours to destroy.
+pub(super) struct Owned {
+    pub(super) handle: Handle,
+    pub(super) destroy: unsafe extern "C" fn(Handle),
+}
+
+// SAFETY: the library ties its objects to no thread, and each is used by one thread at a time.
+unsafe impl Send for Owned {}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // SAFETY: created by the library and destroyed once, after everything that was made from it.
+        unsafe { (self.destroy)(self.handle) }
+    }
+}
+
+/// The object that a call writes.
+pub(super) fn get(call: impl FnOnce(*mut Handle) -> Status) -> Result<Handle, String> {
+    let mut handle = ptr::null_mut();
+    check(call(&raw mut handle))?;
+    if handle.is_null() {
+        return Err("it returned nothing".to_owned());
+    }
+    Ok(handle)
+}
+
+/// The number that a call writes.
+pub(super) fn count(of: Handle, call: unsafe extern "C" fn(Handle, *mut usize) -> Status) -> Result<usize, String> {
+    let mut number = 0;
+    // SAFETY: `of` is live and `number` is written.
+    check(unsafe { call(of, &raw mut number) }).map(|()| number)
+}
+
+/// Whether a call succeeded.
+pub(super) fn check(status: Status) -> Result<(), String> {
+    if status == 0 {
+        return Ok(());
+    }
+    Err(status_text(status))
 }

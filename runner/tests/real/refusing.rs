@@ -1,0 +1,69 @@
+//! Models that must not be served, and a machine that cannot serve any.
+
+use std::{fs, path::Path};
+
+use crate::support::{model, refusal};
+
+fn refusal_of(bytes: &[u8]) -> (Option<i32>, String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model");
+    fs::write(&file, bytes).unwrap();
+    refusal(&file, &[], &[])
+}
+
+#[test]
+fn an_unknown_operator_is_named() {
+    let (status, code, text) = refusal(&model("face_landmark_with_attention.tflite"), &[], &[]);
+    assert_eq!((status, code.as_str()), (Some(11), "MODEL_UNSUPPORTED"));
+    assert!(text.contains("Landmarks2TransformMatrix"), "{text}");
+
+    // The same for ONNX: one operator gets a name that nobody knows.
+    let mut bytes = fs::read(model("nmp.onnx")).unwrap();
+    let name = b"\x22\x07Sigmoid";
+    let at = bytes.windows(name.len()).position(|window| window == name).expect("the network ends in sigmoids");
+    bytes[at + 2..at + 9].copy_from_slice(b"Wonders");
+    let (status, code, text) = refusal_of(&bytes);
+    assert_eq!((status, code.as_str()), (Some(11), "MODEL_UNSUPPORTED"), "{text}");
+    assert!(text.contains("Wonders"), "{text}");
+}
+
+#[test]
+fn a_file_that_is_no_model_is_refused() {
+    for bytes in [&b""[..], b"hello", &[0; 1000], b"PK\x03\x04 not a model"] {
+        let (status, code, text) = refusal_of(bytes);
+        assert_eq!((status, code.as_str()), (Some(11), "MODEL_UNSUPPORTED"), "{text}");
+    }
+    let (status, code, _) = refusal(&model("magika.onnx"), &["--format", "tflite"], &[]);
+    assert_eq!((status, code.as_str()), (Some(10), "MODEL_INVALID"));
+    let (status, code, _) = refusal(Path::new("/nonexistent"), &[], &[]);
+    assert_eq!((status, code.as_str()), (Some(10), "MODEL_INVALID"));
+}
+
+#[test]
+fn a_cut_model_is_refused_wherever_it_is_cut() {
+    for name in ["okay_nabu.tflite", "nmp.onnx"] {
+        let bytes = fs::read(model(name)).unwrap();
+        for part in 1..8 {
+            let (status, code, text) = refusal_of(&bytes[..bytes.len() * part / 8]);
+            assert_eq!((status, code.as_str()), (Some(10), "MODEL_INVALID"), "{part}/8 of {name}: {text}");
+        }
+    }
+}
+
+#[test]
+fn without_its_library_the_runner_names_the_command_that_fetches_it() {
+    let (face, magika) = (model("face_detection_short_range.tflite"), model("magika.onnx"));
+    let empty = tempfile::tempdir().unwrap();
+    for (model, library) in [(&face, "libLiteRt.so"), (&magika, "libonnxruntime.so")] {
+        let nowhere = [("MESH_RUNTIME_DIR", empty.path()), ("XDG_DATA_HOME", empty.path())];
+        let (status, code, text) = refusal(model, &[], &nowhere);
+        assert_eq!((status, code.as_str()), (Some(13), "ENGINE_UNAVAILABLE"));
+        assert!(text.contains(library) && text.contains("docker/fetch-runtimes"), "{text}");
+
+        let wrong = tempfile::tempdir().unwrap();
+        fs::write(wrong.path().join(library), "no library").unwrap();
+        let (status, code, text) = refusal(model, &[], &[("MESH_RUNTIME_DIR", wrong.path())]);
+        assert_eq!((status, code.as_str()), (Some(13), "ENGINE_UNAVAILABLE"));
+        assert!(text.contains("docker/fetch-runtimes"), "{text}");
+    }
+}
