@@ -18,8 +18,29 @@ use crate::{
 use driver::{Cycle, Driver};
 use fleet::{Fleet, Pace};
 
-/// Submits on their way at the same time.
-const WINDOWS: [usize; 3] = [1, 64, 256];
+/// How many connections the client has, and how many submits are under way over them.
+#[derive(Clone, Copy)]
+struct Shape {
+    connections: usize,
+    window: usize,
+    limit: &'static str,
+}
+
+const fn shape(connections: usize, window: usize, limit: &'static str) -> Shape {
+    Shape { connections, window, limit }
+}
+
+/// One at a time; one busy client; many clients with one submit each, which is what a mesh looks like.
+const SHAPES: [Shape; 5] = [
+    shape(1, 1, "wake-ups: six threads hand over per cycle"),
+    shape(1, 64, ONE_THREAD),
+    shape(1, 256, ONE_THREAD),
+    shape(64, 64, SYSTEM_CALLS),
+    shape(256, 256, SYSTEM_CALLS),
+];
+const ONE_THREAD: &str = "the broker's one thread: decode, decide, encode; libzmq moves such messages in large batches";
+const SYSTEM_CALLS: &str = "a system call per message and connection in the I/O threads, then the broker's one thread";
+const WINDOW_MAX: usize = 256;
 
 /// How long and how often.
 #[derive(Clone, Copy)]
@@ -29,10 +50,10 @@ struct Plan {
     run_for: Duration,
 }
 
-const FULL: Plan = Plan { workers: &[10, 1000, 10_000], rounds: 5, run_for: Duration::from_millis(1500) };
+const FULL: Plan = Plan { workers: &[10, 1000, 10_000], rounds: 5, run_for: Duration::from_millis(1000) };
 const QUICK: Plan = Plan { workers: &[10, 100], rounds: 1, run_for: Duration::from_millis(200) };
 
-/// One window against one server.
+/// One shape against one server.
 #[derive(Clone, Copy)]
 struct Figures {
     per_s: f64,
@@ -40,45 +61,67 @@ struct Figures {
     p99_ms: f64,
     /// Processor time of the server for one cycle, heartbeats that came meanwhile included.
     server_us: f64,
+    /// Cycles without `Close` per second; only the echo has them.
+    bare_per_s: f64,
 }
 
 /// One server with one fleet.
 struct Round {
-    /// In the order of [`WINDOWS`].
-    windows: Vec<Figures>,
-    /// Without `Close`, at the widest window; the broker has none.
-    bare_per_s: Option<f64>,
+    /// In the order of [`SHAPES`].
+    shapes: Vec<Figures>,
     /// Share of one core that the heartbeats alone take, percent.
     heartbeats_percent: f64,
+}
+
+/// Rounds in turns against both servers.
+#[derive(Default)]
+struct Rounds {
+    broker: Vec<Round>,
+    echo: Vec<Round>,
 }
 
 pub(crate) fn run(quick: bool) -> Result<Report> {
     let plan = if quick { QUICK } else { FULL };
     let mut report = Report::new("broker", "Grants: the broker against a bare ROUTER/DEALER echo");
     let mut speed = Table::new(
-        "Cycles per second: Submit, Grant, Close, with so many submits under way",
-        &["workers", "under way", "grants/s", "echo/s", "ratio", "bare echo/s", "ratio to bare", "limited by"],
+        "Cycles per second: Submit, Grant, Close",
+        &[
+            "workers",
+            "connections",
+            "under way",
+            "grants/s",
+            "echo/s",
+            "ratio",
+            "bare echo/s",
+            "ratio to bare",
+            "limited by",
+        ],
     );
-    let mut latency =
-        Table::new("From Submit to Grant", &["workers", "under way", "p50 ms", "echo p50 ms", "p99 ms", "echo p99 ms"]);
-    let mut cost = Table::new(
-        "Processor time of the server",
-        &["workers", "µs per grant", "echo µs per cycle", "heartbeats alone, % of a core", "echo %"],
+    let mut latency = Table::new(
+        "From Submit to Grant, and the server's processor time for each",
+        &["workers", "connections", "under way", "p50 ms", "echo p50", "p99 ms", "echo p99", "server µs", "echo µs"],
+    );
+    let mut beats = Table::new(
+        "Heartbeats alone, once a second each",
+        &["workers", "broker % of a core", "echo % of a core", "limited by"],
     );
     for workers in plan.workers {
-        let (mut grants, mut echoes) = (Vec::new(), Vec::new());
+        let mut rounds = Rounds::default();
         for _ in 0..plan.rounds {
-            echoes.push(against_echo(*workers, plan)?);
-            grants.push(against_broker(*workers, plan)?);
+            rounds.echo.push(against_echo(*workers, plan)?);
+            rounds.broker.push(against_broker(*workers, plan)?);
         }
-        add_rows(&mut speed, &mut latency, &mut cost, *workers, &grants, &echoes);
+        rounds.add_rows(*workers, &mut speed, &mut latency);
+        let percent = |of: &[Round]| json!(median(of.iter().map(|round| round.heartbeats_percent)));
+        let limit = "a system call per heartbeat and one per answer";
+        beats.row(vec![json!(workers), percent(&rounds.broker), percent(&rounds.echo), json!(limit)]);
     }
     report.table(speed);
     report.table(latency);
-    report.table(cost);
+    report.table(beats);
     report.note(format!(
-        "Medians of {} rounds in turns, {} ms per window, a new server for each round. Every worker is a TCP connection of its own \
-         that beats once a second and reads its answers.",
+        "Medians of {} rounds in turns, {} ms each, a new server for each round. Every worker is a TCP connection of its own that \
+         beats once a second and reads its answers.",
         plan.rounds,
         plan.run_for.as_millis()
     ));
@@ -87,55 +130,29 @@ pub(crate) fn run(quick: bool) -> Result<Report> {
          sides having three messages, per message as well. `bare echo` leaves out the Close: one message each way.",
     );
     report.note(
-        "Client, fleet and server share the machine's cores, each with an I/O thread of libzmq beside it, so cycles per second are \
-         bounded by the processor time of all of them together; the last table shows the server's part alone.",
+        "Client, fleet and server share the machine's cores, each with an I/O thread of libzmq beside it. The client's messages are \
+         encoded beforehand, so that nearly all that is compared is the server.",
     );
     Ok(report)
 }
 
-fn add_rows(
-    speed: &mut Table,
-    latency: &mut Table,
-    cost: &mut Table,
-    workers: usize,
-    grants: &[Round],
-    echoes: &[Round],
-) {
-    let middle =
-        |of: &[Round], at: usize, field: fn(&Figures) -> f64| median(of.iter().map(|round| field(&round.windows[at])));
-    let bare = median(echoes.iter().filter_map(|round| round.bare_per_s));
-    for (at, window) in WINDOWS.into_iter().enumerate() {
-        let (granted, echoed) = (middle(grants, at, |f| f.per_s), middle(echoes, at, |f| f.per_s));
-        let widest = at + 1 == WINDOWS.len();
-        let limit =
-            if window == 1 { "wake-ups: six threads hand over per cycle" } else { "processor time of both sides" };
-        speed.row(vec![
-            json!(workers),
-            json!(window),
-            json!(granted.round()),
-            json!(echoed.round()),
-            json!(granted / echoed),
-            if widest { json!(bare.round()) } else { json!(null) },
-            if widest { json!(granted / bare) } else { json!(null) },
-            json!(limit),
-        ]);
-        latency.row(vec![
-            json!(workers),
-            json!(window),
-            json!(middle(grants, at, |f| f.p50_ms)),
-            json!(middle(echoes, at, |f| f.p50_ms)),
-            json!(middle(grants, at, |f| f.p99_ms)),
-            json!(middle(echoes, at, |f| f.p99_ms)),
-        ]);
+impl Rounds {
+    fn add_rows(&self, workers: usize, speed: &mut Table, latency: &mut Table) {
+        for (at, shape) in SHAPES.into_iter().enumerate() {
+            let middle =
+                |of: &[Round], field: fn(&Figures) -> f64| median(of.iter().map(|round| field(&round.shapes[at])));
+            let both =
+                |field: fn(&Figures) -> f64| [json!(middle(&self.broker, field)), json!(middle(&self.echo, field))];
+            let shown = [json!(workers), json!(shape.connections), json!(shape.window)];
+            let (granted, echoed) = (middle(&self.broker, |f| f.per_s), middle(&self.echo, |f| f.per_s));
+            let bare = middle(&self.echo, |f| f.bare_per_s);
+            let rates = [granted.round(), echoed.round(), granted / echoed, bare.round(), granted / bare];
+            let rates = rates.map(|value| json!(value));
+            speed.row([&shown[..], &rates[..], &[json!(shape.limit)]].concat());
+            let figures = [both(|f| f.p50_ms), both(|f| f.p99_ms), both(|f| f.server_us)].concat();
+            latency.row([&shown[..], &figures[..]].concat());
+        }
     }
-    let last = WINDOWS.len() - 1;
-    cost.row(vec![
-        json!(workers),
-        json!(middle(grants, last, |f| f.server_us)),
-        json!(middle(echoes, last, |f| f.server_us)),
-        json!(median(grants.iter().map(|round| round.heartbeats_percent))),
-        json!(median(echoes.iter().map(|round| round.heartbeats_percent))),
-    ]);
 }
 
 fn against_echo(workers: usize, plan: Plan) -> Result<Round> {
@@ -146,8 +163,10 @@ fn against_echo(workers: usize, plan: Plan) -> Result<Round> {
         echo.wait_for_line("its endpoint", PATIENCE, |line| Some(line.strip_prefix("listening on ")?.to_owned()));
     let _fleet = Fleet::start(&endpoint, workers, slots(workers), Pace::EverySecond)?;
     let mut round = measure(&endpoint, echo.pid(), plan)?;
-    let mut driver = Driver::connect(&endpoint)?;
-    round.bare_per_s = Some(driver.drive(Cycle::Bare, WINDOWS[WINDOWS.len() - 1], plan.run_for)?.per_s);
+    for (shape, figures) in SHAPES.into_iter().zip(&mut round.shapes) {
+        let mut driver = Driver::connect(&endpoint, shape.connections)?;
+        figures.bare_per_s = driver.drive(Cycle::Bare, shape.window, plan.run_for)?.per_s;
+    }
     Ok(round)
 }
 
@@ -163,28 +182,29 @@ fn against_broker(workers: usize, plan: Plan) -> Result<Round> {
 
 /// Enough that no submit of the widest window has to wait.
 fn slots(workers: usize) -> u16 {
-    (2 * WINDOWS[WINDOWS.len() - 1] / workers).max(2) as u16
+    (2 * WINDOW_MAX / workers).max(2) as u16
 }
 
 fn measure(endpoint: &str, server: u32, plan: Plan) -> Result<Round> {
     let (before, span) = (cpu_time(server), plan.run_for);
     std::thread::sleep(span);
     let heartbeats_percent = (cpu_time(server) - before).as_secs_f64() / span.as_secs_f64() * 100.0;
-    let mut driver = Driver::connect(endpoint)?;
-    driver.drive(Cycle::Whole, WINDOWS[1], plan.run_for.div_f64(4.0))?;
-    let mut windows = Vec::new();
-    for window in WINDOWS {
+    let mut shapes = Vec::new();
+    for shape in SHAPES {
+        let mut driver = Driver::connect(endpoint, shape.connections)?;
+        driver.drive(Cycle::Whole, shape.window, plan.run_for.div_f64(5.0))?;
         let before = cpu_time(server);
-        let mut answered = driver.drive(Cycle::Whole, window, plan.run_for)?;
+        let mut answered = driver.drive(Cycle::Whole, shape.window, plan.run_for)?;
         let used = cpu_time(server) - before;
-        windows.push(Figures {
+        shapes.push(Figures {
             per_s: answered.per_s,
             p50_ms: percentile_ms(&mut answered.times, 0.5),
             p99_ms: percentile_ms(&mut answered.times, 0.99),
             server_us: used.as_secs_f64() * 1e6 / answered.times.len() as f64,
+            bare_per_s: f64::NAN,
         });
     }
-    Ok(Round { windows, bare_per_s: None, heartbeats_percent })
+    Ok(Round { shapes, heartbeats_percent })
 }
 
 /// Load on a broker that runs already.
@@ -198,6 +218,9 @@ pub(crate) struct Load {
     /// Submits under way at the same time; 0: heartbeats only.
     #[arg(long, default_value_t = 64)]
     window: usize,
+    /// Connections they are spread over.
+    #[arg(long, default_value_t = 1)]
+    connections: usize,
     /// How long.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
@@ -213,7 +236,7 @@ pub(crate) fn load(load: &Load) -> Result<()> {
         std::thread::sleep(run_for);
         return Ok(());
     }
-    let answered = Driver::connect(&load.endpoint)?.drive(Cycle::Whole, load.window, run_for)?;
+    let answered = Driver::connect(&load.endpoint, load.connections)?.drive(Cycle::Whole, load.window, run_for)?;
     println!("{:.0} grants/s", answered.per_s);
     Ok(())
 }

@@ -34,7 +34,7 @@ pub(crate) struct Answered {
     pub(crate) times: Vec<Duration>,
 }
 
-/// One DEALER with its message templates.
+/// One DEALER, with any number of connections, and its message templates.
 pub(crate) struct Driver {
     socket: zmq::Socket,
     submit: Vec<u8>,
@@ -45,11 +45,17 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    pub(crate) fn connect(endpoint: &str) -> Result<Self> {
+    /// A client with so many connections; each submit takes the next of them.
+    pub(crate) fn connect(endpoint: &str, connections: usize) -> Result<Self> {
         let socket = zmq::Context::new().socket(zmq::DEALER)?;
         socket.set_linger(0)?;
         socket.set_rcvtimeo(PATIENCE.as_millis() as i32)?;
-        socket.connect(endpoint)?;
+        let (_, port) = endpoint.rsplit_once(':').context("an endpoint has a port")?;
+        for number in 0..connections {
+            // A DEALER connects to one address once; an own source makes each of them another one. All of 127/8 is ours.
+            let (high, low) = (number / 250, number % 250 + 1);
+            socket.connect(&format!("tcp://127.0.{high}.{low}:0;127.0.0.1:{port}"))?;
+        }
         let client = ClientId::from_bytes(*uuid::Uuid::now_v7().as_bytes());
         let (submit, close) = (example_submit(client), example_close(client));
         let driver = Self {
