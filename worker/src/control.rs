@@ -9,8 +9,8 @@ use mesh_core::{
     MonoTime,
     worker::{Action, Event, Worker},
 };
-use mesh_transport::{Dialer, Heard};
-use proto_msgs::{BrokerToWorker, DecodeError, Frame, WorkerToBroker};
+use mesh_transport::{DialError, Dialer, Heard, Limits};
+use proto_msgs::{BrokerToWorker, DecodeError, Frame, PublicKey, WorkerToBroker};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
@@ -33,10 +33,30 @@ const CLOSE_WAIT: Duration = Duration::from_secs(1);
 /// Events taken at once before anything else has its turn.
 const EVENTS_AT_ONCE: usize = 64;
 
+/// A broker that says nothing for this long is dialled anew: a connection that was refused once, because the key was not
+/// authorized yet, is not tried again by itself.
+const REDIAL_AFTER: Duration = Duration::from_secs(5);
+
+/// How the broker is reached.
+pub(crate) struct BrokerAddress {
+    pub(crate) transport: mesh_transport::Context,
+    pub(crate) endpoint: String,
+    pub(crate) key: Option<PublicKey>,
+}
+
+impl BrokerAddress {
+    fn dial(&self) -> Result<Dialer, DialError> {
+        self.transport.dial(&self.endpoint, self.key, Limits::CONTROL)
+    }
+}
+
 /// The loop and what it owns.
 pub(crate) struct Control {
     machine: Worker,
+    address: BrokerAddress,
     broker: Dialer,
+    /// When the broker last spoke, or was last dialled.
+    broker_heard: Instant,
     events: mpsc::Receiver<Event>,
     desk: mpsc::Sender<Action>,
     origin: Instant,
@@ -52,6 +72,8 @@ pub(crate) struct Control {
 pub(crate) enum ControlError {
     #[error("signals cannot be listened to: {0}")]
     Signals(#[from] std::io::Error),
+    #[error(transparent)]
+    Address(#[from] DialError),
     #[error("orders are no longer carried out: the worker hangs, start it again")]
     DeskStuck,
 }
@@ -60,14 +82,26 @@ impl Control {
     /// A loop that has done nothing yet. `ready` is the line for scripts.
     pub(crate) fn new(
         machine: Worker,
-        broker: Dialer,
+        address: BrokerAddress,
         events: mpsc::Receiver<Event>,
         desk: mpsc::Sender<Action>,
         ready: String,
     ) -> Result<Self, ControlError> {
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let (origin, ready) = (Instant::now(), Some(ready));
-        Ok(Self { machine, broker, events, desk, origin, ready, is_over: false, terminate, interrupt })
+        let (broker, origin) = (address.dial()?, Instant::now());
+        Ok(Self {
+            machine,
+            address,
+            broker,
+            broker_heard: origin,
+            events,
+            desk,
+            origin,
+            ready: Some(ready),
+            is_over: false,
+            terminate,
+            interrupt,
+        })
     }
 
     /// Runs until the machine says that all is done. `first` comes before everything else.
@@ -79,7 +113,10 @@ impl Control {
             let wait = deadline.map_or(Duration::MAX, |at| at.since(self.now()));
             tokio::select! {
                 biased;
-                () = sleep(wait), if deadline.is_some() => self.happened(Event::Deadline)?,
+                () = sleep(wait), if deadline.is_some() => {
+                    self.redial_silent_broker();
+                    self.happened(Event::Deadline)?;
+                }
                 heard = self.broker.recv() => self.heard(heard)?,
                 Some(event) = self.events.recv() => {
                     self.happened(event)?;
@@ -116,6 +153,18 @@ impl Control {
         self.happened(Event::DrainAsked)
     }
 
+    /// Heartbeats come round often enough to look at this with them.
+    fn redial_silent_broker(&mut self) {
+        if self.broker_heard.elapsed() < REDIAL_AFTER {
+            return;
+        }
+        self.broker_heard = Instant::now();
+        match self.address.dial() {
+            Ok(broker) => self.broker = broker,
+            Err(error) => error!("{error}"),
+        }
+    }
+
     fn heard(&mut self, heard: Heard) -> Result<(), ControlError> {
         match heard {
             Heard::Frame(frame) => self.said(&frame),
@@ -131,6 +180,7 @@ impl Control {
     }
 
     fn said(&mut self, frame: &Frame) -> Result<(), ControlError> {
+        self.broker_heard = Instant::now();
         match BrokerToWorker::from_frame(frame) {
             Ok(message) => {
                 if let (BrokerToWorker::HeartbeatAck(ack), Some(_)) = (&message, &self.ready)

@@ -8,6 +8,7 @@ mod gpu;
 use std::{
     fs,
     path::PathBuf,
+    sync::{Condvar, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -138,6 +139,28 @@ impl Probe {
     fn disk_free_bytes(&self) -> u64 {
         nix::sys::statvfs::statvfs(&self.state_dir)
             .map_or(0, |stat| u64::from(stat.blocks_available()).saturating_mul(stat.fragment_size()))
+    }
+}
+
+/// The way to have the next sample taken at once: when a model has arrived, the broker should know before the next task.
+#[derive(Debug, Default)]
+pub(crate) struct Look {
+    wanted: Mutex<bool>,
+    now: Condvar,
+}
+
+impl Look {
+    /// Ends the wait.
+    pub(crate) fn at_once(&self) {
+        *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.now.notify_one();
+    }
+
+    /// Waits until a sample is wanted, at most for `time`.
+    pub(crate) fn wait(&self, time: Duration) {
+        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.now.wait_timeout_while(wanted, time, |wanted| !*wanted);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
     }
 }
 

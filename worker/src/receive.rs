@@ -196,7 +196,9 @@ impl Receiving {
             self.files.remove(&MODEL_BLOB).ok_or_else(|| Failure::new(ErrorCode::BadChunk, "the model came twice"))?;
         let (store, digest) = (tools.store.clone(), self.order.manifest.model.digest);
         debug!(model = %digest.short(), bytes = file.size_bytes(), "model received");
-        blocking(move || store.adopt(file, digest).map_err(Failure::from)).await
+        let pin = blocking(move || store.adopt(file, digest).map_err(Failure::from)).await?;
+        tools.look.at_once();
+        Ok(pin)
     }
 
     fn payload(&mut self, blob: BlobIndex, content: Content) -> Payload {

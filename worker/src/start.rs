@@ -1,8 +1,10 @@
 //! Puts the worker together, runs it, and takes it apart again.
 
 use std::{
-    fs, thread,
-    time::{Duration, Instant},
+    fs,
+    sync::Arc,
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, anyhow};
@@ -21,7 +23,7 @@ use crate::{
     args::EngineChoice,
     blobs::BlobStore,
     config::{Config, QUOTA_DEFAULT_BYTES},
-    control::{Control, EVENTS_MAX, ORDERS_MAX},
+    control::{BrokerAddress, Control, ControlError, EVENTS_MAX, ORDERS_MAX},
     desk::Desk,
     engine::{Docker, DockerSettings, Engine, Process, find_runner},
     keep::Keep,
@@ -78,16 +80,22 @@ pub(crate) fn run(config: Config) -> Result<(), StartError> {
     let (pool, all_ended, store) = stores(&config, &state, &machine, engine)?;
     let link_speed = crate::tools::LinkSpeed::default();
     let run_limit = config.run_limit;
-    let tools = Tools { store, pool, keep, link_speed, transport: transport.clone(), machine: to_machine, run_limit };
-    let tools = std::sync::Arc::new(tools);
+    let (transport_of_tools, look) = (transport.clone(), crate::probe::Look::default());
+    let tools =
+        Tools { store, pool, keep, link_speed, look, transport: transport_of_tools, machine: to_machine, run_limit };
+    let tools = Arc::new(tools);
     start_probe(probe, tools.clone(), config.heartbeat)?;
     let desk = runtime.spawn(Desk::new(tools.clone(), orders, door, found).work());
 
     // One thread, and only this: nothing can come between a heartbeat and its time.
     let control = Builder::new_current_thread().enable_all().build().context("control loop")?;
     let ran = control.block_on(async {
-        let broker = transport.dial(&config.broker, config.broker_key, Limits::CONTROL).map_err(config_error)?;
-        let control = Control::new(Worker::new(machine_config), broker, events, to_desk, ready).map_err(failed)?;
+        let address = BrokerAddress { transport, endpoint: config.broker.clone(), key: config.broker_key };
+        let control = Control::new(Worker::new(machine_config), address, events, to_desk, ready);
+        let control = control.map_err(|error| match error {
+            ControlError::Address(error) => config_error(error),
+            other => failed(other),
+        })?;
         control.run(Event::Started { attempts: restored }).await.map_err(failed)
     });
     shut_down(runtime, desk, tools, all_ended);
@@ -213,10 +221,9 @@ fn stores(
 }
 
 /// Measures a little more often than heartbeats are sent, for as long as the machine listens.
-fn start_probe(mut probe: Probe, tools: std::sync::Arc<Tools>, heartbeat: Duration) -> Result<(), StartError> {
+fn start_probe(mut probe: Probe, tools: Arc<Tools>, heartbeat: Duration) -> Result<(), StartError> {
     let every = heartbeat.mul_f64(0.9);
     let measure = move || {
-        let mut next = Instant::now();
         loop {
             let sample = Sample {
                 load: probe.sample(),
@@ -227,8 +234,7 @@ fn start_probe(mut probe: Probe, tools: std::sync::Arc<Tools>, heartbeat: Durati
             if tools.machine.blocking_send(Event::Sampled(sample)).is_err() {
                 return;
             }
-            next += every;
-            thread::sleep(next.saturating_duration_since(Instant::now()));
+            tools.look.wait(every);
         }
     };
     thread::Builder::new().name("mesh-probe".to_owned()).spawn(measure).context("cannot start threads")?;
@@ -239,7 +245,7 @@ fn start_probe(mut probe: Probe, tools: std::sync::Arc<Tools>, heartbeat: Durati
 fn shut_down(
     runtime: Runtime,
     desk: tokio::task::JoinHandle<()>,
-    tools: std::sync::Arc<Tools>,
+    tools: Arc<Tools>,
     mut all_ended: AllEnded,
 ) {
     runtime.block_on(async {

@@ -8,7 +8,7 @@ use std::{
 use mesh_core::worker::Event;
 use tokio::sync::mpsc;
 
-use crate::{blobs::BlobStore, keep::Keep, pool::Pool};
+use crate::{blobs::BlobStore, keep::Keep, pool::Pool, probe::Look};
 
 /// Shared by the desk and its tasks.
 pub(crate) struct Tools {
@@ -16,6 +16,8 @@ pub(crate) struct Tools {
     pub(crate) pool: Pool,
     pub(crate) keep: Keep,
     pub(crate) link_speed: LinkSpeed,
+    /// Makes the probe look at once.
+    pub(crate) look: Look,
     pub(crate) transport: mesh_transport::Context,
     /// To the machine.
     pub(crate) machine: mpsc::Sender<Event>,
