@@ -84,7 +84,7 @@ impl Worker {
             Event::Reached { id, phase } => self.reached(id, phase),
             Event::RunEnded { id, outcome } => self.run_ended(now, id, outcome),
             Event::DialFailed { id, text } => self.dial_failed(now, id, text),
-            Event::Sampled(sample) => self.sample = sample,
+            Event::Sampled(sample) => self.sampled(now, sample),
             Event::DrainAsked => self.drain(now),
             Event::Deadline => {}
         }
@@ -140,6 +140,16 @@ impl Worker {
         self.register();
         self.say_heartbeat(now);
         self.run_ready(now);
+    }
+
+    /// A new model is told at once: the next task that needs it should not bring it again.
+    fn sampled(&mut self, now: MonoTime, sample: Sample) {
+        let is_new = |model| !self.sample.held.contains(model);
+        let has_news = self.seq > 0 && !self.exited && sample.held.iter().any(is_new);
+        self.sample = sample;
+        if has_news {
+            self.say_heartbeat(now);
+        }
     }
 
     fn register(&mut self) {
