@@ -1,5 +1,5 @@
-//! `mesh-runner conformance`: the ONNX project's own tests of single operators, through the engine that serves. Owns the
-//! count of what passes and that a crash costs one test: they run in child processes, a batch in each.
+//! `mesh-runner conformance`: the ONNX project's own tests of single operators, through the engine that serves. Owns
+//! the count of what passes and that a crash costs one test: they run in child processes, a batch in each.
 
 use std::{
     collections::VecDeque,

@@ -1,6 +1,6 @@
-//! PROGRAM: loads one model and serves it. Owns the runtimes (LiteRT, ONNX Runtime) and the Open Inference Protocol on a
-//! Unix socket. Never: more than one model, a network, a decision about tasks. A worker starts one runner for each model, in a container
-//! or as a process with limits: whatever a model does to its runtime, it does it here.
+//! PROGRAM: loads one model and serves it. Owns the runtimes (LiteRT, ONNX Runtime) and the Open Inference Protocol on
+//! a Unix socket. Never: more than one model, a network, a decision about tasks. A worker starts one runner for each
+//! model, in a container or as a process with limits: whatever a model does to its runtime, it does it here.
 //!
 //! ```text
 //!   socket -> serve -> routes -> request ---job---> model thread -> engine -> LiteRT | ONNX Runtime

@@ -1,5 +1,5 @@
-//! `.npy` files, so that the runner's answers can be compared with another runtime's. Owns version 1 and 2 headers of dense
-//! little-endian arrays of numbers; never strings, objects or Fortran order.
+//! `.npy` files, so that the runner's answers can be compared with another runtime's. Owns version 1 and 2 headers of
+//! dense little-endian arrays of numbers; never strings, objects or Fortran order.
 
 use anyhow::{Context, Result, bail, ensure};
 use proto_msgs::DType;

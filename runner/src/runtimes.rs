@@ -1,5 +1,5 @@
-//! Where the inference libraries are. Owns the list of folders that are searched, in this order, and the words for a library that is
-//! not there.
+//! Where the inference libraries are. Owns the list of folders that are searched, in this order, and the words for a
+//! library that is not there.
 
 use std::{
     env, fmt,

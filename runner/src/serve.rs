@@ -1,5 +1,5 @@
-//! `mesh-runner serve`: one model behind a Unix socket. Owns the socket's life and the process's: it is there as soon as
-//! the program runs, requests wait until the model is loaded, and it is gone when the program ends.
+//! `mesh-runner serve`: one model behind a Unix socket. Owns the socket's life and the process's: the socket is there
+//! as soon as the program runs, requests wait until the model is loaded, and it is gone when the program ends.
 
 use std::{
     fs, io,

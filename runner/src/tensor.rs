@@ -1,5 +1,5 @@
-//! A tensor on its way through the runner: element type, dimensions and bytes. Owns how many bytes a shape stands for and
-//! that bytes lie where a runtime can read them without a copy; knows no names.
+//! A tensor on its way through the runner: element type, dimensions and bytes. Owns how many bytes a shape stands for
+//! and that bytes lie where a runtime can read them without a copy; knows no names.
 
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},

@@ -119,7 +119,8 @@ fn model(api: &'static Api, environment: &Owned, bytes: &[u8]) -> Result<Owned, 
     Ok(Owned { handle, destroy: api.destroy_model })
 }
 
-/// The failure for a model that would not compile: with custom operators they are the reason, else what the library said.
+/// The failure for a model that would not compile: operators of its makers' own are the reason if there are any, else what
+/// library said.
 fn refused(api: &'static Api, model: &Owned, said: &str) -> Failure {
     let missing: Vec<_> = said.lines().filter_map(said::missing_operator).collect();
     let named = match custom_ops(api, model) {

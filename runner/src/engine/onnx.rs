@@ -1,5 +1,5 @@
-//! ONNX models in ONNX Runtime, through the `ort` crate. Owns the way of tensors in and out without a copy, and what the
-//! runtime's errors mean for the model.
+//! ONNX models in ONNX Runtime, through the `ort` crate. Owns the way of tensors in and out without a copy, and what
+//! the runtime's errors mean for the model.
 
 use std::{path::Path, ptr::NonNull, sync::OnceLock};
 
@@ -36,8 +36,8 @@ impl OnnxRuntime {
     /// Opens `library` and loads the model.
     ///
     /// # Errors
-    /// `ENGINE_UNAVAILABLE` if the library cannot be used, `MODEL_UNSUPPORTED` for operators and versions that it does not
-    /// know, `MODEL_INVALID` for everything else it refuses.
+    /// `ENGINE_UNAVAILABLE` if the library cannot be used, `MODEL_UNSUPPORTED` for operators and versions that it does
+    /// not know, `MODEL_INVALID` for everything else it refuses.
     pub(super) fn load(
         library: &Path,
         bytes: &[u8],
@@ -157,7 +157,7 @@ fn value(name: &str, input: &Tensor) -> Result<DynValue, Failure> {
     // SAFETY: the status was returned by the runtime just now.
     unsafe { ort::Error::result_from_status(status) }.map_err(|error| refused(error.to_string()))?;
     let value = NonNull::new(value).ok_or_else(|| refused("the runtime made no tensor of it".to_owned()))?;
-    // SAFETY: a value that the runtime made, ours from here on; its data is ours, so the allocator is never asked to free.
+    // SAFETY: a value that the runtime made, ours from here on. Its data is ours: the allocator is never asked to free.
     Ok(unsafe { DynValue::from_ptr(value, Some(&Allocator::default())) })
 }
 
@@ -213,8 +213,8 @@ impl AsRef<[u8]> for Output {
         let status = unsafe { (ort::api().GetTensorMutableData)(self.value.ptr().cast_mut(), &raw mut data) };
         // SAFETY: the status was returned by the runtime just now.
         unsafe { ort::Error::result_from_status(status) }.expect("a dense tensor has data");
-        // SAFETY: the runtime holds at least `len` bytes, `len` being what its type and shape say, and nobody writes them
-        // any more.
+        // SAFETY: the runtime holds at least `len` bytes, `len` being what its type and shape say, and nobody writes
+        // them any more.
         unsafe { std::slice::from_raw_parts(data.cast_const().cast(), self.len) }
     }
 }

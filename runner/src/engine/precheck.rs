@@ -1,5 +1,5 @@
-//! What is said of an ONNX file before a runtime sees it. Owns refusals that are cheap to find and that the runtime would
-//! answer with a file of this machine, its stack or its memory. Everything else is the runtime's to judge.
+//! What is said of an ONNX file before a runtime sees it. Owns refusals that are cheap to find and that the runtime
+//! would answer with a file of this machine, its stack or its memory. Everything else is the runtime's to judge.
 
 use proto_msgs::{ErrorCode, Failure};
 

@@ -20,7 +20,8 @@ use crate::{
     tensor::{self, AlignedBytes, Tensor, element_count},
 };
 
-/// Bytes of JSON in a request. It becomes some ten times as much while it is read; larger tensors travel as binary data.
+/// Bytes of JSON in a request. It becomes some ten times as much while it is read; larger tensors travel as binary
+/// data.
 const JSON_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// The header that says how long the JSON before the binary data is.

@@ -168,6 +168,18 @@ fn what_does_not_fit_is_refused_and_the_connection_goes_on() {
 }
 
 #[test]
+fn an_output_that_the_runtime_cannot_give_is_an_error_and_never_zeros() {
+    // One WHERE: the output has a row for each true element of the input.
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/real/where.tflite");
+    let runner = Runner::serve(&file, &[]);
+    let input = Input { name: "in", datatype: "BOOL", shape: &[8], data: vec![1, 0, 1, 1, 0, 0, 1, 0] };
+    let answer = runner.connect().infer(&[input], json!({}));
+    let (status, code, text) = answer.error();
+    assert_eq!((status, code), (500, "MODEL_UNSUPPORTED"));
+    assert!(text.contains("takes its shape during the run"), "{text}");
+}
+
+#[test]
 fn sigterm_ends_it_cleanly() {
     let mut runner = Runner::serve(&model("okay_nabu.tflite"), &[]);
     assert_eq!(runner.connect().get("/v2/models/model").status, 200);

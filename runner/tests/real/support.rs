@@ -136,7 +136,8 @@ impl Connection {
             .iter()
             .map(|input| {
                 let parameters = json!({ "binary_data_size": input.data.len() });
-                json!({ "name": input.name, "datatype": input.datatype, "shape": input.shape, "parameters": parameters })
+                let Input { name, datatype, shape, .. } = input;
+                json!({ "name": name, "datatype": datatype, "shape": shape, "parameters": parameters })
             })
             .collect();
         let mut request = json!({ "inputs": heads, "parameters": parameters });

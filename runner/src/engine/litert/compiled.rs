@@ -1,7 +1,7 @@
 //! A model compiled for the CPU. Owns its inputs and outputs as LiteRT has them: their order, shapes and buffers.
 //!
-//! LiteRT numbers inputs and outputs by the model's first signature, the rest of the runner by the graph; names join them.
-//! A model with open dimensions gets its buffers when the first inputs have come, and new ones when shapes change.
+//! LiteRT numbers inputs and outputs by the model's first signature, the rest of the runner by the graph; names join
+//! them. A model with open dimensions gets its buffers when the first inputs come, and new ones when shapes change.
 
 use std::{
     ffi::{CStr, CString, c_int, c_void},
@@ -14,6 +14,7 @@ use proto_msgs::{ErrorCode, Failure};
 
 use super::{
     super::LoadOptions,
+    said::Said,
     sys::{self, Api, Handle, Owned, Status, check, count, get},
 };
 use crate::tensor::{AlignedBytes, Tensor, element_count};
@@ -152,13 +153,18 @@ impl Compiled {
         self.outputs.iter().map(|port| port.read(self.api)).collect::<Result<_, _>>().map_err(failed)
     }
 
-    /// Runs and looks whether every output was written. An output whose shape is only known during the run has no place in
-    /// our buffers: the library then leaves them as they are and reports success.
+    /// Runs and looks whether every output was written. An output whose shape is only known during the run has no place
+    /// in our buffers: the library then refuses, or leaves them as they are and reports success.
     fn run_and_prove(&mut self, stateful: bool) -> Result<(), Failure> {
         let failed = |error| Failure::new(ErrorCode::RunFailed, format!("LiteRT failed: {error}"));
         for mark in [0xa5, 0x5a] {
             self.outputs.iter().try_for_each(|port| port.fill(self.api, mark)).map_err(failed)?;
-            self.run_once().map_err(failed)?;
+            let said = Said::listen();
+            self.run_once().map_err(|error| match said.or(error) {
+                said if said.contains("custom allocation for output") => no_output(None),
+                said => failed(said),
+            })?;
+            drop(said);
             let mut untouched = None;
             for port in &self.outputs {
                 let data = port.read(self.api).map_err(failed)?.data;
@@ -168,8 +174,7 @@ impl Compiled {
             }
             let Some((port, len)) = untouched else { break };
             if len >= MARK_BYTES_SURE || mark == 0x5a {
-                let text = format!("output '{}' takes its shape during the run: LiteRT cannot give it", port.spec.name);
-                return Err(Failure::new(ErrorCode::ModelUnsupported, text));
+                return Err(no_output(Some(port)));
             }
             if stateful {
                 // A second look would be a second step of the model.
@@ -188,6 +193,12 @@ impl Compiled {
         // SAFETY: as many buffers as the signature has inputs and outputs, each made for its place and still ours.
         check(unsafe { (self.api.run)(self.handle.handle, SIGNATURE, input_count, inputs, output_count, outputs) })
     }
+}
+
+fn no_output(port: Option<&Port>) -> Failure {
+    let output = port.map_or("an output".to_owned(), |port| format!("output '{}'", port.spec.name));
+    let text = format!("{output} takes its shape during the run: LiteRT cannot give it");
+    Failure::new(ErrorCode::ModelUnsupported, text)
 }
 
 /// So many marked bytes are no coincidence.

@@ -1,7 +1,7 @@
 //! Lets models with an open batch run. TensorFlow exports `Reshape` with an open dimension as
 //! `SHAPE -> STRIDED_SLICE -> PACK -> RESHAPE`: the shape is computed during the run, so the output has no place before
-//! it, and LiteRT's compiled models then give no output at all (zeros, and no error). The file itself says the same shape
-//! as a constant with one -1, which RESHAPE takes as well.
+//! it, and LiteRT's compiled models then give no output at all (zeros, and no error). The file itself says the same
+//! shape as a constant with one -1, which RESHAPE takes as well.
 //!
 //! Owns that rewriting: a new front for the file, with a constant where the shape was computed; the old file follows
 //! untouched.
@@ -16,8 +16,8 @@ const INT32: u8 = 2;
 /// Where the old file begins in the new one: weights in it must stay aligned.
 const ALIGNMENT_BYTES: usize = 64;
 
-/// The model with constant shapes, or `None` if it has no open dimension, nothing to change, or parts that this does not
-/// know.
+/// The model with constant shapes, or `None` if it has no open dimension, nothing to change, or parts that this does
+/// not know.
 pub(super) fn with_constant_shapes(file: &[u8], signature: &Signature) -> Option<Vec<u8>> {
     let shapes = signature.inputs.iter().filter_map(|input| input.shape.as_ref());
     if shapes.flatten().all(|dimension| *dimension >= 0) {

@@ -1,4 +1,4 @@
-//! What LiteRT says on stderr while it loads a model. Owns that its chatter is not seen and that the reason of a refusal is:
+//! What LiteRT says on stderr while it loads a model. Owns that its chatter is not seen and the reason of a refusal is:
 //! the library tells it nowhere else.
 
 use std::{

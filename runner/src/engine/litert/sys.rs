@@ -1,8 +1,8 @@
 //! The part of LiteRT's C API that the runner uses, opened at run time. Owns signatures and layouts as the headers of
 //! LiteRT 2.x declare them (`litert/c/*.h`); never decides anything.
 //!
-//! No crate does: the bindings that exist cannot resize an input or name a tensor, and a `.so` is not linked but opened,
-//! so that a worker without it can say so.
+//! No crate does: the bindings that exist cannot resize an input or name a tensor. The library is opened, not linked:
+//! a runner without it can say so.
 
 use std::{
     ffi::{CStr, c_char, c_int, c_void},
@@ -17,6 +17,9 @@ pub(super) type Status = c_int;
 
 /// An object of the library that is only ever passed back to it.
 pub(super) type Handle = *mut c_void;
+
+/// What the library calls to give back memory that it was given.
+pub(super) type Free = Option<unsafe extern "C" fn(*mut c_void)>;
 
 /// `LiteRtLayout`: rank in the low seven bits of the first word, then dimensions, then strides.
 #[derive(Clone, Copy, Default)]
@@ -133,7 +136,7 @@ api! {
     create_options = "LiteRtCreateOptions"(*mut Handle) -> Status;
     destroy_options = "LiteRtDestroyOptions"(Handle);
     set_accelerators = "LiteRtSetOptionsHardwareAccelerators"(Handle, c_int) -> Status;
-    create_opaque = "LiteRtCreateOpaqueOptions"(*const c_char, *mut c_void, Option<unsafe extern "C" fn(*mut c_void)>, *mut Handle) -> Status;
+    create_opaque = "LiteRtCreateOpaqueOptions"(*const c_char, *mut c_void, Free, *mut Handle) -> Status;
     add_opaque = "LiteRtAddOpaqueOptions"(Handle, Handle) -> Status;
 
     compile = "LiteRtCreateCompiledModel"(Handle, Handle, Handle, *mut Handle) -> Status;
@@ -144,7 +147,8 @@ api! {
     output_requirements = "LiteRtGetCompiledModelOutputBufferRequirements"(Handle, usize, usize, *mut Handle) -> Status;
     run = "LiteRtRunCompiledModel"(Handle, usize, usize, *mut Handle, usize, *mut Handle) -> Status;
 
-    create_buffer = "LiteRtCreateManagedTensorBufferFromRequirements"(Handle, *const TensorType, Handle, *mut Handle) -> Status;
+    create_buffer = "LiteRtCreateManagedTensorBufferFromRequirements"(
+        Handle, *const TensorType, Handle, *mut Handle) -> Status;
     destroy_buffer = "LiteRtDestroyTensorBuffer"(Handle);
     buffer_size = "LiteRtGetTensorBufferSize"(Handle, *mut usize) -> Status;
     lock = "LiteRtLockTensorBuffer"(Handle, *mut *mut c_void, c_int) -> Status;
