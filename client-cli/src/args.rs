@@ -35,6 +35,7 @@ pub(crate) struct Arguments {
 
 /// Flags of every command.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// Address of the broker
     #[arg(long, global = true, value_name = "ADDRESS", env = "MESH_BROKER", default_value = mesh_sdk::BROKER_DEFAULT, value_parser = parse_broker)]
@@ -64,7 +65,12 @@ pub(crate) struct Global {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run a model on inputs
+    /// Run a model on inputs and print what comes out
+    ///
+    /// An INPUT is a file: raw little-endian bytes of the model's input, .npy, .npz, .json, or a picture (.png, .jpg) for models
+    /// that take one. For a model of one input each file is an item and each item a task; folders and patterns
+    /// ('photos/*.jpg') mean their files. For a model of several inputs name each (name=path), give them in the model's order,
+    /// or give one .npz or .json file that holds all.
     Submit(Box<Submit>),
     /// List the workers
     Workers(Workers),
@@ -90,14 +96,7 @@ pub(crate) enum Command {
 
 /// Run a model on inputs.
 #[derive(Args, Debug)]
-#[command(
-    long_about = "Run a model on inputs and print what comes out.\n\n\
-        An INPUT is a file: raw little-endian bytes of the model's input, .npy, .npz, .json, or a picture (.png, .jpg) for \
-        models that take one. For a model of one input each file is an item and each item a task; folders and patterns \
-        ('photos/*.jpg') mean their files. For a model of several inputs name each (name=path), give them in the model's \
-        order, or give one .npz or .json file that holds all.",
-    after_help = concat_help(),
-)]
+#[command(after_help = submit_help())]
 pub(crate) struct Submit {
     /// The model: a .tflite or .onnx file
     pub(crate) model: PathBuf,
@@ -300,7 +299,7 @@ fn parse_broker(text: &str) -> Result<String, String> {
     }
 }
 
-fn concat_help() -> String {
+fn submit_help() -> String {
     format!(
         "Examples:\n  \
         mesh-client submit model.tflite input.bin\n  \

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use mesh_sdk::{News, Phase};
 
 use crate::units;
@@ -43,8 +43,8 @@ impl Progress {
             (false, _) => Shown::Nothing,
             (true, 0 | 1) => Shown::One(ProgressBar::new_spinner().with_style(style("{spinner} {msg} ({elapsed})"))),
             (true, items) => {
-                let bar = "{bar:30} {pos}/{len}  {per_sec}  {eta} left  {msg}";
-                Shown::Many(ProgressBar::new(items as u64).with_style(style(bar)))
+                let bar = style("{bar:30} {pos}/{len}  {rate}  {eta} left  {msg}").with_key("rate", write_rate);
+                Shown::Many(ProgressBar::new(items as u64).with_style(bar))
             }
         };
         if let Shown::One(bar) | Shown::Many(bar) = &shown {
@@ -127,6 +127,12 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Items per second, in as many digits as anybody reads.
+fn write_rate(state: &ProgressState, out: &mut dyn std::fmt::Write) {
+    // Only memory is written to.
+    let _ = write!(out, "{:.1}/s", state.per_sec());
 }
 
 #[cfg(test)]
