@@ -20,7 +20,7 @@ use super::{Answer, PATIENCE, Process, Proxy, Submission, npy::Array, process::b
 pub struct MeshOptions {
     /// The broker's store; `None`: embedded.
     pub redis_url: Option<String>,
-    /// All nodes have keys.
+    /// All nodes have keys: `broker.key`, `worker.key`, `client.key` in the mesh's folder.
     pub keys: bool,
     /// More arguments of the broker.
     pub broker_args: Vec<String>,
@@ -50,7 +50,7 @@ impl Mesh {
     pub fn with(options: MeshOptions) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         if options.keys {
-            write_keys(folder.path(), &["broker", "client"]);
+            write_keys(folder.path(), &["broker", "client", "worker"]);
         }
         let (broker, endpoint, admin) = start_broker(folder.path(), &options, "tcp://127.0.0.1:0", "127.0.0.1:0");
         Self { broker, endpoint, admin, options, folder }
@@ -106,8 +106,7 @@ impl Mesh {
             }
         }
         if self.options.keys {
-            write_keys(self.folder.path(), &[name]);
-            all.extend(self.key_args(name));
+            all.extend(self.key_args("worker"));
         }
         all.extend(arguments.iter().map(Into::into));
         Worker { process: start_worker(name, &all), name: name.to_owned(), arguments: all, state_dir }
@@ -237,21 +236,17 @@ fn start_worker(name: &str, arguments: &[OsString]) -> Process {
     Process::start(name, command)
 }
 
-/// Makes a key pair for each name and lets all that are not the broker's in.
+/// Makes a key pair for each name and lists all of them, as they must be before the broker starts.
 fn write_keys(folder: &Path, names: &[&str]) {
+    let mut list = String::new();
     for name in names {
         let file = folder.join(format!("{name}.key"));
-        if file.exists() {
-            continue;
-        }
-        let status =
-            Command::new(binary("mesh-client")).arg("keygen").arg(&file).output().expect("mesh-client is built");
-        assert!(status.status.success(), "keygen: {}", String::from_utf8_lossy(&status.stderr));
+        let made = Command::new(binary("mesh-client")).arg("keygen").arg(&file).output().expect("mesh-client is built");
+        assert!(made.status.success(), "keygen: {}", String::from_utf8_lossy(&made.stderr));
         let public = fs::read_to_string(folder.join(format!("{name}.key.pub"))).expect("keygen wrote it");
-        let mut list = fs::OpenOptions::new().create(true).append(true).open(folder.join("authorized_keys"));
-        let list = list.as_mut().expect("the folder is ours");
-        writeln!(list, "{} {name}", public.split_whitespace().next().expect("a key")).expect("the folder is ours");
+        list += &format!("{} {name}\n", public.trim());
     }
+    fs::write(folder.join("authorized_keys"), list).expect("the folder is ours");
 }
 
 /// A worker's process.

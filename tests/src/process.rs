@@ -6,7 +6,7 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Condvar, Mutex, MutexGuard},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -35,7 +35,7 @@ struct Log {
 
 impl Log {
     fn lines(&self) -> MutexGuard<'_, Vec<(Stream, String)>> {
-        self.lines.lock().expect("no thread panics while it holds the log")
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn follow(self: &Arc<Self>, stream: Stream, output: impl Read + Send + 'static) -> std::thread::JoinHandle<()> {

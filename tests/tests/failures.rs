@@ -99,7 +99,7 @@ fn a_model_that_crashes_its_runner() {
     wait_until("the model to run", PATIENCE, || door.worker_reached(Phase::Running));
 
     for runner in worker.process().children() {
-        kill(nix::unistd::Pid::from_raw(runner as i32), Signal::SIGSEGV).unwrap();
+        kill(nix::unistd::Pid::from_raw(runner as i32), Signal::SIGABRT).unwrap();
     }
 
     started.answer().failed_with(RUN_FAILED, "RUN_CRASHED");
@@ -120,7 +120,7 @@ fn a_model_that_takes_more_memory_than_it_may() {
 fn a_model_that_is_larger_than_the_quota() {
     let mesh = Mesh::start();
     let _worker = mesh.worker_with("w1", &["--quota", "4MiB"]);
-    Job::heavy(&mesh, 8, 51).start(&mesh, &[]).answer().failed_with(NO_PLACE, "QUOTA_EXCEEDED");
+    Job::heavy(&mesh, 8, 51).start(&mesh, &[]).answer().failed_with(NO_PLACE, "--quota");
     still_works(&mesh);
 }
 
@@ -167,7 +167,7 @@ fn a_disk_that_is_full() {
     let state = disk.0.join("worker").display().to_string();
     let worker = mesh.worker_with("w1", &["--state-dir", &state, "--quota", "1GiB"]);
 
-    Job::heavy(&mesh, 32, 58).start(&mesh, &[]).answer().failed_with(NO_PLACE, "DISK_FULL");
+    Job::heavy(&mesh, 32, 58).start(&mesh, &[]).answer().failed_with(NO_PLACE, "do not fit on the worker's disk");
 
     still_works(&mesh);
     drop(worker);

@@ -49,19 +49,23 @@ fn an_unknown_client_key_is_refused() {
 }
 
 #[test]
-fn an_unknown_worker_key_is_refused() {
+fn a_worker_with_an_unknown_key_is_refused_until_it_is_listed() {
     let mesh = mesh_with_keys();
-    let list = mesh.folder().join("authorized_keys");
-    let others = std::fs::read_to_string(&list).unwrap();
-    let mut stranger = mesh.unregistered_worker("stranger", &[]);
-    // Out of the list again before it can connect; the broker reads the list when it changes.
-    stranger.kill();
-    std::fs::write(&list, others).unwrap();
-    let mut stranger =
-        mesh.unregistered_worker("stranger", &["--key-file", mesh.folder().join("stranger.key").to_str().unwrap()]);
-
-    stranger.process().wait_for_line("that its key is refused", PATIENCE, |line| line.contains("key").then_some(()));
+    let file = mesh.folder().join("stranger.key");
+    let made = Command::new(binary("mesh-worker")).arg("keygen").arg(&file).status().unwrap();
+    assert!(made.success());
+    let mut stranger = mesh.unregistered_worker("stranger", &["--key-file", file.to_str().unwrap()]);
+    stranger.process().wait_for_line("that its key is refused", PATIENCE, |line| {
+        line.contains("key is not authorized").then_some(())
+    });
     assert_eq!(mesh.metric("workers"), Some(0.0));
+
+    let list = mesh.folder().join("authorized_keys");
+    let listed = std::fs::read_to_string(&list).unwrap();
+    let public = std::fs::read_to_string(mesh.folder().join("stranger.key.pub")).unwrap();
+    std::fs::write(&list, format!("{listed}{} stranger\n", public.trim())).unwrap();
+
+    stranger.wait_registered();
 }
 
 #[test]

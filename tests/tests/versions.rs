@@ -68,7 +68,7 @@ fn fake_broker(min: u16, max: u16) -> String {
             hello[9] = 0x7F;
             hello[10..12].copy_from_slice(&[3, 1]);
             hello[12..16].copy_from_slice(b"NULL");
-            hello.extend(b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x06ROUTER");
+            hello.extend(b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06ROUTER");
             let _ = stream.write_all(&hello);
             let mut refusal = Frame::unsupported().head.to_vec();
             refusal[12..14].copy_from_slice(&min.to_le_bytes());
