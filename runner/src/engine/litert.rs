@@ -119,8 +119,7 @@ fn model(api: &'static Api, environment: &Owned, bytes: &[u8]) -> Result<Owned, 
     Ok(Owned { handle, destroy: api.destroy_model })
 }
 
-/// The failure for a model that would not compile: operators of its makers' own are the reason if there are any, else what
-/// library said.
+/// The failure for a model that would not compile: the operators that the library does not know, else what it said.
 fn refused(api: &'static Api, model: &Owned, said: &str) -> Failure {
     let missing: Vec<_> = said.lines().filter_map(said::missing_operator).collect();
     let named = match custom_ops(api, model) {
