@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use proto_msgs::ModelFormat;
+use proto_msgs::{ModelFormat, limits};
 
 use crate::engine::LoadOptions;
 
@@ -52,13 +52,15 @@ pub(crate) struct Serve {
     pub(crate) die_with_parent: bool,
 }
 
-/// What a task may send in one piece; a worker that grants its runner less memory says so with `--body-limit`.
-const BODY_BYTES_MAX: u64 = 2 << 30;
+/// All inputs of a task in one request, and the JSON before them. What a runner can really hold is for its memory limit
+/// to say.
+const BODY_BYTES_MAX: u64 = limits::INPUT_BYTES_MAX + (16 << 20);
 
 const SERVE_HELP: &str = "\
-The socket is there at once; requests wait until the model is loaded. If it cannot be loaded, one line of JSON with
-`code` and `text` goes to stderr and the exit status is 10 (MODEL_INVALID), 11 (MODEL_UNSUPPORTED), 12 (MODEL_REJECTED)
-or 13 (ENGINE_UNAVAILABLE).
+The socket is there at once; requests wait until the model is loaded. If it cannot be
+loaded, one line of JSON with `code` and `text` goes to stderr and the exit status is
+10 (MODEL_INVALID), 11 (MODEL_UNSUPPORTED), 12 (MODEL_REJECTED) or
+13 (ENGINE_UNAVAILABLE).
 
 Example:
   mesh-runner serve --model face.tflite --socket /tmp/face.sock &
