@@ -89,12 +89,12 @@ fn infer_shape(meta: &TensorMeta, size_bytes: u64) -> Result<Vec<u64>, Failure> 
     let Some(element_bytes) = meta.dtype.size_bytes() else {
         return if open == 0 { Ok(known(&meta.shape, 0)) } else { Err(unclear("takes strings")) };
     };
-    let fixed = meta.shape.iter().filter_map(|dim| u64::try_from(*dim).ok());
-    let fixed_bytes = fixed.fold(Some(element_bytes as u64), |product: Option<u64>, dim| product?.checked_mul(dim));
+    let mut fixed = meta.shape.iter().filter_map(|dim| u64::try_from(*dim).ok());
+    let fixed_bytes = fixed.try_fold(element_bytes as u64, |product, dim| product.checked_mul(dim));
     let fixed_bytes = fixed_bytes.ok_or_else(got)?;
     match open {
         0 if fixed_bytes == size_bytes => Ok(known(&meta.shape, 0)),
-        1 if fixed_bytes > 0 && size_bytes > 0 && size_bytes % fixed_bytes == 0 => {
+        1 if fixed_bytes > 0 && size_bytes > 0 && size_bytes.is_multiple_of(fixed_bytes) => {
             Ok(known(&meta.shape, size_bytes / fixed_bytes))
         }
         _ => Err(got()),

@@ -14,6 +14,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::{Arc, RwLock},
 };
 
 use bytes::Bytes;
@@ -33,6 +34,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) struct Keep {
     root: PathBuf,
+    /// Held for writing while an attempt is removed: what is still being written then would stay for ever.
+    removing: Arc<RwLock<()>>,
 }
 
 /// A detached attempt found after a restart.
@@ -73,7 +76,7 @@ impl Keep {
                 }
             }
         }
-        Ok((Self { root }, found))
+        Ok((Self { root, removing: Arc::default() }, found))
     }
 
     /// Keeps an attempt whose inputs are all here. Once this returns it survives a power cut.
@@ -84,6 +87,7 @@ impl Keep {
         manifest: &Manifest,
         inputs: Vec<Payload>,
     ) -> io::Result<Vec<Payload>> {
+        let _not_removed_meanwhile = self.removing.read();
         let folder = self.folder(id);
         let new = folder.with_extension("new");
         fs::create_dir(&new)?;
@@ -117,6 +121,7 @@ impl Keep {
 
     /// Keeps how a saved attempt ended.
     pub(crate) fn finish(&self, id: AttemptId, outcome: Outcome, outputs: &[Output]) -> io::Result<()> {
+        let _not_removed_meanwhile = self.removing.read();
         let folder = self.folder(id);
         for (index, output) in outputs.iter().enumerate() {
             place(&output.payload, &folder.join(file_name("output", index)))?;
@@ -128,6 +133,7 @@ impl Keep {
 
     /// Forgets an attempt, kept or not.
     pub(crate) fn remove(&self, id: AttemptId) {
+        let _nothing_is_written = self.removing.write();
         let folder = self.folder(id);
         match fs::remove_dir_all(&folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

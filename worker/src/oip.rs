@@ -26,7 +26,7 @@ use crate::{
     blobs::BlobStore,
     engine::{SOCKET_NAME, SocketFolder, code_named},
     fit::{Fitted, TensorMeta},
-    payload::{MEMORY_BYTES_MAX, Payload},
+    payload::{MemoryBudget, Payload},
 };
 
 /// Name under which every runner serves its model.
@@ -189,9 +189,10 @@ impl Session {
         let answer: AnswerJson = parse(&reader.take(json_length as usize).await?)?;
         check_outputs(&answer.outputs, total - json_length)?;
         let mut outputs = Vec::with_capacity(answer.outputs.len());
+        let mut memory = MemoryBudget::default();
         for output in answer.outputs {
             let size_bytes = output.parameters.binary_data_size;
-            let (payload, digest) = if size_bytes <= MEMORY_BYTES_MAX {
+            let (payload, digest) = if memory.take(size_bytes) {
                 let bytes = reader.take(size_bytes as usize).await?;
                 let digest = Digest::of(&bytes);
                 (Payload::Memory(bytes), digest)

@@ -6,9 +6,30 @@ use bytes::Bytes;
 
 use crate::blobs::Spooled;
 
-/// Inputs and outputs up to this size stay in memory: a photo does, a film does not. One attempt holds a few of them, and
-/// there are only as many attempts as slots and finished results.
-pub(crate) const MEMORY_BYTES_MAX: u64 = 4 << 20;
+/// Inputs, or outputs, of one attempt stay in memory up to this size together: a photo does, a film does not. There are
+/// only as many attempts as slots and finished results.
+const MEMORY_BYTES_MAX: u64 = 4 << 20;
+
+/// What one attempt may still keep in memory.
+#[derive(Debug)]
+pub(crate) struct MemoryBudget {
+    left_bytes: u64,
+}
+
+impl Default for MemoryBudget {
+    fn default() -> Self {
+        Self { left_bytes: MEMORY_BYTES_MAX }
+    }
+}
+
+impl MemoryBudget {
+    /// Whether this much more may be kept in memory; if so, it is counted.
+    pub(crate) fn take(&mut self, size_bytes: u64) -> bool {
+        let left_bytes = self.left_bytes.checked_sub(size_bytes);
+        self.left_bytes = left_bytes.unwrap_or(self.left_bytes);
+        left_bytes.is_some()
+    }
+}
 
 /// Where the bytes are. Clones share them.
 #[derive(Clone, Debug)]

@@ -6,14 +6,14 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use mesh_core::worker::Event;
-use proto_msgs::{AttemptId, Demands, Digest, ErrorCode, Failure, InputDecl, ModelRef, Phase};
+use proto_msgs::{AttemptId, Demands, Digest, ErrorCode, Failure, InputDecl, ModelRef, Phase, limits::HELD_MAX};
 use tokio::{
     sync::mpsc,
     time::{sleep, timeout},
@@ -85,6 +85,8 @@ pub(crate) struct Pool {
     warm_max: usize,
     /// Longest unused first.
     idle: Mutex<Vec<Instance>>,
+    /// Models of all runners that are ready, once for each.
+    loaded: Arc<Mutex<Vec<Digest>>>,
     /// Cloned into every runner's folder.
     alive: Mutex<Option<mpsc::Sender<()>>>,
 }
@@ -107,6 +109,29 @@ struct Instance {
     runner: Runner,
     session: Session,
     inputs: Vec<TensorMeta>,
+    _loaded: Loaded,
+}
+
+/// An entry in the list of loaded models.
+struct Loaded {
+    list: Arc<Mutex<Vec<Digest>>>,
+    model: Digest,
+}
+
+impl Loaded {
+    fn new(list: &Arc<Mutex<Vec<Digest>>>, model: Digest) -> Self {
+        locked(list).push(model);
+        Self { list: list.clone(), model }
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        let mut list = locked(&self.list);
+        if let Some(index) = list.iter().position(|model| *model == self.model) {
+            list.swap_remove(index);
+        }
+    }
 }
 
 impl Pool {
@@ -120,14 +145,16 @@ impl Pool {
     ) -> (Self, AllEnded) {
         let (alive, all_ended) = mpsc::channel(1);
         let (idle, alive) = (Mutex::default(), Mutex::new(Some(alive)));
-        (Self { engine, store, folder, next_folder: AtomicU64::new(0), defaults, warm_max, idle, alive }, all_ended)
+        let (next_folder, loaded) = (AtomicU64::new(0), Arc::default());
+        (Self { engine, store, folder, next_folder, defaults, warm_max, idle, loaded, alive }, all_ended)
     }
 
-    /// Models that are loaded and idle.
+    /// Models that are loaded.
     pub(crate) fn warm(&self) -> Vec<Digest> {
-        let mut warm: Vec<Digest> = self.idle().iter().map(|instance| instance.key.model).collect();
+        let mut warm = locked(&self.loaded).clone();
         warm.sort_unstable();
         warm.dedup();
+        warm.truncate(HELD_MAX);
         warm
     }
 
@@ -143,7 +170,7 @@ impl Pool {
 
     /// Starts no more runners and ends the idle ones.
     pub(crate) async fn close(&self) {
-        self.alive.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        locked(&self.alive).take();
         self.end_idle().await;
     }
 
@@ -215,7 +242,7 @@ impl Pool {
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Instance>> {
-        self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        locked(&self.idle)
     }
 
     fn take_idle(&self, key: Key) -> Option<Instance> {
@@ -251,7 +278,7 @@ impl Pool {
     async fn load(&self, key: Key, job: &Job) -> Result<Instance, Failure> {
         self.make_room(job);
         let number = self.next_folder.fetch_add(1, Ordering::Relaxed);
-        let alive = self.alive.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let alive = locked(&self.alive).clone();
         let alive = alive.ok_or_else(|| Failure::new(ErrorCode::Draining, "the worker is shutting down"))?;
         let folder = Arc::new(SocketFolder::create(&self.folder, number, alive)?);
         let spec = RunnerSpec {
@@ -280,7 +307,8 @@ impl Pool {
             Err(AskError::Broken(_)) => return Err(runner.exited().await.while_loading()),
         };
         info!(model = %key.model.short(), ms = begun.elapsed().as_millis(), "model loaded");
-        Ok(Instance { key, runner, session, inputs })
+        let _loaded = Loaded::new(&self.loaded, key.model);
+        Ok(Instance { key, runner, session, inputs, _loaded })
     }
 }
 
@@ -308,6 +336,10 @@ async fn until_ready(folder: &SocketFolder) -> Result<(Session, Vec<TensorMeta>)
         sleep(wait).await;
         wait = (wait * 2).min(READY_LAST);
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn available_memory_bytes() -> Option<u64> {

@@ -138,7 +138,7 @@ impl Probe {
 
     fn disk_free_bytes(&self) -> u64 {
         nix::sys::statvfs::statvfs(&self.state_dir)
-            .map_or(0, |stat| u64::from(stat.blocks_available()).saturating_mul(stat.fragment_size()))
+            .map_or(0, |stat| stat.blocks_available().saturating_mul(stat.fragment_size()))
     }
 }
 

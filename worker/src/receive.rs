@@ -23,7 +23,7 @@ use tracing::{debug, warn};
 use crate::{
     blobs::{BlobError, BlobStore, Pin, Spooled},
     keep::Keep,
-    payload::{MEMORY_BYTES_MAX, Payload},
+    payload::{MemoryBudget, Payload},
     tools::Tools,
 };
 
@@ -61,7 +61,8 @@ impl Order {
 
     /// Prepares without touching the disk, if that is possible: the usual case of a held model and small inputs.
     pub(crate) fn prepare_quickly(&self, store: &BlobStore) -> Option<Prepared> {
-        let is_small = self.manifest.inputs.iter().all(|input| input.size_bytes <= MEMORY_BYTES_MAX);
+        let mut memory = MemoryBudget::default();
+        let is_small = self.manifest.inputs.iter().all(|input| memory.take(input.size_bytes));
         if !is_small || self.is_detached() {
             return None;
         }
@@ -98,9 +99,10 @@ impl Order {
             prepared.incoming.push(incoming.map_err(failed)?.sync());
             prepared.files.insert(MODEL_BLOB, file);
         }
+        let mut memory = MemoryBudget::default();
         for (input, blob) in self.manifest.inputs.iter().zip(1..) {
             let (size_bytes, digest) = (input.size_bytes, input.digest);
-            let incoming = if size_bytes <= MEMORY_BYTES_MAX {
+            let incoming = if memory.take(size_bytes) {
                 Incoming::to_memory(blob, size_bytes, digest)
             } else {
                 let file = store.spool(size_bytes)?;

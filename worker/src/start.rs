@@ -1,11 +1,6 @@
 //! Puts the worker together, runs it, and takes it apart again.
 
-use std::{
-    fs,
-    sync::Arc,
-    thread,
-    time::Duration,
-};
+use std::{fs, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, anyhow};
 use mesh_core::worker::{Config as MachineConfig, Event, Sample, Worker};
@@ -163,6 +158,7 @@ fn register(
     transport: &mesh_transport::Context,
     endpoints: Vec<String>,
 ) -> Register {
+    // Twice 122 bits from the system's random source.
     let mut ticket_key = [0; 32];
     ticket_key[..16].copy_from_slice(Uuid::new_v4().as_bytes());
     ticket_key[16..].copy_from_slice(Uuid::new_v4().as_bytes());
@@ -242,12 +238,7 @@ fn start_probe(mut probe: Probe, tools: Arc<Tools>, heartbeat: Duration) -> Resu
 }
 
 /// Ends what still runs: first the work, then the runners, then the threads.
-fn shut_down(
-    runtime: Runtime,
-    desk: tokio::task::JoinHandle<()>,
-    tools: Arc<Tools>,
-    mut all_ended: AllEnded,
-) {
+fn shut_down(runtime: Runtime, desk: tokio::task::JoinHandle<()>, tools: Arc<Tools>, mut all_ended: AllEnded) {
     runtime.block_on(async {
         // The orders' end ends the desk, and that the attempts and their tasks.
         if timeout(END_WAIT, desk).await.is_err() {

@@ -161,7 +161,7 @@ fn a_full_disk_is_told_from_a_full_quota() {
     let store = home.store(1 << 30);
     put(&store, &model(1, 2 * MIB)).expect("room");
     put(&store, &model(2, 2 * MIB)).expect("room beside");
-    let refused = store.spool(20 * MIB).map(|_| ()).expect_err("no such disk");
+    let refused = store.spool(23 * MIB).map(|_| ()).expect_err("no such disk");
     let held = store.held();
     drop(store);
     assert!(mount(&["umount"]));

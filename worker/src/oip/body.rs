@@ -167,7 +167,10 @@ impl BodyReader {
 
     /// The next piece that is not empty; nothing if nothing is wanted.
     async fn next_piece(&mut self, wanted: usize) -> Result<Bytes, AskError> {
-        while wanted > 0 {
+        if wanted == 0 {
+            return Ok(Bytes::new());
+        }
+        loop {
             match self.body.frame().await {
                 None => return Err(nonsense("an answer that ends too early").into()),
                 Some(frame) => match frame?.into_data() {
@@ -176,6 +179,5 @@ impl BodyReader {
                 },
             }
         }
-        Ok(Bytes::new())
     }
 }
