@@ -16,7 +16,7 @@ pub fn cached(path: &str) -> PathBuf {
     let root =
         std::env::var_os("MESH_TEST_CACHE").map_or_else(|| repository().join("target/test-cache"), PathBuf::from);
     let file = root.join(path);
-    assert!(file.is_file(), "{} is missing: run ./test, or runner/reference/fetch-models", file.display());
+    assert!(file.exists(), "{} is missing: run ./test, or runner/reference/fetch-models", file.display());
     file
 }
 

@@ -57,13 +57,19 @@ pub enum KeyError {
 }
 
 impl KeyPair {
-    /// New random keys.
+    /// New random keys. The public one begins with a letter or digit, so that it is no comment in a list (`#`) and no
+    /// flag on a command line (`-`).
     ///
     /// # Errors
     /// If libzmq has no CURVE.
     pub fn generate() -> Result<Self, KeyError> {
-        let pair = zmq::CurveKeyPair::new().map_err(|_| KeyError::NoCurve)?;
-        Ok(Self { public: PublicKey(pair.public_key), secret: pair.secret_key })
+        loop {
+            let pair = zmq::CurveKeyPair::new().map_err(|_| KeyError::NoCurve)?;
+            let public = PublicKey(pair.public_key);
+            if to_text(&public).starts_with(|first: char| first.is_ascii_alphanumeric()) {
+                return Ok(Self { public, secret: pair.secret_key });
+            }
+        }
     }
 
     /// Reads the secret key in `path`.
