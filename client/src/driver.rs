@@ -20,7 +20,8 @@ use mesh_transport::{
     blob::{Arrival, UploadError, Uploaded},
 };
 use proto_msgs::{
-    AnswerBody, AttemptId, BrokerToClient, ClientId, ClientToBroker, DecodeError, Frame, Outcome, Question, TaskId,
+    AnswerBody, AttemptId, BrokerToClient, ClientId, ClientToBroker, DecodeError, ErrorCode, Failure, Frame, Outcome,
+    Question, TaskId,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -213,6 +214,11 @@ impl Driver {
             Command::Submit { spec, payload, watcher } => {
                 self.live.insert(spec.task, Live::new(watcher, Some(payload)));
                 self.step(Event::Submit(spec));
+            }
+            Command::Fetch { task, watcher } if self.live.contains_key(&task) => {
+                let failure = Failure::new(ErrorCode::Conflict, "this program waits for the task already");
+                // Whoever asked may have left.
+                let _ = watcher.done.send(Err(TaskError::Failed(failure)));
             }
             Command::Fetch { task, watcher } => {
                 self.live.insert(task, Live::new(watcher, None));

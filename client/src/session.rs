@@ -10,7 +10,7 @@ use std::{
 
 use mesh_transport::{
     Outlet,
-    blob::{Arrival, Content, Feedback, Incoming, IncomingError, Intake, Outgoing, Role, UploadError, upload},
+    blob::{Arrival, Feedback, Incoming, IncomingError, Intake, Outgoing, Role, UploadError, upload},
 };
 use proto_msgs::{
     Accept, AttemptId, BlobIndex, Chunk, ClientToWorker, Credit, Digest, Grant, MODEL_BLOB, Open, OutputDecl,
@@ -90,7 +90,8 @@ struct Taking {
     serial: u64,
     intake: Intake,
     outputs: Vec<OutputDecl>,
-    contents: BTreeMap<BlobIndex, Content>,
+    /// Those that are whole; their files go with them.
+    whole: BTreeMap<BlobIndex, Output>,
     forward: AbortHandle,
 }
 
@@ -309,8 +310,8 @@ impl Session {
                 }
             }
         });
-        let (outputs, contents) = (result.outputs.clone(), BTreeMap::new());
-        self.intake = Some(Taking { serial, intake, outputs, contents, forward: forward.abort_handle() });
+        let (outputs, whole) = (result.outputs.clone(), BTreeMap::new());
+        self.intake = Some(Taking { serial, intake, outputs, whole, forward: forward.abort_handle() });
         Ok(Taken::More)
     }
 
@@ -332,16 +333,16 @@ impl Session {
                 Taken::Broken(error.to_string())
             }
             Arrival::Complete { blob, content } => {
-                taking.contents.insert(blob, content);
-                if taking.contents.len() < taking.outputs.len() {
+                if let Some(decl) = taking.outputs.get(usize::from(blob).wrapping_sub(1)) {
+                    taking.whole.insert(blob, Output::new(decl.clone(), content));
+                }
+                if taking.whole.len() < taking.outputs.len() {
                     return Taken::More;
                 }
-                let outputs = std::mem::take(&mut taking.outputs);
-                let contents = std::mem::take(&mut taking.contents);
-                self.intake = None;
                 // The map is in the order of the blobs, which is the order of the outputs.
-                let all = outputs.into_iter().zip(contents.into_values());
-                Taken::All(all.map(|(decl, content)| Output::new(decl, content)).collect())
+                let all = std::mem::take(&mut taking.whole).into_values().collect();
+                self.intake = None;
+                Taken::All(all)
             }
         }
     }
