@@ -230,6 +230,7 @@ impl Broker {
         let place = task.place();
         let at = Place { worker, epoch, direction: place.map_or(Direction::ClientDials, |at| at.direction) };
         let state = State::Placed { at, unnamed_until: None };
+        task.away_since = None;
         if task.attempt == id.attempt && task.state == state {
             return;
         }
@@ -292,12 +293,13 @@ impl Broker {
         let Some(worker) = self.workers.remove(id) else { return };
         self.actions.push(Action::Save(Change::DropWorker(id)));
         for attempt in worker.attempts() {
-            let Some(task) = self.tasks.get(attempt.task) else {
+            let Some(task) = self.tasks.get_mut(attempt.task) else {
                 continue;
             };
             if task.attempt != attempt.attempt || task.place().is_none_or(|at| at.worker != id) {
                 continue;
             }
+            task.away_since = Some(now);
             if task.spec.detached {
                 self.tasks.set_due(attempt.task, now + self.config.detached_patience);
             } else {
@@ -360,7 +362,7 @@ impl Broker {
         let waiting: Vec<_> = self.queue.iter().take(FILL_LOOK_MAX.max(free)).collect();
         for (key, task) in waiting {
             self.queue.remove(key);
-            if !self.place(now, task) {
+            if !self.place(now, task, Some(id)) {
                 self.queue.put_back(key, task);
             }
             if self.workers.get(id).is_none_or(|worker| !worker.has_free_slot()) {

@@ -100,9 +100,10 @@ impl Worker {
             return None;
         }
         let silence = self.config.client_silence;
+        let notices = self.config.rules.holds(Rule::NoticeGoneClients);
         let attempts = self.attempts.iter().filter_map(|attempt| match attempt.state {
             State::Dialling { until } => Some(until),
-            _ if attempt.needs_client() => Some(attempt.heard + silence),
+            _ if attempt.needs_client() && notices => Some(attempt.heard + silence),
             State::Finished { ended, taken: false, .. } => Some(ended + self.config.result_kept),
             _ => None,
         });
@@ -302,6 +303,11 @@ impl Worker {
         (attempt.heard, attempt.link, attempt.window_bytes) = (now, Some(link), open.window_bytes);
         let window_bytes = attempt.window_bytes;
         match &attempt.state {
+            State::Dialling { .. } if open.resume => {
+                // Of an earlier life of the attempt, which has ended; a late message had it dialled again.
+                self.refuse(link, id, ErrorCode::WorkerLost, "the worker no longer has this attempt");
+                self.give_up(now, id, Outcome::Cancelled);
+            }
             State::Dialling { .. } | State::Receiving => {
                 attempt.state = State::Receiving;
                 if let Some(manifest) = open.manifest {

@@ -141,7 +141,7 @@ impl Broker {
         match task.state {
             State::Queued(key) => {
                 self.queue.remove(key);
-                if !self.place(now, id) {
+                if !self.place(now, id, None) {
                     self.queue.put_back(key, id);
                     self.say_queued(id);
                 }
@@ -302,9 +302,9 @@ impl Broker {
     // Grants.
 
     /// Finds room for a task and tells its client; false if there is none. The task is in no queue meanwhile.
-    pub(super) fn place(&mut self, now: MonoTime, id: TaskId) -> bool {
+    pub(super) fn place(&mut self, now: MonoTime, id: TaskId, news: Option<WorkerId>) -> bool {
         let Some(task) = self.tasks.get(id) else { return true };
-        let Some((worker, direction)) = placement::choose(task, &self.workers) else {
+        let Some((worker, direction)) = placement::choose(task, &self.workers, news) else {
             return false;
         };
         let Some(chosen) = self.workers.get(worker) else {

@@ -62,6 +62,7 @@ impl Broker {
                 }
                 (None, None) => State::Queued(self.queue.push(task.spec.priority, id)),
             };
+            task.away_since = Some(now);
             task.due = self.due_of(&task);
             self.tasks.insert(now, task);
         }
@@ -69,12 +70,11 @@ impl Broker {
 
     /// When a task next wants to be looked at, whatever happens.
     pub(super) fn due_of(&self, task: &Task) -> MonoTime {
-        let silence = if task.spec.detached && matches!(task.state, State::Placed { .. }) {
-            self.config.detached_patience
+        let mut due = if task.spec.detached && matches!(task.state, State::Placed { .. }) {
+            task.away_since.unwrap_or(task.heard) + self.config.detached_patience
         } else {
-            self.config.client_silence
+            task.heard + self.config.client_silence
         };
-        let mut due = task.heard + silence;
         if let Some(deadline) = task.deadline {
             due = due.min(if task.place().is_some() { deadline + DEADLINE_GRACE } else { deadline });
         }
@@ -121,7 +121,7 @@ impl Broker {
         {
             let named = self.workers.get(at.worker).is_some_and(|worker| worker.has(task.attempt_id()));
             let text = "its worker has been away too long, and with it the inputs: submit it again";
-            let gone = !named && now >= task.heard + self.config.detached_patience;
+            let gone = !named && now >= task.away_since.unwrap_or(task.heard) + self.config.detached_patience;
             return gone.then(|| Outcome::failed(ErrorCode::WorkerLost, text));
         }
         let silent = now >= task.heard + self.config.client_silence && self.config.rules.holds(Rule::CloseAbandoned);

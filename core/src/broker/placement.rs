@@ -11,21 +11,29 @@ use super::{
 };
 
 /// Workers looked at for one task, with and without the model. The indexes give the best ones first, so a longer look
-/// only matters when nearly every worker is unfit; the task then waits for the next heartbeat.
+/// only matters when nearly every worker is unfit; the task then waits for the next heartbeat of one that fits.
 const LOOK_MAX: usize = 64;
 
-/// The choice for a task: a worker and who dials.
-pub(super) fn choose(task: &Task, workers: &Workers) -> Option<(WorkerId, Direction)> {
+/// The choice for a task: a worker and who dials. `news`: a worker of which something has just been heard; it is looked
+/// at however far behind it stands, so that a task that only this one fits is found in the end.
+pub(super) fn choose(task: &Task, workers: &Workers, news: Option<WorkerId>) -> Option<(WorkerId, Direction)> {
     let fits = |worker: &&Worker| worker.has_free_slot() && against_now(task, worker).is_empty();
-    let rank = |worker: &Worker| (task.avoid.contains(&worker.id()), worker.busy_permille(), worker.id());
+    let rank = |worker: &Worker| (is_doubtful(task, worker), worker.busy_permille(), worker.id());
     let holder = workers.holders(task.spec.model.digest).take(LOOK_MAX).filter(fits).min_by_key(|worker| rank(worker));
     // Least busy first, so the first that fits and has not failed the task is the best of them.
-    let mut free = workers.free().take(LOOK_MAX).filter(fits);
-    let worker = match holder.filter(|holder| !task.avoid.contains(&holder.id())) {
+    let news = news.and_then(|id| workers.get(id));
+    let mut free = workers.free().take(LOOK_MAX).chain(news).filter(fits);
+    let worker = match holder.filter(|holder| !is_doubtful(task, holder)) {
         Some(holder) => holder,
-        None => free.clone().find(|worker| !task.avoid.contains(&worker.id())).or(holder).or_else(|| free.next())?,
+        None => free.clone().find(|worker| !is_doubtful(task, worker)).or(holder).or_else(|| free.next())?,
     };
     Some((worker.id(), direction(task, worker)?))
+}
+
+/// Whether the worker has failed the task, or could not be reached for it in one direction.
+fn is_doubtful(task: &Task, worker: &Worker) -> bool {
+    let id = worker.id();
+    task.avoid.contains(&id) || task.unreachable.iter().any(|(unreachable, _)| *unreachable == id)
 }
 
 /// Who dials: the wish if there is one, else the client wherever the worker has a door that is not known to be shut.

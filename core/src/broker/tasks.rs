@@ -77,6 +77,8 @@ pub(super) struct Task {
     pub(super) history: Vec<String>,
     /// How the worker says that the current attempt of an attached task ended; the client has the last word.
     pub(super) finished: Option<Outcome>,
+    /// Since when the worker of a placed attempt has not been there to name it.
+    pub(super) away_since: Option<MonoTime>,
     /// The newest attempt that its client has named. A message that knows less is a late one.
     pub(super) named_by_client: Attempt,
     /// It ended because its client was silent.
@@ -105,6 +107,7 @@ impl Task {
             unreachable: Vec::new(),
             history: Vec::new(),
             finished: None,
+            away_since: None,
             named_by_client: Attempt(0),
             abandoned: false,
             stored: false,

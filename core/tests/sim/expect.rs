@@ -87,8 +87,15 @@ impl Expect<'_> {
         self.truth().open.is_empty()
     }
 
-    pub(crate) fn is_running(&self) -> bool {
-        self.mesh.is_running(self.task)
+    pub(crate) fn placements(&self) -> usize {
+        self.truth().placements.len()
+    }
+
+    /// Where the broker placed it last.
+    pub(crate) fn placed_at(&self) -> Node {
+        let (_, worker) = self.truth().placements.last().expect("the task was placed");
+        let number = self.mesh.workers.iter().position(|shell| shell.id == *worker);
+        Node::Worker(number.expect("grants name workers of the mesh"))
     }
 
     pub(crate) fn runs(&self) -> usize {

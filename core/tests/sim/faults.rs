@@ -10,6 +10,7 @@ use super::{
     mesh::{Mesh, Micros, Node, SECOND, micros, short, short_id},
     net::Net,
     story::tell,
+    worker_shell::Stage,
 };
 
 /// Something that a seed has planned.
@@ -17,6 +18,8 @@ use super::{
 pub(crate) enum Fault {
     Crash(Node),
     Restart(Node),
+    /// The machine is lost, with all that is on it.
+    Lose(usize),
     Freeze(Node, Micros),
     CutOff(Node),
     Rejoin(Node),
@@ -131,6 +134,11 @@ impl Mesh {
         match fault {
             Fault::Crash(node) => self.crash(node),
             Fault::Restart(node) => self.restart(node),
+            Fault::Lose(worker) => {
+                self.crash(Node::Worker(worker));
+                self.workers[worker].is_gone = true;
+                self.referee.a_worker_is_gone = true;
+            }
             Fault::Freeze(node, duration) => self.freeze(node, Duration::from_micros(duration)),
             Fault::CutOff(node) => self.cut_off(node),
             Fault::Rejoin(node) => self.rejoin(node),
@@ -176,7 +184,8 @@ impl Mesh {
         (tasks > 0).then(|| super::referee::task_id(which as usize % tasks))
     }
 
-    fn reconnect(&mut self, node: Node) {
+    /// The connection to the broker is made anew; what is on its way on the old one is lost.
+    pub(crate) fn reconnect(&mut self, node: Node) {
         tell!(self, "{node} connects to B anew");
         match node {
             Node::Broker => {}
@@ -237,9 +246,14 @@ impl Mesh {
 
     // Questions.
 
-    pub(super) fn is_running(&self, task: TaskId) -> bool {
-        let runs = |worker: &super::worker_shell::WorkerShell| worker.runs(task);
-        self.workers.iter().any(runs)
+    /// Whether some worker is running it.
+    pub(crate) fn is_running(&self, task: TaskId) -> bool {
+        self.workers.iter().any(|worker| worker.is_at(task, Stage::Running))
+    }
+
+    /// Whether model and inputs are on their way to some worker.
+    pub(crate) fn is_receiving(&self, task: TaskId) -> bool {
+        self.workers.iter().any(|worker| worker.is_at(task, Stage::Receiving))
     }
 
     /// What is left to be done before all is quiet; nothing if it is.
@@ -249,7 +263,7 @@ impl Mesh {
                 return Some(format!("C{process} waits for T{number} {:?}", truth.job));
             }
         }
-        for (number, worker) in self.workers.iter().enumerate() {
+        for (number, worker) in self.workers.iter().enumerate().filter(|(_, worker)| !worker.is_gone) {
             if let Some(id) = worker.files().first() {
                 return Some(format!("W{number} keeps {}", short_id(*id)));
             }
@@ -279,9 +293,6 @@ impl Mesh {
             match self.unsettled() {
                 None => return,
                 Some(what) if self.now >= end => {
-                    if std::env::var_os("DBG").is_some() {
-                        println!("DBG {:?}", self.broker.machine);
-                    }
                     return self.referee.fail("all comes to an end", format!("{}: {what}", self.now / SECOND));
                 }
                 Some(_) => self.run_for(Duration::from_secs(1)),

@@ -18,6 +18,10 @@ mod mesh;
 mod net;
 mod referee;
 mod rng;
+#[cfg(feature = "sabotage")]
+mod sabotage;
+mod scale;
 mod seeds;
+mod stories;
 mod story;
 mod worker_shell;

@@ -262,7 +262,7 @@ impl Mesh {
         }
     }
 
-    pub(super) fn break_links_of(&mut self, node: Node) {
+    pub(crate) fn break_links_of(&mut self, node: Node) {
         for number in 0..self.links.len() {
             let link = &self.links[number];
             if Node::Worker(link.worker) == node || Node::Client(link.client) == node {

@@ -82,6 +82,8 @@ pub(crate) struct Referee {
     pub(crate) tasks: Vec<Truth>,
     /// Something was done to the mesh that excuses retryable failures.
     pub(crate) is_harmed: bool,
+    /// A machine was lost for good, and the results it kept.
+    pub(crate) a_worker_is_gone: bool,
     /// From now on nothing excuses anything.
     pub(crate) is_calm: bool,
     broker_life: u32,
@@ -89,7 +91,7 @@ pub(crate) struct Referee {
     placed: BTreeMap<AttemptId, (u32, WorkerId)>,
     /// Of the broker's current life: the last attempt granted, held and lost by the client.
     granted: BTreeMap<TaskId, Attempt>,
-    held: BTreeMap<TaskId, Attempt>,
+    held: BTreeMap<TaskId, (Attempt, WorkerId)>,
     heard_of: BTreeSet<TaskId>,
     lost: BTreeMap<TaskId, Attempt>,
     received: BTreeMap<AttemptId, (usize, Epoch)>,
@@ -240,9 +242,10 @@ impl Referee {
             ErrorCode::DigestMismatch => behaviour == Behaviour::FileVanishes,
             ErrorCode::NoWorkerFits => excused || truth.job.direction.is_some(),
             // The broker promises the unfetched result of an acknowledged task for as long as its worker is there.
-            ErrorCode::NotFound | ErrorCode::ResultGone => {
+            ErrorCode::NotFound | ErrorCode::ResultGone if !self.a_worker_is_gone => {
                 follow.fetch && (!truth.durable || truth.was_fetched() || truth.was_given_up())
             }
+            ErrorCode::NotFound | ErrorCode::ResultGone => self.a_worker_is_gone,
             ErrorCode::ClientGone => excused,
             ErrorCode::RunCrashed if truth.job.detached && excused => true,
             ErrorCode::RunCrashed if behaviour == Behaviour::KillsWorker => true,
@@ -292,7 +295,7 @@ impl Referee {
         match &submit.standing {
             Standing::Asking => {}
             Standing::Holding { attempt, worker } if *attempt > lost && *attempt >= granted => {
-                self.held.insert(submit.task, *attempt);
+                self.held.insert(submit.task, (*attempt, *worker));
                 for (_, promises) in self.promises.iter_mut().filter(|(id, _)| *id != worker) {
                     promises.attempts.retain(|id, _| id.task != submit.task);
                 }
@@ -300,7 +303,7 @@ impl Referee {
             Standing::Holding { .. } => {}
             Standing::Lost { attempt, .. } => {
                 self.lost.insert(submit.task, lost.max(*attempt));
-                if self.held.get(&submit.task).is_some_and(|held| held <= attempt) {
+                if self.held.get(&submit.task).is_some_and(|(held, _)| held <= attempt) {
                     self.held.remove(&submit.task);
                 }
                 self.released(submit.task);
@@ -411,8 +414,9 @@ impl Referee {
             return self.fail("an attempt has one place", detail);
         }
         if old.is_none_or(|old| old.0 != life) {
-            if let Some(held) = self.held.get(&id.task).filter(|held| **held < id.attempt) {
-                let detail = format!("{} is granted while the client holds attempt {held}", short_id(id));
+            let is_other = |held: &&(Attempt, WorkerId)| **held < (id.attempt, worker) || **held > (id.attempt, worker);
+            if let Some((held, at)) = self.held.get(&id.task).filter(is_other) {
+                let detail = format!("{} is granted while the client holds attempt {held} at {at}", short_id(id));
                 return self.fail("a client that holds an attempt is believed", detail);
             }
             self.task_mut(id.task).placements.push((id.attempt, worker));

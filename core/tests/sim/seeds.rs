@@ -129,7 +129,7 @@ impl Stage {
             }
             mesh.at(at, Happening::Fault(Fault::Submit(client, job)));
         }
-        let kinds: Vec<u64> = (0..13).filter(|_| plan.permille(350)).collect();
+        let kinds: Vec<u64> = (0..14).filter(|_| plan.permille(350)).collect();
         if kinds.is_empty() {
             return;
         }
@@ -159,7 +159,8 @@ impl Stage {
             8 => (Fault::StoreAway(true), Some(Fault::StoreAway(false))),
             9 => (Fault::Cancel(which), Some(Fault::CancelElsewhere(which >> 8))),
             10 => (Fault::Drain(worker_no), Some(Fault::Restart(worker))),
-            11 => (Fault::Part(worker_no, client_no), Some(Fault::ForgetModels(worker_no))),
+            11 => (Fault::Lose(worker_no), None),
+            12 => (Fault::Part(worker_no, client_no), Some(Fault::ForgetModels(worker_no))),
             _ => (
                 Fault::Pry { client: client_no, which, how: which >> 16 },
                 Some(Fault::Reconnect(plan.pick(&[worker, client]))),

@@ -123,8 +123,8 @@ impl WorkerShell {
         self.sessions.values().filter(|session| session.stage != Stage::Over).count()
     }
 
-    pub(super) fn runs(&self, task: TaskId) -> bool {
-        self.sessions.iter().any(|(id, session)| id.task == task && session.stage == Stage::Running)
+    pub(super) fn is_at(&self, task: TaskId, stage: Stage) -> bool {
+        self.sessions.iter().any(|(id, session)| id.task == task && session.stage == stage)
     }
 
     /// Attempts of which anything is left on the disk.

@@ -1,0 +1,133 @@
+//! Many workers: the broker still finds the right one, and what it does for one grant does not grow with their number.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use mesh_core::{
+    MonoTime,
+    broker::{Action, Broker, Config, Event},
+};
+use proto_msgs::{
+    Arch, AttemptId, AttemptReport, AttemptState, BrokerToClient, ClientId, ClientToBroker, Demands, EngineKind, Epoch,
+    Heartbeat, JobId, Load, ModelFormat, PeerId, Register, Standing, Submit, TaskId, TicketKey, WorkerId,
+    WorkerToBroker,
+};
+
+use super::job::Job;
+
+fn bytes(number: u32) -> [u8; 16] {
+    let mut bytes = [3; 16];
+    bytes[..4].copy_from_slice(&number.to_be_bytes());
+    bytes
+}
+
+fn peer(kind: u8, number: u32) -> PeerId {
+    let [a, b, c, d] = number.to_be_bytes();
+    PeerId::from_slice(&[kind, a, b, c, d]).expect("five bytes are a name")
+}
+
+fn registered(number: u32) -> Event {
+    let register = Register {
+        worker: WorkerId::from_bytes(bytes(number)),
+        epoch: Epoch(1),
+        name: format!("w{number}"),
+        version: String::new(),
+        os: String::new(),
+        // Every second worker is of the wrong kind.
+        arch: if number % 2 == 0 { Arch::Amd64 } else { Arch::Arm64 },
+        cores: 4,
+        memory_bytes: 4 << 30,
+        engine: EngineKind::Process,
+        formats: vec![ModelFormat::TfLite],
+        endpoints: vec!["tcp://w:1".to_owned()],
+        key: None,
+        ticket_key: TicketKey([1; 32]),
+        slots: 1,
+        labels: Vec::new(),
+        gpus: Vec::new(),
+        heartbeat_ms: 1000,
+    };
+    Event::WorkerSaid { peer: peer(1, number), key: None, message: WorkerToBroker::Register(register) }
+}
+
+fn heartbeat(number: u32, seq: u64, held: &[AttemptId]) -> Event {
+    let running = |id: &AttemptId| AttemptReport { id: *id, state: AttemptState::Running, detached: false };
+    let heartbeat = Heartbeat {
+        worker: WorkerId::from_bytes(bytes(number)),
+        epoch: Epoch(1),
+        seq,
+        draining: false,
+        load: Load::default(),
+        attempts: held.iter().map(running).collect(),
+        held: Vec::new(),
+        warm: Vec::new(),
+        link_bytes_per_s: 0,
+    };
+    Event::WorkerSaid { peer: peer(1, number), key: None, message: WorkerToBroker::Heartbeat(heartbeat) }
+}
+
+fn submit(number: u32) -> Event {
+    let spec = Job::runs(Duration::from_secs(1)).spec(TaskId::from_bytes(bytes(number)));
+    let submit = Submit {
+        task: spec.task,
+        client: ClientId::from_bytes(bytes(number)),
+        job: JobId::from_bytes([0; 16]),
+        model_name: spec.model_name,
+        model: spec.model,
+        input_bytes: spec.input_bytes,
+        priority: spec.priority,
+        deadline_ms: None,
+        demands: Demands { arch: Some(Arch::Amd64), ..Demands::default() },
+        detached: false,
+        key: None,
+        endpoints: Vec::new(),
+        direction: None,
+        standing: Standing::Asking,
+    };
+    Event::ClientSaid { peer: peer(2, number), key: None, message: ClientToBroker::Submit(submit) }
+}
+
+fn grants_in(actions: &[Action]) -> Vec<(AttemptId, WorkerId)> {
+    let grant = |action: &Action| match action {
+        Action::TellClient { message: BrokerToClient::Grant(grant), .. } => Some((grant.id, grant.worker)),
+        _ => None,
+    };
+    actions.iter().filter_map(grant).collect()
+}
+
+#[test]
+fn ten_thousand_workers_are_filled_one_by_one_and_the_next_task_waits_for_the_first_free_one() {
+    for workers in [1_000_u32, 10_000] {
+        let mut broker = Broker::new(Config::default());
+        let now = MonoTime::from_micros(1_000_000);
+        for number in 0..workers {
+            let _ = broker.handle(now, registered(number));
+            let _ = broker.handle(now, heartbeat(number, 1, &[]));
+        }
+        assert_eq!(broker.stats().workers, workers);
+        let right_kind = workers / 2;
+        let mut grants = Vec::new();
+        for number in 0..right_kind {
+            let actions = broker.handle(now, submit(number));
+            // Its client hears one message, the store of one task at most: nothing is said to anybody else.
+            assert!(actions.len() <= 2, "{} orders for one task", actions.len());
+            grants.extend(grants_in(&actions));
+        }
+        assert!(grants.len() >= 16, "those next to hand are given at once");
+        // The others had to look past too many workers of the wrong kind; one heartbeat of each settles it.
+        for number in 0..workers {
+            grants.extend(grants_in(&broker.handle(now, heartbeat(number, 2, &[]))));
+        }
+        let taken: BTreeSet<WorkerId> = grants.iter().map(|(_, worker)| *worker).collect();
+        assert_eq!((grants.len(), taken.len()), (right_kind as usize, right_kind as usize));
+        assert_eq!(broker.stats().slots_used, right_kind);
+        assert!(grants_in(&broker.handle(now, submit(right_kind))).is_empty());
+        assert_eq!(broker.stats().queued, 1);
+        // One worker reports that it has its task, then that it has it no more.
+        let (id, worker) = grants[0];
+        let number = (0..workers).find(|number| WorkerId::from_bytes(bytes(*number)) == worker);
+        let number = number.expect("grants name workers that registered");
+        let _ = broker.handle(now, heartbeat(number, 3, &[id]));
+        let next = grants_in(&broker.handle(now, heartbeat(number, 4, &[])));
+        assert_eq!(next.first().map(|(_, worker)| *worker), Some(worker), "the waiting task goes where there is room");
+    }
+}
