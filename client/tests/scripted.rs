@@ -1,6 +1,8 @@
 //! The SDK against a broker and a worker that follow a script: what is sent when, and what is not. (The real ones are in
 //! the workspace's `tests/`.)
 
+#![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
