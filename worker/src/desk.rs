@@ -22,6 +22,7 @@ use proto_msgs::{
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, spawn_blocking},
+    time::timeout,
 };
 use tracing::{debug, error, warn};
 
@@ -40,6 +41,9 @@ const NOTES_MAX: usize = 256;
 
 /// A client that was named by the broker answers within this time or cannot be reached.
 const DIAL_WAIT: Duration = Duration::from_secs(5);
+
+/// Clients get this long to take what is queued for them when the worker leaves.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
 /// Frames taken from the door before anything else has its turn.
 const FRAMES_AT_ONCE: usize = 32;
@@ -106,7 +110,7 @@ impl Desk {
             tokio::select! {
                 order = self.orders.recv() => match order {
                     Some(order) => self.carry_out(order).await,
-                    None => return self.leave(),
+                    None => return self.leave().await,
                 },
                 Some(note) = self.notes.recv() => self.noted(note).await,
                 received = next_frame(&mut self.inbox) => self.received(received).await,
@@ -114,14 +118,15 @@ impl Desk {
         }
     }
 
-    /// Detached runs that end because the worker leaves do not count against their models.
-    fn leave(self) {
+    /// Says the last words. Detached runs that end because the worker leaves do not count against their models.
+    async fn leave(self) {
         let is_cut_short = |attempt: &&Attempt| attempt.is_detached() && matches!(attempt.stage, Stage::Running);
         for attempt in self.attempts.values().filter(is_cut_short) {
             if let Err(error) = self.tools.keep.give_up_run(attempt.order.id) {
                 warn!(%error, "a run that is cut short cannot be noted");
             }
         }
+        let _a_slow_client_loses_the_rest = timeout(CLOSE_WAIT, self.links.close()).await;
     }
 
     fn number(&mut self) -> u64 {

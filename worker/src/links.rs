@@ -158,6 +158,16 @@ impl Links {
         }
     }
 
+    /// Gives what is queued for clients a moment to leave, then closes everything.
+    pub(crate) async fn close(self) {
+        for link in self.links.values().filter(|link| matches!(link.from, From::Dialled { .. })) {
+            link.outlet.close().await;
+        }
+        if let Some(door) = &self.door {
+            door.close().await;
+        }
+    }
+
     fn add(&mut self, link: Link) -> LinkId {
         if self.links.len() >= LINKS_MAX {
             let old = |link: &Link| matches!(link.from, From::Door(_)) && link.heard.elapsed() > FORGET_AFTER;

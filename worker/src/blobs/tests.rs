@@ -144,6 +144,25 @@ fn a_file_that_is_given_up_leaves_nothing() {
     store.spool(MIB).expect("its room is free again");
 }
 
+/// A disk of 24 MiB; gone when dropped.
+struct SmallDisk<'a>(&'a Path);
+
+impl<'a> SmallDisk<'a> {
+    fn mount(path: &'a Path) -> Option<Self> {
+        run("mount", &["-t", "tmpfs", "-o", "size=24m", "tmpfs"], path).then_some(Self(path))
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        run("umount", &[], self.0);
+    }
+}
+
+fn run(program: &str, args: &[&str], path: &Path) -> bool {
+    std::process::Command::new(program).args(args).arg(path).status().is_ok_and(|status| status.success())
+}
+
 /// Needs the right to mount; elsewhere there is nothing to see.
 #[test]
 fn a_full_disk_is_told_from_a_full_quota() {
@@ -151,20 +170,13 @@ fn a_full_disk_is_told_from_a_full_quota() {
         return;
     }
     let home = Home::new();
-    let mount = |args: &[&str]| {
-        let status = std::process::Command::new(args[0]).args(&args[1..]).arg(home.dir.path()).status();
-        status.is_ok_and(|status| status.success())
-    };
-    if !mount(&["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs"]) {
-        return;
-    }
+    let Some(_disk) = SmallDisk::mount(home.dir.path()) else { return };
     let store = home.store(1 << 30);
     put(&store, &model(1, 2 * MIB)).expect("room");
     put(&store, &model(2, 2 * MIB)).expect("room beside");
     let refused = store.spool(23 * MIB).map(|_| ()).expect_err("no such disk");
     let held = store.held();
     drop(store);
-    assert!(mount(&["umount"]));
     assert_eq!(Failure::from(refused).code, ErrorCode::DiskFull);
     assert_eq!(held.len(), 2, "what cannot fit throws nothing out");
 }
