@@ -12,6 +12,15 @@ use crate::{
     units,
 };
 
+const EXAMPLES: &str = "\
+Examples:
+  mesh-client submit model.tflite input.bin
+  mesh-client submit --output results detector.onnx photos/
+  mesh-client submit --detach model.onnx x=x.npy y=y.npy
+  mesh-client workers
+
+`mesh-client help COMMAND` says more about each; --help lists the exit codes.";
+
 /// Submit tasks to the mesh and see what became of them.
 #[derive(Debug, Parser)]
 #[command(
@@ -19,12 +28,8 @@ use crate::{
     version,
     subcommand_required = true,
     arg_required_else_help = true,
-    after_help = "Examples:\n  \
-        mesh-client submit model.tflite input.bin\n  \
-        mesh-client submit --output results detector.onnx photos/\n  \
-        mesh-client submit --detach model.onnx x=x.npy y=y.npy\n  \
-        mesh-client workers\n\n\
-        `mesh-client help COMMAND` says more about each, exit codes under `help submit`."
+    after_help = EXAMPLES,
+    after_long_help = top_help(),
 )]
 pub(crate) struct Arguments {
     #[command(flatten)]
@@ -297,6 +302,10 @@ fn parse_broker(text: &str) -> Result<String, String> {
         Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => Ok(with_scheme),
         _ => Err("write it as tcp://HOST:PORT".to_owned()),
     }
+}
+
+fn top_help() -> String {
+    format!("{EXAMPLES}\n\n{}", exit::HELP)
 }
 
 fn submit_help() -> String {
