@@ -107,6 +107,18 @@ fn a_model_that_crashes_its_runner() {
 }
 
 #[test]
+fn a_model_that_crashes_its_runner_while_it_is_loaded() {
+    use std::os::unix::fs::PermissionsExt;
+    let mesh = Mesh::start();
+    // No file is known that brings the real runtimes down, so a runner stands in that falls by itself.
+    let runner = mesh.file("falling-runner", b"#!/bin/sh\nkill -ABRT $$\n");
+    std::fs::set_permissions(&runner, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let _worker = mesh.worker_with("w1", &["--runner", &runner]);
+    Job::small(&mesh).start(&mesh, &[]).answer().failed_with(BAD_INPUT, "MODEL_REJECTED");
+    mesh.wait_idle();
+}
+
+#[test]
 fn a_model_that_takes_more_memory_than_it_may() {
     let mesh = Mesh::start();
     let _worker = mesh.worker_with("w1", &["--memory-limit", "512MiB"]);
