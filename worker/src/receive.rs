@@ -161,7 +161,7 @@ impl Receiving {
                     self.missing -= 1;
                 }
                 Some(Arrival::Complete { blob, content }) => {
-                    let payload = self.payload(blob, content);
+                    let payload = self.payload(blob, content)?;
                     if let Some(place) = payloads.get_mut(usize::from(blob) - 1) {
                         *place = Some(payload);
                     }
@@ -203,11 +203,13 @@ impl Receiving {
         Ok(pin)
     }
 
-    fn payload(&mut self, blob: BlobIndex, content: Content) -> Payload {
-        match (content, self.files.remove(&blob)) {
-            (Content::File(_), Some(file)) => Payload::spooled(file),
-            (Content::File(path), None) => Payload::File { path, size_bytes: 0, owner: None },
-            (Content::Memory(bytes), _) => Payload::Memory(bytes),
+    fn payload(&mut self, blob: BlobIndex, content: Content) -> Result<Payload, Failure> {
+        match content {
+            Content::Memory(bytes) => Ok(Payload::Memory(bytes)),
+            Content::File(_) => match self.files.remove(&blob) {
+                Some(file) => Ok(Payload::spooled(file)),
+                None => Err(Failure::new(ErrorCode::BadChunk, "an input came twice")),
+            },
         }
     }
 

@@ -130,3 +130,45 @@ impl Desk {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proto_msgs::{Attempt, TaskId};
+
+    use super::*;
+
+    const LINK: LinkId = LinkId(1);
+
+    fn id(number: u8) -> AttemptId {
+        AttemptId { task: TaskId::from_bytes([number; 16]), attempt: Attempt(1) }
+    }
+
+    fn chunk(number: u8, offset: u64) -> Chunk {
+        Chunk { id: id(number), blob: 1, offset, inflated_bytes: None }
+    }
+
+    #[test]
+    fn data_right_behind_an_opening_waits_for_it() {
+        let mut early = Early::default();
+        let payload = Bytes::from_static(b"data");
+        assert!(!early.push(LINK, chunk(1, 0), &payload), "nobody has opened");
+        early.expect(id(1), LINK);
+        assert!(early.push(LINK, chunk(1, 0), &payload));
+        assert!(!early.push(LinkId(2), chunk(1, 4), &payload), "opened on another link");
+        assert_eq!(early.take(id(1), LINK).size_bytes(), 4);
+        assert_eq!((early.bytes, early.take(id(1), LINK).size_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn openings_that_lead_to_nothing_cost_no_memory() {
+        let mut early = Early::default();
+        let window = Bytes::from(vec![0; WINDOW_BYTES as usize]);
+        for number in 0..=u8::MAX {
+            early.expect(id(number), LINK);
+            early.push(LINK, chunk(number, 0), &window);
+        }
+        assert_eq!((early.attempts.len(), early.bytes), (EARLY_ATTEMPTS_MAX, EARLY_BYTES_MAX));
+        (0..=u8::MAX).for_each(|number| early.forget(id(number)));
+        assert_eq!((early.attempts.len(), early.bytes), (0, 0));
+    }
+}
