@@ -62,7 +62,9 @@ async fn serve(folder: &Path) -> Result<()> {
     println!("{}", door.endpoint());
     loop {
         let opening = inbox.recv().await.ok_or("closed")?;
-        take(&door, &mut inbox, opening, &folder.join("blob")).await?;
+        let target = folder.join("blob");
+        take(&door, &mut inbox, opening, &target).await?;
+        fs::remove_file(&target)?;
         println!("receiver: peak {} MiB", peak_memory_mib());
     }
 }
@@ -71,7 +73,6 @@ async fn serve(folder: &Path) -> Result<()> {
 async fn take(door: &Door, inbox: &mut Inbox<Received>, opening: Received, target: &Path) -> Result<()> {
     let text = String::from_utf8(opening.frame.head.to_vec())?;
     let (size, digest) = text.split_once(' ').ok_or("no announcement")?;
-    let _none_the_first_time = fs::remove_file(target);
     let incoming = Incoming::to_file(target, 0, size.parse()?, digest.parse::<Digest>()?)?;
     let outlet = door.to(opening.peer);
     let (intake, mut arrivals) = Intake::start(vec![incoming], WINDOW_BYTES);

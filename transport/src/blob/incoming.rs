@@ -163,11 +163,20 @@ impl Incoming {
         IncomingError::Protocol { blob: self.blob, reason }
     }
 
-    /// Takes the room at once where the file system can: better refused now than after an hour.
+    /// Sees to it that there is room for the whole: better refused now than after an hour.
     fn reserve(&self) -> Result<(), IncomingError> {
         let (Sink::File { file, path }, Ok(size @ 1..)) = (&self.sink, i64::try_from(self.size_bytes)) else {
             return Ok(());
         };
+        if let Ok(system) = fstatvfs_of(file)
+            && system.f_bavail.saturating_mul(system.f_frsize) < self.size_bytes
+        {
+            return Err(IncomingError::DiskFull { path: path.clone() });
+        }
+        if is_ram_disk(file) {
+            // Reserving there means filling with zeros.
+            return Ok(());
+        }
         // SAFETY: the descriptor is open.
         if unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, 0, size) } == 0 {
             return Ok(());
@@ -177,6 +186,25 @@ impl Incoming {
             // File systems that cannot reserve: a full one will be noticed while writing.
             _ => Ok(()),
         }
+    }
+}
+
+fn fstatvfs_of(file: &File) -> io::Result<libc::statvfs> {
+    let mut system = std::mem::MaybeUninit::uninit();
+    // SAFETY: the descriptor is open; on success the structure is filled.
+    unsafe {
+        match libc::fstatvfs(file.as_raw_fd(), system.as_mut_ptr()) {
+            0 => Ok(system.assume_init()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+fn is_ram_disk(file: &File) -> bool {
+    let mut system = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the descriptor is open; on success the structure is filled.
+    unsafe {
+        libc::fstatfs(file.as_raw_fd(), system.as_mut_ptr()) == 0 && system.assume_init().f_type == libc::TMPFS_MAGIC
     }
 }
 
