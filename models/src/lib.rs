@@ -117,11 +117,7 @@ pub fn read_signature(mut file: impl Read + Seek) -> Result<Signature, Signature
         ModelFormat::TfLite => tflite::read(&mut source)?,
         ModelFormat::Onnx => onnx::read(&mut source)?,
     };
-    Ok(Signature {
-        format,
-        inputs,
-        outputs,
-    })
+    Ok(Signature { format, inputs, outputs })
 }
 
 impl Signature {
@@ -135,9 +131,10 @@ impl TensorSpec {
     /// Bytes of this tensor if every dimension is fixed, at most `u64::MAX`.
     pub fn size_bytes(&self) -> Option<u64> {
         let element_bytes = self.dtype?.size_bytes()? as u64;
-        self.shape.as_ref()?.iter().try_fold(element_bytes, |bytes, dimension| {
-            Some(bytes.saturating_mul(u64::try_from(*dimension).ok()?))
-        })
+        self.shape
+            .as_ref()?
+            .iter()
+            .try_fold(element_bytes, |bytes, dimension| Some(bytes.saturating_mul(u64::try_from(*dimension).ok()?)))
     }
 }
 

@@ -23,20 +23,8 @@ const INITIALIZERS_MAX: usize = 1 << 18;
 
 /// Fields of `ModelProto` with their wire types (0 number, 2 bytes): numbers, strings, opset imports, the graph, metadata,
 /// training info, functions, device configurations.
-const MODEL_FIELDS: [(u64, u64); 12] = [
-    (1, 0),
-    (2, 2),
-    (3, 2),
-    (4, 2),
-    (5, 0),
-    (6, 2),
-    (7, 2),
-    (8, 2),
-    (14, 2),
-    (20, 2),
-    (25, 2),
-    (26, 2),
-];
+const MODEL_FIELDS: [(u64, u64); 12] =
+    [(1, 0), (2, 2), (3, 2), (4, 2), (5, 0), (6, 2), (7, 2), (8, 2), (14, 2), (20, 2), (25, 2), (26, 2)];
 
 /// Whether the fields at the start are those of a model, with at least a version or a graph among them.
 pub(crate) fn looks_like(head: &[u8]) -> bool {
@@ -152,10 +140,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         let end = end.ok_or(Fault::Damaged("a field is longer than its message"))?;
         let span = Span { at: message.at, end };
         message.at = end;
-        Ok(Some((
-            key >> 3,
-            if key & 7 == 2 { Value::Bytes(span) } else { Value::Other },
-        )))
+        Ok(Some((key >> 3, if key & 7 == 2 { Value::Bytes(span) } else { Value::Other })))
     }
 
     fn varint(&mut self, message: &mut Span) -> Result<u64, Fault> {
@@ -203,10 +188,7 @@ impl<R: Read + Seek> Walk<'_, R> {
             };
             let Some(tensor) = tensor else { continue };
             // A name beyond the limit belongs to no input that the mesh could carry.
-            if let Some(name) = self
-                .part(tensor, 8)?
-                .filter(|name| name.end - name.at <= NAME_LIMIT.1 as u64)
-            {
+            if let Some(name) = self.part(tensor, 8)?.filter(|name| name.end - name.at <= NAME_LIMIT.1 as u64) {
                 if names.len() == INITIALIZERS_MAX {
                     return Err(Fault::TooLarge(("initialisers", INITIALIZERS_MAX)));
                 }
@@ -230,12 +212,7 @@ impl<R: Read + Seek> Walk<'_, R> {
             Some(kind) => self.part(kind, 1)?,
             None => None,
         };
-        let mut spec = TensorSpec {
-            name,
-            dtype: None,
-            shape: None,
-            quantization: None,
-        };
+        let mut spec = TensorSpec { name, dtype: None, shape: None, quantization: None };
         let Some(mut tensor) = tensor else { return Ok(spec) };
         while let Some(field) = self.next(&mut tensor)? {
             match field {

@@ -38,11 +38,7 @@ impl<R: Read + Seek> Source<R> {
     pub(crate) fn new(mut file: R) -> io::Result<Self> {
         let len = file.seek(SeekFrom::End(0))?;
         file.rewind()?;
-        Ok(Self {
-            reader: BufReader::with_capacity(BUFFER_BYTES, file),
-            at: 0,
-            len,
-        })
+        Ok(Self { reader: BufReader::with_capacity(BUFFER_BYTES, file), at: 0, len })
     }
 
     /// `N` bytes at a position.
@@ -67,9 +63,7 @@ impl<R: Read + Seek> Source<R> {
             return Err(Fault::Damaged("a part lies behind the end of the file"));
         }
         // Both lie inside the file, whose length fits i64 on every system there is.
-        self.reader
-            .seek_relative(at as i64 - self.at as i64)
-            .map_err(Fault::Io)?;
+        self.reader.seek_relative(at as i64 - self.at as i64).map_err(Fault::Io)?;
         self.at = at;
         self.reader.read_exact(bytes).map_err(Fault::Io)?;
         self.at += bytes.len() as u64;

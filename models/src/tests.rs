@@ -17,8 +17,7 @@ impl Flat {
         self.0.extend((4 + 4 * slots.len() as u16).to_le_bytes());
         for slot in 0..count {
             let place = slots.iter().position(|used| *used == slot);
-            self.0
-                .extend(place.map_or(0, |place| 4 + 4 * place as u16).to_le_bytes());
+            self.0.extend(place.map_or(0, |place| 4 + 4 * place as u16).to_le_bytes());
         }
         let at = self.0.len();
         self.0.extend(((at - vtable) as i32).to_le_bytes());
@@ -102,32 +101,13 @@ fn a_tflite_model_names_its_tensors() {
     let signature = signature(&tflite()).unwrap();
 
     assert_eq!(signature.format, ModelFormat::TfLite);
-    let quantization = Some(Quantization {
-        scale: 0.5,
-        zero_point: -3,
-    });
+    let quantization = Some(Quantization { scale: 0.5, zero_point: -3 });
     let shape = Some(vec![-1, 4, 4, 3]);
-    assert_eq!(
-        signature.inputs,
-        [TensorSpec {
-            name: "image".into(),
-            dtype: Some(DType::I8),
-            shape,
-            quantization
-        }]
-    );
-    let score = TensorSpec {
-        name: "score".into(),
-        dtype: Some(DType::F32),
-        shape: Some(vec![]),
-        quantization: None,
-    };
+    assert_eq!(signature.inputs, [TensorSpec { name: "image".into(), dtype: Some(DType::I8), shape, quantization }]);
+    let score = TensorSpec { name: "score".into(), dtype: Some(DType::F32), shape: Some(vec![]), quantization: None };
     assert_eq!(signature.outputs, [score]);
     assert_eq!(signature.inputs[0].to_string(), "INT8 [?,4,4,3]");
-    assert_eq!(
-        (signature.inputs[0].size_bytes(), signature.outputs[0].size_bytes()),
-        (None, Some(4))
-    );
+    assert_eq!((signature.inputs[0].size_bytes(), signature.outputs[0].size_bytes()), (None, Some(4)));
 }
 
 #[test]
@@ -143,15 +123,8 @@ fn an_onnx_model_names_its_tensors_but_not_its_weights() {
 
 #[test]
 fn what_is_no_model_is_not_taken_for_one() {
-    for head in [
-        &b""[..],
-        b"hello, world",
-        b"\x08",
-        b"PK\x03\x04",
-        b"\x89PNG\r\n\x1a\n",
-        &[0; 64],
-        b"\x08\x00\x08\x00",
-    ] {
+    for head in [&b""[..], b"hello, world", b"\x08", b"PK\x03\x04", b"\x89PNG\r\n\x1a\n", &[0; 64], b"\x08\x00\x08\x00"]
+    {
         assert_eq!(detect(head), None, "{head:?}");
         assert!(matches!(signature(head), Err(SignatureError::UnknownFormat)));
     }
@@ -162,18 +135,12 @@ fn what_is_no_model_is_not_taken_for_one() {
 #[test]
 fn a_count_that_the_file_only_claims_is_refused() {
     let mut bytes = tflite();
-    let inputs = bytes
-        .windows(12)
-        .position(|window| window == [2, 0, 0, 0, 1, 0, 0, 0, 255, 255, 255, 255])
-        .unwrap();
+    let inputs = bytes.windows(12).position(|window| window == [2, 0, 0, 0, 1, 0, 0, 0, 255, 255, 255, 255]).unwrap();
     bytes[inputs..inputs + 4].copy_from_slice(&u32::MAX.to_le_bytes());
 
     let error = signature(&bytes).unwrap_err();
 
-    assert_eq!(
-        error.to_string(),
-        "the model has inputs or outputs beyond the limit of 128"
-    );
+    assert_eq!(error.to_string(), "the model has inputs or outputs beyond the limit of 128");
 }
 
 #[test]

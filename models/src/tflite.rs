@@ -40,14 +40,9 @@ pub(crate) fn read<R: Read + Seek>(source: &mut Source<R>) -> Result<Tensors, Si
 fn walk<R: Read + Seek>(file: &mut Walk<'_, R>) -> Result<Tensors, Fault> {
     let root = file.follow(0)?;
     let model = file.table(root)?;
-    let subgraphs = file
-        .vector(model, 2)?
-        .filter(|list| list.count > 0)
-        .ok_or(Fault::Damaged("it has no graph"))?;
+    let subgraphs = file.vector(model, 2)?.filter(|list| list.count > 0).ok_or(Fault::Damaged("it has no graph"))?;
     let subgraph = file.element_table(subgraphs, 0)?;
-    let tensors = file
-        .vector(subgraph, 0)?
-        .ok_or(Fault::Damaged("its graph has no tensors"))?;
+    let tensors = file.vector(subgraph, 0)?.ok_or(Fault::Damaged("its graph has no tensors"))?;
     let inputs = file.tensors(subgraph, 1, tensors)?;
     let outputs = file.tensors(subgraph, 2, tensors)?;
     Ok((inputs, outputs))
@@ -69,15 +64,9 @@ impl<R: Read + Seek> Walk<'_, R> {
 
     fn table(&mut self, at: u64) -> Result<Table, Fault> {
         let back = i32::from_le_bytes(self.source.array(at)?);
-        let vtable = at
-            .checked_add_signed(-i64::from(back))
-            .ok_or(Fault::Damaged("a table has no layout"))?;
+        let vtable = at.checked_add_signed(-i64::from(back)).ok_or(Fault::Damaged("a table has no layout"))?;
         let vtable_bytes = u64::from(u16::from_le_bytes(self.source.array(vtable)?));
-        Ok(Table {
-            at,
-            vtable,
-            vtable_bytes,
-        })
+        Ok(Table { at, vtable, vtable_bytes })
     }
 
     /// Where a table's slot is kept, if the table has it.
@@ -95,10 +84,7 @@ impl<R: Read + Seek> Walk<'_, R> {
             return Ok(None);
         };
         let at = self.follow(slot)?;
-        Ok(Some(Vector {
-            at: at + 4,
-            count: self.u32(at)?,
-        }))
+        Ok(Some(Vector { at: at + 4, count: self.u32(at)? }))
     }
 
     fn element_table(&mut self, vector: Vector, index: u32) -> Result<Table, Fault> {
@@ -144,12 +130,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         };
         let shape = self.shape(tensor)?;
         let quantization = self.quantization(tensor)?;
-        Ok(TensorSpec {
-            name,
-            dtype: dtype(type_number),
-            shape,
-            quantization,
-        })
+        Ok(TensorSpec { name, dtype: dtype(type_number), shape, quantization })
     }
 
     /// `shape_signature` where there is one: `shape` has 1 in place of an open dimension.
@@ -159,10 +140,7 @@ impl<R: Read + Seek> Walk<'_, R> {
             Some(signature) => Some(signature),
             None => self.vector(tensor, 0)?,
         };
-        let dimensions = shape
-            .map(|shape| self.i32s(shape, RANK_LIMIT))
-            .transpose()?
-            .unwrap_or_default();
+        let dimensions = shape.map(|shape| self.i32s(shape, RANK_LIMIT)).transpose()?.unwrap_or_default();
         let rank_known = match self.slot(tensor, 8)? {
             Some(at) => self.source.array::<1>(at)?[0] != 0,
             None => false,
