@@ -243,9 +243,9 @@ fn tests_wait_for_conditions_and_never_just_nap() {
     let nap = ["sl", "eep("].concat();
     // A harness may, between two looks at a condition; it is called so.
     let is_test = |path: &str| path.contains("/tests/") && !path.ends_with("/support.rs");
-    let findings = rust_files().into_iter().filter(|(path, text)| {
-        is_test(path) && code_lines(text).any(|line| line.contains(&nap))
-    });
+    let findings = rust_files()
+        .into_iter()
+        .filter(|(path, text)| is_test(path) && code_lines(text).any(|line| line.contains(&nap)));
     assert_none("wait for what must happen instead", findings.map(|(path, _)| path));
 }
 
