@@ -191,9 +191,8 @@ impl Broker {
             if let State::Queued(key) = task.state {
                 self.queue.remove(key);
             }
-            let elsewhere = task.place().filter(|at| at.worker != worker).map(|at| (at.worker, task.attempt_id()));
-            if let Some((other, id)) = elsewhere {
-                self.workers.release_unnamed(other, id);
+            if let Some(promised) = task.place().filter(|_| here.is_none()) {
+                self.workers.release_unnamed(promised.worker, task.attempt_id());
             }
             let known = self.workers.get(worker);
             let epoch = here.map(|at| at.epoch).or(known.map(|known| known.register.epoch)).unwrap_or_default();

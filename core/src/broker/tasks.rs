@@ -199,8 +199,10 @@ impl Task {
 /// All tasks, the unfinished ones in order of when they want to be looked at.
 #[derive(Debug, Default)]
 pub(super) struct Tasks {
-    // Boxed: a task is some hundred bytes, and the tree moves its entries about.
-    table: BTreeMap<TaskId, Box<Task>>,
+    // Boxed: a task is some hundred bytes, and the tree moves its entries about. The unfinished ones are apart: there are few
+    // of them, and nearly every look is for one of them.
+    live: BTreeMap<TaskId, Box<Task>>,
+    over: BTreeMap<TaskId, Box<Task>>,
     due: BTreeSet<(MonoTime, TaskId)>,
     /// Ended tasks, oldest first, with the time of their end.
     ended: VecDeque<(MonoTime, TaskId)>,
@@ -213,31 +215,39 @@ impl Tasks {
     }
 
     pub(super) fn get(&self, id: TaskId) -> Option<&Task> {
-        self.table.get(&id).map(Box::as_ref)
+        self.live.get(&id).or_else(|| self.over.get(&id)).map(Box::as_ref)
     }
 
     pub(super) fn get_mut(&mut self, id: TaskId) -> Option<&mut Task> {
-        self.table.get_mut(&id).map(Box::as_mut)
+        self.live.get_mut(&id).or_else(|| self.over.get_mut(&id)).map(Box::as_mut)
     }
 
     /// Newest first, those before the given one.
     pub(super) fn before(&self, id: Option<TaskId>) -> impl Iterator<Item = &Task> {
         use std::ops::Bound::{Excluded, Unbounded};
-        self.table.range((Unbounded, id.map_or(Unbounded, Excluded))).rev().map(|(_, task)| task.as_ref())
+        let range = (Unbounded, id.map_or(Unbounded, Excluded));
+        let (mut live, mut over) = (self.live.range(range).rev().peekable(), self.over.range(range).rev().peekable());
+        std::iter::from_fn(move || {
+            let next_is_live = live.peek().map(|(id, _)| *id) > over.peek().map(|(id, _)| *id);
+            let (_, task) = if next_is_live { live.next() } else { over.next() }?;
+            Some(task.as_ref())
+        })
     }
 
     pub(super) fn insert(&mut self, now: MonoTime, task: Task) {
+        let id = task.id();
         if task.is_ended() {
-            self.ended.push_back((now, task.id()));
+            self.ended.push_back((now, id));
+            self.over.insert(id, Box::new(task));
         } else {
-            self.due.insert((task.due, task.id()));
+            self.due.insert((task.due, id));
+            self.live.insert(id, Box::new(task));
         }
-        self.table.insert(task.id(), Box::new(task));
     }
 
     /// The task wants to be looked at then.
     pub(super) fn set_due(&mut self, id: TaskId, due: MonoTime) {
-        if let Some(task) = self.table.get_mut(&id) {
+        if let Some(task) = self.live.get_mut(&id) {
             self.due.remove(&(task.due, id));
             task.due = due;
             self.due.insert((due, id));
@@ -251,19 +261,21 @@ impl Tasks {
 
     /// The task is over: it is only remembered from now on.
     pub(super) fn end(&mut self, now: MonoTime, id: TaskId, outcome: Outcome, ended_unix_ms: u64) {
-        if let Some(task) = self.table.get_mut(&id) {
+        if let Some(mut task) = self.live.remove(&id) {
             self.due.remove(&(task.due, id));
             task.state = State::Ended { outcome, ended_unix_ms };
             self.ended.push_back((now, id));
+            self.over.insert(id, task);
         }
     }
 
     /// The task is not over after all: it waits again.
     pub(super) fn revive(&mut self, id: TaskId, key: QueueKey) {
-        if let Some(task) = self.table.get_mut(&id) {
+        if let Some(mut task) = self.over.remove(&id) {
             self.ended.retain(|(_, ended)| *ended != id);
             (task.state, task.abandoned, task.finished) = (State::Queued(key), false, None);
             self.due.insert((task.due, id));
+            self.live.insert(id, task);
         }
     }
 
@@ -274,7 +286,7 @@ impl Tasks {
             return None;
         }
         self.ended.pop_front();
-        self.table.remove(&id)
+        self.over.remove(&id)
     }
 
     /// When the oldest ended task may be forgotten, told the time it is kept.
