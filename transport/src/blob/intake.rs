@@ -173,9 +173,8 @@ struct Deaf;
 
 impl Receiver {
     fn run(mut self, mut pieces: mpsc::UnboundedReceiver<Piece>) {
-        let empty: Vec<_> = self.blobs.values().filter(|open| open.incoming.is_whole()).collect();
-        let empty: Vec<_> = empty.into_iter().map(|open| open.incoming.blob()).collect();
-        for blob in empty {
+        let empty = self.blobs.iter().filter(|(_, open)| open.incoming.is_whole()).map(|(blob, _)| *blob);
+        for blob in empty.collect::<Vec<_>>() {
             if self.complete(blob).is_err() {
                 return;
             }
