@@ -7,13 +7,13 @@
 
 mod api;
 mod attempts;
+mod clients;
 
 use std::time::Duration;
 
 use proto_msgs::{
-    Accept, AttemptId, BrokerToWorker, ErrorCode, Heartbeat, HeartbeatAck, Introduce, Leave, Open, Outcome, Phase,
-    Progress, PublicKey, Purpose, Refuse, Ticket, TicketBody, TicketError, WorkerToBroker, WorkerToClient,
-    limits::WINDOW_BYTES,
+    AttemptId, BrokerToWorker, ErrorCode, Heartbeat, HeartbeatAck, Introduce, Leave, Outcome, Phase, Progress, Purpose,
+    WorkerToBroker, WorkerToClient,
 };
 
 pub use api::{Action, Config, Event, LinkId, Restored, Sample};
@@ -24,9 +24,6 @@ use attempts::{Attempt, Attempts, State};
 /// A client that was dialled has this long to open: as long as its grant.
 const DIAL_WAIT: Duration = Duration::from_secs(10);
 
-/// Attempts held at the same time, results that wait to be fetched included. Beyond, new ones are refused.
-const HELD_ATTEMPTS_MAX: usize = 1024;
-
 /// A detached attempt whose runs ended with the worker's death so often is to blame for it.
 const DEADLY_RUNS_MAX: u32 = 3;
 
@@ -36,6 +33,8 @@ pub struct Worker {
     config: Config,
     attempts: Attempts,
     sample: Sample,
+    /// The machine was measured at least once.
+    sampled: bool,
     seq: u64,
     next_heartbeat: MonoTime,
     next_progress: MonoTime,
@@ -56,6 +55,7 @@ impl Worker {
             config,
             attempts: Attempts::default(),
             sample: Sample::default(),
+            sampled: false,
             seq: 0,
             next_heartbeat: MonoTime::ZERO,
             next_progress: MonoTime::ZERO,
@@ -143,10 +143,11 @@ impl Worker {
         self.run_ready(now);
     }
 
-    /// A new model is told at once: the next task that needs it should not bring it again.
+    /// What the machine is like is told at once, and so is a new model: the next task should not bring it again.
     fn sampled(&mut self, now: MonoTime, sample: Sample) {
         let is_new = |model| !self.sample.held.contains(model);
-        let has_news = self.seq > 0 && !self.exited && sample.held.iter().any(is_new);
+        let is_first = !std::mem::replace(&mut self.sampled, true);
+        let has_news = self.seq > 0 && !self.exited && (is_first || sample.held.iter().any(is_new));
         self.sample = sample;
         if has_news {
             self.say_heartbeat(now);
@@ -229,158 +230,6 @@ impl Worker {
         if self.attempts.get(id).is_some_and(|attempt| matches!(attempt.state, State::Dialling { .. })) {
             self.give_up(now, id, Outcome::failed(ErrorCode::Unreachable, text));
         }
-    }
-
-    // Clients.
-
-    fn check(&self, now: MonoTime, ticket: &Ticket, bearer: Option<PublicKey>, known: bool) -> Result<(), TicketError> {
-        let register = &self.config.register;
-        let epoch = if self.config.rules.holds(Rule::TicketNamesEpoch) { register.epoch } else { ticket.body.epoch };
-        // An attempt that was let in may come back over a new link however long it has taken.
-        let clock = self.broker_unix_ms(now).filter(|_| !known).unwrap_or(0);
-        ticket.verify(&register.ticket_key, (register.worker, epoch), bearer, clock)
-    }
-
-    /// Why a new attempt cannot be let in.
-    fn refusal(&self, ticket: &TicketBody, now: MonoTime) -> Option<(ErrorCode, &'static str)> {
-        if self.drain_until.is_some() {
-            return Some((ErrorCode::Draining, "the worker is shutting down"));
-        }
-        let has_slot = self.attempts.active() < usize::from(self.config.register.slots);
-        if (!has_slot && self.config.rules.holds(Rule::WorkerCountsSlots)) || self.attempts.len() >= HELD_ATTEMPTS_MAX {
-            return Some((ErrorCode::Busy, "all slots are in use"));
-        }
-        self.time_left(ticket, now).is_none().then_some((ErrorCode::Expired, "the deadline has passed"))
-    }
-
-    /// What the deadline leaves of the run limit; `None` if nothing.
-    fn time_left(&self, ticket: &TicketBody, now: MonoTime) -> Option<Duration> {
-        let limit = self.config.run_limit;
-        let (Some(deadline), Some(clock)) = (ticket.deadline_unix_ms, self.broker_unix_ms(now)) else {
-            return Some(limit);
-        };
-        let left = Duration::from_millis(deadline.saturating_sub(clock));
-        (!left.is_zero()).then_some(limit.min(left))
-    }
-
-    fn opened(&mut self, now: MonoTime, link: LinkId, key: Option<PublicKey>, open: Open) {
-        let id = AttemptId { task: open.ticket.body.task, attempt: open.ticket.body.attempt };
-        let known = self.attempts.get(id).is_some();
-        if let Err(error) = self.check(now, &open.ticket, key, known) {
-            return self.refuse(link, id, ErrorCode::BadTicket, error.to_string());
-        }
-        if known {
-            return self.opened_again(now, link, id, open);
-        }
-        let Some(manifest) = open.manifest.filter(|_| open.ticket.body.purpose == Purpose::Run) else {
-            return self.refuse(link, id, ErrorCode::ResultGone, "the result is no longer kept here");
-        };
-        if open.resume {
-            return self.refuse(link, id, ErrorCode::WorkerLost, "the worker no longer has this attempt");
-        }
-        if let Some((code, text)) = self.refusal(&open.ticket.body, now) {
-            return self.refuse(link, id, code, text);
-        }
-        let announced =
-            manifest.inputs.iter().fold(manifest.model.size_bytes, |sum, input| sum.saturating_add(input.size_bytes));
-        if announced > open.ticket.body.bytes_max {
-            let text = format!("{announced} bytes announced, the ticket is for {}", open.ticket.body.bytes_max);
-            return self.refuse(link, id, ErrorCode::TooLarge, text);
-        }
-        let mut attempt = Attempt::new(open.ticket.body.clone(), State::Receiving, now);
-        (attempt.link, attempt.window_bytes) = (Some(link), open.window_bytes);
-        self.attempts.insert(attempt);
-        let (manifest, ticket) = (Box::new(manifest), Box::new(open.ticket));
-        self.actions.push(Action::Receive { id, link, manifest, ticket, resume: false });
-    }
-
-    /// A client comes back over a new link, or for the first time after it was dialled, or to fetch a result.
-    fn opened_again(&mut self, now: MonoTime, link: LinkId, id: AttemptId, open: Open) {
-        let Some(attempt) = self.attempts.get_mut(id) else { return };
-        if attempt.ticket.client != open.ticket.body.client {
-            return self.refuse(link, id, ErrorCode::BadTicket, "the attempt belongs to another client");
-        }
-        (attempt.heard, attempt.link, attempt.window_bytes) = (now, Some(link), open.window_bytes);
-        let window_bytes = attempt.window_bytes;
-        match &attempt.state {
-            State::Dialling { .. } if open.resume => {
-                // Of an earlier life of the attempt, which has ended; a late message had it dialled again.
-                self.refuse(link, id, ErrorCode::WorkerLost, "the worker no longer has this attempt");
-                self.give_up(now, id, Outcome::Cancelled);
-            }
-            State::Dialling { .. } | State::Receiving => {
-                attempt.state = State::Receiving;
-                if let Some(manifest) = open.manifest {
-                    let (manifest, ticket) = (Box::new(manifest), Box::new(open.ticket));
-                    self.actions.push(Action::Receive { id, link, manifest, ticket, resume: open.resume });
-                }
-            }
-            State::Ready | State::Running(_) => {
-                let accept = Accept { id, needs: Vec::new(), window_bytes: WINDOW_BYTES };
-                self.actions.push(Action::TellClient { link, message: WorkerToClient::Accept(accept) });
-                self.say_progress(id);
-            }
-            State::Finished { taken: true, .. } if open.ticket.body.purpose == Purpose::Fetch => {
-                self.refuse(link, id, ErrorCode::ResultGone, "the result is no longer kept here");
-            }
-            State::Finished { taken: true, .. } => {
-                self.refuse(link, id, ErrorCode::WorkerLost, "the attempt was stopped here");
-            }
-            State::Finished { outcome, .. } => {
-                let outcome = outcome.clone();
-                self.actions.push(Action::SendResult { id, link, outcome, window_bytes });
-            }
-        }
-    }
-
-    fn refuse(&mut self, link: LinkId, id: AttemptId, code: ErrorCode, text: impl Into<String>) {
-        let refuse = Refuse { id, code, text: text.into() };
-        self.actions.push(Action::TellClient { link, message: WorkerToClient::Refuse(refuse) });
-    }
-
-    fn client_alive(&mut self, now: MonoTime, id: AttemptId, link: LinkId) {
-        match self.attempts.get_mut(id) {
-            Some(attempt) if attempt.link == Some(link) => attempt.heard = now,
-            _ => self.actions.push(Action::TellClient { link, message: WorkerToClient::Reopen(id) }),
-        }
-    }
-
-    fn released(&mut self, now: MonoTime, id: AttemptId) {
-        match self.attempts.get(id) {
-            Some(attempt) if attempt.is_active() => self.stop(now, id),
-            Some(_) => self.taken(id),
-            None => {}
-        }
-    }
-
-    /// The attempt must not go on: the client or the broker does not want it.
-    fn stop(&mut self, now: MonoTime, id: AttemptId) {
-        match self.attempts.get(id) {
-            Some(attempt) if attempt.is_active() => self.give_up(now, id, Outcome::Cancelled),
-            Some(_) => self.taken(id),
-            None => {}
-        }
-    }
-
-    /// Nobody needs the result any more.
-    fn taken(&mut self, id: AttemptId) {
-        let Some(attempt) = self.attempts.get_mut(id) else { return };
-        attempt.link = None;
-        if let State::Finished { taken, .. } = &mut attempt.state
-            && !std::mem::replace(taken, true)
-        {
-            self.actions.push(Action::Free { id });
-        }
-    }
-
-    /// Ends an active attempt without a result.
-    fn give_up(&mut self, now: MonoTime, id: AttemptId, outcome: Outcome) {
-        let Some(attempt) = self.attempts.get_mut(id) else { return };
-        attempt.link = None;
-        attempt.state = State::Finished { outcome, ended: now, taken: true, reported: false };
-        self.actions.push(Action::Kill { id });
-        self.actions.push(Action::Free { id });
-        self.run_ready(now);
     }
 
     // Runs.

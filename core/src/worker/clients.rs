@@ -1,0 +1,175 @@
+//! What clients of a worker ask, and whether they are let in: the other half of [`Worker`]'s door.
+
+use std::time::Duration;
+
+use proto_msgs::{
+    Accept, AttemptId, ErrorCode, Open, Outcome, PublicKey, Purpose, Refuse, Ticket, TicketBody, TicketError,
+    WorkerToClient, limits::WINDOW_BYTES,
+};
+
+use super::{
+    Action, LinkId, Worker,
+    attempts::{Attempt, State},
+};
+use crate::{MonoTime, Rule};
+
+/// Attempts held at the same time, results that wait to be fetched included. Beyond, new ones are refused.
+const HELD_ATTEMPTS_MAX: usize = 1024;
+
+impl Worker {
+    pub(super) fn check(
+        &self,
+        now: MonoTime,
+        ticket: &Ticket,
+        bearer: Option<PublicKey>,
+        known: bool,
+    ) -> Result<(), TicketError> {
+        let register = &self.config.register;
+        let epoch = if self.config.rules.holds(Rule::TicketNamesEpoch) { register.epoch } else { ticket.body.epoch };
+        // An attempt that was let in may come back over a new link however long it has taken.
+        let clock = self.broker_unix_ms(now).filter(|_| !known).unwrap_or(0);
+        ticket.verify(&register.ticket_key, (register.worker, epoch), bearer, clock)
+    }
+
+    /// Why a new attempt cannot be let in.
+    pub(super) fn refusal(&self, ticket: &TicketBody, now: MonoTime) -> Option<(ErrorCode, &'static str)> {
+        if self.drain_until.is_some() {
+            return Some((ErrorCode::Draining, "the worker is shutting down"));
+        }
+        let has_slot = self.attempts.active() < usize::from(self.config.register.slots);
+        if (!has_slot && self.config.rules.holds(Rule::WorkerCountsSlots)) || self.attempts.len() >= HELD_ATTEMPTS_MAX {
+            return Some((ErrorCode::Busy, "all slots are in use"));
+        }
+        self.time_left(ticket, now).is_none().then_some((ErrorCode::Expired, "the deadline has passed"))
+    }
+
+    /// What the deadline leaves of the run limit; `None` if nothing.
+    pub(super) fn time_left(&self, ticket: &TicketBody, now: MonoTime) -> Option<Duration> {
+        let limit = self.config.run_limit;
+        let (Some(deadline), Some(clock)) = (ticket.deadline_unix_ms, self.broker_unix_ms(now)) else {
+            return Some(limit);
+        };
+        let left = Duration::from_millis(deadline.saturating_sub(clock));
+        (!left.is_zero()).then_some(limit.min(left))
+    }
+
+    pub(super) fn opened(&mut self, now: MonoTime, link: LinkId, key: Option<PublicKey>, open: Open) {
+        let id = AttemptId { task: open.ticket.body.task, attempt: open.ticket.body.attempt };
+        let known = self.attempts.get(id).is_some();
+        if let Err(error) = self.check(now, &open.ticket, key, known) {
+            return self.refuse(link, id, ErrorCode::BadTicket, error.to_string());
+        }
+        if known {
+            return self.opened_again(now, link, id, open);
+        }
+        let Some(manifest) = open.manifest.filter(|_| open.ticket.body.purpose == Purpose::Run) else {
+            return self.refuse(link, id, ErrorCode::ResultGone, "the result is no longer kept here");
+        };
+        if open.resume {
+            return self.refuse(link, id, ErrorCode::WorkerLost, "the worker no longer has this attempt");
+        }
+        if let Some((code, text)) = self.refusal(&open.ticket.body, now) {
+            return self.refuse(link, id, code, text);
+        }
+        let announced =
+            manifest.inputs.iter().fold(manifest.model.size_bytes, |sum, input| sum.saturating_add(input.size_bytes));
+        if announced > open.ticket.body.bytes_max {
+            let text = format!("{announced} bytes announced, the ticket is for {}", open.ticket.body.bytes_max);
+            return self.refuse(link, id, ErrorCode::TooLarge, text);
+        }
+        let mut attempt = Attempt::new(open.ticket.body.clone(), State::Receiving, now);
+        (attempt.link, attempt.window_bytes) = (Some(link), open.window_bytes);
+        self.attempts.insert(attempt);
+        let (manifest, ticket) = (Box::new(manifest), Box::new(open.ticket));
+        self.actions.push(Action::Receive { id, link, manifest, ticket, resume: false });
+    }
+
+    /// A client comes back over a new link, or for the first time after it was dialled, or to fetch a result.
+    pub(super) fn opened_again(&mut self, now: MonoTime, link: LinkId, id: AttemptId, open: Open) {
+        let Some(attempt) = self.attempts.get_mut(id) else { return };
+        if attempt.ticket.client != open.ticket.body.client {
+            return self.refuse(link, id, ErrorCode::BadTicket, "the attempt belongs to another client");
+        }
+        (attempt.heard, attempt.link, attempt.window_bytes) = (now, Some(link), open.window_bytes);
+        let window_bytes = attempt.window_bytes;
+        match &attempt.state {
+            State::Dialling { .. } if open.resume => {
+                // Of an earlier life of the attempt, which has ended; a late message had it dialled again.
+                self.refuse(link, id, ErrorCode::WorkerLost, "the worker no longer has this attempt");
+                self.give_up(now, id, Outcome::Cancelled);
+            }
+            State::Dialling { .. } | State::Receiving => {
+                attempt.state = State::Receiving;
+                if let Some(manifest) = open.manifest {
+                    let (manifest, ticket) = (Box::new(manifest), Box::new(open.ticket));
+                    self.actions.push(Action::Receive { id, link, manifest, ticket, resume: open.resume });
+                }
+            }
+            State::Ready | State::Running(_) => {
+                let accept = Accept { id, needs: Vec::new(), window_bytes: WINDOW_BYTES };
+                self.actions.push(Action::TellClient { link, message: WorkerToClient::Accept(accept) });
+                self.say_progress(id);
+            }
+            State::Finished { taken: true, .. } if open.ticket.body.purpose == Purpose::Fetch => {
+                self.refuse(link, id, ErrorCode::ResultGone, "the result is no longer kept here");
+            }
+            State::Finished { taken: true, .. } => {
+                self.refuse(link, id, ErrorCode::WorkerLost, "the attempt was stopped here");
+            }
+            State::Finished { outcome, .. } => {
+                let outcome = outcome.clone();
+                self.actions.push(Action::SendResult { id, link, outcome, window_bytes });
+            }
+        }
+    }
+
+    pub(super) fn refuse(&mut self, link: LinkId, id: AttemptId, code: ErrorCode, text: impl Into<String>) {
+        let refuse = Refuse { id, code, text: text.into() };
+        self.actions.push(Action::TellClient { link, message: WorkerToClient::Refuse(refuse) });
+    }
+
+    pub(super) fn client_alive(&mut self, now: MonoTime, id: AttemptId, link: LinkId) {
+        match self.attempts.get_mut(id) {
+            Some(attempt) if attempt.link == Some(link) => attempt.heard = now,
+            _ => self.actions.push(Action::TellClient { link, message: WorkerToClient::Reopen(id) }),
+        }
+    }
+
+    pub(super) fn released(&mut self, now: MonoTime, id: AttemptId) {
+        match self.attempts.get(id) {
+            Some(attempt) if attempt.is_active() => self.stop(now, id),
+            Some(_) => self.taken(id),
+            None => {}
+        }
+    }
+
+    /// The attempt must not go on: the client or the broker does not want it.
+    pub(super) fn stop(&mut self, now: MonoTime, id: AttemptId) {
+        match self.attempts.get(id) {
+            Some(attempt) if attempt.is_active() => self.give_up(now, id, Outcome::Cancelled),
+            Some(_) => self.taken(id),
+            None => {}
+        }
+    }
+
+    /// Nobody needs the result any more.
+    pub(super) fn taken(&mut self, id: AttemptId) {
+        let Some(attempt) = self.attempts.get_mut(id) else { return };
+        attempt.link = None;
+        if let State::Finished { taken, .. } = &mut attempt.state
+            && !std::mem::replace(taken, true)
+        {
+            self.actions.push(Action::Free { id });
+        }
+    }
+
+    /// Ends an active attempt without a result.
+    pub(super) fn give_up(&mut self, now: MonoTime, id: AttemptId, outcome: Outcome) {
+        let Some(attempt) = self.attempts.get_mut(id) else { return };
+        attempt.link = None;
+        attempt.state = State::Finished { outcome, ended: now, taken: true, reported: false };
+        self.actions.push(Action::Kill { id });
+        self.actions.push(Action::Free { id });
+        self.run_ready(now);
+    }
+}
