@@ -1,0 +1,14 @@
+//! Every bench works: the right answers come back, the right bytes arrive, the baselines run. Says nothing about speed.
+
+use std::process::Command;
+
+#[test]
+fn every_bench_runs_to_its_table() {
+    let output = Command::new(env!("CARGO_BIN_EXE_mesh-bench")).args(["all", "--quick"]).output();
+    let output = output.expect("the bench was built with this test");
+    let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "mesh-bench ended with {}:\n{log}", output.status);
+    for table in ["# Grants", "# Transfer", "# Submit", "# Idle", "# The Metric Table"] {
+        assert!(said.contains(table), "'{table}' is missing in:\n{said}");
+    }
+}
