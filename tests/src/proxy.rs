@@ -42,6 +42,8 @@ struct State {
     bytes_per_s: Option<u64>,
     /// All connections are cut when the dialler has sent this many bytes in all.
     cut_at: Option<u64>,
+    /// Messages of the listening side are held back; ZeroMQ's own handshake is not.
+    withholds: bool,
     /// Nobody is let in.
     refuses: bool,
     sent: [u64; 2],
@@ -89,6 +91,7 @@ impl Proxy {
             closed: false,
             bytes_per_s: None,
             cut_at: None,
+            withholds: false,
             refuses: false,
             sent: [0, 0],
             seen: Vec::new(),
@@ -147,6 +150,11 @@ impl Proxy {
     /// Undoes [`Self::stall`].
     pub fn resume(&self) {
         self.shared.change(|state| state.stalled = false);
+    }
+
+    /// Holds back what the listening side says, until told otherwise. Connections can be made all the same.
+    pub fn withhold_answers(&self, withholds: bool) {
+        self.shared.change(|state| state.withholds = withholds);
     }
 
     /// Ends all connections and lets nobody in, until told otherwise.
@@ -258,7 +266,12 @@ fn pump(shared: &Shared, from: Side, mut source: TcpStream, mut sink: TcpStream)
         let pause = state.bytes_per_s.map(|rate| Duration::from_secs_f64(length as f64 / rate as f64));
         state.sent[from as usize] += length as u64;
         let at = Instant::now();
-        state.seen.extend(reader.feed(&piece[..length]).into_iter().map(|message| Seen { at, from, message }));
+        let messages = reader.feed(&piece[..length]);
+        if from == Side::Listener && !messages.is_empty() {
+            let waiting = shared.changed.wait_while(state, |state| state.withholds && !state.closed);
+            state = waiting.expect("no thread panics while it holds the proxy's state");
+        }
+        state.seen.extend(messages.into_iter().map(|message| Seen { at, from, message }));
         if state.cut_at.is_some_and(|limit| state.sent[Side::Dialler as usize] >= limit) {
             state.cut_at = None;
             cut(&mut state);

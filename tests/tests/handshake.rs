@@ -40,10 +40,23 @@ fn one_request_and_one_answer_stand_before_the_first_data_byte() {
     let beats = |side| kinds_until(&worker_to_broker, side, first_data);
     assert!(beats(Side::Dialler).iter().all(|kind| [REGISTER, HEARTBEAT].contains(kind)));
     assert!(beats(Side::Listener).iter().all(|kind| *kind == HEARTBEAT_ACK));
+}
 
-    // The data follows the opening message at once; nothing is waited for.
-    let first_kinds: Vec<u16> = seen.iter().filter_map(|seen| seen.message.kind).take(2).collect();
-    assert_eq!(first_kinds, [OPEN, CHUNK_OF_INPUT]);
+#[test]
+fn the_data_follows_the_opening_message_without_waiting_for_an_answer() {
+    let mesh = Mesh::start();
+    let (door, _worker) = mesh.worker_behind_proxy("w1", &[]);
+    let job = Job::heavy(&mesh, 2, 7);
+    let size_bytes = std::fs::metadata(&job.model).unwrap().len();
+
+    door.withhold_answers(true);
+    let started = job.start(&mesh, &[]);
+    wait_until("the whole model to be sent", PATIENCE, || door.payload_bytes(CHUNK_OF_INPUT) > size_bytes);
+    assert_eq!(door.worker_said(), [], "no answer came through");
+    assert_eq!(door.seen()[0].message.kind, Some(OPEN));
+
+    door.withhold_answers(false);
+    started.done(&job);
 }
 
 /// The same model with another input: equal inputs are not sent twice either.
