@@ -207,8 +207,17 @@ impl Broker {
             if detached {
                 self.save_task(id);
             }
+        } else if self.awaits_dial(id) {
+            // The order to dial may have been lost.
+            self.say_granted(now, id);
         }
         self.note(id);
+    }
+
+    /// Whether a worker was told to dial and has not said that it does.
+    fn awaits_dial(&self, id: TaskId) -> bool {
+        matches!(self.tasks.get(id).map(|task| &task.state), Some(State::Placed { at, unnamed_until: Some(_) })
+            if at.direction == Direction::WorkerDials)
     }
 
     /// The client's attempt came to nothing.
