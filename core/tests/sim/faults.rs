@@ -106,8 +106,7 @@ impl Mesh {
         tell!(self, "all heals");
         self.net = Net::calm();
         for node in self.nodes() {
-            let pulse = self.pulse_mut(node);
-            pulse.frozen_until = pulse.frozen_until.min(0);
+            self.pulse_mut(node).frozen_until = 0;
         }
         if self.broker.store.is_away {
             self.store_away(false);
@@ -214,7 +213,7 @@ impl Mesh {
         }
         tell!(self, "C{client} pries at {}", short(task));
         // With keys it may even claim to be the owner.
-        let claimed = if self.setup.encrypted && how % 2 == 0 { truth.owner } else { user.id };
+        let claimed = if self.setup.encrypted && how.is_multiple_of(2) { truth.owner } else { user.id };
         let spec = truth.job.spec(task);
         let message = match how / 2 % 5 {
             0 => ClientToBroker::Locate(Locate { task, client: claimed, key: user.key, endpoints: Vec::new() }),

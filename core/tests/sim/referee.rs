@@ -414,7 +414,7 @@ impl Referee {
             return self.fail("an attempt has one place", detail);
         }
         if old.is_none_or(|old| old.0 != life) {
-            let is_other = |held: &&(Attempt, WorkerId)| **held < (id.attempt, worker) || **held > (id.attempt, worker);
+            let is_other = |held: &&(Attempt, WorkerId)| **held != (id.attempt, worker);
             if let Some((held, at)) = self.held.get(&id.task).filter(is_other) {
                 let detail = format!("{} is granted while the client holds attempt {held} at {at}", short_id(id));
                 return self.fail("a client that holds an attempt is believed", detail);

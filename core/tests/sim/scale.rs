@@ -33,7 +33,7 @@ fn registered(number: u32) -> Event {
         version: String::new(),
         os: String::new(),
         // Every second worker is of the wrong kind.
-        arch: if number % 2 == 0 { Arch::Amd64 } else { Arch::Arm64 },
+        arch: if number.is_multiple_of(2) { Arch::Amd64 } else { Arch::Arm64 },
         cores: 4,
         memory_bytes: 4 << 30,
         engine: EngineKind::Process,

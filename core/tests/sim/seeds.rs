@@ -49,7 +49,7 @@ pub(crate) fn play(seed: u64, rules: Rules, story: Story) -> Ran {
         rules,
         encrypted: plan.permille(300),
         // One in eight: each machine's messages are within the limits of the wire, and nothing is slower for it.
-        through_bytes: seed % 8 == 0,
+        through_bytes: seed.is_multiple_of(8),
         store_wait: plan.pick(&[(MS, 3 * MS), (2 * MS, 80 * MS), (200 * MS, 1500 * MS)]),
         kept: KEPT,
         ..Setup::new(seed)
