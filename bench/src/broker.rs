@@ -120,18 +120,19 @@ pub(crate) fn run(quick: bool) -> Result<Report> {
     report.table(latency);
     report.table(beats);
     report.note(format!(
-        "Medians of {} rounds in turns, {} ms each, a new server for each round. Every worker is a TCP connection of its own that \
-         beats once a second and reads its answers.",
+        "Medians of {} rounds in turns ({} ms each), a new server for each; ratios are medians, too, of each round's own. \
+         Every worker is a TCP connection of its own that beats once a second and reads its answers.",
         plan.rounds,
         plan.run_for.as_millis()
     ));
     report.note(
-        "`echo` gets the same three messages of a cycle as the broker and answers with the same sizes: `ratio` is per grant and, both \
-         sides having three messages, per message as well. `bare echo` leaves out the Close: one message each way.",
+        "`echo` gets the same three messages of a cycle as the broker and answers with the same sizes: `ratio` is per \
+         grant and, both sides having three messages, per message as well. `bare echo` leaves out the Close: one \
+         message each way.",
     );
     report.note(
-        "Client, fleet and server share the machine's cores, each with an I/O thread of libzmq beside it. The client's messages are \
-         encoded beforehand, so that nearly all that is compared is the server.",
+        "Client, fleet and server share the machine's cores, each with an I/O thread of libzmq beside it. The client's \
+         messages are encoded beforehand, so that nearly all that is compared is the server.",
     );
     Ok(report)
 }
@@ -146,7 +147,12 @@ impl Rounds {
             let shown = [json!(workers), json!(shape.connections), json!(shape.window)];
             let (granted, echoed) = (middle(&self.broker, |f| f.per_s), middle(&self.echo, |f| f.per_s));
             let bare = middle(&self.echo, |f| f.bare_per_s);
-            let rates = [granted.round(), echoed.round(), granted / echoed, bare.round(), granted / bare];
+            let ratio = |of_echo: fn(&Figures) -> f64| {
+                let rounds = self.broker.iter().zip(&self.echo);
+                median(rounds.map(|(broker, echo)| broker.shapes[at].per_s / of_echo(&echo.shapes[at])))
+            };
+            let (to_echo, to_bare) = (ratio(|f| f.per_s), ratio(|f| f.bare_per_s));
+            let rates = [granted.round(), echoed.round(), to_echo, bare.round(), to_bare];
             let rates = rates.map(|value| json!(value));
             speed.row([&shown[..], &rates[..], &[json!(shape.limit)]].concat());
             let figures = [both(|f| f.p50_ms), both(|f| f.p99_ms), both(|f| f.server_us)].concat();

@@ -83,14 +83,15 @@ fn report(ways: &mut [Way], plan: Plan) -> Report {
     }
     report.table(table);
     report.note(format!(
-        "y = x + 1 in ONNX, 16 bytes of input. Cold: model not at the worker, runner not started, library not loaded; median of {} fresh \
-         workers. Warm: {} answers of each way, {TURN} at a time in turns, one after the other over kept connections.",
+        "y = x + 1 in ONNX, 16 bytes of input. Cold: model not at the worker, runner not started, library not loaded; \
+         median of {} fresh workers. Warm: {} answers of each way, {TURN} at a time in turns, one after the other over \
+         kept connections.",
         plan.cold_runs,
         plan.turns * TURN
     ));
     report.note(
-        "Asked directly: HTTP with JSON over a kept connection to the runner's Unix socket, from this program. Through the mesh: the SDK \
-         in this program, one broker, one worker, all on this machine.",
+        "Asked directly: HTTP with JSON over a kept connection to the runner's Unix socket, from this program. Through \
+         the mesh: the SDK in this program, one broker, one worker, all on this machine.",
     );
     report
 }

@@ -90,12 +90,14 @@ pub(crate) fn run(quick: bool) -> Result<Report> {
         "Medians of {rounds} rounds in turns, all files in /dev/shm, all connections over the loopback."
     ));
     report.note(
-        "mesh: a real client (the SDK) submits the file as input to a real worker; from the grant to the moment the worker has all of it \
-         in place, its digest checked. The digest that the client announces is made before the submit; the second row includes it.",
+        "mesh: a real client (the SDK) submits the file as input to a real worker; from the grant to the moment the \
+         worker has all of it in place, its digest checked. The digest that the client announces is made before the \
+         submit; the second row includes it.",
     );
     report.note(
-        "curl: its own clock on a connection that stands. socat and rsync: with the start of their programs. `then a digest`: one thread \
-         hashes the copy afterwards. Extra memory: peak resident size above that before the transfer, the most of all rounds.",
+        "curl: its own clock on a connection that stands. socat and rsync: with the start of their programs. `then a \
+         digest`: one thread hashes the copy afterwards. Extra memory: peak resident size above that before the \
+         transfer, the most of all rounds.",
     );
     Ok(report)
 }
