@@ -50,44 +50,13 @@ pub(crate) fn run(quick: bool) -> Result<Report> {
         ],
     );
     for mib in sizes_mib {
-        let measured = measure(mib * MIB, rounds)?;
-        let mut medians = Vec::new();
-        for ((way, verified), seconds) in WAYS.iter().zip(&measured.seconds) {
-            let (middle, best) = (median(seconds.iter().copied()), seconds.iter().copied().fold(f64::MAX, f64::min));
-            let rate = (mib * MIB) as f64 / 1e6 / middle;
-            times.row(vec![
-                json!(mib),
-                json!(way),
-                json!(verified),
-                json!(middle * 1e3),
-                json!(best * 1e3),
-                json!(rate.round()),
-            ]);
-            medians.push(middle);
-        }
-        let best = |only_verified: bool| {
-            let others = WAYS.iter().zip(&medians).skip(2);
-            others.filter(|((_, how), _)| !only_verified || *how != "no").map(|(_, s)| *s).fold(f64::MAX, f64::min)
-        };
-        let limit = if *mib < 10 {
-            "hand-overs between threads and programs, not bytes"
-        } else {
-            "two cores: each byte is copied by kernel and libzmq on both sides, and hashed"
-        };
-        ratios.row(vec![
-            json!(mib),
-            json!(best(true) / medians[0]),
-            json!(best(false) / medians[0]),
-            json!(best(true) / medians[1]),
-            json!(measured.client_extra_mib),
-            json!(measured.worker_extra_mib),
-            json!(limit),
-        ]);
+        measure(mib * MIB, rounds)?.add_rows(*mib, &mut times, &mut ratios);
     }
     report.table(times);
     report.table(ratios);
     report.note(format!(
-        "Medians of {rounds} rounds in turns, all files in /dev/shm, all connections over the loopback."
+        "Medians of {rounds} rounds in turns, all files in /dev/shm, all connections over the loopback. Extra memory: peak \
+         resident size above that before the transfer, the most of all rounds."
     ));
     report.note(
         "mesh: a real client (the SDK) submits the file as input to a real worker; from the grant to the moment the \
@@ -96,8 +65,7 @@ pub(crate) fn run(quick: bool) -> Result<Report> {
     );
     report.note(
         "curl: its own clock on a connection that stands. socat and rsync: with the start of their programs. `then a \
-         digest`: one thread hashes the copy afterwards. Extra memory: peak resident size above that before the \
-         transfer, the most of all rounds.",
+         digest`: one thread hashes the copy afterwards.",
     );
     Ok(report)
 }
@@ -108,6 +76,37 @@ struct Measured {
     seconds: [Vec<f64>; WAYS.len()],
     client_extra_mib: f64,
     worker_extra_mib: f64,
+}
+
+impl Measured {
+    fn add_rows(&self, mib: u64, times: &mut Table, ratios: &mut Table) {
+        let mut medians = Vec::new();
+        for ((way, verified), seconds) in WAYS.iter().zip(&self.seconds) {
+            let (middle, best) = (median(seconds.iter().copied()), seconds.iter().copied().fold(f64::MAX, f64::min));
+            let rate = (mib * MIB) as f64 / 1e6 / middle;
+            let figures = [json!(middle * 1e3), json!(best * 1e3), json!(rate.round())];
+            times.row([&[json!(mib), json!(way), json!(verified)], &figures[..]].concat());
+            medians.push(middle);
+        }
+        let best = |only_verified: bool| {
+            let others = WAYS.iter().zip(&medians).skip(2);
+            others.filter(|((_, how), _)| !only_verified || *how != "no").map(|(_, s)| *s).fold(f64::MAX, f64::min)
+        };
+        let limit = if mib < 10 {
+            "hand-overs between threads and programs, not bytes"
+        } else {
+            "two cores: each byte is copied by kernel and libzmq on both sides, and hashed"
+        };
+        ratios.row(vec![
+            json!(mib),
+            json!(best(true) / medians[0]),
+            json!(best(false) / medians[0]),
+            json!(best(true) / medians[1]),
+            json!(self.client_extra_mib),
+            json!(self.worker_extra_mib),
+            json!(limit),
+        ]);
+    }
 }
 
 fn measure(size_bytes: u64, rounds: usize) -> Result<Measured> {
