@@ -312,6 +312,9 @@ impl Broker {
     /// Finds room for a task and tells its client; false if there is none. The task is in no queue meanwhile.
     pub(super) fn place(&mut self, now: MonoTime, id: TaskId, news: Option<WorkerId>) -> bool {
         let Some(task) = self.tasks.get(id) else { return true };
+        if task.peer.is_none() {
+            return false; // From before a restart: room is kept for its client once that is heard.
+        }
         let Some((worker, direction)) = placement::choose(task, &self.workers, news) else {
             return false;
         };
@@ -469,7 +472,9 @@ impl Task {
             return false;
         };
         let name = self.last.as_ref().map_or_else(|| worker.to_string(), |(_, _, name)| name.clone());
-        self.history.push(format!("attempt {} at {name}: {code}: {text}", self.attempt));
+        let mut line = format!("attempt {} at {name}: {code}: {text}", self.attempt);
+        line.truncate(line.floor_char_boundary(HISTORY_LINE_BYTES_MAX));
+        self.history.push(line);
         if *code == ErrorCode::Unreachable {
             let direction = place.map_or(Direction::ClientDials, |at| at.direction);
             if !self.unreachable.contains(&(worker, direction)) {
@@ -498,6 +503,9 @@ impl Task {
         counts
     }
 }
+
+/// Bytes kept of what went wrong in one attempt.
+const HISTORY_LINE_BYTES_MAX: usize = 512;
 
 /// Lines kept of a task's attempts.
 const HISTORY_MAX: usize = 16;

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_core::{
-    broker::{Change, TaskRecord},
+    broker::{Change, Config, TaskRecord},
     client::{End, News},
 };
 use proto_msgs::{
@@ -25,9 +25,6 @@ const WAKES_PER_SECOND_MAX: u32 = 200;
 
 /// Attempts in one heartbeat: 64 unacknowledged ones are kept, and slots are few.
 const REPORTS_MAX: usize = 80;
-
-/// An unnamed promise is worth nothing after this long.
-const PROMISE_LASTS: Micros = 10 * SECOND;
 
 /// Something that must not be.
 #[derive(Clone, Debug)]
@@ -429,7 +426,9 @@ impl Referee {
         let Some(promises) = self.promises.get_mut(&grant.worker) else {
             return self.fail("a grant names a known worker", format!("{} at {}", short_id(grant.id), grant.worker));
         };
-        promises.attempts.retain(|_, (at, named)| *named || now < *at + PROMISE_LASTS);
+        // A promise that nobody has taken up lapses.
+        let lasts = micros(Config::default().grant_wait);
+        promises.attempts.retain(|_, (at, named)| *named || now < *at + lasts);
         promises.attempts.insert(grant.id, (now, false));
         if promises.attempts.len() > promises.slots {
             let detail = format!("{} has {} slots and now {:?}", grant.worker_name, promises.slots, promises.attempts);
