@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use mesh_core::client::TaskSpec;
 use mesh_transport::{Admit, Admitted, Context, Limits, Security, keys, keys::KeyPair};
 use proto_msgs::{
-    AnswerBody, ClientId, ClusterView, Direction, Outcome, Question, TaskId, TaskView, WhyView, WorkerView, limits,
+    AnswerBody, ClientId, ClusterView, Direction, Outcome, Question, TaskId, TaskView, WhyView, WorkerView,
 };
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
@@ -181,11 +181,10 @@ impl Mesh {
             };
             // A page that does not go on behind the last one would be asked for without end.
             let goes_on = page.first().is_some_and(|first| after.is_none_or(|after| first.worker > after));
-            let is_last = page.len() < limits::PAGE_ROWS_MAX;
             if goes_on {
                 all.extend(page);
             }
-            if is_last || !goes_on {
+            if !goes_on {
                 return Ok(all);
             }
         }
@@ -203,11 +202,10 @@ impl Mesh {
                 return Err(unexpected(&AnswerBody::NotFound));
             };
             let goes_on = page.first().is_some_and(|first| before.is_none_or(|before| first.task < before));
-            let is_last = page.len() < limits::PAGE_ROWS_MAX;
             if goes_on {
                 all.extend(page);
             }
-            if is_last || !goes_on || all.len() >= rows_max {
+            if !goes_on || all.len() >= rows_max {
                 all.truncate(rows_max);
                 return Ok(all);
             }

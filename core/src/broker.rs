@@ -139,7 +139,7 @@ impl Broker {
             return;
         }
         match known.map(|worker| worker.register.epoch) {
-            Some(newer) if newer > epoch => return, // A late message of an earlier life.
+            Some(newer) if newer > epoch => return, // A late message of an earlier life, or a copy of its state folder.
             Some(older) if older < epoch => self.lose_worker(now, id),
             _ => {}
         }
@@ -159,7 +159,11 @@ impl Broker {
             return;
         }
         self.stats.heartbeats += 1;
-        let known = self.workers.get(id).is_some_and(|worker| worker.register.epoch == epoch);
+        if self.workers.get(id).is_some_and(|worker| worker.register.epoch > epoch) {
+            self.stats.fenced += 1;
+            return; // An earlier life: nothing it could be told would make it the present one.
+        }
+        let known = self.workers.has_life(id, epoch);
         let is_news = known && self.workers.last_seq(id, epoch).is_none_or(|last| seq > last);
         let (forget, stop) = if is_news {
             self.workers.seen(id, now, peer);

@@ -22,7 +22,7 @@ use crate::{MonoTime, Rule};
 use attempts::{Attempt, Attempts, State};
 
 /// A client that was dialled has this long to open: as long as its grant.
-const DIAL_WAIT: Duration = Duration::from_secs(10);
+const DIAL_WAIT: Duration = Duration::from_secs(6);
 
 /// A detached attempt whose runs ended with the worker's death so often is to blame for it.
 const DEADLY_RUNS_MAX: u32 = 3;
@@ -37,6 +37,8 @@ pub struct Worker {
     sampled: bool,
     seq: u64,
     next_heartbeat: MonoTime,
+    /// Not before then does a broker that does not know us hear who we are.
+    next_register: MonoTime,
     next_progress: MonoTime,
     /// The broker's clock and when it was told.
     broker_clock: Option<(u64, MonoTime)>,
@@ -58,6 +60,7 @@ impl Worker {
             sampled: false,
             seq: 0,
             next_heartbeat: MonoTime::ZERO,
+            next_register: MonoTime::ZERO,
             next_progress: MonoTime::ZERO,
             broker_clock: None,
             broker_heard: MonoTime::ZERO,
@@ -184,7 +187,9 @@ impl Worker {
         }
         self.broker_heard = now;
         self.broker_clock = Some((ack.broker_unix_ms, now));
-        if !ack.known {
+        // Once an interval: a broker that will not have us is not asked as fast as it can answer.
+        if !ack.known && now >= self.next_register {
+            self.next_register = now + self.config.heartbeat;
             self.register();
             self.say_heartbeat(now);
         }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::{
     header::{HEADER_BYTES, Header, VERSION, VERSION_MIN},
-    limits::{CHUNK_BYTES_MAX, CONTROL_BYTES_MAX},
+    limits::{CHUNK_BYTES_MAX, CONTROL_BYTES_MAX, PAGE_BYTES_MAX, PAGE_ROWS_MAX},
 };
 
 /// Kind 0 in every version: "I do not speak your version". Its body is `min`, `max`, two little-endian `u16`.
@@ -97,6 +97,28 @@ pub enum DecodeError {
 pub struct EncodeError {
     /// Kind of the message.
     pub kind: u16,
+}
+
+/// As many rows as one answer holds: at least one if there are any, so that the asker gets on.
+pub fn page<Row: Encode>(rows: impl Iterator<Item = Row>) -> Vec<Row> {
+    let mut left_bytes = PAGE_BYTES_MAX;
+    let mut page = Vec::new();
+    for row in rows.take(PAGE_ROWS_MAX) {
+        let row_bytes = size_bytes(&row);
+        if row_bytes > left_bytes && !page.is_empty() {
+            break;
+        }
+        left_bytes = left_bytes.saturating_sub(row_bytes);
+        page.push(row);
+    }
+    page
+}
+
+/// Bytes that a value takes in a message.
+fn size_bytes(value: &impl Encode) -> usize {
+    let mut size = bincode::enc::EncoderImpl::new(bincode::enc::write::SizeWriter::default(), config::standard());
+    // A value without an encoding is as good as endless: it fits nowhere.
+    value.encode(&mut size).map_or(usize::MAX, |()| size.into_writer().bytes_written)
 }
 
 fn config() -> impl config::Config {

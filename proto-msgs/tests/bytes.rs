@@ -15,7 +15,8 @@ use std::{
 use bytes::Bytes;
 use proptest::prelude::*;
 use proto_msgs::{
-    ClientToWorker, DecodeError, Frame, Header, ToBroker, VERSION, VERSION_MIN, header::HEADER_BYTES, limits,
+    Attempt, ClientId, ClientToBroker, ClientToWorker, Close, DecodeError, ErrorCode, Failure, Frame, Header, Outcome,
+    TaskId, ToBroker, VERSION, VERSION_MIN, header::HEADER_BYTES, limits,
 };
 use samples::{Any, all_kinds, register, samples, ticket};
 
@@ -307,4 +308,22 @@ proptest! {
             prop_assert_eq!(verdict, Err(proto_msgs::TicketError::Forged));
         }
     }
+}
+
+#[test]
+fn a_text_longer_than_a_person_reads_is_refused() {
+    let text = "x".repeat(limits::TEXT_BYTES_MAX + 1);
+    let outcome = Outcome::Failed(Failure { code: ErrorCode::RunFailed, text });
+    let (task, client) = (TaskId::from_bytes([1; 16]), ClientId::from_bytes([2; 16]));
+    let close = ClientToBroker::Close(Close { task, client, attempt: Attempt(1), outcome });
+    let frame = close.to_frame().expect("shorter than a message may be");
+    assert!(matches!(ClientToBroker::from_frame(&frame), Err(DecodeError::Garbled { .. })));
+}
+
+#[test]
+fn a_page_is_never_longer_than_a_message() {
+    let rows = std::iter::repeat_n("x".repeat(limits::TEXT_BYTES_MAX), 1000);
+    let page = proto_msgs::codec::page(rows);
+    assert!(!page.is_empty() && page.len() < limits::PAGE_ROWS_MAX, "{} rows", page.len());
+    assert_eq!(proto_msgs::codec::page(["x".repeat(limits::PAGE_BYTES_MAX + 1)].into_iter()).len(), 1);
 }

@@ -2,7 +2,7 @@
 
 use proto_msgs::{
     Answer, AnswerBody, Ask, BrokerToClient, ClusterView, ErrorCode, PeerId, PublicKey, Question, TaskStanding,
-    TaskView, WhyView, limits::PAGE_ROWS_MAX,
+    TaskView, WhyView, codec::page,
 };
 
 use super::{
@@ -16,12 +16,12 @@ impl Broker {
         let client = ask.client;
         let body = match ask.question {
             Question::Cluster => AnswerBody::Cluster(self.cluster_view()),
-            Question::Workers { after } => AnswerBody::Workers(
-                self.workers.after(after).take(PAGE_ROWS_MAX).map(|worker| worker.view(now)).collect(),
-            ),
+            Question::Workers { after } => {
+                AnswerBody::Workers(page(self.workers.after(after).map(|worker| worker.view(now))))
+            }
             Question::Tasks { before } => {
                 let rows = self.tasks.before(before).filter(|task| self.owned(task.id(), client, key).is_some());
-                AnswerBody::Tasks(rows.take(PAGE_ROWS_MAX).map(|task| self.task_view(task)).collect())
+                AnswerBody::Tasks(page(rows.map(|task| self.task_view(task))))
             }
             Question::Task(id) => {
                 self.owned(id, client, key).map_or(AnswerBody::NotFound, |task| AnswerBody::Task(self.task_view(task)))
@@ -74,7 +74,7 @@ impl Broker {
             State::Ended { .. } if at.is_empty() => "ended before it was placed".to_owned(),
             State::Ended { .. } => format!("ended; its last worker was {at}"),
         };
-        let candidates = placement::candidates(task, &self.workers);
+        let candidates = page(placement::candidates(task, &self.workers));
         WhyView { task: view, summary, history: task.history.clone(), candidates }
     }
 }

@@ -149,7 +149,7 @@ impl Default for Config {
             encrypted: false,
             liveness_beats: 3,
             // Longer than a connection takes on a bad link, shorter than anybody's patience with a lost slot.
-            grant_wait: Duration::from_secs(10),
+            grant_wait: Duration::from_secs(6),
             // Clients repeat themselves every two seconds: seven may be lost.
             client_silence: Duration::from_secs(15),
             detached_patience: Duration::from_secs(600),

@@ -3,7 +3,7 @@
 //! A worker must fit ([`against`] says what speaks against it). Of those that fit, one that has the model goes before one
 //! that has not, one that has not failed the task before one that has, the less busy before the busier.
 
-use proto_msgs::{Arch, Candidate, Demands, Direction, ErrorCode, Failure, WorkerId, limits::PAGE_ROWS_MAX};
+use proto_msgs::{Arch, Candidate, Demands, Direction, ErrorCode, Failure, WorkerId};
 
 use super::{
     tasks::Task,
@@ -124,8 +124,8 @@ pub(super) fn waits_for(task: &Task, workers: &Workers) -> String {
     }
 }
 
-/// Every worker, a page at most, with what speaks for and against it.
-pub(super) fn candidates(task: &Task, workers: &Workers) -> Vec<Candidate> {
+/// Every worker with what speaks for and against it.
+pub(super) fn candidates(task: &Task, workers: &Workers) -> impl Iterator<Item = Candidate> {
     let row = |worker: &Worker| Candidate {
         worker: worker.id(),
         name: worker.register.name.clone(),
@@ -133,5 +133,5 @@ pub(super) fn candidates(task: &Task, workers: &Workers) -> Vec<Candidate> {
         holds_model: worker.holds(task.spec.model.digest),
         busy_permille: worker.busy_permille(),
     };
-    workers.all().take(PAGE_ROWS_MAX).map(row).collect()
+    workers.all().map(row)
 }

@@ -1,9 +1,11 @@
 //! Limits inside a message that its length alone does not hold. Checked once, at the door; behind it they are facts.
 
 use super::{
-    Accept, Answer, Ask, AttemptId, CancelTask, Chunk, Close, Credit, Ended, Grant, Heartbeat, HeartbeatAck, Introduce,
-    Leave, Locate, Noted, Open, Progress, Queued, Refuse, Register, RunResult, Submit,
+    Accept, Answer, Ask, AttemptId, AttemptState, CancelTask, Chunk, Close, Credit, Ended, Grant, Heartbeat,
+    HeartbeatAck, Introduce, Leave, Locate, Noted, Open, Progress, Queued, Refuse, Register, RunResult, Standing,
+    Submit,
 };
+use crate::Outcome;
 use crate::limits::{
     ATTEMPTS_MAX, CHUNK_BYTES_MAX, DEADLINE_MS_MAX, ENDPOINTS_MAX, GPUS_MAX, HELD_MAX, INPUT_BYTES_MAX, LABELS_MAX,
     MODEL_BYTES_MAX, NAME_BYTES_MAX, OUTPUT_BYTES_MAX, PRIORITY_MAX, RANK_MAX, TENSORS_MAX, TEXT_BYTES_MAX,
@@ -25,6 +27,17 @@ fn name(what: &str, text: &str) -> Result<(), String> {
     at_most(what, text.len(), NAME_BYTES_MAX)
 }
 
+fn text(text: &str) -> Result<(), String> {
+    at_most("text length", text.len(), TEXT_BYTES_MAX)
+}
+
+fn outcome(outcome: &Outcome) -> Result<(), String> {
+    match outcome {
+        Outcome::Failed(failure) => text(&failure.text),
+        Outcome::Done { .. } | Outcome::Cancelled => Ok(()),
+    }
+}
+
 fn endpoints(list: &[String]) -> Result<(), String> {
     at_most("number of endpoints", list.len(), ENDPOINTS_MAX)?;
     list.iter().try_for_each(|endpoint| name("endpoint length", endpoint))
@@ -37,6 +50,9 @@ impl Check for Submit {
         at_most("input size", self.input_bytes, INPUT_BYTES_MAX)?;
         at_most("priority", self.priority, PRIORITY_MAX)?;
         at_most("deadline_ms", self.deadline_ms.unwrap_or(0), DEADLINE_MS_MAX)?;
+        if let Standing::Lost { outcome: lost, .. } = &self.standing {
+            outcome(lost)?;
+        }
         endpoints(&self.endpoints)
     }
 }
@@ -62,7 +78,11 @@ impl Check for Heartbeat {
         at_most("number of attempts", self.attempts.len(), ATTEMPTS_MAX)?;
         at_most("number of held models", self.held.len(), HELD_MAX)?;
         at_most("number of warm models", self.warm.len(), HELD_MAX)?;
-        at_most("number of GPUs", self.load.gpus.len(), GPUS_MAX)
+        at_most("number of GPUs", self.load.gpus.len(), GPUS_MAX)?;
+        self.attempts.iter().try_for_each(|attempt| match &attempt.state {
+            AttemptState::Finished(end) => outcome(end),
+            AttemptState::Receiving | AttemptState::Ready | AttemptState::Running => Ok(()),
+        })
     }
 }
 
@@ -109,6 +129,7 @@ impl Check for Open {
 
 impl Check for RunResult {
     fn check(&self) -> Result<(), String> {
+        outcome(&self.outcome)?;
         at_most("number of outputs", self.outputs.len(), TENSORS_MAX)?;
         let mut total_bytes = 0_u64;
         for output in &self.outputs {
@@ -133,9 +154,27 @@ impl Check for Accept {
     }
 }
 
+impl Check for Close {
+    fn check(&self) -> Result<(), String> {
+        outcome(&self.outcome)
+    }
+}
+
+impl Check for Ended {
+    fn check(&self) -> Result<(), String> {
+        outcome(&self.outcome)
+    }
+}
+
+impl Check for Queued {
+    fn check(&self) -> Result<(), String> {
+        text(&self.reason)
+    }
+}
+
 impl Check for Refuse {
     fn check(&self) -> Result<(), String> {
-        at_most("text length", self.text.len(), TEXT_BYTES_MAX)
+        text(&self.text)
     }
 }
 
@@ -144,10 +183,7 @@ impl Check for Answer {}
 impl Check for Ask {}
 impl Check for AttemptId {}
 impl Check for CancelTask {}
-impl Check for Close {}
 impl Check for Credit {}
-impl Check for Ended {}
 impl Check for Leave {}
 impl Check for Noted {}
 impl Check for Progress {}
-impl Check for Queued {}

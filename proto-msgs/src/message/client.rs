@@ -234,9 +234,9 @@ pub struct Answer {
 pub enum AnswerBody {
     /// The broker itself.
     Cluster(ClusterView),
-    /// A page; shorter than [`PAGE_ROWS_MAX`](crate::limits::PAGE_ROWS_MAX) only at the end.
+    /// A page; empty behind the end.
     Workers(Vec<WorkerView>),
-    /// A page; shorter than [`PAGE_ROWS_MAX`](crate::limits::PAGE_ROWS_MAX) only at the end.
+    /// A page; empty behind the end.
     Tasks(Vec<TaskView>),
     /// One task.
     Task(TaskView),
