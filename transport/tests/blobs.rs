@@ -410,7 +410,12 @@ async fn what_a_peer_must_not_send_is_refused_and_what_is_known_is_dropped() {
     taking.push(chunk(0, None), bytes(100)).expect("the beginning");
     taking.push(chunk(0, None), bytes(100)).expect("known already");
     taking.push(chunk(50, None), bytes(100)).expect("half of it is known");
-    assert_eq!(taking.needs(), [(0, 150)]);
+    within("150 bytes to be in place", async {
+        while taking.needs() != [(0, 150)] {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     let refused = |chunk, payload| taking.push(chunk, payload).expect_err("must be refused").to_string();
     assert!(refused(chunk(200, None), bytes(10)).contains("missing"));
     assert!(refused(chunk(150, None), bytes(851)).contains("announced"));
@@ -418,6 +423,24 @@ async fn what_a_peer_must_not_send_is_refused_and_what_is_known_is_dropped() {
     assert!(refused(chunk(150, None), Bytes::new()).contains("no length"));
     assert!(refused(chunk(u64::MAX, None), bytes(10)).contains("announced"));
     taking.push(Chunk { blob: 9, ..chunk(0, None) }, bytes(10)).expect("a blob that nobody asked for is dropped");
+}
+
+#[tokio::test]
+async fn opening_again_and_again_lets_one_window_wait_and_no_more() {
+    // Nobody listens: the thread stops when it has told as much as may wait (64), and what is pushed stays queued.
+    let (taking, _arrivals) = intake(1 << 30, 800);
+    let mut next = 0;
+    let refused = loop {
+        assert!(next < 100_000, "nothing was refused");
+        taking.needs();
+        match taking.push(chunk(next, None), Bytes::from(vec![0; 100])) {
+            Ok(()) => next += 100,
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert!(refused.contains("window"), "{refused}");
+    let [(0, from)] = taking.needs()[..] else { panic!("one blob is needed") };
+    assert!(next - from <= 800, "{} bytes wait", next - from);
 }
 
 #[tokio::test]

@@ -63,6 +63,8 @@ struct Progress {
     size_bytes: u64,
     /// Handed to the thread.
     pushed_bytes: u64,
+    /// In place: the thread has written them.
+    written_bytes: u64,
     /// Told to the peer, as credit or as need: it may send a window beyond.
     told_bytes: u64,
 }
@@ -83,7 +85,7 @@ impl Intake {
         let (told, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let progress = blobs.iter().map(|incoming| {
             let size_bytes = incoming.size_bytes();
-            (incoming.blob(), Progress { size_bytes, pushed_bytes: 0, told_bytes: 0 })
+            (incoming.blob(), Progress { size_bytes, pushed_bytes: 0, written_bytes: 0, told_bytes: 0 })
         });
         let progress = Arc::new(Mutex::new(progress.collect()));
         let queued = Arc::new(AtomicUsize::new(0));
@@ -136,15 +138,16 @@ impl Intake {
         Ok(())
     }
 
-    /// What is still needed and from where: the `needs` of an `Accept`. After a link broke, call it once all chunks of
-    /// the old link were pushed.
+    /// What is still needed and from where: the `needs` of an `Accept`. Bytes that wait for the thread are named again, and
+    /// dropped when they come again: were they counted as here, each call would let one more window in behind them.
     pub fn needs(&self) -> Vec<(BlobIndex, u64)> {
         let mut progress = lock(&self.progress);
         let mut needs = Vec::new();
-        for (blob, progress) in progress.iter_mut().filter(|(_, progress)| progress.pushed_bytes < progress.size_bytes)
-        {
-            progress.told_bytes = progress.pushed_bytes;
-            needs.push((*blob, progress.pushed_bytes));
+        for (blob, progress) in progress.iter_mut() {
+            progress.told_bytes = progress.written_bytes;
+            if progress.written_bytes < progress.size_bytes {
+                needs.push((*blob, progress.written_bytes));
+            }
         }
         needs.sort_unstable();
         needs
@@ -203,7 +206,11 @@ impl Receiver {
                 &self.inflated
             }
         };
-        open.incoming.write(&bytes[piece.skip_bytes..])
+        open.incoming.write(&bytes[piece.skip_bytes..])?;
+        if let Some(progress) = lock(&self.progress).get_mut(&piece.chunk.blob) {
+            progress.written_bytes = open.incoming.written_bytes();
+        }
+        Ok(())
     }
 
     /// Tells what the chunk just written brought about.
