@@ -8,6 +8,7 @@
 mod answers;
 mod api;
 mod clients;
+mod grants;
 mod life;
 mod placement;
 mod queue;

@@ -2,13 +2,13 @@
 
 use proto_msgs::{
     Attempt, AttemptId, BrokerToClient, BrokerToWorker, CancelTask, ClientId, ClientToBroker, Close, Direction, Ended,
-    ErrorCode, Failure, Grant, Introduce, Locate, Noted, Outcome, PeerId, PublicKey, Purpose, Queued, Standing, Submit,
-    TaskId, Ticket, TicketBody, WorkerId,
-    limits::{INPUT_BYTES_MAX, MODEL_BYTES_MAX, WINDOW_BYTES},
+    ErrorCode, Failure, Locate, Noted, Outcome, PeerId, PublicKey, Purpose, Queued, Standing, Submit, TaskId, WorkerId,
 };
 
 use super::{
-    Action, Broker, Change, placement,
+    Action, Broker, Change,
+    grants::Way,
+    placement,
     tasks::{Place, State, Task},
     workers::Worker,
 };

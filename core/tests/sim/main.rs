@@ -9,6 +9,7 @@
 //!
 //! Where to begin: `stories`, then `referee`, which says what must always hold.
 
+mod books;
 mod broker_shell;
 mod client_shell;
 mod expect;
@@ -25,3 +26,4 @@ mod seeds;
 mod stories;
 mod story;
 mod worker_shell;
+mod worker_work;

@@ -1,0 +1,133 @@
+//! Grants: room is promised, a ticket signed, and both sides are told how they come together.
+//!
+//! Owns what is said in a grant and when it is said again. Never chooses the worker; that is `placement`.
+
+use proto_msgs::{
+    BrokerToClient, BrokerToWorker, Direction, Grant, Introduce, PeerId, PublicKey, Purpose, TaskId, Ticket,
+    TicketBody, WorkerId,
+    limits::{INPUT_BYTES_MAX, MODEL_BYTES_MAX, WINDOW_BYTES},
+};
+
+use super::{
+    Broker, placement,
+    tasks::{Place, State},
+    workers::Worker,
+};
+use crate::{MonoTime, Rule};
+
+/// How client and worker come together.
+pub(super) struct Way {
+    pub(super) worker: WorkerId,
+    pub(super) direction: Direction,
+    /// Where the client listens.
+    pub(super) endpoints: Vec<String>,
+    pub(super) client_key: Option<PublicKey>,
+}
+
+impl Broker {
+    /// Finds room for a task and tells its client; false if there is none. The task is in no queue meanwhile.
+    pub(super) fn place(&mut self, now: MonoTime, id: TaskId, news: Option<WorkerId>) -> bool {
+        let Some(task) = self.tasks.get(id) else { return true };
+        if task.peer.is_none() {
+            return false; // From before a restart: room is kept for its client once that is heard.
+        }
+        let Some((worker, direction)) = placement::choose(task, &self.workers, news) else {
+            return false;
+        };
+        let Some(chosen) = self.workers.get(worker) else {
+            return false;
+        };
+        let (epoch, name) = (chosen.register.epoch, chosen.register.name.clone());
+        let until = now + self.config.grant_wait;
+        let Some(task) = self.tasks.get_mut(id) else {
+            return true;
+        };
+        task.attempt = task.attempt.next().max(task.fence);
+        task.state = State::Granted { at: Place { worker, epoch, direction }, until };
+        task.last = Some((worker, epoch, name));
+        let (attempt_id, demands) = (task.attempt_id(), task.spec.demands);
+        if self.config.rules.holds(Rule::ReserveWithGrant) {
+            self.workers.occupy(worker, attempt_id, demands);
+        }
+        if task.due > until {
+            self.tasks.set_due(id, until);
+        }
+        self.stats.granted += 1;
+        self.save_task(id);
+        self.say_granted(now, id);
+        true
+    }
+
+    /// The client did not hear of its grant, or not in time. After a restart the slot has to be found again.
+    pub(super) fn grant_again(&mut self, now: MonoTime, id: TaskId) {
+        let until = now + self.config.grant_wait;
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        let (attempt_id, demands) = (task.attempt_id(), task.spec.demands);
+        match &mut task.state {
+            State::Granted { until: old, .. } => *old = until,
+            State::Placed { at, unnamed_until } => {
+                let worker = self.workers.get(at.worker);
+                if !worker.is_some_and(|worker| worker.has(attempt_id)) {
+                    if !worker.is_some_and(Worker::has_free_slot) {
+                        return self.say_queued(id);
+                    }
+                    *unnamed_until = Some(until);
+                    let worker = at.worker;
+                    self.workers.occupy(worker, attempt_id, demands);
+                    self.tasks.set_due(id, until);
+                }
+            }
+            State::Storing | State::Queued(_) | State::Ended { .. } => return,
+        }
+        self.say_granted(now, id);
+    }
+
+    pub(super) fn say_granted(&mut self, now: MonoTime, id: TaskId) {
+        let Some(task) = self.tasks.get(id) else { return };
+        let Some(Place { worker, direction, .. }) = task.place() else {
+            return;
+        };
+        let (endpoints, client_key, peer) = (task.spec.endpoints.clone(), task.spec.key, task.peer);
+        self.introduce(now, id, Purpose::Run, peer, Way { worker, direction, endpoints, client_key });
+    }
+
+    /// Signs a ticket and hands it to whoever has to dial: the client always gets it, a dialling worker too.
+    pub(super) fn introduce(&mut self, now: MonoTime, id: TaskId, purpose: Purpose, peer: Option<PeerId>, way: Way) {
+        let (Some(task), Some(worker)) = (self.tasks.get(id), self.workers.get(way.worker)) else {
+            return;
+        };
+        let body = TicketBody {
+            purpose,
+            task: id,
+            attempt: task.attempt,
+            worker: worker.id(),
+            epoch: worker.register.epoch,
+            client: task.spec.client,
+            client_key: way.client_key,
+            bytes_max: task.spec.model.size_bytes.min(MODEL_BYTES_MAX) + task.spec.input_bytes.min(INPUT_BYTES_MAX),
+            priority: task.spec.priority,
+            detached: task.spec.detached,
+            demands: task.spec.demands,
+            deadline_unix_ms: task.deadline_unix_ms(),
+            expires_unix_ms: self.unix_ms(now + self.config.grant_wait),
+        };
+        let ticket = Ticket::sign(body, &worker.register.ticket_key);
+        let grant = Grant {
+            id: task.attempt_id(),
+            worker: worker.id(),
+            worker_name: worker.register.name.clone(),
+            worker_key: worker.register.key,
+            endpoints: worker.register.endpoints.clone(),
+            direction: way.direction,
+            window_bytes: WINDOW_BYTES,
+            model_held: worker.holds(task.spec.model.digest),
+            ticket,
+        };
+        if way.direction == Direction::WorkerDials {
+            let ticket = grant.ticket.clone();
+            let introduce = Introduce { ticket, endpoints: way.endpoints, client_key: way.client_key };
+            self.tell_worker(way.worker, BrokerToWorker::Introduce(introduce));
+        }
+        self.tell_client(peer, BrokerToClient::Grant(grant));
+    }
+}

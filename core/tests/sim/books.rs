@@ -1,0 +1,211 @@
+//! The referee's books about the broker: what it has heard, and whether what it says follows from that.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_core::broker::{Change, Config, TaskRecord};
+use proto_msgs::{
+    AnswerBody, Attempt, AttemptId, AttemptState, BrokerToClient, ClientId, ClientToBroker, Epoch, ErrorCode, Grant,
+    Heartbeat, Outcome, Purpose, Standing, Submit, TaskId, WorkerId, WorkerToBroker,
+};
+
+use super::{
+    mesh::{Micros, micros, short, short_id},
+    referee::Referee,
+};
+
+/// What the broker owes a worker's slots, as its own words and ears have it.
+#[derive(Debug)]
+pub(super) struct Promises {
+    epoch: Epoch,
+    slots: usize,
+    seq: u64,
+    /// When it was promised, and whether a heartbeat has named it.
+    attempts: BTreeMap<AttemptId, (Micros, bool)>,
+}
+
+impl Referee {
+    // What the broker hears.
+
+    /// Whether a message says something of a task that the broker cannot know to be another's.
+    pub(super) fn is_squatting(&self, user: ClientId, message: &ClientToBroker) -> bool {
+        let ClientToBroker::Submit(submit) = message else { return false };
+        self.task(submit.task).owner != user && !self.heard_of.contains(&submit.task)
+    }
+
+    pub(super) fn broker_started(&mut self, life: u32) {
+        self.broker_life = life;
+        self.promises.clear();
+        self.granted.clear();
+        self.held.clear();
+        self.heard_of.clear();
+        self.lost.clear();
+    }
+
+    pub(super) fn broker_hears_client(&mut self, message: &ClientToBroker) {
+        match message {
+            ClientToBroker::Submit(submit) if submit.client == self.task(submit.task).owner => {
+                self.heard_of.insert(submit.task);
+                self.stands(submit);
+            }
+            ClientToBroker::Close(close) => self.released(close.task),
+            ClientToBroker::Cancel(cancel) => self.released(cancel.task),
+            _ => {}
+        }
+    }
+
+    fn stands(&mut self, submit: &Submit) {
+        let lost = self.lost.get(&submit.task).copied().unwrap_or_default();
+        let granted = self.granted.get(&submit.task).copied().unwrap_or_default();
+        match &submit.standing {
+            Standing::Asking => {}
+            Standing::Holding { attempt, worker } if *attempt > lost && *attempt >= granted => {
+                self.held.insert(submit.task, (*attempt, *worker));
+                for (_, promises) in self.promises.iter_mut().filter(|(id, _)| *id != worker) {
+                    promises.attempts.retain(|id, _| id.task != submit.task);
+                }
+            }
+            Standing::Holding { .. } => {}
+            Standing::Lost { attempt, .. } => {
+                self.lost.insert(submit.task, lost.max(*attempt));
+                if self.held.get(&submit.task).is_some_and(|(held, _)| held <= attempt) {
+                    self.held.remove(&submit.task);
+                }
+                self.released(submit.task);
+            }
+        }
+    }
+
+    fn released(&mut self, task: TaskId) {
+        for promises in self.promises.values_mut() {
+            promises.attempts.retain(|id, _| id.task != task);
+        }
+    }
+
+    pub(super) fn broker_hears_worker(&mut self, message: &WorkerToBroker) {
+        match message {
+            WorkerToBroker::Register(_) => {}
+            WorkerToBroker::Heartbeat(heartbeat) => self.broker_hears_heartbeat(heartbeat),
+            WorkerToBroker::Leave(_) => {}
+        }
+    }
+
+    fn broker_hears_heartbeat(&mut self, heartbeat: &Heartbeat) {
+        let Some(promises) = self.promises.get_mut(&heartbeat.worker) else { return };
+        if promises.epoch != heartbeat.epoch || heartbeat.seq <= promises.seq {
+            return;
+        }
+        promises.seq = heartbeat.seq;
+        let is_active = |state: &AttemptState| !matches!(state, AttemptState::Finished(_));
+        let active: BTreeSet<AttemptId> =
+            heartbeat.attempts.iter().filter(|report| is_active(&report.state)).map(|report| report.id).collect();
+        let finished =
+            |id: &AttemptId| heartbeat.attempts.iter().any(|report| report.id == *id) && !active.contains(id);
+        promises.attempts.retain(|id, (_, named)| !finished(id) && (!*named || active.contains(id)));
+        for id in &active {
+            promises.attempts.entry(*id).or_insert((0, true)).1 = true;
+        }
+        // An attempt that has turned up here is not waited for elsewhere.
+        for (_, promises) in self.promises.iter_mut().filter(|(worker, _)| **worker != heartbeat.worker) {
+            promises.attempts.retain(|id, (_, named)| *named || !active.contains(id));
+        }
+    }
+
+    /// The broker counts with the worker, or has given it up: what that life of it was promised is void.
+    pub(super) fn broker_saves(&mut self, change: &Change) {
+        match change {
+            Change::PutWorker(record) => {
+                let (id, epoch) = (record.register.worker, record.register.epoch);
+                if self.promises.get(&id).is_none_or(|promises| promises.epoch != epoch) {
+                    let slots = usize::from(record.register.slots);
+                    self.promises.insert(id, Promises { epoch, slots, seq: 0, attempts: BTreeMap::new() });
+                }
+            }
+            Change::DropWorker(worker) => {
+                self.promises.remove(worker);
+            }
+            Change::PutTask { .. } | Change::DropTask(_) => {}
+        }
+    }
+
+    // What the broker says.
+
+    pub(super) fn broker_tells_client(
+        &mut self,
+        now: Micros,
+        user: ClientId,
+        message: &BrokerToClient,
+        stored: &BTreeMap<TaskId, TaskRecord>,
+    ) {
+        let (task, durable) = match message {
+            BrokerToClient::Grant(grant) => (grant.id.task, false),
+            BrokerToClient::Queued(queued) => (queued.task, queued.durable),
+            BrokerToClient::Noted(noted) => (noted.id.task, noted.durable),
+            BrokerToClient::Ended(ended) => (ended.task, false),
+            BrokerToClient::Answer(answer) => match &answer.body {
+                AnswerBody::Task(view) => (view.task, false),
+                AnswerBody::Why(view) => (view.task.task, false),
+                _ => return,
+            },
+        };
+        let truth = self.task(task);
+        let is_refusal = matches!(message, BrokerToClient::Ended(ended) if is_no_answer(&ended.outcome));
+        if truth.owner != user && !is_refusal {
+            let detail = format!("another client hears of {}: {message:?}", short(task));
+            return self.fail("a result goes to its owner", detail);
+        }
+        if durable && truth.job.detached && !stored.contains_key(&task) {
+            let detail = format!("{} is acknowledged and not stored", short(task));
+            return self.fail("acknowledged is stored", detail);
+        }
+        match message {
+            BrokerToClient::Grant(grant) if grant.ticket.body.purpose == Purpose::Run => self.granted(now, grant),
+            BrokerToClient::Ended(_) => {
+                if is_refusal {
+                    self.heard_of.remove(&task);
+                }
+                self.released(task);
+            }
+            _ => {}
+        }
+    }
+
+    fn granted(&mut self, now: Micros, grant: &Grant) {
+        let (id, worker, life) = (grant.id, grant.worker, self.broker_life);
+        let old = self.placed.insert(id, (life, worker));
+        // A restarted broker counts anew until it hears what its earlier lives have placed.
+        if let Some((_, other)) = old.filter(|(_, other)| life == 1 && *other != worker) {
+            let detail = format!("{} was granted at {other}, now at {worker}", short_id(id));
+            return self.fail("an attempt has one place", detail);
+        }
+        if old.is_none_or(|old| old.0 != life) {
+            let is_other = |held: &&(Attempt, WorkerId)| **held != (id.attempt, worker);
+            if let Some((held, at)) = self.held.get(&id.task).filter(is_other) {
+                let detail = format!("{} is granted while the client holds attempt {held} at {at}", short_id(id));
+                return self.fail("a client that holds an attempt is believed", detail);
+            }
+            self.task_mut(id.task).placements.push((id.attempt, worker));
+            self.granted.insert(id.task, id.attempt);
+            self.promised(now, grant);
+        }
+    }
+
+    fn promised(&mut self, now: Micros, grant: &Grant) {
+        let Some(promises) = self.promises.get_mut(&grant.worker) else {
+            return self.fail("a grant names a known worker", format!("{} at {}", short_id(grant.id), grant.worker));
+        };
+        // A promise that nobody has taken up lapses.
+        let lasts = micros(Config::default().grant_wait);
+        promises.attempts.retain(|_, (at, named)| *named || now < *at + lasts);
+        promises.attempts.insert(grant.id, (now, false));
+        if promises.attempts.len() > promises.slots {
+            let detail = format!("{} has {} slots and now {:?}", grant.worker_name, promises.slots, promises.attempts);
+            self.fail("slots are never over-granted", detail);
+        }
+    }
+}
+
+fn is_no_answer(outcome: &Outcome) -> bool {
+    use ErrorCode::{BadRequest, Busy, Conflict, Forbidden, NoWorkerFits, NotFound, StoreAway};
+    matches!(outcome, Outcome::Failed(failure)
+        if matches!(failure.code, BadRequest | Busy | Conflict | Forbidden | NoWorkerFits | NotFound | StoreAway))
+}

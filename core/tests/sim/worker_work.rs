@@ -1,0 +1,226 @@
+//! What a worker's process does with an attempt and what takes time: transfers, runs, results, dialling.
+
+use mesh_core::worker::{Event, LinkId};
+use proto_msgs::{
+    Accept, AttemptId, DType, ErrorCode, Manifest, Outcome, OutputDecl, Phase, RunResult, Ticket, WorkerToClient,
+    limits::WINDOW_BYTES,
+};
+
+use super::{
+    client_shell::client_at,
+    job::Behaviour,
+    mesh::{Happening, MS, Mesh, Micros, Node, SECOND, Step, short_id},
+    net::Cargo,
+    story::tell,
+    worker_shell::{Kept, Session, Stage},
+};
+
+impl Mesh {
+    // Transfers.
+
+    pub(super) fn receive(
+        &mut self,
+        worker: usize,
+        id: AttemptId,
+        link: LinkId,
+        manifest: Manifest,
+        ticket: Ticket,
+        resume: bool,
+    ) {
+        self.referee.received(worker, &self.workers[worker], id, &ticket);
+        tell!(self, "W{worker} takes {} in over {link:?}, resume {resume}", short_id(id));
+        let shell = &mut self.workers[worker];
+        let number = shell.links.get(&link).copied();
+        let holds_model = shell.disk.models.contains(&manifest.model.digest);
+        let inputs_bytes: u64 = manifest.inputs.iter().map(|input| input.size_bytes).sum();
+        let session = shell.sessions.entry(id).or_insert_with(|| Session {
+            needed_bytes: inputs_bytes + if holds_model { 0 } else { manifest.model.size_bytes },
+            ticket,
+            manifest,
+            link: None,
+            stage: Stage::Receiving,
+            turn: 0,
+            received_bytes: 0,
+        });
+        session.link = number;
+        session.turn += 1;
+        let needs = match session.needed_bytes - session.received_bytes {
+            0 => Vec::new(),
+            _ => vec![(1, session.received_bytes)],
+        };
+        let accept = WorkerToClient::Accept(Accept { id, needs, window_bytes: WINDOW_BYTES });
+        self.tell_client(worker, link, accept);
+        self.transfer_on(worker, id);
+    }
+
+    fn transfer_on(&mut self, worker: usize, id: AttemptId) {
+        let life = self.workers[worker].life;
+        let Some(session) = self.workers[worker].sessions.get(&id) else { return };
+        let Some(link) = session.link else { return };
+        let (left, speed, turn) = (session.needed_bytes - session.received_bytes, self.links[link].speed, session.turn);
+        let wait = (left.saturating_mul(SECOND) / speed).clamp(MS, SECOND / 2);
+        let bytes = (speed.saturating_mul(wait) / SECOND).min(left);
+        self.after(wait, Happening::Session { worker, life, id, turn, step: Step::Transfer { bytes } });
+    }
+
+    /// Some bytes of model and inputs arrive, if the link and the client's process still are there to bring them.
+    fn bytes_arrive(&mut self, worker: usize, id: AttemptId, bytes: u64) {
+        let shell = &mut self.workers[worker];
+        let Some(session) = shell.sessions.get_mut(&id).filter(|session| session.stage == Stage::Receiving) else {
+            return;
+        };
+        let Some(number) = session.link else { return };
+        let link = &self.links[number];
+        let (client, link_id) = (link.client, link.number);
+        if !link.is_up || !self.clients[client].sends(id, number) {
+            return;
+        }
+        if self.clients[client].pulse.frozen_until > self.now {
+            return self.transfer_on(worker, id);
+        }
+        session.received_bytes = session.needed_bytes.min(session.received_bytes + bytes);
+        let is_whole = session.received_bytes == session.needed_bytes;
+        self.send_direct(number, false, Cargo::Credit(id));
+        self.worker_handle(worker, Event::ClientAlive { id, link: link_id });
+        if is_whole {
+            self.all_arrived(worker, number, id);
+        } else {
+            self.transfer_on(worker, id);
+        }
+    }
+
+    fn all_arrived(&mut self, worker: usize, number: usize, id: AttemptId) {
+        let is_full = self.referee.job(id.task).behaviour == Behaviour::DiskFullFirst && id.attempt.0 == 1;
+        let Some(session) = self.workers[worker].sessions.get_mut(&id) else { return };
+        if is_full {
+            session.stage = Stage::Over;
+            let (code, text) = (ErrorCode::DiskFull, "no space left".to_owned());
+            return self.worker_handle(worker, Event::ReceiveFailed { id, code, text });
+        }
+        session.stage = Stage::Here;
+        let (ticket, manifest) = (session.ticket.clone(), session.manifest.clone());
+        let disk = &mut self.workers[worker].disk;
+        if !disk.models.contains(&manifest.model.digest) {
+            disk.models.insert(0, manifest.model.digest);
+        }
+        if ticket.body.detached {
+            disk.detached.insert(id, Kept { ticket, manifest, outcome: None, runs_begun: 0 });
+        }
+        tell!(self, "W{worker} has all of {}", short_id(id));
+        self.send_direct(number, false, Cargo::AllAcknowledged(id));
+        self.worker_handle(worker, Event::Received { id });
+    }
+
+    // Runs.
+
+    pub(super) fn run_model(&mut self, worker: usize, id: AttemptId, limit: Micros) {
+        tell!(self, "W{worker} runs {}", short_id(id));
+        self.referee.ran(worker, id);
+        let life = self.workers[worker].life;
+        let job = self.referee.job(id.task).clone();
+        if let Some(kept) = self.workers[worker].disk.detached.get_mut(&id) {
+            kept.runs_begun += 1;
+        }
+        let Some(session) = self.workers[worker].sessions.get_mut(&id) else {
+            return self.referee.fail("the worker runs what it has", format!("W{worker} was to run {}", short_id(id)));
+        };
+        session.stage = Stage::Running;
+        session.turn += 1;
+        let turn = session.turn;
+        let run = if job.behaviour == Behaviour::NeverEnds { Micros::MAX } else { job.run };
+        let over = Step::RunOver { at_limit: run > limit };
+        self.after(MS.min(limit), Happening::Session { worker, life, id, turn, step: Step::Load });
+        self.after(run.min(limit), Happening::Session { worker, life, id, turn, step: over });
+    }
+
+    fn run_over(&mut self, worker: usize, id: AttemptId, at_limit: bool) {
+        let job = self.referee.job(id.task);
+        let outcome = match job.behaviour {
+            _ if at_limit => Outcome::failed(ErrorCode::RunTimeout, "stopped at its limit"),
+            Behaviour::Fails(code) => Outcome::failed(code, "as the model does"),
+            Behaviour::FailsFirst(attempts) if id.attempt.0 <= attempts => {
+                Outcome::failed(ErrorCode::RunProtocol, "nonsense")
+            }
+            Behaviour::KillsWorker => {
+                self.crash(Node::Worker(worker));
+                return self.after(2 * SECOND, Happening::Start(Node::Worker(worker)));
+            }
+            _ => Outcome::Done { run_us: job.run, load_us: 0 },
+        };
+        let Some(session) = self.workers[worker].sessions.get_mut(&id) else { return };
+        session.stage = Stage::Over;
+        tell!(self, "W{worker} has run {}: {outcome:?}", short_id(id));
+        self.worker_handle(worker, Event::RunEnded { id, outcome });
+    }
+
+    pub(super) fn session_step(&mut self, worker: usize, life: u32, id: AttemptId, turn: u32, step: Step) {
+        let shell = &self.workers[worker];
+        let is_current = shell.sessions.get(&id).is_some_and(|session| session.turn == turn);
+        if shell.life != life || shell.machine.is_none() || !is_current {
+            return;
+        }
+        match step {
+            Step::Transfer { bytes } => self.bytes_arrive(worker, id, bytes),
+            Step::Load => self.worker_handle(worker, Event::Reached { id, phase: Phase::Running }),
+            Step::RunOver { at_limit } => self.run_over(worker, id, at_limit),
+            Step::Piece { left } => self.send_piece(worker, id, left),
+        }
+    }
+
+    // Results.
+
+    pub(super) fn send_result(&mut self, worker: usize, id: AttemptId, link: LinkId, outcome: Outcome) {
+        let output_us = self.referee.job(id.task).output;
+        let shell = &mut self.workers[worker];
+        let number = shell.links.get(&link).copied();
+        let Some(session) = shell.sessions.get_mut(&id) else { return };
+        session.link = number;
+        session.turn += 1;
+        let is_done = matches!(outcome, Outcome::Done { .. });
+        let digest = session.output();
+        let output = OutputDecl { name: "out".to_owned(), dtype: DType::F32, shape: vec![8], digest, size_bytes: 32 };
+        let outputs = if is_done { vec![output] } else { Vec::new() };
+        self.tell_client(worker, link, WorkerToClient::Result(RunResult { id, outcome, outputs }));
+        if is_done {
+            self.send_piece_later(worker, id, output_us);
+        }
+    }
+
+    fn send_piece_later(&mut self, worker: usize, id: AttemptId, left: Micros) {
+        let life = self.workers[worker].life;
+        let Some(session) = self.workers[worker].sessions.get(&id) else { return };
+        let (turn, wait) = (session.turn, left.min(SECOND / 2));
+        self.after(wait, Happening::Session { worker, life, id, turn, step: Step::Piece { left: left - wait } });
+    }
+
+    fn send_piece(&mut self, worker: usize, id: AttemptId, left: Micros) {
+        let Some(session) = self.workers[worker].sessions.get(&id) else { return };
+        let (Some(number), content) = (session.link, (left == 0).then(|| session.output())) else { return };
+        self.send_direct(number, false, Cargo::Piece(id, content));
+        if left > 0 {
+            self.send_piece_later(worker, id, left);
+        }
+    }
+
+    // Dialling.
+
+    pub(super) fn dial_client(&mut self, worker: usize, id: AttemptId, endpoints: &[String]) {
+        let client = endpoints.first().and_then(|endpoint| client_at(endpoint));
+        tell!(self, "W{worker} dials for {}", short_id(id));
+        let (life, wait) = (self.workers[worker].life, self.rng.among(MS..200 * MS));
+        self.after(wait, Happening::WorkerDialled { worker, life, id, client });
+    }
+
+    pub(super) fn worker_dialled(&mut self, worker: usize, life: u32, id: AttemptId, client: Option<usize>) {
+        if self.workers[worker].life != life || self.workers[worker].machine.is_none() {
+            return;
+        }
+        let reached = client.filter(|client| self.clients[*client].can_be_dialled() && self.can_reach(worker, *client));
+        let Some(client) = reached else {
+            let text = "no route to the client".to_owned();
+            return self.worker_handle(worker, Event::DialFailed { id, text });
+        };
+        let number = self.new_link(client, worker, false);
+        self.send_direct(number, false, Cargo::ToClient(WorkerToClient::DialIn(id)));
+    }
+}
