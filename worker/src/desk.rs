@@ -48,6 +48,10 @@ const CLOSE_WAIT: Duration = Duration::from_secs(1);
 /// Frames taken from the door before anything else has its turn.
 const FRAMES_AT_ONCE: usize = 32;
 
+/// Orders carried out before anything else has its turn. More than the events that a turn can cause: a flood of frames
+/// must not fill the queue of orders with its answers.
+const ORDERS_AT_ONCE: usize = 64;
+
 /// What a task of the desk reports.
 enum Note {
     /// Room was made and the transfer can go on.
@@ -107,6 +111,10 @@ impl Desk {
     /// Works until the machine is gone.
     pub(crate) async fn work(mut self) {
         loop {
+            for _ in 0..ORDERS_AT_ONCE {
+                let Ok(order) = self.orders.try_recv() else { break };
+                self.carry_out(order).await;
+            }
             tokio::select! {
                 order = self.orders.recv() => match order {
                     Some(order) => self.carry_out(order).await,
@@ -152,7 +160,7 @@ impl Desk {
         match order {
             Action::TellClient { link, message } => {
                 if let WorkerToClient::Refuse(refuse) = &message {
-                    self.early.forget(refuse.id);
+                    self.early.forget(refuse.id, link);
                 }
                 self.tell_client(link, &message);
             }
@@ -172,6 +180,7 @@ impl Desk {
     }
 
     fn receive(&mut self, id: AttemptId, link: LinkId, manifest: Manifest, ticket: Ticket) {
+        let early = self.early.take(id, link);
         let Some(outlet) = self.links.outlet(link).cloned() else { return };
         if let Some(attempt) = self.attempts.get_mut(&id) {
             attempt.relink(link, outlet);
@@ -182,7 +191,6 @@ impl Desk {
         let order = Order { id, manifest: manifest.into(), ticket: ticket.into() };
         let way = Way::new(outlet);
         let mut attempt = Attempt::new(number, link, way.clone(), order.clone());
-        let early = self.early.take(id, link);
         if let Some(prepared) = order.prepare_quickly(&self.tools.store) {
             let (intake, receiving) = prepared.start(order);
             attempt.stage = Stage::Receiving(intake);
@@ -277,7 +285,7 @@ impl Desk {
 
     fn free(&mut self, id: AttemptId) {
         self.links.forget_attempt(id);
-        self.early.forget(id);
+        self.early.forget_attempt(id);
         let Some(mut attempt) = self.attempts.remove(&id) else { return };
         attempt.stop();
         if !attempt.is_detached() {
@@ -391,15 +399,19 @@ impl Desk {
     async fn received(&mut self, received: Received) {
         let mut next = Some(received);
         for _ in 0..FRAMES_AT_ONCE {
-            let Some(Received { peer, key, frame }) = next else { return };
-            if let Some(link) = self.links.of_peer(peer, key) {
-                self.frame(link, frame).await;
-            }
+            let Some(received) = next else { return };
+            self.frame_of_peer(received).await;
             next = self.inbox.as_mut().and_then(Inbox::try_recv);
         }
-        if let Some(Received { peer, key, frame }) = next
-            && let Some(link) = self.links.of_peer(peer, key)
-        {
+        if let Some(received) = next {
+            self.frame_of_peer(received).await;
+        }
+    }
+
+    async fn frame_of_peer(&mut self, Received { peer, key, frame }: Received) {
+        let attempts = &self.attempts;
+        let is_used = |link| attempts.values().any(|attempt| attempt.link == link);
+        if let Some(link) = self.links.of_peer(peer, key, is_used) {
             self.frame(link, frame).await;
         }
     }

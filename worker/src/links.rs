@@ -1,22 +1,16 @@
 //! Connections to clients, whichever side dialled, under numbers that the machine knows them by.
 //!
-//! A listener never hears that a peer has gone, so links that nobody uses are forgotten by age.
+//! A listener never hears that a peer has gone, so links that carry nothing make way for new ones, the most silent first.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, time::Instant};
 
 use mesh_core::worker::LinkId;
 use mesh_transport::{Door, Outlet};
 use proto_msgs::{AttemptId, Frame, PeerId, PublicKey};
 use tokio::task::AbortHandle;
 
-/// Links remembered before old ones are looked for.
+/// Links remembered, beside those that carry an attempt: many more than clients that speak at the same time.
 const LINKS_MAX: usize = 1024;
-
-/// A client speaks every second while it has an attempt here; one this old has none, or opens again.
-const FORGET_AFTER: Duration = Duration::from_secs(120);
 
 /// Attempts for which one dialled link is told again after it broke: more than one client process ever has at one worker.
 const DIALLED_FOR_MAX: usize = 256;
@@ -49,8 +43,13 @@ impl Links {
         Self { door, links: HashMap::new(), peers: HashMap::new(), next: 0 }
     }
 
-    /// The link of a peer of the door, which has just spoken.
-    pub(crate) fn of_peer(&mut self, peer: PeerId, key: Option<PublicKey>) -> Option<LinkId> {
+    /// The link of a peer of the door, which has just spoken. A new one may cost an old one that is not used.
+    pub(crate) fn of_peer(
+        &mut self,
+        peer: PeerId,
+        key: Option<PublicKey>,
+        is_used: impl Fn(LinkId) -> bool,
+    ) -> Option<LinkId> {
         if let Some(id) = self.peers.get(&peer) {
             if let Some(link) = self.links.get_mut(id) {
                 link.heard = Instant::now();
@@ -58,7 +57,11 @@ impl Links {
             return Some(*id);
         }
         let outlet = self.door.as_ref()?.to(peer);
-        let id = self.add(Link { outlet, key, heard: Instant::now(), from: From::Door(peer) });
+        if self.links.len() >= LINKS_MAX {
+            self.forget_oldest_unused(is_used);
+        }
+        let id = self.reserve();
+        self.links.insert(id, Link { outlet, key, heard: Instant::now(), from: From::Door(peer) });
         self.peers.insert(peer, id);
         Some(id)
     }
@@ -168,16 +171,40 @@ impl Links {
         }
     }
 
-    fn add(&mut self, link: Link) -> LinkId {
-        if self.links.len() >= LINKS_MAX {
-            let old = |link: &Link| matches!(link.from, From::Door(_)) && link.heard.elapsed() > FORGET_AFTER;
-            let olds: Vec<LinkId> = self.links.iter().filter(|(_, link)| old(link)).map(|(id, _)| *id).collect();
-            for id in olds {
-                self.remove(id);
-            }
+    fn forget_oldest_unused(&mut self, is_used: impl Fn(LinkId) -> bool) {
+        let of_door = self.links.iter().filter(|(_, link)| matches!(link.from, From::Door(_)));
+        let unused = of_door.filter(|(id, _)| !is_used(**id));
+        if let Some(oldest) = unused.min_by_key(|(_, link)| link.heard).map(|(id, _)| *id) {
+            self.remove(oldest);
         }
-        let id = self.reserve();
-        self.links.insert(id, link);
-        id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_transport::{Admit, Context, Limits, Security};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn strangers_without_number_do_not_push_out_a_client_with_an_attempt() {
+        let context = Context::new(Security::None).expect("a context");
+        let listener = context.listen("tcp://127.0.0.1:0", Admit::Anyone, Limits::DIRECT).expect("a free port");
+        let (door, _inbox) = listener.spawn();
+        let mut links = Links::new(Some(door));
+        let mut next = 0_u32;
+        let mut knock = |links: &mut Links, used: Option<LinkId>| {
+            next += 1;
+            let peer = PeerId::from_slice(&next.to_be_bytes()).expect("a name");
+            links.of_peer(peer, None, |link| Some(link) == used).expect("a link")
+        };
+        let client = knock(&mut links, None);
+        let idle = knock(&mut links, None);
+        for _ in 0..2 * LINKS_MAX {
+            knock(&mut links, Some(client));
+        }
+        assert_eq!((links.links.len(), links.peers.len()), (LINKS_MAX, LINKS_MAX));
+        assert!(links.outlet(client).is_some());
+        assert!(links.outlet(idle).is_none());
     }
 }

@@ -10,7 +10,7 @@ use mesh_core::worker::{Event, LinkId};
 use proto_msgs::{
     AttemptId, Chunk, ClientToWorker, Credit, DecodeError, Frame, Open, WorkerToClient, limits::WINDOW_BYTES,
 };
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{Desk, attempt::Chunks};
 
@@ -23,27 +23,25 @@ const EARLY_ATTEMPTS_MAX: usize = 32;
 /// Bytes of all of them. What is dropped is asked for again.
 const EARLY_BYTES_MAX: usize = 4 * WINDOW_BYTES as usize;
 
-/// Data that came right behind an opening, before the machine has let it in.
+/// Data that came right behind an opening, before the machine has let it in. Each link has its own: whoever forges an
+/// opening in another client's name does that client no harm.
 #[derive(Default)]
 pub(super) struct Early {
-    attempts: HashMap<AttemptId, (LinkId, Chunks)>,
+    attempts: HashMap<(AttemptId, LinkId), Chunks>,
     bytes: usize,
 }
 
 impl Early {
     fn expect(&mut self, id: AttemptId, link: LinkId) {
-        self.forget(id);
+        self.forget(id, link);
         if self.attempts.len() < EARLY_ATTEMPTS_MAX {
-            self.attempts.insert(id, (link, Chunks::default()));
+            self.attempts.insert((id, link), Chunks::default());
         }
     }
 
     /// Whether the chunk belongs to an attempt that was opened on this link.
     fn push(&mut self, link: LinkId, chunk: Chunk, payload: &Bytes) -> bool {
-        let Some((opened_on, chunks)) = self.attempts.get_mut(&chunk.id) else { return false };
-        if *opened_on != link {
-            return false;
-        }
+        let Some(chunks) = self.attempts.get_mut(&(chunk.id, link)) else { return false };
         if self.bytes + payload.len() <= EARLY_BYTES_MAX && chunks.push(chunk, payload.clone()).is_ok() {
             self.bytes += payload.len();
         }
@@ -52,16 +50,20 @@ impl Early {
 
     /// The attempt was let in.
     pub(super) fn take(&mut self, id: AttemptId, link: LinkId) -> Chunks {
-        let Some((opened_on, chunks)) = self.attempts.remove(&id) else { return Chunks::default() };
+        let chunks = self.attempts.remove(&(id, link)).unwrap_or_default();
         self.bytes -= chunks.size_bytes();
-        if opened_on == link { chunks } else { Chunks::default() }
+        chunks
     }
 
     /// The attempt was not let in.
-    pub(super) fn forget(&mut self, id: AttemptId) {
-        if let Some((_, chunks)) = self.attempts.remove(&id) {
-            self.bytes -= chunks.size_bytes();
-        }
+    pub(super) fn forget(&mut self, id: AttemptId, link: LinkId) {
+        drop(self.take(id, link));
+    }
+
+    /// The attempt is over, whoever opened it.
+    pub(super) fn forget_attempt(&mut self, id: AttemptId) {
+        self.attempts.retain(|(of, _), _| *of != id);
+        self.bytes = self.attempts.values().map(Chunks::size_bytes).sum();
     }
 }
 
@@ -79,7 +81,8 @@ impl Desk {
                 debug!(theirs, "a client of another version");
                 self.unsupported(link);
             }
-            Err(error) => warn!(%error, "a client sent what is no message: dropped"),
+            // Not a warning: a stranger could fill the disk with them.
+            Err(error) => debug!(%error, "a client sent what is no message: dropped"),
         }
     }
 
@@ -168,7 +171,19 @@ mod tests {
             early.push(LINK, chunk(number, 0), &window);
         }
         assert_eq!((early.attempts.len(), early.bytes), (EARLY_ATTEMPTS_MAX, EARLY_BYTES_MAX));
-        (0..=u8::MAX).for_each(|number| early.forget(id(number)));
+        (0..=u8::MAX).for_each(|number| early.forget(id(number), LINK));
         assert_eq!((early.attempts.len(), early.bytes), (0, 0));
+    }
+
+    #[test]
+    fn a_forged_opening_leaves_the_data_of_the_true_one_alone() {
+        let (mut early, forger) = (Early::default(), LinkId(2));
+        let payload = Bytes::from_static(b"data");
+        early.expect(id(1), LINK);
+        early.push(LINK, chunk(1, 0), &payload);
+        early.expect(id(1), forger);
+        early.forget(id(1), forger);
+        assert!(!early.push(forger, chunk(1, 4), &payload), "refused");
+        assert_eq!(early.take(id(1), LINK).size_bytes(), 4);
     }
 }
