@@ -3,7 +3,11 @@
 //!
 //! Between `handle` and the last action nothing is awaited, and an order is handed to the desk without waiting for it.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::{self, Write},
+    thread,
+    time::{Duration, Instant},
+};
 
 use mesh_core::{
     MonoTime,
@@ -71,7 +75,7 @@ pub(crate) struct Control {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ControlError {
     #[error("signals cannot be listened to: {0}")]
-    Signals(#[from] std::io::Error),
+    Signals(#[from] io::Error),
     #[error(transparent)]
     Address(#[from] DialError),
     #[error("orders are no longer carried out: the worker hangs, start it again")]
@@ -187,7 +191,7 @@ impl Control {
                     && ack.known
                     && let Some(line) = self.ready.take()
                 {
-                    println!("{line}");
+                    say_on_stdout(line);
                 }
                 self.happened(Event::BrokerSaid(message))
             }
@@ -228,5 +232,13 @@ impl Control {
             Ok(()) | Err(mpsc::error::TrySendError::Full(Action::TellClient { .. })) => Ok(()),
             Err(_) => Err(ControlError::DeskStuck),
         }
+    }
+}
+
+/// On a thread of its own: a pipe that nobody reads would hold up heartbeats, one that is closed is nobody's trouble.
+fn say_on_stdout(line: String) {
+    let say = move || drop(writeln!(io::stdout(), "{line}"));
+    if let Err(error) = thread::Builder::new().name("mesh-ready".to_owned()).spawn(say) {
+        warn!(%error, "the ready line cannot be said");
     }
 }

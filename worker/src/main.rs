@@ -30,7 +30,7 @@ mod tools;
 mod units;
 
 use std::{
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write},
     process::ExitCode,
 };
 
@@ -88,7 +88,8 @@ fn keygen(file: &std::path::Path) -> ExitCode {
     let made = mesh_transport::KeyPair::generate().and_then(|pair| pair.save(file).map(|()| pair.public()));
     match made {
         Ok(public) => {
-            println!("{}", mesh_transport::keys::to_text(&public));
+            // The files are there; who does not read the line finds the key in the public one.
+            let _ = writeln!(io::stdout(), "{}", mesh_transport::keys::to_text(&public));
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -77,3 +77,14 @@ fn keys_are_made_once() {
     assert!(made.status.success() && made.stdout.trim_ascii_end().len() == 40, "{made:?}");
     assert_eq!(keygen().status.code(), Some(1), "never over a key that exists");
 }
+
+#[test]
+fn a_key_is_made_though_nobody_reads_the_line() {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let file = home.path().join("worker.key");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-worker"));
+    let status = command.arg("keygen").arg(&file).stdout(writer).status().expect("the program runs");
+    assert!(status.success() && file.exists());
+}
