@@ -1,7 +1,7 @@
 //! `mesh-broker`: reads the command line, starts the log, and turns how it ended into an exit code.
 
 use std::{
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write},
     path::Path,
     process::ExitCode,
 };
@@ -38,7 +38,8 @@ fn keygen(file: &Path) -> ExitCode {
     let made = KeyPair::generate().and_then(|pair| pair.save(file).map(|()| pair));
     match made {
         Ok(pair) => {
-            println!("{}", keys::to_text(&pair.public()));
+            // The files are there; who does not read the line finds the key in the public one.
+            let _ = writeln!(io::stdout(), "{}", keys::to_text(&pair.public()));
             ExitCode::SUCCESS
         }
         Err(error) => {
