@@ -12,9 +12,10 @@
 //! A folder gets its name once everything in it is on the disk. All functions block.
 
 use std::{
+    collections::VecDeque,
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, RwLock},
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use bytes::Bytes;
@@ -30,12 +31,16 @@ use crate::{
     state::{replace_file, sync_dir},
 };
 
+/// Removed attempts that are remembered: more than may still be waiting to be saved, each of which waits for a thread.
+const REMOVED_MAX: usize = 1024;
+
 /// The folder of all detached attempts.
 #[derive(Clone, Debug)]
 pub(crate) struct Keep {
     root: PathBuf,
-    /// Held for writing while an attempt is removed: what is still being written then would stay for ever.
-    removing: Arc<RwLock<()>>,
+    /// The last that were removed: what is only saved afterwards would stay, and be run by the next life. Held for writing
+    /// while an attempt is removed, and for reading while one is written.
+    removed: Arc<RwLock<VecDeque<AttemptId>>>,
 }
 
 /// A detached attempt found after a restart.
@@ -76,7 +81,7 @@ impl Keep {
                 }
             }
         }
-        Ok((Self { root, removing: Arc::default() }, found))
+        Ok((Self { root, removed: Arc::default() }, found))
     }
 
     /// Keeps an attempt whose inputs are all here. Once this returns it survives a power cut.
@@ -87,10 +92,30 @@ impl Keep {
         manifest: &Manifest,
         inputs: Vec<Payload>,
     ) -> io::Result<Vec<Payload>> {
-        let _not_removed_meanwhile = self.removing.read();
+        let removed = self.removed.read().unwrap_or_else(PoisonError::into_inner);
+        if removed.contains(&id) {
+            return Err(io::Error::other("the attempt was given up"));
+        }
         let folder = self.folder(id);
         let new = folder.with_extension("new");
         fs::create_dir(&new)?;
+        if let Err(error) = self.write(&new, &folder, ticket, manifest, &inputs) {
+            // Half an attempt only takes room.
+            let _ = fs::remove_dir_all(&new);
+            return Err(error);
+        }
+        let sizes = inputs.iter().map(Payload::size_bytes).enumerate();
+        Ok(sizes.map(|(index, size_bytes)| kept(&folder, "input", index, size_bytes)).collect())
+    }
+
+    fn write(
+        &self,
+        new: &Path,
+        folder: &Path,
+        ticket: &Ticket,
+        manifest: &Manifest,
+        inputs: &[Payload],
+    ) -> io::Result<()> {
         for (index, input) in inputs.iter().enumerate() {
             place(input, &new.join(file_name("input", index)))?;
         }
@@ -98,10 +123,8 @@ impl Keep {
         let open = Open { ticket: ticket.clone(), manifest, model_held: true, window_bytes: 0, resume: false };
         let open = ClientToWorker::Open(open).to_frame().map_err(io::Error::other)?;
         replace_file(&new.join("open"), &open.head)?;
-        fs::rename(&new, &folder)?;
-        sync_dir(&self.root)?;
-        let sizes = inputs.iter().map(Payload::size_bytes).enumerate();
-        Ok(sizes.map(|(index, size_bytes)| kept(&folder, "input", index, size_bytes)).collect())
+        fs::rename(new, folder)?;
+        sync_dir(&self.root)
     }
 
     /// Notes that a run begins, so that the next life knows of it should this one die of it.
@@ -121,7 +144,7 @@ impl Keep {
 
     /// Keeps how a saved attempt ended.
     pub(crate) fn finish(&self, id: AttemptId, outcome: Outcome, outputs: &[Output]) -> io::Result<()> {
-        let _not_removed_meanwhile = self.removing.read();
+        let _not_removed_meanwhile = self.removed.read();
         let folder = self.folder(id);
         for (index, output) in outputs.iter().enumerate() {
             place(&output.payload, &folder.join(file_name("output", index)))?;
@@ -133,13 +156,19 @@ impl Keep {
 
     /// Forgets an attempt, kept or not.
     pub(crate) fn remove(&self, id: AttemptId) {
-        let _nothing_is_written = self.removing.write();
+        let mut removed = self.removed.write().unwrap_or_else(PoisonError::into_inner);
+        if removed.len() == REMOVED_MAX {
+            removed.pop_front();
+        }
+        removed.push_back(id);
         let folder = self.folder(id);
-        match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                warn!(path = %folder.display(), %error, "a kept attempt cannot be deleted");
+        for path in [folder.with_extension("new"), folder] {
+            match fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    warn!(path = %path.display(), %error, "a kept attempt cannot be deleted");
+                }
+                _ => {}
             }
-            _ => {}
         }
     }
 
@@ -156,8 +185,12 @@ fn kept(folder: &Path, what: &str, index: usize, size_bytes: u64) -> Payload {
     Payload::File { path: folder.join(file_name(what, index)), size_bytes, owner: None }
 }
 
-/// Gives bytes a second name, or writes them.
+/// Gives bytes a second name, or writes them. Replaces what a life that ended between an output and the result left.
 fn place(payload: &Payload, path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     match payload {
         Payload::Memory(bytes) => fs::write(path, bytes)?,
         Payload::File { path: from, .. } => fs::hard_link(from, path)?,
@@ -306,6 +339,38 @@ mod tests {
 
         keep.remove(id());
         assert!(open(&home).1.is_empty());
+    }
+
+    #[test]
+    fn what_is_saved_too_late_or_cannot_be_saved_leaves_nothing() {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let (keep, _) = open(&home);
+        let missing = Payload::File { path: home.path().join("missing"), size_bytes: 5, owner: None };
+        assert!(keep.save(id(), &ticket(), &manifest(&[b"input"]), vec![missing]).is_err());
+        assert_eq!(fs::read_dir(&keep.root).expect("the folder").count(), 0);
+
+        keep.remove(id());
+        let input = Payload::Memory(Bytes::from_static(b"input"));
+        assert!(keep.save(id(), &ticket(), &manifest(&[b"input"]), vec![input]).is_err());
+        assert!(open(&home).1.is_empty());
+    }
+
+    #[test]
+    fn an_output_that_an_earlier_life_left_is_replaced() {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let (keep, _) = open(&home);
+        let input = Payload::Memory(Bytes::from_static(b"input"));
+        keep.save(id(), &ticket(), &manifest(&[b"input"]), vec![input]).expect("saved");
+        fs::write(keep.folder(id()).join("output-1"), b"older").expect("a left-over");
+        let path = home.path().join("spooled");
+        fs::write(&path, b"out").expect("an output");
+        let payload = Payload::File { path, size_bytes: 3, owner: None };
+        let (name, digest) = ("out".to_owned(), Digest::of(b"out"));
+        let output = Output { name, dtype: DType::U8, shape: vec![3], digest, payload };
+        keep.finish(id(), Outcome::Done { run_us: 1, load_us: 2 }, &[output]).expect("kept");
+        let (_, found) = open(&home);
+        let (_, outputs) = found[0].result.as_ref().expect("an end");
+        assert_eq!(bytes(&outputs[0].payload), b"out");
     }
 
     #[test]
