@@ -35,6 +35,9 @@ const THREADS_MAX: usize = 4;
 /// Runners get this long to end and be cleaned up when the worker leaves.
 const END_WAIT: Duration = Duration::from_secs(10);
 
+/// An engine gets this long to remove what a killed worker left in it; the worker may not even want that engine.
+const LEFTOVERS_WAIT: Duration = Duration::from_secs(20);
+
 /// Files being written get this long.
 const FILES_WAIT: Duration = Duration::from_secs(2);
 
@@ -103,15 +106,15 @@ fn carrying_runtime() -> Result<Runtime, StartError> {
     Ok(runtime.context("cannot start threads")?)
 }
 
-/// The engine that was asked for, or the best there is. What a killed worker left in it is removed.
+/// The engine that was asked for, or the best there is. Containers that a killed worker left are removed whichever it is.
 async fn choose_engine(config: &Config, state: &StateDir) -> Result<Box<dyn Engine>, StartError> {
+    let removing = Docker::remove_leftovers(config.docker_host.as_deref(), state.worker);
+    if timeout(LEFTOVERS_WAIT, removing).await.is_err() {
+        warn!("the container engine hangs: containers of an earlier life may be left");
+    }
     let docker = async || {
         let (host, image) = (config.docker_host.clone(), config.image.clone());
-        let docker = Docker::connect(DockerSettings { host, image, worker: state.worker }).await;
-        if let Ok(docker) = &docker {
-            docker.remove_leftovers().await;
-        }
-        docker
+        Docker::connect(DockerSettings { host, image, worker: state.worker }).await
     };
     let process = || match find_runner(config.runner.as_deref()) {
         Some(runner) => Ok(Process::new(runner)),

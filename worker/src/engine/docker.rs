@@ -4,12 +4,15 @@
 //! no network, no rights, a read-only root and sees two things of the host: the model, read-only, and the folder of its
 //! socket. Containers carry the worker's id, so that its next life finds and removes what a killed one left.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
 use bollard::{
     API_DEFAULT_VERSION,
     errors::Error,
-    models::{ContainerCreateBody, DeviceRequest, HostConfig, HostConfigLogConfig, ResourcesUlimits, SystemVersion},
+    models::{
+        ContainerCreateBody, DeviceRequest, HostConfig, HostConfigLogConfig, Mount, MountType, ResourcesUlimits,
+        SystemVersion,
+    },
     query_parameters::{
         ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder, WaitContainerOptions,
     },
@@ -103,20 +106,20 @@ impl Docker {
         Ok(Self { client, flavour, settings, image_id })
     }
 
-    /// Removes the containers that an earlier life of this worker left. Returns how many.
-    pub(crate) async fn remove_leftovers(&self) -> usize {
-        let filter = HashMap::from([("label", vec![format!("{LABEL_WORKER}={}", self.settings.worker)])]);
+    /// Removes the containers that an earlier life of this worker left, if an engine answers; the image may be gone.
+    pub(crate) async fn remove_leftovers(host: Option<&str>, worker: WorkerId) {
+        let Ok(client) = open(host) else { return };
+        let Ok(client) = client.negotiate_version().await else { return };
+        let filter = HashMap::from([("label", vec![format!("{LABEL_WORKER}={worker}")])]);
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filter).build();
-        let left = self.client.list_containers(Some(options)).await.unwrap_or_else(|error| {
+        let left = client.list_containers(Some(options)).await.unwrap_or_else(|error| {
             warn!(%error, "cannot look for containers of an earlier life");
             Vec::new()
         });
-        let ids: Vec<String> = left.into_iter().filter_map(|container| container.id).collect();
-        for id in &ids {
+        for id in left.into_iter().filter_map(|container| container.id) {
             info!(container = id, "removing a container of an earlier life");
-            self.remove(id).await;
+            remove(&client, &id).await;
         }
-        ids.len()
     }
 
     async fn start_container(&self, spec: &RunnerSpec, folder: &SocketFolder) -> Result<String, Failure> {
@@ -141,7 +144,7 @@ impl Docker {
             |error: Error| Failure::new(ErrorCode::EngineUnavailable, format!("container engine: {error}"));
         let id = self.client.create_container(None, body).await.map_err(unavailable)?.id;
         if let Err(error) = self.client.start_container(&id, None).await {
-            self.remove(&id).await;
+            remove(&self.client, &id).await;
             return Err(unavailable(error));
         }
         Ok(id)
@@ -190,21 +193,10 @@ impl Docker {
             log_config: Some(self.flavour.log_config()),
             oom_score_adj: Some(OOM_SCORE_ADJ),
             init: Some(false),
-            binds: Some(vec![
-                format!("{}:/model:ro", spec.model.path().display()),
-                format!("{}:/mesh", folder.path().display()),
-            ]),
+            mounts: Some(vec![bind(spec.model.path(), "/model", true), bind(folder.path(), "/mesh", false)]),
             device_requests: if spec.gpu { Some(vec![self.flavour.gpu_request()?]) } else { None },
             ..HostConfig::default()
         })
-    }
-
-    async fn remove(&self, id: &str) {
-        let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
-        match self.client.remove_container(id, Some(options)).await {
-            Ok(()) | Err(Error::DockerResponseServerError { status_code: 404 | 409, .. }) => {}
-            Err(error) => warn!(container = id, %error, "a container cannot be removed; the next start tries again"),
-        }
     }
 
     /// Waits for the container's end.
@@ -250,7 +242,7 @@ impl Docker {
         // The model may be evicted as soon as the end is known.
         drop(spec);
         keeper.exit.send_replace(Some(Exit::new(cause, &log)));
-        self.remove(&id).await;
+        remove(&self.client, &id).await;
         drop(keeper.folder);
     }
 }
@@ -325,6 +317,25 @@ impl Flavour {
                 Err(Failure::new(ErrorCode::EngineUnavailable, text))
             }
         }
+    }
+}
+
+/// A file or folder of the host in the container. Not in the short form with colons, which a path may have itself.
+fn bind(source: &Path, target: &str, read_only: bool) -> Mount {
+    Mount {
+        typ: Some(MountType::BIND),
+        source: Some(source.display().to_string()),
+        target: Some(target.to_owned()),
+        read_only: Some(read_only),
+        ..Mount::default()
+    }
+}
+
+async fn remove(client: &bollard::Docker, id: &str) {
+    let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+    match client.remove_container(id, Some(options)).await {
+        Ok(()) | Err(Error::DockerResponseServerError { status_code: 404 | 409, .. }) => {}
+        Err(error) => warn!(container = id, %error, "a container cannot be removed; the next start tries again"),
     }
 }
 

@@ -23,3 +23,10 @@ fn gpus_are_asked_for_in_the_way_the_engine_obeys() {
     let old = Flavour::Podman { major: 4, minor: 9 }.gpu_request().expect_err("it would run without a GPU");
     assert_eq!(old.code, ErrorCode::EngineUnavailable);
 }
+
+#[test]
+fn a_path_with_colons_stays_one_path() {
+    let model = bind(Path::new("/srv/mesh:a/model"), "/model", true);
+    assert_eq!((model.source.as_deref(), model.target.as_deref()), (Some("/srv/mesh:a/model"), Some("/model")));
+    assert_eq!((model.typ, model.read_only), (Some(MountType::BIND), Some(true)));
+}
