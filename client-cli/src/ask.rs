@@ -13,10 +13,11 @@ use serde_json::json;
 use crate::{
     args::{Fetch, Global, Inspect, Keygen, OneTask, Status, Tasks, Workers},
     connect::{connect, stop_signal, stopped},
-    exit, print, print_json,
+    exit, outputs, print, print_json,
     progress::Progress,
     report::{Done, Failed, Report},
     submit::until_end,
+    table::printable_lines,
     views,
 };
 
@@ -144,6 +145,9 @@ async fn check_ended(mesh: &Mesh, task: TaskId) -> Result<(), Failed> {
 }
 
 pub(crate) async fn fetch(global: &Global, flags: &Fetch, patience: Patience) -> Result<u8, Failed> {
+    if let Some(folder) = &flags.output.output {
+        outputs::prepare(folder).map_err(|error| Failed::new(exit::USAGE, "OUTPUT", error))?;
+    }
     let mut progress = Progress::new(1, global.quiet, global.json);
     let mut stop = stop_signal(global.timeout);
     let mesh = connect(global, Some(&flags.path), &progress, &mut stop).await.inspect_err(|_| progress.finish())?;
@@ -171,7 +175,7 @@ pub(crate) async fn fetch(global: &Global, flags: &Fetch, patience: Patience) ->
     match report.end {
         Ok(_) => Ok(exit::OK),
         Err(failed) => {
-            eprintln!("mesh-client: {}: {}", failed.code, failed.text);
+            eprintln!("mesh-client: {}: {}", failed.code, printable_lines(&failed.text));
             Ok(failed.exit)
         }
     }

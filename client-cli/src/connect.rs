@@ -103,7 +103,7 @@ pub(crate) async fn connect(
     }
     let started = Instant::now();
     let mut connecting = std::pin::pin!(Mesh::connect(options));
-    progress.phase(format!("connecting to the broker at {}", global.broker));
+    progress.phase(&format!("connecting to the broker at {}", global.broker));
     let result = loop {
         let left = PATIENCE.saturating_sub(started.elapsed());
         tokio::select! {

@@ -35,7 +35,7 @@ pub(crate) const HELP: &str = "\
 Exit codes:
   0    done
   1    something unexpected: a file cannot be written, or a bug
-  2    wrong usage; key or state files cannot be used
+  2    wrong usage; key or state files, or --output, cannot be used
   3    bad model or input: wrong format, size or type; changed during the upload
   4    the run failed: crash, out of memory, time limit, error of the runtime
   5    no place: no worker fits, attempts exhausted, queue full, store away

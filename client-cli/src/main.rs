@@ -39,6 +39,7 @@ use crate::{
     args::{Arguments, Command, Global},
     ask::Patience,
     report::{Failed, Job},
+    table::printable_lines,
 };
 
 fn main() -> ExitCode {
@@ -104,7 +105,7 @@ fn complain(global: &Global, failed: &Failed) {
         // Standard output may be closed; the exit code says it all the same.
         let _ = print_json(&document);
     }
-    eprintln!("mesh-client: {}", failed.text);
+    eprintln!("mesh-client: {}", printable_lines(&failed.text));
 }
 
 fn print(text: &str) -> Result<u8, Failed> {

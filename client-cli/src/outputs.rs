@@ -14,7 +14,9 @@ use serde_json::{Value, json};
 
 use crate::{
     items::{safe_name, unique},
-    npy, tensor,
+    npy,
+    table::printable,
+    tensor,
     tensor::Number,
     units,
 };
@@ -197,6 +199,8 @@ impl Summary {
         if self.not_finite > 0 {
             text.push_str(&format!("  {} not finite", self.not_finite));
         }
+        // The name and strings are the model's.
+        text = printable(&text);
         text.push('\n');
         if few.is_none() && !self.top.is_empty() {
             let top = self.top.iter().map(|(index, value)| format!("#{index} {}", short(*value)));
@@ -226,12 +230,28 @@ fn short(value: f64) -> String {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
+/// Makes the folder and tries that it can be written to: told before a model has run for nothing.
+///
+/// # Errors
+/// If it cannot be; the text names the folder.
+pub(crate) fn prepare(folder: &Path) -> io::Result<()> {
+    make_folder(folder)?;
+    write_whole(&folder.join(".mesh-client-probe"), |_| Ok(()))?;
+    fs::remove_file(folder.join(".mesh-client-probe"))
+}
+
+/// Makes the folder, and those above it, where they are missing; an error names it.
+pub(crate) fn make_folder(folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot make folder {}: {error}", folder.display())))
+}
+
 /// Writes each output as `FOLDER/<name>.npy` and puts the file's name into its summary. A file appears when it is whole.
 ///
 /// # Errors
 /// If a file cannot be written.
 pub(crate) fn save(folder: &Path, outputs: &[Output], summaries: &mut [Summary]) -> io::Result<()> {
-    fs::create_dir_all(folder)?;
+    make_folder(folder)?;
     let mut taken = BTreeSet::from(["result".to_owned()]);
     for (output, summary) in outputs.iter().zip(summaries) {
         let file = format!("{}.npy", unique(&safe_name(&output.name), &mut taken));
@@ -246,7 +266,7 @@ pub(crate) fn write_whole(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<fs::File>) -> io::Result<()>,
 ) -> io::Result<()> {
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()));
     let mut partial = path.as_os_str().to_owned();
     partial.push(".part");
     let written = (|| {
@@ -319,11 +339,28 @@ mod tests {
     }
 
     #[test]
+    fn the_names_and_strings_of_a_model_cannot_command_the_terminal() {
+        let text = of("y\x1b[2J\n", DType::Bytes, &[1], b"\x02\0\0\0\xc2\x9b").to_text();
+        assert_eq!(text, "y\u{fffd}[2J\u{fffd}  BYTES [1]  \"\u{fffd}\"\n");
+    }
+
+    #[test]
+    fn a_folder_is_made_and_tried_and_a_bad_one_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("some/where");
+        prepare(&folder).unwrap();
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        fs::write(dir.path().join("file"), "").unwrap();
+        let error = prepare(&dir.path().join("file/nope")).unwrap_err();
+        assert!(error.to_string().contains("file/nope"), "{error}");
+    }
+
+    #[test]
     fn a_file_that_cannot_be_written_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("y.npy");
         let error = write_whole(&path, |_| Err(io::Error::other("no more"))).unwrap_err();
-        assert!(error.to_string().ends_with("y.npy: no more"), "{error}");
+        assert_eq!(error.to_string(), format!("cannot write {}: no more", path.display()));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

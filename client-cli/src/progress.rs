@@ -9,7 +9,10 @@ use std::{
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use mesh_sdk::{News, Phase};
 
-use crate::units;
+use crate::{
+    table::{printable, printable_lines},
+    units,
+};
 
 /// The bar is drawn again this often even if nothing happens, so that the times in it go on.
 const REDRAW: Duration = Duration::from_millis(120);
@@ -58,15 +61,16 @@ impl Progress {
         if self.is_quiet {
             return;
         }
+        let line = printable_lines(line);
         match &self.shown {
             Shown::Nothing => eprintln!("mesh-client: {line}"),
             Shown::One(bar) | Shown::Many(bar) => bar.suspend(|| eprintln!("mesh-client: {line}")),
         }
     }
 
-    pub(crate) fn phase(&self, text: impl Into<String>) {
+    pub(crate) fn phase(&self, text: &str) {
         if let Shown::One(bar) = &self.shown {
-            bar.set_message(text.into());
+            bar.set_message(printable(text));
         }
     }
 
@@ -84,7 +88,7 @@ impl Progress {
             _ => {}
         }
         let text = self.describe(news);
-        self.phase(text);
+        self.phase(&text);
     }
 
     fn describe(&mut self, news: News) -> String {

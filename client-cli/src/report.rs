@@ -3,19 +3,18 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     io::{self, Write},
     path::Path,
     time::Duration,
 };
 
-use mesh_sdk::{ErrorCode, JobId, ModelRef, Output, TaskError, TaskId, TaskResult, Timings, WorkerId};
+use mesh_sdk::{ErrorCode, JobId, ModelRef, TaskError, TaskId, TaskResult, Timings, WorkerId};
 use serde_json::{Value, json};
 
 use crate::{
     exit,
     outputs::{self, Summary},
-    table::table,
+    table::{printable, printable_lines, table},
     units,
 };
 
@@ -83,15 +82,10 @@ impl Done {
         let TaskResult { outputs, worker, attempts, timings, .. } = result;
         let mut summaries = outputs.iter().map(outputs::summarize).collect::<io::Result<Vec<Summary>>>()?;
         if let Some(folder) = folder.filter(|_| !is_detached) {
-            save(folder, &outputs, &mut summaries)?;
+            outputs::save(folder, &outputs, &mut summaries)?;
         }
         Ok(Self { is_detached, worker, attempts: attempts.0, timings, outputs: summaries })
     }
-}
-
-fn save(folder: &Path, outputs: &[Output], summaries: &mut [Summary]) -> io::Result<()> {
-    outputs::save(folder, outputs, summaries)
-        .map_err(|error| io::Error::new(error.kind(), format!("cannot write to {}: {error}", folder.display())))
 }
 
 impl Report {
@@ -152,7 +146,7 @@ impl Report {
         let parts = [("queued", queued), ("sending", sending), ("loading", loading), ("running", running)];
         let parts = parts.iter().filter(|(_, time)| !time.is_zero());
         let parts: Vec<String> = parts.map(|(what, time)| format!("{what} {}", units::time(*time))).collect();
-        let worker = self.worker().unwrap_or("a worker");
+        let worker = printable(self.worker().unwrap_or("a worker"));
         let mut text = format!("done on {worker} in {} ({}){again}\n", units::time(total), parts.join(", "));
         done.outputs.iter().for_each(|output| text.push_str(&output.to_text()));
         text
@@ -252,7 +246,7 @@ impl Job {
         if more > 0 {
             text.push_str(&format!("mesh-client: and {more} more\n"));
         }
-        text
+        printable_lines(&text)
     }
 
     /// `result.json`: one for each item in its folder, and one for all.
@@ -269,7 +263,7 @@ impl Job {
 }
 
 fn write_document(folder: &Path, document: &Value) -> io::Result<()> {
-    fs::create_dir_all(folder)?;
+    outputs::make_folder(folder)?;
     outputs::write_whole(&folder.join("result.json"), |out| {
         serde_json::to_writer_pretty(&mut *out, document)?;
         out.write_all(b"\n")
@@ -278,6 +272,8 @@ fn write_document(folder: &Path, document: &Value) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use mesh_sdk::{DType, Digest, ModelFormat};
 
     use super::*;
@@ -315,7 +311,7 @@ mod tests {
     #[test]
     fn one_item_shows_where_its_time_went_and_its_outputs() {
         let expected = "\
-done on pi-4 in 34.0 ms (queued 1.0 ms, sending 3.0 ms, loading 20.0 ms, running 4.0 ms)
+done on pi-4 in 34 ms (queued 1.0 ms, sending 3.0 ms, loading 20 ms, running 4.0 ms)
 y  FP32 [1]  0.5
 ";
         assert_eq!(done("a", "pi-4", 0.5).to_text(), expected);
@@ -325,20 +321,28 @@ y  FP32 [1]  0.5
     fn several_items_are_counted_by_worker_and_the_bad_one_is_listed() {
         let job = job(vec![done("a", "pi-4", 0.5), failed("b"), done("c", "pi-5", 2.0)]);
         let expected = "\
-ITEM   STATE    WORKER   TIME      FIRST OUTPUT
-a      done     pi-4     34.0 ms   0.5
-b      failed   -        -         MODEL_INPUT_MISMATCH
-c      done     pi-5     34.0 ms   2
+ITEM   STATE    WORKER   TIME    FIRST OUTPUT
+a      done     pi-4     34 ms   0.5
+b      failed   -        -       MODEL_INPUT_MISMATCH
+c      done     pi-5     34 ms   2
 
 WORKER   ITEMS   RUN EACH
 pi-4     1       4.0 ms
 pi-5     1       4.0 ms
 
-3 items in 90.0 ms, 30.0 ms per item, 1 failed
+3 items in 90 ms, 30 ms per item, 1 failed
 ";
         assert_eq!(job.to_text(), expected);
         assert_eq!(job.failures_text(), "mesh-client: b: MODEL_INPUT_MISMATCH: x has 3 bytes\n");
         assert_eq!(job.exit(), exit::BAD_INPUT);
+    }
+
+    #[test]
+    fn a_failure_cannot_command_the_terminal() {
+        let end = Err(Failed::new(exit::RUN_FAILED, "RUN_FAILED", "bad\x1b[31m\nmore"));
+        let text = job(vec![Report { item: "a".into(), task: None, end }]).failures_text();
+        assert_eq!(text, "mesh-client: RUN_FAILED: bad\u{fffd}[31m\nmore\n");
+        assert!(done("a", "ev\x1bil\n", 0.5).to_text().starts_with("done on ev\u{fffd}il\u{fffd} in "));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::{
     connect::{Stop, connect, stop_signal, stopped},
     exit, inputs,
     items::{self, Item, ItemsError},
+    outputs,
     progress::Progress,
     report::{Done, Failed, Job, Report},
 };
@@ -63,6 +64,9 @@ pub(crate) async fn submit(global: &Global, flags: &Submit) -> Result<Job, Faile
     if let [only] = &mut items[..] {
         // A mistake in the only item is told before anybody is asked.
         only.inputs = Some(inputs::load(&only.item, signature.as_ref(), &wishes).map_err(input_failed)?);
+    }
+    if let Some(folder) = flags.output.output.as_ref().filter(|_| !flags.detach) {
+        outputs::prepare(folder).map_err(|error| Failed::new(exit::USAGE, "OUTPUT", error))?;
     }
     let progress = Progress::new(items.len(), global.quiet, global.json);
     let mut stop = stop_signal(global.timeout);

@@ -1,7 +1,24 @@
-//! Tables as `docker ps` and `kubectl get` print them: capital headings, columns three spaces apart, no lines.
+//! Tables as `docker ps` and `kubectl get` print them: capital headings, columns three spaces apart, no lines. And what may
+//! reach a terminal: names and reasons come from other machines and models.
 
-/// Rows under headings, each column as wide as its widest cell, ending with a line end.
+/// One line for a terminal: whatever would move the cursor, change colours or turn the writing round becomes `U+FFFD`.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().map(|character| if is_command(character) { char::REPLACEMENT_CHARACTER } else { character }).collect()
+}
+
+/// [`printable`] for what may have several lines.
+pub(crate) fn printable_lines(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
+}
+
+/// Control characters, and those that change the direction of writing.
+fn is_command(character: char) -> bool {
+    character.is_control() || matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Rows under headings, [`printable`], each column as wide as its widest cell, ending with a line end.
 pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain([headings[column].chars().count()]).max().unwrap_or(0)
@@ -9,7 +26,7 @@ pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     let widths: Vec<usize> = (0..headings.len()).map(width).collect();
     let mut text = String::new();
     let heading = headings.iter().map(|heading| (*heading).to_owned()).collect();
-    for row in std::iter::once(&heading).chain(rows) {
+    for row in std::iter::once(&heading).chain(&rows) {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
         text.push_str(cells.collect::<Vec<_>>().join("   ").trim_end());
         text.push('\n');
@@ -26,5 +43,13 @@ mod tests {
         let rows = [vec!["pi-4".into(), "2/4".into()], vec!["größer".into(), "".into()]];
         assert_eq!(table(&["NAME", "SLOTS"], &rows), "NAME     SLOTS\npi-4     2/4\ngrößer\n");
         assert_eq!(table(&["NAME"], &[]), "NAME\n");
+    }
+
+    #[test]
+    fn a_name_cannot_command_the_terminal() {
+        let rows = [vec!["ev\x1b[31mil\nx".into(), "1".into()]];
+        assert_eq!(table(&["NAME", "SLOTS"], &rows), "NAME          SLOTS\nev\u{fffd}[31mil\u{fffd}x   1\n");
+        assert_eq!(printable("a\u{9b}2J\u{202e}b\tc"), "a\u{fffd}2J\u{fffd}b\u{fffd}c");
+        assert_eq!(printable_lines("first\nse\rcond\n"), "first\nse\u{fffd}cond\n");
     }
 }

@@ -69,12 +69,13 @@ pub(crate) fn size(bytes: u64) -> String {
     format!("{value:.1} {}", units[unit])
 }
 
-/// `850 µs`, `12.3 ms`, `4.56 s`, `3m07s`, `2h05m`, `3d04h`.
+/// `850 µs`, `4.2 ms`, `12 ms`, `4.56 s`, `3m07s`, `2h05m`, `3d04h`.
 pub(crate) fn time(duration: Duration) -> String {
     let (seconds, micros) = (duration.as_secs(), duration.as_micros());
     match seconds {
         0 if micros < 1000 => format!("{micros} µs"),
-        0 if micros < 999_950 => format!("{:.1} ms", micros as f64 / 1e3),
+        0 if micros < 9_950 => format!("{:.1} ms", micros as f64 / 1e3),
+        0 if micros < 999_500 => format!("{:.0} ms", micros as f64 / 1e3),
         0..60 => format!("{:.2} s", duration.as_secs_f64()),
         60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
         3600..86400 => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
@@ -94,8 +95,8 @@ mod tests {
         for wrong in ["", "5", "ms", "-1s", "1 s", "1y", "1.2.3s", "99999999999999999999d"] {
             assert!(parse_duration(wrong).is_err(), "{wrong}");
         }
-        let written = [850, 12_300, 999_960, 4_560_000, 187_000_000, 7_500_000_000, 273_600_000_000];
-        let read = ["850 µs", "12.3 ms", "1.00 s", "4.56 s", "3m07s", "2h05m", "3d04h"];
+        let written = [850, 4_200, 9_960, 12_300, 999_960, 4_560_000, 187_000_000, 7_500_000_000, 273_600_000_000];
+        let read = ["850 µs", "4.2 ms", "10 ms", "12 ms", "1.00 s", "4.56 s", "3m07s", "2h05m", "3d04h"];
         assert_eq!(written.map(|micros| time(Duration::from_micros(micros))), read);
     }
 

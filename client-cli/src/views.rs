@@ -8,7 +8,10 @@ use mesh_sdk::{ClusterView, Outcome, TaskStanding, TaskView, WhyView, WorkerView
 use proto_msgs::EngineKind;
 use serde_json::{Value, json};
 
-use crate::{table::table, units};
+use crate::{
+    table::{printable, printable_lines, table},
+    units,
+};
 
 /// One line per worker.
 pub(crate) fn workers_text(workers: &[WorkerView]) -> String {
@@ -27,7 +30,7 @@ pub(crate) fn workers_text(workers: &[WorkerView]) -> String {
             engine(worker.engine).to_owned(),
             format!("{}/{}", worker.slots_used, worker.slots),
             format!("{}% of {}", (load.cpu_permille + 5) / 10, worker.cores),
-            format!("{} of {}", units::size(load.memory_available_bytes), units::size(worker.memory_bytes)),
+            memory_free(worker),
             gpus(worker),
             worker.held.len().to_string(),
             degrees.unwrap_or_else(|| "-".to_owned()),
@@ -46,6 +49,14 @@ fn status(worker: &WorkerView) -> &'static str {
         (false, _) if is_throttled => "throttled",
         (false, true) => "busy",
         (false, false) => "ready",
+    }
+}
+
+/// A worker that runs has some memory left: 0 says that it has not measured yet.
+fn memory_free(worker: &WorkerView) -> String {
+    match worker.load.memory_available_bytes {
+        0 => "-".to_owned(),
+        free => format!("{} of {}", units::size(free), units::size(worker.memory_bytes)),
     }
 }
 
@@ -149,7 +160,7 @@ pub(crate) fn task_text(task: &TaskView) -> String {
         "task      {}\nstate     {}\nmodel     {} ({}, {}, {})\ninputs    {}\npriority  {}{}\n",
         task.task,
         state(task),
-        task.model_name,
+        printable(&task.model_name),
         task.model.format,
         units::size(task.model.size_bytes),
         task.model.digest.short(),
@@ -158,17 +169,19 @@ pub(crate) fn task_text(task: &TaskView) -> String {
         if task.detached { "\ndetached  yes" } else { "" },
     );
     if let Some((id, name)) = &task.worker {
-        text.push_str(&format!("worker    {name} ({id}), attempt {}\n", task.attempt));
+        text.push_str(&format!("worker    {} ({id}), attempt {}\n", printable(name), task.attempt));
     }
     match &task.standing {
         TaskStanding::Queued { position, reason } => {
-            text.push_str(&format!("waits     {position} tasks before it: {reason}\n"));
+            text.push_str(&format!("waits     {position} tasks before it: {}\n", printable(reason)));
         }
         TaskStanding::Ended(Outcome::Done { run_us, load_us }) => {
             let (run, load) = (Duration::from_micros(*run_us), Duration::from_micros(*load_us));
             text.push_str(&format!("took      {} running, {} loading\n", units::time(run), units::time(load)));
         }
-        TaskStanding::Ended(Outcome::Failed(failure)) => text.push_str(&format!("error     {failure}\n")),
+        TaskStanding::Ended(Outcome::Failed(failure)) => {
+            text.push_str(&format!("error     {}\n", printable_lines(&failure.to_string())));
+        }
         TaskStanding::Granted | TaskStanding::Placed | TaskStanding::Ended(Outcome::Cancelled) => {}
     }
     text
@@ -212,9 +225,9 @@ pub(crate) fn cluster_text(cluster: &ClusterView, broker: &str, now_unix_ms: u64
     let up = Duration::from_millis(now_unix_ms.saturating_sub(cluster.started_unix_ms));
     format!(
         "broker    {broker} (version {}, up {})\nstore     {}{}\nkeys      {}\nworkers   {}\nslots     {} of {} in use\ntasks     {} placed, {} waiting\n",
-        cluster.version,
+        printable(&cluster.version),
         units::time(up),
-        cluster.store,
+        printable(&cluster.store),
         if cluster.store_ok { "" } else { " (away: detached tasks are refused)" },
         if cluster.encrypted { "encrypted" } else { "none: connections are neither encrypted nor authenticated" },
         cluster.workers,
@@ -242,10 +255,10 @@ pub(crate) fn cluster_json(cluster: &ClusterView, broker: &str) -> Value {
 }
 
 pub(crate) fn why_text(why: &WhyView) -> String {
-    let mut text = format!("{}\n", why.summary);
+    let mut text = format!("{}\n", printable_lines(&why.summary));
     if !why.history.is_empty() {
         text.push_str("\nSo far:\n");
-        why.history.iter().for_each(|line| text.push_str(&format!("  {line}\n")));
+        why.history.iter().for_each(|line| text.push_str(&format!("  {}\n", printable(line))));
     }
     if !why.candidates.is_empty() {
         text.push_str("\nWorkers now:\n");

@@ -65,9 +65,9 @@ fn workers_stand_in_a_table() {
         ..worker()
     };
     let expected = "\
-NAME       STATUS   ARCH    ENGINE    SLOTS   CPU        MEMORY FREE          GPU                      MODELS   TEMP    SEEN           ID
-pi-4       ready    arm64   process   1/4     25% of 4   3.0 GiB of 4.0 GiB   -                        1        62 °C   400.0 ms ago   01010101-0101-0101-0101-010101010101
-gpu-host   busy     amd64   docker    4/4     0% of 4    0 B of 4.0 GiB       H200 1.0 GiB/139.0 GiB   1        -       1.90 s ago     01010101-0101-0101-0101-010101010101
+NAME       STATUS   ARCH    ENGINE    SLOTS   CPU        MEMORY FREE          GPU                      MODELS   TEMP    SEEN         ID
+pi-4       ready    arm64   process   1/4     25% of 4   3.0 GiB of 4.0 GiB   -                        1        62 °C   400 ms ago   01010101-0101-0101-0101-010101010101
+gpu-host   busy     amd64   docker    4/4     0% of 4    -                    H200 1.0 GiB/139.0 GiB   1        -       1.90 s ago   01010101-0101-0101-0101-010101010101
 ";
     assert_eq!(workers_text(&[worker(), big]), expected);
     assert_eq!(workers_text(&[]), "no worker is connected\n");
@@ -88,7 +88,7 @@ fn tasks_stand_in_a_table() {
     let expected = "\
 TASK                                   STATE             MODEL         WORKER   ATTEMPT   AGE      TOOK
 02020202-0202-0202-0202-020202020202   queued            face.tflite   -        2         1m59s    -
-02020202-0202-0202-0202-020202020202   done (detached)   face.tflite   pi-4     2         1m59s    250.0 ms
+02020202-0202-0202-0202-020202020202   done (detached)   face.tflite   pi-4     2         1m59s    250 ms
 ";
     let expected = expected.replace("AGE      TOOK", "AGE     TOOK").replace("1m59s    ", "1m59s   ");
     assert_eq!(tasks_text(&[queued, done], 120_000), expected);
@@ -114,6 +114,18 @@ error     RUN_TIMEOUT: ran longer than 5 min
         (&json["state"], &json["worker"]["name"], &json["position"]),
         (&"failed".into(), &"pi-4".into(), &Value::Null)
     );
+}
+
+#[test]
+fn what_the_network_says_cannot_command_the_terminal() {
+    let mut evil = task(TaskStanding::Ended(Outcome::failed(ErrorCode::RunFailed, "two\nlines\x1b[2J")));
+    evil.worker = Some((WorkerId::from_bytes([1; 16]), "ev\x1b[31mil\nx".into()));
+    evil.model_name = "m\u{9b}1m".into();
+    let text = task_text(&evil);
+    assert!(text.contains("\nworker    ev\u{fffd}[31mil\u{fffd}x (0101"), "{text}");
+    assert!(text.ends_with("RUN_FAILED: two\nlines\u{fffd}[2J\n"), "{text}");
+    assert!(!text.contains(['\x1b', '\u{9b}']), "{text}");
+    assert_eq!(task_json(&evil)["worker"]["name"], "ev\x1b[31mil\nx");
 }
 
 #[test]
