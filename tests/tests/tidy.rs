@@ -65,12 +65,7 @@ const FUNCTION_LINES_MAX: usize = 60;
 
 /// Files and functions that are over budget, with what they have today. They may shrink, never grow; whoever brings one
 /// within the budget deletes its line.
-const OVER_BUDGET: &[(&str, usize)] = &[
-    ("core/src/broker/clients.rs", 520),
-    ("core/tests/sim/referee.rs", 535),
-    ("core/tests/sim/worker_shell.rs", 550),
-    ("runner/src/engine/litert/reshape.rs::rewrite", 65),
-];
+const OVER_BUDGET: &[(&str, usize)] = &[("runner/src/engine/litert/reshape.rs::rewrite", 65)];
 
 /// Files a person may read: everything that git tracks or would track, by path from the root.
 fn text_files() -> BTreeMap<String, String> {
