@@ -32,7 +32,7 @@ const fn shape(connections: usize, window: usize, limit: &'static str) -> Shape 
 
 /// One at a time; one busy client; many clients with one submit each, which is what a mesh looks like.
 const SHAPES: [Shape; 5] = [
-    shape(1, 1, "wake-ups: six threads hand over per cycle"),
+    shape(1, 1, "wake-ups: six hand-overs between four threads per cycle"),
     shape(1, 64, ONE_THREAD),
     shape(1, 256, ONE_THREAD),
     shape(64, 64, SYSTEM_CALLS),
