@@ -25,13 +25,17 @@ pub(super) struct Way {
 }
 
 impl Broker {
-    /// Finds room for a task and tells its client; false if there is none. The task is in no queue meanwhile.
-    pub(super) fn place(&mut self, now: MonoTime, id: TaskId, news: Option<WorkerId>) -> bool {
+    /// Finds room for a task, at this worker or at any, and tells its client; false if there is none. The task is in no queue meanwhile.
+    pub(super) fn place(&mut self, now: MonoTime, id: TaskId, only: Option<WorkerId>) -> bool {
         let Some(task) = self.tasks.get(id) else { return true };
         if task.peer.is_none() {
             return false; // From before a restart: room is kept for its client once that is heard.
         }
-        let Some((worker, direction)) = placement::choose(task, &self.workers, news) else {
+        let choice = match only {
+            Some(worker) => self.workers.get(worker).and_then(|worker| placement::choose_only(task, worker)),
+            None => placement::choose(task, &self.workers),
+        };
+        let Some((worker, direction)) = choice else {
             return false;
         };
         let Some(chosen) = self.workers.get(worker) else {

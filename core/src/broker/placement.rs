@@ -14,19 +14,26 @@ use super::{
 /// only matters when nearly every worker is unfit; the task then waits for the next heartbeat of one that fits.
 const LOOK_MAX: usize = 64;
 
-/// The choice for a task: a worker and who dials. `news`: a worker of which something has just been heard; it is looked
-/// at however far behind it stands, so that a task that only this one fits is found in the end.
-pub(super) fn choose(task: &Task, workers: &Workers, news: Option<WorkerId>) -> Option<(WorkerId, Direction)> {
+/// The choice for a task among all workers: a worker and who dials.
+pub(super) fn choose(task: &Task, workers: &Workers) -> Option<(WorkerId, Direction)> {
     let fits = |worker: &&Worker| worker.has_free_slot() && against_now(task, worker).is_empty();
     let rank = |worker: &Worker| (is_doubtful(task, worker), worker.busy_permille(), worker.id());
     let holder = workers.holders(task.spec.model.digest).take(LOOK_MAX).filter(fits).min_by_key(|worker| rank(worker));
     // Least busy first, so the first that fits and has not failed the task is the best of them.
-    let news = news.and_then(|id| workers.get(id));
-    let mut free = workers.free().take(LOOK_MAX).chain(news).filter(fits);
+    let mut free = workers.free().take(LOOK_MAX).filter(fits);
     let worker = match holder.filter(|holder| !is_doubtful(task, holder)) {
         Some(holder) => holder,
         None => free.clone().find(|worker| !is_doubtful(task, worker)).or(holder).or_else(|| free.next())?,
     };
+    Some((worker.id(), direction(task, worker)?))
+}
+
+/// The choice for a task that waits when something is heard of one worker: that worker, if it fits. The others have not
+/// changed since the task was tried with them.
+pub(super) fn choose_only(task: &Task, worker: &Worker) -> Option<(WorkerId, Direction)> {
+    if !worker.has_free_slot() || !against_now(task, worker).is_empty() {
+        return None;
+    }
     Some((worker.id(), direction(task, worker)?))
 }
 

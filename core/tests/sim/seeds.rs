@@ -282,7 +282,7 @@ fn seeds() {
     if let Some((seed, violation)) = failed.first_key_value() {
         let story = play_safely(*seed, Rules::default(), true).story.last_lines();
         let replay = format!(
-            "MESH_SIM_FIRST={seed} MESH_SIM_SEEDS=1 cargo test --release -p mesh-core --test sim -- seeds --nocapture"
+            "MESH_SIM_FIRST={seed} MESH_SIM_SEEDS=1 cargo test --release -p mesh-core --test sim -- seeds::seeds --nocapture"
         );
         panic!("seed {seed} broke the law \"{}\": {}\n{story}\n  replay: {replay}\n", violation.law, violation.detail);
     }
