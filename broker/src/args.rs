@@ -141,7 +141,7 @@ pub struct Tuning {
     pub client_silence: Duration,
 
     /// A grant that is not taken up in this time is taken back
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "6s", value_parser = duration)]
     pub grant_wait: Duration,
 
     /// A detached task whose worker has been away this long has failed
