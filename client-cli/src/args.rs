@@ -133,7 +133,7 @@ pub(crate) struct Submit {
 /// Where results go.
 #[derive(Args, Debug)]
 pub(crate) struct OutputFlags {
-    /// Write each output to DIR/<name>.npy (several items: DIR/<item>/) and result.json beside them
+    /// Write each output to DIR/NAME.npy (several items: DIR/ITEM/NAME.npy) and result.json beside them
     #[arg(short, long, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
 }
