@@ -35,6 +35,15 @@ pub fn containers(label: &str) -> Vec<String> {
     listed.lines().map(str::to_owned).collect()
 }
 
+/// Removes what a worker that was killed for good has left; nobody else would.
+pub fn remove_containers_of(worker_id: &str) {
+    let left = containers(&format!("mesh.worker={worker_id}"));
+    if !left.is_empty() {
+        let ids: Vec<&str> = left.iter().map(String::as_str).collect();
+        docker(&[&["rm", "--force"], &ids[..]].concat());
+    }
+}
+
 /// What `docker inspect` says of a container; `None` if it is gone.
 pub fn inspect(container: &str) -> Option<Value> {
     serde_json::from_str::<Value>(&docker(&["inspect", container])).ok()?.get(0).cloned()

@@ -13,7 +13,9 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Answer, PATIENCE, Process, Proxy, Submission, npy::Array, process::binary, redis::free_port, wait_until};
+use super::{
+    Answer, PATIENCE, Process, Proxy, Submission, docker, npy::Array, process::binary, redis::free_port, wait_until,
+};
 
 /// How a mesh differs from the plainest one.
 #[derive(Clone, Debug, Default)]
@@ -296,6 +298,11 @@ impl Worker {
         self.process.signal(Signal::SIGTERM);
     }
 
+    /// The id it keeps across restarts; `None` before its first start.
+    pub fn id(&self) -> Option<String> {
+        fs::read_to_string(self.state_dir.join("worker-id")).ok().map(|id| id.trim().to_owned())
+    }
+
     /// Files under its state folder, without those of the program itself (ids, locks): models, inputs, results.
     pub fn files(&self) -> Vec<PathBuf> {
         let mut files = Vec::new();
@@ -307,5 +314,15 @@ impl Worker {
             }
         }
         files
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.process.kill();
+        let may_have_containers = self.arguments.iter().any(|argument| argument == "docker" || argument == "auto");
+        if let Some(id) = self.id().filter(|_| may_have_containers) {
+            docker::remove_containers_of(&id);
+        }
     }
 }

@@ -6,18 +6,7 @@ use serde_json::Value;
 
 /// A worker's own containers, told apart from those of other tests by the worker's id.
 fn containers_of(worker: &Worker) -> Vec<String> {
-    let id = worker_id(worker);
-    docker::containers("mesh.worker")
-        .into_iter()
-        .filter(|container| {
-            docker::inspect(container).is_some_and(|facts| facts["Config"]["Labels"].to_string().contains(&id))
-        })
-        .collect()
-}
-
-fn worker_id(worker: &Worker) -> String {
-    let file = worker.files().into_iter().find(|file| file.file_name().is_some_and(|name| name == "worker-id"));
-    std::fs::read_to_string(file.expect("a worker keeps its id")).expect("it is text").trim().to_owned()
+    docker::containers(&format!("mesh.worker={}", worker.id().expect("it has started")))
 }
 
 #[test]
