@@ -25,7 +25,8 @@ pub(super) struct Way {
 }
 
 impl Broker {
-    /// Finds room for a task, at this worker or at any, and tells its client; false if there is none. The task is in no queue meanwhile.
+    /// Finds room for a task, at this worker or at any, and tells its client; false if there is none. The task is in no
+    /// queue meanwhile.
     pub(super) fn place(&mut self, now: MonoTime, id: TaskId, only: Option<WorkerId>) -> bool {
         let Some(task) = self.tasks.get(id) else { return true };
         if task.peer.is_none() {

@@ -1,6 +1,6 @@
 //! Where a task goes: pure functions of the task and the table.
 //!
-//! A worker must fit ([`against`] says what speaks against it). Of those that fit, one that has the model goes before one
+//! A worker must fit ([`against_now`] says what speaks against it). Of those that fit, one that has the model goes before one
 //! that has not, one that has not failed the task before one that has, the less busy before the busier.
 
 use proto_msgs::{Arch, Candidate, Demands, Direction, ErrorCode, Failure, WorkerId};
