@@ -7,10 +7,10 @@
 //! ```
 
 /// The version this program speaks: changed whenever a released message changes.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The oldest version this program still understands.
-pub const VERSION_MIN: u16 = 1;
+pub const VERSION_MIN: u16 = 2;
 
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 12;

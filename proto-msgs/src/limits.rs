@@ -29,6 +29,33 @@ pub const LABELS_MAX: usize = 32;
 /// GPUs in one worker: twice the densest host sold today.
 pub const GPUS_MAX: usize = 16;
 
+/// Items in one task: more belong in several tasks, which several workers can run.
+pub const ITEMS_MAX: u32 = 1024;
+
+/// Models that one task may pass through after the first.
+pub const STAGES_AFTER_MAX: usize = 7;
+
+/// Label rules of one task.
+pub const RULES_MAX: usize = 8;
+
+/// Models of which one heartbeat says what they cost: the most recently run ones.
+pub const COSTS_MAX: usize = 64;
+
+/// Points of one model's cost curve: 1, 2, 4 … 64 and as many between.
+pub const CURVE_POINTS_MAX: usize = 16;
+
+/// Runs of which a result tells how they went: the first ones of a task cut into more.
+pub const RUN_NOTES_MAX: usize = 64;
+
+/// Slots of one worker, both lanes together.
+pub const SLOTS_MAX: usize = 192;
+
+/// Device ids in a worker's device map; [`GPUS_MAX`] of them and the CPU, several times over.
+pub const DEVICE_MAP_MAX: usize = 64;
+
+/// Candidates of which a decision remembers how they were rated.
+pub const DECISION_CANDIDATES_MAX: usize = 8;
+
 /// Attempts one worker may hold at once, finished and unacknowledged ones included.
 pub const ATTEMPTS_MAX: usize = 256;
 

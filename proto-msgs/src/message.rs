@@ -7,11 +7,13 @@ use crate::codec::messages;
 pub(crate) mod check;
 mod client;
 mod direct;
+mod schedule;
 mod views;
 mod worker;
 
 pub use client::*;
 pub use direct::*;
+pub use schedule::*;
 pub use views::*;
 pub use worker::*;
 

@@ -54,6 +54,10 @@ error_codes! {
     8 AttemptsExhausted "ATTEMPTS_EXHAUSTED" final;
     /// The client went away and left the task behind.
     9 ClientGone "CLIENT_GONE" final;
+    /// The deadline would pass before any worker could have the answer.
+    11 DeadlineUnmeetable "DEADLINE_UNMEETABLE" final;
+    /// The task took worker after worker down with it.
+    12 Poisonous "POISONOUS" final;
     /// A version, a role or a key that is not allowed.
     10 Forbidden "FORBIDDEN" final;
 

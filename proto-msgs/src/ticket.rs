@@ -5,7 +5,7 @@
 
 use bincode::{Decode, Encode};
 
-use crate::{Attempt, ClientId, Demands, Epoch, PublicKey, TaskId, WorkerId};
+use crate::{Attempt, ClientId, Demands, Epoch, Lane, PublicKey, TaskId, WorkerId};
 
 /// The secret a worker shares with the broker. Made new at each start of the worker.
 #[derive(Clone, Copy, Decode, Encode, Eq, PartialEq)]
@@ -45,8 +45,12 @@ pub struct TicketBody {
     pub client_key: Option<PublicKey>,
     /// Model and inputs together may not be larger.
     pub bytes_max: u64,
-    /// User priority, 0 to 100.
+    /// User priority, 0 to 100, after the tenant's cap.
     pub priority: u8,
+    /// The lane whose slots it may use.
+    pub lane: Lane,
+    /// Items it may bring.
+    pub items: u32,
     /// The task goes on when the client leaves.
     pub detached: bool,
     /// What the run may use.

@@ -2,13 +2,14 @@
 
 use super::{
     Accept, Answer, Ask, AttemptId, AttemptState, CancelTask, Chunk, Close, Credit, Ended, Grant, Heartbeat,
-    HeartbeatAck, Introduce, Leave, Locate, Noted, Open, Progress, Queued, Refuse, Register, RunResult, Standing,
-    Submit,
+    HeartbeatAck, Introduce, Leave, Locate, Noted, Open, Progress, Queued, Refuse, Register, RunResult, Stage,
+    Standing, Submit,
 };
 use crate::Outcome;
 use crate::limits::{
-    ATTEMPTS_MAX, CHUNK_BYTES_MAX, DEADLINE_MS_MAX, ENDPOINTS_MAX, GPUS_MAX, HELD_MAX, INPUT_BYTES_MAX, LABELS_MAX,
-    MODEL_BYTES_MAX, NAME_BYTES_MAX, OUTPUT_BYTES_MAX, PRIORITY_MAX, RANK_MAX, TENSORS_MAX, TEXT_BYTES_MAX,
+    ATTEMPTS_MAX, CHUNK_BYTES_MAX, COSTS_MAX, CURVE_POINTS_MAX, DEADLINE_MS_MAX, DEVICE_MAP_MAX, ENDPOINTS_MAX,
+    GPUS_MAX, HELD_MAX, INPUT_BYTES_MAX, ITEMS_MAX, LABELS_MAX, MODEL_BYTES_MAX, NAME_BYTES_MAX, OUTPUT_BYTES_MAX,
+    PRIORITY_MAX, RANK_MAX, RULES_MAX, RUN_NOTES_MAX, SLOTS_MAX, STAGES_AFTER_MAX, TENSORS_MAX, TEXT_BYTES_MAX,
 };
 
 /// A message knows its own limits.
@@ -38,6 +39,18 @@ fn outcome(outcome: &Outcome) -> Result<(), String> {
     }
 }
 
+fn items(items: u32) -> Result<(), String> {
+    if items == 0 { Err("a task has no items".to_owned()) } else { at_most("number of items", items, ITEMS_MAX) }
+}
+
+fn stages(then: &[Stage]) -> Result<(), String> {
+    at_most("number of further stages", then.len(), STAGES_AFTER_MAX)?;
+    then.iter().try_for_each(|stage| {
+        name("stage name length", &stage.name)?;
+        at_most("model size", stage.model.size_bytes, MODEL_BYTES_MAX)
+    })
+}
+
 fn endpoints(list: &[String]) -> Result<(), String> {
     at_most("number of endpoints", list.len(), ENDPOINTS_MAX)?;
     list.iter().try_for_each(|endpoint| name("endpoint length", endpoint))
@@ -49,6 +62,16 @@ impl Check for Submit {
         at_most("model size", self.model.size_bytes, MODEL_BYTES_MAX)?;
         at_most("input size", self.input_bytes, INPUT_BYTES_MAX)?;
         at_most("priority", self.priority, PRIORITY_MAX)?;
+        items(self.items)?;
+        stages(&self.then)?;
+        if let Some(slo) = &self.slo {
+            at_most("violation rate", slo.max_violation_permille, 1000)?;
+        }
+        at_most("number of label rules", self.labels.len(), RULES_MAX)?;
+        for rule in &self.labels {
+            name("label length", &rule.key)?;
+            name("label length", &rule.value)?;
+        }
         at_most("deadline_ms", self.deadline_ms.unwrap_or(0), DEADLINE_MS_MAX)?;
         if let Standing::Lost { outcome: lost, .. } = &self.standing {
             outcome(lost)?;
@@ -68,7 +91,9 @@ impl Check for Register {
             name("label length", value)?;
         }
         at_most("number of GPUs", self.gpus.len(), GPUS_MAX)?;
-        at_most("slots", usize::from(self.slots), ATTEMPTS_MAX)?;
+        let slots = self.slots.iter().map(|slots| usize::from(*slots)).sum();
+        at_most("slots", slots, SLOTS_MAX)?;
+        at_most("device map", self.device_map.len(), DEVICE_MAP_MAX)?;
         endpoints(&self.endpoints)
     }
 }
@@ -79,6 +104,10 @@ impl Check for Heartbeat {
         at_most("number of held models", self.held.len(), HELD_MAX)?;
         at_most("number of warm models", self.warm.len(), HELD_MAX)?;
         at_most("number of GPUs", self.load.gpus.len(), GPUS_MAX)?;
+        at_most("number of model costs", self.costs.len(), COSTS_MAX)?;
+        for cost in &self.costs {
+            at_most("points of a cost curve", cost.curve.len(), CURVE_POINTS_MAX)?;
+        }
         self.attempts.iter().try_for_each(|attempt| match &attempt.state {
             AttemptState::Finished(end) => outcome(end),
             AttemptState::Receiving | AttemptState::Ready | AttemptState::Running => Ok(()),
@@ -115,6 +144,8 @@ impl Check for Open {
     fn check(&self) -> Result<(), String> {
         let Some(manifest) = &self.manifest else { return Ok(()) };
         name("model name length", &manifest.model_name)?;
+        items(manifest.items)?;
+        stages(&manifest.then)?;
         at_most("model size", manifest.model.size_bytes, MODEL_BYTES_MAX)?;
         at_most("number of inputs", manifest.inputs.len(), TENSORS_MAX)?;
         let mut total_bytes = 0_u64;
@@ -130,6 +161,7 @@ impl Check for Open {
 impl Check for RunResult {
     fn check(&self) -> Result<(), String> {
         outcome(&self.outcome)?;
+        at_most("number of runs", self.runs.len(), RUN_NOTES_MAX)?;
         at_most("number of outputs", self.outputs.len(), TENSORS_MAX)?;
         let mut total_bytes = 0_u64;
         for output in &self.outputs {
@@ -150,7 +182,7 @@ impl Check for Chunk {
 
 impl Check for Accept {
     fn check(&self) -> Result<(), String> {
-        at_most("number of needed blobs", self.needs.len(), TENSORS_MAX + 1)
+        at_most("number of needed blobs", self.needs.len(), TENSORS_MAX + 1 + STAGES_AFTER_MAX)
     }
 }
 

@@ -3,8 +3,8 @@
 use bincode::{Decode, Encode};
 
 use crate::{
-    Arch, Attempt, ClientId, JobId, ModelRef, Outcome, PublicKey, TaskId, Ticket, WorkerId,
-    message::{ClusterView, TaskView, WhyView, WorkerView},
+    Arch, Attempt, ClientId, Digest, JobId, ModelRef, Outcome, PublicKey, TaskId, Ticket, WorkerId,
+    message::{ClusterView, LabelRule, Lane, ModelView, Slo, Stage, TaskView, WhyView, WorkerView},
 };
 
 /// Attempt number of a task: the pair by which worker and client speak of one run.
@@ -74,10 +74,22 @@ pub struct Submit {
     pub model_name: String,
     /// The model.
     pub model: ModelRef,
+    /// Models that it passes through after the first.
+    pub then: Vec<Stage>,
     /// Bytes of all inputs.
     pub input_bytes: u64,
+    /// Items in this task, at least 1.
+    pub items: u32,
+    /// Items of the whole `submit`, this task's included.
+    pub job_items: u32,
     /// 0 to 100.
     pub priority: u8,
+    /// The lane it wants; `None`: by the number of items.
+    pub lane: Option<Lane>,
+    /// What it was promised, if it belongs to a stream with a promise.
+    pub slo: Option<Slo>,
+    /// Wishes for labels.
+    pub labels: Vec<LabelRule>,
     /// The answer is worthless after this many milliseconds from the first `Submit`.
     pub deadline_ms: Option<u64>,
     /// What the run may use.
@@ -149,6 +161,8 @@ pub struct Grant {
     pub window_bytes: u32,
     /// The worker has the model already.
     pub model_held: bool,
+    /// Until the run's end, as predicted; `None` if nobody has run the model yet.
+    pub predicted_ms: Option<u32>,
     /// Lets the client in.
     pub ticket: Ticket,
 }
@@ -162,6 +176,8 @@ pub struct Queued {
     pub position: u32,
     /// What it waits for.
     pub reason: String,
+    /// Until it is placed, as predicted; `None` if there is nothing to go by.
+    pub starts_in_ms: Option<u32>,
     /// For a detached task: the store has it.
     pub durable: bool,
 }
@@ -218,6 +234,11 @@ pub enum Question {
     Task(TaskId),
     /// Why a task is where it is.
     Why(TaskId),
+    /// What models cost at which workers, a page at a time, in order of worker and model.
+    Models {
+        /// After this row.
+        after: Option<(WorkerId, Digest)>,
+    },
 }
 
 /// The answer to a question.
@@ -242,6 +263,8 @@ pub enum AnswerBody {
     Task(TaskView),
     /// The placement of a task explained.
     Why(WhyView),
+    /// A page; empty behind the end.
+    Models(Vec<ModelView>),
     /// There is no such task, or it is somebody else's.
     NotFound,
 }

@@ -16,9 +16,13 @@
 
 use bincode::{Decode, Encode};
 
-use crate::{DType, Digest, ErrorCode, ModelRef, Outcome, Ticket, message::AttemptId};
+use crate::{
+    DType, Digest, ErrorCode, ModelRef, Outcome, Ticket,
+    message::{AttemptId, RunNote, Stage},
+};
 
-/// A blob: the model is blob 0, inputs (or outputs, the other way) follow from 1 in the order of the manifest.
+/// A blob: the model is blob 0, inputs (or outputs, the other way) follow from 1 in the order of the manifest, models of
+/// later stages follow the inputs.
 pub type BlobIndex = u16;
 
 /// Blob 0.
@@ -46,6 +50,11 @@ pub struct Manifest {
     pub model: ModelRef,
     /// What a person calls the model.
     pub model_name: String,
+    /// Models that the outputs pass through afterwards. Their blobs have the numbers behind the inputs' and are sent only when
+    /// [`Accept`] asks for them.
+    pub then: Vec<Stage>,
+    /// How many items the inputs hold, one behind the other.
+    pub items: u32,
     /// The inputs.
     pub inputs: Vec<InputDecl>,
 }
@@ -155,6 +164,9 @@ pub struct RunResult {
     pub id: AttemptId,
     /// How it ended.
     pub outcome: Outcome,
-    /// The outputs, in the model's order; blobs 1, 2, … of the chunks that follow. Empty unless done.
+    /// The outputs, in the model's order; blobs 1, 2, … of the chunks that follow. Empty unless done. Those of several items
+    /// stand one behind the other along the first dimension.
     pub outputs: Vec<OutputDecl>,
+    /// The runs it took, in the order in which they ended; the first ones if there were many.
+    pub runs: Vec<RunNote>,
 }

@@ -3,7 +3,8 @@
 use bincode::{Decode, Encode};
 
 use crate::{
-    Arch, Attempt, Digest, EngineKind, Epoch, Gpu, JobId, Load, ModelFormat, ModelRef, Outcome, TaskId, WorkerId,
+    Arch, Attempt, Digest, EngineKind, Epoch, Gpu, JobId, Lane, LaneLoad, Load, ModelCost, ModelFormat, ModelRef,
+    Outcome, Prediction, TaskId, WorkerId,
 };
 
 /// The broker.
@@ -21,6 +22,10 @@ pub struct ClusterView {
     pub encrypted: bool,
     /// Workers alive.
     pub workers: u32,
+    /// Prediction against reality since the start: median of |predicted − actual| / actual, thousandths; `None` before the first.
+    pub prediction_error_permille: Option<u32>,
+    /// How places are chosen.
+    pub policy: String,
     /// Slots of all workers alive.
     pub slots: u32,
     /// Slots in use.
@@ -60,10 +65,16 @@ pub struct WorkerView {
     pub labels: Vec<(String, String)>,
     /// GPUs in it.
     pub gpus: Vec<Gpu>,
-    /// Attempts at the same time.
-    pub slots: u16,
-    /// Slots in use or promised.
-    pub slots_used: u16,
+    /// Batches at the same time in each lane.
+    pub slots: [u16; 2],
+    /// Tasks at work or promised in each lane; more than slots where items are packed.
+    pub slots_used: [u16; 2],
+    /// What slots compute on.
+    pub device_map: Vec<i16>,
+    /// How busy its lanes are.
+    pub lanes: [LaneLoad; 2],
+    /// Thousandths of its tasks that missed their service level in the last window; `None`: no verdict.
+    pub violation_permille: Option<u16>,
     /// Takes no new attempts.
     pub draining: bool,
     /// How busy.
@@ -107,8 +118,12 @@ pub struct TaskView {
     pub model: ModelRef,
     /// Bytes of all inputs.
     pub input_bytes: u64,
-    /// User priority.
+    /// Items in it.
+    pub items: u32,
+    /// User priority, after the tenant's cap.
     pub priority: u8,
+    /// Its lane.
+    pub lane: Lane,
     /// Goes on without its client.
     pub detached: bool,
     /// Where it stands.
@@ -136,6 +151,48 @@ pub struct Candidate {
     pub holds_model: bool,
     /// Slots in use of all slots, thousandths.
     pub busy_permille: u16,
+    /// The time the task would take there.
+    pub prediction: Prediction,
+}
+
+/// A placement as it was decided.
+#[derive(Clone, Debug, Decode, Encode, PartialEq)]
+pub struct DecisionView {
+    /// When, milliseconds since 1970.
+    pub at_unix_ms: u64,
+    /// By which policy.
+    pub policy: String,
+    /// The worker chosen; `None` if none was.
+    pub chosen: Option<WorkerId>,
+    /// Workers as they stood then, best first; at most
+    /// [`DECISION_CANDIDATES_MAX`](crate::limits::DECISION_CANDIDATES_MAX).
+    pub candidates: Vec<Candidate>,
+}
+
+/// The terms of a task's effective priority, thousandths of a point. Larger goes first.
+#[derive(Clone, Copy, Debug, Decode, Default, Encode, Eq, PartialEq)]
+pub struct RankView {
+    /// From the user's priority.
+    pub priority_milli: i64,
+    /// From the time it has waited.
+    pub waited_milli: i64,
+    /// From the amount of data; negative.
+    pub data_milli: i64,
+    /// From what its client has had already; negative.
+    pub share_milli: i64,
+}
+
+/// What a model costs at a worker.
+#[derive(Clone, Debug, Decode, Encode, PartialEq)]
+pub struct ModelView {
+    /// The worker.
+    pub worker: WorkerId,
+    /// What a person calls it.
+    pub worker_name: String,
+    /// It is loaded there.
+    pub warm: bool,
+    /// The costs.
+    pub cost: ModelCost,
 }
 
 /// The explanation of a placement.
@@ -149,4 +206,12 @@ pub struct WhyView {
     pub history: Vec<String>,
     /// Workers as they stand now; at most a page.
     pub candidates: Vec<Candidate>,
+    /// The last placement as it was decided; `None` before the first.
+    pub decision: Option<DecisionView>,
+    /// Its effective priority now; `None` if it does not wait.
+    pub rank: Option<RankView>,
+    /// From its placement to the run's end, as predicted and as it was, milliseconds; `None` while unknown.
+    pub predicted_ms: Option<u32>,
+    /// See `predicted_ms`.
+    pub took_ms: Option<u32>,
 }

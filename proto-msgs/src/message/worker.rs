@@ -2,7 +2,10 @@
 
 use bincode::{Decode, Encode};
 
-use crate::{Arch, Digest, Epoch, ModelFormat, Outcome, PublicKey, Ticket, TicketKey, WorkerId, message::AttemptId};
+use crate::{
+    Arch, Digest, Epoch, ModelFormat, Outcome, PublicKey, Ticket, TicketKey, WorkerId,
+    message::{AttemptId, LaneLoad, ModelCost},
+};
 
 /// What runs models at a worker.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
@@ -42,9 +45,11 @@ pub struct Register {
     pub key: Option<PublicKey>,
     /// Signs the tickets of this life.
     pub ticket_key: TicketKey,
-    /// Attempts at the same time.
-    pub slots: u16,
-    /// For people and, later, for placement.
+    /// Batches at the same time in each lane, in the order of [`Lane::ALL`]. Idle slots of the batch lane are lent to realtime.
+    pub slots: [u16; 2],
+    /// What slots compute on: slot `i`, realtime ones first, uses entry `i` modulo the length. −1 is the CPU, others are GPUs.
+    pub device_map: Vec<i16>,
+    /// For people and for placement.
     pub labels: Vec<(String, String)>,
     /// GPUs in it.
     pub gpus: Vec<Gpu>,
@@ -138,6 +143,10 @@ pub struct Heartbeat {
     pub warm: Vec<Digest>,
     /// Speed of the direct link, from real transfers: bytes per second, 0 if none was seen.
     pub link_bytes_per_s: u64,
+    /// How busy the lanes are, in the order of [`Lane::ALL`].
+    pub lanes: [LaneLoad; 2],
+    /// What models cost here, most recently run first.
+    pub costs: Vec<ModelCost>,
 }
 
 /// Good-bye.

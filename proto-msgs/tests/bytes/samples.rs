@@ -95,6 +95,29 @@ fn model() -> ModelRef {
     ModelRef { digest: Digest::from_bytes([0xD1; 32]), size_bytes: 229_032, format: ModelFormat::Onnx }
 }
 
+fn stage() -> Stage {
+    Stage { name: "decode".into(), model: model() }
+}
+
+fn lanes() -> [LaneLoad; 2] {
+    [LaneLoad { slots_used: 1, waiting_items: 251 }, LaneLoad { slots_used: 2, waiting_items: 70_000 }]
+}
+
+fn cost() -> ModelCost {
+    ModelCost {
+        model: model().digest,
+        packing: Packing::On,
+        best_batch: 64,
+        curve: vec![(1, 5_200), (64, 70_000)],
+        load_us: 40_000,
+        dispatched: [1, 250, 251, 65_536],
+    }
+}
+
+fn model_view() -> ModelView {
+    ModelView { worker: worker(), worker_name: "pi".into(), warm: true, cost: cost() }
+}
+
 fn demands() -> Demands {
     Demands { cpu_millis: 2000, memory_bytes: 1 << 30, gpu_memory_bytes: 4 << 30, arch: Some(Arch::Arm64) }
 }
@@ -118,6 +141,8 @@ pub(crate) fn ticket() -> Ticket {
         client_key: key(0xC1),
         bytes_max: 300_000,
         priority: 50,
+        lane: Lane::Batch,
+        items: 8,
         detached: true,
         demands: demands(),
         deadline_unix_ms: Some(1_795_000_000_500),
@@ -133,8 +158,14 @@ fn submit() -> Submit {
         job: JobId::from_bytes(*b"job............."),
         model_name: "face.tflite".into(),
         model: model(),
+        then: vec![stage()],
         input_bytes: 196_608,
+        items: 8,
+        job_items: 1000,
         priority: 50,
+        lane: Some(Lane::Batch),
+        slo: Some(Slo { latency_ms: 50, max_violation_permille: 50 }),
+        labels: vec![LabelRule { key: "site".into(), value: "roof".into(), required: true }],
         deadline_ms: Some(500),
         demands: demands(),
         detached: false,
@@ -155,6 +186,7 @@ fn grant() -> Grant {
         direction: Direction::ClientDials,
         window_bytes: 16 << 20,
         model_held: true,
+        predicted_ms: Some(251),
         ticket: ticket(),
     }
 }
@@ -165,7 +197,13 @@ fn client_and_broker() -> Vec<Any> {
         outcome: Outcome::failed(ErrorCode::Busy, "100000 tasks wait: try again later"),
         retry_after_ms: Some(1000),
     };
-    let queued = Queued { task: task(), position: 251, reason: "all slots are in use".into(), durable: true };
+    let queued = Queued {
+        task: task(),
+        position: 251,
+        reason: "all slots are in use".into(),
+        starts_in_ms: Some(70_000),
+        durable: true,
+    };
     let ask = |question| Ask { request: 70_000, client: client(), question };
     let answer = |body| Any::BrokerToClient(BrokerToClient::Answer(Answer { request: 70_000, body }));
     let mut all: Vec<Any> = [
@@ -181,6 +219,7 @@ fn client_and_broker() -> Vec<Any> {
         ClientToBroker::Ask(ask(Question::Tasks { before: None })),
         ClientToBroker::Ask(ask(Question::Task(task()))),
         ClientToBroker::Ask(ask(Question::Why(task()))),
+        ClientToBroker::Ask(ask(Question::Models { after: Some((worker(), model().digest)) })),
         ClientToBroker::Cancel(CancelTask { task: task(), client: client() }),
         ClientToBroker::Locate(Locate { task: task(), client: client(), key: None, endpoints: Vec::new() }),
     ]
@@ -201,6 +240,7 @@ fn client_and_broker() -> Vec<Any> {
         answer(AnswerBody::Tasks(vec![task_view()])),
         answer(AnswerBody::Task(task_view())),
         answer(AnswerBody::Why(why_view())),
+        answer(AnswerBody::Models(vec![model_view()])),
         answer(AnswerBody::NotFound),
     ]);
     all
@@ -214,6 +254,8 @@ fn cluster_view() -> ClusterView {
         store_ok: true,
         encrypted: false,
         workers: 3,
+        prediction_error_permille: Some(120),
+        policy: "predicted".into(),
         slots: 300,
         slots_used: 70_000,
         queued: 1,
@@ -238,7 +280,10 @@ fn worker_view() -> WorkerView {
         labels: said.labels,
         gpus: said.gpus,
         slots: said.slots,
-        slots_used: 1,
+        slots_used: [1, 2],
+        device_map: said.device_map,
+        lanes: lanes(),
+        violation_permille: Some(31),
         draining: false,
         load: load(),
         held: vec![model().digest],
@@ -254,7 +299,9 @@ fn task_view() -> TaskView {
         model_name: "face.tflite".into(),
         model: model(),
         input_bytes: 196_608,
+        items: 8,
         priority: 50,
+        lane: Lane::Realtime,
         detached: true,
         standing: TaskStanding::Queued { position: 1, reason: "no worker".into() },
         attempt: Attempt(1),
@@ -271,12 +318,24 @@ fn why_view() -> WhyView {
         against: vec!["1 of 1 slots in use".into()],
         holds_model: true,
         busy_permille: 1000,
+        prediction: Prediction { queue_us: 250, transfer_us: 251, load_us: 65_536, run_us: 1 << 33, measured: true },
     };
+    let decision = DecisionView {
+        at_unix_ms: 1_795_000_000_000,
+        policy: "predicted".into(),
+        chosen: Some(worker()),
+        candidates: vec![candidate.clone()],
+    };
+    let rank = RankView { priority_milli: 50_000, waited_milli: 250, data_milli: -251, share_milli: -70_000 };
     WhyView {
         task: TaskView { standing: TaskStanding::Ended(failed()), ..task_view() },
         summary: "no slot is free".into(),
         history: vec!["attempt 1 at pi: WORKER_LOST".into()],
         candidates: vec![candidate],
+        decision: Some(decision),
+        rank: Some(rank),
+        predicted_ms: Some(250),
+        took_ms: Some(251),
     }
 }
 
@@ -296,7 +355,8 @@ pub(crate) fn register() -> Register {
         endpoints: vec!["tcp://10.0.0.3:4001".into()],
         key: key(0x30),
         ticket_key: TicketKey([0x5E; 32]),
-        slots: 2,
+        slots: [2, 3],
+        device_map: vec![-1, 0],
         labels: vec![("site".into(), "roof".into())],
         gpus: vec![Gpu { name: "none such".into(), memory_bytes: 4 << 30 }],
         heartbeat_ms: 1000,
@@ -335,6 +395,8 @@ fn worker_and_broker() -> Vec<Any> {
         held: vec![model().digest, Digest::from_bytes([0xD2; 32])],
         warm: vec![model().digest],
         link_bytes_per_s: 125_000_000,
+        lanes: lanes(),
+        costs: vec![cost()],
     };
     let ack = HeartbeatAck {
         worker: worker(),
@@ -365,7 +427,13 @@ fn client_and_worker() -> Vec<Any> {
         digest: Digest::from_bytes([0x1A; 32]),
         size_bytes: 196_608,
     };
-    let manifest = Manifest { model: model(), model_name: "face.tflite".into(), inputs: vec![input] };
+    let manifest = Manifest {
+        model: model(),
+        model_name: "face.tflite".into(),
+        then: vec![stage()],
+        items: 8,
+        inputs: vec![input],
+    };
     let open =
         Open { ticket: ticket(), manifest: Some(manifest), model_held: true, window_bytes: 16 << 20, resume: false };
     let output = OutputDecl {
@@ -375,8 +443,13 @@ fn client_and_worker() -> Vec<Any> {
         digest: Digest::from_bytes([0x07; 32]),
         size_bytes: 3584,
     };
-    let result =
-        RunResult { id: id(), outcome: Outcome::Done { run_us: 1500, load_us: 40_000 }, outputs: vec![output] };
+    let run = RunNote { stage: 1, rows: (0, 8), batch_rows: 64, dispatch: Dispatch::Waited, run_us: 17_800 };
+    let result = RunResult {
+        id: id(),
+        outcome: Outcome::Done { run_us: 1500, load_us: 40_000 },
+        outputs: vec![output],
+        runs: vec![run],
+    };
     let chunk = Chunk { id: id(), blob: MODEL_BLOB, offset: 5 << 30, inflated_bytes: Some(1 << 20) };
     let credit = Credit { id: id(), blob: 1, received_bytes: 65_535 };
     let accept = Accept { id: id(), needs: vec![(MODEL_BLOB, 0), (1, 65_535)], window_bytes: 16 << 20 };

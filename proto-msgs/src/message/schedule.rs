@@ -1,0 +1,275 @@
+//! The words of scheduling: lanes, service levels, stages, what runs cost. Used in messages of several directions.
+
+use std::{fmt, str::FromStr};
+
+use bincode::{Decode, Encode};
+
+use crate::{Digest, ModelRef};
+
+/// Which of a worker's slots a task may use.
+#[derive(Clone, Copy, Debug, Decode, Default, Encode, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Lane {
+    /// Somebody waits for the answer: own slots, and idle batch slots on top.
+    #[default]
+    Realtime,
+    /// Much data, no hurry: own slots only.
+    Batch,
+}
+
+impl Lane {
+    /// Both lanes, in the order in which tables hold them.
+    pub const ALL: [Self; 2] = [Self::Realtime, Self::Batch];
+
+    /// The name as people and scripts see it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Realtime => "realtime",
+            Self::Batch => "batch",
+        }
+    }
+
+    /// Place in tables with a row for each lane.
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl fmt::Display for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Lane {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|lane| lane.name() == text)
+            .ok_or_else(|| format!("'{text}' is not a lane: realtime or batch"))
+    }
+}
+
+/// What a stream of tasks is promised.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Slo {
+    /// A task that takes longer violates it.
+    pub latency_ms: u32,
+    /// Thousandths of a worker's tasks that may, before others are preferred.
+    pub max_violation_permille: u16,
+}
+
+/// A wish for workers with a label.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct LabelRule {
+    /// The label's name.
+    pub key: String,
+    /// Its value.
+    pub value: String,
+    /// Only such workers; if false, rather such workers.
+    pub required: bool,
+}
+
+/// A model that takes what the one before it gave.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct Stage {
+    /// What a person calls the stage.
+    pub name: String,
+    /// The model.
+    pub model: ModelRef,
+}
+
+/// Why a batch was run with the rows it had.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Dispatch {
+    /// It had the best size.
+    Full,
+    /// Its oldest item had waited as long as items may.
+    Waited,
+    /// A deadline would have passed.
+    Deadline,
+    /// The device had nothing else to do.
+    Idle,
+}
+
+impl Dispatch {
+    /// All reasons, in the order in which tables hold them.
+    pub const ALL: [Self; 4] = [Self::Full, Self::Waited, Self::Deadline, Self::Idle];
+
+    /// The name as people and scripts see it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Waited => "waited",
+            Self::Deadline => "deadline",
+            Self::Idle => "idle",
+        }
+    }
+}
+
+/// Whether items of a model are run together at a worker, and if not why.
+#[derive(Clone, Copy, Debug, Decode, Default, Encode, Eq, Hash, PartialEq)]
+pub enum Packing {
+    /// Nothing was tried yet.
+    #[default]
+    Unknown,
+    /// Many rows give what single rows give, and sooner.
+    On,
+    /// The model takes one item at a time.
+    Unsupported,
+    /// Many rows gave something else than single rows.
+    Differs,
+    /// Many rows take as long as single rows.
+    NoGain,
+}
+
+impl Packing {
+    /// The name as people and scripts see it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::On => "on",
+            Self::Unsupported => "unsupported",
+            Self::Differs => "differs",
+            Self::NoGain => "no-gain",
+        }
+    }
+}
+
+/// What a model costs at a worker, as measured there.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct ModelCost {
+    /// The model.
+    pub model: Digest,
+    /// Whether its items are run together.
+    pub packing: Packing,
+    /// Items in a batch of the best size; 1 unless packing is on.
+    pub best_batch: u16,
+    /// Rows and microseconds of batches of that many rows, fewest rows first; the first is a single item's. At most
+    /// [`CURVE_POINTS_MAX`](crate::limits::CURVE_POINTS_MAX).
+    pub curve: Vec<(u16, u32)>,
+    /// Microseconds to load it; 0 if that was not measured.
+    pub load_us: u32,
+    /// Batches run so far by reason, in the order of [`Dispatch::ALL`].
+    pub dispatched: [u32; 4],
+}
+
+impl ModelCost {
+    /// Microseconds that `items` take one after the other in one slot: in batches of the best size, the rest in one.
+    pub fn run_us(&self, items: u32) -> u64 {
+        let best = u32::from(self.best_batch.max(1));
+        let (full, rest) = (u64::from(items / best), items % best);
+        full.saturating_mul(self.batch_us(best)).saturating_add(if rest == 0 { 0 } else { self.batch_us(rest) })
+    }
+
+    /// Microseconds of one batch of `rows`, between measured points in proportion and beyond them like the nearest; 0 if
+    /// nothing was measured.
+    pub fn batch_us(&self, rows: u32) -> u64 {
+        let points = || self.curve.iter().map(|(rows, us)| (u64::from(*rows), u64::from(*us)));
+        let rows = u64::from(rows);
+        let below = points().take_while(|(at, _)| *at <= rows).last();
+        let above = points().find(|(at, _)| *at >= rows);
+        match (below, above) {
+            (Some((at, us)), Some((next, next_us))) if next > at => {
+                let (lower, upper) = (us.min(next_us), us.max(next_us));
+                lower + (upper - lower) * (rows - at) / (next - at)
+            }
+            (Some((at, us)), Some(_)) => {
+                if at == rows {
+                    us
+                } else {
+                    0
+                }
+            }
+            (Some((at, us)), None) => us.saturating_mul(rows) / at.max(1),
+            (None, Some((_, us))) => us,
+            (None, None) => 0,
+        }
+    }
+}
+
+/// How busy one lane of a worker is.
+#[derive(Clone, Copy, Debug, Decode, Default, Encode, Eq, PartialEq)]
+pub struct LaneLoad {
+    /// Slots of the lane in use, lent ones counted with the lane that uses them.
+    pub slots_used: u16,
+    /// Items that are there and wait for a slot.
+    pub waiting_items: u32,
+}
+
+/// One run that a task's items were part of.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct RunNote {
+    /// Which stage, 0 for the first model.
+    pub stage: u8,
+    /// The task's rows, half open.
+    pub rows: (u32, u32),
+    /// Rows of all tasks in that run.
+    pub batch_rows: u32,
+    /// Why it was run then.
+    pub dispatch: Dispatch,
+    /// How long it took, microseconds.
+    pub run_us: u32,
+}
+
+/// The time a task is predicted to take at a worker, by what it consists of.
+#[derive(Clone, Copy, Debug, Decode, Default, Encode, Eq, PartialEq)]
+pub struct Prediction {
+    /// Until a slot is free, microseconds.
+    pub queue_us: u64,
+    /// Model (0 if held) and inputs on their way, microseconds.
+    pub transfer_us: u64,
+    /// Loading (0 if warm), microseconds.
+    pub load_us: u64,
+    /// The runs, microseconds.
+    pub run_us: u64,
+    /// Something of it was measured; if not, nobody has run the model yet.
+    pub measured: bool,
+}
+
+impl Prediction {
+    /// All of it, microseconds.
+    pub fn total_us(&self) -> u64 {
+        [self.queue_us, self.transfer_us, self.load_us, self.run_us].into_iter().fold(0, u64::saturating_add)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cost(best_batch: u16, curve: &[(u16, u32)]) -> ModelCost {
+        let (curve, dispatched) = (curve.to_vec(), [0; 4]);
+        ModelCost {
+            model: Digest::from_bytes([0; 32]),
+            packing: Packing::On,
+            best_batch,
+            curve,
+            load_us: 0,
+            dispatched,
+        }
+    }
+
+    #[test]
+    fn a_curve_is_read_between_and_beyond_its_points() {
+        let cost = cost(8, &[(1, 10_000), (8, 45_000)]);
+        assert_eq!(cost.batch_us(1), 10_000);
+        assert_eq!(cost.batch_us(8), 45_000);
+        assert_eq!(cost.batch_us(4), 25_000);
+        assert_eq!(cost.batch_us(16), 90_000);
+    }
+
+    #[test]
+    fn items_run_in_batches_of_the_best_size_and_a_rest() {
+        let cost = cost(8, &[(1, 10_000), (8, 45_000)]);
+        assert_eq!(cost.run_us(17), 2 * 45_000 + 10_000);
+        assert_eq!(cost.run_us(0), 0);
+    }
+
+    #[test]
+    fn what_was_never_measured_costs_nothing_and_is_no_fault() {
+        assert_eq!(cost(0, &[]).run_us(u32::MAX), 0);
+        assert_eq!(cost(0, &[(0, u32::MAX)]).run_us(u32::MAX), u64::from(u32::MAX) * u64::from(u32::MAX));
+    }
+}
