@@ -363,7 +363,7 @@ impl Broker {
         let Some(room) = self.workers.get(id).filter(|worker| worker.has_free_slot()) else {
             return;
         };
-        let free = usize::from(room.register.slots.saturating_sub(room.slots_used()));
+        let free = usize::from(room.slots().saturating_sub(room.slots_used()));
         let waiting: Vec<_> = self.queue.iter().take(FILL_LOOK_MAX.max(free)).collect();
         for (key, task) in waiting {
             self.queue.remove(key);

@@ -115,6 +115,11 @@ impl Worker {
         attempts.chain(progress).chain(self.drain_until).chain([self.next_heartbeat]).min()
     }
 
+    /// Slots of both lanes.
+    fn slots(&self) -> usize {
+        self.config.register.slots.iter().map(|slots| usize::from(*slots)).sum()
+    }
+
     /// Slots in use.
     pub fn slots_used(&self) -> usize {
         self.attempts.active()
@@ -174,6 +179,8 @@ impl Worker {
             held: self.sample.held.clone(),
             warm: self.sample.warm.clone(),
             link_bytes_per_s: self.sample.link_bytes_per_s,
+            lanes: Default::default(),
+            costs: Vec::new(),
         };
         self.actions.push(Action::TellBroker(WorkerToBroker::Heartbeat(heartbeat)));
         if !self.config.rules.holds(Rule::RepeatFinished) {
@@ -258,7 +265,7 @@ impl Worker {
 
     /// Gives free slots to attempts that have everything.
     fn run_ready(&mut self, now: MonoTime) {
-        let slots = usize::from(self.config.register.slots).max(1);
+        let slots = self.slots().max(1);
         let counts = self.config.rules.holds(Rule::WorkerCountsSlots);
         let ready: Vec<AttemptId> =
             self.attempts.iter().filter(|attempt| attempt.state == State::Ready).map(Attempt::id).collect();

@@ -19,6 +19,7 @@ impl Broker {
             Question::Workers { after } => {
                 AnswerBody::Workers(page(self.workers.after(after).map(|worker| worker.view(now))))
             }
+            Question::Models { .. } => AnswerBody::Models(Vec::new()),
             Question::Tasks { before } => {
                 let rows = self.tasks.before(before).filter(|task| self.owned(task.id(), client, key).is_some());
                 AnswerBody::Tasks(page(rows.map(|task| self.task_view(task))))
@@ -42,6 +43,8 @@ impl Broker {
             store_ok: self.store_ok,
             encrypted: self.config.encrypted,
             workers: stats.workers,
+            prediction_error_permille: None,
+            policy: "least-loaded".to_owned(),
             slots: stats.slots,
             slots_used: stats.slots_used,
             queued: stats.queued,
@@ -75,6 +78,15 @@ impl Broker {
             State::Ended { .. } => format!("ended; its last worker was {at}"),
         };
         let candidates = page(placement::candidates(task, &self.workers));
-        WhyView { task: view, summary, history: task.history.clone(), candidates }
+        WhyView {
+            task: view,
+            summary,
+            history: task.history.clone(),
+            candidates,
+            decision: None,
+            rank: None,
+            predicted_ms: None,
+            took_ms: None,
+        }
     }
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use proto_msgs::{
-    Attempt, BrokerToClient, BrokerToWorker, ClientId, ClientToBroker, Demands, Epoch, Heartbeat, JobId, ModelRef,
-    Outcome, PeerId, PublicKey, Register, TaskId, WorkerId, WorkerToBroker,
+    Attempt, BrokerToClient, BrokerToWorker, ClientId, ClientToBroker, Demands, Epoch, Heartbeat, JobId, LabelRule,
+    Lane, ModelRef, Outcome, PeerId, PublicKey, Register, Stage, TaskId, WorkerId, WorkerToBroker,
 };
 
 use crate::Rules;
@@ -82,8 +82,16 @@ pub struct TaskRecord {
     pub model_name: String,
     /// The model.
     pub model: ModelRef,
+    /// Models that it passes through after the first.
+    pub then: Vec<Stage>,
     /// Bytes of all inputs.
     pub input_bytes: u64,
+    /// Items in it.
+    pub items: u32,
+    /// Its lane.
+    pub lane: Lane,
+    /// Wishes for labels.
+    pub labels: Vec<LabelRule>,
     /// User priority.
     pub priority: u8,
     /// What the run may use.

@@ -318,7 +318,10 @@ impl Broker {
         };
         let durable = task.stored && task.state != State::Storing;
         let peer = task.peer;
-        self.tell_client(peer, BrokerToClient::Queued(Queued { task: id, position, reason, durable }));
+        self.tell_client(
+            peer,
+            BrokerToClient::Queued(Queued { task: id, position, reason, starts_in_ms: None, durable }),
+        );
     }
 
     /// Tells a client that holds an attempt whether its worker is heard.

@@ -111,6 +111,8 @@ impl Broker {
             client_key: way.client_key,
             bytes_max: task.spec.model.size_bytes.min(MODEL_BYTES_MAX) + task.spec.input_bytes.min(INPUT_BYTES_MAX),
             priority: task.spec.priority,
+            lane: task.spec.lane.unwrap_or_default(),
+            items: task.spec.items,
             detached: task.spec.detached,
             demands: task.spec.demands,
             deadline_unix_ms: task.deadline_unix_ms(),
@@ -126,6 +128,7 @@ impl Broker {
             direction: way.direction,
             window_bytes: WINDOW_BYTES,
             model_held: worker.holds(task.spec.model.digest),
+            predicted_ms: None,
             ticket,
         };
         if way.direction == Direction::WorkerDials {

@@ -3,7 +3,7 @@
 //! A worker must fit ([`against_now`] says what speaks against it). Of those that fit, one that has the model goes before one
 //! that has not, one that has not failed the task before one that has, the less busy before the busier.
 
-use proto_msgs::{Arch, Candidate, Demands, Direction, ErrorCode, Failure, WorkerId};
+use proto_msgs::{Arch, Candidate, Demands, Direction, ErrorCode, Failure, Prediction, WorkerId};
 
 use super::{
     tasks::Task,
@@ -90,7 +90,7 @@ pub(super) fn against_now(task: &Task, worker: &Worker) -> Vec<String> {
     if worker.is_draining() {
         against.push("is draining".to_owned());
     } else if !worker.has_free_slot() {
-        against.push(format!("all {} slots are in use", worker.register.slots));
+        against.push(format!("all {} slots are in use", worker.slots()));
     }
     if cpu_millis > 0 && cpu_reserved + u64::from(cpu_millis) > u64::from(worker.register.cores) * 1000 {
         against.push("its cores are promised to others".to_owned());
@@ -139,6 +139,7 @@ pub(super) fn candidates(task: &Task, workers: &Workers) -> impl Iterator<Item =
         against: against_now(task, worker),
         holds_model: worker.holds(task.spec.model.digest),
         busy_permille: worker.busy_permille(),
+        prediction: Prediction::default(),
     };
     workers.all().map(row)
 }

@@ -48,9 +48,14 @@ impl Worker {
         u16::try_from(self.slots.len()).unwrap_or(u16::MAX)
     }
 
+    /// Slots of both lanes.
+    pub(super) fn slots(&self) -> u16 {
+        self.register.slots.iter().fold(0, |sum: u16, slots| sum.saturating_add(*slots))
+    }
+
     /// Slots in use of all slots, thousandths; more than 1000 is possible after a broker's restart.
     pub(super) fn busy_permille(&self) -> u16 {
-        let total = u32::from(self.register.slots).max(1);
+        let total = u32::from(self.slots()).max(1);
         u16::try_from(u32::from(self.slots_used()) * 1000 / total).unwrap_or(u16::MAX)
     }
 
@@ -69,7 +74,7 @@ impl Worker {
     }
 
     pub(super) fn has_free_slot(&self) -> bool {
-        self.slots_used() < self.register.slots && self.heartbeat.is_some() && !self.is_draining()
+        self.slots_used() < self.slots() && self.heartbeat.is_some() && !self.is_draining()
     }
 
     /// What of the demands is taken already: thousandths of a core, bytes.
@@ -110,7 +115,10 @@ impl Worker {
             labels: register.labels.clone(),
             gpus: register.gpus.clone(),
             slots: register.slots,
-            slots_used: self.slots_used(),
+            slots_used: [self.slots_used(), 0],
+            device_map: register.device_map.clone(),
+            lanes: heartbeat.map(|heartbeat| heartbeat.lanes).unwrap_or_default(),
+            violation_permille: None,
             draining: self.is_draining(),
             load: heartbeat.map(|heartbeat| heartbeat.load.clone()).unwrap_or_default(),
             held: heartbeat.map(|heartbeat| heartbeat.held.clone()).unwrap_or_default(),
@@ -306,12 +314,12 @@ struct Totals {
 
 impl Totals {
     fn add(&mut self, worker: &Worker) {
-        self.slots += u32::from(worker.register.slots);
+        self.slots += u32::from(worker.slots());
         self.used += u32::from(worker.slots_used());
     }
 
     fn remove(&mut self, worker: &Worker) {
-        self.slots -= u32::from(worker.register.slots);
+        self.slots -= u32::from(worker.slots());
         self.used -= u32::from(worker.slots_used());
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proto_msgs::{
     Attempt, AttemptId, BrokerToClient, ClientId, ClientToBroker, ClientToWorker, Demands, Direction, Grant, JobId,
-    ModelRef, Outcome, Phase, PublicKey, RunResult, TaskId, WorkerId, WorkerToClient,
+    LabelRule, Lane, ModelRef, Outcome, Phase, PublicKey, RunResult, Slo, Stage, TaskId, WorkerId, WorkerToClient,
 };
 
 use crate::Rules;
@@ -20,8 +20,20 @@ pub struct TaskSpec {
     pub model_name: String,
     /// The model.
     pub model: ModelRef,
+    /// Models that it passes through after the first.
+    pub then: Vec<Stage>,
     /// Bytes of all inputs.
     pub input_bytes: u64,
+    /// Items in it.
+    pub items: u32,
+    /// Items of the whole `submit`.
+    pub job_items: u32,
+    /// The lane it wants; `None`: by the number of items.
+    pub lane: Option<Lane>,
+    /// What it was promised.
+    pub slo: Option<Slo>,
+    /// Wishes for labels.
+    pub labels: Vec<LabelRule>,
     /// 0 to 100.
     pub priority: u8,
     /// The answer is worthless after this long.

@@ -36,7 +36,7 @@ impl Worker {
         if self.drain_until.is_some() {
             return Some((ErrorCode::Draining, "the worker is shutting down"));
         }
-        let has_slot = self.attempts.active() < usize::from(self.config.register.slots);
+        let has_slot = self.attempts.active() < self.slots();
         if (!has_slot && self.config.rules.holds(Rule::WorkerCountsSlots)) || self.attempts.len() >= HELD_ATTEMPTS_MAX {
             return Some((ErrorCode::Busy, "all slots are in use"));
         }

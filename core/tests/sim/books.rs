@@ -116,7 +116,7 @@ impl Referee {
             Change::PutWorker(record) => {
                 let (id, epoch) = (record.register.worker, record.register.epoch);
                 if self.promises.get(&id).is_none_or(|promises| promises.epoch != epoch) {
-                    let slots = usize::from(record.register.slots);
+                    let slots: usize = record.register.slots.iter().map(|slots| usize::from(*slots)).sum();
                     self.promises.insert(id, Promises { epoch, slots, seq: 0, attempts: BTreeMap::new() });
                 }
             }

@@ -99,6 +99,12 @@ impl Job {
             job: JobId::from_bytes([1; 16]),
             model_name: format!("model{}", self.model),
             model: self.model_ref(),
+            then: Vec::new(),
+            items: 1,
+            job_items: 1,
+            lane: None,
+            slo: None,
+            labels: Vec::new(),
             input_bytes: self.input_bytes,
             priority: self.priority,
             deadline: self.deadline,
@@ -111,7 +117,13 @@ impl Job {
     pub(super) fn manifest(&self, task: TaskId) -> Manifest {
         let input =
             InputDecl { name: None, dtype: None, shape: None, digest: input_of(task), size_bytes: self.input_bytes };
-        Manifest { model: self.model_ref(), model_name: format!("model{}", self.model), inputs: vec![input] }
+        Manifest {
+            model: self.model_ref(),
+            model_name: format!("model{}", self.model),
+            then: Vec::new(),
+            items: 1,
+            inputs: vec![input],
+        }
     }
 }
 

@@ -41,7 +41,8 @@ fn registered(number: u32) -> Event {
         endpoints: vec!["tcp://w:1".to_owned()],
         key: None,
         ticket_key: TicketKey([1; 32]),
-        slots: 1,
+        slots: [0, 1],
+        device_map: vec![-1],
         labels: Vec::new(),
         gpus: Vec::new(),
         heartbeat_ms: 1000,
@@ -61,6 +62,8 @@ fn heartbeat(number: u32, seq: u64, held: &[AttemptId]) -> Event {
         held: Vec::new(),
         warm: Vec::new(),
         link_bytes_per_s: 0,
+        lanes: Default::default(),
+        costs: Vec::new(),
     };
     Event::WorkerSaid { peer: peer(1, number), key: None, message: WorkerToBroker::Heartbeat(heartbeat) }
 }
@@ -73,6 +76,12 @@ fn submit(number: u32) -> Event {
         job: JobId::from_bytes([0; 16]),
         model_name: spec.model_name,
         model: spec.model,
+        then: Vec::new(),
+        items: 1,
+        job_items: 1,
+        lane: None,
+        slo: None,
+        labels: Vec::new(),
         input_bytes: spec.input_bytes,
         priority: spec.priority,
         deadline_ms: None,

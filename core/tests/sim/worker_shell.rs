@@ -150,7 +150,8 @@ impl WorkerShell {
             key: self.key,
             // The same key in each life: a ticket of an earlier life must be refused for what it says, too.
             ticket_key: TicketKey([number as u8; 32]),
-            slots: self.place.slots,
+            slots: [0, self.place.slots],
+            device_map: vec![-1],
             labels: Vec::new(),
             gpus: Vec::new(),
             heartbeat_ms: self.place.heartbeat.as_millis() as u32,

@@ -180,7 +180,7 @@ impl Mesh {
         let digest = session.output();
         let output = OutputDecl { name: "out".to_owned(), dtype: DType::F32, shape: vec![8], digest, size_bytes: 32 };
         let outputs = if is_done { vec![output] } else { Vec::new() };
-        self.tell_client(worker, link, WorkerToClient::Result(RunResult { id, outcome, outputs }));
+        self.tell_client(worker, link, WorkerToClient::Result(RunResult { id, outcome, outputs, runs: Vec::new() }));
         if is_done {
             self.send_piece_later(worker, id, output_us);
         }
