@@ -11,6 +11,7 @@
 //! ```
 
 mod embedded;
+mod lists;
 mod pending;
 pub mod record;
 mod redis;

@@ -8,12 +8,14 @@ use std::{collections::HashMap, fmt::Display, str::FromStr};
 
 use mesh_core::broker::{TaskRecord, WorkerRecord};
 use proto_msgs::{
-    Arch, Attempt, AttemptState, Demands, Digest, EngineKind, Epoch, ErrorCode, Failure, ModelRef, Outcome, PublicKey,
-    WorkerId,
+    Arch, Attempt, AttemptState, Demands, Digest, EngineKind, Epoch, ErrorCode, Failure, Lane, ModelRef, Outcome,
+    PublicKey, WorkerId,
 };
 
+use super::lists;
+
 /// Changed whenever a task of an older version could be misread.
-pub const RECORD_VERSION: u32 = 1;
+pub const RECORD_VERSION: u32 = 2;
 
 /// Models a row names; the most recently used ones of those a worker holds. A row is read by people, and 16 digests are
 /// already a kilobyte in every heartbeat.
@@ -62,7 +64,10 @@ pub fn worker_identity(record: &WorkerRecord) -> Fields {
         ("memory_bytes", register.memory_bytes.to_string()),
         ("gpu_names", register.gpus.iter().map(|gpu| gpu.name.as_str()).collect::<Vec<_>>().join(", ")),
         ("gpu_memory_bytes", joined(register.gpus.iter().map(|gpu| gpu.memory_bytes))),
-        ("slots", register.slots.to_string()),
+        ("slots", register.slots.iter().map(|slots| u32::from(*slots)).sum::<u32>().to_string()),
+        ("slots_realtime", register.slots[Lane::Realtime.index()].to_string()),
+        ("slots_batch", register.slots[Lane::Batch.index()].to_string()),
+        ("device_map", joined(&register.device_map)),
         ("heartbeat_ms", register.heartbeat_ms.to_string()),
     ]
 }
@@ -71,7 +76,9 @@ pub fn worker_identity(record: &WorkerRecord) -> Fields {
 pub fn worker_state(record: &WorkerRecord) -> Fields {
     let mut fields = vec![
         ("seen_unix_ms", record.seen_unix_ms.to_string()),
-        ("slots_used", record.slots_used.to_string()),
+        ("slots_used", record.slots_used.iter().map(|used| u32::from(*used)).sum::<u32>().to_string()),
+        ("tasks_realtime", record.slots_used[Lane::Realtime.index()].to_string()),
+        ("tasks_batch", record.slots_used[Lane::Batch.index()].to_string()),
         ("expires_after_ms", record.expires_after.as_millis().to_string()),
     ];
     let Some(heartbeat) = &record.heartbeat else { return fields };
@@ -119,7 +126,12 @@ pub fn task_fields(record: &TaskRecord, durable: bool) -> Fields {
         ("model_digest", record.model.digest.to_string()),
         ("model_bytes", record.model.size_bytes.to_string()),
         ("model_format", record.model.format.to_string()),
+        ("then", lists::stages_text(&record.then)),
         ("input_bytes", record.input_bytes.to_string()),
+        ("items", record.items.to_string()),
+        ("lane", record.lane.to_string()),
+        ("slo", lists::slo_text(record.slo)),
+        ("labels", lists::labels_text(&record.labels)),
         ("priority", record.priority.to_string()),
         ("cpu_millis", record.demands.cpu_millis.to_string()),
         ("memory_bytes", record.demands.memory_bytes.to_string()),
@@ -163,7 +175,12 @@ pub fn task_from_fields(fields: &HashMap<String, String>) -> Result<(TaskRecord,
             size_bytes: row.need("model_bytes")?,
             format: row.need("model_format")?,
         },
+        then: row.list("then", lists::stages)?,
         input_bytes: row.need("input_bytes")?,
+        items: row.need("items")?,
+        lane: row.need("lane")?,
+        slo: row.list("slo", lists::slo)?,
+        labels: row.list("labels", lists::labels)?,
         priority: row.need("priority")?,
         demands: Demands {
             cpu_millis: row.need("cpu_millis")?,
@@ -196,6 +213,11 @@ impl Row<'_> {
 
     fn maybe<T: FromStr>(&self, field: &'static str) -> Result<Option<T>, RecordError> {
         if self.text(field).is_empty() { Ok(None) } else { self.need(field).map(Some) }
+    }
+
+    fn list<T>(&self, field: &'static str, read: impl FnOnce(&str) -> Option<T>) -> Result<T, RecordError> {
+        let text = self.text(field);
+        read(text).ok_or_else(|| RecordError::Field { field, got: text.to_owned() })
     }
 
     fn flag(&self, field: &'static str) -> Result<bool, RecordError> {
@@ -270,7 +292,7 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use proto_msgs::{ClientId, JobId, ModelFormat, TaskId};
+    use proto_msgs::{ClientId, JobId, LabelRule, ModelFormat, Slo, Stage, TaskId};
 
     use super::*;
 
@@ -284,13 +306,38 @@ mod tests {
     }
 
     prop_compose! {
+        fn models()(
+            digest in any::<[u8; 32]>(),
+            size_bytes in any::<u64>(),
+            format in prop::sample::select(ModelFormat::ALL),
+        ) -> ModelRef {
+            ModelRef { digest: Digest::from_bytes(digest), size_bytes, format }
+        }
+    }
+
+    prop_compose! {
+        fn wishes()(
+            then in prop::collection::vec((".*", models()), 0..3),
+            items in any::<u32>(),
+            lane in prop::sample::select(&Lane::ALL),
+            slo in any::<Option<(u32, u16)>>(),
+            labels in prop::collection::vec((".*", ".*", any::<bool>()), 0..4),
+        ) -> (Vec<Stage>, u32, Lane, Option<Slo>, Vec<LabelRule>) {
+            let then = then.into_iter().map(|(name, model)| Stage { name, model }).collect();
+            let slo = slo.map(|(latency_ms, max_violation_permille)| Slo { latency_ms, max_violation_permille });
+            let rule = |(key, value, required)| LabelRule { key, value, required };
+            (then, items, lane, slo, labels.into_iter().map(rule).collect())
+        }
+    }
+
+    prop_compose! {
         fn records()(
             ids in any::<([u8; 16], [u8; 16], [u8; 16])>(),
             key in any::<Option<[u8; 32]>>(),
             model_name in ".*",
-            digest in any::<[u8; 32]>(),
-            format in prop::sample::select(ModelFormat::ALL),
-            numbers in any::<(u64, u64, u8, u32, u64, u64, u64)>(),
+            model in models(),
+            (then, items, lane, slo, labels) in wishes(),
+            numbers in any::<(u64, u8, u32, u64, u64, u64)>(),
             arch in prop::option::of(prop::sample::select(Arch::ALL)),
             detached in any::<bool>(),
             attempt in any::<u32>(),
@@ -298,15 +345,20 @@ mod tests {
             deadline_unix_ms in any::<Option<u64>>(),
             ended in prop::option::of((outcomes(), any::<u64>())),
         ) -> TaskRecord {
-            let (size_bytes, input_bytes, priority, cpu_millis, memory_bytes, gpu_memory_bytes, submitted_unix_ms) = numbers;
+            let (input_bytes, priority, cpu_millis, memory_bytes, gpu_memory_bytes, submitted_unix_ms) = numbers;
             TaskRecord {
                 task: TaskId::from_bytes(ids.0),
                 client: ClientId::from_bytes(ids.1),
                 key: key.map(PublicKey),
                 job: JobId::from_bytes(ids.2),
                 model_name,
-                model: ModelRef { digest: Digest::from_bytes(digest), size_bytes, format },
+                model,
+                then,
                 input_bytes,
+                items,
+                lane,
+                slo,
+                labels,
                 priority,
                 demands: Demands { cpu_millis, memory_bytes, gpu_memory_bytes, arch },
                 detached,
@@ -341,7 +393,7 @@ mod tests {
 
     #[test]
     fn a_task_of_a_newer_broker_is_not_misread() {
-        let fields = HashMap::from([("record_version".to_owned(), "2".to_owned())]);
-        assert_eq!(task_from_fields(&fields), Err(RecordError::Version("2".to_owned())));
+        let fields = HashMap::from([("record_version".to_owned(), "3".to_owned())]);
+        assert_eq!(task_from_fields(&fields), Err(RecordError::Version("3".to_owned())));
     }
 }

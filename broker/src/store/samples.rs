@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use mesh_core::broker::{TaskRecord, WorkerRecord};
 use proto_msgs::{
-    Arch, Attempt, ClientId, Demands, Digest, EngineKind, Epoch, Gpu, GpuLoad, Heartbeat, JobId, Load, ModelFormat,
-    ModelRef, Register, TaskId, TicketKey, WorkerId,
+    Arch, Attempt, ClientId, Demands, Digest, EngineKind, Epoch, Gpu, GpuLoad, Heartbeat, JobId, Lane, Load,
+    ModelFormat, ModelRef, Register, TaskId, TicketKey, WorkerId,
 };
 
 /// A detached task that waits.
@@ -17,7 +17,12 @@ pub(crate) fn task(number: u8) -> TaskRecord {
         job: JobId::from_bytes([201; 16]),
         model_name: "mobilenet v1 \"quant\"".to_owned(),
         model: ModelRef { digest: Digest::of(b"model"), size_bytes: 4_276_352, format: ModelFormat::TfLite },
+        then: Vec::new(),
         input_bytes: 150_528,
+        items: 1,
+        lane: Lane::Realtime,
+        slo: None,
+        labels: Vec::new(),
         priority: 50,
         demands: Demands { cpu_millis: 2_000, arch: Some(Arch::Arm64), ..Demands::default() },
         detached: true,
@@ -47,7 +52,8 @@ pub(crate) fn worker(number: u8) -> WorkerRecord {
         endpoints: vec!["tcp://10.0.0.7:40001".to_owned()],
         key: None,
         ticket_key: TicketKey([number; 32]),
-        slots: 2,
+        slots: [1, 1],
+        device_map: vec![-1],
         labels: vec![("room".to_owned(), "attic".to_owned())],
         gpus: vec![gpu.clone(), gpu],
         heartbeat_ms: 1_000,
@@ -68,11 +74,13 @@ pub(crate) fn worker(number: u8) -> WorkerRecord {
         held: vec![Digest::of(b"model")],
         warm: Vec::new(),
         link_bytes_per_s: 0,
+        lanes: Default::default(),
+        costs: Vec::new(),
     };
     WorkerRecord {
         register,
         heartbeat: Some(heartbeat),
-        slots_used: 1,
+        slots_used: [0, 1],
         seen_unix_ms: 1_795_000_000_000,
         expires_after: Duration::from_secs(3),
     }

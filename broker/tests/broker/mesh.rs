@@ -80,7 +80,8 @@ impl TestWorker {
             endpoints: vec!["tcp://127.0.0.1:40001".to_owned()],
             key: None,
             ticket_key: TicketKey([7; 32]),
-            slots: 2,
+            slots: [1, 1],
+            device_map: vec![-1],
             labels: Vec::new(),
             gpus: Vec::new(),
             heartbeat_ms: 500,
@@ -105,6 +106,8 @@ impl TestWorker {
             held: Vec::new(),
             warm: Vec::new(),
             link_bytes_per_s: 0,
+            lanes: Default::default(),
+            costs: Vec::new(),
         };
         self.send(WorkerToBroker::Heartbeat(heartbeat));
         loop {
@@ -140,7 +143,13 @@ impl TestClient {
             job: JobId::from_bytes([9; 16]),
             model_name: "mobilenet".to_owned(),
             model: ModelRef { digest: Digest::of(b"model"), size_bytes: 4_000_000, format: ModelFormat::TfLite },
+            then: Vec::new(),
             input_bytes: 150_528,
+            items: 1,
+            job_items: 1,
+            lane: None,
+            slo: None,
+            labels: Vec::new(),
             priority: 50,
             deadline_ms: None,
             demands: Demands::default(),

@@ -97,6 +97,8 @@ async fn a_person_reads_a_worker_with_hgetall_and_the_row_expires_with_the_worke
         ("cpu_permille", "250"),
         ("temperature_milli_c", "61500"),
         ("slots", "2"),
+        ("slots_realtime", "1"),
+        ("slots_batch", "1"),
         ("slots_used", "1"),
         ("seen_unix_ms", "1795000000000"),
     ] {

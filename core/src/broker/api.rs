@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proto_msgs::{
     Attempt, BrokerToClient, BrokerToWorker, ClientId, ClientToBroker, Demands, Epoch, Heartbeat, JobId, LabelRule,
-    Lane, ModelRef, Outcome, PeerId, PublicKey, Register, Stage, TaskId, WorkerId, WorkerToBroker,
+    Lane, ModelRef, Outcome, PeerId, PublicKey, Register, Slo, Stage, TaskId, WorkerId, WorkerToBroker,
 };
 
 use crate::Rules;
@@ -59,8 +59,8 @@ pub struct WorkerRecord {
     pub register: Register,
     /// What it last said of its state; `None` before the first heartbeat.
     pub heartbeat: Option<Heartbeat>,
-    /// Slots in use or promised.
-    pub slots_used: u16,
+    /// Tasks at work or promised in each lane.
+    pub slots_used: [u16; 2],
     /// When it was last heard, milliseconds since 1970.
     pub seen_unix_ms: u64,
     /// The row is worthless after this long without news.
@@ -90,6 +90,8 @@ pub struct TaskRecord {
     pub items: u32,
     /// Its lane.
     pub lane: Lane,
+    /// What it was promised.
+    pub slo: Option<Slo>,
     /// Wishes for labels.
     pub labels: Vec<LabelRule>,
     /// User priority.

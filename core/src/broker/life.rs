@@ -219,7 +219,7 @@ fn submit_of(record: TaskRecord) -> Submit {
         job_items: record.items,
         priority: record.priority,
         lane: Some(record.lane),
-        slo: None,
+        slo: record.slo,
         labels: record.labels,
         deadline_ms: record.deadline_unix_ms.map(|deadline| deadline.saturating_sub(record.submitted_unix_ms)),
         demands: record.demands,

@@ -155,6 +155,7 @@ impl Task {
             input_bytes: self.spec.input_bytes,
             items: self.spec.items,
             lane: self.spec.lane.unwrap_or_default(),
+            slo: self.spec.slo,
             labels: self.spec.labels.clone(),
             priority: self.spec.priority,
             demands: self.spec.demands,

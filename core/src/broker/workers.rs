@@ -91,7 +91,7 @@ impl Worker {
         WorkerRecord {
             register: self.register.clone(),
             heartbeat: self.heartbeat.clone(),
-            slots_used: self.slots_used(),
+            slots_used: [self.slots_used(), 0],
             seen_unix_ms: now_unix_ms,
             expires_after: self.dead_at(beats).since(self.seen),
         }
