@@ -9,14 +9,16 @@ mod api;
 mod attempts;
 mod clients;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use proto_msgs::{
-    AttemptId, BrokerToWorker, ErrorCode, Heartbeat, HeartbeatAck, Introduce, Leave, Outcome, Phase, Progress, Purpose,
-    WorkerToBroker, WorkerToClient,
+    AttemptId, BrokerToWorker, ErrorCode, Failure, Heartbeat, HeartbeatAck, Introduce, Leave, Outcome, Phase, Progress,
+    Purpose, WorkerToBroker, WorkerToClient,
 };
 
-pub use api::{Action, Config, Event, LinkId, Restored, Sample};
+pub use api::{
+    Action, BatchId, BatchKind, BatchTimes, Config, Equality, Event, LinkId, Part, Restored, Sample, SlotId,
+};
 
 use crate::{MonoTime, Rule};
 use attempts::{Attempt, Attempts, State};
@@ -47,6 +49,8 @@ pub struct Worker {
     /// Set once draining: when patience ends.
     drain_until: Option<MonoTime>,
     exited: bool,
+    batches: u64,
+    busy: BTreeMap<BatchId, SlotId>,
     actions: Vec<Action>,
 }
 
@@ -66,6 +70,8 @@ impl Worker {
             broker_heard: MonoTime::ZERO,
             drain_until: None,
             exited: false,
+            batches: 0,
+            busy: BTreeMap::new(),
             actions: Vec::new(),
         }
     }
@@ -84,8 +90,8 @@ impl Worker {
             Event::Aborted { id } => self.stop(now, id),
             Event::Received { id } => self.received(now, id),
             Event::ReceiveFailed { id, code, text } => self.receive_failed(now, id, code, text),
-            Event::Reached { id, phase } => self.reached(id, phase),
-            Event::RunEnded { id, outcome } => self.run_ended(now, id, outcome),
+            Event::BatchReached { batch, phase } => self.reached(batch, phase),
+            Event::BatchEnded { batch, ended } => self.batch_ended(now, batch, ended),
             Event::DialFailed { id, text } => self.dial_failed(now, id, text),
             Event::Sampled(sample) => self.sampled(now, sample),
             Event::DrainAsked => self.drain(now),
@@ -133,14 +139,14 @@ impl Worker {
     // The broker.
 
     fn started(&mut self, now: MonoTime, restored: Vec<Restored>) {
-        for Restored { ticket, outcome, runs_begun } in restored {
+        for Restored { ticket, manifest, runs, outcome, runs_begun } in restored {
             let id = AttemptId { task: ticket.body.task, attempt: ticket.body.attempt };
             let is_deadly = outcome.is_none() && runs_begun >= DEADLY_RUNS_MAX;
             let state = match outcome {
                 Some(outcome) => State::Finished { outcome, ended: now, taken: false, reported: false },
                 None => State::Ready,
             };
-            self.attempts.insert(Attempt::new(ticket.body, state, now));
+            self.attempts.insert(Attempt { items: manifest.items, runs, ..Attempt::new(ticket.body, state, now) });
             if is_deadly {
                 let text = format!("the worker died in each of {runs_begun} runs");
                 self.finish(now, id, Outcome::failed(ErrorCode::RunCrashed, text));
@@ -276,10 +282,15 @@ impl Worker {
             let Some(ticket) = self.attempts.get(id).map(|attempt| attempt.ticket.clone()) else { continue };
             match self.time_left(&ticket, now) {
                 Some(limit) => {
-                    if let Some(attempt) = self.attempts.get_mut(id) {
-                        attempt.state = State::Running(Phase::Loading);
-                    }
-                    self.actions.push(Action::Run { id, limit });
+                    self.batches += 1;
+                    let batch = BatchId(self.batches);
+                    let slot = self.free_slot();
+                    let Some(attempt) = self.attempts.get_mut(id) else { continue };
+                    attempt.state = State::Running(batch, Phase::Loading);
+                    let parts = vec![Part { id, stage: 0, rows: 0..attempt.items }];
+                    self.busy.insert(batch, slot);
+                    let (device, kind) = (-1, BatchKind::Whole);
+                    self.actions.push(Action::RunBatch { batch, parts, slot, device, kind, limit });
                 }
                 None => {
                     let outcome = Outcome::failed(ErrorCode::Expired, "the deadline passed before the run");
@@ -289,20 +300,35 @@ impl Worker {
         }
     }
 
-    fn reached(&mut self, id: AttemptId, phase: Phase) {
+    fn free_slot(&self) -> SlotId {
+        let is_free = |slot: &SlotId| !self.busy.values().any(|busy| busy == slot);
+        (0..).map(SlotId).find(is_free).unwrap_or(SlotId(u16::MAX))
+    }
+
+    fn in_batch(&self, batch: BatchId) -> Option<AttemptId> {
+        let runs = |attempt: &&Attempt| matches!(attempt.state, State::Running(in_batch, _) if in_batch == batch);
+        self.attempts.iter().find(runs).map(Attempt::id)
+    }
+
+    fn reached(&mut self, batch: BatchId, phase: Phase) {
+        let Some(id) = self.in_batch(batch) else { return };
         let Some(attempt) = self.attempts.get_mut(id) else { return };
-        if let State::Running(old) = &mut attempt.state
+        if let State::Running(_, old) = &mut attempt.state
             && std::mem::replace(old, phase) != phase
         {
             self.say_progress(id);
         }
     }
 
-    fn run_ended(&mut self, now: MonoTime, id: AttemptId, outcome: Outcome) {
-        if self.attempts.get(id).is_some_and(|attempt| matches!(attempt.state, State::Running(_))) {
-            self.finish(now, id, outcome);
-            self.run_ready(now);
-        }
+    fn batch_ended(&mut self, now: MonoTime, batch: BatchId, ended: Result<BatchTimes, Failure>) {
+        let Some(id) = self.in_batch(batch) else { return };
+        self.busy.remove(&batch);
+        let outcome = match ended {
+            Ok(BatchTimes { run_us, load_us, .. }) => Outcome::Done { run_us, load_us },
+            Err(failure) => Outcome::Failed(failure),
+        };
+        self.finish(now, id, outcome);
+        self.run_ready(now);
     }
 
     /// The attempt has its end, and the client is told.
@@ -310,11 +336,11 @@ impl Worker {
         let Some(attempt) = self.attempts.get_mut(id) else { return };
         attempt.state = State::Finished { outcome: outcome.clone(), ended: now, taken: false, reported: false };
         if attempt.ticket.detached {
-            self.actions.push(Action::Keep { id, outcome: outcome.clone() });
+            self.actions.push(Action::Keep { id, outcome: outcome.clone(), runs: attempt.runs.clone() });
         }
         if let Some(link) = attempt.link {
-            let window_bytes = attempt.window_bytes;
-            self.actions.push(Action::SendResult { id, link, outcome, window_bytes });
+            let (runs, window_bytes) = (attempt.runs.clone(), attempt.window_bytes);
+            self.actions.push(Action::SendResult { id, link, outcome, runs, window_bytes });
         }
     }
 
@@ -324,7 +350,7 @@ impl Worker {
         let phase = match attempt.state {
             State::Dialling { .. } | State::Receiving => Phase::Receiving,
             State::Ready => Phase::Waiting,
-            State::Running(phase) => phase,
+            State::Running(_, phase) => phase,
             // The result is on its way; this only says that the worker lives.
             State::Finished { .. } => Phase::Running,
         };

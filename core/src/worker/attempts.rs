@@ -14,11 +14,11 @@
 use std::collections::BTreeMap;
 
 use proto_msgs::{
-    AttemptId, AttemptReport, AttemptState, Outcome, Phase, TicketBody,
+    AttemptId, AttemptReport, AttemptState, Outcome, Phase, RunNote, TicketBody,
     limits::{ATTEMPTS_MAX, WINDOW_BYTES},
 };
 
-use super::api::LinkId;
+use super::api::{BatchId, LinkId};
 use crate::MonoTime;
 
 /// Where an attempt stands.
@@ -30,8 +30,8 @@ pub(super) enum State {
     Receiving,
     /// All is here, no slot is free: only after a restart with fewer slots than before.
     Ready,
-    /// With the engine.
-    Running(Phase),
+    /// With the engine, in this batch.
+    Running(BatchId, Phase),
     /// Over. `taken`: nobody needs the result any more. `reported`: the broker knows.
     Finished { outcome: Outcome, ended: MonoTime, taken: bool, reported: bool },
 }
@@ -40,7 +40,11 @@ pub(super) enum State {
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub(super) ticket: TicketBody,
+    /// Items it consists of; 0 until it is opened.
+    pub(super) items: u32,
     pub(super) state: State,
+    /// The runs it took.
+    pub(super) runs: Vec<RunNote>,
     /// The way to its client; `None` while there is none.
     pub(super) link: Option<LinkId>,
     /// When the client last spoke.
@@ -51,7 +55,7 @@ pub(super) struct Attempt {
 
 impl Attempt {
     pub(super) fn new(ticket: TicketBody, state: State, now: MonoTime) -> Self {
-        Self { ticket, state, link: None, heard: now, window_bytes: WINDOW_BYTES }
+        Self { ticket, items: 0, state, runs: Vec::new(), link: None, heard: now, window_bytes: WINDOW_BYTES }
     }
 
     pub(super) fn id(&self) -> AttemptId {
@@ -68,7 +72,7 @@ impl Attempt {
         match self.state {
             State::Dialling { .. } => false,
             State::Receiving => true,
-            State::Ready | State::Running(_) => !self.ticket.detached,
+            State::Ready | State::Running(..) => !self.ticket.detached,
             State::Finished { taken, .. } => !self.ticket.detached && !taken,
         }
     }
@@ -77,7 +81,7 @@ impl Attempt {
         let state = match &self.state {
             State::Dialling { .. } | State::Receiving => AttemptState::Receiving,
             State::Ready => AttemptState::Ready,
-            State::Running(_) => AttemptState::Running,
+            State::Running(..) => AttemptState::Running,
             State::Finished { outcome, .. } => AttemptState::Finished(outcome.clone()),
         };
         AttemptReport { id: self.id(), state, detached: self.ticket.detached }
@@ -105,7 +109,7 @@ impl Attempts {
     }
 
     pub(super) fn running(&self) -> usize {
-        self.table.values().filter(|attempt| matches!(attempt.state, State::Running(_))).count()
+        self.table.values().filter(|attempt| matches!(attempt.state, State::Running(..))).count()
     }
 
     pub(super) fn get(&self, id: AttemptId) -> Option<&Attempt> {

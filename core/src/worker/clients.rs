@@ -79,6 +79,7 @@ impl Worker {
         }
         let mut attempt = Attempt::new(open.ticket.body.clone(), State::Receiving, now);
         (attempt.link, attempt.window_bytes) = (Some(link), open.window_bytes);
+        attempt.items = manifest.items;
         self.attempts.insert(attempt);
         let (manifest, ticket) = (Box::new(manifest), Box::new(open.ticket));
         self.actions.push(Action::Receive { id, link, manifest, ticket, resume: false });
@@ -101,11 +102,12 @@ impl Worker {
             State::Dialling { .. } | State::Receiving => {
                 attempt.state = State::Receiving;
                 if let Some(manifest) = open.manifest {
+                    attempt.items = manifest.items;
                     let (manifest, ticket) = (Box::new(manifest), Box::new(open.ticket));
                     self.actions.push(Action::Receive { id, link, manifest, ticket, resume: open.resume });
                 }
             }
-            State::Ready | State::Running(_) => {
+            State::Ready | State::Running(..) => {
                 let accept = Accept { id, needs: Vec::new(), window_bytes: WINDOW_BYTES };
                 self.actions.push(Action::TellClient { link, message: WorkerToClient::Accept(accept) });
                 self.say_progress(id);
@@ -117,8 +119,8 @@ impl Worker {
                 self.refuse(link, id, ErrorCode::WorkerLost, "the attempt was stopped here");
             }
             State::Finished { outcome, .. } => {
-                let outcome = outcome.clone();
-                self.actions.push(Action::SendResult { id, link, outcome, window_bytes });
+                let (outcome, runs) = (outcome.clone(), attempt.runs.clone());
+                self.actions.push(Action::SendResult { id, link, outcome, runs, window_bytes });
             }
         }
     }
@@ -167,7 +169,11 @@ impl Worker {
     pub(super) fn give_up(&mut self, now: MonoTime, id: AttemptId, outcome: Outcome) {
         let Some(attempt) = self.attempts.get_mut(id) else { return };
         attempt.link = None;
-        attempt.state = State::Finished { outcome, ended: now, taken: true, reported: false };
+        let ended = State::Finished { outcome, ended: now, taken: true, reported: false };
+        if let State::Running(batch, _) = std::mem::replace(&mut attempt.state, ended) {
+            self.busy.remove(&batch);
+            self.actions.push(Action::KillBatch { batch });
+        }
         self.actions.push(Action::Kill { id });
         self.actions.push(Action::Free { id });
         self.run_ready(now);

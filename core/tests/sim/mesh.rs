@@ -5,7 +5,7 @@
 
 use std::{cmp::Ordering, collections::BinaryHeap, fmt, time::Duration};
 
-use mesh_core::{MonoTime, Rules};
+use mesh_core::{MonoTime, Rules, worker::BatchId};
 use proto_msgs::{AttemptId, BrokerToClient, BrokerToWorker, ClientId, PublicKey, TaskId, ToBroker};
 
 use super::{
@@ -73,8 +73,10 @@ pub(super) enum Happening {
     DialFailed { client: usize, id: AttemptId, try_no: u32 },
     /// A worker's attempt to reach a client comes to its end.
     WorkerDialled { worker: usize, life: u32, id: AttemptId, client: Option<usize> },
-    /// Bytes arrived, a run reached a phase or its end, a piece of a result goes out: `turn` says of which order.
+    /// Bytes arrived, a piece of a result goes out: `turn` says of which order.
     Session { worker: usize, life: u32, id: AttemptId, turn: u32, step: Step },
+    /// A batch reached a phase or its end.
+    Batch { worker: usize, life: u32, batch: BatchId, step: BatchStep },
     /// A worker is measured.
     Sample { worker: usize, life: u32 },
     /// The store takes what it was told.
@@ -95,9 +97,14 @@ pub(super) enum Happening {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step {
     Transfer { bytes: u64 },
-    Load,
-    RunOver { at_limit: bool },
     Piece { left: Micros },
+}
+
+/// A step of a batch at its worker.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum BatchStep {
+    Load,
+    Over { at_limit: bool },
 }
 
 struct Entry {
@@ -281,6 +288,7 @@ impl Mesh {
             Happening::DialFailed { client, id, try_no } => self.dial_failed(client, id, try_no),
             Happening::WorkerDialled { worker, life, id, client } => self.worker_dialled(worker, life, id, client),
             Happening::Session { worker, life, id, turn, step } => self.session_step(worker, life, id, turn, step),
+            Happening::Batch { worker, life, batch, step } => self.batch_step(worker, life, batch, step),
             Happening::Sample { worker, life } => self.sample(worker, life),
             Happening::Flush { life } => self.flush(life),
             Happening::Stored { life, task } => self.stored(life, task),
@@ -398,6 +406,7 @@ fn addressee(happening: &Happening) -> Option<Node> {
         Happening::AtBroker { .. } | Happening::Stored { .. } | Happening::StoreNews { .. } => Node::Broker,
         Happening::AtWorker { worker, .. }
         | Happening::Session { worker, .. }
+        | Happening::Batch { worker, .. }
         | Happening::Sample { worker, .. }
         | Happening::WorkerDialled { worker, .. } => Node::Worker(*worker),
         Happening::AtClient { client, .. }

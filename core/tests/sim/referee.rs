@@ -253,9 +253,8 @@ impl Referee {
     }
 
     pub(super) fn worker_acted(&mut self, worker: usize, shell: &WorkerShell) {
-        let (active, slots) = (shell.active(), usize::from(shell.place.slots));
-        if active > slots {
-            self.fail("a worker stays within its slots", format!("W{worker} has {active} attempts in {slots} slots"));
+        if let Some(slot) = shell.overused() {
+            self.fail("a worker stays within its slots", format!("W{worker} runs {:?}, {slot:?}", shell.batches));
         }
     }
 

@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use mesh_core::worker::{Action, Config, Event, LinkId, Restored, Sample, Worker};
+use mesh_core::worker::{Action, BatchId, Config, Event, LinkId, Part, Restored, Sample, SlotId, Worker};
 use proto_msgs::{
     Arch, AttemptId, BrokerToWorker, ClientToWorker, Digest, EngineKind, Epoch, Load, Manifest, ModelFormat, Outcome,
-    PublicKey, Register, TaskId, Ticket, TicketKey, ToBroker, WorkerId, WorkerToClient,
+    PublicKey, Register, RunNote, TaskId, Ticket, TicketKey, ToBroker, WorkerId, WorkerToClient,
 };
 
 use super::{
@@ -47,6 +47,7 @@ pub(super) struct WorkerShell {
     /// Which connection to the broker it is on.
     pub(super) conn: u8,
     pub(super) sessions: BTreeMap<AttemptId, Session>,
+    pub(super) batches: BTreeMap<BatchId, (SlotId, Vec<Part>)>,
     pub(super) links: BTreeMap<LinkId, usize>,
     pub(super) links_made: u64,
     pub(super) disk: Disk,
@@ -65,7 +66,10 @@ pub(super) struct Kept {
     pub(super) ticket: Ticket,
     pub(super) manifest: Manifest,
     pub(super) outcome: Option<Outcome>,
+    pub(super) runs: Vec<RunNote>,
     pub(super) runs_begun: u32,
+    /// The life of the worker in which a run was begun last.
+    pub(super) begun_in: u32,
 }
 
 /// An attempt in the shell's hands.
@@ -102,6 +106,7 @@ impl WorkerShell {
             pulse: Pulse::default(),
             conn: 0,
             sessions: BTreeMap::new(),
+            batches: BTreeMap::new(),
             links: BTreeMap::new(),
             links_made: 0,
             disk: Disk::default(),
@@ -116,9 +121,10 @@ impl WorkerShell {
         number
     }
 
-    /// Attempts that occupy a slot as the shell sees it.
-    pub(super) fn active(&self) -> usize {
-        self.sessions.values().filter(|session| session.stage != Stage::Over).count()
+    /// Slots in which more than one batch runs.
+    pub(super) fn overused(&self) -> Option<SlotId> {
+        let used = |slot| self.batches.values().filter(|(in_slot, _)| *in_slot == slot).count();
+        self.batches.values().map(|(slot, _)| *slot).find(|slot| used(*slot) > 1 || slot.0 >= self.place.slots)
     }
 
     pub(super) fn is_at(&self, task: TaskId, stage: Stage) -> bool {
@@ -198,6 +204,7 @@ impl Mesh {
             tell!(self, "W{worker} dies");
             let shell = &mut self.workers[worker];
             shell.sessions.clear();
+            shell.batches.clear();
             shell.links.clear();
             shell.pulse = Pulse::default();
             self.break_links_of(Node::Worker(worker));
@@ -264,7 +271,13 @@ impl Mesh {
             Action::Receive { id, link, manifest, ticket, resume } => {
                 self.receive(worker, id, link, *manifest, *ticket, resume);
             }
-            Action::Run { id, limit } => self.run_model(worker, id, micros(limit)),
+            Action::RunBatch { batch, parts, slot, limit, .. } => {
+                self.run_batch(worker, batch, slot, parts, micros(limit));
+            }
+            Action::KillBatch { batch } => {
+                tell!(self, "W{worker} kills {batch:?}");
+                self.workers[worker].batches.remove(&batch);
+            }
             Action::Kill { id } => {
                 tell!(self, "W{worker} kills {}", short_id(id));
                 if let Some(session) = self.workers[worker].sessions.get_mut(&id) {
@@ -272,10 +285,10 @@ impl Mesh {
                     session.stage = Stage::Over;
                 }
             }
-            Action::SendResult { id, link, outcome, .. } => self.send_result(worker, id, link, outcome),
-            Action::Keep { id, outcome } => {
+            Action::SendResult { id, link, outcome, runs, .. } => self.send_result(worker, id, link, outcome, runs),
+            Action::Keep { id, outcome, runs } => {
                 if let Some(kept) = self.workers[worker].disk.detached.get_mut(&id) {
-                    kept.outcome = Some(outcome);
+                    (kept.outcome, kept.runs) = (Some(outcome), runs);
                 }
                 if let Some(session) = self.workers[worker].sessions.get_mut(&id) {
                     session.stage = Stage::Over;
@@ -325,6 +338,8 @@ impl WorkerShell {
         self.sessions = sessions.collect();
         let restored = |kept: &Kept| Restored {
             ticket: kept.ticket.clone(),
+            manifest: Box::new(kept.manifest.clone()),
+            runs: kept.runs.clone(),
             outcome: kept.outcome.clone(),
             runs_begun: kept.runs_begun,
         };

@@ -1,15 +1,15 @@
 //! What a worker's process does with an attempt and what takes time: transfers, runs, results, dialling.
 
-use mesh_core::worker::{Event, LinkId};
+use mesh_core::worker::{BatchId, BatchTimes, Event, LinkId, Part, SlotId};
 use proto_msgs::{
-    Accept, AttemptId, DType, ErrorCode, Manifest, Outcome, OutputDecl, Phase, RunResult, Ticket, WorkerToClient,
-    limits::WINDOW_BYTES,
+    Accept, AttemptId, DType, ErrorCode, Failure, Manifest, Outcome, OutputDecl, Phase, RunNote, RunResult, Ticket,
+    WorkerToClient, limits::WINDOW_BYTES,
 };
 
 use super::{
     client_shell::client_at,
     job::Behaviour,
-    mesh::{Happening, MS, Mesh, Micros, Node, SECOND, Step, short_id},
+    mesh::{BatchStep, Happening, MS, Mesh, Micros, Node, SECOND, Step, short_id},
     net::Cargo,
     story::tell,
     worker_shell::{Kept, Session, Stage},
@@ -104,7 +104,8 @@ impl Mesh {
             disk.models.insert(0, manifest.model.digest);
         }
         if ticket.body.detached {
-            disk.detached.insert(id, Kept { ticket, manifest, outcome: None, runs_begun: 0 });
+            disk.detached
+                .insert(id, Kept { ticket, manifest, outcome: None, runs: Vec::new(), runs_begun: 0, begun_in: 0 });
         }
         tell!(self, "W{worker} has all of {}", short_id(id));
         self.send_direct(number, false, Cargo::AllAcknowledged(id));
@@ -113,44 +114,70 @@ impl Mesh {
 
     // Runs.
 
-    pub(super) fn run_model(&mut self, worker: usize, id: AttemptId, limit: Micros) {
-        tell!(self, "W{worker} runs {}", short_id(id));
-        self.referee.ran(worker, id);
+    pub(super) fn run_batch(&mut self, worker: usize, batch: BatchId, slot: SlotId, parts: Vec<Part>, limit: Micros) {
         let life = self.workers[worker].life;
-        let job = self.referee.job(id.task).clone();
-        if let Some(kept) = self.workers[worker].disk.detached.get_mut(&id) {
-            kept.runs_begun += 1;
+        let mut run = 0;
+        for Part { id, stage, rows } in &parts {
+            tell!(self, "W{worker} runs {} {stage} {rows:?} in {batch:?}", short_id(*id));
+            self.referee.ran(worker, *id);
+            let job = self.referee.job(id.task);
+            run = if job.behaviour == Behaviour::NeverEnds { Micros::MAX } else { job.run.max(run) };
+            let shell = &mut self.workers[worker];
+            if let Some(kept) = shell.disk.detached.get_mut(id)
+                && std::mem::replace(&mut kept.begun_in, life) != life
+            {
+                kept.runs_begun += 1;
+            }
+            let Some(session) = shell.sessions.get_mut(id) else {
+                let detail = format!("W{worker} was to run {}", short_id(*id));
+                return self.referee.fail("the worker runs what it has", detail);
+            };
+            session.stage = Stage::Running;
+            session.turn += 1;
         }
-        let Some(session) = self.workers[worker].sessions.get_mut(&id) else {
-            return self.referee.fail("the worker runs what it has", format!("W{worker} was to run {}", short_id(id)));
-        };
-        session.stage = Stage::Running;
-        session.turn += 1;
-        let turn = session.turn;
-        let run = if job.behaviour == Behaviour::NeverEnds { Micros::MAX } else { job.run };
-        let over = Step::RunOver { at_limit: run > limit };
-        self.after(MS.min(limit), Happening::Session { worker, life, id, turn, step: Step::Load });
-        self.after(run.min(limit), Happening::Session { worker, life, id, turn, step: over });
+        self.workers[worker].batches.insert(batch, (slot, parts));
+        let over = BatchStep::Over { at_limit: run > limit };
+        self.after(MS.min(limit), Happening::Batch { worker, life, batch, step: BatchStep::Load });
+        self.after(run.min(limit), Happening::Batch { worker, life, batch, step: over });
     }
 
-    fn run_over(&mut self, worker: usize, id: AttemptId, at_limit: bool) {
-        let job = self.referee.job(id.task);
-        let outcome = match job.behaviour {
-            _ if at_limit => Outcome::failed(ErrorCode::RunTimeout, "stopped at its limit"),
-            Behaviour::Fails(code) => Outcome::failed(code, "as the model does"),
-            Behaviour::FailsFirst(attempts) if id.attempt.0 <= attempts => {
-                Outcome::failed(ErrorCode::RunProtocol, "nonsense")
+    fn batch_over(&mut self, worker: usize, batch: BatchId, at_limit: bool) {
+        let Some((_, parts)) = self.workers[worker].batches.remove(&batch) else { return };
+        let mut run_us = 0;
+        let mut failure = at_limit.then(|| Failure::new(ErrorCode::RunTimeout, "stopped at its limit"));
+        for Part { id, .. } in &parts {
+            let job = self.referee.job(id.task);
+            run_us = job.run.max(run_us);
+            match job.behaviour {
+                _ if at_limit => {}
+                Behaviour::Fails(code) => failure = Some(Failure::new(code, "as the model does")),
+                Behaviour::FailsFirst(attempts) if id.attempt.0 <= attempts => {
+                    failure = Some(Failure::new(ErrorCode::RunProtocol, "nonsense"));
+                }
+                Behaviour::KillsWorker => {
+                    self.crash(Node::Worker(worker));
+                    return self.after(2 * SECOND, Happening::Start(Node::Worker(worker)));
+                }
+                _ => {}
             }
-            Behaviour::KillsWorker => {
-                self.crash(Node::Worker(worker));
-                return self.after(2 * SECOND, Happening::Start(Node::Worker(worker)));
+            if let Some(session) = self.workers[worker].sessions.get_mut(id) {
+                session.stage = Stage::Here;
             }
-            _ => Outcome::Done { run_us: job.run, load_us: 0 },
-        };
-        let Some(session) = self.workers[worker].sessions.get_mut(&id) else { return };
-        session.stage = Stage::Over;
-        tell!(self, "W{worker} has run {}: {outcome:?}", short_id(id));
-        self.worker_handle(worker, Event::RunEnded { id, outcome });
+        }
+        let ended = failure.map_or(Ok(BatchTimes { run_us, ..BatchTimes::default() }), Err);
+        tell!(self, "W{worker} has run {batch:?}: {ended:?}");
+        self.worker_handle(worker, Event::BatchEnded { batch, ended });
+    }
+
+    pub(super) fn batch_step(&mut self, worker: usize, life: u32, batch: BatchId, step: BatchStep) {
+        let shell = &self.workers[worker];
+        if shell.life != life || shell.machine.is_none() || !shell.batches.contains_key(&batch) {
+            return;
+        }
+        match step {
+            BatchStep::Load => self.worker_handle(worker, Event::BatchReached { batch, phase: Phase::Running }),
+            BatchStep::Over { at_limit } => self.batch_over(worker, batch, at_limit),
+        }
     }
 
     pub(super) fn session_step(&mut self, worker: usize, life: u32, id: AttemptId, turn: u32, step: Step) {
@@ -161,26 +188,32 @@ impl Mesh {
         }
         match step {
             Step::Transfer { bytes } => self.bytes_arrive(worker, id, bytes),
-            Step::Load => self.worker_handle(worker, Event::Reached { id, phase: Phase::Running }),
-            Step::RunOver { at_limit } => self.run_over(worker, id, at_limit),
             Step::Piece { left } => self.send_piece(worker, id, left),
         }
     }
 
     // Results.
 
-    pub(super) fn send_result(&mut self, worker: usize, id: AttemptId, link: LinkId, outcome: Outcome) {
+    pub(super) fn send_result(
+        &mut self,
+        worker: usize,
+        id: AttemptId,
+        link: LinkId,
+        outcome: Outcome,
+        runs: Vec<RunNote>,
+    ) {
         let output_us = self.referee.job(id.task).output;
         let shell = &mut self.workers[worker];
         let number = shell.links.get(&link).copied();
         let Some(session) = shell.sessions.get_mut(&id) else { return };
         session.link = number;
+        session.stage = Stage::Over;
         session.turn += 1;
         let is_done = matches!(outcome, Outcome::Done { .. });
         let digest = session.output();
         let output = OutputDecl { name: "out".to_owned(), dtype: DType::F32, shape: vec![8], digest, size_bytes: 32 };
         let outputs = if is_done { vec![output] } else { Vec::new() };
-        self.tell_client(worker, link, WorkerToClient::Result(RunResult { id, outcome, outputs, runs: Vec::new() }));
+        self.tell_client(worker, link, WorkerToClient::Result(RunResult { id, outcome, outputs, runs }));
         if is_done {
             self.send_piece_later(worker, id, output_us);
         }
