@@ -11,13 +11,13 @@ pub(crate) const INTERNAL: u8 = 1;
 pub(crate) const USAGE: u8 = 2;
 /// Model or input is bad: not a model, refused by its runtime, of the wrong size or type, changed during the upload.
 pub(crate) const BAD_INPUT: u8 = 3;
-/// The run failed: crash, out of memory, time limit, an error of the runtime.
+/// The run failed: crash, out of memory, time limit, an error of the runtime, or it took worker after worker down.
 pub(crate) const RUN_FAILED: u8 = 4;
 /// No place: no worker fits, all attempts failed, queue full, store away.
 pub(crate) const NO_PLACE: u8 = 5;
 /// Broker or worker cannot be reached.
 pub(crate) const UNREACHABLE: u8 = 6;
-/// The deadline passed, or `--timeout`.
+/// The deadline passed or cannot be met, or `--timeout`.
 pub(crate) const EXPIRED: u8 = 7;
 /// The task was cancelled.
 pub(crate) const CANCELLED: u8 = 8;
@@ -37,10 +37,11 @@ Exit codes:
   1    something unexpected: a file cannot be written, or a bug
   2    wrong usage; key or state files, or --output, cannot be used
   3    bad model or input: wrong format, size or type; changed during the upload
-  4    the run failed: crash, out of memory, time limit, error of the runtime
+  4    the run failed: crash, out of memory, time limit, error of the runtime; or it
+       took three workers down and was given up (POISONOUS)
   5    no place: no worker fits, attempts exhausted, queue full, store away
   6    broker or worker cannot be reached
-  7    the deadline passed, or --timeout
+  7    the deadline passed or cannot be met (EXPIRED, DEADLINE_UNMEETABLE), or --timeout
   8    cancelled
   9    no such task, or its result is no longer kept
   10   another protocol version, or a key that is not allowed
@@ -64,7 +65,8 @@ pub(crate) fn of_code(code: ErrorCode) -> u8 {
         | ErrorCode::RunFailed
         | ErrorCode::RunProtocol
         | ErrorCode::EngineUnavailable
-        | ErrorCode::ResultTooLarge => RUN_FAILED,
+        | ErrorCode::ResultTooLarge
+        | ErrorCode::Poisonous => RUN_FAILED,
         ErrorCode::Busy
         | ErrorCode::NoWorkerFits
         | ErrorCode::StoreAway
@@ -73,7 +75,7 @@ pub(crate) fn of_code(code: ErrorCode) -> u8 {
         | ErrorCode::DiskFull
         | ErrorCode::QuotaExceeded => NO_PLACE,
         ErrorCode::Unreachable | ErrorCode::WorkerLost | ErrorCode::ClientGone | ErrorCode::BadChunk => UNREACHABLE,
-        ErrorCode::Expired => EXPIRED,
+        ErrorCode::Expired | ErrorCode::DeadlineUnmeetable => EXPIRED,
         ErrorCode::NotFound | ErrorCode::ResultGone => NOT_FOUND,
         ErrorCode::Forbidden | ErrorCode::BadTicket => REFUSED,
         ErrorCode::Unknown => INTERNAL,
@@ -141,7 +143,8 @@ mod tests {
         assert_eq!(of_code(ErrorCode::RunTimeout), 4);
         assert_eq!(of_code(ErrorCode::NoWorkerFits), 5);
         assert_eq!(of_code(ErrorCode::Unreachable), 6);
-        assert_eq!(of_code(ErrorCode::Expired), 7);
+        assert_eq!((of_code(ErrorCode::Expired), of_code(ErrorCode::DeadlineUnmeetable)), (7, 7));
+        assert_eq!(of_code(ErrorCode::Poisonous), 4);
         assert_eq!(of_task(&TaskError::Cancelled), 8);
         assert_eq!(of_code(ErrorCode::ResultGone), 9);
         assert_eq!(of_code(ErrorCode::Forbidden), 10);

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use mesh_models::{Signature, TensorSpec};
-use mesh_sdk::{ClusterView, Outcome, TaskStanding, TaskView, WhyView, WorkerView};
+use mesh_sdk::{ClusterView, Lane, Outcome, TaskStanding, TaskView, WhyView, WorkerView};
 use proto_msgs::EngineKind;
 use serde_json::{Value, json};
 
@@ -28,7 +28,7 @@ pub(crate) fn workers_text(workers: &[WorkerView]) -> String {
             status(worker).to_owned(),
             worker.arch.to_string(),
             engine(worker.engine).to_owned(),
-            format!("{}/{}", worker.slots_used, worker.slots),
+            slots(worker),
             format!("{}% of {}", (load.cpu_permille + 5) / 10, worker.cores),
             memory_free(worker),
             gpus(worker),
@@ -44,12 +44,19 @@ pub(crate) fn workers_text(workers: &[WorkerView]) -> String {
 fn status(worker: &WorkerView) -> &'static str {
     // Bits 0 to 3 are what is so now, the higher ones what once was.
     let is_throttled = worker.load.throttled_bits.is_some_and(|bits| bits & 0xf != 0);
-    match (worker.draining, worker.slots_used >= worker.slots) {
+    let is_busy = worker.slots.iter().zip(&worker.slots_used).all(|(slots, used)| used >= slots);
+    match (worker.draining, is_busy) {
         (true, _) => "draining",
         (false, _) if is_throttled => "throttled",
         (false, true) => "busy",
         (false, false) => "ready",
     }
+}
+
+/// In use of all, realtime and batch.
+fn slots(worker: &WorkerView) -> String {
+    let lanes = Lane::ALL.map(|lane| (worker.slots_used[lane.index()], worker.slots[lane.index()]));
+    lanes.map(|(used, all)| format!("{used}/{all}")).join(" + ")
 }
 
 /// A worker that runs has some memory left: 0 says that it has not measured yet.

@@ -37,8 +37,9 @@ mod task;
 pub use mesh::{Mesh, TaskHandle};
 pub use options::{BROKER_DEFAULT, ConnectError, Listen, Options, default_state_dir};
 pub use proto_msgs::{
-    Arch, Attempt, ClientId, ClusterView, DType, Demands, Digest, Direction, ErrorCode, Failure, JobId, ModelFormat,
-    ModelRef, Outcome, Phase, TaskId, TaskStanding, TaskView, WhyView, WorkerId, WorkerView,
+    Arch, Attempt, ClientId, ClusterView, DType, Demands, Digest, Direction, Dispatch, ErrorCode, Failure, JobId,
+    LabelRule, Lane, ModelCost, ModelFormat, ModelRef, ModelView, Outcome, Packing, Phase, RunNote, Slo, TaskId,
+    TaskStanding, TaskView, WhyView, WorkerId, WorkerView,
 };
 pub use result::{AskError, News, Output, TaskError, TaskResult, Timings, Update};
 pub use session::SENDING_EVERY;

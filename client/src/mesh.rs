@@ -3,7 +3,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use mesh_core::client::TaskSpec;
 use mesh_transport::{Admit, Admitted, Context, Limits, Security, keys, keys::KeyPair};
 use proto_msgs::{
     AnswerBody, ClientId, ClusterView, Direction, Outcome, Question, TaskId, TaskView, WhyView, WorkerView,
@@ -15,7 +14,7 @@ use crate::{
     AskError, ConnectError, Listen, News, Options, SubmitError, Task, TaskError, TaskResult, Update,
     driver::{Command, Driver, Setup, Watcher},
     options,
-    task::{Payload, blocking},
+    task::blocking,
 };
 
 /// Commands that may wait for the driver: callers beyond wait themselves.
@@ -102,21 +101,8 @@ impl Mesh {
     /// If an input cannot be read or something is beyond a limit: nothing was sent then.
     pub async fn submit(&self, task: Task) -> Result<TaskHandle, SubmitError> {
         let id: TaskId = Uuid::now_v7().into();
-        let (job, priority, deadline) = (task.job, task.priority, task.deadline);
-        let (demands, detached) = (task.demands, task.detached);
-        let payload: Payload = blocking(move || task.prepare()).await?;
-        let spec = TaskSpec {
-            task: id,
-            job,
-            model_name: payload.manifest.model_name.clone(),
-            model: payload.manifest.model,
-            input_bytes: payload.input_bytes,
-            priority,
-            deadline,
-            demands,
-            detached,
-            direction: self.shared.direction,
-        };
+        let direction = self.shared.direction;
+        let (spec, payload) = blocking(move || task.prepare(id, direction)).await?;
         let (watcher, handle) = self.watch(id);
         let command = Command::Submit { spec: Box::new(spec), payload: Arc::new(payload), watcher };
         self.commands.send(command).await.map_err(|_| SubmitError::Closed)?;

@@ -10,8 +10,12 @@ use std::{
 };
 
 use bytes::Bytes;
+use mesh_core::client::TaskSpec;
 use mesh_transport::blob::{Source, UploadError};
-use proto_msgs::{DType, Demands, Digest, InputDecl, JobId, Manifest, ModelFormat, ModelRef, limits};
+use proto_msgs::{
+    DType, Demands, Digest, Direction, InputDecl, JobId, LabelRule, Lane, Manifest, ModelFormat, ModelRef, Slo, Stage,
+    TaskId, limits,
+};
 use uuid::Uuid;
 
 /// A model that is ready to be submitted, any number of times: its file has been hashed. Cheap to clone.
@@ -52,6 +56,12 @@ pub struct Task {
     pub(crate) demands: Demands,
     pub(crate) detached: bool,
     pub(crate) job: JobId,
+    pub(crate) items: u32,
+    pub(crate) job_items: u32,
+    pub(crate) lane: Option<Lane>,
+    pub(crate) slo: Option<Slo>,
+    pub(crate) labels: Vec<LabelRule>,
+    then: Vec<(String, Model)>,
 }
 
 /// Why a task cannot be submitted at all.
@@ -199,6 +209,12 @@ impl Task {
             demands: Demands::default(),
             detached: false,
             job: new_job(),
+            items: 1,
+            job_items: 0,
+            lane: None,
+            slo: None,
+            labels: Vec::new(),
+            then: Vec::new(),
         }
     }
 
@@ -244,8 +260,84 @@ impl Task {
         self
     }
 
+    /// How many complete sets of the model's inputs the inputs hold, one behind the other along the first dimension. The
+    /// outputs come back the same way; [`Outputs::item`](crate::Outputs::item) takes them apart.
+    pub fn items(mut self, items: u32) -> Self {
+        self.items = items;
+        self
+    }
+
+    /// Items of the whole job, this task's included: what the broker chooses the lane by.
+    pub fn job_items(mut self, job_items: u32) -> Self {
+        self.job_items = job_items;
+        self
+    }
+
+    /// The lane whose slots it may use; `None`: by the number of the job's items.
+    pub fn lane(mut self, lane: Option<Lane>) -> Self {
+        self.lane = lane;
+        self
+    }
+
+    /// What its stream of tasks is promised: workers that break it too often are passed over.
+    pub fn slo(mut self, slo: Slo) -> Self {
+        self.slo = Some(slo);
+        self
+    }
+
+    /// One more wish for a label of the worker.
+    pub fn label(mut self, rule: LabelRule) -> Self {
+        self.labels.push(rule);
+        self
+    }
+
+    /// One more model, which takes what the one before it gave.
+    pub fn then(mut self, name: impl Into<String>, model: Model) -> Self {
+        self.then.push((name.into(), model));
+        self
+    }
+
     /// Hashes the inputs and checks every limit. Blocks.
-    pub(crate) fn prepare(self) -> Result<Payload, SubmitError> {
+    pub(crate) fn prepare(
+        self,
+        task: TaskId,
+        direction: Option<Direction>,
+    ) -> Result<(TaskSpec, Payload), SubmitError> {
+        self.check()?;
+        let prepared: Vec<(InputDecl, Blob)> =
+            self.inputs.into_iter().map(Input::prepare).collect::<Result<_, SubmitError>>()?;
+        let (inputs, mut blobs): (Vec<InputDecl>, Vec<Blob>) = prepared.into_iter().unzip();
+        let input_bytes = inputs.iter().map(|input| input.size_bytes).fold(0, u64::saturating_add);
+        at_most("the inputs together", input_bytes, limits::INPUT_BYTES_MAX, "bytes")?;
+        blobs.insert(0, self.model.inner.blob.clone());
+        blobs.extend(self.then.iter().map(|(_, model)| model.inner.blob.clone()));
+        let stage = |(name, model): (String, Model)| Stage { name, model: model.reference() };
+        let then: Vec<Stage> = self.then.into_iter().map(stage).collect();
+        let (model, model_name) = (self.model.reference(), self.model.name().to_owned());
+        let spec = TaskSpec {
+            task,
+            job: self.job,
+            model_name: model_name.clone(),
+            model,
+            then: then.clone(),
+            input_bytes,
+            items: self.items,
+            job_items: self.job_items.max(self.items),
+            lane: self.lane,
+            slo: self.slo,
+            labels: self.labels,
+            priority: self.priority,
+            deadline: self.deadline,
+            demands: self.demands,
+            detached: self.detached,
+            direction,
+        };
+        let manifest = Manifest { model, model_name, then, items: self.items, inputs };
+        Ok((spec, Payload { manifest, blobs }))
+    }
+
+    /// What the mesh would refuse is said before anything is read.
+    fn check(&self) -> Result<(), SubmitError> {
         if self.priority > limits::PRIORITY_MAX {
             let text = format!("priority {} is out of range: use 0 to {}", self.priority, limits::PRIORITY_MAX);
             return Err(SubmitError::Invalid(text));
@@ -253,14 +345,18 @@ impl Task {
         at_most("the task", self.inputs.len() as u64, limits::TENSORS_MAX as u64, "inputs")?;
         let deadline_ms = self.deadline.map_or(0, |deadline| deadline.as_millis() as u64);
         at_most("the deadline", deadline_ms, limits::DEADLINE_MS_MAX, "ms")?;
-        let prepared: Vec<(InputDecl, Blob)> =
-            self.inputs.into_iter().map(Input::prepare).collect::<Result<_, SubmitError>>()?;
-        let (inputs, mut blobs): (Vec<InputDecl>, Vec<Blob>) = prepared.into_iter().unzip();
-        let input_bytes = inputs.iter().map(|input| input.size_bytes).fold(0, u64::saturating_add);
-        at_most("the inputs together", input_bytes, limits::INPUT_BYTES_MAX, "bytes")?;
-        blobs.insert(0, self.model.inner.blob.clone());
-        let manifest = Manifest { model: self.model.reference(), model_name: self.model.name().to_owned(), inputs };
-        Ok(Payload { manifest, blobs, input_bytes })
+        if self.items == 0 {
+            return Err(SubmitError::Invalid("a task of no items has nothing to run: give it at least one".to_owned()));
+        }
+        at_most("the task", self.items.into(), limits::ITEMS_MAX.into(), "items")?;
+        at_most("the task", self.then.len() as u64, limits::STAGES_AFTER_MAX as u64, "models after the first")?;
+        at_most("the task", self.labels.len() as u64, limits::RULES_MAX as u64, "wishes for labels")?;
+        let names = self.then.iter().map(|(name, _)| name);
+        let texts = names.chain(self.labels.iter().flat_map(|rule| [&rule.key, &rule.value]));
+        for text in texts {
+            at_most("a name", text.len() as u64, limits::NAME_BYTES_MAX as u64, "bytes")?;
+        }
+        Ok(())
     }
 }
 
@@ -273,9 +369,8 @@ pub fn new_job() -> JobId {
 #[derive(Debug)]
 pub(crate) struct Payload {
     pub(crate) manifest: Manifest,
-    /// The model, then the inputs.
+    /// The model, then the inputs, then the models of later stages.
     pub(crate) blobs: Vec<Blob>,
-    pub(crate) input_bytes: u64,
 }
 
 /// Bytes that were hashed.
@@ -368,15 +463,16 @@ mod tests {
     use super::*;
 
     const MODEL: &[u8] = b"\x1c\0\0\0TFL3 and so on";
+    const TASK: TaskId = TaskId::from_bytes([1; 16]);
 
     #[test]
     fn what_is_beyond_a_limit_is_said_before_anything_is_sent() {
         let model = Model::new("m".into(), Data::Memory(MODEL.into())).unwrap();
         let many = (0..200).map(|_| Input::raw(vec![0]));
 
-        let error = Task::new(model.clone()).inputs(many).prepare().unwrap_err();
+        let error = Task::new(model.clone()).inputs(many).prepare(TASK, None).unwrap_err();
         assert_eq!(error.to_string(), "the task has 200 inputs, the limit is 128");
-        let error = Task::new(model).priority(101).prepare().unwrap_err();
+        let error = Task::new(model).priority(101).prepare(TASK, None).unwrap_err();
         assert_eq!(error.to_string(), "priority 101 is out of range: use 0 to 100");
     }
 

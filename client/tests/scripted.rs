@@ -130,6 +130,8 @@ fn grant(submit: &Submit, script: Script, worker_endpoint: &str) -> Grant {
         client_key: None,
         bytes_max: 1 << 20,
         priority: submit.priority,
+        lane: submit.lane.unwrap_or_default(),
+        items: submit.items,
         detached: false,
         demands: submit.demands,
         deadline_unix_ms: None,
@@ -144,6 +146,7 @@ fn grant(submit: &Submit, script: Script, worker_endpoint: &str) -> Grant {
         direction: Direction::ClientDials,
         window_bytes: WINDOW_BYTES,
         model_held: script.grants_say_held,
+        predicted_ms: None,
         ticket: Ticket::sign(body, &TicketKey([1; 32])),
     }
 }
@@ -197,7 +200,7 @@ fn result(script: Script, id: AttemptId) -> Vec<Frame> {
     let digest = Digest::of(if script.output_is_damaged { b"another" } else { &OUTPUT });
     let output = OutputDecl { name: "y".into(), dtype: DType::F32, shape: vec![1], digest, size_bytes: 4 };
     let outcome = Outcome::Done { run_us: 5, load_us: 7 };
-    let result = WorkerToClient::Result(RunResult { id, outcome, outputs: vec![output] });
+    let result = WorkerToClient::Result(RunResult { id, outcome, outputs: vec![output], runs: Vec::new() });
     let chunk = WorkerToClient::Chunk(Chunk { id, blob: 1, offset: 0, inflated_bytes: None });
     let chunk = Frame { payload: OUTPUT.to_vec().into(), ..chunk.to_frame().unwrap() };
     vec![result.to_frame().unwrap(), chunk]

@@ -20,8 +20,11 @@ fn worker() -> WorkerView {
         endpoints: vec!["tcp://10.0.0.4:7000".into()],
         labels: vec![("room".into(), "attic".into())],
         gpus: Vec::new(),
-        slots: 4,
-        slots_used: 1,
+        slots: [2, 2],
+        slots_used: [1, 0],
+        device_map: vec![-1],
+        lanes: Default::default(),
+        violation_permille: None,
         draining: false,
         load: Load {
             cpu_permille: 254,
@@ -42,6 +45,8 @@ fn task(standing: TaskStanding) -> TaskView {
         model_name: "face.tflite".into(),
         model: ModelRef { digest: Digest::from_bytes([7; 32]), size_bytes: 2048, format: ModelFormat::TfLite },
         input_bytes: 196_608,
+        items: 1,
+        lane: Lane::Realtime,
         priority: 50,
         detached: true,
         standing,
@@ -59,15 +64,15 @@ fn workers_stand_in_a_table() {
         arch: Arch::Amd64,
         engine: EngineKind::Docker,
         gpus: vec![Gpu { name: "H200".into(), memory_bytes: 139 << 30 }],
-        slots_used: 4,
+        slots_used: [2, 2],
         load: Load { gpus: vec![GpuLoad { memory_used_bytes: 1 << 30, busy_permille: 1 }], ..Load::default() },
         silent_ms: 1_900,
         ..worker()
     };
     let expected = "\
-NAME       STATUS   ARCH    ENGINE    SLOTS   CPU        MEMORY FREE          GPU                      MODELS   TEMP    SEEN         ID
-pi-4       ready    arm64   process   1/4     25% of 4   3.0 GiB of 4.0 GiB   -                        1        62 °C   400 ms ago   01010101-0101-0101-0101-010101010101
-gpu-host   busy     amd64   docker    4/4     0% of 4    -                    H200 1.0 GiB/139.0 GiB   1        -       1.90 s ago   01010101-0101-0101-0101-010101010101
+NAME       STATUS   ARCH    ENGINE    SLOTS       CPU        MEMORY FREE          GPU                      MODELS   TEMP    SEEN         ID
+pi-4       ready    arm64   process   1/2 + 0/2   25% of 4   3.0 GiB of 4.0 GiB   -                        1        62 °C   400 ms ago   01010101-0101-0101-0101-010101010101
+gpu-host   busy     amd64   docker    2/2 + 2/2   0% of 4    -                    H200 1.0 GiB/139.0 GiB   1        -       1.90 s ago   01010101-0101-0101-0101-010101010101
 ";
     assert_eq!(workers_text(&[worker(), big]), expected);
     assert_eq!(workers_text(&[]), "no worker is connected\n");
@@ -137,6 +142,8 @@ fn the_cluster_says_what_is_not_well() {
         store_ok: false,
         encrypted: false,
         workers: 2,
+        prediction_error_permille: None,
+        policy: "predicted".into(),
         slots: 8,
         slots_used: 3,
         queued: 5,
@@ -161,12 +168,17 @@ fn why_names_what_speaks_against_each_worker() {
         against: against.iter().map(|reason| (*reason).to_owned()).collect(),
         holds_model: against.is_empty(),
         busy_permille: 250,
+        prediction: Default::default(),
     };
     let why = WhyView {
         task: task(TaskStanding::Placed),
         summary: "pi-4 was the least busy of 2 workers that fit".into(),
         history: vec!["attempt 1 at pi-3: WORKER_LOST".into()],
         candidates: vec![candidate("pi-4", &[]), candidate("pi-3", &["needs arm64", "is draining"])],
+        decision: None,
+        rank: None,
+        predicted_ms: None,
+        took_ms: None,
     };
     let expected = "\
 pi-4 was the least busy of 2 workers that fit
