@@ -4,21 +4,23 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_core::broker::{Change, Config, TaskRecord};
 use proto_msgs::{
-    AnswerBody, Attempt, AttemptId, AttemptState, BrokerToClient, ClientId, ClientToBroker, Epoch, ErrorCode, Grant,
-    Heartbeat, Outcome, Purpose, Standing, Submit, TaskId, WorkerId, WorkerToBroker,
+    AnswerBody, Attempt, AttemptId, AttemptState, BrokerToClient, ClientId, ClientToBroker, Demands, Digest, Epoch,
+    ErrorCode, Grant, Heartbeat, Lane, Outcome, Purpose, Standing, Submit, TaskId, WorkerId, WorkerToBroker,
 };
 
 use super::{
     mesh::{Micros, micros, short, short_id},
-    referee::Referee,
+    referee::{ACTIVE_MAX, Referee},
 };
 
 /// What the broker owes a worker's slots, as its own words and ears have it.
 #[derive(Debug)]
 pub(super) struct Promises {
     epoch: Epoch,
-    slots: usize,
+    slots: [usize; 2],
     seq: u64,
+    /// Models of which the worker has told what they cost.
+    measured: Vec<Digest>,
     /// When it was promised, and whether a heartbeat has named it.
     attempts: BTreeMap<AttemptId, (Micros, bool)>,
 }
@@ -95,6 +97,7 @@ impl Referee {
             return;
         }
         promises.seq = heartbeat.seq;
+        promises.measured = heartbeat.costs.iter().map(|cost| cost.model).collect();
         let is_active = |state: &AttemptState| !matches!(state, AttemptState::Finished(_));
         let active: BTreeSet<AttemptId> =
             heartbeat.attempts.iter().filter(|report| is_active(&report.state)).map(|report| report.id).collect();
@@ -116,8 +119,9 @@ impl Referee {
             Change::PutWorker(record) => {
                 let (id, epoch) = (record.register.worker, record.register.epoch);
                 if self.promises.get(&id).is_none_or(|promises| promises.epoch != epoch) {
-                    let slots: usize = record.register.slots.iter().map(|slots| usize::from(*slots)).sum();
-                    self.promises.insert(id, Promises { epoch, slots, seq: 0, attempts: BTreeMap::new() });
+                    let slots = record.register.slots.map(usize::from);
+                    let (measured, attempts) = (Vec::new(), BTreeMap::new());
+                    self.promises.insert(id, Promises { epoch, slots, seq: 0, measured, attempts });
                 }
             }
             Change::DropWorker(worker) => {
@@ -190,22 +194,58 @@ impl Referee {
     }
 
     fn promised(&mut self, now: Micros, grant: &Grant) {
-        let Some(promises) = self.promises.get_mut(&grant.worker) else {
+        let lane_of = |id: &AttemptId| self.task(id.task).job.lane_in_force();
+        let Some(promises) = self.promises.get(&grant.worker) else {
             return self.fail("a grant names a known worker", format!("{} at {}", short_id(grant.id), grant.worker));
         };
         // A promise that nobody has taken up lapses.
         let lasts = micros(Config::default().grant_wait);
-        promises.attempts.retain(|_, (at, named)| *named || now < *at + lasts);
+        let lives = |(_, (at, named)): &(&AttemptId, &(Micros, bool))| *named || now < *at + lasts;
+        let others: Vec<AttemptId> =
+            promises.attempts.iter().filter(lives).map(|(id, _)| *id).filter(|id| *id != grant.id).collect();
+        let used = Lane::ALL.map(|lane| others.iter().filter(|id| lane_of(id) == lane).count());
+        let (lane, job) = (lane_of(&grant.id), &self.task(grant.id.task).job);
+        let has_slot = promises.has_slot(lane, used);
+        let is_ahead = !has_slot && others.len() < ACTIVE_MAX && !job.detached && job.demands == Demands::default();
+        let is_fine = has_slot || is_ahead && promises.measured.contains(&job.model_digest());
+        if grant.ticket.body.lane != lane {
+            let detail = format!("{} is for the {lane} lane, not {}", short_id(grant.id), grant.ticket.body.lane);
+            return self.fail("a task stays in its lane", detail);
+        }
+        if !is_fine {
+            let detail = format!(
+                "{} gets {} in the {lane} lane of slots {:?}, where {others:?} are, costs known of {:?}",
+                grant.worker_name,
+                short_id(grant.id),
+                promises.slots,
+                promises.measured
+            );
+            return self.fail("slots are never over-granted", detail);
+        }
+        let Some(promises) = self.promises.get_mut(&grant.worker) else { return };
+        promises.attempts.retain(|id, (at, named)| *named || now < *at + lasts || *id == grant.id);
         promises.attempts.insert(grant.id, (now, false));
-        if promises.attempts.len() > promises.slots {
-            let detail = format!("{} has {} slots and now {:?}", grant.worker_name, promises.slots, promises.attempts);
-            self.fail("slots are never over-granted", detail);
+    }
+}
+
+impl Promises {
+    /// Whether a slot of the lane is free with so many in use in each. Idle slots of the batch lane are lent to realtime.
+    fn has_slot(&self, lane: Lane, [realtime, batch]: [usize; 2]) -> bool {
+        let [own, lent] = self.slots;
+        match lane {
+            Lane::Realtime => realtime < own || realtime + batch < own + lent,
+            Lane::Batch => batch + realtime.saturating_sub(own) < lent,
         }
     }
 }
 
 fn is_no_answer(outcome: &Outcome) -> bool {
-    use ErrorCode::{BadRequest, Busy, Conflict, Forbidden, NoWorkerFits, NotFound, StoreAway};
-    matches!(outcome, Outcome::Failed(failure)
-        if matches!(failure.code, BadRequest | Busy | Conflict | Forbidden | NoWorkerFits | NotFound | StoreAway))
+    use ErrorCode::{BadRequest, Busy, Conflict, DeadlineUnmeetable, Forbidden, NoWorkerFits, NotFound, StoreAway};
+    let is_refusal = |code| {
+        matches!(
+            code,
+            BadRequest | Busy | Conflict | DeadlineUnmeetable | Forbidden | NoWorkerFits | NotFound | StoreAway
+        )
+    };
+    matches!(outcome, Outcome::Failed(failure) if is_refusal(failure.code))
 }

@@ -169,6 +169,7 @@ impl Mesh {
                 tell!(self, "C{client} ends {}: {:?}", short(task), end.outcome);
                 let wants_it = self.clients[client].user;
                 self.referee.ended(self.now, self.users[wants_it].id, client, task, &end);
+                self.stream_goes_on(task);
             }
         }
     }

@@ -10,7 +10,6 @@ use super::{
     mesh::{Mesh, Micros, Node, SECOND, micros, short, short_id},
     net::Net,
     story::tell,
-    worker_shell::Stage,
 };
 
 /// Something that a seed has planned.
@@ -32,6 +31,8 @@ pub(crate) enum Fault {
     StoreAway(bool),
     Drain(usize),
     ForgetModels(usize),
+    /// All that a worker does takes so many thousandths of what it should.
+    Slow(usize, u64),
     /// A task is submitted by a process.
     Submit(Node, Box<Job>),
     /// A task is taken back by the process that submitted it, chosen by this number.
@@ -101,6 +102,13 @@ impl Mesh {
         self.worker_handle(worker, WorkerEvent::DrainAsked);
     }
 
+    /// Whatever the worker runs from now on takes so many thousandths of what it should.
+    pub(crate) fn slow_down(&mut self, worker: Node, permille: u64) {
+        let Node::Worker(worker) = worker else { panic!("workers are slow") };
+        tell!(self, "W{worker} takes {permille} thousandths of the time");
+        self.workers[worker].slowness_permille = permille;
+    }
+
     /// All is well again, and from now on nothing excuses anything.
     pub(crate) fn heal(&mut self) {
         tell!(self, "all heals");
@@ -113,6 +121,7 @@ impl Mesh {
         }
         self.start_broker();
         for worker in 0..self.workers.len() {
+            self.workers[worker].slowness_permille = 1000;
             self.start_worker(worker);
         }
     }
@@ -156,6 +165,7 @@ impl Mesh {
             }
             Fault::Drain(worker) => self.drain(Node::Worker(worker)),
             Fault::ForgetModels(worker) => self.workers[worker].forget_models(),
+            Fault::Slow(worker, permille) => self.slow_down(Node::Worker(worker), permille),
             Fault::Submit(client, job) if is_alive(self, client) => {
                 self.submit(client, *job);
             }
@@ -229,12 +239,12 @@ impl Mesh {
                 job: spec.job,
                 model_name: spec.model_name,
                 model: spec.model,
-                then: Vec::new(),
-                items: 1,
-                job_items: 1,
-                lane: None,
-                slo: None,
-                labels: Vec::new(),
+                then: spec.then,
+                items: spec.items,
+                job_items: spec.job_items,
+                lane: spec.lane,
+                slo: spec.slo,
+                labels: spec.labels,
                 input_bytes: spec.input_bytes,
                 priority: spec.priority,
                 deadline_ms: None,
@@ -253,12 +263,12 @@ impl Mesh {
 
     /// Whether some worker is running it.
     pub(crate) fn is_running(&self, task: TaskId) -> bool {
-        self.workers.iter().any(|worker| worker.is_at(task, Stage::Running))
+        self.workers.iter().any(|worker| worker.is_running(task))
     }
 
     /// Whether model and inputs are on their way to some worker.
     pub(crate) fn is_receiving(&self, task: TaskId) -> bool {
-        self.workers.iter().any(|worker| worker.is_at(task, Stage::Receiving))
+        self.workers.iter().any(|worker| worker.is_receiving(task))
     }
 
     /// What is left to be done before all is quiet; nothing if it is.

@@ -4,21 +4,26 @@ use std::time::Duration;
 
 use mesh_core::client::TaskSpec;
 use proto_msgs::{
-    Demands, Digest, Direction, ErrorCode, InputDecl, JobId, Manifest, ModelFormat, ModelRef, TaskId,
-    limits::PRIORITY_DEFAULT,
+    ClientId, Demands, Digest, Direction, ErrorCode, InputDecl, JobId, LabelRule, Lane, Manifest, ModelFormat,
+    ModelRef, Slo, Stage, TaskId, limits::PRIORITY_DEFAULT,
 };
 
-use super::mesh::{Micros, micros};
+use super::{
+    mesh::{Micros, micros},
+    models,
+};
 
 /// How a model behaves once it runs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Behaviour {
     /// Runs and gives a result.
     Works,
-    /// Fails for good with this code.
+    /// Fails for good with this code, and with it whatever runs in the same call.
     Fails(ErrorCode),
     /// Fails at the first so many attempts in a way that another worker may mend.
     FailsFirst(u32),
+    /// In a call with other rows, one row is missing from what comes out.
+    LosesRow,
     /// Runs until it is stopped.
     NeverEnds,
     /// Takes the whole worker down with it.
@@ -29,13 +34,25 @@ pub(crate) enum Behaviour {
     DiskFullFirst,
 }
 
+/// A job of more items is in the batch lane unless it wants another.
+const REALTIME_ITEMS_MAX: u32 = 64;
+
 /// A task in the making.
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
     pub(crate) behaviour: Behaviour,
+    /// How long one item takes alone, in each stage.
     pub(crate) run: Micros,
     pub(crate) model: u8,
     pub(crate) model_bytes: u64,
+    /// Models behind the first.
+    pub(crate) then: Vec<u8>,
+    pub(crate) items: u32,
+    /// Items of the whole `submit`; at least those of this task.
+    pub(crate) job_items: u32,
+    pub(crate) lane: Option<Lane>,
+    pub(crate) slo: Option<Slo>,
+    pub(crate) labels: Vec<LabelRule>,
     pub(crate) input_bytes: u64,
     /// How long the result is on its way.
     pub(crate) output: Micros,
@@ -54,6 +71,12 @@ impl Job {
             run: micros(run),
             model: 0,
             model_bytes: 1 << 20,
+            then: Vec::new(),
+            items: 1,
+            job_items: 1,
+            lane: None,
+            slo: None,
+            labels: Vec::new(),
             input_bytes: 64 << 10,
             output: 20_000,
             priority: PRIORITY_DEFAULT,
@@ -72,6 +95,25 @@ impl Job {
         Self { model, model_bytes, ..self }
     }
 
+    /// Of this many items, one for each of which the model runs.
+    pub(crate) fn items(self, items: u32) -> Self {
+        Self { items, job_items: self.job_items.max(items), ..self }
+    }
+
+    pub(crate) fn then(self, model: u8) -> Self {
+        let mut then = self.then;
+        then.push(model);
+        Self { then, ..self }
+    }
+
+    pub(crate) fn lane(self, lane: Lane) -> Self {
+        Self { lane: Some(lane), ..self }
+    }
+
+    pub(crate) fn slo(self, latency_ms: u32, max_violation_permille: u16) -> Self {
+        Self { slo: Some(Slo { latency_ms, max_violation_permille }), ..self }
+    }
+
     pub(crate) fn priority(self, priority: u8) -> Self {
         Self { priority, ..self }
     }
@@ -88,9 +130,29 @@ impl Job {
         Self { direction: Some(direction), ..self }
     }
 
-    fn model_ref(&self) -> ModelRef {
-        let digest = Digest::from_bytes([self.model; 32]);
+    /// Bytes that are small enough not to matter.
+    pub(crate) fn light(self) -> Self {
+        Self { model_bytes: 4 << 10, input_bytes: 1 << 10, output: 1_000, ..self }
+    }
+
+    /// The lane it is in: its wish, or by the number of items.
+    pub(crate) fn lane_in_force(&self) -> Lane {
+        let by_items = if self.job_items > REALTIME_ITEMS_MAX { Lane::Batch } else { Lane::Realtime };
+        self.lane.unwrap_or(by_items)
+    }
+
+    pub(super) fn model_digest(&self) -> Digest {
+        Digest::from_bytes([self.model; 32])
+    }
+
+    fn model_ref(&self, model: u8) -> ModelRef {
+        let digest = Digest::from_bytes([model; 32]);
         ModelRef { digest, size_bytes: self.model_bytes, format: ModelFormat::TfLite }
+    }
+
+    fn stages(&self) -> Vec<Stage> {
+        let stage = |model: &u8| Stage { name: format!("model{model}"), model: self.model_ref(*model) };
+        self.then.iter().map(stage).collect()
     }
 
     pub(super) fn spec(&self, task: TaskId) -> TaskSpec {
@@ -98,13 +160,13 @@ impl Job {
             task,
             job: JobId::from_bytes([1; 16]),
             model_name: format!("model{}", self.model),
-            model: self.model_ref(),
-            then: Vec::new(),
-            items: 1,
-            job_items: 1,
-            lane: None,
-            slo: None,
-            labels: Vec::new(),
+            model: self.model_ref(self.model),
+            then: self.stages(),
+            items: self.items,
+            job_items: self.job_items,
+            lane: self.lane,
+            slo: self.slo,
+            labels: self.labels.clone(),
             input_bytes: self.input_bytes,
             priority: self.priority,
             deadline: self.deadline,
@@ -118,12 +180,24 @@ impl Job {
         let input =
             InputDecl { name: None, dtype: None, shape: None, digest: input_of(task), size_bytes: self.input_bytes };
         Manifest {
-            model: self.model_ref(),
+            model: self.model_ref(self.model),
             model_name: format!("model{}", self.model),
-            then: Vec::new(),
-            items: 1,
+            then: self.stages(),
+            items: self.items,
             inputs: vec![input],
         }
+    }
+
+    /// What the owner of the task must get.
+    pub(super) fn right_output(&self, task: TaskId, client: ClientId) -> Digest {
+        let input = input_of(task);
+        let models: Vec<Digest> =
+            [&self.model].into_iter().chain(&self.then).map(|model| Digest::from_bytes([*model; 32])).collect();
+        let rows = (0..self.items).map(|row| {
+            let row = models::input_row(input, row);
+            models.iter().fold(row, |row, model| models::run_row(*model, row))
+        });
+        models::output_of(task, client, rows)
     }
 }
 
@@ -132,19 +206,4 @@ fn input_of(task: TaskId) -> Digest {
     let mut bytes = [0; 32];
     bytes[..16].copy_from_slice(task.as_bytes());
     Digest::from_bytes(bytes)
-}
-
-/// What a model makes of an input, as a worker works it out from what it was given. A result that went to the wrong
-/// client or came from the wrong input cannot look right.
-pub(super) fn output_of(task: TaskId, client: proto_msgs::ClientId, input: Digest) -> Digest {
-    let (mut bytes, client) = (*input.as_bytes(), client.as_bytes());
-    for (place, (task, client)) in bytes[16..].iter_mut().zip(task.as_bytes().iter().zip(client)) {
-        *place = task.wrapping_mul(31) ^ client;
-    }
-    Digest::from_bytes(bytes)
-}
-
-/// What the owner of a task must get.
-pub(super) fn right_output(task: TaskId, client: proto_msgs::ClientId) -> Digest {
-    output_of(task, client, input_of(task))
 }

@@ -9,13 +9,16 @@
 //!
 //! Where to begin: `stories`, then `referee`, which says what must always hold.
 
+mod batches;
 mod books;
 mod broker_shell;
 mod client_shell;
 mod expect;
 mod faults;
 mod job;
+mod lanes;
 mod mesh;
+mod models;
 mod net;
 mod referee;
 mod rng;
@@ -25,5 +28,6 @@ mod scale;
 mod seeds;
 mod stories;
 mod story;
+mod streams;
 mod worker_shell;
 mod worker_work;

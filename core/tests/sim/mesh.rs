@@ -18,6 +18,7 @@ use super::{
     referee::{Referee, Violation},
     rng::Rng,
     story::{Story, tell},
+    streams::Stream,
     worker_shell::WorkerShell,
 };
 
@@ -75,8 +76,10 @@ pub(super) enum Happening {
     WorkerDialled { worker: usize, life: u32, id: AttemptId, client: Option<usize> },
     /// Bytes arrived, a piece of a result goes out: `turn` says of which order.
     Session { worker: usize, life: u32, id: AttemptId, turn: u32, step: Step },
-    /// A batch reached a phase or its end.
-    Batch { worker: usize, life: u32, batch: BatchId, step: BatchStep },
+    /// A batch has its model, or is over.
+    Batch { worker: usize, life: u32, batch: BatchId, is_over: bool },
+    /// Somebody with a stream of tasks has the next one.
+    Arrive { stream: usize },
     /// A worker is measured.
     Sample { worker: usize, life: u32 },
     /// The store takes what it was told.
@@ -98,13 +101,6 @@ pub(super) enum Happening {
 pub(super) enum Step {
     Transfer { bytes: u64 },
     Piece { left: Micros },
-}
-
-/// A step of a batch at its worker.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum BatchStep {
-    Load,
-    Over { at_limit: bool },
 }
 
 struct Entry {
@@ -194,6 +190,7 @@ pub(crate) struct Mesh {
     pub(super) links: Vec<Link>,
     pub(crate) referee: Referee,
     pub(crate) story: Story,
+    pub(crate) streams: Vec<Stream>,
     queue: BinaryHeap<Entry>,
     pushed: u64,
     /// Events handled.
@@ -213,6 +210,7 @@ impl Mesh {
             links: Vec::new(),
             referee: Referee::default(),
             story,
+            streams: Vec::new(),
             queue: BinaryHeap::new(),
             pushed: 0,
             steps: 0,
@@ -288,7 +286,8 @@ impl Mesh {
             Happening::DialFailed { client, id, try_no } => self.dial_failed(client, id, try_no),
             Happening::WorkerDialled { worker, life, id, client } => self.worker_dialled(worker, life, id, client),
             Happening::Session { worker, life, id, turn, step } => self.session_step(worker, life, id, turn, step),
-            Happening::Batch { worker, life, batch, step } => self.batch_step(worker, life, batch, step),
+            Happening::Batch { worker, life, batch, is_over } => self.batch_step(worker, life, batch, is_over),
+            Happening::Arrive { stream } => self.arrive(stream),
             Happening::Sample { worker, life } => self.sample(worker, life),
             Happening::Flush { life } => self.flush(life),
             Happening::Stored { life, task } => self.stored(life, task),
@@ -384,9 +383,15 @@ impl Mesh {
 
     /// Submits a task from this process.
     pub(crate) fn submit(&mut self, client: Node, job: Job) -> TaskId {
+        self.submit_in(client, job, None)
+    }
+
+    /// Submits a task that is part of a stream.
+    pub(super) fn submit_in(&mut self, client: Node, job: Job, stream: Option<usize>) -> TaskId {
         let Node::Client(client) = client else { panic!("only clients submit") };
         let user = self.clients[client].user;
         let task = self.referee.new_task(self.now, self.users[user].id, client, job.clone());
+        self.referee.task_mut(task).stream = stream;
         tell!(self, "C{client} submits {} {job:?}", short(task));
         let spec = Box::new(job.spec(task));
         self.client_handle(client, mesh_core::client::Event::Submit(spec));
@@ -415,7 +420,7 @@ fn addressee(happening: &Happening) -> Option<Node> {
         | Happening::FileVanished { client, .. } => Node::Client(*client),
         // A link knows its two ends itself.
         Happening::Direct { .. } | Happening::Relink { .. } => return None,
-        Happening::Flush { .. } | Happening::Start(_) | Happening::Fault(_) => return None,
+        Happening::Flush { .. } | Happening::Start(_) | Happening::Fault(_) | Happening::Arrive { .. } => return None,
     })
 }
 

@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_core::client::{End, News};
 use proto_msgs::{
-    Attempt, AttemptId, BrokerToClient, ClientId, Digest, Epoch, ErrorCode, Outcome, Purpose, TaskId, Ticket, WorkerId,
-    WorkerToBroker,
+    Attempt, AttemptId, BrokerToClient, ClientId, Digest, Epoch, ErrorCode, Outcome, Purpose, RunNote, TaskId, Ticket,
+    WorkerId, WorkerToBroker, limits::RUN_NOTES_MAX,
 };
 
 use super::{
     books::Promises,
-    job::{Behaviour, Job, right_output},
+    job::{Behaviour, Job},
+    lanes::Rooms,
     mesh::{Micros, Node, SECOND, micros, short, short_id},
     worker_shell::WorkerShell,
 };
@@ -21,8 +22,14 @@ use super::{
 /// Deadlines of one machine in one second. Twenty tasks that each want two looks are far below.
 const WAKES_PER_SECOND_MAX: u32 = 200;
 
-/// Attempts in one heartbeat: 64 unacknowledged ones are kept, and slots are few.
-const REPORTS_MAX: usize = 80;
+/// Attempts in one heartbeat: those at work, and 64 unacknowledged ones.
+const REPORTS_MAX: usize = ACTIVE_MAX + 64;
+
+/// Attempts at work at one worker: no more are brought there ahead of time.
+pub(super) const ACTIVE_MAX: usize = 192;
+
+/// Workers that a task may take down before it is given up.
+const KILLS_MAX: u32 = 3;
 
 /// Something that must not be.
 #[derive(Clone, Debug)]
@@ -40,6 +47,13 @@ pub(crate) struct Truth {
     pub(crate) process: usize,
     pub(crate) job: Job,
     pub(crate) submitted: Micros,
+    /// When its first rows began to run, in the attempt that answered.
+    pub(crate) began: Option<Micros>,
+    pub(crate) ended: Option<Micros>,
+    /// The stream that it is part of.
+    pub(crate) stream: Option<usize>,
+    /// Workers that went down with it.
+    pub(crate) kills: u32,
     pub(crate) cancelled: bool,
     /// Submitted when all was well again: nothing may go wrong with it.
     pub(crate) in_calm: bool,
@@ -80,8 +94,9 @@ pub(crate) struct Referee {
     pub(super) heard_of: BTreeSet<TaskId>,
     pub(super) lost: BTreeMap<TaskId, Attempt>,
     received: BTreeMap<AttemptId, (usize, Epoch)>,
-    ran: BTreeSet<(AttemptId, usize, u32)>,
+    pub(super) ran: BTreeSet<(AttemptId, usize, u32)>,
     lives: BTreeMap<usize, u32>,
+    pub(super) rooms: Rooms,
     reported: BTreeMap<usize, usize>,
     wakes: BTreeMap<Node, (Micros, u32)>,
 }
@@ -127,6 +142,10 @@ impl Referee {
             process,
             job,
             submitted: now,
+            began: None,
+            ended: None,
+            stream: None,
+            kills: 0,
             cancelled: false,
             in_calm: self.is_calm && !self.tasks.iter().any(|truth| truth.job.behaviour == Behaviour::KillsWorker),
             durable: false,
@@ -199,6 +218,7 @@ impl Referee {
             return self.fail("a task ends once", format!("C{process} ends {} again: {end:?}", short(task)));
         };
         truth.ends.push((process, end.clone()));
+        truth.ended = Some(now);
         if truth.owner != user {
             return self.fail("a result goes to its owner", format!("{} ended at C{process}", short(task)));
         }
@@ -223,6 +243,7 @@ impl Referee {
         let excused = self.is_harmed && !truth.in_calm;
         let good = match code {
             ErrorCode::Expired => is_late,
+            ErrorCode::DeadlineUnmeetable => truth.job.deadline.is_some(),
             ErrorCode::RunTimeout => behaviour == Behaviour::NeverEnds || is_late,
             ErrorCode::DigestMismatch => behaviour == Behaviour::FileVanishes,
             ErrorCode::NoWorkerFits => excused || truth.job.direction.is_some(),
@@ -233,12 +254,15 @@ impl Referee {
             ErrorCode::NotFound | ErrorCode::ResultGone => self.a_worker_is_gone,
             ErrorCode::ClientGone => excused,
             ErrorCode::RunCrashed if truth.job.detached && excused => true,
-            ErrorCode::RunCrashed if behaviour == Behaviour::KillsWorker => true,
+            ErrorCode::RunCrashed | ErrorCode::Poisonous if behaviour == Behaviour::KillsWorker => true,
+            // Three workers were lost around it.
+            ErrorCode::Poisonous => excused,
             code if behaviour == Behaviour::Fails(code) => true,
             code if code.is_retryable() || code == ErrorCode::AttemptsExhausted => {
                 // A detached task is not tried again: the inputs have gone with its client.
                 let tried_again = behaviour == Behaviour::FailsFirst(1) && !truth.job.detached;
-                excused || behaviour != Behaviour::Works && !tried_again
+                let works = matches!(behaviour, Behaviour::Works | Behaviour::LosesRow);
+                excused || !works && !tried_again
             }
             _ => false,
         };
@@ -250,12 +274,6 @@ impl Referee {
     pub(super) fn worker_started(&mut self, worker: usize, life: u32) {
         self.lives.insert(worker, life);
         self.reported.insert(worker, 0);
-    }
-
-    pub(super) fn worker_acted(&mut self, worker: usize, shell: &WorkerShell) {
-        if let Some(slot) = shell.overused() {
-            self.fail("a worker stays within its slots", format!("W{worker} runs {:?}, {slot:?}", shell.batches));
-        }
     }
 
     pub(super) fn worker_says(&mut self, worker: usize, message: &WorkerToBroker) {
@@ -289,11 +307,19 @@ impl Referee {
         }
     }
 
-    pub(super) fn ran(&mut self, worker: usize, id: AttemptId) {
-        let life = self.lives.get(&worker).copied().unwrap_or(0);
-        self.task_mut(id.task).runs.push((id.attempt, worker));
-        if !self.ran.insert((id, worker, life)) {
-            self.fail("an attempt runs once", format!("W{worker} runs {} again", short_id(id)));
+    pub(super) fn life_of(&self, worker: usize) -> u32 {
+        self.lives.get(&worker).copied().unwrap_or(0)
+    }
+
+    /// A worker has gone down with a task.
+    pub(super) fn killed(&mut self, worker: usize, task: TaskId) {
+        let life = self.broker_life;
+        let truth = self.task_mut(task);
+        truth.kills += 1;
+        // A broker that was restarted counts anew, and a detached task comes back with its worker.
+        if truth.kills > KILLS_MAX && life == 1 && !truth.job.detached {
+            let detail = format!("{} takes W{worker} down, the {}. time", short(task), self.task(task).kills);
+            self.fail("poison stops", detail);
         }
     }
 
@@ -324,11 +350,31 @@ impl Truth {
 }
 
 fn wrong_result(task: TaskId, truth: &Truth, follow: Follow, end: &End) -> Option<String> {
-    let right = right_output(task, truth.owner);
+    let right = truth.job.right_output(task, truth.owner);
     let Some(result) = &end.result else { return Some("done without a result".to_owned()) };
     let announced = result.outputs.first().map(|output| output.digest);
     if follow.verified != Some(right) || announced != Some(right) {
         return Some(format!("the result is wrong: verified {:?}", follow.verified));
     }
-    (result.id.attempt != follow.attempt).then(|| format!("the result is of attempt {}", result.id.attempt))
+    if result.id.attempt != follow.attempt {
+        return Some(format!("the result is of attempt {}", result.id.attempt));
+    }
+    wrong_notes(&truth.job, &result.runs)
+}
+
+/// What is wrong with the account of the runs: they must cover each stage's rows once.
+fn wrong_notes(job: &Job, runs: &[RunNote]) -> Option<String> {
+    if runs.is_empty() || runs.len() >= RUN_NOTES_MAX {
+        return None; // Cut off, or nothing said yet.
+    }
+    for stage in 0..=job.then.len() {
+        let notes = runs.iter().filter(|note| usize::from(note.stage) == stage);
+        let mut rows: Vec<(u32, u32)> = notes.map(|note| note.rows).collect();
+        rows.sort_unstable();
+        let end = rows.iter().try_fold(0, |end, (from, to)| (*from == end && to > from).then_some(*to));
+        if end != Some(job.items) {
+            return Some(format!("the runs of stage {stage} do not cover {} items once: {runs:?}", job.items));
+        }
+    }
+    None
 }

@@ -2,15 +2,16 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use mesh_core::worker::{Action, BatchId, Config, Event, LinkId, Part, Restored, Sample, SlotId, Worker};
+use mesh_core::worker::{Action, BatchId, Config, Event, LinkId, Restored, Sample, Worker};
 use proto_msgs::{
-    Arch, AttemptId, BrokerToWorker, ClientToWorker, Digest, EngineKind, Epoch, Load, Manifest, ModelFormat, Outcome,
-    PublicKey, Register, RunNote, TaskId, Ticket, TicketKey, ToBroker, WorkerId, WorkerToClient,
+    Arch, AttemptId, BrokerToWorker, ClientToWorker, Digest, EngineKind, Epoch, Gpu, Load, Manifest, ModelFormat,
+    Outcome, PublicKey, Register, RunNote, TaskId, Ticket, TicketKey, ToBroker, WorkerId, WorkerToClient,
 };
 
 use super::{
-    job::output_of,
+    batches::{Batch, Rows},
     mesh::{Happening, MS, Mesh, Micros, Node, Pulse, SECOND, micros, short_id},
+    models::output_of,
     net::Cargo,
     story::{brief_from_door, brief_to_door, tell},
 };
@@ -21,7 +22,12 @@ const SAMPLE_EVERY: Micros = 900 * MS;
 /// How a worker stands in the network and what it has.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
-    pub(crate) slots: u16,
+    /// Of the lanes: realtime, batch.
+    pub(crate) slots: [u16; 2],
+    pub(crate) device_map: Vec<i16>,
+    /// Batches at once on one GPU.
+    pub(crate) device_width: u16,
+    pub(crate) labels: Vec<(String, String)>,
     /// It has a door and says where.
     pub(crate) advertises: bool,
     /// That door can be reached.
@@ -30,8 +36,26 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// As `--slots` shares them out.
     pub(crate) fn slots(slots: u16) -> Self {
-        Self { slots, advertises: true, reachable: true, heartbeat: Duration::from_secs(1) }
+        Self::lanes(slots / 2, slots - slots / 2)
+    }
+
+    pub(crate) fn lanes(realtime: u16, batch: u16) -> Self {
+        Self {
+            slots: [realtime, batch],
+            device_map: vec![-1],
+            device_width: 1,
+            labels: Vec::new(),
+            advertises: true,
+            reachable: true,
+            heartbeat: Duration::from_secs(1),
+        }
+    }
+
+    /// Slots sit on these devices in turn.
+    pub(crate) fn devices(self, device_map: &[i16]) -> Self {
+        Self { device_map: device_map.to_vec(), ..self }
     }
 }
 
@@ -47,7 +71,11 @@ pub(super) struct WorkerShell {
     /// Which connection to the broker it is on.
     pub(super) conn: u8,
     pub(super) sessions: BTreeMap<AttemptId, Session>,
-    pub(super) batches: BTreeMap<BatchId, (SlotId, Vec<Part>)>,
+    pub(super) batches: BTreeMap<BatchId, Batch>,
+    /// Models that were loaded in this life.
+    pub(super) warm: Vec<Digest>,
+    /// How long anything takes here, thousandths of what it should.
+    pub(super) slowness_permille: u64,
     pub(super) links: BTreeMap<LinkId, usize>,
     pub(super) links_made: u64,
     pub(super) disk: Disk,
@@ -67,8 +95,9 @@ pub(super) struct Kept {
     pub(super) manifest: Manifest,
     pub(super) outcome: Option<Outcome>,
     pub(super) runs: Vec<RunNote>,
+    pub(super) rows: Rows,
     pub(super) runs_begun: u32,
-    /// The life of the worker in which a run was begun last.
+    /// The life in which that was last counted.
     pub(super) begun_in: u32,
 }
 
@@ -83,13 +112,13 @@ pub(super) struct Session {
     pub(super) turn: u32,
     pub(super) needed_bytes: u64,
     pub(super) received_bytes: u64,
+    pub(super) rows: Rows,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Stage {
     Receiving,
     Here,
-    Running,
     Over,
 }
 
@@ -107,6 +136,8 @@ impl WorkerShell {
             conn: 0,
             sessions: BTreeMap::new(),
             batches: BTreeMap::new(),
+            warm: Vec::new(),
+            slowness_permille: 1000,
             links: BTreeMap::new(),
             links_made: 0,
             disk: Disk::default(),
@@ -121,14 +152,12 @@ impl WorkerShell {
         number
     }
 
-    /// Slots in which more than one batch runs.
-    pub(super) fn overused(&self) -> Option<SlotId> {
-        let used = |slot| self.batches.values().filter(|(in_slot, _)| *in_slot == slot).count();
-        self.batches.values().map(|(slot, _)| *slot).find(|slot| used(*slot) > 1 || slot.0 >= self.place.slots)
+    pub(super) fn is_receiving(&self, task: TaskId) -> bool {
+        self.sessions.iter().any(|(id, session)| id.task == task && session.stage == Stage::Receiving)
     }
 
-    pub(super) fn is_at(&self, task: TaskId, stage: Stage) -> bool {
-        self.sessions.iter().any(|(id, session)| id.task == task && session.stage == stage)
+    pub(super) fn is_running(&self, task: TaskId) -> bool {
+        self.batches.values().any(|batch| batch.parts.iter().any(|part| part.id.task == task))
     }
 
     /// Attempts of which anything is left on the disk.
@@ -141,6 +170,8 @@ impl WorkerShell {
     }
 
     fn register(&self, number: usize) -> Register {
+        let gpu = Gpu { name: "simulated".to_owned(), memory_bytes: 8 << 30 };
+        let gpus = self.place.device_map.iter().max().map_or(0, |last| usize::try_from(last + 1).unwrap_or(0));
         Register {
             worker: self.id,
             epoch: Epoch(u64::from(self.life)),
@@ -156,10 +187,10 @@ impl WorkerShell {
             key: self.key,
             // The same key in each life: a ticket of an earlier life must be refused for what it says, too.
             ticket_key: TicketKey([number as u8; 32]),
-            slots: [0, self.place.slots],
-            device_map: vec![-1],
-            labels: Vec::new(),
-            gpus: Vec::new(),
+            slots: self.place.slots,
+            device_map: self.place.device_map.clone(),
+            labels: self.place.labels.clone(),
+            gpus: vec![gpu; gpus],
             heartbeat_ms: self.place.heartbeat.as_millis() as u32,
         }
     }
@@ -187,6 +218,7 @@ impl Mesh {
             result_kept: self.setup.kept,
             drain_wait: Duration::from_secs(8),
             run_limit: Duration::from_secs(12),
+            device_width: shell.place.device_width,
             ..Config::new(shell.register(worker))
         };
         shell.machine = Some(Worker::new(config));
@@ -205,6 +237,7 @@ impl Mesh {
             let shell = &mut self.workers[worker];
             shell.sessions.clear();
             shell.batches.clear();
+            shell.warm.clear();
             shell.links.clear();
             shell.pulse = Pulse::default();
             self.break_links_of(Node::Worker(worker));
@@ -216,8 +249,8 @@ impl Mesh {
         if shell.life != life || shell.machine.is_none() {
             return;
         }
-        let held = shell.disk.models.clone();
-        let sample = Sample { load: Load::default(), held, warm: Vec::new(), link_bytes_per_s: 0 };
+        let (held, warm) = (shell.disk.models.clone(), shell.warm.clone());
+        let sample = Sample { load: Load::default(), held, warm, link_bytes_per_s: 0 };
         self.worker_handle(worker, Event::Sampled(sample));
         self.after(SAMPLE_EVERY, Happening::Sample { worker, life });
     }
@@ -257,7 +290,7 @@ impl Mesh {
         for action in machine.handle(now, event) {
             self.worker_acts(worker, action);
         }
-        self.referee.worker_acted(worker, &self.workers[worker]);
+        self.referee.worker_acted(self.now, worker, &self.workers[worker]);
         self.set_wake(Node::Worker(worker));
     }
 
@@ -271,13 +304,10 @@ impl Mesh {
             Action::Receive { id, link, manifest, ticket, resume } => {
                 self.receive(worker, id, link, *manifest, *ticket, resume);
             }
-            Action::RunBatch { batch, parts, slot, limit, .. } => {
-                self.run_batch(worker, batch, slot, parts, micros(limit));
+            Action::RunBatch { batch, parts, slot, device, kind, limit } => {
+                self.run_batch(worker, batch, Batch { parts, slot, device, kind, load: 0 }, micros(limit));
             }
-            Action::KillBatch { batch } => {
-                tell!(self, "W{worker} kills {batch:?}");
-                self.workers[worker].batches.remove(&batch);
-            }
+            Action::KillBatch { batch } => self.kill_batch(worker, batch),
             Action::Kill { id } => {
                 tell!(self, "W{worker} kills {}", short_id(id));
                 if let Some(session) = self.workers[worker].sessions.get_mut(&id) {
@@ -287,11 +317,11 @@ impl Mesh {
             }
             Action::SendResult { id, link, outcome, runs, .. } => self.send_result(worker, id, link, outcome, runs),
             Action::Keep { id, outcome, runs } => {
+                let Some(session) = self.workers[worker].sessions.get_mut(&id) else { return };
+                session.stage = Stage::Over;
+                let rows = session.rows.clone();
                 if let Some(kept) = self.workers[worker].disk.detached.get_mut(&id) {
-                    (kept.outcome, kept.runs) = (Some(outcome), runs);
-                }
-                if let Some(session) = self.workers[worker].sessions.get_mut(&id) {
-                    session.stage = Stage::Over;
+                    (kept.outcome, kept.runs, kept.rows) = (Some(outcome), runs, rows);
                 }
             }
             Action::Free { id } => {
@@ -332,6 +362,7 @@ impl WorkerShell {
                 turn: 0,
                 needed_bytes: 0,
                 received_bytes: 0,
+                rows: kept.rows.clone(),
             };
             (*id, session)
         });
@@ -348,7 +379,9 @@ impl WorkerShell {
 }
 
 impl Session {
-    pub(super) fn output(&self) -> Digest {
-        output_of(self.ticket.body.task, self.ticket.body.client, self.manifest.inputs[0].digest)
+    /// What all rows came to; nothing if one of them has not been through all stages.
+    pub(super) fn output(&self) -> Option<Digest> {
+        let rows = self.rows.last()?.iter().copied().collect::<Option<Vec<u64>>>()?;
+        Some(output_of(self.ticket.body.task, self.ticket.body.client, rows.into_iter()))
     }
 }

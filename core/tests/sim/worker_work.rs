@@ -1,15 +1,16 @@
-//! What a worker's process does with an attempt and what takes time: transfers, runs, results, dialling.
+//! What a worker's process does with an attempt and what takes time: transfers, results, dialling. Runs are in `batches`.
 
-use mesh_core::worker::{BatchId, BatchTimes, Event, LinkId, Part, SlotId};
+use mesh_core::worker::{Event, LinkId};
 use proto_msgs::{
-    Accept, AttemptId, DType, ErrorCode, Failure, Manifest, Outcome, OutputDecl, Phase, RunNote, RunResult, Ticket,
-    WorkerToClient, limits::WINDOW_BYTES,
+    Accept, AttemptId, DType, ErrorCode, Manifest, Outcome, OutputDecl, RunNote, RunResult, Ticket, WorkerToClient,
+    limits::WINDOW_BYTES,
 };
 
 use super::{
+    batches::Rows,
     client_shell::client_at,
     job::Behaviour,
-    mesh::{BatchStep, Happening, MS, Mesh, Micros, Node, SECOND, Step, short_id},
+    mesh::{Happening, MS, Mesh, Micros, SECOND, Step, short_id},
     net::Cargo,
     story::tell,
     worker_shell::{Kept, Session, Stage},
@@ -41,6 +42,7 @@ impl Mesh {
             stage: Stage::Receiving,
             turn: 0,
             received_bytes: 0,
+            rows: Rows::new(),
         });
         session.link = number;
         session.turn += 1;
@@ -104,80 +106,13 @@ impl Mesh {
             disk.models.insert(0, manifest.model.digest);
         }
         if ticket.body.detached {
-            disk.detached
-                .insert(id, Kept { ticket, manifest, outcome: None, runs: Vec::new(), runs_begun: 0, begun_in: 0 });
+            let (runs, rows) = (Vec::new(), Rows::new());
+            disk.detached.insert(id, Kept { ticket, manifest, outcome: None, runs, rows, runs_begun: 0, begun_in: 0 });
         }
         tell!(self, "W{worker} has all of {}", short_id(id));
+        self.referee.is_ready(self.now, worker, id);
         self.send_direct(number, false, Cargo::AllAcknowledged(id));
         self.worker_handle(worker, Event::Received { id });
-    }
-
-    // Runs.
-
-    pub(super) fn run_batch(&mut self, worker: usize, batch: BatchId, slot: SlotId, parts: Vec<Part>, limit: Micros) {
-        let life = self.workers[worker].life;
-        let mut run = 0;
-        for Part { id, stage, rows } in &parts {
-            tell!(self, "W{worker} runs {} {stage} {rows:?} in {batch:?}", short_id(*id));
-            self.referee.ran(worker, *id);
-            let job = self.referee.job(id.task);
-            run = if job.behaviour == Behaviour::NeverEnds { Micros::MAX } else { job.run.max(run) };
-            let shell = &mut self.workers[worker];
-            if let Some(kept) = shell.disk.detached.get_mut(id)
-                && std::mem::replace(&mut kept.begun_in, life) != life
-            {
-                kept.runs_begun += 1;
-            }
-            let Some(session) = shell.sessions.get_mut(id) else {
-                let detail = format!("W{worker} was to run {}", short_id(*id));
-                return self.referee.fail("the worker runs what it has", detail);
-            };
-            session.stage = Stage::Running;
-            session.turn += 1;
-        }
-        self.workers[worker].batches.insert(batch, (slot, parts));
-        let over = BatchStep::Over { at_limit: run > limit };
-        self.after(MS.min(limit), Happening::Batch { worker, life, batch, step: BatchStep::Load });
-        self.after(run.min(limit), Happening::Batch { worker, life, batch, step: over });
-    }
-
-    fn batch_over(&mut self, worker: usize, batch: BatchId, at_limit: bool) {
-        let Some((_, parts)) = self.workers[worker].batches.remove(&batch) else { return };
-        let mut run_us = 0;
-        let mut failure = at_limit.then(|| Failure::new(ErrorCode::RunTimeout, "stopped at its limit"));
-        for Part { id, .. } in &parts {
-            let job = self.referee.job(id.task);
-            run_us = job.run.max(run_us);
-            match job.behaviour {
-                _ if at_limit => {}
-                Behaviour::Fails(code) => failure = Some(Failure::new(code, "as the model does")),
-                Behaviour::FailsFirst(attempts) if id.attempt.0 <= attempts => {
-                    failure = Some(Failure::new(ErrorCode::RunProtocol, "nonsense"));
-                }
-                Behaviour::KillsWorker => {
-                    self.crash(Node::Worker(worker));
-                    return self.after(2 * SECOND, Happening::Start(Node::Worker(worker)));
-                }
-                _ => {}
-            }
-            if let Some(session) = self.workers[worker].sessions.get_mut(id) {
-                session.stage = Stage::Here;
-            }
-        }
-        let ended = failure.map_or(Ok(BatchTimes { run_us, ..BatchTimes::default() }), Err);
-        tell!(self, "W{worker} has run {batch:?}: {ended:?}");
-        self.worker_handle(worker, Event::BatchEnded { batch, ended });
-    }
-
-    pub(super) fn batch_step(&mut self, worker: usize, life: u32, batch: BatchId, step: BatchStep) {
-        let shell = &self.workers[worker];
-        if shell.life != life || shell.machine.is_none() || !shell.batches.contains_key(&batch) {
-            return;
-        }
-        match step {
-            BatchStep::Load => self.worker_handle(worker, Event::BatchReached { batch, phase: Phase::Running }),
-            BatchStep::Over { at_limit } => self.batch_over(worker, batch, at_limit),
-        }
     }
 
     pub(super) fn session_step(&mut self, worker: usize, life: u32, id: AttemptId, turn: u32, step: Step) {
@@ -207,16 +142,21 @@ impl Mesh {
         let number = shell.links.get(&link).copied();
         let Some(session) = shell.sessions.get_mut(&id) else { return };
         session.link = number;
-        session.stage = Stage::Over;
         session.turn += 1;
+        session.stage = Stage::Over;
         let is_done = matches!(outcome, Outcome::Done { .. });
-        let digest = session.output();
+        let Some(digest) = session.output().filter(|_| is_done) else {
+            if is_done {
+                let detail = format!("W{worker} sends a result of {} with rows {:?}", short_id(id), session.rows);
+                self.referee.fail("a result has all rows", detail);
+            }
+            let result = RunResult { id, outcome, outputs: Vec::new(), runs };
+            return self.tell_client(worker, link, WorkerToClient::Result(result));
+        };
         let output = OutputDecl { name: "out".to_owned(), dtype: DType::F32, shape: vec![8], digest, size_bytes: 32 };
-        let outputs = if is_done { vec![output] } else { Vec::new() };
+        let outputs = vec![output];
         self.tell_client(worker, link, WorkerToClient::Result(RunResult { id, outcome, outputs, runs }));
-        if is_done {
-            self.send_piece_later(worker, id, output_us);
-        }
+        self.send_piece_later(worker, id, output_us);
     }
 
     fn send_piece_later(&mut self, worker: usize, id: AttemptId, left: Micros) {
@@ -228,7 +168,7 @@ impl Mesh {
 
     fn send_piece(&mut self, worker: usize, id: AttemptId, left: Micros) {
         let Some(session) = self.workers[worker].sessions.get(&id) else { return };
-        let (Some(number), content) = (session.link, (left == 0).then(|| session.output())) else { return };
+        let (Some(number), content) = (session.link, session.output().filter(|_| left == 0)) else { return };
         self.send_direct(number, false, Cargo::Piece(id, content));
         if left > 0 {
             self.send_piece_later(worker, id, left);

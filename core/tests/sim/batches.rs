@@ -1,0 +1,233 @@
+//! Batches at a simulated worker: the rows of its attempts go through models of stated cost.
+
+use mesh_core::worker::{BatchId, BatchKind, BatchTimes, Equality, Event, Part, SlotId};
+use proto_msgs::{AttemptId, Digest, ErrorCode, Failure, Phase};
+
+use super::{
+    job::{Behaviour, Job},
+    mesh::{Happening, MS, Mesh, Micros, Node, SECOND, short_id},
+    models::{self, Law, law_of},
+    story::tell,
+    worker_shell::{Session, Stage},
+};
+
+/// What an attempt's rows have come to: for each stage and row what the stage made of it.
+pub(super) type Rows = Vec<Vec<Option<u64>>>;
+
+/// How long it takes to load a model that is not warm.
+const LOAD: Micros = 20 * MS;
+
+/// A batch that runs.
+#[derive(Clone, Debug)]
+pub(super) struct Batch {
+    pub(super) parts: Vec<Part>,
+    pub(super) slot: SlotId,
+    pub(super) device: i16,
+    pub(super) kind: BatchKind,
+    /// How long its model takes to load, 0 if it is warm.
+    pub(super) load: Micros,
+}
+
+impl Batch {
+    /// Rows of all parts.
+    pub(super) fn rows(&self) -> u32 {
+        self.parts.iter().map(|part| part.rows.end.saturating_sub(part.rows.start)).sum()
+    }
+}
+
+/// The number of the model of a stage.
+pub(super) fn model_of(job: &Job, stage: u8) -> u8 {
+    match stage {
+        0 => job.model,
+        later => job.then.get(usize::from(later) - 1).copied().unwrap_or(job.model),
+    }
+}
+
+impl Mesh {
+    pub(super) fn run_batch(&mut self, worker: usize, id: BatchId, mut batch: Batch, limit: Micros) {
+        tell!(self, "W{worker} runs {id:?} {:?} in {:?} {}", batch.kind, batch.slot, brief(&batch.parts));
+        self.referee.batch_begins(self.now, worker, &self.workers[worker], id, &batch);
+        let shell = &mut self.workers[worker];
+        let life = shell.life;
+        let jobs = batch.parts.iter().map(|part| (self.referee.job(part.id.task), part));
+        let singles: Vec<(u32, Micros)> = jobs
+            .clone()
+            .map(|(job, part)| {
+                let ends = job.behaviour != Behaviour::NeverEnds || !is_last(job, part.stage);
+                let each = if ends { job.run.saturating_mul(shell.slowness_permille) / 1000 } else { SECOND << 20 };
+                (part.rows.end.saturating_sub(part.rows.start), each)
+            })
+            .collect();
+        let model = jobs.clone().next().map_or(0, |(job, part)| model_of(job, part.stage));
+        let digest = Digest::from_bytes([model; 32]);
+        batch.load = if shell.warm.contains(&digest) { 0 } else { LOAD };
+        shell.warm.retain(|warm| *warm != digest);
+        shell.warm.insert(0, digest);
+        for part in &batch.parts {
+            if let Some(kept) = shell.disk.detached.get_mut(&part.id)
+                && std::mem::replace(&mut kept.begun_in, life) != life
+            {
+                kept.runs_begun += 1;
+            }
+        }
+        let load = batch.load;
+        let takes = load + time_within(batch.kind, law_of(model), &singles, limit);
+        shell.batches.insert(id, batch);
+        self.after(load + MS.min(takes), Happening::Batch { worker, life, batch: id, is_over: false });
+        self.after(takes, Happening::Batch { worker, life, batch: id, is_over: true });
+    }
+
+    pub(super) fn kill_batch(&mut self, worker: usize, id: BatchId) {
+        tell!(self, "W{worker} kills {id:?}");
+        if self.workers[worker].batches.remove(&id).is_none() {
+            self.referee.fail("only what runs is killed", format!("W{worker} kills {id:?}"));
+        }
+    }
+
+    pub(super) fn batch_step(&mut self, worker: usize, life: u32, id: BatchId, is_over: bool) {
+        let shell = &self.workers[worker];
+        if shell.life != life || shell.machine.is_none() || !shell.batches.contains_key(&id) {
+            return;
+        }
+        match is_over {
+            false => self.worker_handle(worker, Event::BatchReached { batch: id, phase: Phase::Running }),
+            true => self.batch_over(worker, id),
+        }
+    }
+
+    fn batch_over(&mut self, worker: usize, id: BatchId) {
+        let Some(batch) = self.workers[worker].batches.remove(&id) else { return };
+        let kills = |part: &Part| {
+            let job = self.referee.job(part.id.task);
+            job.behaviour == Behaviour::KillsWorker && is_last(job, part.stage)
+        };
+        if let Some(part) = batch.parts.iter().find(|part| kills(part)) {
+            let task = part.id.task;
+            self.referee.killed(worker, task);
+            self.crash(Node::Worker(worker));
+            return self.after(2 * SECOND, Happening::Start(Node::Worker(worker)));
+        }
+        let ended = self.end_of(worker, &batch);
+        if ended.is_ok() {
+            for part in &batch.parts {
+                self.keep_rows(worker, &batch, part);
+            }
+        }
+        tell!(self, "W{worker} has run {id:?}: {ended:?}");
+        self.worker_handle(worker, Event::BatchEnded { batch: id, ended });
+    }
+
+    /// How the runtime says that the batch went.
+    fn end_of(&self, worker: usize, batch: &Batch) -> Result<BatchTimes, Failure> {
+        let jobs = || batch.parts.iter().map(|part| (self.referee.job(part.id.task), part));
+        let ends = || jobs().filter(|(job, part)| is_last(job, part.stage));
+        for (job, part) in ends() {
+            match job.behaviour {
+                Behaviour::NeverEnds => return Err(Failure::new(ErrorCode::RunTimeout, "stopped at its limit")),
+                Behaviour::Fails(code) => return Err(Failure::new(code, "as the model does")),
+                Behaviour::FailsFirst(attempts) if part.id.attempt.0 <= attempts => {
+                    return Err(Failure::new(ErrorCode::RunProtocol, "nonsense"));
+                }
+                _ => {}
+            }
+        }
+        let law = jobs().next().map_or(Law::NoGain, |(job, part)| law_of(model_of(job, part.stage)));
+        let loses_row = ends().any(|(job, _)| job.behaviour == Behaviour::LosesRow);
+        let has_company = batch.rows() > 1;
+        let slowness = self.workers[worker].slowness_permille;
+        let singles: Vec<(u32, Micros)> = jobs()
+            .map(|(job, part)| (part.rows.end.saturating_sub(part.rows.start), job.run * slowness / 1000))
+            .collect();
+        let one_by_one: Micros = singles.iter().map(|(rows, each)| u64::from(*rows) * each).sum();
+        let packed_us = models::call_us(law, &singles);
+        let times = BatchTimes { run_us: one_by_one, load_us: batch.load, ..BatchTimes::default() };
+        match batch.kind {
+            BatchKind::Whole => Ok(times),
+            BatchKind::Packed if has_company && law == Law::Unsupported => {
+                Err(Failure::new(ErrorCode::RunFailed, "got 2 rows for dimension 0, expected 1"))
+            }
+            BatchKind::Packed if has_company && loses_row => {
+                Err(Failure::new(ErrorCode::RunProtocol, "one row less came out than went in"))
+            }
+            BatchKind::Packed => Ok(BatchTimes { run_us: packed_us, ..times }),
+            BatchKind::Probe => {
+                let equal = match law {
+                    Law::Unsupported => Equality::Unsupported,
+                    Law::Differs => Equality::Differs,
+                    _ if loses_row => Equality::Differs,
+                    Law::Packs | Law::NoGain => Equality::Same,
+                };
+                let single_us = Some(one_by_one / u64::from(batch.rows().max(1)));
+                let packed_us = (equal != Equality::Unsupported).then_some(packed_us);
+                Ok(BatchTimes { single_us, packed_us, equal: Some(equal), ..times })
+            }
+        }
+    }
+
+    /// The outputs of a part stay with its attempt, if that is still there.
+    fn keep_rows(&mut self, worker: usize, batch: &Batch, part: &Part) {
+        let job = self.referee.job(part.id.task);
+        let (model, stages) = (model_of(job, part.stage), job.then.len() + 1);
+        let spoils = batch.kind == BatchKind::Packed && batch.rows() > 1 && law_of(model) == Law::Differs;
+        let Some(session) = self.workers[worker].sessions.get_mut(&part.id) else { return };
+        if session.stage == Stage::Over {
+            return;
+        }
+        session.rows.resize_with(stages, || vec![None; session.manifest.items as usize]);
+        for row in part.rows.clone() {
+            let given = row_before(session, part.stage, row);
+            let place = session.rows.get_mut(usize::from(part.stage)).and_then(|rows| rows.get_mut(row as usize));
+            let (Some(given), Some(place)) = (given, place) else {
+                let detail = format!("W{worker} ran row {row} of {} at stage {}", short_id(part.id), part.stage);
+                return self.referee.fail("a stage gets what the one before it gave", detail);
+            };
+            let made = models::run_row(Digest::from_bytes([model; 32]), given);
+            if place.replace(if spoils { models::spoil_row(made) } else { made }).is_some() {
+                let detail = format!("W{worker} ran row {row} of {} at stage {} again", short_id(part.id), part.stage);
+                return self.referee.fail("every row runs once", detail);
+            }
+        }
+    }
+}
+
+/// What a row is before it goes through a stage.
+fn row_before(session: &Session, stage: u8, row: u32) -> Option<u64> {
+    match stage {
+        0 => Some(models::input_row(session.manifest.inputs.first()?.digest, row)),
+        later => *session.rows.get(usize::from(later) - 1)?.get(row as usize)?,
+    }
+}
+
+/// Whether the task ends with this stage: that is where it behaves as it does.
+fn is_last(job: &Job, stage: u8) -> bool {
+    usize::from(stage) == job.then.len()
+}
+
+/// How long the calls of a batch take, none of them longer than `limit`.
+fn time_within(kind: BatchKind, law: Law, singles: &[(u32, Micros)], limit: Micros) -> Micros {
+    let packed = models::call_us(law, singles).min(limit);
+    let mut one_by_one: Micros = 0;
+    for (rows, each) in singles {
+        if *each > limit {
+            one_by_one += limit;
+            break;
+        }
+        one_by_one += u64::from(*rows) * each;
+    }
+    match kind {
+        BatchKind::Whole => one_by_one,
+        BatchKind::Packed => packed,
+        BatchKind::Probe => one_by_one + packed,
+    }
+}
+
+/// Parts as the story names them.
+pub(super) fn brief(parts: &[Part]) -> String {
+    let part = |part: &Part| format!("{}/{} {}..{}", short_id(part.id), part.stage, part.rows.start, part.rows.end);
+    parts.iter().map(part).collect::<Vec<_>>().join(", ")
+}
+
+/// Whose rows are in a batch.
+pub(super) fn has(batch: &Batch, id: AttemptId) -> bool {
+    batch.parts.iter().any(|part| part.id == id)
+}

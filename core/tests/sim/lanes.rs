@@ -1,0 +1,136 @@
+//! The referee's books about workers' slots: which batch may run where, and what waits while there is room.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use mesh_core::worker::{BatchId, BatchKind};
+use proto_msgs::{AttemptId, Lane};
+
+use super::{
+    batches::{Batch, brief, has, model_of},
+    job::Job,
+    mesh::{Micros, micros, short_id},
+    referee::Referee,
+    worker_shell::WorkerShell,
+};
+
+/// Rows of one runner call.
+const ROWS_MAX: u32 = 64;
+
+/// So long an item may wait although there is room for it: for company, and for a moment of the machine's own time.
+const WAIT_MAX: Duration = Duration::from_millis(105);
+
+/// What the referee knows of a worker's slots.
+#[derive(Debug, Default)]
+pub(super) struct Rooms {
+    /// Attempts whose rows are all there and of which none has run yet, and since when.
+    ready: BTreeMap<(usize, AttemptId), Micros>,
+    /// When a lane of a worker last had no room.
+    full: BTreeMap<(usize, Lane), Micros>,
+}
+
+impl Referee {
+    /// All of an attempt is there.
+    pub(super) fn is_ready(&mut self, now: Micros, worker: usize, id: AttemptId) {
+        self.rooms.ready.insert((worker, id), now);
+    }
+
+    pub(super) fn batch_begins(&mut self, now: Micros, worker: usize, shell: &WorkerShell, id: BatchId, batch: &Batch) {
+        if let Some((law, detail)) = self.misplaced(shell, batch) {
+            let parts = brief(&batch.parts);
+            return self.fail(law, format!("W{worker} {id:?} {:?} of {parts}: {detail}", batch.kind));
+        }
+        for part in &batch.parts {
+            if let Some(detail) = self.waited_in_vain(now, worker, part.id) {
+                self.fail("what waits goes when there is room", detail);
+            }
+            let life = self.life_of(worker);
+            let is_first = self.ran.insert((part.id, worker, life));
+            let truth = self.task_mut(part.id.task);
+            if is_first {
+                truth.runs.push((part.id.attempt, worker));
+                truth.began = Some(now);
+            }
+        }
+    }
+
+    /// What speaks against running these rows together, there and now.
+    fn misplaced(&self, shell: &WorkerShell, batch: &Batch) -> Option<(&'static str, String)> {
+        let job = |index: usize| batch.parts.get(index).map(|part| (self.job(part.id.task), part));
+        let (first, first_part) = job(0)?;
+        let [realtime, lent] = shell.place.slots;
+        let slot = batch.slot.0;
+        if slot >= realtime + lent || shell.batches.values().any(|other| other.slot.0 == slot) {
+            return Some(("a worker stays within its slots", format!("{:?} is taken: {:?}", batch.slot, shell.batches)));
+        }
+        if first.lane_in_force() == Lane::Batch && slot < realtime {
+            return Some(("the batch lane stays in its slots", format!("in slot {slot} with {realtime} for realtime")));
+        }
+        let map = &shell.place.device_map;
+        if batch.device != map[usize::from(slot) % map.len()] {
+            return Some(("a slot sits on its device", format!("slot {slot} on {} with {map:?}", batch.device)));
+        }
+        let beside = shell.batches.values().filter(|other| other.device == batch.device).count();
+        if batch.device >= 0 && beside >= usize::from(shell.place.device_width) {
+            return Some(("a device takes what it is wide", format!("{beside} batches run on {}", batch.device)));
+        }
+        let is_like = |(job, part): &(&Job, &mesh_core::worker::Part)| {
+            part.stage == first_part.stage
+                && model_of(job, part.stage) == model_of(first, first_part.stage)
+                && job.demands == first.demands
+                && job.lane_in_force() == first.lane_in_force()
+        };
+        let parts: Vec<_> = (0..batch.parts.len()).filter_map(job).collect();
+        if !parts.iter().all(is_like) {
+            return Some(("only like runs with like", String::new()));
+        }
+        let packs = matches!(batch.kind, BatchKind::Packed | BatchKind::Probe);
+        if (parts.len() > 1 && !packs) || (packs && batch.rows() > ROWS_MAX) {
+            return Some(("a call has its limits", format!("{} rows", batch.rows())));
+        }
+        let good = |(job, part): &(&Job, &mesh_core::worker::Part)| {
+            let twice = parts.iter().filter(|(_, other)| other.id == part.id).count() > 1;
+            let rows = &part.rows;
+            let beside = shell.batches.values().flat_map(|batch| &batch.parts).any(|other| {
+                (other.id, other.stage) == (part.id, part.stage)
+                    && other.rows.start < rows.end
+                    && rows.start < other.rows.end
+            });
+            rows.start < rows.end && rows.end <= job.items && !twice && !beside
+        };
+        let bad = parts.iter().find(|part| !good(part))?;
+        Some(("every row runs once", format!("{} {:?}", short_id(bad.1.id), bad.1.rows)))
+    }
+
+    /// Keeps book of which lanes have room, after anything that may have changed it.
+    pub(super) fn worker_acted(&mut self, now: Micros, worker: usize, shell: &WorkerShell) {
+        for lane in Lane::ALL {
+            if !has_room(shell, lane) {
+                self.rooms.full.insert((worker, lane), now);
+            }
+        }
+        self.rooms.ready.retain(|(at, id), _| {
+            *at != worker || shell.sessions.contains_key(id) && !shell.batches.values().any(|batch| has(batch, *id))
+        });
+    }
+
+    fn waited_in_vain(&mut self, now: Micros, worker: usize, id: AttemptId) -> Option<String> {
+        let ready = self.rooms.ready.remove(&(worker, id))?;
+        let lane = self.job(id.task).lane_in_force();
+        let since = self.rooms.full.get(&(worker, lane)).map_or(ready, |full| ready.max(*full));
+        let excused = self.is_harmed || now <= since + micros(WAIT_MAX);
+        (!excused).then(|| format!("{} had room at W{worker} for {} ms", short_id(id), (now - since) / 1000))
+    }
+}
+
+/// Whether one more batch of the lane could run at once.
+fn has_room(shell: &WorkerShell, lane: Lane) -> bool {
+    let Some(total) = shell.place.slots.iter().copied().reduce(|sum, slots| sum + slots) else { return false };
+    let first = if lane == Lane::Batch { shell.place.slots[0] } else { 0 };
+    let map = &shell.place.device_map;
+    (first..total).any(|slot| {
+        let device = map[usize::from(slot) % map.len()];
+        let beside = shell.batches.values().filter(|batch| batch.device == device).count();
+        let is_free = shell.batches.values().all(|batch| batch.slot.0 != slot);
+        is_free && (device < 0 || beside < usize::from(shell.place.device_width))
+    })
+}
