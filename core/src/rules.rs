@@ -33,6 +33,22 @@ pub enum Rule {
     AnswerOwnerOnly,
     /// A worker repeats a finished attempt until the broker has acknowledged it.
     RepeatFinished,
+    /// The broker shares a lane out among the clients that wait in it; else who submits most gets most.
+    FairShares,
+    /// The longer a task has waited the sooner it goes; else a low priority waits for ever.
+    AgeingRank,
+    /// The broker lends idle batch slots to realtime and never the other way.
+    LendOnlyToRealtime,
+    /// A worker runs the batch lane in slots of its own; else a flood of it takes those that realtime needs.
+    LaneSlots,
+    /// What failed in company is run again alone; else one client's rows fail another's.
+    IsolateFailedBatch,
+    /// Rows are cut without gap and overlap, and each comes back to where it was cut.
+    RowsInOrder,
+    /// A worker that violated a service level is tried with a few tasks first before it gets all of them again.
+    SloHysteresis,
+    /// A task that took three workers down is given up.
+    PoisonStops,
 }
 
 impl Rule {
@@ -52,6 +68,14 @@ impl Rule {
         Self::TicketNamesEpoch,
         Self::AnswerOwnerOnly,
         Self::RepeatFinished,
+        Self::FairShares,
+        Self::AgeingRank,
+        Self::LendOnlyToRealtime,
+        Self::LaneSlots,
+        Self::IsolateFailedBatch,
+        Self::RowsInOrder,
+        Self::SloHysteresis,
+        Self::PoisonStops,
     ];
 }
 
