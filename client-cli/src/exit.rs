@@ -84,7 +84,7 @@ pub(crate) fn of_code(code: ErrorCode) -> u8 {
 
 pub(crate) fn of_task(error: &TaskError) -> u8 {
     match error {
-        TaskError::Failed(failure) => of_code(failure.code),
+        TaskError::Failed(failure) | TaskError::Busy { failure, .. } => of_code(failure.code),
         TaskError::Cancelled => CANCELLED,
         TaskError::Version(_) => REFUSED,
         TaskError::Closed => INTERNAL,

@@ -93,12 +93,19 @@ impl Progress {
 
     fn describe(&mut self, news: News) -> String {
         match news {
-            News::Queued { position: 0, reason } => format!("next in the queue: {reason}"),
-            News::Queued { position, reason } => format!("queued behind {position}: {reason}"),
-            News::Placed { worker_name, .. } => {
+            News::Queued { position, reason, starts_in } => {
+                let place = match position {
+                    0 => "next in the queue".to_owned(),
+                    position => format!("queued behind {position}"),
+                };
+                let start = starts_in.map(|time| format!(", starts in about {}", units::time(time)));
+                format!("{place}{}: {reason}", start.unwrap_or_default())
+            }
+            News::Placed { worker_name, predicted, .. } => {
                 self.worker = worker_name;
                 self.sending_since = Some(Instant::now());
-                format!("{}: connecting", self.worker)
+                let end = predicted.map(|time| format!(", done in about {}", units::time(time)));
+                format!("{}: connecting{}", self.worker, end.unwrap_or_default())
             }
             News::Sending { sent_bytes, total_bytes } => {
                 let seconds = self.sending_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
@@ -141,7 +148,7 @@ fn write_rate(state: &ProgressState, out: &mut dyn std::fmt::Write) {
 
 #[cfg(test)]
 mod tests {
-    use mesh_sdk::{Attempt, WorkerId};
+    use mesh_sdk::{Attempt, Lane, WorkerId};
 
     use super::*;
 
@@ -153,10 +160,14 @@ mod tests {
             worker: WorkerId::from_bytes([1; 16]),
             worker_name: "pi-4".into(),
             model_held: false,
+            lane: Lane::Realtime,
+            predicted: Some(Duration::from_millis(120)),
         };
-        let queued = News::Queued { position: 2, reason: "all slots are busy".into() };
-        assert_eq!(progress.describe(queued), "queued behind 2: all slots are busy");
-        assert_eq!(progress.describe(placed), "pi-4: connecting");
+        let queued = |position, starts_in| News::Queued { position, reason: "all slots are busy".into(), starts_in };
+        assert_eq!(progress.describe(queued(2, None)), "queued behind 2: all slots are busy");
+        let soon = Some(Duration::from_millis(1_500));
+        assert_eq!(progress.describe(queued(0, soon)), "next in the queue, starts in about 1.50 s: all slots are busy");
+        assert_eq!(progress.describe(placed), "pi-4: connecting, done in about 120 ms");
         progress.sending_since = None;
         let sending = News::Sending { sent_bytes: 512, total_bytes: 2048 };
         assert_eq!(progress.describe(sending), "pi-4: sending 512 B of 2.0 KiB (0 B/s)");

@@ -60,13 +60,13 @@ impl Failed {
 
     pub(crate) fn of_task(error: &TaskError) -> Self {
         let code = match error {
-            TaskError::Failed(failure) => failure.code.name(),
+            TaskError::Failed(failure) | TaskError::Busy { failure, .. } => failure.code.name(),
             TaskError::Cancelled => "CANCELLED",
             TaskError::Version(_) => ErrorCode::Forbidden.name(),
             TaskError::Closed => "CLOSED",
         };
         let text = match error {
-            TaskError::Failed(failure) => failure.text.clone(),
+            TaskError::Failed(failure) | TaskError::Busy { failure, .. } => failure.text.clone(),
             other => other.to_string(),
         };
         Self { exit: exit::of_task(error), code, text }

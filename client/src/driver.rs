@@ -29,10 +29,10 @@ use tokio::{
 };
 
 use crate::{
-    News, TaskError, TaskResult, Timings,
+    News, Outputs, TaskError, TaskResult, Timings,
     links::{LinkId, Links},
+    outputs::Output,
     questions::{Questions, Reply},
-    result::Output,
     session::{Resume, Session, Taken},
     task::Payload,
 };
@@ -312,9 +312,12 @@ impl Driver {
             live.sent_bytes = 0;
         }
         let news = match news {
-            CoreNews::Queued { position, reason } => News::Queued { position, reason },
-            CoreNews::Placed { attempt, worker, worker_name, model_held } => {
-                News::Placed { attempt, worker, worker_name, model_held }
+            CoreNews::Queued { position, reason, starts_in_ms } => {
+                News::Queued { position, reason, starts_in: starts_in_ms.map(millis) }
+            }
+            CoreNews::Placed { attempt, worker, worker_name, model_held, lane, predicted_ms } => {
+                let predicted = predicted_ms.map(millis);
+                News::Placed { attempt, worker, worker_name, model_held, lane, predicted }
             }
             CoreNews::Phase(phase) => News::Phase(phase),
             CoreNews::Retrying { attempt, worker_name, why } => News::Retrying { attempt, worker_name, why },
@@ -339,9 +342,16 @@ impl Driver {
         let timings = live_timings(&live.submitted, live.placed, live.sent, live.sent_bytes, &end.outcome);
         let result = match end.outcome {
             Outcome::Done { .. } => {
-                Ok(TaskResult { task, outputs: live.outputs, worker: end.worker, attempts: end.attempt, timings })
+                let items = live.payload.as_ref().map_or(1, |payload| payload.manifest.items);
+                let outputs = Outputs::new(live.outputs, items);
+                let runs = end.result.map(|result| result.runs).unwrap_or_default();
+                let (worker, attempts, lane) = (end.worker, end.attempt, end.lane);
+                Ok(TaskResult { task, outputs, runs, lane, worker, attempts, timings })
             }
-            Outcome::Failed(failure) => Err(TaskError::Failed(failure)),
+            Outcome::Failed(failure) => Err(match end.retry_after_ms {
+                Some(after) => TaskError::Busy { failure, retry_after: millis(after) },
+                None => TaskError::Failed(failure),
+            }),
             Outcome::Cancelled => Err(TaskError::Cancelled),
         };
         // The handle may be gone.
@@ -373,6 +383,10 @@ impl Live {
             is_abandoned: false,
         }
     }
+}
+
+fn millis(ms: u32) -> Duration {
+    Duration::from_millis(ms.into())
 }
 
 fn live_timings(

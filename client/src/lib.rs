@@ -26,21 +26,27 @@
 //! Where to begin: [`Mesh`], then [`Task`]; inside, `driver`.
 
 mod driver;
+mod input;
 mod links;
 mod mesh;
+mod model;
 mod options;
+mod outputs;
 mod questions;
 mod result;
 mod session;
 mod task;
 
+pub use input::Input;
 pub use mesh::{Mesh, TaskHandle};
+pub use model::Model;
 pub use options::{BROKER_DEFAULT, ConnectError, Listen, Options, default_state_dir};
+pub use outputs::{Output, Outputs};
 pub use proto_msgs::{
     Arch, Attempt, ClientId, ClusterView, DType, Demands, Digest, Direction, Dispatch, ErrorCode, Failure, JobId,
     LabelRule, Lane, ModelCost, ModelFormat, ModelRef, ModelView, Outcome, Packing, Phase, RunNote, Slo, TaskId,
     TaskStanding, TaskView, WhyView, WorkerId, WorkerView,
 };
-pub use result::{AskError, News, Output, TaskError, TaskResult, Timings, Update};
+pub use result::{AskError, News, TaskError, TaskResult, Timings, Update};
 pub use session::SENDING_EVERY;
-pub use task::{Input, Model, SubmitError, Task, new_job};
+pub use task::{SubmitError, Task, new_job};

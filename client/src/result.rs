@@ -1,15 +1,10 @@
 //! What comes of a task: news on the way, the result, or why there is none.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::time::Duration;
 
-use bytes::Bytes;
-use mesh_transport::blob::Content;
-use proto_msgs::{Attempt, DType, ErrorCode, Failure, OutputDecl, Phase, TaskId, WorkerId};
+use proto_msgs::{Attempt, ErrorCode, Failure, Lane, Phase, RunNote, TaskId, WorkerId};
+
+use crate::Outputs;
 
 /// What happens to a task before it ends.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -20,6 +15,8 @@ pub enum News {
         position: u32,
         /// What it waits for.
         reason: String,
+        /// Until it is placed, as predicted; `None` if the mesh has nothing to go by.
+        starts_in: Option<Duration>,
     },
     /// A worker was found.
     Placed {
@@ -31,6 +28,10 @@ pub enum News {
         worker_name: String,
         /// It has the model already: only inputs are sent.
         model_held: bool,
+        /// The lane whose slots it uses.
+        lane: Lane,
+        /// Until the run's end, as predicted; `None` if nobody has run the model yet.
+        predicted: Option<Duration>,
     },
     /// Model and inputs are on their way. Told at most every [`SENDING_EVERY`](crate::SENDING_EVERY).
     Sending {
@@ -69,7 +70,11 @@ pub struct TaskResult {
     /// Which.
     pub task: TaskId,
     /// The outputs, in the model's order. Empty for a detached task: see [`Mesh::fetch`](crate::Mesh::fetch).
-    pub outputs: Vec<Output>,
+    pub outputs: Outputs,
+    /// The runs that the task's items were part of, in the order in which they ended; the first ones if there were many.
+    pub runs: Vec<RunNote>,
+    /// The lane that it was run in; `None` if it ended without a worker.
+    pub lane: Option<Lane>,
     /// The worker that did it.
     pub worker: Option<(WorkerId, String)>,
     /// How often the task was placed.
@@ -95,92 +100,20 @@ pub struct Timings {
     pub sent_bytes: u64,
 }
 
-/// One output, verified against the worker's digest.
-#[derive(Clone, Debug)]
-pub struct Output {
-    /// Name in the model.
-    pub name: String,
-    /// Element type.
-    pub dtype: DType,
-    /// Shape.
-    pub shape: Vec<u64>,
-    data: OutputData,
-}
-
-#[derive(Clone, Debug)]
-enum OutputData {
-    Memory(Bytes),
-    File(Arc<Spooled>),
-}
-
-/// A file that lives as long as the result it belongs to.
-#[derive(Debug)]
-struct Spooled {
-    path: PathBuf,
-    size_bytes: u64,
-}
-
-impl Drop for Spooled {
-    fn drop(&mut self) {
-        // What cannot be removed now is removed when the folder is used again a day later.
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-impl Output {
-    pub(crate) fn new(decl: OutputDecl, content: Content) -> Self {
-        let data = match content {
-            Content::Memory(bytes) => OutputData::Memory(bytes),
-            Content::File(path) => OutputData::File(Arc::new(Spooled { path, size_bytes: decl.size_bytes })),
-        };
-        Self { name: decl.name, dtype: decl.dtype, shape: decl.shape, data }
-    }
-
-    /// Length of the data.
-    pub fn size_bytes(&self) -> u64 {
-        match &self.data {
-            OutputData::Memory(bytes) => bytes.len() as u64,
-            OutputData::File(file) => file.size_bytes,
-        }
-    }
-
-    /// The elements, little-endian and in row-major order. Reads the file if the output is large.
-    ///
-    /// # Errors
-    /// If the file cannot be read.
-    pub fn bytes(&self) -> io::Result<Bytes> {
-        match &self.data {
-            OutputData::Memory(bytes) => Ok(bytes.clone()),
-            OutputData::File(file) => fs::read(&file.path).map(Bytes::from),
-        }
-    }
-
-    /// The elements as a stream, for outputs too large for memory.
-    ///
-    /// # Errors
-    /// If the file cannot be opened.
-    pub fn reader(&self) -> io::Result<Box<dyn io::Read + Send>> {
-        match &self.data {
-            OutputData::Memory(bytes) => Ok(Box::new(io::Cursor::new(bytes.clone()))),
-            OutputData::File(file) => Ok(Box::new(fs::File::open(&file.path)?)),
-        }
-    }
-
-    /// The file that a large output is in. It is removed with the last clone of this output.
-    pub fn path(&self) -> Option<&Path> {
-        match &self.data {
-            OutputData::Memory(_) => None,
-            OutputData::File(file) => Some(&file.path),
-        }
-    }
-}
-
 /// Why a task has no result.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum TaskError {
     /// It failed.
     #[error("{0}")]
     Failed(Failure),
+    /// The mesh has no room for it now. Submit it anew after `retry_after`.
+    #[error("{failure}")]
+    Busy {
+        /// What is full.
+        failure: Failure,
+        /// How long that will last, as the broker predicts.
+        retry_after: Duration,
+    },
     /// It was taken back.
     #[error("cancelled")]
     Cancelled,
@@ -196,7 +129,7 @@ impl TaskError {
     /// The code if the mesh said why.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
-            Self::Failed(failure) => Some(failure.code),
+            Self::Failed(failure) | Self::Busy { failure, .. } => Some(failure.code),
             Self::Cancelled | Self::Version(_) | Self::Closed => None,
         }
     }

@@ -2,7 +2,7 @@
 //! decides whether the attempt is still wanted.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -19,7 +19,7 @@ use proto_msgs::{
 use tokio::{sync::mpsc, task::AbortHandle};
 use uuid::Uuid;
 
-use crate::{driver::Happened, links::LinkId, result::Output, task::Payload};
+use crate::{driver::Happened, links::LinkId, outputs::Output, task::Payload};
 
 /// News of an upload's progress is told at most this often.
 pub const SENDING_EVERY: Duration = Duration::from_millis(100);
@@ -42,8 +42,10 @@ pub(crate) struct Session {
     pub(crate) opening: Option<Resume>,
     /// Since when it waits for a neighbour that sends the same model.
     pub(crate) patient_since: Option<Instant>,
-    /// The model is being sent, and the worker has not said yet that it has it.
-    sends_model: bool,
+    /// Models that are being sent, or will be if the worker asks for them: it has not said yet that it has them.
+    sends: BTreeSet<Digest>,
+    /// Models that are sent only if the worker asks for them.
+    held: BTreeSet<BlobIndex>,
     /// Which wait for the worker to dial in counts.
     pub(crate) wait: u64,
     upload: Option<Upload>,
@@ -121,7 +123,8 @@ impl Session {
             link: None,
             opening: Some(opening),
             patient_since: None,
-            sends_model: false,
+            sends: BTreeSet::new(),
+            held: BTreeSet::new(),
             wait: 0,
             upload: None,
             accepted: false,
@@ -149,24 +152,36 @@ impl Session {
         self.tell_upload(Feedback::Unlinked);
     }
 
-    /// Its model.
-    pub(crate) fn model(&self) -> Option<Digest> {
-        self.payload.as_ref().map(|payload| payload.manifest.model.digest)
+    /// Its models and their blobs, the first one's first.
+    fn models(&self) -> impl Iterator<Item = (BlobIndex, Digest)> {
+        let manifest = self.payload.as_ref().map(|payload| &payload.manifest);
+        let after_inputs = manifest.map_or(0, |manifest| manifest.inputs.len() as BlobIndex + 1);
+        let first = manifest.map(|manifest| (MODEL_BLOB, manifest.model.digest));
+        let stages = manifest.into_iter().flat_map(|manifest| &manifest.then).map(|stage| stage.model.digest);
+        first.into_iter().chain((after_inputs..).zip(stages))
+    }
+
+    /// A model of it that the worker may have to be sent; `is_held` says which ones it was seen to have.
+    pub(crate) fn wants_any(&self, is_held: impl Fn(Digest) -> bool, is_coming: impl Fn(Digest) -> bool) -> bool {
+        let model_held = self.grant.model_held;
+        let missing = self.models().filter(|(blob, model)| !(is_held(*model) || *blob == MODEL_BLOB && model_held));
+        missing.into_iter().any(|(_, model)| is_coming(model))
     }
 
     /// It is the one that brings this model to the worker.
     pub(crate) fn is_sending(&self, model: Digest) -> bool {
-        self.sends_model && self.model() == Some(model)
+        self.sends.contains(&model)
     }
 
-    /// The worker has everything. Gives the model, if it had to be sent.
-    pub(crate) fn delivered(&mut self) -> Option<Digest> {
-        std::mem::take(&mut self.sends_model).then(|| self.model())?
+    /// The worker has everything. Gives the models that it was not known to have.
+    pub(crate) fn delivered(&mut self) -> BTreeSet<Digest> {
+        std::mem::take(&mut self.sends)
     }
 
     /// The worker may have the model though the broker does not know it yet.
     pub(crate) fn note_held(&mut self, is_held: impl Fn(Digest) -> bool) {
-        self.grant.model_held |= self.model().is_some_and(is_held);
+        let is_held = self.models().next().is_some_and(|(_, model)| is_held(model));
+        self.grant.model_held |= is_held;
     }
 
     /// The first message of the attempt on a link.
@@ -197,9 +212,13 @@ impl Session {
         }
         self.upload = None;
         self.acknowledged.clear();
-        let is_held = self.grant.model_held;
-        self.sends_model = !is_held && self.payload.is_some();
-        self.start_upload(outlet, sending, |outgoing| if is_held { outgoing.held(MODEL_BLOB) } else { outgoing })
+        let model_held = self.grant.model_held;
+        // Models of later stages the worker has to ask for.
+        self.held = self.models().map(|(blob, _)| blob).filter(|blob| *blob != MODEL_BLOB || model_held).collect();
+        self.sends =
+            self.models().filter(|(blob, _)| *blob != MODEL_BLOB || !model_held).map(|(_, model)| model).collect();
+        let held = self.held.clone();
+        self.start_upload(outlet, sending, |outgoing| held.into_iter().fold(outgoing, Outgoing::held))
     }
 
     /// All blobs of the attempt; which of them are sent is for `shape` and the worker's needs to say.
@@ -234,17 +253,25 @@ impl Session {
         }
     }
 
-    /// The worker has said what it needs.
-    pub(crate) fn accept(&mut self, accept: Accept, outlet: &Outlet, sending: &Sending<'_>) -> Result<(), UploadError> {
+    /// The worker has said what it needs. Gives the models that it does not name: it has them.
+    pub(crate) fn accept(
+        &mut self,
+        accept: Accept,
+        outlet: &Outlet,
+        sending: &Sending<'_>,
+    ) -> Result<BTreeSet<Digest>, UploadError> {
         self.accepted = true;
-        self.sends_model |= accept.needs.iter().any(|(blob, _)| *blob == MODEL_BLOB);
+        let needs = |blob: BlobIndex| accept.needs.iter().any(|(needed, _)| *needed == blob);
+        self.held.retain(|blob| !needs(*blob));
+        let needed: BTreeSet<Digest> = self.models().filter(|(blob, _)| needs(*blob)).map(|(_, model)| model).collect();
+        let has = std::mem::replace(&mut self.sends, needed).difference(&self.sends).copied().collect();
         if self.upload.is_none() && !accept.needs.is_empty() {
             // It has lost what it had, or never had the model it was thought to hold.
             self.told_sent = false;
             self.start_upload(outlet, sending, Outgoing::wait_for_needs)?;
         }
         self.tell_upload(Feedback::Needs { blobs: accept.needs, window_bytes: accept.window_bytes });
-        Ok(())
+        Ok(has)
     }
 
     /// The worker has this much of a blob. Gives bytes acknowledged and bytes in all if it is time to tell the user.
@@ -254,9 +281,7 @@ impl Session {
         let known = self.acknowledged.entry(blob).or_default();
         *known = received_bytes.max(*known);
         // A model that is held counts as nothing, until the worker asks for it after all.
-        let counts = |blob: BlobIndex| {
-            !(blob == MODEL_BLOB && self.grant.model_held) || self.acknowledged.contains_key(&MODEL_BLOB)
-        };
+        let counts = |blob: BlobIndex| !self.held.contains(&blob) || self.acknowledged.contains_key(&blob);
         let payload = self.payload.as_ref()?;
         let sizes = payload.blobs.iter().zip(MODEL_BLOB..).filter(|(_, blob)| counts(*blob));
         let total: u64 = sizes.map(|(blob, _)| blob.size_bytes()).sum();

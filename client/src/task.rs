@@ -1,50 +1,12 @@
-//! What is submitted. Owns models and inputs as the user has them, their digests, and the check that a file is still the
-//! one that was hashed. Never: connections.
+//! What is submitted. Owns the wishes of a task and the check of everything that the mesh would refuse; never: connections.
 
-use std::{
-    fmt, fs, io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, path::PathBuf, time::Duration};
 
-use bytes::Bytes;
 use mesh_core::client::TaskSpec;
-use mesh_transport::blob::{Source, UploadError};
-use proto_msgs::{
-    DType, Demands, Digest, Direction, InputDecl, JobId, LabelRule, Lane, Manifest, ModelFormat, ModelRef, Slo, Stage,
-    TaskId, limits,
-};
+use proto_msgs::{Demands, Direction, InputDecl, JobId, LabelRule, Lane, Manifest, Slo, Stage, TaskId, limits};
 use uuid::Uuid;
 
-/// A model that is ready to be submitted, any number of times: its file has been hashed. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Model {
-    inner: Arc<ModelInner>,
-}
-
-#[derive(Debug)]
-struct ModelInner {
-    name: String,
-    reference: ModelRef,
-    blob: Blob,
-}
-
-/// One input of a task.
-#[derive(Clone, Debug)]
-pub struct Input {
-    name: Option<String>,
-    dtype: Option<DType>,
-    shape: Option<Vec<u64>>,
-    data: Data,
-}
-
-#[derive(Clone, Debug)]
-enum Data {
-    Memory(Bytes),
-    File(PathBuf),
-}
+use crate::{Input, Model, input::Blob};
 
 /// What the user wants done.
 #[derive(Clone, Debug)]
@@ -89,115 +51,6 @@ pub enum SubmitError {
     Closed,
 }
 
-impl Model {
-    /// The model in a file. Reads it once to hash it (about 5 GB/s a core); it is not kept in memory.
-    ///
-    /// # Errors
-    /// If it cannot be read or is no model.
-    pub async fn from_file(path: impl Into<PathBuf>) -> Result<Self, SubmitError> {
-        let path = path.into();
-        let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        blocking(move || Self::new(name, Data::File(path))).await
-    }
-
-    /// A model in memory.
-    ///
-    /// # Errors
-    /// If it is no model.
-    pub async fn from_bytes(name: impl Into<String>, bytes: impl Into<Bytes>) -> Result<Self, SubmitError> {
-        let (name, bytes) = (name.into(), bytes.into());
-        blocking(move || Self::new(name, Data::Memory(bytes))).await
-    }
-
-    fn new(mut name: String, data: Data) -> Result<Self, SubmitError> {
-        let format = detect(&data)?.ok_or_else(|| SubmitError::UnknownFormat { name: name.clone() })?;
-        let (blob, digest) = Blob::hash(data)?;
-        at_most("the model", blob.size_bytes, limits::MODEL_BYTES_MAX, "bytes")?;
-        name.truncate(name.floor_char_boundary(limits::NAME_BYTES_MAX));
-        let reference = ModelRef { digest, size_bytes: blob.size_bytes, format };
-        Ok(Self { inner: Arc::new(ModelInner { name, reference, blob }) })
-    }
-
-    /// What a person calls it: the file's name.
-    pub fn name(&self) -> &str {
-        &self.inner.name
-    }
-
-    /// Digest, size and format.
-    pub fn reference(&self) -> ModelRef {
-        self.inner.reference
-    }
-}
-
-fn detect(data: &Data) -> Result<Option<ModelFormat>, SubmitError> {
-    match data {
-        Data::Memory(bytes) => Ok(mesh_models::detect(&bytes[..bytes.len().min(mesh_models::HEAD_BYTES)])),
-        Data::File(path) => {
-            let head = read_head(path).map_err(|source| SubmitError::Read { path: path.clone(), source })?;
-            Ok(mesh_models::detect(&head))
-        }
-    }
-}
-
-fn read_head(path: &Path) -> io::Result<Vec<u8>> {
-    use std::io::Read;
-    let mut head = Vec::with_capacity(mesh_models::HEAD_BYTES);
-    fs::File::open(path)?.take(mesh_models::HEAD_BYTES as u64).read_to_end(&mut head)?;
-    Ok(head)
-}
-
-impl Input {
-    /// Raw little-endian elements in row-major order, as the model wants them.
-    pub fn raw(bytes: impl Into<Bytes>) -> Self {
-        Self { name: None, dtype: None, shape: None, data: Data::Memory(bytes.into()) }
-    }
-
-    /// A file of raw little-endian elements in row-major order. Hashed when the task is submitted, read again when sent.
-    pub fn file(path: impl Into<PathBuf>) -> Self {
-        Self { name: None, dtype: None, shape: None, data: Data::File(path.into()) }
-    }
-
-    /// A tensor: the worker compares type and shape with the model's.
-    pub fn tensor(dtype: DType, shape: impl Into<Vec<u64>>, bytes: impl Into<Bytes>) -> Self {
-        Self::raw(bytes).shaped(dtype, shape)
-    }
-
-    /// Says what the bytes are, where the model leaves it open.
-    pub fn shaped(mut self, dtype: DType, shape: impl Into<Vec<u64>>) -> Self {
-        self.dtype = Some(dtype);
-        self.shape = Some(shape.into());
-        self
-    }
-
-    /// For the model's input of this name; without a name inputs are taken by position.
-    pub fn named(mut self, name: impl Into<String>) -> Self {
-        self.name = Some(name.into());
-        self
-    }
-
-    fn prepare(self) -> Result<(InputDecl, Blob), SubmitError> {
-        let Self { name, dtype, shape, data } = self;
-        at_most("an input name", name.as_ref().map_or(0, String::len) as u64, limits::NAME_BYTES_MAX as u64, "bytes")?;
-        at_most("an input", shape.as_ref().map_or(0, Vec::len) as u64, limits::RANK_MAX as u64, "dimensions")?;
-        let (blob, digest) = Blob::hash(data)?;
-        Ok((InputDecl { name, dtype, shape, digest, size_bytes: blob.size_bytes }, blob))
-    }
-}
-
-/// `x: FP32 [1, 3]`, with what is known of it.
-impl fmt::Display for Input {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(name) = &self.name {
-            write!(f, "{name}: ")?;
-        }
-        match (self.dtype, &self.shape, &self.data) {
-            (Some(dtype), Some(shape), _) => write!(f, "{dtype} {shape:?}"),
-            (_, _, Data::Memory(bytes)) => write!(f, "{} bytes", bytes.len()),
-            (_, _, Data::File(path)) => path.display().fmt(f),
-        }
-    }
-}
-
 impl Task {
     /// A task for this model, without inputs yet.
     pub fn new(model: Model) -> Self {
@@ -228,6 +81,24 @@ impl Task {
     pub fn inputs(mut self, inputs: impl IntoIterator<Item = Input>) -> Self {
         self.inputs.extend(inputs);
         self
+    }
+
+    /// The inputs of several items, each item's in the model's order, put one behind the other: a task of as many items.
+    ///
+    /// # Errors
+    /// If items differ in the number, type or shape of their inputs, or a file cannot be read.
+    pub fn stack(mut self, items: Vec<Vec<Input>>) -> Result<Self, SubmitError> {
+        let count = u32::try_from(items.len()).unwrap_or(u32::MAX);
+        let inputs = items.first().map_or(0, Vec::len);
+        if items.iter().any(|item| item.len() != inputs) {
+            return Err(SubmitError::Invalid("items with different numbers of inputs cannot share a task".to_owned()));
+        }
+        let mut items: Vec<_> = items.into_iter().map(Vec::into_iter).collect();
+        for _ in 0..inputs {
+            let of_each = items.iter_mut().filter_map(Iterator::next).collect();
+            self.inputs.push(Input::join(of_each)?);
+        }
+        Ok(self.items(count))
     }
 
     /// 0 (whenever there is room) to 100 (first of all); 50 if not said.
@@ -309,8 +180,8 @@ impl Task {
         let (inputs, mut blobs): (Vec<InputDecl>, Vec<Blob>) = prepared.into_iter().unzip();
         let input_bytes = inputs.iter().map(|input| input.size_bytes).fold(0, u64::saturating_add);
         at_most("the inputs together", input_bytes, limits::INPUT_BYTES_MAX, "bytes")?;
-        blobs.insert(0, self.model.inner.blob.clone());
-        blobs.extend(self.then.iter().map(|(_, model)| model.inner.blob.clone()));
+        blobs.insert(0, self.model.blob().clone());
+        blobs.extend(self.then.iter().map(|(_, model)| model.blob().clone()));
         let stage = |(name, model): (String, Model)| Stage { name, model: model.reference() };
         let then: Vec<Stage> = self.then.into_iter().map(stage).collect();
         let (model, model_name) = (self.model.reference(), self.model.name().to_owned());
@@ -373,74 +244,7 @@ pub(crate) struct Payload {
     pub(crate) blobs: Vec<Blob>,
 }
 
-/// Bytes that were hashed.
-#[derive(Clone, Debug)]
-pub(crate) struct Blob {
-    data: Data,
-    stamp: Option<Stamp>,
-    size_bytes: u64,
-}
-
-/// What changes with a file's content.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Stamp {
-    inode: u64,
-    size_bytes: u64,
-    modified_ns: (i64, i64),
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Result<Self, UploadError> {
-        let meta = fs::metadata(path).map_err(|source| UploadError::Read { path: path.to_owned(), source })?;
-        Ok(Self { inode: meta.ino(), size_bytes: meta.len(), modified_ns: (meta.mtime(), meta.mtime_nsec()) })
-    }
-}
-
-impl Blob {
-    fn hash(data: Data) -> Result<(Self, Digest), SubmitError> {
-        let failed = |error| match error {
-            UploadError::Read { path, source } => SubmitError::Read { path, source },
-            other => SubmitError::Invalid(other.to_string()),
-        };
-        let stamp = match &data {
-            Data::Memory(_) => None,
-            Data::File(path) => Some(Stamp::of(path).map_err(failed)?),
-        };
-        let source = open(&data).map_err(failed)?;
-        let digest = source.digest().map_err(failed)?;
-        let blob = Self { data, stamp, size_bytes: source.size_bytes() };
-        // Also notices a file that changed between the stamp and the end of the hashing.
-        blob.source().map_err(failed)?;
-        Ok((blob, digest))
-    }
-
-    /// Length.
-    pub(crate) fn size_bytes(&self) -> u64 {
-        self.size_bytes
-    }
-
-    /// The bytes, to be sent.
-    ///
-    /// # Errors
-    /// If the file is gone, or not the one that was hashed.
-    pub(crate) fn source(&self) -> Result<Source, UploadError> {
-        if let (Some(stamp), Data::File(path)) = (self.stamp, &self.data)
-            && Stamp::of(path)? != stamp
-        {
-            return Err(UploadError::Changed { path: path.clone() });
-        }
-        open(&self.data)
-    }
-}
-
-fn open(data: &Data) -> Result<Source, UploadError> {
-    match data {
-        Data::Memory(bytes) => Ok(Source::memory(bytes.clone())),
-        Data::File(path) => Source::file(path),
-    }
-}
-
-fn at_most(what: &str, got: u64, max: u64, unit: &str) -> Result<(), SubmitError> {
+pub(crate) fn at_most(what: &str, got: u64, max: u64, unit: &str) -> Result<(), SubmitError> {
     if got <= max {
         return Ok(());
     }
@@ -461,6 +265,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::input::Data;
 
     const MODEL: &[u8] = b"\x1c\0\0\0TFL3 and so on";
     const TASK: TaskId = TaskId::from_bytes([1; 16]);
@@ -474,28 +279,5 @@ mod tests {
         assert_eq!(error.to_string(), "the task has 200 inputs, the limit is 128");
         let error = Task::new(model).priority(101).prepare(TASK, None).unwrap_err();
         assert_eq!(error.to_string(), "priority 101 is out of range: use 0 to 100");
-    }
-
-    #[test]
-    fn no_model_is_refused_by_name() {
-        let error = Model::new("cat.jpg".into(), Data::Memory(b"\xff\xd8\xff".as_slice().into())).unwrap_err();
-        assert!(error.to_string().starts_with("cat.jpg is no model"), "{error}");
-    }
-
-    #[test]
-    fn a_file_that_changed_since_it_was_hashed_is_not_sent() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("input.bin");
-        fs::write(&path, b"before").unwrap();
-        let (blob, digest) = Blob::hash(Data::File(path.clone())).unwrap();
-        assert_eq!(digest, Digest::of(b"before"));
-        assert!(blob.source().is_ok());
-
-        fs::write(&path, b"afterwards").unwrap();
-
-        let error = blob.source().unwrap_err();
-        assert!(matches!(&error, UploadError::Changed { path: named } if *named == path), "{error}");
-        fs::remove_file(&path).unwrap();
-        assert!(matches!(blob.source(), Err(UploadError::Read { .. })));
     }
 }

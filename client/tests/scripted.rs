@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use mesh_sdk::{Direction, ErrorCode, Input, Mesh, Model, Options, Outcome, Task, TaskError, WorkerId};
+use mesh_sdk::{
+    Direction, Dispatch, ErrorCode, Input, Lane, Mesh, Model, Options, Outcome, RunNote, Task, TaskError, WorkerId,
+};
 use mesh_transport::{Admit, Context, Door, Inbox, Limits, Received, Security};
 use proto_msgs::{
     Accept, Attempt, AttemptId, BrokerToClient, Chunk, ClientToBroker, ClientToWorker, Credit, DType, Digest, Ended,
@@ -35,6 +37,8 @@ struct Script {
     output_is_damaged: bool,
     /// The worker never finishes.
     never_ends: bool,
+    /// The broker has no room for anybody.
+    is_full: bool,
 }
 
 /// What was seen.
@@ -99,6 +103,10 @@ async fn play_broker(
     while let Some(Received { peer, frame, .. }) = inbox.recv().await {
         let answer = match ClientToBroker::from_frame(&frame).unwrap() {
             ClientToBroker::Submit(submit) => match submit.standing {
+                Standing::Asking if script.is_full => {
+                    let outcome = Outcome::failed(ErrorCode::Busy, "the queue is full");
+                    Some(BrokerToClient::Ended(Ended { task: submit.task, outcome, retry_after_ms: Some(250) }))
+                }
                 Standing::Asking => Some(BrokerToClient::Grant(grant(&submit, script, &worker_endpoint))),
                 Standing::Holding { .. } => None,
                 Standing::Lost { outcome, .. } => {
@@ -158,7 +166,7 @@ struct Open {
 }
 
 async fn play_worker(script: Script, door: Door, mut inbox: Inbox<Received>, seen: Arc<Mutex<Seen>>) {
-    let mut holds = script.worker_holds;
+    let (mut holds, mut holds_stage) = (script.worker_holds, false);
     let mut opened: BTreeMap<AttemptId, Open> = BTreeMap::new();
     while let Some(Received { peer, frame, .. }) = inbox.recv().await {
         seen.lock().unwrap().links.insert(peer);
@@ -168,7 +176,10 @@ async fn play_worker(script: Script, door: Door, mut inbox: Inbox<Received>, see
             ClientToWorker::Open(open) => {
                 let body = open.ticket.body;
                 let id = AttemptId { task: body.task, attempt: body.attempt };
-                let missing: BTreeSet<u16> = if holds { [1].into() } else { [MODEL_BLOB, 1].into() };
+                let wants_stage = !holds_stage && !open.manifest.as_ref().unwrap().then.is_empty();
+                let wanted = [(MODEL_BLOB, !holds), (1, true), (2, wants_stage)];
+                let missing: BTreeSet<u16> =
+                    wanted.into_iter().filter_map(|(blob, is_missing)| is_missing.then_some(blob)).collect();
                 let needs = missing.iter().map(|blob| (*blob, 0)).collect();
                 opened.insert(id, Open { manifest: open.manifest.unwrap(), missing });
                 answers.push(WorkerToClient::Accept(Accept { id, needs, window_bytes: WINDOW_BYTES }).to_frame());
@@ -180,6 +191,7 @@ async fn play_worker(script: Script, door: Door, mut inbox: Inbox<Received>, see
                 let open = opened.get_mut(&id).unwrap();
                 open.missing.remove(&blob);
                 holds |= blob == MODEL_BLOB;
+                holds_stage |= blob == 2;
                 if open.missing.is_empty() {
                     assert_eq!(open.manifest.model.digest, Digest::of(MODEL));
                     answers.push(WorkerToClient::Progress(Progress { id, phase: Phase::Running }).to_frame());
@@ -200,7 +212,8 @@ fn result(script: Script, id: AttemptId) -> Vec<Frame> {
     let digest = Digest::of(if script.output_is_damaged { b"another" } else { &OUTPUT });
     let output = OutputDecl { name: "y".into(), dtype: DType::F32, shape: vec![1], digest, size_bytes: 4 };
     let outcome = Outcome::Done { run_us: 5, load_us: 7 };
-    let result = WorkerToClient::Result(RunResult { id, outcome, outputs: vec![output], runs: Vec::new() });
+    let run = RunNote { stage: 0, rows: (0, 1), batch_rows: 3, dispatch: Dispatch::Full, run_us: 5 };
+    let result = WorkerToClient::Result(RunResult { id, outcome, outputs: vec![output], runs: vec![run] });
     let chunk = WorkerToClient::Chunk(Chunk { id, blob: 1, offset: 0, inflated_bytes: None });
     let chunk = Frame { payload: OUTPUT.to_vec().into(), ..chunk.to_frame().unwrap() };
     vec![result.to_frame().unwrap(), chunk]
@@ -214,6 +227,8 @@ async fn a_task_comes_back_with_its_verified_output() {
 
     assert_eq!(result.outputs[0].bytes().unwrap()[..], OUTPUT);
     assert_eq!((result.timings.running, result.timings.loading), (Duration::from_micros(5), Duration::from_micros(7)));
+    assert_eq!((result.runs[0].batch_rows, result.runs[0].dispatch), (3, Dispatch::Full));
+    assert_eq!(result.lane, Some(Lane::Realtime));
     stage.wait_until(|seen| seen.released == 1 && seen.closed.len() == 1).await;
     assert_eq!(stage.seen.lock().unwrap().chunk_bytes, BTreeMap::from([(MODEL_BLOB, MODEL.len()), (1, 3)]));
 }
@@ -246,6 +261,35 @@ async fn neighbours_bring_their_model_once_and_share_a_connection() {
     }
     assert_eq!(stage.model_bytes(), MODEL.len());
     assert_eq!(stage.seen.lock().unwrap().links.len(), 1);
+}
+
+#[tokio::test]
+async fn a_later_stages_model_is_sent_once_and_only_when_asked_for() {
+    let stage = Stage::set(Script { worker_holds: true, grants_say_held: true, ..Script::default() }).await;
+    let decode: &[u8] = b"\x1c\0\0\0TFL3 and a decoder";
+    let task = stage.task().await.then("decode", Model::from_bytes("decode.tflite", decode).await.unwrap());
+    let mut handles = Vec::new();
+    for _ in 0..10 {
+        handles.push(stage.mesh.submit(task.clone()).await.unwrap());
+    }
+    for handle in &mut handles {
+        handle.wait().await.unwrap();
+    }
+    let stage_bytes = stage.seen.lock().unwrap().chunk_bytes.get(&2).copied();
+    assert_eq!((stage.model_bytes(), stage_bytes), (0, Some(decode.len())));
+}
+
+#[tokio::test]
+async fn a_full_mesh_says_when_to_come_again() {
+    let stage = Stage::set(Script { is_full: true, ..Script::default() }).await;
+
+    let error = stage.mesh.submit(stage.task().await).await.unwrap().wait().await.unwrap_err();
+
+    assert_eq!(error.code(), Some(ErrorCode::Busy));
+    assert!(
+        matches!(error, TaskError::Busy { retry_after, .. } if retry_after == Duration::from_millis(250)),
+        "{error}"
+    );
 }
 
 #[tokio::test]

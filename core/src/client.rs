@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use proto_msgs::{
     AttemptId, BrokerToClient, ClientToBroker, ClientToWorker, Close, Ended, ErrorCode, Grant, Locate, Noted, Outcome,
-    Purpose, Queued, Refuse, RunResult, Standing, Submit, TaskId, WorkerToClient,
+    Purpose, Queued, Refuse, RunResult, TaskId, WorkerToClient,
 };
 
 pub use api::{Action, Config, End, Event, News, TaskSpec};
@@ -106,7 +106,7 @@ impl Client {
         task.repeat_at = if self.config.rules.holds(Rule::ClientRepeats) { now + wait } else { now + wait * 1_000_000 };
         self.broker_heard.get_or_insert(now);
         let message = match &task.wish {
-            Wish::Run(spec) => ClientToBroker::Submit(submit(&self.config, spec, task)),
+            Wish::Run(spec) => ClientToBroker::Submit(tasks::submit(&self.config, spec, task)),
             Wish::Fetch => {
                 let (client, key, endpoints) = (self.config.client, self.config.key, self.config.endpoints.clone());
                 ClientToBroker::Locate(Locate { task: id, client, key, endpoints })
@@ -152,7 +152,10 @@ impl Client {
             worker: grant.worker,
             worker_name: grant.worker_name.clone(),
             model_held: grant.model_held,
+            lane: grant.ticket.body.lane,
+            predicted_ms: grant.predicted_ms,
         };
+        task.lane = Some(grant.ticket.body.lane);
         task.state = State::At(Box::new(at));
         if let Some(id) = old {
             self.actions.push(Action::TellWorker { id, message: ClientToWorker::Abort(id) });
@@ -170,9 +173,9 @@ impl Client {
     }
 
     fn queued(&mut self, queued: Queued) {
-        let Queued { task, position, reason, .. } = queued;
+        let Queued { task, position, reason, starts_in_ms, .. } = queued;
         if self.tasks.get(&task).is_some_and(|task| task.at().is_none()) {
-            self.actions.push(Action::Report { task, news: News::Queued { position, reason } });
+            self.actions.push(Action::Report { task, news: News::Queued { position, reason, starts_in_ms } });
         }
     }
 
@@ -194,7 +197,7 @@ impl Client {
             Some(_) => {}
             None if task.wish == Wish::Fetch => {
                 let reason = if noted.worker_alive { "the task has not ended" } else { "its worker is away" };
-                let news = News::Queued { position: 0, reason: reason.to_owned() };
+                let news = News::Queued { position: 0, reason: reason.to_owned(), starts_in_ms: None };
                 self.actions.push(Action::Report { task: noted.id.task, news });
             }
             None => {}
@@ -202,10 +205,11 @@ impl Client {
     }
 
     fn ended(&mut self, ended: Ended) {
-        let Some(task) = self.tasks.get(&ended.task) else { return };
+        let Some(task) = self.tasks.get_mut(&ended.task) else { return };
         // A result that is ours to take is not over before we have it. What became of it meanwhile, the worker will say.
         let is_ours = matches!(ended.outcome, Outcome::Done { .. }) && !task.leaves_result();
         if !is_ours {
+            task.retry_after_ms = ended.retry_after_ms;
             self.end_here(ended.task, ended.outcome, None);
         }
     }
@@ -408,8 +412,10 @@ impl Client {
         if let Some(at) = task.at() {
             self.actions.push(Action::Disconnect { id: at.id() });
         }
-        let (attempt, worker) = (task.attempt(), task.last);
-        self.actions.push(Action::End { task: id, end: End { outcome, result, worker, attempt } });
+        let attempt = task.attempt();
+        let Task { last: worker, lane, retry_after_ms, .. } = task;
+        let end = End { outcome, result, worker, attempt, lane, retry_after_ms };
+        self.actions.push(Action::End { task: id, end });
     }
 
     // Time.
@@ -465,39 +471,5 @@ impl Client {
         if repeat {
             self.say_standing(now, id);
         }
-    }
-}
-
-/// The client's whole view of a task.
-fn submit(config: &Config, spec: &TaskSpec, task: &Task) -> Submit {
-    let standing = match (&task.state, &task.lost) {
-        // Until the worker has spoken, the grant may still be repeated to us.
-        (State::At(at), _) => Standing::Holding { attempt: at.id().attempt, worker: at.grant.worker },
-        (State::Asking, Some(Lost { attempt, worker, outcome })) => {
-            Standing::Lost { attempt: *attempt, worker: *worker, outcome: outcome.clone() }
-        }
-        (State::Asking, None) => Standing::Asking,
-    };
-    Submit {
-        task: spec.task,
-        client: config.client,
-        job: spec.job,
-        model_name: spec.model_name.clone(),
-        model: spec.model,
-        then: spec.then.clone(),
-        input_bytes: spec.input_bytes,
-        items: spec.items,
-        job_items: spec.job_items,
-        priority: spec.priority,
-        lane: spec.lane,
-        slo: spec.slo,
-        labels: spec.labels.clone(),
-        deadline_ms: spec.deadline.map(|deadline| u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX)),
-        demands: spec.demands,
-        detached: spec.detached,
-        key: config.key,
-        endpoints: config.endpoints.clone(),
-        direction: spec.direction,
-        standing,
     }
 }

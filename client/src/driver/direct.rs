@@ -1,6 +1,9 @@
 //! The driver's side towards workers: connections made by either side, attempts opened on them, transfers that end.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use mesh_core::client::Event;
 use mesh_transport::{
@@ -8,7 +11,7 @@ use mesh_transport::{
     blob::{UploadError, Uploaded},
 };
 use proto_msgs::{
-    AttemptId, ClientToWorker, Direction, ErrorCode, Frame, Grant, Outcome, Phase, WorkerId, WorkerToClient,
+    AttemptId, ClientToWorker, Digest, Direction, ErrorCode, Frame, Grant, Outcome, Phase, WorkerId, WorkerToClient,
 };
 
 use super::{Driver, Happened};
@@ -85,10 +88,11 @@ impl Driver {
         }
     }
 
-    /// Another attempt on this link is sending the same model: it need not go twice. Bounded by [`PATIENCE`].
+    /// Another attempt on this link is sending a model that this one needs: it need not go twice. Bounded by [`PATIENCE`].
     fn waits_for_neighbour(&mut self, id: AttemptId, link: LinkId) -> bool {
-        let Some(model) = self.sessions.get(&id).and_then(Session::model) else { return false };
-        let is_coming = self.sessions.values().any(|session| session.link == Some(link) && session.is_sending(model));
+        let Some(session) = self.sessions.get(&id) else { return false };
+        let is_coming = |model| self.sessions.values().any(|other| other.link == Some(link) && other.is_sending(model));
+        let is_coming = session.wants_any(|model| self.links.has_delivered(link, model), is_coming);
         let Some(session) = self.sessions.get_mut(&id) else { return false };
         let waits = is_coming && session.patient_since.get_or_insert_with(Instant::now).elapsed() < PATIENCE;
         if !waits {
@@ -116,11 +120,15 @@ impl Driver {
         patient.into_iter().for_each(|id| self.step(Event::WorkerAlive { id }));
     }
 
-    /// The worker has said that an attempt is beyond receiving: its model is there for all.
+    /// The worker has said that an attempt is beyond receiving: its models are there for all.
     fn note_delivered(&mut self, id: AttemptId, link: LinkId) {
-        let delivered = self.sessions.get_mut(&id).and_then(Session::delivered);
-        if let Some(model) = delivered {
-            self.links.delivered(link, model);
+        let delivered = self.sessions.get_mut(&id).map(Session::delivered).unwrap_or_default();
+        self.note_models(link, delivered);
+    }
+
+    fn note_models(&mut self, link: LinkId, models: BTreeSet<Digest>) {
+        if !models.is_empty() {
+            models.into_iter().for_each(|model| self.links.delivered(link, model));
             self.open_patient();
         }
     }
@@ -251,7 +259,10 @@ impl Driver {
                 let accepted = session.accept(accept.clone(), &outlet, &sending);
                 self.step(Event::WorkerSaid(WorkerToClient::Accept(accept)));
                 match accepted {
-                    Ok(()) => self.check_sent(id),
+                    Ok(has) => {
+                        self.note_models(link, has);
+                        self.check_sent(id);
+                    }
                     Err(error) => self.send_failed(id, &error),
                 }
             }

@@ -101,9 +101,16 @@ pub enum Action {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum News {
     /// Waiting for a worker.
-    Queued { position: u32, reason: String },
+    Queued { position: u32, reason: String, starts_in_ms: Option<u32> },
     /// A worker was found.
-    Placed { attempt: Attempt, worker: WorkerId, worker_name: String, model_held: bool },
+    Placed {
+        attempt: Attempt,
+        worker: WorkerId,
+        worker_name: String,
+        model_held: bool,
+        lane: Lane,
+        predicted_ms: Option<u32>,
+    },
     /// The worker is doing this.
     Phase(Phase),
     /// The attempt came to nothing; another is asked for.
@@ -123,6 +130,10 @@ pub struct End {
     pub worker: Option<(WorkerId, String)>,
     /// The last attempt; 0 if there was none.
     pub attempt: Attempt,
+    /// The lane of the last attempt; `None` if there was none.
+    pub lane: Option<Lane>,
+    /// The broker has no room now: submit it anew after this long.
+    pub retry_after_ms: Option<u32>,
 }
 
 /// A client's settings.

@@ -9,13 +9,13 @@
 //!             └────────────────────────────► End ◄────────┘ result verified, failed for good, cancelled, expired
 //! ```
 //!
-//! Owns one task's state and timers. Never decides.
+//! Owns one task's state, timers and what the broker is told of it. Never decides.
 
 use std::time::Duration;
 
-use proto_msgs::{Attempt, AttemptId, Grant, Outcome, Phase, RunResult, TaskId, WorkerId};
+use proto_msgs::{Attempt, AttemptId, Grant, Lane, Outcome, Phase, RunResult, Standing, Submit, TaskId, WorkerId};
 
-use super::api::TaskSpec;
+use super::api::{Config, TaskSpec};
 use crate::MonoTime;
 
 /// What the user wants of a task.
@@ -87,6 +87,10 @@ pub(super) struct Task {
     pub(super) fetches_failed: u32,
     /// The worker of the last attempt.
     pub(super) last: Option<(WorkerId, String)>,
+    /// The lane of the last attempt.
+    pub(super) lane: Option<Lane>,
+    /// When it may be submitted again, if the broker refused it for now.
+    pub(super) retry_after_ms: Option<u32>,
     pub(super) deadline: Option<MonoTime>,
     /// When the broker is told again.
     pub(super) repeat_at: MonoTime,
@@ -107,6 +111,8 @@ impl Task {
             lost: None,
             fetches_failed: 0,
             last: None,
+            lane: None,
+            retry_after_ms: None,
             deadline,
             repeat_at: now,
             repeats: 0,
@@ -146,5 +152,39 @@ impl Task {
             Way::Mending { give_up, retry } => give_up.min(retry),
         });
         [Some(self.repeat_at), self.deadline, way].into_iter().flatten().min().unwrap_or(self.repeat_at)
+    }
+}
+
+/// The client's whole view of a task.
+pub(super) fn submit(config: &Config, spec: &TaskSpec, task: &Task) -> Submit {
+    let standing = match (&task.state, &task.lost) {
+        // Until the worker has spoken, the grant may still be repeated to us.
+        (State::At(at), _) => Standing::Holding { attempt: at.id().attempt, worker: at.grant.worker },
+        (State::Asking, Some(Lost { attempt, worker, outcome })) => {
+            Standing::Lost { attempt: *attempt, worker: *worker, outcome: outcome.clone() }
+        }
+        (State::Asking, None) => Standing::Asking,
+    };
+    Submit {
+        task: spec.task,
+        client: config.client,
+        job: spec.job,
+        model_name: spec.model_name.clone(),
+        model: spec.model,
+        then: spec.then.clone(),
+        input_bytes: spec.input_bytes,
+        items: spec.items,
+        job_items: spec.job_items,
+        priority: spec.priority,
+        lane: spec.lane,
+        slo: spec.slo,
+        labels: spec.labels.clone(),
+        deadline_ms: spec.deadline.map(|deadline| u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX)),
+        demands: spec.demands,
+        detached: spec.detached,
+        key: config.key,
+        endpoints: config.endpoints.clone(),
+        direction: spec.direction,
+        standing,
     }
 }

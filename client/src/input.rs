@@ -1,0 +1,280 @@
+//! Inputs as the user has them, in memory or in files. Owns their digests, the check that a file is still the one that was
+//! hashed, and how items are put one behind the other; never what the model wants.
+
+use std::{
+    fmt, fs,
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use mesh_transport::blob::{Source, UploadError};
+use proto_msgs::{DType, Digest, InputDecl, limits};
+
+use crate::{SubmitError, task::at_most};
+
+/// One input of a task.
+#[derive(Clone, Debug)]
+pub struct Input {
+    name: Option<String>,
+    dtype: Option<DType>,
+    shape: Option<Vec<u64>>,
+    data: Data,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Data {
+    Memory(Bytes),
+    File(PathBuf),
+}
+
+impl Input {
+    /// Raw little-endian elements in row-major order, as the model wants them.
+    pub fn raw(bytes: impl Into<Bytes>) -> Self {
+        Self { name: None, dtype: None, shape: None, data: Data::Memory(bytes.into()) }
+    }
+
+    /// A file of raw little-endian elements in row-major order. Hashed when the task is submitted, read again when sent.
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        Self { name: None, dtype: None, shape: None, data: Data::File(path.into()) }
+    }
+
+    /// A tensor: the worker compares type and shape with the model's.
+    pub fn tensor(dtype: DType, shape: impl Into<Vec<u64>>, bytes: impl Into<Bytes>) -> Self {
+        Self::raw(bytes).shaped(dtype, shape)
+    }
+
+    /// Says what the bytes are, where the model leaves it open.
+    pub fn shaped(mut self, dtype: DType, shape: impl Into<Vec<u64>>) -> Self {
+        self.dtype = Some(dtype);
+        self.shape = Some(shape.into());
+        self
+    }
+
+    /// For the model's input of this name; without a name inputs are taken by position.
+    pub fn named(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Length of the data, now.
+    ///
+    /// # Errors
+    /// If its file cannot be looked at.
+    pub fn size_bytes(&self) -> io::Result<u64> {
+        match &self.data {
+            Data::Memory(bytes) => Ok(bytes.len() as u64),
+            Data::File(path) => Ok(fs::metadata(path)?.len()),
+        }
+    }
+
+    /// Whether the two can stand one behind the other: the same input of the model, of one known type and shape. Strings
+    /// cannot, since nobody could tell where one item's end.
+    pub fn joins(&self, other: &Self) -> bool {
+        let has_rows = self.shape.as_ref().is_some_and(|shape| !shape.is_empty());
+        let has_size = self.dtype.is_some_and(|dtype| dtype.size_bytes().is_some());
+        has_rows && has_size && (&self.name, self.dtype, &self.shape) == (&other.name, other.dtype, &other.shape)
+    }
+
+    /// The same input of several items, one behind the other along the first dimension, for [`Task::items`]. Files are read.
+    ///
+    /// # Errors
+    /// If they do not [join](Self::joins), or a file cannot be read or is not as long as its shape says.
+    ///
+    /// [`Task::items`]: crate::Task::items
+    pub fn join(items: Vec<Self>) -> Result<Self, SubmitError> {
+        let count = items.len() as u64;
+        let Some(first) =
+            items.first().cloned().filter(|first| count == 1 || items.iter().all(|item| first.joins(item)))
+        else {
+            let told = items.iter().take(2).map(Self::to_string).collect::<Vec<_>>().join(" and ");
+            let text = format!("inputs that do not have one known type and shape cannot share a task: {told}");
+            return Err(SubmitError::Invalid(text));
+        };
+        if count == 1 {
+            return Ok(first);
+        }
+        let each = first.data_bytes().map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        let mut joined = Vec::with_capacity(each.saturating_mul(items.len()));
+        for item in &items {
+            item.data.append_to(&mut joined)?;
+        }
+        if joined.len() != each.saturating_mul(items.len()) {
+            let text = format!("{} bytes are not what {count} inputs of {first} have", joined.len());
+            return Err(SubmitError::Invalid(text));
+        }
+        let shape = first.shape.map(|mut shape| {
+            shape[0] = shape[0].saturating_mul(count);
+            shape
+        });
+        Ok(Self { shape, data: Data::Memory(joined.into()), ..first })
+    }
+
+    /// What type and shape say its length is; `None` if they do not.
+    fn data_bytes(&self) -> Option<u64> {
+        let element_bytes = self.dtype?.size_bytes()? as u64;
+        self.shape.as_ref()?.iter().try_fold(element_bytes, |bytes, dimension| bytes.checked_mul(*dimension))
+    }
+
+    pub(crate) fn prepare(self) -> Result<(InputDecl, Blob), SubmitError> {
+        let Self { name, dtype, shape, data } = self;
+        at_most("an input name", name.as_ref().map_or(0, String::len) as u64, limits::NAME_BYTES_MAX as u64, "bytes")?;
+        at_most("an input", shape.as_ref().map_or(0, Vec::len) as u64, limits::RANK_MAX as u64, "dimensions")?;
+        let (blob, digest) = Blob::hash(data)?;
+        Ok((InputDecl { name, dtype, shape, digest, size_bytes: blob.size_bytes }, blob))
+    }
+}
+
+/// `x: FP32 [1, 3]`, with what is known of it.
+impl fmt::Display for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = &self.name {
+            write!(f, "{name}: ")?;
+        }
+        match (self.dtype, &self.shape, &self.data) {
+            (Some(dtype), Some(shape), _) => write!(f, "{dtype} {shape:?}"),
+            (_, _, Data::Memory(bytes)) => write!(f, "{} bytes", bytes.len()),
+            (_, _, Data::File(path)) => path.display().fmt(f),
+        }
+    }
+}
+
+impl Data {
+    fn append_to(&self, all: &mut Vec<u8>) -> Result<(), SubmitError> {
+        match self {
+            Self::Memory(bytes) => all.extend_from_slice(bytes),
+            Self::File(path) => {
+                let read = fs::File::open(path).and_then(|mut file| file.read_to_end(all));
+                read.map_err(|source| SubmitError::Read { path: path.clone(), source })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes that were hashed.
+#[derive(Clone, Debug)]
+pub(crate) struct Blob {
+    data: Data,
+    stamp: Option<Stamp>,
+    size_bytes: u64,
+}
+
+/// What changes with a file's content.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Stamp {
+    inode: u64,
+    size_bytes: u64,
+    modified_ns: (i64, i64),
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Result<Self, UploadError> {
+        let meta = fs::metadata(path).map_err(|source| UploadError::Read { path: path.to_owned(), source })?;
+        Ok(Self { inode: meta.ino(), size_bytes: meta.len(), modified_ns: (meta.mtime(), meta.mtime_nsec()) })
+    }
+}
+
+impl Blob {
+    pub(crate) fn hash(data: Data) -> Result<(Self, Digest), SubmitError> {
+        let failed = |error| match error {
+            UploadError::Read { path, source } => SubmitError::Read { path, source },
+            other => SubmitError::Invalid(other.to_string()),
+        };
+        let stamp = match &data {
+            Data::Memory(_) => None,
+            Data::File(path) => Some(Stamp::of(path).map_err(failed)?),
+        };
+        let source = open(&data).map_err(failed)?;
+        let digest = source.digest().map_err(failed)?;
+        let blob = Self { data, stamp, size_bytes: source.size_bytes() };
+        // Also notices a file that changed between the stamp and the end of the hashing.
+        blob.source().map_err(failed)?;
+        Ok((blob, digest))
+    }
+
+    /// Length.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// The bytes, to be sent.
+    ///
+    /// # Errors
+    /// If the file is gone, or not the one that was hashed.
+    pub(crate) fn source(&self) -> Result<Source, UploadError> {
+        if let (Some(stamp), Data::File(path)) = (self.stamp, &self.data)
+            && Stamp::of(path)? != stamp
+        {
+            return Err(UploadError::Changed { path: path.clone() });
+        }
+        open(&self.data)
+    }
+}
+
+fn open(data: &Data) -> Result<Source, UploadError> {
+    match data {
+        Data::Memory(bytes) => Ok(Source::memory(bytes.clone())),
+        Data::File(path) => Source::file(path),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_stand_one_behind_the_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("second.bin");
+        fs::write(&path, [3, 4]).unwrap();
+        let first = Input::tensor(DType::U8, [1, 2], vec![1, 2]).named("x");
+        let second = Input::file(&path).shaped(DType::U8, [1, 2]).named("x");
+
+        let joined = Input::join(vec![first.clone(), second]).unwrap();
+
+        assert_eq!(joined.to_string(), "x: UINT8 [2, 2]");
+        assert!(matches!(&joined.data, Data::Memory(bytes) if bytes[..] == [1, 2, 3, 4]));
+        fs::write(&path, [3]).unwrap();
+        let short = Input::file(&path).shaped(DType::U8, [1, 2]).named("x");
+        let error = Input::join(vec![first.clone(), short]).unwrap_err().to_string();
+        assert_eq!(error, "3 bytes are not what 2 inputs of x: UINT8 [1, 2] have");
+        assert_eq!(Input::join(vec![first]).unwrap().to_string(), "x: UINT8 [1, 2]", "one is as it is");
+    }
+
+    #[test]
+    fn what_has_no_common_shape_does_not_share_a_task() {
+        let bytes = Input::tensor(DType::U8, [1, 2], vec![1, 2]);
+        for other in [
+            Input::tensor(DType::U8, [2, 1], vec![1, 2]),
+            Input::tensor(DType::I8, [1, 2], vec![1, 2]),
+            Input::tensor(DType::U8, [1, 2], vec![1, 2]).named("y"),
+            Input::raw(vec![1, 2]),
+        ] {
+            assert!(!bytes.joins(&other) && !other.joins(&bytes), "{other}");
+        }
+        let strings = Input::tensor(DType::Bytes, [1], b"\x01\0\0\0a".to_vec());
+        assert!(!strings.joins(&strings.clone()));
+        let scalar = Input::tensor(DType::U8, [], vec![1]);
+        let error = Input::join(vec![scalar.clone(), scalar]).unwrap_err().to_string();
+        assert!(error.ends_with("cannot share a task: UINT8 [] and UINT8 []"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_changed_since_it_was_hashed_is_not_sent() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("input.bin");
+        fs::write(&path, b"before").unwrap();
+        let (blob, digest) = Blob::hash(Data::File(path.clone())).unwrap();
+        assert_eq!(digest, Digest::of(b"before"));
+        assert!(blob.source().is_ok());
+
+        fs::write(&path, b"afterwards").unwrap();
+
+        let error = blob.source().unwrap_err();
+        assert!(matches!(&error, UploadError::Changed { path: named } if *named == path), "{error}");
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(blob.source(), Err(UploadError::Read { .. })));
+    }
+}
