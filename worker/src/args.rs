@@ -10,6 +10,8 @@ const EXAMPLES: &str = "\
 Examples:
   mesh-worker                                        a worker for the broker on this machine
   mesh-worker --broker tcp://cloud:5555 --slots 2    … for a broker elsewhere
+  mesh-worker --realtime-slots 4 --batch-slots 0     no bulk work here
+  mesh-worker --slots 4 --device-map=-1,0            half of the slots on the processor, half on the first GPU
   mesh-worker --broker tcp://cloud:5555 --advertise edge7.example.org:7000 --data-bind tcp://0.0.0.0:7000
   mesh-worker --broker tcp://cloud:5555 --no-listen  behind NAT: the worker dials its clients
   mesh-worker keygen worker.key                      make keys; give worker.key.pub to the broker
@@ -78,15 +80,31 @@ pub(crate) struct RunArgs {
     /// Name for people [default: the host's].
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// For people and scripts; may be repeated.
+    /// For people, and for tasks that require or prefer it; may be repeated.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub(crate) labels: Vec<(String, String)>,
     /// Time between heartbeats.
     #[arg(long, default_value = "1s", value_parser = units::duration, value_name = "TIME")]
     pub(crate) heartbeat: Duration,
-    /// Tasks at the same time [default: the number of cores].
-    #[arg(long)]
+    /// Batches at the same time, half of them in each lane, an odd one in the batch lane [default: the number of cores].
+    #[arg(long, value_name = "N")]
     pub(crate) slots: Option<u16>,
+    /// Slots of the realtime lane, which also borrows idle ones of the batch lane [default: half of --slots].
+    #[arg(long, value_name = "N", conflicts_with = "slots")]
+    pub(crate) realtime_slots: Option<u16>,
+    /// Slots of the batch lane [default: the other half].
+    #[arg(long, value_name = "N", conflicts_with = "slots")]
+    pub(crate) batch_slots: Option<u16>,
+    /// What slots compute on, in turn, realtime ones first: -1 the processor, 0 and up a GPU.
+    #[arg(long, value_name = "ID,…", value_delimiter = ',', allow_hyphen_values = true, default_value = "-1")]
+    pub(crate) device_map: Vec<i16>,
+    /// Batches at the same time on one GPU.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) device_width: u16,
+
+    /// Items of one model that may run in one call, where that was found to give the same and to pay; 1: never.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) pack_max: u16,
 
     /// How models are run.
     #[arg(long, value_enum, default_value = "auto", help_heading = "Engine")]

@@ -157,6 +157,13 @@ impl BlobStore {
         Some(Pin { path: self.shared.path(digest), size_bytes: blob.size_bytes, _pin: blob.pin.clone() })
     }
 
+    /// Keeps a blob from making room for others, whatever its bytes are: they are looked at when it is used.
+    pub(crate) fn hold(&self, digest: Digest) -> Option<Pin> {
+        let index = self.shared.index();
+        let blob = index.blobs.get(&digest)?;
+        Some(Pin { path: self.shared.path(digest), size_bytes: blob.size_bytes, _pin: blob.pin.clone() })
+    }
+
     /// Pins a blob if it is held and its bytes are right. Reads the whole file at its first use after a start.
     pub(crate) fn pin(&self, digest: Digest) -> Option<Pin> {
         if let Some(pin) = self.pin_verified(digest) {

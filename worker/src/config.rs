@@ -10,7 +10,7 @@ use std::{
 use mesh_transport::{KeyPair, Security, keys::KeyError};
 use proto_msgs::{
     PublicKey,
-    limits::{ATTEMPTS_MAX, ENDPOINTS_MAX, LABELS_MAX, NAME_BYTES_MAX},
+    limits::{DEVICE_MAP_MAX, ENDPOINTS_MAX, GPUS_MAX, ITEMS_MAX, LABELS_MAX, NAME_BYTES_MAX, SLOTS_MAX},
 };
 
 use crate::args::{EngineChoice, RunArgs};
@@ -34,7 +34,12 @@ pub(crate) struct Config {
     pub(crate) name: String,
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) heartbeat: Duration,
-    pub(crate) slots: u16,
+    /// In the order of the lanes.
+    pub(crate) slots: [u16; 2],
+    pub(crate) device_map: Vec<i16>,
+    pub(crate) device_width: u16,
+    /// Items of one packed batch.
+    pub(crate) pack_max: u16,
     pub(crate) engine: EngineChoice,
     pub(crate) docker_host: Option<String>,
     pub(crate) image: String,
@@ -69,10 +74,10 @@ impl Config {
             .ok_or_else(|| wrong("broker", &args.broker, "write tcp://HOST:PORT, such as tcp://10.0.0.1:5555"))?;
         let is_local = matches!(host, "localhost" | "[::1]") || host.starts_with("127.");
         let any_port = if is_local { "tcp://127.0.0.1:0" } else { "tcp://0.0.0.0:0" };
-        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u16);
-        let slots = args.slots.unwrap_or(cores);
-        if slots == 0 || usize::from(slots) > ATTEMPTS_MAX {
-            return Err(wrong("slots", slots, format!("use 1 to {ATTEMPTS_MAX}")));
+        let slots = slots_of_lanes(&args)?;
+        check_devices(&args)?;
+        if args.pack_max == 0 || u32::from(args.pack_max) > ITEMS_MAX {
+            return Err(wrong("pack-max", args.pack_max, format!("use 1 to {ITEMS_MAX}; 1 switches packing off")));
         }
         if !(HEARTBEAT_MIN..=HEARTBEAT_MAX).contains(&args.heartbeat) {
             let range = format!("use {} ms to {} s", HEARTBEAT_MIN.as_millis(), HEARTBEAT_MAX.as_secs());
@@ -104,11 +109,14 @@ impl Config {
             labels: args.labels,
             heartbeat: args.heartbeat,
             slots,
+            device_map: args.device_map,
+            device_width: args.device_width,
+            pack_max: args.pack_max,
             engine: args.engine,
             docker_host: args.docker_host,
             image: args.image,
             runner: args.runner,
-            warm_max: args.warm.unwrap_or_else(|| usize::from(slots).max(2)),
+            warm_max: args.warm.unwrap_or_else(|| usize::from(slots[0] + slots[1]).max(2)),
             quota_bytes: args.quota,
             memory_limit_bytes: args.memory_limit,
             run_limit: args.run_limit,
@@ -139,6 +147,35 @@ impl Config {
         );
         vec![format!("tcp://{own}:{port}")]
     }
+}
+
+/// Half of the slots for each lane, an odd one for the batch lane, whose idle slots both may use.
+fn slots_of_lanes(args: &RunArgs) -> Result<[u16; 2], ConfigError> {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(SLOTS_MAX) as u16);
+    let slots = args.slots.unwrap_or(cores);
+    let realtime = args.realtime_slots.unwrap_or(slots / 2);
+    let batch = args.batch_slots.unwrap_or(slots - slots / 2);
+    let sum = usize::from(realtime) + usize::from(batch);
+    if (1..=SLOTS_MAX).contains(&sum) {
+        return Ok([realtime, batch]);
+    }
+    let flag = if args.realtime_slots.or(args.batch_slots).is_some() { "realtime-slots" } else { "slots" };
+    Err(wrong(flag, sum, format!("use 1 to {SLOTS_MAX}, both lanes together")))
+}
+
+fn check_devices(args: &RunArgs) -> Result<(), ConfigError> {
+    let map = &args.device_map;
+    let shown = || map.iter().map(i16::to_string).collect::<Vec<_>>().join(",");
+    if map.is_empty() || map.len() > DEVICE_MAP_MAX {
+        return Err(wrong("device-map", shown(), format!("name 1 to {DEVICE_MAP_MAX} devices")));
+    }
+    if !map.iter().all(|device| (-1..GPUS_MAX as i16).contains(device)) {
+        return Err(wrong("device-map", shown(), format!("use -1 for the processor, 0 to {} for GPUs", GPUS_MAX - 1)));
+    }
+    if args.device_width == 0 || usize::from(args.device_width) > SLOTS_MAX {
+        return Err(wrong("device-width", args.device_width, format!("use 1 to {SLOTS_MAX}")));
+    }
+    Ok(())
 }
 
 /// `HOST`, `HOST:PORT` or a whole endpoint, as an endpoint.
@@ -228,10 +265,28 @@ mod tests {
     }
 
     #[test]
+    fn slots_are_halved_between_the_lanes_unless_they_are_told() {
+        let slots = |args: &[&str]| config(args).expect("slots").slots;
+        assert_eq!(slots(&["--slots", "1"]), [0, 1]);
+        assert_eq!(slots(&["--slots", "5"]), [2, 3]);
+        assert_eq!(slots(&["--realtime-slots", "4", "--batch-slots", "0"]), [4, 0]);
+        let args = ["mesh-worker", "--slots", "2", "--batch-slots", "1"];
+        assert!(Cli::try_parse_from(args).is_err(), "two ways to say it");
+    }
+
+    #[test]
+    fn a_device_map_names_the_processor_and_gpus() {
+        assert_eq!(config(&[]).expect("defaults").device_map, [-1]);
+        assert_eq!(config(&["--device-map", "-1,0,1"]).expect("devices").device_map, [-1, 0, 1]);
+    }
+
+    #[test]
     fn what_is_wrong_is_named_with_its_flag() {
         for (args, flag) in [
             (["--broker", "cloud:5555"], "--broker"),
             (["--slots", "0"], "--slots"),
+            (["--device-map", "-2"], "--device-map"),
+            (["--device-width", "0"], "--device-width"),
             (["--heartbeat", "1ms"], "--heartbeat"),
             (["--data-bind", "tcp://eth0"], "--data-bind"),
             (["--key-file", "/nowhere"], "--key-file"),

@@ -13,10 +13,10 @@ mod frames;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use mesh_core::worker::{Action, Event, LinkId};
+use mesh_core::worker::{Action, BatchId, BatchKind, BatchTimes, Event, LinkId, Part};
 use mesh_transport::{Door, Heard, Inbox, Limits, Outlet, Received, blob::Intake, dial_first};
 use proto_msgs::{
-    Accept, AttemptId, ErrorCode, Failure, Frame, Manifest, Outcome, PublicKey, Refuse, RunResult, Ticket,
+    Accept, AttemptId, ErrorCode, Failure, Frame, Manifest, Outcome, PublicKey, Refuse, RunNote, RunResult, Ticket,
     WorkerToClient, limits::WINDOW_BYTES,
 };
 use tokio::{
@@ -28,10 +28,11 @@ use tracing::{debug, error, warn};
 
 use self::attempt::{Attempt, Stage, Upload};
 use crate::{
-    blobs::BlobError,
+    batch::Batch,
     keep::Found,
     links::Links,
-    pool::{Job, Ran},
+    material::Material,
+    oip::Output,
     receive::{Inputs, Order, Way},
     tools::Tools,
 };
@@ -58,8 +59,8 @@ enum Note {
     Prepared { id: AttemptId, number: u64, intake: Intake },
     /// Everything is here, or will not come.
     Received { id: AttemptId, number: u64, inputs: Result<Inputs, Failure> },
-    /// The run is over.
-    Ran { id: AttemptId, number: u64, ran: Result<Ran, Failure> },
+    /// A batch is over.
+    BatchEnded { batch: BatchId, ended: Result<BatchTimes, Failure> },
     /// A client was dialled.
     Dialled {
         id: AttemptId,
@@ -73,6 +74,15 @@ enum Note {
     Closed { link: LinkId },
 }
 
+/// A batch that runs. Stopped when dropped, and its runner with it.
+struct Running(AbortHandle);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// The desk.
 pub(crate) struct Desk {
     tools: Arc<Tools>,
@@ -80,6 +90,7 @@ pub(crate) struct Desk {
     inbox: Option<Inbox<Received>>,
     links: Links,
     attempts: HashMap<AttemptId, Attempt>,
+    batches: HashMap<BatchId, Running>,
     early: frames::Early,
     notes: mpsc::Receiver<Note>,
     note: mpsc::Sender<Note>,
@@ -98,11 +109,11 @@ impl Desk {
         let (door, inbox) = door.unzip();
         let (note, notes) = mpsc::channel(NOTES_MAX);
         let (links, early) = (Links::new(door), frames::Early::default());
-        let mut desk =
-            Self { tools, orders, inbox, links, attempts: HashMap::new(), early, notes, note, next_number: 0 };
+        let (attempts, batches) = (HashMap::new(), HashMap::new());
+        let mut desk = Self { tools, orders, inbox, links, attempts, batches, early, notes, note, next_number: 0 };
         for found in found {
             let id = found.id;
-            let attempt = Attempt::restored(desk.number(), found);
+            let attempt = Attempt::restored(desk.number(), found, &desk.tools.store);
             desk.attempts.insert(id, attempt);
         }
         desk
@@ -128,7 +139,7 @@ impl Desk {
 
     /// Says the last words. Detached runs that end because the worker leaves do not count against their models.
     async fn leave(self) {
-        let is_cut_short = |attempt: &&Attempt| attempt.is_detached() && matches!(attempt.stage, Stage::Running);
+        let is_cut_short = |attempt: &&Attempt| attempt.is_detached() && attempt.is_under_way();
         for attempt in self.attempts.values().filter(is_cut_short) {
             if let Err(error) = self.tools.keep.give_up_run(attempt.order.id) {
                 warn!(%error, "a run that is cut short cannot be noted");
@@ -165,14 +176,20 @@ impl Desk {
                 self.tell_client(link, &message);
             }
             Action::Receive { id, link, manifest, ticket, resume: _ } => self.receive(id, link, *manifest, *ticket),
-            Action::Run { id, limit } => self.run(id, limit).await,
+            Action::RunBatch { batch, parts, slot, device, kind, limit } => {
+                debug!(batch = batch.0, slot = slot.0, device, ?kind, parts = parts.len(), "batch");
+                self.run_batch(batch, parts, device, kind, limit).await;
+            }
+            Action::KillBatch { batch } => drop(self.batches.remove(&batch)),
             Action::Kill { id } => {
                 if let Some(attempt) = self.attempts.get_mut(&id) {
                     attempt.stop();
                 }
             }
-            Action::SendResult { id, link, outcome, window_bytes } => self.send_result(id, link, outcome, window_bytes),
-            Action::Keep { id, outcome } => self.keep(id, outcome),
+            Action::SendResult { id, link, outcome, runs, window_bytes } => {
+                self.send_result(link, RunResult { id, outcome, outputs: Vec::new(), runs }, window_bytes);
+            }
+            Action::Keep { id, outcome, runs } => self.keep(id, outcome, runs),
             Action::Free { id } => self.free(id),
             Action::Dial { id, endpoints, client_key } => self.dial(id, endpoints, client_key),
             Action::TellBroker(_) | Action::Exit => {} // The control loop's.
@@ -231,32 +248,32 @@ impl Desk {
         self.tell_client(link, &WorkerToClient::Accept(accept));
     }
 
-    async fn run(&mut self, id: AttemptId, limit: Duration) {
-        let Some(attempt) = self.attempts.get_mut(&id) else {
-            let outcome = Outcome::failed(ErrorCode::WorkerLost, "the worker lost the attempt's inputs");
-            return self.tell_machine(Event::RunEnded { id, outcome }).await;
+    async fn run_batch(&mut self, batch: BatchId, parts: Vec<Part>, device: i16, kind: BatchKind, limit: Duration) {
+        let material = |part: Part| match &self.attempts.get(&part.id)?.stage {
+            Stage::Here(material) => Some((part, material.clone())),
+            _ => None,
         };
-        let Stage::Ready(inputs) = std::mem::replace(&mut attempt.stage, Stage::Running) else { return };
-        let (tools, note, number, order) =
-            (self.tools.clone(), self.note.clone(), attempt.number, attempt.order.clone());
+        let Some(parts) = parts.into_iter().map(material).collect() else {
+            let failure = Failure::new(ErrorCode::WorkerLost, "the worker lost the attempt's inputs");
+            return self.tell_machine(Event::BatchEnded { batch, ended: Err(failure) }).await;
+        };
+        let (tools, note, order) = (self.tools.clone(), self.note.clone(), Batch { batch, parts, device, kind, limit });
         let task = async move {
-            let ran = run(&tools, order, inputs, limit).await;
-            let _ = note.send(Note::Ran { id, number, ran }).await;
+            let ended = order.run(&tools).await;
+            let _ = note.send(Note::BatchEnded { batch, ended }).await;
         };
-        attempt.task = Some(tokio::spawn(task).abort_handle());
+        self.batches.insert(batch, Running(tokio::spawn(task).abort_handle()));
     }
 
-    fn send_result(&mut self, id: AttemptId, link: LinkId, outcome: Outcome, window_bytes: u32) {
+    fn send_result(&mut self, link: LinkId, mut result: RunResult, window_bytes: u32) {
         let Some(outlet) = self.links.outlet(link).cloned() else { return };
-        let outputs = match self.attempts.get_mut(&id) {
-            None => Vec::new(),
-            Some(attempt) => {
-                attempt.relink(link, outlet.clone());
-                attempt.outputs().to_vec()
-            }
-        };
-        let declarations = outputs.iter().map(crate::oip::Output::declaration).collect();
-        let result = RunResult { id, outcome, outputs: declarations };
+        let id = result.id;
+        let mut outputs = Vec::new();
+        if let Some(attempt) = self.attempts.get_mut(&id) {
+            attempt.relink(link, outlet.clone());
+            (result.outcome, outputs) = with_outputs(result.outcome, attempt);
+        }
+        result.outputs = outputs.iter().map(Output::declaration).collect();
         match WorkerToClient::Result(result).to_frame() {
             Ok(frame) => {
                 let upload = Upload::start(id, frame, outputs, outlet, window_bytes, self.tools.clone());
@@ -272,11 +289,12 @@ impl Desk {
         }
     }
 
-    fn keep(&mut self, id: AttemptId, outcome: Outcome) {
+    fn keep(&mut self, id: AttemptId, outcome: Outcome, runs: Vec<RunNote>) {
         let Some(attempt) = self.attempts.get_mut(&id) else { return };
-        let (tools, outputs) = (self.tools.clone(), attempt.outputs().to_vec());
+        let (outcome, outputs) = with_outputs(outcome, attempt);
+        let tools = self.tools.clone();
         let keeping = spawn_blocking(move || {
-            if let Err(error) = tools.keep.finish(id, outcome, &outputs) {
+            if let Err(error) = tools.keep.finish(id, outcome, runs, &outputs) {
                 error!(task = %id.task, %error, "a result cannot be kept on disk: a restart would run the task again");
             }
         });
@@ -337,24 +355,18 @@ impl Desk {
                 attempt.task = None;
                 let event = match inputs {
                     Ok(inputs) => {
-                        attempt.stage = Stage::Ready(inputs);
+                        attempt.stage = Stage::Here(Material::new(attempt.order.clone(), inputs).into());
                         Event::Received { id }
                     }
                     Err(Failure { code, text }) => Event::ReceiveFailed { id, code, text },
                 };
                 self.tell_machine(event).await;
             }
-            Note::Ran { id, number, ran } => {
-                let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.number == number) else {
-                    return;
-                };
-                attempt.task = None;
-                let (outputs, outcome) = match ran {
-                    Ok(ran) => (ran.outputs, Outcome::Done { run_us: micros(ran.run), load_us: micros(ran.load) }),
-                    Err(failure) => (Vec::new(), Outcome::Failed(failure)),
-                };
-                attempt.stage = Stage::Ended(outputs);
-                self.tell_machine(Event::RunEnded { id, outcome }).await;
+            Note::BatchEnded { batch, ended } => {
+                // One that was killed meanwhile has no end that anybody waits for.
+                if self.batches.remove(&batch).is_some() {
+                    self.tell_machine(Event::BatchEnded { batch, ended }).await;
+                }
             }
             Note::Dialled { id, endpoints, key, dialled } => self.dialled(id, endpoints, key, dialled).await,
             Note::Heard { link, heard: Heard::Frame(frame) } => self.frame(link, frame).await,
@@ -431,32 +443,13 @@ impl Desk {
     }
 }
 
-/// Runs the model; the machine hears of the phases.
-async fn run(tools: &Arc<Tools>, order: Order, inputs: Inputs, limit: Duration) -> Result<Ran, Failure> {
-    let (id, digest) = (order.id, order.manifest.model.digest);
-    if order.ticket.body.detached {
-        let keep = tools.keep.clone();
-        crate::receive::blocking(move || keep.begin_run(id).map_err(|error| BlobError::Io(error).into())).await?;
+/// How the attempt ends and with which outputs: rows that cannot be put together are no result.
+fn with_outputs(outcome: Outcome, attempt: &Attempt) -> (Outcome, Vec<Output>) {
+    match (outcome, attempt.result()) {
+        (outcome @ Outcome::Done { .. }, Ok(outputs)) => (outcome, outputs.to_vec()),
+        (Outcome::Done { .. }, Err(failure)) => (Outcome::Failed(failure.clone()), Vec::new()),
+        (outcome, _) => (outcome, Vec::new()),
     }
-    let model = match inputs.model {
-        Some(model) => Some(model),
-        None => {
-            let store = tools.store.clone();
-            crate::receive::blocking(move || Ok(store.pin(digest))).await?
-        }
-    };
-    let gone = || Failure::new(ErrorCode::WorkerLost, "the worker no longer has the model of this detached task");
-    let job = Job {
-        id,
-        model: order.manifest.model,
-        pin: model.ok_or_else(gone)?,
-        inputs: order.manifest.inputs.clone(),
-        payloads: inputs.payloads,
-        demands: order.ticket.body.demands,
-        limit,
-        late: if limit < tools.run_limit { ErrorCode::Expired } else { ErrorCode::RunTimeout },
-    };
-    tools.pool.run(&job, &tools.machine).await
 }
 
 async fn next_frame(inbox: &mut Option<Inbox<Received>>) -> Received {
@@ -467,8 +460,4 @@ async fn next_frame(inbox: &mut Option<Inbox<Received>>) -> Received {
         }
     }
     std::future::pending().await
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

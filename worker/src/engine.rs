@@ -43,10 +43,23 @@ pub(crate) struct RunnerSpec {
     pub(crate) cpu_millis: u32,
     /// Memory that it may use.
     pub(crate) memory_bytes: u64,
-    /// It may see the GPUs.
-    pub(crate) gpu: bool,
+    /// What it computes on.
+    pub(crate) device: Device,
+    /// Memory of the GPU that it may use; 0: nobody said.
+    pub(crate) gpu_memory_bytes: u64,
     /// Whom it was started for; runners are used again for other attempts.
     pub(crate) first_attempt: AttemptId,
+}
+
+/// What a runner computes on, and which GPUs it sees.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Device {
+    /// The processor; no GPU is seen.
+    Cpu,
+    /// This GPU, as the driver counts.
+    Gpu(u16),
+    /// Whichever the runtime takes.
+    AnyGpu,
 }
 
 /// Something that runs models.

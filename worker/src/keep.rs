@@ -21,7 +21,7 @@ use std::{
 use bytes::Bytes;
 use mesh_core::worker::Restored;
 use proto_msgs::{
-    AttemptId, ClientToWorker, Frame, Manifest, Open, Outcome, OutputDecl, RunResult, Ticket, WorkerToClient,
+    AttemptId, ClientToWorker, Frame, Manifest, Open, Outcome, OutputDecl, RunNote, RunResult, Ticket, WorkerToClient,
 };
 use tracing::warn;
 
@@ -53,14 +53,24 @@ pub(crate) struct Found {
     /// Runs that were begun.
     pub(crate) runs_begun: u32,
     /// How it ended, if it did.
-    pub(crate) result: Option<(Outcome, Vec<Output>)>,
+    pub(crate) result: Option<KeptResult>,
+}
+
+/// How a kept attempt ended.
+#[derive(Debug)]
+pub(crate) struct KeptResult {
+    pub(crate) outcome: Outcome,
+    pub(crate) outputs: Vec<Output>,
+    pub(crate) runs: Vec<RunNote>,
 }
 
 impl Found {
     /// What the machine needs to know of it.
     pub(crate) fn restored(&self) -> Restored {
-        let outcome = self.result.as_ref().map(|(outcome, _)| outcome.clone());
-        Restored { ticket: self.ticket.clone(), outcome, runs_begun: self.runs_begun }
+        let (ticket, manifest) = (self.ticket.clone(), Box::new(self.manifest.clone()));
+        let outcome = self.result.as_ref().map(|result| result.outcome.clone());
+        let runs = self.result.as_ref().map(|result| result.runs.clone()).unwrap_or_default();
+        Restored { ticket, manifest, runs, outcome, runs_begun: self.runs_begun }
     }
 }
 
@@ -143,13 +153,19 @@ impl Keep {
     }
 
     /// Keeps how a saved attempt ended.
-    pub(crate) fn finish(&self, id: AttemptId, outcome: Outcome, outputs: &[Output]) -> io::Result<()> {
+    pub(crate) fn finish(
+        &self,
+        id: AttemptId,
+        outcome: Outcome,
+        runs: Vec<RunNote>,
+        outputs: &[Output],
+    ) -> io::Result<()> {
         let _not_removed_meanwhile = self.removed.read();
         let folder = self.folder(id);
         for (index, output) in outputs.iter().enumerate() {
             place(&output.payload, &folder.join(file_name("output", index)))?;
         }
-        let result = RunResult { id, outcome, outputs: outputs.iter().map(Output::declaration).collect() };
+        let result = RunResult { id, outcome, outputs: outputs.iter().map(Output::declaration).collect(), runs };
         let result = WorkerToClient::Result(result).to_frame().map_err(io::Error::other)?;
         replace_file(&folder.join("result"), &result.head)
     }
@@ -182,7 +198,7 @@ fn file_name(what: &str, index: usize) -> String {
 }
 
 fn kept(folder: &Path, what: &str, index: usize, size_bytes: u64) -> Payload {
-    Payload::File { path: folder.join(file_name(what, index)), size_bytes, owner: None }
+    Payload::File { path: folder.join(file_name(what, index)), offset: 0, size_bytes, owner: None }
 }
 
 /// Gives bytes a second name, or writes them. Replaces what a life that ended between an output and the result left.
@@ -224,7 +240,7 @@ fn read_runs(folder: &Path) -> u32 {
     fs::read_to_string(folder.join("runs")).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-fn read_result(folder: &Path, head: Vec<u8>) -> Result<(Outcome, Vec<Output>), String> {
+fn read_result(folder: &Path, head: Vec<u8>) -> Result<KeptResult, String> {
     let result = match WorkerToClient::from_frame(&Frame { head: head.into(), payload: Bytes::new() }) {
         Ok(WorkerToClient::Result(result)) => result,
         Ok(other) => return Err(format!("{} where Result should be", other.name())),
@@ -236,7 +252,7 @@ fn read_result(folder: &Path, head: Vec<u8>) -> Result<(Outcome, Vec<Output>), S
         let OutputDecl { name, dtype, shape, digest, .. } = declaration;
         Output { name, dtype, shape, digest, payload }
     });
-    Ok((result.outcome, outputs.collect()))
+    Ok(KeptResult { outcome: result.outcome, outputs: outputs.collect(), runs: result.runs })
 }
 
 /// The files of an attempt, if they are all there and as long as they should be.
@@ -256,8 +272,8 @@ fn files(folder: &Path, what: &str, sizes: &[u64]) -> Result<Vec<Payload>, Strin
 #[cfg(test)]
 mod tests {
     use proto_msgs::{
-        Attempt, ClientId, DType, Demands, Digest, Epoch, InputDecl, ModelFormat, ModelRef, Purpose, TaskId,
-        TicketBody, TicketKey, WorkerId,
+        Attempt, ClientId, DType, Demands, Digest, Dispatch, Epoch, InputDecl, Lane, ModelFormat, ModelRef, Purpose,
+        TaskId, TicketBody, TicketKey, WorkerId,
     };
 
     use super::*;
@@ -273,6 +289,8 @@ mod tests {
             client_key: None,
             bytes_max: 100,
             priority: 50,
+            lane: Lane::Realtime,
+            items: 1,
             detached: true,
             demands: Demands::default(),
             deadline_unix_ms: None,
@@ -291,7 +309,8 @@ mod tests {
             let (digest, size_bytes) = (Digest::of(bytes), bytes.len() as u64);
             InputDecl { name: None, dtype: None, shape: None, digest, size_bytes }
         };
-        Manifest { model, model_name: "m".to_owned(), inputs: inputs.iter().map(declare).collect() }
+        let inputs = inputs.iter().map(declare).collect();
+        Manifest { model, model_name: "m".to_owned(), then: Vec::new(), items: 1, inputs }
     }
 
     fn bytes(payload: &Payload) -> Vec<u8> {
@@ -299,6 +318,10 @@ mod tests {
             Payload::Memory(bytes) => bytes.to_vec(),
             Payload::File { path, .. } => fs::read(path).expect("the file"),
         }
+    }
+
+    fn note() -> RunNote {
+        RunNote { stage: 0, rows: (0, 1), batch_rows: 8, dispatch: Dispatch::Full, run_us: 1 }
     }
 
     fn open(home: &tempfile::TempDir) -> (Keep, Vec<Found>) {
@@ -316,7 +339,8 @@ mod tests {
         let (keep, found) = open(&home);
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].id, &found[0].manifest), (id(), &manifest(&[b"input"])));
-        assert_eq!(found[0].restored(), Restored { ticket: ticket(), outcome: None, runs_begun: 0 });
+        let restored = found[0].restored();
+        assert_eq!((restored.ticket, restored.outcome, restored.runs_begun), (ticket(), None, 0));
         assert_eq!(bytes(&found[0].inputs[0]), b"input");
 
         keep.begin_run(id()).expect("noted");
@@ -332,10 +356,11 @@ mod tests {
             payload: Payload::Memory(Bytes::from_static(b"out")),
         };
         let done = Outcome::Done { run_us: 1, load_us: 2 };
-        keep.finish(id(), done.clone(), &[output]).expect("kept");
+        keep.finish(id(), done.clone(), vec![note()], &[output]).expect("kept");
         let (keep, found) = open(&home);
-        let (outcome, outputs) = found[0].result.as_ref().expect("an end");
-        assert_eq!((outcome, bytes(&outputs[0].payload).as_slice()), (&done, b"out".as_slice()));
+        let result = found[0].result.as_ref().expect("an end");
+        assert_eq!((&result.outcome, bytes(&result.outputs[0].payload).as_slice()), (&done, b"out".as_slice()));
+        assert_eq!(found[0].restored().runs, [note()]);
 
         keep.remove(id());
         assert!(open(&home).1.is_empty());
@@ -345,7 +370,7 @@ mod tests {
     fn what_is_saved_too_late_or_cannot_be_saved_leaves_nothing() {
         let home = tempfile::tempdir().expect("a temporary folder");
         let (keep, _) = open(&home);
-        let missing = Payload::File { path: home.path().join("missing"), size_bytes: 5, owner: None };
+        let missing = Payload::File { path: home.path().join("missing"), offset: 0, size_bytes: 5, owner: None };
         assert!(keep.save(id(), &ticket(), &manifest(&[b"input"]), vec![missing]).is_err());
         assert_eq!(fs::read_dir(&keep.root).expect("the folder").count(), 0);
 
@@ -364,13 +389,12 @@ mod tests {
         fs::write(keep.folder(id()).join("output-1"), b"older").expect("a left-over");
         let path = home.path().join("spooled");
         fs::write(&path, b"out").expect("an output");
-        let payload = Payload::File { path, size_bytes: 3, owner: None };
+        let payload = Payload::File { path, offset: 0, size_bytes: 3, owner: None };
         let (name, digest) = ("out".to_owned(), Digest::of(b"out"));
         let output = Output { name, dtype: DType::U8, shape: vec![3], digest, payload };
-        keep.finish(id(), Outcome::Done { run_us: 1, load_us: 2 }, &[output]).expect("kept");
+        keep.finish(id(), Outcome::Done { run_us: 1, load_us: 2 }, Vec::new(), &[output]).expect("kept");
         let (_, found) = open(&home);
-        let (_, outputs) = found[0].result.as_ref().expect("an end");
-        assert_eq!(bytes(&outputs[0].payload), b"out");
+        assert_eq!(bytes(&found[0].result.as_ref().expect("an end").outputs[0].payload), b"out");
     }
 
     #[test]

@@ -5,12 +5,14 @@
 //! ```text
 //!   main thread   control.rs   machine, broker's connection, clock: never held up
 //!   probe thread  probe.rs     measures
-//!   runtime       desk.rs      carries out: links.rs, receive.rs, pool.rs -> engine.rs, oip.rs; blobs.rs, keep.rs
+//!   runtime       desk.rs      carries out: links.rs, receive.rs; batch.rs -> pool.rs -> engine.rs, oip.rs; blobs.rs, keep.rs
 //! ```
 //!
 //! Where to begin: `control.rs`, then `desk.rs`.
 
+mod alike;
 mod args;
+mod batch;
 mod blobs;
 mod config;
 mod control;
@@ -19,11 +21,13 @@ mod engine;
 mod fit;
 mod keep;
 mod links;
+mod material;
 mod oip;
 mod payload;
 mod pool;
 mod probe;
 mod receive;
+mod rows;
 mod start;
 mod state;
 mod tools;

@@ -25,8 +25,8 @@ use self::body::{BodyReader, RequestBody};
 use crate::{
     blobs::BlobStore,
     engine::{SOCKET_NAME, SocketFolder, code_named},
-    fit::{Fitted, TensorMeta},
-    payload::{MemoryBudget, Payload},
+    fit::TensorMeta,
+    payload::Payload,
 };
 
 /// Name under which every runner serves its model.
@@ -54,7 +54,39 @@ pub(crate) enum AskError {
     Broken(#[from] hyper::Error),
 }
 
-/// An output.
+/// What came out of a run, of one item or of several.
+#[derive(Clone, Debug)]
+pub(crate) struct Tensor {
+    pub(crate) name: String,
+    pub(crate) dtype: DType,
+    pub(crate) shape: Vec<u64>,
+    pub(crate) payload: Payload,
+}
+
+impl Tensor {
+    /// Makes its bytes independent of those that came with it.
+    pub(crate) fn detach(&mut self) {
+        let payload = std::mem::replace(&mut self.payload, Payload::Memory(Bytes::new()));
+        self.payload = payload.detached();
+    }
+}
+
+/// An input as one request gives it: its pieces stand one behind the other.
+#[derive(Debug)]
+pub(crate) struct Given {
+    pub(crate) name: String,
+    pub(crate) dtype: DType,
+    pub(crate) shape: Vec<u64>,
+    pub(crate) pieces: Vec<Payload>,
+}
+
+impl Given {
+    fn size_bytes(&self) -> u64 {
+        self.pieces.iter().map(Payload::size_bytes).sum()
+    }
+}
+
+/// An output of a task.
 #[derive(Clone, Debug)]
 pub(crate) struct Output {
     pub(crate) name: String,
@@ -168,14 +200,14 @@ impl Session {
         Ok(inputs.collect::<Result<_, Failure>>()?)
     }
 
-    /// Runs the model. Large outputs go to files of `store`.
+    /// Runs the model. Outputs that `stays` does not want in memory go to files of `store`.
     pub(crate) async fn infer(
         &mut self,
-        fitted: &[Fitted],
-        inputs: &[Payload],
+        inputs: Vec<Given>,
         store: &BlobStore,
-    ) -> Result<Vec<Output>, AskError> {
-        let (json, body) = infer_request(fitted, inputs);
+        mut stays: impl FnMut(u64) -> bool,
+    ) -> Result<Vec<Tensor>, AskError> {
+        let (json, body) = infer_request(inputs);
         let path = format!("/v2/models/{MODEL}/infer");
         let answer = self.ask(Method::POST, &path, body, Some(json)).await?;
         let answer = successful(answer).await?;
@@ -189,18 +221,15 @@ impl Session {
         let answer: AnswerJson = parse(&reader.take(json_length as usize).await?)?;
         check_outputs(&answer.outputs, total - json_length)?;
         let mut outputs = Vec::with_capacity(answer.outputs.len());
-        let mut memory = MemoryBudget::default();
         for output in answer.outputs {
             let size_bytes = output.parameters.binary_data_size;
-            let (payload, digest) = if memory.take(size_bytes) {
-                let bytes = reader.take(size_bytes as usize).await?;
-                let digest = Digest::of(&bytes);
-                (Payload::Memory(bytes), digest)
+            let payload = if stays(size_bytes) {
+                Payload::Memory(reader.take(size_bytes as usize).await?)
             } else {
                 reader.spool(size_bytes, store).await?
             };
             let dtype = dtype(&output.datatype)?;
-            outputs.push(Output { name: output.name, dtype, shape: output.shape, digest, payload });
+            outputs.push(Tensor { name: output.name, dtype, shape: output.shape, payload });
         }
         Ok(outputs)
     }
@@ -223,22 +252,22 @@ impl Session {
 }
 
 /// The request's JSON length and its whole body.
-fn infer_request(fitted: &[Fitted], inputs: &[Payload]) -> (usize, RequestBody) {
+fn infer_request(inputs: Vec<Given>) -> (usize, RequestBody) {
     let json = InferJson {
-        inputs: fitted
+        inputs: inputs
             .iter()
             .map(|input| InputJson {
                 name: &input.name,
                 datatype: input.dtype.name(),
                 shape: &input.shape,
-                parameters: BinarySize { binary_data_size: inputs[input.index].size_bytes() },
+                parameters: BinarySize { binary_data_size: input.size_bytes() },
             })
             .collect(),
         parameters: BinaryOutput { binary_data_output: true },
     };
     let json = serde_json::to_vec(&json).expect("invariant: names and numbers are always JSON");
     let length = json.len();
-    let tensors = fitted.iter().map(|input| inputs[input.index].clone());
+    let tensors = inputs.into_iter().flat_map(|input| input.pieces);
     (length, RequestBody::new(std::iter::once(Payload::Memory(Bytes::from(json))).chain(tensors)))
 }
 

@@ -1,14 +1,14 @@
 //! Bytes of one input or output: small ones in memory, large ones in a file.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 
 use crate::blobs::Spooled;
 
 /// Inputs, or outputs, of one attempt stay in memory up to this size together: a photo does, a film does not. There are
-/// only as many attempts as slots and finished results.
-const MEMORY_BYTES_MAX: u64 = 4 << 20;
+/// only as many attempts as a worker lets in and finished results.
+pub(crate) const MEMORY_BYTES_MAX: u64 = 4 << 20;
 
 /// What one attempt may still keep in memory.
 #[derive(Debug)]
@@ -40,7 +40,9 @@ pub(crate) enum Payload {
     File {
         /// Where.
         path: PathBuf,
-        /// Its length.
+        /// Where in the file they begin: 0 but for slices.
+        offset: u64,
+        /// Their number: the file's length but for slices.
         size_bytes: u64,
         /// Deletes the file with the last clone; `None` if it is kept for a detached attempt.
         owner: Option<Arc<Spooled>>,
@@ -50,7 +52,8 @@ pub(crate) enum Payload {
 impl Payload {
     /// The file's, which is deleted with the last clone.
     pub(crate) fn spooled(file: Spooled) -> Self {
-        Self::File { path: file.path().to_owned(), size_bytes: file.size_bytes(), owner: Some(Arc::new(file)) }
+        let (path, size_bytes) = (file.path().to_owned(), file.size_bytes());
+        Self::File { path, offset: 0, size_bytes, owner: Some(Arc::new(file)) }
     }
 
     /// Their number.
@@ -58,6 +61,57 @@ impl Payload {
         match self {
             Self::Memory(bytes) => bytes.len() as u64,
             Self::File { size_bytes, .. } => *size_bytes,
+        }
+    }
+
+    /// Some of the bytes, without copying them. What lies beyond the end is left out.
+    pub(crate) fn slice(&self, range: Range<u64>) -> Self {
+        let end = range.end.min(self.size_bytes());
+        let start = range.start.min(end);
+        match self {
+            Self::Memory(bytes) => Self::Memory(bytes.slice(start as usize..end as usize)),
+            Self::File { path, offset, owner, .. } => {
+                Self::File { path: path.clone(), offset: offset + start, size_bytes: end - start, owner: owner.clone() }
+            }
+        }
+    }
+
+    /// The same bytes in memory of their own, if they are in memory that others may hold on to.
+    pub(crate) fn detached(self) -> Self {
+        match self {
+            Self::Memory(bytes) => Self::Memory(Bytes::copy_from_slice(&bytes)),
+            file => file,
+        }
+    }
+
+    /// All of them. Blocks if they are in a file.
+    pub(crate) fn read(&self) -> io::Result<Bytes> {
+        match self {
+            Self::Memory(bytes) => Ok(bytes.clone()),
+            Self::File { path, offset, size_bytes, .. } => {
+                let mut bytes = vec![0; usize::try_from(*size_bytes).map_err(io::Error::other)?];
+                File::open(path)?.read_exact_at(&mut bytes, *offset)?;
+                Ok(bytes.into())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_of_a_file_is_read_as_a_slice_of_memory() {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let path = home.path().join("file");
+        std::fs::write(&path, b"0123456789").expect("writing");
+        let file = Payload::File { path, offset: 0, size_bytes: 10, owner: None };
+        let memory = Payload::Memory(Bytes::from_static(b"0123456789"));
+        for payload in [file, memory] {
+            let slice = payload.slice(2..8);
+            assert_eq!(slice.slice(1..3).read().expect("the file"), "34");
+            assert_eq!((slice.size_bytes(), slice.slice(4..99).size_bytes()), (6, 2));
         }
     }
 }

@@ -1,7 +1,12 @@
 //! Runners, kept warm: the second run of a model costs no start and no loading.
 //!
-//! Owns which runner does which run, and which idle one goes when room is needed. Never: how many runs there are at the
-//! same time; that is the machine's decision. A run that is dropped takes its runner with it.
+//! Owns which runner does which batch, and which idle one goes when room is needed. Never: how many batches there are at the
+//! same time; that is the machine's decision. A batch that is dropped takes its runner with it.
+//!
+//! ```text
+//!   take: idle, else start and load ──► Taken: call, call, … ──► give_back: idle again
+//!                                         └─ dropped, or out of order: the runner ends
+//! ```
 
 use std::{
     path::PathBuf,
@@ -12,8 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_core::worker::Event;
-use proto_msgs::{AttemptId, Demands, Digest, ErrorCode, Failure, InputDecl, ModelRef, Phase, limits::HELD_MAX};
+use proto_msgs::{AttemptId, Demands, Digest, ErrorCode, Failure, ModelRef, limits::HELD_MAX};
 use tokio::{
     sync::mpsc,
     time::{sleep, timeout},
@@ -22,10 +26,9 @@ use tracing::{debug, info};
 
 use crate::{
     blobs::{BlobStore, Pin},
-    engine::{Engine, Runner, RunnerSpec, SocketFolder},
-    fit::{TensorMeta, fit},
-    oip::{AskError, Output, Session},
-    payload::Payload,
+    engine::{Device, Engine, Runner, RunnerSpec, SocketFolder},
+    fit::TensorMeta,
+    oip::{AskError, Given, Session, Tensor},
 };
 
 /// A model must be loaded in this time. The largest take minutes from a slow disk.
@@ -49,27 +52,25 @@ pub(crate) struct RunnerDefaults {
     pub(crate) memory_bytes: u64,
 }
 
-/// One run.
+/// A runner that somebody needs.
 #[derive(Clone, Debug)]
-pub(crate) struct Job {
-    pub(crate) id: AttemptId,
+pub(crate) struct Wanted {
+    /// Whom it is started for, if it is.
+    pub(crate) attempt: AttemptId,
     pub(crate) model: ModelRef,
     pub(crate) pin: Pin,
-    pub(crate) inputs: Vec<InputDecl>,
-    pub(crate) payloads: Vec<Payload>,
     pub(crate) demands: Demands,
-    /// The run ends after this long.
-    pub(crate) limit: Duration,
-    /// What it has failed with then.
-    pub(crate) late: ErrorCode,
+    /// −1 the processor, else a GPU.
+    pub(crate) device: i16,
 }
 
-/// What came out.
-#[derive(Debug)]
-pub(crate) struct Ran {
-    pub(crate) outputs: Vec<Output>,
-    pub(crate) run: Duration,
-    /// Zero if the model was warm.
+/// A runner in use. Ended when dropped.
+pub(crate) struct Taken<'a> {
+    pool: &'a Pool,
+    instance: Instance,
+    /// The runner is in a known state and may be used again.
+    in_order: bool,
+    /// Time to start the runner and load the model; zero if it was warm.
     pub(crate) load: Duration,
 }
 
@@ -94,13 +95,14 @@ pub(crate) struct Pool {
 /// Closed once every runner has ended and is cleaned up.
 pub(crate) type AllEnded = mpsc::Receiver<()>;
 
-/// What two runs must agree in to use the same runner.
+/// What two batches must agree in to use the same runner.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Key {
     model: Digest,
     cpu_millis: u32,
     memory_bytes: u64,
-    gpu: bool,
+    device: Device,
+    gpu_memory_bytes: u64,
 }
 
 /// A runner with its model loaded.
@@ -174,70 +176,35 @@ impl Pool {
         self.end_idle().await;
     }
 
-    /// Runs a model. The machine hears how far it has come.
-    pub(crate) async fn run(&self, job: &Job, machine: &mpsc::Sender<Event>) -> Result<Ran, Failure> {
-        match timeout(job.limit, self.run_unlimited(job, machine)).await {
-            Ok(ended) => ended,
-            Err(_) => {
-                let limit_ms = job.limit.as_millis();
-                let text = match job.late {
-                    ErrorCode::Expired => format!("the deadline passed {limit_ms} ms after the run began"),
-                    _ => format!("the run did not end within {limit_ms} ms (the worker's --run-limit)"),
-                };
-                Err(Failure::new(job.late, text))
-            }
-        }
-    }
-
-    async fn run_unlimited(&self, job: &Job, machine: &mpsc::Sender<Event>) -> Result<Ran, Failure> {
-        let reached = async |phase| drop(machine.send(Event::Reached { id: job.id, phase }).await);
-        let key = self.key(job);
-        let (mut instance, load) = match self.take_idle(key) {
+    /// An idle runner with the model, else a new one. `loading` is called if it is a new one.
+    pub(crate) async fn take(&self, wanted: &Wanted, loading: impl AsyncFnOnce()) -> Result<Taken<'_>, Failure> {
+        let key = self.key(wanted);
+        let (instance, load) = match self.take_idle(key) {
             Some(instance) => (instance, Duration::ZERO),
             None => {
-                reached(Phase::Loading).await;
+                loading().await;
                 let begun = Instant::now();
-                (self.load(key, job).await?, begun.elapsed())
+                (self.load(key, wanted).await?, begun.elapsed())
             }
         };
-        reached(Phase::Running).await;
         instance.runner.set_busy(true);
-        let begun = Instant::now();
-        let fitted = match fit(&instance.inputs, &job.inputs) {
-            Ok(fitted) => fitted,
-            Err(failure) => {
-                self.put_idle(instance);
-                return Err(failure);
-            }
-        };
-        match instance.session.infer(&fitted, &job.payloads, &self.store).await {
-            Ok(outputs) => {
-                let run = begun.elapsed();
-                self.put_idle(instance);
-                Ok(Ran { outputs, run, load })
-            }
-            Err(AskError::Refused(failure)) => {
-                // After nonsense the connection is in no known state.
-                if failure.code != ErrorCode::RunProtocol && failure.code != ErrorCode::ResultTooLarge {
-                    self.put_idle(instance);
-                }
-                Err(failure)
-            }
-            Err(AskError::Broken(error)) => match timeout(END_WAIT, instance.runner.exited()).await {
-                Ok(exit) => Err(exit.while_running()),
-                Err(_) => Err(Failure::new(ErrorCode::RunProtocol, format!("the runner hung up: {error}"))),
-            },
-        }
+        Ok(Taken { pool: self, instance, in_order: true, load })
     }
 
-    fn key(&self, job: &Job) -> Key {
-        let demands = &job.demands;
+    fn key(&self, wanted: &Wanted) -> Key {
+        let demands = &wanted.demands;
         let or = |wish: u64, default: u64| if wish == 0 { default } else { wish };
         Key {
-            model: job.model.digest,
+            model: wanted.model.digest,
             cpu_millis: or(demands.cpu_millis.into(), self.defaults.cpu_millis.into()) as u32,
             memory_bytes: or(demands.memory_bytes, self.defaults.memory_bytes),
-            gpu: demands.gpu_memory_bytes > 0,
+            device: match u16::try_from(wanted.device) {
+                Ok(index) => Device::Gpu(index),
+                // The device map says nothing of GPUs, the task does.
+                Err(_) if demands.gpu_memory_bytes > 0 => Device::AnyGpu,
+                Err(_) => Device::Cpu,
+            },
+            gpu_memory_bytes: demands.gpu_memory_bytes,
         }
     }
 
@@ -261,10 +228,10 @@ impl Pool {
     }
 
     /// Idle runners go, longest unused first, until the machine has the memory that a new one is likely to need.
-    fn make_room(&self, job: &Job) {
+    fn make_room(&self, wanted: &Wanted) {
         // Weights, a copy of them in the runtime's own layout, and the runtime.
-        let guess_bytes = job.model.size_bytes.saturating_mul(2).saturating_add(128 << 20);
-        let need_bytes = if job.demands.memory_bytes > 0 { job.demands.memory_bytes } else { guess_bytes };
+        let guess_bytes = wanted.model.size_bytes.saturating_mul(2).saturating_add(128 << 20);
+        let need_bytes = if wanted.demands.memory_bytes > 0 { wanted.demands.memory_bytes } else { guess_bytes };
         while available_memory_bytes().is_some_and(|available| available < need_bytes) {
             let mut idle = self.idle();
             if idle.is_empty() {
@@ -275,20 +242,21 @@ impl Pool {
         }
     }
 
-    async fn load(&self, key: Key, job: &Job) -> Result<Instance, Failure> {
-        self.make_room(job);
+    async fn load(&self, key: Key, wanted: &Wanted) -> Result<Instance, Failure> {
+        self.make_room(wanted);
         let number = self.next_folder.fetch_add(1, Ordering::Relaxed);
         let alive = locked(&self.alive).clone();
         let alive = alive.ok_or_else(|| Failure::new(ErrorCode::Draining, "the worker is shutting down"))?;
         let folder = Arc::new(SocketFolder::create(&self.folder, number, alive)?);
         let spec = RunnerSpec {
-            model: job.pin.clone(),
-            format: job.model.format,
+            model: wanted.pin.clone(),
+            format: wanted.model.format,
             threads: key.cpu_millis.div_ceil(1000).max(1),
             cpu_millis: key.cpu_millis,
             memory_bytes: key.memory_bytes,
-            gpu: key.gpu,
-            first_attempt: job.id,
+            device: key.device,
+            gpu_memory_bytes: key.gpu_memory_bytes,
+            first_attempt: wanted.attempt,
         };
         let begun = Instant::now();
         let runner = self.engine.start(spec, folder).await?;
@@ -309,6 +277,56 @@ impl Pool {
         info!(model = %key.model.short(), ms = begun.elapsed().as_millis(), "model loaded");
         let _loaded = Loaded::new(&self.loaded, key.model);
         Ok(Instance { key, runner, session, inputs, _loaded })
+    }
+}
+
+impl Taken<'_> {
+    /// What the model takes.
+    pub(crate) fn inputs(&self) -> &[TensorMeta] {
+        &self.instance.inputs
+    }
+
+    /// Which model it is.
+    pub(crate) fn model(&self) -> Digest {
+        self.instance.key.model
+    }
+
+    /// Runs the model once. Outputs that `stays` does not want in memory go to files.
+    pub(crate) async fn call(
+        &mut self,
+        inputs: Vec<Given>,
+        limit: Duration,
+        stays: impl FnMut(u64) -> bool,
+    ) -> Result<Vec<Tensor>, Failure> {
+        // Also while it runs: who drops the call leaves a runner in the middle of something.
+        self.in_order = false;
+        let called = timeout(limit, self.instance.session.infer(inputs, &self.pool.store, stays)).await;
+        match called {
+            Err(_) => {
+                let text = format!("the run did not end within {} ms (the worker's --run-limit)", limit.as_millis());
+                Err(Failure::new(ErrorCode::RunTimeout, text))
+            }
+            Ok(Ok(outputs)) => {
+                self.in_order = true;
+                Ok(outputs)
+            }
+            Ok(Err(AskError::Refused(failure))) => {
+                // After nonsense the connection is in no known state.
+                self.in_order = failure.code != ErrorCode::RunProtocol && failure.code != ErrorCode::ResultTooLarge;
+                Err(failure)
+            }
+            Ok(Err(AskError::Broken(error))) => match timeout(END_WAIT, self.instance.runner.exited()).await {
+                Ok(exit) => Err(exit.while_running()),
+                Err(_) => Err(Failure::new(ErrorCode::RunProtocol, format!("the runner hung up: {error}"))),
+            },
+        }
+    }
+
+    /// It is needed no more.
+    pub(crate) fn give_back(self) {
+        if self.in_order {
+            self.pool.put_idle(self.instance);
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Takes the model and the inputs of one attempt in.
+//! Takes the models and the inputs of one attempt in.
 //!
 //! Room is made before the first byte; what the worker holds already is not asked for. A detached attempt is kept on disk
 //! before its last byte is acknowledged, because its client leaves then.
@@ -14,7 +14,7 @@ use mesh_transport::{
     blob::{Arrival, Content, Incoming, IncomingError, Intake},
 };
 use proto_msgs::{
-    AttemptId, BlobIndex, Credit, ErrorCode, Failure, Manifest, Ticket, WorkerToClient, limits::WINDOW_BYTES,
+    AttemptId, BlobIndex, Credit, ErrorCode, Failure, Manifest, ModelRef, Ticket, WorkerToClient, limits::WINDOW_BYTES,
     message::MODEL_BLOB,
 };
 use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
@@ -41,14 +41,15 @@ pub(crate) struct Order {
 /// Everything is here.
 #[derive(Debug)]
 pub(crate) struct Inputs {
-    /// The model; `None` if it must be looked for again, after a restart.
-    pub(crate) model: Option<Pin>,
+    /// By stage; `None` if it must be looked for again, after a restart.
+    pub(crate) models: Vec<Option<Pin>>,
     pub(crate) payloads: Vec<Payload>,
 }
 
 /// Room was made and the rest can come.
 pub(crate) struct Prepared {
-    model: Option<Pin>,
+    /// By stage; `None` if it is to come.
+    models: Vec<Option<Pin>>,
     /// Files that will be written.
     files: HashMap<BlobIndex, Spooled>,
     incoming: Vec<Incoming>,
@@ -59,6 +60,13 @@ impl Order {
         self.ticket.body.detached
     }
 
+    /// The models of all stages, and under which numbers their blobs come.
+    pub(crate) fn models(&self) -> Vec<(BlobIndex, ModelRef)> {
+        let behind_inputs = (MODEL_BLOB + 1..).skip(self.manifest.inputs.len());
+        let later = behind_inputs.zip(&self.manifest.then).map(|(blob, stage)| (blob, stage.model));
+        std::iter::once((MODEL_BLOB, self.manifest.model)).chain(later).collect()
+    }
+
     /// Prepares without touching the disk, if that is possible: the usual case of a held model and small inputs.
     pub(crate) fn prepare_quickly(&self, store: &BlobStore) -> Option<Prepared> {
         let mut memory = MemoryBudget::default();
@@ -66,11 +74,13 @@ impl Order {
         if !is_small || self.is_detached() {
             return None;
         }
-        let model = &self.manifest.model;
-        let model = store.pin_verified(model.digest).filter(|pin| pin.size_bytes() == model.size_bytes)?;
+        let held = |(_, model): (_, ModelRef)| {
+            store.pin_verified(model.digest).filter(|pin| pin.size_bytes() == model.size_bytes).map(Some)
+        };
+        let models = self.models().into_iter().map(held).collect::<Option<Vec<_>>>()?;
         let inputs = self.manifest.inputs.iter().zip(1..);
         let incoming = inputs.map(|(input, blob)| Incoming::to_memory(blob, input.size_bytes, input.digest)).collect();
-        Some(Prepared { model: Some(model), files: HashMap::new(), incoming })
+        Some(Prepared { models, files: HashMap::new(), incoming })
     }
 
     /// Makes room for everything that is not here yet. Idle runners let go of their models if nothing else helps.
@@ -90,14 +100,18 @@ impl Order {
     }
 
     fn make_room(&self, store: &BlobStore) -> Result<Prepared, Failure> {
-        let mut prepared = Prepared { model: None, files: HashMap::new(), incoming: Vec::new() };
-        let model = &self.manifest.model;
-        prepared.model = store.pin(model.digest).filter(|pin| pin.size_bytes() == model.size_bytes);
-        if prepared.model.is_none() {
-            let file = store.spool(model.size_bytes)?;
-            let incoming = Incoming::to_file(file.path(), MODEL_BLOB, model.size_bytes, model.digest);
-            prepared.incoming.push(incoming.map_err(failed)?.sync());
-            prepared.files.insert(MODEL_BLOB, file);
+        let mut prepared = Prepared { models: Vec::new(), files: HashMap::new(), incoming: Vec::new() };
+        let models = self.models();
+        for (index, (blob, model)) in models.iter().enumerate() {
+            let pin = store.pin(model.digest).filter(|pin| pin.size_bytes() == model.size_bytes);
+            let comes_already = models[..index].iter().any(|(_, earlier)| earlier.digest == model.digest);
+            if pin.is_none() && !comes_already {
+                let file = store.spool(model.size_bytes)?;
+                let incoming = Incoming::to_file(file.path(), *blob, model.size_bytes, model.digest);
+                prepared.incoming.push(incoming.map_err(failed)?.sync());
+                prepared.files.insert(*blob, file);
+            }
+            prepared.models.push(pin);
         }
         let mut memory = MemoryBudget::default();
         for (input, blob) in self.manifest.inputs.iter().zip(1..) {
@@ -119,7 +133,7 @@ impl Order {
 /// A transfer under way.
 pub(crate) struct Receiving {
     order: Order,
-    model: Option<Pin>,
+    models: Vec<Option<Pin>>,
     files: HashMap<BlobIndex, Spooled>,
     arrivals: mpsc::Receiver<Arrival>,
     /// Blobs that are not complete.
@@ -132,10 +146,10 @@ impl Prepared {
     pub(crate) fn start(self, order: Order) -> (Intake, Receiving) {
         let missing = self.incoming.len();
         let inputs_bytes: u64 = order.manifest.inputs.iter().map(|input| input.size_bytes).sum();
-        let model_bytes = if self.model.is_some() { 0 } else { order.manifest.model.size_bytes };
+        let coming = order.models().into_iter().filter(|(blob, _)| self.files.contains_key(blob));
+        let announced_bytes = inputs_bytes + coming.map(|(_, model)| model.size_bytes).sum::<u64>();
         let (intake, arrivals) = Intake::start(self.incoming, WINDOW_BYTES);
-        let announced_bytes = inputs_bytes + model_bytes;
-        (intake, Receiving { order, model: self.model, files: self.files, arrivals, missing, announced_bytes })
+        (intake, Receiving { order, models: self.models, files: self.files, arrivals, missing, announced_bytes })
     }
 }
 
@@ -156,14 +170,10 @@ impl Receiving {
                         way.acknowledge(credit).await;
                     }
                 }
-                Some(Arrival::Complete { blob: MODEL_BLOB, .. }) => {
-                    self.model = Some(self.adopt_model(tools).await?);
-                    self.missing -= 1;
-                }
                 Some(Arrival::Complete { blob, content }) => {
-                    let payload = self.payload(blob, content)?;
-                    if let Some(place) = payloads.get_mut(usize::from(blob) - 1) {
-                        *place = Some(payload);
+                    match usize::from(blob).checked_sub(1).and_then(|input| payloads.get_mut(input)) {
+                        Some(place) => *place = Some(self.payload(blob, content)?),
+                        None => self.adopt_model(blob, tools).await?,
                     }
                     self.missing -= 1;
                 }
@@ -182,25 +192,37 @@ impl Receiving {
                 way.acknowledge(credit).await;
             }
         }
-        Ok(Inputs { model: self.model, payloads })
+        Ok(Inputs { models: self.models, payloads })
     }
 
     fn is_last(&self, credit: Credit) -> bool {
-        let size_bytes = match credit.blob {
-            MODEL_BLOB => Some(self.order.manifest.model.size_bytes),
-            blob => self.order.manifest.inputs.get(usize::from(blob) - 1).map(|input| input.size_bytes),
+        let input = usize::from(credit.blob).checked_sub(1).and_then(|index| self.order.manifest.inputs.get(index));
+        let size_bytes = match input {
+            Some(input) => Some(input.size_bytes),
+            None => self.model_of(credit.blob).map(|model| model.size_bytes),
         };
         size_bytes.is_some_and(|size_bytes| credit.received_bytes >= size_bytes)
     }
 
-    async fn adopt_model(&mut self, tools: &Arc<Tools>) -> Result<Pin, Failure> {
-        let file =
-            self.files.remove(&MODEL_BLOB).ok_or_else(|| Failure::new(ErrorCode::BadChunk, "the model came twice"))?;
-        let (store, digest) = (tools.store.clone(), self.order.manifest.model.digest);
+    fn model_of(&self, blob: BlobIndex) -> Option<ModelRef> {
+        self.order.models().into_iter().find(|(of, _)| *of == blob).map(|(_, model)| model)
+    }
+
+    /// Takes a model into the store, for every stage that uses it.
+    async fn adopt_model(&mut self, blob: BlobIndex, tools: &Arc<Tools>) -> Result<(), Failure> {
+        let twice = || Failure::new(ErrorCode::BadChunk, "a model came twice");
+        let file = self.files.remove(&blob).ok_or_else(twice)?;
+        let digest = self.model_of(blob).ok_or_else(twice)?.digest;
         debug!(model = %digest.short(), bytes = file.size_bytes(), "model received");
+        let store = tools.store.clone();
         let pin = blocking(move || store.adopt(file, digest).map_err(Failure::from)).await?;
+        for ((_, model), place) in self.order.models().into_iter().zip(&mut self.models) {
+            if model.digest == digest {
+                *place = Some(pin.clone());
+            }
+        }
         tools.look.at_once();
-        Ok(pin)
+        Ok(())
     }
 
     fn payload(&mut self, blob: BlobIndex, content: Content) -> Result<Payload, Failure> {

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::{
     args::EngineChoice,
+    batch::Proven,
     blobs::BlobStore,
     config::{Config, QUOTA_DEFAULT_BYTES},
     control::{BrokerAddress, Control, ControlError, EVENTS_MAX, ORDERS_MAX},
@@ -23,9 +24,9 @@ use crate::{
     engine::{Docker, DockerSettings, Engine, Process, find_runner},
     keep::Keep,
     pool::{AllEnded, Pool, RunnerDefaults},
-    probe::{Machine, Probe},
+    probe::{Look, Machine, Probe},
     state::{StateDir, StateError, make_private_dir},
-    tools::Tools,
+    tools::{LinkSpeed, Tools},
     units::show_bytes,
 };
 
@@ -68,20 +69,29 @@ pub(crate) fn run(config: Config) -> Result<(), StartError> {
     let endpoints = config.endpoints(door.as_ref().map(|(door, _)| door.endpoint()));
     let register = register(&config, &state, &machine, engine.as_ref(), &transport, endpoints);
     let ready = ready_line(&register);
-    let machine_config =
-        MachineConfig { run_limit: config.run_limit, drain_wait: config.drain_wait, ..MachineConfig::new(register) };
+    let machine_config = MachineConfig {
+        run_limit: config.run_limit,
+        drain_wait: config.drain_wait,
+        device_width: config.device_width,
+        rows_max: config.pack_max,
+        ..MachineConfig::new(register)
+    };
 
     let (to_machine, events) = mpsc::channel(EVENTS_MAX);
     let (to_desk, orders) = mpsc::channel(ORDERS_MAX);
     let (keep, found) = Keep::open(state.attempts()).context("kept attempts")?;
     let restored = found.iter().map(crate::keep::Found::restored).collect();
     let (pool, all_ended, store) = stores(&config, &state, &machine, engine)?;
-    let link_speed = crate::tools::LinkSpeed::default();
-    let run_limit = config.run_limit;
-    let (transport_of_tools, look) = (transport.clone(), crate::probe::Look::default());
-    let tools =
-        Tools { store, pool, keep, link_speed, look, transport: transport_of_tools, machine: to_machine, run_limit };
-    let tools = Arc::new(tools);
+    let tools = Arc::new(Tools {
+        store,
+        pool,
+        keep,
+        link_speed: LinkSpeed::default(),
+        look: Look::default(),
+        transport: transport.clone(),
+        proven: Proven::default(),
+        machine: to_machine,
+    });
     start_probe(probe, tools.clone(), config.heartbeat)?;
     let desk = runtime.spawn(Desk::new(tools.clone(), orders, door, found).work());
 
@@ -180,6 +190,7 @@ fn register(
         key: transport.public_key(),
         ticket_key: TicketKey(ticket_key),
         slots: config.slots,
+        device_map: config.device_map.clone(),
         labels: config.labels.clone(),
         gpus: machine.gpus.clone(),
         heartbeat_ms: u32::try_from(config.heartbeat.as_millis()).unwrap_or(u32::MAX),
@@ -210,10 +221,11 @@ fn stores(
         fs::remove_dir_all(&runners).context("sockets of an earlier life")?;
     }
     make_private_dir(&runners).map_err(state_error)?;
-    let slots = u64::from(config.slots);
+    let slots = u32::from(config.slots[0]) + u32::from(config.slots[1]);
+    let memory_share_bytes = (machine.memory_bytes / u64::from(slots)).max(MEMORY_MIN_BYTES);
     let defaults = RunnerDefaults {
-        cpu_millis: (machine.cores * 1000 / u32::from(config.slots)).max(1000),
-        memory_bytes: config.memory_limit_bytes.unwrap_or((machine.memory_bytes / slots).max(MEMORY_MIN_BYTES)),
+        cpu_millis: (machine.cores * 1000 / slots).max(1000),
+        memory_bytes: config.memory_limit_bytes.unwrap_or(memory_share_bytes),
     };
     let (pool, all_ended) = Pool::new(engine, store.clone(), runners, defaults, config.warm_max);
     Ok((pool, all_ended, store))

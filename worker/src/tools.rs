@@ -8,7 +8,7 @@ use std::{
 use mesh_core::worker::Event;
 use tokio::sync::mpsc;
 
-use crate::{blobs::BlobStore, keep::Keep, pool::Pool, probe::Look};
+use crate::{batch::Proven, blobs::BlobStore, keep::Keep, pool::Pool, probe::Look};
 
 /// Shared by the desk and its tasks.
 pub(crate) struct Tools {
@@ -19,10 +19,10 @@ pub(crate) struct Tools {
     /// Makes the probe look at once.
     pub(crate) look: Look,
     pub(crate) transport: mesh_transport::Context,
+    /// What probes showed.
+    pub(crate) proven: Proven,
     /// To the machine.
     pub(crate) machine: mpsc::Sender<Event>,
-    /// A run that is given less than this has a deadline.
-    pub(crate) run_limit: Duration,
 }
 
 /// The speed of direct links, smoothed over the latest transfers.

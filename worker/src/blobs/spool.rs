@@ -42,12 +42,14 @@ impl From<BlobError> for Failure {
 pub(crate) struct Spooled {
     path: PathBuf,
     size_bytes: u64,
+    /// Of its bytes, if it was written here.
+    digest: Option<Digest>,
     _room: Room,
 }
 
 impl Spooled {
     pub(super) fn new(path: PathBuf, room: Room) -> Self {
-        Self { path, size_bytes: room.bytes, _room: room }
+        Self { path, size_bytes: room.bytes, digest: None, _room: room }
     }
 
     /// Where it is now.
@@ -58,6 +60,11 @@ impl Spooled {
     /// Its length once it is whole.
     pub(crate) fn size_bytes(&self) -> u64 {
         self.size_bytes
+    }
+
+    /// The digest of its bytes, if they were hashed while they were written.
+    pub(crate) fn digest(&self) -> Option<Digest> {
+        self.digest
     }
 
     /// Opens it for writing.
@@ -103,7 +110,9 @@ impl Writing {
     }
 
     /// Ends the file.
-    pub(crate) fn finish(self) -> (Spooled, Digest) {
-        (self.spooled, self.hasher.finalize().into())
+    pub(crate) fn finish(mut self) -> (Spooled, Digest) {
+        let digest = self.hasher.finalize().into();
+        self.spooled.digest = Some(digest);
+        (self.spooled, digest)
     }
 }

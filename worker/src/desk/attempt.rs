@@ -1,8 +1,9 @@
 //! One attempt's material, from its first byte to its last.
 //!
 //! ```text
-//!   Preparing ──► Receiving ──► Ready ──► Running ──► Ended
-//!     room is made   bytes come    all here             outputs are kept for the client
+//!   Preparing ──► Receiving ──► Here ──► Ended
+//!     room is made   bytes come    batches     nothing but an earlier life's result, if anything
+//!                                  run with it
 //! ```
 
 use std::{sync::Arc, time::Instant};
@@ -21,7 +22,9 @@ use tokio::{
 use tracing::debug;
 
 use crate::{
+    blobs::{BlobStore, Pin},
     keep::Found,
+    material::Material,
     oip::Output,
     payload::Payload,
     receive::{Inputs, Order, Way, failed},
@@ -73,33 +76,42 @@ pub(super) struct Attempt {
     pub(super) keeping: Option<JoinHandle<()>>,
     /// When the machine was last told that the client lives.
     pub(super) alive_told: Option<Instant>,
+    /// Models that must not go before they were looked at again: an earlier life received them.
+    _held: Vec<Pin>,
 }
 
 /// How far it is.
 pub(super) enum Stage {
     Preparing(Chunks),
     Receiving(Intake),
-    Ready(Inputs),
-    Running,
+    Here(Arc<Material>),
     Ended(Vec<Output>),
 }
 
 impl Attempt {
     pub(super) fn new(number: u64, link: LinkId, way: Way, order: Order) -> Self {
-        let stage = Stage::Preparing(Chunks::default());
-        Self { number, link, way: Some(way), order, stage, task: None, upload: None, keeping: None, alive_told: None }
+        Self::at(number, link, Some(way), order, Stage::Preparing(Chunks::default()), Vec::new())
+    }
+
+    fn at(number: u64, link: LinkId, way: Option<Way>, order: Order, stage: Stage, held: Vec<Pin>) -> Self {
+        let (task, upload, keeping, alive_told) = (None, None, None, None);
+        Self { number, link, way, order, stage, task, upload, keeping, alive_told, _held: held }
     }
 
     /// One that was found on the disk.
-    pub(super) fn restored(number: u64, found: Found) -> Self {
+    pub(super) fn restored(number: u64, found: Found, store: &BlobStore) -> Self {
         let order = Order { id: found.id, manifest: found.manifest.into(), ticket: found.ticket.into() };
+        let mut held = Vec::new();
         let stage = match found.result {
-            Some((_, outputs)) => Stage::Ended(outputs),
-            None => Stage::Ready(Inputs { model: None, payloads: found.inputs }),
+            Some(result) => Stage::Ended(result.outputs),
+            None => {
+                held = order.models().iter().filter_map(|(_, model)| store.hold(model.digest)).collect();
+                let inputs = Inputs { models: Vec::new(), payloads: found.inputs };
+                Stage::Here(Material::new(order.clone(), inputs).into())
+            }
         };
         // No link has the number 0.
-        let link = LinkId(0);
-        Self { number, link, way: None, order, stage, task: None, upload: None, keeping: None, alive_told: None }
+        Self::at(number, LinkId(0), None, order, stage, held)
     }
 
     pub(super) fn is_detached(&self) -> bool {
@@ -120,7 +132,7 @@ impl Attempt {
         match &self.stage {
             Stage::Preparing(_) => None,
             Stage::Receiving(intake) => Some(intake.needs()),
-            Stage::Ready(_) | Stage::Running | Stage::Ended(_) => Some(Vec::new()),
+            Stage::Here(_) | Stage::Ended(_) => Some(Vec::new()),
         }
     }
 
@@ -129,7 +141,7 @@ impl Attempt {
         match &mut self.stage {
             Stage::Preparing(early) => early.push(chunk, payload),
             Stage::Receiving(intake) => intake.push(chunk, payload).map_err(failed),
-            Stage::Ready(_) | Stage::Running | Stage::Ended(_) => Ok(()),
+            Stage::Here(_) | Stage::Ended(_) => Ok(()),
         }
     }
 
@@ -137,11 +149,22 @@ impl Attempt {
         chunks.list.into_iter().try_for_each(|(chunk, payload)| self.push(chunk, payload))
     }
 
-    pub(super) fn outputs(&self) -> &[Output] {
+    /// The whole result, as far as there is one.
+    pub(super) fn result(&self) -> Result<&[Output], &Failure> {
         match &self.stage {
-            Stage::Ended(outputs) => outputs,
-            _ => &[],
+            Stage::Ended(outputs) => Ok(outputs),
+            Stage::Here(material) => match material.result() {
+                Some(Ok(outputs)) => Ok(outputs),
+                Some(Err(failure)) => Err(failure),
+                None => Ok(&[]),
+            },
+            Stage::Preparing(_) | Stage::Receiving(_) => Ok(&[]),
         }
+    }
+
+    /// A batch with rows of it was begun, and more must run.
+    pub(super) fn is_under_way(&self) -> bool {
+        matches!(&self.stage, Stage::Here(material) if material.is_under_way())
     }
 
     /// Ends everything that is being done.
@@ -218,6 +241,7 @@ impl Drop for Upload {
     }
 }
 
+/// Results are whole files, never slices.
 fn source(payload: &Payload) -> Result<Source, UploadError> {
     match payload {
         Payload::Memory(bytes) => Ok(Source::memory(bytes.clone())),

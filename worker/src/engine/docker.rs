@@ -21,7 +21,7 @@ use futures_util::{StreamExt, future::BoxFuture};
 use proto_msgs::{EngineKind, ErrorCode, Failure, WorkerId};
 use tracing::{debug, info, warn};
 
-use super::{Cause, Engine, Exit, Keeper, Runner, RunnerSpec, SOCKET_NAME, SocketFolder, exit::LogTail};
+use super::{Cause, Device, Engine, Exit, Keeper, Runner, RunnerSpec, SOCKET_NAME, SocketFolder, exit::LogTail};
 
 /// An engine that answers no request in this time is broken.
 const ENGINE_WAIT: Duration = Duration::from_secs(30);
@@ -168,8 +168,10 @@ impl Docker {
             "--threads",
             &threads,
         ]
+        .into_iter()
+        .chain((spec.device != Device::Cpu).then_some("--gpu"))
         .map(str::to_owned)
-        .to_vec()
+        .collect()
     }
 
     fn host_config(&self, spec: &RunnerSpec, folder: &SocketFolder) -> Result<HostConfig, Failure> {
@@ -194,7 +196,7 @@ impl Docker {
             oom_score_adj: Some(OOM_SCORE_ADJ),
             init: Some(false),
             mounts: Some(vec![bind(spec.model.path(), "/model", true), bind(folder.path(), "/mesh", false)]),
-            device_requests: if spec.gpu { Some(vec![self.flavour.gpu_request()?]) } else { None },
+            device_requests: self.flavour.gpu_request(spec.device)?.map(|request| vec![request]),
             ..HostConfig::default()
         })
     }
@@ -297,20 +299,27 @@ impl Flavour {
         HostConfigLogConfig { typ: Some(driver.to_owned()), config: Some(config) }
     }
 
-    /// All GPUs, asked for in the way that this engine really obeys.
-    fn gpu_request(self) -> Result<DeviceRequest, Failure> {
+    /// GPUs, asked for in the way that this engine really obeys.
+    fn gpu_request(self, device: Device) -> Result<Option<DeviceRequest>, Failure> {
+        let index = match device {
+            Device::Cpu => return Ok(None),
+            Device::Gpu(index) => Some(index.to_string()),
+            Device::AnyGpu => None,
+        };
         match self {
-            Self::Docker => Ok(DeviceRequest {
+            Self::Docker => Ok(Some(DeviceRequest {
                 driver: Some("nvidia".to_owned()),
-                count: Some(-1),
+                // A number and names exclude each other; −1 stands for all.
+                count: index.is_none().then_some(-1),
+                device_ids: index.map(|index| vec![index]),
                 capabilities: Some(vec![vec!["gpu".to_owned()]]),
                 ..DeviceRequest::default()
-            }),
-            Self::Podman { major, minor } if (major, minor) >= PODMAN_CDI_FROM => Ok(DeviceRequest {
+            })),
+            Self::Podman { major, minor } if (major, minor) >= PODMAN_CDI_FROM => Ok(Some(DeviceRequest {
                 driver: Some("cdi".to_owned()),
-                device_ids: Some(vec!["nvidia.com/gpu=all".to_owned()]),
+                device_ids: Some(vec![format!("nvidia.com/gpu={}", index.as_deref().unwrap_or("all"))]),
                 ..DeviceRequest::default()
-            }),
+            })),
             Self::Podman { major, minor } => {
                 let text =
                     format!("Podman {major}.{minor} ignores requests for GPUs: upgrade it to 5.4 at this worker");

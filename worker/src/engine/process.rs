@@ -28,7 +28,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{Cause, Engine, Exit, Keeper, Runner, RunnerSpec, SOCKET_NAME, SocketFolder, exit::LogTail};
+use super::{Cause, Device, Engine, Exit, Keeper, Runner, RunnerSpec, SOCKET_NAME, SocketFolder, exit::LogTail};
 
 /// While a model loads or runs, its memory is looked at this often: a limit is overrun by what can be touched in this time.
 const MEMORY_WATCH_EVERY: Duration = Duration::from_millis(50);
@@ -113,6 +113,8 @@ impl Process {
             .current_dir(folder.path())
             .env_clear()
             .envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
+            .args((spec.device != Device::Cpu).then_some("--gpu"))
+            .envs(visible_gpus(spec.device))
             // Its log ends up in error texts.
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
@@ -141,6 +143,17 @@ impl Process {
             });
         }
         command.spawn()
+    }
+}
+
+/// What the GPU's driver lets a runner see. Indexes are those of the management library: the order of the bus.
+fn visible_gpus(device: Device) -> Vec<(&'static str, String)> {
+    const ORDER: (&str, &str) = ("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
+    let order = (ORDER.0, ORDER.1.to_owned());
+    match device {
+        Device::Cpu => vec![("CUDA_VISIBLE_DEVICES", String::new())],
+        Device::Gpu(index) => vec![order, ("CUDA_VISIBLE_DEVICES", index.to_string())],
+        Device::AnyGpu => vec![order],
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     fs::File,
-    io::{self, Read},
+    io::{self, Read, Seek, SeekFrom},
     path::Path,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -12,7 +12,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use proto_msgs::{Digest, ErrorCode, Failure};
+use proto_msgs::{ErrorCode, Failure};
 use tokio::{sync::mpsc, task::spawn_blocking};
 
 use super::{AskError, nonsense};
@@ -68,10 +68,10 @@ impl Body for RequestBody {
             match self.parts.pop_front() {
                 None => return Poll::Ready(None),
                 Some(Payload::Memory(bytes)) => return self.emit(bytes),
-                Some(Payload::File { path, owner, .. }) => {
+                Some(Payload::File { path, offset, size_bytes, owner }) => {
                     let (pieces, reading) = mpsc::channel(PIECES_UNDER_WAY);
                     spawn_blocking(move || {
-                        read_file(&path, &pieces);
+                        read_file(&path, offset, size_bytes, &pieces);
                         drop(owner);
                     });
                     self.reading = Some(reading);
@@ -89,9 +89,11 @@ impl Body for RequestBody {
     }
 }
 
-fn read_file(path: &Path, pieces: &mpsc::Sender<io::Result<Bytes>>) {
+fn read_file(path: &Path, offset: u64, size_bytes: u64, pieces: &mpsc::Sender<io::Result<Bytes>>) {
     let read_all = || -> io::Result<()> {
         let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(offset))?;
+        let mut file = file.take(size_bytes);
         loop {
             let mut piece = vec![0; PIECE_BYTES];
             let read = file.read(&mut piece)?;
@@ -138,7 +140,7 @@ impl BodyReader {
     }
 
     /// The next `count` bytes into a file.
-    pub(super) async fn spool(&mut self, count: u64, store: &BlobStore) -> Result<(Payload, Digest), AskError> {
+    pub(super) async fn spool(&mut self, count: u64, store: &BlobStore) -> Result<Payload, AskError> {
         let (pieces, mut to_write) = mpsc::channel::<Bytes>(PIECES_UNDER_WAY);
         let store = store.clone();
         let writing = spawn_blocking(move || -> Result<_, Failure> {
@@ -146,7 +148,7 @@ impl BodyReader {
             while let Some(piece) = to_write.blocking_recv() {
                 file.write(&piece)?;
             }
-            Ok(file.finish())
+            Ok(file.finish().0)
         });
         let mut left = count;
         while left > 0 {
@@ -161,8 +163,7 @@ impl BodyReader {
         }
         drop(pieces);
         let written = writing.await.map_err(|error| Failure::new(ErrorCode::DiskFull, error.to_string()))?;
-        let (file, digest) = written?;
-        Ok((Payload::spooled(file), digest))
+        Ok(Payload::spooled(written?))
     }
 
     /// The next piece that is not empty; nothing if nothing is wanted.

@@ -1,0 +1,93 @@
+//! Whether two runs gave the same: what a probe asks before rows of several tasks are run together.
+//!
+//! Integers must be equal. Floats may differ by what a runtime's other order of additions makes: that depends on the largest
+//! value of the tensor, not on each.
+
+use proto_msgs::DType;
+
+/// Of the largest value: ten times what was seen between runtimes, a tenth of what a wrong row shows.
+const F32_RELATIVE: f64 = 2e-5;
+
+/// Half precision has three digits.
+const F16_RELATIVE: f64 = 2e-3;
+
+/// … and brain floats two.
+const BF16_RELATIVE: f64 = 2e-2;
+
+/// For tensors whose values are all close to zero.
+const ABSOLUTE: f64 = 1e-6;
+
+/// Whether the bytes of two tensors of this type are the same but for rounding.
+pub(crate) fn alike(dtype: DType, reference: &[u8], other: &[u8]) -> bool {
+    if reference == other {
+        return true;
+    }
+    if reference.len() != other.len() {
+        return false;
+    }
+    match dtype {
+        DType::F32 => close::<4>(reference, other, F32_RELATIVE, |bytes| f32::from_le_bytes(bytes).into()),
+        DType::F64 => close::<8>(reference, other, F32_RELATIVE, f64::from_le_bytes),
+        DType::F16 => close::<2>(reference, other, F16_RELATIVE, |bytes| half(u16::from_le_bytes(bytes))),
+        DType::BF16 => close::<2>(reference, other, BF16_RELATIVE, |bytes| {
+            f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16).into()
+        }),
+        _ => false,
+    }
+}
+
+fn close<const N: usize>(reference: &[u8], other: &[u8], relative: f64, value: impl Fn([u8; N]) -> f64) -> bool {
+    let values = |bytes: &'_ [u8]| bytes.as_chunks::<N>().0.iter().map(|chunk| value(*chunk)).collect::<Vec<f64>>();
+    let (reference, other) = (values(reference), values(other));
+    let largest = reference.iter().filter(|value| value.is_finite()).fold(0.0_f64, |max, value| max.max(value.abs()));
+    let allowed = relative * largest + ABSOLUTE;
+    reference.iter().zip(&other).all(|(a, b)| a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= allowed)
+}
+
+/// IEEE 754 half precision.
+fn half(bits: u16) -> f64 {
+    let sign = if bits & 0x8000 == 0 { 1.0 } else { -1.0 };
+    let (exponent, fraction) = (i32::from(bits >> 10 & 0x1f), f64::from(bits & 0x3ff));
+    sign * match exponent {
+        0 => fraction * 2_f64.powi(-24),
+        31 if fraction == 0.0 => f64::INFINITY,
+        31 => f64::NAN,
+        _ => (1.0 + fraction / 1024.0) * 2_f64.powi(exponent - 15),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn floats(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn rounding_is_forgiven_in_proportion_to_the_largest_value() {
+        let one = floats(&[100.0, 0.001, f32::NAN]);
+        assert!(alike(DType::F32, &one, &floats(&[100.001, 0.0015, f32::NAN])));
+        assert!(!alike(DType::F32, &one, &floats(&[100.01, 0.001, f32::NAN])));
+        assert!(!alike(DType::F32, &one, &floats(&[100.0, 0.001, 0.0])));
+        assert!(!alike(DType::F32, &one, &floats(&[100.0, 0.001])));
+        assert!(!alike(DType::F32, &floats(&[f32::INFINITY]), &floats(&[1.0])));
+    }
+
+    #[test]
+    fn integers_are_the_same_or_not() {
+        assert!(alike(DType::I32, &[1, 0, 0, 0], &[1, 0, 0, 0]));
+        assert!(!alike(DType::I32, &[1, 0, 0, 0], &[2, 0, 0, 0]));
+        assert!(!alike(DType::Bool, &[1], &[0]));
+    }
+
+    #[test]
+    fn short_floats_are_read_as_what_they_are() {
+        assert_eq!([0x3c00, 0xc000, 0x0001, 0x7bff].map(half), [1.0, -2.0, 2_f64.powi(-24), 65504.0]);
+        assert!(half(0x7e00).is_nan() && half(0xfc00) == f64::NEG_INFINITY);
+        assert!(alike(DType::F16, &0x3c00_u16.to_le_bytes(), &0x3c01_u16.to_le_bytes()));
+        assert!(!alike(DType::F16, &0x3c00_u16.to_le_bytes(), &0x4000_u16.to_le_bytes()));
+        assert!(alike(DType::BF16, &0x3f80_u16.to_le_bytes(), &0x3f81_u16.to_le_bytes()));
+        assert!(!alike(DType::BF16, &0x3f80_u16.to_le_bytes(), &0xbf80_u16.to_le_bytes()));
+    }
+}

@@ -1,0 +1,282 @@
+//! Carries one batch out: finds its runner, lays rows together, calls, cuts the outputs back and hands them to their owners.
+//!
+//! Never: what is in a batch or whether its rows go together; the machine decides that, also from what a probe says here. A
+//! batch that is dropped takes its runner with it and keeps nothing.
+
+mod probe;
+
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mesh_core::worker::{BatchId, BatchKind, BatchTimes, Event, Part};
+use proto_msgs::{ErrorCode, Failure, Phase};
+use tokio::time::timeout;
+
+pub(crate) use self::probe::Proven;
+use crate::{
+    blobs::BlobError,
+    fit::Fitted,
+    material::Material,
+    oip::{Given, Tensor},
+    pool::{Taken, Wanted},
+    receive::blocking,
+    rows::{cut, packed_shape, takes_many},
+    tools::Tools,
+};
+
+/// What is to be run.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) batch: BatchId,
+    /// Whose rows, in the order in which they stand in a packed call.
+    pub(crate) parts: Vec<(Part, Arc<Material>)>,
+    pub(crate) device: i16,
+    pub(crate) kind: BatchKind,
+    /// Of each call.
+    pub(crate) limit: Duration,
+}
+
+/// Items of one part that are alike in type and shape.
+#[derive(Debug)]
+struct Chunk {
+    /// Which part.
+    part: usize,
+    rows: Range<u32>,
+    /// One item of them.
+    fitted: Vec<Fitted>,
+}
+
+/// The outputs of each item of a part.
+type Outputs = Vec<Vec<Tensor>>;
+
+impl Batch {
+    /// Runs it. The outputs are with the parts' material when this returns.
+    pub(crate) async fn run(&self, tools: &Arc<Tools>) -> Result<BatchTimes, Failure> {
+        self.note_begun(tools).await?;
+        let wanted = self.wanted(tools).await?;
+        let begun = Instant::now();
+        let reached = async |phase| {
+            let _ = tools.machine.send(Event::BatchReached { batch: self.batch, phase }).await;
+        };
+        let taking = tools.pool.take(&wanted, async || reached(Phase::Loading).await);
+        let mut runner = timeout(self.limit, taking).await.map_err(|_| late(self.limit))??;
+        reached(Phase::Running).await;
+        let load_us = micros(runner.load);
+        let ran = self.run_in(&mut runner, tools, self.limit.saturating_sub(begun.elapsed())).await;
+        runner.give_back();
+        let (outputs, times) = ran?;
+        for ((part, material), outputs) in self.parts.iter().zip(outputs) {
+            material.store(part.stage, part.rows.clone(), outputs);
+            material.join_if_complete(&tools.store).await;
+        }
+        Ok(BatchTimes { load_us, ..times })
+    }
+
+    async fn run_in(
+        &self,
+        runner: &mut Taken<'_>,
+        tools: &Tools,
+        first_limit: Duration,
+    ) -> Result<(Vec<Outputs>, BatchTimes), Failure> {
+        let chunks = self.chunks(runner)?;
+        let mut calls = Calls { batch: self, runner, limit: first_limit, took: Vec::new() };
+        match self.kind {
+            BatchKind::Packed => {
+                let outputs = calls.packed(&chunks, &tools.proven).await?;
+                Ok((outputs, BatchTimes { run_us: calls.sum_us(), ..BatchTimes::default() }))
+            }
+            BatchKind::Whole => {
+                let outputs = calls.singly(&chunks).await?;
+                Ok((outputs, BatchTimes { run_us: calls.sum_us(), ..BatchTimes::default() }))
+            }
+            BatchKind::Probe => probe::probe(calls, &chunks, &tools.proven).await,
+        }
+    }
+
+    /// Notes of detached attempts, once, that a run begins.
+    async fn note_begun(&self, tools: &Arc<Tools>) -> Result<(), Failure> {
+        for (_, material) in &self.parts {
+            if !material.order.ticket.body.detached || !material.begins() {
+                continue;
+            }
+            let (keep, id) = (tools.keep.clone(), material.order.id);
+            blocking(move || keep.begin_run(id).map_err(|error| BlobError::Io(error).into())).await?;
+        }
+        Ok(())
+    }
+
+    /// The runner for it. All parts want the same one.
+    async fn wanted(&self, tools: &Arc<Tools>) -> Result<Wanted, Failure> {
+        let lost = || Failure::new(ErrorCode::WorkerLost, "the worker no longer has the model of this task");
+        let (part, material) = self.parts.first().ok_or_else(lost)?;
+        let model = material.model(part.stage).ok_or_else(lost)?;
+        let pin = if material.has_pin(part.stage) {
+            material.pin(part.stage, &tools.store)
+        } else {
+            let (material, store, stage) = (material.clone(), tools.store.clone(), part.stage);
+            blocking(move || Ok(material.pin(stage, &store))).await?
+        };
+        let (attempt, demands) = (part.id, material.order.ticket.body.demands);
+        Ok(Wanted { attempt, model, pin: pin.ok_or_else(lost)?, demands, device: self.device })
+    }
+
+    /// The rows as the model wants them. Those of the first stage are alike within a part; of later ones only a look tells.
+    fn chunks(&self, runner: &Taken<'_>) -> Result<Vec<Chunk>, Failure> {
+        let mut chunks: Vec<Chunk> = Vec::new();
+        for (index, (part, material)) in self.parts.iter().enumerate() {
+            if part.stage == 0 {
+                let fitted = material.fit(0, part.rows.start, runner.inputs())?;
+                chunks.push(Chunk { part: index, rows: part.rows.clone(), fitted });
+                continue;
+            }
+            for item in part.rows.clone() {
+                let fitted = material.fit(part.stage, item, runner.inputs())?;
+                match chunks.last_mut() {
+                    Some(last) if last.part == index && last.fitted == fitted => last.rows.end = item + 1,
+                    _ => chunks.push(Chunk { part: index, rows: item..item + 1, fitted }),
+                }
+            }
+        }
+        Ok(chunks)
+    }
+
+    /// A call for these items: all of them must be alike.
+    fn given(&self, chunks: &[&Chunk]) -> Vec<Given> {
+        let Some(first) = chunks.first() else { return Vec::new() };
+        let items = items(chunks);
+        let given = |(place, input): (usize, &Fitted)| {
+            let pieces = chunks.iter().flat_map(|chunk| {
+                let (part, material) = &self.parts[chunk.part];
+                material.pieces(part.stage, &chunk.rows, chunk.fitted[place].index)
+            });
+            let shape = if items == 1 { input.shape.clone() } else { packed_shape(&input.shape, u64::from(items)) };
+            Given { name: input.name.clone(), dtype: input.dtype, shape, pieces: pieces.collect() }
+        };
+        first.fitted.iter().enumerate().map(given).collect()
+    }
+
+    /// Whether outputs of so many bytes, of which each part has its share, may stay in memory.
+    fn has_memory_for(&self, size_bytes: u64) -> bool {
+        let all: u64 = self.parts.iter().map(|(part, _)| part.rows.len() as u64).sum();
+        self.parts.iter().all(|(part, material)| {
+            material.has_memory_for(size_bytes.saturating_mul(part.rows.len() as u64) / all.max(1))
+        })
+    }
+}
+
+/// The calls of one batch.
+struct Calls<'a, 'p> {
+    batch: &'a Batch,
+    runner: &'a mut Taken<'p>,
+    /// Of the next call: the first one shares its time with loading.
+    limit: Duration,
+    /// By the calls so far.
+    took: Vec<Duration>,
+}
+
+impl Calls<'_, '_> {
+    /// One call; `kept_bytes` grows by what stays in memory of it.
+    async fn call(&mut self, given: Vec<Given>, kept_bytes: &mut u64) -> Result<Vec<Tensor>, Failure> {
+        let limit = std::mem::replace(&mut self.limit, self.batch.limit);
+        let begun = Instant::now();
+        let stays = |size_bytes: u64| {
+            let stays = self.batch.has_memory_for(kept_bytes.saturating_add(size_bytes));
+            *kept_bytes += if stays { size_bytes } else { 0 };
+            stays
+        };
+        let outputs = self.runner.call(given, limit, stays).await?;
+        self.took.push(begun.elapsed());
+        Ok(outputs)
+    }
+
+    fn sum_us(&self) -> u64 {
+        self.took.iter().copied().map(micros).sum()
+    }
+
+    /// Item after item.
+    async fn singly(&mut self, chunks: &[Chunk]) -> Result<Vec<Outputs>, Failure> {
+        let mut outputs: Vec<Outputs> = vec![Vec::new(); self.batch.parts.len()];
+        let mut kept_bytes = 0;
+        for chunk in chunks {
+            for item in chunk.rows.clone() {
+                let item = Chunk { part: chunk.part, rows: item..item + 1, fitted: chunk.fitted.clone() };
+                outputs[chunk.part].push(self.call(self.batch.given(&[&item]), &mut kept_bytes).await?);
+            }
+        }
+        Ok(outputs)
+    }
+
+    /// All items in one call, or in as many as there are shapes.
+    async fn packed(&mut self, chunks: &[Chunk], proven: &Proven) -> Result<Vec<Outputs>, Failure> {
+        let mut by_part: Vec<Vec<(u32, Vec<Tensor>)>> = vec![Vec::new(); self.batch.parts.len()];
+        let mut kept_bytes = 0;
+        for alike in groups(chunks) {
+            let cut = self.packed_call(&alike, &mut kept_bytes).await?;
+            proven.check(self.model(), alike[0], &cut)?;
+            let owners = alike.iter().flat_map(|chunk| chunk.rows.clone().map(|item| (chunk.part, item)));
+            for ((part, item), mut outputs) in owners.zip(cut) {
+                if self.batch.parts.len() > 1 {
+                    // A slow owner of one row must not hold the rows of all others.
+                    outputs.iter_mut().for_each(Tensor::detach);
+                }
+                by_part[part].push((item, outputs));
+            }
+        }
+        let in_order = |mut items: Vec<(u32, Vec<Tensor>)>| {
+            items.sort_unstable_by_key(|(item, _)| *item);
+            items.into_iter().map(|(_, outputs)| outputs).collect()
+        };
+        Ok(by_part.into_iter().map(in_order).collect())
+    }
+
+    /// One call with items that are alike, cut back into items.
+    async fn packed_call(&mut self, alike: &[&Chunk], kept_bytes: &mut u64) -> Result<Outputs, Failure> {
+        let items = items(alike);
+        if items > 1 {
+            let one_at_a_time =
+                |why: String| Failure::new(ErrorCode::InputMismatch, format!("{why}: one item at a time"));
+            takes_many(self.runner.inputs(), &alike[0].fitted).map_err(one_at_a_time)?;
+        }
+        let outputs = self.call(self.batch.given(alike), kept_bytes).await?;
+        cut(&outputs, items)
+    }
+
+    fn model(&self) -> proto_msgs::Digest {
+        self.runner.model()
+    }
+}
+
+fn items(chunks: &[&Chunk]) -> u32 {
+    chunks.iter().map(|chunk| chunk.rows.len() as u32).sum()
+}
+
+/// Chunks that may go into one call: of the same inputs, types and shapes.
+fn groups(chunks: &[Chunk]) -> Vec<Vec<&Chunk>> {
+    let alike = |a: &Chunk, b: &Chunk| {
+        let same = |(a, b): (&Fitted, &Fitted)| (&a.name, a.dtype, &a.shape) == (&b.name, b.dtype, &b.shape);
+        a.fitted.len() == b.fitted.len() && a.fitted.iter().zip(&b.fitted).all(same)
+    };
+    let mut groups: Vec<Vec<&Chunk>> = Vec::new();
+    for chunk in chunks {
+        match groups.iter_mut().find(|group| alike(group[0], chunk)) {
+            Some(group) => group.push(chunk),
+            None => groups.push(vec![chunk]),
+        }
+    }
+    groups
+}
+
+fn late(limit: Duration) -> Failure {
+    let text = format!("the model was not loaded within {} ms (the worker's --run-limit)", limit.as_millis());
+    Failure::new(ErrorCode::RunTimeout, text)
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,306 @@
+//! Batches in a real runner, on models whose answers are known.
+
+mod models;
+
+use std::{fs, path::PathBuf};
+
+use mesh_core::worker::Equality;
+use mesh_transport::{Context, Security};
+use proto_msgs::{
+    Attempt, AttemptId, ClientId, Demands, Digest, Epoch, InputDecl, Lane, Manifest, ModelFormat, ModelRef, Purpose,
+    Stage, TaskId, Ticket, TicketBody, TicketKey, WorkerId,
+};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::{
+    blobs::{BlobStore, Pin},
+    engine::Process,
+    keep::Keep,
+    oip::Output,
+    payload::Payload,
+    pool::{Pool, RunnerDefaults},
+    probe::Look,
+    receive::{Inputs, Order},
+    tools::LinkSpeed,
+};
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Home {
+    tools: Arc<Tools>,
+    events: mpsc::Receiver<Event>,
+    _dir: tempfile::TempDir,
+}
+
+/// The real runner beside the test's own folder, if it was built and its library is there.
+fn real_runner() -> Option<PathBuf> {
+    let runner = std::env::current_exe().ok()?.parent()?.parent()?.join("mesh-runner");
+    if runner.is_file() {
+        return Some(runner);
+    }
+    eprintln!("skipped: build mesh-runner first");
+    None
+}
+
+impl Home {
+    fn new() -> Option<Self> {
+        let runner = real_runner()?;
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        fs::create_dir(dir.path().join("runners")).expect("a folder");
+        let store = BlobStore::open(&dir.path().join("blobs"), 1 << 30).expect("a store");
+        let defaults = RunnerDefaults { cpu_millis: 1000, memory_bytes: 512 << 20 };
+        let engine = Box::new(Process::new(runner));
+        let (pool, _) = Pool::new(engine, store.clone(), dir.path().join("runners"), defaults, 2);
+        let (machine, events) = mpsc::channel(64);
+        let tools = Tools {
+            store,
+            pool,
+            keep: Keep::open(dir.path().join("attempts")).expect("a folder").0,
+            link_speed: LinkSpeed::default(),
+            look: Look::default(),
+            transport: Context::new(Security::None).expect("a context"),
+            proven: Proven::default(),
+            machine,
+        };
+        Some(Self { tools: tools.into(), events, _dir: dir })
+    }
+
+    fn put(&self, model: &[u8]) -> Pin {
+        let digest = Digest::of(model);
+        if let Some(pin) = self.tools.store.pin(digest) {
+            return pin;
+        }
+        let mut file = self.tools.store.spool(model.len() as u64).and_then(|file| file.create()).expect("room");
+        file.write(model).expect("writing");
+        self.tools.store.adopt(file.finish().0, digest).expect("adopted")
+    }
+
+    /// A task of these models one after the other; each input holds `items` items.
+    fn task(&self, number: u8, models: &[Vec<u8>], items: u32, inputs: &[&[f32]]) -> Arc<Material> {
+        let payloads: Vec<Payload> = inputs.iter().map(|input| Payload::Memory(floats(input).into())).collect();
+        let declare = |payload: &Payload| {
+            let digest = Digest::from_bytes([0; 32]);
+            InputDecl { name: None, dtype: None, shape: None, digest, size_bytes: payload.size_bytes() }
+        };
+        let reference = |model: &Vec<u8>| {
+            let (digest, size_bytes) = (Digest::of(model), model.len() as u64);
+            ModelRef { digest, size_bytes, format: ModelFormat::Onnx }
+        };
+        let stage = |model: &Vec<u8>| Stage { name: "later".to_owned(), model: reference(model) };
+        let manifest = Manifest {
+            model: reference(&models[0]),
+            model_name: "first".to_owned(),
+            then: models[1..].iter().map(stage).collect(),
+            items,
+            inputs: payloads.iter().map(declare).collect(),
+        };
+        let (id, ticket) = ticket(number, items);
+        let order = Order { id, manifest: manifest.into(), ticket: ticket.into() };
+        let models = models.iter().map(|model| Some(self.put(model))).collect();
+        Arc::new(Material::new(order, Inputs { models, payloads }))
+    }
+
+    async fn run(
+        &self,
+        kind: BatchKind,
+        stage: u8,
+        parts: &[(&Arc<Material>, Range<u32>)],
+    ) -> Result<BatchTimes, Failure> {
+        let part = |(material, rows): &(&Arc<Material>, Range<u32>)| {
+            (Part { id: material.order.id, stage, rows: rows.clone() }, (*material).clone())
+        };
+        let parts = parts.iter().map(part).collect();
+        Batch { batch: BatchId(1), parts, device: -1, kind, limit: PATIENCE }.run(&self.tools).await
+    }
+}
+
+fn ticket(number: u8, items: u32) -> (AttemptId, Ticket) {
+    let body = TicketBody {
+        purpose: Purpose::Run,
+        task: TaskId::from_bytes([number; 16]),
+        attempt: Attempt(1),
+        worker: WorkerId::from_bytes([1; 16]),
+        epoch: Epoch(1),
+        client: ClientId::from_bytes([2; 16]),
+        client_key: None,
+        bytes_max: 1 << 20,
+        priority: 50,
+        lane: Lane::Realtime,
+        items,
+        detached: false,
+        demands: Demands::default(),
+        deadline_unix_ms: None,
+        expires_unix_ms: 0,
+    };
+    (AttemptId { task: body.task, attempt: body.attempt }, Ticket::sign(body, &TicketKey([0; 32])))
+}
+
+fn floats(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+/// Shape and values of a task's only output.
+fn result(material: &Material) -> (Vec<u64>, Vec<f32>) {
+    let outputs: &[Output] = material.result().expect("all rows ran").as_ref().expect("they fit together");
+    let bytes = outputs[0].payload.read().expect("readable");
+    assert_eq!(outputs[0].digest, Digest::of(&bytes));
+    (outputs[0].shape.clone(), bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+}
+
+#[tokio::test]
+async fn a_single_item_runs_as_it_was_given_cold_then_warm() {
+    let Some(mut home) = Home::new() else { return };
+    let model = models::negate(&[1, 4]);
+    let first = home.task(1, std::slice::from_ref(&model), 1, &[&[1.0, -2.0, 3.5, 0.0]]);
+    let times = home.run(BatchKind::Whole, 0, &[(&first, 0..1)]).await.expect("a negated vector");
+    assert!(times.load_us > 0 && times.run_us > 0);
+    assert_eq!(home.tools.pool.warm(), [Digest::of(&model)]);
+    let second = home.task(2, std::slice::from_ref(&model), 1, &[&[1.0, -2.0, 3.5, 0.0]]);
+    let times = home.run(BatchKind::Whole, 0, &[(&second, 0..1)]).await.expect("a negated vector");
+    assert_eq!(times.load_us, 0);
+    for material in [first, second] {
+        assert_eq!(result(&material), (vec![1, 4], vec![-1.0, 2.0, -3.5, -0.0]));
+    }
+    let phases: Vec<_> = std::iter::from_fn(|| home.events.try_recv().ok()).collect();
+    let reached = |phase| Event::BatchReached { batch: BatchId(1), phase };
+    assert_eq!(phases, [reached(Phase::Loading), reached(Phase::Running), reached(Phase::Running)]);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_refused_and_the_runner_is_not_to_blame() {
+    let Some(home) = Home::new() else { return };
+    let model = models::negate(&[1, 4]);
+    let misfit = home.task(1, std::slice::from_ref(&model), 1, &[&[1.0, 2.0, 3.0]]);
+    let failure = home.run(BatchKind::Whole, 0, &[(&misfit, 0..1)]).await.expect_err("12 bytes");
+    assert_eq!(failure.code, ErrorCode::InputMismatch);
+    let misfit = home.task(2, std::slice::from_ref(&model), 3, &[&[0.0; 9]]);
+    let failure = home.run(BatchKind::Whole, 0, &[(&misfit, 0..3)]).await.expect_err("three times 12 bytes");
+    assert_eq!(failure.code, ErrorCode::InputMismatch);
+    assert!(failure.text.contains("3 items") && failure.text.contains("16 bytes"), "{}", failure.text);
+    assert_eq!(home.tools.pool.warm(), [Digest::of(&model)]);
+    let broken = home.task(3, &[b"no model at all".to_vec()], 1, &[&[0.0]]);
+    let failure = home.run(BatchKind::Whole, 0, &[(&broken, 0..1)]).await.expect_err("not a model");
+    assert_eq!(failure.code, ErrorCode::ModelInvalid);
+}
+
+#[tokio::test]
+async fn items_of_a_model_that_takes_one_run_one_after_the_other() {
+    let Some(home) = Home::new() else { return };
+    let task = home.task(1, &[models::negate(&[1, 2])], 3, &[&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]);
+    home.run(BatchKind::Whole, 0, &[(&task, 2..3)]).await.expect("the last row first");
+    assert!(task.result().is_none(), "two rows are missing");
+    home.run(BatchKind::Whole, 0, &[(&task, 0..2)]).await.expect("the others");
+    assert_eq!(result(&task), (vec![3, 2], vec![-1.0, -2.0, -3.0, -4.0, -5.0, -6.0]));
+}
+
+#[tokio::test]
+async fn rows_of_several_tasks_run_in_one_call_and_come_back_to_their_owners() {
+    let Some(home) = Home::new() else { return };
+    let model = models::difference(&[0, 2]);
+    let one = home.task(1, std::slice::from_ref(&model), 2, &[&[1.0, 2.0, 3.0, 4.0], &[0.0, 0.0, 1.0, 1.0]]);
+    let other = home.task(2, std::slice::from_ref(&model), 1, &[&[5.0, 6.0], &[10.0, 10.0]]);
+    home.run(BatchKind::Packed, 0, &[(&other, 0..1), (&one, 0..2)]).await.expect("three rows");
+    assert_eq!(result(&one), (vec![2, 2], vec![1.0, 2.0, 2.0, 3.0]));
+    assert_eq!(result(&other), (vec![1, 2], vec![-5.0, -4.0]));
+}
+
+#[tokio::test]
+async fn items_of_several_shapes_never_share_a_call() {
+    let Some(home) = Home::new() else { return };
+    let model = models::relative(&[0, 2]);
+    let one = home.task(1, std::slice::from_ref(&model), 1, &[&[1.0, 2.0]]);
+    // Two rows that belong together: one item.
+    let other = home.task(2, std::slice::from_ref(&model), 1, &[&[3.0, 4.0, 5.0, 6.0]]);
+    home.run(BatchKind::Packed, 0, &[(&one, 0..1), (&other, 0..1)]).await.expect("two calls");
+    assert_eq!(result(&one), (vec![1, 2], vec![-1.0, 0.0]));
+    assert_eq!(result(&other), (vec![2, 2], vec![-3.0, -2.0, -1.0, 0.0]));
+}
+
+#[tokio::test]
+async fn a_model_that_takes_one_row_is_never_given_more() {
+    let Some(home) = Home::new() else { return };
+    let task = home.task(1, &[models::negate(&[1, 2])], 2, &[&[1.0, 2.0, 3.0, 4.0]]);
+    let failure = home.run(BatchKind::Packed, 0, &[(&task, 0..2)]).await.expect_err("fixed");
+    assert_eq!(failure.code, ErrorCode::InputMismatch);
+    assert!(failure.text.contains("first dimension"), "{}", failure.text);
+}
+
+#[tokio::test]
+async fn another_number_of_rows_fails_the_batch_and_names_what_came() {
+    let Some(home) = Home::new() else { return };
+    let task = home.task(1, &[models::maximum(&[0, 2])], 4, &[&[0.0; 8]]);
+    let failure = home.run(BatchKind::Packed, 0, &[(&task, 0..4)]).await.expect_err("one row for four");
+    assert_eq!(failure.code, ErrorCode::RunProtocol);
+    assert!(failure.text.contains("'y'") && failure.text.contains("[1, 1]"), "{}", failure.text);
+    assert!(task.result().is_none());
+}
+
+#[tokio::test]
+async fn a_probe_answers_with_single_runs_and_tells_whether_packing_is_safe() {
+    let Some(home) = Home::new() else { return };
+    let rows = [1.0, 2.0, 3.0, 4.0, 5.0, 7.0];
+    let alike = [1.0, 2.0, 1.0, 2.0, 1.0, 2.0];
+    for (number, model, rows, equal) in [
+        (1, models::negate(&[0, 2]), rows, Equality::Same),
+        (2, models::negate(&[0, 2]), alike, Equality::Inconclusive),
+        (3, models::relative(&[0, 2]), rows, Equality::Differs),
+        (4, models::maximum(&[0, 2]), rows, Equality::Differs),
+        (5, models::negate(&[1, 2]), rows, Equality::Unsupported),
+    ] {
+        let task = home.task(number, &[model], 3, &[&rows]);
+        let times = home.run(BatchKind::Probe, 0, &[(&task, 0..3)]).await.expect("single runs go well");
+        assert_eq!(times.equal, Some(equal), "model {number}");
+        assert!(times.single_us.is_some_and(|single_us| single_us > 0));
+        assert_eq!(times.packed_us.is_some(), equal != Equality::Unsupported);
+        let (shape, values) = result(&task);
+        assert_eq!(shape[0], 3);
+        let expected: Vec<f32> = match number {
+            3 => vec![-1.0, 0.0, -1.0, 0.0, -2.0, 0.0],
+            4 => vec![2.0, 4.0, 7.0],
+            _ => rows.iter().map(|x| -x).collect(),
+        };
+        assert_eq!(values, expected, "model {number}: answers are those of single runs");
+    }
+}
+
+#[tokio::test]
+async fn outputs_of_one_stage_are_inputs_of_the_next_whatever_they_are_called() {
+    let Some(home) = Home::new() else { return };
+    let task =
+        home.task(1, &[models::negate(&[0, 2]), models::absolute(&[0, 2])], 3, &[&[1.0, 2.0, -3.0, 4.0, 5.0, -6.0]]);
+    home.run(BatchKind::Packed, 0, &[(&task, 0..3)]).await.expect("first stage");
+    assert!(task.result().is_none(), "a stage is missing");
+    home.run(BatchKind::Packed, 1, &[(&task, 1..3)]).await.expect("some rows");
+    home.run(BatchKind::Whole, 1, &[(&task, 0..1)]).await.expect("the rest");
+    assert_eq!(result(&task), (vec![3, 2], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]));
+}
+
+#[tokio::test]
+async fn a_stage_that_does_not_take_what_comes_is_named() {
+    let Some(home) = Home::new() else { return };
+    let task = home.task(1, &[models::negate(&[1, 2]), models::absolute(&[1, 3])], 1, &[&[1.0, 2.0]]);
+    home.run(BatchKind::Whole, 0, &[(&task, 0..1)]).await.expect("first stage");
+    let failure = home.run(BatchKind::Whole, 1, &[(&task, 0..1)]).await.expect_err("three numbers wanted");
+    assert_eq!(failure.code, ErrorCode::InputMismatch);
+    assert!(failure.text.contains("later") && failure.text.contains("[1, 3]"), "{}", failure.text);
+}
+
+#[tokio::test]
+async fn a_killed_batch_ends_its_runner() {
+    let Some(home) = Home::new() else { return };
+    let model = models::negate(&[1, 4]);
+    let task = home.task(1, std::slice::from_ref(&model), 1, &[&[0.0; 4]]);
+    home.run(BatchKind::Whole, 0, &[(&task, 0..1)]).await.expect("warm now");
+    let wanted = Wanted {
+        attempt: task.order.id,
+        model: task.model(0).expect("the first stage"),
+        pin: home.put(&model),
+        demands: Demands::default(),
+        device: -1,
+    };
+    let taken = home.tools.pool.take(&wanted, async || panic!("it is warm")).await.expect("idle");
+    drop(taken);
+    assert!(home.tools.pool.warm().is_empty());
+}

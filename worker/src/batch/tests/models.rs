@@ -1,0 +1,64 @@
+//! Small ONNX files, written field by field.
+
+fn varint(mut value: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+    bytes
+}
+
+fn field(number: u64, content: &[u8]) -> Vec<u8> {
+    [varint(number << 3 | 2), varint(content.len() as u64), content.to_vec()].concat()
+}
+
+fn number(field: u64, value: u64) -> Vec<u8> {
+    [varint(field << 3), varint(value)].concat()
+}
+
+/// Floats of this shape; a dimension of 0 is open.
+fn value(name: &str, shape: &[u64]) -> Vec<u8> {
+    let dim = |dim: &u64| field(1, &if *dim == 0 { field(2, b"N") } else { number(1, *dim) });
+    let tensor = [number(1, 1), field(2, &shape.iter().flat_map(dim).collect::<Vec<u8>>())].concat();
+    [field(1, name.as_bytes()), field(2, &field(1, &tensor))].concat()
+}
+
+fn node(operator: &str, inputs: &[&str], output: &str) -> Vec<u8> {
+    let inputs = inputs.iter().flat_map(|input| field(1, input.as_bytes())).collect::<Vec<u8>>();
+    [inputs, field(2, output.as_bytes()), field(4, operator.as_bytes())].concat()
+}
+
+fn model(nodes: &[Vec<u8>], inputs: &[Vec<u8>], outputs: &[Vec<u8>]) -> Vec<u8> {
+    let list = |number: u64, list: &[Vec<u8>]| list.iter().flat_map(|part| field(number, part)).collect::<Vec<u8>>();
+    let graph = [list(1, nodes), field(2, b"g"), list(11, inputs), list(12, outputs)].concat();
+    [number(1, 8), field(7, &graph), field(8, &number(2, 13))].concat()
+}
+
+/// `y = −x`.
+pub(super) fn negate(shape: &[u64]) -> Vec<u8> {
+    model(&[node("Neg", &["x"], "y")], &[value("x", shape)], &[value("y", shape)])
+}
+
+/// `z = |a|`: its names are others than those of [`negate`].
+pub(super) fn absolute(shape: &[u64]) -> Vec<u8> {
+    model(&[node("Abs", &["a"], "z")], &[value("a", shape)], &[value("z", shape)])
+}
+
+/// `y = x − w`, row by row.
+pub(super) fn difference(shape: &[u64]) -> Vec<u8> {
+    model(&[node("Sub", &["x", "w"], "y")], &[value("x", shape), value("w", shape)], &[value("y", shape)])
+}
+
+/// `y = x − max(x)`, over all rows: other rows change the result.
+pub(super) fn relative(shape: &[u64]) -> Vec<u8> {
+    let nodes = [node("ReduceMax", &["x"], "m"), node("Sub", &["x", "m"], "y")];
+    model(&nodes, &[value("x", shape)], &[value("y", shape)])
+}
+
+/// `y = max(x)`: one row, however many come in.
+pub(super) fn maximum(shape: &[u64]) -> Vec<u8> {
+    let one = vec![1; shape.len()];
+    model(&[node("ReduceMax", &["x"], "y")], &[value("x", shape)], &[value("y", &one)])
+}

@@ -1,0 +1,257 @@
+//! What one attempt runs on and what its runs gave: inputs, models, and for each stage the outputs of each item.
+//!
+//! Owns their keeping between batches. Shared by the desk and the batches that have rows of the attempt; whoever comes last
+//! frees it. Never: when something runs.
+//!
+//! ```text
+//!   inputs --stage 0--> outputs of each item --stage 1--> outputs of each item … --> joined: the result
+//! ```
+
+use std::{
+    ops::Range,
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use proto_msgs::{Digest, Failure, InputDecl, ModelRef};
+use tokio::task::spawn_blocking;
+
+use crate::{
+    blobs::{BlobError, BlobStore, Pin},
+    fit::{Fitted, TensorMeta, fit},
+    oip::{Output, Tensor},
+    payload::{MEMORY_BYTES_MAX, Payload},
+    receive::{Inputs, Order},
+    rows::{bytes_of_items, fit_items, joined_shape},
+};
+
+/// Results up to this size are put together where they are asked for; larger ones by a thread that may block.
+const JOIN_AT_ONCE_BYTES_MAX: u64 = 256 * 1024;
+
+/// An attempt's material.
+#[derive(Debug)]
+pub(crate) struct Material {
+    pub(crate) order: Order,
+    inputs: Vec<Payload>,
+    /// By stage; `None` if it must be looked for again, after a restart.
+    models: Mutex<Vec<Option<Pin>>>,
+    made: Mutex<Made>,
+    /// All rows of the last stage, once they are there.
+    result: OnceLock<Result<Vec<Output>, Failure>>,
+    /// A batch with rows of it was begun in this life.
+    begun: AtomicBool,
+}
+
+/// What the runs gave so far.
+#[derive(Debug)]
+struct Made {
+    /// By stage and item. Of an item that has passed the next stage nothing is kept.
+    stages: Vec<Vec<Option<Vec<Tensor>>>>,
+    memory_bytes: u64,
+}
+
+impl Material {
+    /// Everything has arrived.
+    pub(crate) fn new(order: Order, inputs: Inputs) -> Self {
+        let stages = order.manifest.then.len() + 1;
+        let items = order.manifest.items as usize;
+        Self {
+            order,
+            inputs: inputs.payloads,
+            models: Mutex::new(inputs.models),
+            made: Mutex::new(Made { stages: vec![vec![None; items]; stages], memory_bytes: 0 }),
+            result: OnceLock::new(),
+            begun: AtomicBool::new(false),
+        }
+    }
+
+    /// The model of a stage.
+    pub(crate) fn model(&self, stage: u8) -> Option<ModelRef> {
+        match usize::from(stage).checked_sub(1) {
+            None => Some(self.order.manifest.model),
+            Some(index) => self.order.manifest.then.get(index).map(|stage| stage.model),
+        }
+    }
+
+    /// The file of a stage's model, if it is still held. Blocks when it is used first after a restart.
+    pub(crate) fn pin(&self, stage: u8, store: &BlobStore) -> Option<Pin> {
+        let digest = self.model(stage)?.digest;
+        let held = locked(&self.models).get(usize::from(stage)).cloned().flatten();
+        held.or_else(|| store.pin(digest))
+    }
+
+    /// Whether nothing must be read from a disk to have a stage's model.
+    pub(crate) fn has_pin(&self, stage: u8) -> bool {
+        locked(&self.models).get(usize::from(stage)).is_some_and(Option::is_some)
+    }
+
+    /// Says once that a run begins.
+    pub(crate) fn begins(&self) -> bool {
+        !self.begun.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether a run was begun and there is no result yet.
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.begun.load(Ordering::Relaxed) && self.result.get().is_none()
+    }
+
+    /// Fits one item of these rows to the stage's model. All of them fit if one does: they come from equal runs.
+    pub(crate) fn fit(&self, stage: u8, item: u32, model: &[TensorMeta]) -> Result<Vec<Fitted>, Failure> {
+        if stage == 0 {
+            return fit_items(model, &self.order.manifest.inputs, self.order.manifest.items);
+        }
+        let outputs = self.made_before(stage, item);
+        // By name if the next model has all the names that it wants, else by place.
+        let by_name = model.iter().all(|meta| outputs.iter().any(|output| output.name == meta.name));
+        let declare = |output: &Tensor| InputDecl {
+            name: by_name.then(|| output.name.clone()),
+            dtype: Some(output.dtype),
+            shape: Some(output.shape.clone()),
+            digest: Digest::from_bytes([0; 32]),
+            size_bytes: output.payload.size_bytes(),
+        };
+        let wanted = |output: &&Tensor| !by_name || model.iter().any(|meta| meta.name == output.name);
+        let declared: Vec<InputDecl> = outputs.iter().filter(wanted).map(declare).collect();
+        let kept: Vec<usize> = (0..outputs.len()).filter(|index| wanted(&&outputs[*index])).collect();
+        let mut fitted = fit(model, &declared).map_err(|failure| {
+            let name = usize::from(stage).checked_sub(1).and_then(|index| self.order.manifest.then.get(index));
+            let name = name.map_or("", |stage| &stage.name);
+            Failure::new(
+                failure.code,
+                format!("stage {stage} ({name}) does not take what comes before it: {}", failure.text),
+            )
+        })?;
+        for input in &mut fitted {
+            input.index = kept[input.index];
+        }
+        Ok(fitted)
+    }
+
+    /// One input of some items, piece by piece.
+    pub(crate) fn pieces(&self, stage: u8, rows: &Range<u32>, input: usize) -> Vec<Payload> {
+        if stage == 0 {
+            let items = self.order.manifest.items;
+            let slice = |payload: &Payload| match items {
+                1 => payload.clone(),
+                _ => payload.slice(bytes_of_items(payload.size_bytes(), items, rows)),
+            };
+            return self.inputs.get(input).map(slice).into_iter().collect();
+        }
+        let made = locked(&self.made);
+        let outputs = made.stages.get(usize::from(stage) - 1);
+        let items = rows.clone().filter_map(|item| outputs?.get(item as usize)?.as_ref()?.get(input));
+        items.map(|output| output.payload.clone()).collect()
+    }
+
+    fn made_before(&self, stage: u8, item: u32) -> Vec<Tensor> {
+        let made = locked(&self.made);
+        let outputs = made.stages.get(usize::from(stage).wrapping_sub(1)).and_then(|items| items.get(item as usize));
+        outputs.cloned().flatten().unwrap_or_default()
+    }
+
+    /// Whether outputs of so many bytes may stay in memory beside those that are there.
+    pub(crate) fn has_memory_for(&self, size_bytes: u64) -> bool {
+        locked(&self.made).memory_bytes.saturating_add(size_bytes) <= MEMORY_BYTES_MAX
+    }
+
+    /// Keeps the outputs of these items, and frees what they were made from.
+    pub(crate) fn store(&self, stage: u8, rows: Range<u32>, outputs: Vec<Vec<Tensor>>) {
+        let mut made = locked(&self.made);
+        let stage = usize::from(stage);
+        for (item, outputs) in rows.zip(outputs) {
+            let item = item as usize;
+            made.memory_bytes += memory_bytes(&outputs);
+            if let Some(place) = made.stages.get_mut(stage).and_then(|items| items.get_mut(item)) {
+                *place = Some(outputs);
+            }
+            let before = stage.checked_sub(1).and_then(|before| made.stages[before].get_mut(item)?.take());
+            made.memory_bytes -= before.map_or(0, |outputs| memory_bytes(&outputs));
+        }
+    }
+
+    /// Puts the result together if all rows have passed the last stage. Done by the batch that brings the last ones, so that
+    /// it is there when the machine asks for it.
+    pub(crate) async fn join_if_complete(self: &std::sync::Arc<Self>, store: &BlobStore) {
+        let size_bytes = {
+            let made = locked(&self.made);
+            let last = made.stages.last().map_or(&[][..], Vec::as_slice);
+            if last.iter().any(Option::is_none) || self.result.get().is_some() {
+                return;
+            }
+            last.iter().flatten().flatten().map(|output| output.payload.size_bytes()).sum::<u64>()
+        };
+        let (material, store) = (self.clone(), store.clone());
+        let join = move || {
+            let items: Vec<Vec<Tensor>> =
+                locked(&material.made).stages.last_mut().map(std::mem::take).into_iter().flatten().flatten().collect();
+            let joined = join(items, &store);
+            let _ = material.result.set(joined);
+        };
+        if size_bytes <= JOIN_AT_ONCE_BYTES_MAX {
+            join();
+        } else {
+            let _ = spawn_blocking(join).await;
+        }
+    }
+
+    /// The result, if all rows are there.
+    pub(crate) fn result(&self) -> Option<&Result<Vec<Output>, Failure>> {
+        self.result.get()
+    }
+}
+
+fn memory_bytes(outputs: &[Tensor]) -> u64 {
+    let in_memory = outputs.iter().filter(|output| matches!(output.payload, Payload::Memory(_)));
+    in_memory.map(|output| output.payload.size_bytes()).sum()
+}
+
+/// The outputs of all items, one behind the other.
+fn join(items: Vec<Vec<Tensor>>, store: &BlobStore) -> Result<Vec<Output>, Failure> {
+    let count = items.first().map_or(0, Vec::len);
+    let outputs = (0..count).map(|index| {
+        let tensors: Vec<&Tensor> = items.iter().filter_map(|item| item.get(index)).collect();
+        let shape = joined_shape(tensors.iter().copied())?;
+        let pieces: Vec<Payload> = tensors.iter().map(|tensor| tensor.payload.clone()).collect();
+        let (payload, digest) = joined(&pieces, store)?;
+        Ok(Output { name: tensors[0].name.clone(), dtype: tensors[0].dtype, shape, digest, payload })
+    });
+    outputs.collect()
+}
+
+/// The pieces in one: the only piece itself, else a copy in memory or, if there is much of it, in a file.
+fn joined(pieces: &[Payload], store: &BlobStore) -> Result<(Payload, Digest), Failure> {
+    let io = |error| Failure::from(BlobError::Io(error));
+    let size_bytes = pieces.iter().map(Payload::size_bytes).sum::<u64>();
+    if let [Payload::Memory(bytes)] = pieces {
+        return Ok((Payload::Memory(bytes.clone()), Digest::of(bytes)));
+    }
+    if let [whole @ Payload::File { offset: 0, size_bytes, owner: Some(owner), .. }] = pieces
+        && let Some(digest) = owner.digest().filter(|_| *size_bytes == owner.size_bytes())
+    {
+        return Ok((whole.clone(), digest));
+    }
+    if size_bytes <= MEMORY_BYTES_MAX && pieces.iter().all(|piece| matches!(piece, Payload::Memory(_))) {
+        let mut bytes = Vec::with_capacity(size_bytes as usize);
+        for piece in pieces {
+            bytes.extend_from_slice(&piece.read().map_err(io)?);
+        }
+        let digest = Digest::of(&bytes);
+        return Ok((Payload::Memory(bytes.into()), digest));
+    }
+    let mut file = store.spool(size_bytes)?.create()?;
+    for piece in pieces {
+        // Of a file a little at a time: it is a file because there is much of it.
+        for start in (0..piece.size_bytes()).step_by(JOIN_AT_ONCE_BYTES_MAX as usize) {
+            file.write(&piece.slice(start..start + JOIN_AT_ONCE_BYTES_MAX).read().map_err(io)?)?;
+        }
+    }
+    let (file, digest) = file.finish();
+    Ok((Payload::spooled(file), digest))
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
