@@ -7,13 +7,21 @@
 
 mod api;
 mod attempts;
+mod batches;
 mod clients;
+mod costs;
+mod curve;
+mod dispatch;
+pub mod headroom;
+mod linger;
+mod packer;
+mod slots;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use proto_msgs::{
-    AttemptId, BrokerToWorker, ErrorCode, Failure, Heartbeat, HeartbeatAck, Introduce, Leave, Outcome, Phase, Progress,
-    Purpose, WorkerToBroker, WorkerToClient,
+    AttemptId, BrokerToWorker, ErrorCode, Heartbeat, HeartbeatAck, Introduce, Leave, Outcome, Phase, Progress, Purpose,
+    WorkerToBroker, WorkerToClient,
 };
 
 pub use api::{
@@ -21,7 +29,11 @@ pub use api::{
 };
 
 use crate::{MonoTime, Rule};
-use attempts::{Attempt, Attempts, State};
+use attempts::{Attempt, Attempts, State, Work};
+use batches::Batches;
+use costs::Costs;
+use packer::Packer;
+use slots::Slots;
 
 /// A client that was dialled has this long to open: as long as its grant.
 const DIAL_WAIT: Duration = Duration::from_secs(6);
@@ -49,15 +61,24 @@ pub struct Worker {
     /// Set once draining: when patience ends.
     drain_until: Option<MonoTime>,
     exited: bool,
-    batches: u64,
-    busy: BTreeMap<BatchId, SlotId>,
+    slots: Slots,
+    packer: Packer,
+    costs: Costs,
+    batches: Batches,
+    /// Batches begun of each lane.
+    turns: [u64; 2],
+    /// When the first queue stops waiting for more.
+    wake: Option<MonoTime>,
     actions: Vec<Action>,
 }
 
 impl Worker {
     /// A worker that has not said a word yet.
     pub fn new(config: Config) -> Self {
+        let counts = config.rules.holds(Rule::WorkerCountsSlots);
         Self {
+            slots: Slots::new(&config.register, config.device_width, counts),
+            costs: Costs::new(config.rows_max),
             config,
             attempts: Attempts::default(),
             sample: Sample::default(),
@@ -70,8 +91,10 @@ impl Worker {
             broker_heard: MonoTime::ZERO,
             drain_until: None,
             exited: false,
-            batches: 0,
-            busy: BTreeMap::new(),
+            batches: Batches::default(),
+            packer: Packer::default(),
+            turns: [0; 2],
+            wake: None,
             actions: Vec::new(),
         }
     }
@@ -98,6 +121,9 @@ impl Worker {
             Event::Deadline => {}
         }
         self.look_at_clock(now);
+        if !self.exited {
+            self.pump(now);
+        }
         self.attempts.forget();
         self.leave_if_drained();
         std::mem::take(&mut self.actions)
@@ -118,17 +144,15 @@ impl Worker {
         });
         let speaks = self.attempts.iter().any(|attempt| attempt.link.is_some());
         let progress = speaks.then_some(self.next_progress);
-        attempts.chain(progress).chain(self.drain_until).chain([self.next_heartbeat]).min()
-    }
-
-    /// Slots of both lanes.
-    fn slots(&self) -> usize {
-        self.config.register.slots.iter().map(|slots| usize::from(*slots)).sum()
+        let here = self.attempts.iter().filter(|attempt| attempt.is_here());
+        let expiries = here.filter_map(|attempt| self.deadline_of(&attempt.ticket));
+        let others = [Some(self.next_heartbeat), self.drain_until, self.wake, progress];
+        attempts.chain(expiries).chain(others.into_iter().flatten()).min()
     }
 
     /// Slots in use.
     pub fn slots_used(&self) -> usize {
-        self.attempts.active()
+        self.slots.used()
     }
 
     /// Attempts held, finished ones included.
@@ -146,15 +170,17 @@ impl Worker {
                 Some(outcome) => State::Finished { outcome, ended: now, taken: false, reported: false },
                 None => State::Ready,
             };
-            self.attempts.insert(Attempt { items: manifest.items, runs, ..Attempt::new(ticket.body, state, now) });
+            let work = Work { runs, is_suspect: runs_begun > 0, ..Work::of(&manifest) };
+            self.attempts.insert(Attempt { work, ..Attempt::new(ticket.body, state, now) });
             if is_deadly {
                 let text = format!("the worker died in each of {runs_begun} runs");
                 self.finish(now, id, Outcome::failed(ErrorCode::RunCrashed, text));
+            } else if self.attempts.get(id).is_some_and(Attempt::is_here) {
+                self.enqueue(now, id);
             }
         }
         self.register();
         self.say_heartbeat(now);
-        self.run_ready(now);
     }
 
     /// What the machine is like is told at once, and so is a new model: the next task should not bring it again.
@@ -185,8 +211,8 @@ impl Worker {
             held: self.sample.held.clone(),
             warm: self.sample.warm.clone(),
             link_bytes_per_s: self.sample.link_bytes_per_s,
-            lanes: Default::default(),
-            costs: Vec::new(),
+            lanes: self.lane_loads(),
+            costs: self.costs.said(),
         };
         self.actions.push(Action::TellBroker(WorkerToBroker::Heartbeat(heartbeat)));
         if !self.config.rules.holds(Rule::RepeatFinished) {
@@ -257,8 +283,7 @@ impl Worker {
             return;
         };
         attempt.state = State::Ready;
-        self.run_ready(now);
-        self.say_progress(id);
+        self.enqueue(now, id);
     }
 
     fn receive_failed(&mut self, now: MonoTime, id: AttemptId, code: ErrorCode, text: String) {
@@ -269,77 +294,17 @@ impl Worker {
         self.give_up(now, id, Outcome::failed(code, text));
     }
 
-    /// Gives free slots to attempts that have everything.
-    fn run_ready(&mut self, now: MonoTime) {
-        let slots = self.slots().max(1);
-        let counts = self.config.rules.holds(Rule::WorkerCountsSlots);
-        let ready: Vec<AttemptId> =
-            self.attempts.iter().filter(|attempt| attempt.state == State::Ready).map(Attempt::id).collect();
-        for id in ready {
-            if counts && self.attempts.running() >= slots {
-                return;
-            }
-            let Some(ticket) = self.attempts.get(id).map(|attempt| attempt.ticket.clone()) else { continue };
-            match self.time_left(&ticket, now) {
-                Some(limit) => {
-                    self.batches += 1;
-                    let batch = BatchId(self.batches);
-                    let slot = self.free_slot();
-                    let Some(attempt) = self.attempts.get_mut(id) else { continue };
-                    attempt.state = State::Running(batch, Phase::Loading);
-                    let parts = vec![Part { id, stage: 0, rows: 0..attempt.items }];
-                    self.busy.insert(batch, slot);
-                    let (device, kind) = (-1, BatchKind::Whole);
-                    self.actions.push(Action::RunBatch { batch, parts, slot, device, kind, limit });
-                }
-                None => {
-                    let outcome = Outcome::failed(ErrorCode::Expired, "the deadline passed before the run");
-                    self.finish(now, id, outcome);
-                }
-            }
-        }
-    }
-
-    fn free_slot(&self) -> SlotId {
-        let is_free = |slot: &SlotId| !self.busy.values().any(|busy| busy == slot);
-        (0..).map(SlotId).find(is_free).unwrap_or(SlotId(u16::MAX))
-    }
-
-    fn in_batch(&self, batch: BatchId) -> Option<AttemptId> {
-        let runs = |attempt: &&Attempt| matches!(attempt.state, State::Running(in_batch, _) if in_batch == batch);
-        self.attempts.iter().find(runs).map(Attempt::id)
-    }
-
-    fn reached(&mut self, batch: BatchId, phase: Phase) {
-        let Some(id) = self.in_batch(batch) else { return };
-        let Some(attempt) = self.attempts.get_mut(id) else { return };
-        if let State::Running(_, old) = &mut attempt.state
-            && std::mem::replace(old, phase) != phase
-        {
-            self.say_progress(id);
-        }
-    }
-
-    fn batch_ended(&mut self, now: MonoTime, batch: BatchId, ended: Result<BatchTimes, Failure>) {
-        let Some(id) = self.in_batch(batch) else { return };
-        self.busy.remove(&batch);
-        let outcome = match ended {
-            Ok(BatchTimes { run_us, load_us, .. }) => Outcome::Done { run_us, load_us },
-            Err(failure) => Outcome::Failed(failure),
-        };
-        self.finish(now, id, outcome);
-        self.run_ready(now);
-    }
-
     /// The attempt has its end, and the client is told.
     fn finish(&mut self, now: MonoTime, id: AttemptId, outcome: Outcome) {
         let Some(attempt) = self.attempts.get_mut(id) else { return };
         attempt.state = State::Finished { outcome: outcome.clone(), ended: now, taken: false, reported: false };
-        if attempt.ticket.detached {
-            self.actions.push(Action::Keep { id, outcome: outcome.clone(), runs: attempt.runs.clone() });
+        let (runs, link, window_bytes) = (attempt.work.runs.clone(), attempt.link, attempt.window_bytes);
+        let is_detached = attempt.ticket.detached;
+        self.withdraw(now, id);
+        if is_detached {
+            self.actions.push(Action::Keep { id, outcome: outcome.clone(), runs: runs.clone() });
         }
-        if let Some(link) = attempt.link {
-            let (runs, window_bytes) = (attempt.runs.clone(), attempt.window_bytes);
+        if let Some(link) = link {
             self.actions.push(Action::SendResult { id, link, outcome, runs, window_bytes });
         }
     }
@@ -350,7 +315,7 @@ impl Worker {
         let phase = match attempt.state {
             State::Dialling { .. } | State::Receiving => Phase::Receiving,
             State::Ready => Phase::Waiting,
-            State::Running(_, phase) => phase,
+            State::Running(phase) => phase,
             // The result is on its way; this only says that the worker lives.
             State::Finished { .. } => Phase::Running,
         };
@@ -371,6 +336,7 @@ impl Worker {
             self.say_heartbeat(now);
         }
         self.look_at_attempts(now);
+        self.expire(now);
         if self.drain_until.is_some_and(|until| now >= until) {
             return self.stop_all(now);
         }

@@ -4,21 +4,24 @@
 //!   Introduce ──► Dialling ──┐ the client opens
 //!                            ▼
 //!   Open ───────────────► Receiving ───► Ready ───► Running ───► Finished ───► (forgotten)
-//!                            │  all is here  a slot    the engine     │   taken by its client, or of no use to it,
-//!                            │                         is done        │   and reported to the broker
+//!                            │  all is here  a slot    all rows are   │   taken by its client, or of no use to it,
+//!                            │               for a row through        │   and reported to the broker
 //!                            └──────────── client gone, stopped ──────┘
 //! ```
 //!
-//! Owns the table and what counts as a slot. Never decides.
+//! Owns the table. Never decides.
 
 use std::collections::BTreeMap;
 
 use proto_msgs::{
-    AttemptId, AttemptReport, AttemptState, Outcome, Phase, RunNote, TicketBody,
+    AttemptId, AttemptReport, AttemptState, Digest, Manifest, Outcome, Phase, RunNote, TicketBody,
     limits::{ATTEMPTS_MAX, WINDOW_BYTES},
 };
 
-use super::api::{BatchId, LinkId};
+use super::{
+    api::LinkId,
+    packer::{Form, QueueId},
+};
 use crate::MonoTime;
 
 /// Where an attempt stands.
@@ -28,23 +31,49 @@ pub(super) enum State {
     Dialling { until: MonoTime },
     /// Model and inputs are on their way.
     Receiving,
-    /// All is here, no slot is free: only after a restart with fewer slots than before.
+    /// All is here, no row of it has run.
     Ready,
-    /// With the engine, in this batch.
-    Running(BatchId, Phase),
+    /// Some of its rows run or have run; this is how far the last batch of them has come.
+    Running(Phase),
     /// Over. `taken`: nobody needs the result any more. `reported`: the broker knows.
     Finished { outcome: Outcome, ended: MonoTime, taken: bool, reported: bool },
+}
+
+/// What an attempt consists of and how far it has come.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    /// The models of its stages.
+    pub(super) models: Vec<Digest>,
+    pub(super) items: u32,
+    /// What one item looks like.
+    pub(super) forms: Vec<Form>,
+    /// An earlier life of the worker ended during a run of it: it runs with nobody else.
+    pub(super) is_suspect: bool,
+    /// The queues of its stages, once everything is here.
+    pub(super) way: Vec<QueueId>,
+    /// Rows that are through the last stage.
+    pub(super) rows_done: u32,
+    /// Its share of the time its batches took.
+    pub(super) run_us: u64,
+    pub(super) load_us: u64,
+    pub(super) runs: Vec<RunNote>,
+}
+
+impl Work {
+    pub(super) fn of(manifest: &Manifest) -> Self {
+        let models = [manifest.model.digest].into_iter().chain(manifest.then.iter().map(|stage| stage.model.digest));
+        let forms = manifest.inputs.iter().map(|input| Form::of(input, manifest.items)).collect();
+        Self { models: models.collect(), items: manifest.items, forms, ..Self::default() }
+    }
 }
 
 /// An attempt.
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub(super) ticket: TicketBody,
-    /// Items it consists of; 0 until it is opened.
-    pub(super) items: u32,
+    /// What it consists of; nothing until it is opened.
+    pub(super) work: Work,
     pub(super) state: State,
-    /// The runs it took.
-    pub(super) runs: Vec<RunNote>,
     /// The way to its client; `None` while there is none.
     pub(super) link: Option<LinkId>,
     /// When the client last spoke.
@@ -55,14 +84,19 @@ pub(super) struct Attempt {
 
 impl Attempt {
     pub(super) fn new(ticket: TicketBody, state: State, now: MonoTime) -> Self {
-        Self { ticket, items: 0, state, runs: Vec::new(), link: None, heard: now, window_bytes: WINDOW_BYTES }
+        Self { ticket, work: Work::default(), state, link: None, heard: now, window_bytes: WINDOW_BYTES }
     }
 
     pub(super) fn id(&self) -> AttemptId {
         AttemptId { task: self.ticket.task, attempt: self.ticket.attempt }
     }
 
-    /// Whether it occupies a slot.
+    /// Whether everything of it is here and its end is not.
+    pub(super) fn is_here(&self) -> bool {
+        matches!(self.state, State::Ready | State::Running(_))
+    }
+
+    /// Whether its end is still to come.
     pub(super) fn is_active(&self) -> bool {
         !matches!(self.state, State::Finished { .. })
     }
@@ -72,7 +106,7 @@ impl Attempt {
         match self.state {
             State::Dialling { .. } => false,
             State::Receiving => true,
-            State::Ready | State::Running(..) => !self.ticket.detached,
+            State::Ready | State::Running(_) => !self.ticket.detached,
             State::Finished { taken, .. } => !self.ticket.detached && !taken,
         }
     }
@@ -81,7 +115,7 @@ impl Attempt {
         let state = match &self.state {
             State::Dialling { .. } | State::Receiving => AttemptState::Receiving,
             State::Ready => AttemptState::Ready,
-            State::Running(..) => AttemptState::Running,
+            State::Running(_) => AttemptState::Running,
             State::Finished { outcome, .. } => AttemptState::Finished(outcome.clone()),
         };
         AttemptReport { id: self.id(), state, detached: self.ticket.detached }
@@ -103,13 +137,9 @@ impl Attempts {
         self.table.len()
     }
 
-    /// Slots in use.
+    /// Attempts whose end is still to come.
     pub(super) fn active(&self) -> usize {
         self.table.values().filter(|attempt| attempt.is_active()).count()
-    }
-
-    pub(super) fn running(&self) -> usize {
-        self.table.values().filter(|attempt| matches!(attempt.state, State::Running(..))).count()
     }
 
     pub(super) fn get(&self, id: AttemptId) -> Option<&Attempt> {

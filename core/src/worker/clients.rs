@@ -9,12 +9,16 @@ use proto_msgs::{
 
 use super::{
     Action, LinkId, Worker,
-    attempts::{Attempt, State},
+    attempts::{Attempt, State, Work},
 };
 use crate::{MonoTime, Rule};
 
 /// Attempts held at the same time, results that wait to be fetched included. Beyond, new ones are refused.
 const HELD_ATTEMPTS_MAX: usize = 1024;
+
+/// Attempts taken in, waiting or running at the same time, so that rows are here when a slot becomes free. The heartbeat names
+/// [`ATTEMPTS_MAX`](proto_msgs::limits::ATTEMPTS_MAX), finished ones included.
+const ACTIVE_ATTEMPTS_MAX: usize = 192;
 
 impl Worker {
     pub(super) fn check(
@@ -36,21 +40,24 @@ impl Worker {
         if self.drain_until.is_some() {
             return Some((ErrorCode::Draining, "the worker is shutting down"));
         }
-        let has_slot = self.attempts.active() < self.slots();
-        if (!has_slot && self.config.rules.holds(Rule::WorkerCountsSlots)) || self.attempts.len() >= HELD_ATTEMPTS_MAX {
-            return Some((ErrorCode::Busy, "all slots are in use"));
+        if self.attempts.active() >= ACTIVE_ATTEMPTS_MAX || self.attempts.len() >= HELD_ATTEMPTS_MAX {
+            return Some((ErrorCode::Busy, "the worker holds as many tasks as it may"));
         }
         self.time_left(ticket, now).is_none().then_some((ErrorCode::Expired, "the deadline has passed"))
+    }
+
+    /// When the deadline passes; nothing if there is none, or the broker's clock was never told.
+    pub(super) fn deadline_of(&self, ticket: &TicketBody) -> Option<MonoTime> {
+        let (deadline, (told, at)) = (ticket.deadline_unix_ms?, self.broker_clock?);
+        let passed = Duration::from_millis(told.saturating_sub(deadline));
+        Some(at + Duration::from_millis(deadline.saturating_sub(told)) - passed)
     }
 
     /// What the deadline leaves of the run limit; `None` if nothing.
     pub(super) fn time_left(&self, ticket: &TicketBody, now: MonoTime) -> Option<Duration> {
         let limit = self.config.run_limit;
-        let (Some(deadline), Some(clock)) = (ticket.deadline_unix_ms, self.broker_unix_ms(now)) else {
-            return Some(limit);
-        };
-        let left = Duration::from_millis(deadline.saturating_sub(clock));
-        (!left.is_zero()).then_some(limit.min(left))
+        let left = self.deadline_of(ticket).map_or(limit, |deadline| deadline.since(now).min(limit));
+        (!left.is_zero()).then_some(left)
     }
 
     pub(super) fn opened(&mut self, now: MonoTime, link: LinkId, key: Option<PublicKey>, open: Open) {
@@ -79,7 +86,7 @@ impl Worker {
         }
         let mut attempt = Attempt::new(open.ticket.body.clone(), State::Receiving, now);
         (attempt.link, attempt.window_bytes) = (Some(link), open.window_bytes);
-        attempt.items = manifest.items;
+        attempt.work = Work::of(&manifest);
         self.attempts.insert(attempt);
         let (manifest, ticket) = (Box::new(manifest), Box::new(open.ticket));
         self.actions.push(Action::Receive { id, link, manifest, ticket, resume: false });
@@ -102,12 +109,12 @@ impl Worker {
             State::Dialling { .. } | State::Receiving => {
                 attempt.state = State::Receiving;
                 if let Some(manifest) = open.manifest {
-                    attempt.items = manifest.items;
+                    attempt.work = Work::of(&manifest);
                     let (manifest, ticket) = (Box::new(manifest), Box::new(open.ticket));
                     self.actions.push(Action::Receive { id, link, manifest, ticket, resume: open.resume });
                 }
             }
-            State::Ready | State::Running(..) => {
+            State::Ready | State::Running(_) => {
                 let accept = Accept { id, needs: Vec::new(), window_bytes: WINDOW_BYTES };
                 self.actions.push(Action::TellClient { link, message: WorkerToClient::Accept(accept) });
                 self.say_progress(id);
@@ -119,7 +126,7 @@ impl Worker {
                 self.refuse(link, id, ErrorCode::WorkerLost, "the attempt was stopped here");
             }
             State::Finished { outcome, .. } => {
-                let (outcome, runs) = (outcome.clone(), attempt.runs.clone());
+                let (outcome, runs) = (outcome.clone(), attempt.work.runs.clone());
                 self.actions.push(Action::SendResult { id, link, outcome, runs, window_bytes });
             }
         }
@@ -169,13 +176,9 @@ impl Worker {
     pub(super) fn give_up(&mut self, now: MonoTime, id: AttemptId, outcome: Outcome) {
         let Some(attempt) = self.attempts.get_mut(id) else { return };
         attempt.link = None;
-        let ended = State::Finished { outcome, ended: now, taken: true, reported: false };
-        if let State::Running(batch, _) = std::mem::replace(&mut attempt.state, ended) {
-            self.busy.remove(&batch);
-            self.actions.push(Action::KillBatch { batch });
-        }
+        attempt.state = State::Finished { outcome, ended: now, taken: true, reported: false };
+        self.withdraw(now, id);
         self.actions.push(Action::Kill { id });
         self.actions.push(Action::Free { id });
-        self.run_ready(now);
     }
 }

@@ -1,0 +1,302 @@
+//! Batches from their start to their end, and what becomes of their rows.
+//!
+//! ```text
+//!            order                       ended well
+//!   queue ───────────► running batch ───────────────────► queue of the next stage ─► … ─► the attempt is done
+//!     ▲                  │      │
+//!     │ packed: each part│      │ nobody wants it any more
+//!     └── alone, once ───┤      └──► killed
+//!                        │ alone
+//!                        └──► the attempt failed
+//! ```
+//!
+//! Owns the running batches. Which rows run where is decided in `dispatch`.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use proto_msgs::{AttemptId, ErrorCode, Failure, Lane, LaneLoad, Outcome, Phase, RunNote, limits::RUN_NOTES_MAX};
+
+use super::{
+    Action, BatchId, BatchKind, BatchTimes, Part, Worker,
+    attempts::{State, Work},
+    costs::CostKey,
+    dispatch::Order,
+    packer::{Kind, Limits, Piece, QueueId},
+};
+use crate::{MonoTime, Rule};
+
+/// A batch that runs.
+#[derive(Debug)]
+pub(super) struct Running {
+    order: Order,
+    stage: u8,
+    rows: u32,
+    begun: MonoTime,
+    /// What runs, and whether anybody still wants it.
+    pieces: Vec<(Piece, bool)>,
+}
+
+/// A packed batch that failed: if all its parts run alone, it was too large.
+#[derive(Debug)]
+pub(super) struct Trial {
+    members: Vec<AttemptId>,
+    rows: u32,
+    rows_left: u32,
+    cost: CostKey,
+}
+
+/// Batches that run, and trials of those that failed.
+#[derive(Debug, Default)]
+pub(super) struct Batches {
+    made: u64,
+    running: BTreeMap<BatchId, Running>,
+    trials: BTreeMap<BatchId, Trial>,
+}
+
+impl Worker {
+    /// Lets rows run as long as there are slots and rows.
+    pub(super) fn pump(&mut self, now: MonoTime) {
+        self.packer.look(now);
+        while let Some(order) = self.next_order(now) {
+            self.start(now, order);
+        }
+        self.wake = self.next_wake(now);
+    }
+
+    /// Everything of the attempt is here: its rows wait from now on.
+    pub(super) fn enqueue(&mut self, now: MonoTime, id: AttemptId) {
+        let Some(attempt) = self.attempts.get_mut(id) else { return };
+        let (lane, work) = (attempt.ticket.lane, &mut attempt.work);
+        // Without batch slots all are realtime ones.
+        let lane = if self.slots.of_lane(Lane::Batch) == 0 { Lane::Realtime } else { lane };
+        let limits = Limits::from(&attempt.ticket.demands);
+        let mut enter = |stages: usize| {
+            let (way, forms) = (work.models.iter().take(stages).copied().collect(), work.forms.clone());
+            self.packer.enter(now, Kind { lane, way, limits, forms })
+        };
+        let way: Vec<QueueId> = (1..=work.models.len()).map(&mut enter).collect();
+        work.way = way;
+        let rows = 0..work.items;
+        self.push(now, id, 0, rows);
+    }
+
+    fn push(&mut self, now: MonoTime, id: AttemptId, stage: usize, rows: Range<u32>) {
+        let Some(attempt) = self.attempts.get(id) else { return };
+        let (ticket, work) = (&attempt.ticket, &attempt.work);
+        let Some(queue) = work.way.get(stage).copied() else { return };
+        let piece = Piece {
+            id,
+            client: ticket.client,
+            priority: ticket.priority,
+            deadline: self.deadline_of(ticket),
+            rows,
+            arrived: now,
+            next: work.way.get(stage + 1).copied(),
+            alone: work.is_suspect.then_some(None),
+        };
+        self.packer.push(now, queue, piece);
+    }
+
+    fn start(&mut self, now: MonoTime, order: Order) {
+        self.batches.made += 1;
+        let batch = BatchId(self.batches.made);
+        let Some(queue) = self.packer.get_mut(order.queue) else { return };
+        queue.linger.begins(queue.rows);
+        queue.running += 1;
+        let stage = queue.stage();
+        let pieces: Vec<(Piece, bool)> =
+            order.taken.iter().filter_map(|(rank, rows)| Some((queue.take(*rank, *rows)?, true))).collect();
+        let rows = pieces.iter().map(|(piece, _)| piece.len()).sum();
+        let cost = self.costs.touch(order.cost, batch.0);
+        cost.dispatched(order.dispatch);
+        if order.kind == BatchKind::Probe {
+            cost.probe_begins();
+        }
+        self.slots.occupy(order.slot, batch);
+        self.turns[order.lane.index()] += 1;
+        let left = pieces.iter().filter_map(|(piece, _)| self.time_left(&self.attempts.get(piece.id)?.ticket, now));
+        let limit = left.max().unwrap_or(self.config.run_limit);
+        let part = |(piece, _): &(Piece, bool)| Part { id: piece.id, stage, rows: self.cut(piece) };
+        let parts = pieces.iter().map(part).collect();
+        let (slot, device, kind) = (order.slot, self.slots.device(order.slot), order.kind);
+        let ids: Vec<AttemptId> = pieces.iter().map(|(piece, _)| piece.id).collect();
+        self.batches.running.insert(batch, Running { order, stage, rows, begun: now, pieces });
+        self.actions.push(Action::RunBatch { batch, parts, slot, device, kind, limit });
+        for id in ids {
+            if self.attempts.get(id).is_some_and(|attempt| attempt.state == State::Ready) {
+                self.set_phase(id, Phase::Loading);
+            }
+        }
+    }
+
+    /// The rows of a piece; in a test that wants to see it noticed, others.
+    fn cut(&self, piece: &Piece) -> Range<u32> {
+        let slip = u32::from(piece.rows.start > 0 && !self.config.rules.holds(Rule::RowsInOrder));
+        piece.rows.start - slip..piece.rows.end - slip
+    }
+
+    fn set_phase(&mut self, id: AttemptId, phase: Phase) {
+        let Some(attempt) = self.attempts.get_mut(id) else { return };
+        if matches!(attempt.state, State::Ready | State::Running(_)) && attempt.state != State::Running(phase) {
+            attempt.state = State::Running(phase);
+            self.say_progress(id);
+        }
+    }
+
+    pub(super) fn reached(&mut self, batch: BatchId, phase: Phase) {
+        let Some(running) = self.batches.running.get(&batch) else { return };
+        let wanted = running.pieces.iter().filter(|(_, is_wanted)| *is_wanted);
+        let ids: Vec<AttemptId> = wanted.map(|(piece, _)| piece.id).collect();
+        for id in ids {
+            self.set_phase(id, phase);
+        }
+    }
+
+    pub(super) fn batch_ended(&mut self, now: MonoTime, batch: BatchId, ended: Result<BatchTimes, Failure>) {
+        let Some(running) = self.close(now, batch) else { return };
+        self.learn(now, &running, ended.as_ref().ok());
+        let wanted = running.pieces.iter().filter(|(_, is_wanted)| *is_wanted).map(|(piece, _)| piece.clone());
+        let wanted: Vec<Piece> = wanted.collect();
+        let isolates = self.config.rules.holds(Rule::IsolateFailedBatch);
+        match ended {
+            Ok(times) => wanted.into_iter().for_each(|piece| self.ran(now, &running, piece, &times)),
+            Err(failure) if running.order.kind == BatchKind::Whole || !isolates => {
+                for piece in wanted {
+                    self.finish(now, piece.id, Outcome::Failed(failure.clone()));
+                }
+            }
+            Err(_) => self.try_alone(batch, &running, wanted),
+        }
+    }
+
+    /// Takes a batch off its slot, however it came to its end.
+    fn close(&mut self, now: MonoTime, batch: BatchId) -> Option<Running> {
+        let running = self.batches.running.remove(&batch)?;
+        let (lane, device) = (running.order.lane, self.slots.device(running.order.slot));
+        self.slots.release(batch);
+        if let Some(queue) = self.packer.get_mut(running.order.queue) {
+            queue.running = queue.running.saturating_sub(1);
+        }
+        let took_us = u64::try_from(now.since(running.begun).as_micros()).unwrap_or(u64::MAX);
+        self.slots.spent(device, lane, took_us, self.packer.rows_of(Lane::Batch) > 0);
+        Some(running)
+    }
+
+    fn learn(&mut self, now: MonoTime, running: &Running, times: Option<&BatchTimes>) {
+        let Some(cost) = self.costs.get_mut(&running.order.cost) else { return };
+        if running.order.kind == BatchKind::Probe {
+            cost.probe_ended(running.rows, times);
+        }
+        let Some(times) = times else { return };
+        cost.loaded(times.load_us);
+        match running.order.kind {
+            BatchKind::Whole => cost.learn(1, times.run_us / u64::from(running.rows.max(1))),
+            BatchKind::Packed => cost.learn(running.rows, times.run_us),
+            BatchKind::Probe => {}
+        }
+        let size = cost.size();
+        if size > 1
+            && let Some(queue) = self.packer.get_mut(running.order.queue)
+        {
+            queue.linger.batch_ended(now, running.rows, queue.rows, size, |rows| cost.batch_us(rows));
+        }
+    }
+
+    /// Rows have been through their stage.
+    fn ran(&mut self, now: MonoTime, running: &Running, piece: Piece, times: &BatchTimes) {
+        self.acquit(&piece);
+        let Some(attempt) = self.attempts.get_mut(piece.id) else { return };
+        let (work, rows) = (&mut attempt.work, u64::from(piece.len()));
+        work.run_us = work.run_us.saturating_add(times.run_us.saturating_mul(rows) / u64::from(running.rows.max(1)));
+        work.load_us = work.load_us.saturating_add(times.load_us);
+        if work.runs.len() < RUN_NOTES_MAX {
+            work.runs.push(RunNote {
+                stage: running.stage,
+                rows: (piece.rows.start, piece.rows.end),
+                batch_rows: if running.order.kind == BatchKind::Packed { running.rows } else { 1 },
+                dispatch: running.order.dispatch,
+                run_us: u32::try_from(times.run_us).unwrap_or(u32::MAX),
+            });
+        }
+        let next = usize::from(running.stage) + 1;
+        if next < work.way.len() {
+            return self.push(now, piece.id, next, piece.rows);
+        }
+        work.rows_done += piece.len();
+        if work.rows_done >= work.items {
+            let Work { run_us, load_us, .. } = attempt.work;
+            self.finish(now, piece.id, Outcome::Done { run_us, load_us });
+        }
+    }
+
+    /// A packed batch failed: whose fault it was shows when each part runs by itself.
+    fn try_alone(&mut self, batch: BatchId, running: &Running, wanted: Vec<Piece>) {
+        let rows_left: u32 = wanted.iter().map(Piece::len).sum();
+        let is_packed = running.order.kind == BatchKind::Packed;
+        if is_packed && rows_left == running.rows {
+            let members = wanted.iter().map(|piece| piece.id).collect();
+            let trial = Trial { members, rows: running.rows, rows_left, cost: running.order.cost };
+            self.batches.trials.insert(batch, trial);
+        }
+        for piece in wanted {
+            self.packer.push_back(running.order.queue, Piece { alone: Some(is_packed.then_some(batch)), ..piece });
+        }
+    }
+
+    /// Rows of a failed batch ran well alone. If all of them did, the batch was too large.
+    fn acquit(&mut self, piece: &Piece) {
+        let Some(batch) = piece.alone.flatten() else { return };
+        let Some(trial) = self.batches.trials.get_mut(&batch) else { return };
+        trial.rows_left = trial.rows_left.saturating_sub(piece.len());
+        if trial.rows_left == 0
+            && let Some(trial) = self.batches.trials.remove(&batch)
+            && let Some(cost) = self.costs.get_mut(&trial.cost)
+        {
+            cost.too_large(trial.rows);
+        }
+    }
+
+    /// None of the attempt's rows is wanted any more, waiting or running.
+    pub(super) fn withdraw(&mut self, now: MonoTime, id: AttemptId) {
+        let Some(attempt) = self.attempts.get_mut(id) else { return };
+        let way = std::mem::take(&mut attempt.work.way);
+        self.packer.leave(id, &way);
+        self.batches.trials.retain(|_, trial| !trial.members.contains(&id));
+        let mut idle = Vec::new();
+        for (batch, running) in &mut self.batches.running {
+            let was_wanted = running.pieces.iter().any(|(_, is_wanted)| *is_wanted);
+            running.pieces.iter_mut().filter(|(piece, _)| piece.id == id).for_each(|(_, is_wanted)| *is_wanted = false);
+            if was_wanted && running.pieces.iter().all(|(_, is_wanted)| !is_wanted) {
+                idle.push(*batch);
+            }
+        }
+        for batch in idle {
+            if let Some(running) = self.close(now, batch) {
+                self.learn(now, &running, None);
+                self.actions.push(Action::KillBatch { batch });
+            }
+        }
+    }
+
+    /// Ends attempts whose deadline has passed, whether they wait or run.
+    pub(super) fn expire(&mut self, now: MonoTime) {
+        let is_late = |ticket| self.deadline_of(ticket).is_some_and(|deadline| now >= deadline);
+        let here = self.attempts.iter().filter(|attempt| attempt.is_here() && is_late(&attempt.ticket));
+        let late: Vec<(AttemptId, &str)> = here
+            .map(|attempt| (attempt.id(), if attempt.state == State::Ready { "before" } else { "during" }))
+            .collect();
+        for (id, when) in late {
+            let text = format!("the deadline passed {when} the run");
+            self.finish(now, id, Outcome::failed(ErrorCode::Expired, text));
+        }
+    }
+
+    /// As the heartbeat says it.
+    pub(super) fn lane_loads(&self) -> [LaneLoad; 2] {
+        Lane::ALL.map(|lane| {
+            let used = self.batches.running.values().filter(|running| running.order.lane == lane).count();
+            let slots_used = u16::try_from(used).unwrap_or(u16::MAX);
+            LaneLoad { slots_used, waiting_items: self.packer.rows_of(lane) }
+        })
+    }
+}

@@ -1,0 +1,192 @@
+//! Which rows run next and where.
+//!
+//! ```text
+//!   for each slot that is open, realtime slots first:
+//!     realtime slot   the realtime lane, unless it is the batch lane's turn on this device
+//!     batch slot      the batch lane, else the realtime lane: an idle slot is lent
+//!                     (where there are no realtime slots: the realtime lane first, the batch lane when it is its turn)
+//!   of the lane:      the queue of the most important item; among stages the one with the fewest running batches
+//!   of the queue:     as many rows as the model's plan says, or one task's rows by themselves
+//! ```
+//!
+//! Decides, and changes nothing: `batches` carries it out.
+
+use std::{cmp::Reverse, time::Duration};
+
+use proto_msgs::{AttemptId, Dispatch, Lane};
+
+use super::{
+    Worker,
+    api::{BatchKind, SlotId},
+    costs::CostKey,
+    curve::{Cost, PROBE_ROWS_MAX, Plan},
+    packer::{Piece, Queue, QueueId, Rank},
+};
+use crate::{MonoTime, Rule};
+
+/// An item that waits so long goes with whoever is there, if a slot is free.
+const WAIT_MAX: Duration = Duration::from_millis(100);
+
+/// Rows that run one by one are cut into runs of about so many microseconds: long enough that starting them costs nothing,
+/// short enough for whoever waits behind.
+const SINGLES_US: u64 = 20_000;
+
+/// Each so-manieth batch of a lane is for its oldest item, so that no priority lets another one starve.
+const OLDEST_EVERY: u64 = 8;
+
+/// Between the end of a run and its answer at the client.
+const DEADLINE_MARGIN: Duration = Duration::from_millis(5);
+
+/// Rows to run.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) queue: QueueId,
+    pub(super) cost: CostKey,
+    pub(super) lane: Lane,
+    pub(super) slot: SlotId,
+    pub(super) kind: BatchKind,
+    pub(super) dispatch: Dispatch,
+    /// Pieces, and how many of the rows of each.
+    pub(super) taken: Vec<(Rank, u32)>,
+    pub(super) run_us: u64,
+}
+
+impl Worker {
+    /// The next batch; nothing if no slot is open, nobody waits, or waiting pays.
+    pub(super) fn next_order(&self, now: MonoTime) -> Option<Order> {
+        let open = self.slots.open();
+        open.iter().find_map(|slot| self.order_for(now, *slot, &open))
+    }
+
+    fn order_for(&self, now: MonoTime, slot: SlotId, open: &[SlotId]) -> Option<Order> {
+        let device = self.slots.device(slot);
+        let realtime = |hurry| self.order_of(now, Lane::Realtime, slot, hurry);
+        let batch = || self.order_of(now, Lane::Batch, slot, false);
+        if self.slots.lane(slot) == Lane::Realtime {
+            let rival = open.iter().find(|other| {
+                let is_rival = self.slots.lane(**other) == Lane::Batch && self.slots.device(**other) == device;
+                is_rival && self.slots.is_contended(device)
+            });
+            let rival = rival.and_then(|other| self.order_of(now, Lane::Batch, *other, false));
+            let is_due = rival.as_ref().is_some_and(|order| self.slots.owes(device, order.run_us));
+            let order = if is_due { None } else { realtime(rival.is_some()) };
+            return if self.config.rules.holds(Rule::LaneSlots) { order } else { order.or_else(batch) };
+        }
+        let batch = batch();
+        if !self.slots.are_shared() {
+            return batch.or_else(|| realtime(false));
+        }
+        let is_due = batch.as_ref().is_some_and(|order| self.slots.owes(device, order.run_us));
+        if is_due { batch } else { realtime(batch.is_some()).or(batch) }
+    }
+
+    /// What a lane would run in this slot. In a hurry it does not wait for more: somebody else would take the device.
+    fn order_of(&self, now: MonoTime, lane: Lane, slot: SlotId, hurry: bool) -> Option<Order> {
+        let oldest = self.turns[lane.index()] % OLDEST_EVERY == OLDEST_EVERY - 1;
+        let device = self.slots.device(slot);
+        let fits = |queue: &Queue| {
+            let wants_gpu = queue.kind.limits.gpu_memory_bytes > 0;
+            queue.kind.lane == lane && (!wants_gpu || device >= 0 || !self.slots.has_gpu(lane))
+        };
+        let waits = |queue: &Queue| !hurry && self.lingers_until(now, queue, device).is_some();
+        let candidates = self.packer.waiting().filter(|(_, queue)| fits(queue)).filter_map(|(id, queue)| {
+            let (rank, piece) = queue.in_order(oldest).find(|(_, piece)| !self.is_blocked(piece, device))?;
+            let importance = if oldest { Reverse(0) } else { Reverse(piece.priority) };
+            let order = (importance, if oldest { 0 } else { queue.running }, Reverse(queue.stage()), rank.2);
+            (!waits(queue)).then_some((order, id, queue))
+        });
+        let (_, id, queue) = candidates.min_by_key(|(order, ..)| *order)?;
+        self.compose(now, slot, id, queue, oldest)
+    }
+
+    pub(super) fn cost_key(&self, queue: &Queue, device: i16) -> CostKey {
+        CostKey { model: queue.model(), limits: queue.kind.limits, on_gpu: device >= 0 }
+    }
+
+    /// Enough waits at the next stage: two full batches of two tasks.
+    fn is_blocked(&self, piece: &Piece, device: i16) -> bool {
+        piece.next.and_then(|next| self.packer.get(next)).is_some_and(|next| {
+            let best = self.costs.get(&self.cost_key(next, device)).map_or(1, Cost::best);
+            next.len() >= 2 && next.rows >= best.saturating_mul(2)
+        })
+    }
+
+    fn compose(&self, now: MonoTime, slot: SlotId, id: QueueId, queue: &Queue, oldest: bool) -> Option<Order> {
+        let device = self.slots.device(slot);
+        let (key, lane) = (self.cost_key(queue, device), queue.kind.lane);
+        let cost = self.costs.get(&key);
+        let mut plan =
+            cost.map_or_else(|| Cost::new(self.config.rows_max).plan(false), |c| c.plan(lane == Lane::Batch));
+        let mut pieces = queue.in_order(oldest).filter(|(_, piece)| !self.is_blocked(piece, device)).peekable();
+        let (rank, first) = pieces.peek().map(|(rank, first)| (*rank, *first))?;
+        if first.alone.is_some() {
+            plan = Plan::Single;
+        }
+        let share = queue.rows.div_ceil(self.slots.spare(lane).max(1));
+        let single_us = cost.map_or(0, |cost| cost.batch_us(1));
+        let singles = u32::try_from(SINGLES_US.checked_div(single_us).unwrap_or(1)).unwrap_or(u32::MAX);
+        let alone = vec![(rank, first.len().min(share).min(singles).max(1))];
+        let (kind, taken, full) = match plan {
+            Plan::Single => (BatchKind::Whole, alone, 1),
+            Plan::Probe => (BatchKind::Probe, gather(pieces, PROBE_ROWS_MAX), PROBE_ROWS_MAX),
+            Plan::Pack { size, floor } => {
+                let rows = share.max(floor).min(size);
+                (BatchKind::Packed, gather(pieces, rows), size)
+            }
+        };
+        let rows: u32 = taken.iter().map(|(_, rows)| rows).sum();
+        let kind = if rows == 1 { BatchKind::Whole } else { kind };
+        let run_us = match kind {
+            BatchKind::Packed => cost.map_or(0, |cost| cost.batch_us(rows)),
+            BatchKind::Whole | BatchKind::Probe => single_us.saturating_mul(u64::from(rows)),
+        };
+        let dispatch = match queue.oldest() {
+            _ if rows >= full => Dispatch::Full,
+            Some(oldest) if now >= oldest.arrived + WAIT_MAX => Dispatch::Waited,
+            _ if presses_at(queue, run_us).is_some_and(|at| now >= at) => Dispatch::Deadline,
+            _ => Dispatch::Idle,
+        };
+        Some(Order { queue: id, cost: key, lane, slot, kind, dispatch, taken, run_us })
+    }
+
+    /// Until when a queue waits for clients that will be back in a moment; nothing if it does not.
+    fn lingers_until(&self, now: MonoTime, queue: &Queue, device: i16) -> Option<MonoTime> {
+        let until = queue.linger.until(now, queue.rows)?;
+        let cost = self.costs.get(&self.cost_key(queue, device))?;
+        let patience = queue.oldest().map(|oldest| oldest.arrived + WAIT_MAX);
+        let until =
+            [patience, presses_at(queue, cost.batch_us(queue.rows))].into_iter().flatten().fold(until, Ord::min);
+        (now < until).then_some(until)
+    }
+
+    /// When the first queue stops waiting for more.
+    pub(super) fn next_wake(&self, now: MonoTime) -> Option<MonoTime> {
+        let open = self.slots.open();
+        let devices: Vec<i16> = open.iter().map(|slot| self.slots.device(*slot)).collect();
+        let until = |queue| devices.iter().filter_map(move |device| self.lingers_until(now, queue, *device)).min();
+        self.packer.waiting().filter_map(|(_, queue)| until(queue)).min()
+    }
+}
+
+/// When a batch must begin for the first deadline in the queue to be met, with a quarter of its time to spare.
+fn presses_at(queue: &Queue, run_us: u64) -> Option<MonoTime> {
+    let needs = Duration::from_micros(run_us.saturating_add(run_us / 4)) + DEADLINE_MARGIN;
+    queue.first_deadline().map(|deadline| deadline - needs)
+}
+
+/// Up to so many rows in this order, each attempt once, none of those that run by themselves.
+fn gather<'a>(pieces: impl Iterator<Item = (Rank, &'a Piece)>, rows_max: u32) -> Vec<(Rank, u32)> {
+    let (mut taken, mut ids, mut left) = (Vec::new(), Vec::<AttemptId>::new(), rows_max);
+    for (rank, piece) in pieces {
+        if left == 0 {
+            break;
+        }
+        if piece.alone.is_none() && !ids.contains(&piece.id) {
+            let rows = piece.len().min(left);
+            left -= rows;
+            ids.push(piece.id);
+            taken.push((rank, rows));
+        }
+    }
+    taken
+}

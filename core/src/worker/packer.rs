@@ -1,0 +1,393 @@
+//! Rows that wait: a queue for each lane, model, place in the way to it, shape of item and demands.
+//!
+//! ```text
+//!   task ── rows 0..8 ──►  queue (realtime, encode)  ──►  rows of several tasks, one batch
+//!                                                                │ its end
+//!                          queue (realtime, decode)  ◄───────────┘ rows 0..8, of this task
+//! ```
+//!
+//! Owns who waits and in which order: by priority, clients of equal priority in turn, of one client the first come. Never
+//! knows slots, devices or costs.
+
+use std::{cmp::Reverse, collections::BTreeMap, ops::Range};
+
+use proto_msgs::{AttemptId, ClientId, DType, Demands, Digest, InputDecl, Lane};
+
+use super::{api::BatchId, linger::Linger};
+use crate::MonoTime;
+
+/// Queues that nobody uses are kept for what they know of their clients' habits; beyond this many the stalest is dropped.
+const IDLE_QUEUES_MAX: usize = 64;
+
+/// Limits of a run: batches and costs are of one set of them.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Limits {
+    cpu_millis: u32,
+    memory_bytes: u64,
+    pub(super) gpu_memory_bytes: u64,
+}
+
+impl From<&Demands> for Limits {
+    fn from(demands: &Demands) -> Self {
+        let Demands { cpu_millis, memory_bytes, gpu_memory_bytes, arch: _ } = *demands;
+        Self { cpu_millis, memory_bytes, gpu_memory_bytes }
+    }
+}
+
+/// What one item of an input looks like: rows of others may stand beside it only if theirs look the same.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Form {
+    name: Option<String>,
+    dtype: Option<u8>,
+    /// The first dimension divided by the items, and the others.
+    shape: Option<Vec<u64>>,
+    item_bytes: u64,
+}
+
+impl Form {
+    pub(super) fn of(input: &InputDecl, items: u32) -> Self {
+        let items = u64::from(items.max(1));
+        let shape = input.shape.clone().map(|mut shape| {
+            if let Some(rows) = shape.first_mut() {
+                *rows /= items;
+            }
+            shape
+        });
+        let dtype = input.dtype.map(|dtype: DType| dtype as u8);
+        Self { name: input.name.clone(), dtype, shape, item_bytes: input.size_bytes / items }
+    }
+}
+
+/// What rows must have in common to run together.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Kind {
+    pub(super) lane: Lane,
+    /// The models passed through so far and, last, the one whose turn it is.
+    pub(super) way: Vec<Digest>,
+    pub(super) limits: Limits,
+    pub(super) forms: Vec<Form>,
+}
+
+/// One queue. Numbers are not used twice.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct QueueId(u64);
+
+/// Consecutive rows of one attempt that wait.
+#[derive(Clone, Debug)]
+pub(super) struct Piece {
+    pub(super) id: AttemptId,
+    pub(super) client: ClientId,
+    pub(super) priority: u8,
+    pub(super) deadline: Option<MonoTime>,
+    pub(super) rows: Range<u32>,
+    pub(super) arrived: MonoTime,
+    /// Where the rows go next.
+    pub(super) next: Option<QueueId>,
+    /// Not together with others: `Some` of the batch that failed with it if one did.
+    pub(super) alone: Option<Option<BatchId>>,
+}
+
+impl Piece {
+    pub(super) fn len(&self) -> u32 {
+        self.rows.end.saturating_sub(self.rows.start)
+    }
+}
+
+/// Place in a queue: priority, then what the client has had before in rows, then arrival.
+pub(super) type Rank = (Reverse<u8>, u64, u64);
+
+/// Rows that may run together.
+#[derive(Debug)]
+pub(super) struct Queue {
+    pub(super) kind: Kind,
+    pieces: BTreeMap<Rank, Piece>,
+    by_arrival: BTreeMap<u64, Rank>,
+    /// Rows in all pieces.
+    pub(super) rows: u32,
+    /// Start-time fair queueing in rows: where each client's last piece ended, and the start of what was taken last.
+    ends: BTreeMap<ClientId, u64>,
+    virtual_rows: u64,
+    /// Batches of it that run.
+    pub(super) running: u32,
+    pub(super) linger: Linger,
+    /// Attempts whose way leads through it.
+    users: u32,
+    used: MonoTime,
+}
+
+impl Queue {
+    fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            pieces: BTreeMap::new(),
+            by_arrival: BTreeMap::new(),
+            rows: 0,
+            ends: BTreeMap::new(),
+            virtual_rows: 0,
+            running: 0,
+            linger: Linger::default(),
+            users: 0,
+            used: MonoTime::ZERO,
+        }
+    }
+
+    /// Which stage of its attempts this is.
+    pub(super) fn stage(&self) -> u8 {
+        u8::try_from(self.kind.way.len().saturating_sub(1)).unwrap_or(u8::MAX)
+    }
+
+    pub(super) fn model(&self) -> Digest {
+        *self.kind.way.last().expect("a way has at least one model")
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// In the order in which they are to go; `oldest` lets the first come go first, whoever it is.
+    pub(super) fn in_order(&self, oldest: bool) -> impl Iterator<Item = (Rank, &Piece)> {
+        let first = self.by_arrival.values().next().filter(|_| oldest).copied();
+        let head = first.and_then(|rank| Some((rank, self.pieces.get(&rank)?)));
+        let rest = self.pieces.iter().map(|(rank, piece)| (*rank, piece));
+        head.into_iter().chain(rest.filter(move |(rank, _)| Some(*rank) != first))
+    }
+
+    pub(super) fn oldest(&self) -> Option<&Piece> {
+        self.by_arrival.values().next().and_then(|rank| self.pieces.get(rank))
+    }
+
+    pub(super) fn first_deadline(&self) -> Option<MonoTime> {
+        self.pieces.values().filter_map(|piece| piece.deadline).min()
+    }
+
+    fn insert(&mut self, rank: Rank, piece: Piece) {
+        self.rows += piece.len();
+        self.by_arrival.insert(rank.2, rank);
+        self.pieces.insert(rank, piece);
+    }
+
+    fn remove(&mut self, rank: Rank) -> Option<Piece> {
+        let piece = self.pieces.remove(&rank)?;
+        self.by_arrival.remove(&rank.2);
+        self.rows -= piece.len();
+        Some(piece)
+    }
+
+    /// Takes up to so many rows of a piece; the others keep their turn, behind what other clients are due.
+    pub(super) fn take(&mut self, rank: Rank, rows: u32) -> Option<Piece> {
+        let mut piece = self.remove(rank)?;
+        self.virtual_rows = self.virtual_rows.max(rank.1);
+        if rows < piece.len() {
+            let middle = piece.rows.start + rows;
+            let rest = Piece { rows: middle..piece.rows.end, ..piece.clone() };
+            piece.rows.end = middle;
+            self.insert((rank.0, rank.1.saturating_add(u64::from(rows)), rank.2), rest);
+        }
+        if self.pieces.is_empty() {
+            self.ends.clear();
+            self.virtual_rows = 0;
+        }
+        Some(piece)
+    }
+}
+
+/// All rows that wait.
+#[derive(Debug, Default)]
+pub(super) struct Packer {
+    ids: BTreeMap<Kind, QueueId>,
+    queues: BTreeMap<QueueId, Queue>,
+    made: u64,
+    arrivals: u64,
+}
+
+impl Packer {
+    /// The queue for such rows, for one more attempt.
+    pub(super) fn enter(&mut self, now: MonoTime, kind: Kind) -> QueueId {
+        let id = *self.ids.entry(kind).or_insert_with_key(|kind| {
+            self.made += 1;
+            let id = QueueId(self.made);
+            self.queues.insert(id, Queue::new(kind.clone()));
+            id
+        });
+        if let Some(queue) = self.queues.get_mut(&id) {
+            queue.users += 1;
+            queue.used = now;
+        }
+        id
+    }
+
+    /// An attempt whose way led through these queues is over: none of its rows waits any more.
+    pub(super) fn leave(&mut self, id: AttemptId, way: &[QueueId]) {
+        for number in way {
+            let Some(queue) = self.queues.get_mut(number) else { continue };
+            let its: Vec<Rank> =
+                queue.pieces.iter().filter(|(_, piece)| piece.id == id).map(|(rank, _)| *rank).collect();
+            for rank in its {
+                queue.remove(rank);
+            }
+            queue.users = queue.users.saturating_sub(1);
+        }
+        self.drop_stalest();
+    }
+
+    fn drop_stalest(&mut self) {
+        let idle = || self.queues.iter().filter(|(_, queue)| queue.users == 0);
+        if idle().count() <= IDLE_QUEUES_MAX {
+            return;
+        }
+        if let Some(stalest) = idle().min_by_key(|(_, queue)| queue.used).map(|(id, _)| *id)
+            && let Some(queue) = self.queues.remove(&stalest)
+        {
+            self.ids.remove(&queue.kind);
+        }
+    }
+
+    pub(super) fn get(&self, id: QueueId) -> Option<&Queue> {
+        self.queues.get(&id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: QueueId) -> Option<&mut Queue> {
+        self.queues.get_mut(&id)
+    }
+
+    /// Queues in which somebody waits.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (QueueId, &Queue)> {
+        self.queues.iter().filter(|(_, queue)| queue.rows > 0).map(|(id, queue)| (*id, queue))
+    }
+
+    /// Rows of a lane that wait.
+    pub(super) fn rows_of(&self, lane: Lane) -> u32 {
+        self.waiting().filter(|(_, queue)| queue.kind.lane == lane).map(|(_, queue)| queue.rows).sum()
+    }
+
+    /// Time has passed.
+    pub(super) fn look(&mut self, now: MonoTime) {
+        for queue in self.queues.values_mut() {
+            queue.linger.look(now);
+        }
+    }
+
+    /// Rows wait again, before all others of their priority.
+    pub(super) fn push_back(&mut self, id: QueueId, piece: Piece) {
+        self.arrivals += 1;
+        if let Some(queue) = self.queues.get_mut(&id) {
+            queue.insert((Reverse(piece.priority), 0, self.arrivals), piece);
+        }
+    }
+
+    /// Rows wait from now on.
+    pub(super) fn push(&mut self, now: MonoTime, id: QueueId, piece: Piece) {
+        self.arrivals += 1;
+        let arrival = self.arrivals;
+        let Some(queue) = self.queues.get_mut(&id) else { return };
+        queue.linger.arrived(now, piece.len());
+        queue.used = now;
+        let end = queue.ends.entry(piece.client).or_default();
+        let start = queue.virtual_rows.max(*end);
+        *end = start.saturating_add(u64::from(piece.len()));
+        let rank = (Reverse(piece.priority), start, arrival);
+        // What one batch cut in two is one again at the next stage.
+        let touches = |other: &Piece| other.id == piece.id && other.alone.is_none() && piece.alone.is_none();
+        let beside = |other: &Piece| other.rows.end == piece.rows.start || piece.rows.end == other.rows.start;
+        let found = queue.pieces.iter().find(|(_, other)| touches(other) && beside(other)).map(|(rank, _)| *rank);
+        match found.and_then(|rank| Some((rank, queue.remove(rank)?))) {
+            Some((rank, mut other)) => {
+                other.rows = other.rows.start.min(piece.rows.start)..other.rows.end.max(piece.rows.end);
+                queue.insert(rank, other);
+            }
+            None => queue.insert(rank, piece),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto_msgs::{Attempt, TaskId};
+
+    use super::*;
+
+    fn queue(packer: &mut Packer) -> QueueId {
+        let limits = Limits::from(&Demands::default());
+        let kind = Kind { lane: Lane::Realtime, way: vec![Digest::from_bytes([1; 32])], limits, forms: Vec::new() };
+        packer.enter(MonoTime::ZERO, kind)
+    }
+
+    fn piece(task: u8, client: u8, priority: u8, rows: Range<u32>) -> Piece {
+        Piece {
+            id: AttemptId { task: TaskId::from_bytes([task; 16]), attempt: Attempt(1) },
+            client: ClientId::from_bytes([client; 16]),
+            priority,
+            deadline: None,
+            rows,
+            arrived: MonoTime::ZERO,
+            next: None,
+            alone: None,
+        }
+    }
+
+    fn take_all(packer: &mut Packer, id: QueueId, rows: u32) -> Vec<(u8, Range<u32>)> {
+        let queue = packer.get_mut(id).expect("it was made");
+        let mut taken = Vec::new();
+        let first = |queue: &Queue| queue.in_order(false).next().map(|(rank, _)| rank);
+        while let Some(rank) = first(queue) {
+            let piece = queue.take(rank, rows).expect("it waits");
+            taken.push((piece.id.task.as_bytes()[0], piece.rows));
+        }
+        assert_eq!(queue.rows, 0);
+        taken
+    }
+
+    #[test]
+    fn the_important_go_first_and_equals_in_the_order_of_their_arrival() {
+        let mut packer = Packer::default();
+        let id = queue(&mut packer);
+        for (task, priority) in [(1, 50), (2, 50), (3, 90)] {
+            packer.push(MonoTime::ZERO, id, piece(task, task, priority, 0..1));
+        }
+        assert_eq!(take_all(&mut packer, id, 8), [(3, 0..1), (1, 0..1), (2, 0..1)]);
+    }
+
+    #[test]
+    fn two_clients_take_turns_however_much_the_first_brought() {
+        let mut packer = Packer::default();
+        let id = queue(&mut packer);
+        packer.push(MonoTime::ZERO, id, piece(1, 1, 50, 0..32));
+        packer.push(MonoTime::ZERO, id, piece(2, 2, 50, 0..16));
+        let taken = take_all(&mut packer, id, 8);
+        assert_eq!(taken, [(1, 0..8), (2, 0..8), (1, 8..16), (2, 8..16), (1, 16..24), (1, 24..32)]);
+    }
+
+    #[test]
+    fn the_oldest_can_be_asked_for_whatever_its_priority() {
+        let mut packer = Packer::default();
+        let id = queue(&mut packer);
+        packer.push(MonoTime::ZERO, id, piece(1, 1, 10, 0..1));
+        packer.push(MonoTime::ZERO, id, piece(2, 2, 90, 0..1));
+        let order: Vec<u8> =
+            packer.get(id).expect("it is there").in_order(true).map(|(_, piece)| piece.id.task.as_bytes()[0]).collect();
+        assert_eq!(order, [1, 2]);
+    }
+
+    #[test]
+    fn rows_that_a_batch_cut_are_one_piece_again() {
+        let mut packer = Packer::default();
+        let id = queue(&mut packer);
+        packer.push(MonoTime::ZERO, id, piece(1, 1, 50, 8..16));
+        packer.push(MonoTime::ZERO, id, piece(1, 1, 50, 0..8));
+        assert_eq!(take_all(&mut packer, id, 64), [(1, 0..16)]);
+    }
+
+    #[test]
+    fn queues_that_nobody_uses_are_few() {
+        let mut packer = Packer::default();
+        let attempt = piece(1, 1, 50, 0..1).id;
+        for number in 0..200 {
+            let limits = Limits::from(&Demands { cpu_millis: number, ..Demands::default() });
+            let kind = Kind { lane: Lane::Batch, way: vec![Digest::from_bytes([1; 32])], limits, forms: Vec::new() };
+            let id = packer.enter(MonoTime::from_micros(u64::from(number)), kind);
+            packer.leave(attempt, &[id]);
+        }
+        assert_eq!(packer.queues.len(), IDLE_QUEUES_MAX);
+        assert_eq!(packer.ids.len(), IDLE_QUEUES_MAX);
+    }
+}

@@ -1,0 +1,139 @@
+//! Slots: in each of them one batch runs at a time, on a device.
+//!
+//! ```text
+//!   slots     realtime 0 · realtime 1 · batch 2 · batch 3       slot i sits on entry i of the device map
+//!   devices        GPU 0       GPU 1       GPU 0     GPU 1       a GPU takes `width` batches at once, the CPU any number
+//!   lanes     realtime ──► realtime slots, then idle batch slots
+//!             batch ─────► batch slots
+//! ```
+//!
+//! Owns which slot is free on which device, and what a device owes the batch lane. Never knows what runs.
+
+use std::collections::BTreeMap;
+
+use proto_msgs::{Lane, Register};
+
+use super::api::{BatchId, SlotId};
+
+/// The batch lane's share of a device for which realtime work competes: a tenth. For nine parts that the realtime lane has, it
+/// is owed one.
+const REALTIME_PARTS: u64 = 9;
+
+/// More than this is not owed, microseconds: after hours of realtime work the batch lane does not get minutes at once.
+const OWED_US_MAX: u64 = 2_000_000;
+
+#[derive(Debug)]
+struct Slot {
+    lane: Lane,
+    device: i16,
+    batch: Option<BatchId>,
+}
+
+/// The slots of a worker.
+#[derive(Debug)]
+pub(super) struct Slots {
+    slots: Vec<Slot>,
+    /// Batches that run on one GPU at once.
+    width: usize,
+    /// Device time the batch lane should have had, microseconds.
+    owed_us: BTreeMap<i16, u64>,
+    /// Off only in a test: then every slot counts as free.
+    counts: bool,
+}
+
+impl Slots {
+    pub(super) fn new(register: &Register, width: u16, counts: bool) -> Self {
+        let [realtime, batch] = register.slots;
+        // A worker without any would take tasks in and never run them.
+        let batch = if realtime == 0 { batch.max(1) } else { batch };
+        let lanes = (0..realtime).map(|_| Lane::Realtime).chain((0..batch).map(|_| Lane::Batch));
+        let map = if register.device_map.is_empty() { &[-1][..] } else { &register.device_map };
+        let slots = lanes.zip(map.iter().cycle()).map(|(lane, device)| Slot { lane, device: *device, batch: None });
+        Self { slots: slots.collect(), width: usize::from(width.max(1)), owed_us: BTreeMap::new(), counts }
+    }
+
+    pub(super) fn of_lane(&self, lane: Lane) -> usize {
+        self.slots.iter().filter(|slot| slot.lane == lane).count()
+    }
+
+    pub(super) fn has_gpu(&self, lane: Lane) -> bool {
+        self.slots.iter().any(|slot| slot.device >= 0 && (slot.lane == lane || lane == Lane::Realtime))
+    }
+
+    pub(super) fn used(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.batch.is_some()).count()
+    }
+
+    /// Where a batch can begin now: realtime slots first, and of each lane those on the least busy device.
+    pub(super) fn open(&self) -> Vec<SlotId> {
+        let is_open = |slot: &&(usize, &Slot)| !self.counts || slot.1.batch.is_none() && self.has_room(slot.1.device);
+        let mut open: Vec<(usize, &Slot)> = self.slots.iter().enumerate().filter(|slot| is_open(&slot)).collect();
+        open.sort_by_key(|(number, slot)| (slot.lane, self.running_on(slot.device), *number));
+        open.into_iter().map(|(number, _)| SlotId(u16::try_from(number).unwrap_or(u16::MAX))).collect()
+    }
+
+    pub(super) fn lane(&self, slot: SlotId) -> Lane {
+        self.slots[usize::from(slot.0)].lane
+    }
+
+    pub(super) fn device(&self, slot: SlotId) -> i16 {
+        self.slots[usize::from(slot.0)].device
+    }
+
+    /// Both lanes share what slots there are: the realtime lane has none of its own.
+    pub(super) fn are_shared(&self) -> bool {
+        self.of_lane(Lane::Realtime) == 0
+    }
+
+    /// A batch of one lane can keep the other one waiting on this device.
+    pub(super) fn is_contended(&self, device: i16) -> bool {
+        device >= 0 || self.are_shared()
+    }
+
+    fn running_on(&self, device: i16) -> usize {
+        self.slots.iter().filter(|slot| slot.device == device && slot.batch.is_some()).count()
+    }
+
+    fn has_room(&self, device: i16) -> bool {
+        device < 0 || self.running_on(device) < self.width
+    }
+
+    /// Batches of a lane that can begin now in its own slots, with what devices have room for.
+    pub(super) fn spare(&self, lane: Lane) -> u32 {
+        let lane = if self.are_shared() { Lane::Batch } else { lane };
+        let mut room: BTreeMap<i16, usize> = BTreeMap::new();
+        for slot in self.slots.iter().filter(|slot| slot.lane == lane && slot.batch.is_none()) {
+            *room.entry(slot.device).or_default() += 1;
+        }
+        let capped = |(device, free): (i16, usize)| {
+            if device < 0 { free } else { free.min(self.width.saturating_sub(self.running_on(device))) }
+        };
+        u32::try_from(room.into_iter().map(capped).sum::<usize>()).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn occupy(&mut self, slot: SlotId, batch: BatchId) {
+        self.slots[usize::from(slot.0)].batch = Some(batch);
+    }
+
+    pub(super) fn release(&mut self, batch: BatchId) {
+        for slot in &mut self.slots {
+            slot.batch.take_if(|running| *running == batch);
+        }
+    }
+
+    /// The device was used by a lane. What the batch lane is owed grows only while it has work for it.
+    pub(super) fn spent(&mut self, device: i16, lane: Lane, run_us: u64, batch_lane_waits: bool) {
+        let owed_us = self.owed_us.entry(device).or_default();
+        *owed_us = match lane {
+            Lane::Realtime if batch_lane_waits => owed_us.saturating_add(run_us / REALTIME_PARTS).min(OWED_US_MAX),
+            Lane::Realtime => 0,
+            Lane::Batch => owed_us.saturating_sub(run_us),
+        };
+    }
+
+    /// It is the batch lane's turn on this device, for a batch that takes so long.
+    pub(super) fn owes(&self, device: i16, run_us: u64) -> bool {
+        let owed_us = self.owed_us.get(&device).copied().unwrap_or(0);
+        owed_us >= run_us.clamp(1, OWED_US_MAX)
+    }
+}
