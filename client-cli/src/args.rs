@@ -39,7 +39,7 @@ pub(crate) struct Arguments {
 }
 
 /// Flags of every command.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// Address of the broker
@@ -77,6 +77,11 @@ pub(crate) enum Command {
     /// ('photos/*.jpg') mean their files. For a model of several inputs name each (name=path), give them in the model's order,
     /// or give one .npz or .json file that holds all.
     Submit(Box<Submit>),
+    /// Put a load on the mesh and measure throughput and latency
+    ///
+    /// Levels of load are measured one after the other: so many requests at a time, so many per second, the times of a file, or
+    /// a search for the highest rate that keeps a latency.
+    Bench(Box<crate::bench::flags::Bench>),
     /// List the workers
     Workers(Workers),
     /// List this client's tasks

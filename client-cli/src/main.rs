@@ -10,6 +10,7 @@
 
 mod args;
 mod ask;
+mod bench;
 mod connect;
 mod exit;
 mod image_input;
@@ -65,6 +66,11 @@ async fn command(arguments: &Arguments) -> Result<u8, Failed> {
         Command::Submit(flags) => {
             let job = submit::submit(global, flags).await?;
             show_job(global, &job, flags.output.output.is_some())
+        }
+        Command::Bench(flags) => {
+            let report = bench::bench(global, flags).await?;
+            if global.json { print_json(&report.to_json())? } else { print(&report.to_text())? };
+            Ok(report.exit())
         }
         Command::Workers(flags) => ask::workers(global, flags).await,
         Command::Tasks(flags) => ask::tasks(global, flags).await,

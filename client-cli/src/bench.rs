@@ -1,0 +1,233 @@
+//! `bench`: a load is put on the mesh, and what comes of it is measured. Owns the order of things: connect, one request of
+//! each client, level after level, report. Never decides where a request runs, nor what a figure means.
+//!
+//! ```text
+//!   flags -> Plan -> Sweep --load--> drive (SDK) --samples--> Measurement -> windows, stability
+//!                      ^                                           |
+//!                      '------------- verdict (Promise) <----------'--> Report -> text, JSON, CSV, SVG
+//! ```
+//!
+//! Everything but `drive` and this file is told the time and does no I/O. Begin with `measurement`.
+
+mod drive;
+pub(crate) mod flags;
+mod measurement;
+mod payload;
+mod plot;
+mod range;
+mod report;
+mod sample;
+mod schedule;
+mod search;
+mod shares;
+mod sweep;
+mod tally;
+mod text;
+mod verdict;
+
+use std::{
+    fs::{self, File},
+    path::Path,
+    sync::Arc,
+};
+
+use mesh_models::{Signature, SignatureError};
+use mesh_sdk::{Input, Mesh, Model, Task, new_job};
+use tokio::sync::watch;
+
+use self::{
+    drive::{Drive, Seen},
+    flags::{Bench, Plan},
+    payload::Payloads,
+    report::{Level, Report},
+    sweep::Load,
+};
+use crate::{
+    args::Global,
+    connect::{Stop, connect, stop_signal, stopped},
+    exit, inputs, items,
+    progress::Progress,
+    report::Failed,
+};
+
+/// Runs the command; gives what is to be printed.
+pub(crate) async fn bench(global: &Global, flags: &Bench) -> Result<Report, Failed> {
+    let mut plan = flags.plan()?;
+    let (signature, payloads) = read_inputs(flags)?;
+    tracing::info!(known = signature.is_some(), "the model's file was read");
+    for file in [&flags.files.csv, &flags.files.plot].into_iter().flatten() {
+        // Found out before an hour's measuring, not after it.
+        File::create(file).map_err(|error| output_failed(file, &error))?;
+    }
+    // One line of progress, whatever the number of requests.
+    let progress = Progress::new(1, global.quiet, global.json);
+    let mut stop = stop_signal(global.timeout);
+    let begun = begin(global, flags, &mut plan, payloads, &progress, &mut stop).await;
+    let drive = begun.inspect_err(|_| progress.finish())?;
+    let report = sweep(&drive, flags, plan, &progress, &mut stop).await;
+    progress.finish();
+    if let Some(path) = &flags.files.csv {
+        fs::write(path, report.to_csv()).map_err(|error| output_failed(path, &error))?;
+    }
+    if let Some(path) = &flags.files.plot {
+        fs::write(path, report.to_svg()).map_err(|error| output_failed(path, &error))?;
+    }
+    for mesh in &drive.meshes {
+        mesh.clone().close().await;
+    }
+    Ok(report)
+}
+
+fn output_failed(path: &Path, error: &std::io::Error) -> Failed {
+    Failed::new(exit::USAGE, "OUTPUT", format!("cannot write {}: {error}", path.display()))
+}
+
+/// The items that requests are made of. Everything is read before anybody is asked: a mistake costs no connection.
+fn read_inputs(flags: &Bench) -> Result<(Option<Signature>, Payloads), Failed> {
+    let bad = |error: &dyn std::fmt::Display| Failed::new(exit::BAD_INPUT, "BAD_INPUT", error);
+    let path = flags.model.display();
+    let invalid =
+        |error: &dyn std::fmt::Display| Failed::new(exit::BAD_INPUT, "MODEL_INVALID", format!("{path}: {error}"));
+    let file = File::open(&flags.model).map_err(|error| invalid(&error))?;
+    let signature = match mesh_models::read_signature(file) {
+        Ok(signature) => Some(signature),
+        Err(error @ (SignatureError::UnknownFormat | SignatureError::Read(_))) => return Err(invalid(&error)),
+        // The worker will say what it thinks of inputs as they are.
+        Err(_) => None,
+    };
+    let items = items::items(&flags.inputs, signature.as_ref()).map_err(|error| bad(&error))?;
+    let wishes = flags.forms.wishes();
+    let load = |item: &items::Item| inputs::load(item, signature.as_ref(), &wishes).map_err(|error| bad(&error));
+    let loaded: Vec<Vec<Input>> = items.iter().map(load).collect::<Result<_, Failed>>()?;
+    Ok((signature, Payloads::new(loaded)))
+}
+
+/// Connects all clients, and lets each send one request.
+async fn begin(
+    global: &Global,
+    flags: &Bench,
+    plan: &mut Plan,
+    payloads: Payloads,
+    progress: &Progress,
+    stop: &mut watch::Receiver<Option<Stop>>,
+) -> Result<Arc<Drive>, Failed> {
+    let template = template(flags, plan).await?;
+    let mut meshes = Vec::new();
+    for client in 0..plan.rules.clients {
+        meshes.push(client_of(global, flags, client, progress, stop).await?);
+    }
+    let drive = Arc::new(Drive {
+        meshes,
+        template,
+        payloads,
+        items: flags.request.items,
+        distribution: plan.distribution,
+        seed: plan.seed,
+        outstanding_max: plan.outstanding_max,
+        replay: std::mem::take(&mut plan.replay),
+        notes: Default::default(),
+    });
+    progress.phase("first requests: sending model and inputs");
+    tokio::select! {
+        primed = drive.prime() => primed?,
+        stop = stopped(stop) => return Err(stop.failed()),
+    }
+    Ok(drive)
+}
+
+/// A connection. The first has the user's own identity; each other one its own, which stays from run to run.
+async fn client_of(
+    global: &Global,
+    flags: &Bench,
+    client: u16,
+    progress: &Progress,
+    stop: &mut watch::Receiver<Option<Stop>>,
+) -> Result<Mesh, Failed> {
+    if client == 0 {
+        return connect(global, Some(&flags.path), progress, stop).await;
+    }
+    let state_dir = global.state_dir.join("bench").join(client.to_string());
+    connect(&Global { state_dir, ..global.clone() }, Some(&flags.path), progress, stop).await
+}
+
+/// What all requests have in common.
+async fn template(flags: &Bench, plan: &Plan) -> Result<Task, Failed> {
+    let failed = |error| Failed::new(exit::of_submit(&error), "BAD_INPUT", error);
+    let request = &flags.request;
+    let mut task = Task::new(Model::from_file(&flags.model).await.map_err(failed)?)
+        .job(new_job())
+        .priority(request.priority)
+        .deadline(request.deadline)
+        .lane(request.lane)
+        .demands(flags.demands.demands());
+    if let Some(slo) = plan.slo {
+        task = task.slo(slo);
+    }
+    for (index, then) in request.then.iter().enumerate() {
+        let (name, path) = match then.split_once('=') {
+            Some((name, path)) if !Path::new(then).exists() => (name.to_owned(), path),
+            _ => (format!("stage{}", index + 2), then.as_str()),
+        };
+        task = task.then(name, Model::from_file(path).await.map_err(failed)?);
+    }
+    Ok(task)
+}
+
+/// Level after level, until there is none left or it is time to stop.
+async fn sweep(
+    drive: &Arc<Drive>,
+    flags: &Bench,
+    plan: Plan,
+    progress: &Progress,
+    stop: &mut watch::Receiver<Option<Stop>>,
+) -> Report {
+    let Plan { mut sweep, rules, outstanding_max, .. } = plan;
+    let (mut levels, mut left_out, mut stopped) = (Vec::new(), 0, None);
+    while let Some(load) = sweep.next().filter(|_| stopped.is_none()) {
+        let see = |seen: Seen<'_>| show(progress, drive, load, seen);
+        let (measured, stopped_by) = drive::measure(drive, load, rules, stop, see).await;
+        stopped = stopped_by;
+        let verdict = rules.promise.map(|promise| promise.judge(measured.tally.violation()));
+        levels.push(Level { load, measured, verdict });
+        if stopped.is_none() {
+            left_out += sweep.judged(load, verdict);
+        }
+    }
+    let notes = drive.notes();
+    Report {
+        model: flags.model.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+        promise: rules.promise,
+        window_us: rules.window_us,
+        outstanding_max,
+        levels,
+        left_out,
+        search: sweep.found().cloned(),
+        workers: notes.workers.clone(),
+        failures: notes.failures.values().cloned().collect(),
+        stopped,
+    }
+}
+
+/// The live line, and events as they are seen.
+fn show(progress: &Progress, drive: &Drive, load: Load, seen: Seen<'_>) {
+    match seen {
+        Seen::Window(window) => {
+            if let Some(line) = text::moved_line(window, &drive.notes().workers) {
+                progress.say(&format!("{load}: {line}"));
+            }
+        }
+        Seen::Progress { measurement, outstanding, part } => {
+            let (tally, window) = (measurement.current(), measurement.windows_ended() + 1);
+            let what = if measurement.is_warming() { "warm-up".to_owned() } else { format!("window {window}") };
+            let p99 = text::ms(tally.latencies.quantile_ms(0.99));
+            let late =
+                tally.violation().map(|part| format!(", {} too late", text::percent(Some(part)))).unwrap_or_default();
+            let failed = if tally.failed() > 0 { format!(", {} failed", tally.failed()) } else { String::new() };
+            let done = tally.done();
+            let part = (part * 100.0).min(100.0);
+            progress.phase(&format!(
+                "{load}: {what} {part:.0}%: {done} answered, {outstanding} under way, p99 {p99}{late}{failed}"
+            ));
+        }
+    }
+}

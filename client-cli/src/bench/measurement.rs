@@ -1,0 +1,414 @@
+//! One level measured: warm-up, windows, and when it is enough. Owns the criterion of stability; never looks at a clock, and
+//! never sends anything.
+//!
+//! ```text
+//!   warming --- its time is over, or stable ---> measuring --- three stable windows, or the most ---> over
+//! ```
+
+use std::collections::VecDeque;
+
+use super::{
+    sample::{Sample, WorkerNo},
+    shares::{Moved, Shares},
+    tally::Tally,
+    verdict::Promise,
+};
+
+/// Windows that must agree, and that make up a level's figures.
+pub(crate) const WINDOWS_AGREEING: usize = 3;
+
+/// Windows of one level that are kept: a day of five seconds each.
+const WINDOWS_KEPT_MAX: usize = 20_000;
+
+/// How a level is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    pub(crate) window_us: u64,
+    pub(crate) warmup: Warmup,
+    pub(crate) until: Until,
+    /// Windows agree if their largest figure is at most this part of 1 above their smallest.
+    pub(crate) stability: f64,
+    /// The quantile of latency that must agree.
+    pub(crate) quantile: f64,
+    pub(crate) promise: Option<Promise>,
+    /// A worker's loss of traffic that is told, a part of 1.
+    pub(crate) moved_min: f64,
+    pub(crate) clients: u16,
+}
+
+/// What happens before anything counts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Warmup {
+    /// This long.
+    For(u64),
+    /// Until windows agree, or as many have passed as may be measured.
+    UntilStable,
+}
+
+/// When a level is over.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Until {
+    /// Windows agree, or there were this many.
+    Stable {
+        /// At most.
+        windows_max: u32,
+    },
+    /// All that was planned has been sent and answered: every window counts.
+    Replayed,
+}
+
+/// How sure a level's figures are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Settled {
+    /// The last windows agree.
+    Stable,
+    /// They never did.
+    Unstable,
+    /// A schedule was followed to its end.
+    Replayed,
+    /// It was stopped before.
+    Stopped,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Phase {
+    Warming { windows: u32 },
+    Measuring,
+    Over(Settled),
+}
+
+/// A window's figures.
+#[derive(Clone, Debug)]
+pub(crate) struct Window {
+    /// From the beginning of the level.
+    pub(crate) start_ms: f64,
+    pub(crate) length_ms: f64,
+    pub(crate) done: u64,
+    pub(crate) failed: u64,
+    pub(crate) requests_per_s: Option<f64>,
+    pub(crate) p50_ms: Option<f64>,
+    pub(crate) p99_ms: Option<f64>,
+    /// The quantile that is watched for stability.
+    watched_ms: Option<f64>,
+    pub(crate) violation: Option<f64>,
+    pub(crate) workers: Vec<WorkerWindow>,
+    pub(crate) moved: Option<Moved>,
+}
+
+/// One worker in one window.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WorkerWindow {
+    pub(crate) worker: WorkerNo,
+    pub(crate) done: u64,
+    pub(crate) p99_ms: Option<f64>,
+    /// The part of its answers that came too late; `None` if nothing was promised.
+    pub(crate) violation: Option<f64>,
+}
+
+/// What came of a level.
+#[derive(Clone, Debug)]
+pub(crate) struct Measured {
+    pub(crate) settled: Settled,
+    /// The last windows together; of a schedule, all of them.
+    pub(crate) tally: Tally,
+    pub(crate) windows: Vec<Window>,
+}
+
+/// A level while it is measured.
+#[derive(Debug)]
+pub(crate) struct Measurement {
+    rules: Rules,
+    phase: Phase,
+    window_start_us: u64,
+    tally: Tally,
+    /// The last windows in full.
+    last: VecDeque<Tally>,
+    /// Every window in full, added up.
+    all: Tally,
+    windows: Vec<Window>,
+    agreeing: VecDeque<Window>,
+    shares: Shares,
+}
+
+impl Measurement {
+    /// From 0 on.
+    pub(crate) fn new(rules: Rules) -> Self {
+        let empty = Tally::new(rules.clients, rules.promise);
+        let phase = if rules.warmup == Warmup::For(0) { Phase::Measuring } else { Phase::Warming { windows: 0 } };
+        Self {
+            rules,
+            phase,
+            window_start_us: 0,
+            tally: empty.clone(),
+            last: VecDeque::new(),
+            all: empty,
+            windows: Vec::new(),
+            agreeing: VecDeque::new(),
+            shares: Shares::new(rules.moved_min),
+        }
+    }
+
+    /// When the window, or the warm-up, is to be ended.
+    pub(crate) fn ends_us(&self) -> u64 {
+        let length_us = match (self.phase, self.rules.warmup) {
+            (Phase::Warming { .. }, Warmup::For(us)) => us,
+            _ => self.rules.window_us,
+        };
+        self.window_start_us.saturating_add(length_us)
+    }
+
+    pub(crate) fn is_warming(&self) -> bool {
+        matches!(self.phase, Phase::Warming { .. })
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Over(_))
+    }
+
+    /// Windows that count so far.
+    pub(crate) fn windows_ended(&self) -> usize {
+        self.windows.len()
+    }
+
+    /// A request that ended in this window.
+    pub(crate) fn add(&mut self, sample: &Sample) {
+        self.tally.add(sample);
+    }
+
+    /// Requests and violations of the window so far.
+    pub(crate) fn current(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// The window is over. Gives its figures if it counts.
+    pub(crate) fn end_window(&mut self, now_us: u64) -> Option<&Window> {
+        let mut tally = Tally::new(self.rules.clients, self.rules.promise);
+        std::mem::swap(&mut tally, &mut self.tally);
+        tally.lasted(now_us.saturating_sub(self.window_start_us));
+        let start_us = std::mem::replace(&mut self.window_start_us, now_us);
+        match self.phase {
+            Phase::Over(_) => return None,
+            Phase::Warming { windows } => {
+                self.warmed(windows + 1, &tally, start_us);
+                return None;
+            }
+            Phase::Measuring => {}
+        }
+        let mut window = self.figures(&tally, start_us);
+        window.moved = self.shares.window(&tally.answers());
+        self.all.merge(&tally);
+        self.last.push_back(tally);
+        if self.last.len() > WINDOWS_AGREEING {
+            self.last.pop_front();
+        }
+        self.note_agreeing(window.clone());
+        if self.windows.len() < WINDOWS_KEPT_MAX {
+            self.windows.push(window);
+        }
+        if let Until::Stable { windows_max } = self.rules.until {
+            if self.agree() {
+                self.phase = Phase::Over(Settled::Stable);
+            } else if self.windows.len() >= windows_max as usize {
+                self.phase = Phase::Over(Settled::Unstable);
+            }
+        }
+        self.windows.last()
+    }
+
+    /// A window of the warm-up is over, the first or a later one.
+    fn warmed(&mut self, windows: u32, tally: &Tally, start_us: u64) {
+        let is_warm = match (self.rules.warmup, self.rules.until) {
+            (Warmup::For(_), _) | (Warmup::UntilStable, Until::Replayed) => true,
+            (Warmup::UntilStable, Until::Stable { windows_max }) => {
+                let window = self.figures(tally, start_us);
+                self.note_agreeing(window);
+                self.agree() || windows >= windows_max
+            }
+        };
+        self.phase = if is_warm { Phase::Measuring } else { Phase::Warming { windows } };
+        if is_warm {
+            self.agreeing.clear();
+        }
+    }
+
+    fn figures(&self, tally: &Tally, start_us: u64) -> Window {
+        let of_worker = |(worker, part): (&WorkerNo, &super::tally::WorkerTally)| WorkerWindow {
+            worker: *worker,
+            done: part.latencies.count(),
+            p99_ms: part.latencies.quantile_ms(0.99),
+            violation: self.rules.promise.and_then(|_| part.violation()),
+        };
+        Window {
+            start_ms: start_us as f64 / 1e3,
+            length_ms: tally.length_ms(),
+            done: tally.done(),
+            failed: tally.failed(),
+            requests_per_s: tally.requests_per_s(),
+            p50_ms: tally.latencies.quantile_ms(0.5),
+            p99_ms: tally.latencies.quantile_ms(0.99),
+            watched_ms: tally.latencies.quantile_ms(self.rules.quantile),
+            violation: tally.violation(),
+            workers: tally.workers.iter().map(of_worker).collect(),
+            moved: None,
+        }
+    }
+
+    fn note_agreeing(&mut self, window: Window) {
+        self.agreeing.push_back(window);
+        if self.agreeing.len() > WINDOWS_AGREEING {
+            self.agreeing.pop_front();
+        }
+    }
+
+    /// The last windows have the same throughput and latency, as near as is asked for. Empty ones agree on nothing.
+    fn agree(&self) -> bool {
+        let near = |figure: fn(&Window) -> Option<f64>| {
+            let figures: Option<Vec<f64>> = self.agreeing.iter().map(figure).collect();
+            let Some(figures) = figures.filter(|figures| figures.len() == WINDOWS_AGREEING) else { return false };
+            let (least, most) = figures.iter().fold((f64::MAX, 0.0_f64), |(l, m), f| (l.min(*f), m.max(*f)));
+            least > 0.0 && most <= least * (1.0 + self.rules.stability)
+        };
+        near(|window| window.requests_per_s) && near(|window| window.watched_ms)
+    }
+
+    /// Nothing more counts. `unanswered` were still under way at `now_us`.
+    pub(crate) fn finish(mut self, now_us: u64, unanswered: &[Sample]) -> Measured {
+        let is_replay = self.rules.until == Until::Replayed;
+        let settled = match self.phase {
+            Phase::Over(settled) => settled,
+            _ if is_replay => Settled::Replayed,
+            _ => Settled::Stopped,
+        };
+        // Part of a window counts if it was the schedule's last, or if there is nothing better.
+        if !self.is_over() && now_us > self.window_start_us && (is_replay || self.windows.is_empty()) {
+            self.phase = Phase::Measuring;
+            self.end_window(now_us);
+        }
+        let mut tally = if is_replay { self.all } else { Tally::new(self.rules.clients, self.rules.promise) };
+        if !is_replay {
+            self.last.iter().for_each(|window| tally.merge(window));
+        }
+        unanswered.iter().for_each(|sample| tally.add_unanswered(sample, now_us));
+        Measured { settled, tally, windows: self.windows }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tally::tests::*, *};
+
+    const SECOND_US: u64 = 1_000_000;
+
+    fn rules() -> Rules {
+        Rules {
+            window_us: SECOND_US,
+            warmup: Warmup::For(0),
+            until: Until::Stable { windows_max: 10 },
+            stability: 0.1,
+            quantile: 0.95,
+            promise: Some(Promise { latency_us: 50_000, violation_max: 0.05 }),
+            moved_min: 0.2,
+            clients: 1,
+        }
+    }
+
+    /// Windows of a second with so many requests of so many ms each; gives what came of it and the windows it took.
+    fn measure(rules: Rules, windows: &[(u64, u64)]) -> (Measured, usize) {
+        let mut measurement = Measurement::new(rules);
+        let mut taken = 0;
+        for (count, latency_ms) in windows {
+            let now_us = measurement.ends_us();
+            (0..*count).for_each(|_| measurement.add(&answered(0, *latency_ms)));
+            measurement.end_window(now_us);
+            taken += 1;
+            if measurement.is_over() {
+                break;
+            }
+        }
+        let now_us = measurement.window_start_us;
+        (measurement.finish(now_us, &[]), taken)
+    }
+
+    #[test]
+    fn three_windows_that_agree_are_enough() {
+        let (measured, taken) = measure(rules(), &[(50, 90), (100, 20), (104, 21), (102, 20), (1, 1)]);
+        assert_eq!((measured.settled, taken), (Settled::Stable, 4));
+        assert_eq!(measured.tally.requests_per_s(), Some(102.0), "the first window is not in the figures");
+        assert_eq!(measured.tally.violation(), Some(0.0));
+        assert_eq!(measured.windows[0].violation, Some(1.0), "but it is told");
+    }
+
+    #[test]
+    fn latency_must_agree_as_well_as_throughput() {
+        let windows: Vec<(u64, u64)> = (1..=10).map(|window| (100, 10 * window)).collect();
+        let (measured, taken) = measure(rules(), &windows);
+        assert_eq!((measured.settled, taken), (Settled::Unstable, 10));
+        assert!(measured.tally.latencies.max_ms().unwrap() >= 99.0, "the last three windows");
+    }
+
+    #[test]
+    fn empty_windows_agree_on_nothing_and_are_no_verdict() {
+        let rules = Rules { until: Until::Stable { windows_max: 4 }, ..rules() };
+        let (measured, taken) = measure(rules, &[(0, 0); 8]);
+        assert_eq!((measured.settled, taken), (Settled::Unstable, 4));
+        assert_eq!((measured.tally.violation(), measured.windows[0].violation), (None, None));
+        assert_eq!(measured.tally.requests_per_s(), Some(0.0));
+    }
+
+    #[test]
+    fn what_happens_during_the_warm_up_is_not_counted() {
+        let rules = Rules { warmup: Warmup::For(3 * SECOND_US), ..rules() };
+        let (measured, _) = measure(rules, &[(5, 900), (100, 20), (100, 20), (100, 20)]);
+        assert_eq!((measured.settled, measured.tally.done()), (Settled::Stable, 300));
+        assert_eq!(measured.windows[0].start_ms, 3000.0);
+    }
+
+    #[test]
+    fn a_warm_up_may_last_until_windows_agree() {
+        let rules = Rules { warmup: Warmup::UntilStable, ..rules() };
+        let warming = [(5, 900), (100, 20), (100, 20), (100, 20)];
+        let (measured, taken) = measure(rules, &[&warming[..], &[(100, 30); 3]].concat());
+        assert_eq!((taken, measured.windows.len(), measured.settled), (7, 3, Settled::Stable));
+        assert!(measured.tally.latencies.quantile_ms(0.01).unwrap() >= 29.9);
+    }
+
+    #[test]
+    fn a_replay_counts_everything_to_its_end() {
+        let rules = Rules { until: Until::Replayed, ..rules() };
+        let mut measurement = Measurement::new(rules);
+        measurement.add(&answered(0, 10));
+        measurement.end_window(SECOND_US);
+        measurement.add(&answered(0, 10));
+        let unanswered = Sample { end: super::super::sample::End::Unanswered, ..answered(0, 0) };
+        let measured = measurement.finish(SECOND_US * 3 / 2, &[unanswered]);
+        assert_eq!((measured.settled, measured.windows.len()), (Settled::Replayed, 2));
+        assert_eq!((measured.tally.done(), measured.tally.unanswered, measured.tally.overdue), (2, 1, 1));
+        assert_eq!(measured.tally.requests_per_s(), Some(2.0 / 1.5));
+    }
+
+    #[test]
+    fn a_run_that_is_stopped_keeps_what_it_has() {
+        let mut measurement = Measurement::new(rules());
+        measurement.add(&answered(0, 10));
+        let measured = measurement.finish(SECOND_US / 2, &[]);
+        assert_eq!((measured.settled, measured.tally.done()), (Settled::Stopped, 1));
+    }
+
+    #[test]
+    fn a_switch_away_from_a_slow_worker_is_seen() {
+        let mut measurement = Measurement::new(Rules { stability: 0.0001, ..rules() });
+        let window = |measurement: &mut Measurement, slow: u64, fast: u64| {
+            (0..slow).for_each(|_| measurement.add(&by_worker(0, answered(0, 90))));
+            (0..fast).for_each(|_| measurement.add(&by_worker(1, answered(0, 10))));
+            let now_us = measurement.ends_us();
+            measurement.end_window(now_us).unwrap().clone()
+        };
+        let before = window(&mut measurement, 50, 50);
+        assert_eq!((before.workers[0].violation, before.workers[1].violation), (Some(1.0), Some(0.0)));
+        assert_eq!(before.moved, None);
+        let after = window(&mut measurement, 5, 95);
+        let moved = after.moved.unwrap();
+        assert_eq!((moved.from, moved.to), (WorkerNo(0), WorkerNo(1)));
+        assert_eq!((after.workers[0].done, after.workers[1].done), (5, 95));
+    }
+}

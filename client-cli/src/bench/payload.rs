@@ -1,0 +1,99 @@
+//! What requests carry: the items in turn, joined where a request has several. Owns the turns; never the form of inputs.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
+
+use mesh_sdk::{Input, SubmitError};
+
+/// Different joins of the same number of items. Made once, so that a request costs as little as sending it; more of them
+/// would show nothing new.
+const TURNS_MAX: u64 = 16;
+
+/// Joins kept in all, for schedules whose numbers of items vary.
+const KEPT_MAX: usize = 256;
+
+/// The inputs of requests.
+#[derive(Debug)]
+pub(crate) struct Payloads {
+    items: Vec<Vec<Input>>,
+    /// By the first item, and how many.
+    joined: Mutex<BTreeMap<(usize, u32), Vec<Input>>>,
+}
+
+impl Payloads {
+    /// From the inputs of each item, at least one.
+    pub(crate) fn new(items: Vec<Vec<Input>>) -> Self {
+        Self { items, joined: Mutex::default() }
+    }
+
+    /// The inputs of the request with this number.
+    ///
+    /// # Errors
+    /// If the items cannot be joined: they differ in shape, or a file cannot be read.
+    pub(crate) fn of(&self, number: u64, items: u32) -> Result<Vec<Input>, SubmitError> {
+        let first = self.first(number, items);
+        if items == 1 {
+            return Ok(self.items[first].clone());
+        }
+        let mut joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(inputs) = joined.get(&(first, items)) {
+            return Ok(inputs.clone());
+        }
+        let sets: Vec<&[Input]> =
+            (first..first + items as usize).map(|item| &self.items[item % self.items.len()][..]).collect();
+        // Each input of the model by its place; items of one model have as many.
+        let places = sets.iter().map(|set| set.len()).min().unwrap_or(0);
+        let inputs = (0..places).map(|place| Input::join(sets.iter().map(|set| set[place].clone()).collect()));
+        let inputs: Vec<Input> = inputs.collect::<Result<_, SubmitError>>()?;
+        if joined.len() < KEPT_MAX {
+            joined.insert((first, items), inputs.clone());
+        }
+        Ok(inputs)
+    }
+
+    /// Where the request's items begin.
+    fn first(&self, number: u64, items: u32) -> usize {
+        let all = self.items.len() as u64;
+        let turn = if items == 1 { number } else { number % TURNS_MAX };
+        (turn.wrapping_mul(u64::from(items)) % all) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto_msgs::DType;
+
+    use super::*;
+
+    fn payloads(items: u8) -> Payloads {
+        Payloads::new((0..items).map(|item| vec![Input::tensor(DType::U8, [1, 2], vec![item; 2])]).collect())
+    }
+
+    #[test]
+    fn items_are_sent_in_turn() {
+        let payloads = payloads(3);
+        let firsts: Vec<usize> = (0..5).map(|number| payloads.first(number, 1)).collect();
+        assert_eq!(firsts, [0, 1, 2, 0, 1]);
+        let firsts: Vec<usize> = (0..4).map(|number| payloads.first(number, 2)).collect();
+        assert_eq!(firsts, [0, 2, 1, 0]);
+        assert!(payloads.first(u64::MAX, 1024) < 3);
+    }
+
+    #[test]
+    fn a_request_of_several_items_has_them_one_behind_the_other() {
+        let payloads = payloads(3);
+        let inputs = payloads.of(0, 4).unwrap();
+        assert_eq!(inputs.iter().map(Input::to_string).collect::<Vec<_>>(), ["UINT8 [4, 2]"]);
+        assert_eq!(payloads.of(3, 4).unwrap()[0].to_string(), "UINT8 [4, 2]");
+        assert_eq!(payloads.joined.lock().unwrap().len(), 1, "request 3 begins with item 0, too");
+    }
+
+    #[test]
+    fn items_that_differ_cannot_share_a_request() {
+        let items = [[1, 2], [2, 1]].map(|shape| vec![Input::tensor(DType::U8, shape, vec![0; 2])]);
+        let error = Payloads::new(items.into()).of(0, 2).unwrap_err();
+        assert!(error.to_string().contains("cannot share a task"), "{error}");
+    }
+}

@@ -1,0 +1,288 @@
+//! A bench as people read it: tables, and lines for what needs a word. Owns the words; never the figures.
+
+use super::{
+    measurement::{Settled, WINDOWS_AGREEING, Window},
+    report::{Level, Report},
+    sample::WorkerNo,
+    tally::{DELAYED_AFTER_US, QUANTILES, Tally},
+    verdict::Verdict,
+};
+use crate::{
+    table::{printable, table},
+    units,
+};
+
+/// Windows that get a line each in the table by worker: more are in the document.
+const WINDOWS_LISTED_MAX: usize = 60;
+
+impl Report {
+    /// All tables and remarks.
+    pub(crate) fn to_text(&self) -> String {
+        let remarks = self.remarks().iter().map(|line| format!("{line}\n")).collect();
+        let mut parts = vec![self.levels_table(), self.workers_table(), self.windows_table(), remarks];
+        parts.retain(|part| !part.is_empty());
+        parts.join("\n")
+    }
+
+    fn levels_table(&self) -> String {
+        if self.levels.is_empty() {
+            return String::new();
+        }
+        let mut headings = vec!["LOAD", "DONE/S", "ITEMS/S", "MEAN"];
+        let quantiles: Vec<String> = QUANTILES.iter().map(|(name, _)| name.to_uppercase()).collect();
+        headings.extend(quantiles.iter().map(String::as_str));
+        headings.extend(["MAX", "REQUESTS", "FAILED", "DELAYED"]);
+        if self.promise.is_some() {
+            headings.extend(["VIOLATION", "THRESHOLD"]);
+        }
+        headings.push("WINDOWS");
+        let rows: Vec<Vec<String>> = self.levels.iter().map(|level| self.level_row(level)).collect();
+        table(&headings, &rows)
+    }
+
+    fn level_row(&self, level: &Level) -> Vec<String> {
+        let tally = level.tally();
+        let mut row = vec![level.load.to_string(), rate(tally.requests_per_s()), rate(tally.items_per_s())];
+        row.push(ms(tally.latencies.mean_ms()));
+        row.extend(QUANTILES.map(|(_, quantile)| ms(tally.latencies.quantile_ms(quantile))));
+        row.push(ms(tally.latencies.max_ms()));
+        row.extend([tally.done(), tally.failed(), tally.delayed].map(|count| count.to_string()));
+        if self.promise.is_some() {
+            row.push(percent(tally.violation()));
+            row.push(level.verdict.map_or("-", Verdict::name).to_owned());
+        }
+        row.push(format!("{} {}", level.measured.windows.len(), level.measured.settled.name()));
+        row
+    }
+
+    /// Each level's workers, if there are several.
+    fn workers_table(&self) -> String {
+        if self.workers.len() < 2 {
+            return String::new();
+        }
+        let rows = self.levels.iter().flat_map(|level| {
+            let all = level.tally().done();
+            level.tally().workers.iter().map(move |(worker, part)| {
+                let count = part.latencies.count();
+                let share = (all > 0).then(|| count as f64 / all as f64);
+                let violation = self.promise.and_then(|_| part.violation());
+                vec![
+                    level.load.to_string(),
+                    self.worker(worker.0).to_owned(),
+                    count.to_string(),
+                    percent(share),
+                    ms(part.latencies.quantile_ms(0.5)),
+                    ms(part.latencies.quantile_ms(0.99)),
+                    percent(violation),
+                ]
+            })
+        });
+        let rows: Vec<Vec<String>> = rows.collect();
+        if rows.is_empty() {
+            return String::new();
+        }
+        table(&["LOAD", "WORKER", "REQUESTS", "SHARE", "P50", "P99", "VIOLATION"], &rows)
+    }
+
+    /// Each worker in each window, where traffic moved.
+    fn windows_table(&self) -> String {
+        let moved = |level: &&Level| level.measured.windows.iter().any(|window| window.moved.is_some());
+        let rows = self.levels.iter().filter(moved).flat_map(|level| {
+            let windows = level.measured.windows.iter().take(WINDOWS_LISTED_MAX);
+            windows.flat_map(|window| {
+                window.workers.iter().map(|part| {
+                    vec![
+                        level.load.to_string(),
+                        seconds(window.start_ms),
+                        self.worker(part.worker.0).to_owned(),
+                        part.done.to_string(),
+                        ms(part.p99_ms),
+                        percent(part.violation),
+                    ]
+                })
+            })
+        });
+        let rows: Vec<Vec<String>> = rows.collect();
+        if rows.is_empty() {
+            return String::new();
+        }
+        table(&["LOAD", "FROM", "WORKER", "REQUESTS", "P99", "VIOLATION"], &rows)
+    }
+
+    fn remarks(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for level in &self.levels {
+            let events = level.measured.windows.iter().filter_map(|window| moved_line(window, &self.workers));
+            lines.extend(events.map(|line| format!("{}: {line}", level.load)));
+            lines.extend(self.level_remarks(level).into_iter().map(|line| format!("{}: {line}", level.load)));
+        }
+        for failed in &self.failures {
+            lines.push(printable(&format!("first {}: {}", failed.code, failed.text)));
+        }
+        if self.left_out > 0 {
+            lines.push(format!("{} more levels were left out: the threshold was exceeded", self.left_out));
+        }
+        lines.extend(self.search_line());
+        lines
+    }
+
+    fn level_remarks(&self, level: &Level) -> Vec<String> {
+        let tally = level.tally();
+        let mut lines = Vec::new();
+        if let Some(parts) = tally.parts_ms() {
+            let parts = parts.iter().filter(|(_, part_ms)| *part_ms > 0.0);
+            let parts: Vec<String> = parts.map(|(name, part_ms)| format!("{name} {}", ms(Some(*part_ms)))).collect();
+            lines.push(format!("on average {}", parts.join(", ")));
+        }
+        if let Some(fairness) = tally.fairness() {
+            lines.push(format!("fairness between {} clients (Jain): {fairness:.4}", tally.client_items.len()));
+        }
+        if let Some(skew) = tally.skew() {
+            lines.push(format!("busiest worker over idlest: {skew:.2}"));
+        }
+        if tally.failed() > 0 {
+            let errors: Vec<String> = tally.errors.iter().map(|(code, count)| format!("{count} {code}")).collect();
+            lines.push(format!("failed: {}", errors.join(", ")));
+        }
+        lines.extend(self.warnings(level, tally));
+        lines
+    }
+
+    /// What makes the figures less than they seem.
+    fn warnings(&self, level: &Level, tally: &Tally) -> Vec<String> {
+        let mut lines = Vec::new();
+        if tally.not_sent() > 0 {
+            let (count, most) = (tally.not_sent(), self.outstanding_max);
+            lines.push(format!(
+                "{count} requests were not sent at their time: {most} were under way (--max-outstanding); counted as failed"
+            ));
+        }
+        if tally.delayed > 0 {
+            let after = units::time(std::time::Duration::from_micros(DELAYED_AFTER_US));
+            lines.push(format!("{} requests were sent more than {after} late: this machine was busy", tally.delayed));
+        }
+        if tally.unanswered > 0 {
+            let overdue = if self.promise.is_some() {
+                format!(", {} of them beyond the threshold already (counted as violations)", tally.overdue)
+            } else {
+                String::new()
+            };
+            lines.push(format!("{} requests were under way when it ended{overdue}", tally.unanswered));
+        }
+        match level.measured.settled {
+            Settled::Unstable => lines.push(format!(
+                "the last {WINDOWS_AGREEING} windows do not agree: use a longer --window, more --windows-max, or less load"
+            )),
+            Settled::Stopped => lines.push("stopped before it was measured to its end".to_owned()),
+            Settled::Stable | Settled::Replayed => {}
+        }
+        lines
+    }
+
+    fn search_line(&self) -> Option<String> {
+        let search = self.search.as_ref()?;
+        let promise = self.promise?;
+        let what = format!(
+            "at most {} of requests above {}",
+            percent(Some(promise.violation_max)),
+            ms(Some(promise.latency_us as f64 / 1e3))
+        );
+        Some(match (search.found(), search.broken()) {
+            (Some(held), Some(broken)) => {
+                format!("highest rate with {what}: {}/s; {}/s is too much", rate(Some(held)), rate(Some(broken)))
+            }
+            (Some(held), None) => {
+                format!("highest rate tried, with {what}: {}/s; no higher one broke it", rate(Some(held)))
+            }
+            (None, Some(broken)) => {
+                format!("no rate was found with {what}: {}/s is too much already", rate(Some(broken)))
+            }
+            (None, None) => format!("nothing can be said of a rate with {what}: no request was answered"),
+        })
+    }
+}
+
+/// `at 15.0 s traffic moved from pi-3 (61% -> 2%) to pi-4 (39% -> 98%)`, if it did.
+pub(crate) fn moved_line(window: &Window, workers: &[String]) -> Option<String> {
+    let moved = window.moved.as_ref()?;
+    let side = |worker: WorkerNo, (before, now): (f64, f64)| {
+        let name = workers.get(worker.0 as usize).map_or("?", String::as_str);
+        format!("{} ({:.0}% -> {:.0}%)", printable(name), before * 100.0, now * 100.0)
+    };
+    let (from, to) = (side(moved.from, moved.from_share), side(moved.to, moved.to_share));
+    Some(format!("at {} traffic moved from {from} to {to}", seconds(window.start_ms + window.length_ms)))
+}
+
+fn seconds(at_ms: f64) -> String {
+    format!("{:.1} s", at_ms / 1e3)
+}
+
+/// `12.3 ms`, `850 µs`; `-` if there is none.
+pub(crate) fn ms(ms: Option<f64>) -> String {
+    match ms {
+        Some(ms) => units::time(std::time::Duration::from_micros((ms * 1e3).round() as u64)),
+        None => "-".to_owned(),
+    }
+}
+
+pub(crate) fn percent(part: Option<f64>) -> String {
+    match part {
+        // Rounding must not make nothing of something.
+        Some(part) if part > 0.0 && part < 0.0005 => "<0.1%".to_owned(),
+        Some(part) => format!("{:.1}%", part * 100.0),
+        None => "-".to_owned(),
+    }
+}
+
+pub(crate) fn rate(rate: Option<f64>) -> String {
+    rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{report::tests::*, sweep::Load},
+        *,
+    };
+
+    #[test]
+    fn a_level_is_a_row_and_what_needs_a_word_has_a_line() {
+        let text = report(vec![level(Load::Open { rate: 100.0 }, 90, promise())], promise()).to_text();
+        let row = text.lines().nth(1).unwrap();
+        assert!(row.starts_with("100/s   100.0    100.0     90 ms"), "{text}");
+        assert!(row.contains("100.0%      broken") && row.ends_with("3 stable"), "{text}");
+        assert!(text.contains("pi-4     120        40.0%"), "{text}");
+        assert!(text.contains("100/s: busiest worker over idlest: 1.50"), "{text}");
+    }
+
+    #[test]
+    fn nothing_measured_is_told_without_figures() {
+        let mut nothing = level(Load::Closed { concurrency: 1 }, 1, promise());
+        nothing.measured.tally = Tally::new(1, promise());
+        nothing.verdict = Some(Verdict::Empty);
+        let text = report(vec![nothing], promise()).to_text();
+        let row = text.lines().nth(1).unwrap();
+        assert!(row.starts_with("1 at a time   -        -         -") && row.contains("no verdict"), "{text}");
+        assert_eq!(report(Vec::new(), None).to_text(), "");
+    }
+
+    #[test]
+    fn a_move_of_traffic_is_told_with_both_sides() {
+        let mut level = level(Load::Open { rate: 100.0 }, 10, promise());
+        let moved = super::super::shares::Moved {
+            from: WorkerNo(0),
+            from_share: (0.61, 0.02),
+            to: WorkerNo(1),
+            to_share: (0.39, 0.98),
+        };
+        level.measured.windows[1].moved = Some(moved);
+        let text = report(vec![level], promise()).to_text();
+        assert!(text.contains("100/s: at 2.0 s traffic moved from pi-3 (61% -> 2%) to pi-4 (39% -> 98%)"), "{text}");
+        assert!(text.contains("LOAD    FROM    WORKER   REQUESTS   P99     VIOLATION"), "{text}");
+    }
+
+    #[test]
+    fn small_parts_are_not_nothing() {
+        assert_eq!([None, Some(0.0), Some(1e-5), Some(0.05)].map(percent), ["-", "0.0%", "<0.1%", "5.0%"]);
+    }
+}
