@@ -8,11 +8,23 @@
 mod answers;
 mod api;
 mod clients;
+mod config;
+mod fill;
+mod fleet;
 mod grants;
 mod life;
+mod obstacle;
+mod occupancy;
+mod outcomes;
 mod placement;
+mod predict;
 mod queue;
+mod refusals;
+mod shares;
+mod slo;
+mod stats;
 mod tasks;
+mod worker;
 mod workers;
 
 use std::collections::BTreeSet;
@@ -22,15 +34,16 @@ use proto_msgs::{
     Leave, Outcome, PeerId, PublicKey, Register, WorkerId, WorkerToBroker,
 };
 
-pub use api::{Action, Change, Config, Event, Stats, TaskRecord, WorkerRecord};
+pub use api::{Action, Change, Event, TaskRecord, WorkerRecord};
+pub use config::{Config, Policy, Tenant, Weights};
+pub use stats::Stats;
 
 use crate::{MonoTime, Rule};
+use outcomes::Errors;
 use queue::Queue;
+use slo::Slos;
 use tasks::{Place, State, Tasks};
 use workers::Workers;
-
-/// Waiting tasks that are tried when one worker gets room. Those in front may want more than it has.
-const FILL_LOOK_MAX: usize = 64;
 
 /// The broker.
 #[derive(Debug)]
@@ -41,6 +54,13 @@ pub struct Broker {
     worker_looks: BTreeSet<(MonoTime, WorkerId)>,
     tasks: Tasks,
     queue: Queue,
+    slos: Slos,
+    /// How far predictions were off.
+    errors: Errors,
+    /// Who got the last task.
+    last_chosen: Option<WorkerId>,
+    /// The newest time that was told.
+    last_handled: MonoTime,
     store_ok: bool,
     stats: Stats,
     actions: Vec<Action>,
@@ -55,6 +75,10 @@ impl Broker {
             worker_looks: BTreeSet::new(),
             tasks: Tasks::default(),
             queue: Queue::default(),
+            slos: Slos::default(),
+            errors: Errors::default(),
+            last_chosen: None,
+            last_handled: MonoTime::ZERO,
             store_ok: true,
             stats: Stats::default(),
             actions: Vec::new(),
@@ -64,6 +88,7 @@ impl Broker {
     /// The one door.
     #[must_use]
     pub fn handle(&mut self, now: MonoTime, event: Event) -> Vec<Action> {
+        self.last_handled = self.last_handled.max(now);
         match event {
             Event::ClientSaid { peer, key, message } => self.client_said(now, peer, key, message),
             Event::WorkerSaid { peer, key, message } => self.worker_said(now, peer, key, message),
@@ -83,20 +108,6 @@ impl Broker {
         let task = self.tasks.first_due().map(|(at, _)| at);
         let forget = self.tasks.oldest_end().map(|ended| ended + self.config.ended_kept);
         [worker, task, forget].into_iter().flatten().min()
-    }
-
-    /// Numbers for the metrics page.
-    pub fn stats(&self) -> Stats {
-        let (slots, slots_used) = self.workers.slot_totals();
-        let queued = self.queue.len() as u32;
-        Stats {
-            workers: self.workers.len() as u32,
-            slots,
-            slots_used,
-            queued,
-            placed: (self.tasks.live() as u32).saturating_sub(queued),
-            ..self.stats
-        }
     }
 
     fn unix_ms(&self, now: MonoTime) -> u64 {
@@ -245,8 +256,11 @@ impl Broker {
         if let Some(other) = place.filter(|at| at.worker != worker || task.attempt != id.attempt) {
             self.workers.release_unnamed(other.worker, task.attempt_id());
         }
-        let name = self.workers.get(worker).map_or_else(String::new, |worker| worker.register.name.clone());
+        let known = self.workers.get(worker);
+        let name = known.map_or_else(String::new, |worker| worker.register.name.clone());
         (task.attempt, task.state, task.last) = (id.attempt, state, Some((worker, epoch, name)));
+        let held = predict::held(task, known);
+        self.workers.occupy(worker, id, held);
         if task.spec.detached {
             self.save_task(id.task);
         }
@@ -296,8 +310,11 @@ impl Broker {
     /// A worker, or a life of it, is gone. Clients are told, so that they look at their links; they decide.
     fn lose_worker(&mut self, now: MonoTime, id: WorkerId) {
         let Some(worker) = self.workers.remove(id) else { return };
-        self.actions.push(Action::Save(Change::DropWorker(id)));
-        for attempt in worker.attempts() {
+        self.slos.forget(id);
+        if self.config.shows_workers {
+            self.actions.push(Action::Save(Change::DropWorker(id)));
+        }
+        for attempt in worker.occupancy.ids() {
             let Some(task) = self.tasks.get_mut(attempt.task) else {
                 continue;
             };
@@ -320,9 +337,13 @@ impl Broker {
     }
 
     fn save_worker(&mut self, now: MonoTime, id: WorkerId) {
+        if !self.config.shows_workers {
+            return; // The row would be made with every heartbeat, for nobody.
+        }
         let now_unix_ms = self.unix_ms(now);
         if let Some(worker) = self.workers.get(id) {
-            let record = worker.record(now_unix_ms, self.config.liveness_beats);
+            let violation_permille = self.slos.violation_permille(now, id);
+            let record = worker.record(now_unix_ms, self.config.liveness_beats, violation_permille);
             self.actions.push(Action::Save(Change::PutWorker(Box::new(record))));
         }
     }
@@ -352,27 +373,6 @@ impl Broker {
         } else if self.config.rules.holds(Rule::NoticeDeadWorkers) {
             self.stats.workers_lost += 1;
             self.lose_worker(now, id);
-        }
-    }
-
-    /// Gives a worker's free slots to waiting tasks.
-    fn fill(&mut self, now: MonoTime, id: WorkerId) {
-        if self.queue.len() == 0 {
-            return;
-        }
-        let Some(room) = self.workers.get(id).filter(|worker| worker.has_free_slot()) else {
-            return;
-        };
-        let free = usize::from(room.slots().saturating_sub(room.slots_used()));
-        let waiting: Vec<_> = self.queue.iter().take(FILL_LOOK_MAX.max(free)).collect();
-        for (key, task) in waiting {
-            self.queue.remove(key);
-            if !self.place(now, task, Some(id)) {
-                self.queue.put_back(key, task);
-            }
-            if self.workers.get(id).is_none_or(|worker| !worker.has_free_slot()) {
-                return;
-            }
         }
     }
 }

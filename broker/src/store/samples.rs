@@ -81,6 +81,7 @@ pub(crate) fn worker(number: u8) -> WorkerRecord {
         register,
         heartbeat: Some(heartbeat),
         slots_used: [0, 1],
+        violation_permille: None,
         seen_unix_ms: 1_795_000_000_000,
         expires_after: Duration::from_secs(3),
     }

@@ -1,13 +1,15 @@
 //! Answers to questions: the tables as people and scripts see them. Changes nothing.
 
 use proto_msgs::{
-    Answer, AnswerBody, Ask, BrokerToClient, ClusterView, ErrorCode, PeerId, PublicKey, Question, TaskStanding,
-    TaskView, WhyView, codec::page,
+    Answer, AnswerBody, Ask, BrokerToClient, Candidate, ClusterView, DecisionView, Digest, ErrorCode, ModelView,
+    Outcome, PeerId, PublicKey, Question, TaskStanding, TaskView, WhyView, WorkerId, codec::page,
 };
 
 use super::{
-    Broker, placement,
+    Broker,
+    placement::{self, Decision, Rated},
     tasks::{State, Task},
+    worker::Worker,
 };
 use crate::MonoTime;
 
@@ -17,18 +19,23 @@ impl Broker {
         let body = match ask.question {
             Question::Cluster => AnswerBody::Cluster(self.cluster_view()),
             Question::Workers { after } => {
-                AnswerBody::Workers(page(self.workers.after(after).map(|worker| worker.view(now))))
+                let rows = self.workers.after(after);
+                AnswerBody::Workers(page(
+                    rows.map(|worker| worker.view(now, self.slos.violation_permille(now, worker.id()))),
+                ))
             }
-            Question::Models { .. } => AnswerBody::Models(Vec::new()),
+            Question::Models { after } => AnswerBody::Models(page(self.models_after(after))),
             Question::Tasks { before } => {
                 let rows = self.tasks.before(before).filter(|task| self.owned(task.id(), client, key).is_some());
-                AnswerBody::Tasks(page(rows.map(|task| self.task_view(task))))
+                AnswerBody::Tasks(page(rows.map(|task| self.task_view(now, task))))
             }
             Question::Task(id) => {
-                self.owned(id, client, key).map_or(AnswerBody::NotFound, |task| AnswerBody::Task(self.task_view(task)))
+                let task = self.owned(id, client, key);
+                task.map_or(AnswerBody::NotFound, |task| AnswerBody::Task(self.task_view(now, task)))
             }
             Question::Why(id) => {
-                self.owned(id, client, key).map_or(AnswerBody::NotFound, |task| AnswerBody::Why(self.why_view(task)))
+                let task = self.owned(id, client, key);
+                task.map_or(AnswerBody::NotFound, |task| AnswerBody::Why(self.why_view(now, task)))
             }
         };
         self.tell_client(Some(peer), BrokerToClient::Answer(Answer { request: ask.request, body }));
@@ -43,8 +50,8 @@ impl Broker {
             store_ok: self.store_ok,
             encrypted: self.config.encrypted,
             workers: stats.workers,
-            prediction_error_permille: None,
-            policy: "least-loaded".to_owned(),
+            prediction_error_permille: stats.prediction_error_permille,
+            policy: self.config.policy.name().to_owned(),
             slots: stats.slots,
             slots_used: stats.slots_used,
             queued: stats.queued,
@@ -52,41 +59,86 @@ impl Broker {
         }
     }
 
-    fn task_view(&self, task: &Task) -> TaskView {
-        task.view(|key| (self.queue.position(key), placement::waits_for(task, &self.workers)))
+    /// What models cost, in order of worker and model.
+    fn models_after(&self, after: Option<(WorkerId, Digest)>) -> impl Iterator<Item = ModelView> {
+        let first = after.and_then(|(worker, digest)| Some((self.workers.get(worker)?, digest)));
+        let rest_of_first = first.into_iter().flat_map(|(worker, digest)| models_of(worker, Some(digest)));
+        let others = self.workers.after(after.map(|(worker, _)| worker));
+        rest_of_first.chain(others.flat_map(|worker| models_of(worker, None)))
     }
 
-    fn why_view(&self, task: &Task) -> WhyView {
-        let view = self.task_view(task);
-        let at = view.worker.as_ref().map_or("", |(_, name)| name.as_str());
-        let summary = match &task.state {
-            State::Storing => "the store does not have the task yet; it is placed as soon as it has".to_owned(),
-            State::Queued(_) => match &view.standing {
-                TaskStanding::Queued { position, reason } => {
-                    format!("waiting: {reason}; {position} tasks are before it")
-                }
-                _ => String::new(),
-            },
-            State::Granted { .. } => format!("{at} was named to the client, which has not arrived there yet"),
-            State::Placed { .. } => format!("at work at {at} (attempt {})", task.attempt),
-            State::Ended { outcome: proto_msgs::Outcome::Failed(failure), .. }
-                if failure.code == ErrorCode::NoWorkerFits =>
-            {
-                format!("refused: {}", failure.text)
-            }
-            State::Ended { .. } if at.is_empty() => "ended before it was placed".to_owned(),
-            State::Ended { .. } => format!("ended; its last worker was {at}"),
+    fn task_view(&self, now: MonoTime, task: &Task) -> TaskView {
+        task.view(|key| (self.queue.position(key), self.waits_for(now, task)))
+    }
+
+    fn why_view(&self, now: MonoTime, task: &Task) -> WhyView {
+        let view = self.task_view(now, task);
+        let summary = summary(task, &view);
+        let rank = match task.state {
+            State::Queued(_) => task.rank.map(|rank| self.queue.view(&rank, &task.spec, &self.config.weights, now)),
+            _ => None,
         };
-        let candidates = page(placement::candidates(task, &self.workers));
+        let took_ms = task.took.map(|took| u32::try_from(took.as_micros().div_ceil(1000)).unwrap_or(u32::MAX));
         WhyView {
             task: view,
             summary,
             history: task.history.clone(),
-            candidates,
-            decision: None,
-            rank: None,
-            predicted_ms: None,
-            took_ms: None,
+            // The decision comes on top of the page.
+            candidates: page(placement::candidates(task, self.scene(now))),
+            decision: task.decision.as_ref().map(|decision| self.decision_view(task, decision)),
+            rank,
+            predicted_ms: task.predicted_ms(),
+            took_ms,
         }
+    }
+
+    /// A decision as it was made; only the names of workers are of today.
+    fn decision_view(&self, task: &Task, decision: &Decision) -> DecisionView {
+        let candidate = |rated: &Rated| Candidate {
+            worker: rated.worker,
+            name: self.workers.get(rated.worker).map_or_else(String::new, |worker| worker.register.name.clone()),
+            against: rated.obstacle.iter().map(|obstacle| obstacle.text(task)).collect(),
+            holds_model: rated.holds_model,
+            busy_permille: rated.busy_permille,
+            prediction: rated.prediction,
+        };
+        DecisionView {
+            at_unix_ms: decision.at_unix_ms,
+            policy: self.config.policy.name().to_owned(),
+            chosen: decision.chosen,
+            candidates: decision.rated.iter().map(candidate).collect(),
+        }
+    }
+}
+
+fn models_of(worker: &Worker, after: Option<Digest>) -> impl Iterator<Item = ModelView> {
+    worker.costs(after).map(|(here, cost)| ModelView {
+        worker: worker.id(),
+        worker_name: worker.register.name.clone(),
+        warm: here.warm,
+        cost: cost.clone(),
+    })
+}
+
+/// Why the task is where it is, in one sentence.
+fn summary(task: &Task, view: &TaskView) -> String {
+    let at = view.worker.as_ref().map_or("", |(_, name)| name.as_str());
+    match &task.state {
+        State::Storing => "the store does not have the task yet; it is placed as soon as it has".to_owned(),
+        State::Queued(_) => match &view.standing {
+            TaskStanding::Queued { position, reason } => {
+                format!("waiting in the {} lane: {reason}; {position} tasks are before it", task.lane())
+            }
+            _ => String::new(),
+        },
+        State::Granted { .. } => format!("{at} was named to the client, which has not arrived there yet"),
+        State::Placed { .. } => format!("at work at {at} (attempt {})", task.attempt),
+        State::Ended { outcome: Outcome::Failed(failure), .. }
+            if matches!(failure.code, ErrorCode::NoWorkerFits | ErrorCode::DeadlineUnmeetable) =>
+        {
+            format!("refused: {}", failure.text)
+        }
+        State::Ended { .. } if at.is_empty() => "ended before it was placed".to_owned(),
+        State::Ended { .. } => format!("ended; its last worker was {at}"),
     }
 }

@@ -1,5 +1,7 @@
 //! What clients say and what is answered: the other half of [`Broker`]'s door.
 
+use std::time::Duration;
+
 use proto_msgs::{
     Attempt, AttemptId, BrokerToClient, BrokerToWorker, CancelTask, ClientId, ClientToBroker, Close, Direction, Ended,
     ErrorCode, Failure, Locate, Noted, Outcome, PeerId, PublicKey, Purpose, Queued, Standing, Submit, TaskId, WorkerId,
@@ -8,14 +10,11 @@ use proto_msgs::{
 use super::{
     Action, Broker, Change,
     grants::Way,
-    placement,
+    obstacle, placement, predict,
     tasks::{Place, State, Task},
-    workers::Worker,
+    worker::Worker,
 };
 use crate::{MonoTime, Rule};
-
-/// What a client is told to wait when something is full or away: long enough to matter, short enough not to annoy.
-const RETRY_AFTER_MS: u32 = 1000;
 
 impl Broker {
     pub(super) fn client_said(&mut self, now: MonoTime, peer: PeerId, key: Option<PublicKey>, message: ClientToBroker) {
@@ -39,12 +38,6 @@ impl Broker {
         self.tasks.get(id).filter(|task| !owner_only || task.belongs_to(client, key.or(task.spec.key)))
     }
 
-    fn refuse(&mut self, peer: PeerId, task: TaskId, code: ErrorCode, text: &str) {
-        let retry_after_ms = code.is_retryable().then_some(RETRY_AFTER_MS);
-        let ended = Ended { task, outcome: Outcome::failed(code, text), retry_after_ms };
-        self.tell_client(Some(peer), BrokerToClient::Ended(ended));
-    }
-
     fn submit(&mut self, now: MonoTime, peer: PeerId, submit: Submit) {
         let id = submit.task;
         if self.tasks.get(id).is_none() {
@@ -58,8 +51,8 @@ impl Broker {
         (task.heard, task.peer) = (now, Some(peer));
         if task.abandoned {
             // It was only silent, for long, and still wants its result.
-            let key = self.queue.push(task.spec.priority, id);
-            self.tasks.revive(id, key);
+            self.tasks.revive(id);
+            self.enqueue(now, id);
         }
         let Some(task) = self.tasks.get_mut(id) else { return };
         // A client's addresses may change while it waits.
@@ -81,40 +74,34 @@ impl Broker {
     }
 
     /// A task that is not known: new, or from before a restart.
-    fn first_submit(&mut self, now: MonoTime, peer: PeerId, submit: Submit) {
+    fn first_submit(&mut self, now: MonoTime, peer: PeerId, mut submit: Submit) {
         let id = submit.task;
         let standing = submit.standing.clone();
-        let full = self.tasks.live() >= self.config.tasks_max || self.queue.len() >= self.config.queue_max;
-        if full && !matches!(standing, Standing::Holding { .. }) {
-            self.stats.refused += 1;
-            return self.refuse(peer, id, ErrorCode::Busy, "as many tasks are waiting as this broker takes");
+        let (lane, tenant) = (self.config.lane(&submit), self.config.tenant(submit.client));
+        if self.turned_away(peer, &submit, lane) {
+            return;
         }
-        if submit.detached && !self.store_ok {
-            self.stats.refused += 1;
-            let text =
-                "the store does not answer, so a detached task could be lost: try again, or submit without --detach";
-            return self.refuse(peer, id, ErrorCode::StoreAway, text);
-        }
-        let (detached, priority) = (submit.detached, submit.priority);
+        (submit.lane, submit.priority) = (Some(lane), submit.priority.min(tenant.priority_max));
+        let detached = submit.detached;
         let mut task = Task::new(submit, now, self.unix_ms(now));
         task.peer = Some(peer);
         task.named_by_client = named_in(&standing);
-        if let Some(failure) = placement::never_fits(&task, &self.workers) {
-            self.stats.refused += 1;
-            let ended = Ended { task: id, outcome: Outcome::Failed(failure), retry_after_ms: None };
-            return self.tell_client(Some(peer), BrokerToClient::Ended(ended));
+        task.rank = Some(self.rate(now, &task));
+        if let Some(failure) = self.hopeless(now, &mut task) {
+            return self.refuse_for_good(now, peer, task, failure);
         }
         self.stats.submitted += 1;
-        let must_store = detached && self.config.rules.holds(Rule::AcknowledgeAfterStore);
-        if !must_store {
-            task.state = State::Queued(self.queue.push(priority, id));
-        }
+        task.stream = self.slos.stream(now, &task.spec);
         task.stored = detached;
+        let must_store = detached && self.config.rules.holds(Rule::AcknowledgeAfterStore);
         task.due = self.due_of(&task);
         if detached {
             self.actions.push(Action::Save(Change::PutTask { record: Box::new(task.record()), durable: true }));
         }
         self.tasks.insert(now, task);
+        if !must_store {
+            self.enqueue(now, id);
+        }
         match standing {
             Standing::Holding { attempt, worker } if self.config.rules.holds(Rule::BelieveHoldingClients) => {
                 self.holding(now, id, attempt, worker);
@@ -130,7 +117,7 @@ impl Broker {
         match self.tasks.get(id).map(|task| &task.state) {
             Some(State::Granted { .. }) => self.say_granted(now, id),
             Some(State::Placed { .. }) => self.note(id),
-            Some(State::Storing | State::Queued(_)) => self.say_queued(id),
+            Some(State::Storing | State::Queued(_)) => self.say_queued(now, id),
             Some(State::Ended { .. }) | None => {}
         }
     }
@@ -139,19 +126,14 @@ impl Broker {
     pub(super) fn asking(&mut self, now: MonoTime, id: TaskId) {
         let Some(task) = self.tasks.get(id) else { return };
         match task.state {
-            State::Queued(key) => {
-                self.queue.remove(key);
-                if !self.place(now, id, None) {
-                    self.queue.put_back(key, id);
-                    self.say_queued(id);
+            State::Queued(_) => {
+                if !self.place(now, id) {
+                    self.say_queued(now, id);
                 }
             }
-            State::Storing => self.say_queued(id),
+            State::Storing => self.say_queued(now, id),
             State::Granted { .. } | State::Placed { .. } if self.is_void(task) => {
-                let priority = task.spec.priority;
-                if let Some(task) = self.tasks.get_mut(id) {
-                    task.state = State::Queued(self.queue.push(priority, id));
-                }
+                self.enqueue(now, id);
                 self.asking(now, id);
             }
             State::Granted { .. } | State::Placed { .. } => self.grant_again(now, id),
@@ -201,8 +183,11 @@ impl Broker {
             task.attempt = attempt;
             task.last = Some((worker, epoch, known.map_or_else(String::new, |known| known.register.name.clone())));
             task.state = State::Placed { at: Place { worker, epoch, direction }, unnamed_until: Some(until) };
-            let (attempt_id, demands, detached) = (task.attempt_id(), task.spec.demands, task.spec.detached);
-            self.workers.occupy(worker, attempt_id, demands);
+            let (attempt_id, held, detached) = (task.attempt_id(), predict::held(task, known), task.spec.detached);
+            if here.is_none() {
+                task.granted_at = None; // Not by this life of the broker.
+            }
+            self.workers.occupy(worker, attempt_id, held);
             self.tasks.set_due(id, until);
             if detached {
                 self.save_task(id);
@@ -228,10 +213,16 @@ impl Broker {
         }
         let (place, current) = (task.place(), task.attempt_id());
         let lost = AttemptId { task: id, attempt };
+        let is_current = attempt == task.attempt && place.is_some_and(|at| at.worker == worker);
+        if is_current {
+            self.learn(now, id, &outcome);
+        }
+        let Some(task) = self.tasks.get_mut(id) else { return };
         task.attempt = attempt;
         task.fence = attempt.next();
         task.finished = None;
-        let counts = task.blame(self.workers.get(worker), worker, place, &outcome);
+        let counts = task.blame(now, self.workers.get(worker), worker, place, &outcome);
+        let is_poisonous = task.is_poisonous(worker, &outcome);
         self.stats.retried += 1;
         self.free_place(worker, lost);
         if let Some(at) = place {
@@ -239,13 +230,20 @@ impl Broker {
             self.workers.release_unnamed(at.worker, current);
         }
         let Some(task) = self.tasks.get_mut(id) else { return };
+        if is_poisonous {
+            let outcome = task.poisonous();
+            self.stats.poisonous += 1;
+            return self.end_and_tell(now, id, outcome);
+        }
         if task.failures >= self.config.attempts_max || !outcome.is_retryable() {
             let outcome = if counts { exhausted(task, outcome) } else { outcome };
             return self.end_and_tell(now, id, outcome);
         }
+        let pause_until = task.pause_until;
         if !matches!(task.state, State::Queued(_)) {
-            task.state = State::Queued(self.queue.push(task.spec.priority, id));
+            self.enqueue(now, id);
         }
+        self.tasks.due_by(id, pause_until);
         self.asking(now, id);
     }
 
@@ -309,19 +307,34 @@ impl Broker {
 
     // Answers.
 
-    pub(super) fn say_queued(&mut self, id: TaskId) {
+    pub(super) fn say_queued(&mut self, now: MonoTime, id: TaskId) {
         let Some(task) = self.tasks.get(id) else { return };
         let (position, reason) = match task.state {
-            State::Queued(key) => (self.queue.position(key), placement::waits_for(task, &self.workers)),
+            State::Queued(key) => (self.queue.position(key), self.waits_for(now, task)),
             State::Storing => (0, "waiting for the store to have it".to_owned()),
             _ => (0, "waiting for room at its worker".to_owned()),
         };
         let durable = task.stored && task.state != State::Storing;
-        let peer = task.peer;
-        self.tell_client(
-            peer,
-            BrokerToClient::Queued(Queued { task: id, position, reason, starts_in_ms: None, durable }),
-        );
+        let (peer, starts_in_ms) = (task.peer, self.starts_in_ms(task));
+        let queued = Queued { task: id, position, reason, starts_in_ms, durable };
+        self.tell_client(peer, BrokerToClient::Queued(queued));
+    }
+
+    /// What a waiting task waits for.
+    pub(super) fn waits_for(&self, now: MonoTime, task: &Task) -> String {
+        if now < task.pause_until && self.workers.len() <= task.avoid.len() {
+            return "the workers that fit failed it a moment ago and get a while to recover".to_owned();
+        }
+        placement::waits_for(task, &self.workers)
+    }
+
+    /// Until a waiting task is placed, as predicted; `None` if nobody has measured its model.
+    fn starts_in_ms(&self, task: &Task) -> Option<u32> {
+        let State::Queued(key) = task.state else { return None };
+        let is_measured = self.workers.fleet().run_us(task.spec.model.digest, 1) > 0;
+        let slots = u64::from(self.workers.totals().usable_slots(key.lane));
+        let before_us = self.queue.before_us(key).checked_div(slots).filter(|_| is_measured)?;
+        Some(u32::try_from(before_us / 1000).unwrap_or(u32::MAX))
     }
 
     /// Tells a client that holds an attempt whether its worker is heard.
@@ -353,7 +366,14 @@ fn named_in(standing: &Standing) -> Attempt {
 
 impl Task {
     /// Books a lost attempt: whom to avoid, which way is shut, what to tell a person. True if it counts against the task.
-    fn blame(&mut self, known: Option<&Worker>, worker: WorkerId, place: Option<Place>, outcome: &Outcome) -> bool {
+    fn blame(
+        &mut self,
+        now: MonoTime,
+        known: Option<&Worker>,
+        worker: WorkerId,
+        place: Option<Place>,
+        outcome: &Outcome,
+    ) -> bool {
         let Outcome::Failed(Failure { code, text }) = outcome else {
             return false;
         };
@@ -372,12 +392,13 @@ impl Task {
             ErrorCode::Busy | ErrorCode::Draining | ErrorCode::BadTicket => false,
             // It may still be reached the other way round.
             ErrorCode::Unreachable => !known.is_some_and(|worker| {
-                let next = placement::direction(self, worker);
+                let next = obstacle::direction(self, worker);
                 next.is_some_and(|next| !self.unreachable.contains(&(worker.id(), next)))
             }),
             _ => true,
         };
         if counts {
+            self.pause_until = now + PAUSE_FIRST * 2_u32.saturating_pow(self.failures.min(PAUSE_DOUBLINGS_MAX));
             self.failures += 1;
             if !self.avoid.contains(&worker) {
                 self.avoid.push(worker);
@@ -389,6 +410,13 @@ impl Task {
         counts
     }
 }
+
+/// A worker that failed a task is not asked again for this long if there is no other; twice as long after each further
+/// failure. What made it fail is rarely over in less.
+const PAUSE_FIRST: Duration = Duration::from_secs(1);
+
+/// Longest pause: about half a minute.
+const PAUSE_DOUBLINGS_MAX: u32 = 5;
 
 /// Bytes kept of what went wrong in one attempt.
 const HISTORY_LINE_BYTES_MAX: usize = 512;

@@ -3,15 +3,16 @@
 //! Owns what is said in a grant and when it is said again. Never chooses the worker; that is `placement`.
 
 use proto_msgs::{
-    BrokerToClient, BrokerToWorker, Direction, Grant, Introduce, PeerId, PublicKey, Purpose, TaskId, Ticket,
+    BrokerToClient, BrokerToWorker, Direction, Grant, Introduce, Lane, PeerId, PublicKey, Purpose, TaskId, Ticket,
     TicketBody, WorkerId,
     limits::{INPUT_BYTES_MAX, MODEL_BYTES_MAX, WINDOW_BYTES},
 };
 
 use super::{
-    Broker, placement,
+    Broker,
+    placement::{Choice, Decision},
+    predict,
     tasks::{Place, State},
-    workers::Worker,
 };
 use crate::{MonoTime, Rule};
 
@@ -25,60 +26,61 @@ pub(super) struct Way {
 }
 
 impl Broker {
-    /// Finds room for a task, at this worker or at any, and tells its client; false if there is none. The task is in no
-    /// queue meanwhile.
-    pub(super) fn place(&mut self, now: MonoTime, id: TaskId, only: Option<WorkerId>) -> bool {
-        let Some(task) = self.tasks.get(id) else { return true };
-        if task.peer.is_none() {
-            return false; // From before a restart: room is kept for its client once that is heard.
-        }
-        let choice = match only {
-            Some(worker) => self.workers.get(worker).and_then(|worker| placement::choose_only(task, worker)),
-            None => placement::choose(task, &self.workers),
-        };
-        let Some((worker, direction)) = choice else {
-            return false;
-        };
-        let Some(chosen) = self.workers.get(worker) else {
-            return false;
-        };
+    /// Promises the chosen place to a waiting task and tells its client.
+    pub(super) fn grant(&mut self, now: MonoTime, id: TaskId, choice: Choice) {
+        let Choice { worker, direction, prediction, rated } = choice;
+        let Some(chosen) = self.workers.get(worker) else { return };
         let (epoch, name) = (chosen.register.epoch, chosen.register.name.clone());
-        let until = now + self.config.grant_wait;
-        let Some(task) = self.tasks.get_mut(id) else {
-            return true;
-        };
+        let is_shared = chosen.register.slots[Lane::Realtime.index()] == 0;
+        let (until, at_unix_ms) = (now + self.config.grant_wait, self.unix_ms(now));
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        let held = predict::held(task, Some(chosen));
+        if let State::Queued(key) = task.state {
+            self.queue.remove(key);
+        }
+        if let Some(rank) = task.rank.filter(|_| !std::mem::replace(&mut task.is_dispatched, true)) {
+            self.queue.dispatched(&rank);
+        }
         task.attempt = task.attempt.next().max(task.fence);
         task.state = State::Granted { at: Place { worker, epoch, direction }, until };
         task.last = Some((worker, epoch, name));
-        let (attempt_id, demands) = (task.attempt_id(), task.spec.demands);
+        (task.granted_at, task.predicted, task.took) = (Some(now), Some(prediction), None);
+        task.decision = Some(Box::new(Decision { at_unix_ms, chosen: Some(worker), rated }));
+        self.slos.granted(&task.spec);
+        let (attempt_id, is_due_later) = (task.attempt_id(), task.due > until);
+        self.last_chosen = Some(worker);
         if self.config.rules.holds(Rule::ReserveWithGrant) {
-            self.workers.occupy(worker, attempt_id, demands);
+            self.workers.occupy(worker, attempt_id, held);
         }
-        if task.due > until {
+        if is_shared {
+            self.workers.lent(worker, held.lane == Some(Lane::Realtime) && self.queue.lane_len(Lane::Batch) > 0);
+        }
+        if is_due_later {
             self.tasks.set_due(id, until);
         }
         self.stats.granted += 1;
         self.save_task(id);
         self.say_granted(now, id);
-        true
     }
 
     /// The client did not hear of its grant, or not in time. After a restart the slot has to be found again.
     pub(super) fn grant_again(&mut self, now: MonoTime, id: TaskId) {
         let until = now + self.config.grant_wait;
         let Some(task) = self.tasks.get_mut(id) else { return };
-        let (attempt_id, demands) = (task.attempt_id(), task.spec.demands);
+        let attempt_id = task.attempt_id();
+        let known = task.place().and_then(|at| self.workers.get(at.worker));
+        let held = predict::held(task, known);
+        let has_room = known.is_some_and(|worker| predict::has_room(task, worker, false));
         match &mut task.state {
             State::Granted { until: old, .. } => *old = until,
             State::Placed { at, unnamed_until } => {
-                let worker = self.workers.get(at.worker);
-                if !worker.is_some_and(|worker| worker.has(attempt_id)) {
-                    if !worker.is_some_and(Worker::has_free_slot) {
-                        return self.say_queued(id);
+                if !known.is_some_and(|worker| worker.has(attempt_id)) {
+                    if !has_room {
+                        return self.say_queued(now, id);
                     }
                     *unnamed_until = Some(until);
                     let worker = at.worker;
-                    self.workers.occupy(worker, attempt_id, demands);
+                    self.workers.occupy(worker, attempt_id, held);
                     self.tasks.set_due(id, until);
                 }
             }
@@ -111,7 +113,7 @@ impl Broker {
             client_key: way.client_key,
             bytes_max: task.spec.model.size_bytes.min(MODEL_BYTES_MAX) + task.spec.input_bytes.min(INPUT_BYTES_MAX),
             priority: task.spec.priority,
-            lane: task.spec.lane.unwrap_or_default(),
+            lane: task.lane(),
             items: task.spec.items,
             detached: task.spec.detached,
             demands: task.spec.demands,
@@ -128,7 +130,7 @@ impl Broker {
             direction: way.direction,
             window_bytes: WINDOW_BYTES,
             model_held: worker.holds(task.spec.model.digest),
-            predicted_ms: None,
+            predicted_ms: task.predicted_ms().filter(|_| purpose == Purpose::Run),
             ticket,
         };
         if way.direction == Direction::WorkerDials {

@@ -21,11 +21,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Broker {
     pub(super) fn stored(&mut self, now: MonoTime, id: TaskId) {
-        let Some(task) = self.tasks.get_mut(id).filter(|task| task.state == State::Storing) else {
-            return;
-        };
-        task.state = State::Queued(self.queue.push(task.spec.priority, id));
-        self.asking(now, id);
+        if self.tasks.get(id).is_some_and(|task| task.state == State::Storing) {
+            self.enqueue(now, id);
+            self.asking(now, id);
+        }
     }
 
     /// Tasks that were to be stored are given back to their clients, who can try again.
@@ -60,11 +59,15 @@ impl Broker {
                     let at = Place { worker, epoch, direction: Direction::ClientDials };
                     State::Placed { at, unnamed_until: None }
                 }
-                (None, None) => State::Queued(self.queue.push(task.spec.priority, id)),
+                (None, None) => State::Storing,
             };
             task.away_since = Some(now);
             task.due = self.due_of(&task);
+            let waits = task.state == State::Storing;
             self.tasks.insert(now, task);
+            if waits {
+                self.enqueue(now, id);
+            }
         }
     }
 
@@ -83,6 +86,9 @@ impl Broker {
         }
         if !task.stored {
             due = due.min(task.heard + SHOWN_AFTER);
+        }
+        if task.pause_until > MonoTime::ZERO && matches!(task.state, State::Queued(_)) {
+            due = due.min(task.pause_until);
         }
         due
     }
@@ -104,6 +110,7 @@ impl Broker {
             return;
         }
         self.take_back(now, id);
+        self.after_pause(now, id);
         let Some(task) = self.tasks.get_mut(id) else { return };
         if !task.stored {
             task.stored = true;
@@ -131,6 +138,18 @@ impl Broker {
         })
     }
 
+    /// A task that waited for the workers that failed it to recover is tried again.
+    fn after_pause(&mut self, now: MonoTime, id: TaskId) {
+        let pause =
+            self.tasks.get(id).filter(|task| matches!(task.state, State::Queued(_))).map(|task| task.pause_until);
+        if pause.is_some_and(|until| until > MonoTime::ZERO && now >= until) {
+            if let Some(task) = self.tasks.get_mut(id) {
+                task.pause_until = MonoTime::ZERO;
+            }
+            self.place(now, id);
+        }
+    }
+
     /// A slot that was promised and that neither client nor worker has spoken of since is free again.
     fn take_back(&mut self, now: MonoTime, id: TaskId) {
         if !self.config.rules.holds(Rule::ExpireGrants) {
@@ -141,8 +160,9 @@ impl Broker {
         match &mut task.state {
             State::Granted { at, until } if now >= *until => {
                 let worker = at.worker;
-                task.state = State::Queued(self.queue.push(task.spec.priority, id));
+                task.granted_at = None;
                 self.workers.release_unnamed(worker, attempt_id);
+                self.enqueue(now, id);
                 self.fill(now, worker);
             }
             State::Placed { at, unnamed_until } if unnamed_until.is_some_and(|until| now >= until) => {
@@ -172,6 +192,10 @@ impl Broker {
         if let State::Queued(key) = task.state {
             self.queue.remove(key);
         }
+        if let Some(rank) = task.rank.filter(|_| !task.is_dispatched) {
+            self.queue.withdraw(&rank, task.spec.client, self.config.tenant(task.spec.client));
+        }
+        self.learn(now, id, &outcome);
         match &outcome {
             Outcome::Done { .. } => self.stats.done += 1,
             Outcome::Failed(_) => self.stats.failed += 1,

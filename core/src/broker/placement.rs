@@ -1,40 +1,285 @@
 //! Where a task goes: pure functions of the task and the table.
 //!
-//! A worker must fit ([`against_now`] says what speaks against it). Of those that fit, one that has the model goes before one
-//! that has not, one that has not failed the task before one that has, the less busy before the busier.
+//! A worker must fit ([`obstacle`]) and have room. Of those that do, the policy's best one is taken; one that has failed the
+//! task, or misses its service level, only if there is no other. Under `predicted` a task is held back from a worker with
+//! room if another one, full as it is, would still be done with it clearly earlier.
+//!
+//! What is looked at is bounded, however many workers there are: the indexes give the promising ones first, and what a
+//! look misses the next heartbeat of a worker with room brings.
 
-use proto_msgs::{Arch, Candidate, Demands, Direction, ErrorCode, Failure, Prediction, WorkerId};
+use proto_msgs::{Candidate, Direction, ErrorCode, Failure, Prediction, WorkerId, limits::DECISION_CANDIDATES_MAX};
 
 use super::{
+    config::Policy,
+    obstacle::{self, Obstacle, direction},
+    predict::{Guess, has_room, predict},
+    slo::{Slos, Stance},
     tasks::Task,
-    workers::{Worker, Workers},
+    worker::{Seat, Worker},
+    workers::{KINDS_LOOK_MAX, Workers},
 };
+use crate::MonoTime;
 
-/// Workers looked at for one task, with and without the model. The indexes give the best ones first, so a longer look
-/// only matters when nearly every worker is unfit; the task then waits for the next heartbeat of one that fits.
-const LOOK_MAX: usize = 64;
+/// Workers looked at for one task, with the model and without. The best ones come first, so a longer look only matters when
+/// nearly every worker is unfit.
+pub(super) const LOOK_MAX: usize = 64;
 
-/// The choice for a task among all workers: a worker and who dials.
-pub(super) fn choose(task: &Task, workers: &Workers) -> Option<(WorkerId, Direction)> {
-    let fits = |worker: &&Worker| worker.has_free_slot() && against_now(task, worker).is_empty();
-    let rank = |worker: &Worker| (is_doubtful(task, worker), worker.busy_permille(), worker.id());
-    let holder = workers.holders(task.spec.model.digest).take(LOOK_MAX).filter(fits).min_by_key(|worker| rank(worker));
-    // Least busy first, so the first that fits and has not failed the task is the best of them.
-    let mut free = workers.free().take(LOOK_MAX).filter(fits);
-    let worker = match holder.filter(|holder| !is_doubtful(task, holder)) {
-        Some(holder) => holder,
-        None => free.clone().find(|worker| !is_doubtful(task, worker)).or(holder).or_else(|| free.next())?,
-    };
-    Some((worker.id(), direction(task, worker)?))
+/// Other workers looked at before a waiting task is given to one that has room.
+const ELSEWHERE_LOOK_MAX: usize = 16;
+
+/// Kinds of workers tried before it is left open whether a task can ever run. A fleet has a handful.
+const NEVER_LOOK_MAX: usize = 1024;
+
+/// Workers that a refusal names.
+const REASONS_MAX: usize = 8;
+
+/// Added for each label that the task would rather have: so much sooner must a worker without it be.
+const UNLIKED_US: u64 = 5_000;
+
+/// A task is held back only if it would be done in less than this part of the time, percent: machines that stand still cost
+/// more than a small gain brings.
+const SOONER_PERCENT: u64 = 90;
+
+/// What a decision rests on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scene<'a> {
+    pub(super) now: MonoTime,
+    pub(super) policy: Policy,
+    pub(super) workers: &'a Workers,
+    pub(super) slos: &'a Slos,
+    /// Who got the task before, for the policy that goes around.
+    pub(super) last_chosen: Option<WorkerId>,
 }
 
-/// The choice for a task that waits when something is heard of one worker: that worker, if it fits. The others have not
-/// changed since the task was tried with them.
-pub(super) fn choose_only(task: &Task, worker: &Worker) -> Option<(WorkerId, Direction)> {
-    if !worker.has_free_slot() || !against_now(task, worker).is_empty() {
-        return None;
+/// A worker as it was rated for a task.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rated {
+    pub(super) worker: WorkerId,
+    pub(super) obstacle: Option<Obstacle>,
+    pub(super) prediction: Prediction,
+    pub(super) busy_permille: u16,
+    pub(super) holds_model: bool,
+}
+
+/// A decision, for whoever asks why.
+#[derive(Clone, Debug)]
+pub(super) struct Decision {
+    pub(super) at_unix_ms: u64,
+    pub(super) chosen: Option<WorkerId>,
+    pub(super) rated: Vec<Rated>,
+}
+
+/// The worker that was chosen.
+#[derive(Debug)]
+pub(super) struct Choice {
+    pub(super) worker: WorkerId,
+    pub(super) direction: Direction,
+    pub(super) prediction: Prediction,
+    pub(super) rated: Vec<Rated>,
+}
+
+/// What comes of a look.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// This one.
+    Place(Choice),
+    /// Nobody with room fits.
+    Wait,
+    /// That worker will be done with it earlier although it has no room, by running it so long.
+    HeldBack { elsewhere: Seat, run_us: u64 },
+}
+
+/// Smaller is better. The last field decides between equals, so that the same events give the same choice.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct Key {
+    is_obstructed: bool,
+    is_doubtful: bool,
+    stance: Stance,
+    score: u64,
+    lacks_model: bool,
+    busy_permille: u16,
+    worker: WorkerId,
+}
+
+/// The workers that were looked at for one task.
+#[derive(Debug)]
+pub(super) struct Survey<'a> {
+    task: &'a Task,
+    scene: Scene<'a>,
+    guess: Guess,
+    probe_turn: bool,
+    pub(super) looked: u64,
+    best: Option<(Key, Seat, Prediction)>,
+    /// The best of those without room, and when it would be done.
+    sooner: Option<(u64, Seat, u64)>,
+    /// When the first of all that fit would be done, and whether it has room.
+    earliest: Option<(u64, bool)>,
+    /// Nobody has measured what it costs somewhere.
+    is_unmeasured: bool,
+    rated: Vec<(Key, Rated)>,
+}
+
+/// Looks for the best place among all workers.
+pub(super) fn survey_all<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
+    let mut survey = Survey::new(task, scene);
+    let workers = scene.workers;
+    if scene.policy == Policy::RoundRobin {
+        let around = workers.after(scene.last_chosen).chain(workers.after(None));
+        around.take(LOOK_MAX.min(workers.len())).for_each(|worker| survey.look(worker, false));
+        return survey;
     }
-    Some((worker.id(), direction(task, worker)?))
+    let model = task.spec.model.digest;
+    workers.holders(model).take(LOOK_MAX).for_each(|worker| survey.look(worker, false));
+    let kinds: Vec<u32> = workers
+        .kinds()
+        .take(KINDS_LOOK_MAX)
+        .inspect(|_| survey.looked += 1)
+        .filter(|(_, worker)| obstacle::ever(task, worker).next().is_none())
+        .map(|(kind, _)| kind)
+        .collect();
+    let each = LOOK_MAX / kinds.len().max(1);
+    for kind in kinds {
+        let others = workers.with_room(kind, task.lane()).take(each).filter(|worker| !worker.holds(model));
+        others.for_each(|worker| survey.look(worker, false));
+    }
+    survey
+}
+
+/// Looks whether a waiting task should go to a worker that has room; if `compare`, also what others could do for it.
+pub(super) fn survey_here<'a>(task: &'a Task, scene: Scene<'a>, here: &Worker, own: bool, compare: bool) -> Survey<'a> {
+    let mut survey = Survey::new(task, scene);
+    survey.look(here, own);
+    if compare && survey.best.is_some() && scene.policy == Policy::Predicted {
+        let holders = scene.workers.holders(task.spec.model.digest).filter(|worker| worker.seat != here.seat);
+        holders.take(ELSEWHERE_LOOK_MAX).for_each(|worker| survey.look_elsewhere(worker));
+    }
+    survey
+}
+
+impl<'a> Survey<'a> {
+    fn new(task: &'a Task, scene: Scene<'a>) -> Self {
+        let guess = Guess::new(task, scene.workers.fleet());
+        let probe_turn = task.stream.is_some() && scene.slos.is_probe_turn(&task.spec);
+        let (best, sooner, earliest) = (None, None, None);
+        let rated = Vec::with_capacity(DECISION_CANDIDATES_MAX);
+        Self { task, scene, guess, probe_turn, looked: 0, best, sooner, earliest, is_unmeasured: false, rated }
+    }
+
+    fn look(&mut self, worker: &Worker, own: bool) {
+        let has_room = has_room(self.task, worker, own);
+        self.rate(worker, has_room);
+    }
+
+    /// Another worker than the one that is to be filled: what it is worth waiting for, not where the task could go.
+    fn look_elsewhere(&mut self, worker: &Worker) {
+        self.rate(worker, false);
+    }
+
+    fn rate(&mut self, worker: &Worker, has_room: bool) {
+        self.looked += 1;
+        let (task, scene) = (self.task, self.scene);
+        let busy_permille = worker.busy_permille();
+        let holds_model = worker.holds(task.spec.model.digest);
+        let mut rated = Rated {
+            worker: worker.id(),
+            obstacle: None,
+            prediction: Prediction::default(),
+            busy_permille,
+            holds_model,
+        };
+        let mut key = Key {
+            is_obstructed: true,
+            is_doubtful: is_doubtful(task, worker),
+            stance: Stance::Ok,
+            score: u64::MAX,
+            lacks_model: !holds_model,
+            busy_permille,
+            worker: worker.id(),
+        };
+        rated.obstacle = obstacle::now(task, worker, scene.now).next();
+        if rated.obstacle.is_none() {
+            let stance = |stream| scene.slos.stance(scene.now, stream, worker.id(), self.probe_turn);
+            key.stance = task.stream.map_or(Stance::Ok, stance);
+            rated.prediction = predict(task, worker, &self.guess);
+            key.score = score(task, worker, &scene, &rated.prediction);
+            self.fits(&key, worker, &rated.prediction, has_room);
+            if has_room {
+                key.is_obstructed = false;
+                if self.best.is_none_or(|(best, ..)| key < best) {
+                    self.best = Some((key, worker.seat, rated.prediction));
+                }
+            } else {
+                let (lane, slots) = (task.lane(), worker.usable_slots(task.lane()));
+                rated.obstacle = Some(Obstacle::SlotsInUse { lane, slots });
+            }
+        }
+        self.remember(key, rated);
+    }
+
+    /// Books a worker that fits, whether or not it has room.
+    fn fits(&mut self, key: &Key, worker: &Worker, prediction: &Prediction, has_room: bool) {
+        let total_us = prediction.total_us();
+        self.is_unmeasured |= !prediction.measured;
+        if self.earliest.is_none_or(|(us, _)| total_us < us) {
+            self.earliest = Some((total_us, has_room));
+        }
+        let is_worth_waiting = !has_room && prediction.measured && !key.is_doubtful && key.stance <= Stance::Ok;
+        if is_worth_waiting && self.sooner.is_none_or(|(us, ..)| total_us < us) {
+            self.sooner = Some((total_us, worker.seat, prediction.run_us));
+        }
+    }
+
+    /// Keeps the best ones, for whoever asks why.
+    fn remember(&mut self, key: Key, rated: Rated) {
+        if self.rated.len() < DECISION_CANDIDATES_MAX {
+            self.rated.push((key, rated));
+        } else if let Some(worst) = self.rated.iter_mut().max_by_key(|(key, _)| *key).filter(|(worst, _)| key < *worst)
+        {
+            *worst = (key, rated);
+        }
+    }
+
+    /// Whether some worker without room may be worth waiting for.
+    pub(super) fn has_sooner(&self) -> bool {
+        self.best.is_some() && self.sooner.is_some()
+    }
+
+    /// The worker that is worth waiting for, if there is one.
+    pub(super) fn sooner(&self) -> Option<Seat> {
+        self.sooner.map(|(_, seat, _)| seat)
+    }
+
+    /// The decision, told how much goes before this task at the worker that is worth waiting for.
+    pub(super) fn decide(self, before_us: u64) -> Verdict {
+        let Some((key, seat, prediction)) = self.best else { return Verdict::Wait };
+        if let Some((us, elsewhere, run_us)) = self.sooner.filter(|_| self.scene.policy == Policy::Predicted) {
+            let sooner_us = us.saturating_add(before_us);
+            let total_us = prediction.total_us();
+            let is_sooner = prediction.measured && sooner_us < total_us / 100 * SOONER_PERCENT;
+            let promised_us = self.task.spec.slo.map_or(0, |slo| u64::from(slo.latency_ms) * 1000);
+            let is_better = key.stance > Stance::Ok && sooner_us <= promised_us;
+            if is_better || (is_sooner && !key.is_doubtful) {
+                return Verdict::HeldBack { elsewhere, run_us };
+            }
+        }
+        let chosen = self.scene.workers.at(seat);
+        let Some(direction) = chosen.and_then(|worker| direction(self.task, worker)) else { return Verdict::Wait };
+        let rated = self.into_rated();
+        Verdict::Place(Choice { worker: key.worker, direction, prediction, rated })
+    }
+
+    /// Those that were rated best, best first.
+    pub(super) fn into_rated(mut self) -> Vec<Rated> {
+        self.rated.sort_unstable_by_key(|(key, _)| *key);
+        self.rated.into_iter().map(|(_, rated)| rated).collect()
+    }
+
+    /// Microseconds until the task could be done at best, if that was measured everywhere; told what goes before it where
+    /// nobody has room.
+    pub(super) fn earliest_us(&self, before_us: u64) -> Option<u64> {
+        let (us, has_room) = self.earliest.filter(|_| !self.is_unmeasured)?;
+        Some(us.saturating_add(if has_room { 0 } else { before_us }))
+    }
 }
 
 /// Whether the worker has failed the task, or could not be reached for it in one direction.
@@ -43,79 +288,53 @@ fn is_doubtful(task: &Task, worker: &Worker) -> bool {
     task.avoid.contains(&id) || task.unreachable.iter().any(|(unreachable, _)| *unreachable == id)
 }
 
-/// Who dials: the wish if there is one, else the client wherever the worker has a door that is not known to be shut.
-pub(super) fn direction(task: &Task, worker: &Worker) -> Option<Direction> {
-    use Direction::{ClientDials, WorkerDials};
-    let is_open = |direction: &Direction| match direction {
-        ClientDials => !worker.register.endpoints.is_empty(),
-        WorkerDials => !task.spec.endpoints.is_empty(),
-    };
-    let is_wanted = |direction: &Direction| task.spec.direction.is_none_or(|wish| wish == *direction);
-    let is_shut = |direction: &Direction| task.unreachable.contains(&(worker.id(), *direction));
-    let mut ways = [ClientDials, WorkerDials].into_iter().filter(|way| is_open(way) && is_wanted(way));
-    ways.clone().find(|way| !is_shut(way)).or_else(|| ways.next())
-}
-
-/// What speaks against a worker for good: it could never run the task, however idle.
-pub(super) fn against_ever(task: &Task, worker: &Worker) -> Vec<String> {
-    let (demands, register) = (&task.spec.demands, &worker.register);
-    let mut against = Vec::new();
-    if !register.formats.contains(&task.spec.model.format) {
-        against.push(format!("cannot run {} models", task.spec.model.format));
-    }
-    if demands.arch.is_some_and(|arch: Arch| arch != register.arch) {
-        against.push(format!("is {}", register.arch));
-    }
-    let cores_millis = u64::from(register.cores) * 1000;
-    if u64::from(demands.cpu_millis) > cores_millis {
-        against.push(format!("has {} cores", register.cores));
-    }
-    if demands.memory_bytes > register.memory_bytes {
-        against.push(format!("has {} MiB of memory", register.memory_bytes >> 20));
-    }
-    if demands.gpu_memory_bytes > register.gpus.iter().map(|gpu| gpu.memory_bytes).max().unwrap_or(0) {
-        against.push("has no GPU with that much memory".to_owned());
-    }
-    if direction(task, worker).is_none() {
-        against.push("cannot be connected in the wanted direction".to_owned());
-    }
-    against
-}
-
-/// What speaks against a worker at the moment.
-pub(super) fn against_now(task: &Task, worker: &Worker) -> Vec<String> {
-    let mut against = against_ever(task, worker);
-    let Demands { cpu_millis, memory_bytes, .. } = task.spec.demands;
-    let (cpu_reserved, memory_reserved) = worker.reserved();
-    if worker.is_draining() {
-        against.push("is draining".to_owned());
-    } else if !worker.has_free_slot() {
-        against.push(format!("all {} slots are in use", worker.slots()));
-    }
-    if cpu_millis > 0 && cpu_reserved + u64::from(cpu_millis) > u64::from(worker.register.cores) * 1000 {
-        against.push("its cores are promised to others".to_owned());
-    }
-    if memory_bytes > 0 && memory_reserved.saturating_add(memory_bytes) > worker.register.memory_bytes {
-        against.push("its memory is promised to others".to_owned());
-    }
-    against
-}
-
-/// The refusal if there are workers and none of them could ever run the task. With no worker at all the task waits.
-pub(super) fn never_fits(task: &Task, workers: &Workers) -> Option<Failure> {
-    let mut reasons = Vec::new();
-    for worker in workers.all() {
-        let against = against_ever(task, worker);
-        if against.is_empty() {
-            return None;
+/// The policy's opinion; smaller is better.
+fn score(task: &Task, worker: &Worker, scene: &Scene<'_>, prediction: &Prediction) -> u64 {
+    match scene.policy {
+        Policy::Predicted => {
+            let total_us = prediction.total_us();
+            let wishes = task.spec.labels.iter().filter(|rule| !rule.required);
+            let unliked = wishes.filter(|rule| !obstacle::has_label(worker, &rule.key, &rule.value)).count() as u64;
+            total_us.saturating_add(unliked.saturating_mul(total_us / 10 + UNLIKED_US))
         }
-        if reasons.len() < 8 {
+        Policy::LeastLoaded => u64::from(worker.busy_permille()),
+        Policy::LatestHeartbeat => u64::MAX - worker.seen.as_micros(),
+        // Equal ones are taken in order of id.
+        Policy::RoundRobin => u64::from(Some(worker.id()) <= scene.last_chosen),
+        Policy::Random => mixed(task.id().as_bytes(), worker.id().as_bytes()),
+    }
+}
+
+/// A number that looks random and always is the same (FNV-1a, then the bits spread).
+fn mixed(task: &[u8; 16], worker: &[u8; 16]) -> u64 {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    let hash = task.iter().chain(worker).fold(0xcbf2_9ce4_8422_2325, step);
+    (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// The refusal if there are workers and none of them could ever run the task. With no worker at all the task waits. Also
+/// how many kinds of workers were looked at.
+pub(super) fn never_fits(task: &Task, workers: &Workers) -> (Option<Failure>, u64) {
+    let mut reasons = Vec::new();
+    let mut looked = 0;
+    for (_, worker) in workers.kinds().take(NEVER_LOOK_MAX) {
+        looked += 1;
+        if obstacle::ever(task, worker).next().is_none() {
+            return (None, looked);
+        }
+        if reasons.len() < REASONS_MAX {
+            let against: Vec<String> = obstacle::ever(task, worker).map(|obstacle| obstacle.text(task)).collect();
             reasons.push(format!("{} {}", worker.register.name, against.join(", ")));
         }
     }
-    let (first, count) = (reasons.first()?, workers.len());
-    let text = if count == 1 { first.clone() } else { format!("none of {count} workers fits: {}", reasons.join("; ")) };
-    Some(Failure::new(ErrorCode::NoWorkerFits, text))
+    let count = workers.len();
+    let text = match &reasons[..] {
+        [] => return (None, looked),
+        _ if workers.kinds_len() > NEVER_LOOK_MAX => return (None, looked),
+        [only] if count == 1 => only.clone(),
+        some => format!("none of {count} workers fits: {}", some.join("; ")),
+    };
+    (Some(Failure::new(ErrorCode::NoWorkerFits, text)), looked)
 }
 
 /// What a waiting task waits for, in one sentence.
@@ -123,23 +342,36 @@ pub(super) fn waits_for(task: &Task, workers: &Workers) -> String {
     if workers.len() == 0 {
         return "no worker is registered".to_owned();
     }
-    let busy = workers.all().take(LOOK_MAX).filter(|worker| against_ever(task, worker).is_empty()).count();
-    match busy {
+    let fits = |worker: &&Worker| obstacle::ever(task, worker).next().is_none();
+    match workers.all().take(LOOK_MAX).filter(fits).count() {
         0 => "no worker that fits is registered".to_owned(),
         1 => "the one worker that fits has no room".to_owned(),
         count => format!("{count} workers fit, none has room"),
     }
 }
 
-/// Every worker with what speaks for and against it.
-pub(super) fn candidates(task: &Task, workers: &Workers) -> impl Iterator<Item = Candidate> {
-    let row = |worker: &Worker| Candidate {
-        worker: worker.id(),
-        name: worker.register.name.clone(),
-        against: against_now(task, worker),
-        holds_model: worker.holds(task.spec.model.digest),
-        busy_permille: worker.busy_permille(),
-        prediction: Prediction::default(),
-    };
-    workers.all().map(row)
+/// Every worker with what speaks for and against it at the moment.
+pub(super) fn candidates<'a>(task: &'a Task, scene: Scene<'a>) -> impl Iterator<Item = Candidate> + 'a {
+    let guess = Guess::new(task, scene.workers.fleet());
+    scene.workers.after(None).map(move |worker| {
+        let mut against: Vec<String> =
+            obstacle::now(task, worker, scene.now).map(|against| against.text(task)).collect();
+        if worker.is_open() && !has_room(task, worker, false) {
+            let (lane, slots) = (task.lane(), worker.usable_slots(task.lane()));
+            against.push(Obstacle::SlotsInUse { lane, slots }.text(task));
+        }
+        if let Some(stream) = task.stream
+            && let Stance::Shunned(permille) = scene.slos.stance(scene.now, stream, worker.id(), false)
+        {
+            against.push(format!("missed the promised latency for {permille} of 1000 tasks"));
+        }
+        Candidate {
+            worker: worker.id(),
+            name: worker.register.name.clone(),
+            against,
+            holds_model: worker.holds(task.spec.model.digest),
+            busy_permille: worker.busy_permille(),
+            prediction: predict(task, worker, &guess),
+        }
+    })
 }

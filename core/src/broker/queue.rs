@@ -1,50 +1,187 @@
-//! Tasks that wait for room: by priority, then in order of arrival.
+//! Tasks that wait for room, a queue for each lane.
+//!
+//! Effective priority, in points, larger first:
+//!
+//! ```text
+//!   + priority weight · priority            0 to 100, after the tenant's cap
+//!   + wait weight     · seconds waited      so that nothing waits for ever
+//!   − data weight     · log2(1 + MiB)       little data first
+//!   − share weight    · seconds of slot time that the client is ahead of the others
+//! ```
+//!
+//! With time, every waiting task's priority grows alike: by the wait weight, and by the lane's virtual time. So their order
+//! never changes, a task is rated once, and the queue is an ordered map. Among equals the first to come is the first.
+//!
+//! Owns that order. Never places.
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
-use proto_msgs::TaskId;
+use proto_msgs::{ClientId, Lane, RankView, Submit, TaskId};
 
-/// Place in the queue: higher priority first, then first come.
-pub(super) type QueueKey = (Reverse<u8>, u64);
+use super::{
+    config::{Tenant, Weights},
+    shares::Shares,
+};
+use crate::MonoTime;
 
 /// A position beyond this is not counted out: nobody reads the difference, and counting costs time.
 const POSITION_MAX: usize = 1000;
 
-/// The queue.
+/// Points are compared in millionths.
+const MICRO_PER_MILLI: i64 = 1000;
+
+/// Place in a lane's queue: what is left of the effective priority when everything is taken off that grows with time, then
+/// order of arrival.
+pub(super) type Order = (Reverse<i64>, u64);
+
+/// Place in the queue.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct QueueKey {
+    pub(super) lane: Lane,
+    pub(super) order: Order,
+}
+
+/// How a task was rated when it came. It keeps that for life: one that comes back is where it was.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Rank {
+    pub(super) key: QueueKey,
+    /// See [`Shares`].
+    start_tag_us: u64,
+    /// Slot time that it is expected to need, microseconds.
+    pub(super) cost_us: u64,
+    came: MonoTime,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    task: TaskId,
+    cost_us: u64,
+}
+
+#[derive(Debug, Default)]
+struct LaneQueue {
+    waiting: BTreeMap<Order, Waiting>,
+    cost_us: u64,
+    shares: Shares,
+}
+
+/// The queue of each lane.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    waiting: BTreeMap<QueueKey, TaskId>,
+    lanes: [LaneQueue; 2],
     arrivals: u64,
 }
 
 impl Queue {
     pub(super) fn len(&self) -> usize {
-        self.waiting.len()
+        self.lanes.iter().map(|lane| lane.waiting.len()).sum()
     }
 
-    pub(super) fn push(&mut self, priority: u8, task: TaskId) -> QueueKey {
+    /// Tasks that wait in a lane.
+    pub(super) fn lane_len(&self, lane: Lane) -> usize {
+        self.lanes[lane.index()].waiting.len()
+    }
+
+    /// Slot time that they are expected to need, microseconds.
+    pub(super) fn cost_us(&self, lane: Lane) -> u64 {
+        self.lanes[lane.index()].cost_us
+    }
+
+    /// Rates a task that has just come.
+    pub(super) fn rate(
+        &mut self,
+        now: MonoTime,
+        task: &Submit,
+        cost_us: u64,
+        weights: &Weights,
+        tenant: Tenant,
+    ) -> Rank {
+        let lane = task.lane.unwrap_or_default();
+        let start_tag_us = self.lanes[lane.index()].shares.begin(task.client, cost_us, tenant.share_milli);
         self.arrivals += 1;
-        let key = (Reverse(priority), self.arrivals);
-        self.waiting.insert(key, task);
-        key
+        let points = i64::from(weights.priority_milli) * i64::from(task.priority) * MICRO_PER_MILLI
+            - over_time(weights.wait_milli, now.as_micros())
+            - i64::from(weights.data_milli) * doublings_milli(task.input_bytes)
+            - over_time(weights.share_milli, start_tag_us);
+        Rank { key: QueueKey { lane, order: (Reverse(points), self.arrivals) }, start_tag_us, cost_us, came: now }
     }
 
-    /// Puts a task back where it was.
-    pub(super) fn put_back(&mut self, key: QueueKey, task: TaskId) {
-        self.waiting.insert(key, task);
+    /// A task waits, or waits again.
+    pub(super) fn push(&mut self, rank: Rank, task: TaskId) -> QueueKey {
+        let lane = &mut self.lanes[rank.key.lane.index()];
+        let waiting = Waiting { task, cost_us: rank.cost_us };
+        if lane.waiting.insert(rank.key.order, waiting).is_none() {
+            lane.cost_us = lane.cost_us.saturating_add(rank.cost_us);
+        }
+        rank.key
     }
 
+    /// A task waits no more.
     pub(super) fn remove(&mut self, key: QueueKey) {
-        self.waiting.remove(&key);
+        let lane = &mut self.lanes[key.lane.index()];
+        if let Some(waiting) = lane.waiting.remove(&key.order) {
+            lane.cost_us = lane.cost_us.saturating_sub(waiting.cost_us);
+        }
     }
 
-    /// In the order in which they shall run.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (QueueKey, TaskId)> {
-        self.waiting.iter().map(|(key, task)| (*key, *task))
+    /// A task goes to a worker.
+    pub(super) fn dispatched(&mut self, rank: &Rank) {
+        let lane = &mut self.lanes[rank.key.lane.index()];
+        lane.shares.dispatched(rank.start_tag_us);
+        if lane.waiting.is_empty() {
+            lane.shares.idle();
+        }
     }
 
-    /// Tasks before this one, counted up to a thousand.
+    /// A task that never went to a worker has ended.
+    pub(super) fn withdraw(&mut self, rank: &Rank, client: ClientId, tenant: Tenant) {
+        self.lanes[rank.key.lane.index()].shares.withdraw(client, rank.cost_us, tenant.share_milli);
+    }
+
+    /// The first task behind this place, or of all.
+    pub(super) fn after(&self, lane: Lane, order: Option<Order>) -> Option<(Order, TaskId)> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = order.map_or(Unbounded, Excluded);
+        let (order, waiting) = self.lanes[lane.index()].waiting.range((from, Unbounded)).next()?;
+        Some((*order, waiting.task))
+    }
+
+    /// Tasks before this one in its lane, counted up to a thousand.
     pub(super) fn position(&self, key: QueueKey) -> u32 {
-        self.waiting.range(..key).take(POSITION_MAX).count() as u32
+        self.lanes[key.lane.index()].waiting.range(..key.order).take(POSITION_MAX).count() as u32
     }
+
+    /// Slot time that the tasks before this one are expected to need, microseconds: as many as there are of the lane's mean.
+    pub(super) fn before_us(&self, key: QueueKey) -> u64 {
+        let lane = &self.lanes[key.lane.index()];
+        let mean_us = lane.cost_us / (lane.waiting.len() as u64).max(1);
+        mean_us.saturating_mul(u64::from(self.position(key)))
+    }
+
+    /// The terms of a task's effective priority at the moment.
+    pub(super) fn view(&self, rank: &Rank, task: &Submit, weights: &Weights, now: MonoTime) -> RankView {
+        let waited_us = now.as_micros().saturating_sub(rank.came.as_micros());
+        let lead_us = self.lanes[rank.key.lane.index()].shares.lead_us(rank.start_tag_us);
+        RankView {
+            priority_milli: i64::from(weights.priority_milli) * i64::from(task.priority),
+            waited_milli: over_time(weights.wait_milli, waited_us) / MICRO_PER_MILLI,
+            data_milli: -(i64::from(weights.data_milli) * doublings_milli(task.input_bytes) / MICRO_PER_MILLI),
+            share_milli: -over_time(weights.share_milli, lead_us) / MICRO_PER_MILLI,
+        }
+    }
+}
+
+/// Millionths of a point for that much time.
+fn over_time(weight_milli: u32, time_us: u64) -> i64 {
+    let points = u128::from(weight_milli) * u128::from(time_us) / 1000;
+    i64::try_from(points).unwrap_or(i64::MAX / 8).min(i64::MAX / 8)
+}
+
+/// log2(1 + MiB), thousandths; between powers of two along a straight line.
+fn doublings_milli(bytes: u64) -> i64 {
+    const MIB_LOG2: u32 = 20;
+    let bytes = u128::from(bytes) + (1 << MIB_LOG2);
+    let whole = bytes.ilog2();
+    let rest = (bytes - (1 << whole)) * 1000 >> whole;
+    i64::from(whole - MIB_LOG2) * 1000 + rest as i64
 }

@@ -19,11 +19,16 @@ use std::{
 };
 
 use proto_msgs::{
-    Attempt, AttemptId, ClientId, Direction, Epoch, Outcome, PeerId, PublicKey, Submit, TaskId, TaskStanding, TaskView,
-    WorkerId,
+    Attempt, AttemptId, ClientId, Direction, Epoch, Lane, Outcome, PeerId, Prediction, PublicKey, Submit, TaskId,
+    TaskStanding, TaskView, WorkerId,
 };
 
-use super::{api::TaskRecord, queue::QueueKey};
+use super::{
+    api::TaskRecord,
+    placement::Decision,
+    queue::{QueueKey, Rank},
+    slo::StreamId,
+};
 use crate::MonoTime;
 
 /// Where a task stands.
@@ -52,7 +57,7 @@ pub(super) struct Place {
 /// A task.
 #[derive(Debug)]
 pub(super) struct Task {
-    /// As first submitted; its `standing` is not looked at.
+    /// As first submitted, with its lane decided and its priority within the tenant's cap; its `standing` is not looked at.
     pub(super) spec: Submit,
     /// The connection the client last spoke on; `None` after a restart.
     pub(super) peer: Option<PeerId>,
@@ -73,6 +78,24 @@ pub(super) struct Task {
     pub(super) avoid: Vec<WorkerId>,
     /// Directions in which a worker could not be reached.
     pub(super) unreachable: Vec<(WorkerId, Direction)>,
+    /// Workers that died or were lost with it.
+    pub(super) lost_with: Vec<WorkerId>,
+    /// Workers that failed it are not asked again before.
+    pub(super) pause_until: MonoTime,
+    /// How it was rated in the queue; `None` if it never waited there.
+    pub(super) rank: Option<Rank>,
+    /// It has gone to a worker once: what it costs its client's share is spent.
+    pub(super) is_dispatched: bool,
+    /// The stream with a promise that it belongs to.
+    pub(super) stream: Option<StreamId>,
+    /// When its current attempt was given away, by this life of the broker.
+    pub(super) granted_at: Option<MonoTime>,
+    /// How long that attempt was predicted to take.
+    pub(super) predicted: Option<Prediction>,
+    /// How long it took.
+    pub(super) took: Option<Duration>,
+    /// The last decision where it goes.
+    pub(super) decision: Option<Box<Decision>>,
     /// How its attempts went, for people.
     pub(super) history: Vec<String>,
     /// How the worker says that the current attempt of an attached task ended; the client has the last word.
@@ -105,6 +128,15 @@ impl Task {
             failures: 0,
             avoid: Vec::new(),
             unreachable: Vec::new(),
+            lost_with: Vec::new(),
+            pause_until: MonoTime::ZERO,
+            rank: None,
+            is_dispatched: false,
+            stream: None,
+            granted_at: None,
+            predicted: None,
+            took: None,
+            decision: None,
             history: Vec::new(),
             finished: None,
             away_since: None,
@@ -123,6 +155,10 @@ impl Task {
         AttemptId { task: self.spec.task, attempt: self.attempt }
     }
 
+    pub(super) fn lane(&self) -> Lane {
+        self.spec.lane.unwrap_or_default()
+    }
+
     pub(super) fn is_ended(&self) -> bool {
         matches!(self.state, State::Ended { .. })
     }
@@ -133,6 +169,12 @@ impl Task {
             State::Granted { at, .. } | State::Placed { at, .. } => Some(at),
             State::Storing | State::Queued(_) | State::Ended { .. } => None,
         }
+    }
+
+    /// From its placement to its end, as predicted; `None` if nobody has run the model before.
+    pub(super) fn predicted_ms(&self) -> Option<u32> {
+        let predicted = self.predicted.filter(|predicted| predicted.measured)?;
+        Some(u32::try_from(predicted.total_us().div_ceil(1000)).unwrap_or(u32::MAX))
     }
 
     pub(super) fn belongs_to(&self, client: ClientId, key: Option<PublicKey>) -> bool {
@@ -154,7 +196,7 @@ impl Task {
             then: self.spec.then.clone(),
             input_bytes: self.spec.input_bytes,
             items: self.spec.items,
-            lane: self.spec.lane.unwrap_or_default(),
+            lane: self.lane(),
             slo: self.spec.slo,
             labels: self.spec.labels.clone(),
             priority: self.spec.priority,
@@ -192,7 +234,7 @@ impl Task {
             input_bytes: self.spec.input_bytes,
             items: self.spec.items,
             priority: self.spec.priority,
-            lane: self.spec.lane.unwrap_or_default(),
+            lane: self.lane(),
             detached: self.spec.detached,
             standing,
             attempt: self.attempt,
@@ -261,6 +303,13 @@ impl Tasks {
         }
     }
 
+    /// The task wants to be looked at then, if not earlier.
+    pub(super) fn due_by(&mut self, id: TaskId, due: MonoTime) {
+        if self.get(id).is_some_and(|task| task.due > due) {
+            self.set_due(id, due);
+        }
+    }
+
     /// The next task that wants to be looked at, and when.
     pub(super) fn first_due(&self) -> Option<(MonoTime, TaskId)> {
         self.due.first().copied()
@@ -276,11 +325,11 @@ impl Tasks {
         }
     }
 
-    /// The task is not over after all: it waits again.
-    pub(super) fn revive(&mut self, id: TaskId, key: QueueKey) {
+    /// The task is not over after all: it is about to wait again.
+    pub(super) fn revive(&mut self, id: TaskId) {
         if let Some(mut task) = self.over.remove(&id) {
             self.ended.retain(|(_, ended)| *ended != id);
-            (task.state, task.abandoned, task.finished) = (State::Queued(key), false, None);
+            (task.state, task.abandoned, task.finished) = (State::Storing, false, None);
             self.due.insert((task.due, id));
             self.live.insert(id, task);
         }

@@ -1,151 +1,77 @@
-//! The worker half of the Metric Table: who is alive, what occupies their slots, who has which model.
+//! The worker half of the Metric Table: who is alive, and the indexes that keep placement fast.
 //!
-//! Owns slot accounting and the two indexes that keep placement fast. Never decides who gets a task.
+//! Owns the rows and what is derived from all of them. Never decides who gets a task.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto_msgs::{AttemptId, AttemptState, Digest, Epoch, Heartbeat, Lane, PeerId, Register, WorkerId};
+
+use super::{
+    fleet::Fleet,
+    occupancy::Held,
+    worker::{Kind, Seat, Worker},
 };
-
-use proto_msgs::{AttemptId, AttemptState, Demands, Digest, Epoch, Heartbeat, PeerId, Register, WorkerId, WorkerView};
-
-use super::api::WorkerRecord;
 use crate::MonoTime;
 
-/// Added to the missed heartbeats before a worker counts as dead: a heartbeat's own way and the sender's scheduling.
-const LIVENESS_GRACE: Duration = Duration::from_millis(250);
+/// Kinds of workers that one look for room goes through. A fleet has a handful; where each worker is its own, those after
+/// the last look come first in the next.
+pub(super) const KINDS_LOOK_MAX: usize = 64;
 
-/// One occupied slot.
-#[derive(Clone, Copy, Debug)]
-struct Slot {
-    /// A heartbeat has named the attempt. From then on heartbeats alone say when the slot is free.
-    named: bool,
-    demands: Demands,
+/// Workers of one kind.
+#[derive(Debug, Default)]
+struct Members {
+    seats: BTreeSet<Seat>,
+    /// Those with a free slot for a lane, least busy first.
+    room: [BTreeSet<(u16, Seat)>; 2],
 }
 
-/// A live worker.
-#[derive(Debug)]
-pub(super) struct Worker {
-    pub(super) register: Register,
-    pub(super) peer: PeerId,
-    pub(super) heartbeat: Option<Heartbeat>,
-    pub(super) seen: MonoTime,
-    slots: BTreeMap<AttemptId, Slot>,
-    cpu_reserved_millis: u64,
-    memory_reserved_bytes: u64,
+/// Workers that have one model.
+#[derive(Debug, Default)]
+struct Holders {
+    seats: BTreeSet<Seat>,
+    /// Where the next look begins if there are more than one look takes.
+    begin: Seat,
 }
 
-impl Worker {
-    pub(super) fn id(&self) -> WorkerId {
-        self.register.worker
-    }
-
-    pub(super) fn is_draining(&self) -> bool {
-        self.heartbeat.as_ref().is_some_and(|heartbeat| heartbeat.draining)
-    }
-
-    pub(super) fn slots_used(&self) -> u16 {
-        u16::try_from(self.slots.len()).unwrap_or(u16::MAX)
-    }
-
-    /// Slots of both lanes.
-    pub(super) fn slots(&self) -> u16 {
-        self.register.slots.iter().fold(0, |sum: u16, slots| sum.saturating_add(*slots))
-    }
-
-    /// Slots in use of all slots, thousandths; more than 1000 is possible after a broker's restart.
-    pub(super) fn busy_permille(&self) -> u16 {
-        let total = u32::from(self.slots()).max(1);
-        u16::try_from(u32::from(self.slots_used()) * 1000 / total).unwrap_or(u16::MAX)
-    }
-
-    /// Whether an attempt occupies a slot here.
-    pub(super) fn has(&self, id: AttemptId) -> bool {
-        self.slots.contains_key(&id)
-    }
-
-    /// Attempts that occupy its slots.
-    pub(super) fn attempts(&self) -> impl Iterator<Item = AttemptId> {
-        self.slots.keys().copied()
-    }
-
-    pub(super) fn holds(&self, model: Digest) -> bool {
-        self.heartbeat.as_ref().is_some_and(|heartbeat| heartbeat.held.contains(&model))
-    }
-
-    pub(super) fn has_free_slot(&self) -> bool {
-        self.slots_used() < self.slots() && self.heartbeat.is_some() && !self.is_draining()
-    }
-
-    /// What of the demands is taken already: thousandths of a core, bytes.
-    pub(super) fn reserved(&self) -> (u64, u64) {
-        (self.cpu_reserved_millis, self.memory_reserved_bytes)
-    }
-
-    /// When silence becomes death.
-    pub(super) fn dead_at(&self, beats: u32) -> MonoTime {
-        self.seen + Duration::from_millis(u64::from(self.register.heartbeat_ms)) * beats + LIVENESS_GRACE
-    }
-
-    pub(super) fn record(&self, now_unix_ms: u64, beats: u32) -> WorkerRecord {
-        WorkerRecord {
-            register: self.register.clone(),
-            heartbeat: self.heartbeat.clone(),
-            slots_used: [self.slots_used(), 0],
-            seen_unix_ms: now_unix_ms,
-            expires_after: self.dead_at(beats).since(self.seen),
-        }
-    }
-
-    pub(super) fn view(&self, now: MonoTime) -> WorkerView {
-        let register = &self.register;
-        let heartbeat = self.heartbeat.as_ref();
-        WorkerView {
-            worker: register.worker,
-            epoch: register.epoch,
-            name: register.name.clone(),
-            version: register.version.clone(),
-            os: register.os.clone(),
-            arch: register.arch,
-            cores: register.cores,
-            memory_bytes: register.memory_bytes,
-            engine: register.engine,
-            formats: register.formats.clone(),
-            endpoints: register.endpoints.clone(),
-            labels: register.labels.clone(),
-            gpus: register.gpus.clone(),
-            slots: register.slots,
-            slots_used: [self.slots_used(), 0],
-            device_map: register.device_map.clone(),
-            lanes: heartbeat.map(|heartbeat| heartbeat.lanes).unwrap_or_default(),
-            violation_permille: None,
-            draining: self.is_draining(),
-            load: heartbeat.map(|heartbeat| heartbeat.load.clone()).unwrap_or_default(),
-            held: heartbeat.map(|heartbeat| heartbeat.held.clone()).unwrap_or_default(),
-            link_bytes_per_s: heartbeat.map_or(0, |heartbeat| heartbeat.link_bytes_per_s),
-            silent_ms: u64::try_from(now.since(self.seen).as_millis()).unwrap_or(u64::MAX),
-        }
+impl Holders {
+    fn in_turn(&self) -> impl Iterator<Item = &Seat> {
+        self.seats.range(self.begin..).chain(self.seats.range(..self.begin))
     }
 }
 
 /// All live workers.
 #[derive(Debug, Default)]
 pub(super) struct Workers {
-    table: BTreeMap<WorkerId, Worker>,
-    /// Workers with a free slot, least busy first.
-    free: BTreeSet<(u16, WorkerId)>,
-    /// Who has a model.
-    holders: BTreeMap<Digest, BTreeSet<WorkerId>>,
+    ids: BTreeMap<WorkerId, Seat>,
+    seats: Vec<Option<Box<Worker>>>,
+    /// Seats that somebody has left.
+    empty: Vec<Seat>,
+    kinds: BTreeMap<Kind, u32>,
+    members: BTreeMap<u32, Members>,
+    kinds_made: u32,
+    /// Where the next look through the kinds begins.
+    begin_kind: u32,
+    holders: BTreeMap<Digest, Holders>,
+    fleet: Fleet,
     totals: Totals,
 }
 
 impl Workers {
     pub(super) fn len(&self) -> usize {
-        self.table.len()
+        self.ids.len()
     }
 
     pub(super) fn get(&self, id: WorkerId) -> Option<&Worker> {
-        self.table.get(&id)
+        self.at(*self.ids.get(&id)?)
+    }
+
+    pub(super) fn at(&self, seat: Seat) -> Option<&Worker> {
+        self.seats.get(seat as usize)?.as_deref()
+    }
+
+    fn get_mut(&mut self, id: WorkerId) -> Option<&mut Worker> {
+        let seat = *self.ids.get(&id)?;
+        self.seats.get_mut(seat as usize)?.as_deref_mut()
     }
 
     /// Whether this life of the worker is there.
@@ -153,117 +79,145 @@ impl Workers {
         self.get(id).is_some_and(|worker| worker.register.epoch == epoch)
     }
 
+    /// In the order in which they came.
     pub(super) fn all(&self) -> impl Iterator<Item = &Worker> {
-        self.table.values()
+        self.seats.iter().filter_map(Option::as_deref)
     }
 
     /// In order of id, those after the given one.
     pub(super) fn after(&self, id: Option<WorkerId>) -> impl Iterator<Item = &Worker> {
         use std::ops::Bound::{Excluded, Unbounded};
-        self.table.range((id.map_or(Unbounded, Excluded), Unbounded)).map(|(_, worker)| worker)
+        self.ids.range((id.map_or(Unbounded, Excluded), Unbounded)).filter_map(|(_, seat)| self.at(*seat))
     }
 
-    /// Slots of all workers, and how many are in use.
-    pub(super) fn slot_totals(&self) -> (u32, u32) {
-        (self.totals.slots, self.totals.used)
+    /// Sums over all workers.
+    pub(super) fn totals(&self) -> &Totals {
+        &self.totals
     }
 
-    /// Workers with a free slot, least busy first.
-    pub(super) fn free(&self) -> impl Iterator<Item = &Worker> + Clone {
-        self.free.iter().filter_map(|(_, id)| self.table.get(id))
+    /// What models cost on average.
+    pub(super) fn fleet(&self) -> &Fleet {
+        &self.fleet
     }
 
-    /// Workers that have the model, in order of id.
+    /// One worker of each kind.
+    pub(super) fn kinds(&self) -> impl Iterator<Item = (u32, &Worker)> {
+        let from_begin = self.members.range(self.begin_kind..).chain(self.members.range(..self.begin_kind));
+        from_begin.filter_map(|(kind, members)| Some((*kind, self.at(*members.seats.first()?)?)))
+    }
+
+    pub(super) fn kinds_len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Workers of the kind with a free slot of the lane, least busy first.
+    pub(super) fn with_room(&self, kind: u32, lane: Lane) -> impl Iterator<Item = &Worker> {
+        let room = self.members.get(&kind).into_iter().flat_map(move |members| &members.room[lane.index()]);
+        room.filter_map(|(_, seat)| self.at(*seat))
+    }
+
+    /// Workers that have the model, each once, beginning elsewhere with each [`Self::turn`].
     pub(super) fn holders(&self, model: Digest) -> impl Iterator<Item = &Worker> {
-        self.holders.get(&model).into_iter().flatten().filter_map(|id| self.table.get(id))
+        self.holders.get(&model).into_iter().flat_map(Holders::in_turn).filter_map(|seat| self.at(*seat))
     }
 
-    /// A worker introduces itself. It gets nothing to do before its first heartbeat has said what it has already.
+    /// The next looks begin behind what this one saw, where there is more to see than one look takes.
+    pub(super) fn turn(&mut self, model: Digest, looked_max: usize) {
+        if let Some(holders) = self.holders.get_mut(&model).filter(|holders| holders.seats.len() > looked_max) {
+            let next = holders.in_turn().nth(looked_max).copied();
+            holders.begin = next.unwrap_or(0);
+        }
+        if self.members.len() > KINDS_LOOK_MAX {
+            let begin = self.begin_kind;
+            let next = self.members.range(begin..).chain(self.members.range(..begin)).nth(KINDS_LOOK_MAX);
+            self.begin_kind = next.map_or(0, |(kind, _)| *kind);
+        }
+    }
+
+    /// A worker introduces itself. What it had been given in this life stays.
     pub(super) fn register(&mut self, now: MonoTime, peer: PeerId, register: Register) {
         let id = register.worker;
         let old = self.remove(id).filter(|old| old.register.epoch == register.epoch);
-        let (heartbeat, slots) = old.map_or_else(Default::default, |old| (old.heartbeat, old.slots));
-        let mut worker = Worker {
-            register,
-            peer,
-            heartbeat: None,
-            seen: now,
-            slots,
-            cpu_reserved_millis: 0,
-            memory_reserved_bytes: 0,
-        };
-        recount(&mut worker);
+        let (heartbeat, occupancy) = old.map_or_else(Default::default, |old| (old.heartbeat, old.occupancy));
+        let seat = self.empty.pop().unwrap_or_else(|| {
+            self.seats.push(None);
+            (self.seats.len() - 1) as Seat
+        });
+        let kind = Kind::of(&register);
+        let kinds_made = &mut self.kinds_made;
+        let number = *self.kinds.entry(kind).or_insert_with(|| {
+            *kinds_made += 1;
+            *kinds_made
+        });
+        let mut worker = Box::new(Worker::new(register, peer, now, seat, occupancy));
+        worker.kind = number;
         self.totals.add(&worker);
-        if worker.has_free_slot() {
-            self.free.insert((worker.busy_permille(), id));
-        }
-        self.table.insert(id, worker);
+        self.ids.insert(id, seat);
+        self.members.entry(number).or_default().seats.insert(seat);
+        self.seats[seat as usize] = Some(worker);
         if let Some(heartbeat) = heartbeat {
             self.set_heartbeat(id, heartbeat);
         }
     }
 
-    pub(super) fn remove(&mut self, id: WorkerId) -> Option<Worker> {
-        let worker = self.table.remove(&id)?;
+    pub(super) fn remove(&mut self, id: WorkerId) -> Option<Box<Worker>> {
+        let seat = self.ids.remove(&id)?;
+        let worker = self.seats.get_mut(seat as usize)?.take()?;
+        self.empty.push(seat);
         self.totals.remove(&worker);
-        self.free.remove(&(worker.busy_permille(), id));
-        for digest in worker.heartbeat.iter().flat_map(|heartbeat| &heartbeat.held) {
-            forget_holder(&mut self.holders, *digest, id);
+        if let Some(members) = self.members.get_mut(&worker.kind) {
+            members.seats.remove(&seat);
+            for lane in Lane::ALL {
+                members.room[lane.index()].remove(&(worker.busy_permille(), seat));
+            }
+            if members.seats.is_empty() {
+                self.members.remove(&worker.kind);
+                self.kinds.remove(&Kind::of(&worker.register));
+            }
+        }
+        if let Some(heartbeat) = &worker.heartbeat {
+            self.fleet.remove(heartbeat);
+            forget_holder(&mut self.holders, &heartbeat.held, seat);
         }
         Some(worker)
     }
 
     /// Any message of a worker is a sign of life.
     pub(super) fn seen(&mut self, id: WorkerId, now: MonoTime, peer: PeerId) {
-        if let Some(worker) = self.table.get_mut(&id) {
+        if let Some(worker) = self.get_mut(id) {
             worker.seen = now;
             worker.peer = peer;
         }
     }
 
-    /// A slot is promised.
-    pub(super) fn occupy(&mut self, id: WorkerId, attempt: AttemptId, demands: Demands) {
-        self.change(id, |worker| {
-            worker.slots.entry(attempt).or_insert(Slot { named: false, demands });
-        });
+    /// A place is promised, or more is known of what has it.
+    pub(super) fn occupy(&mut self, id: WorkerId, attempt: AttemptId, held: Held) {
+        self.change(id, |worker| worker.occupancy.put(attempt, held));
     }
 
-    /// A promised slot is free again, unless a heartbeat has named the attempt: then heartbeats say when it is.
+    /// A promised place is free again, unless a heartbeat has named the attempt: then heartbeats say when it is.
     pub(super) fn release_unnamed(&mut self, id: WorkerId, attempt: AttemptId) {
-        self.change(id, |worker| {
-            if worker.slots.get(&attempt).is_some_and(|slot| !slot.named) {
-                worker.slots.remove(&attempt);
-            }
-        });
+        self.change(id, |worker| worker.occupancy.remove_unnamed(attempt));
     }
 
-    /// A slot is free again.
+    /// A place is free again.
     pub(super) fn release(&mut self, id: WorkerId, attempt: AttemptId) {
-        self.change(id, |worker| {
-            worker.slots.remove(&attempt);
-        });
+        self.change(id, |worker| worker.occupancy.remove(attempt));
+    }
+
+    /// One of the worker's shared slots went to this lane while the other waited, or the count begins anew.
+    pub(super) fn lent(&mut self, id: WorkerId, in_a_row: bool) {
+        if let Some(worker) = self.get_mut(id) {
+            worker.lent_in_a_row = if in_a_row { worker.lent_in_a_row.saturating_add(1) } else { 0 };
+        }
     }
 
     /// A heartbeat arrived. Gives the attempts that earlier ones named and this one does not.
     pub(super) fn heartbeat(&mut self, id: WorkerId, heartbeat: Heartbeat) -> Vec<AttemptId> {
         let mut vanished = Vec::new();
         self.change(id, |worker| {
-            let active: BTreeSet<AttemptId> = heartbeat
-                .attempts
-                .iter()
-                .filter(|report| !matches!(report.state, AttemptState::Finished(_)))
-                .map(|report| report.id)
-                .collect();
-            worker.slots.retain(|attempt, slot| {
-                let stays = !slot.named || active.contains(attempt);
-                if !stays {
-                    vanished.push(*attempt);
-                }
-                stays
-            });
-            for attempt in active {
-                worker.slots.entry(attempt).or_insert(Slot { named: true, demands: Demands::default() }).named = true;
-            }
+            let active = heartbeat.attempts.iter().filter(|report| !matches!(report.state, AttemptState::Finished(_)));
+            vanished = worker.occupancy.named(active.map(|report| report.id));
         });
         self.set_heartbeat(id, heartbeat);
         vanished
@@ -271,70 +225,98 @@ impl Workers {
 
     /// Newest heartbeat number seen from this life of the worker.
     pub(super) fn last_seq(&self, id: WorkerId, epoch: Epoch) -> Option<u64> {
-        let worker = self.table.get(&id).filter(|worker| worker.register.epoch == epoch)?;
+        let worker = self.get(id).filter(|worker| worker.register.epoch == epoch)?;
         worker.heartbeat.as_ref().map(|heartbeat| heartbeat.seq)
     }
 
     fn set_heartbeat(&mut self, id: WorkerId, heartbeat: Heartbeat) {
-        let Some(worker) = self.table.get_mut(&id) else { return };
-        let old_held = worker.heartbeat.as_ref().map_or(&[][..], |old| &old.held);
+        let Some(seat) = self.ids.get(&id).copied() else { return };
+        let Some(worker) = self.seats.get(seat as usize).and_then(Option::as_deref) else { return };
+        let old = worker.heartbeat.as_ref();
+        if let Some(old) = old {
+            self.fleet.remove(old);
+        }
+        self.fleet.add(&heartbeat);
+        let old_held = old.map_or(&[][..], |old| &old.held);
         if old_held != heartbeat.held {
-            for digest in old_held {
-                forget_holder(&mut self.holders, *digest, id);
-            }
+            forget_holder(&mut self.holders, old_held, seat);
             for digest in &heartbeat.held {
-                self.holders.entry(*digest).or_default().insert(id);
+                self.holders.entry(*digest).or_default().seats.insert(seat);
             }
         }
-        self.change(id, |worker| worker.heartbeat = Some(heartbeat));
+        self.change(id, |worker| worker.set_heartbeat(heartbeat));
     }
 
     /// Changes a worker and keeps the indexes true.
     fn change(&mut self, id: WorkerId, change: impl FnOnce(&mut Worker)) {
-        let Some(worker) = self.table.get_mut(&id) else { return };
+        let Some(seat) = self.ids.get(&id).copied() else { return };
+        let Some(worker) = self.seats.get_mut(seat as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(members) = self.members.get_mut(&worker.kind) else { return };
+        let room = |worker: &Worker| Lane::ALL.map(|lane| (worker.free(lane) > 0).then(|| worker.busy_permille()));
         self.totals.remove(worker);
-        let was_free = worker.has_free_slot().then(|| worker.busy_permille());
+        let before = room(worker);
         change(worker);
-        recount(worker);
         self.totals.add(worker);
-        let is_free = worker.has_free_slot().then(|| worker.busy_permille());
-        if was_free != is_free {
-            was_free.map(|busy| self.free.remove(&(busy, id)));
-            is_free.map(|busy| self.free.insert((busy, id)));
+        let after = room(worker);
+        for lane in Lane::ALL.map(Lane::index) {
+            if before[lane] != after[lane] {
+                before[lane].map(|busy| members.room[lane].remove(&(busy, seat)));
+                after[lane].map(|busy| members.room[lane].insert((busy, seat)));
+            }
         }
     }
 }
 
-/// Slots over all workers.
+/// Sums over all workers.
 #[derive(Debug, Default)]
-struct Totals {
-    slots: u32,
-    used: u32,
+pub(super) struct Totals {
+    /// Slots of each lane.
+    pub(super) slots: [u32; 2],
+    /// Attempts at work or promised in each lane.
+    pub(super) tasks: [u32; 2],
+    /// Items that wait at workers for a slot, by lane.
+    pub(super) waiting_items: [u64; 2],
 }
 
 impl Totals {
     fn add(&mut self, worker: &Worker) {
-        self.slots += u32::from(worker.slots());
-        self.used += u32::from(worker.slots_used());
+        let tasks = worker.occupancy.tasks();
+        for lane in Lane::ALL.map(Lane::index) {
+            self.slots[lane] += u32::from(worker.register.slots[lane]);
+            self.tasks[lane] += u32::from(tasks[lane]);
+            self.waiting_items[lane] += waiting_items(worker, lane);
+        }
     }
 
     fn remove(&mut self, worker: &Worker) {
-        self.slots -= u32::from(worker.slots());
-        self.used -= u32::from(worker.slots_used());
+        let tasks = worker.occupancy.tasks();
+        for lane in Lane::ALL.map(Lane::index) {
+            self.slots[lane] -= u32::from(worker.register.slots[lane]);
+            self.tasks[lane] -= u32::from(tasks[lane]);
+            self.waiting_items[lane] -= waiting_items(worker, lane);
+        }
+    }
+
+    /// Slots that a lane can come to use, lent ones included.
+    pub(super) fn usable_slots(&self, lane: Lane) -> u32 {
+        match lane {
+            Lane::Realtime => self.slots[0] + self.slots[1],
+            Lane::Batch => self.slots[1],
+        }
     }
 }
 
-fn recount(worker: &mut Worker) {
-    worker.cpu_reserved_millis = worker.slots.values().map(|slot| u64::from(slot.demands.cpu_millis)).sum();
-    worker.memory_reserved_bytes =
-        worker.slots.values().fold(0, |sum: u64, slot| sum.saturating_add(slot.demands.memory_bytes));
+fn waiting_items(worker: &Worker, lane: usize) -> u64 {
+    worker.heartbeat.as_ref().map_or(0, |heartbeat| u64::from(heartbeat.lanes[lane].waiting_items))
 }
 
-fn forget_holder(holders: &mut BTreeMap<Digest, BTreeSet<WorkerId>>, digest: Digest, id: WorkerId) {
-    if let Some(ids) = holders.get_mut(&digest) {
-        ids.remove(&id);
-        if ids.is_empty() {
-            holders.remove(&digest);
+fn forget_holder(holders: &mut BTreeMap<Digest, Holders>, models: &[Digest], seat: Seat) {
+    for digest in models {
+        if let Some(found) = holders.get_mut(digest) {
+            found.seats.remove(&seat);
+            if found.seats.is_empty() {
+                holders.remove(digest);
+            }
         }
     }
 }

@@ -1,0 +1,140 @@
+//! Waiting tasks find a worker: one of them among all workers when its client speaks, many of them at one worker when that
+//! gets room.
+//!
+//! Owns whose turn it is. Never rates; that is `placement`.
+
+use proto_msgs::{Lane, TaskId, WorkerId};
+
+use super::{
+    Broker, Config,
+    placement::{self, LOOK_MAX, Scene, Verdict},
+    predict,
+    queue::{Queue, Rank},
+    tasks::{State, Task},
+    worker::Seat,
+    workers::Workers,
+};
+use crate::MonoTime;
+
+/// Waiting tasks of one lane that are tried when one worker gets room. Those in front may want more than it has.
+const FILL_LOOK_MAX: usize = 64;
+
+/// Of one look's waiting tasks, those that are compared with what other workers could do for them. Each costs a look at
+/// several workers.
+const COMPARED_MAX: usize = 8;
+
+/// Slots of the batch lane that realtime gets one after the other at a worker that has none for it, while batch tasks wait:
+/// nine of ten. The batch lane keeps moving.
+const LENT_IN_A_ROW_MAX: u8 = 9;
+
+/// Work left to workers that will be done with it earlier than the one that is being filled.
+type Skipped = Vec<(Seat, u64)>;
+
+impl Broker {
+    /// Gives a worker's room to waiting tasks: its realtime slots to realtime tasks, its batch slots to batch tasks, and what
+    /// batch slots are left to realtime tasks. Where the lanes share all slots, realtime goes first in nine of ten cases.
+    pub(super) fn fill(&mut self, now: MonoTime, id: WorkerId) {
+        if self.queue.len() == 0 {
+            return;
+        }
+        let Some(worker) = self.workers.get(id).filter(|worker| worker.is_open()) else { return };
+        let is_shared = worker.register.slots[Lane::Realtime.index()] == 0;
+        if !is_shared {
+            self.fill_lane(now, id, Lane::Realtime, true);
+        } else if worker.lent_in_a_row < LENT_IN_A_ROW_MAX {
+            return self.fill_shared(now, id);
+        }
+        self.fill_lane(now, id, Lane::Batch, false);
+        self.fill_lane(now, id, Lane::Realtime, false);
+    }
+
+    fn fill_shared(&mut self, now: MonoTime, id: WorkerId) {
+        self.fill_lane(now, id, Lane::Realtime, false);
+        self.fill_lane(now, id, Lane::Batch, false);
+    }
+
+    fn fill_lane(&mut self, now: MonoTime, id: WorkerId, lane: Lane, own: bool) {
+        let (mut after, mut skipped) = (None, Skipped::new());
+        for _ in 0..FILL_LOOK_MAX {
+            let takes = self.workers.get(id).is_some_and(|worker| predict::takes_any(worker, lane, own));
+            let Some((order, task)) = self.queue.after(lane, after).filter(|_| takes) else { return };
+            after = Some(order);
+            self.stats.waiting_looked += 1;
+            self.place_here(now, task, id, own, &mut skipped);
+        }
+    }
+
+    /// Gives a waiting task to the worker if it fits, has room, and nobody else is worth waiting for.
+    fn place_here(&mut self, now: MonoTime, id: TaskId, here: WorkerId, own: bool, skipped: &mut Skipped) {
+        let (Some(task), Some(worker)) = (self.tasks.get(id), self.workers.get(here)) else { return };
+        // From before a restart: room is kept for its client once that is heard.
+        if task.peer.is_none() || !predict::has_room(task, worker, own) {
+            return;
+        }
+        let compare = skipped.len() < COMPARED_MAX;
+        let survey = placement::survey_here(task, self.scene(now), worker, own, compare);
+        let looked = survey.looked;
+        let before_us = survey.sooner().map_or(0, |seat| {
+            let at_seat = skipped.iter().filter(|(skipped, _)| *skipped == seat);
+            at_seat.map(|(_, run_us)| run_us).fold(0, |sum: u64, run_us| sum.saturating_add(*run_us))
+        });
+        let verdict = survey.decide(before_us);
+        self.stats.candidates_looked += looked;
+        match verdict {
+            Verdict::Place(choice) => self.grant(now, id, choice),
+            Verdict::HeldBack { elsewhere, run_us } => skipped.push((elsewhere, run_us)),
+            Verdict::Wait => {}
+        }
+    }
+
+    /// Finds room for a waiting task at any worker, and tells its client; false if there is none.
+    pub(super) fn place(&mut self, now: MonoTime, id: TaskId) -> bool {
+        let Some(task) = self.tasks.get(id) else { return true };
+        let State::Queued(key) = task.state else { return true };
+        if task.peer.is_none() {
+            return false;
+        }
+        let survey = placement::survey_all(task, self.scene(now));
+        let looked = survey.looked;
+        let before_us = if survey.has_sooner() { self.queue.before_us(key) } else { 0 };
+        let model = task.spec.model.digest;
+        let verdict = survey.decide(before_us);
+        self.stats.candidates_looked += looked;
+        self.workers.turn(model, LOOK_MAX);
+        match verdict {
+            Verdict::Place(choice) => {
+                self.grant(now, id, choice);
+                true
+            }
+            Verdict::Wait | Verdict::HeldBack { .. } => false,
+        }
+    }
+
+    /// What decisions rest on.
+    pub(super) fn scene(&self, now: MonoTime) -> Scene<'_> {
+        let (policy, workers, slos) = (self.config.policy, &self.workers, &self.slos);
+        Scene { now, policy, workers, slos, last_chosen: self.last_chosen }
+    }
+
+    /// A task begins to wait, or waits again where it was.
+    pub(super) fn enqueue(&mut self, now: MonoTime, id: TaskId) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        let rank = match task.rank {
+            Some(rank) => rank,
+            None => rate(now, task, &mut self.queue, &self.workers, &self.config),
+        };
+        task.rank = Some(rank);
+        task.state = State::Queued(self.queue.push(rank, id));
+    }
+
+    /// Rates a task that has just come.
+    pub(super) fn rate(&mut self, now: MonoTime, task: &Task) -> Rank {
+        rate(now, task, &mut self.queue, &self.workers, &self.config)
+    }
+}
+
+fn rate(now: MonoTime, task: &Task, queue: &mut Queue, workers: &Workers, config: &Config) -> Rank {
+    let models = predict::models(task).map(|(digest, _)| digest);
+    let cost_us = workers.fleet().cost_us(models, task.spec.items);
+    queue.rate(now, &task.spec, cost_us, &config.weights, config.tenant(task.spec.client))
+}

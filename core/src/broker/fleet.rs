@@ -1,0 +1,93 @@
+//! What models cost on average over all workers: the guess for a worker that has not run a model itself.
+
+use std::collections::BTreeMap;
+
+use proto_msgs::{Digest, Heartbeat, ModelCost};
+
+/// Slot time assumed of a model that nobody has measured, per item, microseconds. Only shares between clients rest on it:
+/// as long as all are equally unknown, any value will do.
+const ITEM_UNKNOWN_US: u64 = 100_000;
+
+/// Sums over the workers that have measured one model.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    workers: u64,
+    single_us: u64,
+    item_us: u64,
+    loaded: u64,
+    load_us: u64,
+}
+
+/// See the head of this file.
+#[derive(Debug, Default)]
+pub(super) struct Fleet {
+    models: BTreeMap<Digest, Sums>,
+    links: u64,
+    link_bytes_per_s: u128,
+}
+
+/// Microseconds of one item in a batch of the best size.
+pub(super) fn item_us(cost: &ModelCost) -> u64 {
+    let best = u32::from(cost.best_batch.max(1));
+    cost.batch_us(best) / u64::from(best)
+}
+
+impl Fleet {
+    pub(super) fn add(&mut self, heartbeat: &Heartbeat) {
+        for cost in &heartbeat.costs {
+            let sums = self.models.entry(cost.model).or_default();
+            sums.workers += 1;
+            sums.single_us += cost.batch_us(1);
+            sums.item_us += item_us(cost);
+            sums.loaded += u64::from(cost.load_us > 0);
+            sums.load_us += u64::from(cost.load_us);
+        }
+        self.links += u64::from(heartbeat.link_bytes_per_s > 0);
+        self.link_bytes_per_s += u128::from(heartbeat.link_bytes_per_s);
+    }
+
+    pub(super) fn remove(&mut self, heartbeat: &Heartbeat) {
+        for cost in &heartbeat.costs {
+            let Some(sums) = self.models.get_mut(&cost.model) else { continue };
+            sums.workers -= 1;
+            sums.single_us -= cost.batch_us(1);
+            sums.item_us -= item_us(cost);
+            sums.loaded -= u64::from(cost.load_us > 0);
+            sums.load_us -= u64::from(cost.load_us);
+            if sums.workers == 0 {
+                self.models.remove(&cost.model);
+            }
+        }
+        self.links -= u64::from(heartbeat.link_bytes_per_s > 0);
+        self.link_bytes_per_s -= u128::from(heartbeat.link_bytes_per_s);
+    }
+
+    /// Microseconds that items take at an average worker; 0 if nobody has run the model.
+    pub(super) fn run_us(&self, model: Digest, items: u32) -> u64 {
+        let Some(sums) = self.models.get(&model).filter(|sums| sums.workers > 0) else { return 0 };
+        let packed = (sums.item_us / sums.workers).saturating_mul(u64::from(items));
+        packed.max(sums.single_us / sums.workers)
+    }
+
+    /// Microseconds to load it at an average worker; 0 if nobody has.
+    pub(super) fn load_us(&self, model: Digest) -> u64 {
+        self.models.get(&model).and_then(|sums| sums.load_us.checked_div(sums.loaded)).unwrap_or(0)
+    }
+
+    /// Bytes per second of an average link; 0 if none is known.
+    pub(super) fn link_bytes_per_s(&self) -> u64 {
+        self.link_bytes_per_s
+            .checked_div(u128::from(self.links))
+            .and_then(|speed| u64::try_from(speed).ok())
+            .unwrap_or(0)
+    }
+
+    /// Slot time that items of these models are worth when shares are counted.
+    pub(super) fn cost_us(&self, models: impl Iterator<Item = Digest>, items: u32) -> u64 {
+        let one = |model| match self.run_us(model, items) {
+            0 => ITEM_UNKNOWN_US * u64::from(items),
+            us => us,
+        };
+        models.map(one).fold(0, u64::saturating_add)
+    }
+}

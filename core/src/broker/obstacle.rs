@@ -1,0 +1,177 @@
+//! What can speak against a worker: cheap values while workers are gone through, sentences only for a person who asks.
+//!
+//! Owns the filters and their texts. Never rates what passes them.
+
+use proto_msgs::{Arch, Demands, Direction, Lane, ModelFormat};
+
+use super::{tasks::Task, worker::Worker};
+use crate::MonoTime;
+
+/// One thing that speaks against a worker.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Obstacle {
+    // For good: it could never run the task, however idle.
+    Format(ModelFormat),
+    Arch(Arch),
+    Cores(u32),
+    Memory {
+        bytes: u64,
+    },
+    GpuMemory,
+    NoWay,
+    NoSlots(Lane),
+    /// Which of the task's label rules.
+    Label(u8),
+    // At the moment.
+    Unheard,
+    Draining,
+    /// It failed the task and nobody else can take it: it gets a while to recover.
+    Pausing,
+    CoresPromised,
+    MemoryPromised,
+    GpuMemoryTaken,
+    /// No free slot, and sending ahead would gain nothing.
+    SlotsInUse {
+        lane: Lane,
+        slots: u16,
+    },
+}
+
+type Ever = fn(&Task, &Worker) -> Option<Obstacle>;
+type Now = fn(&Task, &Worker, MonoTime) -> Option<Obstacle>;
+
+/// The filters that never change while a worker lives.
+const EVER: &[Ever] = &[format, arch, cores, memory, gpu_memory, way, lane_slots, label];
+
+/// The filters that do.
+const NOW: &[Now] = &[open, pausing, cores_promised, memory_promised, gpu_memory_taken];
+
+/// What speaks against a worker for good.
+pub(super) fn ever<'a>(task: &'a Task, worker: &'a Worker) -> impl Iterator<Item = Obstacle> + 'a {
+    EVER.iter().filter_map(move |filter| filter(task, worker))
+}
+
+/// What speaks against a worker now, but for a lack of room.
+pub(super) fn now<'a>(task: &'a Task, worker: &'a Worker, at: MonoTime) -> impl Iterator<Item = Obstacle> + 'a {
+    ever(task, worker).chain(NOW.iter().filter_map(move |filter| filter(task, worker, at)))
+}
+
+/// Who dials: the wish if there is one, else the client wherever the worker has a door that is not known to be shut.
+pub(super) fn direction(task: &Task, worker: &Worker) -> Option<Direction> {
+    use Direction::{ClientDials, WorkerDials};
+    let is_open = |direction: &Direction| match direction {
+        ClientDials => !worker.register.endpoints.is_empty(),
+        WorkerDials => !task.spec.endpoints.is_empty(),
+    };
+    let is_wanted = |direction: &Direction| task.spec.direction.is_none_or(|wish| wish == *direction);
+    let is_shut = |direction: &Direction| task.unreachable.contains(&(worker.id(), *direction));
+    let mut ways = [ClientDials, WorkerDials].into_iter().filter(|way| is_open(way) && is_wanted(way));
+    ways.clone().find(|way| !is_shut(way)).or_else(|| ways.next())
+}
+
+fn format(task: &Task, worker: &Worker) -> Option<Obstacle> {
+    let mut models = std::iter::once(&task.spec.model).chain(task.spec.then.iter().map(|stage| &stage.model));
+    let unknown = models.find(|model| !worker.register.formats.contains(&model.format))?;
+    Some(Obstacle::Format(unknown.format))
+}
+
+fn arch(task: &Task, worker: &Worker) -> Option<Obstacle> {
+    let is_other = task.spec.demands.arch.is_some_and(|arch| arch != worker.register.arch);
+    is_other.then_some(Obstacle::Arch(worker.register.arch))
+}
+
+fn cores(task: &Task, worker: &Worker) -> Option<Obstacle> {
+    let cores = worker.register.cores;
+    (u64::from(task.spec.demands.cpu_millis) > u64::from(cores) * 1000).then_some(Obstacle::Cores(cores))
+}
+
+fn memory(task: &Task, worker: &Worker) -> Option<Obstacle> {
+    let bytes = worker.register.memory_bytes;
+    (task.spec.demands.memory_bytes > bytes).then_some(Obstacle::Memory { bytes })
+}
+
+fn gpu_memory(task: &Task, worker: &Worker) -> Option<Obstacle> {
+    (task.spec.demands.gpu_memory_bytes > worker.gpu_memory_bytes()).then_some(Obstacle::GpuMemory)
+}
+
+fn way(task: &Task, worker: &Worker) -> Option<Obstacle> {
+    direction(task, worker).is_none().then_some(Obstacle::NoWay)
+}
+
+fn lane_slots(task: &Task, worker: &Worker) -> Option<Obstacle> {
+    (worker.usable_slots(task.lane()) == 0).then_some(Obstacle::NoSlots(task.lane()))
+}
+
+fn label(task: &Task, worker: &Worker) -> Option<Obstacle> {
+    let mut required = task.spec.labels.iter().enumerate().filter(|(_, rule)| rule.required);
+    let (broken, _) = required.find(|(_, rule)| !has_label(worker, &rule.key, &rule.value))?;
+    Some(Obstacle::Label(u8::try_from(broken).unwrap_or(u8::MAX)))
+}
+
+pub(super) fn has_label(worker: &Worker, key: &str, value: &str) -> bool {
+    worker.register.labels.iter().any(|(has, is)| has == key && is == value)
+}
+
+fn open(_: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle> {
+    match &worker.heartbeat {
+        None => Some(Obstacle::Unheard),
+        Some(heartbeat) => heartbeat.draining.then_some(Obstacle::Draining),
+    }
+}
+
+fn pausing(task: &Task, worker: &Worker, at: MonoTime) -> Option<Obstacle> {
+    (at < task.pause_until && task.avoid.contains(&worker.id())).then_some(Obstacle::Pausing)
+}
+
+fn cores_promised(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle> {
+    let wanted = u64::from(task.spec.demands.cpu_millis);
+    let (promised, ..) = worker.occupancy.reserved();
+    let is_over = wanted > 0 && promised + wanted > u64::from(worker.register.cores) * 1000;
+    is_over.then_some(Obstacle::CoresPromised)
+}
+
+fn memory_promised(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle> {
+    let wanted = u128::from(task.spec.demands.memory_bytes);
+    let (_, promised, _) = worker.occupancy.reserved();
+    let is_over = wanted > 0 && promised + wanted > u128::from(worker.register.memory_bytes);
+    is_over.then_some(Obstacle::MemoryPromised)
+}
+
+fn gpu_memory_taken(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle> {
+    let wanted = task.spec.demands.gpu_memory_bytes;
+    (wanted > 0 && wanted > worker.gpu_free_bytes()).then_some(Obstacle::GpuMemoryTaken)
+}
+
+/// Whether a task may be sent where no slot is free: not if it was promised cores or memory of its own, or lives on there
+/// without its client.
+pub(super) fn may_go_ahead(task: &Task) -> bool {
+    let Demands { cpu_millis, memory_bytes, gpu_memory_bytes, .. } = task.spec.demands;
+    !task.spec.detached && cpu_millis == 0 && memory_bytes == 0 && gpu_memory_bytes == 0
+}
+
+impl Obstacle {
+    /// For a person, said of the worker.
+    pub(super) fn text(self, task: &Task) -> String {
+        match self {
+            Self::Format(format) => format!("cannot run {format} models"),
+            Self::Arch(arch) => format!("is {arch}"),
+            Self::Cores(cores) => format!("has {cores} cores"),
+            Self::Memory { bytes } => format!("has {} MiB of memory", bytes >> 20),
+            Self::GpuMemory => "has no GPU with that much memory".to_owned(),
+            Self::NoWay => "cannot be connected in the wanted direction".to_owned(),
+            Self::NoSlots(lane) => format!("has no slots for the {lane} lane"),
+            Self::Label(at) => match task.spec.labels.get(usize::from(at)) {
+                Some(rule) => format!("has no label {}={}", rule.key, rule.value),
+                None => "has not the labels wanted".to_owned(),
+            },
+            Self::Unheard => "has not said yet how it is".to_owned(),
+            Self::Draining => "is draining".to_owned(),
+            Self::Pausing => "failed the task a moment ago".to_owned(),
+            Self::CoresPromised => "its cores are promised to others".to_owned(),
+            Self::MemoryPromised => "its memory is promised to others".to_owned(),
+            Self::GpuMemoryTaken => "its GPU memory is promised to others or in use".to_owned(),
+            Self::SlotsInUse { lane: Lane::Realtime, slots } => format!("all {slots} slots are in use"),
+            Self::SlotsInUse { lane: Lane::Batch, slots } => format!("all {slots} batch slots are in use"),
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! What attempts take up at one worker: slots of lanes, cores, memory, items of models.
+//!
+//! Owns the sums, which are kept up with each change so that a look at a worker costs nothing. Never decides who comes.
+
+use std::collections::BTreeMap;
+
+use proto_msgs::{AttemptId, Demands, Digest, Lane};
+
+/// No estimate of one attempt counts for more: sums of them stay far from an overflow.
+const ESTIMATE_US_MAX: u64 = 24 * 3_600 * 1_000_000;
+
+/// What one attempt takes up.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Held {
+    /// `None` for an attempt of which only a heartbeat has told, as after a restart: until its client tells more, it may be in
+    /// the way of either lane.
+    pub(super) lane: Option<Lane>,
+    pub(super) demands: Demands,
+    /// `None` for an attempt of which only a heartbeat has told.
+    pub(super) model: Option<Digest>,
+    pub(super) items: u32,
+    /// Slot time that it was predicted to need, microseconds; `None` if nobody knows.
+    pub(super) slot_us: Option<u64>,
+}
+
+impl Held {
+    /// An attempt that a heartbeat names and of which nothing is known.
+    pub(super) const UNKNOWN: Self = Self {
+        lane: None,
+        demands: Demands { cpu_millis: 0, memory_bytes: 0, gpu_memory_bytes: 0, arch: None },
+        model: None,
+        items: 1,
+        slot_us: None,
+    };
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    /// A heartbeat has named the attempt. From then on heartbeats alone say when it is gone.
+    named: bool,
+    held: Held,
+}
+
+/// One lane's part.
+#[derive(Clone, Copy, Debug, Default)]
+struct LaneUse {
+    tasks: u16,
+    /// Of them, those of which nobody knows how long they take.
+    unmeasured: u16,
+    /// Slot time that the others were predicted to need.
+    backlog_us: u64,
+}
+
+/// See the head of this file.
+#[derive(Debug, Default)]
+pub(super) struct Occupancy {
+    entries: BTreeMap<AttemptId, Entry>,
+    lanes: [LaneUse; 2],
+    /// Attempts of which nobody knows the lane.
+    strangers: u16,
+    cpu_millis: u64,
+    // Wider than the demands, which the network chooses: no sum of them can overflow.
+    memory_bytes: u128,
+    gpu_memory_bytes: u128,
+    /// Items at work or waiting, by model and lane. A worker is at few models at a time.
+    items: Vec<((Digest, Lane), u64)>,
+}
+
+impl Occupancy {
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn has(&self, id: AttemptId) -> bool {
+        self.entries.contains_key(&id)
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = AttemptId> {
+        self.entries.keys().copied()
+    }
+
+    /// Attempts in each lane; those of which nobody knows count with the lane that has no hurry.
+    pub(super) fn tasks(&self) -> [u16; 2] {
+        [self.lanes[0].tasks, self.lanes[1].tasks.saturating_add(self.strangers)]
+    }
+
+    /// Slots that a task of this lane could have at once. Idle slots of the batch lane serve realtime, never the other way.
+    pub(super) fn free(&self, lane: Lane, slots: [u16; 2]) -> u16 {
+        let [realtime, batch] = self.lanes.map(|lane| lane.tasks);
+        let free = match lane {
+            Lane::Realtime => {
+                let idle = slots[1].saturating_sub(batch);
+                slots[0].saturating_add(idle).saturating_sub(realtime)
+            }
+            Lane::Batch => {
+                let lent = realtime.saturating_sub(slots[0]);
+                slots[1].saturating_sub(lent).saturating_sub(batch)
+            }
+        };
+        free.saturating_sub(self.strangers)
+    }
+
+    /// Slots of the lane's own that are free.
+    pub(super) fn own_free(&self, lane: Lane, slots: [u16; 2]) -> u16 {
+        match lane {
+            Lane::Realtime => slots[0].saturating_sub(self.lanes[0].tasks).min(self.free(lane, slots)),
+            Lane::Batch => self.free(lane, slots),
+        }
+    }
+
+    /// Slot time that the lane's attempts need, microseconds; `None` if for one of them nobody knows.
+    pub(super) fn backlog_us(&self, lane: Lane) -> Option<u64> {
+        let lane = self.lanes[lane.index()];
+        (lane.unmeasured == 0 && self.strangers == 0).then_some(lane.backlog_us)
+    }
+
+    /// The same, with nothing for those that nobody knows.
+    pub(super) fn known_backlog_us(&self, lane: Lane) -> u64 {
+        self.lanes[lane.index()].backlog_us
+    }
+
+    /// Items of the model in the lane.
+    pub(super) fn items(&self, model: Digest, lane: Lane) -> u64 {
+        self.items.iter().find(|(key, _)| *key == (model, lane)).map_or(0, |(_, items)| *items)
+    }
+
+    /// Promised: thousandths of a core, bytes of memory, bytes of GPU memory.
+    pub(super) fn reserved(&self) -> (u64, u128, u128) {
+        (self.cpu_millis, self.memory_bytes, self.gpu_memory_bytes)
+    }
+
+    /// An attempt is promised, or more is known of it.
+    pub(super) fn put(&mut self, id: AttemptId, held: Held) {
+        let slot_us = held.slot_us.map(|us| us.min(ESTIMATE_US_MAX));
+        let held = Held { slot_us, ..held };
+        let named = self.take(id).is_some_and(|entry| entry.named);
+        self.insert(id, Entry { named, held });
+    }
+
+    /// A heartbeat names these and no others. Gives those that earlier ones named and this one does not.
+    pub(super) fn named(&mut self, active: impl Iterator<Item = AttemptId> + Clone) -> Vec<AttemptId> {
+        let known = self.entries.iter().filter(|(_, entry)| entry.named).map(|(id, _)| *id);
+        let before: Vec<AttemptId> = known.collect();
+        for id in active.clone() {
+            match self.entries.get_mut(&id) {
+                Some(entry) => entry.named = true,
+                None => self.insert(id, Entry { named: true, held: Held::UNKNOWN }),
+            }
+        }
+        if before.is_empty() {
+            return before;
+        }
+        let active: std::collections::BTreeSet<AttemptId> = active.collect();
+        let vanished: Vec<AttemptId> = before.into_iter().filter(|id| !active.contains(id)).collect();
+        for id in &vanished {
+            self.take(*id);
+        }
+        vanished
+    }
+
+    pub(super) fn remove(&mut self, id: AttemptId) {
+        self.take(id);
+    }
+
+    /// Removes a promise that no heartbeat has taken up.
+    pub(super) fn remove_unnamed(&mut self, id: AttemptId) {
+        if self.entries.get(&id).is_some_and(|entry| !entry.named) {
+            self.take(id);
+        }
+    }
+
+    fn insert(&mut self, id: AttemptId, entry: Entry) {
+        let Held { lane, demands, model, items, slot_us } = entry.held;
+        match lane.map(|lane| &mut self.lanes[lane.index()]) {
+            Some(used) => {
+                used.tasks = used.tasks.saturating_add(1);
+                used.backlog_us += slot_us.unwrap_or(0);
+                used.unmeasured += u16::from(slot_us.is_none());
+            }
+            None => self.strangers += 1,
+        }
+        self.cpu_millis += u64::from(demands.cpu_millis);
+        self.memory_bytes += u128::from(demands.memory_bytes);
+        self.gpu_memory_bytes += u128::from(demands.gpu_memory_bytes);
+        if let Some((model, lane)) = model.zip(lane) {
+            match self.items.iter_mut().find(|(key, _)| *key == (model, lane)) {
+                Some((_, sum)) => *sum += u64::from(items),
+                None => self.items.push(((model, lane), u64::from(items))),
+            }
+        }
+        self.entries.insert(id, entry);
+    }
+
+    fn take(&mut self, id: AttemptId) -> Option<Entry> {
+        let entry = self.entries.remove(&id)?;
+        let Held { lane, demands, model, items, slot_us } = entry.held;
+        match lane.map(|lane| &mut self.lanes[lane.index()]) {
+            Some(used) => {
+                used.tasks = used.tasks.saturating_sub(1);
+                used.backlog_us -= slot_us.unwrap_or(0);
+                used.unmeasured -= u16::from(slot_us.is_none());
+            }
+            None => self.strangers -= 1,
+        }
+        self.cpu_millis -= u64::from(demands.cpu_millis);
+        self.memory_bytes -= u128::from(demands.memory_bytes);
+        self.gpu_memory_bytes -= u128::from(demands.gpu_memory_bytes);
+        if let Some(at) = self.items.iter().position(|(key, _)| Some(*key) == model.zip(lane)) {
+            self.items[at].1 -= u64::from(items);
+            if self.items[at].1 == 0 {
+                self.items.swap_remove(at);
+            }
+        }
+        Some(entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto_msgs::{Attempt, TaskId};
+
+    use super::*;
+
+    fn id(number: u8) -> AttemptId {
+        AttemptId { task: TaskId::from_bytes([number; 16]), attempt: Attempt(1) }
+    }
+
+    fn held(lane: Lane) -> Held {
+        Held { lane: Some(lane), slot_us: Some(10_000), ..Held::UNKNOWN }
+    }
+
+    #[test]
+    fn idle_batch_slots_are_lent_to_realtime_and_never_the_other_way() {
+        let slots = [1, 2];
+        let mut occupancy = Occupancy::default();
+        assert_eq!((occupancy.free(Lane::Realtime, slots), occupancy.free(Lane::Batch, slots)), (3, 2));
+        occupancy.put(id(1), held(Lane::Realtime));
+        assert_eq!((occupancy.free(Lane::Realtime, slots), occupancy.free(Lane::Batch, slots)), (2, 2));
+        occupancy.put(id(2), held(Lane::Realtime));
+        assert_eq!((occupancy.free(Lane::Realtime, slots), occupancy.free(Lane::Batch, slots)), (1, 1));
+        occupancy.put(id(3), held(Lane::Batch));
+        assert_eq!((occupancy.free(Lane::Realtime, slots), occupancy.free(Lane::Batch, slots)), (0, 0));
+        occupancy.remove(id(1));
+        occupancy.remove(id(2));
+        assert_eq!((occupancy.free(Lane::Realtime, slots), occupancy.free(Lane::Batch, slots)), (2, 1));
+    }
+
+    #[test]
+    fn one_slot_serves_both_lanes() {
+        let slots = [0, 1];
+        let mut occupancy = Occupancy::default();
+        assert_eq!((occupancy.free(Lane::Realtime, slots), occupancy.free(Lane::Batch, slots)), (1, 1));
+        occupancy.put(id(1), held(Lane::Batch));
+        assert_eq!((occupancy.free(Lane::Realtime, slots), occupancy.free(Lane::Batch, slots)), (0, 0));
+    }
+
+    #[test]
+    fn an_attempt_of_which_only_a_heartbeat_tells_is_in_the_way_of_both_lanes() {
+        let slots = [1, 1];
+        let mut occupancy = Occupancy::default();
+        assert_eq!(occupancy.named([id(1), id(2)].into_iter()), []);
+        assert_eq!((occupancy.free(Lane::Realtime, slots), occupancy.own_free(Lane::Realtime, slots)), (0, 0));
+        occupancy.put(id(1), held(Lane::Batch));
+        occupancy.put(id(2), held(Lane::Batch));
+        assert_eq!((occupancy.free(Lane::Realtime, slots), occupancy.free(Lane::Batch, slots)), (1, 0));
+    }
+
+    #[test]
+    fn what_comes_and_goes_leaves_nothing_however_large_it_claims_to_be() {
+        let mut occupancy = Occupancy::default();
+        let demands = Demands { cpu_millis: u32::MAX, memory_bytes: u64::MAX, gpu_memory_bytes: u64::MAX, arch: None };
+        let model = Some(Digest::from_bytes([1; 32]));
+        for number in 0..4 {
+            let lane = Some(Lane::ALL[usize::from(number % 2)]);
+            occupancy.put(id(number), Held { lane, demands, model, items: u32::MAX, slot_us: Some(u64::MAX) });
+            occupancy.put(id(number), Held { lane: Some(Lane::Realtime), demands, model, items: 3, slot_us: None });
+        }
+        assert_eq!(occupancy.backlog_us(Lane::Realtime), None);
+        assert_eq!(occupancy.named([id(0), id(9)].into_iter()), []);
+        assert_eq!(occupancy.named([id(9)].into_iter()), [id(0)]);
+        (0..10).for_each(|number| occupancy.remove(id(number)));
+        assert_eq!(occupancy.reserved(), (0, 0, 0));
+        assert_eq!((occupancy.tasks(), occupancy.len(), occupancy.items.len()), ([0, 0], 0, 0));
+        assert_eq!(occupancy.backlog_us(Lane::Batch), Some(0));
+    }
+}

@@ -1,0 +1,107 @@
+//! What an attempt's end teaches: how good the prediction was, whether a service level was kept, whom a task took down.
+//!
+//! Owns those lessons. Never ends a task.
+
+use std::collections::VecDeque;
+
+use proto_msgs::{ErrorCode, Failure, Outcome, WorkerId};
+
+use super::{Broker, tasks::Task};
+use crate::MonoTime;
+
+/// Comparisons that the median is taken of: the last ones, so that it follows when machines change.
+const ERRORS_MAX: usize = 512;
+
+/// Workers that a task may take down before it is given up.
+const LOST_WITH_MAX: usize = 3;
+
+/// How far predictions were off.
+#[derive(Debug, Default)]
+pub(super) struct Errors {
+    /// |predicted − actual| / actual, thousandths, oldest first.
+    last_permille: VecDeque<u32>,
+}
+
+impl Errors {
+    fn add(&mut self, predicted_us: u64, actual_us: u64) {
+        let off = u128::from(predicted_us.abs_diff(actual_us)) * 1000 / u128::from(actual_us.max(1));
+        if self.last_permille.len() == ERRORS_MAX {
+            self.last_permille.pop_front();
+        }
+        self.last_permille.push_back(u32::try_from(off).unwrap_or(u32::MAX));
+    }
+
+    /// `None` before the first comparison.
+    pub(super) fn median_permille(&self) -> Option<u32> {
+        let mut sorted: Vec<u32> = self.last_permille.iter().copied().collect();
+        let middle = sorted.len() / 2;
+        (!sorted.is_empty()).then(|| *sorted.select_nth_unstable(middle).1)
+    }
+}
+
+impl Broker {
+    /// The current attempt is over, and with it the task or not.
+    pub(super) fn learn(&mut self, now: MonoTime, task: proto_msgs::TaskId, outcome: &Outcome) {
+        let Some(task) = self.tasks.get_mut(task) else { return };
+        let Some((granted_at, place)) = task.granted_at.take().zip(task.place()) else { return };
+        let took = now.since(granted_at);
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let is_done = matches!(outcome, Outcome::Done { .. });
+        if is_done {
+            task.took = Some(took);
+            if let Some(predicted) = task.predicted.filter(|predicted| predicted.measured) {
+                self.errors.add(predicted.total_us(), took_us);
+                self.stats.predictions += 1;
+            }
+        }
+        let Some((stream, slo)) = task.stream.zip(task.spec.slo) else { return };
+        let is_late = took_us > u64::from(slo.latency_ms) * 1000;
+        // One that was taken back early says nothing; one that failed did not keep its promise.
+        let is_failure = matches!(outcome, Outcome::Failed(failure) if failure.code.is_retryable());
+        if is_done || is_late || is_failure {
+            self.slos.ended(now, stream, place.worker, slo, is_late || is_failure);
+        }
+    }
+}
+
+impl Task {
+    /// The worker was lost with this task, or the task crashed there. True if it is one too many.
+    pub(super) fn is_poisonous(&mut self, worker: WorkerId, outcome: &Outcome) -> bool {
+        let Outcome::Failed(Failure { code: ErrorCode::WorkerLost | ErrorCode::RunCrashed, .. }) = outcome else {
+            return false;
+        };
+        if !self.lost_with.contains(&worker) && self.lost_with.len() < LOST_WITH_MAX {
+            self.lost_with.push(worker);
+        }
+        self.lost_with.len() >= LOST_WITH_MAX
+    }
+
+    /// The end of a task that took worker after worker down with it.
+    pub(super) fn poisonous(&self) -> Outcome {
+        let text = format!(
+            "{} workers were lost or crashed while they had this task: it is given up before it takes another; \
+             run it on one machine of your own with more memory, and see what the model does",
+            self.lost_with.len()
+        );
+        Outcome::failed(ErrorCode::Poisonous, text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_of_predictions_is_the_median_of_the_last_ones() {
+        let mut errors = Errors::default();
+        assert_eq!(errors.median_permille(), None);
+        errors.add(50, 100);
+        assert_eq!(errors.median_permille(), Some(500));
+        for _ in 0..ERRORS_MAX {
+            errors.add(110, 100);
+        }
+        assert_eq!(errors.median_permille(), Some(100));
+        assert_eq!(errors.last_permille.len(), ERRORS_MAX);
+        errors.add(u64::MAX, 0);
+    }
+}

@@ -1,0 +1,149 @@
+//! How long a task would take at a worker, made of what was measured: queue, transfer, load, run.
+//!
+//! Owns the sums and whether a worker has room. Never chooses.
+
+use proto_msgs::{Digest, Lane, Packing, Prediction, limits::STAGES_AFTER_MAX};
+
+use super::{fleet::Fleet, obstacle, occupancy::Held, tasks::Task, worker::Worker};
+
+/// Work that may wait at a worker in front of a task that is sent ahead. Enough that the next task is there before the
+/// one that runs is over, little enough that a more urgent one does not come too late.
+const AHEAD_US_MAX: u64 = 50_000;
+
+/// Attempts that one worker is sent, below what its heartbeats can name.
+const ATTEMPTS_AHEAD_MAX: usize = 192;
+
+/// Batches of the best size, for each slot, that may be at a worker: one runs, one is being gathered.
+const BATCHES_AHEAD_MAX: u64 = 2;
+
+/// Microseconds in a second.
+const SECOND_US: u128 = 1_000_000;
+
+/// Models that the task passes through.
+pub(super) fn models(task: &Task) -> impl Iterator<Item = (Digest, u64)> + Clone + '_ {
+    let then = task.spec.then.iter().map(|stage| &stage.model);
+    std::iter::once(&task.spec.model).chain(then).map(|model| (model.digest, model.size_bytes))
+}
+
+/// What is assumed of a worker that has not measured it itself: the fleet's mean, looked up once for all candidates.
+#[derive(Debug)]
+pub(super) struct Guess {
+    /// Run and load of each model, microseconds.
+    models: [(u64, u64); 1 + STAGES_AFTER_MAX],
+    link_bytes_per_s: u64,
+}
+
+impl Guess {
+    pub(super) fn new(task: &Task, fleet: &Fleet) -> Self {
+        let mut guess = [(0, 0); 1 + STAGES_AFTER_MAX];
+        for ((digest, _), guess) in models(task).zip(&mut guess) {
+            *guess = (fleet.run_us(digest, task.spec.items), fleet.load_us(digest));
+        }
+        Self { models: guess, link_bytes_per_s: fleet.link_bytes_per_s() }
+    }
+}
+
+/// The time the task would take at the worker. What nobody knows counts as nothing.
+pub(super) fn predict(task: &Task, worker: &Worker, guess: &Guess) -> Prediction {
+    let mut prediction = Prediction { measured: true, ..Prediction::default() };
+    let mut bytes = task.spec.input_bytes;
+    for ((digest, size_bytes), (mean_run_us, mean_load_us)) in models(task).zip(guess.models) {
+        let here = worker.model(digest);
+        if !here.held {
+            bytes = bytes.saturating_add(size_bytes);
+        }
+        if !here.warm {
+            let measured = here.cost.map_or(0, |cost| u64::from(cost.load_us));
+            prediction.load_us += if measured > 0 { measured } else { mean_load_us };
+        }
+        let measured = here.cost.map_or(0, |cost| cost.run_us(task.spec.items));
+        let run_us = if measured > 0 { measured } else { mean_run_us };
+        prediction.measured &= run_us > 0;
+        prediction.run_us = prediction.run_us.saturating_add(run_us);
+    }
+    let link = worker.heartbeat.as_ref().map_or(0, |heartbeat| heartbeat.link_bytes_per_s);
+    let link = if link > 0 { link } else { guess.link_bytes_per_s };
+    let transfer_us = (u128::from(bytes) * SECOND_US).checked_div(u128::from(link)).unwrap_or(0);
+    prediction.transfer_us = u64::try_from(transfer_us).unwrap_or(u64::MAX);
+    if worker.free(task.lane()) == 0 {
+        prediction.queue_us = backlog_us(worker, task.lane());
+    }
+    prediction
+}
+
+/// Until everything in the lane has run, as far as that is known.
+fn backlog_us(worker: &Worker, lane: Lane) -> u64 {
+    worker.occupancy.known_backlog_us(lane) / u64::from(lane_slots(worker, lane))
+}
+
+/// Slots that the lane can count on: its own, or where it has none the ones that it shares.
+fn lane_slots(worker: &Worker, lane: Lane) -> u16 {
+    let own = worker.register.slots[lane.index()];
+    if own > 0 { own } else { worker.usable_slots(lane).max(1) }
+}
+
+/// Whether the task could go to the worker as far as slots are concerned. `own`: only to slots of its own lane.
+pub(super) fn has_room(task: &Task, worker: &Worker, own: bool) -> bool {
+    let lane = task.lane();
+    let free = if own { worker.own_free(lane) } else { worker.free(lane) };
+    free > 0 || has_room_ahead(task, worker)
+}
+
+/// Whether some task of the lane may find room at the worker: if not, none needs to be looked at.
+pub(super) fn takes_any(worker: &Worker, lane: Lane, own: bool) -> bool {
+    let free = if own { worker.own_free(lane) } else { worker.free(lane) };
+    if free > 0 {
+        return true;
+    }
+    let takes_ahead = worker.is_open() && worker.occupancy.len() < ATTEMPTS_AHEAD_MAX;
+    takes_ahead && (worker.packs() || (worker.has_measured() && is_nearly_done(worker, lane)))
+}
+
+/// Whether the lane's work is over so soon that the next task should be on its way.
+fn is_nearly_done(worker: &Worker, lane: Lane) -> bool {
+    worker.occupancy.backlog_us(lane).is_some_and(|us| us / u64::from(lane_slots(worker, lane)) <= AHEAD_US_MAX)
+}
+
+/// Whether the task may be sent although no slot is free, so that it is there when one is.
+fn has_room_ahead(task: &Task, worker: &Worker) -> bool {
+    let lane = task.lane();
+    if !obstacle::may_go_ahead(task) || !worker.is_open() || worker.occupancy.len() >= ATTEMPTS_AHEAD_MAX {
+        return false;
+    }
+    let model = task.spec.model.digest;
+    let Some(cost) = worker.model(model).cost.filter(|cost| cost.batch_us(1) > 0) else { return false };
+    if cost.packing == Packing::On {
+        let batches = BATCHES_AHEAD_MAX * u64::from(lane_slots(worker, lane));
+        if worker.occupancy.items(model, lane) < batches * u64::from(cost.best_batch.max(1)) {
+            return true;
+        }
+    }
+    is_nearly_done(worker, lane)
+}
+
+/// What the task takes up at a worker.
+pub(super) fn held(task: &Task, worker: Option<&Worker>) -> Held {
+    let (lane, demands, items) = (Some(task.lane()), task.spec.demands, task.spec.items);
+    let slot_us = worker.and_then(|worker| slot_us(task, worker));
+    Held { lane, demands, model: Some(task.spec.model.digest), items, slot_us }
+}
+
+/// Slot time that the task needs at the worker, loading included; `None` if its runs were never measured. Where items are
+/// packed its share of full batches, else its runs one after the other.
+fn slot_us(task: &Task, worker: &Worker) -> Option<u64> {
+    let mut sum = 0_u64;
+    for (digest, _) in models(task) {
+        let here = worker.model(digest);
+        let cost = here.cost?;
+        let run_us = match cost.packing {
+            Packing::On => super::fleet::item_us(cost).saturating_mul(u64::from(task.spec.items)),
+            _ => cost.run_us(task.spec.items),
+        };
+        if run_us == 0 {
+            return None;
+        }
+        let load_us = if here.warm { 0 } else { u64::from(cost.load_us) };
+        sum = sum.saturating_add(run_us).saturating_add(load_us);
+    }
+    Some(sum)
+}

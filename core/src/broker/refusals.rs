@@ -1,0 +1,116 @@
+//! Tasks that are not taken: because something is full, because nobody can ever run them, because they would come too late.
+//!
+//! Owns when and in which words. A refusal for good is remembered like any other end, so that `why` can tell.
+
+use std::time::Duration;
+
+use proto_msgs::{BrokerToClient, Ended, ErrorCode, Failure, Lane, Outcome, PeerId, Standing, Submit, TaskId};
+
+use super::{
+    Broker,
+    placement::{self, Decision},
+    tasks::{State, Task},
+};
+use crate::MonoTime;
+
+/// What a client is told to wait when something is full or away: long enough to matter, short enough not to annoy.
+const RETRY_AFTER_MS: u32 = 1000;
+
+/// A full lane's refusal asks for no more patience than this, however long the lane is.
+const RETRY_AFTER_MS_MAX: u64 = 60_000;
+
+/// A client comes back when this part of the lane has drained: late enough for room, early enough not to find it empty.
+const DRAINED_PART: u64 = 10;
+
+/// Microseconds in a millisecond.
+const MS_US: u64 = 1000;
+
+impl Broker {
+    pub(super) fn refuse(&mut self, peer: PeerId, task: TaskId, code: ErrorCode, text: &str) {
+        let retry_after_ms = code.is_retryable().then_some(RETRY_AFTER_MS);
+        self.refuse_until(peer, task, code, text, retry_after_ms);
+    }
+
+    fn refuse_until(&mut self, peer: PeerId, task: TaskId, code: ErrorCode, text: &str, retry_after_ms: Option<u32>) {
+        let ended = Ended { task, outcome: Outcome::failed(code, text), retry_after_ms };
+        self.tell_client(Some(peer), BrokerToClient::Ended(ended));
+    }
+
+    /// Whether a new task has to be turned away before anything is made of it; if so, that has been said.
+    pub(super) fn turned_away(&mut self, peer: PeerId, submit: &Submit, lane: Lane) -> bool {
+        let is_waiting = !matches!(submit.standing, Standing::Holding { .. });
+        if is_waiting && self.tasks.live() >= self.config.tasks_max {
+            self.stats.refused += 1;
+            self.stats.refused_busy += 1;
+            self.refuse(peer, submit.task, ErrorCode::Busy, "this broker has as many unfinished tasks as it takes");
+            return true;
+        }
+        if is_waiting && self.queue.lane_len(lane) >= self.config.queue_max {
+            self.stats.refused += 1;
+            self.stats.refused_busy += 1;
+            let drain_ms = self.drain_us(lane) / MS_US;
+            let retry = (drain_ms / DRAINED_PART).clamp(u64::from(RETRY_AFTER_MS), RETRY_AFTER_MS_MAX) as u32;
+            let text = format!(
+                "as many tasks wait in the {lane} lane as this broker takes; they need about {} s: try again in {} s",
+                drain_ms.div_ceil(1000),
+                retry.div_ceil(1000)
+            );
+            self.refuse_until(peer, submit.task, ErrorCode::Busy, &text, Some(retry));
+            return true;
+        }
+        if submit.detached && !self.store_ok {
+            self.stats.refused += 1;
+            self.stats.refused_store += 1;
+            let text =
+                "the store does not answer, so a detached task could be lost: try again, or submit without --detach";
+            self.refuse(peer, submit.task, ErrorCode::StoreAway, text);
+            return true;
+        }
+        false
+    }
+
+    /// Time until everything that waits in the lane now has gone to a worker, as predicted, microseconds.
+    fn drain_us(&self, lane: Lane) -> u64 {
+        self.queue.cost_us(lane) / u64::from(self.workers.totals().usable_slots(lane).max(1))
+    }
+
+    /// Why the task cannot be taken at all, if so.
+    pub(super) fn hopeless(&mut self, now: MonoTime, task: &mut Task) -> Option<Failure> {
+        let (failure, looked) = placement::never_fits(task, &self.workers);
+        self.stats.candidates_looked += looked;
+        if failure.is_some() {
+            self.stats.refused_unfit += 1;
+            return failure;
+        }
+        let deadline_us = task.spec.deadline_ms?.saturating_mul(MS_US);
+        let slots = u64::from(self.workers.totals().usable_slots(task.lane()).max(1));
+        let before_us = task.rank.map_or(0, |rank| self.queue.before_us(rank.key)) / slots;
+        let survey = placement::survey_all(task, self.scene(now));
+        let (looked, earliest_us) = (survey.looked, survey.earliest_us(before_us));
+        let rated = survey.into_rated();
+        self.stats.candidates_looked += looked;
+        let earliest_us = earliest_us.filter(|earliest_us| *earliest_us > deadline_us)?;
+        self.stats.refused_deadline += 1;
+        let at_unix_ms = self.unix_ms(now);
+        task.decision = Some(Box::new(Decision { at_unix_ms, chosen: None, rated }));
+        let finish = Duration::from_micros(earliest_us).as_secs_f64();
+        let wanted = Duration::from_micros(deadline_us).as_secs_f64();
+        let text = format!(
+            "the answer could be there in {finish:.3} s at best, as predicted, and the deadline is in {wanted:.3} s"
+        );
+        Some(Failure::new(ErrorCode::DeadlineUnmeetable, text))
+    }
+
+    /// Tells the client that its new task is over before it began, and remembers it.
+    pub(super) fn refuse_for_good(&mut self, now: MonoTime, peer: PeerId, mut task: Task, failure: Failure) {
+        self.stats.refused += 1;
+        if let Some(rank) = task.rank.take() {
+            self.queue.withdraw(&rank, task.spec.client, self.config.tenant(task.spec.client));
+        }
+        let outcome = Outcome::Failed(failure);
+        let ended = Ended { task: task.id(), outcome: outcome.clone(), retry_after_ms: None };
+        task.state = State::Ended { outcome, ended_unix_ms: self.unix_ms(now) };
+        self.tasks.insert(now, task);
+        self.tell_client(Some(peer), BrokerToClient::Ended(ended));
+    }
+}

@@ -1,0 +1,138 @@
+//! Fair shares inside one lane: start-time fair queueing over clients.
+//!
+//! Each task gets a start tag, the slot time at which it would begin if every client had a server of its own, as fast as
+//! its share. The lane's virtual time is the largest tag that was dispatched; who comes late begins there.
+//!
+//! Owns the tags. Never orders tasks; that is `queue`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto_msgs::ClientId;
+
+/// Clients of whom it is remembered what they have had. More only wait at once in an attack; those least ahead are then
+/// taken for newcomers.
+const CLIENTS_MAX: usize = 65_536;
+
+/// See the head of this file.
+#[derive(Debug, Default)]
+pub(super) struct Shares {
+    virtual_us: u64,
+    /// Where each client's last task would end, for clients that are ahead of the virtual time: the others are equal.
+    ahead: BTreeMap<ClientId, u64>,
+    /// The same in order of time.
+    order: BTreeSet<(u64, ClientId)>,
+}
+
+impl Shares {
+    /// A new task's start tag; the client's next one begins after it.
+    pub(super) fn begin(&mut self, client: ClientId, cost_us: u64, share_milli: u32) -> u64 {
+        let start = self.finish_of(client);
+        self.set(client, start.saturating_add(scaled(cost_us, share_milli)));
+        if self.order.len() > CLIENTS_MAX
+            && let Some((finish, first)) = self.order.pop_first()
+        {
+            self.ahead.remove(&first);
+            self.virtual_us = self.virtual_us.max(finish);
+        }
+        start
+    }
+
+    /// A task that had been given its tag will not run.
+    pub(super) fn withdraw(&mut self, client: ClientId, cost_us: u64, share_milli: u32) {
+        let finish = self.finish_of(client).saturating_sub(scaled(cost_us, share_milli));
+        self.set(client, finish);
+    }
+
+    /// A task with this tag goes to a worker.
+    pub(super) fn dispatched(&mut self, start: u64) {
+        self.virtual_us = self.virtual_us.max(start);
+        while let Some((finish, client)) = self.order.first().copied().filter(|(finish, _)| *finish <= self.virtual_us)
+        {
+            self.order.remove(&(finish, client));
+            self.ahead.remove(&client);
+        }
+    }
+
+    /// Nobody waits: what was is forgotten.
+    pub(super) fn idle(&mut self) {
+        if let Some((finish, _)) = self.order.last() {
+            self.virtual_us = self.virtual_us.max(*finish);
+        }
+        self.order.clear();
+        self.ahead.clear();
+    }
+
+    /// How far a tag is ahead of the virtual time, microseconds.
+    pub(super) fn lead_us(&self, start: u64) -> u64 {
+        start.saturating_sub(self.virtual_us)
+    }
+
+    fn finish_of(&self, client: ClientId) -> u64 {
+        self.ahead.get(&client).copied().unwrap_or(0).max(self.virtual_us)
+    }
+
+    fn set(&mut self, client: ClientId, finish: u64) {
+        if let Some(old) = self.ahead.remove(&client) {
+            self.order.remove(&(old, client));
+        }
+        if finish > self.virtual_us {
+            self.ahead.insert(client, finish);
+            self.order.insert((finish, client));
+        }
+    }
+}
+
+fn scaled(cost_us: u64, share_milli: u32) -> u64 {
+    cost_us.saturating_mul(1000) / u64::from(share_milli.max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: ClientId = ClientId::from_bytes([1; 16]);
+    const B: ClientId = ClientId::from_bytes([2; 16]);
+
+    #[test]
+    fn tags_of_clients_interleave_whoever_came_first() {
+        let mut shares = Shares::default();
+        let first: Vec<u64> = (0..3).map(|_| shares.begin(A, 10, 1000)).collect();
+        let second: Vec<u64> = (0..3).map(|_| shares.begin(B, 10, 1000)).collect();
+        assert_eq!((first, second), (vec![0, 10, 20], vec![0, 10, 20]));
+    }
+
+    #[test]
+    fn a_double_share_gets_tags_half_as_far_apart() {
+        let mut shares = Shares::default();
+        assert_eq!([shares.begin(A, 10, 2000), shares.begin(A, 10, 2000), shares.begin(A, 10, 2000)], [0, 5, 10]);
+    }
+
+    #[test]
+    fn who_comes_late_or_was_idle_gets_no_credit() {
+        let mut shares = Shares::default();
+        let tags: Vec<u64> = (0..10).map(|_| shares.begin(A, 10, 1000)).collect();
+        tags.iter().take(6).for_each(|tag| shares.dispatched(*tag));
+        assert_eq!(shares.begin(B, 10, 1000), 50);
+        shares.idle();
+        assert_eq!((shares.begin(A, 10, 1000), shares.begin(B, 10, 1000)), (100, 100));
+    }
+
+    #[test]
+    fn what_never_ran_is_not_counted() {
+        let mut shares = Shares::default();
+        (0..10).for_each(|_| drop(shares.begin(A, 10, 1000)));
+        (0..10).for_each(|_| shares.withdraw(A, 10, 1000));
+        assert_eq!(shares.begin(A, 10, 1000), 0);
+    }
+
+    #[test]
+    fn a_flood_of_clients_leaves_a_bounded_table() {
+        let mut shares = Shares::default();
+        for number in 0..(CLIENTS_MAX as u32 + 1000) {
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&number.to_be_bytes());
+            shares.begin(ClientId::from_bytes(bytes), 10, 1000);
+        }
+        assert_eq!((shares.ahead.len(), shares.order.len()), (CLIENTS_MAX, CLIENTS_MAX));
+    }
+}

@@ -1,0 +1,273 @@
+//! One live worker: what it said of itself, what it holds, what occupies its slots.
+//!
+//! Owns the questions that placement asks of a single row. Never decides who gets a task.
+
+use std::time::Duration;
+
+use proto_msgs::{
+    Arch, AttemptId, Digest, Heartbeat, Lane, ModelCost, ModelFormat, Packing, PeerId, Register, WorkerId, WorkerView,
+};
+
+use super::{api::WorkerRecord, occupancy::Occupancy};
+use crate::MonoTime;
+
+/// Added to the missed heartbeats before a worker counts as dead: a heartbeat's own way and the sender's scheduling.
+const LIVENESS_GRACE: Duration = Duration::from_millis(250);
+
+/// Where a worker stands in the table. Cheaper to follow than its id.
+pub(super) type Seat = u32;
+
+/// What workers have in common that are equal as far as anything goes that never changes.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Kind {
+    formats: Vec<ModelFormat>,
+    arch: Arch,
+    cores: u32,
+    memory_bytes: u64,
+    gpu_memory_bytes: u64,
+    has_door: bool,
+    has_slots: [bool; 2],
+    labels: Vec<(String, String)>,
+}
+
+impl Kind {
+    pub(super) fn of(register: &Register) -> Self {
+        let (mut formats, mut labels) = (register.formats.clone(), register.labels.clone());
+        formats.sort_unstable();
+        formats.dedup();
+        labels.sort_unstable();
+        Self {
+            formats,
+            arch: register.arch,
+            cores: register.cores,
+            memory_bytes: register.memory_bytes,
+            gpu_memory_bytes: largest_gpu(register).map_or(0, |(_, bytes)| bytes),
+            has_door: !register.endpoints.is_empty(),
+            has_slots: register.slots.map(|slots| slots > 0),
+            labels,
+        }
+    }
+}
+
+/// Index and memory of the largest GPU.
+fn largest_gpu(register: &Register) -> Option<(usize, u64)> {
+    let sizes = register.gpus.iter().enumerate().map(|(index, gpu)| (index, gpu.memory_bytes));
+    sizes.max_by_key(|(index, bytes)| (*bytes, std::cmp::Reverse(*index)))
+}
+
+/// What a worker knows of one model.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    held: bool,
+    warm: bool,
+    /// Place in the heartbeat's list of costs.
+    cost: Option<u16>,
+}
+
+/// A model as one worker has it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ModelHere<'a> {
+    pub(super) held: bool,
+    pub(super) warm: bool,
+    pub(super) cost: Option<&'a ModelCost>,
+}
+
+/// A live worker.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) register: Register,
+    pub(super) peer: PeerId,
+    pub(super) heartbeat: Option<Heartbeat>,
+    pub(super) seen: MonoTime,
+    pub(super) seat: Seat,
+    /// Number of its [`Kind`].
+    pub(super) kind: u32,
+    pub(super) occupancy: Occupancy,
+    /// Slots of its batch lane that went to realtime one after the other while batch tasks waited.
+    pub(super) lent_in_a_row: u8,
+    /// Of the heartbeat's models, in order of digest: found by halving, for every candidate of every task.
+    models: Vec<(Digest, Known)>,
+    /// Largest GPU: index and memory.
+    gpu: Option<(usize, u64)>,
+}
+
+impl Worker {
+    pub(super) fn new(register: Register, peer: PeerId, now: MonoTime, seat: Seat, occupancy: Occupancy) -> Self {
+        let gpu = largest_gpu(&register);
+        let (heartbeat, kind, lent_in_a_row, models) = (None, 0, 0, Vec::new());
+        Self { register, peer, heartbeat, seen: now, seat, kind, occupancy, lent_in_a_row, models, gpu }
+    }
+
+    pub(super) fn id(&self) -> WorkerId {
+        self.register.worker
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.heartbeat.as_ref().is_some_and(|heartbeat| heartbeat.draining)
+    }
+
+    /// It gets nothing to do before its first heartbeat has said what it has already.
+    pub(super) fn is_open(&self) -> bool {
+        self.heartbeat.as_ref().is_some_and(|heartbeat| !heartbeat.draining)
+    }
+
+    /// Slots of both lanes.
+    pub(super) fn slots(&self) -> u16 {
+        self.register.slots.iter().fold(0, |sum: u16, slots| sum.saturating_add(*slots))
+    }
+
+    /// Slots that a lane can come to use, lent ones included.
+    pub(super) fn usable_slots(&self, lane: Lane) -> u16 {
+        match lane {
+            Lane::Realtime => self.slots(),
+            Lane::Batch => self.register.slots[Lane::Batch.index()],
+        }
+    }
+
+    /// Attempts for each slot, thousandths; more than 1000 where tasks are sent ahead, or after a broker's restart.
+    pub(super) fn busy_permille(&self) -> u16 {
+        let total = u32::from(self.slots()).max(1);
+        u16::try_from(self.occupancy.len() as u32 * 1000 / total).unwrap_or(u16::MAX)
+    }
+
+    /// Whether an attempt is here or promised.
+    pub(super) fn has(&self, id: AttemptId) -> bool {
+        self.occupancy.has(id)
+    }
+
+    pub(super) fn free(&self, lane: Lane) -> u16 {
+        if self.is_open() { self.occupancy.free(lane, self.register.slots) } else { 0 }
+    }
+
+    pub(super) fn own_free(&self, lane: Lane) -> u16 {
+        if self.is_open() { self.occupancy.own_free(lane, self.register.slots) } else { 0 }
+    }
+
+    /// It has run some model often enough to say what it costs.
+    pub(super) fn has_measured(&self) -> bool {
+        self.heartbeat.as_ref().is_some_and(|heartbeat| !heartbeat.costs.is_empty())
+    }
+
+    /// It runs items of some model together.
+    pub(super) fn packs(&self) -> bool {
+        let mut costs = self.heartbeat.iter().flat_map(|heartbeat| &heartbeat.costs);
+        costs.any(|cost| cost.packing == Packing::On)
+    }
+
+    /// What it knows of a model.
+    pub(super) fn model(&self, digest: Digest) -> ModelHere<'_> {
+        let Ok(at) = self.models.binary_search_by(|(known, _)| known.cmp(&digest)) else {
+            return ModelHere::default();
+        };
+        let Known { held, warm, cost } = self.models[at].1;
+        let costs = self.heartbeat.as_ref().map_or(&[][..], |heartbeat| &heartbeat.costs);
+        ModelHere { held, warm, cost: cost.and_then(|at| costs.get(usize::from(at))) }
+    }
+
+    pub(super) fn holds(&self, model: Digest) -> bool {
+        self.model(model).held
+    }
+
+    /// Models with their costs, in order of digest, those after the given one.
+    pub(super) fn costs(&self, after: Option<Digest>) -> impl Iterator<Item = (ModelHere<'_>, &ModelCost)> {
+        let rows = self.models.iter().filter(move |(digest, _)| Some(*digest) > after);
+        rows.filter_map(|(digest, _)| {
+            let here = self.model(*digest);
+            Some((here, here.cost?))
+        })
+    }
+
+    /// Bytes of the largest GPU that are neither promised nor used.
+    pub(super) fn gpu_free_bytes(&self) -> u64 {
+        let Some((index, bytes)) = self.gpu else { return 0 };
+        let loads = self.heartbeat.as_ref().map_or(&[][..], |heartbeat| &heartbeat.load.gpus);
+        let used = loads.get(index).map_or(0, |gpu| u128::from(gpu.memory_used_bytes));
+        let (_, _, reserved) = self.occupancy.reserved();
+        // What is promised shows up as used once it runs: the larger of the two is what is gone.
+        u64::try_from(u128::from(bytes).saturating_sub(used.max(reserved))).unwrap_or(u64::MAX)
+    }
+
+    /// Memory of its largest GPU.
+    pub(super) fn gpu_memory_bytes(&self) -> u64 {
+        self.gpu.map_or(0, |(_, bytes)| bytes)
+    }
+
+    /// When silence becomes death.
+    pub(super) fn dead_at(&self, beats: u32) -> MonoTime {
+        self.seen + Duration::from_millis(u64::from(self.register.heartbeat_ms)) * beats + LIVENESS_GRACE
+    }
+
+    /// Takes a heartbeat's words in; its attempts are counted elsewhere.
+    pub(super) fn set_heartbeat(&mut self, heartbeat: Heartbeat) {
+        let old = self.heartbeat.as_ref();
+        let same = old.is_some_and(|old| {
+            let costs = || old.costs.iter().map(|cost| &cost.model).eq(heartbeat.costs.iter().map(|cost| &cost.model));
+            old.held == heartbeat.held && old.warm == heartbeat.warm && costs()
+        });
+        if !same {
+            self.models = models_of(&heartbeat);
+        }
+        self.heartbeat = Some(heartbeat);
+    }
+
+    pub(super) fn record(&self, now_unix_ms: u64, beats: u32, violation_permille: Option<u16>) -> WorkerRecord {
+        WorkerRecord {
+            register: self.register.clone(),
+            heartbeat: self.heartbeat.clone(),
+            slots_used: self.occupancy.tasks(),
+            violation_permille,
+            seen_unix_ms: now_unix_ms,
+            expires_after: self.dead_at(beats).since(self.seen),
+        }
+    }
+
+    pub(super) fn view(&self, now: MonoTime, violation_permille: Option<u16>) -> WorkerView {
+        let register = &self.register;
+        let heartbeat = self.heartbeat.as_ref();
+        WorkerView {
+            worker: register.worker,
+            epoch: register.epoch,
+            name: register.name.clone(),
+            version: register.version.clone(),
+            os: register.os.clone(),
+            arch: register.arch,
+            cores: register.cores,
+            memory_bytes: register.memory_bytes,
+            engine: register.engine,
+            formats: register.formats.clone(),
+            endpoints: register.endpoints.clone(),
+            labels: register.labels.clone(),
+            gpus: register.gpus.clone(),
+            slots: register.slots,
+            slots_used: self.occupancy.tasks(),
+            device_map: register.device_map.clone(),
+            lanes: heartbeat.map(|heartbeat| heartbeat.lanes).unwrap_or_default(),
+            violation_permille,
+            draining: self.is_draining(),
+            load: heartbeat.map(|heartbeat| heartbeat.load.clone()).unwrap_or_default(),
+            held: heartbeat.map(|heartbeat| heartbeat.held.clone()).unwrap_or_default(),
+            link_bytes_per_s: heartbeat.map_or(0, |heartbeat| heartbeat.link_bytes_per_s),
+            silent_ms: u64::try_from(now.since(self.seen).as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+fn models_of(heartbeat: &Heartbeat) -> Vec<(Digest, Known)> {
+    let held = heartbeat.held.iter().map(|digest| (*digest, Known { held: true, ..Known::default() }));
+    let warm = heartbeat.warm.iter().map(|digest| (*digest, Known { warm: true, ..Known::default() }));
+    let cost =
+        |(at, cost): (usize, &ModelCost)| (cost.model, Known { cost: u16::try_from(at).ok(), ..Known::default() });
+    let mut models: Vec<(Digest, Known)> =
+        held.chain(warm).chain(heartbeat.costs.iter().enumerate().map(cost)).collect();
+    models.sort_by_key(|(digest, _)| *digest);
+    models.dedup_by(|(digest, later), (kept, known)| {
+        let is_same = digest == kept;
+        if is_same {
+            known.held |= later.held;
+            known.warm |= later.warm;
+            known.cost = known.cost.or(later.cost);
+        }
+        is_same
+    });
+    models
+}
