@@ -50,6 +50,9 @@ pub(crate) struct Serve {
     /// End when the process that started this one ends
     #[arg(long)]
     pub(crate) die_with_parent: bool,
+    /// End when nobody is connected: 60 s after the start, 5 s after the last one went
+    #[arg(long)]
+    pub(crate) while_connected: bool,
 }
 
 /// All inputs of a task in one request, and the JSON before them. What a runner can really hold is for its memory limit

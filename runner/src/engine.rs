@@ -128,7 +128,9 @@ impl Model {
         for (spec, input) in self.signature.inputs.iter().zip(inputs) {
             check(spec, input.dtype, &input.shape, Some(input.data.len()))?;
         }
-        self.engine.run(inputs)
+        let outputs = self.engine.run(inputs)?;
+        check_rows(&self.signature, inputs, &outputs)?;
+        Ok(outputs)
     }
 
     /// Forgets what earlier runs left in the model.
@@ -168,6 +170,33 @@ pub(crate) fn check(spec: &TensorSpec, dtype: DType, shape: &[i64], data_bytes: 
     }
 }
 
+/// Whether what came out for several rows has the shape that the model declares, but for the rows. A model that fixes its
+/// batch somewhere inside gives the values of many rows in the shape of one, in an order that nobody can know.
+///
+/// # Errors
+/// `RUN_FAILED` with what the model declares and what came.
+fn check_rows(signature: &Signature, inputs: &[Tensor], outputs: &[Tensor]) -> Result<(), Failure> {
+    let is_open = |spec: &TensorSpec| spec.shape.as_ref().is_some_and(|shape| shape.first().is_some_and(|d| *d < 0));
+    let rows = |(spec, input): (&TensorSpec, &Tensor)| if is_open(spec) { input.shape.first().copied() } else { None };
+    let Some(rows) = signature.inputs.iter().zip(inputs).filter_map(rows).max().filter(|rows| *rows > 1) else {
+        return Ok(());
+    };
+    for (spec, output) in signature.outputs.iter().zip(outputs) {
+        let Some((_, declared)) = spec.shape.as_ref().and_then(|shape| shape.split_first()) else { continue };
+        let same = |(declared, got): (&i64, &i64)| *declared < 0 || declared == got;
+        let fits = output.shape.len() == declared.len() + 1 && declared.iter().zip(&output.shape[1..]).all(same);
+        if !fits {
+            let text = format!(
+                "output '{}': the model declares {spec}, {:?} came for {rows} rows: it does not take them together, give it \
+                 one at a time",
+                spec.name, output.shape
+            );
+            return Err(Failure::new(ErrorCode::RunFailed, text));
+        }
+    }
+    Ok(())
+}
+
 fn unreadable(error: SignatureError, claimed: Option<ModelFormat>) -> Failure {
     match (&error, claimed) {
         (SignatureError::UnknownFormat, Some(format)) => {
@@ -199,6 +228,24 @@ mod tests {
     fn an_open_dimension_takes_any_number_of_rows() {
         assert_eq!(check(&image(), DType::F32, &[1, 2, 2], Some(16)), Ok(()));
         assert_eq!(check(&image(), DType::F32, &[3, 2, 2], Some(48)), Ok(()));
+    }
+
+    #[test]
+    fn many_rows_in_the_shape_of_one_are_no_result() {
+        let spec =
+            |name: &str, shape: &[i64]| TensorSpec { name: name.to_owned(), shape: Some(shape.to_vec()), ..image() };
+        let signature = Signature {
+            format: ModelFormat::TfLite,
+            inputs: vec![spec("image", &[-1, 2])],
+            outputs: vec![spec("boxes", &[-1, 896, 1])],
+        };
+        let tensor = |shape: &[i64]| Tensor { dtype: DType::F32, shape: shape.to_vec(), data: Vec::new().into() };
+        let check = |rows, came: &[i64]| check_rows(&signature, &[tensor(&[rows, 2])], &[tensor(came)]);
+        assert_eq!(check(4, &[4, 896, 1]), Ok(()));
+        assert_eq!(check(1, &[896]), Ok(()), "a single row is as it is");
+        let failure = check(4, &[1, 3584, 1]).unwrap_err();
+        assert_eq!(failure.code, ErrorCode::RunFailed);
+        assert!(failure.text.contains("[?,896,1]") && failure.text.contains("[1, 3584, 1]"), "{}", failure.text);
     }
 
     #[test]

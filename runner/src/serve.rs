@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -16,7 +17,8 @@ use proto_msgs::{ErrorCode, Failure};
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
-    sync::Semaphore,
+    sync::{Semaphore, watch},
+    time::timeout,
 };
 
 use crate::{cli::Serve, model_thread::ModelThread};
@@ -31,6 +33,12 @@ use routes::Service;
 /// Connections at a time: a worker needs one or two, a person with `curl` another.
 const CONNECTIONS_MAX: usize = 64;
 
+/// Whoever started a runner connects within this time, however busy the machine is.
+const FIRST_WAIT: Duration = Duration::from_secs(60);
+
+/// Whoever comes back after a broken connection does so within this time.
+const LONELY_WAIT: Duration = Duration::from_secs(5);
+
 /// Serves until it is told to end or the model cannot be loaded.
 pub(crate) fn serve(arguments: Serve) -> Result<ExitCode> {
     if arguments.die_with_parent {
@@ -39,7 +47,7 @@ pub(crate) fn serve(arguments: Serve) -> Result<ExitCode> {
     let model = ModelThread::start(arguments.model, arguments.options.options())?;
     let service = Service { model, name: arguments.name, body_bytes_max: arguments.body_limit };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ended = runtime.block_on(until_told(service, &arguments.socket));
+    let ended = runtime.block_on(until_told(service, &arguments.socket, arguments.while_connected));
     // Not before the end of the run that may be under way: the process ends here, whatever the model is doing.
     runtime.shutdown_background();
     ended
@@ -59,18 +67,34 @@ fn die_with_parent() -> Result<()> {
     Ok(())
 }
 
-async fn until_told(service: Service, path: &Path) -> Result<ExitCode> {
+async fn until_told(service: Service, path: &Path, while_connected: bool) -> Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let socket = Socket::bind(path)?;
     tracing::info!(socket = %path.display(), "serving");
     let model = service.model.clone();
     let service = Arc::new(service);
+    let (connections, connected) = watch::channel(0_usize);
     tokio::select! {
         failure = load_failure(&model) => Ok(report(&failure)),
-        () = accept(&socket.listener, service) => unreachable!("accepting never ends"),
+        () = accept(&socket.listener, service, connections) => unreachable!("accepting never ends"),
+        () = lonely(connected), if while_connected => {
+            tracing::info!("nobody is connected any more");
+            Ok(ExitCode::SUCCESS)
+        }
         _ = terminate.recv() => Ok(ExitCode::SUCCESS),
         _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Returns when nobody is connected and nobody comes: whoever started this runner is gone, and a container would outlive it.
+async fn lonely(mut connected: watch::Receiver<usize>) {
+    let mut patience = FIRST_WAIT;
+    while timeout(patience, connected.wait_for(|count| *count > 0)).await.is_ok() {
+        if connected.wait_for(|count| *count == 0).await.is_err() {
+            return;
+        }
+        patience = LONELY_WAIT;
     }
 }
 
@@ -102,22 +126,25 @@ pub(crate) fn exit_status(code: ErrorCode) -> ExitCode {
     })
 }
 
-async fn accept(listener: &UnixListener, service: Arc<Service>) {
+async fn accept(listener: &UnixListener, service: Arc<Service>, connections: watch::Sender<usize>) {
+    let connections = Arc::new(connections);
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
             Ok((stream, _)) => {
-                let service = Arc::clone(&service);
+                let (service, connections) = (Arc::clone(&service), Arc::clone(&connections));
+                connections.send_modify(|count| *count += 1);
                 tokio::spawn(async move {
                     converse(stream, service).await;
+                    connections.send_modify(|count| *count -= 1);
                     drop(place);
                 });
             }
             Err(error) => {
                 // Out of descriptors or memory: wait for connections to end.
                 tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }

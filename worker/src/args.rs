@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use mesh_core::worker::headroom::Headroom;
 
 use crate::units;
 
@@ -128,7 +129,10 @@ pub(crate) struct RunArgs {
     /// Memory of a run that asks for none [default: the machine's, divided by slots].
     #[arg(long, value_parser = units::size_bytes, value_name = "SIZE", help_heading = "Limits")]
     pub(crate) memory_limit: Option<u64>,
-    /// Longest run, loading included.
+    /// Cores that a task gets for the cores it asks: a line through these points.
+    #[arg(long, default_value = "2:2.2,5:5.3", value_name = "ASKED:GOT,…", help_heading = "Limits")]
+    pub(crate) cpu_headroom: Headroom,
+    /// Longest call of a model, loading included.
     #[arg(long, default_value = "5m", value_parser = units::duration, value_name = "TIME", help_heading = "Limits")]
     pub(crate) run_limit: Duration,
     /// Time that running tasks get when the worker is told to stop.

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use mesh_core::worker::headroom::Headroom;
 use mesh_transport::{KeyPair, Security, keys::KeyError};
 use proto_msgs::{
     PublicKey,
@@ -40,6 +41,7 @@ pub(crate) struct Config {
     pub(crate) device_width: u16,
     /// Items of one packed batch.
     pub(crate) pack_max: u16,
+    pub(crate) headroom: Headroom,
     pub(crate) engine: EngineChoice,
     pub(crate) docker_host: Option<String>,
     pub(crate) image: String,
@@ -112,6 +114,7 @@ impl Config {
             device_map: args.device_map,
             device_width: args.device_width,
             pack_max: args.pack_max,
+            headroom: args.cpu_headroom,
             engine: args.engine,
             docker_host: args.docker_host,
             image: args.image,

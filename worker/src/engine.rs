@@ -8,6 +8,7 @@
 
 mod docker;
 mod exit;
+mod gpu_memory;
 mod process;
 
 use std::{
@@ -39,7 +40,7 @@ pub(crate) struct RunnerSpec {
     pub(crate) format: ModelFormat,
     /// Threads of the runtime.
     pub(crate) threads: u32,
-    /// Thousandths of a core that it may use.
+    /// Thousandths of a core that it may use, head-room included.
     pub(crate) cpu_millis: u32,
     /// Memory that it may use.
     pub(crate) memory_bytes: u64,

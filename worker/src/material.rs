@@ -254,4 +254,3 @@ fn joined(pieces: &[Payload], store: &BlobStore) -> Result<(Payload, Digest), Fa
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
-

@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mesh_core::worker::headroom::Headroom;
 use proto_msgs::{AttemptId, Demands, Digest, ErrorCode, Failure, ModelRef, limits::HELD_MAX};
 use tokio::{
     sync::mpsc,
@@ -43,13 +44,15 @@ const READY_LAST: Duration = Duration::from_millis(50);
 /// A runner whose connection broke has ended, or does within this time.
 const END_WAIT: Duration = Duration::from_secs(2);
 
-/// What runners may use where a task does not say.
-#[derive(Clone, Copy, Debug)]
+/// What runners may use where a task does not say, and beyond what it says.
+#[derive(Clone, Debug)]
 pub(crate) struct RunnerDefaults {
     /// Thousandths of a core.
     pub(crate) cpu_millis: u32,
     /// Memory.
     pub(crate) memory_bytes: u64,
+    /// What a task that asks for processors gets.
+    pub(crate) headroom: Headroom,
 }
 
 /// A runner that somebody needs.
@@ -100,6 +103,8 @@ pub(crate) type AllEnded = mpsc::Receiver<()>;
 struct Key {
     model: Digest,
     cpu_millis: u32,
+    /// With head-room.
+    granted_millis: u32,
     memory_bytes: u64,
     device: Device,
     gpu_memory_bytes: u64,
@@ -194,9 +199,14 @@ impl Pool {
     fn key(&self, wanted: &Wanted) -> Key {
         let demands = &wanted.demands;
         let or = |wish: u64, default: u64| if wish == 0 { default } else { wish };
+        let cpu_millis = or(demands.cpu_millis.into(), self.defaults.cpu_millis.into()) as u32;
         Key {
             model: wanted.model.digest,
-            cpu_millis: or(demands.cpu_millis.into(), self.defaults.cpu_millis.into()) as u32,
+            cpu_millis,
+            granted_millis: match demands.cpu_millis {
+                0 => cpu_millis,
+                asked => self.defaults.headroom.granted_millis(asked),
+            },
             memory_bytes: or(demands.memory_bytes, self.defaults.memory_bytes),
             device: match u16::try_from(wanted.device) {
                 Ok(index) => Device::Gpu(index),
@@ -252,7 +262,7 @@ impl Pool {
             model: wanted.pin.clone(),
             format: wanted.model.format,
             threads: key.cpu_millis.div_ceil(1000).max(1),
-            cpu_millis: key.cpu_millis,
+            cpu_millis: key.granted_millis,
             memory_bytes: key.memory_bytes,
             device: key.device,
             gpu_memory_bytes: key.gpu_memory_bytes,

@@ -226,6 +226,7 @@ fn stores(
     let defaults = RunnerDefaults {
         cpu_millis: (machine.cores * 1000 / slots).max(1000),
         memory_bytes: config.memory_limit_bytes.unwrap_or(memory_share_bytes),
+        headroom: config.headroom.clone(),
     };
     let (pool, all_ended) = Pool::new(engine, store.clone(), runners, defaults, config.warm_max);
     Ok((pool, all_ended, store))

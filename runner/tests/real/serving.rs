@@ -189,6 +189,18 @@ fn sigterm_ends_it_cleanly() {
 }
 
 #[test]
+fn it_ends_by_itself_when_whoever_was_connected_has_gone() {
+    let mut held = Runner::serve(&model("okay_nabu.tflite"), &["--while-connected"]);
+    let mut left = Runner::serve(&model("okay_nabu.tflite"), &["--while-connected"]);
+    let mut connection = held.connect();
+    assert_eq!(left.connect().get("/v2/models/model").status, 200);
+    let status = until("nobody is connected to it", || left.process.try_wait().unwrap());
+    assert_eq!(status.code(), Some(0));
+    assert!(held.process.try_wait().unwrap().is_none(), "somebody is connected");
+    assert_eq!(connection.get("/v2/models/model").status, 200);
+}
+
+#[test]
 fn a_socket_left_behind_is_replaced_and_a_file_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("runner.sock");

@@ -4,7 +4,7 @@ mod models;
 
 use std::{fs, path::PathBuf};
 
-use mesh_core::worker::Equality;
+use mesh_core::worker::{Equality, headroom::Headroom};
 use mesh_transport::{Context, Security};
 use proto_msgs::{
     Attempt, AttemptId, ClientId, Demands, Digest, Epoch, InputDecl, Lane, Manifest, ModelFormat, ModelRef, Purpose,
@@ -50,7 +50,7 @@ impl Home {
         let dir = tempfile::tempdir().expect("a temporary folder");
         fs::create_dir(dir.path().join("runners")).expect("a folder");
         let store = BlobStore::open(&dir.path().join("blobs"), 1 << 30).expect("a store");
-        let defaults = RunnerDefaults { cpu_millis: 1000, memory_bytes: 512 << 20 };
+        let defaults = RunnerDefaults { cpu_millis: 1000, memory_bytes: 512 << 20, headroom: Headroom::default() };
         let engine = Box::new(Process::new(runner));
         let (pool, _) = Pool::new(engine, store.clone(), dir.path().join("runners"), defaults, 2);
         let (machine, events) = mpsc::channel(64);

@@ -18,10 +18,14 @@ use bollard::{
     },
 };
 use futures_util::{StreamExt, future::BoxFuture};
+use nix::sys::resource::Resource;
 use proto_msgs::{EngineKind, ErrorCode, Failure, WorkerId};
 use tracing::{debug, info, warn};
 
-use super::{Cause, Device, Engine, Exit, Keeper, Runner, RunnerSpec, SOCKET_NAME, SocketFolder, exit::LogTail};
+use super::{
+    Cause, Device, Engine, Exit, Keeper, Runner, RunnerSpec, SOCKET_NAME, SocketFolder, exit::LogTail,
+    gpu_memory::outgrown,
+};
 
 /// An engine that answers no request in this time is broken.
 const ENGINE_WAIT: Duration = Duration::from_secs(30);
@@ -32,8 +36,14 @@ const USER: &str = "65534:65534";
 /// Threads of a container beside those of the runtime that were granted; no room for a fork bomb.
 const PIDS_MAX: i64 = 64;
 
+/// The kernel's own default.
+const CPU_PERIOD_US: i64 = 100_000;
+
 /// Libraries, the model, sockets: some tens.
 const OPEN_FILES_MAX: i64 = 256;
+
+/// One file that a container writes: as much as its `/tmp` holds.
+const FILE_BYTES_MAX: i64 = 64 << 20;
 
 /// `/tmp` in the container is all that it can write.
 const TMPFS: &str = "rw,noexec,nosuid,nodev,size=64m";
@@ -167,6 +177,8 @@ impl Docker {
             format,
             "--threads",
             &threads,
+            // A container does not die with the worker.
+            "--while-connected",
         ]
         .into_iter()
         .chain((spec.device != Device::Cpu).then_some("--gpu"))
@@ -176,8 +188,6 @@ impl Docker {
 
     fn host_config(&self, spec: &RunnerSpec, folder: &SocketFolder) -> Result<HostConfig, Failure> {
         let memory_bytes = i64::try_from(spec.memory_bytes).unwrap_or(i64::MAX);
-        let limit =
-            |name: &str, max: i64| ResourcesUlimits { name: Some(name.to_owned()), soft: Some(max), hard: Some(max) };
         Ok(HostConfig {
             network_mode: Some("none".to_owned()),
             readonly_rootfs: Some(true),
@@ -188,8 +198,10 @@ impl Docker {
             memory: Some(memory_bytes),
             // As much as memory alone: no swap.
             memory_swap: Some(memory_bytes),
-            nano_cpus: Some(i64::from(spec.cpu_millis) * 1_000_000),
-            ulimits: Some(vec![limit("nofile", OPEN_FILES_MAX), limit("core", 0), limit("fsize", 64 << 20)]),
+            // Not as a number of processors: the engine refuses more than the machine has, head-room may be just that.
+            cpu_period: Some(CPU_PERIOD_US),
+            cpu_quota: Some(i64::from(spec.cpu_millis) * CPU_PERIOD_US / 1000),
+            ulimits: Some(self.flavour.ulimits()),
             tmpfs: Some(HashMap::from([("/tmp".to_owned(), TMPFS.to_owned())])),
             ipc_mode: Some("none".to_owned()),
             log_config: Some(self.flavour.log_config()),
@@ -224,6 +236,15 @@ impl Docker {
         }
     }
 
+    async fn outgrown(&self, id: &str, limit_bytes: u64) {
+        let state = match limit_bytes {
+            0 => None,
+            _ => self.client.inspect_container(id, None).await.ok().and_then(|container| container.state),
+        };
+        let pid = state.and_then(|state| u32::try_from(state.pid?).ok()).filter(|pid| *pid > 0);
+        outgrown(pid, limit_bytes).await;
+    }
+
     async fn log_tail(&self, id: &str) -> LogTail {
         let options = LogsOptionsBuilder::new().stdout(true).stderr(true).tail("50").build();
         let mut tail = LogTail::default();
@@ -237,6 +258,7 @@ impl Docker {
     async fn keep(self, id: String, keeper: Keeper, spec: RunnerSpec) {
         let cause = tokio::select! {
             cause = self.wait(&id, spec.memory_bytes) => cause,
+            () = self.outgrown(&id, spec.gpu_memory_bytes) => Cause::OutOfGpuMemory { limit_bytes: spec.gpu_memory_bytes },
             _ = keeper.unwanted => Cause::Stopped,
         };
         let log = if cause == Cause::Stopped { LogTail::default() } else { self.log_tail(&id).await };
@@ -283,6 +305,19 @@ impl Flavour {
                 Self::Podman { major: numbers.next().unwrap_or(0), minor: numbers.next().unwrap_or(0) }
             }
         }
+    }
+
+    /// Limits of the container's processes beside those of its cgroup.
+    fn ulimits(self) -> Vec<ResourcesUlimits> {
+        let limit =
+            |name: &str, max| ResourcesUlimits { name: Some(name.to_owned()), soft: Some(max), hard: Some(max) };
+        let mut limits = vec![limit("nofile", OPEN_FILES_MAX), limit("core", 0), limit("fsize", FILE_BYTES_MAX)];
+        if let (Self::Podman { .. }, Ok((_, hard))) = (self, nix::sys::resource::getrlimit(Resource::RLIMIT_NPROC)) {
+            // Unless it is told, Podman asks for four million, which a host that limits its users refuses: the container does
+            // not start. The cgroup counts the container's processes, so here the host's own limit will do.
+            limits.push(limit("nproc", i64::try_from(hard).unwrap_or(-1)));
+        }
+        limits
     }
 
     /// A log of at most a megabyte that can be read back.

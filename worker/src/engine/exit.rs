@@ -20,6 +20,8 @@ pub(crate) enum Cause {
     Signal(i32),
     /// It used more memory than this.
     OutOfMemory { limit_bytes: u64 },
+    /// It used more memory of GPUs than this.
+    OutOfGpuMemory { limit_bytes: u64 },
     /// The worker ended it.
     Stopped,
 }
@@ -77,7 +79,7 @@ impl Exit {
     /// What it means while the model was running.
     pub(crate) fn while_running(&self) -> Failure {
         let code = match self.cause {
-            Cause::OutOfMemory { .. } => ErrorCode::RunOutOfMemory,
+            Cause::OutOfMemory { .. } | Cause::OutOfGpuMemory { .. } => ErrorCode::RunOutOfMemory,
             Cause::Stopped => ErrorCode::WorkerLost,
             Cause::Code(_) | Cause::Signal(_) => ErrorCode::RunCrashed,
         };
@@ -111,6 +113,9 @@ impl std::fmt::Display for Cause {
             },
             Self::OutOfMemory { limit_bytes: 0 } => f.write_str("ran out of memory"),
             Self::OutOfMemory { limit_bytes } => write!(f, "used more than its {} of memory", show_bytes(*limit_bytes)),
+            Self::OutOfGpuMemory { limit_bytes } => {
+                write!(f, "used more than its {} of GPU memory", show_bytes(*limit_bytes))
+            }
             Self::Stopped => f.write_str("was ended by the worker"),
         }
     }
@@ -165,6 +170,7 @@ mod tests {
             (Cause::Code(101), ErrorCode::ModelRejected),
             (Cause::Signal(libc::SIGSEGV), ErrorCode::ModelRejected),
             (Cause::OutOfMemory { limit_bytes: 1 << 20 }, ErrorCode::ModelRejected),
+            (Cause::OutOfGpuMemory { limit_bytes: 1 << 20 }, ErrorCode::ModelRejected),
         ] {
             assert_eq!(exit(cause, "").while_loading().code, code, "{cause}");
         }
@@ -179,6 +185,9 @@ mod tests {
         let starved = exit(Cause::OutOfMemory { limit_bytes: 64 << 20 }, "").while_running();
         assert_eq!(starved.code, ErrorCode::RunOutOfMemory);
         assert!(starved.text.contains("64.0 MiB"), "{}", starved.text);
+        let starved = exit(Cause::OutOfGpuMemory { limit_bytes: 64 << 20 }, "").while_running();
+        assert_eq!(starved.code, ErrorCode::RunOutOfMemory);
+        assert!(starved.text.contains("GPU memory"), "{}", starved.text);
         let aborted = exit(Cause::Signal(libc::SIGABRT), "memory allocation of 99 bytes failed\n").while_running();
         assert_eq!(aborted.code, ErrorCode::RunOutOfMemory);
     }

@@ -28,7 +28,10 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{Cause, Device, Engine, Exit, Keeper, Runner, RunnerSpec, SOCKET_NAME, SocketFolder, exit::LogTail};
+use super::{
+    Cause, Device, Engine, Exit, Keeper, Runner, RunnerSpec, SOCKET_NAME, SocketFolder, exit::LogTail,
+    gpu_memory::outgrown,
+};
 
 /// While a model loads or runs, its memory is looked at this often: a limit is overrun by what can be touched in this time.
 const MEMORY_WATCH_EVERY: Duration = Duration::from_millis(50);
@@ -163,6 +166,7 @@ async fn keep(mut child: Child, mut keeper: Keeper, spec: RunnerSpec) {
     let mut stderr = child.stderr.take();
     let mut log = LogTail::default();
     let mut piece = [0; 4096];
+    let mut outgrown = Box::pin(outgrown(pid, spec.gpu_memory_bytes));
     let cause = loop {
         let watching = *keeper.busy.borrow_and_update();
         tokio::select! {
@@ -172,6 +176,7 @@ async fn keep(mut child: Child, mut keeper: Keeper, spec: RunnerSpec) {
                 0 => stderr = None,
                 n => log.push(&piece[..n]),
             },
+            () = &mut outgrown => break Cause::OutOfGpuMemory { limit_bytes: spec.gpu_memory_bytes },
             _ = keeper.busy.changed() => {}
             () = tokio::time::sleep(MEMORY_WATCH_EVERY), if watching => {
                 if resident_bytes(pid) > spec.memory_bytes {

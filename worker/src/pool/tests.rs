@@ -34,7 +34,7 @@ impl Home {
 
     fn pool(&self, runner: &Path) -> (Pool, AllEnded) {
         let engine = Box::new(Process::new(runner.to_owned()));
-        let defaults = RunnerDefaults { cpu_millis: 1000, memory_bytes: 512 << 20 };
+        let defaults = RunnerDefaults { cpu_millis: 1000, memory_bytes: 512 << 20, headroom: Headroom::default() };
         Pool::new(engine, self.store.clone(), self.dir.path().join("runners"), defaults, 2)
     }
 

@@ -1,6 +1,12 @@
 use bollard::models::SystemVersionComponents;
+use mesh_core::worker::headroom::Headroom;
+use proto_msgs::{Attempt, AttemptId, Demands, Digest, ModelFormat, ModelRef, TaskId};
 
 use super::*;
+use crate::{
+    blobs::BlobStore,
+    pool::{Pool, RunnerDefaults, Wanted},
+};
 
 fn version(name: &str, version: &str) -> SystemVersion {
     let component = SystemVersionComponents { name: name.to_owned(), version: version.to_owned(), details: None };
@@ -12,6 +18,13 @@ fn docker_and_podman_are_told_apart() {
     assert_eq!(Flavour::of(&version("Engine", "20.10.24")), Flavour::Docker);
     assert_eq!(Flavour::of(&version("Podman Engine", "4.3.1")), Flavour::Podman { major: 4, minor: 3 });
     assert_eq!(Flavour::of(&SystemVersion::default()), Flavour::Docker);
+}
+
+#[test]
+fn podman_is_told_how_many_processes_the_host_allows_and_docker_is_not() {
+    let names = |flavour: Flavour| flavour.ulimits().into_iter().filter_map(|limit| limit.name).collect::<Vec<_>>();
+    assert!(names(Flavour::Podman { major: 4, minor: 3 }).contains(&"nproc".to_owned()));
+    assert!(!names(Flavour::Docker).contains(&"nproc".to_owned()), "there it would count all containers of the user");
 }
 
 #[test]
@@ -37,4 +50,55 @@ fn a_path_with_colons_stays_one_path() {
     let model = bind(Path::new("/srv/mesh:a/model"), "/model", true);
     assert_eq!((model.source.as_deref(), model.target.as_deref()), (Some("/srv/mesh:a/model"), Some("/model")));
     assert_eq!((model.typ, model.read_only), (Some(MountType::BIND), Some(true)));
+}
+
+/// y = −x for one number.
+const NEGATE: &[u8] = b"\x08\x08\x3a\x32\x0a\x0b\x0a\x01x\x12\x01y\x22\x03Neg\x12\x01g\
+    \x5a\x0f\x0a\x01x\x12\x0a\x0a\x08\x08\x01\x12\x04\x0a\x02\x08\x01\
+    \x62\x0f\x0a\x01y\x12\x0a\x0a\x08\x08\x01\x12\x04\x0a\x02\x08\x01\
+    \x42\x02\x10\x0d";
+
+#[tokio::test]
+async fn a_container_may_use_what_was_asked_and_the_head_room() {
+    let worker = WorkerId::from(uuid::Uuid::new_v4());
+    let settings = DockerSettings { host: None, image: "mesh-runner:latest".to_owned(), worker };
+    let docker = match Docker::connect(settings).await {
+        Ok(docker) => docker,
+        Err(error) => return eprintln!("skipped: {error}"),
+    };
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let store = BlobStore::open(&home.path().join("blobs"), 1 << 30).expect("a store");
+    let mut file = store.spool(NEGATE.len() as u64).and_then(|file| file.create()).expect("room");
+    file.write(NEGATE).expect("writing");
+    let pin = store.adopt(file.finish().0, Digest::of(NEGATE)).expect("adopted");
+    let defaults = RunnerDefaults { cpu_millis: 1000, memory_bytes: 512 << 20, headroom: Headroom::default() };
+    let runners = home.path().join("runners");
+    std::fs::create_dir(&runners).expect("a folder");
+    let (pool, mut all_ended) = Pool::new(Box::new(docker.clone()), store.clone(), runners, defaults, 2);
+    for (asked, granted) in [(2000, 2.2), (5000, 5.3), (0, 1.0)] {
+        let wanted = Wanted {
+            attempt: AttemptId { task: TaskId::from_bytes([1; 16]), attempt: Attempt(asked) },
+            model: ModelRef { digest: Digest::of(NEGATE), size_bytes: NEGATE.len() as u64, format: ModelFormat::Onnx },
+            pin: pin.clone(),
+            demands: Demands { cpu_millis: asked, ..Demands::default() },
+            device: -1,
+        };
+        let runner = pool.take(&wanted, async || ()).await.expect("a container with the model");
+        assert_eq!(cores_of(&docker, &wanted).await, granted, "asked {asked}");
+        drop(runner);
+    }
+    pool.close().await;
+    tokio::time::timeout(ENGINE_WAIT, all_ended.recv()).await.expect("all containers are removed");
+}
+
+/// Processors that the container of this attempt may use, as the engine says.
+async fn cores_of(docker: &Docker, wanted: &Wanted) -> f64 {
+    let label = format!("{LABEL_ATTEMPT}={}-{}", wanted.attempt.task, wanted.attempt.attempt);
+    let worker = format!("{LABEL_WORKER}={}", docker.settings.worker);
+    let filter = HashMap::from([("label", vec![label, worker])]);
+    let options = ListContainersOptionsBuilder::new().filters(&filter).build();
+    let found = docker.client.list_containers(Some(options)).await.expect("an answer");
+    let id = found[0].id.clone().expect("it has one");
+    let host = docker.client.inspect_container(&id, None).await.expect("an answer").host_config.expect("it has one");
+    host.cpu_quota.expect("a limit") as f64 / host.cpu_period.expect("a limit") as f64
 }
