@@ -3,12 +3,13 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mesh_sdk::{Arch, Demands, Direction, TaskId, default_state_dir};
+use mesh_sdk::{Arch, Demands, Direction, LabelRule, Lane, Slo, TaskId, default_state_dir};
 
 use crate::{
     exit,
     image_input::{Colors, Layout, Normalize, Resize, Wishes as ImageWishes},
     inputs::Wishes,
+    stages::{self, Then},
     units,
 };
 
@@ -20,6 +21,10 @@ Examples:
   mesh-client workers
 
 `mesh-client help COMMAND` says more about each; --help lists the exit codes.";
+
+/// Items that share a task unless `--split` says otherwise: enough that a task's bookkeeping hardly counts, few enough that
+/// several workers have some of a small submit.
+const SPLIT_DEFAULT: u16 = 8;
 
 /// Submit tasks to the mesh and see what became of them.
 #[derive(Debug, Parser)]
@@ -73,8 +78,7 @@ pub(crate) enum Command {
     /// Run a model on inputs and print what comes out
     ///
     /// An INPUT is a file: raw little-endian bytes of the model's input, .npy, .npz, .json, or a picture (.png, .jpg) for models
-    /// that take one. For a model of one input each file is an item and each item a task; folders and patterns
-    /// ('photos/*.jpg') mean their files. For a model of several inputs name each (name=path), give them in the model's order,
+    /// that take one. For a model of one input each file is an item; folders and patterns ('photos/*.jpg') mean their files. For a model of several inputs name each (name=path), give them in the model's order,
     /// or give one .npz or .json file that holds all.
     Submit(Box<Submit>),
     /// Put a load on the mesh and measure throughput and latency
@@ -122,9 +126,28 @@ pub(crate) struct Submit {
     /// Do not wait: print the task's id once the worker has everything; see `result`
     #[arg(short, long)]
     pub(crate) detach: bool,
-    /// Tasks under way at the same time (default: twice the mesh's slots, at most 64)
+    /// Give what comes out to this model next, and so on (may be repeated; NAME is for people)
+    #[arg(long, value_name = "[NAME=]MODEL", value_parser = stages::parse)]
+    pub(crate) then: Vec<Then>,
+    /// Whose slots to use: realtime or batch (default: by the number of items)
+    #[arg(long)]
+    pub(crate) lane: Option<Lane>,
+    /// At most so many items share a task (default: 8; with --detach each has its own). They need the same types and shapes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    split: Option<u16>,
+    /// Tasks under way at the same time (default: enough for two full batches in each slot, at most 256)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) parallel: Option<u16>,
+    /// Fail at once when the mesh is full, instead of trying again when it says so
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    /// Print each item as one line of JSON as soon as it has ended
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) json_lines: bool,
+    #[command(flatten)]
+    pub(crate) promise: PromiseFlags,
+    #[command(flatten)]
+    pub(crate) labels: LabelFlags,
     #[command(flatten)]
     pub(crate) output: OutputFlags,
     #[command(flatten)]
@@ -133,6 +156,64 @@ pub(crate) struct Submit {
     pub(crate) forms: FormFlags,
     #[command(flatten)]
     pub(crate) path: PathFlags,
+}
+
+impl Submit {
+    /// Items that may share a task. A detached task is fetched as a whole, so each item has its own.
+    pub(crate) fn items_per_task(&self) -> usize {
+        usize::from(self.split.unwrap_or(if self.detach { 1 } else { SPLIT_DEFAULT }))
+    }
+}
+
+/// What the stream of tasks is promised.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Service level")]
+pub(crate) struct PromiseFlags {
+    /// A task that takes longer than this (50ms, 2s) violates the service level; workers that do so too often are passed over
+    #[arg(long, value_name = "TIME", value_parser = parse_slo_ms)]
+    slo: Option<u32>,
+    /// What "too often" is: the part of a worker's tasks that may
+    #[arg(long, value_name = "PERCENT", requires = "slo", default_value = "5%", value_parser = units::parse_permille)]
+    max_violation: u16,
+}
+
+impl PromiseFlags {
+    pub(crate) fn slo(&self) -> Option<Slo> {
+        self.slo.map(|latency_ms| Slo { latency_ms, max_violation_permille: self.max_violation })
+    }
+}
+
+fn parse_slo_ms(text: &str) -> Result<u32, String> {
+    let ms = units::parse_duration(text)?.as_millis();
+    u32::try_from(ms).ok().filter(|ms| *ms > 0).ok_or_else(|| format!("'{text}' is out of range: use 1ms to 49d"))
+}
+
+/// Which workers are wanted.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Labels")]
+pub(crate) struct LabelFlags {
+    /// Only workers with this label (may be repeated)
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
+    require: Vec<(String, String)>,
+    /// Rather workers with this label (may be repeated)
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
+    prefer: Vec<(String, String)>,
+}
+
+impl LabelFlags {
+    pub(crate) fn rules(&self) -> Vec<LabelRule> {
+        let rule = |required: bool| {
+            move |(key, value): &(String, String)| LabelRule { key: key.clone(), value: value.clone(), required }
+        };
+        self.require.iter().map(rule(true)).chain(self.prefer.iter().map(rule(false))).collect()
+    }
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("'{text}' is no label: write KEY=VALUE, as `mesh-client workers` shows them")),
+    }
 }
 
 /// Where results go.
@@ -320,6 +401,10 @@ fn submit_help() -> String {
         mesh-client submit --normalize=-1..1 --output out face_detection.tflite photos/*.jpg\n  \
         mesh-client submit --priority 90 --deadline 500ms model.onnx x.npy\n  \
         mesh-client submit --cpu 2 --memory 1GiB --arch arm64 model.onnx inputs.npz\n  \
+        mesh-client submit --then decode=decoder.onnx encoder.onnx frames/\n  \
+        mesh-client submit --lane batch --split 64 --prefer room=attic model.onnx inputs/\n  \
+        mesh-client submit --slo 50ms --max-violation 5% model.onnx x.npy\n  \
+        mesh-client submit --json-lines model.onnx inputs/ | jq -c '[.item, .worker.name]'\n  \
         mesh-client submit --json model.tflite input.bin | jq '.items[0].outputs[0].data'\n\n{}",
         exit::HELP
     )
@@ -340,7 +425,8 @@ mod tests {
     fn the_flags_that_scripts_rely_on() {
         let line = "mesh-client --broker tcp://cloud:5555 submit m.tflite a.bin b.bin --priority 90 --deadline 500ms --cpu 2 \
             --memory 1GiB --gpu-memory 4GiB --arch arm64 --detach --output out --json --direction worker-dials --parallel 4 \
-            --normalize -1..1 --mean 0.5,-0.5,0";
+            --normalize -1..1 --mean 0.5,-0.5,0 --then decode=d.onnx --lane batch --split 64 --slo 50ms --max-violation 2.5% \
+            --require gpu=h100 --prefer room=attic --no-wait";
         let arguments = Arguments::try_parse_from(line.split_whitespace()).unwrap();
         let Command::Submit(submit) = arguments.command else { panic!("a submit") };
         let demands =
@@ -351,6 +437,26 @@ mod tests {
         assert_eq!(submit.forms.wishes().image.normalize, Normalize::To(-1.0, 1.0));
         assert_eq!(submit.forms.wishes().image.mean, [0.5, -0.5, 0.0]);
         assert!(submit.detach && arguments.global.json && submit.inputs.len() == 2);
+        assert_eq!(
+            (submit.then[0].name.as_str(), submit.lane, submit.items_per_task()),
+            ("decode", Some(Lane::Batch), 64)
+        );
+        assert_eq!(submit.promise.slo(), Some(Slo { latency_ms: 50, max_violation_permille: 25 }));
+        let rules: Vec<(String, bool)> =
+            submit.labels.rules().into_iter().map(|rule| (rule.key, rule.required)).collect();
+        assert_eq!(rules, [("gpu".to_owned(), true), ("room".to_owned(), false)]);
+        assert!(submit.no_wait);
+    }
+
+    #[test]
+    fn items_share_tasks_unless_they_are_fetched_later() {
+        let items_per_task = |line: &str| match Arguments::try_parse_from(line.split_whitespace()).unwrap().command {
+            Command::Submit(submit) => submit.items_per_task(),
+            _ => panic!("a submit"),
+        };
+        assert_eq!(items_per_task("mesh-client submit m.onnx a b"), 8);
+        assert_eq!(items_per_task("mesh-client submit m.onnx a b --detach"), 1);
+        assert_eq!(items_per_task("mesh-client submit m.onnx a b --detach --split 4"), 4);
     }
 
     #[test]
@@ -360,6 +466,13 @@ mod tests {
             ("submit m.onnx x --priority 101", "101 is not in 0..=100"),
             ("submit m.onnx x --deadline 5", "'5' is no time"),
             ("submit m.onnx x --memory much", "'much' is no size"),
+            ("submit m.onnx x --lane fast", "'fast' is not a lane: realtime or batch"),
+            ("submit m.onnx x --slo 1us", "'1us' is out of range"),
+            ("submit m.onnx x --max-violation 5%", "--slo <TIME>"),
+            ("submit m.onnx x --slo 1s --max-violation 200%", "'200%' is no part"),
+            ("submit m.onnx x --split 0", "0 is not in 1..=1024"),
+            ("submit m.onnx x --require attic", "'attic' is no label"),
+            ("submit m.onnx x --json --json-lines", "cannot be used with"),
             ("submit m.onnx x --arch sparc", "unknown Arch 'sparc': use one of amd64, arm64"),
             ("submit m.onnx x --normalize 0-1", "use auto, raw, or a range"),
             ("status nonsense", "'nonsense'"),

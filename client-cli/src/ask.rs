@@ -3,10 +3,11 @@
 use std::{
     fs::File,
     io::IsTerminal,
+    path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use mesh_sdk::{AskError, Mesh, Outcome, TaskId, TaskStanding};
+use mesh_sdk::{AskError, Mesh, Outcome, TaskId, TaskResult, TaskStanding};
 use mesh_transport::{KeyPair, keys};
 use serde_json::json;
 
@@ -15,8 +16,9 @@ use crate::{
     connect::{connect, stop_signal, stopped},
     exit, outputs, print, print_json,
     progress::Progress,
-    report::{Done, Failed, Report},
-    submit::until_end,
+    report::{Done, Failed, Job, Report},
+    show_job,
+    submit::{Unfinished, until_end},
     table::printable_lines,
     views,
 };
@@ -158,21 +160,59 @@ pub(crate) async fn fetch(global: &Global, flags: &Fetch, patience: Patience) ->
     let item = flags.task.to_string();
     let followed = until_end(&mut handle, &mut stop, |news| progress.news(&item, news, &global.broker)).await;
     progress.finish();
-    let folder = flags.output.output.as_deref();
-    let end = followed.and_then(|result| {
-        Done::new(result, false, folder).map_err(|error| Failed::new(exit::INTERNAL, "OUTPUT", error))
-    });
+    // The result does not say of how many items it is. A broker that has forgotten the task is a rare thing.
+    let view = mesh.status(flags.task).await.ok();
     mesh.close().await;
-    let report = Report { item, task: Some(flags.task), end };
-    if let Some(folder) = folder {
-        report.save(folder).map_err(|error| Failed::new(exit::INTERNAL, "OUTPUT", error))?;
+    let reports = fetched(flags, followed, view.as_ref().map_or(1, |view| view.items));
+    let is_saved = flags.output.output.is_some();
+    let failed = |error| Failed::new(exit::INTERNAL, "OUTPUT", error);
+    match view.filter(|_| reports.len() > 1) {
+        None => {
+            let saved = reports.iter().zip(&flags.output.output).try_for_each(|(report, folder)| report.save(folder));
+            saved.map_err(failed)?;
+            reports.iter().try_fold(exit::OK, |code, report| Ok(code.max(show_one(global, report)?)))
+        }
+        Some(view) => {
+            let took = view.ended_unix_ms.map_or(0, |ended| ended.saturating_sub(view.submitted_unix_ms));
+            let (job, model_name, model) = (Some(view.job), view.model_name, view.model);
+            let job = Job { job, model_name, model, took: Duration::from_millis(took), reports };
+            flags.output.output.iter().try_for_each(|folder| job.save(folder)).map_err(failed)?;
+            show_job(global, &job, is_saved)
+        }
     }
+}
+
+/// A report for each item of the task; they are numbered, since nobody else knows what they were called.
+fn fetched(flags: &Fetch, followed: Result<TaskResult, Unfinished>, items: u32) -> Vec<Report> {
+    let task = Some(flags.task);
+    let folder = flags.output.output.as_deref();
+    let done = |result: &TaskResult, place, folder: Option<&Path>| {
+        Done::new(result, place, false, folder).map_err(|error| Failed::new(exit::INTERNAL, "OUTPUT", error))
+    };
+    match followed {
+        Err(unfinished) => vec![Report { item: flags.task.to_string(), task, end: Err(unfinished.failed()) }],
+        Ok(result) if items <= 1 => {
+            vec![Report { item: flags.task.to_string(), task, end: done(&result, 0, folder) }]
+        }
+        Ok(mut result) => {
+            result.outputs = result.outputs.of_items(items);
+            let report = |place: u32| {
+                let item = format!("item-{}", place + 1);
+                let folder = folder.map(|folder| folder.join(&item));
+                Report { end: done(&result, place, folder.as_deref()), item, task }
+            };
+            (0..items).map(report).collect()
+        }
+    }
+}
+
+fn show_one(global: &Global, report: &Report) -> Result<u8, Failed> {
     if global.json {
         print_json(&report.to_json())?;
     } else {
         print(&report.to_text())?;
     }
-    match report.end {
+    match &report.end {
         Ok(_) => Ok(exit::OK),
         Err(failed) => {
             eprintln!("mesh-client: {}: {}", failed.code, printable_lines(&failed.text));

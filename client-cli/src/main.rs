@@ -21,6 +21,7 @@ mod npy;
 mod outputs;
 mod progress;
 mod report;
+mod stages;
 mod submit;
 mod table;
 mod tensor;
@@ -65,6 +66,13 @@ async fn command(arguments: &Arguments) -> Result<u8, Failed> {
     match &arguments.command {
         Command::Submit(flags) => {
             let job = submit::submit(global, flags).await?;
+            if flags.json_lines {
+                // The items have been told; what is left is for people.
+                if !global.quiet {
+                    eprint!("{}", job.summary_text());
+                }
+                return Ok(job.exit());
+            }
             show_job(global, &job, flags.output.output.is_some())
         }
         Command::Bench(flags) => {

@@ -33,6 +33,8 @@ pub(crate) struct Progress {
     is_quiet: bool,
     /// The broker's silence has been told.
     told_silent: bool,
+    /// That the mesh is full has been told.
+    told_full: bool,
     worker: String,
     sending_since: Option<Instant>,
 }
@@ -53,7 +55,7 @@ impl Progress {
         if let Shown::One(bar) | Shown::Many(bar) = &shown {
             bar.enable_steady_tick(REDRAW);
         }
-        Self { shown, is_quiet, told_silent: false, worker: String::new(), sending_since: None }
+        Self { shown, is_quiet, told_silent: false, told_full: false, worker: String::new(), sending_since: None }
     }
 
     /// A line that stays, above the bar; also on a pipe.
@@ -66,6 +68,22 @@ impl Progress {
             Shown::Nothing => eprintln!("mesh-client: {line}"),
             Shown::One(bar) | Shown::Many(bar) => bar.suspend(|| eprintln!("mesh-client: {line}")),
         }
+    }
+
+    /// Something else writes to the terminal: the bar makes room.
+    pub(crate) fn aside(&self, write: impl FnOnce()) {
+        match &self.shown {
+            Shown::Nothing => write(),
+            Shown::One(bar) | Shown::Many(bar) => bar.suspend(write),
+        }
+    }
+
+    /// The mesh has no room; it is tried again after `wait`.
+    pub(crate) fn full(&mut self, why: &str, wait: Duration) {
+        if !std::mem::replace(&mut self.told_full, true) {
+            self.say(&format!("{why}; trying again in {} and so on (--no-wait fails instead)", units::time(wait)));
+        }
+        self.phase(&format!("the mesh is full, trying again in {}", units::time(wait)));
     }
 
     pub(crate) fn phase(&self, text: &str) {

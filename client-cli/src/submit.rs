@@ -1,53 +1,73 @@
 //! `submit`: items become tasks, some of them at a time. Owns the order of things and that one bad item does not stop the
 //! others; never the form of inputs or outputs.
+//!
+//! ```text
+//!   files ► items ──(at most --split)──► load ► bunches of one shape ► follow: task ► reports, item by item
+//! ```
+
+mod bunch;
+mod follow;
+mod pace;
 
 use std::{
-    collections::VecDeque,
-    fs::File,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use mesh_models::{Signature, SignatureError};
-use mesh_sdk::{Input, Mesh, Model, Task, TaskError, TaskHandle, Update, new_job};
-use tokio::{sync::watch, task::JoinSet};
+use mesh_models::Signature;
+use mesh_sdk::{Input, Mesh, Model, Task, new_job};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    task::JoinSet,
+};
 
+use self::{
+    bunch::{Bunch, Loaded, bunches},
+    follow::Reports,
+    pace::Pace,
+};
 use crate::{
     args::{Global, Submit},
-    connect::{Stop, connect, stop_signal, stopped},
+    connect::{Stop, connect, stop_signal},
     exit, inputs,
     items::{self, Item, ItemsError},
     outputs,
     progress::Progress,
-    report::{Done, Failed, Job, Report},
+    report::{Failed, Job, Report},
+    stages,
 };
 
-/// Tasks under way at the same time, unless `--parallel` says otherwise: more would only wait at the broker.
-const PARALLEL_MAX: usize = 64;
+pub(crate) use self::follow::{Unfinished, until_end};
 
-/// Where the mesh's size is not known.
-const PARALLEL_DEFAULT: usize = 8;
-
-/// A cancelled task has this long to say that it is over.
-const CANCEL_WAIT: Duration = Duration::from_secs(3);
+/// Reports that may wait to be taken.
+const REPORTS_MAX: usize = 1024;
 
 /// What all items have in common.
 struct Shared {
     mesh: Mesh,
-    model: Model,
     signature: Option<Signature>,
     wishes: inputs::Wishes,
     template: Task,
+    deadline: Option<Duration>,
     detach: bool,
+    no_wait: bool,
     /// Where outputs go, and whether each item has a folder of its own there.
     output: Option<(PathBuf, bool)>,
     broker: String,
     progress: Mutex<Progress>,
+    /// Files that are read and pictures that are decoded at the same time: one for each core.
+    loading: Semaphore,
+    /// Inputs of the largest task so far.
+    largest_bytes: AtomicU64,
 }
 
 /// One item on its way.
 struct Work {
+    index: usize,
     item: Item,
     /// If its files have been read already.
     inputs: Option<Vec<Input>>,
@@ -56,70 +76,69 @@ struct Work {
 /// Runs the command; gives what is to be printed.
 pub(crate) async fn submit(global: &Global, flags: &Submit) -> Result<Job, Failed> {
     let started = Instant::now();
-    let signature = read_signature(flags)?;
-    let items = items::items(&flags.inputs, signature.as_ref()).map_err(|error| items_failed(&error))?;
-    let wishes = flags.forms.wishes();
-    let is_one = items.len() == 1;
-    let mut items: Vec<Work> = items.into_iter().map(|item| Work { item, inputs: None }).collect();
-    if let [only] = &mut items[..] {
-        // A mistake in the only item is told before anybody is asked.
-        only.inputs = Some(inputs::load(&only.item, signature.as_ref(), &wishes).map_err(input_failed)?);
-    }
+    let signature = stages::read_signature(&flags.model)?;
+    let stages = stages::read(&flags.then)?;
+    stages::check(&flags.model, signature.as_ref(), &stages)?;
+    let work = works(flags, signature.as_ref())?;
+    let items = work.len();
     if let Some(folder) = flags.output.output.as_ref().filter(|_| !flags.detach) {
         outputs::prepare(folder).map_err(|error| Failed::new(exit::USAGE, "OUTPUT", error))?;
     }
-    let progress = Progress::new(items.len(), global.quiet, global.json);
+    let progress = Progress::new(items, global.quiet, global.json);
     let mut stop = stop_signal(global.timeout);
     let mesh = connect(global, Some(&flags.path), &progress, &mut stop).await.inspect_err(|_| progress.finish())?;
     let model = Model::from_file(&flags.model).await.map_err(|error| submit_failed(&error))?;
     let job = new_job();
-    let template = Task::new(model.clone())
-        .priority(flags.priority)
-        .deadline(flags.deadline)
-        .demands(flags.demands.demands())
-        .detached(flags.detach)
-        .job(job);
-    let parallel = parallel(flags, &mesh, items.len()).await;
+    let template = template(flags, model.clone(), items).job(job);
+    let template = stages::add(template, stages).await.map_err(|error| submit_failed(&error))?;
+    let pace = pace(flags, &mesh, items).await;
     let shared = Arc::new(Shared {
         mesh,
-        model,
         signature,
-        wishes,
+        wishes: flags.forms.wishes(),
         template,
+        deadline: flags.deadline,
         detach: flags.detach,
-        output: flags.output.output.clone().map(|folder| (folder, !is_one)),
+        no_wait: flags.no_wait,
+        output: flags.output.output.clone().map(|folder| (folder, items != 1)),
         broker: global.broker.clone(),
         progress: Mutex::new(progress),
+        loading: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
+        largest_bytes: AtomicU64::new(0),
     });
-    let reports = run(&shared, items, parallel, &stop).await;
+    let reports = run(&shared, work, flags, pace, &stop).await;
     shared.progress().finish();
     shared.mesh.clone().close().await;
-    let job = Job {
-        job: Some(job),
-        model_name: shared.model.name().to_owned(),
-        model: shared.model.reference(),
-        took: started.elapsed(),
-        reports,
-    };
+    let (model_name, model) = (model.name().to_owned(), model.reference());
+    let job = Job { job: Some(job), model_name, model, took: started.elapsed(), reports };
     if let Some(folder) = flags.output.output.as_ref().filter(|_| !flags.detach) {
         job.save(folder).map_err(|error| Failed::new(exit::INTERNAL, "OUTPUT", error))?;
     }
     Ok(job)
 }
 
-/// What the model takes; `None` if only its runtime can say.
-fn read_signature(flags: &Submit) -> Result<Option<Signature>, Failed> {
-    let path = flags.model.display();
-    let bad = |error: &dyn std::fmt::Display| Failed::new(exit::BAD_INPUT, "MODEL_INVALID", format!("{path}: {error}"));
-    let file = File::open(&flags.model).map_err(|error| bad(&error))?;
-    match mesh_models::read_signature(file) {
-        Ok(signature) => Ok(Some(signature)),
-        Err(error @ (SignatureError::UnknownFormat | SignatureError::Read(_))) => Err(bad(&error)),
-        Err(error) => {
-            tracing::info!(%error, "inputs are sent as they are; the worker will say what it thinks of them");
-            Ok(None)
-        }
+/// The items that the arguments mean. A mistake in the only one is told before anybody is asked.
+fn works(flags: &Submit, signature: Option<&Signature>) -> Result<Vec<Work>, Failed> {
+    let items = items::items(&flags.inputs, signature).map_err(|error| items_failed(&error))?;
+    let one = |(index, item)| Work { index, item, inputs: None };
+    let mut work: Vec<Work> = items.into_iter().enumerate().map(one).collect();
+    if let [only] = &mut work[..] {
+        only.inputs = Some(inputs::load(&only.item, signature, &flags.forms.wishes()).map_err(input_failed)?);
     }
+    Ok(work)
+}
+
+/// A task as the flags want it, without inputs.
+fn template(flags: &Submit, model: Model, items: usize) -> Task {
+    let task = Task::new(model)
+        .priority(flags.priority)
+        .deadline(flags.deadline)
+        .demands(flags.demands.demands())
+        .detached(flags.detach)
+        .lane(flags.lane)
+        .job_items(u32::try_from(items).unwrap_or(u32::MAX));
+    let task = flags.promise.slo().into_iter().fold(task, Task::slo);
+    flags.labels.rules().into_iter().fold(task, Task::label)
 }
 
 fn items_failed(error: &ItemsError) -> Failed {
@@ -142,129 +161,117 @@ fn submit_failed(error: &mesh_sdk::SubmitError) -> Failed {
     Failed::new(exit::of_submit(error), "BAD_INPUT", error)
 }
 
-async fn parallel(flags: &Submit, mesh: &Mesh, items: usize) -> usize {
-    if let Some(parallel) = flags.parallel {
-        return usize::from(parallel);
-    }
-    if items == 1 {
-        return 1;
-    }
-    match mesh.cluster().await {
-        Ok(cluster) if cluster.slots > 0 => (2 * cluster.slots as usize).min(PARALLEL_MAX),
-        _ => PARALLEL_DEFAULT,
+async fn pace(flags: &Submit, mesh: &Mesh, items: usize) -> Pace {
+    match flags.parallel {
+        Some(parallel) => Pace::fixed(parallel.into()),
+        None if items == 1 => Pace::fixed(1),
+        None => {
+            let slots = mesh.cluster().await.ok().map(|cluster| cluster.slots as usize);
+            Pace::of_mesh(slots, flags.items_per_task())
+        }
     }
 }
 
-/// All items, `parallel` at a time, in the order in which they were given.
+/// All items, in the order in which they were given, some tasks at a time.
 async fn run(
     shared: &Arc<Shared>,
-    items: Vec<Work>,
-    parallel: usize,
+    work: Vec<Work>,
+    flags: &Submit,
+    pace: Pace,
     stop: &watch::Receiver<Option<Stop>>,
 ) -> Vec<Report> {
-    let mut waiting: VecDeque<(usize, Work)> = items.into_iter().enumerate().collect();
-    let mut reports: Vec<(usize, Report)> = Vec::with_capacity(waiting.len());
-    let mut running = JoinSet::new();
+    let mut reports: Vec<Option<Report>> = work.iter().map(|_| None).collect();
+    let names: Vec<String> = work.iter().map(|work| work.item.name.clone()).collect();
+    let (sender, mut ended) = mpsc::channel(REPORTS_MAX);
     let mut failed = 0;
-    loop {
-        while running.len() < parallel
-            && let Some((index, work)) = waiting.pop_front()
-        {
-            let (shared, stop) = (shared.clone(), stop.clone());
-            running.spawn(async move { (index, one(&shared, work, stop).await) });
-        }
-        let Some(ended) = running.join_next().await else { break };
-        // A panic in an item is a bug, and has been printed; the others go on.
-        let Ok((index, report)) = ended else { continue };
+    let mut take = |(index, mut report): (usize, Report)| {
         failed += usize::from(report.end.is_err());
         shared.progress().item_done(failed);
-        reports.push((index, report));
-    }
-    reports.sort_by_key(|(index, _)| *index);
-    reports.into_iter().map(|(_, report)| report).collect()
-}
-
-async fn one(shared: &Arc<Shared>, work: Work, mut stop: watch::Receiver<Option<Stop>>) -> Report {
-    let name = work.item.name.clone();
-    let stopped = *stop.borrow();
-    if let Some(stop) = stopped {
-        return Report { item: name, task: None, end: Err(stop.failed()) };
-    }
-    let inputs = match load(shared, work).await {
-        Ok(inputs) => inputs,
-        Err(failed) => return Report { item: name, task: None, end: Err(failed) },
-    };
-    match begin(shared, inputs).await {
-        Ok(mut handle) => {
-            let task = Some(handle.id());
-            let end = follow(shared, &name, &mut handle, &mut stop).await;
-            Report { item: name, task, end }
+        if flags.json_lines {
+            shared.progress().aside(|| report.print_line());
         }
-        Err(failed) => Report { item: name, task: None, end: Err(failed) },
-    }
-}
-
-async fn load(shared: &Arc<Shared>, work: Work) -> Result<Vec<Input>, Failed> {
-    let Work { item, inputs } = work;
-    if let Some(inputs) = inputs {
-        return Ok(inputs);
-    }
-    let shared = shared.clone();
-    let loading = move || inputs::load(&item, shared.signature.as_ref(), &shared.wishes).map_err(input_failed);
-    let loaded = tokio::task::spawn_blocking(loading).await;
-    loaded.unwrap_or_else(|error| Err(Failed::new(exit::INTERNAL, "INTERNAL", error)))
-}
-
-async fn begin(shared: &Shared, inputs: Vec<Input>) -> Result<TaskHandle, Failed> {
-    let task = shared.template.clone().inputs(inputs);
-    shared.mesh.submit(task).await.map_err(|error| submit_failed(&error))
-}
-
-async fn follow(
-    shared: &Arc<Shared>,
-    name: &str,
-    handle: &mut TaskHandle,
-    stop: &mut watch::Receiver<Option<Stop>>,
-) -> Result<Done, Failed> {
-    let folder =
-        shared.output.as_ref().map(|(folder, is_own)| if *is_own { folder.join(name) } else { folder.clone() });
-    let end = until_end(handle, stop, |news| shared.progress().news(name, news, &shared.broker)).await?;
-    let detach = shared.detach;
-    let finished = tokio::task::spawn_blocking(move || Done::new(end, detach, folder.as_deref()));
-    match finished.await {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) => Err(Failed::new(exit::INTERNAL, "OUTPUT", error)),
-        Err(error) => Err(Failed::new(exit::INTERNAL, "INTERNAL", error)),
-    }
-}
-
-/// Follows a task to its end. When it is time to stop the task is cancelled, and given a moment to be so.
-pub(crate) async fn until_end(
-    handle: &mut TaskHandle,
-    stop: &mut watch::Receiver<Option<Stop>>,
-    mut on_news: impl FnMut(mesh_sdk::News),
-) -> Result<mesh_sdk::TaskResult, Failed> {
-    let stop = loop {
+        reports[index] = Some(report);
+    };
+    let (mut waiting, mut running) = (work.into_iter(), JoinSet::new());
+    loop {
+        while running.len() < pace.tasks(shared.largest_bytes.load(Ordering::Relaxed)) {
+            let next: Vec<Work> = waiting.by_ref().take(flags.items_per_task()).collect();
+            if next.is_empty() {
+                break;
+            }
+            running.spawn(some(shared.clone(), next, sender.clone(), stop.clone()));
+        }
         tokio::select! {
-            update = handle.next() => match update {
-                Update::News(news) => on_news(news),
-                Update::End(end) => return end.map_err(|error| Failed::of_task(&error)),
-            },
-            stop = stopped(stop) => break stop,
+            biased;
+            Some(report) = ended.recv() => take(report),
+            done = running.join_next() => if done.is_none() { break },
         }
-    };
-    handle.cancel().await;
-    match tokio::time::timeout(CANCEL_WAIT, handle.wait()).await {
-        // It was faster than the cancellation.
-        Ok(Ok(result)) => Ok(result),
-        Ok(Err(TaskError::Failed(failure))) => Err(Failed::of_task(&TaskError::Failed(failure))),
-        Ok(Err(_)) | Err(_) => Err(stop.failed()),
     }
+    drop(sender);
+    while let Some(report) = ended.recv().await {
+        take(report);
+    }
+    // Only a bug, which has been printed, leaves an item without a report.
+    let lost = || Failed::new(exit::INTERNAL, "INTERNAL", "the program lost track of this item");
+    let report = |(report, item): (Option<Report>, String)| {
+        report.unwrap_or_else(|| Report { item, task: None, end: Err(lost()) })
+    };
+    reports.into_iter().zip(names).map(report).collect()
+}
+
+/// A few items: loaded, put together and followed to their ends.
+async fn some(shared: Arc<Shared>, work: Vec<Work>, reports: Reports, stop: watch::Receiver<Option<Stop>>) {
+    let stopped = *stop.borrow();
+    let mut failed: Vec<(usize, String, Failed)> = Vec::new();
+    let mut loaded = Vec::new();
+    match stopped {
+        Some(stop) => failed.extend(work.into_iter().map(|work| (work.index, work.item.name, stop.failed()))),
+        None => (loaded, failed) = load(&shared, work).await,
+    }
+    for (index, item, failure) in failed {
+        // The collector outlives everybody who reports to it.
+        let _ = reports.send((index, Report { item, task: None, end: Err(failure) })).await;
+    }
+    let mut running = JoinSet::new();
+    for bunch in loaded {
+        running.spawn(follow::bunch(shared.clone(), bunch, reports.clone(), stop.clone()));
+    }
+    while running.join_next().await.is_some() {}
+}
+
+/// Reads the items' files and puts the items together that can share a task; and those that cannot be read.
+async fn load(shared: &Arc<Shared>, work: Vec<Work>) -> (Vec<Bunch>, Vec<(usize, String, Failed)>) {
+    let names: Vec<(usize, String)> = work.iter().map(|work| (work.index, work.item.name.clone())).collect();
+    let _turn = shared.loading.acquire().await;
+    let reader = shared.clone();
+    let loading = move || {
+        let (mut loaded, mut failed) = (Vec::new(), Vec::new());
+        for Work { index, item, inputs } in work {
+            let inputs = inputs.map_or_else(|| inputs::load(&item, reader.signature.as_ref(), &reader.wishes), Ok);
+            match inputs {
+                Ok(inputs) => loaded.push(Loaded { index, name: item.name, inputs }),
+                Err(error) => failed.push((index, item.name, input_failed(error))),
+            }
+        }
+        let bunches = bunches(loaded);
+        reader.largest_bytes.fetch_max(bunches.iter().map(Bunch::bytes).sum(), Ordering::Relaxed);
+        (bunches, failed)
+    };
+    tokio::task::spawn_blocking(loading).await.unwrap_or_else(|error| {
+        let failed = |(index, name)| (index, name, Failed::new(exit::INTERNAL, "INTERNAL", &error));
+        (Vec::new(), names.into_iter().map(failed).collect())
+    })
 }
 
 impl Shared {
     fn progress(&self) -> std::sync::MutexGuard<'_, Progress> {
         // A display has no state that a panic could spoil.
         self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Where an item's outputs go.
+    fn folder(&self, item: &str) -> Option<PathBuf> {
+        let (folder, is_own) = self.output.as_ref()?;
+        Some(if *is_own { folder.join(item) } else { folder.clone() })
     }
 }

@@ -53,6 +53,17 @@ pub(crate) fn parse_cpu(text: &str) -> Result<u32, String> {
     if (1.0..=1e7).contains(&millis) { Ok(millis.round() as u32) } else { Err(advice()) }
 }
 
+/// Thousandths: `5%`, `0.5%`, `0.05`.
+pub(crate) fn parse_permille(text: &str) -> Result<u16, String> {
+    let advice = || format!("'{text}' is no part of a whole: write 5%, 0.5% or 0.05, at most 100%");
+    let (number, thousandths) = match text.strip_suffix('%') {
+        Some(percent) => (percent, 10.0),
+        None => (text, 1000.0),
+    };
+    let permille = number.trim().parse::<f64>().map_err(|_| advice())? * thousandths;
+    if (0.0..=1000.0).contains(&permille) { Ok(permille.round() as u16) } else { Err(advice()) }
+}
+
 /// `1.5 GiB`, `12.0 MiB`, `7 B`.
 pub(crate) fn size(bytes: u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -110,6 +121,14 @@ mod tests {
             assert!(parse_size(wrong).is_err(), "{wrong}");
         }
         assert_eq!([7, 1536, 1 << 20, (1 << 30) - 1].map(size), ["7 B", "1.5 KiB", "1.0 MiB", "1.0 GiB"]);
+    }
+
+    #[test]
+    fn parts_are_read() {
+        assert_eq!([parse_permille("5%"), parse_permille("0.5%"), parse_permille("0.05")], [Ok(50), Ok(5), Ok(50)]);
+        for wrong in ["", "%", "-1%", "101%", "5", "NaN"] {
+            assert!(parse_permille(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -111,6 +111,29 @@ impl Input {
         Ok(Self { shape, data: Data::Memory(joined.into()), ..first })
     }
 
+    /// One of the items that were [joined](Self::join). Nothing is copied.
+    ///
+    /// # Errors
+    /// If the input was not made of `items` items in memory, or there is no such item.
+    pub fn part(&self, index: u32, items: u32) -> Result<Self, SubmitError> {
+        let (index, items) = (index as usize, items as usize);
+        match (&self.data, &self.shape) {
+            _ if (index, items) == (0, 1) => Ok(self.clone()),
+            (Data::Memory(bytes), Some(shape))
+                if index < items
+                    && bytes.len().is_multiple_of(items)
+                    && shape.first().is_some_and(|rows| rows.is_multiple_of(items as u64)) =>
+            {
+                let each = bytes.len() / items;
+                let mut shape = shape.clone();
+                shape[0] /= items as u64;
+                let data = Data::Memory(bytes.slice(index * each..(index + 1) * each));
+                Ok(Self { shape: Some(shape), data, ..self.clone() })
+            }
+            _ => Err(SubmitError::Invalid(format!("{self} is not made of {items} items with an item {index}"))),
+        }
+    }
+
     /// What type and shape say its length is; `None` if they do not.
     fn data_bytes(&self) -> Option<u64> {
         let element_bytes = self.dtype?.size_bytes()? as u64;
@@ -236,6 +259,9 @@ mod tests {
 
         assert_eq!(joined.to_string(), "x: UINT8 [2, 2]");
         assert!(matches!(&joined.data, Data::Memory(bytes) if bytes[..] == [1, 2, 3, 4]));
+        let last = joined.part(1, 2).unwrap();
+        assert!(last.joins(&first) && matches!(&last.data, Data::Memory(bytes) if bytes[..] == [3, 4]));
+        assert!(joined.part(2, 2).is_err() && joined.part(0, 3).is_err(), "there are two");
         fs::write(&path, [3]).unwrap();
         let short = Input::file(&path).shaped(DType::U8, [1, 2]).named("x");
         let error = Input::join(vec![first.clone(), short]).unwrap_err().to_string();

@@ -1,0 +1,161 @@
+//! What became of all items of a submit: the table, who did how much, the JSON document and the exit code. Owns its fields,
+//! which are a promise; never waits for anything.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::Path,
+    time::Duration,
+};
+
+use mesh_sdk::{JobId, ModelRef, TaskId};
+use serde_json::{Value, json};
+
+use super::{Failed, Report, write_document};
+use crate::{
+    exit,
+    table::{printable_lines, table},
+    units,
+};
+
+/// Up to this many items get a line each on the terminal.
+const LINES_MAX: usize = 40;
+
+/// Failures beyond these are counted, not listed.
+const FAILURES_LISTED_MAX: usize = 20;
+
+/// A submit as a whole.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) job: Option<JobId>,
+    pub(crate) model_name: String,
+    pub(crate) model: ModelRef,
+    pub(crate) took: Duration,
+    pub(crate) reports: Vec<Report>,
+}
+
+impl Job {
+    /// 0, or the code of the first item that failed.
+    pub(crate) fn exit(&self) -> u8 {
+        self.reports.iter().find_map(|report| Some(report.end.as_ref().err()?.exit)).unwrap_or(exit::OK)
+    }
+
+    fn failures(&self) -> impl Iterator<Item = (&Report, &Failed)> {
+        self.reports.iter().filter_map(|report| Some((report, report.end.as_ref().err()?)))
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        let failed = self.failures().count();
+        let workers = self.workers();
+        let ms = |time: Duration| time.as_micros() as f64 / 1e3;
+        json!({
+            "job": self.job.map(|job| job.to_string()),
+            "model": {
+                "name": self.model_name,
+                "digest": self.model.digest.to_string(),
+                "size_bytes": self.model.size_bytes,
+                "format": self.model.format.name(),
+            },
+            "items": self.reports.iter().map(Report::to_json).collect::<Vec<_>>(),
+            "summary": {
+                "items": self.reports.len(),
+                "tasks": self.tasks(),
+                "done": self.reports.len() - failed,
+                "failed": failed,
+                "workers": workers.iter().map(|(name, share)| json!({
+                    "name": name,
+                    "items": share.items,
+                    "run_each_ms": ms(share.running / share.items.max(1)),
+                })).collect::<Vec<_>>(),
+                "skew": skew(&workers),
+                "total_ms": ms(self.took),
+                "per_item_ms": ms(self.took) / self.reports.len().max(1) as f64,
+            },
+        })
+    }
+
+    /// For a submit of several items.
+    pub(crate) fn to_text(&self) -> String {
+        let mut text = String::new();
+        if self.reports.len() <= LINES_MAX {
+            let headings = ["ITEM", "STATE", "WORKER", "LANE", "BATCH", "TIME", "FIRST OUTPUT", "TASK"];
+            text.push_str(&table(&headings, &self.reports.iter().map(Report::line).collect::<Vec<_>>()));
+            text.push('\n');
+        }
+        text.push_str(&self.summary_text());
+        text
+    }
+
+    /// Who did how much, and how long it took.
+    pub(crate) fn summary_text(&self) -> String {
+        let workers = self.workers();
+        let row = |(worker, Share { items, running }): (&&str, &Share)| {
+            vec![(*worker).to_owned(), items.to_string(), units::time(*running / (*items).max(1))]
+        };
+        let mut text = table(&["WORKER", "ITEMS", "RUN EACH"], &workers.iter().map(row).collect::<Vec<_>>());
+        if let Some(skew) = skew(&workers) {
+            text.push_str(&format!("skew {skew:.2} (most items of a worker / fewest)\n"));
+        }
+        let (items, tasks, took) = (self.reports.len(), self.tasks(), units::time(self.took));
+        let each = units::time(self.took / u32::try_from(items.max(1)).unwrap_or(u32::MAX));
+        let failed = self.failures().count();
+        text.push_str(&format!("\n{items} items in {tasks} tasks in {took}, {each} per item, {failed} failed\n"));
+        text
+    }
+
+    /// Tasks that the items shared; those of items tried again alone count, the one that failed for them does not.
+    fn tasks(&self) -> usize {
+        self.reports.iter().filter_map(|report| report.task).collect::<BTreeSet<TaskId>>().len()
+    }
+
+    fn workers(&self) -> BTreeMap<&str, Share> {
+        let mut workers: BTreeMap<&str, Share> = BTreeMap::new();
+        for (report, done) in self.reports.iter().filter_map(|report| Some((report, report.end.as_ref().ok()?))) {
+            let share = workers.entry(report.worker().unwrap_or("-")).or_default();
+            share.items += 1;
+            share.running += done.running_alone();
+        }
+        workers
+    }
+
+    /// What went wrong, for standard error.
+    pub(crate) fn failures_text(&self) -> String {
+        let lines = self.failures().take(FAILURES_LISTED_MAX).map(|(report, failed)| {
+            let what = if self.reports.len() == 1 { String::new() } else { format!("{}: ", report.item) };
+            let task = report.task.map(|task| format!(" (task {task})")).unwrap_or_default();
+            format!("mesh-client: {what}{}: {}{task}\n", failed.code, failed.text)
+        });
+        let mut text: String = lines.collect();
+        let more = self.failures().count().saturating_sub(FAILURES_LISTED_MAX);
+        if more > 0 {
+            text.push_str(&format!("mesh-client: and {more} more\n"));
+        }
+        printable_lines(&text)
+    }
+
+    /// `result.json`: one for each item in its folder, and one for all.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub(crate) fn save(&self, folder: &Path) -> io::Result<()> {
+        if let [only] = &self.reports[..] {
+            return only.save(folder);
+        }
+        self.reports.iter().try_for_each(|report| report.save(&folder.join(&report.item)))?;
+        write_document(folder, &self.to_json())
+    }
+}
+
+/// What one worker did.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    items: u32,
+    running: Duration,
+}
+
+/// How unevenly several workers were busy: 1 is even.
+fn skew(workers: &BTreeMap<&str, Share>) -> Option<f64> {
+    let items = || workers.values().map(|share| share.items);
+    let (most, fewest) = (items().max()?, items().min().filter(|fewest| *fewest > 0)?);
+    (workers.len() > 1).then(|| f64::from(most) / f64::from(fewest))
+}

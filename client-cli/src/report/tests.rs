@@ -1,0 +1,141 @@
+//! What is told of items and of a whole submit, word by word.
+
+use std::fs;
+
+use mesh_sdk::{DType, Digest, Dispatch, ModelFormat, ModelRef};
+
+use super::*;
+
+fn done(item: &str, worker: &str, value: f64) -> Report {
+    let output = Summary {
+        name: "y".into(),
+        dtype: DType::F32,
+        shape: vec![1],
+        size_bytes: 4,
+        spread: Some((value, value, value)),
+        not_finite: 0,
+        top: Vec::new(),
+        data: Some(vec![value.into()]),
+        file: None,
+    };
+    let ms = Duration::from_millis;
+    let timings =
+        Timings { total: ms(34), queued: ms(1), sending: ms(3), loading: ms(20), running: ms(4), sent_bytes: 2052 };
+    let worker = Some((WorkerId::from_bytes([1; 16]), worker.to_owned()));
+    let run = RunNote { stage: 0, rows: (0, 1), batch_rows: 1, dispatch: Dispatch::Idle, run_us: 4_000 };
+    let (lane, outputs) = (Some(Lane::Realtime), vec![output]);
+    let end =
+        Ok(Done { is_detached: false, worker, attempts: 1, timings, lane, task_items: 1, runs: vec![run], outputs });
+    Report { item: item.into(), task: Some(TaskId::from_bytes([2; 16])), end }
+}
+
+fn failed(item: &str) -> Report {
+    let end = Err(Failed::new(exit::BAD_INPUT, "MODEL_INPUT_MISMATCH", "x has 3 bytes"));
+    Report { item: item.into(), task: None, end }
+}
+
+fn job(reports: Vec<Report>) -> Job {
+    let model = ModelRef { digest: Digest::from_bytes([7; 32]), size_bytes: 2048, format: ModelFormat::Onnx };
+    Job { job: None, model_name: "m.onnx".into(), model, took: Duration::from_millis(90), reports }
+}
+
+#[test]
+fn one_item_shows_where_its_time_went_and_its_outputs() {
+    let expected = "\
+done on pi-4 in 34 ms (queued 1.0 ms, sending 3.0 ms, loading 20 ms, running 4.0 ms)
+y  FP32 [1]  0.5
+";
+    assert_eq!(done("a", "pi-4", 0.5).to_text(), expected);
+}
+
+#[test]
+fn several_items_are_counted_by_worker_and_the_bad_one_is_listed() {
+    let mut packed = done("c", "pi-4", 2.0);
+    if let Ok(done) = &mut packed.end {
+        (done.runs[0].batch_rows, done.runs[0].dispatch) = (8, Dispatch::Full);
+    }
+    let job = job(vec![done("a", "pi-4", 0.5), failed("b"), packed, done("d", "pi-5", 2.0)]);
+    let expected = "\
+ITEM   STATE    WORKER   LANE       BATCH    TIME    FIRST OUTPUT           TASK
+a      done     pi-4     realtime   1 idle   34 ms   0.5                    02020202-0202-0202-0202-020202020202
+b      failed   -        -          -        -       MODEL_INPUT_MISMATCH   -
+c      done     pi-4     realtime   8 full   34 ms   2                      02020202-0202-0202-0202-020202020202
+d      done     pi-5     realtime   1 idle   34 ms   2                      02020202-0202-0202-0202-020202020202
+
+WORKER   ITEMS   RUN EACH
+pi-4     2       2.2 ms
+pi-5     1       4.0 ms
+skew 2.00 (most items of a worker / fewest)
+
+4 items in 1 tasks in 90 ms, 22 ms per item, 1 failed
+";
+    assert_eq!(job.to_text(), expected);
+    assert_eq!(job.failures_text(), "mesh-client: b: MODEL_INPUT_MISMATCH: x has 3 bytes\n");
+    assert_eq!(job.exit(), exit::BAD_INPUT);
+}
+
+#[test]
+fn a_failure_cannot_command_the_terminal() {
+    let end = Err(Failed::new(exit::RUN_FAILED, "RUN_FAILED", "bad\x1b[31m\nmore"));
+    let text = job(vec![Report { item: "a".into(), task: None, end }]).failures_text();
+    assert_eq!(text, "mesh-client: RUN_FAILED: bad\u{fffd}[31m\nmore\n");
+    assert!(done("a", "ev\x1bil\n", 0.5).to_text().starts_with("done on ev\u{fffd}il\u{fffd} in "));
+}
+
+#[test]
+fn the_document_has_the_promised_fields() {
+    let document = job(vec![done("a", "pi-4", 0.5), failed("b")]).to_json();
+    let expected = json!({
+        "item": "a",
+        "task": "02020202-0202-0202-0202-020202020202",
+        "state": "done",
+        "worker": { "id": "01010101-0101-0101-0101-010101010101", "name": "pi-4" },
+        "attempts": 1,
+        "lane": "realtime",
+        "task_items": 1,
+        "runs": [{ "stage": 0, "batch_rows": 1, "dispatch": "idle", "run_ms": 4.0 }],
+        "timings":
+            { "total_ms": 34.0, "queued_ms": 1.0, "sending_ms": 3.0, "loading_ms": 20.0, "running_ms": 4.0 },
+        "sent_bytes": 2052,
+        "outputs": [{
+            "name": "y", "dtype": "FP32", "shape": [1], "size_bytes": 4, "min": 0.5, "max": 0.5, "mean": 0.5,
+            "not_finite": 0, "data": [0.5], "file": null,
+        }],
+        "error": null,
+    });
+    assert_eq!(document["items"][0], expected);
+    let error = json!({ "code": "MODEL_INPUT_MISMATCH", "text": "x has 3 bytes", "exit": 3 });
+    assert_eq!((&document["items"][1]["error"], &document["items"][1]["task"]), (&error, &Value::Null));
+    let summary = json!({
+        "items": 2, "tasks": 1, "done": 1, "failed": 1, "total_ms": 90.0, "per_item_ms": 45.0, "skew": null,
+        "workers": [{ "name": "pi-4", "items": 1, "run_each_ms": 4.0 }],
+    });
+    assert_eq!(document["summary"], summary);
+    assert_eq!(document["model"]["name"], "m.onnx");
+}
+
+#[test]
+fn each_item_has_its_folder_and_the_submit_its_document() {
+    let dir = tempfile::tempdir().unwrap();
+    job(vec![done("a", "pi-4", 0.5), failed("b")]).save(dir.path()).unwrap();
+    let read =
+        |path: &str| -> Value { serde_json::from_str(&fs::read_to_string(dir.path().join(path)).unwrap()).unwrap() };
+    assert_eq!(read("a/result.json")["state"], "done");
+    assert_eq!(read("b/result.json")["state"], "failed");
+    assert_eq!(read("result.json")["summary"]["items"], 2);
+    let alone = tempfile::tempdir().unwrap();
+    job(vec![done("a", "pi-4", 0.5)]).save(alone.path()).unwrap();
+    assert!(alone.path().join("result.json").exists() && !alone.path().join("a").exists());
+}
+
+#[test]
+fn the_time_of_a_batch_is_shared_among_its_rows() {
+    let Ok(mut done) = done("a", "pi-4", 0.5).end else { panic!("it was done") };
+    done.runs[0].batch_rows = 4;
+    done.runs.push(RunNote { stage: 1, batch_rows: 2, ..done.runs[0] });
+    assert_eq!(done.running_alone(), Duration::from_millis(1 + 2));
+    assert_eq!(done.batches(), "4 idle > 2 idle");
+    done.runs.clear();
+    done.task_items = 8;
+    assert_eq!(done.running_alone(), Duration::from_micros(500), "with no word of the runs, an equal part of all");
+}

@@ -1,0 +1,198 @@
+//! One task from its submit to its end, and what that means for its items. Owns patience with a full mesh, and that one bad
+//! item does not fail those that share its task; never the order of tasks.
+//!
+//! ```text
+//!   Bunch ► submit ──► done: each item its own outputs
+//!              ▲ └───► the input or the run was bad, several items ► each item as a task of its own, once
+//!              └ BUSY, after the time that the broker names
+//! ```
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mesh_sdk::{ErrorCode, SubmitError, TaskError, TaskHandle, TaskId, TaskResult, Update};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+
+use super::{Shared, bunch::Bunch, submit_failed};
+use crate::{
+    connect::{Stop, stopped},
+    exit,
+    report::{Done, Failed, Report},
+};
+
+/// A cancelled task has this long to say that it is over.
+const CANCEL_WAIT: Duration = Duration::from_secs(3);
+
+/// Between two tries at a full mesh, whatever the broker predicts: it has other clients.
+const BUSY_WAIT_MIN: Duration = Duration::from_millis(50);
+
+/// Room may come sooner than predicted.
+const BUSY_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Items of one failed task that are tried again at the same time.
+const APART_AT_ONCE: usize = 8;
+
+/// Reports by the items' places.
+pub(super) type Reports = mpsc::Sender<(usize, Report)>;
+
+/// Why there is no result.
+#[derive(Debug)]
+pub(crate) enum Unfinished {
+    /// It was never sent.
+    NotSent(SubmitError),
+    /// The mesh says so.
+    Task(TaskError),
+    /// The user does not want to wait any longer.
+    Stopped(Stop),
+}
+
+impl Unfinished {
+    pub(crate) fn failed(&self) -> Failed {
+        match self {
+            Self::NotSent(error) => submit_failed(error),
+            Self::Task(error) => Failed::of_task(error),
+            Self::Stopped(stop) => stop.failed(),
+        }
+    }
+
+    /// One of several items may be the cause, and the others innocent.
+    fn blames_an_item(&self) -> bool {
+        let Self::Task(error) = self else { return false };
+        matches!(
+            error.code(),
+            Some(
+                ErrorCode::InputMismatch
+                    | ErrorCode::RunFailed
+                    | ErrorCode::RunCrashed
+                    | ErrorCode::RunOutOfMemory
+                    | ErrorCode::ResultTooLarge
+            )
+        )
+    }
+}
+
+/// Follows the items to their ends.
+pub(super) async fn bunch(shared: Arc<Shared>, bunch: Bunch, reports: Reports, stop: watch::Receiver<Option<Stop>>) {
+    let began = Instant::now();
+    let mut stopping = stop.clone();
+    let (task, end) = whole(&shared, &bunch, began, &mut stopping).await;
+    let apart = match &end {
+        Err(unfinished) if bunch.count() > 1 && unfinished.blames_an_item() => bunch.apart().ok(),
+        _ => None,
+    };
+    let Some(apart) = apart else { return report(&shared, &bunch, task, end, &reports).await };
+    tracing::info!(?task, items = bunch.count(), "one of the items failed the task: each is tried alone");
+    let mut running = JoinSet::new();
+    for single in apart {
+        if running.len() >= APART_AT_ONCE {
+            running.join_next().await;
+        }
+        let (shared, reports, mut stop) = (shared.clone(), reports.clone(), stop.clone());
+        running.spawn(async move {
+            let (task, end) = whole(&shared, &single, began, &mut stop).await;
+            report(&shared, &single, task, end, &reports).await;
+        });
+    }
+    while running.join_next().await.is_some() {}
+}
+
+/// One task, submitted again as long as the mesh is full.
+async fn whole(
+    shared: &Shared,
+    bunch: &Bunch,
+    began: Instant,
+    stop: &mut watch::Receiver<Option<Stop>>,
+) -> (Option<TaskId>, Result<TaskResult, Unfinished>) {
+    let name = bunch.name();
+    loop {
+        let mut task = shared.template.clone().inputs(bunch.inputs.iter().cloned()).items(bunch.count());
+        if let Some(deadline) = shared.deadline {
+            task = task.deadline(Some(deadline.saturating_sub(began.elapsed())));
+        }
+        let mut handle = match shared.mesh.submit(task).await {
+            Ok(handle) => handle,
+            Err(error) => return (None, Err(Unfinished::NotSent(error))),
+        };
+        let id = Some(handle.id());
+        let end = until_end(&mut handle, stop, |news| shared.progress().news(&name, news, &shared.broker)).await;
+        let wait = match &end {
+            Err(Unfinished::Task(TaskError::Busy { failure, retry_after })) if !shared.no_wait => {
+                let wait = (*retry_after).clamp(BUSY_WAIT_MIN, BUSY_WAIT_MAX);
+                shared.progress().full(&failure.text, wait);
+                wait
+            }
+            _ => return (id, end),
+        };
+        let left = shared.deadline.map(|deadline| deadline.saturating_sub(began.elapsed()));
+        if left.is_some_and(|left| left <= wait) {
+            return (id, end);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            stop = stopped(stop) => return (id, Err(Unfinished::Stopped(stop))),
+        }
+    }
+}
+
+/// Follows a task to its end. When it is time to stop the task is cancelled, and given a moment to be so.
+pub(crate) async fn until_end(
+    handle: &mut TaskHandle,
+    stop: &mut watch::Receiver<Option<Stop>>,
+    mut on_news: impl FnMut(mesh_sdk::News),
+) -> Result<TaskResult, Unfinished> {
+    let stop = loop {
+        tokio::select! {
+            update = handle.next() => match update {
+                Update::News(news) => on_news(news),
+                Update::End(end) => return end.map_err(Unfinished::Task),
+            },
+            stop = stopped(stop) => break stop,
+        }
+    };
+    handle.cancel().await;
+    match tokio::time::timeout(CANCEL_WAIT, handle.wait()).await {
+        // It was faster than the cancellation.
+        Ok(Ok(result)) => Ok(result),
+        Ok(Err(TaskError::Failed(failure))) => Err(Unfinished::Task(TaskError::Failed(failure))),
+        Ok(Err(_)) | Err(_) => Err(Unfinished::Stopped(stop)),
+    }
+}
+
+/// Tells each item how the task ended for it. Outputs are summed up and written where that holds nobody up.
+async fn report(
+    shared: &Shared,
+    bunch: &Bunch,
+    task: Option<TaskId>,
+    end: Result<TaskResult, Unfinished>,
+    reports: &Reports,
+) {
+    let ends: Vec<Result<Done, Failed>> = match end {
+        Err(unfinished) => bunch.items.iter().map(|_| Err(unfinished.failed())).collect(),
+        Ok(result) => {
+            let folders: Vec<Option<PathBuf>> = bunch.items.iter().map(|(_, name)| shared.folder(name)).collect();
+            let detach = shared.detach;
+            let finishing = move || {
+                let of_each = folders.iter().zip(0..).map(|(folder, place)| {
+                    Done::new(&result, place, detach, folder.as_deref())
+                        .map_err(|error| Failed::new(exit::INTERNAL, "OUTPUT", error))
+                });
+                of_each.collect()
+            };
+            let finished = tokio::task::spawn_blocking(finishing).await;
+            finished.unwrap_or_else(|error| {
+                let broken = |_| Err(Failed::new(exit::INTERNAL, "INTERNAL", &error));
+                bunch.items.iter().map(broken).collect()
+            })
+        }
+    };
+    for ((index, name), end) in bunch.items.iter().zip(ends) {
+        // The collector outlives everybody who reports to it.
+        let _ = reports.send((*index, Report { item: name.clone(), task, end })).await;
+    }
+}

@@ -1,0 +1,68 @@
+//! How many tasks a submit has under way: enough that no slot waits for the client, and no more than its memory holds. Owns
+//! the numbers; never counts anything itself.
+
+/// Where the mesh's size is not known.
+const SLOTS_DEFAULT: usize = 4;
+
+/// Items in two batches of the largest size that workers begin with: one runs, the other stands ready.
+const ITEMS_PER_SLOT: usize = 2 * 64;
+
+/// More under way only wait at the broker, and each costs it a place in its queue.
+const TASKS_MAX: usize = 256;
+
+/// Inputs of tasks under way, together.
+const UNDER_WAY_BYTES: u64 = 256 * 1024 * 1024;
+
+/// Tasks that may be under way at the same time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Pace {
+    /// Whatever they weigh: while one half runs, the inputs of the other half are on their way.
+    least: usize,
+    /// If they are light.
+    most: usize,
+}
+
+impl Pace {
+    /// As many as the user said.
+    pub(crate) fn fixed(tasks: usize) -> Self {
+        Self { least: tasks.max(1), most: tasks.max(1) }
+    }
+
+    /// For a mesh of so many slots, if that is known, and tasks of so many items.
+    pub(crate) fn of_mesh(slots: Option<usize>, items_per_task: usize) -> Self {
+        let slots = slots.filter(|slots| *slots > 0).unwrap_or(SLOTS_DEFAULT);
+        let per_slot = ITEMS_PER_SLOT.div_ceil(items_per_task.max(1)).max(2);
+        let most = slots.saturating_mul(per_slot).min(TASKS_MAX);
+        Self { least: (2 * slots).min(most), most }
+    }
+
+    /// How many now; `largest_bytes` are the inputs of the largest task seen, 0 before the first.
+    pub(crate) fn tasks(self, largest_bytes: u64) -> usize {
+        match UNDER_WAY_BYTES.checked_div(largest_bytes) {
+            None => self.least,
+            Some(fitting) => usize::try_from(fitting).unwrap_or(usize::MAX).clamp(self.least, self.most),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_slot_has_two_full_batches_under_way() {
+        let pace = Pace::of_mesh(Some(4), 8);
+        assert_eq!((pace.tasks(0), pace.tasks(1)), (8, 64), "two for each slot until it is known what they weigh");
+        assert_eq!(Pace::of_mesh(Some(1000), 8).tasks(1), TASKS_MAX);
+        assert_eq!(Pace::of_mesh(Some(1), 1024).tasks(1), 2);
+        assert_eq!(Pace::of_mesh(None, 8).tasks(0), 8);
+        assert_eq!(Pace::fixed(3).tasks(1 << 40), 3);
+    }
+
+    #[test]
+    fn heavy_tasks_are_fewer() {
+        let pace = Pace::of_mesh(Some(4), 8);
+        assert_eq!(pace.tasks(16 << 20), 16);
+        assert_eq!(pace.tasks(1 << 30), 8, "never fewer than keep the slots busy");
+    }
+}
