@@ -237,6 +237,9 @@ impl Worker {
             let members = wanted.iter().map(|piece| piece.id).collect();
             let trial = Trial { members, rows: running.rows, rows_left, cost: running.order.cost };
             self.batches.trials.insert(batch, trial);
+            if let Some(cost) = self.costs.get_mut(&running.order.cost) {
+                cost.doubted(running.rows);
+            }
         }
         for piece in wanted {
             self.packer.push_back(running.order.queue, Piece { alone: Some(is_packed.then_some(batch)), ..piece });
@@ -261,7 +264,11 @@ impl Worker {
         let Some(attempt) = self.attempts.get_mut(id) else { return };
         let way = std::mem::take(&mut attempt.work.way);
         self.packer.leave(id, &way);
-        self.batches.trials.retain(|_, trial| !trial.members.contains(&id));
+        for (_, trial) in self.batches.trials.extract_if(.., |_, trial| trial.members.contains(&id)) {
+            if let Some(cost) = self.costs.get_mut(&trial.cost) {
+                cost.cleared();
+            }
+        }
         let mut idle = Vec::new();
         for (batch, running) in &mut self.batches.running {
             let was_wanted = running.pieces.iter().any(|(_, is_wanted)| *is_wanted);

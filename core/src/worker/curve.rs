@@ -105,6 +105,8 @@ pub(super) struct Cost {
     wait_batches: u32,
     /// Items in a batch at most.
     rows_max: u32,
+    /// A larger batch failed, and whether its size was to blame is not known yet.
+    doubted_max: Option<u32>,
     load_us: u64,
     dispatched: [u32; 4],
     /// Which batch of the worker was the last of this model.
@@ -120,6 +122,7 @@ impl Cost {
             fruitless: 0,
             wait_batches: 0,
             rows_max: u32::from(rows_max.max(1)),
+            doubted_max: None,
             load_us: 0,
             dispatched: [0; 4],
             touched: 0,
@@ -172,8 +175,19 @@ impl Cost {
         }
     }
 
+    /// So many rows together failed: until it is known why, half as many at most.
+    pub(super) fn doubted(&mut self, rows: u32) {
+        self.doubted_max = Some(rows / 2);
+    }
+
+    /// It was not their number.
+    pub(super) fn cleared(&mut self) {
+        self.doubted_max = None;
+    }
+
     /// So many rows together fail though each runs alone.
     pub(super) fn too_large(&mut self, rows: u32) {
+        self.doubted_max = None;
         self.rows_max = self.rows_max.min(rows / 2).max(1);
         for (point, size) in self.points.iter_mut().zip(SIZES) {
             if size > self.rows_max {
@@ -191,7 +205,8 @@ impl Cost {
         self.points.iter().filter(|point| point.count > 0)
     }
 
-    /// Microseconds of a batch of `rows`: between points a straight line, beyond them in proportion; 0 if nothing is known.
+    /// Microseconds of a batch of `rows`: between points a straight line, beyond them the last two's, or in proportion to the
+    /// only one; 0 if nothing is known.
     pub(super) fn batch_us(&self, rows: u32) -> u64 {
         let rows_milli = u64::from(rows) * 1000;
         let below = self.measured().rfind(|point| point.rows_milli <= rows_milli);
@@ -202,7 +217,14 @@ impl Cost {
                 low.us + rise.saturating_mul(rows_milli - low.rows_milli) / (high.rows_milli - low.rows_milli)
             }
             (Some(low), Some(_)) => low.us,
-            (Some(low), None) => low.us.saturating_mul(rows_milli) / low.rows_milli.max(1),
+            (Some(last), None) => match self.measured().rfind(|point| point.rows_milli < last.rows_milli) {
+                Some(other) => {
+                    let rise = last.us.saturating_sub(other.us);
+                    let more = rise.saturating_mul(rows_milli - last.rows_milli);
+                    last.us + more / (last.rows_milli - other.rows_milli)
+                }
+                None => last.us.saturating_mul(rows_milli) / last.rows_milli.max(1),
+            },
             (None, Some(high)) => high.us,
             (None, None) => 0,
         }
@@ -226,6 +248,10 @@ impl Cost {
 
     /// The most that may be packed: the best size, or more where nobody has tried.
     pub(super) fn size(&self) -> u32 {
+        self.open_size().min(self.doubted_max.unwrap_or(u32::MAX)).max(1)
+    }
+
+    fn open_size(&self) -> u32 {
         let best = self.best();
         let Some(last) = self.measured().next_back().filter(|last| last.rows_milli > 1000) else { return best };
         let is_open = last.count < JUDGED_AFTER;
@@ -252,7 +278,7 @@ impl Cost {
                 let is_tried = size <= best;
                 let floor = self.smallest_within(best.max(2), SPREAD_PERMILLE).max(2);
                 let size = if is_cut && is_tried { self.smallest_within(best, CUT_PERMILLE) } else { size };
-                Plan::Pack { size: size.max(2), floor }
+                Plan::Pack { size: size.clamp(2, self.size()), floor: floor.min(self.size()) }
             }
             _ => Plan::Single,
         }

@@ -28,6 +28,8 @@ pub(super) struct Linger {
     returned_rows: u32,
     /// How long as many rows as left take to come back, a running mean; 0: not seen yet.
     return_us: u64,
+    /// How long waiting for them would have been worth, at most.
+    worth_us: u64,
     /// Until when to wait, and for how many.
     waits: Option<(MonoTime, u32)>,
     misses: u32,
@@ -49,16 +51,20 @@ impl Linger {
         if waiting >= target {
             return;
         }
+        let apart_us = batch_us(waiting.max(1)).saturating_add(batch_us(rows));
+        let free_us = batch_us(target) * FREE_PERCENT / 100;
+        self.worth_us = (apart_us.saturating_sub(batch_us(target)) / 2).max(free_us);
         if self.skips > 0 {
             self.skips -= 1;
             return;
         }
-        let apart_us = batch_us(waiting.max(1)).saturating_add(batch_us(rows));
-        let worth_us = apart_us.saturating_sub(batch_us(target)) / 2;
-        let likely_us = self.return_us.saturating_add(self.return_us / 2);
-        let free_us = batch_us(target) * FREE_PERCENT / 100;
-        let wait_us = if likely_us <= worth_us { likely_us.max(free_us) } else { free_us };
+        let likely_us = self.likely_us();
+        let wait_us = if likely_us <= self.worth_us { likely_us.max(free_us) } else { free_us };
         self.waits = Some((now + Duration::from_micros(wait_us), target));
+    }
+
+    fn likely_us(&self) -> u64 {
+        self.return_us.saturating_add(self.return_us / 2)
     }
 
     /// Rows have come.
@@ -68,6 +74,10 @@ impl Linger {
         if before < self.ended_rows && self.returned_rows >= self.ended_rows {
             let took_us = u64::try_from(now.since(self.ended).as_micros()).unwrap_or(u64::MAX);
             self.return_us = if self.return_us == 0 { took_us } else { self.return_us.midpoint(took_us) };
+            // Too short a wait was no proof that nobody comes.
+            if self.likely_us() <= self.worth_us {
+                (self.misses, self.skips) = (0, 0);
+            }
         }
     }
 
