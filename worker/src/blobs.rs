@@ -11,6 +11,7 @@
 //!
 //! Never: the network, async. Callers that must not wait for a disk call from a blocking thread.
 
+mod coming;
 mod spool;
 
 use std::{
@@ -31,6 +32,7 @@ use tracing::{info, warn};
 
 use crate::{state::sync_dir, units::show_bytes};
 
+pub(crate) use coming::{Arriving, Claim, Coming};
 pub(crate) use spool::{BlobError, Spooled};
 
 /// What stays free on the disk, so that epochs, outcomes and logs can still be written when models have filled it.
@@ -97,9 +99,9 @@ impl Pin {
     }
 }
 
-/// Room for a file on its way; given back when dropped.
+/// Room in the quota for what is no blob; given back when dropped.
 #[derive(Debug)]
-struct Room {
+pub(crate) struct Room {
     shared: Arc<Shared>,
     bytes: u64,
 }
@@ -191,6 +193,22 @@ impl BlobStore {
                 None
             }
         }
+    }
+
+    /// Whether a blob is here, whatever its bytes are.
+    pub(crate) fn has(&self, digest: Digest) -> bool {
+        self.shared.index().blobs.contains_key(&digest)
+    }
+
+    /// Room in the quota for `size_bytes` that are about to be written elsewhere.
+    pub(crate) fn room(&self, size_bytes: u64) -> Result<Room, BlobError> {
+        self.shared.reserve(size_bytes)
+    }
+
+    /// Counts what lies on the disk already, whether there is room for it or not.
+    pub(crate) fn occupy(&self, size_bytes: u64) -> Room {
+        self.shared.index().reserved_bytes += size_bytes;
+        Room { shared: self.shared.clone(), bytes: size_bytes }
     }
 
     /// Makes room for `size_bytes`, and a name for the file that will take it.

@@ -12,10 +12,10 @@
 //! A folder gets its name once everything in it is on the disk. All functions block.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
 use bytes::Bytes;
@@ -26,6 +26,7 @@ use proto_msgs::{
 use tracing::warn;
 
 use crate::{
+    blobs::{BlobError, BlobStore, Room, Spooled},
     oip::Output,
     payload::Payload,
     state::{replace_file, sync_dir},
@@ -34,13 +35,27 @@ use crate::{
 /// Removed attempts that are remembered: more than may still be waiting to be saved, each of which waits for a thread.
 const REMOVED_MAX: usize = 1024;
 
-/// The folder of all detached attempts.
+/// The folder of all detached attempts. What lies in it counts against the quota.
 #[derive(Clone, Debug)]
 pub(crate) struct Keep {
     root: PathBuf,
+    store: BlobStore,
+    rooms: Arc<Mutex<HashMap<AttemptId, Vec<Held>>>>,
     /// The last that were removed: what is only saved afterwards would stay, and be run by the next life. Held for writing
     /// while an attempt is removed, and for reading while one is written.
     removed: Arc<RwLock<VecDeque<AttemptId>>>,
+}
+
+/// Room for something that is kept.
+#[derive(Debug)]
+enum Held {
+    Room {
+        _room: Room,
+    },
+    /// A file that had room before it got its second name here.
+    File {
+        _owner: Arc<Spooled>,
+    },
 }
 
 /// A detached attempt found after a restart.
@@ -65,6 +80,12 @@ pub(crate) struct KeptResult {
 }
 
 impl Found {
+    /// Bytes of its inputs and outputs.
+    fn size_bytes(&self) -> u64 {
+        let outputs = self.result.iter().flat_map(|result| &result.outputs).map(|output| &output.payload);
+        self.inputs.iter().chain(outputs).map(Payload::size_bytes).sum()
+    }
+
     /// What the machine needs to know of it.
     pub(crate) fn restored(&self) -> Restored {
         let (ticket, manifest) = (self.ticket.clone(), Box::new(self.manifest.clone()));
@@ -76,13 +97,18 @@ impl Found {
 
 impl Keep {
     /// Opens the folder and finds what an earlier life kept.
-    pub(crate) fn open(root: PathBuf) -> io::Result<(Self, Vec<Found>)> {
+    pub(crate) fn open(root: PathBuf, store: BlobStore) -> io::Result<(Self, Vec<Found>)> {
         fs::create_dir_all(&root)?;
+        let keep = Self { root, store, rooms: Arc::default(), removed: Arc::default() };
         let mut found = Vec::new();
-        for entry in fs::read_dir(&root)? {
+        for entry in fs::read_dir(&keep.root)? {
             let path = entry?.path();
             match read_attempt(&path) {
-                Ok(attempt) => found.push(attempt),
+                Ok(attempt) => {
+                    let _room = keep.store.occupy(attempt.size_bytes());
+                    keep.rooms().entry(attempt.id).or_default().push(Held::Room { _room });
+                    found.push(attempt);
+                }
                 Err(reason) => {
                     if path.extension().is_none() {
                         warn!(path = %path.display(), %reason, "a kept attempt is not usable: deleted");
@@ -91,7 +117,11 @@ impl Keep {
                 }
             }
         }
-        Ok((Self { root, removed: Arc::default() }, found))
+        Ok((keep, found))
+    }
+
+    fn rooms(&self) -> MutexGuard<'_, HashMap<AttemptId, Vec<Held>>> {
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps an attempt whose inputs are all here. Once this returns it survives a power cut.
@@ -101,19 +131,22 @@ impl Keep {
         ticket: &Ticket,
         manifest: &Manifest,
         inputs: Vec<Payload>,
-    ) -> io::Result<Vec<Payload>> {
+    ) -> Result<Vec<Payload>, BlobError> {
         let removed = self.removed.read().unwrap_or_else(PoisonError::into_inner);
         if removed.contains(&id) {
-            return Err(io::Error::other("the attempt was given up"));
+            return Err(io::Error::other("the attempt was given up").into());
         }
+        let _room = self.store.room(in_memory_bytes(&inputs))?;
         let folder = self.folder(id);
         let new = folder.with_extension("new");
         fs::create_dir(&new)?;
         if let Err(error) = self.write(&new, &folder, ticket, manifest, &inputs) {
             // Half an attempt only takes room.
             let _ = fs::remove_dir_all(&new);
-            return Err(error);
+            return Err(error.into());
         }
+        let owners = inputs.iter().filter_map(Payload::owner).map(|_owner| Held::File { _owner });
+        self.rooms().insert(id, owners.chain([Held::Room { _room }]).collect());
         let sizes = inputs.iter().map(Payload::size_bytes).enumerate();
         Ok(sizes.map(|(index, size_bytes)| kept(&folder, "input", index, size_bytes)).collect())
     }
@@ -162,12 +195,16 @@ impl Keep {
     ) -> io::Result<()> {
         let _not_removed_meanwhile = self.removed.read();
         let folder = self.folder(id);
+        // Room or not: without it the run was in vain. Outputs in files have theirs as long as this life keeps them.
+        let _room = self.store.occupy(outputs.iter().map(|output| in_memory_bytes([&output.payload])).sum());
         for (index, output) in outputs.iter().enumerate() {
             place(&output.payload, &folder.join(file_name("output", index)))?;
         }
         let result = RunResult { id, outcome, outputs: outputs.iter().map(Output::declaration).collect(), runs };
         let result = WorkerToClient::Result(result).to_frame().map_err(io::Error::other)?;
-        replace_file(&folder.join("result"), &result.head)
+        replace_file(&folder.join("result"), &result.head)?;
+        self.rooms().entry(id).or_default().push(Held::Room { _room });
+        Ok(())
     }
 
     /// Forgets an attempt, kept or not.
@@ -177,6 +214,7 @@ impl Keep {
             removed.pop_front();
         }
         removed.push_back(id);
+        self.rooms().remove(&id);
         let folder = self.folder(id);
         for path in [folder.with_extension("new"), folder] {
             match fs::remove_dir_all(&path) {
@@ -191,6 +229,11 @@ impl Keep {
     fn folder(&self, id: AttemptId) -> PathBuf {
         self.root.join(format!("{}-{}", id.task, id.attempt))
     }
+}
+
+fn in_memory_bytes<'a>(payloads: impl IntoIterator<Item = &'a Payload>) -> u64 {
+    let in_memory = payloads.into_iter().filter(|payload| matches!(payload, Payload::Memory(_)));
+    in_memory.map(Payload::size_bytes).sum()
 }
 
 fn file_name(what: &str, index: usize) -> String {
@@ -324,8 +367,12 @@ mod tests {
         RunNote { stage: 0, rows: (0, 1), batch_rows: 8, dispatch: Dispatch::Full, run_us: 1 }
     }
 
+    fn store(home: &tempfile::TempDir) -> BlobStore {
+        BlobStore::open(&home.path().join("blobs"), 1 << 20).expect("a store")
+    }
+
     fn open(home: &tempfile::TempDir) -> (Keep, Vec<Found>) {
-        Keep::open(home.path().join("attempts")).expect("a folder")
+        Keep::open(home.path().join("attempts"), store(home)).expect("a folder")
     }
 
     #[test]
@@ -395,6 +442,24 @@ mod tests {
         keep.finish(id(), Outcome::Done { run_us: 1, load_us: 2 }, Vec::new(), &[output]).expect("kept");
         let (_, found) = open(&home);
         assert_eq!(bytes(&found[0].result.as_ref().expect("an end").outputs[0].payload), b"out");
+    }
+
+    #[test]
+    fn what_is_kept_counts_against_the_quota_until_it_is_removed() {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let store = store(&home);
+        let (keep, _) = Keep::open(home.path().join("attempts"), store.clone()).expect("a folder");
+        let most = vec![7; 800 << 10];
+        let input = Payload::Memory(most.clone().into());
+        keep.save(id(), &ticket(), &manifest(&[&most]), vec![input]).expect("saved");
+        assert!(store.room(300 << 10).is_err(), "most of a MiB is in use");
+
+        let next_life = self::store(&home);
+        let (keep, found) = Keep::open(home.path().join("attempts"), next_life.clone()).expect("a folder");
+        assert_eq!(found.len(), 1);
+        assert!(next_life.room(300 << 10).is_err(), "and still is");
+        keep.remove(id());
+        assert!(next_life.room(300 << 10).is_ok());
     }
 
     #[test]

@@ -254,3 +254,30 @@ fn joined(pieces: &[Payload], store: &BlobStore) -> Result<(Payload, Digest), Fa
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn pieces_in_memory_and_in_files_become_one_with_its_digest() {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let store = BlobStore::open(home.path(), 1 << 30).expect("a store");
+        let memory = |bytes: &'static [u8]| Payload::Memory(Bytes::from_static(bytes));
+        let mut file = store.spool(6).and_then(|file| file.create()).expect("room");
+        file.write(b"filed!").expect("writing");
+        let file = Payload::spooled(file.finish().0);
+        for (pieces, whole) in [
+            (vec![memory(b"one")], "one"),
+            (vec![memory(b"one"), memory(b"two")], "onetwo"),
+            (vec![file.clone()], "filed!"),
+            (vec![file.slice(3..6), memory(b"two"), file.slice(0..3)], "ed!twofil"),
+        ] {
+            let (payload, digest) = joined(&pieces, &store).expect("room");
+            assert_eq!(payload.read().expect("readable"), whole);
+            assert_eq!(digest, Digest::of(whole.as_bytes()));
+        }
+    }
+}

@@ -64,6 +64,14 @@ impl Payload {
         }
     }
 
+    /// The file's owner, if they are in one that goes with its last owner.
+    pub(crate) fn owner(&self) -> Option<Arc<Spooled>> {
+        match self {
+            Self::Memory(_) => None,
+            Self::File { owner, .. } => owner.clone(),
+        }
+    }
+
     /// Some of the bytes, without copying them. What lies beyond the end is left out.
     pub(crate) fn slice(&self, range: Range<u64>) -> Self {
         let end = range.end.min(self.size_bytes());

@@ -14,14 +14,18 @@ use mesh_transport::{
     blob::{Arrival, Content, Incoming, IncomingError, Intake},
 };
 use proto_msgs::{
-    AttemptId, BlobIndex, Credit, ErrorCode, Failure, Manifest, ModelRef, Ticket, WorkerToClient, limits::WINDOW_BYTES,
-    message::MODEL_BLOB,
+    AttemptId, BlobIndex, Credit, Digest, ErrorCode, Failure, Manifest, ModelRef, Ticket, WorkerToClient,
+    limits::WINDOW_BYTES, message::MODEL_BLOB,
 };
-use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
+use tokio::{
+    sync::mpsc,
+    task::spawn_blocking,
+    time::{timeout, timeout_at},
+};
 use tracing::{debug, warn};
 
 use crate::{
-    blobs::{BlobError, BlobStore, Pin, Spooled},
+    blobs::{Arriving, BlobStore, Claim, Pin, Spooled},
     keep::Keep,
     payload::{MemoryBudget, Payload},
     tools::Tools,
@@ -29,6 +33,9 @@ use crate::{
 
 /// A credit that cannot leave in this time is for a link that is dead.
 const CREDIT_WAIT: Duration = Duration::from_secs(5);
+
+/// A model that somebody else brings is waited for so long; then it is brought twice.
+const OTHERS_WAIT: Duration = Duration::from_secs(30);
 
 /// What is to be taken in.
 #[derive(Clone, Debug)]
@@ -53,6 +60,8 @@ pub(crate) struct Prepared {
     /// Files that will be written.
     files: HashMap<BlobIndex, Spooled>,
     incoming: Vec<Incoming>,
+    /// Models that others wait for.
+    arriving: Vec<Arriving>,
 }
 
 impl Order {
@@ -80,18 +89,48 @@ impl Order {
         let models = self.models().into_iter().map(held).collect::<Option<Vec<_>>>()?;
         let inputs = self.manifest.inputs.iter().zip(1..);
         let incoming = inputs.map(|(input, blob)| Incoming::to_memory(blob, input.size_bytes, input.digest)).collect();
-        Some(Prepared { models, files: HashMap::new(), incoming })
+        Some(Prepared { models, files: HashMap::new(), incoming, arriving: Vec::new() })
     }
 
-    /// Makes room for everything that is not here yet. Idle runners let go of their models if nothing else helps.
+    /// Makes room for everything that is not here yet and that nobody else brings. Idle runners let go of their models if
+    /// nothing else helps.
     pub(crate) async fn prepare(&self, tools: &Arc<Tools>) -> Result<Prepared, Failure> {
-        match self.prepare_blocking(tools).await {
+        let arriving = self.arriving(tools).await;
+        let prepared = match self.prepare_blocking(tools).await {
             Err(failure) if failure.code == ErrorCode::QuotaExceeded => {
                 tools.pool.end_idle().await;
                 self.prepare_blocking(tools).await
             }
             other => other,
+        };
+        prepared.map(|prepared| Prepared { arriving, ..prepared })
+    }
+
+    /// Waits for models that others bring; those that nobody does are ours.
+    async fn arriving(&self, tools: &Arc<Tools>) -> Vec<Arriving> {
+        let mut missing: Vec<Digest> = self.models().iter().map(|(_, model)| model.digest).collect();
+        // In one order for everybody: two who bring one model each never wait for each other.
+        missing.sort_unstable();
+        missing.dedup();
+        let mut arriving = Vec::new();
+        for model in missing {
+            let deadline = Instant::now() + OTHERS_WAIT;
+            while !tools.store.has(model) {
+                match tools.coming.claim(model) {
+                    Claim::Mine(mine) => {
+                        arriving.push(mine);
+                        break;
+                    }
+                    Claim::Theirs(mut theirs) => {
+                        debug!(model = %model.short(), "somebody else brings this model: waiting for it");
+                        if timeout_at(deadline.into(), theirs.changed()).await.is_err() {
+                            break;
+                        }
+                    }
+                }
+            }
         }
+        arriving
     }
 
     async fn prepare_blocking(&self, tools: &Arc<Tools>) -> Result<Prepared, Failure> {
@@ -100,7 +139,8 @@ impl Order {
     }
 
     fn make_room(&self, store: &BlobStore) -> Result<Prepared, Failure> {
-        let mut prepared = Prepared { models: Vec::new(), files: HashMap::new(), incoming: Vec::new() };
+        let (models, files, incoming) = (Vec::new(), HashMap::new(), Vec::new());
+        let mut prepared = Prepared { models, files, incoming, arriving: Vec::new() };
         let models = self.models();
         for (index, (blob, model)) in models.iter().enumerate() {
             let pin = store.pin(model.digest).filter(|pin| pin.size_bytes() == model.size_bytes);
@@ -135,6 +175,7 @@ pub(crate) struct Receiving {
     order: Order,
     models: Vec<Option<Pin>>,
     files: HashMap<BlobIndex, Spooled>,
+    arriving: Vec<Arriving>,
     arrivals: mpsc::Receiver<Arrival>,
     /// Blobs that are not complete.
     missing: usize,
@@ -149,7 +190,8 @@ impl Prepared {
         let coming = order.models().into_iter().filter(|(blob, _)| self.files.contains_key(blob));
         let announced_bytes = inputs_bytes + coming.map(|(_, model)| model.size_bytes).sum::<u64>();
         let (intake, arrivals) = Intake::start(self.incoming, WINDOW_BYTES);
-        (intake, Receiving { order, models: self.models, files: self.files, arrivals, missing, announced_bytes })
+        let Self { models, files, arriving, .. } = self;
+        (intake, Receiving { order, models, files, arriving, arrivals, missing, announced_bytes })
     }
 }
 
@@ -221,6 +263,7 @@ impl Receiving {
                 *place = Some(pin.clone());
             }
         }
+        self.arriving.retain(|arriving| arriving.model != digest);
         tools.look.at_once();
         Ok(())
     }
@@ -237,10 +280,7 @@ impl Receiving {
 
     async fn keep(&self, tools: &Arc<Tools>, payloads: Vec<Payload>) -> Result<Vec<Payload>, Failure> {
         let (keep, order): (Keep, Order) = (tools.keep.clone(), self.order.clone());
-        blocking(move || {
-            keep.save(order.id, &order.ticket, &order.manifest, payloads).map_err(|error| BlobError::Io(error).into())
-        })
-        .await
+        blocking(move || keep.save(order.id, &order.ticket, &order.manifest, payloads).map_err(Failure::from)).await
     }
 }
 

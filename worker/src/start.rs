@@ -17,12 +17,12 @@ use uuid::Uuid;
 use crate::{
     args::EngineChoice,
     batch::Proven,
-    blobs::BlobStore,
+    blobs::{BlobStore, Coming},
     config::{Config, QUOTA_DEFAULT_BYTES},
     control::{BrokerAddress, Control, ControlError, EVENTS_MAX, ORDERS_MAX},
     desk::Desk,
     engine::{Docker, DockerSettings, Engine, Process, find_runner},
-    keep::Keep,
+    keep::{Found, Keep},
     pool::{AllEnded, Pool, RunnerDefaults},
     probe::{Look, Machine, Probe},
     state::{StateDir, StateError, make_private_dir},
@@ -79,11 +79,12 @@ pub(crate) fn run(config: Config) -> Result<(), StartError> {
 
     let (to_machine, events) = mpsc::channel(EVENTS_MAX);
     let (to_desk, orders) = mpsc::channel(ORDERS_MAX);
-    let (keep, found) = Keep::open(state.attempts()).context("kept attempts")?;
-    let restored = found.iter().map(crate::keep::Found::restored).collect();
     let (pool, all_ended, store) = stores(&config, &state, &machine, engine)?;
+    let (keep, found) = Keep::open(state.attempts(), store.clone()).context("kept attempts")?;
+    let restored = found.iter().map(Found::restored).collect();
     let tools = Arc::new(Tools {
         store,
+        coming: Coming::default(),
         pool,
         keep,
         link_speed: LinkSpeed::default(),

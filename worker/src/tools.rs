@@ -8,11 +8,19 @@ use std::{
 use mesh_core::worker::Event;
 use tokio::sync::mpsc;
 
-use crate::{batch::Proven, blobs::BlobStore, keep::Keep, pool::Pool, probe::Look};
+use crate::{
+    batch::Proven,
+    blobs::{BlobStore, Coming},
+    keep::Keep,
+    pool::Pool,
+    probe::Look,
+};
 
 /// Shared by the desk and its tasks.
 pub(crate) struct Tools {
     pub(crate) store: BlobStore,
+    /// Models that clients bring just now.
+    pub(crate) coming: Coming,
     pub(crate) pool: Pool,
     pub(crate) keep: Keep,
     pub(crate) link_speed: LinkSpeed,

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
-    blobs::{BlobStore, Pin},
+    blobs::{BlobStore, Coming, Pin},
     engine::Process,
     keep::Keep,
     oip::Output,
@@ -55,9 +55,10 @@ impl Home {
         let (pool, _) = Pool::new(engine, store.clone(), dir.path().join("runners"), defaults, 2);
         let (machine, events) = mpsc::channel(64);
         let tools = Tools {
+            keep: Keep::open(dir.path().join("attempts"), store.clone()).expect("a folder").0,
             store,
+            coming: Coming::default(),
             pool,
-            keep: Keep::open(dir.path().join("attempts")).expect("a folder").0,
             link_speed: LinkSpeed::default(),
             look: Look::default(),
             transport: Context::new(Security::None).expect("a context"),
