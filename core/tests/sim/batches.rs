@@ -79,6 +79,7 @@ impl Mesh {
 
     pub(super) fn kill_batch(&mut self, worker: usize, id: BatchId) {
         tell!(self, "W{worker} kills {id:?}");
+        self.referee.worker_acted(self.now, worker, &self.workers[worker]);
         if self.workers[worker].batches.remove(&id).is_none() {
             self.referee.fail("only what runs is killed", format!("W{worker} kills {id:?}"));
         }
@@ -96,6 +97,7 @@ impl Mesh {
     }
 
     fn batch_over(&mut self, worker: usize, id: BatchId) {
+        self.referee.worker_acted(self.now, worker, &self.workers[worker]);
         let Some(batch) = self.workers[worker].batches.remove(&id) else { return };
         let kills = |part: &Part| {
             let job = self.referee.job(part.id.task);

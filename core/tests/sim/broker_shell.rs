@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use mesh_core::broker::{Action, Broker, Change, Config, Event, TaskRecord};
+use mesh_core::broker::{Action, Broker, Change, Config, Event, Policy, TaskRecord};
 use proto_msgs::{Epoch, PeerId, TaskId, ToBroker, WorkerId};
 
 use super::{
@@ -46,6 +46,7 @@ impl Mesh {
             encrypted: self.setup.encrypted,
             ended_kept: self.setup.kept,
             detached_patience: Duration::from_secs(20),
+            policy: self.setup.policy,
             rules: self.setup.rules,
             ..Config::default()
         };
@@ -56,6 +57,13 @@ impl Mesh {
         if !records.is_empty() {
             self.broker_handle(Event::Restored(records));
         }
+    }
+
+    /// The broker is started anew, before anybody has come, to choose places in another way.
+    pub(crate) fn restart_with_policy(&mut self, policy: Policy) {
+        self.setup.policy = policy;
+        self.crash_broker();
+        self.start_broker();
     }
 
     pub(super) fn crash_broker(&mut self) {

@@ -158,8 +158,12 @@ impl Mesh {
             }
             Action::Disconnect { id } => {
                 let shell = &mut self.clients[client];
-                shell.sessions.remove(&id);
+                let link = shell.sessions.remove(&id).and_then(|session| session.link);
                 shell.dialled_in.remove(&id);
+                // A connection over which nothing came is not used again.
+                if let Some(dead) = link.filter(|link| !self.links[*link].is_up) {
+                    shell.dialled.retain(|_, dialled| *dialled != dead);
+                }
             }
             Action::Report { task, news } => {
                 tell!(self, "C{client} reports {}: {news:?}", short(task));

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use mesh_core::worker::{BatchId, BatchKind};
-use proto_msgs::{AttemptId, Lane};
+use proto_msgs::{AttemptId, Lane, ModelCost};
 
 use super::{
     batches::{Batch, brief, has, model_of},
@@ -26,6 +26,24 @@ pub(super) struct Rooms {
     ready: BTreeMap<(usize, AttemptId), Micros>,
     /// When a lane of a worker last had no room.
     full: BTreeMap<(usize, Lane), Micros>,
+    /// What workers last told of their models.
+    costs: BTreeMap<usize, Vec<ModelCost>>,
+    of_many: usize,
+}
+
+impl Rooms {
+    pub(super) fn costs_of(&self, worker: usize) -> &[ModelCost] {
+        self.costs.get(&worker).map_or(&[], Vec::as_slice)
+    }
+
+    pub(super) fn told(&mut self, worker: usize, costs: &[ModelCost]) {
+        self.costs.insert(worker, costs.to_vec());
+    }
+
+    /// Batches with rows of several tasks, so far.
+    pub(super) fn batches_of_many(&self) -> usize {
+        self.of_many
+    }
 }
 
 impl Referee {
@@ -39,6 +57,7 @@ impl Referee {
             let parts = brief(&batch.parts);
             return self.fail(law, format!("W{worker} {id:?} {:?} of {parts}: {detail}", batch.kind));
         }
+        self.rooms.of_many += usize::from(batch.parts.len() > 1);
         for part in &batch.parts {
             if let Some(detail) = self.waited_in_vain(now, worker, part.id) {
                 self.fail("what waits goes when there is room", detail);
@@ -60,7 +79,10 @@ impl Referee {
         let [realtime, lent] = shell.place.slots;
         let slot = batch.slot.0;
         if slot >= realtime + lent || shell.batches.values().any(|other| other.slot.0 == slot) {
-            return Some(("a worker stays within its slots", format!("{:?} is taken: {:?}", batch.slot, shell.batches)));
+            return Some((
+                "a worker stays within its slots",
+                format!("{:?} is taken: {:?}", batch.slot, shell.batches),
+            ));
         }
         if first.lane_in_force() == Lane::Batch && slot < realtime {
             return Some(("the batch lane stays in its slots", format!("in slot {slot} with {realtime} for realtime")));
@@ -117,7 +139,9 @@ impl Referee {
         let ready = self.rooms.ready.remove(&(worker, id))?;
         let lane = self.job(id.task).lane_in_force();
         let since = self.rooms.full.get(&(worker, lane)).map_or(ready, |full| ready.max(*full));
-        let excused = self.is_harmed || now <= since + micros(WAIT_MAX);
+        // A first stage also waits for those behind it.
+        let has_stages = !self.job(id.task).then.is_empty();
+        let excused = self.is_harmed || has_stages || now <= since + micros(WAIT_MAX);
         (!excused).then(|| format!("{} had room at W{worker} for {} ms", short_id(id), (now - since) / 1000))
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!   seeds      plans from a seed: faults, then healing, then progress is demanded
+//!   crowds     load from a seed: what the schedule promises is demanded in figures
+//!   days       long runs of mixed traffic
 //!   stories    hand-written scenarios in the domain's words
 //!   sabotage   every rule broken in turn, and noticed (feature `sabotage`)
 //!   scale      many workers
@@ -13,6 +15,8 @@ mod batches;
 mod books;
 mod broker_shell;
 mod client_shell;
+mod crowds;
+mod days;
 mod expect;
 mod faults;
 mod job;
@@ -25,6 +29,7 @@ mod rng;
 #[cfg(feature = "sabotage")]
 mod sabotage;
 mod scale;
+mod scheduling;
 mod seeds;
 mod stories;
 mod story;

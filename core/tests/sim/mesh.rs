@@ -5,7 +5,7 @@
 
 use std::{cmp::Ordering, collections::BinaryHeap, fmt, time::Duration};
 
-use mesh_core::{MonoTime, Rules, worker::BatchId};
+use mesh_core::{MonoTime, Rules, broker::Policy, worker::BatchId};
 use proto_msgs::{AttemptId, BrokerToClient, BrokerToWorker, ClientId, PublicKey, TaskId, ToBroker};
 
 use super::{
@@ -160,6 +160,7 @@ pub(crate) struct Setup {
     /// Every message goes through its bytes.
     pub(crate) through_bytes: bool,
     pub(crate) store_wait: (Micros, Micros),
+    pub(crate) policy: Policy,
     /// Ended tasks are shown, and results of detached ones kept, this long.
     pub(crate) kept: Duration,
 }
@@ -172,6 +173,7 @@ impl Setup {
             encrypted: false,
             through_bytes: true,
             store_wait: (2 * MS, 30 * MS),
+            policy: Policy::default(),
             kept: Duration::from_secs(120),
         }
     }

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_core::client::{End, News};
 use proto_msgs::{
-    Attempt, AttemptId, BrokerToClient, ClientId, Digest, Epoch, ErrorCode, Outcome, Purpose, RunNote, TaskId, Ticket,
-    WorkerId, WorkerToBroker, limits::RUN_NOTES_MAX,
+    Attempt, AttemptId, BrokerToClient, ClientId, Digest, Epoch, ErrorCode, Lane, Outcome, Purpose, RunNote, TaskId,
+    Ticket, WorkerId, WorkerToBroker, limits::RUN_NOTES_MAX,
 };
 
 use super::{
@@ -21,6 +21,9 @@ use super::{
 
 /// Deadlines of one machine in one second. Twenty tasks that each want two looks are far below.
 const WAKES_PER_SECOND_MAX: u32 = 200;
+
+/// And so many more for each task beyond those.
+const WAKES_PER_TASK_MAX: usize = 20;
 
 /// Attempts in one heartbeat: those at work, and 64 unacknowledged ones.
 const REPORTS_MAX: usize = ACTIVE_MAX + 64;
@@ -246,7 +249,10 @@ impl Referee {
             ErrorCode::DeadlineUnmeetable => truth.job.deadline.is_some(),
             ErrorCode::RunTimeout => behaviour == Behaviour::NeverEnds || is_late,
             ErrorCode::DigestMismatch => behaviour == Behaviour::FileVanishes,
-            ErrorCode::NoWorkerFits => excused || truth.job.direction.is_some(),
+            ErrorCode::NoWorkerFits => {
+                let is_choosy = truth.job.direction.is_some() || !truth.job.labels.is_empty();
+                excused || is_choosy || truth.job.lane_in_force() == Lane::Batch
+            }
             // The broker promises the unfetched result of an acknowledged task for as long as its worker is there.
             ErrorCode::NotFound | ErrorCode::ResultGone if !self.a_worker_is_gone => {
                 follow.fetch && (!truth.durable || truth.was_fetched() || truth.was_given_up())
@@ -280,6 +286,7 @@ impl Referee {
         if let WorkerToBroker::Heartbeat(heartbeat) = message {
             let count = heartbeat.attempts.len();
             self.reported.insert(worker, count);
+            self.rooms.told(worker, &heartbeat.costs);
             if count > REPORTS_MAX {
                 self.fail("nothing grows without bound", format!("W{worker} reports {count} attempts"));
             }
@@ -313,11 +320,12 @@ impl Referee {
 
     /// A worker has gone down with a task.
     pub(super) fn killed(&mut self, worker: usize, task: TaskId) {
-        let life = self.broker_life;
+        let (life, workers) = (self.broker_life, self.lives.len());
         let truth = self.task_mut(task);
         truth.kills += 1;
-        // A broker that was restarted counts anew, and a detached task comes back with its worker.
-        if truth.kills > KILLS_MAX && life == 1 && !truth.job.detached {
+        // A broker that was restarted counts anew, and a detached task comes back with its worker. A worker that dies before
+        // its client has heard of it counts as one that cannot be reached, which is tried the other way round, too.
+        if truth.kills > KILLS_MAX + workers as u32 && life == 1 && !truth.job.detached {
             let detail = format!("{} takes W{worker} down, the {}. time", short(task), self.task(task).kills);
             self.fail("poison stops", detail);
         }
@@ -331,8 +339,12 @@ impl Referee {
             (*second, *count) = (now / SECOND, 0);
         }
         *count += 1;
-        if *count > WAKES_PER_SECOND_MAX {
-            self.fail("no busy loop", format!("{node} was woken {WAKES_PER_SECOND_MAX} times in a second"));
+        let count = *count;
+        if count > WAKES_PER_SECOND_MAX {
+            let open = self.tasks.iter().filter(|truth| !truth.open.is_empty()).count();
+            if count as usize > WAKES_PER_SECOND_MAX as usize + open * WAKES_PER_TASK_MAX {
+                self.fail("no busy loop", format!("{node} was woken {count} times in a second with {open} tasks"));
+            }
         }
     }
 }

@@ -2,22 +2,31 @@
 
 use mesh_core::{Rule, Rules};
 
-use super::seeds::play_safely;
+use super::{crowds, seeds};
 
 /// A broken rule must be noticed within so many seeds.
 const SEEDS_MAX: u64 = 10_000;
+
+/// So many are tried before crowds are.
+const SEEDS_MIN: u64 = 100;
+
+/// So many crowds are tried for each rule: seven kinds of them, four times.
+const CROWDS_MAX: u64 = 28;
 
 #[test]
 fn every_broken_rule_is_noticed() {
     let mut unnoticed = Vec::new();
     for rule in Rule::ALL {
-        let found = (0..SEEDS_MAX).find_map(|seed| {
-            let violation = play_safely(seed, Rules::without(*rule), false).violation?;
-            Some((seed + 1, violation))
-        });
+        let rules = Rules::without(*rule);
+        let in_faults = |seed| Some((seed + 1, seeds::play_safely(seed, rules, false).violation?));
+        let in_crowds = |seed| Some((seed + 1, crowds::play_safely(seed, rules, false).violation?));
+        let found = (0..SEEDS_MIN)
+            .find_map(in_faults)
+            .or_else(|| (0..CROWDS_MAX).find_map(in_crowds))
+            .or_else(|| (SEEDS_MIN..SEEDS_MAX).find_map(in_faults));
         match found {
             Some((seeds, violation)) => {
-                println!("{:24} noticed after {seeds:>4} seeds: {}", format!("{rule:?}"), violation.law);
+                println!("{:24} noticed by seed {seeds:>4}: {}", format!("{rule:?}"), violation.law);
             }
             None => unnoticed.push(rule),
         }

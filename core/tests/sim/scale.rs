@@ -140,3 +140,57 @@ fn ten_thousand_workers_are_filled_one_by_one_and_the_next_task_waits_for_the_fi
         assert_eq!(next.first().map(|(_, worker)| *worker), Some(worker), "the waiting task goes where there is room");
     }
 }
+
+/// Workers and waiting tasks looked at so far.
+fn looks(broker: &Broker) -> u64 {
+    let stats = broker.stats();
+    stats.candidates_looked + stats.waiting_looked
+}
+
+/// Looks for one grant: at an idle mesh, and at a full one in which ten thousand tasks wait and one worker gets room.
+fn looks_per_grant(workers: u32) -> (u64, u64) {
+    let mut broker = Broker::new(Config::default());
+    let now = MonoTime::from_micros(1_000_000);
+    for number in 0..workers {
+        let _ = broker.handle(now, registered(number));
+        let _ = broker.handle(now, heartbeat(number, 1, &[]));
+    }
+    let (before, few) = (looks(&broker), (workers / 4).min(100));
+    let granted: usize = (0..few).map(|number| grants_in(&broker.handle(now, submit(number))).len()).sum();
+    assert_eq!(granted, few as usize, "there is room for {few} of {workers}");
+    let idle = (looks(&broker) - before) / u64::from(few);
+
+    let foreign = |number: u32| {
+        let task = TaskId::from_bytes(bytes(u32::MAX - number));
+        AttemptId { task, attempt: proto_msgs::Attempt(1) }
+    };
+    for number in 0..workers {
+        let _ = broker.handle(now, heartbeat(number, 2, &[foreign(number)]));
+    }
+    for number in 0..10_000 {
+        let _ = broker.handle(now, submit(1_000_000 + number));
+    }
+    let waiting = broker.stats().queued;
+    assert!(waiting >= 9_000, "{waiting} tasks wait");
+    let (before, mut granted) = (looks(&broker), 0);
+    for number in 0..workers {
+        if granted < 50 {
+            granted += grants_in(&broker.handle(now, heartbeat(number, 3, &[]))).len();
+        }
+    }
+    assert!(granted > 0, "no grant although all {workers} workers got room");
+    (idle, (looks(&broker) - before) / granted as u64)
+}
+
+#[test]
+fn the_work_for_one_decision_grows_neither_with_the_workers_nor_with_the_queue() {
+    let sizes: &[u32] = if cfg!(debug_assertions) { &[10, 1_000] } else { &[10, 100, 1_000, 10_000, 100_000] };
+    for workers in sizes {
+        let (idle, full) = looks_per_grant(*workers);
+        println!("{workers:>6} workers: {idle} looks for a grant at once, {full} for one of ten thousand that wait");
+        // Sixty-four of those that have the model and as many of the least busy, whatever there are besides; and sixty-four
+        // waiting tasks, of which a few are compared with what other workers could do for them.
+        assert!(idle <= 128, "{idle} looks with {workers} workers");
+        assert!(full <= 512, "{full} looks with {workers} workers and ten thousand tasks");
+    }
+}

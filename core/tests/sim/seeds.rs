@@ -9,7 +9,7 @@ use std::{
 };
 
 use mesh_core::Rules;
-use proto_msgs::{Demands, Direction, ErrorCode};
+use proto_msgs::{Demands, Direction, ErrorCode, Lane};
 
 use super::{
     faults::Fault,
@@ -67,11 +67,18 @@ pub(crate) fn play(seed: u64, rules: Rules, story: Story) -> Ran {
     stage.submit_in_calm(&mut mesh, &mut plan);
     mesh.run_for(Duration::from_secs(12));
     mesh.settle(QUIET_AFTER);
-    Ran {
-        violation: mesh.referee.violation.take(),
-        steps: mesh.steps,
-        mesh_seconds: mesh.now / SECOND,
-        story: mesh.story,
+    Ran::of(mesh)
+}
+
+impl Ran {
+    /// The account of a run that is over.
+    pub(crate) fn of(mut mesh: Mesh) -> Self {
+        Self {
+            violation: mesh.referee.violation.take(),
+            steps: mesh.steps,
+            mesh_seconds: mesh.now / SECOND,
+            story: mesh.story,
+        }
     }
 }
 
@@ -94,12 +101,14 @@ impl Stage {
         let has_nat = plan.permille(300);
         let workers = (0..plan.among(1..5)).map(|_| {
             let behind_nat = has_nat && plan.permille(500);
+            let (realtime, batch) = plan.pick(&[(0, 1), (0, 1), (1, 1), (1, 2), (2, 1), (1, 0)]);
+            let gpus = plan.pick(&[&[-1][..], &[-1], &[0], &[0, 1], &[-1, 0]]);
             let place = Place {
                 // Behind NAT it may know so and not advertise, or advertise an address that nobody reaches.
                 advertises: !behind_nat || plan.permille(500),
                 reachable: !behind_nat,
                 heartbeat: Duration::from_millis(plan.pick(&[500, 1000, 1000, 2000])),
-                ..Place::slots(plan.pick(&[1, 1, 2, 3]))
+                ..Place::lanes(realtime, batch).devices(gpus)
             };
             // A worker that cannot be reached excuses as much as a fault does.
             mesh.referee.is_harmed |= behind_nat;
@@ -129,7 +138,7 @@ impl Stage {
             }
             mesh.at(at, Happening::Fault(Fault::Submit(client, job)));
         }
-        let kinds: Vec<u64> = (0..14).filter(|_| plan.permille(350)).collect();
+        let kinds: Vec<u64> = (0..15).filter(|_| plan.permille(350)).collect();
         if kinds.is_empty() {
             return;
         }
@@ -161,6 +170,7 @@ impl Stage {
             10 => (Fault::Drain(worker_no), Some(Fault::Restart(worker))),
             11 => (Fault::Lose(worker_no), None),
             12 => (Fault::Part(worker_no, client_no), Some(Fault::ForgetModels(worker_no))),
+            13 => (Fault::Slow(worker_no, plan.pick(&[300, 1500, 5000, 50_000])), Some(Fault::Slow(worker_no, 1000))),
             _ => (
                 Fault::Pry { client: client_no, which, how: which >> 16 },
                 Some(Fault::Reconnect(plan.pick(&[worker, client]))),
@@ -200,6 +210,21 @@ fn job(plan: &mut Rng, detached_permille: u64, odd_permille: u64) -> Job {
     let model = plan.among(0..4) as u8;
     let mut job = Job::runs(Duration::from_micros(run))
         .model(model, [100 << 10, 5 << 20, 30 << 20, 120 << 20][usize::from(model)]);
+    if plan.permille(400) {
+        let items = plan.pick(&[2, 3, 8, 20, 65]);
+        job.run /= u64::from(items);
+        job = job.items(items);
+        job.job_items = plan.pick(&[items, items, 1000]);
+    }
+    if plan.permille(150) {
+        job = job.then(plan.among(0..4) as u8);
+    }
+    if plan.permille(150) {
+        job = job.lane(plan.pick(&Lane::ALL));
+    }
+    if plan.permille(150) {
+        job = job.slo(plan.pick(&[50, 500, 5000]), plan.pick(&[0, 50, 200]));
+    }
     job.output = plan.pick(&[5 * MS, 50 * MS, 2500 * MS]);
     job.detached = plan.permille(detached_permille);
     job.priority = plan.among(0..101) as u8;
@@ -218,6 +243,8 @@ fn job(plan: &mut Rng, detached_permille: u64, odd_permille: u64) -> Job {
             Behaviour::Fails(ErrorCode::ModelRejected),
             Behaviour::FailsFirst(1),
             Behaviour::FailsFirst(99),
+            Behaviour::LosesRow,
+            Behaviour::LosesRow,
             Behaviour::NeverEnds,
             Behaviour::KillsWorker,
             Behaviour::FileVanishes,
@@ -227,10 +254,14 @@ fn job(plan: &mut Rng, detached_permille: u64, odd_permille: u64) -> Job {
     job
 }
 
-/// Plays a seed; a panic of a machine is a violation like any other.
+/// Plays a seed.
 pub(crate) fn play_safely(seed: u64, rules: Rules, told: bool) -> Ran {
-    let story = || if told { Story::told() } else { Story::default() };
-    catch_unwind(AssertUnwindSafe(|| play(seed, rules, story()))).unwrap_or_else(|panic| {
+    guarded(|| play(seed, rules, if told { Story::told() } else { Story::default() }))
+}
+
+/// A panic of a machine is a violation like any other.
+pub(crate) fn guarded(play: impl FnOnce() -> Ran) -> Ran {
+    catch_unwind(AssertUnwindSafe(play)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default();
         let violation = Some(Violation { law: "no machine panics", detail: text });
@@ -238,7 +269,7 @@ pub(crate) fn play_safely(seed: u64, rules: Rules, told: bool) -> Ran {
     })
 }
 
-fn number_from(variable: &str, otherwise: u64) -> u64 {
+pub(crate) fn number_from(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).ok().map_or(otherwise, |text| text.parse().expect("a number of seeds"))
 }
 

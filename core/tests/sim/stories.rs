@@ -11,21 +11,21 @@ use super::{
     worker_shell::Place,
 };
 
-const B: Node = Node::Broker;
-const W0: Node = Node::Worker(0);
-const W1: Node = Node::Worker(1);
-const C0: Node = Node::Client(0);
+pub(super) const B: Node = Node::Broker;
+pub(super) const W0: Node = Node::Worker(0);
+pub(super) const W1: Node = Node::Worker(1);
+pub(super) const C0: Node = Node::Client(0);
 
-const fn s(seconds: u64) -> Duration {
+pub(super) const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-const fn ms(milliseconds: u64) -> Duration {
+pub(super) const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
 /// A calm mesh with these workers, one client `C0`, and everybody registered.
-fn mesh(workers: &[Place]) -> Mesh {
+pub(super) fn mesh(workers: &[Place]) -> Mesh {
     let mut mesh = Mesh::new(Setup::new(1), Story::told());
     for place in workers {
         mesh.add_worker(place.clone());
@@ -39,12 +39,12 @@ fn mesh(workers: &[Place]) -> Mesh {
 impl Mesh {
     /// Plays on until the task has ended for everybody who waits for it.
     #[track_caller]
-    fn until_over(&mut self, task: TaskId) {
+    pub(super) fn until_over(&mut self, task: TaskId) {
         self.until("the task ends", s(120), |mesh| mesh.expect(task).is_over());
     }
 
     #[track_caller]
-    fn until(&mut self, what: &str, limit: Duration, done: impl FnMut(&Self) -> bool) {
+    pub(super) fn until(&mut self, what: &str, limit: Duration, done: impl FnMut(&Self) -> bool) {
         let came = self.run_until(limit, done);
         assert!(self.violation().is_none(), "{:?}\n{}", self.violation(), self.story.last_lines());
         assert!(came, "waited in vain until {what}\n{}", self.story.last_lines());
@@ -52,7 +52,7 @@ impl Mesh {
 
     /// The story is over: nothing may be left anywhere.
     #[track_caller]
-    fn end_well(mut self) {
+    pub(super) fn end_well(mut self) {
         self.heal();
         self.settle(s(300));
         assert!(self.violation().is_none(), "{:?}\n{}", self.violation(), self.story.last_lines());
@@ -337,7 +337,7 @@ fn a_poisonous_task_stops_after_three_workers() {
     let mut mesh = mesh(&[Place::slots(1), Place::slots(1), Place::slots(1), Place::slots(1)]);
     let task = mesh.submit(C0, Job::runs(ms(500)).behaves(Behaviour::KillsWorker));
     mesh.until_over(task);
-    mesh.expect(task).failed(ErrorCode::AttemptsExhausted).ran_times(3);
+    mesh.expect(task).failed(ErrorCode::Poisonous).ran_times(3);
     mesh.end_well();
 }
 

@@ -86,7 +86,11 @@ impl Mesh {
 
     /// How long the tasks of a stream took, those that have ended, shortest first.
     pub(crate) fn latencies(&self, stream: usize) -> Vec<Duration> {
-        let truths = self.streams[stream].tasks.iter().map(|task| self.referee.task(*task));
+        self.latencies_of(&self.streams[stream].tasks)
+    }
+
+    pub(crate) fn latencies_of(&self, tasks: &[TaskId]) -> Vec<Duration> {
+        let truths = tasks.iter().map(|task| self.referee.task(*task));
         let mut took: Vec<Duration> = truths
             .filter_map(|truth| Some(Duration::from_micros(truth.ended?.saturating_sub(truth.submitted))))
             .collect();

@@ -10,14 +10,16 @@ use proto_msgs::{
 
 use super::{
     batches::{Batch, Rows},
-    mesh::{Happening, MS, Mesh, Micros, Node, Pulse, SECOND, micros, short_id},
+    mesh::{Happening, Mesh, Micros, Node, Pulse, SECOND, micros, short_id},
     models::output_of,
     net::Cargo,
     story::{brief_from_door, brief_to_door, tell},
 };
 
 /// Time between measurements: a little less than between heartbeats.
-const SAMPLE_EVERY: Micros = 900 * MS;
+fn sample_every(place: &Place) -> Micros {
+    micros(place.heartbeat) * 9 / 10
+}
 
 /// How a worker stands in the network and what it has.
 #[derive(Clone, Debug)]
@@ -252,7 +254,7 @@ impl Mesh {
         let (held, warm) = (shell.disk.models.clone(), shell.warm.clone());
         let sample = Sample { load: Load::default(), held, warm, link_bytes_per_s: 0 };
         self.worker_handle(worker, Event::Sampled(sample));
-        self.after(SAMPLE_EVERY, Happening::Sample { worker, life });
+        self.after(sample_every(&self.workers[worker].place), Happening::Sample { worker, life });
     }
 
     pub(super) fn at_worker(&mut self, worker: usize, conn: u8, message: BrokerToWorker) {

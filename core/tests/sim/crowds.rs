@@ -1,0 +1,306 @@
+//! Crowds: nothing fails but what is said here, and many want much at once. What the schedule promises is demanded in
+//! figures, on top of the referee's laws.
+
+use std::time::Duration;
+
+use mesh_core::{Rules, broker::Policy};
+use proto_msgs::{ErrorCode, Lane, TaskId};
+
+use super::{
+    faults::Fault,
+    job::{Behaviour, Job},
+    mesh::{Happening, MS, Mesh, Micros, Node, SECOND, Setup},
+    models::PACKS,
+    rng::Rng,
+    seeds::{Ran, guarded, number_from},
+    story::Story,
+    streams::Pace,
+    worker_shell::Place,
+};
+
+/// What a crowd wants; a seed draws one of these and its figures.
+const CROWDS: [fn(&mut Mesh, &mut Rng); 7] =
+    [equal_shares, a_low_priority, a_flood_of_batches, mixed_company, a_slow_worker, poison, two_stages];
+
+/// From connecting to the first row: dialling, the way of the inputs, loading the model.
+const BEFORE_RUN: Micros = 600 * MS;
+
+/// Plays one seed.
+pub(crate) fn play(seed: u64, rules: Rules, story: Story) -> Ran {
+    let mut plan = Rng::new(seed ^ 0xc0d);
+    let crowd = CROWDS[seed as usize % CROWDS.len()];
+    let setup = Setup { rules, through_bytes: seed.is_multiple_of(8), ..Setup::new(seed) };
+    let mut mesh = Mesh::new(setup, story);
+    crowd(&mut mesh, &mut plan);
+    if mesh.violation().is_none() {
+        mesh.heal();
+        mesh.settle(Duration::from_secs(300));
+    }
+    Ran::of(mesh)
+}
+
+pub(crate) fn play_safely(seed: u64, rules: Rules, told: bool) -> Ran {
+    guarded(|| play(seed, rules, if told { Story::told() } else { Story::default() }))
+}
+
+fn workers(mesh: &mut Mesh, count: u64, place: &Place) -> Vec<Node> {
+    let workers = (0..count).map(|_| mesh.add_worker(place.clone())).collect();
+    mesh.run_for(Duration::from_secs(1));
+    workers
+}
+
+/// So many users with a process each.
+fn clients(mesh: &mut Mesh, count: u64) -> Vec<Node> {
+    let client = |_| {
+        let user = mesh.add_user();
+        mesh.add_client(user, true)
+    };
+    (0..count).map(client).collect()
+}
+
+fn lasts(time: Micros) -> Duration {
+    Duration::from_micros(time)
+}
+
+impl Mesh {
+    fn streams_over(&self, streams: &[usize]) -> bool {
+        streams.iter().all(|stream| {
+            let stream = &self.streams[*stream];
+            stream.left == 0 && stream.tasks.iter().all(|task| self.expect(*task).is_over())
+        })
+    }
+
+    /// Plays on until all tasks of these streams have ended; it is a violation if they do not.
+    fn play_out(&mut self, streams: &[usize], limit: Duration) {
+        let is_over = self.run_until(limit, |mesh| mesh.streams_over(streams));
+        if !is_over && self.violation().is_none() {
+            let left = self.unsettled();
+            self.referee.fail("all comes to an end", format!("{left:?} after {limit:?}"));
+        }
+    }
+
+    fn tasks_of(&self, stream: usize) -> impl Iterator<Item = TaskId> {
+        self.streams[stream].tasks.iter().copied()
+    }
+
+    /// How long a task waited until its rows began to run, at most so far.
+    fn waited(&self, task: TaskId) -> Micros {
+        let truth = self.referee.task(task);
+        truth.began.or(truth.ended).unwrap_or(self.now).saturating_sub(truth.submitted)
+    }
+
+    /// Of the tasks of a stream that were submitted in this span, the thousandths that ran at a worker.
+    fn share_at(&self, worker: Node, stream: usize, span: std::ops::Range<Micros>) -> u64 {
+        let truths = self.tasks_of(stream).map(|task| self.referee.task(task));
+        let ran_at: Vec<usize> = truths
+            .filter(|truth| span.contains(&truth.submitted))
+            .filter_map(|truth| truth.runs.last().map(|(_, worker)| *worker))
+            .collect();
+        let here = ran_at.iter().filter(|ran_at| Node::Worker(**ran_at) == worker).count();
+        here as u64 * 1000 / ran_at.len().max(1) as u64
+    }
+}
+
+/// One client comes early with much, another later with little: from then on they get the same.
+fn equal_shares(mesh: &mut Mesh, plan: &mut Rng) {
+    let count = plan.among(1..4);
+    workers(mesh, count, &plan.pick(&[Place::lanes(0, 1), Place::lanes(1, 1), Place::lanes(0, 2)]));
+    let people = clients(mesh, 2);
+    let lane = plan.pick(&Lane::ALL);
+    let run = lasts(plan.among(80 * MS..400 * MS));
+    let job = Job::runs(run).light().lane(lane);
+    // How long a task takes is known then: shares are shares of time.
+    let known = mesh.stream(people[0], job.clone(), Pace::Closed(1), 2);
+    mesh.play_out(&[known], Duration::from_secs(20));
+    mesh.run_for(Duration::from_secs(2));
+    let much = mesh.stream(people[0], job.clone(), Pace::AtOnce, 60 * count as u32 + 60);
+    mesh.run_for(Duration::from_secs(2));
+    let (from, little_count) = (mesh.now, 40);
+    let little = mesh.stream(people[1], job, Pace::AtOnce, little_count);
+    mesh.play_out(&[little], Duration::from_secs(120));
+    let ended_since = |task: &TaskId| mesh.referee.task(*task).ended.is_some_and(|ended| ended >= from);
+    let others = mesh.tasks_of(much).filter(ended_since).count() as u32;
+    let all_ended = mesh.streams_over(&[much]);
+    // What was placed before, and the grain of both.
+    let slack = 10 + 4 * count as u32;
+    if others > little_count * 5 / 4 + slack || !all_ended && others + slack < little_count * 3 / 4 {
+        let detail = format!("{little_count} tasks of one client ended beside {others} of the other");
+        mesh.referee.fail("clients get equal shares", detail);
+    }
+    mesh.play_out(&[much], Duration::from_secs(120));
+}
+
+/// Somebody has time, and forty others always have something more important.
+fn a_low_priority(mesh: &mut Mesh, plan: &mut Rng) {
+    workers(mesh, 1, &Place::lanes(0, 1));
+    let people = clients(mesh, 41);
+    let run = lasts(plan.among(150 * MS..300 * MS));
+    let important = Job::runs(run).light().lane(Lane::Realtime).priority(plan.among(90..101) as u8);
+    let span = Duration::from_secs(150);
+    let streams: Vec<usize> =
+        people[1..].iter().map(|client| mesh.stream_for(*client, important.clone(), Pace::Closed(1), span)).collect();
+    mesh.run_for(Duration::from_secs(5));
+    let low = mesh.submit(people[0], Job::runs(run).light().lane(Lane::Realtime).priority(0));
+    mesh.run_for(Duration::from_secs(130));
+    // A hundred points of priority are a hundred seconds; the rest is for what runs already.
+    if mesh.waited(low) > 115 * SECOND {
+        mesh.referee
+            .fail("nothing starves", format!("a task of low priority has waited {} s", mesh.waited(low) / SECOND));
+    }
+    mesh.run_for(Duration::from_secs(20));
+    for stream in &streams {
+        mesh.streams[*stream].left = 0;
+    }
+    mesh.play_out(&streams, Duration::from_secs(60));
+}
+
+/// The batch lane is flooded first; then come those who wait for their answer.
+fn a_flood_of_batches(mesh: &mut Mesh, plan: &mut Rng) {
+    let count = plan.among(1..3);
+    let (realtime, batch) = plan.pick(&[(1, 1), (2, 2), (1, 2), (0, 1)]);
+    workers(mesh, count, &Place::lanes(realtime, batch));
+    let people = clients(mesh, 3);
+    let each = plan.among(10 * MS..60 * MS);
+    let model = plan.pick(&[0, 0, PACKS]);
+    let job = |items: u32| Job::runs(lasts(each)).model(model, 4 << 10).light().items(items);
+    let mut bulk = job(8);
+    bulk.job_items = 1000;
+    let floods = [0, 1].map(|person| mesh.stream(people[person], bulk.clone(), Pace::AtOnce, 60));
+    mesh.run_for(Duration::from_secs(2));
+    let at_once = (u64::from(realtime) * count).max(1) as u32;
+    let asked = mesh.stream_for(people[2], job(1), Pace::Closed(at_once), Duration::from_secs(6));
+    mesh.run_for(Duration::from_secs(6));
+    let longest = mesh.tasks_of(asked).map(|task| mesh.waited(task)).max().unwrap_or(0);
+    // One batch that runs already; where both lanes share one slot, one more that was on its way.
+    let batches = if realtime == 0 { 3 } else { 1 };
+    let one_batch = each * 8;
+    if longest > batches * one_batch + BEFORE_RUN {
+        let detail = format!("{} ms with batches of {} ms", longest / MS, one_batch / MS);
+        mesh.referee.fail("realtime waits for one batch", detail);
+    }
+    mesh.streams[asked].left = 0;
+    mesh.play_out(&[asked, floods[0], floods[1]], Duration::from_secs(240));
+}
+
+/// Rows of many run together, and some of them are rotten.
+fn mixed_company(mesh: &mut Mesh, plan: &mut Rng) {
+    let count = plan.among(1..3);
+    workers(mesh, count, &plan.pick(&[Place::lanes(1, 1), Place::lanes(0, 2), Place::lanes(1, 1).devices(&[0])]));
+    let people = clients(mesh, 8);
+    let each = lasts(plan.among(5 * MS..40 * MS));
+    let lane = plan.pick(&Lane::ALL);
+    let rotten = plan.pick(&[Behaviour::LosesRow, Behaviour::Fails(ErrorCode::RunFailed), Behaviour::FailsFirst(1)]);
+    let streams: Vec<usize> = people
+        .iter()
+        .enumerate()
+        .map(|(number, client)| {
+            let items = plan.pick(&[1, 1, 2, 5, 8]);
+            let mut job = Job::runs(each).model(PACKS, 4 << 10).light().lane(lane).items(items);
+            if number == 0 {
+                job.behaviour = rotten;
+            }
+            let pace = if number == 0 { Pace::Every(Duration::from_millis(400)) } else { Pace::Closed(3) };
+            mesh.stream_for(*client, job, pace, Duration::from_secs(12))
+        })
+        .collect();
+    mesh.run_for(Duration::from_secs(12));
+    for stream in &streams {
+        mesh.streams[*stream].left = 0;
+    }
+    mesh.play_out(&streams, Duration::from_secs(60));
+}
+
+/// A stream with a promise, and a worker that does not hold it for a while.
+fn a_slow_worker(mesh: &mut Mesh, plan: &mut Rng) {
+    mesh.restart_with_policy(Policy::RoundRobin);
+    let nodes = workers(mesh, 2, &Place::lanes(2, 1));
+    let people = clients(mesh, 1);
+    let job = Job::runs(lasts(20 * MS)).light().lane(Lane::Realtime).slo(250, 50);
+    let pace = Pace::Every(lasts(plan.among(50 * MS..80 * MS)));
+    let stream = mesh.stream_for(people[0], job, pace, Duration::from_secs(190));
+    mesh.run_for(Duration::from_secs(20));
+    let onset = mesh.now;
+    mesh.slow_down(nodes[0], plan.among(20_000..40_000));
+    mesh.run_for(Duration::from_secs(70));
+    let healed = mesh.now;
+    mesh.slow_down(nodes[0], 1000);
+    mesh.run_for(Duration::from_secs(100));
+    // It tries now and then whether the worker is well again, one in sixteen at a time.
+    let while_slow = mesh.share_at(nodes[0], stream, onset + 15 * SECOND..healed);
+    let afterwards = mesh.share_at(nodes[0], stream, healed + 75 * SECOND..mesh.now);
+    if while_slow > 100 {
+        let detail = format!("{while_slow} thousandths ran at the slow worker");
+        mesh.referee.fail("a slow worker is left and stays left", detail);
+    }
+    if afterwards < 250 {
+        let detail = format!("{afterwards} thousandths run at the worker that is well again");
+        mesh.referee.fail("a worker that is well again is used", detail);
+    }
+    mesh.streams[stream].left = 0;
+    mesh.play_out(&[stream], Duration::from_secs(60));
+}
+
+/// A task that kills whoever runs it, among others that do not.
+fn poison(mesh: &mut Mesh, plan: &mut Rng) {
+    let count = plan.among(4..6);
+    workers(mesh, count, &Place::lanes(0, 1));
+    let people = clients(mesh, 2);
+    mesh.referee.is_harmed = true;
+    let stream = mesh.stream_for(
+        people[1],
+        Job::runs(lasts(100 * MS)).light(),
+        Pace::Every(lasts(900 * MS)),
+        Duration::from_secs(60),
+    );
+    let deadly = Job::runs(lasts(plan.among(800 * MS..2 * SECOND))).behaves(Behaviour::KillsWorker);
+    let task = mesh.submit(people[0], deadly);
+    let is_over = mesh.run_until(Duration::from_secs(150), |mesh| mesh.expect(task).is_over());
+    if !is_over && mesh.violation().is_none() {
+        mesh.referee.fail("poison stops", format!("{} workers went down with it", mesh.referee.task(task).kills));
+    }
+    mesh.run_for(Duration::from_secs(60));
+    mesh.streams[stream].left = 0;
+    mesh.play_out(&[stream], Duration::from_secs(60));
+}
+
+/// Rows go through one model and then through another, of many clients at once.
+fn two_stages(mesh: &mut Mesh, plan: &mut Rng) {
+    let count = plan.among(1..3);
+    workers(mesh, count, &plan.pick(&[Place::lanes(1, 1), Place::lanes(2, 2), Place::lanes(1, 1).devices(&[0, 1])]));
+    let people = clients(mesh, 3);
+    let streams: Vec<usize> = people
+        .iter()
+        .map(|client| {
+            let each = lasts(plan.among(5 * MS..50 * MS));
+            let (first, second) = (plan.among(0..4) as u8, plan.among(4..8) as u8);
+            let job = Job::runs(each).model(first, 4 << 10).light().then(second).items(plan.pick(&[1, 4, 9, 33]));
+            let job = if plan.permille(300) { job.then(plan.among(8..12) as u8) } else { job };
+            mesh.stream(*client, job, Pace::Closed(4), 24)
+        })
+        .collect();
+    mesh.at(mesh.now + 3 * SECOND, Happening::Fault(Fault::Slow(0, 2500)));
+    mesh.play_out(&streams, Duration::from_secs(240));
+}
+
+#[test]
+fn crowds() {
+    let first = number_from("MESH_SIM_FIRST_CROWD", 0);
+    let count = number_from("MESH_SIM_CROWDS", if cfg!(debug_assertions) { 14 } else { 210 });
+    let began = std::time::Instant::now();
+    let (mut steps, mut seconds) = (0, 0);
+    for seed in first..first + count {
+        let ran = play_safely(seed, Rules::default(), false);
+        (steps, seconds) = (steps + ran.steps, seconds + ran.mesh_seconds);
+        if let Some(violation) = ran.violation {
+            let story = play_safely(seed, Rules::default(), true).story.last_lines();
+            let replay = format!(
+                "MESH_SIM_FIRST_CROWD={seed} MESH_SIM_CROWDS=1 cargo test --release -p mesh-core --test sim -- crowds::crowds --nocapture"
+            );
+            panic!(
+                "crowd {seed} broke the law \"{}\": {}\n{story}\n  replay: {replay}\n",
+                violation.law, violation.detail
+            );
+        }
+    }
+    println!("{count} crowds, {} mesh minutes, {steps} events in {:.1?}", seconds / 60, began.elapsed());
+}
