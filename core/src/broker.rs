@@ -23,6 +23,8 @@ mod refusals;
 mod shares;
 mod slo;
 mod stats;
+#[cfg(test)]
+mod stories;
 mod tasks;
 mod worker;
 mod workers;
@@ -89,6 +91,7 @@ impl Broker {
     #[must_use]
     pub fn handle(&mut self, now: MonoTime, event: Event) -> Vec<Action> {
         self.last_handled = self.last_handled.max(now);
+        self.weigh_again(now);
         match event {
             Event::ClientSaid { peer, key, message } => self.client_said(now, peer, key, message),
             Event::WorkerSaid { peer, key, message } => self.worker_said(now, peer, key, message),

@@ -6,10 +6,10 @@
 use proto_msgs::{Lane, TaskId, WorkerId};
 
 use super::{
-    Broker, Config,
+    Broker, Config, obstacle,
     placement::{self, LOOK_MAX, Scene, Verdict},
     predict,
-    queue::{Queue, Rank},
+    queue::{Order, Queue, Rank},
     tasks::{State, Task},
     worker::Seat,
     workers::Workers,
@@ -53,15 +53,35 @@ impl Broker {
         self.fill_lane(now, id, Lane::Batch, false);
     }
 
+    /// Tries the first waiting tasks of the lane, then as many further on: where those in front are not for this worker, each
+    /// fill gets on where the last one ended, so that none of those behind is overlooked for ever.
     fn fill_lane(&mut self, now: MonoTime, id: WorkerId, lane: Lane, own: bool) {
-        let (mut after, mut skipped) = (None, Skipped::new());
-        for _ in 0..FILL_LOOK_MAX {
+        let mut skipped = Skipped::new();
+        let first = self.fill_from(now, id, lane, own, None, &mut skipped);
+        let Some(end) = first else { return self.workers.fill_on(id, lane, None) };
+        let on = self.workers.get(id).and_then(|worker| worker.fill_on[lane.index()]).filter(|on| *on > end);
+        let next = self.fill_from(now, id, lane, own, Some(on.unwrap_or(end)), &mut skipped);
+        self.workers.fill_on(id, lane, next);
+    }
+
+    /// Tries the tasks behind this place; gives the place of the last one if there are more.
+    fn fill_from(
+        &mut self,
+        now: MonoTime,
+        id: WorkerId,
+        lane: Lane,
+        own: bool,
+        mut after: Option<Order>,
+        skipped: &mut Skipped,
+    ) -> Option<Order> {
+        for _ in 0..FILL_LOOK_MAX / 2 {
             let takes = self.workers.get(id).is_some_and(|worker| predict::takes_any(worker, lane, own));
-            let Some((order, task)) = self.queue.after(lane, after).filter(|_| takes) else { return };
+            let (order, task) = self.queue.after(lane, after).filter(|_| takes)?;
             after = Some(order);
             self.stats.waiting_looked += 1;
-            self.place_here(now, task, id, own, &mut skipped);
+            self.place_here(now, task, id, own, skipped);
         }
+        after
     }
 
     /// Gives a waiting task to the worker if it fits, has room, and nobody else is worth waiting for.
@@ -69,6 +89,9 @@ impl Broker {
         let (Some(task), Some(worker)) = (self.tasks.get(id), self.workers.get(here)) else { return };
         // From before a restart: room is kept for its client once that is heard.
         if task.peer.is_none() || !predict::has_room(task, worker, own) {
+            return;
+        }
+        if obstacle::now(task, worker, now).next().is_some() {
             return;
         }
         let compare = skipped.len() < COMPARED_MAX;
@@ -127,6 +150,17 @@ impl Broker {
         task.state = State::Queued(self.queue.push(rank, id));
     }
 
+    /// Once models are known to cost much more or less than was assumed, what waits is put in order again.
+    pub(super) fn weigh_again(&mut self, now: MonoTime) {
+        for id in self.queue.take_stale(now) {
+            let Some(task) = self.tasks.get_mut(id) else { continue };
+            let (Some(rank), State::Queued(_)) = (task.rank, &task.state) else { continue };
+            let (item_us, tenant) = (item_us(task, &self.workers), self.config.tenant(task.spec.client));
+            let rank = self.queue.weigh_again(rank, &task.spec, item_us, &self.config.weights, tenant);
+            (task.rank, task.state) = (Some(rank), State::Queued(rank.key));
+        }
+    }
+
     /// Rates a task that has just come.
     pub(super) fn rate(&mut self, now: MonoTime, task: &Task) -> Rank {
         rate(now, task, &mut self.queue, &self.workers, &self.config)
@@ -134,7 +168,10 @@ impl Broker {
 }
 
 fn rate(now: MonoTime, task: &Task, queue: &mut Queue, workers: &Workers, config: &Config) -> Rank {
-    let models = predict::models(task).map(|(digest, _)| digest);
-    let cost_us = workers.fleet().cost_us(models, task.spec.items);
-    queue.rate(now, &task.spec, cost_us, &config.weights, config.tenant(task.spec.client))
+    queue.rate(now, &task.spec, item_us(task, workers), &config.weights, config.tenant(task.spec.client))
+}
+
+/// Slot time that one item of the task is expected to need, microseconds.
+fn item_us(task: &Task, workers: &Workers) -> u64 {
+    workers.fleet().item_us(predict::models(task).map(|(digest, _)| digest))
 }

@@ -82,11 +82,12 @@ impl Fleet {
             .unwrap_or(0)
     }
 
-    /// Slot time that items of these models are worth when shares are counted.
-    pub(super) fn cost_us(&self, models: impl Iterator<Item = Digest>, items: u32) -> u64 {
-        let one = |model| match self.run_us(model, items) {
-            0 => ITEM_UNKNOWN_US * u64::from(items),
-            us => us,
+    /// Slot time that one item takes through these models, microseconds, as a mean or else as a guess.
+    pub(super) fn item_us(&self, models: impl Iterator<Item = Digest>) -> u64 {
+        let one = |model: Digest| {
+            let sums = self.models.get(&model);
+            let mean = sums.and_then(|sums| sums.item_us.checked_div(sums.workers)).unwrap_or(0);
+            if mean == 0 { ITEM_UNKNOWN_US } else { mean }
         };
         models.map(one).fold(0, u64::saturating_add)
     }

@@ -10,11 +10,21 @@ use super::{fleet::Fleet, obstacle, occupancy::Held, tasks::Task, worker::Worker
 /// one that runs is over, little enough that a more urgent one does not come too late.
 const AHEAD_US_MAX: u64 = 50_000;
 
+/// Where each slot has its task and no other waits, one more may be sent for each, unless they take longer than this: until
+/// then a better place for it may come up, and the pause between two tasks weighs little.
+const NEXT_US_MAX: u64 = 500_000;
+
 /// Attempts that one worker is sent, below what its heartbeats can name.
 const ATTEMPTS_AHEAD_MAX: usize = 192;
 
 /// Batches of the best size, for each slot, that may be at a worker: one runs, one is being gathered.
 const BATCHES_AHEAD_MAX: u64 = 2;
+
+/// The same where the best size may still grow: the worker tries the double size only if it has so many items.
+const BATCHES_GROWING_MAX: u64 = 4;
+
+/// Batches do not grow beyond this.
+const BATCH_ITEMS_MAX: u16 = 64;
 
 /// Microseconds in a second.
 const SECOND_US: u128 = 1_000_000;
@@ -101,7 +111,12 @@ pub(super) fn takes_any(worker: &Worker, lane: Lane, own: bool) -> bool {
 
 /// Whether the lane's work is over so soon that the next task should be on its way.
 fn is_nearly_done(worker: &Worker, lane: Lane) -> bool {
-    worker.occupancy.backlog_us(lane).is_some_and(|us| us / u64::from(lane_slots(worker, lane)) <= AHEAD_US_MAX)
+    let slots = lane_slots(worker, lane);
+    worker.occupancy.backlog_us(lane).is_some_and(|us| {
+        let each_us = us / u64::from(slots);
+        let is_next = worker.occupancy.tasks()[lane.index()] < slots.saturating_mul(2);
+        each_us <= AHEAD_US_MAX || (is_next && each_us <= NEXT_US_MAX)
+    })
 }
 
 /// Whether the task may be sent although no slot is free, so that it is there when one is.
@@ -113,7 +128,8 @@ fn has_room_ahead(task: &Task, worker: &Worker) -> bool {
     let model = task.spec.model.digest;
     let Some(cost) = worker.model(model).cost.filter(|cost| cost.batch_us(1) > 0) else { return false };
     if cost.packing == Packing::On {
-        let batches = BATCHES_AHEAD_MAX * u64::from(lane_slots(worker, lane));
+        let grows = cost.best_batch < BATCH_ITEMS_MAX;
+        let batches = if grows { BATCHES_GROWING_MAX } else { BATCHES_AHEAD_MAX } * u64::from(lane_slots(worker, lane));
         if worker.occupancy.items(model, lane) < batches * u64::from(cost.best_batch.max(1)) {
             return true;
         }

@@ -14,9 +14,9 @@
 //!
 //! Owns that order. Never places.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
-use proto_msgs::{ClientId, Lane, RankView, Submit, TaskId};
+use proto_msgs::{ClientId, Digest, Lane, RankView, Submit, TaskId};
 
 use super::{
     config::{Tenant, Weights},
@@ -26,6 +26,15 @@ use crate::MonoTime;
 
 /// A position beyond this is not counted out: nobody reads the difference, and counting costs time.
 const POSITION_MAX: usize = 1000;
+
+/// Models of which a lane remembers what they are taken to cost.
+const MODELS_MAX: usize = 1024;
+
+/// Tasks of a lane that are weighed again when costs turn out to be others: some milliseconds of work.
+const WEIGHED_AGAIN_MAX: usize = 10_000;
+
+/// Between two times of that.
+const WEIGH_EVERY: Duration = Duration::from_secs(5);
 
 /// Points are compared in millionths.
 const MICRO_PER_MILLI: i64 = 1000;
@@ -63,6 +72,25 @@ struct LaneQueue {
     waiting: BTreeMap<Order, Waiting>,
     cost_us: u64,
     shares: Shares,
+    /// Slot time that an item of a model is taken to need, microseconds. It stays while tasks wait, however better it is known
+    /// meanwhile: two clients' tasks of one model must weigh the same.
+    items_us: BTreeMap<Digest, u64>,
+    /// It is known so much better that all tasks should be weighed again.
+    is_stale: bool,
+    /// Not before.
+    weigh_at: MonoTime,
+}
+
+impl LaneQueue {
+    /// What an item is taken to need, told what is known of it today.
+    fn item_us(&mut self, model: Digest, today_us: u64) -> u64 {
+        if !self.items_us.contains_key(&model) && self.items_us.len() >= MODELS_MAX {
+            return today_us;
+        }
+        let taken_us = *self.items_us.entry(model).or_insert(today_us);
+        self.is_stale |= taken_us > today_us.saturating_mul(2) || today_us > taken_us.saturating_mul(2);
+        taken_us
+    }
 }
 
 /// The queue of each lane.
@@ -87,23 +115,37 @@ impl Queue {
         self.lanes[lane.index()].cost_us
     }
 
-    /// Rates a task that has just come.
+    /// Rates a task that has just come, told the slot time that an item of it is expected to need.
     pub(super) fn rate(
         &mut self,
         now: MonoTime,
         task: &Submit,
-        cost_us: u64,
+        item_us: u64,
+        weights: &Weights,
+        tenant: Tenant,
+    ) -> Rank {
+        self.arrivals += 1;
+        self.rate_as((now, self.arrivals), task, item_us, weights, tenant)
+    }
+
+    /// Rates a task that came then, as the arrival with that number.
+    fn rate_as(
+        &mut self,
+        (came, arrival): (MonoTime, u64),
+        task: &Submit,
+        item_us: u64,
         weights: &Weights,
         tenant: Tenant,
     ) -> Rank {
         let lane = task.lane.unwrap_or_default();
+        let item_us = self.lanes[lane.index()].item_us(task.model.digest, item_us);
+        let cost_us = item_us.saturating_mul(u64::from(task.items));
         let start_tag_us = self.lanes[lane.index()].shares.begin(task.client, cost_us, tenant.share_milli);
-        self.arrivals += 1;
         let points = i64::from(weights.priority_milli) * i64::from(task.priority) * MICRO_PER_MILLI
-            - over_time(weights.wait_milli, now.as_micros())
+            - over_time(weights.wait_milli, came.as_micros())
             - i64::from(weights.data_milli) * doublings_milli(task.input_bytes)
             - over_time(weights.share_milli, start_tag_us);
-        Rank { key: QueueKey { lane, order: (Reverse(points), self.arrivals) }, start_tag_us, cost_us, came: now }
+        Rank { key: QueueKey { lane, order: (Reverse(points), arrival) }, start_tag_us, cost_us, came }
     }
 
     /// A task waits, or waits again.
@@ -130,7 +172,40 @@ impl Queue {
         lane.shares.dispatched(rank.start_tag_us);
         if lane.waiting.is_empty() {
             lane.shares.idle();
+            lane.items_us.clear();
+            lane.is_stale = false;
         }
+    }
+
+    /// Takes everything out of a lane whose tasks should be weighed again, in order of arrival.
+    pub(super) fn take_stale(&mut self, now: MonoTime) -> Vec<TaskId> {
+        let is_due =
+            |lane: &&mut LaneQueue| lane.is_stale && now >= lane.weigh_at && lane.waiting.len() <= WEIGHED_AGAIN_MAX;
+        let Some(lane) = self.lanes.iter_mut().find(is_due) else { return Vec::new() };
+        let mut waiting: Vec<(u64, TaskId)> = std::mem::take(&mut lane.waiting)
+            .into_iter()
+            .map(|((_, arrival), waiting)| (arrival, waiting.task))
+            .collect();
+        waiting.sort_unstable_by_key(|(arrival, _)| *arrival);
+        (lane.is_stale, lane.weigh_at, lane.cost_us) = (false, now + WEIGH_EVERY, 0);
+        lane.items_us.clear();
+        lane.shares.restart();
+        waiting.into_iter().map(|(_, task)| task).collect()
+    }
+
+    /// Weighs a task again and lets it wait where it now belongs.
+    pub(super) fn weigh_again(
+        &mut self,
+        rank: Rank,
+        task: &Submit,
+        item_us: u64,
+        weights: &Weights,
+        tenant: Tenant,
+    ) -> Rank {
+        let (_, arrival) = rank.key.order;
+        let rank = self.rate_as((rank.came, arrival), task, item_us, weights, tenant);
+        self.push(rank, task.task);
+        rank
     }
 
     /// A task that never went to a worker has ended.
@@ -182,6 +257,6 @@ fn doublings_milli(bytes: u64) -> i64 {
     const MIB_LOG2: u32 = 20;
     let bytes = u128::from(bytes) + (1 << MIB_LOG2);
     let whole = bytes.ilog2();
-    let rest = (bytes - (1 << whole)) * 1000 >> whole;
+    let rest = ((bytes - (1 << whole)) * 1000) >> whole;
     i64::from(whole - MIB_LOG2) * 1000 + rest as i64
 }

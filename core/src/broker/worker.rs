@@ -8,7 +8,7 @@ use proto_msgs::{
     Arch, AttemptId, Digest, Heartbeat, Lane, ModelCost, ModelFormat, Packing, PeerId, Register, WorkerId, WorkerView,
 };
 
-use super::{api::WorkerRecord, occupancy::Occupancy};
+use super::{api::WorkerRecord, occupancy::Occupancy, queue::Order};
 use crate::MonoTime;
 
 /// Added to the missed heartbeats before a worker counts as dead: a heartbeat's own way and the sender's scheduling.
@@ -85,6 +85,8 @@ pub(super) struct Worker {
     pub(super) occupancy: Occupancy,
     /// Slots of its batch lane that went to realtime one after the other while batch tasks waited.
     pub(super) lent_in_a_row: u8,
+    /// For each lane: the last waiting task that it was compared with, if there were more.
+    pub(super) fill_on: [Option<Order>; 2],
     /// Of the heartbeat's models, in order of digest: found by halving, for every candidate of every task.
     models: Vec<(Digest, Known)>,
     /// Largest GPU: index and memory.
@@ -94,8 +96,8 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn new(register: Register, peer: PeerId, now: MonoTime, seat: Seat, occupancy: Occupancy) -> Self {
         let gpu = largest_gpu(&register);
-        let (heartbeat, kind, lent_in_a_row, models) = (None, 0, 0, Vec::new());
-        Self { register, peer, heartbeat, seen: now, seat, kind, occupancy, lent_in_a_row, models, gpu }
+        let (heartbeat, kind, lent_in_a_row, fill_on, models) = (None, 0, 0, [None; 2], Vec::new());
+        Self { register, peer, heartbeat, seen: now, seat, kind, occupancy, lent_in_a_row, fill_on, models, gpu }
     }
 
     pub(super) fn id(&self) -> WorkerId {

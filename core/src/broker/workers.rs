@@ -9,6 +9,7 @@ use proto_msgs::{AttemptId, AttemptState, Digest, Epoch, Heartbeat, Lane, PeerId
 use super::{
     fleet::Fleet,
     occupancy::Held,
+    queue::Order,
     worker::{Kind, Seat, Worker},
 };
 use crate::MonoTime;
@@ -209,6 +210,13 @@ impl Workers {
     pub(super) fn lent(&mut self, id: WorkerId, in_a_row: bool) {
         if let Some(worker) = self.get_mut(id) {
             worker.lent_in_a_row = if in_a_row { worker.lent_in_a_row.saturating_add(1) } else { 0 };
+        }
+    }
+
+    /// Where the next fill of a lane gets on.
+    pub(super) fn fill_on(&mut self, id: WorkerId, lane: Lane, on: Option<Order>) {
+        if let Some(worker) = self.get_mut(id) {
+            worker.fill_on[lane.index()] = on;
         }
     }
 

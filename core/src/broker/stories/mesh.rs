@@ -1,0 +1,247 @@
+//! A broker, workers that say what a test wants, and clients: time passes only when a test says so.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use proto_msgs::{
+    Answer, AnswerBody, Arch, Ask, AttemptId, BrokerToClient, ClientId, ClientToBroker, Close, Demands, Digest,
+    EngineKind, Epoch, ErrorCode, Grant, Heartbeat, JobId, Load, ModelCost, ModelFormat, ModelRef, Outcome, Packing,
+    PeerId, Question, Register, Standing, Submit, TaskId, TicketKey, WhyView, WorkerId, WorkerToBroker,
+};
+
+use crate::{
+    MonoTime,
+    broker::{Action, Broker, Config, Event},
+};
+
+pub(super) const MODEL: Digest = Digest::from_bytes([7; 32]);
+const DONE: Outcome = Outcome::Done { run_us: 1, load_us: 0 };
+
+fn id(kind: u8, number: u32) -> [u8; 16] {
+    let mut bytes = [kind; 16];
+    bytes[..4].copy_from_slice(&number.to_be_bytes());
+    bytes
+}
+
+pub(super) fn worker(number: u32) -> WorkerId {
+    WorkerId::from_bytes(id(1, number))
+}
+
+pub(super) fn client(number: u32) -> ClientId {
+    ClientId::from_bytes(id(2, number))
+}
+
+pub(super) fn task(number: u32) -> TaskId {
+    TaskId::from_bytes(id(3, number))
+}
+
+fn peer(kind: u8, number: u32) -> PeerId {
+    let [a, b, c, d] = number.to_be_bytes();
+    PeerId::from_slice(&[kind, a, b, c, d]).expect("five bytes are a name")
+}
+
+/// A model that takes so long for one item, and is never packed.
+pub(super) fn cost(run_us: u32) -> ModelCost {
+    let (curve, dispatched) = (vec![(1, run_us)], [0; 4]);
+    ModelCost { model: MODEL, packing: Packing::NoGain, best_batch: 1, curve, load_us: 0, dispatched }
+}
+
+/// A mesh in which time passes only when a test says so.
+pub(super) struct Mesh {
+    pub(super) broker: Broker,
+    pub(super) now: MonoTime,
+    seqs: BTreeMap<u32, u64>,
+    heartbeats: BTreeMap<u32, Heartbeat>,
+    pub(super) specs: BTreeMap<TaskId, Submit>,
+    pub(super) grants: Vec<Grant>,
+    pub(super) ends: BTreeMap<TaskId, (Outcome, Option<u32>)>,
+    why: Option<WhyView>,
+    pub(super) models: Vec<(WorkerId, Digest)>,
+}
+
+impl Mesh {
+    pub(super) fn new(config: Config) -> Self {
+        // Nobody is silent here, however much time passes.
+        let day = Duration::from_secs(24 * 3600);
+        let config = Config { client_silence: day, grant_wait: day, ..config };
+        Self {
+            broker: Broker::new(config),
+            now: MonoTime::from_micros(1_000_000),
+            seqs: BTreeMap::new(),
+            heartbeats: BTreeMap::new(),
+            specs: BTreeMap::new(),
+            grants: Vec::new(),
+            ends: BTreeMap::new(),
+            why: None,
+            models: Vec::new(),
+        }
+    }
+
+    pub(super) fn wait(&mut self, time: Duration) {
+        self.now = self.now + time;
+        self.handle(Event::Deadline);
+    }
+
+    pub(super) fn handle(&mut self, event: Event) {
+        for action in self.broker.handle(self.now, event) {
+            match action {
+                Action::TellClient { message: BrokerToClient::Grant(grant), .. } => self.grants.push(grant),
+                Action::TellClient { message: BrokerToClient::Ended(ended), .. } => {
+                    self.ends.insert(ended.task, (ended.outcome, ended.retry_after_ms));
+                }
+                Action::TellClient { message: BrokerToClient::Answer(Answer { body, .. }), .. } => match body {
+                    AnswerBody::Why(why) => self.why = Some(why),
+                    AnswerBody::Models(rows) => {
+                        self.models.extend(rows.iter().map(|row| (row.worker, row.cost.model)));
+                    }
+                    _ => {}
+                },
+                _ => {}
+            }
+        }
+    }
+
+    /// A worker with these slots, four cores and no GPU; the rest as the test wants it.
+    pub(super) fn register(&mut self, number: u32, slots: [u16; 2], change: impl FnOnce(&mut Register)) {
+        let mut register = Register {
+            worker: worker(number),
+            epoch: Epoch(1),
+            name: format!("w{number}"),
+            version: String::new(),
+            os: String::new(),
+            arch: Arch::Amd64,
+            cores: 4,
+            memory_bytes: 4 << 30,
+            engine: EngineKind::Process,
+            formats: vec![ModelFormat::TfLite],
+            endpoints: vec!["tcp://w:1".to_owned()],
+            key: None,
+            ticket_key: TicketKey([1; 32]),
+            slots,
+            device_map: vec![-1],
+            labels: Vec::new(),
+            gpus: Vec::new(),
+            heartbeat_ms: 1_000_000,
+        };
+        change(&mut register);
+        let message = WorkerToBroker::Register(register);
+        self.handle(Event::WorkerSaid { peer: peer(1, number), key: None, message });
+        self.beat(number, |_| {});
+    }
+
+    /// A heartbeat that says what the last one said, but for the change.
+    pub(super) fn beat(&mut self, number: u32, change: impl FnOnce(&mut Heartbeat)) {
+        let seq = self.seqs.entry(number).or_default();
+        *seq += 1;
+        let new = || Heartbeat {
+            worker: worker(number),
+            epoch: Epoch(1),
+            seq: 0,
+            draining: false,
+            load: Load::default(),
+            attempts: Vec::new(),
+            held: Vec::new(),
+            warm: Vec::new(),
+            link_bytes_per_s: 0,
+            lanes: Default::default(),
+            costs: Vec::new(),
+        };
+        let heartbeat = self.heartbeats.entry(number).or_insert_with(new);
+        heartbeat.seq = *seq;
+        change(heartbeat);
+        let message = WorkerToBroker::Heartbeat(heartbeat.clone());
+        self.handle(Event::WorkerSaid { peer: peer(1, number), key: None, message });
+    }
+
+    /// A worker that has run the model and takes so long for an item.
+    pub(super) fn measured(&mut self, number: u32, slots: [u16; 2], run_us: u32) {
+        self.register(number, slots, |_| {});
+        self.beat(number, |heartbeat| {
+            (heartbeat.held, heartbeat.warm, heartbeat.costs) = (vec![MODEL], vec![MODEL], vec![cost(run_us)]);
+        });
+    }
+
+    /// Submits a task; gives the worker if one was named at once.
+    pub(super) fn submit(&mut self, number: u32, of: u32, change: impl FnOnce(&mut Submit)) -> Option<WorkerId> {
+        let mut submit = Submit {
+            task: task(number),
+            client: client(of),
+            job: JobId::from_bytes([0; 16]),
+            model_name: "model".to_owned(),
+            model: ModelRef { digest: MODEL, size_bytes: 1000, format: ModelFormat::TfLite },
+            then: Vec::new(),
+            input_bytes: 100,
+            items: 1,
+            job_items: 1,
+            priority: 50,
+            lane: None,
+            slo: None,
+            labels: Vec::new(),
+            deadline_ms: None,
+            demands: Demands::default(),
+            detached: false,
+            key: None,
+            endpoints: Vec::new(),
+            direction: None,
+            standing: Standing::Asking,
+        };
+        change(&mut submit);
+        let already = self.grants.len();
+        self.specs.insert(submit.task, submit.clone());
+        let message = ClientToBroker::Submit(submit);
+        self.handle(Event::ClientSaid { peer: peer(2, of), key: None, message });
+        self.grants.get(already).map(|grant| grant.worker)
+    }
+
+    /// Submits tasks with these numbers.
+    pub(super) fn submit_all(&mut self, numbers: std::ops::Range<u32>, of: u32, change: impl Fn(&mut Submit)) {
+        for number in numbers {
+            self.submit(number, of, &change);
+        }
+    }
+
+    /// The client of a task says how it stands.
+    pub(super) fn says(&mut self, id: TaskId, standing: Standing) {
+        let submit = Submit { standing, ..self.specs[&id].clone() };
+        self.handle(Event::ClientSaid { peer: peer(2, 0), key: None, message: ClientToBroker::Submit(submit) });
+    }
+
+    /// The client of a task says that it came to nothing at its worker.
+    pub(super) fn lost(&mut self, grant: &Grant, code: ErrorCode) {
+        let Grant { id, worker, .. } = *grant;
+        self.says(id.task, Standing::Lost { attempt: id.attempt, worker, outcome: Outcome::failed(code, "gone") });
+    }
+
+    pub(super) fn close(&mut self, id: AttemptId) {
+        let close = Close { task: id.task, client: self.specs[&id.task].client, attempt: id.attempt, outcome: DONE };
+        self.handle(Event::ClientSaid { peer: peer(2, 0), key: None, message: ClientToBroker::Close(close) });
+    }
+
+    /// Ends what runs, each after so long, until nothing waits; gives the tasks in the order in which they went.
+    pub(super) fn drain(&mut self, each: Duration) -> Vec<TaskId> {
+        let mut done = 0;
+        while let Some(grant) = self.grants.get(done).cloned() {
+            done += 1;
+            self.wait(each);
+            self.close(grant.id);
+        }
+        assert_eq!(self.broker.stats().queued, 0, "something was left behind");
+        self.grants.iter().map(|grant| grant.id.task).collect()
+    }
+
+    pub(super) fn ask(&mut self, of: u32, question: Question) {
+        let ask = Ask { request: 1, client: client(of), question };
+        self.handle(Event::ClientSaid { peer: peer(2, of), key: None, message: ClientToBroker::Ask(ask) });
+    }
+
+    pub(super) fn why(&mut self, number: u32, of: u32) -> WhyView {
+        self.ask(of, Question::Why(task(number)));
+        self.why.take().expect("there is such a task")
+    }
+
+    pub(super) fn code(&self, number: u32) -> Option<ErrorCode> {
+        match &self.ends.get(&task(number))?.0 {
+            Outcome::Failed(failure) => Some(failure.code),
+            _ => None,
+        }
+    }
+}
