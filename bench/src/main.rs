@@ -7,6 +7,7 @@ mod idle;
 mod measure;
 mod redis;
 mod report;
+mod schedule;
 mod submit;
 mod transfer;
 
@@ -50,6 +51,8 @@ enum Bench {
     Idle,
     /// Heartbeats per second into Redis.
     Redis,
+    /// What scheduling is worth, on devices of stated cost: every experiment, or those named.
+    Schedule(schedule::Schedule),
     /// Keeps a running broker busy: for a profiler.
     Load(broker::Load),
     /// The echo server that `broker` compares with; started by it.
@@ -60,25 +63,25 @@ enum Bench {
 fn main() -> Result<()> {
     let args = Args::parse();
     raise_file_limit()?;
-    let benches: &[Bench] = match args.bench {
+    let benches: &[Bench] = match &args.bench {
         Bench::Echo => return broker::echo::serve(),
-        Bench::Load(load) => return broker::load(&load),
+        Bench::Load(load) => return broker::load(load),
         Bench::All => &[Bench::Broker, Bench::Transfer, Bench::Submit, Bench::Idle, Bench::Redis],
-        ref one => std::slice::from_ref(one),
+        one => std::slice::from_ref(one),
     };
     let folder = match (args.results, args.quick) {
         (Some(folder), _) => Some(folder),
         (None, true) => None,
         (None, false) => Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("results")),
     };
-    for bench in benches {
-        let report = run(bench, args.quick)?;
+    let show = |report: &Report| {
         println!("{}", report.to_markdown());
-        if let Some(folder) = &folder {
-            report.write(folder)?;
-        }
+        folder.as_ref().map_or(Ok(()), |folder| report.write(folder))
+    };
+    if let Bench::Schedule(schedule) = &args.bench {
+        return schedule.run(args.quick, show);
     }
-    Ok(())
+    benches.iter().try_for_each(|bench| show(&run(bench, args.quick)?))
 }
 
 fn run(bench: &Bench, quick: bool) -> Result<Report> {
@@ -88,7 +91,7 @@ fn run(bench: &Bench, quick: bool) -> Result<Report> {
         Bench::Submit => submit::run(quick),
         Bench::Idle => idle::run(quick),
         Bench::Redis => redis::run(quick),
-        Bench::All | Bench::Load(_) | Bench::Echo => unreachable!("no single benches"),
+        Bench::All | Bench::Schedule(_) | Bench::Load(_) | Bench::Echo => unreachable!("no single benches"),
     }
 }
 

@@ -14,6 +14,8 @@ pub(crate) struct Report {
     title: &'static str,
     tables: Vec<Table>,
     notes: Vec<String>,
+    /// Of the machine when the bench began.
+    load_before: String,
 }
 
 /// Rows of figures under one heading.
@@ -46,7 +48,7 @@ impl Table {
 
 impl Report {
     pub(crate) fn new(name: &'static str, title: &'static str) -> Self {
-        Self { name, title, tables: Vec::new(), notes: Vec::new() }
+        Self { name, title, tables: Vec::new(), notes: Vec::new(), load_before: load_average() }
     }
 
     pub(crate) fn table(&mut self, table: Table) {
@@ -71,7 +73,7 @@ impl Report {
         self.notes.iter().for_each(|note| {
             let _ = writeln!(text, "- {note}");
         });
-        let _ = writeln!(text, "- {}, {}; `{}`.", today(), machine(), self.command());
+        let _ = writeln!(text, "- {}, {}; `{}`.", today(), self.machine(), self.command());
         text
     }
 
@@ -82,7 +84,7 @@ impl Report {
             "bench": self.name,
             "command": self.command(),
             "date": today(),
-            "machine": machine(),
+            "machine": self.machine(),
             "notes": self.notes,
             "tables": self.tables.iter().map(Table::to_json).collect::<Vec<_>>(),
         });
@@ -93,8 +95,19 @@ impl Report {
         Ok(())
     }
 
+    /// `schedule-mixed-small` is made by `mesh-bench schedule mixed-small`.
     fn command(&self) -> String {
-        format!("mesh-bench {}", self.name)
+        format!("mesh-bench {}", self.name.replacen('-', " ", 1))
+    }
+
+    /// The machine in general words: what decides the figures, nothing that names it.
+    fn machine(&self) -> String {
+        let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+        let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let kib = memory.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0);
+        let (arch, before, after) = (std::env::consts::ARCH, &self.load_before, load_average());
+        let gib = kib >> 20;
+        format!("{cores} cores ({arch}), {gib} GiB of memory, load average {before} at the start, {after} at the end")
     }
 }
 
@@ -118,14 +131,9 @@ fn today() -> String {
     date.map_or_else(|_| "undated".to_owned(), |date| String::from_utf8_lossy(&date.stdout).trim().to_owned())
 }
 
-/// The machine in general words: what decides the figures, nothing that names it.
-fn machine() -> String {
-    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let kib = read("/proc/meminfo").split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0);
-    let load = read("/proc/loadavg");
-    let load = load.split_whitespace().next().unwrap_or("?");
-    format!("{cores} cores ({}), {} GiB of memory, load average {load} at the end", std::env::consts::ARCH, kib >> 20)
+fn load_average() -> String {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split_whitespace().next().unwrap_or("?").to_owned()
 }
 
 /// The value at this share (0 to 1) of the durations, in milliseconds. Sorts them.

@@ -23,7 +23,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("mesh-sdk", &["mesh-core", "mesh-models", "mesh-transport", "proto-msgs"]),
     ("mesh-client-cli", &["mesh-models", "mesh-sdk", "mesh-transport", "proto-msgs"]),
     ("mesh-tests", &["proto-msgs"]),
-    ("mesh-bench", &["mesh-sdk", "mesh-tests", "mesh-transport", "proto-msgs"]),
+    ("mesh-bench", &["mesh-core", "mesh-sdk", "mesh-tests", "mesh-transport", "proto-msgs"]),
 ];
 
 /// Crates from outside that only these packages may name.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use mesh_tests::PATIENCE;
 use proto_msgs::{
     Attempt, AttemptId, BrokerToClient, ClientId, ClientToBroker, Close, Demands, Digest, Direction, Epoch, Frame,
-    Grant, Header, JobId, ModelFormat, ModelRef, Outcome, Purpose, Standing, Submit, TaskId, Ticket, TicketBody,
+    Grant, Header, JobId, Lane, ModelFormat, ModelRef, Outcome, Purpose, Standing, Submit, TaskId, Ticket, TicketBody,
     TicketKey, WorkerId, header::HEADER_BYTES, limits::WINDOW_BYTES,
 };
 
@@ -156,8 +156,14 @@ fn example_submit(client: ClientId) -> Submit {
         job: JobId::from_bytes([1; 16]),
         model_name: "bench.onnx".into(),
         model: ModelRef { digest: Digest::of(b"bench"), size_bytes: 1 << 20, format: ModelFormat::Onnx },
+        then: Vec::new(),
         input_bytes: 4096,
+        items: 1,
+        job_items: 1,
         priority: 50,
+        lane: None,
+        slo: None,
+        labels: Vec::new(),
         deadline_ms: None,
         demands: Demands::default(),
         detached: false,
@@ -187,6 +193,8 @@ pub(crate) fn example_grant() -> Grant {
         client_key: None,
         bytes_max: (1 << 20) + 4096,
         priority: 50,
+        lane: Lane::Realtime,
+        items: 1,
         detached: false,
         demands: Demands::default(),
         deadline_unix_ms: None,
@@ -201,6 +209,7 @@ pub(crate) fn example_grant() -> Grant {
         direction: Direction::ClientDials,
         window_bytes: WINDOW_BYTES,
         model_held: false,
+        predicted_ms: None,
         ticket: Ticket::sign(body, &TicketKey([7; 32])),
     }
 }

@@ -124,7 +124,9 @@ fn register(number: usize, slots: u16) -> Register {
         endpoints: vec!["tcp://127.0.0.1:9".into()],
         key: None,
         ticket_key: TicketKey([7; 32]),
-        slots,
+        // Submits without a wish and of one item are of the realtime lane.
+        slots: [slots, 0],
+        device_map: vec![-1],
         labels: Vec::new(),
         gpus: Vec::new(),
         heartbeat_ms: HEARTBEAT.as_millis() as u32,
@@ -142,5 +144,7 @@ fn heartbeat(register: &Register) -> Heartbeat {
         held: Vec::new(),
         warm: Vec::new(),
         link_bytes_per_s: 0,
+        lanes: Default::default(),
+        costs: Vec::new(),
     }
 }

@@ -1,0 +1,103 @@
+//! Small requests without end on a device to which the size of the batch is all: 5 ms a batch and 0.2 ms an item.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use mesh_bench::device::Cost;
+use serde_json::json;
+
+use super::{
+    Plan,
+    field::{Field, Layout, Runner, Scheduling, model_of},
+    load::{Answered, Job, closed_loop, items_in, warm_up},
+};
+use crate::{
+    measure::{cpu_time, memory_bytes},
+    report::{Report, Table, percentile_ms},
+};
+
+/// Clients and items of each request. The last is bulk, which small requests are compared with.
+const SHAPES: [(usize, u32); 5] = [(8, 1), (8, 8), (64, 1), (64, 8), (4, 512)];
+
+pub(super) async fn run(plan: Plan) -> Result<Report> {
+    let cost = Cost::new(5000, 200);
+    let run_for = plan.or(Duration::from_secs(6), Duration::from_millis(300));
+    let mut report = Report::new("schedule-gpu", "Closed loops on a GPU-like device");
+    let columns = &[
+        "scheduling",
+        "clients",
+        "items each",
+        "items/s",
+        "ideal items/s",
+        "of the ideal",
+        "to bulk",
+        "requests/s",
+        "p50 ms",
+        "p99 ms",
+        "rows a batch",
+        "device busy %",
+        "mesh µs a task",
+        "clients µs a task",
+    ];
+    let mut table = Table::new("Each client sends its next request when it has the answer to the last", columns);
+    let mut memory_mib = 0;
+    for scheduling in Scheduling::BOTH {
+        let layout = Layout { scheduling, workers: 1, slots: [2, 2], runner: Runner::Device(1) };
+        let mut field = Field::start(layout)?;
+        let model = model_of(&cost).await?;
+        warm_up(&field, &model, None, 512).await?;
+        let mut measured = Vec::new();
+        for (clients, items) in SHAPES {
+            let clients = field.clients(&format!("{clients}x{items}-"), plan.or(clients, 2)).await?;
+            let job = Job::new(&field, &model, items);
+            closed_loop(&clients, &job, run_for / 4).await?;
+            let (before, cpu, own) = (field.usage("0")?, field.mesh_cpu(), cpu_time(std::process::id()));
+            let answers = closed_loop(&clients, &job, run_for).await?;
+            let (cpu, own) = (field.mesh_cpu().saturating_sub(cpu), cpu_time(std::process::id()).saturating_sub(own));
+            measured.push((clients.len(), items, answers, field.usage("0")?.since(before), cpu, own));
+            for client in clients {
+                client.close().await;
+            }
+        }
+        let per_s = |answers: &[Answered]| items_in(answers) as f64 / run_for.as_secs_f64();
+        let bulk = measured.last().map_or(f64::NAN, |(_, _, answers, ..)| per_s(answers));
+        for (clients, items, answers, used, cpu, own) in measured {
+            let (rate, ideal) = (per_s(&answers), cost.rows_per_s(clients as u64 * u64::from(items)));
+            let mut took: Vec<Duration> = answers.iter().map(Answered::took).collect();
+            let each = |cpu: Duration| json!((cpu.as_micros() as f64 / answers.len().max(1) as f64).round());
+            table.row(vec![
+                json!(scheduling.name()),
+                json!(clients),
+                json!(items),
+                json!(rate.round()),
+                json!(ideal.round()),
+                json!(rate / ideal),
+                json!(rate / bulk),
+                json!((rate / f64::from(items)).round()),
+                json!(percentile_ms(&mut took, 0.5)),
+                json!(percentile_ms(&mut took, 0.99)),
+                json!(used.rows_per_batch()),
+                json!(used.busy.as_secs_f64() / run_for.as_secs_f64() * 100.0),
+                each(cpu),
+                each(own),
+            ]);
+        }
+        memory_mib = memory_bytes(std::process::id(), "VmHWM") >> 20;
+    }
+    report.table(table);
+    report.note(format!(
+        "One worker, 2 realtime and 2 batch slots, one device, one batch of at most 64 at a time; {} s each. Ideal: the \
+         device always busy with batches of all that can be outstanding, 64 at most. Bulk: 4 clients with 512 items each, \
+         sent in tasks of 8.",
+        run_for.as_secs_f64()
+    ));
+    report.note(
+        "Times of 512 items are those of their tasks, from the moment the whole job was begun. Triton's dynamic batcher is \
+         said to reach 0.60 of the ideal at 64 clients (not measured here).",
+    );
+    report.note(format!(
+        "What limits: processor time. `µs a task` is what broker and worker, and all clients together, use of two cores; \
+         the clients are one process ({memory_mib} MiB) on the same machine."
+    ));
+    Ok(report)
+}

@@ -1,0 +1,299 @@
+//! What a decision of the broker costs: its machine driven in this process, without sockets, with up to a hundred thousand
+//! workers.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use mesh_core::{
+    MonoTime,
+    broker::{Action, Broker, Config, Event, Stats},
+};
+use proto_msgs::{
+    Arch, AttemptId, BrokerToClient, ClientId, ClientToBroker, Close, Demands, Digest, EngineKind, Epoch, Heartbeat,
+    JobId, Load, ModelCost, ModelFormat, ModelRef, Outcome, Packing, PeerId, Register, Standing, Submit, TaskId,
+    TicketKey, WorkerId, WorkerToBroker,
+};
+use serde_json::json;
+
+use super::Plan;
+use crate::report::{Report, Table};
+
+/// Users that submit in turn.
+const CLIENTS: u32 = 100;
+/// Models in use. Each worker has two of them, loaded and measured.
+const MODELS: u32 = 32;
+/// Between two events, in the machine's own time.
+const STEP: Duration = Duration::from_micros(50);
+
+pub(super) fn run(plan: Plan) -> Result<Report> {
+    let mut report = Report::new("schedule-decision", "What one decision of the broker costs");
+    let columns = &[
+        "workers",
+        "waiting",
+        "submit p50 µs",
+        "p99",
+        "close and fill p50 µs",
+        "p99",
+        "decision mean µs",
+        "to 10 workers",
+        "workers looked at",
+        "tasks looked at",
+        "heartbeat mean µs",
+    ];
+    let mut table = Table::new("Broker::handle in this process, one thread", columns);
+    let cycles = plan.or(20_000, 200);
+    for waiting in plan.or(&[0_u32, 10_000][..], &[0, 100]) {
+        let mut at_ten = f64::NAN;
+        for workers in plan.or(&[10_u32, 100, 1_000, 10_000, 100_000][..], &[10, 100]) {
+            let mut bench = Bench::new(*workers, *waiting)?;
+            let mut measured = bench.cycles(cycles)?;
+            let mean = measured.decision_us();
+            if *workers == 10 {
+                at_ten = mean;
+            }
+            table.row(vec![
+                json!(workers),
+                json!(waiting),
+                json!(micros_at(&mut measured.submits, 0.5)),
+                json!(micros_at(&mut measured.submits, 0.99)),
+                json!(micros_at(&mut measured.closes, 0.5)),
+                json!(micros_at(&mut measured.closes, 0.99)),
+                json!(mean),
+                json!(mean / at_ten),
+                json!(measured.candidates_per_grant()),
+                json!(measured.waiting_per_grant()),
+                json!(bench.heartbeat_us()),
+            ]);
+        }
+    }
+    report.table(table);
+    report.note(format!(
+        "{cycles} cycles each: a task is closed and, if tasks wait, one of them is placed; then another is submitted, and \
+         placed at once if none wait. Every cycle places one task; `decision mean` is all of the cycle: both events with \
+         their bookkeeping and the signing of the ticket."
+    ));
+    report.note(format!(
+        "{CLIENTS} clients, {MODELS} models of which each worker has two loaded and measured, one slot each, runs of a \
+         second. The machine's own clock moves {} µs an event.",
+        STEP.as_micros()
+    ));
+    report.note("`looked at`: what the machine counted for each grant; tests hold these numbers, not the times.");
+    Ok(report)
+}
+
+/// A broker in the middle of its work.
+struct Bench {
+    broker: Broker,
+    now: MonoTime,
+    workers: u32,
+    submitted: u32,
+    /// Granted and not closed, the oldest first.
+    at_work: VecDeque<AttemptId>,
+}
+
+/// What so many cycles gave.
+struct Measured {
+    submits: Vec<Duration>,
+    closes: Vec<Duration>,
+    before: Stats,
+    after: Stats,
+}
+
+impl Measured {
+    fn decision_us(&self) -> f64 {
+        let all: Duration = self.submits.iter().chain(&self.closes).sum();
+        all.as_secs_f64() * 1e6 / self.submits.len() as f64
+    }
+
+    fn candidates_per_grant(&self) -> f64 {
+        self.per_grant(self.after.candidates_looked - self.before.candidates_looked)
+    }
+
+    fn waiting_per_grant(&self) -> f64 {
+        self.per_grant(self.after.waiting_looked - self.before.waiting_looked)
+    }
+
+    fn per_grant(&self, looks: u64) -> f64 {
+        looks as f64 / (self.after.granted - self.before.granted).max(1) as f64
+    }
+}
+
+impl Bench {
+    /// All workers busy and so many tasks waiting; or, with none waiting, half of the workers idle.
+    fn new(workers: u32, waiting: u32) -> Result<Self> {
+        let (broker, now) = (Broker::new(Config::default()), MonoTime::from_micros(1_000_000));
+        let mut bench = Self { broker, now, workers, submitted: 0, at_work: VecDeque::new() };
+        for number in 0..workers {
+            let _ = bench.broker.handle(now, from_worker(number, WorkerToBroker::Register(register(number))));
+            let _ = bench.broker.handle(now, from_worker(number, WorkerToBroker::Heartbeat(heartbeat(number, 1))));
+        }
+        let submits = if waiting == 0 { workers / 2 } else { workers + waiting };
+        for _ in 0..submits {
+            bench.submit();
+        }
+        let stats = bench.broker.stats();
+        ensure!(stats.queued == waiting, "{waiting} tasks should wait, not {}", stats.queued);
+        Ok(bench)
+    }
+
+    fn submit(&mut self) -> Duration {
+        let event = from_client(self.submitted, ClientToBroker::Submit(submit(self.submitted)));
+        self.submitted += 1;
+        self.handle(event)
+    }
+
+    fn close_oldest(&mut self) -> Result<Duration> {
+        let id = self.at_work.pop_front().context("no task is at work")?;
+        let number = number_of(id.task);
+        let outcome = Outcome::Done { run_us: 1_000_000, load_us: 0 };
+        let close = Close { task: id.task, client: client_id(number), attempt: id.attempt, outcome };
+        Ok(self.handle(from_client(number, ClientToBroker::Close(close))))
+    }
+
+    /// Gives an event, takes the time, and notes the grants in the answer.
+    fn handle(&mut self, event: Event) -> Duration {
+        self.now = self.now + STEP;
+        let began = Instant::now();
+        let actions = self.broker.handle(self.now, event);
+        let took = began.elapsed();
+        self.at_work.extend(actions.iter().filter_map(|action| match action {
+            Action::TellClient { message: BrokerToClient::Grant(grant), .. } => Some(grant.id),
+            _ => None,
+        }));
+        took
+    }
+
+    fn cycles(&mut self, cycles: usize) -> Result<Measured> {
+        let before = self.broker.stats();
+        let (mut submits, mut closes) = (Vec::with_capacity(cycles), Vec::with_capacity(cycles));
+        for _ in 0..cycles {
+            closes.push(self.close_oldest()?);
+            submits.push(self.submit());
+        }
+        let after = self.broker.stats();
+        let granted = (after.granted - before.granted) as usize;
+        ensure!(granted >= cycles * 9 / 10, "{granted} grants in {cycles} cycles: something else was measured");
+        Ok(Measured { submits, closes, before, after })
+    }
+
+    fn heartbeat_us(&mut self) -> f64 {
+        let beats = self.workers.min(1000);
+        let all: Duration = (0..beats)
+            .map(|number| self.handle(from_worker(number, WorkerToBroker::Heartbeat(heartbeat(number, 2)))))
+            .sum();
+        all.as_secs_f64() * 1e6 / f64::from(beats)
+    }
+}
+
+fn micros_at(times: &mut [Duration], share: f64) -> f64 {
+    crate::report::percentile_ms(times, share) * 1000.0
+}
+
+fn id_bytes(number: u32) -> [u8; 16] {
+    let mut bytes = [3; 16];
+    bytes[..4].copy_from_slice(&number.to_be_bytes());
+    bytes
+}
+
+fn number_of(task: TaskId) -> u32 {
+    let [a, b, c, d, ..] = *task.as_bytes();
+    u32::from_be_bytes([a, b, c, d])
+}
+
+fn client_id(task: u32) -> ClientId {
+    ClientId::from_bytes(id_bytes(task % CLIENTS))
+}
+
+fn model(number: u32) -> Digest {
+    Digest::of(&(number % MODELS).to_le_bytes())
+}
+
+fn peer(kind: u8, number: u32) -> PeerId {
+    let [a, b, c, d] = number.to_be_bytes();
+    PeerId::from_slice(&[kind, a, b, c, d]).expect("invariant: five bytes are a name")
+}
+
+fn from_client(task: u32, message: ClientToBroker) -> Event {
+    Event::ClientSaid { peer: peer(2, task % CLIENTS), key: None, message }
+}
+
+fn from_worker(number: u32, message: WorkerToBroker) -> Event {
+    Event::WorkerSaid { peer: peer(1, number), key: None, message }
+}
+
+fn submit(number: u32) -> Submit {
+    Submit {
+        task: TaskId::from_bytes(id_bytes(number)),
+        client: client_id(number),
+        job: JobId::from_bytes(id_bytes(number)),
+        model_name: "model.onnx".to_owned(),
+        // Not in step with the clients.
+        model: ModelRef { digest: model(number / 3), size_bytes: 1 << 20, format: ModelFormat::Onnx },
+        then: Vec::new(),
+        input_bytes: 4096,
+        items: 8,
+        job_items: 8,
+        priority: 50,
+        lane: None,
+        slo: None,
+        labels: Vec::new(),
+        deadline_ms: None,
+        demands: Demands::default(),
+        detached: false,
+        key: None,
+        endpoints: Vec::new(),
+        direction: None,
+        standing: Standing::Asking,
+    }
+}
+
+fn register(number: u32) -> Register {
+    Register {
+        worker: WorkerId::from_bytes(id_bytes(number)),
+        epoch: Epoch(1),
+        name: format!("w{number}"),
+        version: String::new(),
+        os: String::new(),
+        arch: Arch::HERE,
+        cores: 4,
+        memory_bytes: 8 << 30,
+        engine: EngineKind::Process,
+        formats: vec![ModelFormat::Onnx],
+        endpoints: vec!["tcp://w:1".to_owned()],
+        key: None,
+        ticket_key: TicketKey([1; 32]),
+        slots: [1, 0],
+        device_map: vec![-1],
+        labels: Vec::new(),
+        gpus: Vec::new(),
+        heartbeat_ms: 60_000,
+    }
+}
+
+fn heartbeat(number: u32, seq: u64) -> Heartbeat {
+    let models = [model(number), model(number + 7)];
+    let cost = |model: Digest| ModelCost {
+        model,
+        packing: Packing::NoGain,
+        best_batch: 1,
+        curve: vec![(1, 100_000 + number % 1000)],
+        load_us: 50_000,
+        dispatched: [0; 4],
+    };
+    Heartbeat {
+        worker: WorkerId::from_bytes(id_bytes(number)),
+        epoch: Epoch(1),
+        seq,
+        draining: false,
+        load: Load { memory_available_bytes: 8 << 30, ..Load::default() },
+        attempts: Vec::new(),
+        held: models.to_vec(),
+        warm: models.to_vec(),
+        link_bytes_per_s: 100_000_000,
+        lanes: Default::default(),
+        costs: models.map(cost).to_vec(),
+    }
+}

@@ -1,0 +1,152 @@
+//! Whether equals are treated so: two clients at one device, one job over four workers.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use mesh_bench::device::Cost;
+use mesh_sdk::{Mesh, Model};
+use serde_json::json;
+
+use super::{
+    Plan,
+    field::{Field, Layout, Runner, Scheduling, model_of},
+    figures::{cut, jain, least_skew, seconds, skew},
+    load::{Answered, Job, items_in, span, warm_up},
+};
+use crate::report::{Report, Table, median};
+
+/// Items, and how the second of two clients differs from the first.
+struct Pair {
+    name: &'static str,
+    items: [u32; 2],
+    split: [u32; 2],
+    /// The second comes when the first has so many answers' worth of time behind it.
+    later_ms: u64,
+}
+
+const PAIRS: [Pair; 3] = [
+    Pair { name: "equal", items: [2000, 2000], split: [8, 8], later_ms: 0 },
+    Pair { name: "second comes 1 s later", items: [2000, 1000], split: [8, 8], later_ms: 1000 },
+    Pair { name: "first in tasks of 64", items: [2000, 2000], split: [64, 8], later_ms: 0 },
+];
+
+pub(super) async fn run(plan: Plan) -> Result<Report> {
+    let cost = Cost::new(5000, 1000);
+    let mut report = Report::new("schedule-fair", "Two clients at one device");
+    let columns = &["clients", "scheduling", "items each", "Jain", "first done s", "second done s", "ideal s for both"];
+    let mut table = Table::new("Bulk of two clients", columns);
+    for scheduling in Scheduling::BOTH {
+        let layout = Layout { scheduling, workers: 1, slots: [2, 2], runner: Runner::Device(1) };
+        let field = Field::start(layout)?;
+        let model = model_of(&cost).await?;
+        warm_up(&field, &model, None, 256).await?;
+        let clients = field.clients("equal", 2).await?;
+        for pair in PAIRS {
+            let items = pair.items.map(|items| plan.or(items, 100));
+            let [first, second] = both(&field, &model, &clients, &pair, items).await?;
+            // Fairness is about the time in which both wanted something.
+            let until = last(&first).min(last(&second));
+            let from = second.first().map_or(until, |answer| answer.began);
+            let in_time = |answers: &[Answered]| {
+                answers.iter().filter(|a| a.ended > from && a.ended <= until).map(|a| f64::from(a.items)).sum::<f64>()
+            };
+            let all = cost.all(items.iter().copied().map(u64::from).sum());
+            table.row(vec![
+                json!(pair.name),
+                json!(scheduling.name()),
+                json!(format!("{} and {}", items[0], items[1])),
+                json!((jain(&[in_time(&first), in_time(&second)]) * 10_000.0).round() / 10_000.0),
+                seconds(span(&first)),
+                seconds(span(&second)),
+                seconds(all),
+            ]);
+        }
+    }
+    report.table(table);
+    report.note(
+        "One worker, 2 realtime and 2 batch slots, one device of 5 ms a batch and 1 ms an item. Jain's index over the items \
+         answered while both clients wanted something: 1 is equal, 0.5 is all for one.",
+    );
+    report.note("Split in tasks of 8 items unless said otherwise; off, tasks of 64 rows are one run each.");
+    Ok(report)
+}
+
+fn last(answers: &[Answered]) -> Instant {
+    answers.iter().map(|answer| answer.ended).max().unwrap_or_else(Instant::now)
+}
+
+async fn both(
+    field: &Field,
+    model: &Model,
+    clients: &[Mesh],
+    pair: &Pair,
+    items: [u32; 2],
+) -> Result<[Vec<Answered>; 2]> {
+    let job = |which: usize| Job { split: pair.split[which], ..Job::new(field, model, items[which]) };
+    let (one, other) = (job(0), job(1));
+    let second = async {
+        tokio::time::sleep(std::time::Duration::from_millis(pair.later_ms)).await;
+        other.run(&clients[1], Instant::now()).await
+    };
+    let (first, second) = tokio::try_join!(one.run(&clients[0], Instant::now()), second)?;
+    Ok([first, second])
+}
+
+const WORKERS: usize = 4;
+
+pub(super) async fn skewed(plan: Plan) -> Result<Report> {
+    let cost = Cost::new(5000, 1000);
+    let mut report = Report::new("schedule-skew", "One job over four workers");
+    let columns = &[
+        "items",
+        "split",
+        "scheduling",
+        "items at each worker",
+        "max/min",
+        "worst max/min",
+        "least possible",
+        "done s",
+    ];
+    let mut table = Table::new("Four workers, each with a device of its own", columns);
+    for scheduling in Scheduling::BOTH {
+        let layout = Layout { scheduling, workers: WORKERS, slots: [1, 1], runner: Runner::Device(1) };
+        let field = Field::start(layout)?;
+        let model = model_of(&cost).await?;
+        for _ in 0..2 {
+            warm_up(&field, &model, None, 1024).await?;
+        }
+        let clients = field.clients("one", 1).await?;
+        for (items, split) in
+            plan.or(&[(100, 8), (100, 5), (500, 8), (1000, 8), (2000, 8), (4000, 64)][..], &[(100, 5)])
+        {
+            let (mut skews, mut counts, mut done) = (Vec::new(), Vec::new(), Vec::new());
+            for _ in 0..plan.or(3, 1) {
+                let before = field.rows_by_worker()?;
+                let job = Job { split: *split, ..Job::new(&field, &model, *items) };
+                let answers = job.run(&clients[0], Instant::now()).await?;
+                anyhow::ensure!(items_in(&answers) == u64::from(*items), "an answer for each item");
+                counts = field.rows_by_worker()?.iter().zip(before).map(|(now, before)| now - before).collect();
+                skews.push(skew(&counts));
+                done.push(span(&answers).as_secs_f64());
+            }
+            let worst = skews.iter().copied().fold(0.0, f64::max);
+            let sizes = cut(*items, *split).into_iter().map(u64::from).collect();
+            table.row(vec![
+                json!(items),
+                json!(split),
+                json!(scheduling.name()),
+                json!(counts.iter().map(u64::to_string).collect::<Vec<_>>().join(" / ")),
+                json!(median(skews)),
+                json!(worst),
+                json!(least_skew(sizes, WORKERS)),
+                json!((median(done) * 1000.0).round() / 1000.0),
+            ]);
+        }
+    }
+    report.table(table);
+    report.note(
+        "Each worker has 1 realtime and 1 batch slot and a device of 5 ms a batch and 1 ms an item. Three rounds; the counts \
+         are the last round's, as the devices counted them. `Least possible`: tasks of that size dealt out evenly.",
+    );
+    Ok(report)
+}

@@ -1,0 +1,215 @@
+//! Jobs as users have them: so many items of one model, cut into tasks, all answers awaited and checked.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use mesh_sdk::{Input, Lane, Mesh, Model, Slo, Task, TaskResult, new_job};
+use tokio::task::JoinSet;
+
+use super::{
+    field::{Field, Scheduling},
+    figures::cut,
+};
+
+/// Items in a task, as clients cut jobs.
+pub(super) const SPLIT: u32 = 8;
+
+/// What one user wants done.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    pub(super) model: Model,
+    pub(super) rows: Rows,
+    /// The answers' way through a further model.
+    pub(super) then: Option<Model>,
+    pub(super) items: u32,
+    pub(super) split: u32,
+    pub(super) slo: Option<Slo>,
+    pub(super) scheduling: Scheduling,
+}
+
+/// What goes into a job's items and must come out.
+#[derive(Clone, Debug)]
+pub(super) enum Rows {
+    /// FP32 numbers, counted up; one more comes out of each model of stated cost.
+    Counted,
+    /// These, again and again.
+    Given {
+        /// Bytes of an item.
+        inputs: Arc<Vec<Vec<u8>>>,
+        /// FP32 outputs of each of them, by output; empty: not known.
+        outputs: Arc<Vec<Vec<Bytes>>>,
+    },
+}
+
+/// How far a row of FP32 may be from that of a single run: runtimes add in another order when rows are many.
+const TOLERANCE: f32 = 1e-3;
+
+/// One task of a job, answered.
+#[derive(Clone, Debug)]
+pub(super) struct Answered {
+    pub(super) items: u32,
+    /// When it was meant to be sent.
+    pub(super) began: Instant,
+    pub(super) ended: Instant,
+    /// The worker's name.
+    pub(super) worker: String,
+}
+
+impl Answered {
+    pub(super) fn took(&self) -> Duration {
+        self.ended - self.began
+    }
+}
+
+impl Job {
+    /// Items of a model of stated cost, cut as usual.
+    pub(super) fn new(field: &Field, model: &Model, items: u32) -> Self {
+        let (model, scheduling, rows) = (model.clone(), field.scheduling(), Rows::Counted);
+        Self { model, rows, then: None, items, split: SPLIT, slo: None, scheduling }
+    }
+
+    /// Submits all of it and waits for all of it; the answers come in the order in which they came.
+    pub(super) async fn run(&self, client: &Mesh, began: Instant) -> Result<Vec<Answered>> {
+        let (id, mut tasks, mut first) = (new_job(), JoinSet::new(), 0);
+        for items in cut(self.items, self.split) {
+            let task = self.task(first, items).job(id);
+            let (client, job, at) = (client.clone(), self.clone(), first);
+            tasks.spawn(async move {
+                let result = client.submit(task).await?.wait().await?;
+                let ended = Instant::now();
+                job.check(at, items, &result)?;
+                let worker = result.worker.map_or_else(String::new, |(_, name)| name);
+                anyhow::Ok(Answered { items, began, ended, worker })
+            });
+            first += items;
+        }
+        let mut answers = Vec::new();
+        while let Some(answered) = tasks.join_next().await {
+            answers.push(answered.context("a task panicked")??);
+        }
+        Ok(answers)
+    }
+
+    /// The outputs of a job of one item.
+    pub(super) async fn outputs_of_one(&self, client: &Mesh) -> Result<Vec<Bytes>> {
+        let result = client.submit(self.task(0, 1)).await?.wait().await?;
+        Ok(result.outputs.iter().map(mesh_sdk::Output::bytes).collect::<Result<_, _>>()?)
+    }
+
+    fn task(&self, first: u32, items: u32) -> Task {
+        let rows: Vec<u8> = match &self.rows {
+            Rows::Counted => (first..first + items).flat_map(|row| (row as f32).to_le_bytes()).collect(),
+            Rows::Given { inputs, .. } => {
+                (first..first + items).flat_map(|row| &inputs[row as usize % inputs.len()]).copied().collect()
+            }
+        };
+        let task = Task::new(self.model.clone()).input(Input::raw(rows));
+        let task = match self.scheduling {
+            Scheduling::On => task.items(items).job_items(self.items),
+            // What a task was before there were items: one run of what is given, and no lane but one.
+            Scheduling::Off => task.lane(Some(Lane::Batch)),
+        };
+        let task = self.slo.into_iter().fold(task, Task::slo);
+        self.then.iter().fold(task, |task, model| task.then("second", model.clone()))
+    }
+
+    fn check(&self, first: u32, items: u32, result: &TaskResult) -> Result<()> {
+        match &self.rows {
+            Rows::Counted => {
+                let more = 1 + u32::from(self.then.is_some());
+                let output = result.outputs.first().context("no output")?.bytes()?;
+                let expected = (first + more..first + more + items).flat_map(|row| (row as f32).to_le_bytes());
+                ensure!(output.iter().copied().eq(expected), "rows {first}.. came back wrong");
+            }
+            Rows::Given { outputs, .. } => {
+                for (place, output) in result.outputs.iter().enumerate() {
+                    let bytes = output.bytes()?;
+                    for (row, got) in (first..).zip(bytes.chunks(bytes.len() / items as usize)) {
+                        let expected = &outputs[row as usize % outputs.len()][place];
+                        ensure!(is_close(got, expected), "row {row} of {} is not that of a single run", output.name);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_close(got: &[u8], expected: &[u8]) -> bool {
+    let floats = |bytes: &[u8]| bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<_>>();
+    let (got, expected) = (floats(got), floats(expected));
+    got.len() == expected.len()
+        && got
+            .iter()
+            .zip(&expected)
+            .all(|(got, expected)| (got - expected).abs() <= TOLERANCE * expected.abs().max(1.0))
+}
+
+/// Every client runs this job once, all at the same moment.
+pub(super) async fn burst(clients: &[Mesh], job: &Job) -> Result<Vec<Answered>> {
+    let began = Instant::now();
+    let mut jobs = JoinSet::new();
+    for client in clients {
+        let (client, job) = (client.clone(), job.clone());
+        jobs.spawn(async move { job.run(&client, began).await });
+    }
+    let mut answers = Vec::new();
+    while let Some(answered) = jobs.join_next().await {
+        answers.extend(answered.context("a client panicked")??);
+    }
+    Ok(answers)
+}
+
+/// Every client runs this job again and again until so much time has passed. Gives what was answered in that time.
+pub(super) async fn closed_loop(clients: &[Mesh], job: &Job, run_for: Duration) -> Result<Vec<Answered>> {
+    let until = Instant::now() + run_for;
+    let mut loops = JoinSet::new();
+    for client in clients {
+        let (client, job) = (client.clone(), job.clone());
+        loops.spawn(async move {
+            let mut answers = Vec::new();
+            while Instant::now() < until {
+                answers.extend(job.run(&client, Instant::now()).await?);
+            }
+            anyhow::Ok(answers)
+        });
+    }
+    let mut answers = Vec::new();
+    while let Some(answered) = loops.join_next().await {
+        answers.extend(answered.context("a client panicked")??);
+    }
+    answers.retain(|answer| answer.ended <= until);
+    Ok(answers)
+}
+
+/// Lets the workers learn what the model costs, in both lanes, and start what they need to be warm.
+pub(super) async fn warm_up(field: &Field, model: &Model, then: Option<&Model>, items: u32) -> Result<()> {
+    let clients = field.clients("warm", 4).await?;
+    let mut small = Job::new(field, model, SPLIT);
+    small.then = then.cloned();
+    let large = Job { items, ..small.clone() };
+    for _ in 0..2 {
+        burst(&clients[..1], &large).await?;
+        burst(&clients, &small).await?;
+    }
+    for client in clients {
+        client.close().await;
+    }
+    Ok(())
+}
+
+/// Items in these answers.
+pub(super) fn items_in(answers: &[Answered]) -> u64 {
+    answers.iter().map(|answer| u64::from(answer.items)).sum()
+}
+
+/// From the first that was sent to the last that came.
+pub(super) fn span(answers: &[Answered]) -> Duration {
+    let began = answers.iter().map(|answer| answer.began).min();
+    let ended = answers.iter().map(|answer| answer.ended).max();
+    began.zip(ended).map_or(Duration::ZERO, |(began, ended)| ended - began)
+}
