@@ -113,7 +113,7 @@ impl Desk {
         let mut desk = Self { tools, orders, inbox, links, attempts, batches, early, notes, note, next_number: 0 };
         for found in found {
             let id = found.id;
-            let attempt = Attempt::restored(desk.number(), found, &desk.tools.store);
+            let attempt = Attempt::restored(desk.number(), found, &desk.tools);
             desk.attempts.insert(id, attempt);
         }
         desk
@@ -208,7 +208,7 @@ impl Desk {
         let order = Order { id, manifest: manifest.into(), ticket: ticket.into() };
         let way = Way::new(outlet);
         let mut attempt = Attempt::new(number, link, way.clone(), order.clone());
-        if let Some(prepared) = order.prepare_quickly(&self.tools.store) {
+        if let Some(prepared) = order.prepare_quickly(&self.tools.store, &self.tools.memory) {
             let (intake, receiving) = prepared.start(order);
             attempt.stage = Stage::Receiving(intake);
             attempt.task =
@@ -355,7 +355,8 @@ impl Desk {
                 attempt.task = None;
                 let event = match inputs {
                     Ok(inputs) => {
-                        attempt.stage = Stage::Here(Material::new(attempt.order.clone(), inputs).into());
+                        attempt.stage =
+                            Stage::Here(Material::new(attempt.order.clone(), inputs, &self.tools.memory).into());
                         Event::Received { id }
                     }
                     Err(Failure { code, text }) => Event::ReceiveFailed { id, code, text },

@@ -22,7 +22,7 @@ use crate::{
     blobs::{BlobError, BlobStore, Pin},
     fit::{Fitted, TensorMeta, fit},
     oip::{Output, Tensor},
-    payload::{MEMORY_BYTES_MAX, Payload},
+    payload::{MEMORY_BYTES_MAX, MemoryShare, MemoryUse, Payload},
     receive::{Inputs, Order},
     rows::{bytes_of_items, fit_items, joined_shape},
 };
@@ -35,6 +35,7 @@ const JOIN_AT_ONCE_BYTES_MAX: u64 = 256 * 1024;
 pub(crate) struct Material {
     pub(crate) order: Order,
     inputs: Vec<Payload>,
+    _inputs_memory: MemoryShare,
     /// By stage; `None` if it must be looked for again, after a restart.
     models: Mutex<Vec<Option<Pin>>>,
     made: Mutex<Made>,
@@ -49,19 +50,20 @@ pub(crate) struct Material {
 struct Made {
     /// By stage and item. Of an item that has passed the next stage nothing is kept.
     stages: Vec<Vec<Option<Vec<Tensor>>>>,
-    memory_bytes: u64,
+    memory: MemoryShare,
 }
 
 impl Material {
     /// Everything has arrived.
-    pub(crate) fn new(order: Order, inputs: Inputs) -> Self {
+    pub(crate) fn new(order: Order, inputs: Inputs, memory: &MemoryUse) -> Self {
         let stages = order.manifest.then.len() + 1;
         let items = order.manifest.items as usize;
         Self {
             order,
             inputs: inputs.payloads,
+            _inputs_memory: inputs.memory,
             models: Mutex::new(inputs.models),
-            made: Mutex::new(Made { stages: vec![vec![None; items]; stages], memory_bytes: 0 }),
+            made: Mutex::new(Made { stages: vec![vec![None; items]; stages], memory: memory.share() }),
             result: OnceLock::new(),
             begun: AtomicBool::new(false),
         }
@@ -153,22 +155,24 @@ impl Material {
 
     /// Whether outputs of so many bytes may stay in memory beside those that are there.
     pub(crate) fn has_memory_for(&self, size_bytes: u64) -> bool {
-        locked(&self.made).memory_bytes.saturating_add(size_bytes) <= MEMORY_BYTES_MAX
+        locked(&self.made).memory.has_room_for(size_bytes)
     }
 
     /// Keeps the outputs of these items, and frees what they were made from.
     pub(crate) fn store(&self, stage: u8, rows: Range<u32>, outputs: Vec<Vec<Tensor>>) {
         let mut made = locked(&self.made);
         let stage = usize::from(stage);
+        let mut bytes = made.memory.bytes();
         for (item, outputs) in rows.zip(outputs) {
             let item = item as usize;
-            made.memory_bytes += memory_bytes(&outputs);
+            bytes += memory_bytes(&outputs);
             if let Some(place) = made.stages.get_mut(stage).and_then(|items| items.get_mut(item)) {
                 *place = Some(outputs);
             }
             let before = stage.checked_sub(1).and_then(|before| made.stages[before].get_mut(item)?.take());
-            made.memory_bytes -= before.map_or(0, |outputs| memory_bytes(&outputs));
+            bytes = bytes.saturating_sub(before.map_or(0, |outputs| memory_bytes(&outputs)));
         }
+        made.memory.change(bytes);
     }
 
     /// Puts the result together if all rows have passed the last stage. Done by the batch that brings the last ones, so that

@@ -1,33 +1,82 @@
 //! Bytes of one input or output: small ones in memory, large ones in a file.
 
-use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, path::PathBuf, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    os::unix::fs::FileExt,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use bytes::Bytes;
 
 use crate::blobs::Spooled;
 
-/// Inputs, or outputs, of one attempt stay in memory up to this size together: a photo does, a film does not. There are
-/// only as many attempts as a worker lets in and finished results.
+/// Inputs, or outputs, of one attempt stay in memory up to this size together: a photo does, a film does not.
 pub(crate) const MEMORY_BYTES_MAX: u64 = 4 << 20;
 
-/// What one attempt may still keep in memory.
-#[derive(Debug)]
-pub(crate) struct MemoryBudget {
-    left_bytes: u64,
+/// What all attempts together keep in memory. Clones share the count.
+#[derive(Clone, Debug)]
+pub(crate) struct MemoryUse {
+    used_bytes: Arc<AtomicU64>,
+    max_bytes: u64,
 }
 
-impl Default for MemoryBudget {
-    fn default() -> Self {
-        Self { left_bytes: MEMORY_BYTES_MAX }
+/// What the inputs, or the outputs, of one attempt have of it. Given back when dropped.
+#[derive(Debug)]
+pub(crate) struct MemoryShare {
+    of: MemoryUse,
+    bytes: u64,
+}
+
+impl MemoryUse {
+    /// Nothing is kept yet.
+    pub(crate) fn new(max_bytes: u64) -> Self {
+        Self { used_bytes: Arc::default(), max_bytes }
+    }
+
+    /// For an attempt that keeps nothing yet.
+    pub(crate) fn share(&self) -> MemoryShare {
+        MemoryShare { of: self.clone(), bytes: 0 }
     }
 }
 
-impl MemoryBudget {
-    /// Whether this much more may be kept in memory; if so, it is counted.
+impl MemoryShare {
+    /// Whether so much more may be kept in memory.
+    pub(crate) fn has_room_for(&self, size_bytes: u64) -> bool {
+        let all = self.of.used_bytes.load(Ordering::Relaxed);
+        self.bytes.saturating_add(size_bytes) <= MEMORY_BYTES_MAX && all.saturating_add(size_bytes) <= self.of.max_bytes
+    }
+
+    /// Whether so much more may be kept in memory; if so, it is counted.
     pub(crate) fn take(&mut self, size_bytes: u64) -> bool {
-        let left_bytes = self.left_bytes.checked_sub(size_bytes);
-        self.left_bytes = left_bytes.unwrap_or(self.left_bytes);
-        left_bytes.is_some()
+        let has_room = self.has_room_for(size_bytes);
+        if has_room {
+            self.change(self.bytes + size_bytes);
+        }
+        has_room
+    }
+
+    /// From now on it is so much. Rounds of the limit by what runs at the same time are small and pass.
+    pub(crate) fn change(&mut self, bytes: u64) {
+        self.of.used_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.of.used_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.bytes = bytes;
+    }
+
+    /// How much it is.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for MemoryShare {
+    fn drop(&mut self) {
+        self.change(0);
     }
 }
 
@@ -108,6 +157,18 @@ impl Payload {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_attempt_and_all_of_them_have_a_limit_and_give_back_what_they_had() {
+        let all = MemoryUse::new(MEMORY_BYTES_MAX + 10);
+        let (mut one, mut other) = (all.share(), all.share());
+        assert!(!one.take(MEMORY_BYTES_MAX + 1) && one.take(MEMORY_BYTES_MAX) && !one.take(1));
+        assert!(!other.take(11) && other.take(10));
+        one.change(5);
+        assert!(other.take(5));
+        drop((one, other));
+        assert_eq!(all.used_bytes.load(Ordering::Relaxed), 0);
+    }
 
     #[test]
     fn a_slice_of_a_file_is_read_as_a_slice_of_memory() {

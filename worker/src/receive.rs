@@ -27,7 +27,7 @@ use tracing::{debug, warn};
 use crate::{
     blobs::{Arriving, BlobStore, Claim, Pin, Spooled},
     keep::Keep,
-    payload::{MemoryBudget, Payload},
+    payload::{MemoryShare, MemoryUse, Payload},
     tools::Tools,
 };
 
@@ -51,6 +51,8 @@ pub(crate) struct Inputs {
     /// By stage; `None` if it must be looked for again, after a restart.
     pub(crate) models: Vec<Option<Pin>>,
     pub(crate) payloads: Vec<Payload>,
+    /// What of it is in memory.
+    pub(crate) memory: MemoryShare,
 }
 
 /// Room was made and the rest can come.
@@ -60,6 +62,7 @@ pub(crate) struct Prepared {
     /// Files that will be written.
     files: HashMap<BlobIndex, Spooled>,
     incoming: Vec<Incoming>,
+    memory: MemoryShare,
     /// Models that others wait for.
     arriving: Vec<Arriving>,
 }
@@ -77,8 +80,8 @@ impl Order {
     }
 
     /// Prepares without touching the disk, if that is possible: the usual case of a held model and small inputs.
-    pub(crate) fn prepare_quickly(&self, store: &BlobStore) -> Option<Prepared> {
-        let mut memory = MemoryBudget::default();
+    pub(crate) fn prepare_quickly(&self, store: &BlobStore, memory: &MemoryUse) -> Option<Prepared> {
+        let mut memory = memory.share();
         let is_small = self.manifest.inputs.iter().all(|input| memory.take(input.size_bytes));
         if !is_small || self.is_detached() {
             return None;
@@ -89,7 +92,7 @@ impl Order {
         let models = self.models().into_iter().map(held).collect::<Option<Vec<_>>>()?;
         let inputs = self.manifest.inputs.iter().zip(1..);
         let incoming = inputs.map(|(input, blob)| Incoming::to_memory(blob, input.size_bytes, input.digest)).collect();
-        Some(Prepared { models, files: HashMap::new(), incoming, arriving: Vec::new() })
+        Some(Prepared { models, files: HashMap::new(), incoming, memory, arriving: Vec::new() })
     }
 
     /// Makes room for everything that is not here yet and that nobody else brings. Idle runners let go of their models if
@@ -135,12 +138,12 @@ impl Order {
 
     async fn prepare_blocking(&self, tools: &Arc<Tools>) -> Result<Prepared, Failure> {
         let (order, tools) = (self.clone(), tools.clone());
-        blocking(move || order.make_room(&tools.store)).await
+        blocking(move || order.make_room(&tools.store, &tools.memory)).await
     }
 
-    fn make_room(&self, store: &BlobStore) -> Result<Prepared, Failure> {
+    fn make_room(&self, store: &BlobStore, memory: &MemoryUse) -> Result<Prepared, Failure> {
         let (models, files, incoming) = (Vec::new(), HashMap::new(), Vec::new());
-        let mut prepared = Prepared { models, files, incoming, arriving: Vec::new() };
+        let mut prepared = Prepared { models, files, incoming, memory: memory.share(), arriving: Vec::new() };
         let models = self.models();
         for (index, (blob, model)) in models.iter().enumerate() {
             let pin = store.pin(model.digest).filter(|pin| pin.size_bytes() == model.size_bytes);
@@ -153,10 +156,9 @@ impl Order {
             }
             prepared.models.push(pin);
         }
-        let mut memory = MemoryBudget::default();
         for (input, blob) in self.manifest.inputs.iter().zip(1..) {
             let (size_bytes, digest) = (input.size_bytes, input.digest);
-            let incoming = if memory.take(size_bytes) {
+            let incoming = if prepared.memory.take(size_bytes) {
                 Incoming::to_memory(blob, size_bytes, digest)
             } else {
                 let file = store.spool(size_bytes)?;
@@ -175,6 +177,7 @@ pub(crate) struct Receiving {
     order: Order,
     models: Vec<Option<Pin>>,
     files: HashMap<BlobIndex, Spooled>,
+    memory: MemoryShare,
     arriving: Vec<Arriving>,
     arrivals: mpsc::Receiver<Arrival>,
     /// Blobs that are not complete.
@@ -190,8 +193,8 @@ impl Prepared {
         let coming = order.models().into_iter().filter(|(blob, _)| self.files.contains_key(blob));
         let announced_bytes = inputs_bytes + coming.map(|(_, model)| model.size_bytes).sum::<u64>();
         let (intake, arrivals) = Intake::start(self.incoming, WINDOW_BYTES);
-        let Self { models, files, arriving, .. } = self;
-        (intake, Receiving { order, models, files, arriving, arrivals, missing, announced_bytes })
+        let Self { models, files, memory, arriving, .. } = self;
+        (intake, Receiving { order, models, files, memory, arriving, arrivals, missing, announced_bytes })
     }
 }
 
@@ -230,11 +233,12 @@ impl Receiving {
         }
         if self.order.is_detached() {
             payloads = self.keep(tools, payloads).await?;
+            self.memory.change(0);
             for credit in held_back {
                 way.acknowledge(credit).await;
             }
         }
-        Ok(Inputs { models: self.models, payloads })
+        Ok(Inputs { models: self.models, payloads, memory: self.memory })
     }
 
     fn is_last(&self, credit: Credit) -> bool {

@@ -23,6 +23,7 @@ use crate::{
     desk::Desk,
     engine::{Docker, DockerSettings, Engine, Process, find_runner},
     keep::{Found, Keep},
+    payload::MemoryUse,
     pool::{AllEnded, Pool, RunnerDefaults},
     probe::{Look, Machine, Probe},
     state::{StateDir, StateError, make_private_dir},
@@ -45,6 +46,9 @@ const FILES_WAIT: Duration = Duration::from_secs(2);
 /// A run that says nothing of memory gets at least this much, however many slots there are.
 const MEMORY_MIN_BYTES: u64 = 256 << 20;
 
+/// Inputs and outputs stay in memory up to this part of the machine's: the rest is the models'.
+const MEMORY_PART: u64 = 8;
+
 /// Why a worker does not run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
@@ -61,6 +65,7 @@ pub(crate) fn run(config: Config) -> Result<(), StartError> {
     let state = StateDir::open(&config.state_dir).map_err(state_error)?;
     let mut probe = Probe::new(state.root().to_owned());
     let machine = probe.machine();
+    warn_of_devices(&config, &machine);
     let runtime = carrying_runtime()?;
     let engine = runtime.block_on(choose_engine(&config, &state))?;
 
@@ -85,6 +90,7 @@ pub(crate) fn run(config: Config) -> Result<(), StartError> {
     let tools = Arc::new(Tools {
         store,
         coming: Coming::default(),
+        memory: MemoryUse::new(machine.memory_bytes / MEMORY_PART),
         pool,
         keep,
         link_speed: LinkSpeed::default(),
@@ -109,6 +115,14 @@ pub(crate) fn run(config: Config) -> Result<(), StartError> {
     });
     shut_down(runtime, desk, tools, all_ended);
     ran
+}
+
+/// Not an error: the driver may be there later, and who has no tools for it may still have a GPU.
+fn warn_of_devices(config: &Config, machine: &Machine) {
+    let is_missing = |device: &&i16| usize::try_from(**device).is_ok_and(|index| index >= machine.gpus.len());
+    if let Some(device) = config.device_map.iter().find(is_missing) {
+        warn!(device, found = machine.gpus.len(), "--device-map names a GPU that the driver does not tell of");
+    }
 }
 
 fn carrying_runtime() -> Result<Runtime, StartError> {

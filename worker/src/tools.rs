@@ -12,6 +12,7 @@ use crate::{
     batch::Proven,
     blobs::{BlobStore, Coming},
     keep::Keep,
+    payload::MemoryUse,
     pool::Pool,
     probe::Look,
 };
@@ -21,6 +22,8 @@ pub(crate) struct Tools {
     pub(crate) store: BlobStore,
     /// Models that clients bring just now.
     pub(crate) coming: Coming,
+    /// What attempts keep in memory.
+    pub(crate) memory: MemoryUse,
     pub(crate) pool: Pool,
     pub(crate) keep: Keep,
     pub(crate) link_speed: LinkSpeed,

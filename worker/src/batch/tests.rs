@@ -18,7 +18,7 @@ use crate::{
     engine::Process,
     keep::Keep,
     oip::Output,
-    payload::Payload,
+    payload::{MemoryUse, Payload},
     pool::{Pool, RunnerDefaults},
     probe::Look,
     receive::{Inputs, Order},
@@ -58,6 +58,7 @@ impl Home {
             keep: Keep::open(dir.path().join("attempts"), store.clone()).expect("a folder").0,
             store,
             coming: Coming::default(),
+            memory: MemoryUse::new(1 << 30),
             pool,
             link_speed: LinkSpeed::default(),
             look: Look::default(),
@@ -100,7 +101,8 @@ impl Home {
         let (id, ticket) = ticket(number, items);
         let order = Order { id, manifest: manifest.into(), ticket: ticket.into() };
         let models = models.iter().map(|model| Some(self.put(model))).collect();
-        Arc::new(Material::new(order, Inputs { models, payloads }))
+        let memory = self.tools.memory.share();
+        Arc::new(Material::new(order, Inputs { models, payloads, memory }, &self.tools.memory))
     }
 
     async fn run(

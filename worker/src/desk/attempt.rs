@@ -22,7 +22,7 @@ use tokio::{
 use tracing::debug;
 
 use crate::{
-    blobs::{BlobStore, Pin},
+    blobs::Pin,
     keep::Found,
     material::Material,
     oip::Output,
@@ -99,15 +99,15 @@ impl Attempt {
     }
 
     /// One that was found on the disk.
-    pub(super) fn restored(number: u64, found: Found, store: &BlobStore) -> Self {
+    pub(super) fn restored(number: u64, found: Found, tools: &Tools) -> Self {
         let order = Order { id: found.id, manifest: found.manifest.into(), ticket: found.ticket.into() };
         let mut held = Vec::new();
         let stage = match found.result {
             Some(result) => Stage::Ended(result.outputs),
             None => {
-                held = order.models().iter().filter_map(|(_, model)| store.hold(model.digest)).collect();
-                let inputs = Inputs { models: Vec::new(), payloads: found.inputs };
-                Stage::Here(Material::new(order.clone(), inputs).into())
+                held = order.models().iter().filter_map(|(_, model)| tools.store.hold(model.digest)).collect();
+                let inputs = Inputs { models: Vec::new(), payloads: found.inputs, memory: tools.memory.share() };
+                Stage::Here(Material::new(order.clone(), inputs, &tools.memory).into())
             }
         };
         // No link has the number 0.
