@@ -20,6 +20,7 @@ use super::{
     Action, BatchId, BatchKind, BatchTimes, Part, Worker,
     attempts::{State, Work},
     costs::CostKey,
+    curve::{PROBE_ROWS_MAX, Plan},
     dispatch::Order,
     packer::{Kind, Limits, Piece, QueueId},
 };
@@ -194,11 +195,14 @@ impl Worker {
             BatchKind::Packed => cost.learn(running.rows, times.run_us),
             BatchKind::Probe => {}
         }
-        let size = cost.size();
-        if size > 1
+        let (is_unknown, size) = (cost.plan(false) == Plan::Probe, cost.size());
+        let limit = if is_unknown { PROBE_ROWS_MAX } else { size };
+        // What nobody knows is hoped for: a second row costs nothing.
+        let batch_us = |rows| cost.batch_us(if is_unknown { 1 } else { rows });
+        if limit > 1
             && let Some(queue) = self.packer.get_mut(running.order.queue)
         {
-            queue.linger.batch_ended(now, running.rows, queue.rows, size, |rows| cost.batch_us(rows));
+            queue.linger.batch_ended(now, running.rows, queue.rows, limit, batch_us);
         }
     }
 
