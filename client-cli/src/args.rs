@@ -88,6 +88,11 @@ pub(crate) enum Command {
     Bench(Box<crate::bench::flags::Bench>),
     /// List the workers
     Workers(Workers),
+    /// Show what models cost at which workers, and whether their items are run together
+    ///
+    /// PACKING says what a trial with several items gave: on (they give what they give alone, and sooner), or why not. CURVE
+    /// holds measured batches, ROWS:TIME. A model is called what this client's tasks called it, else by its digest.
+    Models,
     /// List this client's tasks
     Tasks(Tasks),
     /// Show where a task stands, or without TASK how the mesh is

@@ -84,6 +84,19 @@ pub(crate) async fn workers(global: &Global, flags: &Workers) -> Result<u8, Fail
     }
 }
 
+/// Tasks that are looked through for the names of models.
+const NAMES_LOOK_MAX: usize = 2_000;
+
+pub(crate) async fn models(global: &Global) -> Result<u8, Failed> {
+    let (models, tasks) =
+        asking(global, async |mesh| Ok((mesh.models().await?, mesh.tasks(NAMES_LOOK_MAX).await?))).await?;
+    let names: views::Names = tasks.into_iter().rev().map(|task| (task.model.digest, task.model_name)).collect();
+    if global.json {
+        return print_json(&views::models_json(&models, &names));
+    }
+    print(&views::models_text(&models, &names))
+}
+
 pub(crate) async fn tasks(global: &Global, flags: &Tasks) -> Result<u8, Failed> {
     let limit = flags.limit;
     let tasks = asking(global, async |mesh| mesh.tasks(limit).await).await?;
@@ -109,7 +122,7 @@ pub(crate) async fn status(global: &Global, flags: &Status) -> Result<u8, Failed
 pub(crate) async fn why(global: &Global, flags: &OneTask) -> Result<u8, Failed> {
     let task = flags.task;
     let view = asking(global, async |mesh| mesh.why(task).await).await?;
-    if global.json { print_json(&views::why_json(&view)) } else { print(&views::why_text(&view)) }
+    if global.json { print_json(&views::why_json(&view)) } else { print(&views::why_text(&view, now_unix_ms())) }
 }
 
 pub(crate) async fn cancel(global: &Global, flags: &OneTask) -> Result<u8, Failed> {

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!   args --> submit: items -> inputs (npy, json, image) -> mesh_sdk -> report (outputs, table) --> exit code
-//!        '-> ask: workers, tasks, status, why, cancel -> views
+//!        '-> ask: workers, models, tasks, status, why, cancel -> views
 //! ```
 
 mod args;
@@ -81,6 +81,7 @@ async fn command(arguments: &Arguments) -> Result<u8, Failed> {
             Ok(report.exit())
         }
         Command::Workers(flags) => ask::workers(global, flags).await,
+        Command::Models => ask::models(global).await,
         Command::Tasks(flags) => ask::tasks(global, flags).await,
         Command::Status(flags) => ask::status(global, flags).await,
         Command::Result(flags) => ask::fetch(global, flags, Patience::None).await,

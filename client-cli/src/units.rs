@@ -64,6 +64,15 @@ pub(crate) fn parse_permille(text: &str) -> Result<u16, String> {
     if (0.0..=1000.0).contains(&permille) { Ok(permille.round() as u16) } else { Err(advice()) }
 }
 
+/// `5%`, `0.5%`.
+pub(crate) fn percent(permille: u32) -> String {
+    if permille.is_multiple_of(10) {
+        format!("{}%", permille / 10)
+    } else {
+        format!("{}.{}%", permille / 10, permille % 10)
+    }
+}
+
 /// `1.5 GiB`, `12.0 MiB`, `7 B`.
 pub(crate) fn size(bytes: u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -126,6 +135,7 @@ mod tests {
     #[test]
     fn parts_are_read() {
         assert_eq!([parse_permille("5%"), parse_permille("0.5%"), parse_permille("0.05")], [Ok(50), Ok(5), Ok(50)]);
+        assert_eq!([50, 5, 1000].map(percent), ["5%", "0.5%", "100%"]);
         for wrong in ["", "%", "-1%", "101%", "5", "NaN"] {
             assert!(parse_permille(wrong).is_err(), "{wrong}");
         }

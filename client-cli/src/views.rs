@@ -1,11 +1,14 @@
-//! What the broker knows, for people and for scripts: workers, tasks, the cluster, explanations. Owns the tables and the JSON
-//! fields, which are a promise; never asks for anything.
+//! What the broker knows, for people and for scripts: here the cluster and tasks, and workers, models and explanations in files
+//! of their own. Owns the tables and the JSON fields, which are a promise; never asks for anything.
+
+mod models;
+mod why;
+mod workers;
 
 use std::time::Duration;
 
 use mesh_models::{Signature, TensorSpec};
-use mesh_sdk::{ClusterView, Lane, Outcome, TaskStanding, TaskView, WhyView, WorkerView};
-use proto_msgs::EngineKind;
+use mesh_sdk::{ClusterView, Outcome, TaskStanding, TaskView};
 use serde_json::{Value, json};
 
 use crate::{
@@ -13,127 +16,18 @@ use crate::{
     units,
 };
 
-/// One line per worker.
-pub(crate) fn workers_text(workers: &[WorkerView]) -> String {
-    if workers.is_empty() {
-        return "no worker is connected\n".to_owned();
-    }
-    let headings =
-        ["NAME", "STATUS", "ARCH", "ENGINE", "SLOTS", "CPU", "MEMORY FREE", "GPU", "MODELS", "TEMP", "SEEN", "ID"];
-    let row = |worker: &WorkerView| {
-        let load = &worker.load;
-        let degrees = load.temperature_milli_c.map(|milli| format!("{} °C", (milli + 500).div_euclid(1000)));
-        vec![
-            worker.name.clone(),
-            status(worker).to_owned(),
-            worker.arch.to_string(),
-            engine(worker.engine).to_owned(),
-            slots(worker),
-            format!("{}% of {}", (load.cpu_permille + 5) / 10, worker.cores),
-            memory_free(worker),
-            gpus(worker),
-            worker.held.len().to_string(),
-            degrees.unwrap_or_else(|| "-".to_owned()),
-            format!("{} ago", units::time(Duration::from_millis(worker.silent_ms))),
-            worker.worker.to_string(),
-        ]
-    };
-    table(&headings, &workers.iter().map(row).collect::<Vec<_>>())
-}
-
-fn status(worker: &WorkerView) -> &'static str {
-    // Bits 0 to 3 are what is so now, the higher ones what once was.
-    let is_throttled = worker.load.throttled_bits.is_some_and(|bits| bits & 0xf != 0);
-    let is_busy = worker.slots.iter().zip(&worker.slots_used).all(|(slots, used)| used >= slots);
-    match (worker.draining, is_busy) {
-        (true, _) => "draining",
-        (false, _) if is_throttled => "throttled",
-        (false, true) => "busy",
-        (false, false) => "ready",
-    }
-}
-
-/// In use of all, realtime and batch.
-fn slots(worker: &WorkerView) -> String {
-    let lanes = Lane::ALL.map(|lane| (worker.slots_used[lane.index()], worker.slots[lane.index()]));
-    lanes.map(|(used, all)| format!("{used}/{all}")).join(" + ")
-}
-
-/// A worker that runs has some memory left: 0 says that it has not measured yet.
-fn memory_free(worker: &WorkerView) -> String {
-    match worker.load.memory_available_bytes {
-        0 => "-".to_owned(),
-        free => format!("{} of {}", units::size(free), units::size(worker.memory_bytes)),
-    }
-}
-
-fn engine(engine: EngineKind) -> &'static str {
-    match engine {
-        EngineKind::Docker => "docker",
-        EngineKind::Process => "process",
-    }
-}
-
-fn gpus(worker: &WorkerView) -> String {
-    let of_each = worker.gpus.iter().enumerate().map(|(index, gpu)| {
-        let used = worker.load.gpus.get(index).map_or(0, |load| load.memory_used_bytes);
-        format!("{} {}/{}", gpu.name, units::size(used), units::size(gpu.memory_bytes))
-    });
-    let all: Vec<String> = of_each.collect();
-    if all.is_empty() { "-".to_owned() } else { all.join(", ") }
-}
-
-pub(crate) fn workers_json(workers: &[WorkerView]) -> Value {
-    let one = |worker: &WorkerView| {
-        let load = &worker.load;
-        let gpus = worker.gpus.iter().enumerate().map(|(index, gpu)| {
-            let now = load.gpus.get(index);
-            json!({
-                "name": gpu.name,
-                "memory_bytes": gpu.memory_bytes,
-                "memory_used_bytes": now.map(|now| now.memory_used_bytes),
-                "busy_permille": now.map(|now| now.busy_permille),
-            })
-        });
-        json!({
-            "id": worker.worker.to_string(),
-            "name": worker.name,
-            "status": status(worker),
-            "version": worker.version,
-            "os": worker.os,
-            "arch": worker.arch.name(),
-            "engine": engine(worker.engine),
-            "formats": worker.formats.iter().map(|format| format.name()).collect::<Vec<_>>(),
-            "endpoints": worker.endpoints,
-            "labels": worker.labels.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect::<serde_json::Map<_, _>>(),
-            "cores": worker.cores,
-            "memory_bytes": worker.memory_bytes,
-            "memory_available_bytes": load.memory_available_bytes,
-            "disk_free_bytes": load.disk_free_bytes,
-            "cpu_permille": load.cpu_permille,
-            "load1_milli": load.load1_milli,
-            "net_rx_bytes_per_s": load.net_rx_bytes_per_s,
-            "net_tx_bytes_per_s": load.net_tx_bytes_per_s,
-            "temperature_milli_c": load.temperature_milli_c,
-            "throttled_bits": load.throttled_bits,
-            "gpus": gpus.collect::<Vec<_>>(),
-            "slots": worker.slots,
-            "slots_used": worker.slots_used,
-            "draining": worker.draining,
-            "held_models": worker.held.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            "link_bytes_per_s": worker.link_bytes_per_s,
-            "silent_ms": worker.silent_ms,
-        })
-    };
-    json!({ "workers": workers.iter().map(one).collect::<Vec<_>>() })
-}
+pub(crate) use self::{
+    models::{Names, models_json, models_text},
+    why::{why_json, why_text},
+    workers::{workers_json, workers_text},
+};
 
 /// One line per task. `now_unix_ms` is this machine's clock.
 pub(crate) fn tasks_text(tasks: &[TaskView], now_unix_ms: u64) -> String {
     if tasks.is_empty() {
         return "the broker remembers no task of this client\n".to_owned();
     }
-    let headings = ["TASK", "STATE", "MODEL", "WORKER", "ATTEMPT", "AGE", "TOOK"];
+    let headings = ["TASK", "STATE", "MODEL", "ITEMS", "LANE", "WORKER", "ATTEMPT", "AGE", "TOOK"];
     let row = |task: &TaskView| {
         let age = Duration::from_millis(now_unix_ms.saturating_sub(task.submitted_unix_ms));
         let took = task.ended_unix_ms.map(|ended| Duration::from_millis(ended.saturating_sub(task.submitted_unix_ms)));
@@ -141,6 +35,8 @@ pub(crate) fn tasks_text(tasks: &[TaskView], now_unix_ms: u64) -> String {
             task.task.to_string(),
             state(task).to_owned() + if task.detached { " (detached)" } else { "" },
             task.model_name.clone(),
+            task.items.to_string(),
+            task.lane.to_string(),
             task.worker.as_ref().map_or_else(|| "-".to_owned(), |(_, name)| name.clone()),
             task.attempt.to_string(),
             units::time(age),
@@ -164,7 +60,7 @@ pub(crate) fn state(task: &TaskView) -> &'static str {
 
 pub(crate) fn task_text(task: &TaskView) -> String {
     let mut text = format!(
-        "task      {}\nstate     {}\nmodel     {} ({}, {}, {})\ninputs    {}\npriority  {}{}\n",
+        "task      {}\nstate     {}\nmodel     {} ({}, {}, {})\ninputs    {}{}\nlane      {}\npriority  {}{}\n",
         task.task,
         state(task),
         printable(&task.model_name),
@@ -172,6 +68,8 @@ pub(crate) fn task_text(task: &TaskView) -> String {
         units::size(task.model.size_bytes),
         task.model.digest.short(),
         units::size(task.input_bytes),
+        if task.items > 1 { format!(" of {} items", task.items) } else { String::new() },
+        task.lane,
         task.priority,
         if task.detached { "\ndetached  yes" } else { "" },
     );
@@ -216,6 +114,8 @@ pub(crate) fn task_json(task: &TaskView) -> Value {
             "format": task.model.format.name(),
         },
         "input_bytes": task.input_bytes,
+        "items": task.items,
+        "lane": task.lane.name(),
         "priority": task.priority,
         "detached": task.detached,
         "position": position,
@@ -230,13 +130,18 @@ pub(crate) fn task_json(task: &TaskView) -> Value {
 
 pub(crate) fn cluster_text(cluster: &ClusterView, broker: &str, now_unix_ms: u64) -> String {
     let up = Duration::from_millis(now_unix_ms.saturating_sub(cluster.started_unix_ms));
+    let error = cluster
+        .prediction_error_permille
+        .map(|permille| format!(", wrong by {} in the median", units::percent(permille)));
     format!(
-        "broker    {broker} (version {}, up {})\nstore     {}{}\nkeys      {}\nworkers   {}\nslots     {} of {} in use\ntasks     {} placed, {} waiting\n",
+        "broker    {broker} (version {}, up {})\nstore     {}{}\nkeys      {}\npolicy    {}{}\nworkers   {}\nslots     {} of {} in use\ntasks     {} placed, {} waiting\n",
         printable(&cluster.version),
         units::time(up),
         printable(&cluster.store),
         if cluster.store_ok { "" } else { " (away: detached tasks are refused)" },
         if cluster.encrypted { "encrypted" } else { "none: connections are neither encrypted nor authenticated" },
+        printable(&cluster.policy),
+        error.unwrap_or_default(),
         cluster.workers,
         cluster.slots_used,
         cluster.slots,
@@ -253,50 +158,13 @@ pub(crate) fn cluster_json(cluster: &ClusterView, broker: &str) -> Value {
         "store": cluster.store,
         "store_ok": cluster.store_ok,
         "encrypted": cluster.encrypted,
+        "policy": cluster.policy,
+        "prediction_error_permille": cluster.prediction_error_permille,
         "workers": cluster.workers,
         "slots": cluster.slots,
         "slots_used": cluster.slots_used,
         "queued": cluster.queued,
         "placed": cluster.placed,
-    })
-}
-
-pub(crate) fn why_text(why: &WhyView) -> String {
-    let mut text = format!("{}\n", printable_lines(&why.summary));
-    if !why.history.is_empty() {
-        text.push_str("\nSo far:\n");
-        why.history.iter().for_each(|line| text.push_str(&format!("  {}\n", printable(line))));
-    }
-    if !why.candidates.is_empty() {
-        text.push_str("\nWorkers now:\n");
-        let rows: Vec<Vec<String>> = why
-            .candidates
-            .iter()
-            .map(|worker| {
-                let against = if worker.against.is_empty() { "fits".to_owned() } else { worker.against.join("; ") };
-                let busy = format!("{}%", (worker.busy_permille + 5) / 10);
-                vec![worker.name.clone(), busy, if worker.holds_model { "yes" } else { "no" }.to_owned(), against]
-            })
-            .collect();
-        text.push_str(&table(&["WORKER", "BUSY", "HAS MODEL", "VERDICT"], &rows));
-    }
-    text
-}
-
-pub(crate) fn why_json(why: &WhyView) -> Value {
-    let candidates = why.candidates.iter().map(|worker| {
-        json!({
-            "worker": { "id": worker.worker.to_string(), "name": worker.name },
-            "against": worker.against,
-            "holds_model": worker.holds_model,
-            "busy_permille": worker.busy_permille,
-        })
-    });
-    json!({
-        "task": task_json(&why.task),
-        "summary": why.summary,
-        "history": why.history,
-        "candidates": candidates.collect::<Vec<_>>(),
     })
 }
 

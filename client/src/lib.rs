@@ -43,9 +43,9 @@ pub use model::Model;
 pub use options::{BROKER_DEFAULT, ConnectError, Listen, Options, default_state_dir};
 pub use outputs::{Output, Outputs};
 pub use proto_msgs::{
-    Arch, Attempt, ClientId, ClusterView, DType, Demands, Digest, Direction, Dispatch, ErrorCode, Failure, JobId,
-    LabelRule, Lane, ModelCost, ModelFormat, ModelRef, ModelView, Outcome, Packing, Phase, RunNote, Slo, TaskId,
-    TaskStanding, TaskView, WhyView, WorkerId, WorkerView,
+    Arch, Attempt, Candidate, ClientId, ClusterView, DType, DecisionView, Demands, Digest, Direction, Dispatch,
+    ErrorCode, Failure, JobId, LabelRule, Lane, ModelCost, ModelFormat, ModelRef, ModelView, Outcome, Packing, Phase,
+    Prediction, RankView, RunNote, Slo, TaskId, TaskStanding, TaskView, WhyView, WorkerId, WorkerView,
 };
 pub use result::{AskError, News, TaskError, TaskResult, Timings, Update};
 pub use session::SENDING_EVERY;

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use mesh_transport::{Admit, Admitted, Context, Limits, Security, keys, keys::KeyPair};
 use proto_msgs::{
-    AnswerBody, ClientId, ClusterView, Direction, Outcome, Question, TaskId, TaskView, WhyView, WorkerView,
+    AnswerBody, ClientId, ClusterView, Direction, ModelView, Outcome, Question, TaskId, TaskView, WhyView, WorkerView,
 };
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
@@ -195,6 +195,26 @@ impl Mesh {
                 all.truncate(rows_max);
                 return Ok(all);
             }
+        }
+    }
+
+    /// What models cost at the workers that have run them, in order of worker and model.
+    ///
+    /// # Errors
+    /// If the broker does not answer.
+    pub async fn models(&self) -> Result<Vec<ModelView>, AskError> {
+        let mut all: Vec<ModelView> = Vec::new();
+        let key = |view: &ModelView| (view.worker, view.cost.model);
+        loop {
+            let after = all.last().map(key);
+            let AnswerBody::Models(page) = self.ask(Question::Models { after }).await? else {
+                return Err(unexpected(&AnswerBody::NotFound));
+            };
+            let goes_on = page.first().is_some_and(|first| after.is_none_or(|after| key(first) > after));
+            if !goes_on {
+                return Ok(all);
+            }
+            all.extend(page);
         }
     }
 

@@ -1,7 +1,10 @@
 //! What is printed, word by word.
 
-use mesh_sdk::{Arch, Attempt, Digest, ErrorCode, JobId, ModelFormat, ModelRef, TaskId, WorkerId};
-use proto_msgs::{Candidate, Epoch, Gpu, GpuLoad, Load};
+use mesh_sdk::{
+    Arch, Attempt, Digest, ErrorCode, JobId, Lane, ModelCost, ModelFormat, ModelRef, ModelView, Packing, Prediction,
+    RankView, TaskId, WhyView, WorkerId, WorkerView,
+};
+use proto_msgs::{Candidate, DecisionView, EngineKind, Epoch, Gpu, GpuLoad, LaneLoad, Load};
 
 use super::*;
 
@@ -23,7 +26,7 @@ fn worker() -> WorkerView {
         slots: [2, 2],
         slots_used: [1, 0],
         device_map: vec![-1],
-        lanes: Default::default(),
+        lanes: [LaneLoad { slots_used: 1, waiting_items: 3 }, LaneLoad { slots_used: 0, waiting_items: 16 }],
         violation_permille: None,
         draining: false,
         load: Load {
@@ -65,19 +68,25 @@ fn workers_stand_in_a_table() {
         engine: EngineKind::Docker,
         gpus: vec![Gpu { name: "H200".into(), memory_bytes: 139 << 30 }],
         slots_used: [2, 2],
+        lanes: [LaneLoad { slots_used: 2, waiting_items: 0 }; 2],
+        labels: Vec::new(),
+        violation_permille: Some(25),
         load: Load { gpus: vec![GpuLoad { memory_used_bytes: 1 << 30, busy_permille: 1 }], ..Load::default() },
         silent_ms: 1_900,
         ..worker()
     };
     let expected = "\
-NAME       STATUS   ARCH    ENGINE    SLOTS       CPU        MEMORY FREE          GPU                      MODELS   TEMP    SEEN         ID
-pi-4       ready    arm64   process   1/2 + 0/2   25% of 4   3.0 GiB of 4.0 GiB   -                        1        62 °C   400 ms ago   01010101-0101-0101-0101-010101010101
-gpu-host   busy     amd64   docker    2/2 + 2/2   0% of 4    -                    H200 1.0 GiB/139.0 GiB   1        -       1.90 s ago   01010101-0101-0101-0101-010101010101
+NAME       STATUS   ARCH    ENGINE    REALTIME   BATCH   WAITING   LATE   CPU        MEMORY FREE          GPU                      MODELS   TEMP    LABELS       SEEN         ID
+pi-4       ready    arm64   process   1/2        0/2     19        -      25% of 4   3.0 GiB of 4.0 GiB   -                        1        62 °C   room=attic   400 ms ago   01010101-0101-0101-0101-010101010101
+gpu-host   busy     amd64   docker    2/2        2/2     0         2.5%   0% of 4    -                    H200 1.0 GiB/139.0 GiB   1        -       -            1.90 s ago   01010101-0101-0101-0101-010101010101
 ";
     assert_eq!(workers_text(&[worker(), big]), expected);
     assert_eq!(workers_text(&[]), "no worker is connected\n");
     let leaving = WorkerView { draining: true, ..worker() };
-    assert_eq!(workers_json(&[leaving])["workers"][0]["status"], "draining");
+    let json = &workers_json(&[leaving])["workers"][0];
+    assert_eq!((&json["status"], &json["slots"]), (&"draining".into(), &json!([2, 2])));
+    let batch = json!({ "lane": "batch", "slots": 2, "slots_used": 0, "tasks": 0, "waiting_items": 16 });
+    assert_eq!(json["lanes"][1], batch);
 }
 
 #[test]
@@ -85,17 +94,18 @@ fn tasks_stand_in_a_table() {
     let queued = TaskView {
         standing: TaskStanding::Queued { position: 3, reason: "all slots are busy".into() },
         detached: false,
+        items: 8,
+        lane: Lane::Batch,
         worker: None,
         ended_unix_ms: None,
         ..task(TaskStanding::Granted)
     };
     let done = task(TaskStanding::Ended(Outcome::Done { run_us: 1, load_us: 2 }));
     let expected = "\
-TASK                                   STATE             MODEL         WORKER   ATTEMPT   AGE      TOOK
-02020202-0202-0202-0202-020202020202   queued            face.tflite   -        2         1m59s    -
-02020202-0202-0202-0202-020202020202   done (detached)   face.tflite   pi-4     2         1m59s    250 ms
+TASK                                   STATE             MODEL         ITEMS   LANE       WORKER   ATTEMPT   AGE     TOOK
+02020202-0202-0202-0202-020202020202   queued            face.tflite   8       batch      -        2         1m59s   -
+02020202-0202-0202-0202-020202020202   done (detached)   face.tflite   1       realtime   pi-4     2         1m59s   250 ms
 ";
-    let expected = expected.replace("AGE      TOOK", "AGE     TOOK").replace("1m59s    ", "1m59s   ");
     assert_eq!(tasks_text(&[queued, done], 120_000), expected);
 }
 
@@ -107,12 +117,15 @@ task      02020202-0202-0202-0202-020202020202
 state     failed
 model     face.tflite (tflite, 2.0 KiB, 070707070707)
 inputs    192.0 KiB
+lane      realtime
 priority  50
 detached  yes
 worker    pi-4 (01010101-0101-0101-0101-010101010101), attempt 2
 error     RUN_TIMEOUT: ran longer than 5 min
 ";
     assert_eq!(task_text(&failed), expected);
+    let several = TaskView { items: 8, lane: Lane::Batch, ..failed.clone() };
+    assert!(task_text(&several).contains("inputs    192.0 KiB of 8 items\nlane      batch\n"));
     let json = task_json(&failed);
     assert_eq!(json["error"]["code"], "RUN_TIMEOUT");
     assert_eq!(
@@ -142,7 +155,7 @@ fn the_cluster_says_what_is_not_well() {
         store_ok: false,
         encrypted: false,
         workers: 2,
-        prediction_error_permille: None,
+        prediction_error_permille: Some(125),
         policy: "predicted".into(),
         slots: 8,
         slots_used: 3,
@@ -153,6 +166,7 @@ fn the_cluster_says_what_is_not_well() {
 broker    tcp://cloud:5555 (version 0.1.0, up 1m01s)
 store     redis (away: detached tasks are refused)
 keys      none: connections are neither encrypted nor authenticated
+policy    predicted, wrong by 12.5% in the median
 workers   2
 slots     3 of 8 in use
 tasks     3 placed, 5 waiting
@@ -160,36 +174,118 @@ tasks     3 placed, 5 waiting
     assert_eq!(cluster_text(&cluster, "tcp://cloud:5555", 61_000), expected);
 }
 
-#[test]
-fn why_names_what_speaks_against_each_worker() {
-    let candidate = |name: &str, against: &[&str]| Candidate {
-        worker: WorkerId::from_bytes([1; 16]),
+fn candidate(name: &str, id: u8, against: &[&str]) -> Candidate {
+    let prediction = Prediction { queue_us: 0, transfer_us: 1_200, load_us: 20_000, run_us: 4_000, measured: true };
+    Candidate {
+        worker: WorkerId::from_bytes([id; 16]),
         name: name.into(),
         against: against.iter().map(|reason| (*reason).to_owned()).collect(),
         holds_model: against.is_empty(),
         busy_permille: 250,
-        prediction: Default::default(),
-    };
-    let why = WhyView {
-        task: task(TaskStanding::Placed),
-        summary: "pi-4 was the least busy of 2 workers that fit".into(),
+        prediction: if against.is_empty() { prediction } else { Prediction::default() },
+    }
+}
+
+fn why(standing: TaskStanding) -> WhyView {
+    WhyView {
+        task: task(standing),
+        summary: "at work at pi-4 (attempt 2)".into(),
         history: vec!["attempt 1 at pi-3: WORKER_LOST".into()],
-        candidates: vec![candidate("pi-4", &[]), candidate("pi-3", &["needs arm64", "is draining"])],
+        candidates: vec![candidate("pi-4", 1, &[]), candidate("pi-3", 3, &["needs arm64", "is draining"])],
         decision: None,
         rank: None,
         predicted_ms: None,
         took_ms: None,
-    };
+    }
+}
+
+#[test]
+fn why_names_what_speaks_against_each_worker() {
     let expected = "\
-pi-4 was the least busy of 2 workers that fit
+at work at pi-4 (attempt 2)
 
 So far:
   attempt 1 at pi-3: WORKER_LOST
 
 Workers now:
-WORKER   BUSY   HAS MODEL   VERDICT
-pi-4     25%    yes         fits
-pi-3     25%    no          needs arm64; is draining
+WORKER   BUSY   HAS MODEL   QUEUE   TRANSFER   LOAD    RUN      TOTAL   VERDICT
+pi-4     25%    yes         0 µs    1.2 ms     20 ms   4.0 ms   25 ms   fits
+pi-3     25%    no          0 µs    0 µs       ?       ?        ?       needs arm64; is draining
 ";
-    assert_eq!(why_text(&why), expected);
+    assert_eq!(why_text(&why(TaskStanding::Placed), 0), expected);
+}
+
+#[test]
+fn why_tells_how_the_choice_was_made_and_whether_it_was_right() {
+    let decision = DecisionView {
+        at_unix_ms: 1_000,
+        policy: "predicted".into(),
+        chosen: Some(WorkerId::from_bytes([1; 16])),
+        candidates: vec![candidate("pi-4", 1, &[]), candidate("pi-5", 5, &[])],
+    };
+    let done = why(TaskStanding::Ended(Outcome::Done { run_us: 1, load_us: 2 }));
+    let done = WhyView {
+        summary: "ended; its last worker was pi-4".into(),
+        history: Vec::new(),
+        candidates: Vec::new(),
+        decision: Some(decision),
+        predicted_ms: Some(25),
+        took_ms: Some(31),
+        ..done
+    };
+    let expected = "\
+ended; its last worker was pi-4
+predicted 25 ms, took 31 ms
+
+Workers as they were rated by 'predicted' 3.00 s ago:
+WORKER   BUSY   HAS MODEL   QUEUE   TRANSFER   LOAD    RUN      TOTAL   VERDICT
+pi-4     25%    yes         0 µs    1.2 ms     20 ms   4.0 ms   25 ms   chosen
+pi-5     25%    yes         0 µs    1.2 ms     20 ms   4.0 ms   25 ms   fits
+";
+    assert_eq!(why_text(&done, 4_000), expected);
+    let json = why_json(&done);
+    assert_eq!(json["decision"]["candidates"][0]["prediction"]["total_us"], 25_200);
+    assert_eq!((&json["predicted_ms"], &json["took_ms"]), (&25.into(), &31.into()));
+}
+
+#[test]
+fn why_tells_what_a_waiting_task_owes_its_place_to() {
+    let rank = RankView { priority_milli: 50_000, waited_milli: 3_250, data_milli: -400, share_milli: -12_000 };
+    let queued = TaskStanding::Queued { position: 3, reason: "all slots are busy".into() };
+    let waiting = WhyView { rank: Some(rank), ..why(queued) };
+    let line = "its turn: 40.85 points = 50.00 priority +3.25 waited -0.40 data -12.00 share\n";
+    assert!(why_text(&waiting, 0).contains(line), "{}", why_text(&waiting, 0));
+    assert_eq!(why_json(&waiting)["rank"]["share_milli"], -12_000);
+}
+
+#[test]
+fn models_show_the_verdict_and_the_curve() {
+    let digest = Digest::from_bytes([7; 32]);
+    let view = |packing, best_batch, curve: &[(u16, u32)]| ModelView {
+        worker: WorkerId::from_bytes([1; 16]),
+        worker_name: "pi-4".into(),
+        warm: packing == Packing::On,
+        cost: ModelCost {
+            model: digest,
+            packing,
+            best_batch,
+            curve: curve.to_vec(),
+            load_us: 20_000,
+            dispatched: [12, 0, 0, 3],
+        },
+    };
+    let models = [view(Packing::On, 8, &[(1, 5_000), (8, 8_000)]), view(Packing::Differs, 1, &[])];
+    let names = Names::from([(digest, "face.tflite".to_owned())]);
+    let expected = "\
+MODEL         WORKER   WARM   PACKING               BEST BATCH   1 ITEM   BATCH    PER ITEM   LOAD    BATCHES           CURVE
+face.tflite   pi-4     yes    on                    8            5.0 ms   8.0 ms   1.0 ms     20 ms   12 full, 3 idle   1:5.0ms 8:8.0ms
+face.tflite   pi-4     no     off: results differ   1            -        -        -          20 ms   12 full, 3 idle
+";
+    assert_eq!(models_text(&models, &names), expected);
+    assert!(models_text(&models, &Names::new()).contains("\n070707070707 "), "a model that nobody here has named");
+    let json = &models_json(&models, &names)["models"][0];
+    assert_eq!((&json["packing"], &json["best_batch"], &json["per_item_us"]), (&"on".into(), &8.into(), &1_000.into()));
+    assert_eq!(json["curve"][1], json!({ "rows": 8, "run_us": 8_000 }));
+    assert_eq!(json["dispatched"], json!({ "full": 12, "waited": 0, "deadline": 0, "idle": 3 }));
+    assert_eq!(models_text(&[], &names), "no worker has run a model yet\n");
 }

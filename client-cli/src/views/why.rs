@@ -1,0 +1,134 @@
+//! Why a task is where it is, or nowhere: how workers were rated, what its turn depends on, what was predicted and what came.
+
+use std::time::Duration;
+
+use mesh_sdk::{Candidate, DecisionView, Prediction, RankView, WhyView, WorkerId};
+use serde_json::{Value, json};
+
+use super::task_json;
+use crate::{
+    table::{printable, printable_lines, table},
+    units,
+};
+
+/// `now_unix_ms` is this machine's clock.
+pub(crate) fn why_text(why: &WhyView, now_unix_ms: u64) -> String {
+    let mut text = format!("{}\n", printable_lines(&why.summary));
+    if let Some(line) = predicted(why) {
+        text.push_str(&line);
+    }
+    if let Some(rank) = &why.rank {
+        text.push_str(&rank_text(rank));
+    }
+    if !why.history.is_empty() {
+        text.push_str("\nSo far:\n");
+        why.history.iter().for_each(|line| text.push_str(&format!("  {}\n", printable(line))));
+    }
+    if let Some(decision) = &why.decision {
+        let ago = units::time(Duration::from_millis(now_unix_ms.saturating_sub(decision.at_unix_ms)));
+        text.push_str(&format!("\nWorkers as they were rated by '{}' {ago} ago:\n", printable(&decision.policy)));
+        text.push_str(&rated(&decision.candidates, decision.chosen.as_ref()));
+    }
+    if !why.candidates.is_empty() {
+        text.push_str("\nWorkers now:\n");
+        text.push_str(&rated(&why.candidates, None));
+    }
+    text
+}
+
+/// What the broker thought it would take, and what it took.
+fn predicted(why: &WhyView) -> Option<String> {
+    let time = |ms: u32| units::time(Duration::from_millis(ms.into()));
+    match (why.predicted_ms, why.took_ms) {
+        (Some(predicted), Some(took)) => Some(format!("predicted {}, took {}\n", time(predicted), time(took))),
+        (Some(predicted), None) => Some(format!("predicted {}\n", time(predicted))),
+        (None, Some(took)) => Some(format!("took {}; nothing was known to predict it by\n", time(took))),
+        (None, None) => None,
+    }
+}
+
+/// The larger sum goes first.
+fn rank_text(rank: &RankView) -> String {
+    let points = |milli: i64| milli as f64 / 1e3;
+    let terms = [rank.priority_milli, rank.waited_milli, rank.data_milli, rank.share_milli];
+    let total = terms.into_iter().fold(0, i64::saturating_add);
+    format!(
+        "its turn: {:.2} points = {:.2} priority {:+.2} waited {:+.2} data {:+.2} share\n",
+        points(total),
+        points(rank.priority_milli),
+        points(rank.waited_milli),
+        points(rank.data_milli),
+        points(rank.share_milli)
+    )
+}
+
+fn rated(candidates: &[Candidate], chosen: Option<&WorkerId>) -> String {
+    let row = |worker: &Candidate| {
+        let verdict = match worker.against.is_empty() {
+            true if chosen == Some(&worker.worker) => "chosen".to_owned(),
+            true => "fits".to_owned(),
+            false => worker.against.join("; "),
+        };
+        let Prediction { queue_us, transfer_us, load_us, run_us, measured } = worker.prediction;
+        let time = |us: u64| units::time(Duration::from_micros(us));
+        let known = |us: u64| if measured { time(us) } else { "?".to_owned() };
+        vec![
+            worker.name.clone(),
+            format!("{}%", (worker.busy_permille + 5) / 10),
+            if worker.holds_model { "yes" } else { "no" }.to_owned(),
+            time(queue_us),
+            time(transfer_us),
+            known(load_us),
+            known(run_us),
+            known(worker.prediction.total_us()),
+            verdict,
+        ]
+    };
+    let headings = ["WORKER", "BUSY", "HAS MODEL", "QUEUE", "TRANSFER", "LOAD", "RUN", "TOTAL", "VERDICT"];
+    table(&headings, &candidates.iter().map(row).collect::<Vec<_>>())
+}
+
+pub(crate) fn why_json(why: &WhyView) -> Value {
+    json!({
+        "task": task_json(&why.task),
+        "summary": why.summary,
+        "history": why.history,
+        "candidates": why.candidates.iter().map(candidate_json).collect::<Vec<_>>(),
+        "decision": why.decision.as_ref().map(decision_json),
+        "rank": why.rank.map(|rank| json!({
+            "priority_milli": rank.priority_milli,
+            "waited_milli": rank.waited_milli,
+            "data_milli": rank.data_milli,
+            "share_milli": rank.share_milli,
+        })),
+        "predicted_ms": why.predicted_ms,
+        "took_ms": why.took_ms,
+    })
+}
+
+fn decision_json(decision: &DecisionView) -> Value {
+    json!({
+        "at_unix_ms": decision.at_unix_ms,
+        "policy": decision.policy,
+        "chosen": decision.chosen.map(|worker| worker.to_string()),
+        "candidates": decision.candidates.iter().map(candidate_json).collect::<Vec<_>>(),
+    })
+}
+
+fn candidate_json(worker: &Candidate) -> Value {
+    let Prediction { queue_us, transfer_us, load_us, run_us, measured } = worker.prediction;
+    json!({
+        "worker": { "id": worker.worker.to_string(), "name": worker.name },
+        "against": worker.against,
+        "holds_model": worker.holds_model,
+        "busy_permille": worker.busy_permille,
+        "prediction": {
+            "queue_us": queue_us,
+            "transfer_us": transfer_us,
+            "load_us": load_us,
+            "run_us": run_us,
+            "total_us": worker.prediction.total_us(),
+            "measured": measured,
+        },
+    })
+}

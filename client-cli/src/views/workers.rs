@@ -1,0 +1,157 @@
+//! The workers: how busy their lanes are, what they have, how often they were late.
+
+use std::time::Duration;
+
+use mesh_sdk::{Lane, WorkerView};
+use proto_msgs::EngineKind;
+use serde_json::{Value, json};
+
+use crate::{table::table, units};
+
+/// One line per worker.
+pub(crate) fn workers_text(workers: &[WorkerView]) -> String {
+    if workers.is_empty() {
+        return "no worker is connected\n".to_owned();
+    }
+    let headings = [
+        "NAME",
+        "STATUS",
+        "ARCH",
+        "ENGINE",
+        "REALTIME",
+        "BATCH",
+        "WAITING",
+        "LATE",
+        "CPU",
+        "MEMORY FREE",
+        "GPU",
+        "MODELS",
+        "TEMP",
+        "LABELS",
+        "SEEN",
+        "ID",
+    ];
+    let row = |worker: &WorkerView| {
+        let load = &worker.load;
+        let degrees = load.temperature_milli_c.map(|milli| format!("{} °C", (milli + 500).div_euclid(1000)));
+        vec![
+            worker.name.clone(),
+            status(worker).to_owned(),
+            worker.arch.to_string(),
+            engine(worker.engine).to_owned(),
+            slots(worker, Lane::Realtime),
+            slots(worker, Lane::Batch),
+            worker.lanes.iter().map(|lane| lane.waiting_items).fold(0, u32::saturating_add).to_string(),
+            worker.violation_permille.map_or_else(|| "-".to_owned(), |permille| units::percent(permille.into())),
+            format!("{}% of {}", (load.cpu_permille + 5) / 10, worker.cores),
+            memory_free(worker),
+            gpus(worker),
+            worker.held.len().to_string(),
+            degrees.unwrap_or_else(|| "-".to_owned()),
+            labels(worker),
+            format!("{} ago", units::time(Duration::from_millis(worker.silent_ms))),
+            worker.worker.to_string(),
+        ]
+    };
+    table(&headings, &workers.iter().map(row).collect::<Vec<_>>())
+}
+
+fn status(worker: &WorkerView) -> &'static str {
+    // Bits 0 to 3 are what is so now, the higher ones what once was.
+    let is_throttled = worker.load.throttled_bits.is_some_and(|bits| bits & 0xf != 0);
+    let is_busy = worker.slots.iter().zip(&worker.slots_used).all(|(slots, used)| used >= slots);
+    match (worker.draining, is_busy) {
+        (true, _) => "draining",
+        (false, _) if is_throttled => "throttled",
+        (false, true) => "busy",
+        (false, false) => "ready",
+    }
+}
+
+/// Slots of the lane in use, of all. Those that realtime has borrowed are counted with it, so there may be more than it has.
+fn slots(worker: &WorkerView, lane: Lane) -> String {
+    format!("{}/{}", worker.lanes[lane.index()].slots_used, worker.slots[lane.index()])
+}
+
+fn labels(worker: &WorkerView) -> String {
+    let all: Vec<String> = worker.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    if all.is_empty() { "-".to_owned() } else { all.join(",") }
+}
+
+/// A worker that runs has some memory left: 0 says that it has not measured yet.
+fn memory_free(worker: &WorkerView) -> String {
+    match worker.load.memory_available_bytes {
+        0 => "-".to_owned(),
+        free => format!("{} of {}", units::size(free), units::size(worker.memory_bytes)),
+    }
+}
+
+fn engine(engine: EngineKind) -> &'static str {
+    match engine {
+        EngineKind::Docker => "docker",
+        EngineKind::Process => "process",
+    }
+}
+
+fn gpus(worker: &WorkerView) -> String {
+    let of_each = worker.gpus.iter().enumerate().map(|(index, gpu)| {
+        let used = worker.load.gpus.get(index).map_or(0, |load| load.memory_used_bytes);
+        format!("{} {}/{}", gpu.name, units::size(used), units::size(gpu.memory_bytes))
+    });
+    let all: Vec<String> = of_each.collect();
+    if all.is_empty() { "-".to_owned() } else { all.join(", ") }
+}
+
+pub(crate) fn workers_json(workers: &[WorkerView]) -> Value {
+    let one = |worker: &WorkerView| {
+        let load = &worker.load;
+        let gpus = worker.gpus.iter().enumerate().map(|(index, gpu)| {
+            let now = load.gpus.get(index);
+            json!({
+                "name": gpu.name,
+                "memory_bytes": gpu.memory_bytes,
+                "memory_used_bytes": now.map(|now| now.memory_used_bytes),
+                "busy_permille": now.map(|now| now.busy_permille),
+            })
+        });
+        json!({
+            "id": worker.worker.to_string(),
+            "name": worker.name,
+            "status": status(worker),
+            "version": worker.version,
+            "os": worker.os,
+            "arch": worker.arch.name(),
+            "engine": engine(worker.engine),
+            "formats": worker.formats.iter().map(|format| format.name()).collect::<Vec<_>>(),
+            "endpoints": worker.endpoints,
+            "labels": worker.labels.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect::<serde_json::Map<_, _>>(),
+            "cores": worker.cores,
+            "memory_bytes": worker.memory_bytes,
+            "memory_available_bytes": load.memory_available_bytes,
+            "disk_free_bytes": load.disk_free_bytes,
+            "cpu_permille": load.cpu_permille,
+            "load1_milli": load.load1_milli,
+            "net_rx_bytes_per_s": load.net_rx_bytes_per_s,
+            "net_tx_bytes_per_s": load.net_tx_bytes_per_s,
+            "temperature_milli_c": load.temperature_milli_c,
+            "throttled_bits": load.throttled_bits,
+            "gpus": gpus.collect::<Vec<_>>(),
+            "slots": worker.slots,
+            "slots_used": worker.slots_used,
+            "device_map": worker.device_map,
+            "lanes": Lane::ALL.map(|lane| json!({
+                "lane": lane.name(),
+                "slots": worker.slots[lane.index()],
+                "slots_used": worker.lanes[lane.index()].slots_used,
+                "tasks": worker.slots_used[lane.index()],
+                "waiting_items": worker.lanes[lane.index()].waiting_items,
+            })),
+            "violation_permille": worker.violation_permille,
+            "draining": worker.draining,
+            "held_models": worker.held.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "link_bytes_per_s": worker.link_bytes_per_s,
+            "silent_ms": worker.silent_ms,
+        })
+    };
+    json!({ "workers": workers.iter().map(one).collect::<Vec<_>>() })
+}
