@@ -72,12 +72,12 @@ impl Broker {
     /// A broker that knows nobody yet.
     pub fn new(config: Config) -> Self {
         Self {
-            config,
-            workers: Workers::default(),
+            workers: Workers::new(config.rules),
             worker_looks: BTreeSet::new(),
             tasks: Tasks::default(),
             queue: Queue::default(),
-            slos: Slos::default(),
+            slos: Slos::new(config.rules),
+            config,
             errors: Errors::default(),
             last_chosen: None,
             last_handled: MonoTime::ZERO,

@@ -221,8 +221,11 @@ impl Broker {
         task.attempt = attempt;
         task.fence = attempt.next();
         task.finished = None;
-        let counts = task.blame(now, self.workers.get(worker), worker, place, &outcome);
-        let is_poisonous = task.is_poisonous(worker, &outcome);
+        let mut counts = task.blame(now, self.workers.get(worker), worker, place, &outcome);
+        let mut is_poisonous = task.is_poisonous(worker, &outcome);
+        if !self.config.rules.holds(Rule::PoisonStops) {
+            (counts, is_poisonous, task.failures) = (false, false, 0);
+        }
         self.stats.retried += 1;
         self.free_place(worker, lost);
         if let Some(at) = place {
@@ -315,7 +318,7 @@ impl Broker {
             _ => (0, "waiting for room at its worker".to_owned()),
         };
         let durable = task.stored && task.state != State::Storing;
-        let (peer, starts_in_ms) = (task.peer, self.starts_in_ms(task));
+        let (peer, starts_in_ms) = (task.peer, self.starts_in_ms(task, position));
         let queued = Queued { task: id, position, reason, starts_in_ms, durable };
         self.tell_client(peer, BrokerToClient::Queued(queued));
     }
@@ -329,11 +332,11 @@ impl Broker {
     }
 
     /// Until a waiting task is placed, as predicted; `None` if nobody has measured its model.
-    fn starts_in_ms(&self, task: &Task) -> Option<u32> {
+    fn starts_in_ms(&self, task: &Task, position: u32) -> Option<u32> {
         let State::Queued(key) = task.state else { return None };
         let is_measured = self.workers.fleet().run_us(task.spec.model.digest, 1) > 0;
         let slots = u64::from(self.workers.totals().usable_slots(key.lane));
-        let before_us = self.queue.before_us(key).checked_div(slots).filter(|_| is_measured)?;
+        let before_us = self.queue.several_us(key.lane, position).checked_div(slots).filter(|_| is_measured)?;
         Some(u32::try_from(before_us / 1000).unwrap_or(u32::MAX))
     }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use proto_msgs::{ClientId, Epoch, Lane, Submit, limits::PRIORITY_MAX};
 
-use crate::Rules;
+use crate::{Rule, Rules};
 
 /// How a worker is chosen among those with room.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
@@ -145,6 +145,18 @@ impl Config {
     /// What this client may take.
     pub fn tenant(&self, client: ClientId) -> Tenant {
         self.tenants.get(&client).copied().unwrap_or(self.tenant_default)
+    }
+
+    /// The weights, but for those of rules that a test has switched off.
+    pub(super) fn weights_in_force(&self) -> Weights {
+        let mut weights = self.weights;
+        if !self.rules.holds(Rule::AgeingRank) {
+            weights.wait_milli = 0;
+        }
+        if !self.rules.holds(Rule::FairShares) {
+            weights.share_milli = 0;
+        }
+        weights
     }
 
     /// The lane of a task: its own wish, else by the size of its job.

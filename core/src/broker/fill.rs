@@ -156,7 +156,7 @@ impl Broker {
             let Some(task) = self.tasks.get_mut(id) else { continue };
             let (Some(rank), State::Queued(_)) = (task.rank, &task.state) else { continue };
             let (item_us, tenant) = (item_us(task, &self.workers), self.config.tenant(task.spec.client));
-            let rank = self.queue.weigh_again(rank, &task.spec, item_us, &self.config.weights, tenant);
+            let rank = self.queue.weigh_again(rank, &task.spec, item_us, &self.config.weights_in_force(), tenant);
             (task.rank, task.state) = (Some(rank), State::Queued(rank.key));
         }
     }
@@ -168,7 +168,7 @@ impl Broker {
 }
 
 fn rate(now: MonoTime, task: &Task, queue: &mut Queue, workers: &Workers, config: &Config) -> Rank {
-    queue.rate(now, &task.spec, item_us(task, workers), &config.weights, config.tenant(task.spec.client))
+    queue.rate(now, &task.spec, item_us(task, workers), &config.weights_in_force(), config.tenant(task.spec.client))
 }
 
 /// Slot time that one item of the task is expected to need, microseconds.

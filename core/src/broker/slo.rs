@@ -20,7 +20,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use proto_msgs::{ClientId, Digest, Slo, Submit, WorkerId};
 
-use crate::MonoTime;
+use crate::{MonoTime, Rule, Rules};
 
 /// Tasks without which a rate says nothing.
 const SAMPLES_MIN: u32 = 8;
@@ -142,6 +142,7 @@ struct Stream {
 /// All breakers.
 #[derive(Debug, Default)]
 pub(super) struct Slos {
+    rules: Rules,
     streams: BTreeMap<(ClientId, Digest, Slo), Stream>,
     streams_made: StreamId,
     breakers: BTreeMap<(WorkerId, StreamId), Breaker>,
@@ -151,6 +152,10 @@ pub(super) struct Slos {
 }
 
 impl Slos {
+    pub(super) fn new(rules: Rules) -> Self {
+        Self { rules, ..Self::default() }
+    }
+
     /// The stream that a task belongs to, if it was promised something.
     pub(super) fn stream(&mut self, now: MonoTime, task: &Submit) -> Option<StreamId> {
         let key = (task.client, task.model.digest, task.slo?);
@@ -187,6 +192,10 @@ impl Slos {
         let Some(breaker) = self.breakers.get(&(worker, stream)) else { return Stance::Ok };
         match breaker.verdict {
             Verdict::Ok => Stance::Ok,
+            _ if !self.rules.holds(Rule::SloHysteresis) => match breaker.window.count(now).rate_permille() {
+                Some(rate) if rate > 0 => Stance::Shunned(rate),
+                _ => Stance::Ok,
+            },
             Verdict::Violating { until, .. } if now < until => Stance::Shunned(breaker.worst_permille),
             Verdict::Violating { .. } | Verdict::Probing { .. } if probe_turn => Stance::Probe,
             Verdict::Violating { .. } | Verdict::Probing { .. } => Stance::Shunned(breaker.worst_permille),

@@ -9,7 +9,7 @@ use proto_msgs::{
 };
 
 use super::{api::WorkerRecord, occupancy::Occupancy, queue::Order};
-use crate::MonoTime;
+use crate::{MonoTime, Rule, Rules};
 
 /// Added to the missed heartbeats before a worker counts as dead: a heartbeat's own way and the sender's scheduling.
 const LIVENESS_GRACE: Duration = Duration::from_millis(250);
@@ -91,13 +91,15 @@ pub(super) struct Worker {
     models: Vec<(Digest, Known)>,
     /// Largest GPU: index and memory.
     gpu: Option<(usize, u64)>,
+    pub(super) rules: Rules,
 }
 
 impl Worker {
     pub(super) fn new(register: Register, peer: PeerId, now: MonoTime, seat: Seat, occupancy: Occupancy) -> Self {
         let gpu = largest_gpu(&register);
         let (heartbeat, kind, lent_in_a_row, fill_on, models) = (None, 0, 0, [None; 2], Vec::new());
-        Self { register, peer, heartbeat, seen: now, seat, kind, occupancy, lent_in_a_row, fill_on, models, gpu }
+        let rules = Rules::default();
+        Self { register, peer, heartbeat, seen: now, seat, kind, occupancy, lent_in_a_row, fill_on, models, gpu, rules }
     }
 
     pub(super) fn id(&self) -> WorkerId {
@@ -138,10 +140,14 @@ impl Worker {
     }
 
     pub(super) fn free(&self, lane: Lane) -> u16 {
+        let lane = if self.rules.holds(Rule::LendOnlyToRealtime) { lane } else { Lane::Realtime };
         if self.is_open() { self.occupancy.free(lane, self.register.slots) } else { 0 }
     }
 
     pub(super) fn own_free(&self, lane: Lane) -> u16 {
+        if !self.rules.holds(Rule::LendOnlyToRealtime) {
+            return self.free(lane);
+        }
         if self.is_open() { self.occupancy.own_free(lane, self.register.slots) } else { 0 }
     }
 

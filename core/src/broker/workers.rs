@@ -12,7 +12,7 @@ use super::{
     queue::Order,
     worker::{Kind, Seat, Worker},
 };
-use crate::MonoTime;
+use crate::{MonoTime, Rules};
 
 /// Kinds of workers that one look for room goes through. A fleet has a handful; where each worker is its own, those after
 /// the last look come first in the next.
@@ -43,6 +43,7 @@ impl Holders {
 /// All live workers.
 #[derive(Debug, Default)]
 pub(super) struct Workers {
+    rules: Rules,
     ids: BTreeMap<WorkerId, Seat>,
     seats: Vec<Option<Box<Worker>>>,
     /// Seats that somebody has left.
@@ -58,6 +59,10 @@ pub(super) struct Workers {
 }
 
 impl Workers {
+    pub(super) fn new(rules: Rules) -> Self {
+        Self { rules, ..Self::default() }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.ids.len()
     }
@@ -151,7 +156,7 @@ impl Workers {
             *kinds_made
         });
         let mut worker = Box::new(Worker::new(register, peer, now, seat, occupancy));
-        worker.kind = number;
+        (worker.kind, worker.rules) = (number, self.rules);
         self.totals.add(&worker);
         self.ids.insert(id, seat);
         self.members.entry(number).or_default().seats.insert(seat);

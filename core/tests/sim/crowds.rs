@@ -19,8 +19,16 @@ use super::{
 };
 
 /// What a crowd wants; a seed draws one of these and its figures.
-const CROWDS: [fn(&mut Mesh, &mut Rng); 7] =
-    [equal_shares, a_low_priority, a_flood_of_batches, mixed_company, a_slow_worker, poison, two_stages];
+const CROWDS: [fn(&mut Mesh, &mut Rng); 8] = [
+    equal_shares,
+    a_low_priority,
+    a_flood_of_batches,
+    mixed_company,
+    a_slow_worker,
+    poison,
+    two_stages,
+    a_lossy_network,
+];
 
 /// From connecting to the first row: dialling, the way of the inputs, loading the model.
 const BEFORE_RUN: Micros = 600 * MS;
@@ -109,10 +117,6 @@ fn equal_shares(mesh: &mut Mesh, plan: &mut Rng) {
     let lane = plan.pick(&Lane::ALL);
     let run = lasts(plan.among(80 * MS..400 * MS));
     let job = Job::runs(run).light().lane(lane);
-    // How long a task takes is known then: shares are shares of time.
-    let known = mesh.stream(people[0], job.clone(), Pace::Closed(1), 2);
-    mesh.play_out(&[known], Duration::from_secs(20));
-    mesh.run_for(Duration::from_secs(2));
     let much = mesh.stream(people[0], job.clone(), Pace::AtOnce, 60 * count as u32 + 60);
     mesh.run_for(Duration::from_secs(2));
     let (from, little_count) = (mesh.now, 40);
@@ -282,10 +286,37 @@ fn two_stages(mesh: &mut Mesh, plan: &mut Rng) {
     mesh.play_out(&streams, Duration::from_secs(240));
 }
 
+/// One message in four is lost, and every detached task comes to its end all the same.
+fn a_lossy_network(mesh: &mut Mesh, plan: &mut Rng) {
+    let count = plan.among(1..4);
+    workers(mesh, count, &Place::slots(2));
+    let people = clients(mesh, 2);
+    mesh.net.lost_permille = 250;
+    let jobs = [
+        Job::runs(lasts(plan.among(50 * MS..2 * SECOND))).light().detached(),
+        Job::runs(lasts(plan.among(50 * MS..2 * SECOND))).light().detached().items(5),
+    ];
+    let streams: Vec<usize> = people
+        .iter()
+        .zip(jobs)
+        .map(|(client, job)| mesh.stream(*client, job, Pace::Every(Duration::from_secs(1)), 12))
+        .collect();
+    mesh.play_out(&streams, Duration::from_secs(200));
+    mesh.run_for(Duration::from_secs(20));
+    // Whoever fetches now finds every result: all tasks were acknowledged.
+    let tasks: Vec<TaskId> = streams.iter().flat_map(|stream| mesh.tasks_of(*stream).collect::<Vec<_>>()).collect();
+    for task in tasks {
+        let owner = mesh.referee.task(task).owner;
+        let user = mesh.users.iter().position(|user| user.id == owner).unwrap_or(0);
+        mesh.fetch(people[user], task);
+    }
+    mesh.run_for(Duration::from_secs(60));
+}
+
 #[test]
 fn crowds() {
     let first = number_from("MESH_SIM_FIRST_CROWD", 0);
-    let count = number_from("MESH_SIM_CROWDS", if cfg!(debug_assertions) { 14 } else { 210 });
+    let count = number_from("MESH_SIM_CROWDS", if cfg!(debug_assertions) { 16 } else { 240 });
     let began = std::time::Instant::now();
     let (mut steps, mut seconds) = (0, 0);
     for seed in first..first + count {

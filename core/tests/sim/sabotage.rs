@@ -10,8 +10,8 @@ const SEEDS_MAX: u64 = 10_000;
 /// So many are tried before crowds are.
 const SEEDS_MIN: u64 = 100;
 
-/// So many crowds are tried for each rule: seven kinds of them, four times.
-const CROWDS_MAX: u64 = 28;
+/// So many crowds are tried for each rule: eight kinds of them, four times.
+const CROWDS_MAX: u64 = 32;
 
 #[test]
 fn every_broken_rule_is_noticed() {
