@@ -20,9 +20,9 @@ use super::{
 };
 use crate::MonoTime;
 
-/// Workers looked at for one task, with the model and without. The best ones come first, so a longer look only matters when
-/// nearly every worker is unfit.
-pub(super) const LOOK_MAX: usize = 64;
+/// Workers looked at for one task: so many of those that have the model, and so many of the least busy. Of many, a better
+/// one is rarely missed by much; and a longer look would cost every task what it gains a few.
+pub(super) const LOOK_MAX: usize = 32;
 
 /// Other workers looked at before a waiting task is given to one that has room.
 const ELSEWHERE_LOOK_MAX: usize = 16;
@@ -117,6 +117,8 @@ pub(super) struct Survey<'a> {
     /// Nobody has measured what it costs somewhere.
     is_unmeasured: bool,
     rated: Vec<(Key, Rated)>,
+    /// Place of the worst of them.
+    worst: usize,
 }
 
 /// Looks for the best place among all workers.
@@ -129,7 +131,11 @@ pub(super) fn survey_all<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
         return survey;
     }
     let model = task.spec.model.digest;
-    workers.holders(model).take(LOOK_MAX).for_each(|worker| survey.look(worker, false));
+    let mut seen: Vec<Seat> = Vec::with_capacity(LOOK_MAX);
+    for worker in workers.holders(model).take(LOOK_MAX) {
+        seen.push(worker.seat);
+        survey.look(worker, false);
+    }
     let kinds: Vec<u32> = workers
         .kinds()
         .take(KINDS_LOOK_MAX)
@@ -139,7 +145,7 @@ pub(super) fn survey_all<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
         .collect();
     let each = LOOK_MAX / kinds.len().max(1);
     for kind in kinds {
-        let others = workers.with_room(kind, task.lane()).take(each).filter(|worker| !worker.holds(model));
+        let others = workers.with_room(kind, task.lane()).filter(|worker| !seen.contains(&worker.seat)).take(each);
         others.for_each(|worker| survey.look(worker, false));
     }
     survey
@@ -162,7 +168,19 @@ impl<'a> Survey<'a> {
         let probe_turn = task.stream.is_some() && scene.slos.is_probe_turn(&task.spec);
         let (best, sooner, earliest) = (None, None, None);
         let rated = Vec::with_capacity(DECISION_CANDIDATES_MAX);
-        Self { task, scene, guess, probe_turn, looked: 0, best, sooner, earliest, is_unmeasured: false, rated }
+        Self {
+            task,
+            scene,
+            guess,
+            probe_turn,
+            looked: 0,
+            best,
+            sooner,
+            earliest,
+            is_unmeasured: false,
+            rated,
+            worst: 0,
+        }
     }
 
     fn look(&mut self, worker: &Worker, own: bool) {
@@ -233,10 +251,13 @@ impl<'a> Survey<'a> {
     fn remember(&mut self, key: Key, rated: Rated) {
         if self.rated.len() < DECISION_CANDIDATES_MAX {
             self.rated.push((key, rated));
-        } else if let Some(worst) = self.rated.iter_mut().max_by_key(|(key, _)| *key).filter(|(worst, _)| key < *worst)
-        {
-            *worst = (key, rated);
+        } else if key < self.rated[self.worst].0 {
+            self.rated[self.worst] = (key, rated);
+        } else {
+            return;
         }
+        let worst = (0..self.rated.len()).max_by_key(|at| self.rated[*at].0);
+        self.worst = worst.unwrap_or(0);
     }
 
     /// Whether some worker without room may be worth waiting for.

@@ -226,11 +226,16 @@ impl Queue {
         self.lanes[key.lane.index()].waiting.range(..key.order).take(POSITION_MAX).count() as u32
     }
 
-    /// Slot time that the tasks before this one are expected to need, microseconds: as many as there are of the lane's mean.
-    pub(super) fn before_us(&self, key: QueueKey) -> u64 {
-        let lane = &self.lanes[key.lane.index()];
+    /// Slot time that so many tasks of a lane are expected to need, microseconds: as many times the lane's mean.
+    pub(super) fn several_us(&self, lane: Lane, tasks: u32) -> u64 {
+        let lane = &self.lanes[lane.index()];
         let mean_us = lane.cost_us / (lane.waiting.len() as u64).max(1);
-        mean_us.saturating_mul(u64::from(self.position(key)))
+        mean_us.saturating_mul(u64::from(tasks))
+    }
+
+    /// The same for those before this one.
+    pub(super) fn before_us(&self, key: QueueKey) -> u64 {
+        self.several_us(key.lane, self.position(key))
     }
 
     /// The terms of a task's effective priority at the moment.
