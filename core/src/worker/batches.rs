@@ -195,7 +195,7 @@ impl Worker {
             BatchKind::Packed => cost.learn(running.rows, times.run_us),
             BatchKind::Probe => {}
         }
-        let (is_unknown, size) = (cost.plan(false) == Plan::Probe, cost.size());
+        let (is_unknown, size) = (matches!(cost.plan(false), Plan::Probe { .. }), cost.size());
         let limit = if is_unknown { PROBE_ROWS_MAX } else { size };
         // What nobody knows is hoped for: a second row costs nothing.
         let batch_us = |rows| cost.batch_us(if is_unknown { 1 } else { rows });

@@ -20,6 +20,12 @@ const SIZES: [u32; CURVE_POINTS_MAX] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64
 /// Items in the batch that shows whether packing is right: enough to tell rows apart, few enough to run one by one.
 pub(super) const PROBE_ROWS_MAX: u32 = 8;
 
+/// The same where an item takes long or nobody knows how long: others wait meanwhile.
+const PROBE_ROWS_SLOW: u32 = 4;
+
+/// Up to here an item does not take long.
+const PROBE_QUICK_US: u64 = 10_000;
+
 /// A batch must take less than this share of what its items take alone: below it the gain is not worth the risk.
 const PAYS_PERCENT: u64 = 80;
 
@@ -88,8 +94,8 @@ enum Proof {
 pub(super) enum Plan {
     /// One after the other.
     Single,
-    /// One after the other, and then together to see whether that gives the same.
-    Probe,
+    /// So many one after the other, and then together to see whether that gives the same.
+    Probe { size: u32 },
     /// Up to `size` together. `floor`: smaller batches than this are wasteful even if slots are idle.
     Pack { size: u32, floor: u32 },
 }
@@ -272,7 +278,11 @@ impl Cost {
     /// How items are to be run now, by a batch lane that must not keep the other waiting or by one that need not care.
     pub(super) fn plan(&self, is_cut: bool) -> Plan {
         match self.proof {
-            Proof::Unknown if self.rows_max > 1 && !self.is_probing && self.wait_batches == 0 => Plan::Probe,
+            Proof::Unknown if self.rows_max > 1 && !self.is_probing && self.wait_batches == 0 => {
+                let is_quick = (1..=PROBE_QUICK_US).contains(&self.batch_us(1));
+                let size = if is_quick { PROBE_ROWS_MAX } else { PROBE_ROWS_SLOW };
+                Plan::Probe { size: size.min(self.rows_max) }
+            }
             Proof::Same if self.size() > 1 => {
                 let (size, best) = (self.size(), self.best());
                 let is_tried = size <= best;
@@ -319,7 +329,7 @@ mod tests {
     /// A model of `base + each · rows` microseconds of which a probe of `rows` has just shown that packing is right.
     fn probed(rows: u32, time: impl Fn(u32) -> u64) -> Cost {
         let mut cost = Cost::new(64);
-        assert_eq!(cost.plan(false), Plan::Probe);
+        assert!(matches!(cost.plan(false), Plan::Probe { .. }));
         cost.probe_begins();
         assert_eq!(cost.plan(false), Plan::Single, "one probe at a time");
         let (single_us, packed_us) = (Some(time(1)), Some(time(rows)));
@@ -331,7 +341,7 @@ mod tests {
     fn size(cost: &Cost) -> u32 {
         match cost.plan(false) {
             Plan::Pack { size, .. } => size,
-            Plan::Single | Plan::Probe => 1,
+            Plan::Single | Plan::Probe { .. } => 1,
         }
     }
 
@@ -413,7 +423,7 @@ mod tests {
                 assert_eq!(cost.plan(false), Plan::Single);
                 cost.dispatched(proto_msgs::Dispatch::Idle);
             }
-            assert_eq!(cost.plan(false), Plan::Probe);
+            assert!(matches!(cost.plan(false), Plan::Probe { .. }));
         }
     }
 

@@ -19,7 +19,7 @@ use super::{
     Worker,
     api::{BatchKind, SlotId},
     costs::CostKey,
-    curve::{Cost, PROBE_ROWS_MAX, Plan},
+    curve::{Cost, Plan},
     packer::{Piece, Queue, QueueId, Rank},
 };
 use crate::{MonoTime, Rule};
@@ -128,7 +128,7 @@ impl Worker {
         let alone = vec![(rank, first.len().min(share).min(singles).max(1))];
         let (kind, taken, full) = match plan {
             Plan::Single => (BatchKind::Whole, alone, 1),
-            Plan::Probe => (BatchKind::Probe, gather(pieces, PROBE_ROWS_MAX), PROBE_ROWS_MAX),
+            Plan::Probe { size } => (BatchKind::Probe, gather(pieces, size), size),
             Plan::Pack { size, floor } => {
                 let rows = share.max(floor).min(size);
                 (BatchKind::Packed, gather(pieces, rows), size)

@@ -137,3 +137,79 @@ impl Slots {
         owed_us >= run_us.clamp(1, OWED_US_MAX)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proto_msgs::{Arch, EngineKind, Epoch, TicketKey, WorkerId};
+
+    use super::*;
+
+    fn slots(lanes: [u16; 2], device_map: &[i16], width: u16) -> Slots {
+        let register = Register {
+            worker: WorkerId::from_bytes([1; 16]),
+            epoch: Epoch(1),
+            name: String::new(),
+            version: String::new(),
+            os: String::new(),
+            arch: Arch::Amd64,
+            cores: 1,
+            memory_bytes: 0,
+            engine: EngineKind::Process,
+            formats: Vec::new(),
+            endpoints: Vec::new(),
+            key: None,
+            ticket_key: TicketKey([0; 32]),
+            slots: lanes,
+            device_map: device_map.to_vec(),
+            labels: Vec::new(),
+            gpus: Vec::new(),
+            heartbeat_ms: 1000,
+        };
+        Slots::new(&register, width, true)
+    }
+
+    fn devices(slots: &Slots) -> Vec<i16> {
+        slots.slots.iter().map(|slot| slot.device).collect()
+    }
+
+    #[test]
+    fn devices_are_used_again_by_more_slots_and_the_first_ones_by_fewer() {
+        assert_eq!(devices(&slots([2, 3], &[0, 1], 1)), [0, 1, 0, 1, 0]);
+        assert_eq!(devices(&slots([0, 2], &[-1, 0, 1], 1)), [-1, 0]);
+        assert_eq!(devices(&slots([1, 1], &[], 1)), [-1, -1]);
+    }
+
+    #[test]
+    fn a_gpu_takes_as_many_batches_as_it_is_wide_and_a_cpu_as_many_as_there_are_slots() {
+        let mut slots = slots([2, 2], &[0, -1], 1);
+        assert_eq!(slots.open(), [SlotId(0), SlotId(1), SlotId(2), SlotId(3)]);
+        assert_eq!(slots.spare(Lane::Realtime), 2);
+        slots.occupy(SlotId(0), BatchId(1));
+        assert_eq!(slots.open(), [SlotId(1), SlotId(3)], "slot 2 sits on the same GPU");
+        assert_eq!(slots.spare(Lane::Batch), 1);
+        slots.occupy(SlotId(1), BatchId(2));
+        assert_eq!(slots.open(), [SlotId(3)]);
+        slots.release(BatchId(1));
+        assert_eq!(slots.open(), [SlotId(0), SlotId(2), SlotId(3)]);
+        assert_eq!(slots.used(), 1);
+    }
+
+    #[test]
+    fn the_least_busy_device_is_used_first() {
+        let mut slots = slots([0, 4], &[0, 1], 2);
+        slots.occupy(SlotId(0), BatchId(1));
+        assert_eq!(slots.open(), [SlotId(1), SlotId(3), SlotId(2)]);
+    }
+
+    #[test]
+    fn a_device_owes_the_batch_lane_a_tenth_of_what_it_gives_the_other() {
+        let mut slots = slots([1, 1], &[0], 1);
+        slots.spent(0, Lane::Realtime, 900_000, true);
+        assert!(slots.owes(0, 100_000) && !slots.owes(0, 100_001));
+        slots.spent(0, Lane::Batch, 100_000, true);
+        assert!(!slots.owes(0, 1));
+        slots.spent(0, Lane::Realtime, 900_000, true);
+        slots.spent(0, Lane::Realtime, 1, false);
+        assert!(!slots.owes(0, 1), "nothing is owed to a lane that wants nothing");
+    }
+}
