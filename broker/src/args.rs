@@ -4,6 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use mesh_core::broker::{Policy, Tenant};
+use proto_msgs::{ClientId, limits::PRIORITY_MAX};
 
 /// Examples under `--help`.
 const EXAMPLES: &str = "\
@@ -14,6 +16,10 @@ Examples:
       Serve the network, encrypted, to the nodes listed in nodes.txt
   mesh-broker --redis redis://localhost/0 --cluster attic
       Show the Metric Table in Redis: redis-cli HGETALL 'mesh:{attic}:worker:<id>'
+  mesh-broker --tenant 018f3c5e-0000-7000-8000-00000000000a=100:2.5 --tenant-default 60
+      One client may use priorities up to 100 and gets 2.5 shares; all others are capped at 60 and get one
+  mesh-broker --realtime-items-max 8 --weight-wait 5
+      Jobs of more than 8 items go to the batch lane; a second of waiting counts as five steps of priority
   mesh-broker keygen broker.key
       Make broker.key (keep it) and broker.key.pub (give it to workers and clients)
 
@@ -83,6 +89,10 @@ pub struct Serve {
     #[command(flatten)]
     pub redis: RedisFlags,
 
+    /// Who goes first, and where.
+    #[command(flatten)]
+    pub scheduling: Scheduling,
+
     /// Limits and times.
     #[command(flatten)]
     pub tuning: Tuning,
@@ -128,6 +138,47 @@ pub struct RedisFlags {
     pub store_wait: Duration,
 }
 
+/// Who goes first, and where.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Scheduling")]
+pub struct Scheduling {
+    /// How a worker is chosen: predicted (who will be done first), least-loaded, latest-heartbeat, round-robin or random
+    #[arg(long, env = "MESH_POLICY", value_name = "POLICY", default_value_t)]
+    pub policy: Policy,
+
+    /// Jobs of more items than this go to the batch lane, unless they name a lane
+    #[arg(long, value_name = "COUNT", default_value_t = 64)]
+    pub realtime_items_max: u32,
+
+    /// Points that one step of user priority (0 to 100) is worth; waiting tasks with more points go first
+    #[arg(long, value_name = "POINTS", default_value = "1", value_parser = thousandths)]
+    pub weight_priority: Thousandths,
+
+    /// Points that a task gains with each second of waiting; with 0 a task may wait for ever
+    #[arg(long, value_name = "POINTS", default_value = "1", value_parser = thousandths)]
+    pub weight_wait: Thousandths,
+
+    /// Points that a task loses with each doubling of its inputs beyond 1 MiB
+    #[arg(long, value_name = "POINTS", default_value = "1", value_parser = thousandths)]
+    pub weight_data: Thousandths,
+
+    /// Points that a task loses with each second of slot time that its client is ahead of the others
+    #[arg(long, value_name = "POINTS", default_value = "4", value_parser = thousandths)]
+    pub weight_share: Thousandths,
+
+    /// What one client may take: its highest priority and, after a colon, its share (1 is everybody's); may be repeated
+    #[arg(long, value_name = "CLIENT_ID=MAX_PRIORITY[:SHARE]", value_parser = tenant)]
+    pub tenant: Vec<(ClientId, Tenant)>,
+
+    /// What clients may take that no --tenant names
+    #[arg(long, value_name = "MAX_PRIORITY[:SHARE]", default_value = "100:1", value_parser = allowance)]
+    pub tenant_default: Tenant,
+}
+
+/// A number with up to three decimals, as its thousandths.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Thousandths(pub u32);
+
 /// Limits and times.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Limits and times")]
@@ -156,7 +207,7 @@ pub struct Tuning {
     #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub attempts_max: u32,
 
-    /// Tasks that may wait; more are refused
+    /// Tasks that may wait in each lane; more are refused and told when to come again
     #[arg(long, value_name = "COUNT", default_value_t = 100_000)]
     pub queue_max: usize,
 
@@ -187,6 +238,43 @@ fn duration(text: &str) -> Result<Duration, String> {
         Some(ms) if (1..=MS_MAX).contains(&ms) => Ok(Duration::from_millis(ms)),
         _ => Err("write a time between 1ms and a year".to_owned()),
     }
+}
+
+/// `2`, `0.5`, `12.125`, up to a million.
+fn thousandths(text: &str) -> Result<Thousandths, String> {
+    const WHOLE_MAX: u32 = 1_000_000;
+    let wrong = || "write a number from 0 to 1000000 with at most three decimals, like 2 or 0.5".to_owned();
+    let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number(whole) || !is_number(decimals) || decimals.len() > 3 {
+        return Err(wrong());
+    }
+    let whole: u32 = whole.parse().map_err(|_| wrong())?;
+    let milli: u32 = format!("{decimals:0<3}").parse().map_err(|_| wrong())?;
+    if whole > WHOLE_MAX || (whole == WHOLE_MAX && milli > 0) {
+        return Err(wrong());
+    }
+    Ok(Thousandths(whole * 1000 + milli))
+}
+
+/// `60` or `60:2.5`.
+fn allowance(text: &str) -> Result<Tenant, String> {
+    let (priority, share) = text.split_once(':').unwrap_or((text, "1"));
+    let priority_max = priority.parse().ok().filter(|priority| *priority <= PRIORITY_MAX);
+    let priority_max =
+        priority_max.ok_or_else(|| format!("write a priority from 0 to {PRIORITY_MAX}, like 60 or 60:2.5"))?;
+    match thousandths(share)? {
+        Thousandths(0) => Err("a share of nothing would let the client wait for ever: write at least 0.001".to_owned()),
+        Thousandths(share_milli) => Ok(Tenant { priority_max, share_milli }),
+    }
+}
+
+/// `CLIENT_ID=60:2.5`.
+fn tenant(text: &str) -> Result<(ClientId, Tenant), String> {
+    let wrong = "write CLIENT_ID=MAX_PRIORITY or CLIENT_ID=MAX_PRIORITY:SHARE";
+    let (client, rest) = text.split_once('=').ok_or(wrong)?;
+    let client = client.parse().map_err(|_| format!("'{client}' is no client id; {wrong}"))?;
+    Ok((client, allowance(rest)?))
 }
 
 #[cfg(test)]
@@ -222,5 +310,34 @@ mod tests {
         assert_eq!(tuning.queue_max, machine.queue_max);
         assert_eq!(tuning.tasks_max, machine.tasks_max);
         assert_eq!(tuning.workers_max, machine.workers_max);
+        let scheduling = Arguments::parse_from(["mesh-broker"]).serve.scheduling;
+        assert_eq!(scheduling.policy, machine.policy);
+        assert_eq!(scheduling.realtime_items_max, machine.realtime_items_max);
+        assert_eq!(scheduling.weight_priority.0, machine.weights.priority_milli);
+        assert_eq!(scheduling.weight_wait.0, machine.weights.wait_milli);
+        assert_eq!(scheduling.weight_data.0, machine.weights.data_milli);
+        assert_eq!(scheduling.weight_share.0, machine.weights.share_milli);
+        assert_eq!(scheduling.tenant_default, machine.tenant_default);
+    }
+
+    #[test]
+    fn weights_and_shares_are_numbers_with_decimals() {
+        assert_eq!(thousandths("2"), Ok(Thousandths(2000)));
+        assert_eq!(thousandths("0.5"), Ok(Thousandths(500)));
+        assert_eq!(thousandths("1000000"), Ok(Thousandths(1_000_000_000)));
+        for wrong in ["", ".", "-1", "+1", "1e3", "0.0001", "1000000.001", "99999999999", "1.", "NaN"] {
+            assert!(thousandths(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_tenant_is_an_id_a_cap_and_perhaps_a_share() {
+        let id = "018f3c5e-0000-7000-8000-00000000000a";
+        let parsed = tenant(&format!("{id}=60:2.5"));
+        assert_eq!(parsed, Ok((id.parse().unwrap(), Tenant { priority_max: 60, share_milli: 2500 })));
+        assert_eq!(allowance("0"), Ok(Tenant { priority_max: 0, share_milli: 1000 }));
+        for wrong in ["", "60", "me=60", &format!("{id}=101"), &format!("{id}=60:0"), &format!("{id}=60:x")] {
+            assert!(tenant(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! complaint names the flag and what to write instead.
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
@@ -14,7 +15,7 @@ use mesh_transport::{
     Security,
     keys::{AuthorizedKeys, KeyError, KeyPair},
 };
-use proto_msgs::Epoch;
+use proto_msgs::{ClientId, Epoch};
 
 use crate::{
     args::Serve,
@@ -66,6 +67,9 @@ pub enum ConfigError {
     /// Not a Redis address.
     #[error("--redis: {0}")]
     Redis(#[from] RedisAddressError),
+    /// Two words about one client.
+    #[error("--tenant names {0} twice: leave one of them out")]
+    TenantTwice(ClientId),
     /// A flag that would have no effect.
     #[error("--redis-ca is for rediss:// servers: name one with --redis")]
     CaWithoutRedis,
@@ -85,7 +89,7 @@ impl Config {
         let authorized = authorized.map_err(key_error("--authorized-keys"))?;
         let epoch = Epoch(unix_ms());
         let store = store_settings(flags, epoch)?;
-        let tuning = &flags.tuning;
+        let (tuning, scheduling) = (&flags.tuning, &flags.scheduling);
         let machine = broker::Config {
             epoch,
             // Set again when the clock of the run loop starts.
@@ -102,6 +106,17 @@ impl Config {
             queue_max: tuning.queue_max,
             tasks_max: tuning.tasks_max,
             workers_max: tuning.workers_max,
+            policy: scheduling.policy,
+            realtime_items_max: scheduling.realtime_items_max,
+            weights: broker::Weights {
+                priority_milli: scheduling.weight_priority.0,
+                wait_milli: scheduling.weight_wait.0,
+                data_milli: scheduling.weight_data.0,
+                share_milli: scheduling.weight_share.0,
+            },
+            tenants: tenants(&scheduling.tenant)?,
+            tenant_default: scheduling.tenant_default,
+            shows_workers: store.shows_workers(),
             ..broker::Config::default()
         };
         Ok(Self {
@@ -119,6 +134,17 @@ impl Config {
     pub fn is_open_to_the_network(&self) -> bool {
         matches!(self.security, Security::None) && !is_loopback(&self.bind)
     }
+}
+
+/// What each named client may take. The same client twice is a mistake in one of the two.
+fn tenants(named: &[(ClientId, broker::Tenant)]) -> Result<BTreeMap<ClientId, broker::Tenant>, ConfigError> {
+    let mut tenants = BTreeMap::new();
+    for (client, tenant) in named {
+        if tenants.insert(*client, *tenant).is_some() {
+            return Err(ConfigError::TenantTwice(*client));
+        }
+    }
+    Ok(tenants)
 }
 
 fn store_settings(flags: &Serve, epoch: Epoch) -> Result<StoreSettings, ConfigError> {
@@ -184,6 +210,13 @@ mod tests {
             (&["--cluster", "my mesh"], ["--cluster 'my mesh'", "letters"]),
             (&["--redis", "localhost"], ["--redis", "redis://"]),
             (&["--redis-ca", "ca.pem"], ["--redis-ca", "--redis"]),
+            (
+                &[
+                    "--tenant=018f3c5e-0000-7000-8000-00000000000a=60",
+                    "--tenant=018f3c5e-0000-7000-8000-00000000000a=70:2",
+                ],
+                ["--tenant", "twice"],
+            ),
             (&["--key-file", "/nowhere/key", "--authorized-keys", "/nowhere/list"], ["--key-file", "/nowhere/key"]),
         ] {
             let complaint = config(flags).unwrap_err().to_string();

@@ -19,7 +19,7 @@ use prometheus_client::{
     },
     registry::Registry,
 };
-use proto_msgs::{ClientToBroker, DecodeError, WorkerToBroker};
+use proto_msgs::{ClientToBroker, DecodeError, ErrorCode, Lane, WorkerToBroker};
 
 use crate::store::StoreHealth;
 
@@ -161,17 +161,27 @@ impl Collector for Snapshot {
         ] {
             write(&mut encoder, name, help, MetricType::Gauge, &ConstGauge::new(value))?;
         }
+        self.encode_scheduling(&mut encoder)?;
         for (name, help, value) in [
             ("tasks_submitted", "Tasks taken", stats.submitted),
             ("grants", "Grants given", stats.granted),
             ("tasks_done", "Tasks ended with a result", stats.done),
             ("tasks_failed", "Tasks ended without", stats.failed),
             ("tasks_cancelled", "Tasks cancelled", stats.cancelled),
-            ("tasks_refused", "Tasks refused", stats.refused),
             ("attempts_retried", "Attempts lost and asked for again", stats.retried),
             ("attempts_fenced", "Reports of attempts that are no longer the task's", stats.fenced),
             ("heartbeats", "Heartbeats", stats.heartbeats),
             ("workers_lost", "Workers that fell silent", stats.workers_lost),
+            (
+                "tasks_poisonous",
+                "Tasks given up because worker after worker was lost with them: look at their models",
+                stats.poisonous,
+            ),
+            ("predictions", "Predicted finishes that were compared with what came", stats.predictions),
+            ("slo_violations", "Tasks with a promised latency that took longer", stats.slo_violations),
+            ("slo_trips", "Times a worker was left because it broke a promise too often", stats.slo_trips),
+            ("candidates_looked", "Workers looked at in order to place tasks", stats.candidates_looked),
+            ("waiting_looked", "Waiting tasks looked at in order to fill workers", stats.waiting_looked),
             ("forbidden_messages", "Messages from the wrong key or on the wrong task", stats.forbidden),
             ("socket_received_messages", "Messages received", traffic.received),
             ("socket_sent_messages", "Messages sent", traffic.sent),
@@ -183,6 +193,68 @@ impl Collector for Snapshot {
             ("store_failures", "Writes that failed and attempts to reach the store", store.failures),
         ] {
             write(&mut encoder, name, help, MetricType::Counter, &ConstCounter::new(value))?;
+        }
+        Ok(())
+    }
+}
+
+impl Snapshot {
+    /// Lanes, refusals, predictions, promises: what has labels, or may be unknown.
+    fn encode_scheduling(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let stats = &self.stats;
+        let lanes = |values: [f64; 2]| Lane::ALL.map(|lane| (lane.name(), values[lane.index()]));
+        let seconds = stats.lane_queued_us.map(|us| Duration::from_micros(us).as_secs_f64());
+        for (name, help, values) in [
+            (
+                "lane_slots",
+                "Slots of each lane; idle batch slots are lent to realtime",
+                stats.lane_slots.map(f64::from),
+            ),
+            ("lane_tasks_placed", "Tasks at work or promised, by lane", stats.lane_placed.map(f64::from)),
+            (
+                "lane_tasks_queued",
+                "Tasks waiting for a worker; add workers if it keeps growing",
+                stats.lane_queued.map(f64::from),
+            ),
+            ("lane_queued_seconds", "Slot time that waiting tasks are predicted to need", seconds),
+            (
+                "lane_waiting_items",
+                "Items at workers that wait for a slot",
+                stats.lane_waiting_items.map(|items| items as f64),
+            ),
+        ] {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (lane, value) in lanes(values) {
+                ConstGauge::new(value).encode(family.encode_family(&[("lane", lane)])?)?;
+            }
+        }
+        let states = [("violating", stats.slo_violating), ("probing", stats.slo_probing)];
+        let help = "Workers left for breaking a promised latency, and those being tried again, counted per stream";
+        let mut family = encoder.encode_descriptor("slo_breakers", help, None, MetricType::Gauge)?;
+        for (state, count) in states {
+            ConstGauge::new(f64::from(count)).encode(family.encode_family(&[("state", state)])?)?;
+        }
+        let named = stats.refused_busy + stats.refused_unfit + stats.refused_deadline + stats.refused_store;
+        let help = "Tasks refused, by code; BUSY means that a lane is full";
+        let mut family = encoder.encode_descriptor("tasks_refused", help, None, MetricType::Counter)?;
+        for (code, count) in [
+            (ErrorCode::Busy.name(), stats.refused_busy),
+            (ErrorCode::NoWorkerFits.name(), stats.refused_unfit),
+            (ErrorCode::DeadlineUnmeetable.name(), stats.refused_deadline),
+            (ErrorCode::StoreAway.name(), stats.refused_store),
+            ("other", stats.refused.saturating_sub(named)),
+        ] {
+            ConstCounter::new(count).encode(family.encode_family(&[("code", code)])?)?;
+        }
+        if let Some(permille) = stats.prediction_error_permille {
+            let help = "Median of |predicted - actual| / actual over the last 512 predictions";
+            write(
+                encoder,
+                "prediction_error_ratio",
+                help,
+                MetricType::Gauge,
+                &ConstGauge::new(f64::from(permille) / 1000.0),
+            )?;
         }
         Ok(())
     }
@@ -210,7 +282,15 @@ mod tests {
         let metrics = LoopMetrics::new(&mut registry);
         metrics.message(ClientToBroker::KINDS[0].0);
         metrics.undecodable(&DecodeError::NotOurs);
-        let stats = Stats { workers: 7, granted: 12, ..Stats::default() };
+        let stats = Stats {
+            workers: 7,
+            granted: 12,
+            lane_queued: [3, 4],
+            refused: 2,
+            refused_busy: 1,
+            prediction_error_permille: Some(250),
+            ..Stats::default()
+        };
         let page = page(&registry, Some(Snapshot { stats, ..Snapshot::default() }));
         let types: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         let names: HashSet<&str> = types.iter().filter_map(|line| line.split(' ').next()).collect();
@@ -218,6 +298,10 @@ mod tests {
         assert!(names.iter().all(|name| name.starts_with("mesh_broker_")), "{names:?}");
         assert!(page.contains("mesh_broker_workers 7.0\n"), "{page}");
         assert!(page.contains("mesh_broker_grants_total 12\n"), "{page}");
+        assert!(page.contains("mesh_broker_lane_tasks_queued{lane=\"batch\"} 4.0\n"), "{page}");
+        assert!(page.contains("mesh_broker_tasks_refused_total{code=\"BUSY\"} 1\n"), "{page}");
+        assert!(page.contains("mesh_broker_tasks_refused_total{code=\"other\"} 1\n"), "{page}");
+        assert!(page.contains("mesh_broker_prediction_error_ratio 0.25\n"), "{page}");
         assert!(page.contains("mesh_broker_events_total{event=\"Submit\"} 1\n"), "{page}");
         assert!(page.contains("mesh_broker_undecodable_frames_total{reason=\"not_ours\"} 1\n"), "{page}");
         assert!(page.ends_with("# EOF\n"));

@@ -82,6 +82,14 @@ impl StoreSettings {
             Self::Redis(_) => Redis::NAME,
         }
     }
+
+    /// Whether the store shows workers.
+    pub const fn shows_workers(&self) -> bool {
+        match self {
+            Self::Embedded(_) => EmbeddedStore::SHOWS_ALL,
+            Self::Redis(_) => Redis::SHOWS_ALL,
+        }
+    }
 }
 
 /// Why a store does not do what it should.

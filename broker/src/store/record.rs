@@ -8,8 +8,8 @@ use std::{collections::HashMap, fmt::Display, str::FromStr};
 
 use mesh_core::broker::{TaskRecord, WorkerRecord};
 use proto_msgs::{
-    Arch, Attempt, AttemptState, Demands, Digest, EngineKind, Epoch, ErrorCode, Failure, Lane, ModelRef, Outcome,
-    PublicKey, WorkerId,
+    Arch, Attempt, AttemptState, Demands, Digest, EngineKind, Epoch, ErrorCode, Failure, Lane, LaneLoad, ModelCost,
+    ModelRef, Outcome, PublicKey, WorkerId,
 };
 
 use super::lists;
@@ -79,6 +79,7 @@ pub fn worker_state(record: &WorkerRecord) -> Fields {
         ("slots_used", record.slots_used.iter().map(|used| u32::from(*used)).sum::<u32>().to_string()),
         ("tasks_realtime", record.slots_used[Lane::Realtime.index()].to_string()),
         ("tasks_batch", record.slots_used[Lane::Batch.index()].to_string()),
+        ("violation_permille", optional(record.violation_permille)),
         ("expires_after_ms", record.expires_after.as_millis().to_string()),
     ];
     let Some(heartbeat) = &record.heartbeat else { return fields };
@@ -103,7 +104,33 @@ pub fn worker_state(record: &WorkerRecord) -> Fields {
         ("held_models", joined(heartbeat.held.iter().take(ROW_MODELS_MAX))),
         ("warm_models", joined(heartbeat.warm.iter().take(ROW_MODELS_MAX))),
     ]);
+    fields.extend(lanes(&heartbeat.lanes));
+    fields.extend(costs(&heartbeat.costs));
     fields
+}
+
+fn lanes(lanes: &[LaneLoad; 2]) -> Fields {
+    let [realtime, batch] = lanes;
+    vec![
+        ("realtime_slots_used", realtime.slots_used.to_string()),
+        ("realtime_waiting_items", realtime.waiting_items.to_string()),
+        ("batch_slots_used", batch.slots_used.to_string()),
+        ("batch_waiting_items", batch.waiting_items.to_string()),
+    ]
+}
+
+/// What models cost, lists in the order of `measured_models`.
+fn costs(costs: &[ModelCost]) -> Fields {
+    let shown = || costs.iter().take(ROW_MODELS_MAX);
+    let best = |cost: &ModelCost| cost.best_batch.max(1);
+    vec![
+        ("measured_models", joined(shown().map(|cost| cost.model))),
+        ("run_us", joined(shown().map(|cost| cost.batch_us(1)))),
+        ("load_us", joined(shown().map(|cost| cost.load_us))),
+        ("packing", joined(shown().map(|cost| cost.packing.name()))),
+        ("best_batch_items", joined(shown().map(best))),
+        ("best_batch_us", joined(shown().map(|cost| cost.batch_us(u32::from(best(cost)))))),
+    ]
 }
 
 /// A task, complete: [`task_from_fields`] makes the same task of it.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use mesh_core::broker::{TaskRecord, WorkerRecord};
 use proto_msgs::{
-    Arch, Attempt, ClientId, Demands, Digest, EngineKind, Epoch, Gpu, GpuLoad, Heartbeat, JobId, Lane, Load,
-    ModelFormat, ModelRef, Register, TaskId, TicketKey, WorkerId,
+    Arch, Attempt, ClientId, Demands, Digest, EngineKind, Epoch, Gpu, GpuLoad, Heartbeat, JobId, Lane, Load, ModelCost,
+    ModelFormat, ModelRef, Packing, Register, TaskId, TicketKey, WorkerId,
 };
 
 /// A detached task that waits.
@@ -75,7 +75,14 @@ pub(crate) fn worker(number: u8) -> WorkerRecord {
         warm: Vec::new(),
         link_bytes_per_s: 0,
         lanes: Default::default(),
-        costs: Vec::new(),
+        costs: vec![ModelCost {
+            model: Digest::of(b"model"),
+            packing: Packing::On,
+            best_batch: 8,
+            curve: vec![(1, 10_000), (8, 45_000)],
+            load_us: 20_000,
+            dispatched: [0; 4],
+        }],
     };
     WorkerRecord {
         register,

@@ -99,6 +99,11 @@ async fn a_person_reads_a_worker_with_hgetall_and_the_row_expires_with_the_worke
         ("slots", "2"),
         ("slots_realtime", "1"),
         ("slots_batch", "1"),
+        ("realtime_waiting_items", "0"),
+        ("packing", "on"),
+        ("run_us", "10000"),
+        ("best_batch_items", "8"),
+        ("best_batch_us", "45000"),
         ("slots_used", "1"),
         ("seen_unix_ms", "1795000000000"),
     ] {
