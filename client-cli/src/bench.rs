@@ -31,8 +31,7 @@ use std::{
     sync::Arc,
 };
 
-use mesh_models::{Signature, SignatureError};
-use mesh_sdk::{Input, Mesh, Model, Task, new_job};
+use mesh_sdk::{Mesh, Model, Task, new_job};
 use tokio::sync::watch;
 
 use self::{
@@ -48,13 +47,13 @@ use crate::{
     exit, inputs, items,
     progress::Progress,
     report::Failed,
+    stages,
 };
 
 /// Runs the command; gives what is to be printed.
 pub(crate) async fn bench(global: &Global, flags: &Bench) -> Result<Report, Failed> {
     let mut plan = flags.plan()?;
-    let (signature, payloads) = read_inputs(flags)?;
-    tracing::info!(known = signature.is_some(), "the model's file was read");
+    let payloads = read_inputs(flags)?;
     for file in [&flags.files.csv, &flags.files.plot].into_iter().flatten() {
         // Found out before an hour's measuring, not after it.
         File::create(file).map_err(|error| output_failed(file, &error))?;
@@ -83,23 +82,17 @@ fn output_failed(path: &Path, error: &std::io::Error) -> Failed {
 }
 
 /// The items that requests are made of. Everything is read before anybody is asked: a mistake costs no connection.
-fn read_inputs(flags: &Bench) -> Result<(Option<Signature>, Payloads), Failed> {
+fn read_inputs(flags: &Bench) -> Result<Payloads, Failed> {
     let bad = |error: &dyn std::fmt::Display| Failed::new(exit::BAD_INPUT, "BAD_INPUT", error);
-    let path = flags.model.display();
-    let invalid =
-        |error: &dyn std::fmt::Display| Failed::new(exit::BAD_INPUT, "MODEL_INVALID", format!("{path}: {error}"));
-    let file = File::open(&flags.model).map_err(|error| invalid(&error))?;
-    let signature = match mesh_models::read_signature(file) {
-        Ok(signature) => Some(signature),
-        Err(error @ (SignatureError::UnknownFormat | SignatureError::Read(_))) => return Err(invalid(&error)),
-        // The worker will say what it thinks of inputs as they are.
-        Err(_) => None,
-    };
+    let signature = stages::read_signature(&flags.model)?;
     let items = items::items(&flags.inputs, signature.as_ref()).map_err(|error| bad(&error))?;
     let wishes = flags.forms.wishes();
     let load = |item: &items::Item| inputs::load(item, signature.as_ref(), &wishes).map_err(|error| bad(&error));
-    let loaded: Vec<Vec<Input>> = items.iter().map(load).collect::<Result<_, Failed>>()?;
-    Ok((signature, Payloads::new(loaded)))
+    let payloads = Payloads::new(items.iter().map(load).collect::<Result<_, Failed>>()?);
+    // Items that cannot share a request are told apart from what the mesh thinks of them.
+    payloads.of(0, flags.request.items).map_err(|error| bad(&error))?;
+    stages::check(&flags.model, signature.as_ref(), &stages::read(&flags.request.then)?)?;
+    Ok(payloads)
 }
 
 /// Connects all clients, and lets each send one request.
@@ -154,23 +147,15 @@ async fn client_of(
 async fn template(flags: &Bench, plan: &Plan) -> Result<Task, Failed> {
     let failed = |error| Failed::new(exit::of_submit(&error), "BAD_INPUT", error);
     let request = &flags.request;
-    let mut task = Task::new(Model::from_file(&flags.model).await.map_err(failed)?)
+    let task = Task::new(Model::from_file(&flags.model).await.map_err(failed)?)
         .job(new_job())
         .priority(request.priority)
         .deadline(request.deadline)
         .lane(request.lane)
         .demands(flags.demands.demands());
-    if let Some(slo) = plan.slo {
-        task = task.slo(slo);
-    }
-    for (index, then) in request.then.iter().enumerate() {
-        let (name, path) = match then.split_once('=') {
-            Some((name, path)) if !Path::new(then).exists() => (name.to_owned(), path),
-            _ => (format!("stage{}", index + 2), then.as_str()),
-        };
-        task = task.then(name, Model::from_file(path).await.map_err(failed)?);
-    }
-    Ok(task)
+    let task = plan.slo.into_iter().fold(task, Task::slo);
+    let task = flags.labels.rules().into_iter().fold(task, Task::label);
+    stages::add(task, stages::read(&request.then)?).await.map_err(failed)
 }
 
 /// Level after level, until there is none left or it is time to stop.

@@ -14,9 +14,10 @@ use super::{
     verdict::Promise,
 };
 use crate::{
-    args::{DemandFlags, FormFlags, PathFlags},
+    args::{DemandFlags, FormFlags, LabelFlags, PathFlags},
     exit,
     report::Failed,
+    stages::{self, Then},
     units,
 };
 
@@ -67,6 +68,8 @@ pub(crate) struct Bench {
     measuring: MeasuringFlags,
     #[command(flatten)]
     pub(crate) files: FileFlags,
+    #[command(flatten)]
+    pub(crate) labels: LabelFlags,
     #[command(flatten)]
     pub(crate) demands: DemandFlags,
     #[command(flatten)]
@@ -135,8 +138,8 @@ pub(crate) struct RequestFlags {
     #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = range::parse_percent)]
     max_violation: f64,
     /// One more model, which takes what the one before it gave; may be repeated
-    #[arg(long, value_name = "[NAME=]MODEL")]
-    pub(crate) then: Vec<String>,
+    #[arg(long, value_name = "[NAME=]MODEL", value_parser = stages::parse)]
+    pub(crate) then: Vec<Then>,
 }
 
 /// When it is enough.

@@ -116,6 +116,7 @@ impl Report {
             lines.extend(events.map(|line| format!("{}: {line}", level.load)));
             lines.extend(self.level_remarks(level).into_iter().map(|line| format!("{}: {line}", level.load)));
         }
+        lines.extend(self.unstable_line());
         for failed in &self.failures {
             lines.push(printable(&format!("first {}: {}", failed.code, failed.text)));
         }
@@ -128,17 +129,18 @@ impl Report {
 
     fn level_remarks(&self, level: &Level) -> Vec<String> {
         let tally = level.tally();
-        let mut lines = Vec::new();
+        let mut about = Vec::new();
         if let Some(parts) = tally.parts_ms() {
             let parts = parts.iter().filter(|(_, part_ms)| *part_ms > 0.0);
             let parts: Vec<String> = parts.map(|(name, part_ms)| format!("{name} {}", ms(Some(*part_ms)))).collect();
-            lines.push(format!("on average {}", parts.join(", ")));
+            about.push(format!("on average {}", parts.join(", ")));
         }
-        if let Some(fairness) = tally.fairness() {
-            lines.push(format!("fairness between {} clients (Jain): {fairness:.4}", tally.client_items.len()));
-        }
-        if let Some(skew) = tally.skew() {
-            lines.push(format!("busiest worker over idlest: {skew:.2}"));
+        about.extend(tally.skew().map(|skew| format!("busiest worker over idlest {skew:.2}")));
+        let clients = tally.client_items.len();
+        about.extend(tally.fairness().map(|index| format!("fairness between {clients} clients (Jain) {index:.4}")));
+        let mut lines = Vec::new();
+        if !about.is_empty() {
+            lines.push(about.join("; "));
         }
         if tally.failed() > 0 {
             let errors: Vec<String> = tally.errors.iter().map(|(code, count)| format!("{count} {code}")).collect();
@@ -154,29 +156,34 @@ impl Report {
         if tally.not_sent() > 0 {
             let (count, most) = (tally.not_sent(), self.outstanding_max);
             lines.push(format!(
-                "{count} requests were not sent at their time: {most} were under way (--max-outstanding); counted as failed"
+                "not sent at their time: {count}, because {most} were under way (--max-outstanding); counted as failed"
             ));
         }
         if tally.delayed > 0 {
             let after = units::time(std::time::Duration::from_micros(DELAYED_AFTER_US));
-            lines.push(format!("{} requests were sent more than {after} late: this machine was busy", tally.delayed));
+            lines.push(format!("sent more than {after} late: {}; this machine was busy", tally.delayed));
         }
-        if tally.unanswered > 0 {
-            let overdue = if self.promise.is_some() {
-                format!(", {} of them beyond the threshold already (counted as violations)", tally.overdue)
-            } else {
-                String::new()
-            };
-            lines.push(format!("{} requests were under way when it ended{overdue}", tally.unanswered));
+        if tally.overdue > 0 {
+            let (unanswered, overdue) = (tally.unanswered, tally.overdue);
+            lines.push(format!(
+                "under way when it ended: {unanswered}, of which {overdue} beyond the threshold (counted as violations)"
+            ));
         }
-        match level.measured.settled {
-            Settled::Unstable => lines.push(format!(
-                "the last {WINDOWS_AGREEING} windows do not agree: use a longer --window, more --windows-max, or less load"
-            )),
-            Settled::Stopped => lines.push("stopped before it was measured to its end".to_owned()),
-            Settled::Stable | Settled::Replayed => {}
+        if level.measured.settled == Settled::Stopped {
+            lines.push("stopped before it was measured to its end".to_owned());
         }
         lines
+    }
+
+    /// Told once, however many levels it is true of.
+    fn unstable_line(&self) -> Option<String> {
+        let is_unstable = |level: &Level| level.measured.settled == Settled::Unstable;
+        self.levels.iter().any(is_unstable).then(|| {
+            format!(
+                "unstable: the last {WINDOWS_AGREEING} windows do not agree within --stability; \
+                 use a longer --window (some hundred requests), more --windows-max, or less load"
+            )
+        })
     }
 
     fn search_line(&self) -> Option<String> {
@@ -252,7 +259,7 @@ mod tests {
         assert!(row.starts_with("100/s   100.0    100.0     90 ms"), "{text}");
         assert!(row.contains("100.0%      broken") && row.ends_with("3 stable"), "{text}");
         assert!(text.contains("pi-4     120        40.0%"), "{text}");
-        assert!(text.contains("100/s: busiest worker over idlest: 1.50"), "{text}");
+        assert!(text.contains("busiest worker over idlest 1.50; fairness between 2 clients (Jain) 0.5000"), "{text}");
     }
 
     #[test]
