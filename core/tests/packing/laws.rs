@@ -1,0 +1,124 @@
+//! Random clients, tasks, cancels, failures, models and machines: every row runs once, well, for its owner.
+
+use mesh_core::worker::{BatchKind, Equality};
+use proptest::{collection::vec, option, prelude::*};
+use proto_msgs::{ErrorCode, Lane, Outcome};
+
+use super::world::{Machine, Micros, Model, Task, World};
+
+const SECOND: Micros = 1_000_000;
+
+fn machine() -> impl Strategy<Value = Machine> {
+    let slots = prop_oneof![Just([0, 1]), Just([1, 1]), Just([2, 2]), Just([0, 3]), Just([1, 3]), Just([3, 1])];
+    let map = prop_oneof![Just(vec![-1]), Just(vec![0]), Just(vec![0, 1]), Just(vec![-1, 0]), Just(vec![1, -1, 0])];
+    (slots, map, 1..3_u16).prop_map(|(slots, device_map, device_width)| Machine { slots, device_map, device_width })
+}
+
+fn model() -> impl Strategy<Value = Model> {
+    let many = prop_oneof![
+        4 => Just(Equality::Same),
+        1 => Just(Equality::Differs),
+        1 => Just(Equality::Unsupported),
+        1 => Just(Equality::Inconclusive),
+    ];
+    let rows_max = prop_oneof![3 => Just(u32::MAX), 1 => 1..64_u32];
+    let parts = (100..20_000_u64, 0..5_000_u64, many, rows_max);
+    parts.prop_map(|(base_us, each_us, many, rows_max)| Model { base_us, each_us, many, rows_max })
+}
+
+fn task() -> impl Strategy<Value = Task> {
+    let items = prop_oneof![4 => Just(1), 4 => 2..9_u32, 1 => 9..200_u32];
+    let way = prop_oneof![4 => vec(0..3_usize, 1), 2 => vec(0..3_usize, 2), 1 => vec(0..3_usize, 3)];
+    let lane = prop_oneof![Just(Lane::Realtime), Just(Lane::Batch)];
+    let poison_at = option::weighted(0.1, 0..2_u8);
+    let deadline_us = option::weighted(0.1, 1_000..2_000_000_u64);
+    let parts = (0..6_u8, lane, 0..101_u8, items, way, poison_at, deadline_us);
+    parts.prop_map(|(client, lane, priority, items, way, poison_at, deadline_us)| Task {
+        client,
+        lane,
+        priority,
+        items,
+        way,
+        poison_at,
+        deadline_us,
+    })
+}
+
+/// Whether this may be what became of the task.
+fn is_right(task: &Task, sent: Micros, at: Micros, outcome: &Outcome, is_cancelled: bool) -> bool {
+    let is_poisoned = task.poison_at.is_some_and(|stage| usize::from(stage) < task.way.len());
+    match outcome {
+        Outcome::Done { .. } => !is_poisoned,
+        Outcome::Cancelled => is_cancelled,
+        Outcome::Failed(failure) if failure.code == ErrorCode::Expired => {
+            // The broker's clock counts milliseconds.
+            task.deadline_us.is_some_and(|deadline| at + 1000 >= sent + deadline)
+        }
+        Outcome::Failed(failure) => failure.code == ErrorCode::RunFailed && is_poisoned,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 400,
+        max_shrink_iters: 400,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn every_row_runs_once_for_its_owner(
+        machine in machine(),
+        models in vec(model(), 3),
+        tasks in vec((0..3 * SECOND, task(), option::weighted(0.15, 0..SECOND)), 1..120),
+    ) {
+        let mut world = World::new(machine, models);
+        let start = world.now;
+        let mut cancelled = Vec::new();
+        for (after, task, cancel) in tasks {
+            let number = world.submit(start + after, task);
+            cancelled.push(cancel.is_some());
+            if let Some(cancel) = cancel {
+                world.cancel(start + after + cancel, number);
+            }
+        }
+        world.run_until(start + 10_000 * SECOND);
+        prop_assert_eq!(world.referee.left(), Vec::<usize>::new());
+        prop_assert_eq!(world.ends.len(), world.tasks.len());
+        for (number, end) in &world.ends {
+            let (sent, task) = &world.tasks[*number];
+            let is_cancelled = cancelled[*number];
+            prop_assert!(is_right(task, *sent, end.at, &end.outcome, is_cancelled), "{task:?} ended {end:?}");
+        }
+    }
+}
+
+#[test]
+fn one_tasks_failure_is_nobody_elses() {
+    let machine = Machine { slots: [0, 1], device_map: vec![-1], device_width: 1 };
+    let mut world = World::new(machine, vec![Model::packs(5000, 200)]);
+    let start = world.now;
+    // The model is known to pack before the bad one comes.
+    for client in 0..32 {
+        world.submit(start, Task::new(client, Lane::Realtime, 4));
+    }
+    let later = start + SECOND;
+    let good: Vec<usize> = (0..8).map(|client| world.submit(later, Task::new(client, Lane::Realtime, 2))).collect();
+    let bad = world.submit(later, Task { poison_at: Some(0), ..Task::new(9, Lane::Realtime, 2) });
+    world.run_until(start + 10 * SECOND);
+    assert!(world.batches.iter().any(|(_, kind, _)| *kind == BatchKind::Packed), "{:?}", world.batches);
+    assert!(good.iter().all(|task| matches!(world.ends[task].outcome, Outcome::Done { .. })));
+    assert!(matches!(&world.ends[&bad].outcome, Outcome::Failed(failure) if failure.code == ErrorCode::RunFailed));
+}
+
+#[test]
+fn a_size_at_which_the_model_fails_is_found_and_avoided() {
+    let model = Model { rows_max: 20, ..Model::packs(5000, 200) };
+    let mut world = World::new(Machine { slots: [0, 1], device_map: vec![0], device_width: 1 }, vec![model]);
+    let start = world.now;
+    let task = world.submit(start, Task::new(1, Lane::Batch, 1000));
+    world.run_until(start + 60 * SECOND);
+    assert!(matches!(world.ends[&task].outcome, Outcome::Done { .. }), "{:?}", world.ends);
+    let large = world.batches.iter().filter(|(_, kind, rows)| *kind == BatchKind::Packed && *rows > 20).count();
+    assert_eq!(large, 1);
+}

@@ -1,0 +1,152 @@
+//! How near the machine comes to what the device could do.
+
+use mesh_core::worker::{BatchKind, Equality};
+use proto_msgs::Lane;
+
+use super::world::{Machine, Micros, Model, Task, World};
+
+const MS: Micros = 1000;
+const SECOND: Micros = 1_000_000;
+
+/// Two slots of each lane on one device that takes one batch at a time.
+fn one_device() -> Machine {
+    Machine { slots: [2, 2], device_map: vec![0], device_width: 1 }
+}
+
+/// Share of the ideal that clients get who send one item, wait for the answer and come back so much later.
+fn closed_loop(clients: u8, model: Model, returns_after: Micros) -> f64 {
+    let mut world = World::new(one_device(), vec![model]);
+    world.returns_after = Some(returns_after);
+    let start = world.now;
+    for client in 0..clients {
+        world.submit(start + u64::from(client) * 37, Task::new(client, Lane::Realtime, 1));
+    }
+    world.run_until(start + 2 * SECOND);
+    let before = world.ends.len();
+    world.run_until(start + 7 * SECOND);
+    let per_second = (world.ends.len() - before) as f64 / 5.0;
+    let ideal = f64::from(clients) * SECOND as f64 / model.batch_us(u32::from(clients)) as f64;
+    let share = per_second / ideal;
+    println!("{clients} clients on 5 ms + 0.2 ms an item, back after {returns_after} µs: {share:.3} of the ideal");
+    share
+}
+
+#[test]
+fn a_closed_loop_gets_nine_tenths_of_the_device() {
+    let model = Model::packs(5 * MS, MS / 5);
+    for clients in [8, 64] {
+        for returns_after in [0, 200, 500] {
+            let share = closed_loop(clients, model, returns_after);
+            assert!(share >= 0.9, "{share}");
+        }
+        // The device cannot be busy while everybody is on the way.
+        let share = closed_loop(clients, model, 1500);
+        let batch_us = model.batch_us(u32::from(clients)) as f64;
+        assert!(share >= 0.9 * batch_us / (batch_us + 1500.0), "{share}");
+    }
+}
+
+#[test]
+fn two_clients_before_one_slot_are_soon_packed() {
+    // When the first has its answer only the second one's item is there: without a moment's wait nothing is ever tried.
+    let machine = Machine { slots: [0, 1], device_map: vec![-1], device_width: 1 };
+    let mut world = World::new(machine, vec![Model::packs(5 * MS, MS / 5)]);
+    world.returns_after = Some(1500);
+    let start = world.now;
+    for client in 0..2 {
+        world.submit(start, Task::new(client, Lane::Realtime, 1));
+    }
+    world.run_until(start + 2 * SECOND);
+    let packed = world.batches.iter().filter(|(_, kind, _)| *kind == BatchKind::Packed).count();
+    assert!(packed * 10 >= world.batches.len() * 9, "{packed} of {}", world.batches.len());
+}
+
+/// What came of a mixed run: when the bulk was done in seconds, and the realtime answers' times in milliseconds.
+struct Mixed {
+    bulk_s: f64,
+    ideal_bulk_s: f64,
+    realtime_ms: Vec<f64>,
+}
+
+/// Four clients of the batch lane bring so many items each, and two seconds later so many realtime clients eight each.
+fn mixed(bulk_items: u32, realtime_clients: u8) -> Mixed {
+    let model = Model::packs(5 * MS, 5 * MS);
+    let mut world = World::new(one_device(), vec![model]);
+    let start = world.now;
+    let bulk: Vec<usize> =
+        (0..4).map(|client| world.submit(start, Task::new(100 + client, Lane::Batch, bulk_items))).collect();
+    let realtime_at = start + 2 * SECOND;
+    let realtime: Vec<usize> = (0..realtime_clients)
+        .map(|client| world.submit(realtime_at + u64::from(client) * 10, Task::new(client, Lane::Realtime, 8)))
+        .collect();
+    world.run_until(start + 100 * SECOND);
+    let at = |task: &usize| world.ends[task].at;
+    let mut realtime_ms: Vec<f64> = realtime.iter().map(|task| (at(task) - realtime_at) as f64 / 1000.0).collect();
+    realtime_ms.sort_by(f64::total_cmp);
+    let items = 4 * bulk_items + 8 * u32::from(realtime_clients);
+    let ideal_us = u64::from(items / 64) * model.batch_us(64) + model.batch_us(items % 64);
+    let bulk_us = bulk.iter().map(at).max().expect("there is bulk") - start;
+    Mixed { bulk_s: bulk_us as f64 / 1e6, ideal_bulk_s: ideal_us as f64 / 1e6, realtime_ms }
+}
+
+#[test]
+fn realtime_goes_first_and_the_bulk_loses_nothing() {
+    // Triton with priorities needs 0.64, 1.22 and 1.71 s.
+    for (clients, median_ms) in [(8, 640.0), (24, 1220.0), (48, 1710.0)] {
+        let Mixed { bulk_s, ideal_bulk_s, realtime_ms } = mixed(1000, clients);
+        let middle = realtime_ms[realtime_ms.len() / 2];
+        let last = realtime_ms.last().expect("there are some");
+        let ratio = bulk_s / ideal_bulk_s;
+        println!("4 x 1000 and {clients} x 8: bulk {bulk_s:.2} s of {ideal_bulk_s:.2} ideal ({ratio:.3})");
+        println!("    realtime median {middle:.0} ms, last {last:.0} ms");
+        assert!(ratio <= 1.03, "{ratio}");
+        assert!(middle <= median_ms, "{middle}");
+        // Its own time at the device, one batch before it, and the batch lane's tenth.
+        let alone_ms = f64::from(clients) * 8.0 * 5.0 + 5.0 * (f64::from(clients) / 8.0).ceil();
+        assert!(*last <= (alone_ms + 170.0) / 0.9 + 170.0, "{last}");
+    }
+}
+
+#[test]
+fn two_stages_overlap() {
+    // Two models of 20 ms an item on a processor, no gain from packing, one client with 100 items.
+    let model = Model { many: Equality::Unsupported, ..Model::packs(20 * MS, 0) };
+    let took = |slots| {
+        let mut world = World::new(Machine { slots, device_map: vec![-1], device_width: 1 }, vec![model, model]);
+        let start = world.now;
+        let task = world.submit(start, Task { way: vec![0, 1], ..Task::new(1, Lane::Batch, 100) });
+        world.run_until(start + 60 * SECOND);
+        (world.ends[&task].at - start) as f64 / 1e6
+    };
+    let (one, two) = (took([0, 1]), took([0, 2]));
+    println!(
+        "100 items through two stages of 20 ms: {one:.2} s in one slot, {two:.2} s in two ({:.2} times)",
+        one / two
+    );
+    assert!(one / two >= 1.8, "{one} {two}");
+}
+
+#[test]
+fn two_equal_clients_get_equal_shares() {
+    let model = Model::packs(5 * MS, 5 * MS);
+    let mut world = World::new(one_device(), vec![model]);
+    let start = world.now;
+    let tasks: Vec<usize> = (0..2).map(|client| world.submit(start, Task::new(client, Lane::Batch, 1000))).collect();
+    world.run_until(start + 100 * SECOND);
+    let at: Vec<f64> = tasks.iter().map(|task| (world.ends[task].at - start) as f64).collect();
+    println!("two clients with 1000 items each: {:.2} s and {:.2} s", at[0] / 1e6, at[1] / 1e6);
+    assert!((at[0] / at[1] - 1.0).abs() < 0.03, "{at:?}");
+}
+
+#[test]
+fn idle_processors_share_the_rows_of_one_task() {
+    let model = Model::packs(5 * MS, MS / 5);
+    let mut world = World::new(Machine { slots: [4, 0], device_map: vec![-1], device_width: 1 }, vec![model]);
+    let start = world.now;
+    for round in 0..20 {
+        world.submit(start + round * SECOND, Task::new(1, Lane::Realtime, 128));
+    }
+    world.run_until(start + 30 * SECOND);
+    let last: Vec<u32> = world.batches.iter().rev().take(4).map(|(_, _, rows)| *rows).collect();
+    assert_eq!(last, [32, 32, 32, 32], "{:?}", world.batches);
+}

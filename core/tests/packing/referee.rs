@@ -1,0 +1,266 @@
+//! What must hold whatever happens, checked at each batch. Never steers.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_core::worker::{BatchId, BatchKind, Equality, Part};
+use proto_msgs::{AttemptId, Heartbeat, Lane, Outcome};
+
+use super::world::{Machine, Micros, Model, Running, Task, number_of};
+
+/// Rows that run together at most.
+const ROWS_MAX: u32 = 64;
+
+/// Nobody waits longer while a slot is free.
+const WAIT_MAX: Micros = 100_000;
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Row {
+    /// Waits since then.
+    Waits(Micros),
+    Runs,
+    /// Through this stage.
+    Done,
+}
+
+/// What is known of an attempt that has not ended.
+struct Attempt {
+    task: Task,
+    /// By stage and item; a row that has not reached a stage is not in it.
+    rows: Vec<BTreeMap<u32, Row>>,
+}
+
+pub(crate) struct Referee {
+    machine: Machine,
+    open: BTreeMap<AttemptId, Attempt>,
+    over: BTreeSet<AttemptId>,
+    /// While realtime rows wait: a device's time since then, of each lane.
+    backlog: BTreeMap<i16, [Micros; 2]>,
+    largest: BTreeMap<i16, Micros>,
+    /// Rows of one model that waited between two stages, at most.
+    pub(crate) most_between_stages: u32,
+    /// Whose batches were killed in this moment.
+    killed: Vec<AttemptId>,
+    ways: BTreeMap<AttemptId, Vec<usize>>,
+    lanes: BTreeMap<AttemptId, Lane>,
+}
+
+impl Referee {
+    pub(crate) fn new(machine: Machine) -> Self {
+        Self {
+            machine,
+            open: BTreeMap::new(),
+            over: BTreeSet::new(),
+            backlog: BTreeMap::new(),
+            largest: BTreeMap::new(),
+            most_between_stages: 0,
+            killed: Vec::new(),
+            ways: BTreeMap::new(),
+            lanes: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn model_of(&self, part: &Part) -> usize {
+        self.ways[&part.id][usize::from(part.stage)]
+    }
+
+    pub(crate) fn lane_of(&self, part: &Part) -> Lane {
+        self.lanes[&part.id]
+    }
+
+    fn lane_of_slot(&self, slot: u16) -> Lane {
+        if slot < self.machine.slots[0] { Lane::Realtime } else { Lane::Batch }
+    }
+
+    fn device_of_slot(&self, slot: u16) -> i16 {
+        self.machine.device_map[usize::from(slot) % self.machine.device_map.len()]
+    }
+
+    pub(crate) fn arrived(&mut self, now: Micros, id: AttemptId, task: Task) {
+        self.ways.insert(id, task.way.clone());
+        self.lanes.insert(id, task.lane);
+        let mut rows = vec![BTreeMap::new(); task.way.len()];
+        rows[0] = (0..task.items).map(|row| (row, Row::Waits(now))).collect();
+        self.open.insert(id, Attempt { task, rows });
+    }
+
+    pub(crate) fn begins(&mut self, batch: &Running, others: &BTreeMap<BatchId, Running>, model: Model) {
+        self.is_in_a_free_slot(batch, others);
+        self.is_of_one_kind(batch, model);
+        self.keeps_realtime_waiting_for_one_batch(batch, others);
+        for Part { id, stage, rows } in &batch.parts {
+            let attempt = self.open.get_mut(id).unwrap_or_else(|| panic!("{id:?} is over and runs again"));
+            let of_stage = &mut attempt.rows[usize::from(*stage)];
+            for row in rows.clone() {
+                let before = of_stage.insert(row, Row::Runs);
+                assert!(matches!(before, Some(Row::Waits(_))), "row {row} of {id:?} in stage {stage}: {before:?}");
+            }
+        }
+    }
+
+    fn is_in_a_free_slot(&self, batch: &Running, others: &BTreeMap<BatchId, Running>) {
+        let slot = batch.slot;
+        assert!(slot.0 < self.machine.slots.iter().sum(), "there is no {slot:?}");
+        assert!(others.values().all(|other| other.slot != slot), "{slot:?} is in use");
+        assert_eq!(batch.device, self.device_of_slot(slot.0), "{slot:?} sits elsewhere");
+        let beside = others.values().filter(|other| other.device == batch.device).count();
+        let has_room = batch.device < 0 || beside < usize::from(self.machine.device_width);
+        assert!(has_room, "{beside} batches run on {}", batch.device);
+        let is_home = self.lane_of(&batch.parts[0]) == Lane::Realtime || self.lane_of_slot(slot.0) == Lane::Batch;
+        assert!(is_home, "the batch lane runs in realtime {slot:?}");
+    }
+
+    fn is_of_one_kind(&self, batch: &Running, model: Model) {
+        let (first, count, rows) = (&batch.parts[0], batch.parts.len(), batch.rows());
+        assert!(batch.parts.iter().all(|part| part.rows.start < part.rows.end));
+        let ids: BTreeSet<AttemptId> = batch.parts.iter().map(|part| part.id).collect();
+        assert_eq!(ids.len(), count, "an attempt comes once in a batch");
+        for part in &batch.parts {
+            assert_eq!(part.stage, first.stage);
+            assert_eq!(self.model_of(part), self.model_of(first));
+            assert_eq!(self.lane_of(part), self.lane_of(first));
+        }
+        match batch.kind {
+            BatchKind::Whole => assert_eq!(count, 1),
+            BatchKind::Packed => {
+                assert!((2..=ROWS_MAX).contains(&rows), "{rows} rows");
+                assert_eq!(model.many, Equality::Same, "packed without proof");
+            }
+            BatchKind::Probe => assert!((2..=8).contains(&rows), "{rows} rows in a probe"),
+        }
+    }
+
+    /// While realtime rows wait for a device, the batch lane gets no more of it than its share.
+    fn keeps_realtime_waiting_for_one_batch(&mut self, batch: &Running, others: &BTreeMap<BatchId, Running>) {
+        let lane = self.lane_of(&batch.parts[0]);
+        let is_free = |slot: u16| others.values().all(|other| other.slot.0 != slot);
+        let mut realtime_slots = 0..self.machine.slots[0];
+        let takes_its_place = realtime_slots.any(|slot| self.device_of_slot(slot) == batch.device && is_free(slot));
+        let is_contended = self.machine.slots[0] == 0 || batch.device >= 0 && takes_its_place;
+        if !self.waits(Lane::Realtime) || lane == Lane::Batch && !is_contended {
+            return;
+        }
+        let spent = self.backlog.entry(batch.device).or_default();
+        let largest = self.largest.entry(batch.device).or_default();
+        if lane == Lane::Batch {
+            // What the share left over before this backlog is at most a batch and the limit of the machine's books.
+            let allowed = spent[0] / 9 + *largest + 2_000_000;
+            assert!(spent[1] <= allowed, "{} µs of the batch lane beside {} of realtime", spent[1], spent[0]);
+        }
+        *largest = (*largest).max(batch.took);
+        spent[lane.index()] += batch.took;
+    }
+
+    fn waits(&self, lane: Lane) -> bool {
+        let waits = |attempt: &Attempt| attempt.rows.iter().any(|rows| rows.values().any(is_waiting));
+        self.open.values().any(|attempt| attempt.task.lane == lane && waits(attempt))
+    }
+
+    pub(crate) fn over(&mut self, now: Micros, batch: &Running, went_well: bool) {
+        for Part { id, stage, rows } in &batch.parts {
+            let Some(attempt) = self.open.get_mut(id) else { continue };
+            let stage = usize::from(*stage);
+            for row in rows.clone() {
+                let after = if went_well { Row::Done } else { Row::Waits(now) };
+                let before = attempt.rows[stage].insert(row, after);
+                assert_eq!(before, Some(Row::Runs), "row {row} of {id:?}");
+                if went_well && stage + 1 < attempt.rows.len() {
+                    attempt.rows[stage + 1].insert(row, Row::Waits(now));
+                }
+            }
+        }
+    }
+
+    pub(crate) fn killed(&mut self, batch: &Running) {
+        self.killed.extend(batch.parts.iter().map(|part| part.id));
+    }
+
+    pub(crate) fn answered(&mut self, now: Micros, id: AttemptId, outcome: &Outcome) {
+        let attempt = self.open.get(&id).expect("an answer is given once");
+        if let Outcome::Done { .. } = outcome {
+            for (stage, rows) in attempt.rows.iter().enumerate() {
+                let done = rows.values().filter(|row| **row == Row::Done).count();
+                assert_eq!(done, attempt.task.items as usize, "{id:?} at {now} in stage {stage}");
+            }
+        }
+    }
+
+    pub(crate) fn ended(&mut self, id: AttemptId) {
+        self.open.remove(&id);
+        self.over.insert(id);
+    }
+
+    pub(crate) fn heartbeat(&self, heartbeat: &Heartbeat) {
+        let used: u16 = heartbeat.lanes.iter().map(|lane| lane.slots_used).sum();
+        assert!(used <= self.machine.slots.iter().sum());
+        assert!(heartbeat.costs.iter().all(|cost| u32::from(cost.best_batch) <= ROWS_MAX));
+    }
+
+    /// After each event.
+    pub(crate) fn look(&mut self, now: Micros, running: &BTreeMap<BatchId, Running>) {
+        if !self.waits(Lane::Realtime) {
+            self.backlog.clear();
+        }
+        for lane in Lane::ALL {
+            if let Some((id, since)) = self.longest_waiting(lane)
+                && now > since + WAIT_MAX
+                && let Some(slot) = self.free_slot(lane, running)
+            {
+                panic!("{id:?} waits since {since} at {now} and slot {slot} is free");
+            }
+        }
+        self.stages_are_bounded();
+        let killed = std::mem::take(&mut self.killed);
+        assert!(killed.iter().all(|id| self.over.contains(id)), "killed although wanted: {killed:?}");
+    }
+
+    /// Rows of the last stage: earlier ones may wait for those after them.
+    fn longest_waiting(&self, lane: Lane) -> Option<(AttemptId, Micros)> {
+        let of_lane = self.open.iter().filter(|(_, attempt)| attempt.task.lane == lane);
+        let waits = of_lane.filter_map(|(id, attempt)| {
+            let since = attempt.rows.last()?.values().filter_map(|row| match row {
+                Row::Waits(since) => Some(*since),
+                Row::Runs | Row::Done => None,
+            });
+            since.min().map(|since| (*id, since))
+        });
+        waits.min_by_key(|(_, since)| *since)
+    }
+
+    fn free_slot(&self, lane: Lane, running: &BTreeMap<BatchId, Running>) -> Option<u16> {
+        let has_room = |device: i16| {
+            let busy = running.values().filter(|batch| batch.device == device).count();
+            device < 0 || busy < usize::from(self.machine.device_width)
+        };
+        (0..self.machine.slots.iter().sum()).find(|slot| {
+            let is_home = self.lane_of_slot(*slot) == lane;
+            is_home && has_room(self.device_of_slot(*slot)) && running.values().all(|batch| batch.slot.0 != *slot)
+        })
+    }
+
+    /// Between two models at most two full batches wait, what the running ones bring, and one task more.
+    fn stages_are_bounded(&mut self) {
+        let mut waiting: BTreeMap<(Lane, &[usize]), u32> = BTreeMap::new();
+        let mut items_max = 0;
+        for attempt in self.open.values() {
+            items_max = items_max.max(attempt.task.items);
+            for (stage, rows) in attempt.rows.iter().enumerate().skip(1) {
+                let count = rows.values().filter(|row| is_waiting(row)).count() as u32;
+                *waiting.entry((attempt.task.lane, &attempt.task.way[..=stage])).or_default() += count;
+            }
+        }
+        let slots: u16 = self.machine.slots.iter().sum();
+        let limit = (2 + u32::from(slots)) * ROWS_MAX + 2 * items_max;
+        let most = waiting.values().copied().max().unwrap_or(0);
+        assert!(most <= limit, "{most} wait between stages, {limit} may");
+        self.most_between_stages = self.most_between_stages.max(most);
+    }
+
+    /// Tasks that were taken in and have not ended.
+    pub(crate) fn left(&self) -> Vec<usize> {
+        self.open.keys().copied().map(number_of).collect()
+    }
+}
+
+fn is_waiting(row: &Row) -> bool {
+    matches!(row, Row::Waits(_))
+}

@@ -1,0 +1,123 @@
+//! Single cases, told one by one.
+
+use mesh_core::worker::{BatchKind, Equality};
+use proto_msgs::{ErrorCode, Lane, Outcome};
+
+use super::world::{Machine, Micros, Model, Task, World};
+
+const MS: Micros = 1000;
+const SECOND: Micros = 1_000_000;
+
+fn one_gpu() -> Machine {
+    Machine { slots: [1, 1], device_map: vec![0], device_width: 1 }
+}
+
+/// A world in which it is known that the model packs up to 64 rows.
+fn practised(machine: Machine, model: Model) -> World {
+    let mut world = World::new(machine, vec![model]);
+    let start = world.now;
+    for round in 0..16 {
+        world.submit(start + round * SECOND, Task::new(200, Lane::Realtime, 64));
+    }
+    world.run_until(start + 60 * SECOND);
+    assert_eq!(world.batches.last(), Some(&(Lane::Realtime, BatchKind::Packed, 64)));
+    world.batches.clear();
+    world
+}
+
+fn is_done(world: &World, task: usize) -> bool {
+    matches!(world.ends[&task].outcome, Outcome::Done { .. })
+}
+
+#[test]
+fn a_cancelled_task_leaves_its_batch_to_the_others() {
+    let mut world = practised(one_gpu(), Model::packs(50 * MS, MS));
+    let now = world.now;
+    let first = world.submit(now, Task::new(1, Lane::Realtime, 4));
+    let others: Vec<usize> =
+        (2..6).map(|client| world.submit(now + MS, Task::new(client, Lane::Realtime, 4))).collect();
+    // The second batch, of four tasks, runs from 54 to 120 ms.
+    world.cancel(now + 80 * MS, others[0]);
+    world.run_until(now + SECOND);
+    assert!(is_done(&world, first));
+    for other in &others[1..] {
+        assert!(is_done(&world, *other));
+        assert_eq!(world.ends[other].at, now + 54 * MS + 66 * MS, "the batch went on");
+    }
+}
+
+#[test]
+fn a_batch_that_nobody_wants_makes_room_at_once() {
+    let mut world = practised(one_gpu(), Model::packs(50 * MS, MS));
+    let now = world.now;
+    let first = world.submit(now, Task::new(1, Lane::Realtime, 64));
+    let second = world.submit(now + MS, Task::new(2, Lane::Realtime, 1));
+    world.cancel(now + 10 * MS, first);
+    world.run_until(now + SECOND);
+    assert_eq!(world.ends[&second].at, now + 10 * MS + 51 * MS);
+}
+
+#[test]
+fn a_deadline_ends_its_task_and_not_its_neighbours() {
+    let mut world = practised(one_gpu(), Model::packs(50 * MS, MS));
+    let now = world.now;
+    world.submit(now, Task::new(1, Lane::Realtime, 64));
+    let late = Task { deadline_us: Some(150 * MS), ..Task::new(2, Lane::Realtime, 8) };
+    let late = world.submit(now + MS, late);
+    let patient = world.submit(now + MS, Task::new(3, Lane::Realtime, 32));
+    world.run_until(now + SECOND);
+    let end = &world.ends[&late];
+    assert!(matches!(&end.outcome, Outcome::Failed(failure) if failure.code == ErrorCode::Expired), "{end:?}");
+    assert!(end.at <= now + 152 * MS, "at its deadline, not at the batch's end");
+    assert!(is_done(&world, patient));
+}
+
+#[test]
+fn the_batch_lane_keeps_its_tenth_however_much_realtime_there_is() {
+    let mut world = practised(one_gpu(), Model::packs(5 * MS, 5 * MS));
+    let now = world.now;
+    let bulk = world.submit(now, Task::new(1, Lane::Batch, 1000));
+    // More realtime work than the device can do in twenty seconds.
+    for client in 2..100 {
+        world.submit(now + MS, Task::new(client, Lane::Realtime, 64));
+    }
+    world.run_until(now + 20 * SECOND);
+    let items = |lane| world.batches.iter().filter(|batch| batch.0 == lane).map(|batch| batch.2).sum::<u32>();
+    let share = f64::from(items(Lane::Batch)) / f64::from(items(Lane::Batch) + items(Lane::Realtime));
+    println!("the batch lane has {share:.3} of the device while realtime could take all of it");
+    assert!((0.08..0.13).contains(&share), "{share}");
+    assert!(!world.ends.contains_key(&bulk));
+}
+
+#[test]
+fn a_low_priority_is_late_and_not_forgotten() {
+    let mut world = practised(one_gpu(), Model::packs(5 * MS, 5 * MS));
+    let now = world.now;
+    world.submit(now, Task::new(250, Lane::Realtime, 64));
+    let humble = world.submit(now + MS, Task { priority: 1, ..Task::new(200, Lane::Realtime, 1) });
+    for client in 0..150 {
+        world.submit(now + MS, Task { priority: 90, ..Task::new(client, Lane::Realtime, 32) });
+    }
+    world.run_until(now + 100 * SECOND);
+    let waited = world.ends[&humble].at - now;
+    // 150 x 32 items take 24 s; every eighth batch is the oldest item's, whoever's that is.
+    assert!((650 * MS..3 * SECOND).contains(&waited), "{waited}");
+}
+
+#[test]
+fn stages_wait_for_each_other() {
+    // The second model is ten times as slow: the first one must not run away.
+    let fast = Model { many: Equality::Unsupported, ..Model::packs(10 * MS, 0) };
+    let slow = Model { base_us: 100 * MS, ..fast };
+    let machine = Machine { slots: [0, 2], device_map: vec![-1], device_width: 1 };
+    let mut world = World::new(machine, vec![fast, slow]);
+    let now = world.now;
+    let task = |client| Task { way: vec![0, 1], ..Task::new(client, Lane::Batch, 1) };
+    let tasks: Vec<usize> = (0..20).map(|client| world.submit(now, task(client))).collect();
+    world.run_until(now + 60 * SECOND);
+    // Two that wait, and what the first batch brings, which is the four items of a probe.
+    assert!(world.referee.most_between_stages <= 6, "{}", world.referee.most_between_stages);
+    let last = tasks.iter().map(|task| world.ends[task].at - now).max().expect("there are some");
+    // Both slots share 20 x 110 ms.
+    assert!(last <= 1300 * MS, "{last}");
+}

@@ -1,0 +1,377 @@
+//! Clients, a worker's machine and its devices. Time is a number, a device takes `base + each · rows`.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+    time::Duration,
+};
+
+use mesh_core::{
+    MonoTime,
+    worker::{Action, BatchId, BatchKind, BatchTimes, Config, Equality, Event, LinkId, Part, SlotId, Worker},
+};
+use proto_msgs::{
+    Arch, Attempt, AttemptId, BrokerToWorker, ClientId, DType, Demands, Digest, EngineKind, Epoch, ErrorCode, Failure,
+    HeartbeatAck, InputDecl, Lane, Manifest, ModelFormat, ModelRef, Open, Outcome, Phase, Purpose, Register, Stage,
+    TaskId, Ticket, TicketBody, TicketKey, WorkerId, WorkerToBroker, WorkerToClient,
+};
+
+use super::referee::Referee;
+
+/// Microseconds.
+pub(crate) type Micros = u64;
+
+const KEY: TicketKey = TicketKey([7; 32]);
+const WORKER: WorkerId = WorkerId::from_bytes([1; 16]);
+
+/// What a model is like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Model {
+    pub(crate) base_us: Micros,
+    pub(crate) each_us: Micros,
+    /// What many rows give.
+    pub(crate) many: Equality,
+    /// More rows than this together fail.
+    pub(crate) rows_max: u32,
+}
+
+impl Model {
+    pub(crate) const fn packs(base_us: Micros, each_us: Micros) -> Self {
+        Self { base_us, each_us, many: Equality::Same, rows_max: u32::MAX }
+    }
+
+    pub(crate) fn batch_us(&self, rows: u32) -> Micros {
+        self.base_us + self.each_us * u64::from(rows)
+    }
+}
+
+/// A machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Machine {
+    pub(crate) slots: [u16; 2],
+    pub(crate) device_map: Vec<i16>,
+    pub(crate) device_width: u16,
+}
+
+/// A task as a client sends it.
+#[derive(Clone, Debug)]
+pub(crate) struct Task {
+    pub(crate) client: u8,
+    pub(crate) lane: Lane,
+    pub(crate) priority: u8,
+    pub(crate) items: u32,
+    /// Numbers of the models it goes through.
+    pub(crate) way: Vec<usize>,
+    /// Its last row makes the model of this stage fail.
+    pub(crate) poison_at: Option<u8>,
+    pub(crate) deadline_us: Option<Micros>,
+}
+
+impl Task {
+    pub(crate) fn new(client: u8, lane: Lane, items: u32) -> Self {
+        Self { client, lane, priority: 50, items, way: vec![0], poison_at: None, deadline_us: None }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Happening {
+    Submit(usize),
+    Cancel(usize),
+    BatchOver(BatchId),
+    Wake,
+}
+
+/// A batch that runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Running {
+    pub(crate) parts: Vec<Part>,
+    pub(crate) slot: SlotId,
+    pub(crate) device: i16,
+    pub(crate) kind: BatchKind,
+    pub(crate) took: Micros,
+}
+
+impl Running {
+    pub(crate) fn rows(&self) -> u32 {
+        self.parts.iter().map(|part| part.rows.end - part.rows.start).sum()
+    }
+}
+
+/// What became of a task.
+#[derive(Clone, Debug)]
+pub(crate) struct End {
+    pub(crate) at: Micros,
+    pub(crate) outcome: Outcome,
+}
+
+/// All of it.
+pub(crate) struct World {
+    pub(crate) now: Micros,
+    machine: Worker,
+    models: Vec<Model>,
+    /// Tasks by number, with when they were sent.
+    pub(crate) tasks: Vec<(Micros, Task)>,
+    pub(crate) ends: BTreeMap<usize, End>,
+    running: BTreeMap<BatchId, Running>,
+    pub(crate) referee: Referee,
+    happenings: BinaryHeap<Reverse<(Micros, u64, Happening)>>,
+    count: u64,
+    wake: Option<Micros>,
+    /// Clients in a closed loop send the next task so long after an answer.
+    pub(crate) returns_after: Option<Micros>,
+    /// Lane, kind and rows of each batch, in the order of their ends.
+    pub(crate) batches: Vec<(Lane, BatchKind, u32)>,
+}
+
+impl World {
+    pub(crate) fn new(machine: Machine, models: Vec<Model>) -> Self {
+        let config = Config {
+            device_width: machine.device_width,
+            // These clients do not go away.
+            client_silence: Duration::from_secs(100_000),
+            ..Config::new(register(&machine))
+        };
+        let mut world = Self {
+            now: 1_000_000,
+            machine: Worker::new(config),
+            models,
+            tasks: Vec::new(),
+            ends: BTreeMap::new(),
+            running: BTreeMap::new(),
+            referee: Referee::new(machine),
+            happenings: BinaryHeap::new(),
+            count: 0,
+            wake: None,
+            returns_after: None,
+            batches: Vec::new(),
+        };
+        world.handle(Event::Started { attempts: Vec::new() });
+        let ack = HeartbeatAck {
+            worker: WORKER,
+            epoch: Epoch(1),
+            seq: 1,
+            known: true,
+            broker_unix_ms: world.now / 1000,
+            forget: Vec::new(),
+            stop: Vec::new(),
+        };
+        world.handle(Event::BrokerSaid(BrokerToWorker::HeartbeatAck(ack)));
+        world
+    }
+
+    fn at(&mut self, at: Micros, happening: Happening) {
+        self.count += 1;
+        self.happenings.push(Reverse((at, self.count, happening)));
+    }
+
+    /// A task is sent at that time.
+    pub(crate) fn submit(&mut self, at: Micros, task: Task) -> usize {
+        self.tasks.push((at, task));
+        self.at(at, Happening::Submit(self.tasks.len() - 1));
+        self.tasks.len() - 1
+    }
+
+    pub(crate) fn cancel(&mut self, at: Micros, task: usize) {
+        self.at(at, Happening::Cancel(task));
+    }
+
+    /// Lets time pass until then, or until nothing is under way.
+    pub(crate) fn run_until(&mut self, end: Micros) {
+        while let Some(Reverse((at, _, happening))) = self.happenings.peek().copied() {
+            let is_over = self.ends.len() == self.tasks.len() && self.running.is_empty();
+            if at > end || is_over && self.returns_after.is_none() {
+                return;
+            }
+            self.happenings.pop();
+            self.now = at;
+            match happening {
+                Happening::Submit(task) => self.open(task),
+                Happening::Cancel(task) => {
+                    if !self.ends.contains_key(&task) {
+                        self.end(task, Outcome::Cancelled);
+                        self.handle(Event::Aborted { id: id_of(task) });
+                    }
+                }
+                Happening::BatchOver(batch) => self.batch_over(batch),
+                Happening::Wake => {
+                    self.wake = None;
+                    self.handle(Event::Deadline);
+                }
+            }
+            self.referee.look(self.now, &self.running);
+        }
+    }
+
+    fn open(&mut self, number: usize) {
+        let (id, task) = (id_of(number), self.tasks[number].1.clone());
+        let model = |number: &usize| ModelRef {
+            digest: Digest::from_bytes([*number as u8 + 1; 32]),
+            size_bytes: 1,
+            format: ModelFormat::Onnx,
+        };
+        let body = TicketBody {
+            purpose: Purpose::Run,
+            task: id.task,
+            attempt: id.attempt,
+            worker: WORKER,
+            epoch: Epoch(1),
+            client: ClientId::from_bytes([task.client; 16]),
+            client_key: None,
+            bytes_max: u64::MAX,
+            priority: task.priority,
+            lane: task.lane,
+            items: task.items,
+            detached: false,
+            demands: Demands::default(),
+            deadline_unix_ms: task.deadline_us.map(|after| (self.now + after) / 1000),
+            expires_unix_ms: u64::MAX,
+        };
+        let input = InputDecl {
+            name: None,
+            dtype: Some(DType::F32),
+            shape: Some(vec![u64::from(task.items), 4]),
+            digest: Digest::from_bytes([0; 32]),
+            size_bytes: u64::from(task.items) * 16,
+        };
+        let stage = |number: &usize| Stage { name: format!("m{number}"), model: model(number) };
+        let manifest = Manifest {
+            model: model(&task.way[0]),
+            model_name: "m".to_owned(),
+            then: task.way[1..].iter().map(stage).collect(),
+            items: task.items,
+            inputs: vec![input],
+        };
+        let ticket = Ticket::sign(body, &KEY);
+        let open = Open { ticket, manifest: Some(manifest), model_held: true, window_bytes: 1 << 20, resume: false };
+        self.handle(Event::Opened { link: LinkId(number as u64), key: None, open: Box::new(open) });
+    }
+
+    fn handle(&mut self, event: Event) {
+        let actions = self.machine.handle(MonoTime::from_micros(self.now), event);
+        for action in actions {
+            self.act(action);
+        }
+        if let Some(deadline) = self.machine.next_deadline() {
+            let at = deadline.as_micros();
+            assert!(at > self.now, "it wants to be woken at once, after being woken");
+            if self.wake.is_none_or(|wake| at < wake) {
+                self.wake = Some(at);
+                self.at(at, Happening::Wake);
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Receive { id, .. } => {
+                let task = self.tasks[number_of(id)].1.clone();
+                self.referee.arrived(self.now, id, task);
+                self.handle(Event::Received { id });
+            }
+            Action::RunBatch { batch, parts, slot, device, kind, .. } => self.begin(batch, parts, slot, device, kind),
+            Action::KillBatch { batch } => {
+                let killed = self.running.remove(&batch).expect("only what runs is killed");
+                self.referee.killed(&killed);
+            }
+            Action::SendResult { id, outcome, runs, .. } => {
+                assert!(runs.len() <= 64);
+                self.referee.answered(self.now, id, &outcome);
+                self.end(number_of(id), outcome);
+                self.handle(Event::Released { id });
+            }
+            Action::TellBroker(WorkerToBroker::Heartbeat(heartbeat)) => self.referee.heartbeat(&heartbeat),
+            Action::TellClient { message: WorkerToClient::Refuse(refuse), .. } => panic!("refused: {refuse:?}"),
+            _ => {}
+        }
+    }
+
+    fn end(&mut self, task: usize, outcome: Outcome) {
+        self.referee.ended(id_of(task));
+        let before = self.ends.insert(task, End { at: self.now, outcome });
+        assert!(before.is_none(), "task {task} ended before: {before:?}");
+        if let Some(wait) = self.returns_after {
+            let next = self.tasks[task].1.clone();
+            self.submit(self.now + wait, next);
+        }
+    }
+
+    fn begin(&mut self, batch: BatchId, parts: Vec<Part>, slot: SlotId, device: i16, kind: BatchKind) {
+        let model = self.models[self.referee.model_of(&parts[0])];
+        let mut running = Running { parts, slot, device, kind, took: 0 };
+        let singles = model.batch_us(1) * u64::from(running.rows());
+        running.took = match kind {
+            BatchKind::Whole => singles,
+            BatchKind::Packed => model.batch_us(running.rows()),
+            BatchKind::Probe => singles + model.batch_us(running.rows()),
+        };
+        self.referee.begins(&running, &self.running, model);
+        self.at(self.now + running.took, Happening::BatchOver(batch));
+        self.running.insert(batch, running);
+    }
+
+    fn batch_over(&mut self, batch: BatchId) {
+        if !self.running.contains_key(&batch) {
+            return;
+        }
+        self.handle(Event::BatchReached { batch, phase: Phase::Running });
+        let Some(running) = self.running.remove(&batch) else { return };
+        let rows = running.rows();
+        let model = self.models[self.referee.model_of(&running.parts[0])];
+        self.batches.push((self.referee.lane_of(&running.parts[0]), running.kind, rows));
+        let is_poisoned = |part: &Part| {
+            let task = &self.tasks[number_of(part.id)].1;
+            task.poison_at == Some(part.stage) && part.rows.end == task.items
+        };
+        let is_too_large = running.kind == BatchKind::Packed && rows > model.rows_max;
+        let ended = if running.parts.iter().any(is_poisoned) || is_too_large {
+            Err(Failure::new(ErrorCode::RunFailed, "as the model does"))
+        } else {
+            let singles = model.batch_us(1) * u64::from(rows);
+            let is_probe = running.kind == BatchKind::Probe;
+            Ok(BatchTimes {
+                run_us: if running.kind == BatchKind::Packed { running.took } else { singles },
+                load_us: 0,
+                single_us: is_probe.then_some(model.batch_us(1)),
+                packed_us: (is_probe && model.many != Equality::Unsupported).then_some(model.batch_us(rows)),
+                equal: is_probe.then_some(model.many),
+            })
+        };
+        self.referee.over(self.now, &running, ended.is_ok());
+        self.handle(Event::BatchEnded { batch, ended });
+    }
+}
+
+fn register(machine: &Machine) -> Register {
+    Register {
+        worker: WORKER,
+        epoch: Epoch(1),
+        name: "w".to_owned(),
+        version: String::new(),
+        os: String::new(),
+        arch: Arch::Amd64,
+        cores: 4,
+        memory_bytes: 1 << 30,
+        engine: EngineKind::Process,
+        formats: vec![ModelFormat::Onnx],
+        endpoints: Vec::new(),
+        key: None,
+        ticket_key: KEY,
+        slots: machine.slots,
+        device_map: machine.device_map.clone(),
+        labels: Vec::new(),
+        gpus: Vec::new(),
+        heartbeat_ms: 1000,
+    }
+}
+
+fn id_of(task: usize) -> AttemptId {
+    let mut bytes = [0; 16];
+    bytes[8..].copy_from_slice(&(task as u64).to_be_bytes());
+    AttemptId { task: TaskId::from_bytes(bytes), attempt: Attempt(1) }
+}
+
+pub(crate) fn number_of(id: AttemptId) -> usize {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&id.task.as_bytes()[8..]);
+    u64::from_be_bytes(bytes) as usize
+}
