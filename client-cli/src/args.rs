@@ -22,10 +22,6 @@ Examples:
 
 `mesh-client help COMMAND` says more about each; --help lists the exit codes.";
 
-/// Items that share a task unless `--split` says otherwise: enough that a task's bookkeeping hardly counts, few enough that
-/// several workers have some of a small submit.
-const SPLIT_DEFAULT: u16 = 8;
-
 /// Submit tasks to the mesh and see what became of them.
 #[derive(Debug, Parser)]
 #[command(
@@ -137,7 +133,7 @@ pub(crate) struct Submit {
     /// Whose slots to use: realtime or batch (default: by the number of items)
     #[arg(long)]
     pub(crate) lane: Option<Lane>,
-    /// At most so many items share a task (default: 8; with --detach each has its own). They need the same types and shapes
+    /// At most so many items of equal types and shapes share a task (default: 8, fewer if that keeps slots idle; with --detach 1)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     split: Option<u16>,
     /// Tasks under way at the same time (default: enough for two full batches in each slot, at most 256)
@@ -164,9 +160,10 @@ pub(crate) struct Submit {
 }
 
 impl Submit {
-    /// Items that may share a task. A detached task is fetched as a whole, so each item has its own.
-    pub(crate) fn items_per_task(&self) -> usize {
-        usize::from(self.split.unwrap_or(if self.detach { 1 } else { SPLIT_DEFAULT }))
+    /// Items that may share a task, if that is not for the mesh to say. A detached task is fetched as a whole, so each item
+    /// has its own.
+    pub(crate) fn items_per_task(&self) -> Option<usize> {
+        self.split.or(self.detach.then_some(1)).map(usize::from)
     }
 }
 
@@ -459,9 +456,9 @@ mod tests {
             Command::Submit(submit) => submit.items_per_task(),
             _ => panic!("a submit"),
         };
-        assert_eq!(items_per_task("mesh-client submit m.onnx a b"), 8);
-        assert_eq!(items_per_task("mesh-client submit m.onnx a b --detach"), 1);
-        assert_eq!(items_per_task("mesh-client submit m.onnx a b --detach --split 4"), 4);
+        assert_eq!(items_per_task("mesh-client submit m.onnx a b"), None);
+        assert_eq!(items_per_task("mesh-client submit m.onnx a b --detach"), Some(1));
+        assert_eq!(items_per_task("mesh-client submit m.onnx a b --detach --split 4"), Some(4));
     }
 
     #[test]

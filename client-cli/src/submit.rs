@@ -55,6 +55,10 @@ struct Shared {
     deadline: Option<Duration>,
     detach: bool,
     no_wait: bool,
+    /// Each item is told as soon as it has ended.
+    json_lines: bool,
+    /// Items that may share a task.
+    split: usize,
     /// Where outputs go, and whether each item has a folder of its own there.
     output: Option<(PathBuf, bool)>,
     broker: String,
@@ -91,7 +95,7 @@ pub(crate) async fn submit(global: &Global, flags: &Submit) -> Result<Job, Faile
     let job = new_job();
     let template = template(flags, model.clone(), items).job(job);
     let template = stages::add(template, stages).await.map_err(|error| submit_failed(&error))?;
-    let pace = pace(flags, &mesh, items).await;
+    let (split, pace) = pace(flags, &mesh, items).await;
     let shared = Arc::new(Shared {
         mesh,
         signature,
@@ -100,13 +104,15 @@ pub(crate) async fn submit(global: &Global, flags: &Submit) -> Result<Job, Faile
         deadline: flags.deadline,
         detach: flags.detach,
         no_wait: flags.no_wait,
+        json_lines: flags.json_lines,
+        split,
         output: flags.output.output.clone().map(|folder| (folder, items != 1)),
         broker: global.broker.clone(),
         progress: Mutex::new(progress),
         loading: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
         largest_bytes: AtomicU64::new(0),
     });
-    let reports = run(&shared, work, flags, pace, &stop).await;
+    let reports = run(&shared, work, pace, &stop).await;
     shared.progress().finish();
     shared.mesh.clone().close().await;
     let (model_name, model) = (model.name().to_owned(), model.reference());
@@ -161,25 +167,19 @@ fn submit_failed(error: &mesh_sdk::SubmitError) -> Failed {
     Failed::new(exit::of_submit(error), "BAD_INPUT", error)
 }
 
-async fn pace(flags: &Submit, mesh: &Mesh, items: usize) -> Pace {
-    match flags.parallel {
-        Some(parallel) => Pace::fixed(parallel.into()),
-        None if items == 1 => Pace::fixed(1),
-        None => {
-            let slots = mesh.cluster().await.ok().map(|cluster| cluster.slots as usize);
-            Pace::of_mesh(slots, flags.items_per_task())
-        }
-    }
+/// How many items share a task, and how many tasks are under way.
+async fn pace(flags: &Submit, mesh: &Mesh, items: usize) -> (usize, Pace) {
+    let slots = match items {
+        1 => None,
+        _ => mesh.cluster().await.ok().map(|cluster| cluster.slots as usize),
+    };
+    let split = flags.items_per_task().unwrap_or_else(|| pace::split(items, slots));
+    let pace = flags.parallel.map(|parallel| Pace::fixed(parallel.into()));
+    (split, pace.unwrap_or_else(|| Pace::of_mesh(slots, split)))
 }
 
 /// All items, in the order in which they were given, some tasks at a time.
-async fn run(
-    shared: &Arc<Shared>,
-    work: Vec<Work>,
-    flags: &Submit,
-    pace: Pace,
-    stop: &watch::Receiver<Option<Stop>>,
-) -> Vec<Report> {
+async fn run(shared: &Arc<Shared>, work: Vec<Work>, pace: Pace, stop: &watch::Receiver<Option<Stop>>) -> Vec<Report> {
     let mut reports: Vec<Option<Report>> = work.iter().map(|_| None).collect();
     let names: Vec<String> = work.iter().map(|work| work.item.name.clone()).collect();
     let (sender, mut ended) = mpsc::channel(REPORTS_MAX);
@@ -187,7 +187,7 @@ async fn run(
     let mut take = |(index, mut report): (usize, Report)| {
         failed += usize::from(report.end.is_err());
         shared.progress().item_done(failed);
-        if flags.json_lines {
+        if shared.json_lines {
             shared.progress().aside(|| report.print_line());
         }
         reports[index] = Some(report);
@@ -195,7 +195,7 @@ async fn run(
     let (mut waiting, mut running) = (work.into_iter(), JoinSet::new());
     loop {
         while running.len() < pace.tasks(shared.largest_bytes.load(Ordering::Relaxed)) {
-            let next: Vec<Work> = waiting.by_ref().take(flags.items_per_task()).collect();
+            let next: Vec<Work> = waiting.by_ref().take(shared.split).collect();
             if next.is_empty() {
                 break;
             }

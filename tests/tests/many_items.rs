@@ -32,7 +32,9 @@ fn a_folder_is_spread_over_the_workers_and_each_item_gets_its_own_answer() {
     let workers: BTreeSet<String> = rows.iter().map(|row| row["worker"]["name"].to_string()).collect();
     assert_eq!(workers.len(), 2, "both workers had their share: {workers:?}");
     assert!(output.join("result.json").is_file());
-    assert_eq!(mesh.metric("tasks_done_total"), Some(40.0));
+    let tasks = report["summary"]["tasks"].as_f64();
+    assert!(tasks < Some(40.0), "items of one shape share tasks: {tasks:?}");
+    assert_eq!(mesh.metric("tasks_done_total"), tasks);
 }
 
 #[test]

@@ -1,8 +1,15 @@
-//! How many tasks a submit has under way: enough that no slot waits for the client, and no more than its memory holds. Owns
-//! the numbers; never counts anything itself.
+//! How many items share a task, and how many tasks a submit has under way: enough that no slot waits for the client, and no
+//! more than its memory holds. Owns the numbers; never counts anything itself.
 
 /// Where the mesh's size is not known.
 const SLOTS_DEFAULT: usize = 4;
+
+/// Items of one task at most, where the user does not say: then a task's bookkeeping hardly counts, and a worker that dies
+/// takes few along.
+const SPLIT_MAX: usize = 8;
+
+/// Tasks that each slot should get, if that makes them smaller: with fewer some slots would stand idle at the end.
+const TASKS_PER_SLOT: usize = 10;
 
 /// Items in two batches of the largest size that workers begin with: one runs, the other stands ready.
 const ITEMS_PER_SLOT: usize = 2 * 64;
@@ -12,6 +19,12 @@ const TASKS_MAX: usize = 256;
 
 /// Inputs of tasks under way, together.
 const UNDER_WAY_BYTES: u64 = 256 * 1024 * 1024;
+
+/// Items that share a task, for a submit of so many items and a mesh of so many slots.
+pub(crate) fn split(items: usize, slots: Option<usize>) -> usize {
+    let slots = slots.filter(|slots| *slots > 0).unwrap_or(SLOTS_DEFAULT);
+    items.div_ceil(slots.saturating_mul(TASKS_PER_SLOT)).clamp(1, SPLIT_MAX)
+}
 
 /// Tasks that may be under way at the same time.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,6 +61,12 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn small_submits_are_cut_smaller_so_that_every_slot_has_its_share() {
+        assert_eq!([8, 100, 1000].map(|items| split(items, Some(4))), [1, 3, 8]);
+        assert_eq!((split(1000, Some(1000)), split(1000, None), split(0, Some(1))), (1, 8, 1));
+    }
 
     #[test]
     fn each_slot_has_two_full_batches_under_way() {
