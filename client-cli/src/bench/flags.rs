@@ -83,7 +83,7 @@ pub(crate) struct Bench {
 #[command(next_help_heading = "Load (one of)")]
 #[group(multiple = false)]
 struct LoadFlags {
-    /// Closed loop: this many requests under way (4, 1:16, 1:16:5, 1:64:x2) [default: 1]
+    /// Closed loop: this many requests under way (4, 1:16, 1:16:5, 1:64:x2) [default: one for each client]
     #[arg(long, value_name = "A[:B[:STEP]]", value_parser = range::parse_concurrency)]
     concurrency: Option<Levels<u32>>,
     /// Open loop: this many requests per second, whatever becomes of them (200, 100:500:50, 10:1000:x2)
