@@ -234,13 +234,23 @@ impl Calls<'_, '_> {
 
     /// One call with items that are alike, cut back into items.
     async fn packed_call(&mut self, alike: &[&Chunk], kept_bytes: &mut u64) -> Result<Outputs, Failure> {
+        self.cut_call(alike, self.batch.given(alike), kept_bytes).await
+    }
+
+    /// The same with other bytes.
+    async fn cut_call(
+        &mut self,
+        alike: &[&Chunk],
+        given: Vec<Given>,
+        kept_bytes: &mut u64,
+    ) -> Result<Outputs, Failure> {
         let items = items(alike);
         if items > 1 {
             let one_at_a_time =
                 |why: String| Failure::new(ErrorCode::InputMismatch, format!("{why}: one item at a time"));
             takes_many(self.runner.inputs(), &alike[0].fitted).map_err(one_at_a_time)?;
         }
-        let outputs = self.call(self.batch.given(alike), kept_bytes).await?;
+        let outputs = self.call(given, kept_bytes).await?;
         cut(&outputs, items)
     }
 

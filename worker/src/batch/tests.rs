@@ -245,23 +245,27 @@ async fn a_probe_answers_with_single_runs_and_tells_whether_packing_is_safe() {
     let Some(home) = Home::new() else { return };
     let rows = [1.0, 2.0, 3.0, 4.0, 5.0, 7.0];
     let alike = [1.0, 2.0, 1.0, 2.0, 1.0, 2.0];
+    let zeros = [0.0; 6];
     for (number, model, rows, equal) in [
         (1, models::negate(&[0, 2]), rows, Equality::Same),
-        (2, models::negate(&[0, 2]), alike, Equality::Inconclusive),
+        (2, models::negate(&[0, 2]), alike, Equality::Same),
         (3, models::relative(&[0, 2]), rows, Equality::Differs),
         (4, models::maximum(&[0, 2]), rows, Equality::Differs),
         (5, models::negate(&[1, 2]), rows, Equality::Unsupported),
+        (6, models::negate(&[0, 2]), zeros, Equality::Inconclusive),
+        (7, models::relative(&[0, 2]), alike, Equality::Differs),
     ] {
         let task = home.task(number, &[model], 3, &[&rows]);
         let times = home.run(BatchKind::Probe, 0, &[(&task, 0..3)]).await.expect("single runs go well");
         assert_eq!(times.equal, Some(equal), "model {number}");
         assert!(times.single_us.is_some_and(|single_us| single_us > 0));
-        assert_eq!(times.packed_us.is_some(), equal != Equality::Unsupported);
+        assert_eq!(times.packed_us.is_some(), matches!(equal, Equality::Same | Equality::Differs));
         let (shape, values) = result(&task);
         assert_eq!(shape[0], 3);
         let expected: Vec<f32> = match number {
             3 => vec![-1.0, 0.0, -1.0, 0.0, -2.0, 0.0],
             4 => vec![2.0, 4.0, 7.0],
+            7 => vec![-1.0, 0.0, -1.0, 0.0, -1.0, 0.0],
             _ => rows.iter().map(|x| -x).collect(),
         };
         assert_eq!(values, expected, "model {number}: answers are those of single runs");

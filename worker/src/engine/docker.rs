@@ -42,6 +42,9 @@ const CPU_PERIOD_US: i64 = 100_000;
 /// Libraries, the model, sockets: some tens.
 const OPEN_FILES_MAX: i64 = 256;
 
+/// Processes of all containers of a Podman together: half of what it lets itself have on a host of usual limits.
+const PROCESSES_MAX: i64 = 16_384;
+
 /// One file that a container writes: as much as its `/tmp` holds.
 const FILE_BYTES_MAX: i64 = 64 << 20;
 
@@ -314,8 +317,8 @@ impl Flavour {
         let mut limits = vec![limit("nofile", OPEN_FILES_MAX), limit("core", 0), limit("fsize", FILE_BYTES_MAX)];
         if let (Self::Podman { .. }, Ok((_, hard))) = (self, nix::sys::resource::getrlimit(Resource::RLIMIT_NPROC)) {
             // Unless it is told, Podman asks for four million, which a host that limits its users refuses: the container does
-            // not start. The cgroup counts the container's processes, so here the host's own limit will do.
-            limits.push(limit("nproc", i64::try_from(hard).unwrap_or(-1)));
+            // not start. The cgroup counts the container's processes; this counts those of all containers.
+            limits.push(limit("nproc", i64::try_from(hard).unwrap_or(PROCESSES_MAX).min(PROCESSES_MAX)));
         }
         limits
     }
