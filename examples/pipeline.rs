@@ -24,7 +24,8 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     };
     let shape: Vec<u64> = shape.split(',').map(str::parse).collect::<Result<_, _>>()?;
 
-    let mesh = Mesh::connect(Options::new(env::var("MESH_BROKER").unwrap_or_else(|_| BROKER_DEFAULT.to_owned()))).await?;
+    let mesh =
+        Mesh::connect(Options::new(env::var("MESH_BROKER").unwrap_or_else(|_| BROKER_DEFAULT.to_owned()))).await?;
     let template = Task::new(Model::from_file(encoder).await?)
         .then("decode", Model::from_file(decoder).await?)
         .job(new_job())

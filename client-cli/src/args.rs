@@ -441,7 +441,7 @@ mod tests {
         assert!(submit.detach && arguments.global.json && submit.inputs.len() == 2);
         assert_eq!(
             (submit.then[0].name.as_str(), submit.lane, submit.items_per_task()),
-            ("decode", Some(Lane::Batch), 64)
+            ("decode", Some(Lane::Batch), Some(64))
         );
         assert_eq!(submit.promise.slo(), Some(Slo { latency_ms: 50, max_violation_permille: 25 }));
         let rules: Vec<(String, bool)> =

@@ -77,7 +77,11 @@ async fn command(arguments: &Arguments) -> Result<u8, Failed> {
         }
         Command::Bench(flags) => {
             let report = bench::bench(global, flags).await?;
-            if global.json { print_json(&report.to_json())? } else { print(&report.to_text())? };
+            if global.json {
+                print_json(&report.to_json())?
+            } else {
+                print(&report.to_text())?
+            };
             Ok(report.exit())
         }
         Command::Workers(flags) => ask::workers(global, flags).await,

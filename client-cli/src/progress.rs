@@ -81,7 +81,7 @@ impl Progress {
     /// The mesh has no room; it is tried again after `wait`.
     pub(crate) fn full(&mut self, why: &str, wait: Duration) {
         if !std::mem::replace(&mut self.told_full, true) {
-            self.say(&format!("{why}; trying again in {} and so on (--no-wait fails instead)", units::time(wait)));
+            self.say(&format!("{why} (waiting for room; --no-wait fails instead)"));
         }
         self.phase(&format!("the mesh is full, trying again in {}", units::time(wait)));
     }
