@@ -251,6 +251,10 @@ impl Broker {
         let state = State::Placed { at, unnamed_until: None };
         task.away_since = None;
         if task.attempt == id.attempt && task.state == state {
+            let known = self.workers.get(worker).filter(|known| known.occupancy.is_stranger(id));
+            if let Some(held) = known.map(|known| predict::held(task, Some(known))) {
+                self.workers.occupy(worker, id, held); // From before a restart, and now it is known whose it is.
+            }
             return;
         }
         if let State::Queued(key) = task.state {

@@ -87,7 +87,7 @@ async fn a_person_reads_a_worker_with_hgetall_and_the_row_expires_with_the_worke
     let server = Server::start(&[]);
     let (mut redis, _) = direct(&server.url(), "first").await.unwrap();
     redis.write(&vec![Write::PutWorker { record: Arc::new(worker(1)), whole: true }]).await.unwrap();
-    let row = server.cli(&["HGETALL", &worker_key(1)]);
+    let row = server.cli(&["HGETALL", &worker_key(1)]) + "\n";
     for (name, value) in [
         ("name", "drawer-1"),
         ("arch", "arm64"),

@@ -75,6 +75,11 @@ impl Occupancy {
         self.entries.contains_key(&id)
     }
 
+    /// Whether of this attempt only heartbeats have told.
+    pub(super) fn is_stranger(&self, id: AttemptId) -> bool {
+        self.strangers > 0 && self.entries.get(&id).is_some_and(|entry| entry.held.lane.is_none())
+    }
+
     pub(super) fn ids(&self) -> impl Iterator<Item = AttemptId> {
         self.entries.keys().copied()
     }

@@ -110,7 +110,10 @@ impl Broker {
         let outcome = Outcome::Failed(failure);
         let ended = Ended { task: task.id(), outcome: outcome.clone(), retry_after_ms: None };
         task.state = State::Ended { outcome, ended_unix_ms: self.unix_ms(now) };
-        self.tasks.insert(now, task);
+        // A flood of refusals must not push out the ends of tasks whose results are still to be fetched.
+        if self.tasks.ended_len() < self.config.ended_max / 2 {
+            self.tasks.insert(now, task);
+        }
         self.tell_client(Some(peer), BrokerToClient::Ended(ended));
     }
 }

@@ -335,6 +335,11 @@ impl Tasks {
         }
     }
 
+    /// Ended tasks that are remembered.
+    pub(super) fn ended_len(&self) -> usize {
+        self.ended.len()
+    }
+
     /// Takes one ended task away if it has been kept for `kept` or there are more than `max`.
     pub(super) fn forget_one(&mut self, now: MonoTime, kept: Duration, max: usize) -> Option<Box<Task>> {
         let (ended, id) = *self.ended.front()?;
