@@ -58,6 +58,14 @@ impl Input {
         self
     }
 
+    /// Length of the data, if it is in memory.
+    pub(crate) fn memory_bytes(&self) -> Option<usize> {
+        match &self.data {
+            Data::Memory(bytes) => Some(bytes.len()),
+            Data::File(_) => None,
+        }
+    }
+
     /// Length of the data, now.
     ///
     /// # Errors

@@ -102,7 +102,11 @@ impl Mesh {
     pub async fn submit(&self, task: Task) -> Result<TaskHandle, SubmitError> {
         let id: TaskId = Uuid::now_v7().into();
         let direction = self.shared.direction;
-        let (spec, payload) = blocking(move || task.prepare(id, direction)).await?;
+        let (spec, payload) = if task.is_quickly_prepared() {
+            task.prepare(id, direction)?
+        } else {
+            blocking(move || task.prepare(id, direction)).await?
+        };
         let (watcher, handle) = self.watch(id);
         let command = Command::Submit { spec: Box::new(spec), payload: Arc::new(payload), watcher };
         self.commands.send(command).await.map_err(|_| SubmitError::Closed)?;

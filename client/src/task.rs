@@ -8,6 +8,9 @@ use uuid::Uuid;
 
 use crate::{Input, Model, input::Blob};
 
+/// Inputs in memory up to this length are hashed at once: it takes less time than a hand-over to another thread and back.
+const QUICK_BYTES_MAX: usize = 64 * 1024;
+
 /// What the user wants done.
 #[derive(Clone, Debug)]
 pub struct Task {
@@ -166,6 +169,12 @@ impl Task {
     pub fn then(mut self, name: impl Into<String>, model: Model) -> Self {
         self.then.push((name.into(), model));
         self
+    }
+
+    /// Whether preparing it takes less time than handing it to another thread.
+    pub(crate) fn is_quickly_prepared(&self) -> bool {
+        let sizes: Option<Vec<usize>> = self.inputs.iter().map(Input::memory_bytes).collect();
+        sizes.is_some_and(|sizes| sizes.into_iter().fold(0, usize::saturating_add) <= QUICK_BYTES_MAX)
     }
 
     /// Hashes the inputs and checks every limit. Blocks.
