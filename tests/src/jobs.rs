@@ -1,6 +1,9 @@
 //! Jobs whose right answer is known, and what came of one that was submitted with `--output`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use serde_json::Value;
 
@@ -36,6 +39,16 @@ impl Job {
         let trips = ms * 1000;
         let input = mesh.array(&format!("trips{ms}.npy"), &Array::of_i64(&[1], &[trips]));
         Self { model: mesh.file("counting.onnx", &onnx::counting()), input, expected: vec![trips as f64] }
+    }
+
+    /// A run of about so many milliseconds, however many rows of two run together: here one, of these numbers. Another
+    /// model for each length.
+    pub fn sociable(mesh: &Mesh, ms: i64, row: [f32; 2]) -> Self {
+        let trips = ms * 1000;
+        let name = format!("row{}-{}.npy", row[0], row[1]);
+        let input = mesh.array(&name, &Array::of_f32(&[1, 2], &row));
+        let model = mesh.file(&format!("sociable{ms}.onnx"), &onnx::sociable(trips));
+        Self { model, input, expected: row.iter().map(|number| f64::from(*number) + trips as f64).collect() }
     }
 
     /// A run that never ends.
@@ -75,10 +88,19 @@ impl Job {
 
     /// The same, with the broker reached at another address.
     pub fn start_at(&self, mesh: &Mesh, broker: &str, more: &[&str]) -> Started {
+        self.started(mesh, more, |arguments| mesh.client_command_at(broker, arguments))
+    }
+
+    /// The same, as another user.
+    pub fn start_as(&self, mesh: &Mesh, user: &str, more: &[&str]) -> Started {
+        self.started(mesh, more, |arguments| mesh.client_command_of(user, arguments))
+    }
+
+    fn started(&self, mesh: &Mesh, more: &[&str], command: impl FnOnce(&[&str]) -> Command) -> Started {
         let folder = tempfile::tempdir_in(mesh.folder()).expect("the folder is ours").keep();
         let output = folder.display().to_string();
         let arguments = self.submit(&[more, &["--json", "--output", &output]].concat());
-        Started { client: Submission::start(mesh.client_command_at(broker, &arguments)), folder }
+        Started { client: Submission::start(command(&arguments)), folder }
     }
 }
 

@@ -103,7 +103,8 @@ impl Mesh {
         for (flag, usual) in
             [("--broker", self.endpoint()), ("--heartbeat", "200ms"), ("--slots", "1"), ("--engine", "process")]
         {
-            if !arguments.contains(&flag) {
+            let says_lanes = flag == "--slots" && arguments.iter().any(|argument| argument.ends_with("-slots"));
+            if !arguments.contains(&flag) && !says_lanes {
                 all.extend([flag.into(), usual.into()]);
             }
         }
@@ -121,8 +122,13 @@ impl Mesh {
 
     /// `mesh-client` with these arguments behind those that lead to this mesh.
     pub fn client_command(&self, arguments: &[&str]) -> Command {
+        self.client_command_of("client", arguments)
+    }
+
+    /// The same, as another user: who a user is stands in a folder of that name.
+    pub fn client_command_of(&self, user: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary("mesh-client"));
-        command.env("MESH_BROKER", &self.endpoint).arg("--state-dir").arg(self.folder.path().join("client"));
+        command.env("MESH_BROKER", &self.endpoint).arg("--state-dir").arg(self.folder.path().join(user));
         if self.options.keys {
             command.args(self.key_args("client"));
         }
@@ -140,6 +146,21 @@ impl Mesh {
     /// Runs `mesh-client` to its end.
     pub fn client(&self, arguments: &[&str]) -> Answer {
         Submission::start(self.client_command(arguments)).wait()
+    }
+
+    /// This user's tasks, newest first, as `mesh-client tasks --json` shows them.
+    ///
+    /// # Panics
+    /// If the client fails or shows none.
+    pub fn tasks_of(&self, user: &str) -> Vec<Value> {
+        let command = self.client_command_of(user, &["tasks", "-n", "1000", "--json"]);
+        let answer = Submission::start(command).wait().succeeded().json();
+        answer["tasks"].as_array().expect("a list of tasks").clone()
+    }
+
+    /// How many of this user's tasks are in a state: `queued`, `running`, `done`, …
+    pub fn count_of(&self, user: &str, state: &str) -> usize {
+        self.tasks_of(user).iter().filter(|task| task["state"] == state).count()
     }
 
     /// Runs `mesh-client … --json` to its end and gives what it printed.
@@ -177,18 +198,19 @@ impl Mesh {
         (!values.is_empty()).then(|| values.iter().sum())
     }
 
-    /// Writes a file into the folder and gives its path.
+    /// Writes a file into the folder and gives its path. One that says the same already is left alone: a client may be
+    /// sending it, and would see that it was changed.
     pub fn file(&self, name: &str, contents: &[u8]) -> String {
         let path = self.folder.path().join(name);
-        fs::write(&path, contents).expect("the folder is ours");
+        if fs::read(&path).ok().as_deref() != Some(contents) {
+            fs::write(&path, contents).expect("the folder is ours");
+        }
         path.display().to_string()
     }
 
     /// Writes an array into the folder, as `.npy`, and gives its path.
     pub fn array(&self, name: &str, array: &Array) -> String {
-        let path = self.folder.path().join(name);
-        array.write(&path);
-        path.display().to_string()
+        self.file(name, &array.to_bytes())
     }
 
     /// A worker's door that can be watched and hurt: the proxy that clients reach it through, and the worker's arguments.
@@ -269,6 +291,11 @@ impl Worker {
     /// Its process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
     }
 
     /// Its state folder.

@@ -51,6 +51,11 @@ impl Array {
     /// # Panics
     /// If the folder does not let it.
     pub fn write(&self, path: &Path) {
+        fs::write(path, self.to_bytes()).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+
+    /// The contents of its file.
+    pub fn to_bytes(&self) -> Vec<u8> {
         let shape: String = self.shape.iter().map(|dim| format!("{dim}, ")).collect();
         let mut header =
             format!("{{'descr': '<{}', 'fortran_order': False, 'shape': ({}), }}", self.dtype, shape.trim_end());
@@ -62,7 +67,7 @@ impl Array {
         file.extend((header.len() as u16).to_le_bytes());
         file.extend(header.as_bytes());
         file.extend(&self.bytes);
-        fs::write(path, file).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        file
     }
 
     /// The elements as 32-bit floats.

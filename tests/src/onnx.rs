@@ -130,6 +130,38 @@ pub fn counting() -> Vec<u8> {
     model(graph(&nodes, &constants, &[value("trips", INT64, &[1])], &[value("y", FLOAT, &[])]))
 }
 
+/// `y = x + trips`, added one by one; `x`: FP32, any number of rows of two. About a microsecond a trip, however many rows
+/// there are: a model that gains by company.
+pub fn sociable(trips: i64) -> Vec<u8> {
+    let body = graph(
+        &[node("Add", &["before", "one"], &["after"], &[]), node("Identity", &["going"], &["go_on"], &[])],
+        &[one_f32("one", 1.0)],
+        &[value("trip", INT64, &[]), value("going", BOOL, &[]), value("before", FLOAT, &[0, 2])],
+        &[value("go_on", BOOL, &[]), value("after", FLOAT, &[0, 2])],
+    );
+    let body = Message::default().text(1, "body").message(6, body).varint(20, 5);
+    let constants = [tensor("yes", BOOL, &[], &[1]), tensor("count", INT64, &[], &trips.to_le_bytes())];
+    let nodes = [node("Loop", &["count", "yes", "x"], &["y"], &[body])];
+    model(graph(&nodes, &constants, &[value("x", FLOAT, &[0, 2])], &[value("y", FLOAT, &[0, 2])]))
+}
+
+/// `y = x + max(x)` over all rows; `x`: FP32, any number of rows of two. A model whose rows may not be run together,
+/// which nothing in the file says.
+pub fn mingling() -> Vec<u8> {
+    let keep = Message::default().text(1, "keepdims").varint(3, 0).varint(20, 2);
+    let nodes = [node("ReduceMax", &["x"], &["most"], &[keep]), node("Add", &["x", "most"], &["y"], &[])];
+    model(graph(&nodes, &[], &[value("x", FLOAT, &[0, 2])], &[value("y", FLOAT, &[0, 2])]))
+}
+
+/// `y = w[x]` with `w` = 0.5, 1.5 … 15.5; `x`: INT64, any number of rows of one. A row beyond the sixteen fails the run, and
+/// with it all rows that run in the same call.
+pub fn picky() -> Vec<u8> {
+    let weights: Vec<u8> = (0..16_u8).flat_map(|index| (f32::from(index) + 0.5).to_le_bytes()).collect();
+    let pick = node("Gather", &["w", "x"], &["y"], &[]);
+    let constants = [tensor("w", FLOAT, &[16], &weights)];
+    model(graph(&[pick], &constants, &[value("x", INT64, &[0, 1])], &[value("y", FLOAT, &[0, 1])]))
+}
+
 /// Takes as much memory as the input says: `elements` (INT64 `[1]`) floats, twice. `y` is their sum.
 pub fn hungry() -> Vec<u8> {
     let ones = tensor("", FLOAT, &[1], &1_f32.to_le_bytes());

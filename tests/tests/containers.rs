@@ -48,6 +48,55 @@ fn a_run_in_a_container_is_limited_and_hardened() {
 }
 
 #[test]
+fn the_processor_grant_follows_the_head_room_curve() {
+    if !docker::is_ready("the_processor_grant_follows_the_head_room_curve") {
+        return;
+    }
+    let mesh = Mesh::start();
+    let cores: f64 = std::thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64);
+    // Two cores are granted as 2.2 and five as 5.3, what is less in proportion; another curve says otherwise.
+    let cases = [("2:2.2,5:5.3", "1", 1.1_f64), ("2:2.2,5:5.3", "0.5", 0.55), ("1:1.5", "1", 1.5), ("2:2.2,5:5.3", "2", 2.2)];
+    for (number, (curve, asked, granted)) in cases.into_iter().enumerate() {
+        if asked.parse::<f64>().is_ok_and(|asked| asked > cores) {
+            continue;
+        }
+        let name = format!("w{number}");
+        let (door, mut worker) = mesh.worker_behind_proxy(&name, &["--engine", "docker", "--cpu-headroom", curve]);
+        let started = Job::endless(&mesh).start(&mesh, &["--cpu", asked]);
+        wait_until("the model to run", PATIENCE, || door.worker_reached(Phase::Running));
+        let container = wait_for("its container", PATIENCE, || containers_of(&worker).into_iter().next());
+        let nano = docker::inspect(&container).expect("it runs")["HostConfig"]["NanoCpus"].as_f64();
+        // No engine takes more than the machine has.
+        let expected = granted.min(cores);
+        assert!(
+            nano.is_some_and(|nano| (nano / 1e9 - expected).abs() < 0.005),
+            "{asked} of {cores} cores asked, {expected} expected by {curve}, {nano:?} granted"
+        );
+        started.client.interrupt();
+        started.answer();
+        mesh.wait_idle();
+        worker.drain();
+        worker.process().wait(PATIENCE);
+    }
+}
+
+#[test]
+fn a_cancel_from_elsewhere_reaches_the_running_container() {
+    if !docker::is_ready("a_cancel_from_elsewhere_reaches_the_running_container") {
+        return;
+    }
+    let mesh = Mesh::start();
+    let worker = mesh.worker_with("w1", &["--engine", "docker"]);
+    let task = Job::endless(&mesh).detach(&mesh);
+    let container = wait_for("its container", PATIENCE, || containers_of(&worker).into_iter().next());
+
+    mesh.client(&["cancel", &task]).succeeded();
+
+    wait_until("the container to go", PATIENCE, || docker::inspect(&container).is_none());
+    Job::small(&mesh).run(&mesh);
+}
+
+#[test]
 fn the_answer_is_the_same_in_a_container_and_the_second_run_is_warm() {
     if !docker::is_ready("the_answer_is_the_same_in_a_container_and_the_second_run_is_warm") {
         return;

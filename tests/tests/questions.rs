@@ -19,7 +19,7 @@ fn workers_are_listed_with_what_they_are_and_hold() {
     let names: Vec<&str> = workers.iter().filter_map(|worker| worker["name"].as_str()).collect();
     assert!(names.len() == 2 && names.contains(&"w1") && names.contains(&"w2"), "{names:?}");
     let w1 = workers.iter().find(|worker| worker["name"] == "w1").expect("listed");
-    assert_eq!(w1["slots"], 2);
+    assert_eq!(w1["slots"], serde_json::json!([1, 1]), "one of each lane");
     let table = mesh.client(&["workers"]).succeeded().stdout;
     assert!(table.contains("w1") && table.contains("w2"), "{table}");
 }
@@ -89,6 +89,42 @@ fn why_explains_the_choice_and_the_waiting() {
 
     mesh.client(&["cancel", &running]).succeeded();
     waiting.done(&job);
+}
+
+#[test]
+fn why_explains_each_choice_with_figures_for_as_long_as_the_task_is_remembered() {
+    let mesh = Mesh::start();
+    let _workers = [mesh.worker("w1"), mesh.worker_with("w2", &["--label", "room=south"])];
+    let job = Job::long(&mesh, 200);
+    for _ in 0..3 {
+        job.run(&mesh);
+    }
+    let last = |state: &str| {
+        let tasks = mesh.tasks_of("client");
+        let task = tasks.iter().find(|task| task["state"] == state).expect("there is one");
+        task["task"].as_str().expect("an id").to_owned()
+    };
+
+    // Finished: who was rated how, and who was chosen.
+    let why = mesh.ask(&["why", &last("done")]);
+    let rows = why["candidates"].as_array().expect("candidates");
+    assert!(rows.iter().any(|row| row["worker"]["name"] == "w1"), "{why}");
+    let runs = rows.iter().filter_map(|row| row["prediction"]["run_us"].as_u64());
+    assert!(runs.max() > Some(50_000), "what was measured is what is predicted: {why}");
+    let text = mesh.client(&["why", &last("done")]).succeeded().stdout;
+    assert!(text.contains("w1") || text.contains("w2"), "{text}");
+
+    // Refused: why nobody would do.
+    job.start(&mesh, &["--require", "room=east"]).answer().failed_with(5, "NO_WORKER_FITS");
+    let why = mesh.client(&["why", &last("failed")]).succeeded().stdout;
+    assert!(why.contains("room=east") || why.contains("NO_WORKER_FITS"), "{why}");
+
+    // Running: where, and why not elsewhere.
+    let endless = Job::endless(&mesh).start(&mesh, &["--require", "room=south"]);
+    wait_until("it to run", PATIENCE, || mesh.count_of("client", "running") == 1);
+    let why = mesh.client(&["why", &last("running")]).succeeded().stdout;
+    assert!(why.contains("w2"), "{why}");
+    drop(endless);
 }
 
 #[test]

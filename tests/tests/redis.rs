@@ -66,7 +66,7 @@ fn the_broker_goes_on_deciding_without_it_says_so_and_catches_up() {
     assert!(ready.to_lowercase().contains("store"), "health says what is wrong: {status} {ready}");
     assert!(mesh.broker().has_said("store"), "the log says so");
     // What must be remembered cannot be promised now.
-    mesh.client(&job.submit(&["--detach"])).failed_with(5, "STORE_AWAY");
+    mesh.client(&job.submit(&["--detach", "--no-wait"])).failed_with(5, "STORE_AWAY");
 
     redis.start_again();
     wait_until("the store to be back", NOTICE_LIMIT, || mesh.metric("store_up") == Some(1.0));
