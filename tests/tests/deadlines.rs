@@ -1,0 +1,72 @@
+//! What cannot be done in time is said at once; what is not done in time ends; what is full says when to come again.
+
+use std::time::{Duration, Instant};
+
+use mesh_tests::{Job, Mesh, MeshOptions, PATIENCE, wait_until};
+
+const NO_PLACE: i32 = 5;
+const EXPIRED: i32 = 7;
+
+#[test]
+fn a_deadline_that_cannot_be_met_is_refused_at_once_with_the_predicted_finish() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let job = Job::long(&mesh, 2000);
+    job.run(&mesh);
+    // The broker hears with a heartbeat what the run has cost.
+    wait_until("the cost to be known", PATIENCE, || mesh.client(&["models"]).stdout.contains("counting"));
+    let before = [(); 3].map(|()| job.start(&mesh, &[]));
+    wait_until("two to wait", PATIENCE, || mesh.count_of("client", "queued") == 2);
+
+    let began = Instant::now();
+    let answer = job.start(&mesh, &["--deadline", "3s"]).answer().failed_with(EXPIRED, "DEADLINE_UNMEETABLE");
+    assert!(began.elapsed() < Duration::from_millis(2500), "at once, not when it has passed");
+    assert!(answer.stdout.contains("predicted") || answer.stderr.contains("predicted"), "{}", answer.stderr);
+
+    // One that can be met is taken.
+    job.start(&mesh, &["--deadline", "60s"]).done(&job);
+    drop(before);
+}
+
+#[test]
+fn nothing_is_refused_by_guess() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    // Nobody has run this model yet, so nobody can say that a tenth of a second is too little for it.
+    Job::endless(&mesh).start(&mesh, &["--deadline", "1s"]).answer().failed_with(EXPIRED, "EXPIRED");
+    mesh.wait_idle();
+}
+
+#[test]
+fn a_deadline_that_passes_while_the_task_waits_ends_it() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let _running = Job::endless(&mesh).start(&mesh, &[]);
+    wait_until("it to run", PATIENCE, || mesh.count_of("client", "running") == 1);
+    Job::small(&mesh).start(&mesh, &["--deadline", "1s"]).answer().failed_with(EXPIRED, "EXPIRED");
+    assert_eq!(mesh.count_of("client", "running"), 1);
+}
+
+#[test]
+fn a_full_queue_says_when_to_come_again() {
+    let mesh =
+        Mesh::with(MeshOptions { broker_args: vec!["--queue-max".into(), "2".into()], ..MeshOptions::default() });
+    let _worker = mesh.worker("w1");
+    let running = Job::endless(&mesh).start(&mesh, &[]);
+    wait_until("it to run", PATIENCE, || mesh.count_of("client", "running") == 1);
+    let job = Job::small(&mesh);
+    let waiting = [job.start(&mesh, &[]), job.start(&mesh, &[])];
+    wait_until("two to wait", PATIENCE, || mesh.metric("tasks_queued") == Some(2.0));
+
+    let said = job.start(&mesh, &["--no-wait"]).answer().failed_with(NO_PLACE, "BUSY");
+    assert!((said.stdout + &said.stderr).contains("try again in"));
+
+    // Who does not mind waits and is taken when there is room; nothing that was taken before is lost for it.
+    let mut patient = job.start(&mesh, &[]);
+    patient.client.process().wait_for_line("that it waits", PATIENCE, |line| line.contains("try again").then_some(()));
+    running.client.interrupt();
+    for waiting in waiting {
+        waiting.done(&job);
+    }
+    patient.done(&job);
+}

@@ -1,0 +1,105 @@
+//! Who goes first: priorities as far as a tenant may, equal shares for those who wait, and nobody for ever.
+
+use mesh_tests::{Job, Mesh, MeshOptions, PATIENCE, jobs::Started, wait_until};
+
+/// Something that occupies the only slot, and a way to let it go.
+fn occupied(mesh: &Mesh) -> Started {
+    let started = Job::endless(mesh).start_as(mesh, "blocker", &[]);
+    wait_until("the slot to be in use", PATIENCE, || mesh.count_of("blocker", "running") == 1);
+    started
+}
+
+/// Submits as this user and waits until the broker has it.
+fn queued(mesh: &Mesh, user: &str, more: &[&str]) -> Started {
+    let before = mesh.tasks_of(user).len();
+    let started = Job::long(mesh, 50).start_as(mesh, user, more);
+    wait_until("it to wait", PATIENCE, || mesh.tasks_of(user).len() == before + 1);
+    started
+}
+
+/// Ids of these users' tasks in the order of their ends.
+fn order_of_ends(mesh: &Mesh, users: &[&str]) -> Vec<String> {
+    let mut ends: Vec<(u64, String)> = users
+        .iter()
+        .flat_map(|user| mesh.tasks_of(user).into_iter().map(move |task| (task, (*user).to_owned())))
+        .map(|(task, user)| (task["ended_unix_ms"].as_u64().expect("it has ended"), user))
+        .collect();
+    ends.sort();
+    ends.into_iter().map(|(_, user)| user).collect()
+}
+
+fn all_done(mesh: &Mesh, users: &[&str]) {
+    for user in users {
+        wait_until("all to be done", PATIENCE, || {
+            mesh.tasks_of(user).iter().all(|task| task["state"] == "done")
+        });
+    }
+}
+
+#[test]
+fn of_those_that_wait_the_important_one_goes_first() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let blocker = occupied(&mesh);
+    let _waiting = [("low", "10"), ("high", "90"), ("middle", "50")]
+        .map(|(user, priority)| queued(&mesh, user, &["--priority", priority]));
+
+    blocker.client.interrupt();
+
+    let users = ["low", "middle", "high"];
+    all_done(&mesh, &users);
+    assert_eq!(order_of_ends(&mesh, &users), ["high", "middle", "low"]);
+}
+
+#[test]
+fn a_tenant_s_priority_counts_no_more_than_it_may() {
+    let id = "6d657368-0000-4000-8000-000000000001";
+    let tenant = format!("{id}=20");
+    let mesh =
+        Mesh::with(MeshOptions { broker_args: vec!["--tenant".into(), tenant], ..MeshOptions::default() });
+    std::fs::create_dir(mesh.folder().join("capped")).expect("the folder is ours");
+    mesh.file("capped/client-id", format!("{id}\n").as_bytes());
+    let _worker = mesh.worker("w1");
+    let blocker = occupied(&mesh);
+    let _waiting =
+        [("capped", "100"), ("usual", "50")].map(|(user, priority)| queued(&mesh, user, &["--priority", priority]));
+
+    blocker.client.interrupt();
+
+    let users = ["capped", "usual"];
+    all_done(&mesh, &users);
+    assert_eq!(order_of_ends(&mesh, &users), ["usual", "capped"]);
+}
+
+#[test]
+fn two_clients_share_whoever_came_first_with_more() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    // How long a run takes is then known: shares are shares of time.
+    Job::long(&mesh, 50).run(&mesh);
+    let blocker = occupied(&mesh);
+    let _much: Vec<Started> = (0..24).map(|_| queued(&mesh, "much", &[])).collect();
+    let _little: Vec<Started> = (0..8).map(|_| queued(&mesh, "little", &[])).collect();
+
+    blocker.client.interrupt();
+
+    all_done(&mesh, &["much", "little"]);
+    let order = order_of_ends(&mesh, &["much", "little"]);
+    let last_of_little = order.iter().rposition(|user| user == "little").expect("they are done");
+    // One in two: the eighth of the one comes with about eight of the other.
+    assert!((12..=21).contains(&last_of_little), "the last of eight is number {last_of_little} of 32: {order:?}");
+}
+
+#[test]
+fn equals_go_in_the_order_in_which_they_came() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let blocker = occupied(&mesh);
+    let users = ["first", "second", "third", "fourth"];
+    let _waiting = users.map(|user| queued(&mesh, user, &[]));
+
+    blocker.client.interrupt();
+
+    all_done(&mesh, &users);
+    assert_eq!(order_of_ends(&mesh, &users), users);
+}

@@ -1,0 +1,203 @@
+//! Rows of many clients in one call of the runner: only where it is right and pays, and to each his own.
+
+use mesh_tests::{Job, Mesh, PATIENCE, cache, jobs::Started, npy::Array, onnx, wait_until};
+use serde_json::Value;
+
+/// What the only worker says of its models.
+fn models(mesh: &Mesh) -> Vec<Value> {
+    mesh.ask(&["models"])["models"].as_array().expect("a list of models").clone()
+}
+
+fn verdict(mesh: &Mesh) -> String {
+    let models = models(mesh);
+    assert_eq!(models.len(), 1, "{models:?}");
+    models[0]["packing"].as_str().expect("a verdict").to_owned()
+}
+
+/// A folder of items, each an array of one row.
+fn folder(mesh: &Mesh, name: &str, rows: impl Iterator<Item = Array>) -> String {
+    let folder = mesh.folder().join(name);
+    std::fs::create_dir(&folder).expect("the folder is ours");
+    for (item, row) in rows.enumerate() {
+        row.write(&folder.join(format!("{item:03}.npy")));
+    }
+    folder.display().to_string()
+}
+
+fn rows_of_two(from: u16, count: u16) -> impl Iterator<Item = Array> {
+    (from..from + count).map(|row| Array::of_f32(&[1, 2], &[f32::from(row), f32::from(row) * 2.0]))
+}
+
+/// Submits the items, and gives output `y` of each.
+#[track_caller]
+fn answers(mesh: &Mesh, model: &str, items: &str, more: &[&str]) -> Vec<Array> {
+    let output = tempfile::tempdir_in(mesh.folder()).expect("the folder is ours").keep();
+    mesh.client(&[&["submit", model, items, "--output", output.to_str().unwrap()], more].concat()).succeeded();
+    let mut names: Vec<_> = std::fs::read_dir(&output).unwrap().flatten().map(|entry| entry.path()).collect();
+    names.retain(|path| path.is_dir());
+    names.sort();
+    names.iter().map(|path| Array::read(&path.join("y.npy"))).collect()
+}
+
+/// Plays the model a while, until the worker says what it makes of it.
+fn warm_up(mesh: &Mesh, model: &str, verdict_wanted: &str) {
+    let items = folder(mesh, &format!("warm-up-{verdict_wanted}"), rows_of_two(1000, 16));
+    wait_until(&format!("the verdict {verdict_wanted}"), PATIENCE, || {
+        answers(mesh, model, &items, &[]);
+        verdict(mesh) == verdict_wanted
+    });
+}
+
+#[test]
+fn rows_of_many_clients_run_together_and_each_gets_its_own() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let model = Job::sociable(&mesh, 100, [0.0, 0.0]).model;
+    warm_up(&mesh, &model, "on");
+
+    let jobs: Vec<Job> = (0..12_u8).map(|row| Job::sociable(&mesh, 100, [f32::from(row), 100.0])).collect();
+    let users: Vec<String> = (0..12).map(|user| format!("user{user}")).collect();
+    let started: Vec<Started> =
+        jobs.iter().zip(&users).map(|(job, user)| job.start_as(&mesh, user, &[])).collect();
+    let done: Vec<Value> = started.into_iter().zip(&jobs).map(|(started, job)| started.done(job).item).collect();
+
+    let shared = done.iter().filter(|item| item["runs"][0]["batch_rows"].as_u64() > Some(1)).count();
+    assert!(shared >= 2, "nobody ran in company: {done:?}");
+    let cost = &models(&mesh)[0];
+    assert!(cost["best_batch"].as_u64() > Some(1), "{cost}");
+    assert!(cost["curve"].as_array().is_some_and(|curve| curve.len() > 1), "{cost}");
+}
+
+#[test]
+fn items_of_one_submit_are_the_same_together_as_alone() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let model = Job::sociable(&mesh, 20, [0.0, 0.0]).model;
+    warm_up(&mesh, &model, "on");
+    let items = folder(&mesh, "items", rows_of_two(0, 50));
+
+    let together = answers(&mesh, &model, &items, &["--split", "16"]);
+    let alone = answers(&mesh, &model, &items, &["--split", "1", "--parallel", "1"]);
+
+    assert_eq!(together.len(), 50);
+    assert_eq!(together, alone);
+    for (item, answer) in together.iter().enumerate() {
+        let item = item as f64;
+        assert_eq!((answer.numbers(), &answer.shape[..]), (vec![item + 20e3, 2.0 * item + 20e3], &[1, 2][..]));
+    }
+}
+
+#[test]
+fn a_model_whose_rows_mingle_is_found_out_and_run_row_by_row() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let model = mesh.file("mingling.onnx", &onnx::mingling());
+    let items = folder(&mesh, "items", rows_of_two(0, 24));
+    for _ in 0..2 {
+        for (item, answer) in answers(&mesh, &model, &items, &[]).iter().enumerate() {
+            let item = item as f64;
+            assert_eq!(answer.numbers(), [item + 2.0 * item, 4.0 * item], "item {item}");
+        }
+    }
+    assert_eq!(verdict(&mesh), "differs");
+}
+
+#[test]
+fn a_model_of_a_fixed_batch_is_run_item_by_item_and_right() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let model = cache::model("nmp.tflite").display().to_string();
+    let spec = mesh.ask(&["inspect", &model]);
+    let input = &spec["inputs"][0];
+    let shape: Vec<usize> =
+        input["shape"].as_array().expect("a shape").iter().map(|dim| dim.as_u64().unwrap_or(1) as usize).collect();
+    let count: usize = shape.iter().product();
+    let row = |item: u16| {
+        let values: Vec<f32> = (0..count).map(|index| ((index as f32) * 0.37 + f32::from(item)).sin()).collect();
+        Array::of_f32(&shape, &values)
+    };
+    let items = folder(&mesh, "items", (0..12).map(row));
+    let all = |more: &[&str]| {
+        let output = tempfile::tempdir_in(mesh.folder()).expect("the folder is ours").keep();
+        let line = [&["submit", &model, &items, "--output", output.to_str().unwrap()][..], more].concat();
+        mesh.client(&line).succeeded();
+        let read = |item: usize| {
+            let mut files: Vec<_> =
+                std::fs::read_dir(output.join(format!("{item:03}"))).unwrap().flatten().map(|e| e.path()).collect();
+            files.sort();
+            files.iter().map(|file| std::fs::read(file).unwrap()).collect::<Vec<_>>()
+        };
+        (0..12).map(read).collect::<Vec<_>>()
+    };
+
+    let together = all(&[]);
+    let alone = all(&["--split", "1", "--parallel", "1"]);
+
+    assert_eq!(together, alone, "to the bit");
+    let verdict = verdict(&mesh);
+    assert!(["unsupported", "no-gain", "differs"].contains(&verdict.as_str()), "{verdict}");
+}
+
+#[test]
+fn who_brings_a_bad_row_fails_alone() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let model = mesh.file("picky.onnx", &onnx::picky());
+    let row = |index: i64| Array::of_i64(&[1, 1], &[index]);
+    let good = folder(&mesh, "good", (0..16).map(row));
+    wait_until("the verdict on", PATIENCE, || {
+        answers(&mesh, &model, &good, &[]);
+        verdict(&mesh) == "on"
+    });
+
+    // Many at once, so that they meet; one of them asks for what there is not.
+    for round in 0..5 {
+        let bad = mesh.array("bad.npy", &row(99));
+        let jobs: Vec<Job> = (0..10_i64)
+            .map(|index| Job {
+                model: model.clone(),
+                input: mesh.array(&format!("row{index}.npy"), &row(index)),
+                expected: vec![index as f64 + 0.5],
+            })
+            .collect();
+        let spoiler = Job { model: model.clone(), input: bad, expected: Vec::new() };
+        let bad = spoiler.start_as(&mesh, "spoiler", &[]);
+        let started: Vec<Started> = jobs.iter().map(|job| job.start(&mesh, &[])).collect();
+        bad.answer().failed_with(4, "RUN_FAILED");
+        for (started, job) in started.into_iter().zip(&jobs) {
+            assert_eq!(started.done(job).attempts(), 1, "round {round}");
+        }
+    }
+}
+
+#[test]
+fn one_of_a_batch_is_cancelled_and_the_others_do_not_notice() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let model = Job::sociable(&mesh, 700, [0.0, 0.0]).model;
+    warm_up(&mesh, &model, "on");
+    let jobs: Vec<Job> = (0..6_u8).map(|row| Job::sociable(&mesh, 700, [f32::from(row), 7.0])).collect();
+    let mut started: Vec<Started> = jobs.iter().map(|job| job.start(&mesh, &[])).collect();
+    wait_until("all to be placed", PATIENCE, || mesh.count_of("client", "running") == jobs.len());
+
+    let cancelled = started.pop().expect("six");
+    cancelled.client.interrupt();
+    cancelled.answer().failed_with(130, "");
+
+    for (started, job) in started.into_iter().zip(&jobs) {
+        assert_eq!(started.done(job).attempts(), 1);
+    }
+    mesh.wait_idle();
+}
+
+#[test]
+fn packing_can_be_switched_off() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker_with("w1", &["--pack-max", "1"]);
+    let model = Job::sociable(&mesh, 5, [0.0, 0.0]).model;
+    let items = folder(&mesh, "items", rows_of_two(0, 24));
+    assert_eq!(answers(&mesh, &model, &items, &[]).len(), 24);
+    let cost = &models(&mesh)[0];
+    assert_ne!(cost["packing"], "on", "{cost}");
+    assert_eq!(cost["best_batch"], 1, "{cost}");
+}

@@ -1,0 +1,138 @@
+//! Where a task goes: labels that bind and labels that are a wish, named policies, promises that a worker does not keep,
+//! and a task that takes worker after worker down.
+
+use std::collections::BTreeMap;
+
+use mesh_tests::{Job, Mesh, MeshOptions, PATIENCE, Worker, npy::Array, wait_until};
+use serde_json::Value;
+
+fn with_policy(policy: &str) -> Mesh {
+    let broker_args = vec!["--policy".into(), policy.into()];
+    Mesh::with(MeshOptions { broker_args, ..MeshOptions::default() })
+}
+
+#[test]
+fn a_required_label_binds_and_a_preferred_one_is_a_wish() {
+    let mesh = Mesh::start();
+    let _workers = [("north", "room=north"), ("south", "room=south")]
+        .map(|(name, label)| mesh.worker_with(name, &["--label", label]));
+    let job = Job::small(&mesh);
+    for room in ["north", "south", "north"] {
+        let require = format!("room={room}");
+        assert_eq!(job.start(&mesh, &["--require", &require]).done(&job).worker(), room);
+    }
+    // Between those that would be equally soon the wish decides.
+    wait_until("both to have told what the model costs", PATIENCE, || {
+        mesh.ask(&["models"])["models"].as_array().is_some_and(|models| models.len() == 2)
+    });
+    for room in ["north", "south", "south", "north"] {
+        let prefer = format!("room={room}");
+        assert_eq!(job.start(&mesh, &["--prefer", &prefer]).done(&job).worker(), room);
+    }
+    // Who prefers goes elsewhere rather than wait; who requires waits.
+    let _busy = Job::endless(&mesh).start(&mesh, &["--require", "room=north"]);
+    wait_until("north to be busy", PATIENCE, || mesh.count_of("client", "running") == 1);
+    assert_eq!(job.start(&mesh, &["--prefer", "room=north"]).done(&job).worker(), "south");
+    let waits = job.start(&mesh, &["--require", "room=north"]);
+    wait_until("it to wait", PATIENCE, || mesh.count_of("client", "queued") == 1);
+    drop(waits);
+    job.start(&mesh, &["--require", "room=east"]).answer().failed_with(5, "NO_WORKER_FITS");
+}
+
+/// Where so many small tasks ran, one after the other.
+fn places(mesh: &Mesh, count: usize) -> Vec<String> {
+    let job = Job::small(mesh);
+    (0..count).map(|_| job.run(mesh).worker().to_owned()).collect()
+}
+
+#[test]
+fn each_policy_chooses_as_its_name_says() {
+    // One after the other: each has its turn.
+    let mesh = with_policy("round-robin");
+    let _workers = [mesh.worker("w1"), mesh.worker("w2"), mesh.worker("w3")];
+    let mut turns = BTreeMap::<String, usize>::new();
+    places(&mesh, 9).into_iter().for_each(|name| *turns.entry(name).or_default() += 1);
+    assert_eq!(turns.into_values().collect::<Vec<_>>(), [3, 3, 3]);
+
+    // The least busy: never the one that is at work.
+    let mesh = with_policy("least-loaded");
+    let _workers = [mesh.worker_with("w1", &["--slots", "2"]), mesh.worker_with("w2", &["--slots", "2"])];
+    let endless = Job::endless(&mesh).start(&mesh, &[]);
+    wait_until("it to run", PATIENCE, || mesh.count_of("client", "running") == 1);
+    let busy = mesh.tasks_of("client")[0]["worker"]["name"].as_str().expect("a worker").to_owned();
+    assert!(places(&mesh, 4).iter().all(|place| *place != busy), "{busy} is at work");
+    drop(endless);
+
+    // Any policy serves.
+    for policy in ["predicted", "latest-heartbeat", "random"] {
+        let mesh = with_policy(policy);
+        let _workers = [mesh.worker("w1"), mesh.worker("w2")];
+        places(&mesh, 3);
+        assert_eq!(mesh.ask(&["status"])["policy"], policy);
+    }
+}
+
+#[test]
+fn a_policy_that_nobody_knows_is_refused_at_the_start() {
+    let mut command = std::process::Command::new(mesh_tests::process::binary("mesh-broker"));
+    command.args(["--bind", "tcp://127.0.0.1:0", "--policy", "cleverest"]);
+    let output = command.output().expect("mesh-broker is built");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("round-robin"), "{said}");
+}
+
+#[test]
+fn who_breaks_a_promise_is_left_for_those_who_keep_it() {
+    let mesh = with_policy("round-robin");
+    let (door, _slow) = mesh.worker_behind_proxy("slow", &[]);
+    let _fast = mesh.worker("fast");
+    let job = Job::small(&mesh);
+    // Both have the model, and both are well.
+    wait_until("both to have been used", PATIENCE, || {
+        job.run(&mesh);
+        let workers = mesh.ask(&["workers"]);
+        let held = |worker: &Value| worker["held_models"].as_array().is_some_and(|held| !held.is_empty());
+        workers["workers"].as_array().is_some_and(|workers| workers.iter().all(held))
+    });
+    let folder = mesh.folder().join("items");
+    std::fs::create_dir(&folder).expect("the folder is ours");
+    for item in 0..120_u16 {
+        Array::of_f32(&[4], &[f32::from(item); 4]).write(&folder.join(format!("{item:03}.npy")));
+    }
+    // A kilobyte takes half a second from now on.
+    door.throttle(Some(2 << 10));
+
+    let line = ["submit", &job.model, folder.to_str().unwrap(), "--split", "1", "--parallel", "2"];
+    let promise = ["--slo", "200ms", "--max-violation", "5%"];
+    let report = mesh.ask(&[&line[..], &promise].concat());
+
+    let rows = report["items"].as_array().expect("items");
+    let at_slow = rows.iter().filter(|row| row["worker"]["name"] == "slow").count();
+    assert!(at_slow >= 1, "the slow one was used until it was known to be slow");
+    assert!(at_slow <= 40, "{at_slow} of 120 were given to the slow worker");
+    assert!(mesh.metric("slo_trips_total") >= Some(1.0), "{:?}", mesh.admin_page("/metrics"));
+}
+
+#[test]
+fn a_task_that_takes_three_workers_down_is_given_up() {
+    let mesh = Mesh::start();
+    let mut workers: Vec<Worker> = ["w1", "w2", "w3", "w4"].map(|name| mesh.worker(name)).into();
+    let started = Job::endless(&mesh).start(&mesh, &[]);
+    for victim in 0..3 {
+        wait_until(&format!("it to run for the {victim}. time"), PATIENCE, || {
+            workers.iter().any(|worker| !mesh_tests::process::children_of(worker.pid()).is_empty())
+        });
+        let runs_it = workers
+            .iter_mut()
+            .find(|worker| !mesh_tests::process::children_of(worker.pid()).is_empty())
+            .expect("just seen");
+        runs_it.kill();
+    }
+
+    let answer = started.answer().failed_with(4, "POISONOUS");
+
+    let why = answer.stdout + &answer.stderr;
+    assert!(why.contains("three") || why.contains('3'), "{why}");
+    // The last worker was spared.
+    Job::small(&mesh).run(&mesh);
+}

@@ -1,0 +1,98 @@
+//! Models behind one another: what the first gives the second takes, for one row as for many, and they work side by side.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use mesh_tests::{Job, Mesh, PATIENCE, Worker, npy::Array, onnx, process, wait_until};
+
+/// Between two looks at what the runners have used: some ticks of the system's clock.
+const WINDOW: Duration = Duration::from_millis(200);
+
+/// Encoder and decoder, each of about so many milliseconds a call; together they add `2 × ms × 1000`.
+fn stages(mesh: &Mesh, ms: i64) -> [String; 2] {
+    let job = Job::sociable(mesh, ms, [0.0, 0.0]);
+    // The same model with another comment in it, so that the worker has two.
+    let second = mesh.file("decoder.onnx", &[onnx::sociable(ms * 1000), b"\x32\x01x".to_vec()].concat());
+    [job.model, second]
+}
+
+fn items(mesh: &Mesh, count: u16) -> String {
+    let folder = mesh.folder().join("items");
+    std::fs::create_dir(&folder).expect("the folder is ours");
+    for item in 0..count {
+        Array::of_f32(&[1, 2], &[f32::from(item), -f32::from(item)]).write(&folder.join(format!("{item:03}.npy")));
+    }
+    folder.display().to_string()
+}
+
+#[test]
+fn every_row_goes_through_both_models_and_comes_back_in_its_place() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker_with("w1", &["--slots", "2"]);
+    let [encode, decode] = stages(&mesh, 3);
+    let (items, output) = (items(&mesh, 30), mesh.folder().join("out"));
+    let then = format!("decode={decode}");
+    mesh.client(&["submit", &encode, &items, "--then", &then, "--output", output.to_str().unwrap()]).succeeded();
+    for item in 0..30_u16 {
+        let answer = Array::read(&output.join(format!("{item:03}/y.npy"))).numbers();
+        assert_eq!(answer, [f64::from(item) + 6000.0, 6000.0 - f64::from(item)], "item {item}");
+    }
+}
+
+#[test]
+fn a_second_model_that_takes_something_else_is_refused_before_it_runs() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let job = Job::small(&mesh);
+    // It takes whole numbers, and the one before it gives real ones.
+    let other = mesh.file("picky.onnx", &onnx::picky());
+    let answer = mesh.client(&job.submit(&["--then", &other]));
+    assert_eq!(answer.code, 3, "{}", answer.stderr);
+    Job::small(&mesh).run(&mesh);
+}
+
+#[test]
+fn a_missing_second_model_is_said_to_be_missing() {
+    let mesh = Mesh::start();
+    let job = Job::small(&mesh);
+    mesh.client(&job.submit(&["--then", "/nowhere/decode.onnx"])).failed_with(3, "/nowhere/decode.onnx");
+}
+
+/// Processor time that the worker's runners have used for each model so far.
+fn used(worker: &Worker) -> BTreeMap<String, Duration> {
+    let mut used = BTreeMap::<String, Duration>::new();
+    for runner in process::children_of(worker.pid()) {
+        let line = std::fs::read_to_string(format!("/proc/{runner}/cmdline")).unwrap_or_default();
+        let model = line.split('\0').skip_while(|word| *word != "--model").nth(1).map(str::to_owned);
+        if let (Some(model), Some(time)) = (model, process::cpu_time(runner)) {
+            *used.entry(model).or_default() += time;
+        }
+    }
+    used
+}
+
+#[test]
+fn two_stages_work_side_by_side() {
+    let mesh = Mesh::start();
+    // Item by item: otherwise each stage would run all of them in one call.
+    let worker = mesh.worker_with("w1", &["--slots", "4", "--pack-max", "1"]);
+    let [encode, decode] = stages(&mesh, 600);
+    let items = items(&mesh, 40);
+    let line = ["submit", &encode, &items, "--then", &decode, "--split", "1", "--lane", "batch"];
+    let _client = mesh.client_in_background(&line);
+    // A call takes half a second or more, so one stage that waits for the other shows in two of three windows. Both move in
+    // three windows one after the other only if they run at the same time.
+    let (mut before, mut since, mut in_a_row) = (used(&worker), Instant::now(), 0);
+    wait_until("both models to compute at the same time", PATIENCE, || {
+        if since.elapsed() < WINDOW {
+            return false;
+        }
+        let now = used(&worker);
+        let moved = now.iter().filter(|(model, time)| **time > before.get(*model).copied().unwrap_or_default()).count();
+        in_a_row = if moved == 2 { in_a_row + 1 } else { 0 };
+        (before, since) = (now, Instant::now());
+        in_a_row == 3
+    });
+}
