@@ -34,6 +34,9 @@ const SINGLES_US: u64 = 20_000;
 /// Each so-manieth batch of a lane is for its oldest item, so that no priority lets another one starve.
 const OLDEST_EVERY: u64 = 8;
 
+/// Batches of the batch lane are cut while realtime items come that often; who comes out of the blue waits for a whole one.
+const REALTIME_NEAR: Duration = Duration::from_secs(1);
+
 /// Between the end of a run and its answer at the client.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(5);
 
@@ -115,8 +118,8 @@ impl Worker {
         let device = self.slots.device(slot);
         let (key, lane) = (self.cost_key(queue, device), queue.kind.lane);
         let cost = self.costs.get(&key);
-        let mut plan =
-            cost.map_or_else(|| Cost::new(self.config.rows_max).plan(false), |c| c.plan(lane == Lane::Batch));
+        let is_cut = lane == Lane::Batch && self.packer.is_realtime_near(now, REALTIME_NEAR);
+        let mut plan = cost.map_or_else(|| Cost::new(self.config.rows_max).plan(false), |cost| cost.plan(is_cut));
         let mut pieces = queue.in_order(oldest).filter(|(_, piece)| !self.is_blocked(piece, device)).peekable();
         let (rank, first) = pieces.peek().map(|(rank, first)| (*rank, *first))?;
         if first.alone.is_some() {

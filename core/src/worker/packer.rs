@@ -9,7 +9,7 @@
 //! Owns who waits and in which order: by priority, clients of equal priority in turn, of one client the first come. Never
 //! knows slots, devices or costs.
 
-use std::{cmp::Reverse, collections::BTreeMap, ops::Range};
+use std::{cmp::Reverse, collections::BTreeMap, ops::Range, time::Duration};
 
 use proto_msgs::{AttemptId, ClientId, DType, Demands, Digest, InputDecl, Lane};
 
@@ -198,6 +198,8 @@ pub(super) struct Packer {
     queues: BTreeMap<QueueId, Queue>,
     made: u64,
     arrivals: u64,
+    /// When the last rows of the realtime lane came.
+    realtime_came: Option<MonoTime>,
 }
 
 impl Packer {
@@ -250,6 +252,11 @@ impl Packer {
         self.queues.get_mut(&id)
     }
 
+    /// Rows of the realtime lane came not longer ago than this: more are to be expected.
+    pub(super) fn is_realtime_near(&self, now: MonoTime, within: Duration) -> bool {
+        self.realtime_came.is_some_and(|came| now < came + within)
+    }
+
     /// Queues in which somebody waits.
     pub(super) fn waiting(&self) -> impl Iterator<Item = (QueueId, &Queue)> {
         self.queues.iter().filter(|(_, queue)| queue.rows > 0).map(|(id, queue)| (*id, queue))
@@ -280,6 +287,9 @@ impl Packer {
         self.arrivals += 1;
         let arrival = self.arrivals;
         let Some(queue) = self.queues.get_mut(&id) else { return };
+        if queue.kind.lane == Lane::Realtime {
+            self.realtime_came = Some(now);
+        }
         queue.linger.arrived(now, piece.len());
         queue.used = now;
         let end = queue.ends.entry(piece.client).or_default();
