@@ -15,7 +15,7 @@ use std::{
     },
 };
 
-use proto_msgs::{Digest, Failure, InputDecl, ModelRef};
+use proto_msgs::{Digest, ErrorCode, Failure, InputDecl, ModelRef};
 use tokio::task::spawn_blocking;
 
 use crate::{
@@ -175,29 +175,28 @@ impl Material {
         made.memory.change(bytes);
     }
 
-    /// Puts the result together if all rows have passed the last stage. Done by the batch that brings the last ones, so that
-    /// it is there when the machine asks for it.
+    /// Puts the result together if all rows have passed the last stage. Done by the batch that brings the last ones, before
+    /// it says that it has ended, so that the result is there when the machine asks for it.
     pub(crate) async fn join_if_complete(self: &std::sync::Arc<Self>, store: &BlobStore) {
-        let size_bytes = {
-            let made = locked(&self.made);
-            let last = made.stages.last().map_or(&[][..], Vec::as_slice);
-            if last.iter().any(Option::is_none) || self.result.get().is_some() {
-                return;
-            }
-            last.iter().flatten().flatten().map(|output| output.payload.size_bytes()).sum::<u64>()
-        };
+        let Some(items) = self.take_complete() else { return };
+        let size_bytes = items.iter().flatten().map(|output| output.payload.size_bytes()).sum::<u64>();
         let (material, store) = (self.clone(), store.clone());
         let join = move || {
-            let items: Vec<Vec<Tensor>> =
-                locked(&material.made).stages.last_mut().map(std::mem::take).into_iter().flatten().flatten().collect();
-            let joined = join(items, &store);
-            let _ = material.result.set(joined);
+            let _ = material.result.set(join(&items, &store));
         };
         if size_bytes <= JOIN_AT_ONCE_BYTES_MAX {
             join();
         } else {
             let _ = spawn_blocking(join).await;
         }
+    }
+
+    /// The outputs of all items once all are there. Only one of the batches that look at the same time gets them: the look
+    /// and the taking are one step, and what was taken leaves nothing that looks complete.
+    fn take_complete(&self) -> Option<Vec<Vec<Tensor>>> {
+        let mut made = locked(&self.made);
+        let last = made.stages.last_mut().filter(|items| !items.is_empty() && items.iter().all(Option::is_some))?;
+        Some(std::mem::take(last).into_iter().flatten().collect())
     }
 
     /// The result, if all rows are there.
@@ -211,9 +210,10 @@ fn memory_bytes(outputs: &[Tensor]) -> u64 {
     in_memory.map(|output| output.payload.size_bytes()).sum()
 }
 
-/// The outputs of all items, one behind the other.
-fn join(items: Vec<Vec<Tensor>>, store: &BlobStore) -> Result<Vec<Output>, Failure> {
-    let count = items.first().map_or(0, Vec::len);
+/// The outputs of all items, one behind the other. No items are no result: nobody may take that for an empty one.
+fn join(items: &[Vec<Tensor>], store: &BlobStore) -> Result<Vec<Output>, Failure> {
+    let lost = || Failure::new(ErrorCode::WorkerLost, "the worker lost the outputs of this task");
+    let count = items.first().ok_or_else(lost)?.len();
     let outputs = (0..count).map(|index| {
         let tensors: Vec<&Tensor> = items.iter().filter_map(|item| item.get(index)).collect();
         let shape = joined_shape(tensors.iter().copied())?;
@@ -264,6 +264,14 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+
+    #[test]
+    fn no_items_are_no_result() {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let store = BlobStore::open(home.path(), 1 << 30).expect("a store");
+        assert_eq!(join(&[], &store).expect_err("nothing to join").code, ErrorCode::WorkerLost);
+        assert!(join(&[Vec::new()], &store).expect("an item without outputs").is_empty());
+    }
 
     #[test]
     fn pieces_in_memory_and_in_files_become_one_with_its_digest() {

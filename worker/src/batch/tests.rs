@@ -2,13 +2,13 @@
 
 mod models;
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, sync::Barrier};
 
 use mesh_core::worker::{Equality, headroom::Headroom};
 use mesh_transport::{Context, Security};
 use proto_msgs::{
-    Attempt, AttemptId, ClientId, Demands, Digest, Epoch, InputDecl, Lane, Manifest, ModelFormat, ModelRef, Purpose,
-    Stage, TaskId, Ticket, TicketBody, TicketKey, WorkerId,
+    Attempt, AttemptId, ClientId, DType, Demands, Digest, Epoch, InputDecl, Lane, Manifest, ModelFormat, ModelRef,
+    Purpose, Stage, TaskId, Ticket, TicketBody, TicketKey, WorkerId,
 };
 use tokio::sync::mpsc;
 
@@ -196,6 +196,33 @@ async fn items_of_a_model_that_takes_one_run_one_after_the_other() {
     assert!(task.result().is_none(), "two rows are missing");
     home.run(BatchKind::Whole, 0, &[(&task, 0..2)]).await.expect("the others");
     assert_eq!(result(&task), (vec![3, 2], vec![-1.0, -2.0, -3.0, -4.0, -5.0, -6.0]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_batches_that_end_together_one_has_all_rows_for_the_result() {
+    let Some(home) = Home::new() else { return };
+    let model = models::negate(&[1, 1]);
+    let tensor = |value: f32| {
+        let payload = Payload::Memory(floats(&[value]).into());
+        vec![vec![Tensor { name: "y".to_owned(), dtype: DType::F32, shape: vec![1, 1], payload }]]
+    };
+    for round in 0..2_000 {
+        let task = home.task(1, std::slice::from_ref(&model), 2, &[&[0.0, 0.0]]);
+        let together = Arc::new(Barrier::new(2));
+        let end = |item: u32| {
+            let (task, store, together) = (task.clone(), home.tools.store.clone(), together.clone());
+            let outputs = tensor(item as f32);
+            tokio::spawn(async move {
+                task.store(0, item..item + 1, outputs);
+                together.wait();
+                task.join_if_complete(&store).await;
+            })
+        };
+        for ended in [end(0), end(1)] {
+            ended.await.expect("no panic");
+        }
+        assert_eq!(result(&task), (vec![2, 1], vec![0.0, 1.0]), "round {round}");
+    }
 }
 
 #[tokio::test]
