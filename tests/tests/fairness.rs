@@ -73,7 +73,9 @@ fn a_tenant_s_priority_counts_no_more_than_it_may() {
 
 #[test]
 fn two_clients_share_whoever_came_first_with_more() {
-    let mesh = Mesh::start();
+    // Nothing else is weighed: on a busy machine it takes long to bring so many clients up.
+    let broker_args = ["--weight-wait", "0", "--weight-data", "0"].map(str::to_owned).to_vec();
+    let mesh = Mesh::with(MeshOptions { broker_args, ..MeshOptions::default() });
     let _worker = mesh.worker("w1");
     // How long a run takes is then known: shares are shares of time.
     Job::long(&mesh, 50).run(&mesh);
@@ -87,7 +89,7 @@ fn two_clients_share_whoever_came_first_with_more() {
     let order = order_of_ends(&mesh, &["much", "little"]);
     let last_of_little = order.iter().rposition(|user| user == "little").expect("they are done");
     // One in two: the eighth of the one comes with about eight of the other.
-    assert!((12..=21).contains(&last_of_little), "the last of eight is number {last_of_little} of 32: {order:?}");
+    assert!((12..=19).contains(&last_of_little), "the last of eight is number {last_of_little} of 32: {order:?}");
 }
 
 #[test]
