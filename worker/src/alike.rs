@@ -3,7 +3,11 @@
 //! Integers must be equal. Floats may differ by what a runtime's other order of additions makes: that depends on the largest
 //! value of the tensor, not on each.
 
+use std::{io, ops::Range};
+
 use proto_msgs::DType;
+
+use crate::payload::Payload;
 
 /// Of the largest value: ten times what was seen between runtimes, a tenth of what a wrong row shows.
 const F32_RELATIVE: f64 = 2e-5;
@@ -17,13 +21,16 @@ const BF16_RELATIVE: f64 = 2e-2;
 /// For tensors whose values are all close to zero.
 const ABSOLUTE: f64 = 1e-6;
 
-/// Whether the bytes of two tensors of this type are the same but for rounding.
-pub(crate) fn alike(dtype: DType, reference: &[u8], other: &[u8]) -> bool {
-    if reference == other {
-        return true;
+/// Of each tensor so much is in memory at a time: tensors may be larger than that. A multiple of every element's size.
+const BLOCK_BYTES: u64 = 1 << 20;
+
+/// Whether the bytes of two tensors of this type are the same but for rounding. Blocks if they are in files.
+pub(crate) fn alike(dtype: DType, reference: &Payload, other: &Payload) -> io::Result<bool> {
+    if reference.size_bytes() != other.size_bytes() {
+        return Ok(false);
     }
-    if reference.len() != other.len() {
-        return false;
+    if same_bytes(reference, other)? {
+        return Ok(true);
     }
     match dtype {
         DType::F32 => close::<4>(reference, other, F32_RELATIVE, |bytes| f32::from_le_bytes(bytes).into()),
@@ -32,16 +39,53 @@ pub(crate) fn alike(dtype: DType, reference: &[u8], other: &[u8]) -> bool {
         DType::BF16 => close::<2>(reference, other, BF16_RELATIVE, |bytes| {
             f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16).into()
         }),
-        _ => false,
+        _ => Ok(false),
     }
 }
 
-fn close<const N: usize>(reference: &[u8], other: &[u8], relative: f64, value: impl Fn([u8; N]) -> f64) -> bool {
-    let values = |bytes: &'_ [u8]| bytes.as_chunks::<N>().0.iter().map(|chunk| value(*chunk)).collect::<Vec<f64>>();
-    let (reference, other) = (values(reference), values(other));
-    let largest = reference.iter().filter(|value| value.is_finite()).fold(0.0_f64, |max, value| max.max(value.abs()));
+/// Whether these are the same bytes. Blocks if they are in files.
+pub(crate) fn same_bytes(one: &Payload, other: &Payload) -> io::Result<bool> {
+    if one.size_bytes() != other.size_bytes() {
+        return Ok(false);
+    }
+    for block in blocks(one) {
+        if one.slice(block.clone()).read()? != other.slice(block).read()? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn blocks(payload: &Payload) -> impl Iterator<Item = Range<u64>> + use<> {
+    (0..payload.size_bytes()).step_by(BLOCK_BYTES as usize).map(|start| start..start + BLOCK_BYTES)
+}
+
+/// Both are of the same size. The reference is read twice: what is allowed depends on all of it.
+fn close<const N: usize>(
+    reference: &Payload,
+    other: &Payload,
+    relative: f64,
+    value: impl Fn([u8; N]) -> f64,
+) -> io::Result<bool> {
+    let mut largest = 0.0_f64;
+    for block in blocks(reference) {
+        let values = reference.slice(block).read()?;
+        let sizes = values.as_chunks::<N>().0.iter().map(|chunk| value(*chunk).abs());
+        largest = sizes.filter(|size| size.is_finite()).fold(largest, f64::max);
+    }
     let allowed = relative * largest + ABSOLUTE;
-    reference.iter().zip(&other).all(|(a, b)| a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= allowed)
+    for block in blocks(reference) {
+        let (reference, other) = (reference.slice(block.clone()).read()?, other.slice(block).read()?);
+        let mut pairs = reference.as_chunks::<N>().0.iter().zip(other.as_chunks::<N>().0);
+        let all_close = pairs.all(|(a, b)| {
+            let (a, b) = (value(*a), value(*b));
+            a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= allowed
+        });
+        if !all_close {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// IEEE 754 half precision.
@@ -60,6 +104,11 @@ fn half(bits: u16) -> f64 {
 mod tests {
     use super::*;
 
+    fn alike(dtype: DType, reference: &[u8], other: &[u8]) -> bool {
+        let memory = |bytes: &[u8]| Payload::Memory(bytes.to_vec().into());
+        super::alike(dtype, &memory(reference), &memory(other)).expect("memory")
+    }
+
     fn floats(values: &[f32]) -> Vec<u8> {
         values.iter().flat_map(|value| value.to_le_bytes()).collect()
     }
@@ -72,6 +121,24 @@ mod tests {
         assert!(!alike(DType::F32, &one, &floats(&[100.0, 0.001, 0.0])));
         assert!(!alike(DType::F32, &one, &floats(&[100.0, 0.001])));
         assert!(!alike(DType::F32, &floats(&[f32::INFINITY]), &floats(&[1.0])));
+    }
+
+    #[test]
+    fn what_is_larger_than_a_block_is_compared_to_its_end() {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let file = |name: &str, last: &[f32]| {
+            let mut values = vec![0.001; BLOCK_BYTES as usize / 4];
+            values.extend_from_slice(last);
+            let (path, bytes) = (home.path().join(name), floats(&values));
+            std::fs::write(&path, &bytes).expect("writing");
+            Payload::File { path, offset: 0, size_bytes: bytes.len() as u64, owner: None }
+        };
+        let reference = file("reference", &[100.0, 2.0]);
+        for (name, last, expected) in [("same", 2.0, true), ("rounded", 2.0005, true), ("other", 2.01, false)] {
+            let other = file(name, &[100.0, last]);
+            assert_eq!(super::alike(DType::F32, &reference, &other).expect("readable"), expected, "{name}");
+            assert_eq!(same_bytes(&reference, &other).expect("readable"), name == "same");
+        }
     }
 
     #[test]

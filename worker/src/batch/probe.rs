@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 
 use super::{Calls, Chunk, Outputs, groups, micros};
 use crate::{
-    alike::alike,
+    alike::{alike, same_bytes},
     oip::{Given, Tensor},
     payload::Payload,
 };
@@ -19,8 +19,12 @@ use crate::{
 /// Models and shapes of which is remembered what a probe showed; the rest is forgotten together, and only loses a check.
 const PROVEN_MAX: usize = 256;
 
-/// An item larger than this is not copied for a comparison.
-const OTHER_BYTES_MAX: u64 = 64 << 20;
+/// Items whose inputs and outputs are more than this together are not compared: they are read from a disk that others want,
+/// too, and a runner has them all at once in its memory. Rows of such a size gain little by a common call.
+const PROBE_BYTES_MAX: u64 = 256 << 20;
+
+/// An item whose inputs are larger than this together is not copied into memory to make another one of it.
+const OTHER_BYTES_MAX: u64 = 16 << 20;
 
 /// Runs a probe: single runs, whose outputs are the answers, then one packed call.
 pub(super) async fn probe(
@@ -41,6 +45,10 @@ pub(super) async fn probe(
         return Ok((outputs, times));
     };
     let (mut given, mut singles, mut kept_bytes) = (calls.batch.given(alike), singles, 0);
+    if bytes_of(&given, &singles) > PROBE_BYTES_MAX {
+        times.equal = Some(Equality::Inconclusive);
+        return Ok((outputs, times));
+    }
     if !are_distinct(&given, singles.len()).await {
         let Some(other) = another(&mut calls, alike[0], &singles[0]).await else {
             times.equal = Some(Equality::Inconclusive);
@@ -80,12 +88,12 @@ struct Other {
 async fn another(calls: &mut Calls<'_, '_>, chunk: &Chunk, single: &[Tensor]) -> Option<Other> {
     let first = Chunk { part: chunk.part, rows: chunk.rows.start..chunk.rows.start + 1, fitted: chunk.fitted.clone() };
     let mut given = calls.batch.given(&[&first]);
+    if bytes_of(&given, &[]) > OTHER_BYTES_MAX {
+        return None;
+    }
     let mut inputs = Vec::new();
     for input in &mut given {
         let pieces = std::mem::take(&mut input.pieces);
-        if pieces.iter().map(Payload::size_bytes).sum::<u64>() > OTHER_BYTES_MAX {
-            return None;
-        }
         let mut bytes = Vec::new();
         for piece in spawn_blocking(move || pieces.iter().map(Payload::read).collect::<Vec<_>>()).await.ok()? {
             bytes.extend_from_slice(&piece.ok()?);
@@ -149,7 +157,7 @@ impl Other {
 async fn compare(singles: Outputs, packed: Outputs) -> Equality {
     let same = |a: &Tensor, b: &Tensor| -> std::io::Result<bool> {
         let declared = (&a.name, a.dtype, &a.shape) == (&b.name, b.dtype, &b.shape);
-        Ok(declared && alike(a.dtype, &a.payload.read()?, &b.payload.read()?))
+        Ok(declared && alike(a.dtype, &a.payload, &b.payload)?)
     };
     let compare = move || -> std::io::Result<Equality> {
         for (single, packed) in singles.iter().zip(&packed) {
@@ -168,19 +176,29 @@ async fn compare(singles: Outputs, packed: Outputs) -> Equality {
     spawn_blocking(compare).await.ok().and_then(Result::ok).unwrap_or(Equality::Inconclusive)
 }
 
+/// What a comparison has to do with: of inputs and outputs together.
+fn bytes_of(given: &[Given], outputs: &[Vec<Tensor>]) -> u64 {
+    let inputs = given.iter().flat_map(|input| &input.pieces).map(Payload::size_bytes);
+    inputs.chain(outputs.iter().flatten().map(|output| output.payload.size_bytes())).sum()
+}
+
 /// Whether at least two items have other inputs.
 async fn are_distinct(given: &[Given], items: usize) -> bool {
     let inputs: Vec<Vec<Payload>> = given.iter().map(|input| input.pieces.clone()).collect();
     let look = move || -> std::io::Result<bool> {
         for pieces in inputs {
-            let mut bytes = Vec::new();
-            for piece in pieces {
-                bytes.extend_from_slice(&piece.read()?);
-            }
-            let mut each = bytes.chunks((bytes.len() / items.max(1)).max(1));
-            let first = each.next();
-            if each.any(|item| Some(item) != first) {
-                return Ok(true);
+            let all_bytes = pieces.iter().map(Payload::size_bytes).sum::<u64>();
+            let item_bytes = (all_bytes / items.max(1) as u64).max(1);
+            // A piece has whole items.
+            let mut each = pieces.iter().flat_map(|piece| {
+                let starts = (0..piece.size_bytes()).step_by(usize::try_from(item_bytes).unwrap_or(usize::MAX));
+                starts.map(|start| piece.slice(start..start + item_bytes))
+            });
+            let Some(first) = each.next() else { continue };
+            for item in each {
+                if !same_bytes(&first, &item)? {
+                    return Ok(true);
+                }
             }
         }
         Ok(false)
@@ -228,5 +246,35 @@ impl Proven {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(pieces: &[&[u8]]) -> [Given; 1] {
+        let pieces = pieces.iter().map(|bytes| Payload::Memory(bytes.to_vec().into())).collect();
+        [Given { name: "x".to_owned(), dtype: DType::U8, shape: vec![4, 2], pieces }]
+    }
+
+    #[tokio::test]
+    async fn items_are_looked_at_one_by_one_however_they_lie_in_pieces() {
+        assert!(!are_distinct(&given(&[&[1, 2, 1, 2, 1, 2, 1, 2]]), 4).await);
+        assert!(!are_distinct(&given(&[&[1, 2], &[1, 2, 1, 2], &[1, 2]]), 4).await);
+        assert!(are_distinct(&given(&[&[1, 2, 1, 2, 1, 2, 1, 3]]), 4).await);
+        assert!(are_distinct(&given(&[&[1, 2], &[1, 2, 1, 2], &[2, 1]]), 4).await);
+        assert!(!are_distinct(&given(&[]), 4).await);
+    }
+
+    #[test]
+    fn what_is_too_much_to_compare_is_known_before_it_is_read() {
+        let nowhere = std::path::PathBuf::from("/nowhere");
+        let payload = Payload::File { path: nowhere, offset: 0, size_bytes: PROBE_BYTES_MAX, owner: None };
+        let mut inputs = given(&[]);
+        inputs[0].pieces = vec![payload.clone()];
+        let output = Tensor { name: "y".to_owned(), dtype: DType::U8, shape: vec![1], payload };
+        assert_eq!(bytes_of(&inputs, &[]), PROBE_BYTES_MAX);
+        assert_eq!(bytes_of(&inputs, &[vec![output]]), 2 * PROBE_BYTES_MAX);
     }
 }
