@@ -55,7 +55,8 @@ fn the_processor_grant_follows_the_head_room_curve() {
     let mesh = Mesh::start();
     let cores: f64 = std::thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64);
     // Two cores are granted as 2.2 and five as 5.3, what is less in proportion; another curve says otherwise.
-    let cases = [("2:2.2,5:5.3", "1", 1.1_f64), ("2:2.2,5:5.3", "0.5", 0.55), ("1:1.5", "1", 1.5), ("2:2.2,5:5.3", "2", 2.2)];
+    let cases =
+        [("2:2.2,5:5.3", "1", 1.1_f64), ("2:2.2,5:5.3", "0.5", 0.55), ("1:1.5", "1", 1.5), ("2:2.2,5:5.3", "2", 2.2)];
     for (number, (curve, asked, granted)) in cases.into_iter().enumerate() {
         if asked.parse::<f64>().is_ok_and(|asked| asked > cores) {
             continue;

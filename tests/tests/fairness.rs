@@ -30,9 +30,7 @@ fn order_of_ends(mesh: &Mesh, users: &[&str]) -> Vec<String> {
 
 fn all_done(mesh: &Mesh, users: &[&str]) {
     for user in users {
-        wait_until("all to be done", PATIENCE, || {
-            mesh.tasks_of(user).iter().all(|task| task["state"] == "done")
-        });
+        wait_until("all to be done", PATIENCE, || mesh.tasks_of(user).iter().all(|task| task["state"] == "done"));
     }
 }
 
@@ -55,8 +53,7 @@ fn of_those_that_wait_the_important_one_goes_first() {
 fn a_tenant_s_priority_counts_no_more_than_it_may() {
     let id = "6d657368-0000-4000-8000-000000000001";
     let tenant = format!("{id}=20");
-    let mesh =
-        Mesh::with(MeshOptions { broker_args: vec!["--tenant".into(), tenant], ..MeshOptions::default() });
+    let mesh = Mesh::with(MeshOptions { broker_args: vec!["--tenant".into(), tenant], ..MeshOptions::default() });
     std::fs::create_dir(mesh.folder().join("capped")).expect("the folder is ours");
     mesh.file("capped/client-id", format!("{id}\n").as_bytes());
     let _worker = mesh.worker("w1");

@@ -170,10 +170,8 @@ fn a_task_that_takes_three_workers_down_is_given_up() {
         wait_until(&format!("it to run for the {victim}. time"), PATIENCE, || {
             workers.iter().any(|worker| !process::children_of(worker.pid()).is_empty())
         });
-        let runs_it = workers
-            .iter_mut()
-            .find(|worker| !process::children_of(worker.pid()).is_empty())
-            .expect("just seen");
+        let runs_it =
+            workers.iter_mut().find(|worker| !process::children_of(worker.pid()).is_empty()).expect("just seen");
         runs_it.kill();
     }
 
