@@ -108,7 +108,8 @@ async fn another(calls: &mut Calls<'_, '_>, chunk: &Chunk, single: &[Tensor]) ->
 }
 
 /// Elements moved on by one and half as large: a model that takes the ones takes the others, be they pixels or words, and one
-/// that looks at all rows at once, for their largest value or their sum, shows it.
+/// that looks at all rows at once, for their largest value or their sum, shows it. Elements that are all the same, as those of
+/// a black picture, have another one among them: a model may make nothing of a mere scale.
 fn altered(dtype: DType, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
     macro_rules! halve {
         ($type:ty, $half:expr) => {
@@ -118,8 +119,9 @@ fn altered(dtype: DType, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
             })
         };
     }
-    let moved_bytes = dtype.size_bytes()?.min(bytes.len());
-    bytes.rotate_left(moved_bytes);
+    let element_bytes = dtype.size_bytes()?.min(bytes.len());
+    let is_constant = bytes.chunks(element_bytes.max(1)).all(|element| *element == bytes[..element_bytes]);
+    bytes.rotate_left(element_bytes);
     match dtype {
         DType::F32 => halve!(f32, |x| x / 2.0),
         DType::F64 => halve!(f64, |x| x / 2.0),
@@ -133,7 +135,27 @@ fn altered(dtype: DType, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
         DType::I64 => halve!(i64, |x| x / 2),
         DType::Bool | DType::F16 | DType::BF16 | DType::Bytes => {}
     }
+    if is_constant {
+        let is_zero = bytes.iter().all(|byte| *byte == 0);
+        let (first, rest) = bytes.split_at_mut(element_bytes);
+        match is_zero {
+            true => first.copy_from_slice(&one(dtype).to_le_bytes()[..element_bytes]),
+            false if !rest.is_empty() => first.fill(0),
+            false => {}
+        }
+    }
     Some(bytes)
+}
+
+/// The bits of a 1, at their lower end.
+fn one(dtype: DType) -> u64 {
+    match dtype {
+        DType::F32 => 1_f32.to_bits().into(),
+        DType::F64 => 1_f64.to_bits(),
+        DType::F16 => 0x3c00,
+        DType::BF16 => 0x3f80,
+        _ => 1,
+    }
 }
 
 impl Other {
@@ -265,6 +287,24 @@ mod tests {
         assert!(are_distinct(&given(&[&[1, 2, 1, 2, 1, 2, 1, 3]]), 4).await);
         assert!(are_distinct(&given(&[&[1, 2], &[1, 2, 1, 2], &[2, 1]]), 4).await);
         assert!(!are_distinct(&given(&[]), 4).await);
+    }
+
+    #[test]
+    fn another_item_is_no_mere_scale_of_the_first_one() {
+        let floats = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+        for (given, expected) in [
+            (&[2.0, 4.0][..], &[2.0, 1.0][..]),
+            (&[0.0, 0.0], &[1.0, 0.0]),
+            (&[4.0, 4.0, 4.0], &[0.0, 2.0, 2.0]),
+            (&[4.0], &[2.0]),
+            (&[0.0], &[1.0]),
+            (&[], &[]),
+        ] {
+            assert_eq!(altered(DType::F32, floats(given)), Some(floats(expected)), "{given:?}");
+        }
+        assert_eq!(altered(DType::F16, vec![0; 4]), Some(vec![0, 0x3c, 0, 0]));
+        assert_eq!(altered(DType::Bool, vec![1, 1]), Some(vec![0, 1]));
+        assert_eq!(altered(DType::I64, vec![0; 8]), Some(1_i64.to_le_bytes().to_vec()));
     }
 
     #[test]
