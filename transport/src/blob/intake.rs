@@ -138,6 +138,11 @@ impl Intake {
         Ok(())
     }
 
+    /// Whether everything before the chunk is here: [`Self::push`] takes no other.
+    pub fn has_reached(&self, chunk: &Chunk) -> bool {
+        lock(&self.progress).get(&chunk.blob).is_none_or(|blob| chunk.offset <= blob.pushed_bytes)
+    }
+
     /// What is still needed and from where: the `needs` of an `Accept`. Bytes that wait for the thread are named again, and
     /// dropped when they come again: were they counted as here, each call would let one more window in behind them.
     pub fn needs(&self) -> Vec<(BlobIndex, u64)> {

@@ -40,6 +40,8 @@ const FEEDBACK_MAX: usize = 1024;
 pub(super) struct Chunks {
     list: Vec<(Chunk, Bytes)>,
     bytes: usize,
+    /// Some were dropped, and so is all that comes behind them.
+    is_cut: bool,
 }
 
 impl Chunks {
@@ -47,12 +49,20 @@ impl Chunks {
     const COUNT_MAX: usize = 4096;
 
     pub(super) fn push(&mut self, chunk: Chunk, payload: Bytes) -> Result<(), Failure> {
+        if self.is_cut {
+            return Ok(());
+        }
         if self.list.len() == Self::COUNT_MAX || self.bytes + payload.len() > WINDOW_BYTES as usize {
             return Err(Failure::new(ErrorCode::BadChunk, "more than a window of data before it was asked for"));
         }
         self.bytes += payload.len();
         self.list.push((chunk, payload));
         Ok(())
+    }
+
+    /// There is no room for more. What is dropped is asked for again.
+    pub(super) fn cut(&mut self) {
+        self.is_cut = true;
     }
 
     pub(super) fn size_bytes(&self) -> usize {
@@ -69,6 +79,8 @@ pub(super) struct Attempt {
     way: Option<Way>,
     pub(super) order: Order,
     pub(super) stage: Stage,
+    /// Early chunks were dropped: those behind them that were under way already have a gap before them.
+    has_gap: bool,
     /// What is being done; ended with the attempt.
     pub(super) task: Option<AbortHandle>,
     pub(super) upload: Option<Upload>,
@@ -95,7 +107,8 @@ impl Attempt {
 
     fn at(number: u64, link: LinkId, way: Option<Way>, order: Order, stage: Stage, held: Vec<Pin>) -> Self {
         let (task, upload, keeping, alive_told) = (None, None, None, None);
-        Self { number, link, way, order, stage, task, upload, keeping, alive_told, _held: held }
+        let has_gap = false;
+        Self { number, link, way, order, stage, has_gap, task, upload, keeping, alive_told, _held: held }
     }
 
     /// One that was found on the disk.
@@ -140,13 +153,31 @@ impl Attempt {
     pub(super) fn push(&mut self, chunk: Chunk, payload: Bytes) -> Result<(), Failure> {
         match &mut self.stage {
             Stage::Preparing(early) => early.push(chunk, payload),
+            Stage::Receiving(intake) if self.has_gap && !intake.has_reached(&chunk) => Ok(()),
             Stage::Receiving(intake) => intake.push(chunk, payload).map_err(failed),
             Stage::Here(_) | Stage::Ended(_) => Ok(()),
         }
     }
 
+    /// Takes early chunks in, now that there is a place for them.
     pub(super) fn push_all(&mut self, chunks: Chunks) -> Result<(), Failure> {
+        self.has_gap |= chunks.is_cut;
         chunks.list.into_iter().try_for_each(|(chunk, payload)| self.push(chunk, payload))
+    }
+
+    /// Early chunks that wait for their place, if it does.
+    pub(super) fn early(&self) -> Option<&Chunks> {
+        match &self.stage {
+            Stage::Preparing(early) => Some(early),
+            Stage::Receiving(_) | Stage::Here(_) | Stage::Ended(_) => None,
+        }
+    }
+
+    /// There is no room for more early chunks.
+    pub(super) fn cut_early(&mut self) {
+        if let Stage::Preparing(early) = &mut self.stage {
+            early.cut();
+        }
     }
 
     /// The whole result, as far as there is one.

@@ -12,7 +12,10 @@ use proto_msgs::{
 };
 use tracing::debug;
 
-use super::{Desk, attempt::Chunks};
+use super::{
+    Desk,
+    attempt::{Attempt, Chunks},
+};
 
 /// A client that sends chunks lives: the machine is told so this often, not with each of them.
 const ALIVE_EVERY: Duration = Duration::from_millis(500);
@@ -22,6 +25,10 @@ const EARLY_ATTEMPTS_MAX: usize = 32;
 
 /// Bytes of all of them. What is dropped is asked for again.
 const EARLY_BYTES_MAX: usize = 4 * WINDOW_BYTES as usize;
+
+/// Bytes that wait for room to be made for them, of all attempts: one may wait long for a model that somebody else brings,
+/// and what it was sent of that model meanwhile is of no use. What is dropped is asked for again.
+const PREPARING_BYTES_MAX: usize = 4 * WINDOW_BYTES as usize;
 
 /// Data that came right behind an opening, before the machine has let it in. Each link has its own: whoever forges an
 /// opening in another client's name does that client no harm.
@@ -42,9 +49,11 @@ impl Early {
     /// Whether the chunk belongs to an attempt that was opened on this link.
     fn push(&mut self, link: LinkId, chunk: Chunk, payload: &Bytes) -> bool {
         let Some(chunks) = self.attempts.get_mut(&(chunk.id, link)) else { return false };
-        if self.bytes + payload.len() <= EARLY_BYTES_MAX && chunks.push(chunk, payload.clone()).is_ok() {
-            self.bytes += payload.len();
+        let before_bytes = chunks.size_bytes();
+        if self.bytes + payload.len() > EARLY_BYTES_MAX || chunks.push(chunk, payload.clone()).is_err() {
+            chunks.cut();
         }
+        self.bytes += chunks.size_bytes() - before_bytes;
         true
     }
 
@@ -97,8 +106,12 @@ impl Desk {
 
     async fn chunk(&mut self, link: LinkId, chunk: Chunk, payload: Bytes) {
         let id = chunk.id;
+        let is_full = self.is_full_with(id, payload.len());
         match self.attempts.get_mut(&id) {
             Some(attempt) if attempt.link == link => {
+                if is_full {
+                    attempt.cut_early();
+                }
                 let pushed = attempt.push(chunk, payload);
                 self.pushed(id, pushed);
                 self.alive(id, link).await;
@@ -106,6 +119,14 @@ impl Desk {
             _ if self.early.push(link, chunk, &payload) => {}
             // Of an attempt that is not known, or over a connection that was made anew in silence.
             _ => self.tell_client(link, &WorkerToClient::Reopen(id)),
+        }
+    }
+
+    /// Whether the attempt waits for room, and so much more would be too much beside what all others that wait have.
+    fn is_full_with(&self, id: AttemptId, more_bytes: usize) -> bool {
+        self.attempts.get(&id).is_some_and(|attempt| attempt.early().is_some()) && {
+            let waiting = self.attempts.values().filter_map(Attempt::early);
+            waiting.map(Chunks::size_bytes).sum::<usize>() + more_bytes > PREPARING_BYTES_MAX
         }
     }
 
@@ -136,14 +157,14 @@ impl Desk {
 
 #[cfg(test)]
 mod tests {
-    use proto_msgs::{Attempt, TaskId};
+    use proto_msgs::TaskId;
 
     use super::*;
 
     const LINK: LinkId = LinkId(1);
 
     fn id(number: u8) -> AttemptId {
-        AttemptId { task: TaskId::from_bytes([number; 16]), attempt: Attempt(1) }
+        AttemptId { task: TaskId::from_bytes([number; 16]), attempt: proto_msgs::Attempt(1) }
     }
 
     fn chunk(number: u8, offset: u64) -> Chunk {
@@ -173,6 +194,22 @@ mod tests {
         assert_eq!((early.attempts.len(), early.bytes), (EARLY_ATTEMPTS_MAX, EARLY_BYTES_MAX));
         (0..=u8::MAX).for_each(|number| early.forget(id(number), LINK));
         assert_eq!((early.attempts.len(), early.bytes), (0, 0));
+    }
+
+    #[test]
+    fn behind_dropped_data_nothing_is_kept() {
+        let mut early = Early::default();
+        (1..=6).for_each(|number| early.expect(id(number), LINK));
+        let window = Bytes::from(vec![0; WINDOW_BYTES as usize]);
+        for number in 1..=3 {
+            early.push(LINK, chunk(number, 0), &window);
+        }
+        early.push(LINK, chunk(4, 0), &window.slice(1..));
+        early.push(LINK, chunk(5, 0), &window);
+        early.push(LINK, chunk(5, window.len() as u64), &window.slice(..1));
+        assert_eq!((early.bytes, early.take(id(5), LINK).size_bytes()), (EARLY_BYTES_MAX - 1, 0));
+        early.push(LINK, chunk(6, 0), &window.slice(..1));
+        assert_eq!(early.take(id(6), LINK).size_bytes(), 1, "there was room for one byte");
     }
 
     #[test]
