@@ -71,9 +71,17 @@ impl Unfinished {
                     | ErrorCode::RunFailed
                     | ErrorCode::RunCrashed
                     | ErrorCode::RunOutOfMemory
+                    | ErrorCode::RunProtocol
+                    | ErrorCode::RunTimeout
                     | ErrorCode::ResultTooLarge
+                    | ErrorCode::Poisonous
             )
         )
+    }
+
+    /// Whoever runs beside the cause is in danger.
+    fn takes_workers_down(&self) -> bool {
+        matches!(self, Self::Task(error) if error.code() == Some(ErrorCode::Poisonous))
     }
 }
 
@@ -86,11 +94,12 @@ pub(super) async fn bunch(shared: Arc<Shared>, bunch: Bunch, reports: Reports, s
         Err(unfinished) if bunch.count() > 1 && unfinished.blames_an_item() => bunch.apart().ok(),
         _ => None,
     };
+    let at_once = if end.as_ref().err().is_some_and(Unfinished::takes_workers_down) { 1 } else { APART_AT_ONCE };
     let Some(apart) = apart else { return report(&shared, &bunch, task, end, &reports).await };
     tracing::info!(?task, items = bunch.count(), "one of the items failed the task: each is tried alone");
     let mut running = JoinSet::new();
     for single in apart {
-        if running.len() >= APART_AT_ONCE {
+        if running.len() >= at_once {
             running.join_next().await;
         }
         let (shared, reports, mut stop) = (shared.clone(), reports.clone(), stop.clone());
