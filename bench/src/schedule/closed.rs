@@ -9,15 +9,15 @@ use serde_json::json;
 use super::{
     Plan,
     field::{Field, Layout, Runner, Scheduling, model_of},
-    load::{Answered, Job, closed_loop, items_in, warm_up},
+    load::{Answered, Job, Looped, closed_loop, items_in, warm_up},
 };
 use crate::{
     measure::{cpu_time, memory_bytes},
     report::{Report, Table, percentile_ms},
 };
 
-/// Clients and items of each request. The last is bulk, which small requests are compared with.
-const SHAPES: [(usize, u32); 5] = [(8, 1), (8, 8), (64, 1), (64, 8), (4, 512)];
+/// Clients and items of each request. The first is bulk, which small requests are compared with.
+const SHAPES: [(usize, u32); 5] = [(4, 512), (8, 1), (8, 8), (64, 1), (64, 8)];
 
 pub(super) async fn run(plan: Plan) -> Result<Report> {
     let cost = Cost::new(5000, 200);
@@ -46,41 +46,39 @@ pub(super) async fn run(plan: Plan) -> Result<Report> {
         let mut field = Field::start(layout)?;
         let model = model_of(&cost).await?;
         warm_up(&field, &model, None, 512).await?;
-        let mut measured = Vec::new();
+        let mut bulk = None;
         for (clients, items) in SHAPES {
             let clients = field.clients(&format!("{clients}x{items}-"), plan.or(clients, 2)).await?;
             let job = Job::new(&field, &model, items);
             closed_loop(&clients, &job, run_for / 4).await?;
             let (before, cpu, own) = (field.usage("0")?, field.mesh_cpu(), cpu_time(std::process::id()));
-            let answers = closed_loop(&clients, &job, run_for).await?;
+            let Looped { answers, later, all } = closed_loop(&clients, &job, run_for).await?;
             let (cpu, own) = (field.mesh_cpu().saturating_sub(cpu), cpu_time(std::process::id()).saturating_sub(own));
-            measured.push((clients.len(), items, answers, field.usage("0")?.since(before), cpu, own));
-            for client in clients {
-                client.close().await;
-            }
-        }
-        let per_s = |answers: &[Answered]| items_in(answers) as f64 / run_for.as_secs_f64();
-        let bulk = measured.last().map_or(f64::NAN, |(_, _, answers, ..)| per_s(answers));
-        for (clients, items, answers, used, cpu, own) in measured {
-            let (rate, ideal) = (per_s(&answers), cost.rows_per_s(clients as u64 * u64::from(items)));
+            let used = field.usage("0")?.since(before);
+            let rate = items_in(&answers) as f64 / run_for.as_secs_f64();
+            let ideal = cost.rows_per_s(clients.len() as u64 * u64::from(items));
             let mut took: Vec<Duration> = answers.iter().map(Answered::took).collect();
-            let each = |cpu: Duration| json!((cpu.as_micros() as f64 / answers.len().max(1) as f64).round());
+            let tasks = (answers.len() + later).max(1) as f64;
+            let each = |cpu: Duration| json!((cpu.as_micros() as f64 / tasks).round());
             table.row(vec![
                 json!(scheduling.name()),
-                json!(clients),
+                json!(clients.len()),
                 json!(items),
                 json!(rate.round()),
                 json!(ideal.round()),
                 json!(rate / ideal),
-                json!(rate / bulk),
+                json!(rate / *bulk.get_or_insert(rate)),
                 json!((rate / f64::from(items)).round()),
                 json!(percentile_ms(&mut took, 0.5)),
                 json!(percentile_ms(&mut took, 0.99)),
                 json!(used.rows_per_batch()),
-                json!(used.busy.as_secs_f64() / run_for.as_secs_f64() * 100.0),
+                json!(used.busy.as_secs_f64() / all.as_secs_f64() * 100.0),
                 each(cpu),
                 each(own),
             ]);
+            for client in clients {
+                client.close().await;
+            }
         }
         memory_mib = memory_bytes(std::process::id(), "VmHWM") >> 20;
     }

@@ -8,7 +8,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use mesh_sdk::{Input, Lane, Mesh, Model, Slo, Task, TaskResult, new_job};
-use tokio::task::JoinSet;
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::timeout,
+};
 
 use super::{
     field::{Field, Scheduling},
@@ -45,6 +48,9 @@ pub(super) enum Rows {
     },
 }
 
+/// Far more than any task of an experiment takes.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
 /// How far a row of FP32 may be from that of a single run: runtimes add in another order when rows are many.
 const TOLERANCE: f32 = 1e-3;
 
@@ -79,7 +85,7 @@ impl Job {
             let task = self.task(first, items).job(id);
             let (client, job, at) = (client.clone(), self.clone(), first);
             tasks.spawn(async move {
-                let result = client.submit(task).await?.wait().await?;
+                let result = timeout(ANSWER_WITHIN, client.submit(task).await?.wait()).await.context("no answer")??;
                 let ended = Instant::now();
                 job.check(at, items, &result)?;
                 let worker = result.worker.map_or_else(String::new, |(_, name)| name);
@@ -89,7 +95,7 @@ impl Job {
         }
         let mut answers = Vec::new();
         while let Some(answered) = tasks.join_next().await {
-            answers.push(answered.context("a task panicked")??);
+            answers.push(settled(answered));
         }
         Ok(answers)
     }
@@ -159,14 +165,25 @@ pub(super) async fn burst(clients: &[Mesh], job: &Job) -> Result<Vec<Answered>> 
     }
     let mut answers = Vec::new();
     while let Some(answered) = jobs.join_next().await {
-        answers.extend(answered.context("a client panicked")??);
+        answers.extend(settled(answered));
     }
     Ok(answers)
 }
 
-/// Every client runs this job again and again until so much time has passed. Gives what was answered in that time.
-pub(super) async fn closed_loop(clients: &[Mesh], job: &Job, run_for: Duration) -> Result<Vec<Answered>> {
-    let until = Instant::now() + run_for;
+/// What closed loops gave.
+#[derive(Debug)]
+pub(super) struct Looped {
+    /// What came in the time.
+    pub(super) answers: Vec<Answered>,
+    /// What was still under way then, and how long it took until all of it had come.
+    pub(super) later: usize,
+    pub(super) all: Duration,
+}
+
+/// Every client runs this job again and again until so much time has passed.
+pub(super) async fn closed_loop(clients: &[Mesh], job: &Job, run_for: Duration) -> Result<Looped> {
+    let began = Instant::now();
+    let until = began + run_for;
     let mut loops = JoinSet::new();
     for client in clients {
         let (client, job) = (client.clone(), job.clone());
@@ -180,10 +197,19 @@ pub(super) async fn closed_loop(clients: &[Mesh], job: &Job, run_for: Duration) 
     }
     let mut answers = Vec::new();
     while let Some(answered) = loops.join_next().await {
-        answers.extend(answered.context("a client panicked")??);
+        answers.extend(settled(answered));
     }
-    answers.retain(|answer| answer.ended <= until);
-    Ok(answers)
+    let count = answers.len();
+    answers.retain(|answer: &Answered| answer.ended <= until);
+    Ok(Looped { later: count - answers.len(), answers, all: began.elapsed() })
+}
+
+/// What came of a task or a client of ours.
+///
+/// # Panics
+/// If it failed: then the last lines of broker and workers are shown.
+pub(super) fn settled<T>(joined: Result<Result<T>, JoinError>) -> T {
+    joined.expect("invariant: clients do not panic").unwrap_or_else(|error| panic!("an experiment failed: {error:#}"))
 }
 
 /// Lets the workers learn what the model costs, in both lanes, and start what they need to be warm.

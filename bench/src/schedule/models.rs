@@ -60,7 +60,7 @@ pub(super) async fn run(plan: Plan) -> Result<Report> {
             let model = Model::from_file(cache::model(subject.file)).await?;
             let job = subject.job(&field, &clients[0], &model).await?;
             closed_loop(&clients, &job, run_for / 2).await?;
-            let answers = closed_loop(&clients, &job, run_for).await?;
+            let answers = closed_loop(&clients, &job, run_for).await?.answers;
             let rate = items_in(&answers) as f64 / run_for.as_secs_f64();
             if scheduling == Scheduling::Off {
                 off = rate;
