@@ -20,7 +20,7 @@ use crate::{
 
 mod job;
 
-pub(crate) use job::Job;
+pub(crate) use job::{Job, LINES_MAX};
 
 /// One item's end.
 #[derive(Debug)]
@@ -102,7 +102,9 @@ impl Done {
         if self.runs.is_empty() {
             return self.timings.running / self.task_items.max(1);
         }
-        self.runs.iter().map(|run| Duration::from_micros(run.run_us.into()) / run.batch_rows.max(1)).sum()
+        // Rows of the task that ran one after the other count as runs of one row, but the time is that of all of them.
+        let sharing = |run: &RunNote| run.batch_rows.max(run.rows.1.saturating_sub(run.rows.0)).max(1);
+        self.runs.iter().map(|run| Duration::from_micros(run.run_us.into()) / sharing(run)).sum()
     }
 
     /// `8 full`, and so on for each stage: rows it was run together with and why then.
@@ -165,12 +167,16 @@ impl Report {
         })
     }
 
-    /// The item's part of the document on a line of its own, at once. What it held of outputs is let go.
-    pub(crate) fn print_line(&mut self) {
+    /// The item's part of the document on a line of its own, at once.
+    pub(crate) fn print_line(&self) {
         // Standard output may be closed; the end of the command says what there is to say.
         let _ = print(&format!("{}\n", self.to_json()));
+    }
+
+    /// Nothing more is told of its outputs: what it holds of them is let go.
+    pub(crate) fn forget_outputs(&mut self) {
         if let Ok(done) = &mut self.end {
-            done.outputs.clear();
+            done.outputs = Vec::new();
         }
     }
 

@@ -37,7 +37,7 @@ use crate::{
     items::{self, Item, ItemsError},
     outputs,
     progress::Progress,
-    report::{Failed, Job, Report},
+    report::{Failed, Job, LINES_MAX, Report},
     stages,
 };
 
@@ -57,6 +57,8 @@ struct Shared {
     no_wait: bool,
     /// Each item is told as soon as it has ended.
     json_lines: bool,
+    /// The document, a file or the table at the end has the outputs in it.
+    tells_outputs_at_end: bool,
     /// Items that may share a task.
     split: usize,
     /// Where outputs go, and whether each item has a folder of its own there.
@@ -105,6 +107,7 @@ pub(crate) async fn submit(global: &Global, flags: &Submit) -> Result<Job, Faile
         detach: flags.detach,
         no_wait: flags.no_wait,
         json_lines: flags.json_lines,
+        tells_outputs_at_end: tells_outputs_at_end(global, flags, items),
         split,
         output: flags.output.output.clone().map(|folder| (folder, items != 1)),
         broker: global.broker.clone(),
@@ -121,6 +124,12 @@ pub(crate) async fn submit(global: &Global, flags: &Submit) -> Result<Job, Faile
         job.save(folder).map_err(|error| Failed::new(exit::INTERNAL, "OUTPUT", error))?;
     }
     Ok(job)
+}
+
+/// Whether what items gave is told, or written to a document, after the last of them. If not, it need not be kept so long.
+fn tells_outputs_at_end(global: &Global, flags: &Submit, items: usize) -> bool {
+    let is_shown = !flags.json_lines && (global.json || items <= LINES_MAX);
+    is_shown || flags.output.output.is_some()
 }
 
 /// The items that the arguments mean. A mistake in the only one is told before anybody is asked.
@@ -189,6 +198,9 @@ async fn run(shared: &Arc<Shared>, work: Vec<Work>, pace: Pace, stop: &watch::Re
         shared.progress().item_done(failed);
         if shared.json_lines {
             shared.progress().aside(|| report.print_line());
+        }
+        if !shared.tells_outputs_at_end {
+            report.forget_outputs();
         }
         reports[index] = Some(report);
     };
@@ -273,5 +285,27 @@ impl Shared {
     fn folder(&self, item: &str) -> Option<PathBuf> {
         let (folder, is_own) = self.output.as_ref()?;
         Some(if *is_own { folder.join(item) } else { folder.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Arguments, Command};
+
+    #[test]
+    fn outputs_are_kept_for_as_long_as_a_document_or_the_table_wants_them() {
+        let keeps = |flags: &str, items| {
+            let line = format!("mesh-client submit m.onnx x {flags}");
+            let arguments = Arguments::try_parse_from(line.split_whitespace()).unwrap();
+            let Command::Submit(submit) = &arguments.command else { panic!("a submit") };
+            tells_outputs_at_end(&arguments.global, submit, items)
+        };
+        assert!(keeps("", LINES_MAX) && !keeps("", LINES_MAX + 1));
+        assert!(keeps("--json", LINES_MAX + 1));
+        assert!(!keeps("--json-lines", 1));
+        assert!(keeps("--json-lines -o out", LINES_MAX + 1), "result.json has them");
     }
 }

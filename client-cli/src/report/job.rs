@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Up to this many items get a line each on the terminal.
-const LINES_MAX: usize = 40;
+pub(crate) const LINES_MAX: usize = 40;
 
 /// Failures beyond these are counted, not listed.
 const FAILURES_LISTED_MAX: usize = 20;

@@ -135,6 +135,8 @@ fn the_time_of_a_batch_is_shared_among_its_rows() {
     done.runs.push(RunNote { stage: 1, batch_rows: 2, ..done.runs[0] });
     assert_eq!(done.running_alone(), Duration::from_millis(1 + 2));
     assert_eq!(done.batches(), "4 idle > 2 idle");
+    done.runs = vec![RunNote { rows: (2, 4), batch_rows: 1, ..done.runs[0] }];
+    assert_eq!(done.running_alone(), Duration::from_millis(2), "two rows one after the other");
     done.runs.clear();
     done.task_items = 8;
     assert_eq!(done.running_alone(), Duration::from_micros(500), "with no word of the runs, an equal part of all");
