@@ -113,6 +113,13 @@ impl Batch {
         let lost = || Failure::new(ErrorCode::WorkerLost, "the worker no longer has the model of this task");
         let (part, material) = self.parts.first().ok_or_else(lost)?;
         let model = material.model(part.stage).ok_or_else(lost)?;
+        let is_its = |(part, material): &(Part, Arc<Material>)| {
+            material.model(part.stage).is_some_and(|its| its.digest == model.digest)
+        };
+        if !self.parts.iter().all(is_its) {
+            // Never, as the machine has it; but rows in another's model would be a leak.
+            return Err(Failure::new(ErrorCode::RunProtocol, "rows of different models cannot run together"));
+        }
         let pin = if material.has_pin(part.stage) {
             material.pin(part.stage, &tools.store)
         } else {

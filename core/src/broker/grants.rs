@@ -3,8 +3,8 @@
 //! Owns what is said in a grant and when it is said again. Never chooses the worker; that is `placement`.
 
 use proto_msgs::{
-    BrokerToClient, BrokerToWorker, Direction, Grant, Introduce, Lane, PeerId, PublicKey, Purpose, TaskId, Ticket,
-    TicketBody, WorkerId,
+    BrokerToClient, BrokerToWorker, Direction, Grant, Introduce, Lane, PeerId, PublicKey, Purpose, Submit, TaskId,
+    Ticket, TicketBody, WorkerId,
     limits::{INPUT_BYTES_MAX, MODEL_BYTES_MAX, WINDOW_BYTES},
 };
 
@@ -39,7 +39,7 @@ impl Broker {
             self.queue.remove(key);
         }
         if let Some(rank) = task.rank.filter(|_| !std::mem::replace(&mut task.is_dispatched, true)) {
-            self.queue.dispatched(&rank);
+            self.queue.dispatched(&rank, task.spec.client, self.config.tenant(task.spec.client));
         }
         task.attempt = task.attempt.next().max(task.fence);
         task.state = State::Granted { at: Place { worker, epoch, direction }, until };
@@ -111,7 +111,7 @@ impl Broker {
             epoch: worker.register.epoch,
             client: task.spec.client,
             client_key: way.client_key,
-            bytes_max: task.spec.model.size_bytes.min(MODEL_BYTES_MAX) + task.spec.input_bytes.min(INPUT_BYTES_MAX),
+            bytes_max: bytes_max(&task.spec),
             priority: task.spec.priority,
             lane: task.lane(),
             items: task.spec.items,
@@ -140,4 +140,11 @@ impl Broker {
         }
         self.tell_client(peer, BrokerToClient::Grant(grant));
     }
+}
+
+/// All that a task may bring.
+fn bytes_max(task: &Submit) -> u64 {
+    let models = task.then.iter().map(|stage| stage.model.size_bytes).chain([task.model.size_bytes]);
+    let models = models.fold(0, |sum: u64, bytes| sum.saturating_add(bytes.min(MODEL_BYTES_MAX)));
+    models.saturating_add(task.input_bytes.min(INPUT_BYTES_MAX))
 }

@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 
 use proto_msgs::{
-    AttemptId, AttemptReport, AttemptState, Digest, Manifest, Outcome, Phase, RunNote, TicketBody,
+    AttemptId, AttemptReport, AttemptState, Digest, ErrorCode, Manifest, Outcome, Phase, RunNote, TicketBody,
     limits::{ATTEMPTS_MAX, WINDOW_BYTES},
 };
 
@@ -85,6 +85,15 @@ pub(super) struct Attempt {
 impl Attempt {
     pub(super) fn new(ticket: TicketBody, state: State, now: MonoTime) -> Self {
         Self { ticket, work: Work::default(), state, link: None, heard: now, window_bytes: WINDOW_BYTES }
+    }
+
+    /// What was announced first stands: others' rows may have been put beside these since.
+    pub(super) fn may_bring(&self, work: &Work) -> Result<(), (ErrorCode, String)> {
+        let same = |of: &Work| (of.models.clone(), of.items, of.forms.clone());
+        if self.work.models.is_empty() || same(&self.work) == same(work) {
+            return Ok(());
+        }
+        Err((ErrorCode::BadRequest, "the attempt was opened with another model or other inputs".to_owned()))
     }
 
     pub(super) fn id(&self) -> AttemptId {

@@ -40,9 +40,9 @@ pub(super) struct Running {
 /// A packed batch that failed: if all its parts run alone, it was too large.
 #[derive(Debug)]
 pub(super) struct Trial {
-    members: Vec<AttemptId>,
+    /// Rows of each that have not run alone yet.
+    members: BTreeMap<AttemptId, u32>,
     rows: u32,
-    rows_left: u32,
     cost: CostKey,
 }
 
@@ -179,7 +179,8 @@ impl Worker {
             queue.running = queue.running.saturating_sub(1);
         }
         let took_us = u64::try_from(now.since(running.begun).as_micros()).unwrap_or(u64::MAX);
-        self.slots.spent(device, lane, took_us, self.packer.rows_of(Lane::Batch) > 0);
+        let waits = Lane::ALL.map(|lane| self.packer.rows_of(lane) > 0);
+        self.slots.spent(device, lane, took_us, waits);
         Some(running)
     }
 
@@ -211,15 +212,19 @@ impl Worker {
         self.acquit(&piece);
         let Some(attempt) = self.attempts.get_mut(piece.id) else { return };
         let (work, rows) = (&mut attempt.work, u64::from(piece.len()));
-        work.run_us = work.run_us.saturating_add(times.run_us.saturating_mul(rows) / u64::from(running.rows.max(1)));
+        let share_us = times.run_us.saturating_mul(rows) / u64::from(running.rows.max(1));
+        work.run_us = work.run_us.saturating_add(share_us);
         work.load_us = work.load_us.saturating_add(times.load_us);
         if work.runs.len() < RUN_NOTES_MAX {
+            let is_packed = running.order.kind == BatchKind::Packed;
+            // Rows that ran one after the other have each their own time, not that of all.
+            let run_us = if is_packed { times.run_us } else { share_us };
             work.runs.push(RunNote {
                 stage: running.stage,
                 rows: (piece.rows.start, piece.rows.end),
-                batch_rows: if running.order.kind == BatchKind::Packed { running.rows } else { 1 },
+                batch_rows: if is_packed { running.rows } else { 1 },
                 dispatch: running.order.dispatch,
-                run_us: u32::try_from(times.run_us).unwrap_or(u32::MAX),
+                run_us: u32::try_from(run_us).unwrap_or(u32::MAX),
             });
         }
         let next = usize::from(running.stage) + 1;
@@ -238,8 +243,8 @@ impl Worker {
         let rows_left: u32 = wanted.iter().map(Piece::len).sum();
         let is_packed = running.order.kind == BatchKind::Packed;
         if is_packed && rows_left == running.rows {
-            let members = wanted.iter().map(|piece| piece.id).collect();
-            let trial = Trial { members, rows: running.rows, rows_left, cost: running.order.cost };
+            let members = wanted.iter().map(|piece| (piece.id, piece.len())).collect();
+            let trial = Trial { members, rows: running.rows, cost: running.order.cost };
             self.batches.trials.insert(batch, trial);
             if let Some(cost) = self.costs.get_mut(&running.order.cost) {
                 cost.doubted(running.rows);
@@ -254,8 +259,10 @@ impl Worker {
     fn acquit(&mut self, piece: &Piece) {
         let Some(batch) = piece.alone.flatten() else { return };
         let Some(trial) = self.batches.trials.get_mut(&batch) else { return };
-        trial.rows_left = trial.rows_left.saturating_sub(piece.len());
-        if trial.rows_left == 0
+        if let Some(rows_left) = trial.members.get_mut(&piece.id) {
+            *rows_left = rows_left.saturating_sub(piece.len());
+        }
+        if trial.members.values().all(|rows_left| *rows_left == 0)
             && let Some(trial) = self.batches.trials.remove(&batch)
             && let Some(cost) = self.costs.get_mut(&trial.cost)
         {
@@ -268,7 +275,9 @@ impl Worker {
         let Some(attempt) = self.attempts.get_mut(id) else { return };
         let way = std::mem::take(&mut attempt.work.way);
         self.packer.leave(id, &way);
-        for (_, trial) in self.batches.trials.extract_if(.., |_, trial| trial.members.contains(&id)) {
+        // One that failed alone, or that nobody wants any more, leaves it open whether the batch was too large.
+        let is_open = |trial: &Trial| trial.members.get(&id).is_some_and(|rows_left| *rows_left > 0);
+        for (_, trial) in self.batches.trials.extract_if(.., |_, trial| is_open(trial)) {
             if let Some(cost) = self.costs.get_mut(&trial.cost) {
                 cost.cleared();
             }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use proto_msgs::{
-    Accept, AttemptId, ErrorCode, Open, Outcome, PublicKey, Purpose, Refuse, Ticket, TicketBody, TicketError,
+    Accept, AttemptId, ErrorCode, Manifest, Open, Outcome, PublicKey, Purpose, Refuse, Ticket, TicketBody, TicketError,
     WorkerToClient, limits::WINDOW_BYTES,
 };
 
@@ -78,11 +78,8 @@ impl Worker {
         if let Some((code, text)) = self.refusal(&open.ticket.body, now) {
             return self.refuse(link, id, code, text);
         }
-        let announced =
-            manifest.inputs.iter().fold(manifest.model.size_bytes, |sum, input| sum.saturating_add(input.size_bytes));
-        if announced > open.ticket.body.bytes_max {
-            let text = format!("{announced} bytes announced, the ticket is for {}", open.ticket.body.bytes_max);
-            return self.refuse(link, id, ErrorCode::TooLarge, text);
+        if let Err((code, text)) = is_as_allowed(&open.ticket.body, &manifest) {
+            return self.refuse(link, id, code, text);
         }
         let mut attempt = Attempt::new(open.ticket.body.clone(), State::Receiving, now);
         (attempt.link, attempt.window_bytes) = (Some(link), open.window_bytes);
@@ -107,9 +104,12 @@ impl Worker {
                 self.give_up(now, id, Outcome::Cancelled);
             }
             State::Dialling { .. } | State::Receiving => {
-                attempt.state = State::Receiving;
                 if let Some(manifest) = open.manifest {
-                    attempt.work = Work::of(&manifest);
+                    let work = Work::of(&manifest);
+                    if let Err((code, text)) = attempt.may_bring(&work).and(is_as_allowed(&attempt.ticket, &manifest)) {
+                        return self.refuse(link, id, code, text);
+                    }
+                    (attempt.state, attempt.work) = (State::Receiving, work);
                     let (manifest, ticket) = (Box::new(manifest), Box::new(open.ticket));
                     self.actions.push(Action::Receive { id, link, manifest, ticket, resume: open.resume });
                 }
@@ -181,4 +181,19 @@ impl Worker {
         self.actions.push(Action::Kill { id });
         self.actions.push(Action::Free { id });
     }
+}
+
+/// Whether what a client brings is what its ticket is for.
+fn is_as_allowed(ticket: &TicketBody, manifest: &Manifest) -> Result<(), (ErrorCode, String)> {
+    let models = manifest.then.iter().map(|stage| stage.model.size_bytes).chain([manifest.model.size_bytes]);
+    let bytes = models.chain(manifest.inputs.iter().map(|input| input.size_bytes)).fold(0, u64::saturating_add);
+    if bytes > ticket.bytes_max {
+        let text = format!("{bytes} bytes announced, the ticket is for {}", ticket.bytes_max);
+        return Err((ErrorCode::TooLarge, text));
+    }
+    if manifest.items != ticket.items {
+        let text = format!("{} items announced, the ticket is for {}", manifest.items, ticket.items);
+        return Err((ErrorCode::BadRequest, text));
+    }
+    Ok(())
 }

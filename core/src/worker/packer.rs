@@ -19,6 +19,9 @@ use crate::MonoTime;
 /// Queues that nobody uses are kept for what they know of their clients' habits; beyond this many the stalest is dropped.
 const IDLE_QUEUES_MAX: usize = 64;
 
+/// Clients of one queue that are remembered without looking who is not ahead of the others: more than attempts at a worker.
+const CLIENTS_MAX: usize = 256;
+
 /// Limits of a run: batches and costs are of one set of them.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Limits {
@@ -232,15 +235,16 @@ impl Packer {
         self.drop_stalest();
     }
 
+    /// An attempt leaves up to as many queues as it has stages.
     fn drop_stalest(&mut self) {
-        let idle = || self.queues.iter().filter(|(_, queue)| queue.users == 0);
-        if idle().count() <= IDLE_QUEUES_MAX {
-            return;
-        }
-        if let Some(stalest) = idle().min_by_key(|(_, queue)| queue.used).map(|(id, _)| *id)
-            && let Some(queue) = self.queues.remove(&stalest)
-        {
-            self.ids.remove(&queue.kind);
+        let idle = self.queues.iter().filter(|(_, queue)| queue.users == 0).map(|(id, queue)| (queue.used, *id));
+        let mut idle: Vec<(MonoTime, QueueId)> = idle.collect();
+        idle.sort_unstable();
+        let surplus = idle.len().saturating_sub(IDLE_QUEUES_MAX);
+        for (_, stalest) in idle.drain(..surplus) {
+            if let Some(queue) = self.queues.remove(&stalest) {
+                self.ids.remove(&queue.kind);
+            }
         }
     }
 
@@ -295,6 +299,11 @@ impl Packer {
         let end = queue.ends.entry(piece.client).or_default();
         let start = queue.virtual_rows.max(*end);
         *end = start.saturating_add(u64::from(piece.len()));
+        if queue.ends.len() > CLIENTS_MAX {
+            // Whose last piece ended before what is taken now starts like a stranger.
+            let virtual_rows = queue.virtual_rows;
+            queue.ends.retain(|_, end| *end > virtual_rows);
+        }
         let rank = (Reverse(piece.priority), start, arrival);
         // What one batch cut in two is one again at the next stage.
         let touches = |other: &Piece| other.id == piece.id && other.alone.is_none() && piece.alone.is_none();
@@ -399,5 +408,39 @@ mod tests {
         }
         assert_eq!(packer.queues.len(), IDLE_QUEUES_MAX);
         assert_eq!(packer.ids.len(), IDLE_QUEUES_MAX);
+    }
+
+    #[test]
+    fn long_ways_that_never_come_again_leave_few_queues() {
+        let mut packer = Packer::default();
+        let attempt = piece(1, 1, 50, 0..1).id;
+        for number in 0..100_u8 {
+            let limits = Limits::from(&Demands { cpu_millis: number.into(), ..Demands::default() });
+            let stage = |stages: u8| {
+                let way = (0..stages).map(|stage| Digest::from_bytes([stage; 32])).collect();
+                packer.enter(MonoTime::ZERO, Kind { lane: Lane::Batch, way, limits, forms: Vec::new() })
+            };
+            let way: Vec<QueueId> = (1..=8).map(stage).collect();
+            packer.leave(attempt, &way);
+        }
+        assert_eq!((packer.queues.len(), packer.ids.len()), (IDLE_QUEUES_MAX, IDLE_QUEUES_MAX));
+    }
+
+    #[test]
+    fn clients_that_come_and_go_are_forgotten_though_somebody_always_waits() {
+        let mut packer = Packer::default();
+        let id = queue(&mut packer);
+        packer.push(MonoTime::ZERO, id, piece(1, 1, 0, 0..1));
+        for number in 0..10_000_u32 {
+            let mut client = [0; 16];
+            client[..4].copy_from_slice(&number.to_be_bytes());
+            packer.push(MonoTime::ZERO, id, Piece { client: ClientId::from_bytes(client), ..piece(2, 2, 90, 0..1) });
+            let queue = packer.get_mut(id).expect("it was made");
+            let first = queue.in_order(false).next().map(|(rank, _)| rank).expect("somebody waits");
+            queue.take(first, 1).expect("it waits");
+            queue.virtual_rows += 1; // What a batch of others would do.
+        }
+        let remembered = packer.get(id).expect("it was made").ends.len();
+        assert!(remembered <= CLIENTS_MAX + 1, "{remembered}");
     }
 }

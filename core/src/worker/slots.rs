@@ -17,10 +17,10 @@ use super::api::{BatchId, SlotId};
 
 /// The batch lane's share of a device for which realtime work competes: a tenth. For nine parts that the realtime lane has, it
 /// is owed one.
-const REALTIME_PARTS: u64 = 9;
+const REALTIME_PARTS: i64 = 9;
 
 /// More than this is not owed, microseconds: after hours of realtime work the batch lane does not get minutes at once.
-const OWED_US_MAX: u64 = 2_000_000;
+const OWED_US_MAX: i64 = 2_000_000;
 
 #[derive(Debug)]
 struct Slot {
@@ -35,8 +35,8 @@ pub(super) struct Slots {
     slots: Vec<Slot>,
     /// Batches that run on one GPU at once.
     width: usize,
-    /// Device time the batch lane should have had, microseconds.
-    owed_us: BTreeMap<i16, u64>,
+    /// Device time the batch lane should have had, microseconds; negative if it had more while realtime work waited.
+    owed_us: BTreeMap<i16, i64>,
     /// Off only in a test: then every slot counts as free.
     counts: bool,
 }
@@ -121,20 +121,24 @@ impl Slots {
         }
     }
 
-    /// The device was used by a lane. What the batch lane is owed grows only while it has work for it.
-    pub(super) fn spent(&mut self, device: i16, lane: Lane, run_us: u64, batch_lane_waits: bool) {
+    /// The device was used by a lane, while these lanes wait for it. What the batch lane is owed grows only while it has work
+    /// for it; what it had too much, because a batch took longer than expected, counts only if that kept realtime work waiting.
+    pub(super) fn spent(&mut self, device: i16, lane: Lane, run_us: u64, waits: [bool; 2]) {
+        let run_us = i64::try_from(run_us).unwrap_or(i64::MAX);
         let owed_us = self.owed_us.entry(device).or_default();
+        let least_us = if waits[Lane::Realtime.index()] { -OWED_US_MAX } else { 0 };
         *owed_us = match lane {
-            Lane::Realtime if batch_lane_waits => owed_us.saturating_add(run_us / REALTIME_PARTS).min(OWED_US_MAX),
+            Lane::Realtime if waits[Lane::Batch.index()] => owed_us.saturating_add(run_us / REALTIME_PARTS),
             Lane::Realtime => 0,
-            Lane::Batch => owed_us.saturating_sub(run_us),
+            Lane::Batch => owed_us.saturating_sub(run_us).max(least_us),
         };
+        *owed_us = (*owed_us).min(OWED_US_MAX);
     }
 
     /// It is the batch lane's turn on this device, for a batch that takes so long.
     pub(super) fn owes(&self, device: i16, run_us: u64) -> bool {
         let owed_us = self.owed_us.get(&device).copied().unwrap_or(0);
-        owed_us >= run_us.clamp(1, OWED_US_MAX)
+        owed_us >= i64::try_from(run_us).unwrap_or(i64::MAX).clamp(1, OWED_US_MAX)
     }
 }
 
@@ -204,12 +208,12 @@ mod tests {
     #[test]
     fn a_device_owes_the_batch_lane_a_tenth_of_what_it_gives_the_other() {
         let mut slots = slots([1, 1], &[0], 1);
-        slots.spent(0, Lane::Realtime, 900_000, true);
+        slots.spent(0, Lane::Realtime, 900_000, [true, true]);
         assert!(slots.owes(0, 100_000) && !slots.owes(0, 100_001));
-        slots.spent(0, Lane::Batch, 100_000, true);
+        slots.spent(0, Lane::Batch, 100_000, [true, true]);
         assert!(!slots.owes(0, 1));
-        slots.spent(0, Lane::Realtime, 900_000, true);
-        slots.spent(0, Lane::Realtime, 1, false);
+        slots.spent(0, Lane::Realtime, 900_000, [true, true]);
+        slots.spent(0, Lane::Realtime, 1, [true, false]);
         assert!(!slots.owes(0, 1), "nothing is owed to a lane that wants nothing");
     }
 }

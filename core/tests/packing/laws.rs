@@ -1,7 +1,7 @@
 //! Random clients, tasks, cancels, failures, models and machines: every row runs once, well, for its owner.
 
 use mesh_core::worker::{BatchKind, Equality};
-use proptest::{collection::vec, option, prelude::*};
+use proptest::{collection::vec, option, prelude::*, test_runner::RngSeed};
 use proto_msgs::{ErrorCode, Lane, Outcome};
 
 use super::world::{Machine, Micros, Model, Task, World};
@@ -63,6 +63,8 @@ proptest! {
         cases: 400,
         max_shrink_iters: 400,
         failure_persistence: None,
+        // The same worlds each time; others with another number here.
+        rng_seed: RngSeed::Fixed(1),
         ..ProptestConfig::default()
     })]
 

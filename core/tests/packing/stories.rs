@@ -121,3 +121,33 @@ fn stages_wait_for_each_other() {
     // Both slots share 20 x 110 ms.
     assert!(last <= 1300 * MS, "{last}");
 }
+
+#[test]
+fn a_size_that_fails_is_not_tried_for_ever_whoever_shares_the_batch() {
+    for members in [1, 2, 4] {
+        let model = Model { rows_max: 16, ..Model::packs(10 * MS, MS / 10) };
+        let mut world = World::new(one_gpu(), vec![model]);
+        let start = world.now;
+        for round in 0..60 {
+            for client in 0..members {
+                world.submit(start + round * SECOND, Task::new(client, Lane::Realtime, 64 / u32::from(members)));
+            }
+        }
+        world.run_until(start + 200 * SECOND);
+        let packed = || world.batches.iter().filter(|(_, kind, _)| *kind == BatchKind::Packed);
+        let failed = packed().filter(|(_, _, rows)| *rows > 16).count();
+        assert!(failed <= 8, "{members} clients: {failed} of {} batches were too large", packed().count());
+    }
+}
+
+#[test]
+fn an_attempt_that_is_open_cannot_become_another_one() {
+    let model = Model::packs(10 * MS, MS / 10);
+    let ticket = Task::new(1, Lane::Realtime, 4);
+    let mut world = World::new(one_gpu(), vec![model, model]);
+    assert_eq!(world.opens_again_as(&ticket, &ticket), None, "it may come back");
+    let others_model = Task { way: vec![1], ..ticket.clone() };
+    assert_eq!(world.opens_again_as(&ticket, &others_model), Some(ErrorCode::BadRequest));
+    let more_items = Task { items: 1000, ..ticket.clone() };
+    assert_eq!(world.opens_again_as(&ticket, &more_items), Some(ErrorCode::BadRequest));
+}

@@ -203,7 +203,28 @@ impl World {
     }
 
     fn open(&mut self, number: usize) {
-        let (id, task) = (id_of(number), self.tasks[number].1.clone());
+        let open = Box::new(self.opening(number, &self.tasks[number].1, &self.tasks[number].1));
+        self.handle(Event::Opened { link: LinkId(number as u64), key: None, open });
+    }
+
+    /// A client opens an attempt as its ticket says, and then as something else. Gives how the second was refused.
+    pub(crate) fn opens_again_as(&mut self, ticket: &Task, other: &Task) -> Option<ErrorCode> {
+        let number = self.tasks.len();
+        let mut answers = Vec::new();
+        for brought in [ticket, other] {
+            let open = Box::new(self.opening(number, ticket, brought));
+            let event = Event::Opened { link: LinkId(number as u64), key: None, open };
+            answers = self.machine.handle(MonoTime::from_micros(self.now), event);
+        }
+        answers.into_iter().find_map(|answer| match answer {
+            Action::TellClient { message: WorkerToClient::Refuse(refuse), .. } => Some(refuse.code),
+            _ => None,
+        })
+    }
+
+    /// Opening of an attempt with the ticket of one task and the manifest of another.
+    fn opening(&self, number: usize, task: &Task, brought: &Task) -> Open {
+        let id = id_of(number);
         let model = |number: &usize| ModelRef {
             digest: Digest::from_bytes([*number as u8 + 1; 32]),
             size_bytes: 1,
@@ -229,21 +250,20 @@ impl World {
         let input = InputDecl {
             name: None,
             dtype: Some(DType::F32),
-            shape: Some(vec![u64::from(task.items), 4]),
+            shape: Some(vec![u64::from(brought.items), 4]),
             digest: Digest::from_bytes([0; 32]),
-            size_bytes: u64::from(task.items) * 16,
+            size_bytes: u64::from(brought.items) * 16,
         };
         let stage = |number: &usize| Stage { name: format!("m{number}"), model: model(number) };
         let manifest = Manifest {
-            model: model(&task.way[0]),
+            model: model(&brought.way[0]),
             model_name: "m".to_owned(),
-            then: task.way[1..].iter().map(stage).collect(),
-            items: task.items,
+            then: brought.way[1..].iter().map(stage).collect(),
+            items: brought.items,
             inputs: vec![input],
         };
         let ticket = Ticket::sign(body, &KEY);
-        let open = Open { ticket, manifest: Some(manifest), model_held: true, window_bytes: 1 << 20, resume: false };
-        self.handle(Event::Opened { link: LinkId(number as u64), key: None, open: Box::new(open) });
+        Open { ticket, manifest: Some(manifest), model_held: true, window_bytes: 1 << 20, resume: false }
     }
 
     fn handle(&mut self, event: Event) {
