@@ -20,6 +20,7 @@ pub mod onnx;
 pub mod process;
 pub mod proxy;
 pub mod redis;
+pub mod slowed;
 pub mod zmtp;
 
 use std::{
@@ -33,6 +34,7 @@ pub use mesh::{Mesh, MeshOptions, Worker};
 pub use process::Process;
 pub use proxy::Proxy;
 pub use redis::Redis;
+pub use slowed::Slowed;
 
 /// How long anything may take that takes a second on an idle machine. CI runs on two busy cores.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -12,7 +12,9 @@ fn a_deadline_that_cannot_be_met_is_refused_at_once_with_the_predicted_finish() 
     let job = Job::long(&mesh, 2000);
     job.run(&mesh);
     // The broker hears with a heartbeat what the run has cost.
-    wait_until("the cost to be known", PATIENCE, || mesh.client(&["models"]).stdout.contains("counting"));
+    wait_until("the cost to be known", PATIENCE, || {
+        mesh.ask(&["models"])["models"][0]["curve"].as_array().is_some_and(|curve| !curve.is_empty())
+    });
     let before = [(); 3].map(|()| job.start(&mesh, &[]));
     wait_until("two to wait", PATIENCE, || mesh.count_of("client", "queued") == 2);
 

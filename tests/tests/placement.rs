@@ -1,21 +1,9 @@
 //! Where a task goes: labels that bind and labels that are a wish, named policies, promises that a worker does not keep,
 //! and a task that takes worker after worker down.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::JoinHandle,
-    time::Duration,
-};
+use std::collections::BTreeMap;
 
-use mesh_tests::{Job, Mesh, MeshOptions, PATIENCE, Worker, process, wait_until};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use mesh_tests::{Job, Mesh, MeshOptions, PATIENCE, Slowed, Worker, process, wait_until};
 use serde_json::Value;
 
 fn with_policy(policy: &str) -> Mesh {
@@ -90,43 +78,6 @@ fn a_policy_that_nobody_knows_is_refused_at_the_start() {
     let output = command.output().expect("mesh-broker is built");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("round-robin"), "{said}");
-}
-
-/// While it lives, a worker's runners stand still for all but a thirtieth of the time.
-struct Slowed {
-    worker: u32,
-    is_over: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Slowed {
-    fn begin(worker: &Worker) -> Self {
-        let (worker, is_over) = (worker.pid(), Arc::new(AtomicBool::new(false)));
-        let over = Arc::clone(&is_over);
-        let thread = std::thread::spawn(move || {
-            while !over.load(Ordering::Relaxed) {
-                signal_runners(worker, Signal::SIGCONT);
-                std::thread::sleep(Duration::from_millis(10));
-                signal_runners(worker, Signal::SIGSTOP);
-                std::thread::sleep(Duration::from_millis(290));
-            }
-        });
-        Self { worker, is_over, thread: Some(thread) }
-    }
-}
-
-impl Drop for Slowed {
-    fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        self.thread.take().map(JoinHandle::join);
-        signal_runners(self.worker, Signal::SIGCONT);
-    }
-}
-
-fn signal_runners(worker: u32, signal: Signal) {
-    for runner in process::children_of(worker) {
-        let _gone = kill(Pid::from_raw(runner as i32), signal);
-    }
 }
 
 #[test]
