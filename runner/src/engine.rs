@@ -170,8 +170,9 @@ pub(crate) fn check(spec: &TensorSpec, dtype: DType, shape: &[i64], data_bytes: 
     }
 }
 
-/// Whether what came out for several rows has the shape that the model declares, but for the rows. A model that fixes its
-/// batch somewhere inside gives the values of many rows in the shape of one, in an order that nobody can know.
+/// Whether what came out for several rows can be theirs: a model that fixes its batch somewhere inside gives the values of
+/// many rows in the shape of one, in an order that nobody can know. That is neither the shape that the model declares, but
+/// for the rows, nor as many rows for each. Either alone is well: some files declare another shape than comes.
 ///
 /// # Errors
 /// `RUN_FAILED` with what the model declares and what came.
@@ -183,9 +184,11 @@ fn check_rows(signature: &Signature, inputs: &[Tensor], outputs: &[Tensor]) -> R
     };
     for (spec, output) in signature.outputs.iter().zip(outputs) {
         let Some((_, declared)) = spec.shape.as_ref().and_then(|shape| shape.split_first()) else { continue };
-        let same = |(declared, got): (&i64, &i64)| *declared < 0 || declared == got;
+        // 0: not known before it is made.
+        let same = |(declared, got): (&i64, &i64)| *declared <= 0 || declared == got;
         let fits = output.shape.len() == declared.len() + 1 && declared.iter().zip(&output.shape[1..]).all(same);
-        if !fits {
+        let shares = output.shape.first().is_some_and(|first| first % rows == 0);
+        if !fits && !shares {
             let text = format!(
                 "output '{}': the model declares {spec}, {:?} came for {rows} rows: it does not take them together, give it \
                  one at a time",
@@ -243,6 +246,8 @@ mod tests {
         let check = |rows, came: &[i64]| check_rows(&signature, &[tensor(&[rows, 2])], &[tensor(came)]);
         assert_eq!(check(4, &[4, 896, 1]), Ok(()));
         assert_eq!(check(1, &[896]), Ok(()), "a single row is as it is");
+        assert_eq!(check(2, &[2, 500, 1]), Ok(()), "declared otherwise, but rows");
+        assert_eq!(check(4, &[1, 896, 1]), Ok(()), "declared so: the rows were no batch");
         let failure = check(4, &[1, 3584, 1]).unwrap_err();
         assert_eq!(failure.code, ErrorCode::RunFailed);
         assert!(failure.text.contains("[?,896,1]") && failure.text.contains("[1, 3584, 1]"), "{}", failure.text);
