@@ -255,7 +255,11 @@ impl Client {
                 self.worker_alive(now, result.id);
                 self.result(now, result);
             }
-            WorkerToClient::Reopen(id) => self.mend(now, id),
+            WorkerToClient::Reopen(id) => {
+                // It speaks over the new connection, and has dropped what came over it: `Accept` alone would not say so.
+                self.worker_alive(now, id);
+                self.mend(now, id);
+            }
             WorkerToClient::DialIn(_) | WorkerToClient::Credit(_) | WorkerToClient::Chunk(_) => {}
         }
     }

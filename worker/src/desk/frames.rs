@@ -20,8 +20,8 @@ use super::{
 /// A client that sends chunks lives: the machine is told so this often, not with each of them.
 const ALIVE_EVERY: Duration = Duration::from_millis(500);
 
-/// Attempts whose data may wait until the machine has looked at their ticket, which takes microseconds.
-const EARLY_ATTEMPTS_MAX: usize = 32;
+/// Attempts whose data may wait until the machine has looked at their ticket, which takes microseconds: as many as it takes in.
+const EARLY_ATTEMPTS_MAX: usize = 192;
 
 /// Bytes of all of them. What is dropped is asked for again.
 const EARLY_BYTES_MAX: usize = 4 * WINDOW_BYTES as usize;
