@@ -167,9 +167,9 @@ impl Queue {
     }
 
     /// A task goes to a worker.
-    pub(super) fn dispatched(&mut self, rank: &Rank) {
+    pub(super) fn dispatched(&mut self, rank: &Rank, client: ClientId, tenant: Tenant) {
         let lane = &mut self.lanes[rank.key.lane.index()];
-        lane.shares.dispatched(rank.start_tag_us);
+        lane.shares.dispatched(rank.start_tag_us, client, rank.cost_us, tenant.share_milli);
         if lane.waiting.is_empty() {
             lane.shares.idle();
             lane.items_us.clear();

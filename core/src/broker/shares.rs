@@ -13,12 +13,21 @@ use proto_msgs::ClientId;
 /// taken for newcomers.
 const CLIENTS_MAX: usize = 65_536;
 
+/// How far one client is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ahead {
+    /// Where its last task would end.
+    finish_us: u64,
+    /// Its part for tasks that are still to go to a worker.
+    waiting_us: u64,
+}
+
 /// See the head of this file.
 #[derive(Debug, Default)]
 pub(super) struct Shares {
     virtual_us: u64,
-    /// Where each client's last task would end, for clients that are ahead of the virtual time: the others are equal.
-    ahead: BTreeMap<ClientId, u64>,
+    /// Clients that are ahead of the virtual time: the others are equal.
+    ahead: BTreeMap<ClientId, Ahead>,
     /// The same in order of time.
     order: BTreeSet<(u64, ClientId)>,
 }
@@ -26,8 +35,8 @@ pub(super) struct Shares {
 impl Shares {
     /// A new task's start tag; the client's next one begins after it.
     pub(super) fn begin(&mut self, client: ClientId, cost_us: u64, share_milli: u32) -> u64 {
-        let start = self.finish_of(client);
-        self.set(client, start.saturating_add(scaled(cost_us, share_milli)));
+        let (start, cost_us) = (self.finish_of(client), scaled(cost_us, share_milli));
+        self.set(client, start.saturating_add(cost_us), self.waiting_of(client).saturating_add(cost_us));
         if self.order.len() > CLIENTS_MAX
             && let Some((finish, first)) = self.order.pop_first()
         {
@@ -39,13 +48,17 @@ impl Shares {
 
     /// A task that had been given its tag will not run.
     pub(super) fn withdraw(&mut self, client: ClientId, cost_us: u64, share_milli: u32) {
-        let finish = self.finish_of(client).saturating_sub(scaled(cost_us, share_milli));
-        self.set(client, finish);
+        let cost_us = scaled(cost_us, share_milli);
+        let finish = self.finish_of(client).saturating_sub(cost_us);
+        self.set(client, finish, self.waiting_of(client).saturating_sub(cost_us));
     }
 
-    /// A task with this tag goes to a worker.
-    pub(super) fn dispatched(&mut self, start: u64) {
-        self.virtual_us = self.virtual_us.max(start);
+    /// A task with this tag goes to a worker. If it goes before earlier ones of its client, that has had no more than if one of
+    /// those had gone: the virtual time must not jump over what waits.
+    pub(super) fn dispatched(&mut self, start: u64, client: ClientId, cost_us: u64, share_milli: u32) {
+        let (finish, waiting_us) = (self.finish_of(client), self.waiting_of(client));
+        self.set(client, finish, waiting_us.saturating_sub(scaled(cost_us, share_milli)));
+        self.virtual_us = self.virtual_us.max(start.min(finish.saturating_sub(waiting_us)));
         while let Some((finish, client)) = self.order.first().copied().filter(|(finish, _)| *finish <= self.virtual_us)
         {
             self.order.remove(&(finish, client));
@@ -74,16 +87,20 @@ impl Shares {
     }
 
     fn finish_of(&self, client: ClientId) -> u64 {
-        self.ahead.get(&client).copied().unwrap_or(0).max(self.virtual_us)
+        self.ahead.get(&client).map_or(0, |ahead| ahead.finish_us).max(self.virtual_us)
     }
 
-    fn set(&mut self, client: ClientId, finish: u64) {
+    fn waiting_of(&self, client: ClientId) -> u64 {
+        self.ahead.get(&client).map_or(0, |ahead| ahead.waiting_us)
+    }
+
+    fn set(&mut self, client: ClientId, finish_us: u64, waiting_us: u64) {
         if let Some(old) = self.ahead.remove(&client) {
-            self.order.remove(&(old, client));
+            self.order.remove(&(old.finish_us, client));
         }
-        if finish > self.virtual_us {
-            self.ahead.insert(client, finish);
-            self.order.insert((finish, client));
+        if finish_us > self.virtual_us {
+            self.ahead.insert(client, Ahead { finish_us, waiting_us });
+            self.order.insert((finish_us, client));
         }
     }
 }
@@ -117,10 +134,20 @@ mod tests {
     fn who_comes_late_or_was_idle_gets_no_credit() {
         let mut shares = Shares::default();
         let tags: Vec<u64> = (0..10).map(|_| shares.begin(A, 10, 1000)).collect();
-        tags.iter().take(6).for_each(|tag| shares.dispatched(*tag));
+        tags.iter().take(6).for_each(|tag| shares.dispatched(*tag, A, 10, 1000));
         assert_eq!(shares.begin(B, 10, 1000), 50);
         shares.idle();
         assert_eq!((shares.begin(A, 10, 1000), shares.begin(B, 10, 1000)), (100, 100));
+    }
+
+    #[test]
+    fn a_task_that_goes_before_earlier_ones_of_its_client_does_not_make_newcomers_late() {
+        let mut shares = Shares::default();
+        let tags: Vec<u64> = (0..10).map(|_| shares.begin(A, 10, 1000)).collect();
+        shares.dispatched(tags[9], A, 10, 1000);
+        assert_eq!(shares.begin(B, 10, 1000), 0);
+        tags[..5].iter().for_each(|tag| shares.dispatched(*tag, A, 10, 1000));
+        assert_eq!(shares.begin(B, 10, 1000), 40, "as of five that have gone since the first");
     }
 
     #[test]
