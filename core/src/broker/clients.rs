@@ -87,7 +87,7 @@ impl Broker {
         task.peer = Some(peer);
         task.named_by_client = named_in(&standing);
         task.rank = Some(self.rate(now, &task));
-        if let Some(failure) = self.hopeless(now, &mut task) {
+        if let Some(failure) = self.hopeless(now, &mut task, &standing) {
             return self.refuse_for_good(now, peer, task, failure);
         }
         self.stats.submitted += 1;
@@ -248,6 +248,7 @@ impl Broker {
         }
         self.tasks.due_by(id, pause_until);
         self.asking(now, id);
+        self.fill(now, worker);
     }
 
     /// The attempt shall not go on and its slot is free, unless a heartbeat has named it: then heartbeats say when.

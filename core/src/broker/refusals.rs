@@ -11,7 +11,7 @@ use super::{
     placement::{self, Decision},
     tasks::{State, Task},
 };
-use crate::MonoTime;
+use crate::{MonoTime, Rule};
 
 /// What a client is told to wait when something is full or away: long enough to matter, short enough not to annoy.
 const RETRY_AFTER_MS: u32 = 1000;
@@ -39,7 +39,9 @@ impl Broker {
     /// Whether a new task has to be turned away before anything is made of it; if so, that has been said.
     pub(super) fn turned_away(&mut self, peer: PeerId, submit: &Submit, lane: Lane) -> bool {
         let is_waiting = !matches!(submit.standing, Standing::Holding { .. });
-        if is_waiting && self.tasks.live() >= self.config.tasks_max {
+        // Who is at work already, as after a restart, is not turned away by those who wait.
+        let tasks_max = if is_waiting { self.config.tasks_max } else { self.config.tasks_max.saturating_mul(2) };
+        if self.tasks.live() >= tasks_max {
             self.stats.refused += 1;
             self.stats.refused_busy += 1;
             self.refuse(peer, submit.task, ErrorCode::Busy, "this broker has as many unfinished tasks as it takes");
@@ -74,14 +76,24 @@ impl Broker {
         self.queue.cost_us(lane) / u64::from(self.workers.totals().usable_slots(lane).max(1))
     }
 
-    /// Why the task cannot be taken at all, if so.
-    pub(super) fn hopeless(&mut self, now: MonoTime, task: &mut Task) -> Option<Failure> {
+    /// Why the task cannot be taken at all, if so. One whose client is at work with a worker, as after a restart, is taken; one
+    /// that was at work is not new, and whether it comes too late is its client's affair.
+    pub(super) fn hopeless(&mut self, now: MonoTime, task: &mut Task, standing: &Standing) -> Option<Failure> {
+        match standing {
+            Standing::Holding { .. } if self.config.rules.holds(Rule::BelieveHoldingClients) => None,
+            Standing::Lost { .. } => self.unfit(task),
+            _ => self.unfit(task).or_else(|| self.too_late(now, task)),
+        }
+    }
+
+    fn unfit(&mut self, task: &Task) -> Option<Failure> {
         let (failure, looked) = placement::never_fits(task, &self.workers);
         self.stats.candidates_looked += looked;
-        if failure.is_some() {
-            self.stats.refused_unfit += 1;
-            return failure;
-        }
+        self.stats.refused_unfit += u64::from(failure.is_some());
+        failure
+    }
+
+    fn too_late(&mut self, now: MonoTime, task: &mut Task) -> Option<Failure> {
         let deadline_us = task.spec.deadline_ms?.saturating_mul(MS_US);
         let slots = u64::from(self.workers.totals().usable_slots(task.lane()).max(1));
         let before_us = task.rank.map_or(0, |rank| self.queue.before_us(rank.key)) / slots;
