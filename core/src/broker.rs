@@ -91,6 +91,7 @@ impl Broker {
     #[must_use]
     pub fn handle(&mut self, now: MonoTime, event: Event) -> Vec<Action> {
         self.last_handled = self.last_handled.max(now);
+        self.workers.set_now(now);
         self.weigh_again(now);
         match event {
             Event::ClientSaid { peer, key, message } => self.client_said(now, peer, key, message),

@@ -11,7 +11,7 @@ use super::{
     predict,
     queue::{Order, Queue, Rank},
     tasks::{State, Task},
-    worker::Seat,
+    worker::{LENT_IN_A_ROW_MAX, Seat},
     workers::Workers,
 };
 use crate::MonoTime;
@@ -23,9 +23,15 @@ const FILL_LOOK_MAX: usize = 64;
 /// several workers.
 const COMPARED_MAX: usize = 8;
 
-/// Slots of the batch lane that realtime gets one after the other at a worker that has none for it, while batch tasks wait:
-/// nine of ten. The batch lane keeps moving.
-const LENT_IN_A_ROW_MAX: u8 = 9;
+/// How far a look at waiting tasks came.
+enum End {
+    /// None waits behind.
+    Last,
+    /// The worker takes no more.
+    Full(Option<Order>),
+    /// As many as one look takes.
+    There(Option<Order>),
+}
 
 /// Work left to workers that will be done with it earlier than the one that is being filled.
 type Skipped = Vec<(Seat, u64)>;
@@ -56,15 +62,29 @@ impl Broker {
     /// Tries the first waiting tasks of the lane, then as many further on: where those in front are not for this worker, each
     /// fill gets on where the last one ended, so that none of those behind is overlooked for ever.
     fn fill_lane(&mut self, now: MonoTime, id: WorkerId, lane: Lane, own: bool) {
+        if !self.takes_any(id, lane, own) {
+            return;
+        }
+        self.workers.await_slot(id, lane, None);
         let mut skipped = Skipped::new();
-        let first = self.fill_from(now, id, lane, own, None, &mut skipped);
-        let Some(end) = first else { return self.workers.fill_on(id, lane, None) };
-        let on = self.workers.get(id).and_then(|worker| worker.fill_on[lane.index()]).filter(|on| *on > end);
-        let next = self.fill_from(now, id, lane, own, Some(on.unwrap_or(end)), &mut skipped);
+        let end = match self.fill_from(now, id, lane, own, None, &mut skipped) {
+            End::Last => return self.workers.fill_on(id, lane, None),
+            End::Full(_) => return,
+            End::There(end) => end,
+        };
+        let on = self.workers.get(id).and_then(|worker| worker.fill_on[lane.index()]);
+        let next = match self.fill_from(now, id, lane, own, on.max(end), &mut skipped) {
+            End::Last => None,
+            End::Full(on) | End::There(on) => on,
+        };
         self.workers.fill_on(id, lane, next);
     }
 
-    /// Tries the tasks behind this place; gives the place of the last one if there are more.
+    fn takes_any(&self, id: WorkerId, lane: Lane, own: bool) -> bool {
+        self.workers.get(id).is_some_and(|worker| predict::takes_any(worker, lane, own))
+    }
+
+    /// Tries the tasks behind this place.
     fn fill_from(
         &mut self,
         now: MonoTime,
@@ -73,29 +93,36 @@ impl Broker {
         own: bool,
         mut after: Option<Order>,
         skipped: &mut Skipped,
-    ) -> Option<Order> {
+    ) -> End {
         for _ in 0..FILL_LOOK_MAX / 2 {
-            let takes = self.workers.get(id).is_some_and(|worker| predict::takes_any(worker, lane, own));
-            let (order, task) = self.queue.after(lane, after).filter(|_| takes)?;
-            after = Some(order);
+            if !self.takes_any(id, lane, own) {
+                return End::Full(after);
+            }
+            let Some((order, task)) = self.queue.after(lane, after) else { return End::Last };
             self.stats.waiting_looked += 1;
-            self.place_here(now, task, id, own, skipped);
+            if self.place_here(now, task, id, own, skipped) {
+                self.workers.await_slot(id, lane, Some(order));
+                return End::Full(after); // The next fill finds it again.
+            }
+            after = Some(order);
         }
-        after
+        End::There(after)
     }
 
-    /// Gives a waiting task to the worker if it fits, has room, and nobody else is worth waiting for.
-    fn place_here(&mut self, now: MonoTime, id: TaskId, here: WorkerId, own: bool, skipped: &mut Skipped) {
-        let (Some(task), Some(worker)) = (self.tasks.get(id), self.workers.get(here)) else { return };
-        // From before a restart: room is kept for its client once that is heard.
-        if task.peer.is_none() || !predict::has_room(task, worker, own) {
-            return;
+    /// Gives a waiting task to the worker if it fits, has room, and nobody else is worth waiting for; true if all it lacks is
+    /// a free slot.
+    fn place_here(&mut self, now: MonoTime, id: TaskId, here: WorkerId, own: bool, skipped: &mut Skipped) -> bool {
+        let (Some(task), Some(worker)) = (self.tasks.get(id), self.workers.get(here)) else { return false };
+        let has_room = predict::has_room(task, worker, own);
+        let compare = skipped.len() < COMPARED_MAX;
+        // Without a peer, from before a restart: room is kept for its client once that is heard.
+        if task.peer.is_none() || !(has_room || compare && predict::needs_slot(task, worker)) {
+            return false;
         }
         if obstacle::now(task, worker, now).next().is_some() {
-            return;
+            return false;
         }
-        let compare = skipped.len() < COMPARED_MAX;
-        let survey = placement::survey_here(task, self.scene(now), worker, own, compare);
+        let survey = placement::survey_here(task, self.scene(now), worker, compare);
         let looked = survey.looked;
         let before_us = survey.sooner().map_or(0, |seat| {
             let at_seat = skipped.iter().filter(|(skipped, _)| *skipped == seat);
@@ -104,10 +131,12 @@ impl Broker {
         let verdict = survey.decide(before_us);
         self.stats.candidates_looked += looked;
         match verdict {
+            Verdict::Place(_) if !has_room => return true,
             Verdict::Place(choice) => self.grant(now, id, choice),
             Verdict::HeldBack { elsewhere, run_us } => skipped.push((elsewhere, run_us)),
             Verdict::Wait => {}
         }
+        false
     }
 
     /// Finds room for a waiting task at any worker, and tells its client; false if there is none.

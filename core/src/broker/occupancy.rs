@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 use proto_msgs::{AttemptId, Demands, Digest, Lane};
 
+use crate::MonoTime;
+
 /// No estimate of one attempt counts for more: sums of them stay far from an overflow.
 const ESTIMATE_US_MAX: u64 = 24 * 3_600 * 1_000_000;
 
@@ -44,11 +46,23 @@ struct Entry {
 /// One lane's part.
 #[derive(Clone, Copy, Debug, Default)]
 struct LaneUse {
-    tasks: u16,
+    tasks: u32,
     /// Of them, those of which nobody knows how long they take.
-    unmeasured: u16,
+    unmeasured: u32,
     /// Slot time that the others were predicted to need.
     backlog_us: u64,
+    /// Slot time that they have had already.
+    served_us: u64,
+}
+
+impl LaneUse {
+    /// Slot time that they have had some time later.
+    fn served_us(&self, slots: u16, later_us: u64) -> u64 {
+        let running = u64::from(self.tasks.min(u32::from(slots)));
+        // Nobody has had more than it needs, and those that wait nothing.
+        let most_us = (self.backlog_us / u64::from(self.tasks.max(1))).saturating_mul(running);
+        later_us.saturating_mul(running).saturating_add(self.served_us).min(most_us)
+    }
 }
 
 /// See the head of this file.
@@ -56,8 +70,10 @@ struct LaneUse {
 pub(super) struct Occupancy {
     entries: BTreeMap<AttemptId, Entry>,
     lanes: [LaneUse; 2],
+    /// Up to when what the lanes have had is counted.
+    served_until: MonoTime,
     /// Attempts of which nobody knows the lane.
-    strangers: u16,
+    strangers: u32,
     cpu_millis: u64,
     // Wider than the demands, which the network chooses: no sum of them can overflow.
     memory_bytes: u128,
@@ -86,12 +102,12 @@ impl Occupancy {
 
     /// Attempts in each lane; those of which nobody knows count with the lane that has no hurry.
     pub(super) fn tasks(&self) -> [u16; 2] {
-        [self.lanes[0].tasks, self.lanes[1].tasks.saturating_add(self.strangers)]
+        [self.lanes[0].tasks, self.lanes[1].tasks + self.strangers].map(slots_of)
     }
 
     /// Slots that a task of this lane could have at once. Idle slots of the batch lane serve realtime, never the other way.
     pub(super) fn free(&self, lane: Lane, slots: [u16; 2]) -> u16 {
-        let [realtime, batch] = self.lanes.map(|lane| lane.tasks);
+        let [realtime, batch] = self.lanes.map(|lane| slots_of(lane.tasks));
         let free = match lane {
             Lane::Realtime => {
                 let idle = slots[1].saturating_sub(batch);
@@ -102,13 +118,13 @@ impl Occupancy {
                 slots[1].saturating_sub(lent).saturating_sub(batch)
             }
         };
-        free.saturating_sub(self.strangers)
+        free.saturating_sub(slots_of(self.strangers))
     }
 
     /// Slots of the lane's own that are free.
     pub(super) fn own_free(&self, lane: Lane, slots: [u16; 2]) -> u16 {
         match lane {
-            Lane::Realtime => slots[0].saturating_sub(self.lanes[0].tasks).min(self.free(lane, slots)),
+            Lane::Realtime => slots[0].saturating_sub(slots_of(self.lanes[0].tasks)).min(self.free(lane, slots)),
             Lane::Batch => self.free(lane, slots),
         }
     }
@@ -119,9 +135,20 @@ impl Occupancy {
         (lane.unmeasured == 0 && self.strangers == 0).then_some(lane.backlog_us)
     }
 
-    /// The same, with nothing for those that nobody knows.
-    pub(super) fn known_backlog_us(&self, lane: Lane) -> u64 {
-        self.lanes[lane.index()].backlog_us
+    /// The same, with nothing for those that nobody knows, less what those that run have had of it.
+    pub(super) fn remaining_us(&self, lane: Lane, slots: [u16; 2], now: MonoTime) -> u64 {
+        let used = &self.lanes[lane.index()];
+        let later_us = now.as_micros().saturating_sub(self.served_until.as_micros());
+        used.backlog_us - used.served_us(slots[lane.index()], later_us)
+    }
+
+    /// The lanes have worked until now, with so many slots.
+    pub(super) fn work_until(&mut self, now: MonoTime, slots: [u16; 2]) {
+        let later_us = now.as_micros().saturating_sub(self.served_until.as_micros());
+        for (used, slots) in self.lanes.iter_mut().zip(slots) {
+            used.served_us = used.served_us(slots, later_us);
+        }
+        self.served_until = now;
     }
 
     /// Items of the model in the lane.
@@ -178,9 +205,9 @@ impl Occupancy {
         let Held { lane, demands, model, items, slot_us } = entry.held;
         match lane.map(|lane| &mut self.lanes[lane.index()]) {
             Some(used) => {
-                used.tasks = used.tasks.saturating_add(1);
+                used.tasks += 1;
                 used.backlog_us += slot_us.unwrap_or(0);
-                used.unmeasured += u16::from(slot_us.is_none());
+                used.unmeasured += u32::from(slot_us.is_none());
             }
             None => self.strangers += 1,
         }
@@ -201,9 +228,10 @@ impl Occupancy {
         let Held { lane, demands, model, items, slot_us } = entry.held;
         match lane.map(|lane| &mut self.lanes[lane.index()]) {
             Some(used) => {
-                used.tasks = used.tasks.saturating_sub(1);
+                used.tasks -= 1;
                 used.backlog_us -= slot_us.unwrap_or(0);
-                used.unmeasured -= u16::from(slot_us.is_none());
+                used.served_us = used.served_us.saturating_sub(slot_us.unwrap_or(0)).min(used.backlog_us);
+                used.unmeasured -= u32::from(slot_us.is_none());
             }
             None => self.strangers -= 1,
         }
@@ -218,6 +246,11 @@ impl Occupancy {
         }
         Some(entry)
     }
+}
+
+/// Attempts as slots are counted.
+fn slots_of(attempts: u32) -> u16 {
+    u16::try_from(attempts).unwrap_or(u16::MAX)
 }
 
 #[cfg(test)]

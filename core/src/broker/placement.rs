@@ -127,14 +127,14 @@ pub(super) fn survey_all<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
     let workers = scene.workers;
     if scene.policy == Policy::RoundRobin {
         let around = workers.after(scene.last_chosen).chain(workers.after(None));
-        around.take(LOOK_MAX.min(workers.len())).for_each(|worker| survey.look(worker, false));
+        around.take(LOOK_MAX.min(workers.len())).for_each(|worker| survey.look(worker));
         return survey;
     }
     let model = task.spec.model.digest;
     let mut seen: Vec<Seat> = Vec::with_capacity(LOOK_MAX);
     for worker in workers.holders(model).take(LOOK_MAX) {
         seen.push(worker.seat);
-        survey.look(worker, false);
+        survey.look(worker);
     }
     let kinds: Vec<u32> = workers
         .kinds()
@@ -143,18 +143,18 @@ pub(super) fn survey_all<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
         .filter(|(_, worker)| obstacle::ever(task, worker).next().is_none())
         .map(|(kind, _)| kind)
         .collect();
-    let each = LOOK_MAX / kinds.len().max(1);
+    let each = (LOOK_MAX / kinds.len().max(1)).max(1);
     for kind in kinds {
         let others = workers.with_room(kind, task.lane()).filter(|worker| !seen.contains(&worker.seat)).take(each);
-        others.for_each(|worker| survey.look(worker, false));
+        others.for_each(|worker| survey.look(worker));
     }
     survey
 }
 
-/// Looks whether a waiting task should go to a worker that has room; if `compare`, also what others could do for it.
-pub(super) fn survey_here<'a>(task: &'a Task, scene: Scene<'a>, here: &Worker, own: bool, compare: bool) -> Survey<'a> {
+/// Looks whether a waiting task should go to a worker once that has room; if `compare`, also what others could do for it.
+pub(super) fn survey_here<'a>(task: &'a Task, scene: Scene<'a>, here: &Worker, compare: bool) -> Survey<'a> {
     let mut survey = Survey::new(task, scene);
-    survey.look(here, own);
+    survey.rate(here, true);
     if compare && survey.best.is_some() && scene.policy == Policy::Predicted {
         let holders = scene.workers.holders(task.spec.model.digest).filter(|worker| worker.seat != here.seat);
         holders.take(ELSEWHERE_LOOK_MAX).for_each(|worker| survey.look_elsewhere(worker));
@@ -183,8 +183,8 @@ impl<'a> Survey<'a> {
         }
     }
 
-    fn look(&mut self, worker: &Worker, own: bool) {
-        let has_room = has_room(self.task, worker, own);
+    fn look(&mut self, worker: &Worker) {
+        let has_room = has_room(self.task, worker, false);
         self.rate(worker, has_room);
     }
 
@@ -218,7 +218,7 @@ impl<'a> Survey<'a> {
         if rated.obstacle.is_none() {
             let stance = |stream| scene.slos.stance(scene.now, stream, worker.id(), self.probe_turn);
             key.stance = task.stream.map_or(Stance::Ok, stance);
-            rated.prediction = predict(task, worker, &self.guess);
+            rated.prediction = predict(task, worker, &self.guess, scene.now);
             key.score = score(task, worker, &scene, &rated.prediction);
             self.fits(&key, worker, &rated.prediction, has_room);
             if has_room {
@@ -363,8 +363,9 @@ pub(super) fn waits_for(task: &Task, workers: &Workers) -> String {
     if workers.len() == 0 {
         return "no worker is registered".to_owned();
     }
-    let fits = |worker: &&Worker| obstacle::ever(task, worker).next().is_none();
-    match workers.all().take(LOOK_MAX).filter(fits).count() {
+    let kinds = workers.kinds().take(NEVER_LOOK_MAX);
+    let fitting = kinds.filter(|(_, worker)| obstacle::ever(task, worker).next().is_none());
+    match fitting.map(|(kind, _)| workers.kind_len(kind)).sum::<usize>() {
         0 => "no worker that fits is registered".to_owned(),
         1 => "the one worker that fits has no room".to_owned(),
         count => format!("{count} workers fit, none has room"),
@@ -392,7 +393,7 @@ pub(super) fn candidates<'a>(task: &'a Task, scene: Scene<'a>) -> impl Iterator<
             against,
             holds_model: worker.holds(task.spec.model.digest),
             busy_permille: worker.busy_permille(),
-            prediction: predict(task, worker, &guess),
+            prediction: predict(task, worker, &guess, scene.now),
         }
     })
 }

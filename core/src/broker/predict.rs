@@ -5,6 +5,7 @@
 use proto_msgs::{Digest, Lane, Packing, Prediction, limits::STAGES_AFTER_MAX};
 
 use super::{fleet::Fleet, obstacle, occupancy::Held, tasks::Task, worker::Worker};
+use crate::MonoTime;
 
 /// Work that may wait at a worker in front of a task that is sent ahead. Enough that the next task is there before the
 /// one that runs is over, little enough that a more urgent one does not come too late.
@@ -54,7 +55,7 @@ impl Guess {
 }
 
 /// The time the task would take at the worker. What nobody knows counts as nothing.
-pub(super) fn predict(task: &Task, worker: &Worker, guess: &Guess) -> Prediction {
+pub(super) fn predict(task: &Task, worker: &Worker, guess: &Guess, now: MonoTime) -> Prediction {
     let mut prediction = Prediction { measured: true, ..Prediction::default() };
     let mut bytes = task.spec.input_bytes;
     for ((digest, size_bytes), (mean_run_us, mean_load_us)) in models(task).zip(guess.models) {
@@ -76,20 +77,18 @@ pub(super) fn predict(task: &Task, worker: &Worker, guess: &Guess) -> Prediction
     let transfer_us = (u128::from(bytes) * SECOND_US).checked_div(u128::from(link)).unwrap_or(0);
     prediction.transfer_us = u64::try_from(transfer_us).unwrap_or(u64::MAX);
     if worker.free(task.lane()) == 0 {
-        prediction.queue_us = backlog_us(worker, task.lane());
+        prediction.queue_us = backlog_us(worker, task.lane(), now);
     }
     prediction
 }
 
 /// Until everything in the lane has run, as far as that is known.
-fn backlog_us(worker: &Worker, lane: Lane) -> u64 {
-    worker.occupancy.known_backlog_us(lane) / u64::from(lane_slots(worker, lane))
+fn backlog_us(worker: &Worker, lane: Lane, now: MonoTime) -> u64 {
+    worker.occupancy.remaining_us(lane, worker.counted_slots(), now) / u64::from(lane_slots(worker, lane))
 }
 
-/// Slots that the lane can count on: its own, or where it has none the ones that it shares.
 fn lane_slots(worker: &Worker, lane: Lane) -> u16 {
-    let own = worker.register.slots[lane.index()];
-    if own > 0 { own } else { worker.usable_slots(lane).max(1) }
+    worker.counted_slots()[lane.index()]
 }
 
 /// Whether the task could go to the worker as far as slots are concerned. `own`: only to slots of its own lane.
@@ -125,6 +124,10 @@ fn has_room_ahead(task: &Task, worker: &Worker) -> bool {
     if !obstacle::may_go_ahead(task) || !worker.is_open() || worker.occupancy.len() >= ATTEMPTS_AHEAD_MAX {
         return false;
     }
+    let is_behind = |order| task.rank.is_some_and(|rank| order < rank.key.order);
+    if worker.awaited[lane.index()].is_some_and(is_behind) || worker.owes_slot(lane) {
+        return false;
+    }
     let model = task.spec.model.digest;
     let Some(cost) = worker.model(model).cost.filter(|cost| cost.batch_us(1) > 0) else { return false };
     if cost.packing == Packing::On {
@@ -135,6 +138,13 @@ fn has_room_ahead(task: &Task, worker: &Worker) -> bool {
         }
     }
     is_nearly_done(worker, lane)
+}
+
+/// Whether the task can only get room at the worker if that has less to do. Others have a number of items that they may
+/// always have there.
+pub(super) fn needs_slot(task: &Task, worker: &Worker) -> bool {
+    let cost = worker.model(task.spec.model.digest).cost;
+    !obstacle::may_go_ahead(task) || cost.is_none_or(|cost| cost.packing != Packing::On)
 }
 
 /// What the task takes up at a worker.

@@ -1,6 +1,7 @@
 //! Short stories about the scheduler. Owns what is expected of it; `mesh` owns how it is asked.
 
 mod mesh;
+mod waiting;
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -14,6 +14,10 @@ use crate::{MonoTime, Rule, Rules};
 /// Added to the missed heartbeats before a worker counts as dead: a heartbeat's own way and the sender's scheduling.
 const LIVENESS_GRACE: Duration = Duration::from_millis(250);
 
+/// Slots of the batch lane that realtime gets one after the other at a worker that has none for it, while batch tasks wait:
+/// nine of ten. The batch lane keeps moving.
+pub(super) const LENT_IN_A_ROW_MAX: u8 = 9;
+
 /// Where a worker stands in the table. Cheaper to follow than its id.
 pub(super) type Seat = u32;
 
@@ -87,6 +91,9 @@ pub(super) struct Worker {
     pub(super) lent_in_a_row: u8,
     /// For each lane: the last waiting task that it was compared with, if there were more.
     pub(super) fill_on: [Option<Order>; 2],
+    /// For each lane: the first waiting task that needs a free slot here. None behind it is sent ahead, or it would never get
+    /// one.
+    pub(super) awaited: [Option<Order>; 2],
     /// Of the heartbeat's models, in order of digest: found by halving, for every candidate of every task.
     models: Vec<(Digest, Known)>,
     /// Largest GPU: index and memory.
@@ -98,8 +105,22 @@ impl Worker {
     pub(super) fn new(register: Register, peer: PeerId, now: MonoTime, seat: Seat, occupancy: Occupancy) -> Self {
         let gpu = largest_gpu(&register);
         let (heartbeat, kind, lent_in_a_row, fill_on, models) = (None, 0, 0, [None; 2], Vec::new());
-        let rules = Rules::default();
-        Self { register, peer, heartbeat, seen: now, seat, kind, occupancy, lent_in_a_row, fill_on, models, gpu, rules }
+        let (awaited, rules) = ([None; 2], Rules::default());
+        Self {
+            register,
+            peer,
+            heartbeat,
+            seen: now,
+            seat,
+            kind,
+            occupancy,
+            lent_in_a_row,
+            fill_on,
+            awaited,
+            models,
+            gpu,
+            rules,
+        }
     }
 
     pub(super) fn id(&self) -> WorkerId {
@@ -128,6 +149,14 @@ impl Worker {
         }
     }
 
+    /// Slots that each lane can count on: its own, or where it has none the ones that it shares.
+    pub(super) fn counted_slots(&self) -> [u16; 2] {
+        Lane::ALL.map(|lane| {
+            let own = self.register.slots[lane.index()];
+            if own > 0 { own } else { self.usable_slots(lane).max(1) }
+        })
+    }
+
     /// Attempts for each slot, thousandths; more than 1000 where tasks are sent ahead, or after a broker's restart.
     pub(super) fn busy_permille(&self) -> u16 {
         let total = u32::from(self.slots()).max(1);
@@ -149,6 +178,20 @@ impl Worker {
             return self.free(lane);
         }
         if self.is_open() { self.occupancy.own_free(lane, self.register.slots) } else { 0 }
+    }
+
+    /// Whether a task of the other lane waits for a slot that those of this lane would take from it if they were sent ahead.
+    /// A slot of the batch lane's own is its own; one that the lanes share is that of the lane whose turn it is.
+    pub(super) fn owes_slot(&self, lane: Lane) -> bool {
+        let is_shared = self.register.slots[Lane::Realtime.index()] == 0;
+        let is_batch_turn = self.lent_in_a_row >= LENT_IN_A_ROW_MAX;
+        match lane {
+            Lane::Realtime => {
+                let has_own = self.occupancy.tasks()[Lane::Batch.index()] < self.usable_slots(Lane::Batch);
+                self.awaited[Lane::Batch.index()].is_some() && has_own && (!is_shared || is_batch_turn)
+            }
+            Lane::Batch => self.awaited[Lane::Realtime.index()].is_some() && is_shared && !is_batch_turn,
+        }
     }
 
     /// It has run some model often enough to say what it costs.

@@ -44,6 +44,8 @@ impl Holders {
 #[derive(Debug, Default)]
 pub(super) struct Workers {
     rules: Rules,
+    /// Time of the event that is being handled.
+    now: MonoTime,
     ids: BTreeMap<WorkerId, Seat>,
     seats: Vec<Option<Box<Worker>>>,
     /// Seats that somebody has left.
@@ -61,6 +63,10 @@ pub(super) struct Workers {
 impl Workers {
     pub(super) fn new(rules: Rules) -> Self {
         Self { rules, ..Self::default() }
+    }
+
+    pub(super) fn set_now(&mut self, now: MonoTime) {
+        self.now = now;
     }
 
     pub(super) fn len(&self) -> usize {
@@ -83,11 +89,6 @@ impl Workers {
     /// Whether this life of the worker is there.
     pub(super) fn has_life(&self, id: WorkerId, epoch: Epoch) -> bool {
         self.get(id).is_some_and(|worker| worker.register.epoch == epoch)
-    }
-
-    /// In the order in which they came.
-    pub(super) fn all(&self) -> impl Iterator<Item = &Worker> {
-        self.seats.iter().filter_map(Option::as_deref)
     }
 
     /// In order of id, those after the given one.
@@ -114,6 +115,11 @@ impl Workers {
 
     pub(super) fn kinds_len(&self) -> usize {
         self.members.len()
+    }
+
+    /// How many are of the kind.
+    pub(super) fn kind_len(&self, kind: u32) -> usize {
+        self.members.get(&kind).map_or(0, |members| members.seats.len())
     }
 
     /// Workers of the kind with a free slot of the lane, least busy first.
@@ -225,6 +231,13 @@ impl Workers {
         }
     }
 
+    /// Which task waits for a slot of a lane.
+    pub(super) fn await_slot(&mut self, id: WorkerId, lane: Lane, order: Option<Order>) {
+        if let Some(worker) = self.get_mut(id) {
+            worker.awaited[lane.index()] = order;
+        }
+    }
+
     /// A heartbeat arrived. Gives the attempts that earlier ones named and this one does not.
     pub(super) fn heartbeat(&mut self, id: WorkerId, heartbeat: Heartbeat) -> Vec<AttemptId> {
         let mut vanished = Vec::new();
@@ -268,6 +281,7 @@ impl Workers {
         let room = |worker: &Worker| Lane::ALL.map(|lane| (worker.free(lane) > 0).then(|| worker.busy_permille()));
         self.totals.remove(worker);
         let before = room(worker);
+        worker.occupancy.work_until(self.now, worker.counted_slots());
         change(worker);
         self.totals.add(worker);
         let after = room(worker);

@@ -1,0 +1,134 @@
+//! Short stories of tasks that wait, and of those that must not overtake them. Owns what is expected of the scheduler there.
+
+use proto_msgs::{Attempt, Digest, ErrorCode, LabelRule, Lane, ModelCost, Packing, Standing, Submit};
+
+use super::{
+    super::Config,
+    MS, mesh,
+    mesh::{MODEL, Mesh, client, cost, task, worker},
+};
+
+/// How many of a flood's short tasks go before one that came with more priority and may not be sent ahead.
+fn gone_before(packs: bool, change: impl Fn(&mut Submit)) -> usize {
+    let mut mesh = mesh();
+    mesh.measured(0, [1, 1], 5_000);
+    if packs {
+        let curve = vec![(1, 5_000), (8, 6_000)];
+        mesh.beat(0, |heartbeat| {
+            heartbeat.costs = vec![ModelCost { packing: Packing::On, best_batch: 8, curve, ..cost(5_000) }];
+        });
+    }
+    mesh.submit_all(0..300, 1, |submit| submit.priority = 0);
+    mesh.submit(100_000, 2, |submit| {
+        submit.priority = 100;
+        change(submit);
+    });
+    let already = mesh.grants.len();
+    for closed in 0..200 {
+        mesh.wait(MS);
+        mesh.close(mesh.grants[closed].id);
+        mesh.submit(300 + closed as u32, 1, |submit| submit.priority = 0);
+        if let Some(at) = mesh.grants.iter().position(|grant| grant.id.task == task(100_000)) {
+            return at - already;
+        }
+    }
+    panic!("it starves");
+}
+
+#[test]
+fn tasks_that_are_sent_ahead_do_not_keep_one_that_needs_a_free_slot_from_it() {
+    let unmeasured = |submit: &mut Submit| submit.model.digest = Digest::from_bytes([9; 32]);
+    let batch = |submit: &mut Submit| submit.lane = Some(Lane::Batch);
+    for packs in [false, true] {
+        assert!(gone_before(packs, unmeasured) <= 1);
+        assert!(gone_before(packs, |submit| submit.demands.cpu_millis = 1000) <= 1);
+        let both = |submit: &mut Submit| (batch(submit), unmeasured(submit)).0;
+        assert!(gone_before(packs, both) <= 1);
+    }
+}
+
+#[test]
+fn a_newcomer_keeps_its_share_though_a_late_task_of_another_client_went_early() {
+    let rule = || vec![LabelRule { key: "room".to_owned(), value: "attic".to_owned(), required: true }];
+    let mut mesh = mesh();
+    mesh.register(0, [0, 1], |register| register.labels = vec![("room".to_owned(), "attic".to_owned())]);
+    mesh.beat(0, |heartbeat| (heartbeat.held, heartbeat.costs) = (vec![MODEL], vec![cost(1_000_000)]));
+    mesh.register(1, [0, 1], |_| {});
+    mesh.submit_all(0..100, 1, |submit| submit.labels = rule());
+    assert_eq!(mesh.submit(500, 1, |_| {}), Some(worker(1)), "behind a hundred, and nobody else's");
+    mesh.submit_all(1000..1020, 2, |submit| submit.labels = rule());
+    let order = mesh.drain(1000 * MS);
+    let newcomers = order[..50].iter().filter(|id| mesh.specs[*id].client == client(2)).count();
+    assert_eq!(newcomers, 20);
+}
+
+#[test]
+fn a_new_task_is_placed_at_once_however_many_kinds_of_workers_there_are() {
+    for kinds in [1, 32, 33, 64, 100] {
+        let mut mesh = mesh();
+        (0..kinds).for_each(|number| mesh.register(number, [1, 1], |register| register.cores += number));
+        assert!(mesh.submit(0, 1, |_| {}).is_some(), "{kinds} kinds");
+    }
+}
+
+#[test]
+fn a_client_at_work_is_not_refused_by_a_broker_that_has_just_started() {
+    let holding = || Standing::Holding { attempt: Attempt(1), worker: worker(0) };
+    let mut mesh = mesh();
+    mesh.measured(0, [0, 1], 60_000_000);
+    mesh.submit(0, 1, |submit| (submit.deadline_ms, submit.standing) = (Some(3000), holding()));
+    mesh.submit(1, 1, |submit| (submit.demands.gpu_memory_bytes, submit.standing) = (1, holding()));
+    assert_eq!((mesh.code(0), mesh.code(1)), (None, None));
+    mesh.submit(2, 1, |submit| submit.deadline_ms = Some(3000));
+    assert_eq!(mesh.code(2), Some(ErrorCode::DeadlineUnmeetable));
+}
+
+#[test]
+fn clients_that_say_that_they_are_at_work_are_bounded_too() {
+    let mut mesh = Mesh::new(Config { tasks_max: 10, ..Config::default() });
+    mesh.register(0, [0, 1], |_| {});
+    let holding = || Standing::Holding { attempt: Attempt(1), worker: worker(0) };
+    mesh.submit_all(0..30, 1, |submit| submit.standing = holding());
+    assert_eq!(mesh.ends.len(), 10);
+    assert_eq!(mesh.code(29), Some(ErrorCode::Busy));
+}
+
+#[test]
+fn a_deadline_is_held_against_what_is_left_of_the_work_in_front() {
+    let mut mesh = mesh();
+    mesh.measured(0, [0, 1], 60_000_000);
+    let short = Digest::from_bytes([8; 32]);
+    mesh.beat(0, |heartbeat| {
+        heartbeat.costs.push(ModelCost { model: short, ..cost(1_000_000) });
+        heartbeat.held.push(short);
+    });
+    mesh.submit(0, 1, |_| {});
+    let hurried = |submit: &mut Submit| (submit.model.digest, submit.deadline_ms) = (short, Some(10_000));
+    mesh.submit(1, 2, hurried);
+    assert_eq!(mesh.code(1), Some(ErrorCode::DeadlineUnmeetable));
+    mesh.wait(59_000 * MS);
+    mesh.submit(2, 2, hurried);
+    assert_eq!(mesh.code(2), None);
+}
+
+#[test]
+fn a_worker_goes_on_where_it_was_though_it_was_full_in_between() {
+    let mut mesh = mesh();
+    mesh.register(0, [0, 1], |register| register.memory_bytes = 1 << 30);
+    mesh.register(1, [0, 1], |_| {});
+    for number in 0..400 {
+        mesh.submit(number, 100 + number, |submit| (submit.priority, submit.demands.memory_bytes) = (100, 2 << 30));
+    }
+    mesh.submit_all(1000..1010, 2, |_| {});
+    let here = |mesh: &Mesh| mesh.grants.iter().filter(|grant| grant.worker == worker(0)).cloned().collect::<Vec<_>>();
+    let mut events = 0;
+    while here(&mesh).len() < 10 {
+        match here(&mesh).last() {
+            Some(grant) if mesh.broker.stats().placed == 2 => mesh.close(grant.id),
+            _ => mesh.beat(0, |_| {}),
+        }
+        events += 1;
+        assert!(events < 100, "{} of ten", here(&mesh).len());
+    }
+    assert!(events <= 30, "{events}");
+}
