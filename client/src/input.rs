@@ -106,11 +106,13 @@ impl Input {
         let each = first.data_bytes().map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
         let mut joined = Vec::with_capacity(each.saturating_mul(items.len()));
         for item in &items {
+            let before = joined.len();
             item.data.append_to(&mut joined)?;
-        }
-        if joined.len() != each.saturating_mul(items.len()) {
-            let text = format!("{} bytes are not what {count} inputs of {first} have", joined.len());
-            return Err(SubmitError::Invalid(text));
+            // Each by itself: one that is too long and one that is too short would shift all rows between them.
+            if joined.len() - before != each {
+                let text = format!("{item}: {} bytes are not what its shape says", joined.len() - before);
+                return Err(SubmitError::Invalid(text));
+            }
         }
         let shape = first.shape.map(|mut shape| {
             shape[0] = shape[0].saturating_mul(count);
@@ -273,7 +275,10 @@ mod tests {
         fs::write(&path, [3]).unwrap();
         let short = Input::file(&path).shaped(DType::U8, [1, 2]).named("x");
         let error = Input::join(vec![first.clone(), short]).unwrap_err().to_string();
-        assert_eq!(error, "3 bytes are not what 2 inputs of x: UINT8 [1, 2] have");
+        assert!(error.ends_with(": 1 bytes are not what its shape says"), "{error}");
+        let long = Input::tensor(DType::U8, [1, 2], vec![1, 2, 3]).named("x");
+        let short = Input::tensor(DType::U8, [1, 2], vec![1]).named("x");
+        assert!(Input::join(vec![first.clone(), long, short]).is_err(), "together they are as long as they should be");
         assert_eq!(Input::join(vec![first]).unwrap().to_string(), "x: UINT8 [1, 2]", "one is as it is");
     }
 
