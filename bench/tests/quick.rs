@@ -19,7 +19,8 @@ fn every_experiment_with_schedules_runs_to_its_table() {
     let output = output.expect("the bench was built with this test");
     let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "mesh-bench ended with {}:\n{log}", output.status);
-    let tables = ["# Realtime", "# Mixed:", "# Mixed, small", "# Closed", "# Two clients", "# One job", "# Two balanced"];
+    let tables =
+        ["# Realtime", "# Mixed:", "# Mixed, small", "# Closed", "# Two clients", "# One job", "# Two balanced"];
     for table in tables.iter().chain(&["# A worker becomes slow", "# Real models", "# What one decision"]) {
         assert!(said.contains(table), "'{table}' is missing in:\n{said}");
     }

@@ -32,8 +32,10 @@ fn rows_of_two(from: u16, count: u16) -> impl Iterator<Item = Array> {
 #[track_caller]
 fn answers(mesh: &Mesh, model: &str, items: &str, more: &[&str]) -> Vec<Array> {
     let output = tempfile::tempdir_in(mesh.folder()).expect("the folder is ours").keep();
-    mesh.client(&[&["submit", model, items, "--output", output.to_str().unwrap()], more].concat()).succeeded();
-    let mut names: Vec<_> = std::fs::read_dir(&output).unwrap().flatten().map(|entry| entry.path()).collect();
+    mesh.client(&[&["submit", model, items, "--output", output.to_str().expect("a path of text")], more].concat())
+        .succeeded();
+    let mut names: Vec<_> =
+        std::fs::read_dir(&output).expect("the results were written").flatten().map(|entry| entry.path()).collect();
     names.retain(|path| path.is_dir());
     names.sort();
     names.iter().map(|path| Array::read(&path.join("y.npy"))).collect()
@@ -118,14 +120,18 @@ fn through_fixed_batch(model: &str) -> String {
     let items = folder(&mesh, "items", (0..12).map(row));
     let all = |more: &[&str]| {
         let output = tempfile::tempdir_in(mesh.folder()).expect("the folder is ours").keep();
-        let line = [&["submit", &model, &items, "--output", output.to_str().unwrap()][..], more].concat();
+        let line =
+            [&["submit", &model, &items, "--output", output.to_str().expect("a path of text")][..], more].concat();
         mesh.client(&line).succeeded();
         let read = |item: usize| {
-            let mut files: Vec<_> =
-                std::fs::read_dir(output.join(format!("{item:03}"))).unwrap().flatten().map(|e| e.path()).collect();
+            let mut files: Vec<_> = std::fs::read_dir(output.join(format!("{item:03}")))
+                .expect("the item has a folder")
+                .flatten()
+                .map(|e| e.path())
+                .collect();
             files.sort();
             files.retain(|file| file.extension().is_some_and(|extension| extension == "npy"));
-            files.iter().map(|file| std::fs::read(file).unwrap()).collect::<Vec<_>>()
+            files.iter().map(|file| std::fs::read(file).expect("it was just listed")).collect::<Vec<_>>()
         };
         (0..12).map(read).collect::<Vec<_>>()
     };
