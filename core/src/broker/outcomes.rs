@@ -58,7 +58,12 @@ impl Broker {
         let is_late = took_us > u64::from(slo.latency_ms) * 1000;
         // One that was taken back early says nothing; one that failed did not keep its promise.
         let is_failure = matches!(outcome, Outcome::Failed(failure) if failure.code.is_retryable());
-        if is_done || is_late || is_failure {
+        // It had no room, is about to leave, or was never reached: the worker is not slow.
+        let says_nothing = matches!(outcome, Outcome::Failed(Failure { code, .. }) if matches!(
+            code,
+            ErrorCode::Busy | ErrorCode::Draining | ErrorCode::BadTicket | ErrorCode::ClientGone
+        ));
+        if !says_nothing && (is_done || is_late || is_failure) {
             self.slos.ended(now, stream, place.worker, slo, is_late || is_failure);
         }
     }

@@ -247,7 +247,9 @@ impl Slos {
         let is_cooling =
             |breaker: &&Breaker| matches!(breaker.verdict, Verdict::Violating { until, .. } if now < until);
         let is_probing = |breaker: &&Breaker| !is_cooling(breaker) && breaker.verdict != Verdict::Ok;
-        let count = |of: &dyn Fn(&&Breaker) -> bool| self.breakers.values().filter(of).count() as u32;
+        // One that nobody asks any more is only not swept yet.
+        let used = || self.breakers.values().filter(|breaker| now.since(breaker.used) < UNUSED);
+        let count = |of: &dyn Fn(&&Breaker) -> bool| used().filter(of).count() as u32;
         (count(&is_cooling), count(&is_probing))
     }
 

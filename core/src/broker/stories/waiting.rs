@@ -1,6 +1,6 @@
 //! Short stories of tasks that wait, and of those that must not overtake them. Owns what is expected of the scheduler there.
 
-use proto_msgs::{Attempt, Digest, ErrorCode, LabelRule, Lane, ModelCost, Packing, Standing, Submit};
+use proto_msgs::{Attempt, Digest, ErrorCode, LabelRule, Lane, ModelCost, Packing, Slo, Standing, Submit};
 
 use super::{
     super::Config,
@@ -131,4 +131,24 @@ fn a_worker_goes_on_where_it_was_though_it_was_full_in_between() {
         assert!(events < 100, "{} of ten", here(&mesh).len());
     }
     assert!(events <= 30, "{events}");
+}
+
+#[test]
+fn a_worker_that_had_no_room_has_not_broken_its_promise_and_a_stream_that_is_over_is_not_on_trial() {
+    let promise = Slo { latency_ms: 10, max_violation_permille: 10 };
+    let violating = |code: ErrorCode| {
+        let mut mesh = mesh();
+        mesh.measured(0, [4, 4], 1000);
+        for number in 0..10 {
+            mesh.submit(number, 1, |submit| submit.slo = Some(promise));
+            let grant = mesh.grants[mesh.grants.len() - 1].clone();
+            mesh.lost(&grant, code);
+            mesh.close(grant.id);
+        }
+        let now = mesh.broker.stats().slo_violating;
+        mesh.wait(1_800_000 * MS);
+        (now, mesh.broker.stats().slo_probing)
+    };
+    assert_eq!(violating(ErrorCode::Busy), (0, 0));
+    assert_eq!(violating(ErrorCode::EngineUnavailable), (1, 0));
 }
