@@ -45,7 +45,7 @@ pub struct Register {
     pub key: Option<PublicKey>,
     /// Signs the tickets of this life.
     pub ticket_key: TicketKey,
-    /// Batches at the same time in each lane, in the order of [`Lane::ALL`]. Idle slots of the batch lane are lent to realtime.
+    /// Batches at the same time in each lane, in the order of [`Lane::ALL`](crate::Lane::ALL). Idle slots of the batch lane are lent to realtime.
     pub slots: [u16; 2],
     /// What slots compute on: slot `i`, realtime ones first, uses entry `i` modulo the length. −1 is the CPU, others are GPUs.
     pub device_map: Vec<i16>,
@@ -143,7 +143,7 @@ pub struct Heartbeat {
     pub warm: Vec<Digest>,
     /// Speed of the direct link, from real transfers: bytes per second, 0 if none was seen.
     pub link_bytes_per_s: u64,
-    /// How busy the lanes are, in the order of [`Lane::ALL`].
+    /// How busy the lanes are, in the order of [`Lane::ALL`](crate::Lane::ALL).
     pub lanes: [LaneLoad; 2],
     /// What models cost here, most recently run first.
     pub costs: Vec<ModelCost>,
