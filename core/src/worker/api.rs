@@ -201,7 +201,7 @@ pub struct Config {
     pub client_silence: Duration,
     /// Time between signs of life to clients.
     pub progress_every: Duration,
-    /// A runner call may take this long where the task's deadline does not end it earlier.
+    /// A runner call may take this long. A task's deadline ends its rows earlier.
     pub run_limit: Duration,
     /// Batches that run on one GPU at once. A CPU has no such limit but the slots.
     pub device_width: u16,

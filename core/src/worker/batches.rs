@@ -115,8 +115,8 @@ impl Worker {
         }
         self.slots.occupy(order.slot, batch);
         self.turns[order.lane.index()] += 1;
-        let left = pieces.iter().filter_map(|(piece, _)| self.time_left(&self.attempts.get(piece.id)?.ticket, now));
-        let limit = left.max().unwrap_or(self.config.run_limit);
+        // Not less for a deadline: one that passes ends its attempt here, as expired and not as a model that takes too long.
+        let limit = self.config.run_limit;
         let part = |(piece, _): &(Piece, bool)| Part { id: piece.id, stage, rows: self.cut(piece) };
         let parts = pieces.iter().map(part).collect();
         let (slot, device, kind) = (order.slot, self.slots.device(order.slot), order.kind);

@@ -247,7 +247,7 @@ impl Referee {
         let good = match code {
             ErrorCode::Expired => is_late,
             ErrorCode::DeadlineUnmeetable => truth.job.deadline.is_some(),
-            ErrorCode::RunTimeout => behaviour == Behaviour::NeverEnds || is_late,
+            ErrorCode::RunTimeout => behaviour == Behaviour::NeverEnds,
             ErrorCode::DigestMismatch => behaviour == Behaviour::FileVanishes,
             ErrorCode::NoWorkerFits => {
                 let is_choosy = truth.job.direction.is_some() || !truth.job.labels.is_empty();
