@@ -19,27 +19,28 @@ use crate::{
 /// Clients and items of each request. The first is bulk, which small requests are compared with.
 const SHAPES: [(usize, u32); 5] = [(4, 512), (8, 1), (8, 8), (64, 1), (64, 8)];
 
+const COLUMNS: &[&str] = &[
+    "scheduling",
+    "clients",
+    "items each",
+    "items/s",
+    "ideal items/s",
+    "of the ideal",
+    "to bulk",
+    "requests/s",
+    "p50 ms",
+    "p99 ms",
+    "rows a batch",
+    "device busy %",
+    "mesh µs a task",
+    "clients µs a task",
+];
+
 pub(super) async fn run(plan: Plan) -> Result<Report> {
     let cost = Cost::new(5000, 200);
     let run_for = plan.or(Duration::from_secs(6), Duration::from_millis(300));
     let mut report = Report::new("schedule-gpu", "Closed loops on a GPU-like device");
-    let columns = &[
-        "scheduling",
-        "clients",
-        "items each",
-        "items/s",
-        "ideal items/s",
-        "of the ideal",
-        "to bulk",
-        "requests/s",
-        "p50 ms",
-        "p99 ms",
-        "rows a batch",
-        "device busy %",
-        "mesh µs a task",
-        "clients µs a task",
-    ];
-    let mut table = Table::new("Each client sends its next request when it has the answer to the last", columns);
+    let mut table = Table::new("Each client sends its next request when it has the answer to the last", COLUMNS);
     let mut memory_mib = 0;
     for scheduling in Scheduling::BOTH {
         let layout = Layout { scheduling, workers: 1, slots: [2, 2], runner: Runner::Device(1) };
@@ -83,6 +84,11 @@ pub(super) async fn run(plan: Plan) -> Result<Report> {
         memory_mib = memory_bytes(std::process::id(), "VmHWM") >> 20;
     }
     report.table(table);
+    notes(&mut report, run_for, memory_mib);
+    Ok(report)
+}
+
+fn notes(report: &mut Report, run_for: Duration, memory_mib: u64) {
     report.note(format!(
         "One worker, 2 realtime and 2 batch slots, one device, one batch of at most 64 at a time; {} s each. Ideal: the \
          device always busy with batches of all that can be outstanding, 64 at most. Bulk: 4 clients with 512 items each, \
@@ -97,5 +103,4 @@ pub(super) async fn run(plan: Plan) -> Result<Report> {
         "What limits: processor time. `µs a task` is what broker and worker, and all clients together, use of two cores; \
          the clients are one process ({memory_mib} MiB) on the same machine."
     ));
-    Ok(report)
 }

@@ -52,25 +52,26 @@ struct Mixed {
     idle_share: f64,
 }
 
+const COLUMNS: &[&str] = &[
+    "scheduling",
+    "realtime clients",
+    "p50 s",
+    "p99 s",
+    "max s",
+    "Triton's p50 s",
+    "p99 s on an idle mesh",
+    "p99 to idle p99",
+    "bulk done s",
+    "ideal s",
+    "of the ideal",
+    "rows a batch",
+    "device idle %",
+];
+
 pub(super) async fn run(plan: Plan, kind: Kind) -> Result<Report> {
     let cost = Cost::new(5000, 5000);
     let mut report = Report::new(kind.name, kind.title);
-    let columns = &[
-        "scheduling",
-        "realtime clients",
-        "p50 s",
-        "p99 s",
-        "max s",
-        "Triton's p50 s",
-        "p99 s on an idle mesh",
-        "p99 to idle p99",
-        "bulk done s",
-        "ideal s",
-        "of the ideal",
-        "rows a batch",
-        "device idle %",
-    ];
-    let mut table = Table::new("Realtime behind bulk", columns);
+    let mut table = Table::new("Realtime behind bulk", COLUMNS);
     for scheduling in Scheduling::BOTH {
         let layout = Layout { scheduling, workers: 1, slots: [2, 2], runner: Runner::Device(1) };
         let field = Field::start(layout)?;
@@ -111,6 +112,11 @@ pub(super) async fn run(plan: Plan, kind: Kind) -> Result<Report> {
         }
     }
     report.table(table);
+    notes(&mut report, kind);
+    Ok(report)
+}
+
+fn notes(report: &mut Report, kind: Kind) {
     report.note(
         "One worker, 2 realtime and 2 batch slots, one device of 5 ms a batch and 5 ms an item, one batch of at most 64 at \
          a time. Lanes by the broker's threshold on the number of items. Ideal: all items of the run at 5 ms each, without \
@@ -123,7 +129,6 @@ pub(super) async fn run(plan: Plan, kind: Kind) -> Result<Report> {
         );
     }
     report.note("Off: one FIFO lane, workers in turn, each task of 8 rows a run of its own (45 ms).");
-    Ok(report)
 }
 
 /// Bulk, then the hurried.

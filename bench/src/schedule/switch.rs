@@ -26,20 +26,21 @@ const SLOW_PERMILLE: u64 = 10_000;
 const FULL: [u64; 3] = [6, 18, 36];
 const QUICK: [u64; 3] = [1, 2, 3];
 
+const COLUMNS: &[&str] = &[
+    "scheduling",
+    "seconds",
+    "first worker is",
+    "tasks",
+    "share of the first worker %",
+    "violations %",
+    "p50 ms",
+    "p99 ms",
+];
+
 pub(super) async fn run(plan: Plan) -> Result<Report> {
     let phases = plan.or(FULL, QUICK);
     let mut report = Report::new("schedule-switch", "A worker becomes slow under a stream with a promise");
-    let columns = &[
-        "scheduling",
-        "seconds",
-        "first worker is",
-        "tasks",
-        "share of the first worker %",
-        "violations %",
-        "p50 ms",
-        "p99 ms",
-    ];
-    let mut table = Table::new("Share of the slow worker and violations over time", columns);
+    let mut table = Table::new("Share of the slow worker and violations over time", COLUMNS);
     for scheduling in Scheduling::BOTH {
         let layout = Layout { scheduling, workers: 2, slots: [2, 2], runner: Runner::Device(1) };
         let field = Field::start(layout)?;
@@ -80,6 +81,11 @@ pub(super) async fn run(plan: Plan) -> Result<Report> {
         }
     }
     report.table(table);
+    notes(&mut report, phases);
+    Ok(report)
+}
+
+fn notes(report: &mut Report, phases: [u64; 3]) {
     report.note(format!(
         "Two workers with a device each (5 ms a batch, 1 ms an item); {RATE} tasks a second of {ITEMS} items, 60 ms promised, \
          5 % may take longer. The first worker's device takes {} times as long from second {} to {}. Times count from the \
@@ -88,7 +94,6 @@ pub(super) async fn run(plan: Plan) -> Result<Report> {
         phases[0],
         phases[1]
     ));
-    Ok(report)
 }
 
 /// Tasks at their times, whatever becomes of the ones before.
