@@ -115,11 +115,10 @@ impl Job {
         };
         let task = Task::new(self.model.clone()).input(Input::raw(rows));
         let task = match self.scheduling {
-            Scheduling::On => task.items(items).job_items(self.items),
+            Scheduling::On => self.slo.into_iter().fold(task.items(items).job_items(self.items), Task::slo),
             // What a task was before there were items: one run of what is given, and no lane but one.
             Scheduling::Off => task.lane(Some(Lane::Batch)),
         };
-        let task = self.slo.into_iter().fold(task, Task::slo);
         self.then.iter().fold(task, |task, model| task.then("second", model.clone()))
     }
 
