@@ -12,7 +12,8 @@ fn occupied(mesh: &Mesh) -> Started {
 /// Submits as this user and waits until the broker has it.
 fn queued(mesh: &Mesh, user: &str, more: &[&str]) -> Started {
     let before = mesh.tasks_of(user).len();
-    let started = Job::long(mesh, 50).start_as(mesh, user, more);
+    // Long enough that the clients see the ends in the order in which they were.
+    let started = Job::long(mesh, 150).start_as(mesh, user, more);
     wait_until("it to wait", PATIENCE, || mesh.tasks_of(user).len() == before + 1);
     started
 }
@@ -75,7 +76,7 @@ fn two_clients_share_whoever_came_first_with_more() {
     let mesh = Mesh::with(MeshOptions { broker_args, ..MeshOptions::default() });
     let _worker = mesh.worker("w1");
     // How long a run takes is then known: shares are shares of time.
-    Job::long(&mesh, 50).run(&mesh);
+    Job::long(&mesh, 150).run(&mesh);
     let blocker = occupied(&mesh);
     let _much: Vec<Started> = (0..24).map(|_| queued(&mesh, "much", &[])).collect();
     let _little: Vec<Started> = (0..8).map(|_| queued(&mesh, "little", &[])).collect();
