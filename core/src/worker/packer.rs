@@ -237,10 +237,13 @@ impl Packer {
 
     /// An attempt leaves up to as many queues as it has stages.
     fn drop_stalest(&mut self) {
-        let idle = self.queues.iter().filter(|(_, queue)| queue.users == 0).map(|(id, queue)| (queue.used, *id));
-        let mut idle: Vec<(MonoTime, QueueId)> = idle.collect();
+        let idle = || self.queues.iter().filter(|(_, queue)| queue.users == 0);
+        let surplus = idle().count().saturating_sub(IDLE_QUEUES_MAX);
+        if surplus == 0 {
+            return;
+        }
+        let mut idle: Vec<(MonoTime, QueueId)> = idle().map(|(id, queue)| (queue.used, *id)).collect();
         idle.sort_unstable();
-        let surplus = idle.len().saturating_sub(IDLE_QUEUES_MAX);
         for (_, stalest) in idle.drain(..surplus) {
             if let Some(queue) = self.queues.remove(&stalest) {
                 self.ids.remove(&queue.kind);
