@@ -39,6 +39,9 @@ const FIRST_WAIT: Duration = Duration::from_secs(60);
 /// Whoever comes back after a broken connection does so within this time.
 const LONELY_WAIT: Duration = Duration::from_secs(5);
 
+/// After a connection could not be accepted: the error comes back at once, and nothing tells when it is over.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
 /// Serves until it is told to end or the model cannot be loaded.
 pub(crate) fn serve(arguments: Serve) -> Result<ExitCode> {
     if arguments.die_with_parent {
@@ -144,7 +147,7 @@ async fn accept(listener: &UnixListener, service: Arc<Service>, connections: wat
             Err(error) => {
                 // Out of descriptors or memory: wait for connections to end.
                 tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tokio::time::sleep(ACCEPT_AGAIN).await;
             }
         }
     }

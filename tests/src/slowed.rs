@@ -16,6 +16,10 @@ use nix::{
 
 use super::Worker;
 
+/// How long its runners go and stand still in turn. This is the fault itself, not a wait for anything.
+const GOES: Duration = Duration::from_millis(10);
+const STANDS_STILL: Duration = Duration::from_millis(290);
+
 /// While it lives, a worker's runners stand still for all but a thirtieth of the time.
 #[derive(Debug)]
 pub struct Slowed {
@@ -32,9 +36,9 @@ impl Slowed {
         let thread = std::thread::spawn(move || {
             while !over.load(Ordering::Relaxed) {
                 signal_runners(worker, Signal::SIGCONT);
-                std::thread::sleep(Duration::from_millis(10));
+                std::thread::sleep(GOES);
                 signal_runners(worker, Signal::SIGSTOP);
-                std::thread::sleep(Duration::from_millis(290));
+                std::thread::sleep(STANDS_STILL);
             }
         });
         Self { worker, is_over, thread: Some(thread) }
