@@ -15,8 +15,8 @@ use mesh_sdk::{
 use mesh_transport::{Admit, Context, Door, Inbox, Limits, Received, Security};
 use proto_msgs::{
     Accept, Attempt, AttemptId, BrokerToClient, Chunk, ClientToBroker, ClientToWorker, Credit, DType, Digest, Ended,
-    Epoch, Frame, Grant, MODEL_BLOB, Manifest, OutputDecl, PeerId, Phase, Progress, Purpose, RunResult, Standing,
-    Submit, Ticket, TicketBody, TicketKey, WorkerToClient, limits::WINDOW_BYTES,
+    Frame, Grant, MODEL_BLOB, Manifest, OutputDecl, PeerId, Phase, Progress, RunResult, Standing, Submit, Ticket,
+    TicketBody, TicketKey, WorkerToClient, limits::WINDOW_BYTES,
 };
 
 const WORKER: WorkerId = WorkerId::from_bytes([7; 16]);
@@ -129,21 +129,14 @@ async fn play_broker(
 fn grant(submit: &Submit, script: Script, worker_endpoint: &str) -> Grant {
     let id = AttemptId { task: submit.task, attempt: Attempt(1) };
     let body = TicketBody {
-        purpose: Purpose::Run,
         task: submit.task,
-        attempt: id.attempt,
         worker: WORKER,
-        epoch: Epoch(1),
         client: submit.client,
-        client_key: None,
-        bytes_max: 1 << 20,
         priority: submit.priority,
         lane: submit.lane.unwrap_or_default(),
         items: submit.items,
-        detached: false,
         demands: submit.demands,
-        deadline_unix_ms: None,
-        expires_unix_ms: u64::MAX,
+        ..mesh_samples::ticket_body(0, 0, 0)
     };
     Grant {
         id,

@@ -7,32 +7,10 @@ use mesh_core::{
     broker::{self, Broker},
     worker::{self, Worker},
 };
-use proto_msgs::{
-    Arch, BrokerToWorker, EngineKind, Epoch, HeartbeatAck, ModelFormat, PeerId, Register, TicketKey, WorkerId,
-    WorkerToBroker,
-};
+use proto_msgs::{BrokerToWorker, Epoch, HeartbeatAck, PeerId, Register, WorkerToBroker};
 
 fn register(epoch: u64) -> Register {
-    Register {
-        worker: WorkerId::from_bytes([7; 16]),
-        epoch: Epoch(epoch),
-        name: "w".into(),
-        version: "1".into(),
-        os: "linux".into(),
-        arch: Arch::Amd64,
-        cores: 2,
-        memory_bytes: 1 << 30,
-        engine: EngineKind::Process,
-        formats: vec![ModelFormat::Onnx],
-        endpoints: vec!["tcp://127.0.0.1:1".into()],
-        key: None,
-        ticket_key: TicketKey([1; 32]),
-        slots: [0, 1],
-        device_map: vec![-1],
-        labels: Vec::new(),
-        gpus: Vec::new(),
-        heartbeat_ms: 1000,
-    }
+    Register { epoch: Epoch(epoch), ..mesh_samples::register(7) }
 }
 
 #[test]

@@ -14,6 +14,7 @@ use serde_json::Value;
 /// Who may depend on whom inside the workspace. `ARCHITECTURE.md` draws it.
 const EDGES: &[(&str, &[&str])] = &[
     ("proto-msgs", &[]),
+    ("mesh-samples", &["proto-msgs"]),
     ("mesh-core", &["proto-msgs"]),
     ("mesh-transport", &["proto-msgs"]),
     ("mesh-models", &["proto-msgs"]),
@@ -23,7 +24,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("mesh-sdk", &["mesh-core", "mesh-models", "mesh-transport", "proto-msgs"]),
     ("mesh-client-cli", &["mesh-models", "mesh-sdk", "mesh-transport", "proto-msgs"]),
     ("mesh-tests", &["proto-msgs"]),
-    ("mesh-bench", &["mesh-core", "mesh-sdk", "mesh-tests", "mesh-transport", "proto-msgs"]),
+    ("mesh-bench", &["mesh-core", "mesh-samples", "mesh-sdk", "mesh-tests", "mesh-transport", "proto-msgs"]),
 ];
 
 /// Crates from outside that only these packages may name.

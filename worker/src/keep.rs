@@ -315,30 +315,14 @@ fn files(folder: &Path, what: &str, sizes: &[u64]) -> Result<Vec<Payload>, Strin
 #[cfg(test)]
 mod tests {
     use proto_msgs::{
-        Attempt, ClientId, DType, Demands, Digest, Dispatch, Epoch, InputDecl, Lane, ModelFormat, ModelRef, Purpose,
-        TaskId, TicketBody, TicketKey, WorkerId,
+        Attempt, DType, Digest, Dispatch, InputDecl, ModelFormat, ModelRef, TaskId, TicketBody, TicketKey,
     };
 
     use super::*;
 
     fn ticket() -> Ticket {
-        let body = TicketBody {
-            purpose: Purpose::Run,
-            task: TaskId::from_bytes([7; 16]),
-            attempt: Attempt(2),
-            worker: WorkerId::from_bytes([1; 16]),
-            epoch: Epoch(1),
-            client: ClientId::from_bytes([2; 16]),
-            client_key: None,
-            bytes_max: 100,
-            priority: 50,
-            lane: Lane::Realtime,
-            items: 1,
-            detached: true,
-            demands: Demands::default(),
-            deadline_unix_ms: None,
-            expires_unix_ms: 0,
-        };
+        let body =
+            TicketBody { task: id().task, attempt: id().attempt, detached: true, ..mesh_samples::ticket_body(0, 2, 1) };
         Ticket::sign(body, &TicketKey([0; 32]))
     }
 

@@ -9,9 +9,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use mesh_tests::PATIENCE;
 use proto_msgs::{
-    Attempt, AttemptId, BrokerToClient, ClientId, ClientToBroker, Close, Demands, Digest, Direction, Epoch, Frame,
-    Grant, Header, JobId, Lane, ModelFormat, ModelRef, Outcome, Purpose, Standing, Submit, TaskId, Ticket, TicketBody,
-    TicketKey, WorkerId, header::HEADER_BYTES, limits::WINDOW_BYTES,
+    Attempt, AttemptId, BrokerToClient, ClientId, ClientToBroker, Close, Digest, Direction, Frame, Grant, Header,
+    ModelFormat, ModelRef, Outcome, Submit, TaskId, Ticket, TicketBody, header::HEADER_BYTES, limits::WINDOW_BYTES,
 };
 
 /// `Submit`, `Grant` and `Close` begin with the task's id.
@@ -153,24 +152,9 @@ fn example_submit(client: ClientId) -> Submit {
     Submit {
         task: TaskId::from_bytes([0; TASK_BYTES]),
         client,
-        job: JobId::from_bytes([1; 16]),
-        model_name: "bench.onnx".into(),
         model: ModelRef { digest: Digest::of(b"bench"), size_bytes: 1 << 20, format: ModelFormat::Onnx },
-        then: Vec::new(),
         input_bytes: 4096,
-        items: 1,
-        job_items: 1,
-        priority: 50,
-        lane: None,
-        slo: None,
-        labels: Vec::new(),
-        deadline_ms: None,
-        demands: Demands::default(),
-        detached: false,
-        key: None,
-        endpoints: Vec::new(),
-        direction: None,
-        standing: Standing::Asking,
+        ..mesh_samples::submit(0, 0)
     }
 }
 
@@ -182,27 +166,10 @@ fn example_close(client: ClientId) -> Close {
 /// A grant as the broker gives it to this driver.
 pub(crate) fn example_grant() -> Grant {
     let id = AttemptId { task: TaskId::from_bytes([0; TASK_BYTES]), attempt: Attempt(1) };
-    let worker = WorkerId::from_bytes([2; 16]);
-    let body = TicketBody {
-        purpose: Purpose::Run,
-        task: id.task,
-        attempt: id.attempt,
-        worker,
-        epoch: Epoch(1),
-        client: ClientId::from_bytes([3; 16]),
-        client_key: None,
-        bytes_max: (1 << 20) + 4096,
-        priority: 50,
-        lane: Lane::Realtime,
-        items: 1,
-        detached: false,
-        demands: Demands::default(),
-        deadline_unix_ms: None,
-        expires_unix_ms: 1_795_000_000_000,
-    };
+    let body = TicketBody { task: id.task, ..mesh_samples::ticket_body(0, 3, 2) };
     Grant {
         id,
-        worker,
+        worker: body.worker,
         worker_name: "bench-1000".into(),
         worker_key: None,
         endpoints: vec!["tcp://127.0.0.1:9".into()],
@@ -210,6 +177,6 @@ pub(crate) fn example_grant() -> Grant {
         window_bytes: WINDOW_BYTES,
         model_held: false,
         predicted_ms: None,
-        ticket: Ticket::sign(body, &TicketKey([7; 32])),
+        ticket: Ticket::sign(body, &mesh_samples::TICKET_KEY),
     }
 }

@@ -11,10 +11,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use mesh_tests::zmtp::Peer;
-use proto_msgs::{
-    Arch, BrokerToWorker, EngineKind, Epoch, Frame, Heartbeat, Load, ModelFormat, Register, TicketKey, WorkerId,
-    WorkerToBroker,
-};
+use proto_msgs::{Arch, BrokerToWorker, Frame, Heartbeat, Load, Register, WorkerId, WorkerToBroker};
 
 /// Time between two heartbeats of one worker.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -112,39 +109,17 @@ fn register(number: usize, slots: u16) -> Register {
     id[12..].copy_from_slice(&(number as u32).to_be_bytes());
     Register {
         worker: WorkerId::from_bytes(id),
-        epoch: Epoch(1),
         name: format!("bench-{number}"),
-        version: env!("CARGO_PKG_VERSION").into(),
-        os: "bench".into(),
         arch: Arch::HERE,
-        cores: 4,
-        memory_bytes: 8 << 30,
-        engine: EngineKind::Process,
-        formats: vec![ModelFormat::TfLite, ModelFormat::Onnx],
         endpoints: vec!["tcp://127.0.0.1:9".into()],
-        key: None,
-        ticket_key: TicketKey([7; 32]),
         // Submits without a wish and of one item are of the realtime lane.
         slots: [slots, 0],
-        device_map: vec![-1],
-        labels: Vec::new(),
-        gpus: Vec::new(),
         heartbeat_ms: HEARTBEAT.as_millis() as u32,
+        ..mesh_samples::register(number as u32)
     }
 }
 
 fn heartbeat(register: &Register) -> Heartbeat {
-    Heartbeat {
-        worker: register.worker,
-        epoch: register.epoch,
-        seq: 0,
-        draining: false,
-        load: Load { cpu_permille: 120, load1_milli: 400, memory_available_bytes: 6 << 30, ..Load::default() },
-        attempts: Vec::new(),
-        held: Vec::new(),
-        warm: Vec::new(),
-        link_bytes_per_s: 0,
-        lanes: Default::default(),
-        costs: Vec::new(),
-    }
+    let load = Load { cpu_permille: 120, load1_milli: 400, memory_available_bytes: 6 << 30, ..Load::default() };
+    Heartbeat { load, ..mesh_samples::heartbeat(register, 0) }
 }

@@ -11,10 +11,10 @@ use mesh_core::{
     MonoTime,
     broker::{Action, Broker, Config, Event, Stats},
 };
+use mesh_samples::{client_id, client_peer, task_number, worker_peer};
 use proto_msgs::{
-    Arch, AttemptId, BrokerToClient, ClientId, ClientToBroker, Close, Demands, Digest, EngineKind, Epoch, Heartbeat,
-    JobId, Load, ModelCost, ModelFormat, ModelRef, Outcome, Packing, PeerId, Register, Standing, Submit, TaskId,
-    TicketKey, WorkerId, WorkerToBroker,
+    AttemptId, BrokerToClient, ClientToBroker, Close, Digest, Heartbeat, ModelCost, ModelFormat, ModelRef, Outcome,
+    Packing, Register, Submit, WorkerToBroker,
 };
 use serde_json::json;
 
@@ -152,9 +152,9 @@ impl Bench {
 
     fn close_oldest(&mut self) -> Result<Duration> {
         let id = self.at_work.pop_front().context("no task is at work")?;
-        let number = number_of(id.task);
+        let number = task_number(id.task);
         let outcome = Outcome::Done { run_us: 1_000_000, load_us: 0 };
-        let close = Close { task: id.task, client: client_id(number), attempt: id.attempt, outcome };
+        let close = Close { task: id.task, client: client_id(client_of(number)), attempt: id.attempt, outcome };
         Ok(self.handle(from_client(number, ClientToBroker::Close(close))))
     }
 
@@ -197,85 +197,36 @@ fn micros_at(times: &mut [Duration], share: f64) -> f64 {
     crate::report::percentile_ms(times, share) * 1000.0
 }
 
-fn id_bytes(number: u32) -> [u8; 16] {
-    let mut bytes = [3; 16];
-    bytes[..4].copy_from_slice(&number.to_be_bytes());
-    bytes
-}
-
-fn number_of(task: TaskId) -> u32 {
-    let [a, b, c, d, ..] = *task.as_bytes();
-    u32::from_be_bytes([a, b, c, d])
-}
-
-fn client_id(task: u32) -> ClientId {
-    ClientId::from_bytes(id_bytes(task % CLIENTS))
+/// Users submit in turn.
+fn client_of(task: u32) -> u32 {
+    task % CLIENTS
 }
 
 fn model(number: u32) -> Digest {
     Digest::of(&(number % MODELS).to_le_bytes())
 }
 
-fn peer(kind: u8, number: u32) -> PeerId {
-    let [a, b, c, d] = number.to_be_bytes();
-    PeerId::from_slice(&[kind, a, b, c, d]).expect("invariant: five bytes are a name")
-}
-
 fn from_client(task: u32, message: ClientToBroker) -> Event {
-    Event::ClientSaid { peer: peer(2, task % CLIENTS), key: None, message }
+    Event::ClientSaid { peer: client_peer(client_of(task)), key: None, message }
 }
 
 fn from_worker(number: u32, message: WorkerToBroker) -> Event {
-    Event::WorkerSaid { peer: peer(1, number), key: None, message }
+    Event::WorkerSaid { peer: worker_peer(number), key: None, message }
 }
 
 fn submit(number: u32) -> Submit {
     Submit {
-        task: TaskId::from_bytes(id_bytes(number)),
-        client: client_id(number),
-        job: JobId::from_bytes(id_bytes(number)),
-        model_name: "model.onnx".to_owned(),
         // Not in step with the clients.
         model: ModelRef { digest: model(number / 3), size_bytes: 1 << 20, format: ModelFormat::Onnx },
-        then: Vec::new(),
         input_bytes: 4096,
         items: 8,
         job_items: 8,
-        priority: 50,
-        lane: None,
-        slo: None,
-        labels: Vec::new(),
-        deadline_ms: None,
-        demands: Demands::default(),
-        detached: false,
-        key: None,
-        endpoints: Vec::new(),
-        direction: None,
-        standing: Standing::Asking,
+        ..mesh_samples::submit(number, client_of(number))
     }
 }
 
 fn register(number: u32) -> Register {
-    Register {
-        worker: WorkerId::from_bytes(id_bytes(number)),
-        epoch: Epoch(1),
-        name: format!("w{number}"),
-        version: String::new(),
-        os: String::new(),
-        arch: Arch::HERE,
-        cores: 4,
-        memory_bytes: 8 << 30,
-        engine: EngineKind::Process,
-        formats: vec![ModelFormat::Onnx],
-        endpoints: vec!["tcp://w:1".to_owned()],
-        key: None,
-        ticket_key: TicketKey([1; 32]),
-        slots: [1, 0],
-        device_map: vec![-1],
-        labels: Vec::new(),
-        gpus: Vec::new(),
-        heartbeat_ms: 60_000,
-    }
+    Register { slots: [1, 0], heartbeat_ms: 60_000, ..mesh_samples::register(number) }
 }
 
 fn heartbeat(number: u32, seq: u64) -> Heartbeat {
@@ -289,16 +240,10 @@ fn heartbeat(number: u32, seq: u64) -> Heartbeat {
         dispatched: [0; 4],
     };
     Heartbeat {
-        worker: WorkerId::from_bytes(id_bytes(number)),
-        epoch: Epoch(1),
-        seq,
-        draining: false,
-        load: Load { memory_available_bytes: 8 << 30, ..Load::default() },
-        attempts: Vec::new(),
         held: models.to_vec(),
         warm: models.to_vec(),
         link_bytes_per_s: 100_000_000,
-        lanes: Default::default(),
         costs: models.map(cost).to_vec(),
+        ..mesh_samples::heartbeat(&register(number), seq)
     }
 }

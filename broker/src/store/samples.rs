@@ -5,7 +5,7 @@ use std::time::Duration;
 use mesh_core::broker::{TaskRecord, WorkerRecord};
 use proto_msgs::{
     Arch, Attempt, ClientId, Demands, Digest, EngineKind, Epoch, Gpu, GpuLoad, Heartbeat, JobId, Lane, Load, ModelCost,
-    ModelFormat, ModelRef, Packing, Register, TaskId, TicketKey, WorkerId,
+    ModelFormat, ModelRef, Packing, Register, TaskId, WorkerId,
 };
 
 /// A detached task that waits.
@@ -40,23 +40,14 @@ pub(crate) fn worker(number: u8) -> WorkerRecord {
     let gpu = Gpu { name: "RTX A2000".to_owned(), memory_bytes: 6 << 30 };
     let register = Register {
         worker: id,
-        epoch: Epoch(1),
         name: format!("drawer-{number}"),
-        version: "0.1.0".to_owned(),
         os: "Debian GNU/Linux 12".to_owned(),
         arch: Arch::Arm64,
-        cores: 4,
-        memory_bytes: 8 << 30,
         engine: EngineKind::Docker,
-        formats: vec![ModelFormat::TfLite, ModelFormat::Onnx],
         endpoints: vec!["tcp://10.0.0.7:40001".to_owned()],
-        key: None,
-        ticket_key: TicketKey([number; 32]),
-        slots: [1, 1],
-        device_map: vec![-1],
         labels: vec![("room".to_owned(), "attic".to_owned())],
         gpus: vec![gpu.clone(), gpu],
-        heartbeat_ms: 1_000,
+        ..mesh_samples::register(u32::from(number))
     };
     let load = Load {
         cpu_permille: 250,
@@ -65,16 +56,8 @@ pub(crate) fn worker(number: u8) -> WorkerRecord {
         ..Load::default()
     };
     let heartbeat = Heartbeat {
-        worker: id,
-        epoch: Epoch(1),
-        seq: 7,
-        draining: false,
         load,
-        attempts: Vec::new(),
         held: vec![Digest::of(b"model")],
-        warm: Vec::new(),
-        link_bytes_per_s: 0,
-        lanes: Default::default(),
         costs: vec![ModelCost {
             model: Digest::of(b"model"),
             packing: Packing::On,
@@ -83,6 +66,7 @@ pub(crate) fn worker(number: u8) -> WorkerRecord {
             load_us: 20_000,
             dispatched: [0; 4],
         }],
+        ..mesh_samples::heartbeat(&register, 7)
     };
     WorkerRecord {
         register,

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use mesh_transport::{Context, DialError, Dialer, Heard, Limits, Security};
 use proto_msgs::{
-    AnswerBody, Arch, Ask, BrokerToClient, BrokerToWorker, ClientId, ClientToBroker, Demands, Digest, EngineKind,
-    Epoch, Grant, Heartbeat, HeartbeatAck, JobId, Load, ModelFormat, ModelRef, PublicKey, Question, Register, Standing,
-    Submit, TaskId, TicketKey, WorkerId, WorkerToBroker,
+    AnswerBody, Arch, Ask, BrokerToClient, BrokerToWorker, ClientId, ClientToBroker, Digest, Grant, HeartbeatAck,
+    ModelFormat, ModelRef, PublicKey, Question, Register, Submit, TaskId, WorkerId, WorkerToBroker,
 };
 use tokio::time::timeout;
 
@@ -68,23 +67,10 @@ impl TestWorker {
     pub(crate) async fn new(mesh: &Mesh) -> Self {
         let register = Register {
             worker: WorkerId::from_bytes([7; 16]),
-            epoch: Epoch(1),
             name: "drawer".to_owned(),
-            version: "0.1.0".to_owned(),
-            os: "linux".to_owned(),
             arch: Arch::HERE,
-            cores: 4,
-            memory_bytes: 8 << 30,
-            engine: EngineKind::Process,
-            formats: ModelFormat::ALL.to_vec(),
-            endpoints: vec!["tcp://127.0.0.1:40001".to_owned()],
-            key: None,
-            ticket_key: TicketKey([7; 32]),
-            slots: [1, 1],
-            device_map: vec![-1],
-            labels: Vec::new(),
-            gpus: Vec::new(),
             heartbeat_ms: 500,
+            ..mesh_samples::register(7)
         };
         Self { register, dialer: mesh.dial().await, seq: 0 }
     }
@@ -96,19 +82,8 @@ impl TestWorker {
     /// One heartbeat and the answer to it.
     pub(crate) async fn heartbeat(&mut self) -> HeartbeatAck {
         self.seq += 1;
-        let heartbeat = Heartbeat {
-            worker: self.register.worker,
-            epoch: self.register.epoch,
-            seq: self.seq,
-            draining: false,
-            load: Load { memory_available_bytes: 8 << 30, disk_free_bytes: 1 << 40, ..Load::default() },
-            attempts: Vec::new(),
-            held: Vec::new(),
-            warm: Vec::new(),
-            link_bytes_per_s: 0,
-            lanes: Default::default(),
-            costs: Vec::new(),
-        };
+        let mut heartbeat = mesh_samples::heartbeat(&self.register, self.seq);
+        heartbeat.load.disk_free_bytes = 1 << 40;
         self.send(WorkerToBroker::Heartbeat(heartbeat));
         loop {
             let Heard::Frame(frame) = next(&mut self.dialer).await else { continue };
@@ -140,24 +115,10 @@ impl TestClient {
         let submit = Submit {
             task: uuid::Uuid::now_v7().into(),
             client: ClientId::from_bytes([8; 16]),
-            job: JobId::from_bytes([9; 16]),
             model_name: "mobilenet".to_owned(),
             model: ModelRef { digest: Digest::of(b"model"), size_bytes: 4_000_000, format: ModelFormat::TfLite },
-            then: Vec::new(),
             input_bytes: 150_528,
-            items: 1,
-            job_items: 1,
-            lane: None,
-            slo: None,
-            labels: Vec::new(),
-            priority: 50,
-            deadline_ms: None,
-            demands: Demands::default(),
-            detached: false,
-            key: None,
-            endpoints: Vec::new(),
-            direction: None,
-            standing: Standing::Asking,
+            ..mesh_samples::submit(1, 8)
         };
         Self { submit, dialer }
     }

@@ -144,31 +144,11 @@ impl Slots {
 
 #[cfg(test)]
 mod tests {
-    use proto_msgs::{Arch, EngineKind, Epoch, TicketKey, WorkerId};
-
     use super::*;
 
     fn slots(lanes: [u16; 2], device_map: &[i16], width: u16) -> Slots {
-        let register = Register {
-            worker: WorkerId::from_bytes([1; 16]),
-            epoch: Epoch(1),
-            name: String::new(),
-            version: String::new(),
-            os: String::new(),
-            arch: Arch::Amd64,
-            cores: 1,
-            memory_bytes: 0,
-            engine: EngineKind::Process,
-            formats: Vec::new(),
-            endpoints: Vec::new(),
-            key: None,
-            ticket_key: TicketKey([0; 32]),
-            slots: lanes,
-            device_map: device_map.to_vec(),
-            labels: Vec::new(),
-            gpus: Vec::new(),
-            heartbeat_ms: 1000,
-        };
+        let device_map = device_map.to_vec();
+        let register = Register { slots: lanes, device_map, ..mesh_samples::register(1) };
         Slots::new(&register, width, true)
     }
 

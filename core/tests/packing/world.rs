@@ -11,9 +11,9 @@ use mesh_core::{
     worker::{Action, BatchId, BatchKind, BatchTimes, Config, Equality, Event, LinkId, Part, SlotId, Worker},
 };
 use proto_msgs::{
-    Arch, Attempt, AttemptId, BrokerToWorker, ClientId, DType, Demands, Digest, EngineKind, Epoch, ErrorCode, Failure,
-    HeartbeatAck, InputDecl, Lane, Manifest, ModelFormat, ModelRef, Open, Outcome, Phase, Purpose, Register, Stage,
-    TaskId, Ticket, TicketBody, TicketKey, WorkerId, WorkerToBroker, WorkerToClient,
+    Attempt, AttemptId, BrokerToWorker, ClientId, DType, Digest, Epoch, ErrorCode, Failure, HeartbeatAck, InputDecl,
+    Lane, Manifest, ModelFormat, ModelRef, Open, Outcome, Phase, Register, Stage, TaskId, Ticket, TicketBody,
+    TicketKey, WorkerId, WorkerToBroker, WorkerToClient,
 };
 
 use super::referee::Referee;
@@ -231,21 +231,15 @@ impl World {
             format: ModelFormat::Onnx,
         };
         let body = TicketBody {
-            purpose: Purpose::Run,
             task: id.task,
-            attempt: id.attempt,
             worker: WORKER,
-            epoch: Epoch(1),
             client: ClientId::from_bytes([task.client; 16]),
-            client_key: None,
             bytes_max: u64::MAX,
             priority: task.priority,
             lane: task.lane,
             items: task.items,
-            detached: false,
-            demands: Demands::default(),
             deadline_unix_ms: task.deadline_us.map(|after| (self.now + after) / 1000),
-            expires_unix_ms: u64::MAX,
+            ..mesh_samples::ticket_body(0, 0, 0)
         };
         let input = InputDecl {
             name: None,
@@ -362,26 +356,8 @@ impl World {
 }
 
 fn register(machine: &Machine) -> Register {
-    Register {
-        worker: WORKER,
-        epoch: Epoch(1),
-        name: "w".to_owned(),
-        version: String::new(),
-        os: String::new(),
-        arch: Arch::Amd64,
-        cores: 4,
-        memory_bytes: 1 << 30,
-        engine: EngineKind::Process,
-        formats: vec![ModelFormat::Onnx],
-        endpoints: Vec::new(),
-        key: None,
-        ticket_key: KEY,
-        slots: machine.slots,
-        device_map: machine.device_map.clone(),
-        labels: Vec::new(),
-        gpus: Vec::new(),
-        heartbeat_ms: 1000,
-    }
+    let (slots, device_map) = (machine.slots, machine.device_map.clone());
+    Register { worker: WORKER, ticket_key: KEY, slots, device_map, ..mesh_samples::register(1) }
 }
 
 fn id_of(task: usize) -> AttemptId {

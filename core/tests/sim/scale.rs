@@ -1,98 +1,39 @@
 //! Many workers: the broker still finds the right one, and what it does for one grant does not grow with their number.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use mesh_core::{
     MonoTime,
     broker::{Action, Broker, Config, Event},
 };
+use mesh_samples::{client_peer, task_id, worker_id, worker_peer};
 use proto_msgs::{
-    Arch, AttemptId, AttemptReport, AttemptState, BrokerToClient, ClientId, ClientToBroker, Demands, EngineKind, Epoch,
-    Heartbeat, JobId, Load, ModelFormat, PeerId, Register, Standing, Submit, TaskId, TicketKey, WorkerId,
-    WorkerToBroker,
+    Arch, AttemptId, AttemptReport, AttemptState, BrokerToClient, ClientToBroker, Demands, Heartbeat, Register, Submit,
+    WorkerId, WorkerToBroker,
 };
-
-use super::job::Job;
-
-fn bytes(number: u32) -> [u8; 16] {
-    let mut bytes = [3; 16];
-    bytes[..4].copy_from_slice(&number.to_be_bytes());
-    bytes
-}
-
-fn peer(kind: u8, number: u32) -> PeerId {
-    let [a, b, c, d] = number.to_be_bytes();
-    PeerId::from_slice(&[kind, a, b, c, d]).expect("five bytes are a name")
-}
 
 fn registered(number: u32) -> Event {
     let register = Register {
-        worker: WorkerId::from_bytes(bytes(number)),
-        epoch: Epoch(1),
-        name: format!("w{number}"),
-        version: String::new(),
-        os: String::new(),
         // Every second worker is of the wrong kind.
         arch: if number.is_multiple_of(2) { Arch::Amd64 } else { Arch::Arm64 },
-        cores: 4,
-        memory_bytes: 4 << 30,
-        engine: EngineKind::Process,
-        formats: vec![ModelFormat::TfLite],
-        endpoints: vec!["tcp://w:1".to_owned()],
-        key: None,
-        ticket_key: TicketKey([1; 32]),
         slots: [0, 1],
-        device_map: vec![-1],
-        labels: Vec::new(),
-        gpus: Vec::new(),
-        heartbeat_ms: 1000,
+        ..mesh_samples::register(number)
     };
-    Event::WorkerSaid { peer: peer(1, number), key: None, message: WorkerToBroker::Register(register) }
+    Event::WorkerSaid { peer: worker_peer(number), key: None, message: WorkerToBroker::Register(register) }
 }
 
 fn heartbeat(number: u32, seq: u64, held: &[AttemptId]) -> Event {
     let running = |id: &AttemptId| AttemptReport { id: *id, state: AttemptState::Running, detached: false };
-    let heartbeat = Heartbeat {
-        worker: WorkerId::from_bytes(bytes(number)),
-        epoch: Epoch(1),
-        seq,
-        draining: false,
-        load: Load::default(),
-        attempts: held.iter().map(running).collect(),
-        held: Vec::new(),
-        warm: Vec::new(),
-        link_bytes_per_s: 0,
-        lanes: Default::default(),
-        costs: Vec::new(),
-    };
-    Event::WorkerSaid { peer: peer(1, number), key: None, message: WorkerToBroker::Heartbeat(heartbeat) }
+    let register = mesh_samples::register(number);
+    let attempts = held.iter().map(running).collect();
+    let heartbeat = Heartbeat { attempts, ..mesh_samples::heartbeat(&register, seq) };
+    Event::WorkerSaid { peer: worker_peer(number), key: None, message: WorkerToBroker::Heartbeat(heartbeat) }
 }
 
 fn submit(number: u32) -> Event {
-    let spec = Job::runs(Duration::from_secs(1)).spec(TaskId::from_bytes(bytes(number)));
-    let submit = Submit {
-        task: spec.task,
-        client: ClientId::from_bytes(bytes(number)),
-        job: JobId::from_bytes([0; 16]),
-        model_name: spec.model_name,
-        model: spec.model,
-        then: Vec::new(),
-        items: 1,
-        job_items: 1,
-        lane: None,
-        slo: None,
-        labels: Vec::new(),
-        input_bytes: spec.input_bytes,
-        priority: spec.priority,
-        deadline_ms: None,
-        demands: Demands { arch: Some(Arch::Amd64), ..Demands::default() },
-        detached: false,
-        key: None,
-        endpoints: Vec::new(),
-        direction: None,
-        standing: Standing::Asking,
-    };
-    Event::ClientSaid { peer: peer(2, number), key: None, message: ClientToBroker::Submit(submit) }
+    let demands = Demands { arch: Some(Arch::Amd64), ..Demands::default() };
+    let submit = Submit { demands, ..mesh_samples::submit(number, number) };
+    Event::ClientSaid { peer: client_peer(number), key: None, message: ClientToBroker::Submit(submit) }
 }
 
 fn grants_in(actions: &[Action]) -> Vec<(AttemptId, WorkerId)> {
@@ -133,7 +74,7 @@ fn ten_thousand_workers_are_filled_one_by_one_and_the_next_task_waits_for_the_fi
         assert_eq!(broker.stats().queued, 1);
         // One worker reports that it has its task, then that it has it no more.
         let (id, worker) = grants[0];
-        let number = (0..workers).find(|number| WorkerId::from_bytes(bytes(*number)) == worker);
+        let number = (0..workers).find(|number| worker_id(*number) == worker);
         let number = number.expect("grants name workers that registered");
         let _ = broker.handle(now, heartbeat(number, 3, &[id]));
         let next = grants_in(&broker.handle(now, heartbeat(number, 4, &[])));
@@ -160,10 +101,7 @@ fn looks_per_grant(workers: u32) -> (u64, u64) {
     assert_eq!(granted, few as usize, "there is room for {few} of {workers}");
     let idle = (looks(&broker) - before) / u64::from(few);
 
-    let foreign = |number: u32| {
-        let task = TaskId::from_bytes(bytes(u32::MAX - number));
-        AttemptId { task, attempt: proto_msgs::Attempt(1) }
-    };
+    let foreign = |number: u32| AttemptId { task: task_id(u32::MAX - number), attempt: proto_msgs::Attempt(1) };
     for number in 0..workers {
         let _ = broker.handle(now, heartbeat(number, 2, &[foreign(number)]));
     }

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use mesh_core::worker::{Action, BatchId, Config, Event, LinkId, Restored, Sample, Worker};
 use proto_msgs::{
-    Arch, AttemptId, BrokerToWorker, ClientToWorker, Digest, EngineKind, Epoch, Gpu, Load, Manifest, ModelFormat,
-    Outcome, PublicKey, Register, RunNote, TaskId, Ticket, TicketKey, ToBroker, WorkerId, WorkerToClient,
+    AttemptId, BrokerToWorker, ClientToWorker, Digest, Epoch, Gpu, Load, Manifest, Outcome, PublicKey, Register,
+    RunNote, TaskId, Ticket, TicketKey, ToBroker, WorkerId, WorkerToClient,
 };
 
 use super::{
@@ -177,14 +177,7 @@ impl WorkerShell {
         Register {
             worker: self.id,
             epoch: Epoch(u64::from(self.life)),
-            name: format!("w{number}"),
-            version: "0.1.0".to_owned(),
-            os: "simulated".to_owned(),
-            arch: Arch::Amd64,
-            cores: 4,
             memory_bytes: 4 << 30,
-            engine: EngineKind::Process,
-            formats: vec![ModelFormat::TfLite, ModelFormat::Onnx],
             endpoints: self.place.advertises.then(|| format!("tcp://w{number}:7000")).into_iter().collect(),
             key: self.key,
             // The same key in each life: a ticket of an earlier life must be refused for what it says, too.
@@ -194,6 +187,7 @@ impl WorkerShell {
             labels: self.place.labels.clone(),
             gpus: vec![gpu; gpus],
             heartbeat_ms: self.place.heartbeat.as_millis() as u32,
+            ..mesh_samples::register(number as u32)
         }
     }
 }

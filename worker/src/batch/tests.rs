@@ -7,8 +7,7 @@ use std::{fs, path::PathBuf, sync::Barrier};
 use mesh_core::worker::{Equality, headroom::Headroom};
 use mesh_transport::{Context, Security};
 use proto_msgs::{
-    Attempt, AttemptId, ClientId, DType, Demands, Digest, Epoch, InputDecl, Lane, Manifest, ModelFormat, ModelRef,
-    Purpose, Stage, TaskId, Ticket, TicketBody, TicketKey, WorkerId,
+    AttemptId, DType, Demands, Digest, InputDecl, Manifest, ModelFormat, ModelRef, Stage, Ticket, TicketBody, TicketKey,
 };
 use tokio::sync::mpsc;
 
@@ -120,23 +119,7 @@ impl Home {
 }
 
 fn ticket(number: u8, items: u32) -> (AttemptId, Ticket) {
-    let body = TicketBody {
-        purpose: Purpose::Run,
-        task: TaskId::from_bytes([number; 16]),
-        attempt: Attempt(1),
-        worker: WorkerId::from_bytes([1; 16]),
-        epoch: Epoch(1),
-        client: ClientId::from_bytes([2; 16]),
-        client_key: None,
-        bytes_max: 1 << 20,
-        priority: 50,
-        lane: Lane::Realtime,
-        items,
-        detached: false,
-        demands: Demands::default(),
-        deadline_unix_ms: None,
-        expires_unix_ms: 0,
-    };
+    let body = TicketBody { items, ..mesh_samples::ticket_body(u32::from(number), 2, 1) };
     (AttemptId { task: body.task, attempt: body.attempt }, Ticket::sign(body, &TicketKey([0; 32])))
 }
 

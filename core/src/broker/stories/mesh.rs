@@ -2,10 +2,12 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+pub(super) use mesh_samples::{MODEL, client_id as client, task_id as task, worker_id as worker};
+use mesh_samples::{client_peer, worker_peer};
 use proto_msgs::{
-    Answer, AnswerBody, Arch, Ask, AttemptId, BrokerToClient, ClientId, ClientToBroker, Close, Demands, Digest,
-    EngineKind, Epoch, ErrorCode, Grant, Heartbeat, JobId, Load, ModelCost, ModelFormat, ModelRef, Outcome, Packing,
-    PeerId, Question, Register, Standing, Submit, TaskId, TicketKey, WhyView, WorkerId, WorkerToBroker,
+    Answer, AnswerBody, Ask, AttemptId, BrokerToClient, ClientToBroker, Close, Digest, ErrorCode, Grant, Heartbeat,
+    ModelCost, ModelFormat, Outcome, Packing, Question, Register, Standing, Submit, TaskId, WhyView, WorkerId,
+    WorkerToBroker,
 };
 
 use crate::{
@@ -13,31 +15,7 @@ use crate::{
     broker::{Action, Broker, Config, Event},
 };
 
-pub(super) const MODEL: Digest = Digest::from_bytes([7; 32]);
 const DONE: Outcome = Outcome::Done { run_us: 1, load_us: 0 };
-
-fn id(kind: u8, number: u32) -> [u8; 16] {
-    let mut bytes = [kind; 16];
-    bytes[..4].copy_from_slice(&number.to_be_bytes());
-    bytes
-}
-
-pub(super) fn worker(number: u32) -> WorkerId {
-    WorkerId::from_bytes(id(1, number))
-}
-
-pub(super) fn client(number: u32) -> ClientId {
-    ClientId::from_bytes(id(2, number))
-}
-
-pub(super) fn task(number: u32) -> TaskId {
-    TaskId::from_bytes(id(3, number))
-}
-
-fn peer(kind: u8, number: u32) -> PeerId {
-    let [a, b, c, d] = number.to_be_bytes();
-    PeerId::from_slice(&[kind, a, b, c, d]).expect("five bytes are a name")
-}
 
 /// A model that takes so long for one item, and is never packed.
 pub(super) fn cost(run_us: u32) -> ModelCost {
@@ -103,28 +81,15 @@ impl Mesh {
     /// A worker with these slots, four cores and no GPU; the rest as the test wants it.
     pub(super) fn register(&mut self, number: u32, slots: [u16; 2], change: impl FnOnce(&mut Register)) {
         let mut register = Register {
-            worker: worker(number),
-            epoch: Epoch(1),
-            name: format!("w{number}"),
-            version: String::new(),
-            os: String::new(),
-            arch: Arch::Amd64,
-            cores: 4,
-            memory_bytes: 4 << 30,
-            engine: EngineKind::Process,
             formats: vec![ModelFormat::TfLite],
-            endpoints: vec!["tcp://w:1".to_owned()],
-            key: None,
-            ticket_key: TicketKey([1; 32]),
+            memory_bytes: 4 << 30,
             slots,
-            device_map: vec![-1],
-            labels: Vec::new(),
-            gpus: Vec::new(),
             heartbeat_ms: 1_000_000,
+            ..mesh_samples::register(number)
         };
         change(&mut register);
         let message = WorkerToBroker::Register(register);
-        self.handle(Event::WorkerSaid { peer: peer(1, number), key: None, message });
+        self.handle(Event::WorkerSaid { peer: worker_peer(number), key: None, message });
         self.beat(number, |_| {});
     }
 
@@ -132,24 +97,12 @@ impl Mesh {
     pub(super) fn beat(&mut self, number: u32, change: impl FnOnce(&mut Heartbeat)) {
         let seq = self.seqs.entry(number).or_default();
         *seq += 1;
-        let new = || Heartbeat {
-            worker: worker(number),
-            epoch: Epoch(1),
-            seq: 0,
-            draining: false,
-            load: Load::default(),
-            attempts: Vec::new(),
-            held: Vec::new(),
-            warm: Vec::new(),
-            link_bytes_per_s: 0,
-            lanes: Default::default(),
-            costs: Vec::new(),
-        };
+        let new = || mesh_samples::heartbeat(&mesh_samples::register(number), 0);
         let heartbeat = self.heartbeats.entry(number).or_insert_with(new);
         heartbeat.seq = *seq;
         change(heartbeat);
         let message = WorkerToBroker::Heartbeat(heartbeat.clone());
-        self.handle(Event::WorkerSaid { peer: peer(1, number), key: None, message });
+        self.handle(Event::WorkerSaid { peer: worker_peer(number), key: None, message });
     }
 
     /// A worker that has run the model and takes so long for an item.
@@ -162,33 +115,12 @@ impl Mesh {
 
     /// Submits a task; gives the worker if one was named at once.
     pub(super) fn submit(&mut self, number: u32, of: u32, change: impl FnOnce(&mut Submit)) -> Option<WorkerId> {
-        let mut submit = Submit {
-            task: task(number),
-            client: client(of),
-            job: JobId::from_bytes([0; 16]),
-            model_name: "model".to_owned(),
-            model: ModelRef { digest: MODEL, size_bytes: 1000, format: ModelFormat::TfLite },
-            then: Vec::new(),
-            input_bytes: 100,
-            items: 1,
-            job_items: 1,
-            priority: 50,
-            lane: None,
-            slo: None,
-            labels: Vec::new(),
-            deadline_ms: None,
-            demands: Demands::default(),
-            detached: false,
-            key: None,
-            endpoints: Vec::new(),
-            direction: None,
-            standing: Standing::Asking,
-        };
+        let mut submit = mesh_samples::submit(number, of);
         change(&mut submit);
         let already = self.grants.len();
         self.specs.insert(submit.task, submit.clone());
         let message = ClientToBroker::Submit(submit);
-        self.handle(Event::ClientSaid { peer: peer(2, of), key: None, message });
+        self.handle(Event::ClientSaid { peer: client_peer(of), key: None, message });
         self.grants.get(already).map(|grant| grant.worker)
     }
 
@@ -202,7 +134,7 @@ impl Mesh {
     /// The client of a task says how it stands.
     pub(super) fn says(&mut self, id: TaskId, standing: Standing) {
         let submit = Submit { standing, ..self.specs[&id].clone() };
-        self.handle(Event::ClientSaid { peer: peer(2, 0), key: None, message: ClientToBroker::Submit(submit) });
+        self.handle(Event::ClientSaid { peer: client_peer(0), key: None, message: ClientToBroker::Submit(submit) });
     }
 
     /// The client of a task says that it came to nothing at its worker.
@@ -213,7 +145,7 @@ impl Mesh {
 
     pub(super) fn close(&mut self, id: AttemptId) {
         let close = Close { task: id.task, client: self.specs[&id.task].client, attempt: id.attempt, outcome: DONE };
-        self.handle(Event::ClientSaid { peer: peer(2, 0), key: None, message: ClientToBroker::Close(close) });
+        self.handle(Event::ClientSaid { peer: client_peer(0), key: None, message: ClientToBroker::Close(close) });
     }
 
     /// Ends what runs, each after so long, until nothing waits; gives the tasks in the order in which they went.
@@ -230,7 +162,7 @@ impl Mesh {
 
     pub(super) fn ask(&mut self, of: u32, question: Question) {
         let ask = Ask { request: 1, client: client(of), question };
-        self.handle(Event::ClientSaid { peer: peer(2, of), key: None, message: ClientToBroker::Ask(ask) });
+        self.handle(Event::ClientSaid { peer: client_peer(of), key: None, message: ClientToBroker::Ask(ask) });
     }
 
     pub(super) fn why(&mut self, number: u32, of: u32) -> WhyView {
