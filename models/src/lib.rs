@@ -17,6 +17,7 @@ mod onnx;
 mod source;
 mod tflite;
 
+pub use onnx::onnx_dtype;
 use source::Source;
 
 /// Bytes from the start of a file that are always enough for [`detect`].

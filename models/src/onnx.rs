@@ -216,7 +216,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         let Some(mut tensor) = tensor else { return Ok(spec) };
         while let Some(field) = self.next(&mut tensor)? {
             match field {
-                (1, Value::Number(number)) => spec.dtype = dtype(number),
+                (1, Value::Number(number)) => spec.dtype = onnx_dtype(number),
                 (2, Value::Bytes(shape)) => spec.shape = Some(self.shape(shape)?),
                 _ => {}
             }
@@ -245,8 +245,9 @@ impl<R: Read + Seek> Walk<'_, R> {
     }
 }
 
-/// `TensorProto.DataType`. Complex numbers and those of 8 bits or fewer with a point have no place in the mesh.
-fn dtype(number: u64) -> Option<DType> {
+/// The element type that ONNX numbers so (`TensorProto.DataType`). `None`: complex numbers and those of 8 bits or fewer with
+/// a point have no place in the mesh.
+pub fn onnx_dtype(number: u64) -> Option<DType> {
     Some(match number {
         1 => DType::F32,
         2 => DType::U8,

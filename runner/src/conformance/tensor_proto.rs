@@ -1,6 +1,7 @@
 //! Tensors as the ONNX project stores them (`TensorProto`).
 
 use anyhow::{Context, Result, anyhow, ensure};
+use mesh_models::onnx_dtype;
 use proto_msgs::DType;
 
 use crate::{
@@ -19,7 +20,7 @@ pub(super) fn parse(file: &[u8]) -> Result<Tensor> {
             Field::Bytes(1, dimensions) => {
                 shape.extend(packed(dimensions).map_err(damaged)?.into_iter().map(|dimension| dimension as i64));
             }
-            Field::Number(2, number) => dtype = self::dtype(number),
+            Field::Number(2, number) => dtype = onnx_dtype(number),
             Field::Bytes(9, bytes) => raw = Some(bytes),
             // `float_data` and `double_data` are little-endian already.
             Field::Bytes(4 | 10, bytes) | Field::Fixed(4 | 10, bytes) => data.extend_from_slice(bytes),
@@ -48,25 +49,4 @@ pub(super) fn parse(file: &[u8]) -> Result<Tensor> {
 fn push_number(data: &mut Vec<u8>, dtype: DType, number: u64) {
     let width = dtype.size_bytes().unwrap_or(0);
     data.extend_from_slice(&number.to_le_bytes()[..width]);
-}
-
-/// `TensorProto.DataType`.
-fn dtype(number: u64) -> Option<DType> {
-    Some(match number {
-        1 => DType::F32,
-        2 => DType::U8,
-        3 => DType::I8,
-        4 => DType::U16,
-        5 => DType::I16,
-        6 => DType::I32,
-        7 => DType::I64,
-        8 => DType::Bytes,
-        9 => DType::Bool,
-        10 => DType::F16,
-        11 => DType::F64,
-        12 => DType::U32,
-        13 => DType::U64,
-        16 => DType::BF16,
-        _ => return None,
-    })
 }
