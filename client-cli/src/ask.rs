@@ -173,10 +173,10 @@ pub(crate) async fn fetch(global: &Global, flags: &Fetch, patience: Patience) ->
     let item = flags.task.to_string();
     let followed = until_end(&mut handle, &mut stop, |news| progress.news(&item, news, &global.broker)).await;
     progress.finish();
-    // The result does not say of how many items it is. A broker that has forgotten the task is a rare thing.
+    // What the document says of the whole job. A broker that has forgotten the task is a rare thing.
     let view = mesh.status(flags.task).await.ok();
     mesh.close().await;
-    let reports = fetched(flags, followed, view.as_ref().map_or(1, |view| view.items));
+    let reports = fetched(flags, followed);
     let is_saved = flags.output.output.is_some();
     let failed = |error| Failed::new(exit::INTERNAL, "OUTPUT", error);
     match view.filter(|_| reports.len() > 1) {
@@ -196,7 +196,7 @@ pub(crate) async fn fetch(global: &Global, flags: &Fetch, patience: Patience) ->
 }
 
 /// A report for each item of the task; they are numbered, since nobody else knows what they were called.
-fn fetched(flags: &Fetch, followed: Result<TaskResult, Unfinished>, items: u32) -> Vec<Report> {
+fn fetched(flags: &Fetch, followed: Result<TaskResult, Unfinished>) -> Vec<Report> {
     let task = Some(flags.task);
     let folder = flags.output.output.as_deref();
     let done = |result: &TaskResult, place, folder: Option<&Path>| {
@@ -204,17 +204,16 @@ fn fetched(flags: &Fetch, followed: Result<TaskResult, Unfinished>, items: u32) 
     };
     match followed {
         Err(unfinished) => vec![Report { item: flags.task.to_string(), task, end: Err(unfinished.failed()) }],
-        Ok(result) if items <= 1 => {
+        Ok(result) if result.outputs.items() <= 1 => {
             vec![Report { item: flags.task.to_string(), task, end: done(&result, 0, folder) }]
         }
-        Ok(mut result) => {
-            result.outputs = result.outputs.of_items(items);
+        Ok(result) => {
             let report = |place: u32| {
                 let item = format!("item-{}", place + 1);
                 let folder = folder.map(|folder| folder.join(&item));
                 Report { end: done(&result, place, folder.as_deref()), item, task }
             };
-            (0..items).map(report).collect()
+            (0..result.outputs.items()).map(report).collect()
         }
     }
 }

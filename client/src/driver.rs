@@ -342,7 +342,8 @@ impl Driver {
         let timings = live_timings(&live.submitted, live.placed, live.sent, live.sent_bytes, &end.outcome);
         let result = match end.outcome {
             Outcome::Done { .. } => {
-                let items = live.payload.as_ref().map_or(1, |payload| payload.manifest.items);
+                let of_outputs = live.outputs.first().map_or(1, Output::items);
+                let items = live.payload.as_ref().map_or(of_outputs, |payload| payload.manifest.items);
                 let outputs = Outputs::new(live.outputs, items);
                 let runs = end.result.map(|result| result.runs).unwrap_or_default();
                 let (worker, attempts, lane) = (end.worker, end.attempt, end.lane);

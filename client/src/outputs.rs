@@ -31,12 +31,6 @@ impl Outputs {
         self.items
     }
 
-    /// The same outputs, told how many items they are of: the result of a fetched task does not say so,
-    /// [`TaskView::items`](crate::TaskView::items) does.
-    pub fn of_items(self, items: u32) -> Self {
-        Self { items, ..self }
-    }
-
     /// What the model gave for one of the items, as if that had been alone. Nothing is copied.
     ///
     /// # Errors
@@ -46,7 +40,7 @@ impl Outputs {
             let text = format!("there is no item {index}: the task has {}", self.items);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        self.all.iter().map(|output| output.item(index, self.items)).collect()
+        self.all.iter().map(|output| output.item(index)).collect()
     }
 }
 
@@ -83,8 +77,10 @@ pub struct Output {
     pub name: String,
     /// Element type.
     pub dtype: DType,
-    /// Shape.
+    /// Shape, of all items together.
     pub shape: Vec<u64>,
+    item_shape: Vec<u64>,
+    items: u32,
     data: OutputData,
 }
 
@@ -110,7 +106,7 @@ impl Drop for Spooled {
 }
 
 impl Output {
-    pub(crate) fn new(decl: OutputDecl, content: Content) -> Self {
+    pub(crate) fn new(decl: OutputDecl, items: u32, content: Content) -> Self {
         let data = match content {
             Content::Memory(bytes) => OutputData::Memory(bytes),
             Content::File(path) => {
@@ -118,7 +114,21 @@ impl Output {
                 OutputData::File(Arc::new(Spooled { path, size_bytes }), 0..size_bytes)
             }
         };
-        Self { name: decl.name, dtype: decl.dtype, shape: decl.shape, data }
+        Self::of_items(decl.name, decl.dtype, decl.shape, items, data)
+    }
+
+    fn of_items(name: String, dtype: DType, item_shape: Vec<u64>, items: u32, data: OutputData) -> Self {
+        let shape = match item_shape.split_first() {
+            _ if items == 1 => item_shape.clone(),
+            None => vec![items.into()],
+            Some((rows, rest)) => [&[rows.saturating_mul(items.into())], rest].concat(),
+        };
+        Self { name, dtype, shape, item_shape, items, data }
+    }
+
+    /// How many items it is of.
+    pub(crate) fn items(&self) -> u32 {
+        self.items
     }
 
     /// Length of the data.
@@ -167,8 +177,9 @@ impl Output {
         }
     }
 
-    /// The part that belongs to one of `items` items.
-    fn item(&self, index: u32, items: u32) -> io::Result<Self> {
+    /// The part that belongs to one of the items.
+    fn item(&self, index: u32) -> io::Result<Self> {
+        let (items, shape) = (self.items, self.item_shape.clone());
         if items == 1 {
             return Ok(self.clone());
         }
@@ -177,17 +188,16 @@ impl Output {
                 format!("output '{}' of shape {:?} cannot be divided among {items} items", self.name, self.shape);
             io::Error::new(io::ErrorKind::InvalidData, text)
         };
-        let (first, rest) = self.shape.split_first().ok_or_else(undivided)?;
-        if !first.is_multiple_of(items.into()) {
-            return Err(undivided());
-        }
-        let shape = [&[first / u64::from(items)], rest].concat();
-        let range = if self.dtype.size_bytes().is_some() {
-            let each = self.size_bytes() / u64::from(items);
+        let elements = shape.iter().try_fold(1_u64, |product, dimension| product.checked_mul(*dimension));
+        let elements = elements.ok_or_else(undivided)?;
+        let range = if let Some(element_bytes) = self.dtype.size_bytes() {
+            let each = elements.checked_mul(element_bytes as u64).ok_or_else(undivided)?;
+            if each.checked_mul(items.into()) != Some(self.size_bytes()) {
+                return Err(undivided());
+            }
             u64::from(index) * each..(u64::from(index) + 1) * each
         } else {
-            let strings = shape.iter().try_fold(1_u64, |product, dimension| product.checked_mul(*dimension));
-            self.strings(u64::from(index), strings.ok_or_else(undivided)?)?
+            self.strings(u64::from(index), elements)?
         };
         let data = match &self.data {
             OutputData::Memory(bytes) => {
@@ -199,7 +209,7 @@ impl Output {
                 OutputData::File(file.clone(), whole.start + range.start..whole.start + range.end)
             }
         };
-        Ok(Self { name: self.name.clone(), dtype: self.dtype, shape, data })
+        Ok(Self::of_items(self.name.clone(), self.dtype, shape, 1, data))
     }
 
     /// Where the strings of an item stand, each of which has `count`: they are as long as they are.
@@ -223,14 +233,15 @@ impl Output {
 mod tests {
     use super::*;
 
-    fn output(dtype: DType, shape: &[u64], bytes: &[u8]) -> Output {
+    fn outputs(dtype: DType, item_shape: &[u64], items: u32, bytes: &[u8]) -> Outputs {
         let data = OutputData::Memory(Bytes::copy_from_slice(bytes));
-        Output { name: "y".into(), dtype, shape: shape.to_vec(), data }
+        Outputs::new(vec![Output::of_items("y".into(), dtype, item_shape.to_vec(), items, data)], items)
     }
 
     #[test]
     fn each_item_has_its_rows_and_nothing_else() {
-        let outputs = Outputs::new(vec![output(DType::U8, &[4, 2], &[0, 1, 2, 3, 4, 5, 6, 7])], 2);
+        let outputs = outputs(DType::U8, &[2, 2], 2, &[0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(outputs[0].shape, [4, 2], "one behind the other");
         let second = &outputs.item(1).unwrap()[0];
         assert_eq!(
             (second.shape.as_slice(), &second.bytes().unwrap()[..]),
@@ -242,21 +253,35 @@ mod tests {
 
     #[test]
     fn one_item_alone_is_what_the_model_gave() {
-        let outputs = Outputs::new(vec![output(DType::U8, &[], &[7])], 1);
-        let only = &outputs.item(0).unwrap()[0];
+        let only = &outputs(DType::U8, &[], 1, &[7]).item(0).unwrap()[0];
         assert_eq!((only.shape.len(), only.size_bytes()), (0, 1));
-        assert!(
-            outputs.clone().of_items(2).item(0).unwrap_err().to_string().contains("cannot be divided among 2 items")
-        );
-        assert!(Outputs::new(vec![output(DType::U8, &[3], &[0; 3])], 2).item(0).is_err(), "three rows of two items");
+    }
+
+    #[test]
+    fn a_number_of_each_item_is_a_number_and_a_list_of_one_is_a_list() {
+        let second = |item_shape: &[u64]| {
+            let all = outputs(DType::U8, item_shape, 3, &[7, 8, 9]);
+            assert_eq!(all[0].shape, [3]);
+            let item = all.item(1).unwrap().remove(0);
+            assert_eq!(item.bytes().unwrap()[..], [8]);
+            item.shape
+        };
+        assert_eq!(second(&[]), Vec::<u64>::new());
+        assert_eq!(second(&[1]), [1]);
+    }
+
+    #[test]
+    fn outputs_of_another_length_than_their_shapes_are_not_divided() {
+        let error = outputs(DType::U8, &[2], 2, &[0; 3]).item(0).unwrap_err().to_string();
+        assert!(error.contains("cannot be divided among 2 items"), "{error}");
     }
 
     #[test]
     fn strings_are_divided_by_number_not_by_length() {
-        let outputs = Outputs::new(vec![output(DType::Bytes, &[2], b"\x03\0\0\0cat\x01\0\0\0x")], 2);
-        let item = |index| outputs.item(index).unwrap()[0].bytes().unwrap();
+        let two = outputs(DType::Bytes, &[1], 2, b"\x03\0\0\0cat\x01\0\0\0x");
+        let item = |index| two.item(index).unwrap()[0].bytes().unwrap();
         assert_eq!((&item(0)[..], &item(1)[..]), (&b"\x03\0\0\0cat"[..], &b"\x01\0\0\0x"[..]));
-        assert!(Outputs::new(vec![output(DType::Bytes, &[2], b"\xff\0\0\0cat")], 2).item(1).is_err(), "cut short");
+        assert!(outputs(DType::Bytes, &[1], 2, b"\xff\0\0\0cat").item(1).is_err(), "cut short");
     }
 
     #[test]
@@ -265,7 +290,7 @@ mod tests {
         let path = dir.path().join("spooled");
         fs::write(&path, [1, 2, 3, 4, 5, 6]).unwrap();
         let data = OutputData::File(Arc::new(Spooled { path: path.clone(), size_bytes: 6 }), 0..6);
-        let whole = Output { name: "y".into(), dtype: DType::U8, shape: vec![3, 2], data };
+        let whole = Output::of_items("y".into(), DType::U8, vec![1, 2], 3, data);
         assert_eq!(whole.path(), Some(path.as_path()));
 
         let last = Outputs::new(vec![whole], 3).item(2).unwrap().remove(0);

@@ -347,7 +347,7 @@ impl Session {
 
     /// What the intake says.
     pub(crate) fn arrived(&mut self, serial: u64, arrival: Arrival) -> Taken {
-        let id = self.id();
+        let (id, items) = (self.id(), self.grant.ticket.body.items);
         let Some(taking) = self.intake.as_mut().filter(|taking| taking.serial == serial) else { return Taken::More };
         match arrival {
             Arrival::Credit { blob, received_bytes } => {
@@ -359,7 +359,7 @@ impl Session {
             }
             Arrival::Complete { blob, content } => {
                 if let Some(decl) = taking.outputs.get(usize::from(blob).wrapping_sub(1)) {
-                    taking.whole.insert(blob, Output::new(decl.clone(), content));
+                    taking.whole.insert(blob, Output::new(decl.clone(), items, content));
                 }
                 if taking.whole.len() < taking.outputs.len() {
                     return Taken::More;

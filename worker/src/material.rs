@@ -24,7 +24,7 @@ use crate::{
     oip::{Output, Tensor},
     payload::{MEMORY_BYTES_MAX, MemoryShare, MemoryUse, Payload},
     receive::{Inputs, Order},
-    rows::{bytes_of_items, fit_items, joined_shape},
+    rows::{bytes_of_items, common_shape, fit_items},
 };
 
 /// Results up to this size are put together where they are asked for; larger ones by a thread that may block.
@@ -216,7 +216,7 @@ fn join(items: &[Vec<Tensor>], store: &BlobStore) -> Result<Vec<Output>, Failure
     let count = items.first().ok_or_else(lost)?.len();
     let outputs = (0..count).map(|index| {
         let tensors: Vec<&Tensor> = items.iter().filter_map(|item| item.get(index)).collect();
-        let shape = joined_shape(tensors.iter().copied())?;
+        let shape = common_shape(tensors.iter().copied())?;
         let pieces: Vec<Payload> = tensors.iter().map(|tensor| tensor.payload.clone()).collect();
         let (payload, digest) = joined(&pieces, store)?;
         Ok(Output { name: tensors[0].name.clone(), dtype: tensors[0].dtype, shape, digest, payload })

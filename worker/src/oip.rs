@@ -91,6 +91,7 @@ impl Given {
 pub(crate) struct Output {
     pub(crate) name: String,
     pub(crate) dtype: DType,
+    /// Of one item's.
     pub(crate) shape: Vec<u64>,
     pub(crate) digest: Digest,
     pub(crate) payload: Payload,

@@ -109,9 +109,8 @@ pub(crate) fn cut(outputs: &[Tensor], items: u32) -> Result<Vec<Vec<Tensor>>, Fa
     Ok((0..items).map(of_item).collect())
 }
 
-/// The shape of all items' outputs one behind the other; they must agree in all dimensions.
-pub(crate) fn joined_shape<'a>(items: impl ExactSizeIterator<Item = &'a Tensor>) -> Result<Vec<u64>, Failure> {
-    let count = items.len() as u64;
+/// The shape that an output has for each item: they must agree, so that they can stand one behind the other.
+pub(crate) fn common_shape<'a>(items: impl Iterator<Item = &'a Tensor>) -> Result<Vec<u64>, Failure> {
     let mut first: Option<&Tensor> = None;
     for item in items {
         match first {
@@ -127,8 +126,7 @@ pub(crate) fn joined_shape<'a>(items: impl ExactSizeIterator<Item = &'a Tensor>)
             None => first = Some(item),
         }
     }
-    let shape = first.map(|first| first.shape.clone()).unwrap_or_default();
-    Ok(if count == 1 { shape } else { packed_shape(&shape, count) })
+    Ok(first.map(|first| first.shape.clone()).unwrap_or_default())
 }
 
 fn mismatch(text: String) -> Failure {
@@ -212,12 +210,12 @@ mod tests {
     }
 
     #[test]
-    fn items_are_joined_along_the_first_dimension_and_must_agree_in_the_others() {
+    fn an_output_has_the_shape_of_one_item_however_many_there_are_and_they_must_agree() {
         let (one, other) = (output(&[2, 3], &[0; 6]), output(&[2, 4], &[0; 8]));
-        assert_eq!(joined_shape([&one, &one].into_iter()), Ok(vec![4, 3]));
-        assert_eq!(joined_shape([&one].into_iter()), Ok(vec![2, 3]));
-        let scalar = output(&[], &[0]);
-        assert_eq!(joined_shape([&scalar, &scalar, &scalar].into_iter()), Ok(vec![3]));
-        assert!(joined_shape([&one, &other].into_iter()).expect_err("ragged").text.contains("--split 1"));
+        assert_eq!(common_shape([&one, &one].into_iter()), Ok(vec![2, 3]));
+        let (scalar, vector) = (output(&[], &[0]), output(&[1], &[0]));
+        assert_eq!(common_shape([&scalar, &scalar, &scalar].into_iter()), Ok(vec![]));
+        assert!(common_shape([&scalar, &vector].into_iter()).is_err(), "a number is no list of one");
+        assert!(common_shape([&one, &other].into_iter()).expect_err("ragged").text.contains("--split 1"));
     }
 }

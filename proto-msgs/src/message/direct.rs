@@ -149,11 +149,11 @@ pub struct OutputDecl {
     pub name: String,
     /// Element type.
     pub dtype: DType,
-    /// Shape.
+    /// Shape of one item's. Those of several items stand one behind the other.
     pub shape: Vec<u64>,
     /// BLAKE3 of the bytes.
     pub digest: Digest,
-    /// Length, little-endian elements in row-major order.
+    /// Length of all items', little-endian elements in row-major order.
     pub size_bytes: u64,
 }
 
@@ -164,8 +164,7 @@ pub struct RunResult {
     pub id: AttemptId,
     /// How it ended.
     pub outcome: Outcome,
-    /// The outputs, in the model's order; blobs 1, 2, … of the chunks that follow. Empty unless done. Those of several items
-    /// stand one behind the other along the first dimension.
+    /// The outputs, in the model's order; blobs 1, 2, … of the chunks that follow. Empty unless done.
     pub outputs: Vec<OutputDecl>,
     /// The runs it took, in the order in which they ended; the first ones if there were many.
     pub runs: Vec<RunNote>,
