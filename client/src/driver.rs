@@ -17,7 +17,7 @@ use mesh_core::{
 };
 use mesh_transport::{
     Admitted, Context, DialError, Dialer, Heard, Inbox, Listener, Received,
-    blob::{Arrival, UploadError, Uploaded},
+    blob::{Arrival, UploadEnd},
 };
 use proto_msgs::{
     AnswerBody, AttemptId, BrokerToClient, ClientId, ClientToBroker, DecodeError, ErrorCode, Failure, Frame, Outcome,
@@ -69,7 +69,7 @@ pub(crate) enum Happened {
     Dialled { link: LinkId, result: Result<Dialer, DialError> },
     Heard { link: LinkId, heard: Heard },
     DialInLate { id: AttemptId, wait: u64 },
-    UploadEnded { id: AttemptId, serial: u64, result: Result<Uploaded, UploadError> },
+    UploadEnded { id: AttemptId, serial: u64, result: UploadEnd },
     Arrived { id: AttemptId, serial: u64, arrival: Arrival },
 }
 
@@ -198,7 +198,7 @@ impl Driver {
             Action::TakeResult { result } => {
                 let Some(session) = self.sessions.get_mut(&result.id) else { return };
                 let taken = session.take(&result, &self.spool, &self.happened);
-                self.taken(result.id, taken.unwrap_or_else(|error| Taken::Broken(error.to_string())));
+                self.taken(result.id, taken.unwrap_or_else(|error| vec![Taken::Broken(error.to_string())]));
             }
             Action::Disconnect { id } => {
                 self.sessions.remove(&id);

@@ -10,7 +10,7 @@ use std::{
 
 use mesh_transport::{
     Outlet,
-    blob::{Arrival, Feedback, Incoming, IncomingError, Intake, Outgoing, Role, UploadError, upload},
+    blob::{Arrival, Feedback, Incoming, IncomingError, Intake, Outgoing, Role, UploadEnd, UploadError, Uploading},
 };
 use proto_msgs::{
     Accept, AttemptId, BlobIndex, Chunk, ClientToWorker, Credit, Digest, Grant, MODEL_BLOB, Open, OutputDecl,
@@ -26,10 +26,6 @@ pub const SENDING_EVERY: Duration = Duration::from_millis(100);
 
 /// Outputs up to this size stay in memory.
 const OUTPUT_MEMORY_BYTES_MAX: u64 = 16 * 1024 * 1024;
-
-/// Credits that may wait for an upload: sixteen chunks make a window, and each is acknowledged once. More than this is a
-/// worker that floods.
-const FEEDBACK_MAX: usize = 4096;
 
 /// One attempt at its worker.
 #[derive(Debug)]
@@ -49,6 +45,8 @@ pub(crate) struct Session {
     /// Which wait for the worker to dial in counts.
     pub(crate) wait: u64,
     upload: Option<Upload>,
+    /// How an upload ended that ended with the last thing it was told.
+    upload_end: Option<UploadEnd>,
     /// The worker has said what it needs.
     accepted: bool,
     told_sent: bool,
@@ -77,14 +75,7 @@ pub(crate) struct Sending<'a> {
 #[derive(Debug)]
 struct Upload {
     serial: u64,
-    feedback: mpsc::Sender<Feedback>,
-    task: AbortHandle,
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    uploading: Uploading,
 }
 
 #[derive(Debug)]
@@ -94,12 +85,23 @@ struct Taking {
     outputs: Vec<OutputDecl>,
     /// Those that are whole; their files go with them.
     whole: BTreeMap<BlobIndex, Output>,
-    forward: AbortHandle,
+    arrivals: Arrivals,
 }
 
-impl Drop for Taking {
+/// How the intake's arrivals come to the driver.
+#[derive(Debug)]
+enum Arrivals {
+    /// Each with the chunk that brought it about.
+    Here(mpsc::Receiver<Arrival>),
+    /// By a task that passes them on.
+    Forwarded(AbortHandle),
+}
+
+impl Drop for Arrivals {
     fn drop(&mut self) {
-        self.forward.abort();
+        if let Self::Forwarded(task) = self {
+            task.abort();
+        }
     }
 }
 
@@ -127,6 +129,7 @@ impl Session {
             held: BTreeSet::new(),
             wait: 0,
             upload: None,
+            upload_end: None,
             accepted: false,
             told_sent: false,
             acknowledged: BTreeMap::new(),
@@ -233,24 +236,30 @@ impl Session {
         let sources = blobs.map(|(blob, index)| Ok((index, blob.source()?))).collect::<Result<_, UploadError>>()?;
         let outgoing = Outgoing::new(Role::Client, self.id(), sources, self.grant.window_bytes);
         let outgoing = shape(outgoing.link(sending.link_bytes_per_s));
-        let (feedback, inbox) = mpsc::channel(FEEDBACK_MAX);
-        let (id, serial, outlet, happened) = (self.id(), self.next_serial(), outlet.clone(), sending.happened.clone());
-        let task = tokio::spawn(async move {
-            let result = upload(outgoing, outlet, inbox).await;
+        let (id, serial, happened) = (self.id(), self.next_serial(), sending.happened.clone());
+        let (uploading, end) = Uploading::start(outgoing, outlet.clone(), async move |result| {
             // If the driver is gone nobody waits for it.
             let _ = happened.send(Happened::UploadEnded { id, serial, result }).await;
         });
-        self.upload = Some(Upload { serial, feedback, task: task.abort_handle() });
+        self.upload = Some(Upload { serial, uploading });
+        self.note_upload(end);
         Ok(())
     }
 
-    /// Passes feedback on; an upload that is flooded with it is given up, which the worker's silence will show.
     fn tell_upload(&mut self, feedback: Feedback) {
-        if let Some(upload) = &self.upload
-            && let Err(mpsc::error::TrySendError::Full(_)) = upload.feedback.try_send(feedback)
-        {
-            self.upload = None;
+        let end = self.upload.as_mut().and_then(|upload| upload.uploading.tell(feedback));
+        self.note_upload(end);
+    }
+
+    fn note_upload(&mut self, end: Option<UploadEnd>) {
+        if end.is_some() {
+            (self.upload, self.upload_end) = (None, end);
         }
+    }
+
+    /// How an upload ended, once, if it has ended without a report of its own.
+    pub(crate) fn take_upload_end(&mut self) -> Option<UploadEnd> {
+        self.upload_end.take()
     }
 
     /// The worker has said what it needs. Gives the models that it does not name: it has them.
@@ -314,10 +323,10 @@ impl Session {
         result: &RunResult,
         spool: &Path,
         happened: &mpsc::Sender<Happened>,
-    ) -> Result<Taken, IncomingError> {
+    ) -> Result<Vec<Taken>, IncomingError> {
         self.intake = None;
         if result.outputs.is_empty() {
-            return Ok(Taken::All(Vec::new()));
+            return Ok(vec![Taken::All(Vec::new())]);
         }
         let incoming = result.outputs.iter().zip(1..).map(|(output, blob)| {
             if output.size_bytes <= OUTPUT_MEMORY_BYTES_MAX {
@@ -326,23 +335,37 @@ impl Session {
             Incoming::to_file(&spool.join(Uuid::new_v4().to_string()), blob, output.size_bytes, output.digest)
         });
         let incoming = incoming.collect::<Result<Vec<_>, IncomingError>>()?;
-        let (intake, mut arrivals) = Intake::start(incoming, limits::WINDOW_BYTES);
-        let (id, serial, happened) = (self.id(), self.next_serial(), happened.clone());
-        let forward = tokio::spawn(async move {
-            while let Some(arrival) = arrivals.recv().await {
-                if happened.send(Happened::Arrived { id, serial, arrival }).await.is_err() {
-                    return;
-                }
-            }
-        });
+        let (intake, arrivals) = Intake::start(incoming, limits::WINDOW_BYTES);
+        let serial = self.next_serial();
+        let arrivals = match intake.is_light() {
+            true => Arrivals::Here(arrivals),
+            false => Arrivals::Forwarded(forward(self.id(), serial, arrivals, happened.clone())),
+        };
         let (outputs, whole) = (result.outputs.clone(), BTreeMap::new());
-        self.intake = Some(Taking { serial, intake, outputs, whole, forward: forward.abort_handle() });
-        Ok(Taken::More)
+        self.intake = Some(Taking { serial, intake, outputs, whole, arrivals });
+        Ok(self.arrived_at_once())
     }
 
-    /// A chunk of an output; one that nobody waits for any more is dropped.
-    pub(crate) fn chunk(&mut self, chunk: Chunk, payload: bytes::Bytes) -> Result<(), IncomingError> {
-        self.intake.as_ref().map_or(Ok(()), |taking| taking.intake.push(chunk, payload))
+    /// A chunk of an output; one that nobody waits for any more is dropped. Gives what is known of it at once.
+    pub(crate) fn chunk(&mut self, chunk: Chunk, payload: bytes::Bytes) -> Result<Vec<Taken>, IncomingError> {
+        self.intake.as_ref().map_or(Ok(()), |taking| taking.intake.push(chunk, payload))?;
+        Ok(self.arrived_at_once())
+    }
+
+    fn arrived_at_once(&mut self) -> Vec<Taken> {
+        let mut all = Vec::new();
+        while let Some(taking) = &mut self.intake
+            && let Arrivals::Here(arrivals) = &mut taking.arrivals
+            && let Ok(arrival) = arrivals.try_recv()
+        {
+            let serial = taking.serial;
+            all.push(self.arrived(serial, arrival));
+        }
+        // Who has everything releases the attempt: credits before that say nothing more.
+        match all.pop() {
+            Some(whole @ Taken::All(_)) => vec![whole],
+            last => all.into_iter().chain(last).collect(),
+        }
     }
 
     /// What the intake says.
@@ -371,4 +394,20 @@ impl Session {
             }
         }
     }
+}
+
+fn forward(
+    id: AttemptId,
+    serial: u64,
+    mut arrivals: mpsc::Receiver<Arrival>,
+    happened: mpsc::Sender<Happened>,
+) -> AbortHandle {
+    let forward = async move {
+        while let Some(arrival) = arrivals.recv().await {
+            if happened.send(Happened::Arrived { id, serial, arrival }).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::spawn(forward).abort_handle()
 }

@@ -15,12 +15,11 @@ use std::{
 
 use mesh_transport::{
     Admit, Context, Door, Heard, Inbox, KeyPair, Limits, Received, Security,
-    blob::{Arrival, Feedback, Incoming, Intake, Outgoing, Role, Source, upload},
+    blob::{Arrival, Feedback, Incoming, Intake, Outgoing, Role, Source, Uploading},
 };
 use proto_msgs::{
     Attempt, AttemptId, ClientToWorker, Credit, Digest, Frame, PublicKey, TaskId, WorkerToClient, limits::WINDOW_BYTES,
 };
-use tokio::sync::mpsc;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -110,10 +109,8 @@ async fn send(endpoint: &str, file: &Path, times: u32) -> Result<()> {
         let hashed = began.elapsed();
         outlet.send(Frame::new(format!("{size} {digest}").into_bytes())).await?;
         let outgoing = Outgoing::new(Role::Client, attempt(), vec![(0, source)], WINDOW_BYTES);
-        let (feedback, heard) = mpsc::channel(64);
-        let uploading = tokio::spawn(upload(outgoing, outlet.clone(), heard));
-        wait_until_done(&mut inbox, &feedback).await?;
-        uploading.await??;
+        let (uploading, _none_yet) = Uploading::start(outgoing, outlet.clone(), async |_| {});
+        wait_until_done(&mut inbox, uploading).await?;
         let took = began.elapsed();
         let gigabytes = size as f64 / 1e9;
         println!(
@@ -129,14 +126,14 @@ async fn send(endpoint: &str, file: &Path, times: u32) -> Result<()> {
     Ok(())
 }
 
-async fn wait_until_done(inbox: &mut Inbox<Heard>, feedback: &mpsc::Sender<Feedback>) -> Result<()> {
+async fn wait_until_done(inbox: &mut Inbox<Heard>, mut uploading: Uploading) -> Result<()> {
     loop {
         let Heard::Frame(frame) = inbox.recv().await.ok_or("closed")? else { continue };
         if frame.head == b"done"[..] {
             return Ok(());
         }
         if let WorkerToClient::Credit(Credit { blob, received_bytes, .. }) = WorkerToClient::from_frame(&frame)? {
-            let _ended = feedback.send(Feedback::Credit { blob, received_bytes }).await;
+            uploading.tell(Feedback::Credit { blob, received_bytes }).transpose()?;
         }
     }
 }

@@ -12,15 +12,18 @@ use bytes::Bytes;
 use mesh_transport::{
     Admit, Context, Door, Heard, Inbox, Limits, Outlet, Received, Security,
     blob::{
-        Arrival, Compression, Content, Feedback, Incoming, IncomingError, Intake, Outgoing, Role, Source, UploadError,
-        upload,
+        Arrival, Compression, Content, Feedback, Incoming, IncomingError, Intake, Outgoing, Role, Source, UploadEnd,
+        UploadError, Uploading,
     },
 };
 use proto_msgs::{
     Attempt, AttemptId, BlobIndex, Chunk, ClientToWorker, Digest, Frame, PeerId, TaskId, WorkerToClient,
     limits::CHUNK_BYTES_MAX,
 };
-use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const MIB: usize = 1024 * 1024;
@@ -92,25 +95,37 @@ fn chunk_of(frame: &Frame) -> Chunk {
     }
 }
 
-/// An upload in a task, with the way to tell it things.
+/// An upload under way, and its end.
 struct Sender {
-    feedback: mpsc::Sender<Feedback>,
-    upload: JoinHandle<Result<mesh_transport::blob::Uploaded, UploadError>>,
+    uploading: Uploading,
+    end: Option<UploadEnd>,
+    ended: oneshot::Receiver<UploadEnd>,
 }
 
 impl Sender {
     fn start(outgoing: Outgoing, outlet: &Outlet) -> Self {
-        let (feedback, heard) = mpsc::channel(64);
-        Self { feedback, upload: tokio::spawn(upload(outgoing, outlet.clone(), heard)) }
+        let (say, ended) = oneshot::channel();
+        let (uploading, end) = Uploading::start(outgoing, outlet.clone(), async move |end| {
+            // Whoever asks no more knows already.
+            let _unheard = say.send(end);
+        });
+        Self { uploading, end, ended }
     }
 
-    async fn credit(&self, blob: BlobIndex, received_bytes: u64) {
-        // The upload may have ended with the credit before.
-        let _ended = self.feedback.send(Feedback::Credit { blob, received_bytes }).await;
+    fn tell(&mut self, feedback: Feedback) {
+        let end = self.uploading.tell(feedback);
+        self.end = self.end.take().or(end);
     }
 
-    async fn result(self) -> Result<mesh_transport::blob::Uploaded, UploadError> {
-        within("the end of the upload", self.upload).await.expect("no panic")
+    fn credit(&mut self, blob: BlobIndex, received_bytes: u64) {
+        self.tell(Feedback::Credit { blob, received_bytes });
+    }
+
+    async fn result(self) -> UploadEnd {
+        match self.end {
+            Some(end) => end,
+            None => within("the end of the upload", self.ended).await.expect("it says how it ended"),
+        }
     }
 }
 
@@ -118,7 +133,7 @@ impl Sender {
 async fn receive(
     arriving: &mut Inbox<Received>,
     blobs: Vec<Incoming>,
-    sender: &Sender,
+    sender: &mut Sender,
     window: u32,
 ) -> Result<HashMap<BlobIndex, Content>, IncomingError> {
     let wanted = blobs.len();
@@ -131,7 +146,7 @@ async fn receive(
                 intake.push(chunk_of(&frame), frame.payload)?;
             }
             arrival = within("an arrival", arrivals.recv()) => match arrival.expect("not over yet") {
-                Arrival::Credit { blob, received_bytes } => sender.credit(blob, received_bytes).await,
+                Arrival::Credit { blob, received_bytes } => sender.credit(blob, received_bytes),
                 Arrival::Complete { blob, content } => { contents.insert(blob, content); }
                 Arrival::Failed(error) => return Err(error),
             },
@@ -168,8 +183,8 @@ async fn files_and_memory_arrive_whole_and_verified() {
         sources.push((blob, source));
     }
     let window = 1 << 20;
-    let sender = Sender::start(Outgoing::new(Role::Client, attempt(), sources, window), &pair.outlet);
-    let contents = receive(&mut pair.arriving, incoming, &sender, window).await.expect("no error");
+    let mut sender = Sender::start(Outgoing::new(Role::Client, attempt(), sources, window), &pair.outlet);
+    let contents = receive(&mut pair.arriving, incoming, &mut sender, window).await.expect("no error");
     for (index, bytes) in blobs.iter().enumerate() {
         assert!(read(&contents[&(index as BlobIndex)]) == *bytes, "blob {index}");
     }
@@ -185,13 +200,13 @@ async fn outputs_flow_back_through_the_door() {
     let client = within("the client", pair.arriving.recv()).await.expect("open").peer;
     let bytes = noise(2 * MIB);
     let outgoing = Outgoing::new(Role::Worker, attempt(), vec![(1, Source::memory(bytes.clone().into()))], MIB as u32);
-    let sender = Sender::start(outgoing, &pair.door.to(client));
+    let mut sender = Sender::start(outgoing, &pair.door.to(client));
     let mut output = Vec::new();
     while output.len() < bytes.len() {
         if let Some(Heard::Frame(frame)) = within("a chunk", pair.heard.recv()).await {
             assert!(matches!(WorkerToClient::from_frame(&frame), Ok(WorkerToClient::Chunk(Chunk { blob: 1, .. }))));
             output.extend_from_slice(&frame.payload);
-            sender.credit(1, output.len() as u64).await;
+            sender.credit(1, output.len() as u64);
         }
     }
     assert!(output == bytes);
@@ -205,13 +220,13 @@ async fn an_upload_cut_anywhere_goes_on_where_it_was() {
         let (mut pair, folder) = (Pair::connected().await, Folder::new());
         let source = Source::file(&folder.with_file("model", &bytes)).expect("readable");
         let incoming = Incoming::to_file(&folder.path("in"), 0, bytes.len() as u64, Digest::of(&bytes)).expect("room");
-        let sender = Sender::start(Outgoing::new(Role::Client, attempt(), vec![(0, source)], window), &pair.outlet);
+        let mut sender = Sender::start(Outgoing::new(Role::Client, attempt(), vec![(0, source)], window), &pair.outlet);
         let (intake, mut arrivals) = Intake::start(vec![incoming], window);
 
         let (mut chunks, mut content, mut new_link) = (0, None, None);
         while content.is_none() {
             if chunks == cut_after && new_link.is_none() {
-                new_link = Some(relink(&mut pair, &sender, &intake, window).await);
+                new_link = Some(relink(&mut pair, &mut sender, &intake, window).await);
             }
             tokio::select! {
                 received = pair.arriving.recv() => {
@@ -224,7 +239,7 @@ async fn an_upload_cut_anywhere_goes_on_where_it_was() {
                     chunks += 1;
                 }
                 arrival = within("an arrival", arrivals.recv()) => match arrival.expect("not over yet") {
-                    Arrival::Credit { blob, received_bytes } => sender.credit(blob, received_bytes).await,
+                    Arrival::Credit { blob, received_bytes } => sender.credit(blob, received_bytes),
                     Arrival::Complete { content: whole, .. } => content = Some(whole),
                     Arrival::Failed(error) => panic!("{error}"),
                 },
@@ -238,8 +253,8 @@ async fn an_upload_cut_anywhere_goes_on_where_it_was() {
 }
 
 /// Cuts the connection as a network would, makes a new one and says where to go on. Gives the new connection's name.
-async fn relink(pair: &mut Pair, sender: &Sender, intake: &Intake, window: u32) -> PeerId {
-    sender.feedback.send(Feedback::Unlinked).await.expect("the upload goes on");
+async fn relink(pair: &mut Pair, sender: &mut Sender, intake: &Intake, window: u32) -> PeerId {
+    sender.tell(Feedback::Unlinked);
     (pair.outlet, pair.heard) = dial(&pair.context, &pair.door).await;
     pair.outlet.send(Frame::new(b"open again".to_vec())).await.expect("room");
     let peer = loop {
@@ -249,8 +264,8 @@ async fn relink(pair: &mut Pair, sender: &Sender, intake: &Intake, window: u32) 
         }
     };
     let blobs = intake.needs();
-    sender.feedback.send(Feedback::Relinked(pair.outlet.clone())).await.expect("the upload goes on");
-    sender.feedback.send(Feedback::Needs { blobs, window_bytes: window }).await.expect("the upload goes on");
+    sender.tell(Feedback::Relinked(pair.outlet.clone()));
+    sender.tell(Feedback::Needs { blobs, window_bytes: window });
     peer
 }
 
@@ -263,8 +278,8 @@ async fn a_damaged_byte_is_noticed_and_nothing_is_left_behind() {
     let target = folder.path("in");
     let incoming = Incoming::to_file(&target, 0, MIB as u64, Digest::of(&bytes)).expect("room");
     let outgoing = Outgoing::new(Role::Client, attempt(), vec![(0, Source::memory(damaged.into()))], MIB as u32);
-    let sender = Sender::start(outgoing, &pair.outlet);
-    let error = receive(&mut pair.arriving, vec![incoming], &sender, MIB as u32).await.expect_err("damaged");
+    let mut sender = Sender::start(outgoing, &pair.outlet);
+    let error = receive(&mut pair.arriving, vec![incoming], &mut sender, MIB as u32).await.expect_err("damaged");
     assert!(matches!(error, IncomingError::DigestMismatch { blob: 0, .. }), "{error}");
     gone(&target).await;
 }
@@ -285,7 +300,8 @@ async fn a_file_that_changes_under_way_stops_the_upload_by_name() {
         let (mut pair, folder) = (Pair::connected().await, Folder::new());
         let path = folder.with_file("growing.bin", &noise(4 * MIB));
         let source = Source::file(&path).expect("readable");
-        let sender = Sender::start(Outgoing::new(Role::Client, attempt(), vec![(1, source)], MIB as u32), &pair.outlet);
+        let mut sender =
+            Sender::start(Outgoing::new(Role::Client, attempt(), vec![(1, source)], MIB as u32), &pair.outlet);
         let first = within("a chunk", pair.arriving.recv()).await.expect("the door is open").frame.payload.len();
         let file = fs::OpenOptions::new().append(true).open(&path).expect("writable");
         if shorter {
@@ -294,7 +310,7 @@ async fn a_file_that_changes_under_way_stops_the_upload_by_name() {
             (&file).write_all(b"more").expect("appended");
         }
         // The window may be full: this makes it look at the file once more.
-        sender.credit(1, first as u64).await;
+        sender.credit(1, first as u64);
         match sender.result().await {
             Err(UploadError::Changed { path: named }) => assert_eq!(named, path),
             other => panic!("{other:?}"),
@@ -307,7 +323,8 @@ async fn without_credit_no_more_than_the_window_is_sent() {
     let mut pair = Pair::connected().await;
     let window = 3 * MIB / 2;
     let source = Source::memory(noise(8 * MIB).into());
-    let sender = Sender::start(Outgoing::new(Role::Client, attempt(), vec![(0, source)], window as u32), &pair.outlet);
+    let mut sender =
+        Sender::start(Outgoing::new(Role::Client, attempt(), vec![(0, source)], window as u32), &pair.outlet);
     let (mut arrived, mut credited) = (0, 0);
     while arrived < 8 * MIB {
         match timeout(Duration::from_millis(200), pair.arriving.recv()).await {
@@ -318,11 +335,11 @@ async fn without_credit_no_more_than_the_window_is_sent() {
             Err(_) => {
                 assert!(window - (arrived - credited) < 256 * 1024, "the window is not used: {arrived}, {credited}");
                 credited = arrived;
-                sender.credit(0, credited as u64).await;
+                sender.credit(0, credited as u64);
             }
         }
     }
-    sender.credit(0, arrived as u64).await;
+    sender.credit(0, arrived as u64);
     sender.result().await.expect("sent");
 }
 
@@ -333,16 +350,16 @@ async fn a_blob_that_the_peer_has_is_not_sent_and_one_it_lacks_is() {
     let sources = || vec![(0, Source::memory(model.clone().into())), (1, Source::memory(input.clone().into()))];
     let incoming = |blob, bytes: &[u8]| Incoming::to_memory(blob, bytes.len() as u64, Digest::of(bytes));
 
-    let sender = Sender::start(Outgoing::new(Role::Client, attempt(), sources(), MIB as u32).held(0), &pair.outlet);
-    receive(&mut pair.arriving, vec![incoming(1, &input)], &sender, MIB as u32).await.expect("the input");
+    let mut sender = Sender::start(Outgoing::new(Role::Client, attempt(), sources(), MIB as u32).held(0), &pair.outlet);
+    receive(&mut pair.arriving, vec![incoming(1, &input)], &mut sender, MIB as u32).await.expect("the input");
     assert_eq!(sender.result().await.expect("sent").wire_bytes, 100);
 
     // It was evicted meanwhile: the worker asks for it after all.
-    let sender = Sender::start(Outgoing::new(Role::Client, attempt(), sources(), MIB as u32).held(0), &pair.outlet);
+    let mut sender = Sender::start(Outgoing::new(Role::Client, attempt(), sources(), MIB as u32).held(0), &pair.outlet);
     let needs = Feedback::Needs { blobs: vec![(0, 0), (1, 0)], window_bytes: MIB as u32 };
-    sender.feedback.send(needs).await.expect("the upload goes on");
+    sender.tell(needs);
     let both = vec![incoming(0, &model), incoming(1, &input)];
-    let contents = receive(&mut pair.arriving, both, &sender, MIB as u32).await.expect("both");
+    let contents = receive(&mut pair.arriving, both, &mut sender, MIB as u32).await.expect("both");
     assert!(read(&contents[&0]) == model);
     let report = sender.result().await.expect("sent");
     assert_eq!((report.wire_bytes, report.repeated_bytes), (MIB as u64 + 100, 0));
@@ -359,9 +376,9 @@ async fn compressed_chunks_arrive_as_they_were() {
             Outgoing::new(Role::Client, attempt(), vec![(0, Source::memory(text.clone().into()))], MIB as u32)
                 .compress(compression)
                 .link(link_bytes_per_s);
-        let sender = Sender::start(outgoing, &pair.outlet);
+        let mut sender = Sender::start(outgoing, &pair.outlet);
         let incoming = Incoming::to_memory(0, text.len() as u64, Digest::of(&text));
-        let contents = receive(&mut pair.arriving, vec![incoming], &sender, MIB as u32).await.expect("no error");
+        let contents = receive(&mut pair.arriving, vec![incoming], &mut sender, MIB as u32).await.expect("no error");
         assert!(read(&contents[&0]) == text);
         let report = sender.result().await.expect("sent");
         assert_eq!(report.wire_bytes < report.blob_bytes / 2, fewer, "{compression:?}: {report:?}");
@@ -459,17 +476,58 @@ async fn no_room_is_said_before_anything_is_sent() {
 async fn a_peer_that_acknowledges_too_much_is_not_believed() {
     let pair = Pair::connected().await;
     let source = Source::memory(noise(100).into());
-    let sender = Sender::start(Outgoing::new(Role::Client, attempt(), vec![(0, source)], 1000), &pair.outlet);
-    sender.credit(0, 101).await;
+    let mut sender = Sender::start(Outgoing::new(Role::Client, attempt(), vec![(0, source)], 1000), &pair.outlet);
+    sender.credit(0, 101);
     assert!(matches!(sender.result().await, Err(UploadError::Protocol(_))));
 }
 
 #[tokio::test]
 async fn an_upload_that_nobody_follows_stops() {
     let pair = Pair::connected().await;
-    let source = Source::memory(noise(100).into());
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("blob");
+    fs::write(&path, noise(100)).expect("written");
+    let source = Source::file(&path).expect("readable");
     let sender = Sender::start(Outgoing::new(Role::Client, attempt(), vec![(0, source)], 1000), &pair.outlet);
-    let Sender { feedback, upload } = sender;
-    drop(feedback);
-    assert!(matches!(within("the end", upload).await.expect("no panic"), Err(UploadError::Stopped)));
+    let Sender { uploading, ended, .. } = sender;
+    drop(uploading);
+    assert!(within("the end of its task", ended).await.is_err(), "nothing is said of it any more");
+}
+
+#[tokio::test]
+async fn little_is_sent_behind_its_announcement_before_anybody_waits() {
+    let mut pair = Pair::connected().await;
+    let outgoing = || {
+        let source = Source::memory(noise(1000).into());
+        Outgoing::new(Role::Client, attempt(), vec![(1, source)], MIB as u32)
+    };
+    let mut sender = Sender::start(outgoing().behind(Frame::new(b"first".to_vec())), &pair.outlet);
+    assert!(sender.end.is_none(), "nobody has acknowledged it");
+    let first = within("the announcement", pair.arriving.recv()).await.expect("open").frame;
+    assert_eq!(first.head, b"first"[..]);
+    let chunk = within("the chunk", pair.arriving.recv()).await.expect("open").frame;
+    assert_eq!(chunk_of(&chunk).offset, 0);
+    sender.credit(1, 1000);
+    assert_eq!(sender.end.expect("the last credit ends it").expect("sent").blob_bytes, 1000);
+}
+
+#[tokio::test]
+async fn little_waits_in_a_thread_for_a_peer_whose_queue_is_full() {
+    let mut pair = Pair::connected().await;
+    let filler = || Frame { payload: noise(MIB).into(), ..Frame::new(b"filler".to_vec()) };
+    let mut fillers = 0;
+    while pair.outlet.try_send(filler()).is_ok() {
+        fillers += 1;
+    }
+    let source = Source::memory(noise(1000).into());
+    let outgoing = Outgoing::new(Role::Client, attempt(), vec![(1, source)], MIB as u32);
+    let mut sender = Sender::start(outgoing.behind(filler()), &pair.outlet);
+    for _ in 0..=fillers {
+        let frame = within("a filler", pair.arriving.recv()).await.expect("open").frame;
+        assert_eq!(frame.head, b"filler"[..]);
+    }
+    let chunk = within("the chunk", pair.arriving.recv()).await.expect("open").frame;
+    assert_eq!(chunk_of(&chunk).blob, 1);
+    sender.credit(1, 1000);
+    sender.result().await.expect("sent");
 }

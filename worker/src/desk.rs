@@ -26,14 +26,14 @@ use tokio::{
 };
 use tracing::{debug, error, warn};
 
-use self::attempt::{Attempt, Stage, Upload};
+use self::attempt::{Attempt, Stage};
 use crate::{
     batch::Batch,
     keep::Found,
     links::Links,
     material::Material,
     oip::Output,
-    receive::{Inputs, Order, Way},
+    receive::{Begun, Inputs, Order, Way},
     tools::Tools,
 };
 
@@ -132,7 +132,7 @@ impl Desk {
                     None => return self.leave().await,
                 },
                 Some(note) = self.notes.recv() => self.noted(note).await,
-                received = next_frame(&mut self.inbox) => self.received(received).await,
+                received = next_frame(&mut self.inbox) => self.came_in(received).await,
             }
         }
     }
@@ -175,7 +175,9 @@ impl Desk {
                 }
                 self.tell_client(link, &message);
             }
-            Action::Receive { id, link, manifest, ticket, resume: _ } => self.receive(id, link, *manifest, *ticket),
+            Action::Receive { id, link, manifest, ticket, resume: _ } => {
+                self.receive(id, link, *manifest, *ticket).await;
+            }
             Action::RunBatch { batch, parts, slot, device, kind, limit } => {
                 debug!(batch = batch.0, slot = slot.0, device, ?kind, parts = parts.len(), "batch");
                 self.run_batch(batch, parts, device, kind, limit).await;
@@ -196,7 +198,7 @@ impl Desk {
         }
     }
 
-    fn receive(&mut self, id: AttemptId, link: LinkId, manifest: Manifest, ticket: Ticket) {
+    async fn receive(&mut self, id: AttemptId, link: LinkId, manifest: Manifest, ticket: Ticket) {
         let early = self.early.take(id, link);
         let Some(outlet) = self.links.outlet(link).cloned() else { return };
         if let Some(attempt) = self.attempts.get_mut(&id) {
@@ -211,13 +213,25 @@ impl Desk {
         if let Some(prepared) = order.prepare_quickly(&self.tools.store, &self.tools.memory) {
             let (intake, receiving) = prepared.start(order);
             attempt.stage = Stage::Receiving(intake);
-            attempt.task =
-                Some(self.spawn_received(id, number, async move |tools| receiving.finish(&tools, &way).await));
             let pushed = attempt.push_all(early);
-            let needs = attempt.needs();
+            let needs = attempt.needs().unwrap_or_default();
+            let ended = match (pushed, receiving.begin()) {
+                (Err(failure), _) => {
+                    attempt.stop();
+                    Some(Err(failure))
+                }
+                (Ok(()), Begun::Ended(inputs)) => Some(inputs),
+                (Ok(()), Begun::GoesOn(receiving)) => {
+                    let receiving = async move |tools| receiving.finish(&tools, &way).await;
+                    attempt.task = Some(self.spawn_received(id, number, receiving));
+                    None
+                }
+            };
             self.attempts.insert(id, attempt);
-            self.pushed(id, pushed);
-            self.accept(id, link, needs.unwrap_or_default());
+            self.accept(id, link, needs);
+            if let Some(inputs) = ended {
+                self.received(id, number, inputs).await;
+            }
         } else {
             attempt.stage = Stage::Preparing(early);
             let note = self.note.clone();
@@ -274,17 +288,18 @@ impl Desk {
             (result.outcome, outputs) = with_outputs(result.outcome, attempt);
         }
         result.outputs = outputs.iter().map(Output::declaration).collect();
-        match WorkerToClient::Result(result).to_frame() {
-            Ok(frame) => {
-                let upload = Upload::start(id, frame, outputs, outlet, window_bytes, self.tools.clone());
-                if let (Some(upload), Some(attempt)) = (upload, self.attempts.get_mut(&id)) {
-                    attempt.upload = Some(upload);
+        let frame = WorkerToClient::Result(result).to_frame().map_err(|error| {
+            Failure::new(ErrorCode::ResultTooLarge, format!("the result cannot be described: {error}"))
+        });
+        let tools = &self.tools;
+        match frame.and_then(|frame| attempt::send_result(id, frame, &outputs, outlet, window_bytes, tools)) {
+            Ok(upload) => {
+                if let Some(attempt) = self.attempts.get_mut(&id) {
+                    attempt.upload = upload;
                 }
             }
-            Err(error) => {
-                let text = format!("the result cannot be described: {error}");
-                let refuse = Refuse { id, code: ErrorCode::ResultTooLarge, text };
-                self.tell_client(link, &WorkerToClient::Refuse(refuse));
+            Err(Failure { code, text }) => {
+                self.tell_client(link, &WorkerToClient::Refuse(Refuse { id, code, text }));
             }
         }
     }
@@ -348,21 +363,7 @@ impl Desk {
                 self.pushed(id, pushed);
                 self.accept(id, link, needs);
             }
-            Note::Received { id, number, inputs } => {
-                let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.number == number) else {
-                    return;
-                };
-                attempt.task = None;
-                let event = match inputs {
-                    Ok(inputs) => {
-                        attempt.stage =
-                            Stage::Here(Material::new(attempt.order.clone(), inputs, &self.tools.memory).into());
-                        Event::Received { id }
-                    }
-                    Err(Failure { code, text }) => Event::ReceiveFailed { id, code, text },
-                };
-                self.tell_machine(event).await;
-            }
+            Note::Received { id, number, inputs } => self.received(id, number, inputs).await,
             Note::BatchEnded { batch, ended } => {
                 // One that was killed meanwhile has no end that anybody waits for.
                 if self.batches.remove(&batch).is_some() {
@@ -379,6 +380,20 @@ impl Desk {
             Note::Heard { link, heard: Heard::Lost } => drop(self.links.set_lost(link, true)),
             Note::Closed { link } => self.links.remove(link),
         }
+    }
+
+    /// Everything of an attempt is here, or will not come.
+    async fn received(&mut self, id: AttemptId, number: u64, inputs: Result<Inputs, Failure>) {
+        let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.number == number) else { return };
+        attempt.task = None;
+        let event = match inputs {
+            Ok(inputs) => {
+                attempt.stage = Stage::Here(Material::new(attempt.order.clone(), inputs, &self.tools.memory).into());
+                Event::Received { id }
+            }
+            Err(Failure { code, text }) => Event::ReceiveFailed { id, code, text },
+        };
+        self.tell_machine(event).await;
     }
 
     async fn dialled(
@@ -409,7 +424,7 @@ impl Desk {
 
     // The door.
 
-    async fn received(&mut self, received: Received) {
+    async fn came_in(&mut self, received: Received) {
         let mut next = Some(received);
         for _ in 0..FRAMES_AT_ONCE {
             let Some(received) = next else { return };

@@ -180,6 +180,8 @@ pub(crate) struct Receiving {
     memory: MemoryShare,
     arriving: Vec<Arriving>,
     arrivals: mpsc::Receiver<Arrival>,
+    /// By input.
+    payloads: Vec<Option<Payload>>,
     /// Blobs that are not complete.
     missing: usize,
     announced_bytes: u64,
@@ -194,16 +196,40 @@ impl Prepared {
         let announced_bytes = inputs_bytes + coming.map(|(_, model)| model.size_bytes).sum::<u64>();
         let (intake, arrivals) = Intake::start(self.incoming, WINDOW_BYTES);
         let Self { models, files, memory, arriving, .. } = self;
-        (intake, Receiving { order, models, files, memory, arriving, arrivals, missing, announced_bytes })
+        let payloads = vec![None; order.manifest.inputs.len()];
+        (intake, Receiving { order, models, files, memory, arriving, arrivals, payloads, missing, announced_bytes })
     }
 }
 
+/// A transfer once the chunks that came with its opening were taken in.
+pub(crate) enum Begun {
+    /// That was all of it.
+    Ended(Result<Inputs, Failure>),
+    /// More is to come.
+    GoesOn(Receiving),
+}
+
 impl Receiving {
+    /// Takes what has arrived by now, without waiting. Not for detached attempts, which are kept on disk first.
+    pub(crate) fn begin(mut self) -> Begun {
+        while let Ok(arrival) = self.arrivals.try_recv() {
+            match arrival {
+                // `Accept`, which is still to be sent, says as much.
+                Arrival::Credit { .. } => {}
+                Arrival::Complete { blob, content } => {
+                    if let Err(failure) = self.place(blob, content) {
+                        return Begun::Ended(Err(failure));
+                    }
+                }
+                Arrival::Failed(error) => return Begun::Ended(Err(failed(error))),
+            }
+        }
+        if self.missing > 0 { Begun::GoesOn(self) } else { Begun::Ended(self.into_inputs()) }
+    }
+
     /// Waits for everything. `way` leads to the client and changes when the client comes back over a new link.
     pub(crate) async fn finish(mut self, tools: &Arc<Tools>, way: &Way) -> Result<Inputs, Failure> {
         let begun = Instant::now();
-        let inputs = self.order.manifest.inputs.len();
-        let mut payloads: Vec<Option<Payload>> = vec![None; inputs];
         let mut held_back = Vec::new();
         while self.missing > 0 {
             match self.arrivals.recv().await {
@@ -215,29 +241,48 @@ impl Receiving {
                         way.acknowledge(credit).await;
                     }
                 }
-                Some(Arrival::Complete { blob, content }) => {
-                    match usize::from(blob).checked_sub(1).and_then(|input| payloads.get_mut(input)) {
-                        Some(place) => *place = Some(self.payload(blob, content)?),
-                        None => self.adopt_model(blob, tools).await?,
-                    }
+                Some(Arrival::Complete { blob, .. }) if self.input_of(blob).is_none() => {
+                    self.adopt_model(blob, tools).await?;
                     self.missing -= 1;
                 }
+                Some(Arrival::Complete { blob, content }) => self.place(blob, content)?,
                 Some(Arrival::Failed(error)) => return Err(failed(error)),
                 None => return Err(Failure::new(ErrorCode::WorkerLost, "the transfer was stopped")),
             }
         }
         tools.link_speed.saw(self.announced_bytes, begun.elapsed());
-        let mut payloads: Vec<Payload> = payloads.into_iter().flatten().collect();
-        if payloads.len() != inputs {
-            return Err(Failure::new(ErrorCode::BadChunk, "an input is missing"));
+        if !self.order.is_detached() {
+            return self.into_inputs();
         }
-        if self.order.is_detached() {
-            payloads = self.keep(tools, payloads).await?;
-            self.memory.change(0);
-            for credit in held_back {
-                way.acknowledge(credit).await;
-            }
+        let (keep, order): (Keep, Order) = (tools.keep.clone(), self.order.clone());
+        let Inputs { models, payloads, mut memory } = self.into_inputs()?;
+        let save = move || keep.save(order.id, &order.ticket, &order.manifest, payloads).map_err(Failure::from);
+        let payloads = blocking(save).await?;
+        memory.change(0);
+        for credit in held_back {
+            way.acknowledge(credit).await;
         }
+        Ok(Inputs { models, payloads, memory })
+    }
+
+    /// Which input this blob is; `None` for models.
+    fn input_of(&self, blob: BlobIndex) -> Option<usize> {
+        usize::from(blob).checked_sub(1).filter(|input| *input < self.payloads.len())
+    }
+
+    /// An input is complete.
+    fn place(&mut self, blob: BlobIndex, content: Content) -> Result<(), Failure> {
+        let payload = self.payload(blob, content)?;
+        if let Some(place) = self.input_of(blob).and_then(|input| self.payloads.get_mut(input)) {
+            *place = Some(payload);
+            self.missing -= 1;
+        }
+        Ok(())
+    }
+
+    fn into_inputs(self) -> Result<Inputs, Failure> {
+        let payloads = self.payloads.into_iter().collect::<Option<Vec<Payload>>>();
+        let payloads = payloads.ok_or_else(|| Failure::new(ErrorCode::BadChunk, "an input is missing"))?;
         Ok(Inputs { models: self.models, payloads, memory: self.memory })
     }
 
@@ -280,11 +325,6 @@ impl Receiving {
                 None => Err(Failure::new(ErrorCode::BadChunk, "an input came twice")),
             },
         }
-    }
-
-    async fn keep(&self, tools: &Arc<Tools>, payloads: Vec<Payload>) -> Result<Vec<Payload>, Failure> {
-        let (keep, order): (Keep, Order) = (tools.keep.clone(), self.order.clone());
-        blocking(move || keep.save(order.id, &order.ticket, &order.manifest, payloads).map_err(Failure::from)).await
     }
 }
 

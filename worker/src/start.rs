@@ -31,8 +31,9 @@ use crate::{
     units::show_bytes,
 };
 
-/// Threads that carry out: sockets, transfers and runners' answers. More would only share the same bytes.
-const THREADS_MAX: usize = 4;
+/// One thread carries out: sockets, transfers and runners' answers. Large blobs are hashed and written by threads of their own,
+/// and a second one here would only be woken for every message.
+const CARRYING_THREADS: usize = 1;
 
 /// Runners get this long to end and be cleaned up when the worker leaves.
 const END_WAIT: Duration = Duration::from_secs(10);
@@ -126,8 +127,8 @@ fn warn_of_devices(config: &Config, machine: &Machine) {
 }
 
 fn carrying_runtime() -> Result<Runtime, StartError> {
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
-    let runtime = Builder::new_multi_thread().worker_threads(threads).thread_name("mesh-carry").enable_all().build();
+    let mut builder = Builder::new_multi_thread();
+    let runtime = builder.worker_threads(CARRYING_THREADS).thread_name("mesh-carry").enable_all().build();
     Ok(runtime.context("cannot start threads")?)
 }
 

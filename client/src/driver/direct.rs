@@ -8,7 +8,7 @@ use std::{
 use mesh_core::client::Event;
 use mesh_transport::{
     Heard, Received,
-    blob::{UploadError, Uploaded},
+    blob::{UploadEnd, UploadError},
 };
 use proto_msgs::{
     AttemptId, ClientToWorker, Digest, Direction, ErrorCode, Frame, Grant, Outcome, Phase, WorkerId, WorkerToClient,
@@ -83,8 +83,9 @@ impl Driver {
         send(&mut self.links, link, &message);
         let session = self.sessions.get_mut(&id).expect("invariant: nothing was removed since it was found");
         let sending = Sending { happened: &self.happened, link_bytes_per_s: self.links.bytes_per_s(link) };
-        if let Err(error) = session.opened(link, &outlet, resume, &sending) {
-            self.send_failed(id, &error);
+        match session.opened(link, &outlet, resume, &sending) {
+            Ok(()) => self.look_at_upload(id),
+            Err(error) => self.send_failed(id, &error),
         }
     }
 
@@ -168,7 +169,7 @@ impl Driver {
             Happened::Arrived { id, serial, arrival } => {
                 if let Some(session) = self.sessions.get_mut(&id) {
                     let taken = session.arrived(serial, arrival);
-                    self.taken(id, taken);
+                    self.taken(id, vec![taken]);
                 }
             }
         }
@@ -239,17 +240,16 @@ impl Driver {
         let Some(session) = self.sessions.get_mut(&id).filter(|session| session.link == Some(link)) else { return };
         match message {
             WorkerToClient::Chunk(chunk) => {
-                let broken = session.chunk(chunk, frame.payload).err();
+                let taken = session.chunk(chunk, frame.payload);
                 self.step(Event::WorkerAlive { id });
-                if let Some(error) = broken {
-                    self.step(Event::ResultBroken { id, text: error.to_string() });
-                }
+                self.taken(id, taken.unwrap_or_else(|error| vec![Taken::Broken(error.to_string())]));
             }
             WorkerToClient::Credit(credit) => {
                 if let Some((sent_bytes, total_bytes)) = session.credit(credit) {
                     self.tell_user(id.task, News::Sending { sent_bytes, total_bytes });
                 }
                 self.step(Event::WorkerAlive { id });
+                self.look_at_upload(id);
             }
             // It has dialled in, and the attempt is open: nothing new.
             WorkerToClient::DialIn(_) => {}
@@ -261,6 +261,7 @@ impl Driver {
                 match accepted {
                     Ok(has) => {
                         self.note_models(link, has);
+                        self.look_at_upload(id);
                         self.check_sent(id);
                     }
                     Err(error) => self.send_failed(id, &error),
@@ -280,11 +281,21 @@ impl Driver {
         }
     }
 
-    fn upload_ended(&mut self, id: AttemptId, serial: u64, result: Result<Uploaded, UploadError>) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        if !session.is_upload_ended(serial) {
-            return;
+    fn upload_ended(&mut self, id: AttemptId, serial: u64, result: UploadEnd) {
+        if self.sessions.get_mut(&id).is_some_and(|session| session.is_upload_ended(serial)) {
+            self.sent(id, result);
         }
+    }
+
+    /// An upload may have ended with what it was just told.
+    fn look_at_upload(&mut self, id: AttemptId) {
+        if let Some(end) = self.sessions.get_mut(&id).and_then(Session::take_upload_end) {
+            self.sent(id, end);
+        }
+    }
+
+    fn sent(&mut self, id: AttemptId, result: UploadEnd) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
         match result {
             Ok(uploaded) => {
                 tracing::debug!(?id, ?uploaded, "sent");
@@ -320,16 +331,18 @@ impl Driver {
         self.step(Event::SendFailed { id, outcome: Outcome::failed(code, error.to_string()) });
     }
 
-    pub(super) fn taken(&mut self, id: AttemptId, taken: Taken) {
-        match taken {
-            Taken::More => {}
-            Taken::Credit(message) => self.tell_worker(id, &message),
-            Taken::Broken(text) => self.step(Event::ResultBroken { id, text }),
-            Taken::All(outputs) => {
-                if let Some(live) = self.live.get_mut(&id.task) {
-                    live.outputs = outputs;
+    pub(super) fn taken(&mut self, id: AttemptId, taken: Vec<Taken>) {
+        for taken in taken {
+            match taken {
+                Taken::More => {}
+                Taken::Credit(message) => self.tell_worker(id, &message),
+                Taken::Broken(text) => self.step(Event::ResultBroken { id, text }),
+                Taken::All(outputs) => {
+                    if let Some(live) = self.live.get_mut(&id.task) {
+                        live.outputs = outputs;
+                    }
+                    self.step(Event::ResultVerified { id });
                 }
-                self.step(Event::ResultVerified { id });
             }
         }
     }

@@ -118,6 +118,10 @@ impl Incoming {
         self.size_bytes
     }
 
+    pub(crate) fn goes_to_memory(&self) -> bool {
+        matches!(self.sink, Sink::Memory(_))
+    }
+
     /// Bytes from the beginning that are in place.
     pub(crate) fn written_bytes(&self) -> u64 {
         self.written_bytes

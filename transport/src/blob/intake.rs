@@ -1,4 +1,5 @@
-//! Takes the blobs of one attempt in, on a thread of its own: the caller's task only checks and hands over.
+//! Takes the blobs of one attempt in, on a thread of its own: the caller's task only checks and hands over. Little that goes to
+//! memory is taken in by the caller itself: waking a thread costs more than hashing it.
 
 use std::{
     collections::HashMap,
@@ -13,7 +14,10 @@ use bytes::Bytes;
 use proto_msgs::{BlobIndex, Chunk, limits::CHUNK_BYTES_MAX};
 use tokio::sync::mpsc;
 
-use super::incoming::{Content, Incoming, IncomingError};
+use super::{
+    incoming::{Content, Incoming, IncomingError},
+    outgoing::LIGHT_BYTES_MAX,
+};
 
 /// Credit is told when this part of the window has come in: often enough that the sender never waits for it.
 const CREDITS_PER_WINDOW: u64 = 8;
@@ -24,8 +28,11 @@ const CREDIT_EVERY: Duration = Duration::from_millis(100);
 /// Chunks that wait for the thread. Honest ones are larger than 4 KiB, so that this is more than a window of them.
 const QUEUED_MAX: usize = 4096;
 
-/// Things told that wait for the caller.
+/// Credits told that wait for the caller.
 const ARRIVALS_MAX: usize = 64;
+
+/// Its last credit, and that it is complete or why not.
+const ENDS_OF_A_BLOB: usize = 2;
 
 /// What the receiver of blobs is told.
 #[derive(Debug)]
@@ -48,13 +55,21 @@ pub enum Arrival {
     Failed(IncomingError),
 }
 
-/// Takes blobs in, on a thread of its own. Dropping it stops the thread and removes files that are not complete.
+/// Takes blobs in. Dropping it stops its thread, if it has one, and removes files that are not complete.
 #[derive(Debug)]
 pub struct Intake {
     window_bytes: u64,
     progress: Arc<Mutex<HashMap<BlobIndex, Progress>>>,
-    queued: Arc<AtomicUsize>,
-    chunks: mpsc::UnboundedSender<Piece>,
+    taker: Taker,
+}
+
+/// Who writes and hashes.
+#[derive(Debug)]
+enum Taker {
+    /// A thread.
+    Thread { queued: Arc<AtomicUsize>, chunks: mpsc::UnboundedSender<Piece> },
+    /// Whoever hands a chunk over; nobody once something was wrong.
+    Caller(Mutex<Option<Here>>),
 }
 
 /// How far a blob is.
@@ -81,34 +96,42 @@ struct Piece {
 impl Intake {
     /// Starts to take these blobs in. Empty blobs are complete at once. Must be called within a tokio runtime.
     pub fn start(blobs: Vec<Incoming>, window_bytes: u32) -> (Self, mpsc::Receiver<Arrival>) {
-        let (chunks, pieces) = mpsc::unbounded_channel();
-        let (told, arrivals) = mpsc::channel(ARRIVALS_MAX);
+        let window_bytes = u64::from(window_bytes);
+        let size_bytes: u64 = blobs.iter().map(Incoming::size_bytes).sum();
+        let is_light = size_bytes <= LIGHT_BYTES_MAX.min(window_bytes) && blobs.iter().all(Incoming::goes_to_memory);
+        // Room for what must not be lost, the ends of all blobs, and beside it for credits, of which each stands for those
+        // before it.
+        let (told, arrivals) = mpsc::channel(ARRIVALS_MAX + ENDS_OF_A_BLOB * blobs.len());
         let progress = blobs.iter().map(|incoming| {
             let size_bytes = incoming.size_bytes();
             (incoming.blob(), Progress { size_bytes, pushed_bytes: 0, written_bytes: 0, told_bytes: 0 })
         });
         let progress = Arc::new(Mutex::new(progress.collect()));
-        let queued = Arc::new(AtomicUsize::new(0));
-        let window_bytes = u64::from(window_bytes);
-        let receiver = Receiver {
-            blobs: blobs.into_iter().map(|incoming| (incoming.blob(), Open { incoming, credited_bytes: 0 })).collect(),
+        let blobs = blobs.into_iter().map(|incoming| (incoming.blob(), Open { incoming, credited_bytes: 0 })).collect();
+        let writer = Writer {
+            blobs,
             credit_step_bytes: window_bytes / CREDITS_PER_WINDOW,
             credited_at: Instant::now(),
             progress: Arc::clone(&progress),
-            queued: Arc::clone(&queued),
-            told,
             inflated: Vec::new(),
         };
-        tokio::task::spawn_blocking(move || receiver.run(pieces));
-        (Self { window_bytes, progress, queued, chunks }, arrivals)
+        let taker = if is_light { Taker::caller(writer, told) } else { Taker::thread(writer, told) };
+        (Self { window_bytes, progress, taker }, arrivals)
     }
 
-    /// Hands over a chunk. Never blocks: at most a window of bytes waits for the thread. Bytes that are here already and
+    /// Hands over a chunk. Never waits: at most a window of bytes waits for the thread. Bytes that are here already and
     /// blobs that nobody asked for are dropped: the peer may not know yet.
     ///
     /// # Errors
     /// If the peer left bytes out, sent more than announced, or more than the window.
     pub fn push(&self, chunk: Chunk, payload: Bytes) -> Result<(), IncomingError> {
+        let blob = chunk.blob;
+        let Some(piece) = self.admit(chunk, payload)? else { return Ok(()) };
+        self.taker.take(piece).map_err(|reason| IncomingError::Protocol { blob, reason: reason.to_owned() })
+    }
+
+    /// The chunk as it is to be written; `None` if nothing of it is.
+    fn admit(&self, chunk: Chunk, payload: Bytes) -> Result<Option<Piece>, IncomingError> {
         let broken = |reason: &str| IncomingError::Protocol { blob: chunk.blob, reason: reason.to_owned() };
         let len = chunk.inflated_bytes.map_or(payload.len(), |inflated| inflated as usize);
         if len == 0 || len > CHUNK_BYTES_MAX {
@@ -116,11 +139,11 @@ impl Intake {
         }
         let mut progress = lock(&self.progress);
         let under_way: u64 = progress.values().map(|blob| blob.pushed_bytes - blob.told_bytes).sum();
-        let Some(blob) = progress.get_mut(&chunk.blob) else { return Ok(()) };
+        let Some(blob) = progress.get_mut(&chunk.blob) else { return Ok(None) };
         let end = chunk.offset.checked_add(len as u64).filter(|end| *end <= blob.size_bytes);
         let end = end.ok_or_else(|| broken("more bytes than announced"))?;
         if end <= blob.pushed_bytes {
-            return Ok(());
+            return Ok(None);
         }
         if chunk.offset > blob.pushed_bytes {
             return Err(broken("bytes are missing"));
@@ -128,14 +151,15 @@ impl Intake {
         if under_way + (end - blob.pushed_bytes) > self.window_bytes {
             return Err(broken("more bytes than the window"));
         }
-        if self.queued.fetch_add(1, Ordering::Relaxed) >= QUEUED_MAX {
-            return Err(broken("too many small chunks"));
-        }
         let skip_bytes = (blob.pushed_bytes - chunk.offset) as usize;
         blob.pushed_bytes = end;
-        // Fails only when the thread has ended with an error, which it has told.
-        let _told_already = self.chunks.send(Piece { chunk, payload, skip_bytes });
-        Ok(())
+        Ok(Some(Piece { chunk, payload, skip_bytes }))
+    }
+
+    /// Little that goes to memory: what a chunk brings about is told before [`Self::push`] returns, and what is complete from the
+    /// beginning before [`Self::start`] does.
+    pub fn is_light(&self) -> bool {
+        matches!(self.taker, Taker::Caller(_))
     }
 
     /// Whether everything before the chunk is here: [`Self::push`] takes no other.
@@ -159,46 +183,108 @@ impl Intake {
     }
 }
 
-/// The thread's side.
-struct Receiver {
+impl Taker {
+    fn caller(writer: Writer, told: mpsc::Sender<Arrival>) -> Self {
+        let mut here = Here { ends: ENDS_OF_A_BLOB * writer.blobs.len(), writer, told };
+        let begun = here.writer.begin();
+        let is_open = tell(begun, |arrival| here.tell(arrival));
+        Self::Caller(Mutex::new(is_open.then_some(here)))
+    }
+
+    fn thread(mut writer: Writer, told: mpsc::Sender<Arrival>) -> Self {
+        let (chunks, mut pieces) = mpsc::unbounded_channel::<Piece>();
+        let queued = Arc::new(AtomicUsize::new(0));
+        let waiting = Arc::clone(&queued);
+        tokio::task::spawn_blocking(move || {
+            let tell = |arrivals| tell(arrivals, |arrival| told.blocking_send(arrival).is_ok());
+            let mut is_open = tell(writer.begin());
+            while is_open && let Some(piece) = pieces.blocking_recv() {
+                waiting.fetch_sub(1, Ordering::Relaxed);
+                is_open = tell(writer.take(&piece));
+            }
+        });
+        Self::Thread { queued, chunks }
+    }
+
+    fn take(&self, piece: Piece) -> Result<(), &'static str> {
+        match self {
+            Self::Thread { queued, chunks } => {
+                if queued.fetch_add(1, Ordering::Relaxed) >= QUEUED_MAX {
+                    return Err("too many small chunks");
+                }
+                // Fails only when the thread has ended with an error, which it has told.
+                let _told_already = chunks.send(piece);
+            }
+            Self::Caller(open) => {
+                let mut open = lock(open);
+                let Some(here) = open.as_mut() else { return Ok(()) };
+                let arrivals = here.writer.take(&piece);
+                if !tell(arrivals, |arrival| here.tell(arrival)) {
+                    *open = None;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The caller's own writer.
+#[derive(Debug)]
+struct Here {
+    writer: Writer,
+    told: mpsc::Sender<Arrival>,
+    /// Places that are kept for the ends of blobs.
+    ends: usize,
+}
+
+impl Here {
+    /// Tells without waiting. A credit that finds no room is made good by the next one, and the last one always has room.
+    fn tell(&self, arrival: Arrival) -> bool {
+        let has_more = |blob| self.writer.blobs.contains_key(blob);
+        let is_droppable = matches!(&arrival, Arrival::Credit { blob, .. } if has_more(blob));
+        is_droppable && self.told.capacity() <= self.ends || self.told.try_send(arrival).is_ok()
+    }
+}
+
+/// Tells them in turn. False if nothing more is to be told: something was wrong, or nobody listens.
+fn tell(arrivals: Vec<Arrival>, mut send: impl FnMut(Arrival) -> bool) -> bool {
+    arrivals.into_iter().all(|arrival| {
+        let is_failure = matches!(arrival, Arrival::Failed(_));
+        send(arrival) && !is_failure
+    })
+}
+
+/// Writes and hashes.
+#[derive(Debug)]
+struct Writer {
+    /// Those that are not complete.
     blobs: HashMap<BlobIndex, Open>,
     credit_step_bytes: u64,
     credited_at: Instant,
     progress: Arc<Mutex<HashMap<BlobIndex, Progress>>>,
-    queued: Arc<AtomicUsize>,
-    told: mpsc::Sender<Arrival>,
     inflated: Vec<u8>,
 }
 
 /// A blob that is not complete.
+#[derive(Debug)]
 struct Open {
     incoming: Incoming,
     credited_bytes: u64,
 }
 
-/// The caller listens no more.
-struct Deaf;
-
-impl Receiver {
-    fn run(mut self, mut pieces: mpsc::UnboundedReceiver<Piece>) {
+impl Writer {
+    /// What is to be told before the first chunk: empty blobs are complete.
+    fn begin(&mut self) -> Vec<Arrival> {
         let empty = self.blobs.iter().filter(|(_, open)| open.incoming.is_whole()).map(|(blob, _)| *blob);
-        for blob in empty.collect::<Vec<_>>() {
-            if self.complete(blob).is_err() {
-                return;
-            }
-        }
-        while let Some(piece) = pieces.blocking_recv() {
-            self.queued.fetch_sub(1, Ordering::Relaxed);
-            let handled = match self.write(&piece) {
-                Ok(()) => self.acknowledge(piece.chunk.blob),
-                Err(error) => {
-                    let _deaf_or_told = self.tell(Arrival::Failed(error));
-                    return;
-                }
-            };
-            if handled.is_err() {
-                return;
-            }
+        let empty: Vec<BlobIndex> = empty.collect();
+        empty.into_iter().flat_map(|blob| self.complete(blob)).collect()
+    }
+
+    /// Writes a chunk and gives what is to be told of it.
+    fn take(&mut self, piece: &Piece) -> Vec<Arrival> {
+        match self.write(piece) {
+            Ok(()) => self.acknowledge(piece.chunk.blob),
+            Err(error) => vec![Arrival::Failed(error)],
         }
     }
 
@@ -218,45 +304,37 @@ impl Receiver {
         Ok(())
     }
 
-    /// Tells what the chunk just written brought about.
-    fn acknowledge(&mut self, blob: BlobIndex) -> Result<(), Deaf> {
-        let Some(open) = self.blobs.get_mut(&blob) else { return Ok(()) };
+    /// What the chunk just written brought about.
+    fn acknowledge(&mut self, blob: BlobIndex) -> Vec<Arrival> {
+        let Some(open) = self.blobs.get_mut(&blob) else { return Vec::new() };
         if open.incoming.is_whole() {
             return self.complete(blob);
         }
         let received_bytes = open.incoming.written_bytes();
         let enough = received_bytes - open.credited_bytes >= self.credit_step_bytes;
         if !enough && self.credited_at.elapsed() < CREDIT_EVERY {
-            return Ok(());
+            return Vec::new();
         }
         open.credited_bytes = received_bytes;
-        self.credit(blob, received_bytes)
+        vec![self.credit(blob, received_bytes)]
     }
 
-    fn credit(&mut self, blob: BlobIndex, received_bytes: u64) -> Result<(), Deaf> {
+    fn credit(&mut self, blob: BlobIndex, received_bytes: u64) -> Arrival {
         if let Some(progress) = lock(&self.progress).get_mut(&blob) {
             progress.told_bytes = progress.told_bytes.max(received_bytes);
         }
         self.credited_at = Instant::now();
-        self.tell(Arrival::Credit { blob, received_bytes })
+        Arrival::Credit { blob, received_bytes }
     }
 
-    fn complete(&mut self, blob: BlobIndex) -> Result<(), Deaf> {
-        let Some(mut open) = self.blobs.remove(&blob) else { return Ok(()) };
+    fn complete(&mut self, blob: BlobIndex) -> Vec<Arrival> {
+        let Some(mut open) = self.blobs.remove(&blob) else { return Vec::new() };
         match open.incoming.finish() {
             Ok(content) => {
-                self.credit(blob, open.incoming.size_bytes())?;
-                self.tell(Arrival::Complete { blob, content })
+                vec![self.credit(blob, open.incoming.size_bytes()), Arrival::Complete { blob, content }]
             }
-            Err(error) => {
-                let _deaf_or_told = self.tell(Arrival::Failed(error));
-                Err(Deaf)
-            }
+            Err(error) => vec![Arrival::Failed(error)],
         }
-    }
-
-    fn tell(&self, arrival: Arrival) -> Result<(), Deaf> {
-        self.told.blocking_send(arrival).map_err(|_| Deaf)
     }
 }
 

@@ -24,6 +24,10 @@ const CHUNK_BYTES_MIN: usize = 16 * 1024;
 /// A chunk takes this much of a link's time, so that signs of life behind it are not late.
 const CHUNK_SECONDS: f64 = 0.1;
 
+/// Blobs of so many bytes in all, in memory on both sides, are sent, hashed and checked by whoever hands them over: at a
+/// gigabyte a second that takes a millisecond at most, a chunk of it a quarter, and small ones less than to wake a thread.
+pub(crate) const LIGHT_BYTES_MAX: u64 = 1024 * 1024;
+
 /// Which side of the direct path is sending: decides the number of the chunk message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Role {
@@ -55,6 +59,8 @@ pub struct Outgoing {
     window_bytes: u64,
     compression: Compression,
     compressor: Option<Compressor>,
+    /// Goes before the first chunk.
+    pub(crate) first: Option<Frame>,
     /// Nothing is sent before the peer has said what it needs.
     pub(crate) waits_for_needs: bool,
     rate: LinkRate,
@@ -106,6 +112,7 @@ impl Outgoing {
             window_bytes: u64::from(window_bytes.clamp(1, WINDOW_BYTES)),
             compression: Compression::Auto,
             compressor: None,
+            first: None,
             waits_for_needs: false,
             rate: LinkRate::default(),
             report: Uploaded::default(),
@@ -132,15 +139,31 @@ impl Outgoing {
         self
     }
 
+    /// Sends this message before all chunks. Should the link break before that, it is not sent any more.
+    pub fn behind(mut self, first: Frame) -> Self {
+        self.first = Some(first);
+        self
+    }
+
     /// Sends nothing before [`Needs`](super::Feedback::Needs) has come.
     pub fn wait_for_needs(mut self) -> Self {
         self.waits_for_needs = true;
         self
     }
 
+    /// Nothing of it is read from a file, and it is little: sending it is no work.
+    pub(crate) fn is_light(&self) -> bool {
+        let is_plain = self.compression != Compression::Always;
+        is_plain && self.blobs.iter().all(|blob| blob.source.is_in_memory()) && self.size_bytes() <= LIGHT_BYTES_MAX
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.blobs.iter().map(|blob| blob.size_bytes).sum()
+    }
+
     /// The peer has everything.
     pub(crate) fn is_done(&self) -> bool {
-        !self.waits_for_needs && self.blobs.iter().all(|blob| blob.acked == blob.size_bytes)
+        self.first.is_none() && !self.waits_for_needs && self.blobs.iter().all(|blob| blob.acked == blob.size_bytes)
     }
 
     pub(crate) fn report(&self) -> Uploaded {
@@ -187,13 +210,14 @@ impl Outgoing {
 
     /// The link broke: where to go on is the peer's to say.
     pub(crate) fn link_broke(&mut self) {
+        self.first = None;
         self.waits_for_needs = true;
         self.rate.pause();
     }
 
     /// What may be sent now; `None` if the window is full or all is sent.
     pub(crate) fn next(&self) -> Option<Next> {
-        if self.waits_for_needs {
+        if self.waits_for_needs || self.first.is_some() {
             return None;
         }
         let (place, blob) = self.blobs.iter().enumerate().find(|(_, blob)| blob.next < blob.size_bytes)?;

@@ -72,6 +72,10 @@ impl Source {
         Self(Kind::Memory(bytes))
     }
 
+    pub(crate) fn is_in_memory(&self) -> bool {
+        matches!(self.0, Kind::Memory(_))
+    }
+
     /// Length of the blob.
     pub fn size_bytes(&self) -> u64 {
         match &self.0 {

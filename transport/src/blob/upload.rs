@@ -1,16 +1,24 @@
 //! Drives [`Outgoing`]: reads, sends, listens for feedback, until the peer has everything.
 
-use std::time::Instant;
+use std::{fmt, pin::Pin, time::Instant};
 
 use proto_msgs::BlobIndex;
-use tokio::{runtime::Handle, sync::mpsc};
+use tokio::{
+    runtime::Handle,
+    sync::mpsc::{self, error::TrySendError},
+    task::AbortHandle,
+};
 
 use super::{
     outgoing::{Next, Outgoing, Ready, Uploaded},
     pool::Pool,
     source::UploadError,
 };
-use crate::Outlet;
+use crate::{Outlet, SendError};
+
+/// Feedback that may wait for an upload's thread: sixteen chunks make a window, and each is acknowledged once. More than this
+/// is a peer that floods.
+const FEEDBACK_MAX: usize = 4096;
 
 /// What the sender of blobs hears.
 #[derive(Clone, Debug)]
@@ -35,91 +43,157 @@ pub enum Feedback {
     Relinked(Outlet),
 }
 
-/// Sends the blobs until the peer has acknowledged every byte. Reads files in a blocking thread of its own. Ends early
-/// only with an error; a lost link is waited for.
+/// How an upload ended: when the peer had acknowledged every byte, or with an error. A lost link is waited for.
+pub type UploadEnd = Result<Uploaded, UploadError>;
+
+/// An upload under way. Stopped when dropped.
 ///
-/// # Errors
-/// See [`UploadError`].
-pub async fn upload(
-    outgoing: Outgoing,
-    outlet: Outlet,
-    feedback: mpsc::Receiver<Feedback>,
-) -> Result<Uploaded, UploadError> {
-    let upload = Upload { outgoing, outlet: Some(outlet), feedback, pool: Pool::new(), plain: Vec::new() };
-    let runtime = Handle::current();
-    let thread = tokio::task::spawn_blocking(move || runtime.block_on(upload.run()));
-    thread.await.unwrap_or(Err(UploadError::Stopped))
+/// ```text
+///   start ──► Light ── the peer's queue is full ──► Thread ──► Ended
+///     |         '------------------------------------------------^
+///     '--- files, or much ------------------------------^
+/// ```
+#[derive(Debug)]
+pub struct Uploading(State);
+
+#[derive(Debug)]
+enum State {
+    /// Little, and in memory: sent by whoever passes feedback on, because waking a thread costs more.
+    Light(Box<Upload>, WhenEnded),
+    /// Read, compressed and sent by a thread.
+    Thread { feedback: mpsc::Sender<Feedback>, task: AbortHandle },
+    /// Over, or given up.
+    Ended,
 }
 
+/// What to do with the end of an upload in a thread.
+struct WhenEnded(Box<dyn FnOnce(UploadEnd) -> Ending + Send + Sync>);
+
+type Ending = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl fmt::Debug for WhenEnded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WhenEnded")
+    }
+}
+
+impl Uploading {
+    /// Begins to send. `Some` is the end if it has come already; one that comes in a thread is handed to `ended`, any other
+    /// is given by [`Self::tell`]. Must be called within a tokio runtime.
+    pub fn start<F: Future<Output = ()> + Send + 'static>(
+        outgoing: Outgoing,
+        outlet: Outlet,
+        ended: impl FnOnce(UploadEnd) -> F + Send + Sync + 'static,
+    ) -> (Self, Option<UploadEnd>) {
+        let upload = Box::new(Upload { outgoing, outlet: Some(outlet) });
+        let ended = WhenEnded(Box::new(|end| Box::pin(ended(end))));
+        let mut uploading = if upload.outgoing.is_light() {
+            Self(State::Light(upload, ended))
+        } else {
+            Self(State::in_a_thread(upload, ended))
+        };
+        let end = uploading.advance();
+        (uploading, end)
+    }
+
+    /// Passes feedback on. `Some` is the end, if this was it. A peer that floods is given up; its silence will show.
+    pub fn tell(&mut self, told: Feedback) -> Option<UploadEnd> {
+        match &mut self.0 {
+            State::Light(upload, _) => match upload.note(told) {
+                Ok(()) => self.advance(),
+                Err(error) => self.end(Err(error)),
+            },
+            State::Thread { feedback, .. } => match feedback.try_send(told) {
+                Err(TrySendError::Full(_)) => self.end(Err(UploadError::Stopped)),
+                // A thread that has ended has said so.
+                Ok(()) | Err(TrySendError::Closed(_)) => None,
+            },
+            State::Ended => None,
+        }
+    }
+
+    fn advance(&mut self) -> Option<UploadEnd> {
+        let State::Light(upload, _) = &mut self.0 else { return None };
+        match upload.advance() {
+            Ok(Advance::Waits) => None,
+            Ok(Advance::Done) => {
+                let report = upload.outgoing.report();
+                self.end(Ok(report))
+            }
+            Ok(Advance::Blocked) => {
+                if let State::Light(upload, ended) = std::mem::replace(&mut self.0, State::Ended) {
+                    self.0 = State::in_a_thread(upload, ended);
+                }
+                None
+            }
+            Err(error) => self.end(Err(error)),
+        }
+    }
+
+    fn end(&mut self, end: UploadEnd) -> Option<UploadEnd> {
+        // What was there is stopped.
+        *self = Self(State::Ended);
+        Some(end)
+    }
+}
+
+impl State {
+    fn in_a_thread(upload: Box<Upload>, ended: WhenEnded) -> Self {
+        let (feedback, inbox) = mpsc::channel(FEEDBACK_MAX);
+        let runtime = Handle::current();
+        let task = tokio::spawn(async move {
+            let thread = tokio::task::spawn_blocking(move || runtime.block_on(Threaded::new(*upload, inbox).run()));
+            (ended.0)(thread.await.unwrap_or(Err(UploadError::Stopped))).await;
+        });
+        Self::Thread { feedback, task: task.abort_handle() }
+    }
+}
+
+impl Drop for Uploading {
+    fn drop(&mut self) {
+        if let State::Thread { task, .. } = &self.0 {
+            task.abort();
+        }
+    }
+}
+
+/// How far a light upload came.
+enum Advance {
+    /// The peer has everything.
+    Done,
+    /// It is the peer's turn.
+    Waits,
+    /// The peer's queue is full.
+    Blocked,
+}
+
+#[derive(Debug)]
 struct Upload {
     outgoing: Outgoing,
     /// `None` while the link is broken.
     outlet: Option<Outlet>,
-    feedback: mpsc::Receiver<Feedback>,
-    pool: Pool,
-    /// The chunk before it is compressed.
-    plain: Vec<u8>,
 }
 
 impl Upload {
-    async fn run(mut self) -> Result<Uploaded, UploadError> {
-        loop {
-            while let Ok(feedback) = self.feedback.try_recv() {
-                self.note(feedback)?;
-            }
-            if self.outgoing.is_done() {
-                return Ok(self.outgoing.report());
-            }
-            match self.outgoing.next() {
-                Some(next) if self.outlet.is_some() => {
-                    if let Some(ready) = self.prepare(next).await? {
-                        self.send(ready).await?;
-                    }
-                }
-                _ => {
-                    let feedback = self.feedback.recv().await.ok_or(UploadError::Stopped)?;
-                    self.note(feedback)?;
-                }
+    /// Sends what may be sent, all of it from memory, without waiting.
+    fn advance(&mut self) -> Result<Advance, UploadError> {
+        if let (Some(first), Some(outlet)) = (&self.outgoing.first, &self.outlet) {
+            match outlet.try_send(first.clone()) {
+                Ok(()) => self.outgoing.first = None,
+                Err(SendError::Full) => return Ok(Advance::Blocked),
+                Err(SendError::Gone) => self.unlink(),
             }
         }
-    }
-
-    /// The chunk, read; `None` if feedback came first.
-    async fn prepare(&mut self, next: Next) -> Result<Option<Ready>, UploadError> {
-        self.outgoing.decide(next)?;
-        if let Some(payload) = self.outgoing.slice(next) {
-            return self.outgoing.ready(next, payload, None).map(Some);
-        }
-        let buffer = tokio::select! {
-            biased;
-            buffer = self.pool.take() => buffer,
-            feedback = self.feedback.recv() => {
-                self.note(feedback.ok_or(UploadError::Stopped)?)?;
-                return Ok(None);
-            }
-        };
-        self.outgoing.read(next, buffer, &mut self.plain).map(Some)
-    }
-
-    /// Sends a chunk, unless the link breaks first; then it will be read again.
-    async fn send(&mut self, ready: Ready) -> Result<(), UploadError> {
-        while let Some(outlet) = self.outlet.clone() {
-            if self.outgoing.waits_for_needs {
-                return Ok(());
-            }
-            tokio::select! {
-                biased;
-                sent = outlet.send(ready.frame.clone()) => {
-                    match sent {
-                        Ok(()) => self.outgoing.sent(&ready, Instant::now()),
-                        Err(_) => self.unlink(),
-                    }
-                    return Ok(());
-                }
-                feedback = self.feedback.recv() => self.note(feedback.ok_or(UploadError::Stopped)?)?,
+        while let (Some(next), Some(outlet)) = (self.outgoing.next(), &self.outlet) {
+            let Some(payload) = self.outgoing.slice(next) else { return Ok(Advance::Blocked) };
+            let ready = self.outgoing.ready(next, payload, None)?;
+            match outlet.try_send(ready.frame.clone()) {
+                Ok(()) => self.outgoing.sent(&ready, Instant::now()),
+                Err(SendError::Full) => return Ok(Advance::Blocked),
+                Err(SendError::Gone) => self.unlink(),
             }
         }
-        Ok(())
+        Ok(if self.outgoing.is_done() { Advance::Done } else { Advance::Waits })
     }
 
     fn note(&mut self, feedback: Feedback) -> Result<(), UploadError> {
@@ -141,5 +215,87 @@ impl Upload {
     fn unlink(&mut self) {
         self.outlet = None;
         self.outgoing.link_broke();
+    }
+}
+
+/// An upload in a thread of its own.
+struct Threaded {
+    upload: Upload,
+    feedback: mpsc::Receiver<Feedback>,
+    pool: Pool,
+    /// The chunk before it is compressed.
+    plain: Vec<u8>,
+}
+
+impl Threaded {
+    fn new(upload: Upload, feedback: mpsc::Receiver<Feedback>) -> Self {
+        Self { upload, feedback, pool: Pool::new(), plain: Vec::new() }
+    }
+
+    async fn run(mut self) -> UploadEnd {
+        if let (Some(first), Some(outlet)) = (self.upload.outgoing.first.take(), &self.upload.outlet)
+            && outlet.send(first).await.is_err()
+        {
+            self.upload.unlink();
+        }
+        loop {
+            while let Ok(feedback) = self.feedback.try_recv() {
+                self.upload.note(feedback)?;
+            }
+            if self.upload.outgoing.is_done() {
+                return Ok(self.upload.outgoing.report());
+            }
+            match self.upload.outgoing.next() {
+                Some(next) if self.upload.outlet.is_some() => {
+                    if let Some(ready) = self.prepare(next).await? {
+                        self.send(ready).await?;
+                    }
+                }
+                _ => self.listen().await?,
+            }
+        }
+    }
+
+    /// The chunk, read; `None` if feedback came first.
+    async fn prepare(&mut self, next: Next) -> Result<Option<Ready>, UploadError> {
+        self.upload.outgoing.decide(next)?;
+        if let Some(payload) = self.upload.outgoing.slice(next) {
+            return self.upload.outgoing.ready(next, payload, None).map(Some);
+        }
+        let buffer = tokio::select! {
+            biased;
+            buffer = self.pool.take() => buffer,
+            feedback = self.feedback.recv() => {
+                self.upload.note(feedback.ok_or(UploadError::Stopped)?)?;
+                return Ok(None);
+            }
+        };
+        self.upload.outgoing.read(next, buffer, &mut self.plain).map(Some)
+    }
+
+    /// Sends a chunk, unless the link breaks first; then it will be read again.
+    async fn send(&mut self, ready: Ready) -> Result<(), UploadError> {
+        while let Some(outlet) = self.upload.outlet.clone() {
+            if self.upload.outgoing.waits_for_needs {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                sent = outlet.send(ready.frame.clone()) => {
+                    match sent {
+                        Ok(()) => self.upload.outgoing.sent(&ready, Instant::now()),
+                        Err(_) => self.upload.unlink(),
+                    }
+                    return Ok(());
+                }
+                feedback = self.feedback.recv() => self.upload.note(feedback.ok_or(UploadError::Stopped)?)?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn listen(&mut self) -> Result<(), UploadError> {
+        let feedback = self.feedback.recv().await.ok_or(UploadError::Stopped)?;
+        self.upload.note(feedback)
     }
 }

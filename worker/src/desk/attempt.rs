@@ -12,13 +12,10 @@ use bytes::Bytes;
 use mesh_core::worker::LinkId;
 use mesh_transport::{
     Outlet,
-    blob::{Feedback, Intake, Outgoing, Role, Source, UploadError, upload},
+    blob::{Intake, Outgoing, Role, Source, UploadEnd, UploadError, Uploading},
 };
 use proto_msgs::{AttemptId, BlobIndex, Chunk, ErrorCode, Failure, Frame, limits::WINDOW_BYTES};
-use tokio::{
-    sync::mpsc,
-    task::{AbortHandle, JoinHandle},
-};
+use tokio::task::{AbortHandle, JoinHandle};
 use tracing::debug;
 
 use crate::{
@@ -30,10 +27,6 @@ use crate::{
     receive::{Inputs, Order, Way, failed},
     tools::Tools,
 };
-
-/// Credits that wait for an upload: each stands for a chunk, of which a window has few. A lost one is made good by the
-/// next, which says all that the lost one said.
-const FEEDBACK_MAX: usize = 1024;
 
 /// Chunks that came before there was a place for them: at most a window.
 #[derive(Default)]
@@ -83,7 +76,7 @@ pub(super) struct Attempt {
     has_gap: bool,
     /// What is being done; ended with the attempt.
     pub(super) task: Option<AbortHandle>,
-    pub(super) upload: Option<Upload>,
+    pub(super) upload: Option<Uploading>,
     /// A result on its way to the disk.
     pub(super) keeping: Option<JoinHandle<()>>,
     /// When the machine was last told that the client lives.
@@ -216,60 +209,40 @@ impl Drop for Attempt {
     }
 }
 
-/// A result on its way to the client. Stopped when dropped.
-pub(super) struct Upload {
-    feedback: mpsc::Sender<Feedback>,
-    task: AbortHandle,
+/// Sends the result and its outputs; `None` if nothing is left to do.
+pub(super) fn send_result(
+    id: AttemptId,
+    result: Frame,
+    outputs: &[Output],
+    outlet: Outlet,
+    window_bytes: u32,
+    tools: &Arc<Tools>,
+) -> Result<Option<Uploading>, Failure> {
+    let lost =
+        |error| Failure::new(ErrorCode::WorkerLost, format!("the worker lost the outputs of this task: {error}"));
+    let outgoing = outgoing(id, outputs, window_bytes).map_err(lost)?.behind(result);
+    let later = tools.clone();
+    let (uploading, end) = Uploading::start(outgoing, outlet, async move |end| note_sent(id, end, &later));
+    Ok(match end {
+        Some(end) => {
+            note_sent(id, end, tools);
+            None
+        }
+        None => Some(uploading),
+    })
 }
 
-impl Upload {
-    /// Sends the result and its outputs; `None` if that was done at once.
-    pub(super) fn start(
-        id: AttemptId,
-        result: Frame,
-        outputs: Vec<Output>,
-        outlet: Outlet,
-        window_bytes: u32,
-        tools: Arc<Tools>,
-    ) -> Option<Self> {
-        let result = if outputs.is_empty() {
-            match outlet.try_send(result.clone()) {
-                Ok(()) => return None,
-                Err(_) => result,
-            }
-        } else {
-            result
-        };
-        let (feedback, credits) = mpsc::channel(FEEDBACK_MAX);
-        let task = tokio::spawn(async move {
-            // Gone: the client comes back over a new link and is sent everything again.
-            if outlet.send(result).await.is_err() || outputs.is_empty() {
-                return;
-            }
-            let sources: Result<Vec<_>, UploadError> =
-                outputs.iter().zip(1..).map(|(output, blob)| Ok((blob, source(&output.payload)?))).collect();
-            let sent = match sources {
-                Ok(sources) => upload(Outgoing::new(Role::Worker, id, sources, window_bytes), outlet, credits).await,
-                Err(error) => Err(error),
-            };
-            match sent {
-                Ok(sent) => tools.link_speed.told(sent.blob_bytes, sent.link_bytes_per_s),
-                Err(error) => debug!(task = %id.task, %error, "result not sent"),
-            }
-        });
-        Some(Self { feedback, task: task.abort_handle() })
-    }
-
-    /// The client has got so far.
-    pub(super) fn acknowledged(&self, blob: BlobIndex, received_bytes: u64) {
-        let _ = self.feedback.try_send(Feedback::Credit { blob, received_bytes });
+/// An upload is over: the client has everything, or comes back over a new link and is sent everything again.
+pub(super) fn note_sent(id: AttemptId, end: UploadEnd, tools: &Tools) {
+    match end {
+        Ok(sent) => tools.link_speed.told(sent.blob_bytes, sent.link_bytes_per_s),
+        Err(error) => debug!(task = %id.task, %error, "result not sent"),
     }
 }
 
-impl Drop for Upload {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+fn outgoing(id: AttemptId, outputs: &[Output], window_bytes: u32) -> Result<Outgoing, UploadError> {
+    let sources = outputs.iter().zip(1..).map(|(output, blob)| Ok((blob, source(&output.payload)?)));
+    Ok(Outgoing::new(Role::Worker, id, sources.collect::<Result<_, UploadError>>()?, window_bytes))
 }
 
 /// Results are whole files, never slices.

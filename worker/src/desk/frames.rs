@@ -7,6 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use mesh_core::worker::{Event, LinkId};
+use mesh_transport::blob::Feedback;
 use proto_msgs::{
     AttemptId, Chunk, ClientToWorker, Credit, DecodeError, Frame, Open, WorkerToClient, limits::WINDOW_BYTES,
 };
@@ -14,7 +15,7 @@ use tracing::debug;
 
 use super::{
     Desk,
-    attempt::{Attempt, Chunks},
+    attempt::{Attempt, Chunks, note_sent},
 };
 
 /// A client that sends chunks lives: the machine is told so this often, not with each of them.
@@ -139,11 +140,15 @@ impl Desk {
     }
 
     async fn credit(&mut self, link: LinkId, credit: Credit) {
-        let Some(attempt) = self.attempts.get(&credit.id).filter(|attempt| attempt.link == link) else { return };
-        if let Some(upload) = &attempt.upload {
-            upload.acknowledged(credit.blob, credit.received_bytes);
+        let Credit { id, blob, received_bytes } = credit;
+        let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.link == link) else { return };
+        if let Some(upload) = &mut attempt.upload
+            && let Some(end) = upload.tell(Feedback::Credit { blob, received_bytes })
+        {
+            attempt.upload = None;
+            note_sent(id, end, &self.tools);
         }
-        self.alive(credit.id, link).await;
+        self.alive(id, link).await;
     }
 
     async fn alive(&mut self, id: AttemptId, link: LinkId) {
