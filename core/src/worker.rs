@@ -38,6 +38,9 @@ use slots::Slots;
 /// A client that was dialled has this long to open: as long as its grant.
 const DIAL_WAIT: Duration = Duration::from_secs(6);
 
+/// Clients are told of a phase that lasts so long: of a shorter one nobody is the wiser, and each word wakes four threads.
+const NEWS_AFTER: Duration = Duration::from_millis(50);
+
 /// A detached attempt whose runs ended with the worker's death so often is to blame for it.
 const DEADLY_RUNS_MAX: u32 = 3;
 
@@ -58,6 +61,8 @@ pub struct Worker {
     broker_clock: Option<(u64, MonoTime)>,
     /// When the broker last answered.
     broker_heard: MonoTime,
+    /// When clients are told of phases that were reached.
+    next_news: Option<MonoTime>,
     /// Set once draining: when patience ends.
     drain_until: Option<MonoTime>,
     exited: bool,
@@ -87,6 +92,7 @@ impl Worker {
             next_heartbeat: MonoTime::ZERO,
             next_register: MonoTime::ZERO,
             next_progress: MonoTime::ZERO,
+            next_news: None,
             broker_clock: None,
             broker_heard: MonoTime::ZERO,
             drain_until: None,
@@ -113,7 +119,7 @@ impl Worker {
             Event::Aborted { id } => self.stop(now, id),
             Event::Received { id } => self.received(now, id),
             Event::ReceiveFailed { id, code, text } => self.receive_failed(now, id, code, text),
-            Event::BatchReached { batch, phase } => self.reached(batch, phase),
+            Event::BatchReached { batch, phase } => self.reached(now, batch, phase),
             Event::BatchEnded { batch, ended } => self.batch_ended(now, batch, ended),
             Event::DialFailed { id, text } => self.dial_failed(now, id, text),
             Event::Sampled(sample) => self.sampled(now, sample),
@@ -146,7 +152,7 @@ impl Worker {
         let progress = speaks.then_some(self.next_progress);
         let here = self.attempts.iter().filter(|attempt| attempt.is_here());
         let expiries = here.filter_map(|attempt| self.deadline_of(&attempt.ticket));
-        let others = [Some(self.next_heartbeat), self.drain_until, self.wake, progress];
+        let others = [Some(self.next_heartbeat), self.drain_until, self.wake, self.next_news, progress];
         attempts.chain(expiries).chain(others.into_iter().flatten()).min()
     }
 
@@ -309,18 +315,22 @@ impl Worker {
         }
     }
 
-    fn say_progress(&mut self, id: AttemptId) {
-        let Some(attempt) = self.attempts.get(id) else { return };
-        let Some(link) = attempt.link else { return };
-        let phase = match attempt.state {
-            State::Dialling { .. } | State::Receiving => Phase::Receiving,
-            State::Ready => Phase::Waiting,
-            State::Running(phase) => phase,
-            // The result is on its way; this only says that the worker lives.
-            State::Finished { .. } => Phase::Running,
-        };
-        let message = WorkerToClient::Progress(Progress { id, phase });
-        self.actions.push(Action::TellClient { link, message });
+    /// Tells clients how far their attempts are: those that have news, or all, so that they know that the worker lives.
+    fn say_progress(&mut self, only_news: bool) {
+        let due = self.attempts.iter_mut().filter(|attempt| !only_news || attempt.has_news && attempt.is_here());
+        for attempt in due {
+            attempt.has_news = false;
+            let Some(link) = attempt.link else { continue };
+            let phase = match attempt.state {
+                State::Dialling { .. } | State::Receiving => Phase::Receiving,
+                State::Ready => Phase::Waiting,
+                State::Running(phase) => phase,
+                // The result is on its way; this only says that the worker lives.
+                State::Finished { .. } => Phase::Running,
+            };
+            let message = WorkerToClient::Progress(Progress { id: attempt.id(), phase });
+            self.actions.push(Action::TellClient { link, message });
+        }
     }
 
     // Time.
@@ -340,12 +350,12 @@ impl Worker {
         if self.drain_until.is_some_and(|until| now >= until) {
             return self.stop_all(now);
         }
-        if now >= self.next_progress {
+        let is_time_for_all = now >= self.next_progress;
+        if is_time_for_all {
             self.next_progress = now + self.config.progress_every;
-            let ids: Vec<AttemptId> = self.attempts.iter().map(Attempt::id).collect();
-            for id in ids {
-                self.say_progress(id);
-            }
+        }
+        if self.next_news.take_if(|at| now >= *at).is_some() || is_time_for_all {
+            self.say_progress(!is_time_for_all);
         }
     }
 

@@ -80,11 +80,14 @@ pub(super) struct Attempt {
     pub(super) heard: MonoTime,
     /// Result bytes the client lets be under way.
     pub(super) window_bytes: u32,
+    /// Its client has not been told of the phase.
+    pub(super) has_news: bool,
 }
 
 impl Attempt {
     pub(super) fn new(ticket: TicketBody, state: State, now: MonoTime) -> Self {
-        Self { ticket, work: Work::default(), state, link: None, heard: now, window_bytes: WINDOW_BYTES }
+        let (work, link, window_bytes) = (Work::default(), None, WINDOW_BYTES);
+        Self { ticket, work, state, link, heard: now, window_bytes, has_news: false }
     }
 
     /// What was announced first stands: others' rows may have been put beside these since.
@@ -175,18 +178,16 @@ impl Attempts {
     pub(super) fn forget(&mut self) {
         let is_done = |attempt: &Attempt| matches!(attempt.state, State::Finished { taken: true, reported: true, .. });
         self.table.retain(|_, attempt| !is_done(attempt));
-        let mut taken: Vec<(MonoTime, AttemptId)> = self
-            .table
-            .iter()
-            .filter_map(|(id, attempt)| match attempt.state {
-                State::Finished { ended, taken: true, .. } => Some((ended, *id)),
-                _ => None,
-            })
-            .collect();
-        taken.sort_unstable();
-        let surplus = taken.len().saturating_sub(UNREPORTED_MAX);
-        for (_, id) in taken.drain(..surplus) {
-            self.table.remove(&id);
+        let taken_at = |attempt: &Attempt| match attempt.state {
+            State::Finished { ended, taken: true, .. } => Some((ended, attempt.id())),
+            _ => None,
+        };
+        // Hardly ever more than one too many: this is asked after every event.
+        let surplus = self.table.values().filter_map(taken_at).count().saturating_sub(UNREPORTED_MAX);
+        for _ in 0..surplus {
+            if let Some((_, oldest)) = self.table.values().filter_map(taken_at).min() {
+                self.table.remove(&oldest);
+            }
         }
     }
 

@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, ops::Range};
 use proto_msgs::{AttemptId, ErrorCode, Failure, Lane, LaneLoad, Outcome, Phase, RunNote, limits::RUN_NOTES_MAX};
 
 use super::{
-    Action, BatchId, BatchKind, BatchTimes, Part, Worker,
+    Action, BatchId, BatchKind, BatchTimes, NEWS_AFTER, Part, Worker,
     attempts::{State, Work},
     costs::CostKey,
     curve::{PROBE_ROWS_MAX, Plan},
@@ -57,7 +57,6 @@ pub(super) struct Batches {
 impl Worker {
     /// Lets rows run as long as there are slots and rows.
     pub(super) fn pump(&mut self, now: MonoTime) {
-        self.packer.look(now);
         while let Some(order) = self.next_order(now) {
             self.start(now, order);
         }
@@ -102,7 +101,7 @@ impl Worker {
         self.batches.made += 1;
         let batch = BatchId(self.batches.made);
         let Some(queue) = self.packer.get_mut(order.queue) else { return };
-        queue.linger.begins(queue.rows);
+        queue.linger.begins();
         queue.running += 1;
         let stage = queue.stage();
         let pieces: Vec<(Piece, bool)> =
@@ -125,7 +124,7 @@ impl Worker {
         self.actions.push(Action::RunBatch { batch, parts, slot, device, kind, limit });
         for id in ids {
             if self.attempts.get(id).is_some_and(|attempt| attempt.state == State::Ready) {
-                self.set_phase(id, Phase::Loading);
+                self.set_phase(now, id, Phase::Loading);
             }
         }
     }
@@ -136,20 +135,21 @@ impl Worker {
         piece.rows.start - slip..piece.rows.end - slip
     }
 
-    fn set_phase(&mut self, id: AttemptId, phase: Phase) {
+    fn set_phase(&mut self, now: MonoTime, id: AttemptId, phase: Phase) {
         let Some(attempt) = self.attempts.get_mut(id) else { return };
         if matches!(attempt.state, State::Ready | State::Running(_)) && attempt.state != State::Running(phase) {
             attempt.state = State::Running(phase);
-            self.say_progress(id);
+            attempt.has_news = true;
+            self.next_news.get_or_insert(now + NEWS_AFTER);
         }
     }
 
-    pub(super) fn reached(&mut self, batch: BatchId, phase: Phase) {
+    pub(super) fn reached(&mut self, now: MonoTime, batch: BatchId, phase: Phase) {
         let Some(running) = self.batches.running.get(&batch) else { return };
         let wanted = running.pieces.iter().filter(|(_, is_wanted)| *is_wanted);
         let ids: Vec<AttemptId> = wanted.map(|(piece, _)| piece.id).collect();
         for id in ids {
-            self.set_phase(id, phase);
+            self.set_phase(now, id, phase);
         }
     }
 

@@ -117,7 +117,9 @@ impl Worker {
             State::Ready | State::Running(_) => {
                 let accept = Accept { id, needs: Vec::new(), window_bytes: WINDOW_BYTES };
                 self.actions.push(Action::TellClient { link, message: WorkerToClient::Accept(accept) });
-                self.say_progress(id);
+                // Told at once.
+                attempt.has_news = true;
+                self.next_news = Some(now);
             }
             State::Finished { taken: true, .. } if open.ticket.body.purpose == Purpose::Fetch => {
                 self.refuse(link, id, ErrorCode::ResultGone, "the result is no longer kept here");

@@ -6,17 +6,18 @@
 //!     └── they come back within a moment ────────────────────┴──► one batch of 7 instead of one of 3 and one of 4
 //! ```
 //!
-//! Owns the expectation, learned from how long earlier ones took to come back. Never holds anything itself.
+//! Owns the expectation, learned from how long earlier ones took to come back, which is seen whether they were waited for or
+//! not. Never holds anything itself.
 
 use std::time::Duration;
 
 use crate::MonoTime;
 
-/// Waiting is free up to this share of the batch's time.
-const FREE_PERCENT: u64 = 10;
+/// Who has not come back after so many times the usual time will not come soon.
+const PATIENCE: u64 = 2;
 
-/// Times in a row that nobody came back put waiting off for twice as many batches, up to 2 to the power of this.
-const MISSES_MAX: u32 = 6;
+/// This part of what waiting may save is always spent on it: usual times are not exact.
+const GAIN_PART: u64 = 10;
 
 /// One queue's expectations.
 #[derive(Debug, Default)]
@@ -26,14 +27,10 @@ pub(super) struct Linger {
     ended_rows: u32,
     /// Rows that came since.
     returned_rows: u32,
-    /// How long as many rows as left take to come back, a running mean; 0: not seen yet.
-    return_us: u64,
-    /// How long waiting for them would have been worth, at most.
-    worth_us: u64,
+    /// How long as many rows as left take to come back, a running mean; nothing before it was seen.
+    return_us: Option<u64>,
     /// Until when to wait, and for how many.
     waits: Option<(MonoTime, u32)>,
-    misses: u32,
-    skips: u32,
 }
 
 impl Linger {
@@ -46,25 +43,24 @@ impl Linger {
         limit: u32,
         batch_us: impl Fn(u32) -> u64,
     ) {
+        if self.returned_rows < self.ended_rows {
+            // Perhaps they never come; it was at least as long as this.
+            self.took(now);
+        }
         (self.ended, self.ended_rows, self.returned_rows, self.waits) = (now, rows, 0, None);
-        let target = waiting.saturating_add(rows).min(limit);
+        let (all, target) = (waiting.saturating_add(rows), waiting.saturating_add(rows).min(limit));
         if waiting >= target {
             return;
         }
+        let batch_us = |rows| if rows == 0 { 0 } else { batch_us(rows) };
         let apart_us = batch_us(waiting.max(1)).saturating_add(batch_us(rows));
-        let free_us = batch_us(target) * FREE_PERCENT / 100;
-        self.worth_us = (apart_us.saturating_sub(batch_us(target)) / 2).max(free_us);
-        if self.skips > 0 {
-            self.skips -= 1;
-            return;
+        let together_us = batch_us(target).saturating_add(batch_us(all - target));
+        // What the device saves when they go together is what it may stand still for.
+        let gain_us = apart_us.saturating_sub(together_us);
+        if let Some(return_us) = self.return_us.filter(|return_us| *return_us < gain_us) {
+            let wait_us = (return_us * PATIENCE).max(gain_us / GAIN_PART).min(gain_us);
+            self.waits = Some((now + Duration::from_micros(wait_us), target));
         }
-        let likely_us = self.likely_us();
-        let wait_us = if likely_us <= self.worth_us { likely_us.max(free_us) } else { free_us };
-        self.waits = Some((now + Duration::from_micros(wait_us), target));
-    }
-
-    fn likely_us(&self) -> u64 {
-        self.return_us.saturating_add(self.return_us / 2)
     }
 
     /// Rows have come.
@@ -72,13 +68,14 @@ impl Linger {
         let before = self.returned_rows;
         self.returned_rows = before.saturating_add(rows);
         if before < self.ended_rows && self.returned_rows >= self.ended_rows {
-            let took_us = u64::try_from(now.since(self.ended).as_micros()).unwrap_or(u64::MAX);
-            self.return_us = if self.return_us == 0 { took_us } else { self.return_us.midpoint(took_us) };
-            // Too short a wait was no proof that nobody comes.
-            if self.likely_us() <= self.worth_us {
-                (self.misses, self.skips) = (0, 0);
-            }
+            self.took(now);
         }
+    }
+
+    /// As many rows as left are back, or were waited for so long.
+    fn took(&mut self, now: MonoTime) {
+        let took_us = u64::try_from(now.since(self.ended).as_micros()).unwrap_or(u64::MAX);
+        self.return_us = Some(self.return_us.map_or(took_us, |usual_us| usual_us.midpoint(took_us)));
     }
 
     /// Until when to wait with so many rows here; `None`: go.
@@ -86,20 +83,9 @@ impl Linger {
         self.waits.filter(|(until, target)| now < *until && waiting < *target).map(|(until, _)| until)
     }
 
-    /// Time has passed: whether the wait was worth it.
-    pub(super) fn look(&mut self, now: MonoTime) {
-        if self.waits.take_if(|(until, _)| now >= *until).is_some() && self.returned_rows < self.ended_rows.div_ceil(2)
-        {
-            self.misses = (self.misses + 1).min(MISSES_MAX);
-            self.skips = (1 << self.misses) - 2;
-        }
-    }
-
-    /// A batch begins, with so many rows here.
-    pub(super) fn begins(&mut self, waiting: u32) {
-        if self.waits.take().is_some_and(|(_, target)| waiting >= target) {
-            self.misses = 0;
-        }
+    /// A batch begins.
+    pub(super) fn begins(&mut self) {
+        self.waits = None;
     }
 }
 
@@ -116,38 +102,49 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_device_waits_a_tenth_of_the_batch_for_those_who_just_left() {
-        let mut linger = Linger::default();
-        linger.batch_ended(at(10_000), 8, 0, 64, batch_us);
-        assert_eq!(linger.until(at(10_000), 1), Some(at(10_660)));
-        assert_eq!(linger.until(at(10_300), 8), None, "all are back");
-        assert_eq!(linger.until(at(10_660), 1), None, "the time is over");
-    }
-
-    #[test]
     fn two_halves_of_a_closed_loop_become_one() {
         let mut linger = Linger::default();
         linger.batch_ended(at(0), 4, 4, 64, batch_us);
-        assert_eq!(linger.until(at(0), 4), Some(at(660)));
-        // They need 1.5 ms, which is less than a second batch costs: next time that is waited for.
-        linger.look(at(660));
-        linger.begins(4);
-        linger.arrived(at(1500), 4);
-        linger.batch_ended(at(6460), 4, 4, 64, batch_us);
-        assert_eq!(linger.until(at(6460), 4), Some(at(6460 + 2250)));
+        assert_eq!(linger.until(at(0), 4), None, "nobody knows whether they come back");
+        linger.begins();
+        linger.arrived(at(2000), 4);
+        // A second batch costs 5 ms more, and they need 2.
+        linger.batch_ended(at(5800), 4, 4, 64, batch_us);
+        assert_eq!(linger.until(at(5800), 4), Some(at(5800 + 4000)));
+        assert_eq!(linger.until(at(7000), 8), None, "all are back");
+        assert_eq!(linger.until(at(9800), 7), None, "the time is over");
     }
 
     #[test]
-    fn who_never_comes_back_is_waited_for_ever_more_rarely() {
+    fn who_is_slower_than_a_batch_of_their_own_is_not_waited_for() {
         let mut linger = Linger::default();
+        linger.batch_ended(at(0), 4, 4, 64, batch_us);
+        linger.arrived(at(5200), 4);
+        linger.batch_ended(at(5800), 4, 4, 64, batch_us);
+        assert_eq!(linger.until(at(5800), 4), None);
+    }
+
+    #[test]
+    fn where_two_batches_are_needed_anyway_nobody_waits() {
+        let mut linger = Linger::default();
+        linger.batch_ended(at(0), 64, 32, 64, batch_us);
+        linger.arrived(at(1000), 64);
+        linger.batch_ended(at(17_800), 64, 32, 64, batch_us);
+        assert_eq!(linger.until(at(17_800), 32), None);
+    }
+
+    #[test]
+    fn who_never_comes_back_is_not_waited_for_again() {
+        let mut linger = Linger::default();
+        linger.batch_ended(at(0), 8, 0, 64, batch_us);
+        linger.arrived(at(1000), 8);
         let mut waits = 0;
-        for batch in 0..100 {
+        for batch in 1..100 {
             let now = at(batch * 1_000_000);
             linger.batch_ended(now, 8, 0, 64, batch_us);
             waits += u32::from(linger.until(now, 1).is_some());
-            linger.look(now + Duration::from_secs(1));
-            linger.begins(1);
+            linger.begins();
         }
-        assert!(waits < 10, "{waits}");
+        assert_eq!(waits, 1, "they came back once");
     }
 }

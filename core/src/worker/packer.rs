@@ -274,13 +274,6 @@ impl Packer {
         self.waiting().filter(|(_, queue)| queue.kind.lane == lane).map(|(_, queue)| queue.rows).sum()
     }
 
-    /// Time has passed.
-    pub(super) fn look(&mut self, now: MonoTime) {
-        for queue in self.queues.values_mut() {
-            queue.linger.look(now);
-        }
-    }
-
     /// Rows wait again, before all others of their priority.
     pub(super) fn push_back(&mut self, id: QueueId, piece: Piece) {
         self.arrivals += 1;

@@ -107,9 +107,13 @@ impl Referee {
         for id in &active {
             promises.attempts.entry(*id).or_insert((0, true)).1 = true;
         }
-        // An attempt that has turned up here is not waited for elsewhere.
-        for (_, promises) in self.promises.iter_mut().filter(|(worker, _)| **worker != heartbeat.worker) {
-            promises.attempts.retain(|id, (_, named)| *named || !active.contains(id));
+        // An attempt that has turned up here is not waited for elsewhere, nor is one before it anywhere, though this one be over.
+        let is_past = |id: &AttemptId| {
+            let is_after = |here: AttemptId| here.task == id.task && here.attempt > id.attempt;
+            active.contains(id) || heartbeat.attempts.iter().any(|report| is_after(report.id))
+        };
+        for promises in self.promises.values_mut() {
+            promises.attempts.retain(|id, (_, named)| *named || !is_past(id));
         }
     }
 

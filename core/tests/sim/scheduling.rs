@@ -223,6 +223,8 @@ fn a_required_label_binds_and_a_preferred_one_is_a_wish() {
             mesh.expect(task).done().ran_at(worker);
         }
     }
+    // The worker is free for the broker, too.
+    mesh.run_for(s(1));
     let rather = mesh.submit(C0, job(wish("south", false)));
     mesh.until("it runs", s(2), |mesh| mesh.is_running(rather));
     mesh.expect(rather).ran_at(W1);
