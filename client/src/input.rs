@@ -2,7 +2,8 @@
 //! hashed, and how items are put one behind the other; never what the model wants.
 
 use std::{
-    fmt, fs,
+    fmt,
+    fs::{self, File},
     io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -178,7 +179,7 @@ impl Data {
         match self {
             Self::Memory(bytes) => all.extend_from_slice(bytes),
             Self::File(path) => {
-                let read = fs::File::open(path).and_then(|mut file| file.read_to_end(all));
+                let read = File::open(path).and_then(|mut file| file.read_to_end(all));
                 read.map_err(|source| SubmitError::Read { path: path.clone(), source })?;
             }
         }
@@ -209,6 +210,10 @@ impl Stamp {
     }
 }
 
+/// Files up to this size are read once and kept until their task ends: to be opened, read and watched for changes a second time
+/// costs more.
+const KEPT_BYTES_MAX: u64 = 1 << 20;
+
 impl Blob {
     pub(crate) fn hash(data: Data) -> Result<(Self, Digest), SubmitError> {
         let failed = |error| match error {
@@ -220,6 +225,16 @@ impl Blob {
             Data::File(path) => Some(Stamp::of(path).map_err(failed)?),
         };
         let source = open(&data).map_err(failed)?;
+        if let Data::File(path) = &data
+            && source.size_bytes() <= KEPT_BYTES_MAX
+        {
+            let (bytes, size_bytes) = (read(path, KEPT_BYTES_MAX).map_err(failed)?, source.size_bytes());
+            if bytes.len() as u64 != size_bytes {
+                return Err(failed(UploadError::Changed { path: path.clone() }));
+            }
+            let digest = Digest::of(&bytes);
+            return Ok((Self { data: Data::Memory(bytes), stamp: None, size_bytes }, digest));
+        }
         let digest = source.digest().map_err(failed)?;
         let blob = Self { data, stamp, size_bytes: source.size_bytes() };
         // Also notices a file that changed between the stamp and the end of the hashing.
@@ -243,6 +258,16 @@ impl Blob {
             return Err(UploadError::Changed { path: path.clone() });
         }
         open(&self.data)
+    }
+}
+
+/// A file's bytes, not more than so many.
+fn read(path: &Path, bytes_max: u64) -> Result<Bytes, UploadError> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(bytes_max).read_to_end(&mut bytes));
+    match read {
+        Ok(_) => Ok(bytes.into()),
+        Err(source) => Err(UploadError::Read { path: path.to_owned(), source }),
     }
 }
 
@@ -301,12 +326,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_changed_since_it_was_hashed_is_not_sent() {
+    fn a_large_file_that_changed_since_it_was_hashed_is_not_sent() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("input.bin");
-        fs::write(&path, b"before").unwrap();
+        let before = vec![1; KEPT_BYTES_MAX as usize + 1];
+        fs::write(&path, &before).unwrap();
         let (blob, digest) = Blob::hash(Data::File(path.clone())).unwrap();
-        assert_eq!(digest, Digest::of(b"before"));
+        assert_eq!(digest, Digest::of(&before));
         assert!(blob.source().is_ok());
 
         fs::write(&path, b"afterwards").unwrap();
@@ -315,5 +341,17 @@ mod tests {
         assert!(matches!(&error, UploadError::Changed { path: named } if *named == path), "{error}");
         fs::remove_file(&path).unwrap();
         assert!(matches!(blob.source(), Err(UploadError::Read { .. })));
+    }
+
+    #[test]
+    fn a_small_file_is_sent_as_it_was_when_it_was_hashed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("input.bin");
+        fs::write(&path, b"before").unwrap();
+        let (blob, digest) = Blob::hash(Data::File(path.clone())).unwrap();
+        fs::write(&path, b"afterwards").unwrap();
+        assert_eq!(blob.source().unwrap().digest().unwrap(), digest);
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(Blob::hash(Data::File(path)), Err(SubmitError::Read { .. })));
     }
 }

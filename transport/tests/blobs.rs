@@ -512,6 +512,24 @@ async fn little_is_sent_behind_its_announcement_before_anybody_waits() {
 }
 
 #[tokio::test]
+async fn a_file_that_the_peer_has_holds_nothing_up_and_is_sent_if_it_lacks_it_after_all() {
+    let mut pair = Pair::connected().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model");
+    fs::write(&path, noise(5000)).expect("written");
+    let sources = vec![(0, Source::file(&path).expect("readable")), (1, Source::memory(noise(1000).into()))];
+    let mut sender = Sender::start(Outgoing::new(Role::Client, attempt(), sources, MIB as u32).held(0), &pair.outlet);
+    let chunk = within("the input", pair.arriving.recv()).await.expect("open").frame;
+    assert_eq!(chunk_of(&chunk).blob, 1);
+    sender.tell(Feedback::Needs { blobs: vec![(0, 0)], window_bytes: MIB as u32 });
+    assert!(sender.end.is_none(), "it lacks the model");
+    let chunk = within("the model", pair.arriving.recv()).await.expect("open").frame;
+    assert_eq!((chunk_of(&chunk).blob, chunk.payload.len()), (0, 5000));
+    sender.credit(0, 5000);
+    sender.result().await.expect("sent");
+}
+
+#[tokio::test]
 async fn little_waits_in_a_thread_for_a_peer_whose_queue_is_full() {
     let mut pair = Pair::connected().await;
     let filler = || Frame { payload: noise(MIB).into(), ..Frame::new(b"filler".to_vec()) };

@@ -151,14 +151,12 @@ impl Outgoing {
         self
     }
 
-    /// Nothing of it is read from a file, and it is little: sending it is no work.
+    /// What is to be sent is little and not in a file: sending it is no work.
     pub(crate) fn is_light(&self) -> bool {
+        let mut to_send = self.blobs.iter().filter(|blob| blob.next < blob.size_bytes);
+        let bytes: u64 = to_send.clone().map(|blob| blob.size_bytes).sum();
         let is_plain = self.compression != Compression::Always;
-        is_plain && self.blobs.iter().all(|blob| blob.source.is_in_memory()) && self.size_bytes() <= LIGHT_BYTES_MAX
-    }
-
-    fn size_bytes(&self) -> u64 {
-        self.blobs.iter().map(|blob| blob.size_bytes).sum()
+        is_plain && bytes <= LIGHT_BYTES_MAX && to_send.all(|blob| blob.source.is_in_memory())
     }
 
     /// The peer has everything.
