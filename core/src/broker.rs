@@ -36,7 +36,7 @@ use proto_msgs::{
     Leave, Outcome, PeerId, PublicKey, Register, WorkerId, WorkerToBroker,
 };
 
-pub use api::{Action, Change, Event, TaskRecord, WorkerRecord};
+pub use api::{Action, Change, Event, Footing, TaskRecord, WorkerRecord};
 pub use config::{Config, Policy, Tenant, Weights};
 pub use stats::Stats;
 
@@ -44,7 +44,7 @@ use crate::{MonoTime, Rule};
 use outcomes::Errors;
 use queue::Queue;
 use slo::Slos;
-use tasks::{Place, State, Tasks};
+use tasks::{Place, State, Task, Tasks};
 use workers::Workers;
 
 /// The broker.
@@ -97,7 +97,7 @@ impl Broker {
             Event::ClientSaid { peer, key, message } => self.client_said(now, peer, key, message),
             Event::WorkerSaid { peer, key, message } => self.worker_said(now, peer, key, message),
             Event::Restored(records) => self.restored(now, records),
-            Event::Stored { task } => self.stored(now, task),
+            Event::Stored { task, footing } => self.stored(now, task, footing),
             Event::StoreAway => self.store_away(now),
             Event::StoreBack => self.store_ok = true,
             Event::Deadline => {}
@@ -200,11 +200,13 @@ impl Broker {
             let wanted = self.is_wanted(id, report.id);
             match &report.state {
                 AttemptState::Finished(outcome) => {
-                    forget.push(report.id);
                     if wanted {
                         self.attempt_finished(now, id, epoch, report.id, outcome.clone());
                     } else if self.is_superseded(report.id) {
                         stop.push(report.id); // Nobody will fetch its result.
+                    }
+                    if self.may_be_forgotten(report.id) {
+                        forget.push(report.id);
                     }
                 }
                 _ if wanted => self.attempt_named(id, epoch, report.id),
@@ -235,6 +237,13 @@ impl Broker {
         let is_placed = matches!(task.state, State::Placed { .. });
         let elsewhere = is_placed && task.attempt == id.attempt && task.place().is_some_and(|at| at.worker != worker);
         !task.is_ended() && !elsewhere && id.attempt >= task.attempt && id.attempt >= task.fence
+    }
+
+    /// Whether a finished attempt need not be named again. The end of a detached task is in safety only in the store: until
+    /// then its worker goes on telling it, should this broker die.
+    fn may_be_forgotten(&self, id: AttemptId) -> bool {
+        let waits = |task: &Task| task.spec.detached && task.is_ended() && !task.is_in_store();
+        !self.tasks.get(id.task).is_some_and(waits) || !self.config.rules.holds(Rule::StoreBeforeForget)
     }
 
     /// Whether another attempt of the task has taken its place.

@@ -27,6 +27,12 @@ pub enum Rule {
     NoticeDeadWorkers,
     /// A detached task is acknowledged only after the store has it.
     AcknowledgeAfterStore,
+    /// A client hears that its detached task is safe only once the store has where it is; else a restart looks for it in vain.
+    PlaceBeforeDurable,
+    /// A worker may forget how a detached attempt ended only once the store has it; else a restart never hears of it.
+    StoreBeforeForget,
+    /// A worker tells the end of a detached attempt only once its disk has it; else the worker's death undoes what was told.
+    KeepBeforeReport,
     /// A ticket is honoured only by the life of the worker it was made for.
     TicketNamesEpoch,
     /// The broker answers only the owner of a task.
@@ -65,6 +71,9 @@ impl Rule {
         Self::CloseAbandoned,
         Self::NoticeDeadWorkers,
         Self::AcknowledgeAfterStore,
+        Self::PlaceBeforeDurable,
+        Self::StoreBeforeForget,
+        Self::KeepBeforeReport,
         Self::TicketNamesEpoch,
         Self::AnswerOwnerOnly,
         Self::RepeatFinished,

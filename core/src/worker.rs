@@ -121,6 +121,7 @@ impl Worker {
             Event::ReceiveFailed { id, code, text } => self.receive_failed(now, id, code, text),
             Event::BatchReached { batch, phase } => self.reached(now, batch, phase),
             Event::BatchEnded { batch, ended } => self.batch_ended(now, batch, ended),
+            Event::Kept { id } => self.kept(id),
             Event::DialFailed { id, text } => self.dial_failed(now, id, text),
             Event::Sampled(sample) => self.sampled(now, sample),
             Event::DrainAsked => self.drain(now),
@@ -306,12 +307,20 @@ impl Worker {
         attempt.state = State::Finished { outcome: outcome.clone(), ended: now, taken: false, reported: false };
         let (runs, link, window_bytes) = (attempt.work.runs.clone(), attempt.link, attempt.window_bytes);
         let is_detached = attempt.ticket.detached;
+        attempt.is_kept = !is_detached || !self.config.rules.holds(Rule::KeepBeforeReport);
         self.withdraw(now, id);
         if is_detached {
             self.actions.push(Action::Keep { id, outcome: outcome.clone(), runs: runs.clone() });
         }
         if let Some(link) = link {
             self.actions.push(Action::SendResult { id, link, outcome, runs, window_bytes });
+        }
+    }
+
+    /// The end of a detached attempt outlives this process: the broker may be told.
+    fn kept(&mut self, id: AttemptId) {
+        if let Some(attempt) = self.attempts.get_mut(id) {
+            attempt.is_kept = true;
         }
     }
 
@@ -403,7 +412,7 @@ impl Worker {
     }
 
     fn leave_if_drained(&mut self) {
-        let idle = |attempt: &Attempt| !attempt.is_active() && !attempt.needs_client();
+        let idle = |attempt: &Attempt| !attempt.is_active() && attempt.is_kept && !attempt.needs_client();
         if self.drain_until.is_some() && !self.exited && self.attempts.iter().all(idle) {
             self.exit();
         }

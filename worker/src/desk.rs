@@ -312,6 +312,8 @@ impl Desk {
             if let Err(error) = tools.keep.finish(id, outcome, runs, &outputs) {
                 error!(task = %id.task, %error, "a result cannot be kept on disk: a restart would run the task again");
             }
+            // Closed only when the worker is leaving.
+            let _ = tools.machine.blocking_send(Event::Kept { id });
         });
         attempt.keeping = Some(keeping);
     }

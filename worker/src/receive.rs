@@ -259,9 +259,13 @@ impl Receiving {
         let save = move || keep.save(order.id, &order.ticket, &order.manifest, payloads).map_err(Failure::from);
         let payloads = blocking(save).await?;
         memory.change(0);
-        for credit in held_back {
-            way.acknowledge(credit).await;
-        }
+        // Nobody waits for a link that is stuck: the client is not needed any more, and is not to be missed.
+        let way = way.clone();
+        tokio::spawn(async move {
+            for credit in held_back {
+                way.acknowledge(credit).await;
+            }
+        });
         Ok(Inputs { models, payloads, memory })
     }
 

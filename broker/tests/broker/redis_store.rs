@@ -44,6 +44,10 @@ fn save_task(number: u8) -> Change {
     Change::PutTask { record: Box::new(task(number)), durable: true }
 }
 
+fn stored(number: u8) -> Event {
+    Event::Stored { task: task(number).task, footing: task(number).footing() }
+}
+
 async fn expect(opened: &mut Opened, event: Event) {
     let come = timeout(PATIENCE, opened.events.recv()).await;
     assert_eq!(come.unwrap_or_else(|_| panic!("in vain: {event:?}")), Some(event));
@@ -126,7 +130,7 @@ async fn an_outage_is_told_and_made_up_for_even_if_the_server_comes_back_empty()
     let mut server = Server::start(&["--appendonly", "no"]);
     let mut opened = opened(settings(&server.url(), "first")).await;
     opened.handle.save(save_task(1));
-    expect(&mut opened, Event::Stored { task: task(1).task }).await;
+    expect(&mut opened, stored(1)).await;
     server.kill();
     expect(&mut opened, Event::StoreAway).await;
     assert!(opened.handle.health().away.is_some());
@@ -137,7 +141,7 @@ async fn an_outage_is_told_and_made_up_for_even_if_the_server_comes_back_empty()
     let mut confirmed = Vec::new();
     loop {
         match timeout(PATIENCE, opened.events.recv()).await.unwrap().unwrap() {
-            Event::Stored { task } => confirmed.push(task),
+            Event::Stored { task, .. } => confirmed.push(task),
             event => break assert_eq!(event, Event::StoreBack),
         }
     }
@@ -158,9 +162,9 @@ async fn a_table_emptied_by_a_person_is_filled_again() {
     let server = Server::start(&[]);
     let mut opened = opened(settings(&server.url(), "first")).await;
     opened.handle.save(save_task(1));
-    expect(&mut opened, Event::Stored { task: task(1).task }).await;
+    expect(&mut opened, stored(1)).await;
     server.cli(&["FLUSHALL"]);
-    expect(&mut opened, Event::Stored { task: task(1).task }).await;
+    expect(&mut opened, stored(1)).await;
     assert_eq!(server.cli(&["EXISTS", &task_key(1)]), "1");
 }
 
@@ -265,10 +269,10 @@ async fn after_a_failover_the_new_master_gets_everything() {
     wait_for("the sentinel knows the replica", || sentinel.cli(&["SENTINEL", "replicas", "attic"]).contains("ip"));
     let mut opened = opened(settings(&format!("redis+sentinel://127.0.0.1:{}/attic", sentinel.port), "first")).await;
     opened.handle.save(save_task(1));
-    expect(&mut opened, Event::Stored { task: task(1).task }).await;
+    expect(&mut opened, stored(1)).await;
     master.kill();
     expect(&mut opened, Event::StoreAway).await;
-    expect(&mut opened, Event::Stored { task: task(1).task }).await;
+    expect(&mut opened, stored(1)).await;
     expect(&mut opened, Event::StoreBack).await;
     assert!(replica.cli(&["ROLE"]).starts_with("master"));
     assert_eq!(replica.cli(&["EXISTS", &task_key(1)]), "1");

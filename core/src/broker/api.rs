@@ -16,8 +16,8 @@ pub enum Event {
     WorkerSaid { peer: PeerId, key: Option<PublicKey>, message: WorkerToBroker },
     /// What the store remembers from before the restart. Given once, first, and only if there is something.
     Restored(Vec<TaskRecord>),
-    /// The store has this task's record on disk.
-    Stored { task: TaskId },
+    /// The store has a record of this task on disk, and this stands in it.
+    Stored { task: TaskId, footing: Footing },
     /// The store does not answer.
     StoreAway,
     /// The store answers again.
@@ -67,6 +67,17 @@ pub struct WorkerRecord {
     pub expires_after: Duration,
 }
 
+/// What the promise that a detached task is safe rests on: it holds while the store has just this.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Footing {
+    /// Placements so far.
+    pub attempt: Attempt,
+    /// Whose disk the last of them is for.
+    pub worker: Option<WorkerId>,
+    /// The task is over.
+    pub is_over: bool,
+}
+
 /// A task as the store keeps it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskRecord {
@@ -110,4 +121,11 @@ pub struct TaskRecord {
     pub deadline_unix_ms: Option<u64>,
     /// How it ended, and when (milliseconds since 1970); `None` while it lives.
     pub ended: Option<(Outcome, u64)>,
+}
+
+impl TaskRecord {
+    /// What promises rest on once the store has this record.
+    pub fn footing(&self) -> Footing {
+        Footing { attempt: self.attempt, worker: self.worker.map(|(worker, _)| worker), is_over: self.ended.is_some() }
+    }
 }

@@ -58,8 +58,9 @@ impl Broker {
         // A client's addresses may change while it waits.
         task.spec.endpoints.clone_from(&submit.endpoints);
         if let State::Ended { outcome, .. } = &task.state {
-            let ended = Ended { task: id, outcome: outcome.clone(), retry_after_ms: None };
-            return self.tell_client(Some(peer), BrokerToClient::Ended(ended));
+            // Its client leaves when it hears that a detached task is done.
+            let waits = task.spec.detached && matches!(outcome, Outcome::Done { .. }) && !task.is_in_store();
+            return if waits { self.note(id) } else { self.say_ended(id, Some(peer)) };
         }
         let named = named_in(&submit.standing);
         if named < task.named_by_client {
@@ -301,7 +302,8 @@ impl Broker {
         }
         let keeper = task.last.as_ref().and_then(|(worker, ..)| self.workers.get(*worker));
         let (Some(worker), true) = (keeper, is_done) else {
-            let noted = Noted { id: task.attempt_id(), worker_alive: keeper.is_some(), durable: task.stored };
+            let (id, worker_alive) = (task.attempt_id(), keeper.is_some());
+            let noted = Noted { id, worker_alive, durable: self.is_durable(task) };
             return self.tell_client(Some(peer), BrokerToClient::Noted(noted));
         };
         let dials = if worker.register.endpoints.is_empty() { Direction::WorkerDials } else { Direction::ClientDials };
@@ -318,7 +320,8 @@ impl Broker {
             State::Storing => (0, "waiting for the store to have it".to_owned()),
             _ => (0, "waiting for room at its worker".to_owned()),
         };
-        let durable = task.stored && task.state != State::Storing;
+        let is_in_store = task.in_store.is_some() || !self.config.rules.holds(Rule::AcknowledgeAfterStore);
+        let durable = task.stored && task.state != State::Storing && is_in_store;
         let (peer, starts_in_ms) = (task.peer, self.starts_in_ms(task, position));
         let queued = Queued { task: id, position, reason, starts_in_ms, durable };
         self.tell_client(peer, BrokerToClient::Queued(queued));
@@ -326,6 +329,9 @@ impl Broker {
 
     /// What a waiting task waits for.
     pub(super) fn waits_for(&self, now: MonoTime, task: &Task) -> String {
+        if task.peer.is_none() {
+            return "neither its client nor a worker that may have its inputs has been heard of late".to_owned();
+        }
         if now < task.pause_until && self.workers.len() <= task.avoid.len() {
             return "the workers that fit failed it a moment ago and get a while to recover".to_owned();
         }
@@ -345,9 +351,10 @@ impl Broker {
     pub(super) fn note(&mut self, id: TaskId) {
         let Some(task) = self.tasks.get(id) else { return };
         let attempt_id = task.attempt_id();
-        let worker = task.place().and_then(|at| self.workers.get(at.worker));
-        let worker_alive = worker.is_some_and(|worker| worker.has(attempt_id) || task.finished.is_some());
-        let noted = Noted { id: attempt_id, worker_alive, durable: task.stored };
+        let is_over = task.finished.is_some() || task.is_ended();
+        let worker = task.last.as_ref().and_then(|(worker, ..)| self.workers.get(*worker));
+        let worker_alive = worker.is_some_and(|worker| worker.has(attempt_id) || is_over);
+        let noted = Noted { id: attempt_id, worker_alive, durable: self.is_durable(task) };
         let peer = task.peer;
         self.tell_client(peer, BrokerToClient::Noted(noted));
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proto_msgs::{Direction, ErrorCode, Outcome, Standing, Submit, TaskId};
 
 use super::{
-    Action, Broker, Change, TaskRecord,
+    Action, Broker, Change, Footing, TaskRecord,
     tasks::{Place, State, Task},
 };
 use crate::{MonoTime, Rule};
@@ -20,11 +20,26 @@ const DEADLINE_GRACE: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Broker {
-    pub(super) fn stored(&mut self, now: MonoTime, id: TaskId) {
-        if self.tasks.get(id).is_some_and(|task| task.state == State::Storing) {
-            self.enqueue(now, id);
-            self.asking(now, id);
+    /// What the store has decides what clients of detached tasks may be told, and those who wait for it are told at once.
+    pub(super) fn stored(&mut self, now: MonoTime, id: TaskId, footing: Footing) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        task.in_store = Some(footing);
+        let (is_in_store, peer) = (task.is_in_store(), task.peer);
+        match &task.state {
+            State::Storing => {
+                self.enqueue(now, id);
+                self.asking(now, id);
+            }
+            State::Placed { .. } if is_in_store => self.note(id),
+            State::Ended { outcome: Outcome::Done { .. }, .. } if is_in_store => self.say_ended(id, peer),
+            State::Queued(_) | State::Granted { .. } | State::Placed { .. } | State::Ended { .. } => {}
         }
+    }
+
+    /// Whether the client of a detached task may leave: the store has where it is, or that it is over.
+    pub(super) fn is_durable(&self, task: &Task) -> bool {
+        let has_place = task.is_in_store() || !self.config.rules.holds(Rule::PlaceBeforeDurable);
+        task.spec.detached && task.last.is_some() && has_place
     }
 
     /// Tasks that were to be stored are given back to their clients, who can try again.
@@ -38,7 +53,7 @@ impl Broker {
     }
 
     /// What the store remembers: detached tasks. Those with a worker have time to be named by it, those without wait for
-    /// their client, and those that ended are still told of.
+    /// their client, or for a worker that was given them last, and those that ended are still told of.
     pub(super) fn restored(&mut self, now: MonoTime, records: Vec<TaskRecord>) {
         let now_unix_ms = self.unix_ms(now);
         let (kept, shown): (Vec<TaskRecord>, Vec<TaskRecord>) = records.into_iter().partition(|record| record.detached);
@@ -47,9 +62,10 @@ impl Broker {
         for record in kept.into_iter().take(self.config.tasks_max) {
             let (attempt, worker, ended) = (record.attempt, record.worker, record.ended.clone());
             let (submitted_unix_ms, deadline_unix_ms) = (record.submitted_unix_ms, record.deadline_unix_ms);
+            let footing = record.footing();
             let mut task = Task::new(submit_of(record), now, submitted_unix_ms);
             let id = task.id();
-            task.stored = true;
+            (task.stored, task.in_store) = (true, Some(footing));
             task.attempt = attempt;
             task.deadline = deadline_unix_ms.map(|at| now + Duration::from_millis(at.saturating_sub(now_unix_ms)));
             task.last = worker.map(|(worker, epoch)| (worker, epoch, String::new()));
@@ -73,11 +89,10 @@ impl Broker {
 
     /// When a task next wants to be looked at, whatever happens.
     pub(super) fn due_of(&self, task: &Task) -> MonoTime {
-        let mut due = if task.spec.detached && matches!(task.state, State::Placed { .. }) {
-            task.away_since.unwrap_or(task.heard) + self.config.detached_patience
-        } else {
-            task.heard + self.config.client_silence
-        };
+        let mut due = self.patience_end(task);
+        if task.peer.is_some() && task.place().is_none() {
+            due = due.min(task.heard + self.config.client_silence);
+        }
         if let Some(deadline) = task.deadline {
             due = due.min(if task.place().is_some() { deadline + DEADLINE_GRACE } else { deadline });
         }
@@ -112,6 +127,9 @@ impl Broker {
         self.take_back(now, id);
         self.after_pause(now, id);
         let Some(task) = self.tasks.get_mut(id) else { return };
+        if now >= task.heard + self.config.client_silence && task.place().is_none() {
+            task.peer = None; // Room is kept for it once its client is heard again.
+        }
         if !task.stored {
             task.stored = true;
             self.save_task(id);
@@ -121,17 +139,28 @@ impl Broker {
         self.tasks.set_due(id, if due > now { due } else { now + LOOK_AGAIN });
     }
 
+    /// When a task that nobody speaks of has no one left who could.
+    fn patience_end(&self, task: &Task) -> MonoTime {
+        match task.state {
+            State::Placed { .. } if task.spec.detached => {
+                task.away_since.unwrap_or(task.heard) + self.config.detached_patience
+            }
+            _ if task.may_be_at_worker() => task.heard + self.config.detached_patience,
+            _ => task.heard + self.config.client_silence,
+        }
+    }
+
     /// The end of a task that nobody looks after any more.
     fn abandoned(&self, now: MonoTime, task: &Task) -> Option<Outcome> {
+        let is_over = now >= self.patience_end(task);
         if task.spec.detached
             && let State::Placed { at, .. } = task.state
         {
             let named = self.workers.get(at.worker).is_some_and(|worker| worker.has(task.attempt_id()));
             let text = "its worker has been away too long, and with it the inputs: submit it again";
-            let gone = !named && now >= task.away_since.unwrap_or(task.heard) + self.config.detached_patience;
-            return gone.then(|| Outcome::failed(ErrorCode::WorkerLost, text));
+            return (is_over && !named).then(|| Outcome::failed(ErrorCode::WorkerLost, text));
         }
-        let silent = now >= task.heard + self.config.client_silence && self.config.rules.holds(Rule::CloseAbandoned);
+        let silent = is_over && self.config.rules.holds(Rule::CloseAbandoned);
         silent.then(|| {
             let gone = || Outcome::failed(ErrorCode::ClientGone, "its client went away");
             task.finished.clone().unwrap_or_else(gone)

@@ -169,8 +169,8 @@ impl Occupancy {
         self.insert(id, Entry { named, held });
     }
 
-    /// A heartbeat names these and no others. Gives those that earlier ones named and this one does not.
-    pub(super) fn named(&mut self, active: impl Iterator<Item = AttemptId> + Clone) -> Vec<AttemptId> {
+    /// A heartbeat names these and, if it names all, no others. Gives those that earlier ones named and this one does not.
+    pub(super) fn named(&mut self, active: impl Iterator<Item = AttemptId> + Clone, are_all: bool) -> Vec<AttemptId> {
         let known = self.entries.iter().filter(|(_, entry)| entry.named).map(|(id, _)| *id);
         let before: Vec<AttemptId> = known.collect();
         for id in active.clone() {
@@ -179,8 +179,8 @@ impl Occupancy {
                 None => self.insert(id, Entry { named: true, held: Held::UNKNOWN }),
             }
         }
-        if before.is_empty() {
-            return before;
+        if before.is_empty() || !are_all {
+            return Vec::new();
         }
         let active: std::collections::BTreeSet<AttemptId> = active.collect();
         let vanished: Vec<AttemptId> = before.into_iter().filter(|id| !active.contains(id)).collect();
@@ -296,11 +296,19 @@ mod tests {
     fn an_attempt_of_which_only_a_heartbeat_tells_is_in_the_way_of_both_lanes() {
         let slots = [1, 1];
         let mut occupancy = Occupancy::default();
-        assert_eq!(occupancy.named([id(1), id(2)].into_iter()), []);
+        assert_eq!(occupancy.named([id(1), id(2)].into_iter(), true), []);
         assert_eq!((occupancy.free(Lane::Realtime, slots), occupancy.own_free(Lane::Realtime, slots)), (0, 0));
         occupancy.put(id(1), held(Lane::Batch));
         occupancy.put(id(2), held(Lane::Batch));
         assert_eq!((occupancy.free(Lane::Realtime, slots), occupancy.free(Lane::Batch, slots)), (1, 0));
+    }
+
+    #[test]
+    fn what_a_full_list_does_not_name_is_not_gone() {
+        let mut occupancy = Occupancy::default();
+        assert_eq!(occupancy.named([id(1), id(2)].into_iter(), true), []);
+        assert_eq!(occupancy.named([id(2)].into_iter(), false), []);
+        assert_eq!(occupancy.named([id(2)].into_iter(), true), [id(1)]);
     }
 
     #[test]
@@ -314,8 +322,8 @@ mod tests {
             occupancy.put(id(number), Held { lane: Some(Lane::Realtime), demands, model, items: 3, slot_us: None });
         }
         assert_eq!(occupancy.backlog_us(Lane::Realtime), None);
-        assert_eq!(occupancy.named([id(0), id(9)].into_iter()), []);
-        assert_eq!(occupancy.named([id(9)].into_iter()), [id(0)]);
+        assert_eq!(occupancy.named([id(0), id(9)].into_iter(), true), []);
+        assert_eq!(occupancy.named([id(9)].into_iter(), true), [id(0)]);
         (0..10).for_each(|number| occupancy.remove(id(number)));
         assert_eq!(occupancy.reserved(), (0, 0, 0));
         assert_eq!((occupancy.tasks(), occupancy.len(), occupancy.items.len()), ([0, 0], 0, 0));

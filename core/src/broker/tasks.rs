@@ -24,7 +24,7 @@ use proto_msgs::{
 };
 
 use super::{
-    api::TaskRecord,
+    api::{Footing, TaskRecord},
     placement::Decision,
     queue::{QueueKey, Rank},
     slo::StreamId,
@@ -100,14 +100,16 @@ pub(super) struct Task {
     pub(super) history: Vec<String>,
     /// How the worker says that the current attempt of an attached task ended; the client has the last word.
     pub(super) finished: Option<Outcome>,
-    /// Since when the worker of a placed attempt has not been there to name it.
+    /// Since when the worker of an attempt has not been there to name it: since its loss, or since the broker's restart.
     pub(super) away_since: Option<MonoTime>,
     /// The newest attempt that its client has named. A message that knows less is a late one.
     pub(super) named_by_client: Attempt,
     /// It ended because its client was silent.
     pub(super) abandoned: bool,
-    /// The store has it, or has been told to show it.
+    /// The store has been told of it.
     pub(super) stored: bool,
+    /// What the store has of it, as far as it has said.
+    pub(super) in_store: Option<Footing>,
     /// When the task wants to be looked at.
     pub(super) due: MonoTime,
 }
@@ -143,6 +145,7 @@ impl Task {
             named_by_client: Attempt(0),
             abandoned: false,
             stored: false,
+            in_store: None,
             due: now,
         }
     }
@@ -183,6 +186,23 @@ impl Task {
 
     pub(super) fn deadline_unix_ms(&self) -> Option<u64> {
         self.spec.deadline_ms.map(|ms| self.submitted_unix_ms.saturating_add(ms))
+    }
+
+    fn footing(&self) -> Footing {
+        let worker = self.last.as_ref().map(|(worker, ..)| *worker);
+        Footing { attempt: self.attempt, worker, is_over: self.is_ended() }
+    }
+
+    /// Whether the store has said that it has what a restart must know: where the task is, or that it is over.
+    pub(super) fn is_in_store(&self) -> bool {
+        self.in_store == Some(self.footing())
+    }
+
+    /// Whether its inputs may be at a worker that has not been heard: its last attempt was given away, or a broker before this
+    /// one may have done so, and its client has not taken that back.
+    pub(super) fn may_be_at_worker(&self) -> bool {
+        let was_given_away = self.attempt > Attempt(0) || self.away_since.is_some();
+        self.spec.detached && was_given_away && self.fence <= self.attempt
     }
 
     pub(super) fn record(&self) -> TaskRecord {

@@ -4,7 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proto_msgs::{AttemptId, AttemptState, Digest, Epoch, Heartbeat, Lane, PeerId, Register, WorkerId};
+use proto_msgs::{
+    AttemptId, AttemptState, Digest, Epoch, Heartbeat, Lane, PeerId, Register, WorkerId, limits::ATTEMPTS_MAX,
+};
 
 use super::{
     fleet::Fleet,
@@ -243,7 +245,9 @@ impl Workers {
         let mut vanished = Vec::new();
         self.change(id, |worker| {
             let active = heartbeat.attempts.iter().filter(|report| !matches!(report.state, AttemptState::Finished(_)));
-            vanished = worker.occupancy.named(active.map(|report| report.id));
+            // What is not in a full list may be over and have found no place in it.
+            let are_all = heartbeat.attempts.len() < ATTEMPTS_MAX;
+            vanished = worker.occupancy.named(active.map(|report| report.id), are_all);
         });
         self.set_heartbeat(id, heartbeat);
         vanished

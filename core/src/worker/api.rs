@@ -100,6 +100,8 @@ pub enum Event {
     /// The batch is over. If it went well, the shell keeps for every part that is still wanted the outputs of these rows of
     /// this stage; if not, it keeps nothing of it, and the same rows may come again in another batch.
     BatchEnded { batch: BatchId, ended: Result<BatchTimes, Failure> },
+    /// What [`Action::Keep`] ordered is on the disk, or cannot be brought there.
+    Kept { id: AttemptId },
     /// The client of a dial order could not be reached.
     DialFailed { id: AttemptId, text: String },
     /// The machine was measured. Sent a little more often than heartbeats are.
@@ -177,7 +179,7 @@ pub enum Action {
     /// Send outcome and outputs over this link, again from the beginning if some were sent over an earlier one. The outputs are
     /// those of the last stage, all rows in order, joined along the first dimension.
     SendResult { id: AttemptId, link: LinkId, outcome: Outcome, runs: Vec<RunNote>, window_bytes: u32 },
-    /// Keep the outcome and outputs of a detached attempt on disk.
+    /// Keep the outcome and outputs of a detached attempt on disk; ends in [`Event::Kept`].
     Keep { id: AttemptId, outcome: Outcome, runs: Vec<RunNote> },
     /// Delete everything of this attempt. A running batch may still hold rows of it: they are thrown away when it ends, and
     /// the rows of the others are kept as if nothing had happened.

@@ -82,12 +82,16 @@ pub(super) struct Attempt {
     pub(super) window_bytes: u32,
     /// Its client has not been told of the phase.
     pub(super) has_news: bool,
+    /// Its end is not on its way to the disk. While it is, a death of this process would undo it.
+    pub(super) is_kept: bool,
+    /// Heartbeats that told its end.
+    pub(super) told: u32,
 }
 
 impl Attempt {
     pub(super) fn new(ticket: TicketBody, state: State, now: MonoTime) -> Self {
         let (work, link, window_bytes) = (Work::default(), None, WINDOW_BYTES);
-        Self { ticket, work, state, link, heard: now, window_bytes, has_news: false }
+        Self { ticket, work, state, link, heard: now, window_bytes, has_news: false, is_kept: true, told: 0 }
     }
 
     /// What was announced first stands: others' rows may have been put beside these since.
@@ -127,8 +131,8 @@ impl Attempt {
         let state = match &self.state {
             State::Dialling { .. } | State::Receiving => AttemptState::Receiving,
             State::Ready => AttemptState::Ready,
-            State::Running(_) => AttemptState::Running,
-            State::Finished { outcome, .. } => AttemptState::Finished(outcome.clone()),
+            State::Finished { outcome, .. } if self.is_kept => AttemptState::Finished(outcome.clone()),
+            State::Running(_) | State::Finished { .. } => AttemptState::Running,
         };
         AttemptReport { id: self.id(), state, detached: self.ticket.detached }
     }
@@ -191,10 +195,45 @@ impl Attempts {
         }
     }
 
-    /// What the heartbeat says: the active ones first, then those that the broker has not acknowledged.
-    pub(super) fn reports(&self) -> Vec<AttemptReport> {
-        let unreported = |attempt: &&Attempt| matches!(attempt.state, State::Finished { reported: false, .. });
-        let active = self.table.values().filter(|attempt| attempt.is_active());
-        active.chain(self.table.values().filter(unreported)).take(ATTEMPTS_MAX).map(Attempt::report).collect()
+    /// What the heartbeat says: the active ones first, then those that the broker has not acknowledged. Where they are too
+    /// many, those that were told least often: some may have to wait long for the broker's store.
+    pub(super) fn reports(&mut self) -> Vec<AttemptReport> {
+        let is_going_on = |attempt: &&Attempt| attempt.is_active() || !attempt.is_kept;
+        let active = self.table.values().filter(is_going_on).take(ATTEMPTS_MAX);
+        let mut reports: Vec<AttemptReport> = active.map(Attempt::report).collect();
+        let unreported = |attempt: &&mut Attempt| {
+            attempt.is_kept && matches!(attempt.state, State::Finished { reported: false, .. })
+        };
+        let mut over: Vec<&mut Attempt> = self.table.values_mut().filter(unreported).collect();
+        over.sort_by_key(|attempt| attempt.told);
+        for attempt in over.into_iter().take(ATTEMPTS_MAX - reports.len()) {
+            attempt.told = attempt.told.saturating_add(1);
+            reports.push(attempt.report());
+        }
+        reports
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// An attempt that is over, of which the broker does not say that it may be forgotten.
+    fn over(number: u32) -> Attempt {
+        let outcome = Outcome::Done { run_us: 1, load_us: 0 };
+        let state = State::Finished { outcome, ended: MonoTime::ZERO, taken: false, reported: false };
+        Attempt::new(mesh_samples::ticket_body(number, 1, 1), state, MonoTime::ZERO)
+    }
+
+    #[test]
+    fn ends_that_wait_for_the_store_do_not_keep_new_ones_from_being_told() {
+        let mut attempts = Attempts::default();
+        (1..1000).for_each(|number| attempts.insert(over(number)));
+        let told: BTreeSet<AttemptId> = (0..4).flat_map(|_| attempts.reports()).map(|report| report.id).collect();
+        assert_eq!(told.len(), 999);
+        attempts.insert(over(1000));
+        assert!(attempts.reports().iter().any(|report| report.id == over(1000).id()));
     }
 }

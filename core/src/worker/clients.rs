@@ -166,7 +166,7 @@ impl Worker {
     /// Nobody needs the result any more.
     pub(super) fn taken(&mut self, id: AttemptId) {
         let Some(attempt) = self.attempts.get_mut(id) else { return };
-        attempt.link = None;
+        (attempt.link, attempt.is_kept) = (None, true);
         if let State::Finished { taken, .. } = &mut attempt.state
             && !std::mem::replace(taken, true)
         {

@@ -161,8 +161,16 @@ impl Referee {
             let detail = format!("another client hears of {}: {message:?}", short(task));
             return self.fail("a result goes to its owner", detail);
         }
-        if durable && truth.job.detached && !stored.contains_key(&task) {
-            let detail = format!("{} is acknowledged and not stored", short(task));
+        let row = stored.get(&task);
+        let is_there = match message {
+            BrokerToClient::Noted(noted) => {
+                row.is_some_and(|row| row.ended.is_some() || row.attempt == noted.id.attempt && row.worker.is_some())
+            }
+            _ => row.is_some(),
+        };
+        if durable && truth.job.detached && !is_there {
+            let footing = row.map(TaskRecord::footing);
+            let detail = format!("{} is acknowledged with {message:?}, stored is {footing:?}", short(task));
             return self.fail("acknowledged is stored", detail);
         }
         match message {

@@ -1,8 +1,8 @@
 //! The broker's process and its store: thin, and as forgetful as the real ones.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
-use mesh_core::broker::{Action, Broker, Change, Config, Event, Policy, TaskRecord};
+use mesh_core::broker::{Action, Broker, Change, Config, Event, Footing, Policy, TaskRecord};
 use proto_msgs::{Epoch, PeerId, TaskId, ToBroker, WorkerId};
 
 use super::{
@@ -45,7 +45,7 @@ impl Mesh {
             origin_unix_ms: BEGIN_UNIX_MS + self.now / MS,
             encrypted: self.setup.encrypted,
             ended_kept: self.setup.kept,
-            detached_patience: Duration::from_secs(20),
+            detached_patience: self.setup.patience,
             policy: self.setup.policy,
             rules: self.setup.rules,
             ..Config::default()
@@ -165,7 +165,7 @@ impl Mesh {
                     store.workers.remove(&worker);
                 }
                 Change::PutTask { record, durable } => {
-                    durable_ones.extend(durable.then_some(record.task));
+                    durable_ones.extend(durable.then_some((record.task, record.footing())));
                     store.tasks.insert(record.task, *record);
                 }
                 Change::DropTask(task) => {
@@ -173,15 +173,15 @@ impl Mesh {
                 }
             }
         }
-        for task in durable_ones {
+        for (task, footing) in durable_ones {
             // The broker may die between the store's having it and its own hearing of it.
-            self.after(MS, Happening::Stored { life, task });
+            self.after(MS, Happening::Stored { life, task, footing });
         }
     }
 
-    pub(super) fn stored(&mut self, life: u32, task: TaskId) {
+    pub(super) fn stored(&mut self, life: u32, task: TaskId, footing: Footing) {
         if self.broker.life == life && self.broker.machine.is_some() {
-            self.broker_handle(Event::Stored { task });
+            self.broker_handle(Event::Stored { task, footing });
         }
     }
 

@@ -17,6 +17,7 @@ mod broker_shell;
 mod client_shell;
 mod crowds;
 mod days;
+mod detached;
 mod expect;
 mod faults;
 mod job;

@@ -5,8 +5,12 @@
 
 use std::{cmp::Ordering, collections::BinaryHeap, fmt, time::Duration};
 
-use mesh_core::{MonoTime, Rules, broker::Policy, worker::BatchId};
-use proto_msgs::{AttemptId, BrokerToClient, BrokerToWorker, ClientId, PublicKey, TaskId, ToBroker};
+use mesh_core::{
+    MonoTime, Rules,
+    broker::{Footing, Policy},
+    worker::BatchId,
+};
+use proto_msgs::{AttemptId, BrokerToClient, BrokerToWorker, ClientId, Outcome, PublicKey, RunNote, TaskId, ToBroker};
 
 use super::{
     broker_shell::BrokerShell,
@@ -78,6 +82,8 @@ pub(super) enum Happening {
     Session { worker: usize, life: u32, id: AttemptId, turn: u32, step: Step },
     /// A batch has its model, or is over.
     Batch { worker: usize, life: u32, batch: BatchId, is_over: bool },
+    /// The end of a detached attempt is on its worker's disk.
+    Kept { worker: usize, life: u32, id: AttemptId, outcome: Outcome, runs: Vec<RunNote> },
     /// Somebody with a stream of tasks has the next one.
     Arrive { stream: usize },
     /// A worker is measured.
@@ -85,7 +91,7 @@ pub(super) enum Happening {
     /// The store takes what it was told.
     Flush { life: u32 },
     /// The store says that it has the task.
-    Stored { life: u32, task: TaskId },
+    Stored { life: u32, task: TaskId, footing: Footing },
     /// The broker hears how the store is.
     StoreNews { life: u32, away: bool },
     /// A file vanishes under a client's hands.
@@ -160,7 +166,11 @@ pub(crate) struct Setup {
     /// Every message goes through its bytes.
     pub(crate) through_bytes: bool,
     pub(crate) store_wait: (Micros, Micros),
+    /// A result is on its way to its worker's disk so long: a small one, and a large one where the disk is busy.
+    pub(crate) disk_wait: (Micros, Micros),
     pub(crate) policy: Policy,
+    /// A worker that was given a detached task is waited for this long.
+    pub(crate) patience: Duration,
     /// Ended tasks are shown, and results of detached ones kept, this long.
     pub(crate) kept: Duration,
 }
@@ -173,7 +183,9 @@ impl Setup {
             encrypted: false,
             through_bytes: true,
             store_wait: (2 * MS, 30 * MS),
+            disk_wait: (MS, SECOND / 2),
             policy: Policy::default(),
+            patience: Duration::from_secs(20),
             kept: Duration::from_secs(120),
         }
     }
@@ -289,10 +301,11 @@ impl Mesh {
             Happening::WorkerDialled { worker, life, id, client } => self.worker_dialled(worker, life, id, client),
             Happening::Session { worker, life, id, turn, step } => self.session_step(worker, life, id, turn, step),
             Happening::Batch { worker, life, batch, is_over } => self.batch_step(worker, life, batch, is_over),
+            Happening::Kept { worker, life, id, outcome, runs } => self.kept(worker, life, id, outcome, runs),
             Happening::Arrive { stream } => self.arrive(stream),
             Happening::Sample { worker, life } => self.sample(worker, life),
             Happening::Flush { life } => self.flush(life),
-            Happening::Stored { life, task } => self.stored(life, task),
+            Happening::Stored { life, task, footing } => self.stored(life, task, footing),
             Happening::StoreNews { life, away } => self.store_news(life, away),
             Happening::FileVanished { client, id } => self.file_vanished(client, id),
             Happening::Start(node) => self.restart(node),
@@ -414,6 +427,7 @@ fn addressee(happening: &Happening) -> Option<Node> {
         Happening::AtWorker { worker, .. }
         | Happening::Session { worker, .. }
         | Happening::Batch { worker, .. }
+        | Happening::Kept { worker, .. }
         | Happening::Sample { worker, .. }
         | Happening::WorkerDialled { worker, .. } => Node::Worker(*worker),
         Happening::AtClient { client, .. }

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_core::client::{End, News};
 use proto_msgs::{
-    Attempt, AttemptId, BrokerToClient, ClientId, Digest, Epoch, ErrorCode, Lane, Outcome, Purpose, RunNote, TaskId,
-    Ticket, WorkerId, WorkerToBroker, limits::RUN_NOTES_MAX,
+    Attempt, AttemptId, AttemptReport, AttemptState, BrokerToClient, ClientId, Digest, Epoch, ErrorCode, Lane, Outcome,
+    Purpose, RunNote, TaskId, Ticket, WorkerId, WorkerToBroker, limits::RUN_NOTES_MAX,
 };
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
     job::{Behaviour, Job},
     lanes::Rooms,
     mesh::{Micros, Node, SECOND, micros, short, short_id},
-    worker_shell::WorkerShell,
+    worker_shell::{Disk, WorkerShell},
 };
 
 /// Deadlines of one machine in one second. Twenty tasks that each want two looks are far below.
@@ -62,6 +62,8 @@ pub(crate) struct Truth {
     pub(crate) in_calm: bool,
     /// Its client heard that the store has it.
     pub(crate) durable: bool,
+    /// Its client was told that it is safe, and has gone: from then on nobody but the mesh can lose it.
+    pub(crate) left: bool,
     /// Processes that wait for its end.
     pub(super) open: BTreeMap<usize, Follow>,
     pub(crate) ends: Vec<(usize, End)>,
@@ -86,6 +88,8 @@ pub(crate) struct Referee {
     pub(crate) is_harmed: bool,
     /// A machine was lost for good, and the results it kept.
     pub(crate) a_worker_is_gone: bool,
+    /// No worker that comes back at all comes back too late for its detached tasks.
+    pub(crate) is_patient: bool,
     /// From now on nothing excuses anything.
     pub(crate) is_calm: bool,
     pub(super) broker_life: u32,
@@ -152,6 +156,7 @@ impl Referee {
             cancelled: false,
             in_calm: self.is_calm && !self.tasks.iter().any(|truth| truth.job.behaviour == Behaviour::KillsWorker),
             durable: false,
+            left: false,
             open: BTreeMap::from([(process, follow)]),
             ends: Vec::new(),
             placements: Vec::new(),
@@ -235,7 +240,8 @@ impl Referee {
         if let Some(complaint) = complaint {
             self.fail("a task ends as it must", format!("{} at C{process}: {complaint}: {end:?}", short(task)));
         } else if matches!(end.outcome, Outcome::Done { .. }) && truth.job.detached {
-            self.task_mut(task).durable = true;
+            let truth = self.task_mut(task);
+            (truth.durable, truth.left) = (true, true);
         }
     }
 
@@ -258,7 +264,9 @@ impl Referee {
                 follow.fetch && (!truth.durable || truth.was_fetched() || truth.was_given_up())
             }
             ErrorCode::NotFound | ErrorCode::ResultGone => self.a_worker_is_gone,
-            ErrorCode::ClientGone => excused,
+            // That it has gone is what a detached task is for.
+            ErrorCode::ClientGone => excused && !truth.left,
+            ErrorCode::WorkerLost if truth.left && self.is_patient => self.a_worker_is_gone,
             ErrorCode::RunCrashed if truth.job.detached && excused => true,
             ErrorCode::RunCrashed | ErrorCode::Poisonous if behaviour == Behaviour::KillsWorker => true,
             // Three workers were lost around it.
@@ -282,8 +290,14 @@ impl Referee {
         self.reported.insert(worker, 0);
     }
 
-    pub(super) fn worker_says(&mut self, worker: usize, message: &WorkerToBroker) {
+    pub(super) fn worker_says(&mut self, worker: usize, message: &WorkerToBroker, disk: &Disk) {
         if let WorkerToBroker::Heartbeat(heartbeat) = message {
+            let is_over = |report: &&AttemptReport| matches!(report.state, AttemptState::Finished(_));
+            let is_only_said = |id| disk.detached.get(&id).is_some_and(|kept| kept.outcome.is_none());
+            let mut over = heartbeat.attempts.iter().filter(is_over).map(|report| report.id);
+            if let Some(id) = over.find(|id| is_only_said(*id)) {
+                self.fail("told is kept", format!("W{worker} says that {} is over, its disk does not", short_id(id)));
+            }
             let count = heartbeat.attempts.len();
             self.reported.insert(worker, count);
             self.rooms.told(worker, &heartbeat.costs);

@@ -31,6 +31,10 @@ const CALM_AFTER: Duration = Duration::from_secs(16);
 /// Results of detached tasks are kept this long, and ended tasks remembered.
 const KEPT: Duration = Duration::from_secs(60);
 
+/// In half of the runs a worker is waited for until all has healed: there nothing that was left as safe may be lost but with
+/// a machine. In the others it may come back too late.
+const PATIENCE: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(20)];
+
 /// By then, after healing, all is quiet: everything kept has been kept long enough, twice.
 const QUIET_AFTER: Duration = Duration::from_secs(160);
 
@@ -51,10 +55,12 @@ pub(crate) fn play(seed: u64, rules: Rules, story: Story) -> Ran {
         // One in eight: each machine's messages are within the limits of the wire, and nothing is slower for it.
         through_bytes: seed.is_multiple_of(8),
         store_wait: plan.pick(&[(MS, 3 * MS), (2 * MS, 80 * MS), (200 * MS, 1500 * MS)]),
+        patience: PATIENCE[seed as usize % 2],
         kept: KEPT,
         ..Setup::new(seed)
     };
     let mut mesh = Mesh::new(setup, story);
+    mesh.referee.is_patient = mesh.setup.patience > Duration::from_micros(FAULTS_LAST);
     let stage = Stage::build(&mut mesh, &mut plan);
     stage.plan(&mut mesh, &mut plan);
     mesh.run_for(Duration::from_micros(FAULTS_LAST));

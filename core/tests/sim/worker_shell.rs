@@ -293,7 +293,7 @@ impl Mesh {
     fn worker_acts(&mut self, worker: usize, action: Action) {
         match action {
             Action::TellBroker(message) => {
-                self.referee.worker_says(worker, &message);
+                self.referee.worker_says(worker, &message, &self.workers[worker].disk);
                 self.send_to_broker(Node::Worker(worker), ToBroker::Worker(message));
             }
             Action::TellClient { link, message } => self.tell_client(worker, link, message),
@@ -315,10 +315,9 @@ impl Mesh {
             Action::Keep { id, outcome, runs } => {
                 let Some(session) = self.workers[worker].sessions.get_mut(&id) else { return };
                 session.stage = Stage::Over;
-                let rows = session.rows.clone();
-                if let Some(kept) = self.workers[worker].disk.detached.get_mut(&id) {
-                    (kept.outcome, kept.runs, kept.rows) = (Some(outcome), runs, rows);
-                }
+                let (shortest, longest) = self.setup.disk_wait;
+                let (wait, life) = (self.rng.among(shortest..longest), self.workers[worker].life);
+                self.after(wait, Happening::Kept { worker, life, id, outcome, runs });
             }
             Action::Free { id } => {
                 tell!(self, "W{worker} frees {}", short_id(id));
@@ -333,6 +332,18 @@ impl Mesh {
                 self.after(3 * SECOND, Happening::Start(Node::Worker(worker)));
             }
         }
+    }
+
+    /// A result that was on its way to the disk is there, unless the worker died meanwhile.
+    pub(super) fn kept(&mut self, worker: usize, life: u32, id: AttemptId, outcome: Outcome, runs: Vec<RunNote>) {
+        let shell = &mut self.workers[worker];
+        if shell.life != life || shell.machine.is_none() {
+            return;
+        }
+        if let (Some(session), Some(kept)) = (shell.sessions.get(&id), shell.disk.detached.get_mut(&id)) {
+            (kept.outcome, kept.runs, kept.rows) = (Some(outcome), runs, session.rows.clone());
+        }
+        self.worker_handle(worker, Event::Kept { id });
     }
 
     pub(super) fn tell_client(&mut self, worker: usize, link: LinkId, message: WorkerToClient) {

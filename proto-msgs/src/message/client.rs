@@ -189,7 +189,7 @@ pub struct Noted {
     pub id: AttemptId,
     /// Heartbeats come from the attempt's worker and name it.
     pub worker_alive: bool,
-    /// For a detached task: the store has it.
+    /// For a detached task: the store has that this attempt is there. Once the worker has everything, its client may leave.
     pub durable: bool,
 }
 
