@@ -8,11 +8,16 @@
 //!      └────► Differs, Unsupported: one by one for ever
 //! ```
 //!
+//! That nothing is gained may be true only beside other work: it is asked again now and then, and ever more rarely.
+//!
 //! Owns t(N) as measured, the verdict and the sizes that follow. Never starts anything.
 
-use proto_msgs::{ModelCost, Packing, limits::CURVE_POINTS_MAX};
+mod point;
+
+use proto_msgs::{ModelCost, Packing, curve_us, limits::CURVE_POINTS_MAX};
 
 use super::api::{BatchTimes, Equality};
+use point::{JUDGED_AFTER, Point};
 
 /// Sizes at which a curve keeps a point; a batch counts for the largest that is not above it.
 const SIZES: [u32; CURVE_POINTS_MAX] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1024];
@@ -29,9 +34,6 @@ const PROBE_QUICK_US: u64 = 10_000;
 /// A batch must take less than this share of what its items take alone: below it the gain is not worth the risk.
 const PAYS_PERCENT: u64 = 80;
 
-/// The first runs of a size prepare buffers and kernels: only then is it believed that the size does not pay.
-const JUDGED_AFTER: u32 = 3;
-
 /// Batches of the batch lane have the smallest size this near to the best: the next realtime item waits for less.
 const CUT_PERMILLE: u64 = 1020;
 
@@ -41,44 +43,15 @@ const SPREAD_PERMILLE: u64 = 1500;
 /// The lanes are compared at sizes that differ by less than noise.
 const BEST_PERMILLE: u64 = 1005;
 
+/// Batches after which it is asked again whether a model gains by packing; twice as many after each time that it did not, up
+/// to 2 to the power of the other. The question costs one packed run.
+const REVIEW_AFTER: u32 = 256;
+const REVIEWS_MAX: u32 = 6;
+/// After so many, if a single item takes another time than it did then.
+const REVIEW_NOT_BEFORE: u32 = 32;
+
 /// Probes that told nothing put the next one off by twice as many batches, up to 2 to the power of this.
 const PATIENCE_MAX: u32 = 10;
-
-/// A point of the curve: running means.
-#[derive(Clone, Copy, Debug, Default)]
-struct Point {
-    rows_milli: u64,
-    us: u64,
-    count: u32,
-}
-
-impl Point {
-    /// The first few are a minimum, for what is cold is slow; then each moves the mean by an eighth, and one outlier by no
-    /// more than as if it had taken twice as long as expected.
-    fn learn(&mut self, rows: u32, us: u64) {
-        let rows_milli = u64::from(rows) * 1000;
-        let expected_us = self.us.saturating_mul(rows_milli) / self.rows_milli.max(1);
-        self.count = self.count.saturating_add(1);
-        if self.count <= JUDGED_AFTER {
-            if self.count == 1 || us < expected_us {
-                (self.rows_milli, self.us) = (rows_milli, us);
-            }
-            return;
-        }
-        let us = us.clamp(expected_us / 2, expected_us.saturating_mul(2));
-        self.rows_milli = (self.rows_milli * 7 + rows_milli).div_ceil(8);
-        self.us = self.us.saturating_mul(7).saturating_add(us).div_ceil(8);
-    }
-
-    fn rows(&self) -> u32 {
-        u32::try_from((self.rows_milli + 500) / 1000).unwrap_or(u32::MAX)
-    }
-
-    /// Nanoseconds for one item.
-    fn item_ns(&self) -> u64 {
-        self.us.saturating_mul(1_000_000) / self.rows_milli.max(1)
-    }
-}
 
 /// What was found about many rows.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -109,6 +82,10 @@ pub(super) struct Cost {
     /// Probes that told nothing, and batches until the next one.
     fruitless: u32,
     wait_batches: u32,
+    /// Batches since it was found that nothing is gained, what a single item took then, and how often that was found before.
+    gainless_batches: u32,
+    gainless_us: u64,
+    reviews: u32,
     /// Items in a batch at most.
     rows_max: u32,
     /// A larger batch failed, and whether its size was to blame is not known yet.
@@ -127,6 +104,9 @@ impl Cost {
             is_probing: false,
             fruitless: 0,
             wait_batches: 0,
+            gainless_batches: 0,
+            gainless_us: 0,
+            reviews: 0,
             rows_max: u32::from(rows_max.max(1)),
             doubted_max: None,
             load_us: 0,
@@ -154,6 +134,24 @@ impl Cost {
         let count = &mut self.dispatched[reason as usize];
         *count = count.saturating_add(1);
         self.wait_batches = self.wait_batches.saturating_sub(1);
+        self.review();
+    }
+
+    /// Asks again, now and then, whether a model gains by packing that did not.
+    fn review(&mut self) {
+        let is_gainless = self.proof == Proof::Same && self.size() == 1;
+        self.gainless_batches = if is_gainless { self.gainless_batches + 1 } else { 0 };
+        let (now_us, then_us) = (self.batch_us(1), &mut self.gainless_us);
+        if self.gainless_batches <= 1 {
+            *then_us = now_us;
+        }
+        let is_other = now_us > then_us.saturating_mul(2) || *then_us > now_us.saturating_mul(2);
+        let after = if is_other { REVIEW_NOT_BEFORE } else { REVIEW_AFTER << self.reviews };
+        if self.gainless_batches >= after {
+            self.proof = Proof::Unknown;
+            self.points[1..].fill(Point::default());
+            (self.gainless_batches, self.reviews) = (0, (self.reviews + 1).min(REVIEWS_MAX));
+        }
     }
 
     pub(super) fn probe_begins(&mut self) {
@@ -207,33 +205,13 @@ impl Cost {
 
     // What follows.
 
-    fn measured(&self) -> impl DoubleEndedIterator<Item = &Point> {
+    fn measured(&self) -> impl DoubleEndedIterator<Item = &Point> + Clone {
         self.points.iter().filter(|point| point.count > 0)
     }
 
-    /// Microseconds of a batch of `rows`: between points a straight line, beyond them the last two's, or in proportion to the
-    /// only one; 0 if nothing is known.
+    /// Microseconds of a batch of `rows`; 0 if nothing is known.
     pub(super) fn batch_us(&self, rows: u32) -> u64 {
-        let rows_milli = u64::from(rows) * 1000;
-        let below = self.measured().rfind(|point| point.rows_milli <= rows_milli);
-        let above = self.measured().find(|point| point.rows_milli >= rows_milli);
-        match (below, above) {
-            (Some(low), Some(high)) if high.rows_milli > low.rows_milli => {
-                let rise = high.us.saturating_sub(low.us);
-                low.us + rise.saturating_mul(rows_milli - low.rows_milli) / (high.rows_milli - low.rows_milli)
-            }
-            (Some(low), Some(_)) => low.us,
-            (Some(last), None) => match self.measured().rfind(|point| point.rows_milli < last.rows_milli) {
-                Some(other) => {
-                    let rise = last.us.saturating_sub(other.us);
-                    let more = rise.saturating_mul(rows_milli - last.rows_milli);
-                    last.us + more / (last.rows_milli - other.rows_milli)
-                }
-                None => last.us.saturating_mul(rows_milli) / last.rows_milli.max(1),
-            },
-            (None, Some(high)) => high.us,
-            (None, None) => 0,
-        }
+        curve_us(self.measured().map(|point| (point.rows_milli, point.us)), u64::from(rows) * 1000)
     }
 
     fn pays(&self, point: &Point) -> bool {
@@ -326,15 +304,20 @@ impl Cost {
 mod tests {
     use super::*;
 
-    /// A model of `base + each · rows` microseconds of which a probe of `rows` has just shown that packing is right.
-    fn probed(rows: u32, time: impl Fn(u32) -> u64) -> Cost {
-        let mut cost = Cost::new(64);
+    /// A probe of so many rows shows that packing is right.
+    fn probe(cost: &mut Cost, rows: u32, time: impl Fn(u32) -> u64) {
         assert!(matches!(cost.plan(false), Plan::Probe { .. }));
         cost.probe_begins();
         assert_eq!(cost.plan(false), Plan::Single, "one probe at a time");
         let (single_us, packed_us) = (Some(time(1)), Some(time(rows)));
         let times = BatchTimes { single_us, packed_us, equal: Some(Equality::Same), ..BatchTimes::default() };
         cost.probe_ended(rows, Some(&times));
+    }
+
+    /// A model that takes so long for so many rows, just probed.
+    fn probed(rows: u32, time: impl Fn(u32) -> u64) -> Cost {
+        let mut cost = Cost::new(64);
+        probe(&mut cost, rows, time);
         cost
     }
 
@@ -403,13 +386,27 @@ mod tests {
     }
 
     #[test]
-    fn one_outlier_changes_little_and_a_new_speed_is_learned() {
+    fn a_model_that_gained_nothing_beside_other_work_is_tried_again_and_ever_more_rarely() {
+        let beside_others = |rows: u32| 5000 * u64::from(rows);
         let mut cost = Cost::new(64);
-        (0..20).for_each(|_| cost.learn(1, 1000));
-        cost.learn(1, 1_000_000);
-        assert!(cost.batch_us(1) <= 1125, "{}", cost.batch_us(1));
-        (0..60).for_each(|_| cost.learn(1, 4000));
-        assert!((3900..=4000).contains(&cost.batch_us(1)), "{}", cost.batch_us(1));
+        let find_no_gain = |cost: &mut Cost| {
+            probe(cost, 4, beside_others);
+            (0..2).for_each(|_| cost.learn(4, beside_others(4)));
+            assert_eq!(cost.plan(false), Plan::Single);
+        };
+        for review in 0..3 {
+            find_no_gain(&mut cost);
+            let run = || (cost.dispatched(proto_msgs::Dispatch::Idle), cost.plan(false)).1;
+            let batches = std::iter::repeat_with(run).take_while(|plan| *plan == Plan::Single).count() + 1;
+            assert_eq!(batches, (REVIEW_AFTER << review) as usize);
+        }
+        find_no_gain(&mut cost);
+        // A single item takes less than half of what it did: the verdict is of another time.
+        cost.dispatched(proto_msgs::Dispatch::Idle);
+        (0..3).for_each(|_| cost.learn(1, 2000));
+        (0..REVIEW_NOT_BEFORE).for_each(|_| cost.dispatched(proto_msgs::Dispatch::Idle));
+        probe(&mut cost, 4, |rows| 5000 + 200 * u64::from(rows));
+        assert_eq!(size(&cost), 8, "and now it gains");
     }
 
     #[test]

@@ -163,29 +163,31 @@ impl ModelCost {
         full.saturating_mul(self.batch_us(best)).saturating_add(if rest == 0 { 0 } else { self.batch_us(rest) })
     }
 
-    /// Microseconds of one batch of `rows`, between measured points in proportion and beyond them like the nearest; 0 if
-    /// nothing was measured.
+    /// Microseconds of one batch of `rows`; 0 if nothing was measured.
     pub fn batch_us(&self, rows: u32) -> u64 {
-        let points = || self.curve.iter().map(|(rows, us)| (u64::from(*rows), u64::from(*us)));
-        let rows = u64::from(rows);
-        let below = points().take_while(|(at, _)| *at <= rows).last();
-        let above = points().find(|(at, _)| *at >= rows);
-        match (below, above) {
-            (Some((at, us)), Some((next, next_us))) if next > at => {
-                let (lower, upper) = (us.min(next_us), us.max(next_us));
-                lower + (upper - lower) * (rows - at) / (next - at)
-            }
-            (Some((at, us)), Some(_)) => {
-                if at == rows {
-                    us
-                } else {
-                    0
-                }
-            }
-            (Some((at, us)), None) => us.saturating_mul(rows) / at.max(1),
-            (None, Some((_, us))) => us,
-            (None, None) => 0,
-        }
+        curve_us(self.curve.iter().map(|(rows, us)| (u64::from(*rows), u64::from(*us))), u64::from(rows))
+    }
+}
+
+/// What `rows` take on a curve of rows and microseconds, fewest rows first: between points a straight line, below them as
+/// much as the first, beyond them on the line of the last two, or in proportion to the only one; 0 if there is none.
+pub fn curve_us(points: impl DoubleEndedIterator<Item = (u64, u64)> + Clone, rows: u64) -> u64 {
+    let on_line = |(from, from_us): (u64, u64), (to, to_us): (u64, u64)| {
+        // A curve that falls is noise: the line is level.
+        let rise = u128::from(to_us.saturating_sub(from_us)) * u128::from(rows.saturating_sub(from));
+        let rise = rise.checked_div(u128::from(to.saturating_sub(from))).unwrap_or(0);
+        from_us.saturating_add(u64::try_from(rise).unwrap_or(u64::MAX))
+    };
+    let below = points.clone().rfind(|(at, _)| *at <= rows);
+    let above = points.clone().find(|(at, _)| *at >= rows);
+    match (below, above) {
+        (Some(low), Some(high)) => on_line(low, high),
+        (Some(last), None) => match points.clone().rfind(|(at, _)| *at < last.0) {
+            Some((at, us)) => last.1.max(on_line((at, us), last)),
+            None => last.1.saturating_mul(rows) / last.0.max(1),
+        },
+        (None, Some((_, us))) => us,
+        (None, None) => 0,
     }
 }
 
@@ -253,11 +255,12 @@ mod tests {
 
     #[test]
     fn a_curve_is_read_between_and_beyond_its_points() {
-        let cost = cost(8, &[(1, 10_000), (8, 45_000)]);
-        assert_eq!(cost.batch_us(1), 10_000);
-        assert_eq!(cost.batch_us(8), 45_000);
-        assert_eq!(cost.batch_us(4), 25_000);
-        assert_eq!(cost.batch_us(16), 90_000);
+        let read = |curve: &[(u16, u32)], rows| cost(8, curve).batch_us(rows);
+        let two = [(1, 10_000), (8, 45_000)];
+        assert_eq!([1, 4, 8, 16].map(|rows| read(&two, rows)), [10_000, 25_000, 45_000, 85_000]);
+        assert_eq!(read(&[(2, 10_000)], 1), 10_000);
+        assert_eq!(read(&[(2, 10_000)], 4), 20_000);
+        assert_eq!(read(&[(1, 10_000), (4, 8_000)], 8), 10_000, "no batch takes less than a smaller one");
     }
 
     #[test]

@@ -1,0 +1,68 @@
+//! What batches of about one size take: a running mean that forgives an outlier and believes a new speed.
+//!
+//! Owns how a measurement is taken in. Never what follows from it.
+
+/// The first runs of a size prepare buffers and kernels: only then is it believed that the size does not pay.
+pub(super) const JUDGED_AFTER: u32 = 3;
+
+/// So many times in a row far from what was expected is no outlier but another speed.
+const SURPRISES: u8 = 3;
+
+/// A point of the curve: running means.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Point {
+    pub(super) rows_milli: u64,
+    pub(super) us: u64,
+    pub(super) count: u32,
+    /// Times in a row that took less than half or more than twice of what was expected.
+    surprises: u8,
+}
+
+impl Point {
+    /// The first few are a minimum, for what is cold is slow; then each moves the mean by an eighth, and an outlier by no
+    /// more than as if it had taken twice as long as expected. Several outliers in a row are the truth.
+    pub(super) fn learn(&mut self, rows: u32, us: u64) {
+        let rows_milli = u64::from(rows) * 1000;
+        let expected_us = self.us.saturating_mul(rows_milli) / self.rows_milli.max(1);
+        self.count = self.count.saturating_add(1);
+        if self.count <= JUDGED_AFTER {
+            if self.count == 1 || us < expected_us {
+                (self.rows_milli, self.us) = (rows_milli, us);
+            }
+            return;
+        }
+        let expected = expected_us / 2..=expected_us.saturating_mul(2);
+        self.surprises = if expected.contains(&us) { 0 } else { self.surprises + 1 };
+        if self.surprises >= SURPRISES {
+            (self.rows_milli, self.us, self.surprises) = (rows_milli, us, 0);
+            return;
+        }
+        let us = us.clamp(*expected.start(), *expected.end());
+        self.rows_milli = (self.rows_milli * 7 + rows_milli).div_ceil(8);
+        self.us = self.us.saturating_mul(7).saturating_add(us).div_ceil(8);
+    }
+
+    pub(super) fn rows(&self) -> u32 {
+        u32::try_from((self.rows_milli + 500) / 1000).unwrap_or(u32::MAX)
+    }
+
+    /// Nanoseconds for one item.
+    pub(super) fn item_ns(&self) -> u64 {
+        self.us.saturating_mul(1_000_000) / self.rows_milli.max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_outlier_changes_little_and_a_new_speed_is_learned() {
+        let mut point = Point::default();
+        (0..20).for_each(|_| point.learn(1, 1000));
+        point.learn(1, 1_000_000);
+        assert!(point.us <= 1125, "{}", point.us);
+        (0..3).for_each(|_| point.learn(1, 4000));
+        assert_eq!(point.us, 4000, "three times is no outlier");
+    }
+}
