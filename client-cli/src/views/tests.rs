@@ -175,7 +175,14 @@ tasks     3 placed, 5 waiting
 }
 
 fn candidate(name: &str, id: u8, against: &[&str]) -> Candidate {
-    let prediction = Prediction { queue_us: 0, transfer_us: 1_200, load_us: 20_000, run_us: 4_000, measured: true };
+    let prediction = Prediction {
+        queue_us: 0,
+        transfer_us: 1_200,
+        load_us: 20_000,
+        run_us: 4_000,
+        handover_us: 1_500,
+        measured: true,
+    };
     Candidate {
         worker: WorkerId::from_bytes([id; 16]),
         name: name.into(),
@@ -208,9 +215,9 @@ So far:
   attempt 1 at pi-3: WORKER_LOST
 
 Workers now:
-WORKER   BUSY   HAS MODEL   QUEUE   TRANSFER   LOAD    RUN      TOTAL   VERDICT
-pi-4     25%    yes         0 µs    1.2 ms     20 ms   4.0 ms   25 ms   fits
-pi-3     25%    no          0 µs    0 µs       ?       ?        ?       needs arm64; is draining
+WORKER   BUSY   HAS MODEL   QUEUE   TRANSFER   LOAD    RUN      REST     TOTAL   VERDICT
+pi-4     25%    yes         0 µs    1.2 ms     20 ms   4.0 ms   1.5 ms   27 ms   fits
+pi-3     25%    no          0 µs    0 µs       ?       ?        0 µs     ?       needs arm64; is draining
 ";
     assert_eq!(why_text(&why(TaskStanding::Placed), 0), expected);
 }
@@ -238,13 +245,13 @@ ended; its last worker was pi-4
 predicted 25 ms, took 31 ms
 
 Workers as they were rated by 'predicted' 3.00 s ago:
-WORKER   BUSY   HAS MODEL   QUEUE   TRANSFER   LOAD    RUN      TOTAL   VERDICT
-pi-4     25%    yes         0 µs    1.2 ms     20 ms   4.0 ms   25 ms   chosen
-pi-5     25%    yes         0 µs    1.2 ms     20 ms   4.0 ms   25 ms   fits
+WORKER   BUSY   HAS MODEL   QUEUE   TRANSFER   LOAD    RUN      REST     TOTAL   VERDICT
+pi-4     25%    yes         0 µs    1.2 ms     20 ms   4.0 ms   1.5 ms   27 ms   chosen
+pi-5     25%    yes         0 µs    1.2 ms     20 ms   4.0 ms   1.5 ms   27 ms   fits
 ";
     assert_eq!(why_text(&done, 4_000), expected);
     let json = why_json(&done);
-    assert_eq!(json["decision"]["candidates"][0]["prediction"]["total_us"], 25_200);
+    assert_eq!(json["decision"]["candidates"][0]["prediction"]["total_us"], 26_700);
     assert_eq!((&json["predicted_ms"], &json["took_ms"]), (&25.into(), &31.into()));
 }
 

@@ -69,7 +69,7 @@ fn rated(candidates: &[Candidate], chosen: Option<&WorkerId>) -> String {
             true => "fits".to_owned(),
             false => worker.against.join("; "),
         };
-        let Prediction { queue_us, transfer_us, load_us, run_us, measured } = worker.prediction;
+        let Prediction { queue_us, transfer_us, load_us, run_us, handover_us, measured } = worker.prediction;
         let time = |us: u64| units::time(Duration::from_micros(us));
         let known = |us: u64| if measured { time(us) } else { "?".to_owned() };
         vec![
@@ -80,11 +80,12 @@ fn rated(candidates: &[Candidate], chosen: Option<&WorkerId>) -> String {
             time(transfer_us),
             known(load_us),
             known(run_us),
+            time(handover_us),
             known(worker.prediction.total_us()),
             verdict,
         ]
     };
-    let headings = ["WORKER", "BUSY", "HAS MODEL", "QUEUE", "TRANSFER", "LOAD", "RUN", "TOTAL", "VERDICT"];
+    let headings = ["WORKER", "BUSY", "HAS MODEL", "QUEUE", "TRANSFER", "LOAD", "RUN", "REST", "TOTAL", "VERDICT"];
     table(&headings, &candidates.iter().map(row).collect::<Vec<_>>())
 }
 
@@ -116,7 +117,7 @@ fn decision_json(decision: &DecisionView) -> Value {
 }
 
 fn candidate_json(worker: &Candidate) -> Value {
-    let Prediction { queue_us, transfer_us, load_us, run_us, measured } = worker.prediction;
+    let Prediction { queue_us, transfer_us, load_us, run_us, handover_us, measured } = worker.prediction;
     json!({
         "worker": { "id": worker.worker.to_string(), "name": worker.name },
         "against": worker.against,
@@ -127,6 +128,7 @@ fn candidate_json(worker: &Candidate) -> Value {
             "transfer_us": transfer_us,
             "load_us": load_us,
             "run_us": run_us,
+            "handover_us": handover_us,
             "total_us": worker.prediction.total_us(),
             "measured": measured,
         },

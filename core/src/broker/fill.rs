@@ -3,15 +3,16 @@
 //!
 //! Owns whose turn it is. Never rates; that is `placement`.
 
-use proto_msgs::{Lane, TaskId, WorkerId};
+use proto_msgs::{Digest, Lane, TaskId, WorkerId};
 
 use super::{
-    Broker, Config, obstacle,
+    Broker, Config, Policy,
+    obstacle::{self, Obstacle},
     placement::{self, LOOK_MAX, Scene, Verdict},
     predict,
-    queue::{Order, Queue, Rank},
+    queue::{Order, Queue, Rank, Stretch},
     tasks::{State, Task},
-    worker::{LENT_IN_A_ROW_MAX, Seat},
+    worker::{LENT_IN_A_ROW_MAX, Seat, Worker},
     workers::Workers,
 };
 use crate::MonoTime;
@@ -33,8 +34,14 @@ enum End {
     There(Option<Order>),
 }
 
-/// Work left to workers that will be done with it earlier than the one that is being filled.
-type Skipped = Vec<(Seat, u64)>;
+/// What one look at waiting tasks leaves to other workers.
+#[derive(Debug, Default)]
+struct Left {
+    /// Work for those that will be done with it earlier than the one that is being filled, and how long it takes there.
+    sooner: Vec<(Seat, u64)>,
+    /// Models of which it has its share.
+    shared: Vec<Digest>,
+}
 
 impl Broker {
     /// Gives a worker's room to waiting tasks: its realtime slots to realtime tasks, its batch slots to batch tasks, and what
@@ -66,14 +73,14 @@ impl Broker {
             return;
         }
         self.workers.await_slot(id, lane, None);
-        let mut skipped = Skipped::new();
-        let end = match self.fill_from(now, id, lane, own, None, &mut skipped) {
+        let mut left = Left::default();
+        let end = match self.fill_from(now, id, lane, own, None, &mut left) {
             End::Last => return self.workers.fill_on(id, lane, None),
             End::Full(_) => return,
             End::There(end) => end,
         };
         let on = self.workers.get(id).and_then(|worker| worker.fill_on[lane.index()]);
-        let next = match self.fill_from(now, id, lane, own, on.max(end), &mut skipped) {
+        let next = match self.fill_from(now, id, lane, own, on.max(end), &mut left) {
             End::Last => None,
             End::Full(on) | End::There(on) => on,
         };
@@ -92,40 +99,59 @@ impl Broker {
         lane: Lane,
         own: bool,
         mut after: Option<Order>,
-        skipped: &mut Skipped,
+        left: &mut Left,
     ) -> End {
-        for _ in 0..FILL_LOOK_MAX / 2 {
+        let Some(kind) = self.workers.get(id).map(|worker| worker.kind) else { return End::Last };
+        let Stretch { tasks, last } = self.queue.stretch(lane, after, kind, FILL_LOOK_MAX / 2);
+        for (order, task) in tasks {
             if !self.takes_any(id, lane, own) {
                 return End::Full(after);
             }
-            let Some((order, task)) = self.queue.after(lane, after) else { return End::Last };
             self.stats.waiting_looked += 1;
-            if self.place_here(now, task, id, own, skipped) {
+            if self.place_here(now, task, id, own, left) {
                 self.workers.await_slot(id, lane, Some(order));
                 return End::Full(after); // The next fill finds it again.
             }
             after = Some(order);
         }
-        End::There(after)
+        last.map_or(End::Last, |last| End::There(Some(last)))
     }
 
     /// Gives a waiting task to the worker if it fits, has room, and nobody else is worth waiting for; true if all it lacks is
     /// a free slot.
-    fn place_here(&mut self, now: MonoTime, id: TaskId, here: WorkerId, own: bool, skipped: &mut Skipped) -> bool {
+    fn place_here(&mut self, now: MonoTime, id: TaskId, here: WorkerId, own: bool, left: &mut Left) -> bool {
         let (Some(task), Some(worker)) = (self.tasks.get(id), self.workers.get(here)) else { return false };
-        let has_room = predict::has_room(task, worker, own);
-        let compare = skipped.len() < COMPARED_MAX;
+        let has_slot = predict::has_slot(task, worker, own);
+        let model = task.spec.model.digest;
+        // What is not compared with others is not sent ahead either: it would be taken from them unseen.
+        let compare = left.sooner.len() + left.shared.len() < COMPARED_MAX;
+        let has_room = has_slot || compare && predict::has_room_ahead(task, worker);
+        let has_its_share = !has_slot && left.shared.contains(&model);
         // Without a peer, from before a restart: room is kept for its client once that is heard.
-        if task.peer.is_none() || !(has_room || compare && predict::needs_slot(task, worker)) {
+        if task.peer.is_none() || has_its_share || !(has_room || compare && predict::needs_slot(task, worker)) {
             return false;
         }
-        if obstacle::now(task, worker, now).next().is_some() {
+        if let Some(obstacle) = obstacle::ever(task, worker).next() {
+            // A way may be found yet: its client may come to listen somewhere.
+            if let State::Queued(key) = task.state
+                && obstacle != Obstacle::NoWay
+            {
+                self.queue.set_unfit(key, worker.kind);
+            }
+            return false;
+        }
+        if obstacle::for_now(task, worker, now).next().is_some() {
             return false;
         }
         let survey = placement::survey_here(task, self.scene(now), worker, compare);
         let looked = survey.looked;
+        if !has_slot && compare && survey.has_its_share(self.queue.cost_us(task.lane())) {
+            left.shared.push(model);
+            self.stats.candidates_looked += looked;
+            return false;
+        }
         let before_us = survey.sooner().map_or(0, |seat| {
-            let at_seat = skipped.iter().filter(|(skipped, _)| *skipped == seat);
+            let at_seat = left.sooner.iter().filter(|(skipped, _)| *skipped == seat);
             at_seat.map(|(_, run_us)| run_us).fold(0, |sum: u64, run_us| sum.saturating_add(*run_us))
         });
         let verdict = survey.decide(before_us);
@@ -133,7 +159,7 @@ impl Broker {
         match verdict {
             Verdict::Place(_) if !has_room => return true,
             Verdict::Place(choice) => self.grant(now, id, choice),
-            Verdict::HeldBack { elsewhere, run_us } => skipped.push((elsewhere, run_us)),
+            Verdict::HeldBack { elsewhere, run_us } => left.sooner.push((elsewhere, run_us)),
             Verdict::Wait => {}
         }
         false
@@ -150,6 +176,7 @@ impl Broker {
         let looked = survey.looked;
         let before_us = if survey.has_sooner() { self.queue.before_us(key) } else { 0 };
         let model = task.spec.model.digest;
+        let unfit: Vec<u32> = survey.unfit_kinds().collect();
         let verdict = survey.decide(before_us);
         self.stats.candidates_looked += looked;
         self.workers.turn(model, LOOK_MAX);
@@ -158,7 +185,18 @@ impl Broker {
                 self.grant(now, id, choice);
                 true
             }
-            Verdict::Wait | Verdict::HeldBack { .. } => false,
+            Verdict::Wait | Verdict::HeldBack { .. } => {
+                unfit.into_iter().for_each(|kind| self.queue.set_unfit(key, kind));
+                self.go_round();
+                false
+            }
+        }
+    }
+
+    /// Who goes from one worker to the next begins behind those that the last look found full.
+    fn go_round(&mut self) {
+        if self.config.policy == Policy::RoundRobin {
+            self.last_chosen = self.workers.after(self.last_chosen).nth(LOOK_MAX - 1).map(Worker::id);
         }
     }
 

@@ -40,7 +40,7 @@ pub(super) enum Obstacle {
 type Ever = fn(&Task, &Worker) -> Option<Obstacle>;
 type Now = fn(&Task, &Worker, MonoTime) -> Option<Obstacle>;
 
-/// The filters that never change while a worker lives.
+/// The filters that never change while a worker lives: workers of one [`Kind`](super::worker::Kind) are alike to them.
 const EVER: &[Ever] = &[format, arch, cores, memory, gpu_memory, way, lane_slots, label];
 
 /// The filters that do.
@@ -51,9 +51,14 @@ pub(super) fn ever<'a>(task: &'a Task, worker: &'a Worker) -> impl Iterator<Item
     EVER.iter().filter_map(move |filter| filter(task, worker))
 }
 
-/// What speaks against a worker now, but for a lack of room.
+/// What speaks against a worker at the moment, and not for good, but for a lack of room.
+pub(super) fn for_now<'a>(task: &'a Task, worker: &'a Worker, at: MonoTime) -> impl Iterator<Item = Obstacle> + 'a {
+    NOW.iter().filter_map(move |filter| filter(task, worker, at))
+}
+
+/// All that speaks against a worker now, but for a lack of room.
 pub(super) fn now<'a>(task: &'a Task, worker: &'a Worker, at: MonoTime) -> impl Iterator<Item = Obstacle> + 'a {
-    ever(task, worker).chain(NOW.iter().filter_map(move |filter| filter(task, worker, at)))
+    ever(task, worker).chain(for_now(task, worker, at))
 }
 
 /// Who dials: the wish if there is one, else the client wherever the worker has a door that is not known to be shut.

@@ -23,6 +23,8 @@ pub(super) struct Held {
     pub(super) items: u32,
     /// Slot time that it was predicted to need, microseconds; `None` if nobody knows.
     pub(super) slot_us: Option<u64>,
+    /// The same of all that may run with it, itself included: where items are packed, a batch of the best size.
+    pub(super) batch_us: u64,
 }
 
 impl Held {
@@ -33,6 +35,7 @@ impl Held {
         model: None,
         items: 1,
         slot_us: None,
+        batch_us: 0,
     };
 }
 
@@ -51,6 +54,8 @@ struct LaneUse {
     unmeasured: u32,
     /// Slot time that the others were predicted to need.
     backlog_us: u64,
+    /// The same of the batches that each of them may be part of.
+    batches_us: u64,
     /// Slot time that they have had already.
     served_us: u64,
 }
@@ -60,7 +65,7 @@ impl LaneUse {
     fn served_us(&self, slots: u16, later_us: u64) -> u64 {
         let running = u64::from(self.tasks.min(u32::from(slots)));
         // Nobody has had more than it needs, and those that wait nothing.
-        let most_us = (self.backlog_us / u64::from(self.tasks.max(1))).saturating_mul(running);
+        let most_us = (self.batches_us / u64::from(self.tasks.max(1))).saturating_mul(running).min(self.backlog_us);
         later_us.saturating_mul(running).saturating_add(self.served_us).min(most_us)
     }
 }
@@ -164,9 +169,15 @@ impl Occupancy {
     /// An attempt is promised, or more is known of it.
     pub(super) fn put(&mut self, id: AttemptId, held: Held) {
         let slot_us = held.slot_us.map(|us| us.min(ESTIMATE_US_MAX));
-        let held = Held { slot_us, ..held };
+        let batch_us = held.batch_us.clamp(slot_us.unwrap_or(0), ESTIMATE_US_MAX);
+        let held = Held { slot_us, batch_us, ..held };
+        let served_us = self.lanes.map(|used| used.served_us);
         let named = self.take(id).is_some_and(|entry| entry.named);
         self.insert(id, Entry { named, held });
+        // That more is known of one of them takes nothing from what they have had.
+        for (used, served_us) in self.lanes.iter_mut().zip(served_us) {
+            used.served_us = served_us.min(used.backlog_us);
+        }
     }
 
     /// A heartbeat names these and, if it names all, no others. Gives those that earlier ones named and this one does not.
@@ -202,11 +213,12 @@ impl Occupancy {
     }
 
     fn insert(&mut self, id: AttemptId, entry: Entry) {
-        let Held { lane, demands, model, items, slot_us } = entry.held;
+        let Held { lane, demands, model, items, slot_us, batch_us } = entry.held;
         match lane.map(|lane| &mut self.lanes[lane.index()]) {
             Some(used) => {
                 used.tasks += 1;
                 used.backlog_us += slot_us.unwrap_or(0);
+                used.batches_us += batch_us;
                 used.unmeasured += u32::from(slot_us.is_none());
             }
             None => self.strangers += 1,
@@ -225,11 +237,12 @@ impl Occupancy {
 
     fn take(&mut self, id: AttemptId) -> Option<Entry> {
         let entry = self.entries.remove(&id)?;
-        let Held { lane, demands, model, items, slot_us } = entry.held;
+        let Held { lane, demands, model, items, slot_us, batch_us } = entry.held;
         match lane.map(|lane| &mut self.lanes[lane.index()]) {
             Some(used) => {
                 used.tasks -= 1;
                 used.backlog_us -= slot_us.unwrap_or(0);
+                used.batches_us -= batch_us;
                 used.served_us = used.served_us.saturating_sub(slot_us.unwrap_or(0)).min(used.backlog_us);
                 used.unmeasured -= u32::from(slot_us.is_none());
             }
@@ -312,14 +325,36 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_is_served_as_a_whole_and_what_runs_alone_one_by_one() {
+        let at = |ms: u64| MonoTime::from_micros(ms * 1000);
+        let left_ms = |batch_us: u64, later_ms: u64| {
+            let mut occupancy = Occupancy::default();
+            occupancy.work_until(at(0), [0, 1]);
+            let put_all = |occupancy: &mut Occupancy| {
+                (0..6).for_each(|number| occupancy.put(id(number), Held { batch_us, ..held(Lane::Batch) }));
+            };
+            put_all(&mut occupancy);
+            occupancy.work_until(at(later_ms), [0, 1]);
+            put_all(&mut occupancy); // Heartbeats say the same again.
+            occupancy.remaining_us(Lane::Batch, [0, 1], at(later_ms)) / 1000
+        };
+        assert_eq!([0, 5, 30, 90].map(|later_ms| left_ms(0, later_ms)), [60, 55, 50, 50]);
+        assert_eq!([0, 5, 30, 90].map(|later_ms| left_ms(40_000, later_ms)), [60, 55, 30, 20]);
+    }
+
+    #[test]
     fn what_comes_and_goes_leaves_nothing_however_large_it_claims_to_be() {
         let mut occupancy = Occupancy::default();
         let demands = Demands { cpu_millis: u32::MAX, memory_bytes: u64::MAX, gpu_memory_bytes: u64::MAX, arch: None };
         let model = Some(Digest::from_bytes([1; 32]));
         for number in 0..4 {
             let lane = Some(Lane::ALL[usize::from(number % 2)]);
-            occupancy.put(id(number), Held { lane, demands, model, items: u32::MAX, slot_us: Some(u64::MAX) });
-            occupancy.put(id(number), Held { lane: Some(Lane::Realtime), demands, model, items: 3, slot_us: None });
+            occupancy
+                .put(id(number), Held { lane, demands, model, items: u32::MAX, slot_us: Some(u64::MAX), batch_us: 0 });
+            occupancy.put(
+                id(number),
+                Held { lane: Some(Lane::Realtime), demands, model, items: 3, slot_us: None, batch_us: u64::MAX },
+            );
         }
         assert_eq!(occupancy.backlog_us(Lane::Realtime), None);
         assert_eq!(occupancy.named([id(0), id(9)].into_iter(), true), []);

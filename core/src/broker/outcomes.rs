@@ -52,6 +52,10 @@ impl Broker {
             if let Some(predicted) = task.predicted.filter(|predicted| predicted.measured) {
                 self.errors.add(predicted.total_us(), took_us);
                 self.stats.predictions += 1;
+                if predicted.queue_us == 0 {
+                    let parts_us = predicted.total_us() - predicted.handover_us;
+                    self.workers.learn_handover(place.worker, took_us.saturating_sub(parts_us));
+                }
             }
         }
         let Some((stream, slo)) = task.stream.zip(task.spec.slo) else { return };

@@ -12,7 +12,7 @@ use proto_msgs::{Candidate, Direction, ErrorCode, Failure, Prediction, WorkerId,
 use super::{
     config::Policy,
     obstacle::{self, Obstacle, direction},
-    predict::{Guess, has_room, predict},
+    predict::{self, Guess, has_room, predict},
     slo::{Slos, Stance},
     tasks::Task,
     worker::{Seat, Worker},
@@ -107,7 +107,8 @@ pub(super) struct Survey<'a> {
     task: &'a Task,
     scene: Scene<'a>,
     guess: Guess,
-    probe_turn: bool,
+    /// The stream's turn.
+    turn: u32,
     pub(super) looked: u64,
     best: Option<(Key, Seat, Prediction)>,
     /// The best of those without room, and when it would be done.
@@ -116,6 +117,11 @@ pub(super) struct Survey<'a> {
     earliest: Option<(u64, bool)>,
     /// Nobody has measured what it costs somewhere.
     is_unmeasured: bool,
+    /// Of those that fit: slots of the lane, and until when they are taken, summed up.
+    slots: u64,
+    queues_us: u64,
+    /// What speaks for good against the kinds of workers that were met.
+    kinds: Vec<(u32, Option<Obstacle>)>,
     rated: Vec<(Key, Rated)>,
     /// Place of the worst of them.
     worst: usize,
@@ -136,11 +142,13 @@ pub(super) fn survey_all<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
         seen.push(worker.seat);
         survey.look(worker);
     }
+    if survey.is_content() {
+        return survey;
+    }
     let kinds: Vec<u32> = workers
         .kinds()
         .take(KINDS_LOOK_MAX)
-        .inspect(|_| survey.looked += 1)
-        .filter(|(_, worker)| obstacle::ever(task, worker).next().is_none())
+        .filter(|(_, worker)| survey.ever(worker).is_none())
         .map(|(kind, _)| kind)
         .collect();
     let each = (LOOK_MAX / kinds.len().max(1)).max(1);
@@ -165,22 +173,48 @@ pub(super) fn survey_here<'a>(task: &'a Task, scene: Scene<'a>, here: &Worker, c
 impl<'a> Survey<'a> {
     fn new(task: &'a Task, scene: Scene<'a>) -> Self {
         let guess = Guess::new(task, scene.workers.fleet());
-        let probe_turn = task.stream.is_some() && scene.slos.is_probe_turn(&task.spec);
+        let turn = scene.slos.turn(&task.spec);
         let (best, sooner, earliest) = (None, None, None);
         let rated = Vec::with_capacity(DECISION_CANDIDATES_MAX);
         Self {
             task,
             scene,
             guess,
-            probe_turn,
+            turn,
             looked: 0,
             best,
             sooner,
             earliest,
             is_unmeasured: false,
+            slots: 0,
+            queues_us: 0,
+            kinds: Vec::new(),
             rated,
             worst: 0,
         }
+    }
+
+    /// What speaks against the worker for good. Its kind is asked only once.
+    fn ever(&mut self, worker: &Worker) -> Option<Obstacle> {
+        if let Some((_, known)) = self.kinds.iter().find(|(kind, _)| *kind == worker.kind) {
+            return *known;
+        }
+        self.looked += 1;
+        let found = obstacle::ever(self.task, worker).next();
+        self.kinds.push((worker.kind, found));
+        found
+    }
+
+    /// Whether the best one has all that the task needs and does it at once, as soon as an average worker that has it, too:
+    /// those that lack the model need not be looked at.
+    fn is_content(&self) -> bool {
+        let is_plain = self.scene.policy == Policy::Predicted && self.task.spec.labels.is_empty();
+        self.best.filter(|_| is_plain).is_some_and(|(key, _, prediction)| {
+            let Prediction { queue_us, load_us, handover_us, measured, .. } = prediction;
+            let is_ready = measured && queue_us == 0 && load_us == 0 && !key.lacks_model;
+            let us = prediction.total_us() - handover_us;
+            is_ready && !key.is_doubtful && key.stance <= Stance::Ok && us <= self.guess.ready_us
+        })
     }
 
     fn look(&mut self, worker: &Worker) {
@@ -197,7 +231,8 @@ impl<'a> Survey<'a> {
         self.looked += 1;
         let (task, scene) = (self.task, self.scene);
         let busy_permille = worker.busy_permille();
-        let holds_model = worker.holds(task.spec.model.digest);
+        let here = worker.model(task.spec.model.digest);
+        let holds_model = here.held;
         let mut rated = Rated {
             worker: worker.id(),
             obstacle: None,
@@ -214,11 +249,11 @@ impl<'a> Survey<'a> {
             busy_permille,
             worker: worker.id(),
         };
-        rated.obstacle = obstacle::now(task, worker, scene.now).next();
+        rated.obstacle = self.ever(worker).or_else(|| obstacle::for_now(task, worker, scene.now).next());
         if rated.obstacle.is_none() {
-            let stance = |stream| scene.slos.stance(scene.now, stream, worker.id(), self.probe_turn);
+            let stance = |stream| scene.slos.stance(scene.now, stream, worker.id(), self.turn);
             key.stance = task.stream.map_or(Stance::Ok, stance);
-            rated.prediction = predict(task, worker, &self.guess, scene.now);
+            rated.prediction = predict(task, worker, here, &self.guess, scene.now);
             key.score = score(task, worker, &scene, &rated.prediction);
             self.fits(&key, worker, &rated.prediction, has_room);
             if has_room {
@@ -238,6 +273,9 @@ impl<'a> Survey<'a> {
     fn fits(&mut self, key: &Key, worker: &Worker, prediction: &Prediction, has_room: bool) {
         let total_us = prediction.total_us();
         self.is_unmeasured |= !prediction.measured;
+        let slots = u64::from(predict::lane_slots(worker, self.task.lane()));
+        self.slots += slots;
+        self.queues_us = self.queues_us.saturating_add(prediction.queue_us.saturating_mul(slots));
         if self.earliest.is_none_or(|(us, _)| total_us < us) {
             self.earliest = Some((total_us, has_room));
         }
@@ -270,10 +308,30 @@ impl<'a> Survey<'a> {
         self.sooner.map(|(_, seat, _)| seat)
     }
 
+    /// Whether the worker with room is busy beyond the time at which all that were looked at would be done together, told the
+    /// slot time of all that waits. Beyond that it would only take from those that fall idle before it. Half of the task
+    /// may lie behind that time: so rounded, nobody gets more than the others.
+    pub(super) fn has_its_share(&self, waits_us: u64) -> bool {
+        let Some((_, _, prediction)) = self.best.filter(|_| self.scene.policy == Policy::Predicted) else {
+            return false;
+        };
+        let holders = self.scene.workers.holders_len(self.task.spec.model.digest).max(1) as u64;
+        let waits_us = waits_us.saturating_mul(self.looked - self.kinds.len() as u64) / holders;
+        let together_us = self.queues_us.saturating_add(waits_us) / self.slots.max(1);
+        prediction.measured && prediction.queue_us.saturating_add(prediction.run_us / 2) > together_us
+    }
+
+    /// The kinds of workers that were met and can never run the task, but for those that only lack a way to its client.
+    pub(super) fn unfit_kinds(&self) -> impl Iterator<Item = u32> {
+        let unfit = |found: Option<Obstacle>| found.is_some_and(|obstacle| obstacle != Obstacle::NoWay);
+        self.kinds.iter().filter(move |(_, found)| unfit(*found)).map(|(kind, _)| *kind)
+    }
+
     /// The decision, told how much goes before this task at the worker that is worth waiting for.
     pub(super) fn decide(self, before_us: u64) -> Verdict {
         let Some((key, seat, prediction)) = self.best else { return Verdict::Wait };
-        if let Some((us, elsewhere, run_us)) = self.sooner.filter(|_| self.scene.policy == Policy::Predicted) {
+        let may_wait = self.scene.policy == Policy::Predicted && key.stance != Stance::Probe;
+        if let Some((us, elsewhere, run_us)) = self.sooner.filter(|_| may_wait) {
             let sooner_us = us.saturating_add(before_us);
             let total_us = prediction.total_us();
             let is_sooner = prediction.measured && sooner_us < total_us / 100 * SOONER_PERCENT;
@@ -383,7 +441,7 @@ pub(super) fn candidates<'a>(task: &'a Task, scene: Scene<'a>) -> impl Iterator<
             against.push(Obstacle::SlotsInUse { lane, slots }.text(task));
         }
         if let Some(stream) = task.stream
-            && let Stance::Shunned(permille) = scene.slos.stance(scene.now, stream, worker.id(), false)
+            && let Stance::Shunned(permille) = scene.slos.stance(scene.now, stream, worker.id(), 0)
         {
             against.push(format!("missed the promised latency for {permille} of 1000 tasks"));
         }
@@ -393,7 +451,7 @@ pub(super) fn candidates<'a>(task: &'a Task, scene: Scene<'a>) -> impl Iterator<
             against,
             holds_model: worker.holds(task.spec.model.digest),
             busy_permille: worker.busy_permille(),
-            prediction: predict(task, worker, &guess, scene.now),
+            prediction: predict(task, worker, worker.model(task.spec.model.digest), &guess, scene.now),
         }
     })
 }

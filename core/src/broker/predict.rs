@@ -4,7 +4,13 @@
 
 use proto_msgs::{Digest, Lane, Packing, Prediction, limits::STAGES_AFTER_MAX};
 
-use super::{fleet::Fleet, obstacle, occupancy::Held, tasks::Task, worker::Worker};
+use super::{
+    fleet::Fleet,
+    obstacle,
+    occupancy::Held,
+    tasks::Task,
+    worker::{ModelHere, Worker},
+};
 use crate::MonoTime;
 
 /// Work that may wait at a worker in front of a task that is sent ahead. Enough that the next task is there before the
@@ -42,6 +48,8 @@ pub(super) struct Guess {
     /// Run and load of each model, microseconds.
     models: [(u64, u64); 1 + STAGES_AFTER_MAX],
     link_bytes_per_s: u64,
+    /// Inputs on their way and runs, at an average worker that has everything and nothing to do, microseconds.
+    pub(super) ready_us: u64,
 }
 
 impl Guess {
@@ -50,16 +58,25 @@ impl Guess {
         for ((digest, _), guess) in models(task).zip(&mut guess) {
             *guess = (fleet.run_us(digest, task.spec.items), fleet.load_us(digest));
         }
-        Self { models: guess, link_bytes_per_s: fleet.link_bytes_per_s() }
+        let link_bytes_per_s = fleet.link_bytes_per_s();
+        let runs_us = guess.iter().map(|(run_us, _)| *run_us).fold(0, u64::saturating_add);
+        let ready_us = transfer_us(task.spec.input_bytes, link_bytes_per_s).saturating_add(runs_us);
+        Self { models: guess, link_bytes_per_s, ready_us }
     }
 }
 
-/// The time the task would take at the worker. What nobody knows counts as nothing.
-pub(super) fn predict(task: &Task, worker: &Worker, guess: &Guess, now: MonoTime) -> Prediction {
-    let mut prediction = Prediction { measured: true, ..Prediction::default() };
+fn transfer_us(bytes: u64, link_bytes_per_s: u64) -> u64 {
+    let us = (u128::from(bytes) * SECOND_US).checked_div(u128::from(link_bytes_per_s)).unwrap_or(0);
+    u64::try_from(us).unwrap_or(u64::MAX)
+}
+
+/// The time the task would take at the worker, told what that knows of the first model. What nobody knows counts as nothing.
+pub(super) fn predict(task: &Task, worker: &Worker, first: ModelHere<'_>, guess: &Guess, now: MonoTime) -> Prediction {
+    let handover_us = worker.handover_us;
+    let mut prediction = Prediction { handover_us, measured: true, ..Prediction::default() };
     let mut bytes = task.spec.input_bytes;
-    for ((digest, size_bytes), (mean_run_us, mean_load_us)) in models(task).zip(guess.models) {
-        let here = worker.model(digest);
+    for (stage, ((digest, size_bytes), (mean_run_us, mean_load_us))) in models(task).zip(guess.models).enumerate() {
+        let here = if stage == 0 { first } else { worker.model(digest) };
         if !here.held {
             bytes = bytes.saturating_add(size_bytes);
         }
@@ -74,8 +91,7 @@ pub(super) fn predict(task: &Task, worker: &Worker, guess: &Guess, now: MonoTime
     }
     let link = worker.heartbeat.as_ref().map_or(0, |heartbeat| heartbeat.link_bytes_per_s);
     let link = if link > 0 { link } else { guess.link_bytes_per_s };
-    let transfer_us = (u128::from(bytes) * SECOND_US).checked_div(u128::from(link)).unwrap_or(0);
-    prediction.transfer_us = u64::try_from(transfer_us).unwrap_or(u64::MAX);
+    prediction.transfer_us = transfer_us(bytes, link);
     if worker.free(task.lane()) == 0 {
         prediction.queue_us = backlog_us(worker, task.lane(), now);
     }
@@ -87,15 +103,20 @@ fn backlog_us(worker: &Worker, lane: Lane, now: MonoTime) -> u64 {
     worker.occupancy.remaining_us(lane, worker.counted_slots(), now) / u64::from(lane_slots(worker, lane))
 }
 
-fn lane_slots(worker: &Worker, lane: Lane) -> u16 {
+/// Slots that the lane can count on there.
+pub(super) fn lane_slots(worker: &Worker, lane: Lane) -> u16 {
     worker.counted_slots()[lane.index()]
 }
 
 /// Whether the task could go to the worker as far as slots are concerned. `own`: only to slots of its own lane.
 pub(super) fn has_room(task: &Task, worker: &Worker, own: bool) -> bool {
-    let lane = task.lane();
-    let free = if own { worker.own_free(lane) } else { worker.free(lane) };
-    free > 0 || has_room_ahead(task, worker)
+    has_slot(task, worker, own) || has_room_ahead(task, worker)
+}
+
+/// Whether a slot is free for it.
+pub(super) fn has_slot(task: &Task, worker: &Worker, own: bool) -> bool {
+    let free = if own { worker.own_free(task.lane()) } else { worker.free(task.lane()) };
+    free > 0
 }
 
 /// Whether some task of the lane may find room at the worker: if not, none needs to be looked at.
@@ -119,7 +140,7 @@ fn is_nearly_done(worker: &Worker, lane: Lane) -> bool {
 }
 
 /// Whether the task may be sent although no slot is free, so that it is there when one is.
-fn has_room_ahead(task: &Task, worker: &Worker) -> bool {
+pub(super) fn has_room_ahead(task: &Task, worker: &Worker) -> bool {
     let lane = task.lane();
     if !obstacle::may_go_ahead(task) || !worker.is_open() || worker.occupancy.len() >= ATTEMPTS_AHEAD_MAX {
         return false;
@@ -150,26 +171,31 @@ pub(super) fn needs_slot(task: &Task, worker: &Worker) -> bool {
 /// What the task takes up at a worker.
 pub(super) fn held(task: &Task, worker: Option<&Worker>) -> Held {
     let (lane, demands, items) = (Some(task.lane()), task.spec.demands, task.spec.items);
-    let slot_us = worker.and_then(|worker| slot_us(task, worker));
-    Held { lane, demands, model: Some(task.spec.model.digest), items, slot_us }
+    let (slot_us, batch_us) = worker.and_then(|worker| slot_us(task, worker)).unzip();
+    let batch_us = batch_us.unwrap_or(0);
+    Held { lane, demands, model: Some(task.spec.model.digest), items, slot_us, batch_us }
 }
 
-/// Slot time that the task needs at the worker, loading included; `None` if its runs were never measured. Where items are
-/// packed its share of full batches, else its runs one after the other.
-fn slot_us(task: &Task, worker: &Worker) -> Option<u64> {
-    let mut sum = 0_u64;
+/// Slot time that the task needs at the worker, loading included, and that of all that may run with it; `None` if its runs
+/// were never measured. Where items are packed its share of full batches, else its runs one after the other.
+fn slot_us(task: &Task, worker: &Worker) -> Option<(u64, u64)> {
+    let (mut sum, mut batches) = (0_u64, 0_u64);
     for (digest, _) in models(task) {
         let here = worker.model(digest);
         let cost = here.cost?;
-        let run_us = match cost.packing {
-            Packing::On => super::fleet::item_us(cost).saturating_mul(u64::from(task.spec.items)),
-            _ => cost.run_us(task.spec.items),
+        let (run_us, batch_us) = match cost.packing {
+            Packing::On => {
+                let run_us = super::fleet::item_us(cost).saturating_mul(u64::from(task.spec.items));
+                (run_us, run_us.max(cost.batch_us(u32::from(cost.best_batch))))
+            }
+            _ => (cost.run_us(task.spec.items), cost.run_us(task.spec.items)),
         };
         if run_us == 0 {
             return None;
         }
         let load_us = if here.warm { 0 } else { u64::from(cost.load_us) };
         sum = sum.saturating_add(run_us).saturating_add(load_us);
+        batches = batches.saturating_add(batch_us).saturating_add(load_us);
     }
-    Some(sum)
+    Some((sum, batches))
 }

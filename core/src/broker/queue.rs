@@ -24,14 +24,21 @@ use super::{
 };
 use crate::MonoTime;
 
-/// A position beyond this is not counted out: nobody reads the difference, and counting costs time.
-const POSITION_MAX: usize = 1000;
+/// A position beyond this, from the front as from the back, is not counted out: nobody reads the difference, and counting
+/// costs time. Who has just come is mostly one of the last.
+const POSITION_MAX: usize = 256;
+
+/// Kinds of workers that a waiting task is known not to be for. A fleet has a handful.
+const UNFIT_KINDS_MAX: usize = 4;
 
 /// Models of which a lane remembers what they are taken to cost.
 const MODELS_MAX: usize = 1024;
 
 /// Tasks of a lane that are weighed again when costs turn out to be others: some milliseconds of work.
 const WEIGHED_AGAIN_MAX: usize = 10_000;
+
+/// For each task that a worker looks at, as many are passed over that are known not to be for it. That costs next to nothing.
+const UNFIT_PASSED_MAX: usize = 8;
 
 /// Between two times of that.
 const WEIGH_EVERY: Duration = Duration::from_secs(5);
@@ -65,6 +72,17 @@ pub(super) struct Rank {
 struct Waiting {
     task: TaskId,
     cost_us: u64,
+    /// Kinds of workers that it is not for, 0 for none, the last found first: those need not look at it again.
+    unfit: [u32; UNFIT_KINDS_MAX],
+}
+
+/// Some of those that wait, one behind the other.
+#[derive(Debug)]
+pub(super) struct Stretch {
+    /// Those that are not known to be for others.
+    pub(super) tasks: Vec<(Order, TaskId)>,
+    /// The last one; `None` if there is none behind it.
+    pub(super) last: Option<Order>,
 }
 
 #[derive(Debug, Default)]
@@ -151,7 +169,7 @@ impl Queue {
     /// A task waits, or waits again.
     pub(super) fn push(&mut self, rank: Rank, task: TaskId) -> QueueKey {
         let lane = &mut self.lanes[rank.key.lane.index()];
-        let waiting = Waiting { task, cost_us: rank.cost_us };
+        let waiting = Waiting { task, cost_us: rank.cost_us, unfit: [0; UNFIT_KINDS_MAX] };
         if lane.waiting.insert(rank.key.order, waiting).is_none() {
             lane.cost_us = lane.cost_us.saturating_add(rank.cost_us);
         }
@@ -213,17 +231,41 @@ impl Queue {
         self.lanes[rank.key.lane.index()].shares.withdraw(client, rank.cost_us, tenant.share_milli);
     }
 
-    /// The first task behind this place, or of all.
-    pub(super) fn after(&self, lane: Lane, order: Option<Order>) -> Option<(Order, TaskId)> {
+    /// Up to so many tasks behind this place, or the first of all, that may be for workers of this kind; of the others eight
+    /// times as many are passed over.
+    pub(super) fn stretch(&self, lane: Lane, after: Option<Order>, kind: u32, tasks_max: usize) -> Stretch {
         use std::ops::Bound::{Excluded, Unbounded};
-        let from = order.map_or(Unbounded, Excluded);
-        let (order, waiting) = self.lanes[lane.index()].waiting.range((from, Unbounded)).next()?;
-        Some((*order, waiting.task))
+        let mut behind = self.lanes[lane.index()].waiting.range((after.map_or(Unbounded, Excluded), Unbounded));
+        let (mut tasks, mut last) = (Vec::new(), after);
+        for (order, waiting) in behind.by_ref().take(tasks_max * UNFIT_PASSED_MAX) {
+            last = Some(*order);
+            if !waiting.unfit.contains(&kind) {
+                tasks.push((*order, waiting.task));
+            }
+            if tasks.len() == tasks_max {
+                break;
+            }
+        }
+        Stretch { tasks, last: behind.next().and(last) }
     }
 
-    /// Tasks before this one in its lane, counted up to a thousand.
+    /// A waiting task is not for workers of this kind.
+    pub(super) fn set_unfit(&mut self, key: QueueKey, kind: u32) {
+        let waiting = self.lanes[key.lane.index()].waiting.get_mut(&key.order);
+        if let Some(waiting) = waiting.filter(|waiting| !waiting.unfit.contains(&kind)) {
+            waiting.unfit.rotate_right(1);
+            waiting.unfit[0] = kind;
+        }
+    }
+
+    /// Tasks before this one in its lane; if there are many before it and many behind it, some of those before it.
     pub(super) fn position(&self, key: QueueKey) -> u32 {
-        self.lanes[key.lane.index()].waiting.range(..key.order).take(POSITION_MAX).count() as u32
+        let waiting = &self.lanes[key.lane.index()].waiting;
+        let not_before = waiting.range(key.order..).take(POSITION_MAX).count();
+        if not_before < POSITION_MAX {
+            return (waiting.len() - not_before) as u32;
+        }
+        waiting.range(..key.order).take(POSITION_MAX).count() as u32
     }
 
     /// Slot time that so many tasks of a lane are expected to need, microseconds: as many times the lane's mean.

@@ -6,11 +6,15 @@
 //!              rate > allowed, of at least 8 tasks in 5 s
 //!      Ok ─────────────────────────────────────────────────► Violating
 //!      ▲                                                     │      ▲
-//!      │                                      cool-down over │      │ rate > allowed:
-//!      │                                      (5 s to 60 s)  ▼      │ cool-down doubled
+//!      │                                      cool-down over │      │ so many misses that it is clear:
+//!      │                                      (5 s to 20 s)  ▼      │ cool-down doubled
 //!      └───────────────────────────────────────────────── Probing ──┘
-//!              rate < allowed/2, of at least 8 tasks         1 in 16 of the stream's tasks goes there
+//!              three times rate < allowed/2, of 8 tasks      1 in 16 of the stream's tasks goes there, then 1 in 8, 1 in 4
 //! ```
+//!
+//! A trial ends with the first task too many that is late, so that it costs little and can be had soon again. One that goes
+//! well sends more and more there: the worker shows that it bears it, and what it costs today is measured before it has to
+//! stand beside the others again.
 //!
 //! An empty window is no verdict. Measured is the worker's part of a task's time: from the grant to the end.
 //!
@@ -31,15 +35,23 @@ const PARTS: usize = 5;
 /// Length of one part, microseconds: the whole window is the 5 s that load tools use.
 const PART_US: u64 = 1_000_000;
 
-/// First and longest time that a violating worker is left alone.
+/// First and longest time that a violating worker is left alone. The longest is what a worker that is well again may have
+/// to wait; a trial in vain costs a task or two, one in some hundreds.
 const COOL_FIRST: Duration = Duration::from_secs(5);
-const COOL_LAST: Duration = Duration::from_secs(60);
+const COOL_LAST: Duration = Duration::from_secs(20);
 
-/// Of so many tasks of a stream one goes to a worker that is being tried again.
+/// A worker that violates again so soon after it was taken back is left for twice as long as the last time.
+const RELAPSE: Duration = Duration::from_secs(60);
+
+/// Of so many tasks of a stream one goes to a worker that is being tried again; half as many after each of the steps.
 const PROBE_EVERY: u32 = 16;
+const PROBE_STEPS: u8 = 3;
 
 /// Streams and breakers remembered at the same time; beyond, those longest unused are forgotten.
 const STREAMS_MAX: usize = 1024;
+
+/// Streams of one client: one for each model and promise. With more it loses its own, not those of others.
+const CLIENT_STREAMS_MAX: usize = 64;
 const BREAKERS_MAX: usize = 16_384;
 
 /// What has not been used this long may be forgotten: longer than any cool-down.
@@ -47,6 +59,9 @@ const UNUSED: Duration = Duration::from_secs(120);
 
 /// Between two searches for what may be forgotten, when a table is full.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// What a stream is.
+type StreamKey = (ClientId, Digest, Slo);
 
 /// Number of a stream.
 pub(super) type StreamId = u32;
@@ -67,7 +82,7 @@ pub(super) enum Stance {
 enum Verdict {
     Ok,
     Violating { until: MonoTime, cool: Duration },
-    Probing { cool: Duration },
+    Probing { cool: Duration, step: u8 },
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -84,8 +99,12 @@ impl Count {
 
     /// Thousandths that missed; `None` if there are too few to say.
     fn rate_permille(self) -> Option<u16> {
-        let rate = u64::from(self.missed) * 1000 / u64::from(self.total.max(1));
-        (self.total >= SAMPLES_MIN).then_some(rate as u16)
+        (self.total >= SAMPLES_MIN).then_some(self.least_permille())
+    }
+
+    /// The same as it will be at least when there are enough.
+    fn least_permille(self) -> u16 {
+        (u64::from(self.missed) * 1000 / u64::from(self.total.max(SAMPLES_MIN))) as u16
     }
 }
 
@@ -126,6 +145,8 @@ struct Breaker {
     window: Window,
     /// Since the verdict became what it is.
     probes: Count,
+    /// When it was last taken back, and how long it had been left before.
+    taken_back: Option<(MonoTime, Duration)>,
     /// The rate that led to the last violation.
     worst_permille: u16,
     used: MonoTime,
@@ -143,7 +164,7 @@ struct Stream {
 #[derive(Debug, Default)]
 pub(super) struct Slos {
     rules: Rules,
-    streams: BTreeMap<(ClientId, Digest, Slo), Stream>,
+    streams: BTreeMap<StreamKey, Stream>,
     streams_made: StreamId,
     breakers: BTreeMap<(WorkerId, StreamId), Breaker>,
     next_sweep: MonoTime,
@@ -158,19 +179,31 @@ impl Slos {
 
     /// The stream that a task belongs to, if it was promised something.
     pub(super) fn stream(&mut self, now: MonoTime, task: &Submit) -> Option<StreamId> {
-        let key = (task.client, task.model.digest, task.slo?);
+        Some(self.open(now, (task.client, task.model.digest, task.slo?)))
+    }
+
+    fn open(&mut self, now: MonoTime, key: StreamKey) -> StreamId {
         if let Some(stream) = self.streams.get_mut(&key) {
             stream.used = now;
-            return Some(stream.id);
+            return stream.id;
         }
-        if self.streams.len() >= STREAMS_MAX {
-            let oldest = self.streams.iter().min_by_key(|(_, stream)| stream.used).map(|(key, _)| *key)?;
-            self.streams.remove(&oldest);
-        }
+        let oldest = if self.streams_of(key.0).count() >= CLIENT_STREAMS_MAX {
+            self.streams_of(key.0).min_by_key(|(_, stream)| stream.used).map(|(key, _)| *key)
+        } else if self.streams.len() >= STREAMS_MAX {
+            self.streams.iter().min_by_key(|(_, stream)| stream.used).map(|(key, _)| *key)
+        } else {
+            None
+        };
+        oldest.map(|oldest| self.streams.remove(&oldest));
         self.streams_made = self.streams_made.wrapping_add(1);
         let id = self.streams_made;
         self.streams.insert(key, Stream { id, tasks: 0, used: now });
-        Some(id)
+        id
+    }
+
+    fn streams_of(&self, client: ClientId) -> impl Iterator<Item = (&StreamKey, &Stream)> {
+        let first = (client, Digest::from_bytes([0; 32]), Slo { latency_ms: 0, max_violation_permille: 0 });
+        self.streams.range(first..).take_while(move |((of, ..), _)| *of == client)
     }
 
     /// A task of the stream goes to a worker.
@@ -181,25 +214,30 @@ impl Slos {
         }
     }
 
-    /// Whether the stream's next task is one for trying workers again.
-    pub(super) fn is_probe_turn(&self, task: &Submit) -> bool {
+    /// How many tasks of the stream have been given away: some turns are for trying workers again.
+    pub(super) fn turn(&self, task: &Submit) -> u32 {
         let stream = task.slo.and_then(|slo| self.streams.get(&(task.client, task.model.digest, slo)));
-        stream.is_some_and(|stream| stream.tasks % PROBE_EVERY == PROBE_EVERY - 1)
+        stream.map_or(0, |stream| stream.tasks)
     }
 
-    /// What the stream holds against the worker.
-    pub(super) fn stance(&self, now: MonoTime, stream: StreamId, worker: WorkerId, probe_turn: bool) -> Stance {
+    /// What the stream holds against the worker when it is this turn's.
+    pub(super) fn stance(&self, now: MonoTime, stream: StreamId, worker: WorkerId, turn: u32) -> Stance {
         let Some(breaker) = self.breakers.get(&(worker, stream)) else { return Stance::Ok };
-        match breaker.verdict {
-            Verdict::Ok => Stance::Ok,
-            _ if !self.rules.holds(Rule::SloHysteresis) => match breaker.window.count(now).rate_permille() {
-                Some(rate) if rate > 0 => Stance::Shunned(rate),
-                _ => Stance::Ok,
-            },
-            Verdict::Violating { until, .. } if now < until => Stance::Shunned(breaker.worst_permille),
-            Verdict::Violating { .. } | Verdict::Probing { .. } if probe_turn => Stance::Probe,
-            Verdict::Violating { .. } | Verdict::Probing { .. } => Stance::Shunned(breaker.worst_permille),
-        }
+        let shunned = Stance::Shunned(breaker.worst_permille);
+        let step = match breaker.verdict {
+            Verdict::Ok => return Stance::Ok,
+            _ if !self.rules.holds(Rule::SloHysteresis) => {
+                return match breaker.window.count(now).rate_permille() {
+                    Some(rate) if rate > 0 => Stance::Shunned(rate),
+                    _ => Stance::Ok,
+                };
+            }
+            Verdict::Violating { until, .. } if now < until => return shunned,
+            Verdict::Violating { .. } => 0,
+            Verdict::Probing { step, .. } => step,
+        };
+        let every = PROBE_EVERY >> step;
+        if turn % every == every - 1 { Stance::Probe } else { shunned }
     }
 
     /// A task of the stream ended at the worker.
@@ -213,6 +251,7 @@ impl Slos {
             verdict: Verdict::Ok,
             window: Window::default(),
             probes: Count::default(),
+            taken_back: None,
             worst_permille: 0,
             used: now,
         };
@@ -265,38 +304,46 @@ impl Slos {
 impl Breaker {
     /// Draws the conclusion from one more task. True if the worker is left because of it.
     fn judge(&mut self, now: MonoTime, slo: Slo, missed: bool) -> bool {
-        let allowed = slo.max_violation_permille;
-        let (rate, cool) = match self.verdict {
-            Verdict::Ok => (self.window.count(now).rate_permille(), None),
+        let (cool, step) = match self.verdict {
+            Verdict::Ok => {
+                let rate = self.window.count(now).rate_permille();
+                let last = self.taken_back.filter(|(at, _)| now < *at + RELAPSE).map(|(_, cool)| cool);
+                return rate.is_some_and(|rate| self.leave_if(now, slo, rate, last));
+            }
             // A task that had been given away before.
             Verdict::Violating { until, .. } if now < until => return false,
             Verdict::Violating { cool, .. } => {
-                self.verdict = Verdict::Probing { cool };
-                self.probes = Count::default();
-                self.probes.add(missed);
-                return false;
+                (self.verdict, self.probes) = (Verdict::Probing { cool, step: 0 }, Count::default());
+                (cool, 0)
             }
-            Verdict::Probing { cool } => {
-                self.probes.add(missed);
-                (self.probes.rate_permille(), Some(cool))
-            }
+            Verdict::Probing { cool, step } => (cool, step),
         };
-        let Some(rate) = rate else { return false };
-        if rate > allowed {
-            let cool = cool.map_or(COOL_FIRST, |cool| (cool * 2).min(COOL_LAST));
-            self.verdict = Verdict::Violating { until: now + cool, cool };
-            self.worst_permille = rate;
+        self.probes.add(missed);
+        // Of eight, if all that are to come were in time.
+        if self.leave_if(now, slo, self.probes.least_permille(), Some(cool)) {
             return true;
         }
-        if cool.is_some() {
-            // Between the two bounds neither is proven: the trial begins anew.
-            self.probes = Count::default();
-            if u32::from(rate) * 2 < u32::from(allowed) || rate == 0 {
-                self.verdict = Verdict::Ok;
-                self.window = Window::default();
+        let Some(rate) = self.probes.rate_permille() else { return false };
+        // Between the two bounds neither is proven: the step begins anew.
+        self.probes = Count::default();
+        if u32::from(rate) * 2 < u32::from(slo.max_violation_permille) || rate == 0 {
+            if step + 1 < PROBE_STEPS {
+                self.verdict = Verdict::Probing { cool, step: step + 1 };
+            } else {
+                (self.verdict, self.window, self.taken_back) = (Verdict::Ok, Window::default(), Some((now, cool)));
             }
         }
         false
+    }
+
+    /// Leaves the worker if it misses too often, for twice as long as the last time.
+    fn leave_if(&mut self, now: MonoTime, slo: Slo, rate: u16, last: Option<Duration>) -> bool {
+        let is_bad = rate > slo.max_violation_permille;
+        if is_bad {
+            let cool = last.map_or(COOL_FIRST, |last| (last * 2).min(COOL_LAST));
+            (self.verdict, self.worst_permille) = (Verdict::Violating { until: now + cool, cool }, rate);
+        }
+        is_bad
     }
 }
 
@@ -316,43 +363,66 @@ mod tests {
         (0..count).for_each(|number| slos.ended(at(from_ms + number), S, W, PROMISE, missed));
     }
 
+    /// A turn in which workers are tried again, and one in which only those are that have shown half of what they must.
+    const TURN: u32 = PROBE_EVERY - 1;
+    const OTHER: u32 = PROBE_EVERY;
+
     #[test]
     fn few_misses_and_empty_windows_are_no_verdict() {
         let mut slos = Slos::default();
         assert_eq!(slos.violation_permille(at(0), W), None);
         many(&mut slos, 0, u64::from(SAMPLES_MIN) - 1, true);
-        assert_eq!(slos.stance(at(10), S, W, false), Stance::Ok);
+        assert_eq!(slos.stance(at(10), S, W, OTHER), Stance::Ok);
         // Seven more, but long after: the first ones no longer count.
         many(&mut slos, 10_000, u64::from(SAMPLES_MIN) - 1, true);
-        assert_eq!(slos.stance(at(10_010), S, W, false), Stance::Ok);
+        assert_eq!(slos.stance(at(10_010), S, W, OTHER), Stance::Ok);
     }
 
     #[test]
-    fn a_worker_is_left_tried_again_and_taken_back_when_it_is_well_below_the_bound() {
+    fn a_worker_is_left_tried_again_with_more_and_more_and_taken_back() {
         let mut slos = Slos::default();
         many(&mut slos, 0, 8, true);
-        assert_eq!((slos.stance(at(20), S, W, true), slos.trips), (Stance::Shunned(1000), 1));
+        assert_eq!((slos.stance(at(20), S, W, TURN), slos.trips), (Stance::Shunned(1000), 1));
         assert_eq!(slos.violation_permille(at(20), W), Some(1000));
-        // The cool-down is over: it is tried in its turn only.
-        assert_eq!(slos.stance(at(6_000), S, W, false), Stance::Shunned(1000));
-        assert_eq!(slos.stance(at(6_000), S, W, true), Stance::Probe);
-        many(&mut slos, 6_000, 7, false);
-        assert_eq!(slos.stance(at(6_100), S, W, false), Stance::Shunned(1000));
-        many(&mut slos, 6_200, 1, false);
-        assert_eq!(slos.stance(at(6_300), S, W, false), Stance::Ok);
+        // The cool-down is over: it is tried in its turn only, and that comes more and more often.
+        for step in 0..3 {
+            let now = 6_000 + step * 100;
+            let turns = (0..16).filter(|turn| slos.stance(at(now), S, W, *turn) == Stance::Probe).count();
+            assert_eq!(turns, [1, 2, 4][step as usize]);
+            many(&mut slos, now, 7, false);
+            assert_eq!(slos.stance(at(now + 50), S, W, OTHER), Stance::Shunned(1000));
+            many(&mut slos, now + 50, 1, false);
+        }
+        assert_eq!(slos.stance(at(6_300), S, W, OTHER), Stance::Ok);
     }
 
     #[test]
-    fn a_worker_that_fails_its_trial_is_left_for_twice_as_long_up_to_a_minute() {
+    fn a_worker_that_fails_its_trial_is_left_for_twice_as_long_and_that_costs_one_task() {
         let mut slos = Slos::default();
         many(&mut slos, 0, 8, true);
         let (mut now_ms, mut cool_ms) = (7, 5_000);
         for _ in 0..6 {
-            assert_eq!(slos.stance(at(now_ms + cool_ms - 1), S, W, true), Stance::Shunned(1000), "{cool_ms}");
-            assert_eq!(slos.stance(at(now_ms + cool_ms), S, W, true), Stance::Probe, "{cool_ms}");
-            many(&mut slos, now_ms + cool_ms, 8, true);
-            (now_ms, cool_ms) = (now_ms + cool_ms + 7, (cool_ms * 2).min(60_000));
+            assert_eq!(slos.stance(at(now_ms + cool_ms - 1), S, W, TURN), Stance::Shunned(1000), "{cool_ms}");
+            assert_eq!(slos.stance(at(now_ms + cool_ms), S, W, TURN), Stance::Probe, "{cool_ms}");
+            slos.ended(at(now_ms + cool_ms), S, W, PROMISE, true);
+            slos.breakers.values_mut().for_each(|breaker| breaker.worst_permille = 1000);
+            (now_ms, cool_ms) = (now_ms + cool_ms, (cool_ms * 2).min(20_000));
         }
+    }
+
+    #[test]
+    fn a_worker_that_is_well_only_while_it_is_tried_is_left_for_longer_and_longer() {
+        let mut slos = Slos::default();
+        let (mut now_ms, mut left_ms) = (0, Vec::new());
+        for _ in 0..4 {
+            many(&mut slos, now_ms, 8, true);
+            let back = (now_ms..).find(|ms| slos.stance(at(*ms), S, W, TURN) == Stance::Probe).expect("it is tried");
+            left_ms.push((back - now_ms) / 1000);
+            (0..24).for_each(|number| slos.ended(at(back + number), S, W, PROMISE, false));
+            now_ms = back + 100;
+            assert_eq!(slos.stance(at(now_ms), S, W, OTHER), Stance::Ok);
+        }
+        assert_eq!(left_ms, [5, 10, 20, 20]);
     }
 
     #[test]
@@ -360,11 +430,27 @@ mod tests {
         let promise = Slo { max_violation_permille: 500, ..PROMISE };
         let mut slos = Slos::default();
         many(&mut slos, 0, 8, true);
+        let turns = |slos: &Slos| (0..16).filter(|turn| slos.stance(at(7_000), S, W, *turn) == Stance::Probe).count();
         // Three of eight: fewer than half, more than a quarter.
         (0..8).for_each(|number| slos.ended(at(6_000 + number), S, W, promise, number < 3));
-        assert_eq!((slos.stance(at(6_100), S, W, false), slos.trips), (Stance::Shunned(1000), 1));
+        assert_eq!((turns(&slos), slos.trips), (1, 1));
         (0..8).for_each(|number| slos.ended(at(6_200 + number), S, W, promise, number < 1));
-        assert_eq!(slos.stance(at(6_300), S, W, false), Stance::Ok);
+        assert_eq!(turns(&slos), 2);
+    }
+
+    #[test]
+    fn a_client_with_ever_new_streams_loses_its_own() {
+        let key = |client: u8, latency_ms: u32| {
+            let slo = Slo { latency_ms, max_violation_permille: 10 };
+            (ClientId::from_bytes([client; 16]), Digest::from_bytes([1; 32]), slo)
+        };
+        let mut slos = Slos::default();
+        let mine = slos.open(at(0), key(1, 10));
+        for number in 0..10 * STREAMS_MAX as u32 {
+            slos.open(at(1 + u64::from(number)), key(2, number));
+        }
+        assert_eq!(slos.open(at(100_000), key(1, 10)), mine);
+        assert_eq!(slos.streams.len(), 1 + CLIENT_STREAMS_MAX);
     }
 
     #[test]

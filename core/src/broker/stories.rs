@@ -347,6 +347,23 @@ fn a_stream_leaves_a_worker_that_breaks_its_promise_and_comes_back_with_care() {
 }
 
 #[test]
+fn what_a_task_takes_besides_its_run_is_learned_and_told() {
+    let mut mesh = mesh();
+    mesh.measured(0, [0, 1], 100);
+    for number in 0..600 {
+        mesh.submit(number, 1, |_| {});
+        mesh.wait(MS * 2);
+        mesh.close(mesh.grants[number as usize].id);
+    }
+    mesh.submit(600, 1, |_| {});
+    let prediction = mesh.why(600, 1).decision.expect("it was placed").candidates[0].prediction;
+    assert!((1800..=1900).contains(&prediction.handover_us), "{prediction:?}");
+    assert_eq!(prediction.total_us(), prediction.handover_us + 100);
+    let off = mesh.broker.stats().prediction_error_permille.expect("there were some");
+    assert!(off < 50, "{off} thousandths");
+}
+
+#[test]
 fn models_are_told_a_page_at_a_time_in_order() {
     let mut mesh = mesh();
     for number in 0..7 {

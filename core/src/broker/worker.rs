@@ -98,8 +98,16 @@ pub(super) struct Worker {
     models: Vec<(Digest, Known)>,
     /// Largest GPU: index and memory.
     gpu: Option<(usize, u64)>,
+    /// What a task takes here besides its predicted parts, a running mean, microseconds.
+    pub(super) handover_us: u64,
     pub(super) rules: Rules,
 }
+
+/// More than this is no hand-over, but something that went wrong.
+const HANDOVER_US_MAX: u64 = 200_000;
+
+/// One outlier counts as so much, or as twice the mean.
+const HANDOVER_STEP_US: u64 = 4_000;
 
 impl Worker {
     pub(super) fn new(register: Register, peer: PeerId, now: MonoTime, seat: Seat, occupancy: Occupancy) -> Self {
@@ -119,8 +127,15 @@ impl Worker {
             awaited,
             models,
             gpu,
+            handover_us: 0,
             rules,
         }
+    }
+
+    /// A task that found a free slot took so much longer than its parts.
+    pub(super) fn learn_handover(&mut self, us: u64) {
+        let us = us.min(self.handover_us.saturating_mul(2).max(HANDOVER_STEP_US)).min(HANDOVER_US_MAX);
+        self.handover_us = (self.handover_us * 7 + us) / 8;
     }
 
     pub(super) fn id(&self) -> WorkerId {

@@ -135,6 +135,11 @@ impl Workers {
         self.holders.get(&model).into_iter().flat_map(Holders::in_turn).filter_map(|seat| self.at(*seat))
     }
 
+    /// How many have it.
+    pub(super) fn holders_len(&self, model: Digest) -> usize {
+        self.holders.get(&model).map_or(0, |holders| holders.seats.len())
+    }
+
     /// The next looks begin behind what this one saw, where there is more to see than one look takes.
     pub(super) fn turn(&mut self, model: Digest, looked_max: usize) {
         if let Some(holders) = self.holders.get_mut(&model).filter(|holders| holders.seats.len() > looked_max) {
@@ -152,6 +157,7 @@ impl Workers {
     pub(super) fn register(&mut self, now: MonoTime, peer: PeerId, register: Register) {
         let id = register.worker;
         let old = self.remove(id).filter(|old| old.register.epoch == register.epoch);
+        let handover_us = old.as_ref().map_or(0, |old| old.handover_us);
         let (heartbeat, occupancy) = old.map_or_else(Default::default, |old| (old.heartbeat, old.occupancy));
         let seat = self.empty.pop().unwrap_or_else(|| {
             self.seats.push(None);
@@ -164,7 +170,7 @@ impl Workers {
             *kinds_made
         });
         let mut worker = Box::new(Worker::new(register, peer, now, seat, occupancy));
-        (worker.kind, worker.rules) = (number, self.rules);
+        (worker.kind, worker.rules, worker.handover_us) = (number, self.rules, handover_us);
         self.totals.add(&worker);
         self.ids.insert(id, seat);
         self.members.entry(number).or_default().seats.insert(seat);
@@ -223,6 +229,13 @@ impl Workers {
     pub(super) fn lent(&mut self, id: WorkerId, in_a_row: bool) {
         if let Some(worker) = self.get_mut(id) {
             worker.lent_in_a_row = if in_a_row { worker.lent_in_a_row.saturating_add(1) } else { 0 };
+        }
+    }
+
+    /// A task that found a free slot took so much longer than its predicted parts.
+    pub(super) fn learn_handover(&mut self, id: WorkerId, us: u64) {
+        if let Some(worker) = self.get_mut(id) {
+            worker.learn_handover(us);
         }
     }
 

@@ -231,7 +231,8 @@ fn a_slow_worker(mesh: &mut Mesh, plan: &mut Rng) {
     mesh.run_for(Duration::from_secs(100));
     // It tries now and then whether the worker is well again, one in sixteen at a time.
     let while_slow = mesh.share_at(nodes[0], stream, onset + 15 * SECOND..healed);
-    let afterwards = mesh.share_at(nodes[0], stream, healed + 75 * SECOND..mesh.now);
+    // Up to twenty seconds alone, then a trial of 24 tasks, at first one in sixteen.
+    let afterwards = mesh.share_at(nodes[0], stream, healed + 45 * SECOND..mesh.now);
     if while_slow > 100 {
         let detail = format!("{while_slow} thousandths ran at the slow worker");
         mesh.referee.fail("a slow worker is left and stays left", detail);

@@ -205,6 +205,11 @@ impl Mesh {
         link
     }
 
+    /// All links are equally far from now on.
+    pub(crate) fn level_links(&mut self, latency: Micros) {
+        self.links.iter_mut().for_each(|link| link.latency = latency);
+    }
+
     pub(super) fn send_direct(&mut self, number: usize, to_worker: bool, cargo: Cargo) {
         let jitter = self.rng.among(0..5 * MS);
         let keeps = self.rng.permille(500);

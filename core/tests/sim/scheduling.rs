@@ -6,9 +6,10 @@ use proto_msgs::{ErrorCode, LabelRule, Lane, Packing, TaskId};
 
 use super::{
     job::{Behaviour, Job},
-    mesh::{Mesh, Node},
+    mesh::{MS, Mesh, Node, Setup},
     models::PACKS,
     stories::{C0, W0, W1, mesh, ms, s},
+    story::Story,
     streams::Pace,
     worker_shell::Place,
 };
@@ -205,6 +206,51 @@ fn equal_workers_get_equal_parts() {
         }
         let (most, least) = (by_worker.iter().max().unwrap_or(&0), by_worker.iter().min().unwrap_or(&0));
         assert!(most * 100 <= least * 115, "{items} items: {by_worker:?}");
+        mesh.end_well();
+    }
+}
+
+/// Tasks of a job of so many items, cut into parts of at most eight.
+fn submit_cut(mesh: &mut Mesh, job: &Job, items: u32) -> Vec<TaskId> {
+    let count = items.div_ceil(8);
+    let sizes = (0..count).map(|nth| items * (nth + 1) / count - items * nth / count);
+    let job = Job { job_items: items, ..job.clone() };
+    sizes.map(|size| mesh.submit(C0, Job { items: size, ..job.clone() })).collect()
+}
+
+/// A model that packs, known at four workers with a device each.
+fn four_that_pack(seed: u64, job: &Job) -> Mesh {
+    let mut mesh = Mesh::new(Setup::new(seed), Story::default());
+    for _ in 0..4 {
+        mesh.add_worker(Place::lanes(1, 1).devices(&[0]));
+    }
+    let user = mesh.add_user();
+    mesh.add_client(user, true);
+    mesh.run_for(s(1));
+    for _ in 0..2 {
+        let warm_up = submit_cut(&mut mesh, job, 1024);
+        mesh.until_all_over(&warm_up);
+        mesh.run_for(s(2));
+    }
+    mesh.level_links(MS);
+    mesh
+}
+
+#[test]
+fn workers_that_pack_get_equal_parts_too() {
+    for (seed, each_ms) in [(0, 20), (1, 20), (2, 20), (0, 60), (1, 60), (2, 60)] {
+        let mut mesh = four_that_pack(seed, &packs(ms(each_ms)));
+        for items in [500, 1000, 2000] {
+            let tasks = submit_cut(&mut mesh, &packs(ms(each_ms)), items);
+            mesh.until_all_over(&tasks);
+            let mut by_worker = [0; 4];
+            for task in &tasks {
+                let truth = mesh.referee.task(*task);
+                by_worker[truth.runs[0].1] += truth.job.items;
+            }
+            let (most, least) = (by_worker.iter().max().unwrap_or(&0), by_worker.iter().min().unwrap_or(&0));
+            assert!(most * 100 <= least * 115, "seed {seed}, {items} items of {each_ms} ms: {by_worker:?}");
+        }
         mesh.end_well();
     }
 }

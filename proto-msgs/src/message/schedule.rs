@@ -226,6 +226,8 @@ pub struct Prediction {
     pub load_us: u64,
     /// The runs, microseconds.
     pub run_us: u64,
+    /// What every task takes there besides, however short its run: opening, handing over, sending the result; microseconds.
+    pub handover_us: u64,
     /// Something of it was measured; if not, nobody has run the model yet.
     pub measured: bool,
 }
@@ -233,7 +235,8 @@ pub struct Prediction {
 impl Prediction {
     /// All of it, microseconds.
     pub fn total_us(&self) -> u64 {
-        [self.queue_us, self.transfer_us, self.load_us, self.run_us].into_iter().fold(0, u64::saturating_add)
+        let parts = [self.queue_us, self.transfer_us, self.load_us, self.run_us, self.handover_us];
+        parts.into_iter().fold(0, u64::saturating_add)
     }
 }
 

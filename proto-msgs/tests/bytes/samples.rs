@@ -318,7 +318,14 @@ fn why_view() -> WhyView {
         against: vec!["1 of 1 slots in use".into()],
         holds_model: true,
         busy_permille: 1000,
-        prediction: Prediction { queue_us: 250, transfer_us: 251, load_us: 65_536, run_us: 1 << 33, measured: true },
+        prediction: Prediction {
+            queue_us: 250,
+            transfer_us: 251,
+            load_us: 65_536,
+            run_us: 1 << 33,
+            handover_us: 1500,
+            measured: true,
+        },
     };
     let decision = DecisionView {
         at_unix_ms: 1_795_000_000_000,

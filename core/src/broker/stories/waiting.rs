@@ -3,7 +3,7 @@
 use proto_msgs::{Attempt, Digest, ErrorCode, LabelRule, Lane, ModelCost, Packing, Slo, Standing, Submit};
 
 use super::{
-    super::Config,
+    super::{Config, Policy},
     MS, mesh,
     mesh::{MODEL, Mesh, client, cost, task, worker},
 };
@@ -69,6 +69,36 @@ fn a_new_task_is_placed_at_once_however_many_kinds_of_workers_there_are() {
         (0..kinds).for_each(|number| mesh.register(number, [1, 1], |register| register.cores += number));
         assert!(mesh.submit(0, 1, |_| {}).is_some(), "{kinds} kinds");
     }
+}
+
+#[test]
+fn a_heartbeat_passes_over_thousands_of_tasks_that_are_not_for_its_worker() {
+    let mut mesh = mesh();
+    mesh.register(0, [0, 1], |register| register.memory_bytes = 1 << 30);
+    mesh.register(1, [0, 1], |_| {});
+    let large = |submit: &mut Submit| submit.demands.memory_bytes = 2 << 30;
+    mesh.submit(0, 1, large);
+    mesh.submit(1, 1, |_| {});
+    mesh.submit_all(2..5000, 1, large);
+    mesh.submit(5000, 1, |_| {});
+    mesh.close(mesh.grants[1].id);
+    let looked = mesh.broker.stats().waiting_looked;
+    let beats = (0..100).take_while(|_| (mesh.beat(0, |_| {}), mesh.grants.len() < 3).1).count();
+    assert_eq!(mesh.grants[2].id.task, task(5000));
+    assert!(beats < 30, "{beats} heartbeats");
+    let looked = mesh.broker.stats().waiting_looked - looked;
+    assert!(looked < 10, "{looked} tasks were looked at");
+}
+
+#[test]
+fn who_goes_round_gets_past_workers_that_are_full() {
+    let mut mesh = Mesh::new(Config { policy: Policy::RoundRobin, ..Config::default() });
+    (0..100).for_each(|number| mesh.register(number, [0, 1], |_| {}));
+    mesh.submit_all(0..100, 1, |_| {});
+    let there = mesh.grants.iter().find(|grant| grant.worker == worker(90)).expect("each has one").id;
+    mesh.close(there);
+    let found = (100..110).find_map(|number| mesh.submit(number, 1, |_| {}));
+    assert_eq!(found, Some(worker(90)));
 }
 
 #[test]
