@@ -117,7 +117,7 @@ impl Model {
     /// Runs the model on inputs in the order of its signature.
     ///
     /// # Errors
-    /// `MODEL_INPUT_MISMATCH` if an input does not fit, `RUN_FAILED` if the runtime fails.
+    /// `MODEL_INPUT_MISMATCH` if an input does not fit, be it that only the run shows it; `RUN_FAILED` if the runtime fails.
     pub(crate) fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Failure> {
         if inputs.len() != self.signature.inputs.len() {
             return Err(Failure::new(
@@ -128,7 +128,7 @@ impl Model {
         for (spec, input) in self.signature.inputs.iter().zip(inputs) {
             check(spec, input.dtype, &input.shape, Some(input.data.len()))?;
         }
-        let outputs = self.engine.run(inputs)?;
+        let outputs = self.engine.run(inputs).map_err(|failure| blamed(&self.signature, inputs, failure))?;
         check_rows(&self.signature, inputs, &outputs)?;
         Ok(outputs)
     }
@@ -168,6 +168,27 @@ pub(crate) fn check(spec: &TensorSpec, dtype: DType, shape: &[i64], data_bytes: 
         }
         _ => Ok(()),
     }
+}
+
+/// What a run's failure means: where the file leaves dimensions open nobody but the runtime can tell that an input has the wrong
+/// ones, and it says so in the middle of the graph.
+fn blamed(signature: &Signature, inputs: &[Tensor], failure: Failure) -> Failure {
+    /// Words of both runtimes for tensors that do not fit each other.
+    const OF_SHAPES: [&str; 7] = ["dimension", "shape", "dims", "rank", "broadcast", "channel", "failed to prepare"];
+    let is_open = |spec: &TensorSpec| spec.shape.as_ref().is_none_or(|shape| shape.iter().any(|d| *d < 0));
+    // Before that stands the node's name, which is the model's choice.
+    let said = failure.text.rsplit_once("Status Message: ").map_or(failure.text.as_str(), |(_, said)| said);
+    let said = said.to_lowercase();
+    let is_of_shapes = failure.code == ErrorCode::RunFailed && OF_SHAPES.iter().any(|word| said.contains(word));
+    if !is_of_shapes || !signature.inputs.iter().any(is_open) {
+        return failure;
+    }
+    let given = signature.inputs.iter().zip(inputs).map(|(spec, input)| {
+        let got = TensorSpec { dtype: Some(input.dtype), shape: Some(input.shape.clone()), ..spec.clone() };
+        format!("'{}' {got} where the file says {spec}", spec.name)
+    });
+    let given = given.collect::<Vec<_>>().join(", ");
+    Failure::new(ErrorCode::InputMismatch, format!("the model cannot take {given}: {}", failure.text))
 }
 
 /// Whether what came out for several rows can be theirs: a model that fixes its batch somewhere inside gives the values of
@@ -251,6 +272,25 @@ mod tests {
         let failure = check(4, &[1, 3584, 1]).unwrap_err();
         assert_eq!(failure.code, ErrorCode::RunFailed);
         assert!(failure.text.contains("[?,896,1]") && failure.text.contains("[1, 3584, 1]"), "{}", failure.text);
+    }
+
+    #[test]
+    fn a_run_that_fails_for_a_shape_that_the_file_leaves_open_is_the_inputs_fault() {
+        let told = |spec: &[i64], said: &str| {
+            let spec = TensorSpec { shape: Some(spec.to_vec()), ..image() };
+            let signature = Signature { format: ModelFormat::Onnx, inputs: vec![spec], outputs: Vec::new() };
+            let input = Tensor { dtype: DType::F32, shape: vec![2, 5], data: Vec::new().into() };
+            blamed(&signature, &[input], Failure::new(ErrorCode::RunFailed, said))
+        };
+        let said = "ONNX Runtime failed: running node. Name:'a' Status Message: MatMul dimension mismatch";
+        let failure = told(&[-1, -1], said);
+        assert_eq!(failure.code, ErrorCode::InputMismatch);
+        let expected = "the model cannot take 'image' FP32 [2,5] where the file says FP32 [?,?]: ";
+        assert_eq!(failure.text, format!("{expected}{said}"));
+        assert_eq!(told(&[2, 5], said).code, ErrorCode::RunFailed, "the file says so: the model is at fault");
+        let of_values = "Name:'shape_3/Gather' Status Message: indices element out of data bounds, idx=9";
+        assert_eq!(told(&[-1, -1], of_values).code, ErrorCode::RunFailed, "no shape, but the name of a node");
+        assert_eq!(told(&[-1, -1], "Node number 3 (CONV_2D) failed to prepare.").code, ErrorCode::InputMismatch);
     }
 
     #[test]

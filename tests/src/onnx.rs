@@ -162,6 +162,15 @@ pub fn picky() -> Vec<u8> {
     model(graph(&[pick], &constants, &[value("x", INT64, &[0, 1])], &[value("y", FLOAT, &[0, 1])]))
 }
 
+/// `y = x · w` with a `w` of `rows` rows and one column, all ones; `x`: FP32, any number of rows and, as the file has it, of
+/// columns.
+pub fn vague(rows: u64) -> Vec<u8> {
+    let ones: Vec<u8> = (0..rows).flat_map(|_| 1_f32.to_le_bytes()).collect();
+    let product = node("MatMul", &["x", "w"], &["y"], &[]);
+    let constants = [tensor("w", FLOAT, &[rows, 1], &ones)];
+    model(graph(&[product], &constants, &[value("x", FLOAT, &[0, 0])], &[value("y", FLOAT, &[0, 1])]))
+}
+
 /// Takes as much memory as the input says: `elements` (INT64 `[1]`) floats, twice. `y` is their sum.
 pub fn hungry() -> Vec<u8> {
     let ones = tensor("", FLOAT, &[1], &1_f32.to_le_bytes());

@@ -70,6 +70,19 @@ fn an_input_of_the_wrong_type_or_name() {
 }
 
 #[test]
+fn an_input_whose_shape_only_the_run_can_judge() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let model = mesh.file("vague.onnx", &onnx::vague(4));
+    let right = mesh.array("right.npy", &Array::of_f32(&[1, 4], &[1.0, 2.0, 3.0, 4.0]));
+    mesh.client(&["submit", &model, &right]).succeeded();
+    let wrong = mesh.array("wrong.npy", &Array::of_f32(&[1, 5], &[1.0; 5]));
+    let answer = mesh.client(&["submit", &model, &wrong]).failed_with(BAD_INPUT, "MODEL_INPUT_MISMATCH");
+    answer.failed_with(BAD_INPUT, "'x' FP32 [1,5] where the file says FP32 [?,?]");
+    still_works(&mesh);
+}
+
+#[test]
 fn a_run_that_never_ends() {
     let mesh = Mesh::start();
     let _worker = mesh.worker_with("w1", &["--run-limit", "2s"]);

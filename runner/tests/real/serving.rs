@@ -126,6 +126,27 @@ fn json_and_binary_data_give_the_same_answer() {
 }
 
 #[test]
+fn a_length_that_only_the_run_can_judge_is_refused_as_the_inputs_fault_and_another_one_runs() {
+    for (file, name, said) in [
+        ("melspectrogram.tflite", "serving_default_input:0", "failed to prepare"),
+        ("melspectrogram.onnx", "input", "Invalid input shape: {10}"),
+    ] {
+        let runner = Runner::serve(&model(file), &[]);
+        let mut connection = runner.connect();
+        let mut heard = |samples: i64| {
+            let data = floats((0..samples).map(|at| (at as f32 / 9.0).sin()));
+            connection.infer(&[Input { name, datatype: "FP32", shape: &[1, samples], data }], json!({}))
+        };
+        assert_eq!(heard(1280).status, 200, "{file}");
+        let refused = heard(10);
+        let (status, code, text) = refused.error();
+        assert_eq!((status, code), (400, "MODEL_INPUT_MISMATCH"), "{text}");
+        assert!(text.contains("FP32 [1,10] where the file says FP32 [?,?]") && text.contains(said), "{text}");
+        assert_eq!(heard(1280).status, 200, "{file} after it");
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_refused_and_the_connection_goes_on() {
     let runner = Runner::serve(&model("face_detection_short_range.tflite"), &["--body-limit", "1000000"]);
     let mut connection = runner.connect();

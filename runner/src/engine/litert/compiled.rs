@@ -140,7 +140,8 @@ impl Compiled {
         let failed = |error| Failure::new(ErrorCode::RunFailed, format!("LiteRT failed: {error}"));
         if !self.shapes.iter().eq(inputs.iter().map(|input| &input.shape)) {
             let shapes = inputs.iter().map(|input| input.shape.clone()).collect();
-            self.prepare(environment, shapes).map_err(failed)?;
+            let said = Said::listen();
+            self.prepare(environment, shapes).map_err(|error| failed(said.or(error)))?;
         }
         for (port, input) in self.inputs.iter().zip(inputs) {
             port.write(self.api, &input.data).map_err(failed)?;
