@@ -16,7 +16,7 @@ use proto_msgs::{
 
 pub use api::{Action, Config, End, Event, News, TaskSpec};
 
-use crate::{MonoTime, Rule};
+use crate::{DEADLINE_PASSED, MonoTime, Rule};
 use tasks::{At, Lost, State, Task, Way, Wish};
 
 /// Between two tries to mend a link: soon enough to win back a flapping one, slow enough not to storm a dead one.
@@ -447,8 +447,7 @@ impl Client {
     fn look_at_task(&mut self, now: MonoTime, id: TaskId) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         if task.deadline.is_some_and(|deadline| now >= deadline) {
-            let text = "the deadline passed before there was a result";
-            return self.finish(id, Outcome::failed(ErrorCode::Expired, text));
+            return self.finish(id, Outcome::failed(ErrorCode::Expired, DEADLINE_PASSED));
         }
         let connect_wait = self.config.connect_wait;
         let repeat = now >= task.repeat_at;

@@ -22,3 +22,6 @@ pub mod worker;
 
 pub use rules::{Rule, Rules};
 pub use time::MonoTime;
+
+/// What a person reads of a task whose time ran out, whoever of the three noticed first.
+const DEADLINE_PASSED: &str = "the deadline passed before there was a result";

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use proto_msgs::{
-    Attempt, AttemptId, BrokerToClient, BrokerToWorker, CancelTask, ClientId, ClientToBroker, Close, Direction, Ended,
+    Attempt, AttemptId, BrokerToClient, BrokerToWorker, CancelTask, ClientId, ClientToBroker, Close, Direction,
     ErrorCode, Failure, Locate, Noted, Outcome, PeerId, PublicKey, Purpose, Queued, Standing, Submit, TaskId, WorkerId,
 };
 
 use super::{
     Action, Broker, Change,
     grants::Way,
-    obstacle, placement, predict,
+    obstacle, placement, predict, refusals,
     tasks::{Place, State, Task},
     worker::Worker,
 };
@@ -361,7 +361,7 @@ impl Broker {
 
     pub(super) fn say_ended(&mut self, id: TaskId, peer: Option<PeerId>) {
         if let Some(State::Ended { outcome, .. }) = self.tasks.get(id).map(|task| &task.state) {
-            let ended = Ended { task: id, outcome: outcome.clone(), retry_after_ms: None };
+            let ended = refusals::ended(id, outcome.clone());
             self.tell_client(peer, BrokerToClient::Ended(ended));
         }
     }

@@ -8,7 +8,7 @@ use super::{
     Action, Broker, Change, Footing, TaskRecord,
     tasks::{Place, State, Task},
 };
-use crate::{MonoTime, Rule};
+use crate::{DEADLINE_PASSED, MonoTime, Rule};
 
 /// A task that lives this long is shown in the store. Shorter ones would cost more to show than anybody has time to look.
 const SHOWN_AFTER: Duration = Duration::from_secs(1);
@@ -114,8 +114,7 @@ impl Broker {
             .deadline
             .is_some_and(|deadline| now >= if task.place().is_some() { deadline + DEADLINE_GRACE } else { deadline });
         if expired {
-            let text = "the deadline passed before there was a result";
-            return self.end_and_tell(now, id, Outcome::failed(ErrorCode::Expired, text));
+            return self.end_and_tell(now, id, Outcome::failed(ErrorCode::Expired, DEADLINE_PASSED));
         }
         if let Some(outcome) = self.abandoned(now, task) {
             self.end_and_tell(now, id, outcome);

@@ -25,6 +25,12 @@ const DRAINED_PART: u64 = 10;
 /// Microseconds in a millisecond.
 const MS_US: u64 = 1000;
 
+/// What a client is told of an end. It may come again where nothing but the store was to blame.
+pub(super) fn ended(task: TaskId, outcome: Outcome) -> Ended {
+    let is_away = matches!(&outcome, Outcome::Failed(failure) if failure.code == ErrorCode::StoreAway);
+    Ended { task, outcome, retry_after_ms: is_away.then_some(RETRY_AFTER_MS) }
+}
+
 impl Broker {
     pub(super) fn refuse(&mut self, peer: PeerId, task: TaskId, code: ErrorCode, text: &str) {
         let retry_after_ms = code.is_retryable().then_some(RETRY_AFTER_MS);
@@ -120,7 +126,7 @@ impl Broker {
             self.queue.withdraw(&rank, task.spec.client, self.config.tenant(task.spec.client));
         }
         let outcome = Outcome::Failed(failure);
-        let ended = Ended { task: task.id(), outcome: outcome.clone(), retry_after_ms: None };
+        let ended = ended(task.id(), outcome.clone());
         task.state = State::Ended { outcome, ended_unix_ms: self.unix_ms(now) };
         // A flood of refusals must not push out the ends of tasks whose results are still to be fetched.
         if self.tasks.ended_len() < self.config.ended_max / 2 {

@@ -10,7 +10,7 @@ use proto_msgs::{
     Submit, TaskId,
 };
 
-use super::{Config, Policy, Tenant};
+use super::{Config, Event, Policy, Tenant};
 use mesh::{MODEL, Mesh, client, cost, task, worker};
 
 fn mesh() -> Mesh {
@@ -361,6 +361,22 @@ fn what_a_task_takes_besides_its_run_is_learned_and_told() {
     assert_eq!(prediction.total_us(), prediction.handover_us + 100);
     let off = mesh.broker.stats().prediction_error_permille.expect("there were some");
     assert!(off < 50, "{off} thousandths");
+}
+
+#[test]
+fn a_task_that_the_store_could_not_take_may_come_again() {
+    let mut mesh = mesh();
+    mesh.register(0, [1, 0], |_| {});
+    mesh.submit(0, 1, |submit| submit.detached = true);
+    assert_eq!(mesh.code(0), None, "the store has it before it has a worker");
+    mesh.handle(Event::StoreAway);
+    mesh.submit(1, 1, |submit| submit.detached = true);
+    for number in [0, 1] {
+        let again = mesh.ends[&task(number)].1;
+        assert_eq!((mesh.code(number), again), (Some(ErrorCode::StoreAway), Some(1000)), "task {number}");
+    }
+    mesh.submit(0, 1, |submit| submit.detached = true);
+    assert_eq!(mesh.ends[&task(0)].1, Some(1000), "told again when it is asked again");
 }
 
 #[test]

@@ -24,7 +24,7 @@ use super::{
     dispatch::Order,
     packer::{Kind, Limits, Piece, QueueId},
 };
-use crate::{MonoTime, Rule};
+use crate::{DEADLINE_PASSED, MonoTime, Rule};
 
 /// A batch that runs.
 #[derive(Debug)]
@@ -303,10 +303,12 @@ impl Worker {
         let is_late = |ticket| self.deadline_of(ticket).is_some_and(|deadline| now >= deadline);
         let here = self.attempts.iter().filter(|attempt| attempt.is_here() && is_late(&attempt.ticket));
         let late: Vec<(AttemptId, &str)> = here
-            .map(|attempt| (attempt.id(), if attempt.state == State::Ready { "before" } else { "during" }))
+            .map(|attempt| {
+                (attempt.id(), if attempt.state == State::Ready { "had not begun" } else { "was cut short" })
+            })
             .collect();
-        for (id, when) in late {
-            let text = format!("the deadline passed {when} the run");
+        for (id, how) in late {
+            let text = format!("{DEADLINE_PASSED}: the run {how}");
             self.finish(now, id, Outcome::failed(ErrorCode::Expired, text));
         }
     }

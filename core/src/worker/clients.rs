@@ -11,7 +11,7 @@ use super::{
     Action, LinkId, Worker,
     attempts::{Attempt, State, Work},
 };
-use crate::{MonoTime, Rule};
+use crate::{DEADLINE_PASSED, MonoTime, Rule};
 
 /// Attempts held at the same time, results that wait to be fetched included. Beyond, new ones are refused.
 const HELD_ATTEMPTS_MAX: usize = 1024;
@@ -43,7 +43,7 @@ impl Worker {
         if self.attempts.active() >= ACTIVE_ATTEMPTS_MAX || self.attempts.len() >= HELD_ATTEMPTS_MAX {
             return Some((ErrorCode::Busy, "the worker holds as many tasks as it may"));
         }
-        self.time_left(ticket, now).is_none().then_some((ErrorCode::Expired, "the deadline has passed"))
+        self.time_left(ticket, now).is_none().then_some((ErrorCode::Expired, DEADLINE_PASSED))
     }
 
     /// When the deadline passes; nothing if there is none, or the broker's clock was never told.
