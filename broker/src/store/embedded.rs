@@ -12,9 +12,12 @@ use std::{
 
 use mesh_core::broker::TaskRecord;
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition, TableError};
-use tracing::error;
+use tracing::{error, info};
 
-use super::{Batch, Kept, Store, StoreError, Write, record};
+use super::{
+    Batch, Kept, Store, StoreError, Write,
+    record::{self, RecordError},
+};
 
 /// The file in the state folder.
 pub const FILE_NAME: &str = "broker.redb";
@@ -45,21 +48,33 @@ impl EmbeddedStore {
         Ok(store)
     }
 
+    /// What is there to be read. What only an older broker could read is deleted: nobody would ever end it.
     fn read(&self) -> Result<Vec<TaskRecord>, redb::Error> {
         let Some(database) = &self.database else { return Ok(Vec::new()) };
+        let (mut records, mut outdated) = (Vec::new(), Vec::new());
         let transaction = database.begin_read()?;
         let table = match transaction.open_table(TASKS) {
             Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
             table => table?,
         };
-        let mut records = Vec::new();
         for row in table.iter()? {
             let (id, text) = row?;
             match parse(text.value()) {
                 Ok(record) => records.push(record),
+                Err(RecordError::Outdated(_)) => outdated.push(id.value().to_owned()),
                 // One record must not keep the broker, and so all others, from working. It stays in the file.
                 Err(reason) => error!("task {} in {} cannot be read: {reason}", id.value(), self.file.display()),
             }
+        }
+        if !outdated.is_empty() {
+            let transaction = database.begin_write()?;
+            let mut tasks = transaction.open_table(TASKS)?;
+            for id in &outdated {
+                tasks.remove(id.as_str())?;
+            }
+            drop(tasks);
+            transaction.commit()?;
+            info!("{} tasks of an older version were dropped from {}", outdated.len(), self.file.display());
         }
         Ok(records)
     }
@@ -134,9 +149,10 @@ fn to_text(record: &TaskRecord) -> String {
     serde_json::Value::Object(fields.collect()).to_string()
 }
 
-fn parse(text: &str) -> Result<TaskRecord, String> {
-    let fields: HashMap<String, String> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    record::task_from_fields(&fields).map(|(record, _)| record).map_err(|error| error.to_string())
+fn parse(text: &str) -> Result<TaskRecord, RecordError> {
+    // A text that is no record lacks its first field.
+    let fields: HashMap<String, String> = serde_json::from_str(text).unwrap_or_default();
+    record::task_from_fields(&fields).map(|(record, _)| record)
 }
 
 #[cfg(test)]
@@ -246,8 +262,14 @@ mod tests {
         let mut store = EmbeddedStore::open(folder.path()).unwrap();
         store.write(&vec![put(1)]).await.unwrap();
         let transaction = store.database.as_ref().unwrap().begin_write().unwrap();
-        transaction.open_table(TASKS).unwrap().insert("newer", r#"{"record_version":"2"}"#).unwrap();
+        for (id, text) in [("spoilt", r#"{"record_version":"2"}"#), ("older", r#"{"record_version":"1"}"#), ("no", "{")]
+        {
+            transaction.open_table(TASKS).unwrap().insert(id, text).unwrap();
+        }
         transaction.commit().unwrap();
         assert_eq!(store.restore().await.unwrap(), [task(1)]);
+        let reading = store.database.as_ref().unwrap().begin_read().unwrap();
+        let left = |id: &str| reading.open_table(TASKS).unwrap().get(id).unwrap().is_some();
+        assert_eq!(["spoilt", "older", "no"].map(left), [true, false, true], "nobody will ever end what is older");
     }
 }

@@ -27,6 +27,9 @@ pub type Fields = Vec<(&'static str, String)>;
 /// What a record lacked.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum RecordError {
+    /// Written by an older broker. Its client and its worker speak an older protocol, so nobody is left who could end it.
+    #[error("it has version {0}, this broker reads {RECORD_VERSION}")]
+    Outdated(u32),
     /// Written by a newer broker.
     #[error("it has version {0}, this broker reads {RECORD_VERSION}: start the broker that wrote it")]
     Version(String),
@@ -181,11 +184,13 @@ pub fn task_fields(record: &TaskRecord, durable: bool) -> Fields {
 /// The task in these fields, and whether it is one to remember across restarts.
 ///
 /// # Errors
-/// If a newer broker wrote it, or a field is missing or not of its type.
+/// If another version of the broker wrote it, or a field is missing or not of its type.
 pub fn task_from_fields(fields: &HashMap<String, String>) -> Result<(TaskRecord, bool), RecordError> {
     let row = Row(fields);
-    if row.text("record_version") != RECORD_VERSION.to_string() {
-        return Err(RecordError::Version(row.text("record_version").to_owned()));
+    match row.text("record_version").parse() {
+        Ok(RECORD_VERSION) => {}
+        Ok(older) if older < RECORD_VERSION => return Err(RecordError::Outdated(older)),
+        _ => return Err(RecordError::Version(row.text("record_version").to_owned())),
     }
     let worker = match (row.maybe::<WorkerId>("worker")?, row.maybe("worker_epoch")?) {
         (Some(worker), Some(epoch)) => Some((worker, Epoch(epoch))),
@@ -419,8 +424,10 @@ mod tests {
     }
 
     #[test]
-    fn a_task_of_a_newer_broker_is_not_misread() {
-        let fields = HashMap::from([("record_version".to_owned(), "3".to_owned())]);
-        assert_eq!(task_from_fields(&fields), Err(RecordError::Version("3".to_owned())));
+    fn a_task_of_another_broker_is_not_misread() {
+        let of_version = |version: &str| HashMap::from([("record_version".to_owned(), version.to_owned())]);
+        assert_eq!(task_from_fields(&of_version("3")), Err(RecordError::Version("3".to_owned())));
+        assert_eq!(task_from_fields(&of_version("1")), Err(RecordError::Outdated(1)));
+        assert_eq!(task_from_fields(&HashMap::new()), Err(RecordError::Version(String::new())));
     }
 }

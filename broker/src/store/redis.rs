@@ -29,7 +29,10 @@ use tracing::{debug, error, info, warn};
 
 use self::address::Client;
 pub use self::address::{RedisAddress, RedisAddressError};
-use super::{Batch, Kept, Store, StoreError, Write, record};
+use super::{
+    Batch, Kept, Store, StoreError, Write,
+    record::{self, RecordError},
+};
 
 /// A connection must come about in this time.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
@@ -182,8 +185,9 @@ impl Redis {
         }
     }
 
-    /// Reads one page of tasks; what is not to be remembered is deleted.
-    async fn restore_page(&mut self, ids: &[String], records: &mut Vec<TaskRecord>) -> Result<(), StoreError> {
+    /// Reads one page of tasks; what is not to be remembered is deleted, and so is what only an older broker could read: nobody
+    /// would ever end it. Gives how many of those there were.
+    async fn restore_page(&mut self, ids: &[String], records: &mut Vec<TaskRecord>) -> Result<usize, StoreError> {
         let mut read = Pipeline::new();
         let keys: Vec<_> = ids.iter().map(|id| (self.id_key("task", id), "hash")).collect();
         self.check_types(&keys).await?;
@@ -191,18 +195,25 @@ impl Redis {
             read.cmd("HGETALL").arg(key);
         }
         let rows: Vec<HashMap<String, String>> = self.ask(&read).await?;
-        let mut clean = Pipeline::new();
+        let (mut clean, mut outdated) = (Pipeline::new(), 0);
         for ((id, (key, _)), row) in ids.iter().zip(&keys).zip(rows) {
-            match record::task_from_fields(&row) {
+            let read = record::task_from_fields(&row);
+            outdated += usize::from(matches!(read, Err(RecordError::Outdated(_))));
+            match read {
                 Ok((record, true)) => records.push(record),
-                Err(reason) if !row.is_empty() => error!("task {id} in the store cannot be read: {reason}"),
+                Err(reason @ (RecordError::Version(_) | RecordError::Field { .. })) if !row.is_empty() => {
+                    error!("task {id} in the store cannot be read: {reason}");
+                }
                 _ => {
                     clean.cmd("SREM").arg(self.key("tasks")).arg(id).ignore();
                     clean.cmd("DEL").arg(key).ignore();
                 }
             }
         }
-        if clean.is_empty() { Ok(()) } else { self.ask(&clean).await }
+        if !clean.is_empty() {
+            self.ask::<()>(&clean).await?;
+        }
+        Ok(outdated)
     }
 
     fn put_worker(&self, pipeline: &mut Pipeline, record: &mesh_core::broker::WorkerRecord, whole: bool) {
@@ -296,9 +307,12 @@ impl Store for Redis {
         read.cmd("DEL").arg(self.key("workers")).ignore();
         read.cmd("SMEMBERS").arg(self.key("tasks"));
         let (ids,): (Vec<String>,) = self.ask(&read).await?;
-        let mut records = Vec::new();
+        let (mut records, mut outdated) = (Vec::new(), 0);
         for page in ids.chunks(RESTORE_PAGE) {
-            self.restore_page(page, &mut records).await?;
+            outdated += self.restore_page(page, &mut records).await?;
+        }
+        if outdated > 0 {
+            info!("{outdated} tasks of an older version were dropped from {}", self.settings.address.shown());
         }
         info!(
             "{} remembers {} tasks of mesh '{}'",

@@ -76,10 +76,13 @@ async fn tasks_come_back_after_a_restart_and_the_copies_for_people_go() {
     redis.write(&batch).await.unwrap();
     redis.write(&vec![Write::DropTask(task(4).task)]).await.unwrap();
     redis.release().await;
+    server.cli(&["HSET", &task_key(5), "record_version", "1"]);
+    server.cli(&["SADD", "mesh:{attic}:tasks", &TaskId::from_bytes([5; 16]).to_string()]);
     let (_redis, mut restored) = direct(&server.url(), "second").await.unwrap();
     restored.sort_by_key(|record| record.task);
     assert_eq!(restored, [task(1), ended]);
     assert_eq!(server.cli(&["EXISTS", &task_key(3)]), "0", "nobody owns it any more");
+    assert_eq!(server.cli(&["EXISTS", &task_key(5)]), "0", "nobody could end what an older broker wrote");
     assert_eq!(server.cli(&["SCARD", "mesh:{attic}:tasks"]), "2");
 }
 
