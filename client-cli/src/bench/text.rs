@@ -4,6 +4,7 @@ use super::{
     measurement::{Settled, WINDOWS_AGREEING, Window},
     report::{Level, Report},
     sample::WorkerNo,
+    sweep::Load,
     tally::{DELAYED_AFTER_US, QUANTILES, Tally},
     verdict::Verdict,
 };
@@ -49,7 +50,7 @@ impl Report {
         row.extend([tally.done(), tally.failed(), tally.delayed].map(|count| count.to_string()));
         if self.promise.is_some() {
             row.push(percent(tally.violation()));
-            row.push(level.verdict.map_or("-", Verdict::name).to_owned());
+            row.push(verdict(level));
         }
         row.push(format!("{} {}", level.measured.windows.len(), level.measured.settled.name()));
         row
@@ -161,7 +162,12 @@ impl Report {
         }
         if tally.delayed > 0 {
             let after = units::time(std::time::Duration::from_micros(DELAYED_AFTER_US));
-            lines.push(format!("sent more than {after} late: {}; this machine was busy", tally.delayed));
+            let how = match level.load {
+                // There is no time at which a request of a closed loop should have left, only how long it took to leave.
+                Load::Closed { .. } => format!("took more than {after} to leave"),
+                Load::Open { .. } | Load::Replay => format!("left more than {after} after their time"),
+            };
+            lines.push(format!("requests that {how}: {}; this machine was busy", tally.delayed));
         }
         if tally.overdue > 0 {
             let (unanswered, overdue) = (tally.unanswered, tally.overdue);
@@ -170,7 +176,7 @@ impl Report {
             ));
         }
         if level.measured.settled == Settled::Stopped {
-            lines.push("stopped before it was measured to its end".to_owned());
+            lines.push("cut short: the figures are of what was measured until then".to_owned());
         }
         lines
     }
@@ -194,18 +200,36 @@ impl Report {
             percent(Some(promise.violation_max)),
             ms(Some(promise.latency_us as f64 / 1e3))
         );
+        let is_of = |rate: f64| move |level: &&Level| level.load == Load::Open { rate };
+        let found = search.found().and_then(|rate| self.levels.iter().rev().find(is_of(rate)));
+        let is_unstable = found.is_some_and(|level| level.measured.settled == Settled::Unstable);
+        let unsure = if is_unstable { " (its windows do not agree)" } else { "" };
         Some(match (search.found(), search.broken()) {
             (Some(held), Some(broken)) => {
-                format!("highest rate with {what}: {}/s; {}/s is too much", rate(Some(held)), rate(Some(broken)))
+                format!(
+                    "highest rate with {what}: {}/s{unsure}; {}/s is too much",
+                    rate(Some(held)),
+                    rate(Some(broken))
+                )
             }
             (Some(held), None) => {
-                format!("highest rate tried, with {what}: {}/s; no higher one broke it", rate(Some(held)))
+                format!("highest rate tried, with {what}: {}/s{unsure}; no higher one broke it", rate(Some(held)))
             }
             (None, Some(broken)) => {
                 format!("no rate was found with {what}: {}/s is too much already", rate(Some(broken)))
             }
             (None, None) => format!("nothing can be said of a rate with {what}: no request was answered"),
         })
+    }
+}
+
+/// What was kept in windows that do not agree may be broken in the next ones.
+fn verdict(level: &Level) -> String {
+    match (level.verdict, level.measured.settled) {
+        (None, _) => "-".to_owned(),
+        (Some(Verdict::Held), Settled::Unstable) => "held, unstable".to_owned(),
+        (Some(Verdict::Held), Settled::Stopped) => "held, cut short".to_owned(),
+        (Some(verdict), _) => verdict.name().to_owned(),
     }
 }
 
@@ -247,10 +271,7 @@ pub(crate) fn rate(rate: Option<f64>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::{report::tests::*, sweep::Load},
-        *,
-    };
+    use super::{super::report::tests::*, *};
 
     #[test]
     fn a_level_is_a_row_and_what_needs_a_word_has_a_line() {
@@ -260,6 +281,29 @@ mod tests {
         assert!(row.contains("100.0%      broken") && row.ends_with("3 stable"), "{text}");
         assert!(text.contains("pi-4     120        40.0%"), "{text}");
         assert!(text.contains("busiest worker over idlest 1.50; fairness between 2 clients (Jain) 0.5000"), "{text}");
+    }
+
+    #[test]
+    fn what_held_while_it_was_unstable_is_not_told_as_certain() {
+        let verdict_of = |settled| {
+            let mut level = level(Load::Open { rate: 100.0 }, 10, promise());
+            (level.measured.settled, level.verdict) = (settled, Some(Verdict::Held));
+            verdict(&level)
+        };
+        let told = [Settled::Stable, Settled::Unstable, Settled::Stopped].map(verdict_of);
+        assert_eq!(told, ["held", "held, unstable", "held, cut short"]);
+    }
+
+    #[test]
+    fn a_closed_loop_has_no_time_to_be_late_for() {
+        let line = |load| {
+            let mut level = level(load, 10, promise());
+            level.measured.tally.delayed = 2;
+            report(vec![level], None).to_text()
+        };
+        let closed = line(Load::Closed { concurrency: 4 });
+        assert!(closed.contains("requests that took more than 5.0 ms to leave: 2; this machine was busy"), "{closed}");
+        assert!(line(Load::Replay).contains("requests that left more than 5.0 ms after their time: 2"));
     }
 
     #[test]
