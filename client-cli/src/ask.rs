@@ -188,9 +188,12 @@ pub(crate) async fn fetch(global: &Global, flags: &Fetch, patience: Patience) ->
         Some(view) => {
             let took = view.ended_unix_ms.map_or(0, |ended| ended.saturating_sub(view.submitted_unix_ms));
             let (job, model_name, model) = (Some(view.job), view.model_name, view.model);
-            let job = Job { job, model_name, model, took: Duration::from_millis(took), reports };
-            flags.output.output.iter().try_for_each(|folder| job.save(folder)).map_err(failed)?;
-            show_job(global, &job, is_saved)
+            let mut job = Job { job, model_name, model, took: Duration::from_millis(took), reports, kept: None };
+            if let Some(folder) = &flags.output.output {
+                let saved = job.reports.iter().try_for_each(|report| report.save(&folder.join(&report.item)));
+                saved.and_then(|()| job.save(folder)).map_err(failed)?;
+            }
+            show_job(global, &mut job, is_saved)
         }
     }
 }

@@ -65,7 +65,7 @@ async fn command(arguments: &Arguments) -> Result<u8, Failed> {
     let global = &arguments.global;
     match &arguments.command {
         Command::Submit(flags) => {
-            let job = submit::submit(global, flags).await?;
+            let mut job = submit::submit(global, flags).await?;
             if flags.json_lines {
                 // The items have been told; what is left is for people.
                 if !global.quiet {
@@ -73,7 +73,7 @@ async fn command(arguments: &Arguments) -> Result<u8, Failed> {
                 }
                 return Ok(job.exit());
             }
-            show_job(global, &job, flags.output.output.is_some())
+            show_job(global, &mut job, flags.output.output.is_some())
         }
         Command::Bench(flags) => {
             let report = bench::bench(global, flags).await?;
@@ -103,9 +103,9 @@ async fn command(arguments: &Arguments) -> Result<u8, Failed> {
 }
 
 /// Text, or the document.
-fn show_job(global: &Global, job: &Job, is_saved: bool) -> Result<u8, Failed> {
+fn show_job(global: &Global, job: &mut Job, is_saved: bool) -> Result<u8, Failed> {
     if global.json {
-        print_json(&job.to_json())?;
+        print_by(|out| job.write_json(out).and_then(|()| out.write_all(b"\n")))?;
     } else {
         let text = if let [only] = &job.reports[..] { only.to_text() } else { job.to_text() };
         print(&text)?;
@@ -139,8 +139,12 @@ fn print_json(document: &Value) -> Result<u8, Failed> {
 }
 
 fn print_bytes(bytes: &[u8]) -> Result<u8, Failed> {
-    let mut out = io::stdout().lock();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
+    print_by(|out| out.write_all(bytes))
+}
+
+fn print_by(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<u8, Failed> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
         // `mesh-client … | head` is no failure.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Failed::new(exit::INTERNAL, "OUTPUT", format!("cannot write to standard output: {error}")))

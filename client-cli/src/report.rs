@@ -19,8 +19,12 @@ use crate::{
 };
 
 mod job;
+mod kept;
 
-pub(crate) use job::{Job, LINES_MAX};
+pub(crate) use self::{
+    job::{Job, LINES_MAX},
+    kept::Kept,
+};
 
 /// One item's end.
 #[derive(Debug)]
@@ -185,7 +189,7 @@ impl Report {
     /// # Errors
     /// If the file cannot be written.
     pub(crate) fn save(&self, folder: &Path) -> io::Result<()> {
-        write_document(folder, &self.to_json())
+        write_document(folder, |out| Ok(serde_json::to_writer_pretty(out, &self.to_json())?))
     }
 
     /// Its line in the table of a submit of several items.
@@ -229,10 +233,10 @@ impl Report {
     }
 }
 
-fn write_document(folder: &Path, document: &Value) -> io::Result<()> {
+fn write_document(folder: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     outputs::make_folder(folder)?;
     outputs::write_whole(&folder.join("result.json"), |out| {
-        serde_json::to_writer_pretty(&mut *out, document)?;
+        write(&mut *out)?;
         out.write_all(b"\n")
     })
 }

@@ -6,10 +6,12 @@
 //! ```
 
 mod bunch;
+mod ends;
 mod follow;
 mod pace;
 
 use std::{
+    io,
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -27,6 +29,7 @@ use tokio::{
 
 use self::{
     bunch::{Bunch, Loaded, bunches},
+    ends::Ends,
     follow::Reports,
     pace::Pace,
 };
@@ -37,7 +40,7 @@ use crate::{
     items::{self, Item, ItemsError},
     outputs,
     progress::Progress,
-    report::{Failed, Job, LINES_MAX, Report},
+    report::{Failed, Job, Kept, LINES_MAX, Report},
     stages,
 };
 
@@ -57,8 +60,10 @@ struct Shared {
     no_wait: bool,
     /// Each item is told as soon as it has ended.
     json_lines: bool,
-    /// The document, a file or the table at the end has the outputs in it.
-    tells_outputs_at_end: bool,
+    /// The end of the command tells people of the outputs.
+    shows_outputs: bool,
+    /// All items are told in one document, on standard output or in a file.
+    wants_document: bool,
     /// Items that may share a task.
     split: usize,
     /// Where outputs go, and whether each item has a folder of its own there.
@@ -107,29 +112,36 @@ pub(crate) async fn submit(global: &Global, flags: &Submit) -> Result<Job, Faile
         detach: flags.detach,
         no_wait: flags.no_wait,
         json_lines: flags.json_lines,
-        tells_outputs_at_end: tells_outputs_at_end(global, flags, items),
+        shows_outputs: shows_outputs(global, flags, items),
+        wants_document: wants_document(global, flags),
         split,
-        output: flags.output.output.clone().map(|folder| (folder, items != 1)),
+        output: flags.output.output.clone().filter(|_| !flags.detach).map(|folder| (folder, items != 1)),
         broker: global.broker.clone(),
         progress: Mutex::new(progress),
         loading: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
         largest_bytes: AtomicU64::new(0),
     });
-    let reports = run(&shared, work, pace, &stop).await;
+    let ended = run(&shared, work, pace, &stop).await;
     shared.progress().finish();
     shared.mesh.clone().close().await;
     let (model_name, model) = (model.name().to_owned(), model.reference());
-    let job = Job { job: Some(job), model_name, model, took: started.elapsed(), reports };
-    if let Some(folder) = flags.output.output.as_ref().filter(|_| !flags.detach) {
-        job.save(folder).map_err(|error| Failed::new(exit::INTERNAL, "OUTPUT", error))?;
+    let unwritten = |error| Failed::new(exit::INTERNAL, "OUTPUT", error);
+    let (reports, kept) = ended.map_err(unwritten)?;
+    let mut job = Job { job: Some(job), model_name, model, took: started.elapsed(), reports, kept };
+    if let Some((folder, _)) = &shared.output {
+        job.save(folder).map_err(unwritten)?;
     }
     Ok(job)
 }
 
-/// Whether what items gave is told, or written to a document, after the last of them. If not, it need not be kept so long.
-fn tells_outputs_at_end(global: &Global, flags: &Submit, items: usize) -> bool {
-    let is_shown = !flags.json_lines && (global.json || items <= LINES_MAX);
-    is_shown || flags.output.output.is_some()
+/// Whether people are told at the end what each item gave. If not, it need not be kept so long.
+fn shows_outputs(global: &Global, flags: &Submit, items: usize) -> bool {
+    !flags.json_lines && !global.json && items <= LINES_MAX
+}
+
+/// Whether all items stand in one document at the end.
+fn wants_document(global: &Global, flags: &Submit) -> bool {
+    global.json && !flags.json_lines || flags.output.output.is_some() && !flags.detach
 }
 
 /// The items that the arguments mean. A mistake in the only one is told before anybody is asked.
@@ -187,23 +199,16 @@ async fn pace(flags: &Submit, mesh: &Mesh, items: usize) -> (usize, Pace) {
     (split, pace.unwrap_or_else(|| Pace::of_mesh(slots, split)))
 }
 
-/// All items, in the order in which they were given, some tasks at a time.
-async fn run(shared: &Arc<Shared>, work: Vec<Work>, pace: Pace, stop: &watch::Receiver<Option<Stop>>) -> Vec<Report> {
-    let mut reports: Vec<Option<Report>> = work.iter().map(|_| None).collect();
+/// All items, some tasks at a time; their ends in the order in which the items were given.
+async fn run(
+    shared: &Arc<Shared>,
+    work: Vec<Work>,
+    pace: Pace,
+    stop: &watch::Receiver<Option<Stop>>,
+) -> io::Result<(Vec<Report>, Option<Kept>)> {
+    let mut ends = Ends::new(shared, work.len());
     let names: Vec<String> = work.iter().map(|work| work.item.name.clone()).collect();
     let (sender, mut ended) = mpsc::channel(REPORTS_MAX);
-    let mut failed = 0;
-    let mut take = |(index, mut report): (usize, Report)| {
-        failed += usize::from(report.end.is_err());
-        shared.progress().item_done(failed);
-        if shared.json_lines {
-            shared.progress().aside(|| report.print_line());
-        }
-        if !shared.tells_outputs_at_end {
-            report.forget_outputs();
-        }
-        reports[index] = Some(report);
-    };
     let (mut waiting, mut running) = (work.into_iter(), JoinSet::new());
     loop {
         while running.len() < pace.tasks(shared.largest_bytes.load(Ordering::Relaxed)) {
@@ -215,20 +220,15 @@ async fn run(shared: &Arc<Shared>, work: Vec<Work>, pace: Pace, stop: &watch::Re
         }
         tokio::select! {
             biased;
-            Some(report) = ended.recv() => take(report),
+            Some(report) = ended.recv() => ends.take(report),
             done = running.join_next() => if done.is_none() { break },
         }
     }
     drop(sender);
     while let Some(report) = ended.recv().await {
-        take(report);
+        ends.take(report);
     }
-    // Only a bug, which has been printed, leaves an item without a report.
-    let lost = || Failed::new(exit::INTERNAL, "INTERNAL", "the program lost track of this item");
-    let report = |(report, item): (Option<Report>, String)| {
-        report.unwrap_or_else(|| Report { item, task: None, end: Err(lost()) })
-    };
-    reports.into_iter().zip(names).map(report).collect()
+    ends.all(names)
 }
 
 /// A few items: loaded, put together and followed to their ends.
@@ -296,16 +296,16 @@ mod tests {
     use crate::args::{Arguments, Command};
 
     #[test]
-    fn outputs_are_kept_for_as_long_as_a_document_or_the_table_wants_them() {
-        let keeps = |flags: &str, items| {
+    fn outputs_are_kept_for_the_table_and_a_document_is_made_where_one_is_wanted() {
+        let wants = |flags: &str, items| {
             let line = format!("mesh-client submit m.onnx x {flags}");
             let arguments = Arguments::try_parse_from(line.split_whitespace()).unwrap();
             let Command::Submit(submit) = &arguments.command else { panic!("a submit") };
-            tells_outputs_at_end(&arguments.global, submit, items)
+            (shows_outputs(&arguments.global, submit, items), wants_document(&arguments.global, submit))
         };
-        assert!(keeps("", LINES_MAX) && !keeps("", LINES_MAX + 1));
-        assert!(keeps("--json", LINES_MAX + 1));
-        assert!(!keeps("--json-lines", 1));
-        assert!(keeps("--json-lines -o out", LINES_MAX + 1), "result.json has them");
+        assert_eq!([wants("", LINES_MAX), wants("", LINES_MAX + 1)], [(true, false), (false, false)]);
+        assert_eq!([wants("--json", 1), wants("--json-lines", 1)], [(false, true), (false, false)]);
+        assert_eq!(wants("--json-lines -o out", LINES_MAX + 1), (false, true), "result.json has them");
+        assert_eq!(wants("-o out --detach", 1), (true, false), "there is nothing to write yet");
     }
 }

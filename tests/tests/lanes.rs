@@ -40,7 +40,8 @@ fn the_batch_lane_takes_no_realtime_slot_however_idle() {
         Job::small(&mesh).run(&mesh);
     }
     assert_eq!(running(&mesh), 1);
-    assert_eq!(mesh.ask(&["workers"])["workers"][0]["slots_used"], serde_json::json!([0, 1]));
+    let lanes = &mesh.ask(&["workers"])["workers"][0]["lanes"];
+    assert_eq!((&lanes["realtime"]["tasks"], &lanes["batch"]["tasks"]), (&0.into(), &1.into()));
 }
 
 #[test]

@@ -19,7 +19,8 @@ fn workers_are_listed_with_what_they_are_and_hold() {
     let names: Vec<&str> = workers.iter().filter_map(|worker| worker["name"].as_str()).collect();
     assert!(names.len() == 2 && names.contains(&"w1") && names.contains(&"w2"), "{names:?}");
     let w1 = workers.iter().find(|worker| worker["name"] == "w1").expect("listed");
-    assert_eq!(w1["slots"], serde_json::json!([1, 1]), "one of each lane");
+    assert_eq!(w1["lanes"]["realtime"]["slots_total"], 1);
+    assert_eq!(w1["lanes"]["batch"]["slots_total"], 1);
     let table = mesh.client(&["workers"]).succeeded().stdout;
     assert!(table.contains("w1") && table.contains("w2"), "{table}");
 }

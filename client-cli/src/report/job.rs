@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    io::{self, Write},
     path::Path,
     time::Duration,
 };
@@ -11,7 +11,7 @@ use std::{
 use mesh_sdk::{JobId, ModelRef, TaskId};
 use serde_json::{Value, json};
 
-use super::{Failed, Report, write_document};
+use super::{Failed, Kept, Report, write_document};
 use crate::{
     exit,
     table::{printable_lines, table},
@@ -32,6 +32,8 @@ pub(crate) struct Job {
     pub(crate) model: ModelRef,
     pub(crate) took: Duration,
     pub(crate) reports: Vec<Report>,
+    /// The reports' parts of the document, if they were kept as they came.
+    pub(crate) kept: Option<Kept>,
 }
 
 impl Job {
@@ -44,33 +46,46 @@ impl Job {
         self.reports.iter().filter_map(|report| Some((report, report.end.as_ref().err()?)))
     }
 
-    pub(crate) fn to_json(&self) -> Value {
+    /// The document, an item a line: one after the other, since all at once may be more than the memory holds.
+    ///
+    /// # Errors
+    /// If what was kept cannot be read, or `out` cannot be written.
+    pub(crate) fn write_json(&mut self, mut out: &mut dyn Write) -> io::Result<()> {
+        let job = json!(self.job.map(|job| job.to_string()));
+        let model = json!({
+            "name": self.model_name,
+            "digest": self.model.digest.to_string(),
+            "size_bytes": self.model.size_bytes,
+            "format": self.model.format.name(),
+        });
+        write!(out, "{{\n  \"job\": {job},\n  \"model\": {model},\n  \"items\": [")?;
+        for (index, report) in self.reports.iter().enumerate() {
+            out.write_all(if index == 0 { b"\n    " } else { b",\n    " })?;
+            match &mut self.kept {
+                Some(kept) if kept.has(index) => kept.write(index, &mut out)?,
+                _ => write!(out, "{}", report.to_json())?,
+            }
+        }
+        write!(out, "\n  ],\n  \"summary\": {}\n}}", self.summary_json())
+    }
+
+    fn summary_json(&self) -> Value {
         let failed = self.failures().count();
         let workers = self.workers();
         let ms = |time: Duration| time.as_micros() as f64 / 1e3;
         json!({
-            "job": self.job.map(|job| job.to_string()),
-            "model": {
-                "name": self.model_name,
-                "digest": self.model.digest.to_string(),
-                "size_bytes": self.model.size_bytes,
-                "format": self.model.format.name(),
-            },
-            "items": self.reports.iter().map(Report::to_json).collect::<Vec<_>>(),
-            "summary": {
-                "items": self.reports.len(),
-                "tasks": self.tasks(),
-                "done": self.reports.len() - failed,
-                "failed": failed,
-                "workers": workers.iter().map(|(name, share)| json!({
-                    "name": name,
-                    "items": share.items,
-                    "run_each_ms": ms(share.running / share.items.max(1)),
-                })).collect::<Vec<_>>(),
-                "skew": skew(&workers),
-                "total_ms": ms(self.took),
-                "per_item_ms": ms(self.took) / self.reports.len().max(1) as f64,
-            },
+            "items": self.reports.len(),
+            "tasks": self.tasks(),
+            "done": self.reports.len() - failed,
+            "failed": failed,
+            "workers": workers.iter().map(|(name, share)| json!({
+                "name": name,
+                "items": share.items,
+                "run_each_ms": ms(share.running / share.items.max(1)),
+            })).collect::<Vec<_>>(),
+            "skew": skew(&workers),
+            "total_ms": ms(self.took),
+            "per_item_ms": ms(self.took) / self.reports.len().max(1) as f64,
         })
     }
 
@@ -133,16 +148,15 @@ impl Job {
         printable_lines(&text)
     }
 
-    /// `result.json`: one for each item in its folder, and one for all.
+    /// `result.json` for all items, if there are several: each of them has its own.
     ///
     /// # Errors
-    /// If a file cannot be written.
-    pub(crate) fn save(&self, folder: &Path) -> io::Result<()> {
-        if let [only] = &self.reports[..] {
-            return only.save(folder);
+    /// If the file cannot be written.
+    pub(crate) fn save(&mut self, folder: &Path) -> io::Result<()> {
+        if self.reports.len() == 1 {
+            return Ok(());
         }
-        self.reports.iter().try_for_each(|report| report.save(&folder.join(&report.item)))?;
-        write_document(folder, &self.to_json())
+        write_document(folder, |out| self.write_json(out))
     }
 }
 

@@ -36,7 +36,13 @@ fn failed(item: &str) -> Report {
 
 fn job(reports: Vec<Report>) -> Job {
     let model = ModelRef { digest: Digest::from_bytes([7; 32]), size_bytes: 2048, format: ModelFormat::Onnx };
-    Job { job: None, model_name: "m.onnx".into(), model, took: Duration::from_millis(90), reports }
+    Job { job: None, model_name: "m.onnx".into(), model, took: Duration::from_millis(90), reports, kept: None }
+}
+
+fn document(mut job: Job) -> Value {
+    let mut text = Vec::new();
+    job.write_json(&mut text).unwrap();
+    serde_json::from_slice(&text).unwrap()
 }
 
 #[test]
@@ -84,7 +90,7 @@ fn a_failure_cannot_command_the_terminal() {
 
 #[test]
 fn the_document_has_the_promised_fields() {
-    let document = job(vec![done("a", "pi-4", 0.5), failed("b")]).to_json();
+    let document = document(job(vec![done("a", "pi-4", 0.5), failed("b")]));
     let expected = json!({
         "item": "a",
         "task": "02020202-0202-0202-0202-020202020202",
@@ -115,17 +121,28 @@ fn the_document_has_the_promised_fields() {
 }
 
 #[test]
-fn each_item_has_its_folder_and_the_submit_its_document() {
+fn the_document_is_the_same_whether_its_parts_were_kept_or_are_made_at_the_end() {
+    let reports = || vec![done("a", "pi-4", 0.5), failed("b")];
+    let mut kept = Kept::new(2);
+    reports().iter().enumerate().rev().for_each(|(index, report)| kept.keep(index, &report.to_json()).unwrap());
+    let mut spare = reports();
+    spare.iter_mut().for_each(Report::forget_outputs);
+    let from_kept = Job { kept: Some(kept), ..job(spare) };
+    assert_eq!(document(from_kept), document(job(reports())));
+}
+
+#[test]
+fn several_items_have_a_document_together_and_one_has_its_own_alone() {
     let dir = tempfile::tempdir().unwrap();
-    job(vec![done("a", "pi-4", 0.5), failed("b")]).save(dir.path()).unwrap();
     let read =
         |path: &str| -> Value { serde_json::from_str(&fs::read_to_string(dir.path().join(path)).unwrap()).unwrap() };
-    assert_eq!(read("a/result.json")["state"], "done");
+    failed("b").save(&dir.path().join("b")).unwrap();
     assert_eq!(read("b/result.json")["state"], "failed");
+    job(vec![done("a", "pi-4", 0.5), failed("b")]).save(dir.path()).unwrap();
     assert_eq!(read("result.json")["summary"]["items"], 2);
-    let alone = tempfile::tempdir().unwrap();
-    job(vec![done("a", "pi-4", 0.5)]).save(alone.path()).unwrap();
-    assert!(alone.path().join("result.json").exists() && !alone.path().join("a").exists());
+    done("a", "pi-4", 0.5).save(dir.path()).unwrap();
+    job(vec![done("a", "pi-4", 0.5)]).save(dir.path()).unwrap();
+    assert_eq!(read("result.json")["state"], "done");
 }
 
 #[test]

@@ -132,7 +132,7 @@ async fn whole(
         let end = until_end(&mut handle, stop, |news| shared.progress().news(&name, news, &shared.broker)).await;
         let wait = match &end {
             Err(Unfinished::Task(TaskError::Busy { failure, retry_after })) if !shared.no_wait => {
-                let wait = (*retry_after).clamp(BUSY_WAIT_MIN, BUSY_WAIT_MAX);
+                let wait = spread((*retry_after).clamp(BUSY_WAIT_MIN, BUSY_WAIT_MAX), handle.id());
                 shared.progress().full(&failure.text, wait);
                 wait
             }
@@ -147,6 +147,13 @@ async fn whole(
             stop = stopped(stop) => return (id, Err(Unfinished::Stopped(stop))),
         }
     }
+}
+
+/// Up to half as long again, by the last bytes of the task's name, which are random: clients that were turned away together do
+/// not come back together.
+fn spread(wait: Duration, task: TaskId) -> Duration {
+    let [.., high, low] = *task.as_bytes();
+    wait + wait.mul_f64(f64::from(u16::from_be_bytes([high, low])) / f64::from(u16::MAX) / 2.0)
 }
 
 /// Follows a task to its end. When it is time to stop the task is cancelled, and given a moment to be so.
@@ -203,5 +210,22 @@ async fn report(
     for ((index, name), end) in bunch.items.iter().zip(ends) {
         // The collector outlives everybody who reports to it.
         let _ = reports.send((*index, Report { item: name.clone(), task, end })).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_turned_away_together_come_back_one_by_one_and_not_early() {
+        let wait = Duration::from_secs(2);
+        let of = |last: [u8; 2]| {
+            let mut bytes = [7; 16];
+            bytes[14..].copy_from_slice(&last);
+            spread(wait, TaskId::from_bytes(bytes))
+        };
+        assert_eq!([of([0, 0]), of([255, 255])], [wait, wait * 3 / 2]);
+        assert!(wait < of([0, 1]) && of([0, 1]) < of([1, 0]) && of([1, 0]) < wait * 3 / 2);
     }
 }

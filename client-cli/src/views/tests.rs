@@ -84,9 +84,10 @@ gpu-host   busy     amd64   docker    2/2        2/2     0         2.5%   0% of 
     assert_eq!(workers_text(&[]), "no worker is connected\n");
     let leaving = WorkerView { draining: true, ..worker() };
     let json = &workers_json(&[leaving])["workers"][0];
-    assert_eq!((&json["status"], &json["slots"]), (&"draining".into(), &json!([2, 2])));
-    let batch = json!({ "lane": "batch", "slots": 2, "slots_used": 0, "tasks": 0, "waiting_items": 16 });
-    assert_eq!(json["lanes"][1], batch);
+    assert_eq!(json["status"], "draining");
+    let realtime = json!({ "slots_total": 2, "slots_busy": 1, "tasks": 1, "waiting_items": 3 });
+    let batch = json!({ "slots_total": 2, "slots_busy": 0, "tasks": 0, "waiting_items": 16 });
+    assert_eq!(json["lanes"], json!({ "realtime": realtime, "batch": batch }));
 }
 
 #[test]

@@ -102,6 +102,17 @@ fn gpus(worker: &WorkerView) -> String {
     if all.is_empty() { "-".to_owned() } else { all.join(", ") }
 }
 
+/// `tasks` are those that the broker has given it, `slots_busy` the batches that run.
+fn lane_json(worker: &WorkerView, lane: Lane) -> Value {
+    let load = worker.lanes[lane.index()];
+    json!({
+        "slots_total": worker.slots[lane.index()],
+        "slots_busy": load.slots_used,
+        "tasks": worker.slots_used[lane.index()],
+        "waiting_items": load.waiting_items,
+    })
+}
+
 pub(crate) fn workers_json(workers: &[WorkerView]) -> Value {
     let one = |worker: &WorkerView| {
         let load = &worker.load;
@@ -136,16 +147,8 @@ pub(crate) fn workers_json(workers: &[WorkerView]) -> Value {
             "temperature_milli_c": load.temperature_milli_c,
             "throttled_bits": load.throttled_bits,
             "gpus": gpus.collect::<Vec<_>>(),
-            "slots": worker.slots,
-            "slots_used": worker.slots_used,
             "device_map": worker.device_map,
-            "lanes": Lane::ALL.map(|lane| json!({
-                "lane": lane.name(),
-                "slots": worker.slots[lane.index()],
-                "slots_used": worker.lanes[lane.index()].slots_used,
-                "tasks": worker.slots_used[lane.index()],
-                "waiting_items": worker.lanes[lane.index()].waiting_items,
-            })),
+            "lanes": Lane::ALL.map(|lane| (lane.name().to_owned(), lane_json(worker, lane))).into_iter().collect::<serde_json::Map<_, _>>(),
             "violation_permille": worker.violation_permille,
             "draining": worker.draining,
             "held_models": worker.held.iter().map(ToString::to_string).collect::<Vec<_>>(),
