@@ -2,13 +2,13 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use mesh_sdk::{Arch, Demands, Direction, LabelRule, Lane, Slo, TaskId, default_state_dir};
+use clap::{Args, Parser, Subcommand};
+use mesh_sdk::{Lane, TaskId, default_state_dir};
+use proto_msgs::limits;
 
 use crate::{
     exit,
-    image_input::{Colors, Layout, Normalize, Resize, Wishes as ImageWishes},
-    inputs::Wishes,
+    flags::{DemandFlags, FormFlags, LabelFlags, OutputFlags, PathFlags, PromiseFlags},
     stages::{self, Then},
     units,
 };
@@ -119,7 +119,7 @@ pub(crate) struct Submit {
     #[arg(value_name = "INPUT")]
     pub(crate) inputs: Vec<String>,
     /// 0 (whenever there is room) to 100 (first of all)
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    #[arg(long, default_value_t = limits::PRIORITY_DEFAULT, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(crate) priority: u8,
     /// The answer is worthless after this long (500ms, 2m); the task then fails
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
@@ -165,167 +165,6 @@ impl Submit {
     pub(crate) fn items_per_task(&self) -> Option<usize> {
         self.split.or(self.detach.then_some(1)).map(usize::from)
     }
-}
-
-/// What the stream of tasks is promised.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Service level")]
-pub(crate) struct PromiseFlags {
-    /// A task that takes longer than this (50ms, 2s) violates the service level; workers that do so too often are passed over
-    #[arg(long, value_name = "TIME", value_parser = parse_slo_ms)]
-    slo: Option<u32>,
-    /// What "too often" is: the part of a worker's tasks that may
-    #[arg(long, value_name = "PERCENT", requires = "slo", default_value = "5%", value_parser = units::parse_permille)]
-    max_violation: u16,
-}
-
-impl PromiseFlags {
-    pub(crate) fn slo(&self) -> Option<Slo> {
-        self.slo.map(|latency_ms| Slo { latency_ms, max_violation_permille: self.max_violation })
-    }
-}
-
-fn parse_slo_ms(text: &str) -> Result<u32, String> {
-    let ms = units::parse_duration(text)?.as_millis();
-    u32::try_from(ms).ok().filter(|ms| *ms > 0).ok_or_else(|| format!("'{text}' is out of range: use 1ms to 49d"))
-}
-
-/// Which workers are wanted.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Labels")]
-pub(crate) struct LabelFlags {
-    /// Only workers with this label (may be repeated)
-    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
-    require: Vec<(String, String)>,
-    /// Rather workers with this label (may be repeated)
-    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
-    prefer: Vec<(String, String)>,
-}
-
-impl LabelFlags {
-    pub(crate) fn rules(&self) -> Vec<LabelRule> {
-        let rule = |required: bool| {
-            move |(key, value): &(String, String)| LabelRule { key: key.clone(), value: value.clone(), required }
-        };
-        self.require.iter().map(rule(true)).chain(self.prefer.iter().map(rule(false))).collect()
-    }
-}
-
-fn parse_label(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(format!("'{text}' is no label: write KEY=VALUE, as `mesh-client workers` shows them")),
-    }
-}
-
-/// Where results go.
-#[derive(Args, Debug)]
-pub(crate) struct OutputFlags {
-    /// Write each output to DIR/NAME.npy (several items: DIR/ITEM/NAME.npy) and result.json beside them
-    #[arg(short, long, value_name = "DIR")]
-    pub(crate) output: Option<PathBuf>,
-}
-
-/// What a worker must have.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Demands")]
-pub(crate) struct DemandFlags {
-    /// Cores the run may use (2, 0.5, 500m)
-    #[arg(long, value_name = "CORES", value_parser = units::parse_cpu)]
-    cpu: Option<u32>,
-    /// Memory the run may use (1GiB)
-    #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
-    memory: Option<u64>,
-    /// GPU memory the run needs (4GiB)
-    #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
-    gpu_memory: Option<u64>,
-    /// Only workers of this architecture (amd64, arm64)
-    #[arg(long)]
-    arch: Option<Arch>,
-}
-
-impl DemandFlags {
-    pub(crate) fn demands(&self) -> Demands {
-        Demands {
-            cpu_millis: self.cpu.unwrap_or(0),
-            memory_bytes: self.memory.unwrap_or(0),
-            gpu_memory_bytes: self.gpu_memory.unwrap_or(0),
-            arch: self.arch,
-        }
-    }
-}
-
-/// How inputs become what the model takes.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Inputs")]
-pub(crate) struct FormFlags {
-    /// Pictures: order of the dimensions
-    #[arg(long, value_enum, default_value_t)]
-    layout: Layout,
-    /// Pictures: order of the colours
-    #[arg(long, value_enum, default_value_t)]
-    colors: Colors,
-    /// Pictures: how other proportions are fitted
-    #[arg(long, value_enum, default_value_t)]
-    resize: Resize,
-    /// Pictures: what 0 to 255 becomes: a range (-1..1), raw, or auto (0..1 for models of real numbers, the type's whole range for integers)
-    #[arg(long, value_name = "RANGE", default_value = "auto", allow_hyphen_values = true)]
-    normalize: Normalize,
-    /// Pictures: subtracted after --normalize, one number or one for each channel (0.485,0.456,0.406)
-    #[arg(long, value_delimiter = ',', value_name = "NUMBERS", allow_hyphen_values = true)]
-    mean: Vec<f64>,
-    /// Pictures: divided by after --mean
-    #[arg(long, value_delimiter = ',', value_name = "NUMBERS")]
-    std: Vec<f64>,
-    /// Convert arrays of another type to the model's, rounded and cut to its range
-    #[arg(long)]
-    cast: bool,
-}
-
-impl FormFlags {
-    pub(crate) fn wishes(&self) -> Wishes {
-        let image = ImageWishes {
-            layout: self.layout,
-            colors: self.colors,
-            resize: self.resize,
-            normalize: self.normalize,
-            mean: self.mean.clone(),
-            std: self.std.clone(),
-        };
-        Wishes { image, cast: self.cast }
-    }
-}
-
-/// How client and worker come together.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Connections")]
-pub(crate) struct PathFlags {
-    /// Who opens the connection (default: the client, but for workers that cannot be dialled)
-    #[arg(long, value_enum)]
-    direction: Option<DirectionFlag>,
-    /// Where workers may dial this client (tcp://0.0.0.0:7000); default: any free port towards the broker
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) listen: Option<String>,
-    /// What workers are told in place of that address (HOST or HOST:PORT)
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) advertise: Vec<String>,
-}
-
-impl PathFlags {
-    pub(crate) fn direction(&self) -> Option<Direction> {
-        self.direction.map(|direction| match direction {
-            DirectionFlag::ClientDials => Direction::ClientDials,
-            DirectionFlag::WorkerDials => Direction::WorkerDials,
-        })
-    }
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum DirectionFlag {
-    /// The client connects to the worker
-    ClientDials,
-    /// The worker connects to the client
-    WorkerDials,
 }
 
 #[derive(Args, Debug)]
@@ -415,8 +254,10 @@ fn submit_help() -> String {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+    use mesh_sdk::{Arch, Demands, Direction, Slo};
 
     use super::*;
+    use crate::image_input::Normalize;
 
     #[test]
     fn the_command_line_is_sound() {

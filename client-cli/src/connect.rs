@@ -11,12 +11,7 @@ use tokio::{
     sync::watch,
 };
 
-use crate::{
-    args::{Global, PathFlags},
-    exit,
-    progress::Progress,
-    report::Failed,
-};
+use crate::{args::Global, exit, flags::PathFlags, progress::Progress, report::Failed};
 
 /// Before this the user need not know that the broker has not answered yet.
 const PATIENCE: Duration = Duration::from_secs(3);

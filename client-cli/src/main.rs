@@ -13,6 +13,7 @@ mod ask;
 mod bench;
 mod connect;
 mod exit;
+mod flags;
 mod image_input;
 mod inputs;
 mod items;

@@ -14,8 +14,8 @@ use super::{
     verdict::Promise,
 };
 use crate::{
-    args::{DemandFlags, FormFlags, LabelFlags, PathFlags},
     exit,
+    flags::{DemandFlags, FormFlags, LabelFlags, PathFlags},
     report::Failed,
     stages::{self, Then},
     units,
