@@ -267,14 +267,15 @@ impl Worker {
         if self.check(now, &ticket, ticket.body.client_key, false).is_err() {
             return; // Not from this life's broker: it will ask again.
         }
-        let is_known = self.attempts.get(id).is_some();
-        if is_known == is_run || is_run && self.refusal(&ticket.body, now).is_some() {
-            return; // Dialled already, or no room: the client will ask for another place.
+        if is_run && self.attempts.get(id).is_some() {
+            return; // Dialled already.
         }
-        if is_run {
+        // Where there is no room, or no result any more, the client is dialled too: it opens, and is told so at once.
+        if is_run && self.refusal(&ticket.body, now).is_none() {
             self.attempts.insert(Attempt::new(ticket.body, State::Dialling { until: now + DIAL_WAIT }, now));
         }
-        self.actions.push(Action::Dial { id, endpoints, client_key });
+        let is_held = self.attempts.get(id).is_some();
+        self.actions.push(Action::Dial { id, endpoints, client_key, is_held });
     }
 
     fn dial_failed(&mut self, now: MonoTime, id: AttemptId, text: String) {

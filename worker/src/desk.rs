@@ -61,9 +61,9 @@ enum Note {
     Received { id: AttemptId, number: u64, inputs: Result<Inputs, Failure> },
     /// A batch is over.
     BatchEnded { batch: BatchId, ended: Result<BatchTimes, Failure> },
-    /// A client was dialled.
+    /// A client was dialled, for this attempt; whether there is one.
     Dialled {
-        id: AttemptId,
+        wanted: (AttemptId, bool),
         endpoints: Vec<String>,
         key: Option<PublicKey>,
         dialled: Result<(Outlet, Inbox<Heard>), String>,
@@ -193,7 +193,7 @@ impl Desk {
             }
             Action::Keep { id, outcome, runs } => self.keep(id, outcome, runs),
             Action::Free { id } => self.free(id),
-            Action::Dial { id, endpoints, client_key } => self.dial(id, endpoints, client_key),
+            Action::Dial { id, endpoints, client_key, is_held } => self.dial((id, is_held), endpoints, client_key),
             Action::TellBroker(_) | Action::Exit => {} // The control loop's.
         }
     }
@@ -336,17 +336,24 @@ impl Desk {
         });
     }
 
-    fn dial(&mut self, id: AttemptId, endpoints: Vec<String>, key: Option<PublicKey>) {
+    fn dial(&mut self, wanted: (AttemptId, bool), endpoints: Vec<String>, key: Option<PublicKey>) {
         if let Some(link) = self.links.dialled_to(&endpoints, key) {
-            self.links.dialled_for(link, id);
-            return self.tell_client(link, &WorkerToClient::DialIn(id));
+            return self.arrived(link, wanted);
         }
         let (transport, note) = (self.tools.transport.clone(), self.note.clone());
         tokio::spawn(async move {
             let dialled = dial_first(&transport, &endpoints, key, Limits::DIRECT, DIAL_WAIT).await;
             let dialled = dialled.map(mesh_transport::Dialer::spawn).map_err(|error| error.to_string());
-            let _ = note.send(Note::Dialled { id, endpoints, key, dialled }).await;
+            let _ = note.send(Note::Dialled { wanted, endpoints, key, dialled }).await;
         });
+    }
+
+    /// Says so to the client, again and again if there is an attempt to come back for.
+    fn arrived(&mut self, link: LinkId, (id, is_held): (AttemptId, bool)) {
+        if is_held {
+            self.links.dialled_for(link, id);
+        }
+        self.tell_client(link, &WorkerToClient::DialIn(id));
     }
 
     // Notes.
@@ -372,7 +379,7 @@ impl Desk {
                     self.tell_machine(Event::BatchEnded { batch, ended }).await;
                 }
             }
-            Note::Dialled { id, endpoints, key, dialled } => self.dialled(id, endpoints, key, dialled).await,
+            Note::Dialled { wanted, endpoints, key, dialled } => self.dialled(wanted, endpoints, key, dialled).await,
             Note::Heard { link, heard: Heard::Frame(frame) } => self.frame(link, frame).await,
             Note::Heard { link, heard: Heard::Connected } => {
                 for id in self.links.set_lost(link, false) {
@@ -400,11 +407,12 @@ impl Desk {
 
     async fn dialled(
         &mut self,
-        id: AttemptId,
+        wanted: (AttemptId, bool),
         endpoints: Vec<String>,
         key: Option<PublicKey>,
         dialled: Result<(Outlet, Inbox<Heard>), String>,
     ) {
+        let id = wanted.0;
         let (outlet, mut inbox) = match dialled {
             Ok(dialled) => dialled,
             Err(text) => return self.tell_machine(Event::DialFailed { id, text }).await,
@@ -419,9 +427,8 @@ impl Desk {
             let _ = note.send(Note::Closed { link }).await;
         });
         self.links.add_dialled(link, outlet, endpoints, key, reader.abort_handle());
-        self.links.dialled_for(link, id);
         debug!(task = %id.task, "client dialled");
-        self.tell_client(link, &WorkerToClient::DialIn(id));
+        self.arrived(link, wanted);
     }
 
     // The door.

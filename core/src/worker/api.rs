@@ -184,8 +184,9 @@ pub enum Action {
     /// Delete everything of this attempt. A running batch may still hold rows of it: they are thrown away when it ends, and
     /// the rows of the others are kept as if nothing had happened.
     Free { id: AttemptId },
-    /// Connect to a client's listener and say `DialIn`; ends in `Opened` or `DialFailed`.
-    Dial { id: AttemptId, endpoints: Vec<String>, client_key: Option<PublicKey> },
+    /// Connect to a client's listener and say `DialIn`; ends in `Opened` or `DialFailed`. `is_held`: there is such an attempt, so
+    /// the way is mended until it is freed; else the client only hears why there is none.
+    Dial { id: AttemptId, endpoints: Vec<String>, client_key: Option<PublicKey>, is_held: bool },
     /// All is done: leave.
     Exit,
 }
