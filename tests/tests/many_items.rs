@@ -54,6 +54,28 @@ fn one_bad_item_fails_alone() {
 }
 
 #[test]
+fn a_number_is_a_number_whether_its_item_shared_a_task_or_not() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let model = mesh.file("counting.onnx", &onnx::counting());
+    let items = mesh.folder().join("items");
+    std::fs::create_dir(&items).expect("the folder is ours");
+    for item in 1..=3_u8 {
+        Array::of_i64(&[1], &[item.into()]).write(&items.join(format!("item{item}.npy")));
+    }
+    for split in ["1", "3"] {
+        let output = mesh.folder().join(format!("split{split}"));
+        let arguments = ["submit", &model, items.to_str().unwrap(), "--split", split, "-o", output.to_str().unwrap()];
+        let tasks = mesh.ask(&arguments)["summary"]["tasks"].clone();
+        assert_eq!(tasks, if split == "1" { 3 } else { 1 }, "--split {split}");
+        for item in 1..=3_u8 {
+            let answer = Array::read(&output.join(format!("item{item}/y.npy")));
+            assert_eq!((answer.shape.len(), answer.numbers()), (0, vec![f64::from(item)]), "--split {split}");
+        }
+    }
+}
+
+#[test]
 fn the_tasks_of_one_submit_share_a_connection_to_each_worker() {
     let mesh = Mesh::start();
     let (door, _worker) = mesh.worker_behind_proxy("w1", &[]);
