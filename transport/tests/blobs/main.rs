@@ -1,166 +1,19 @@
 //! The direct blob stream over real loopback sockets.
 
-use std::{
-    collections::HashMap,
-    fs,
-    io::Write,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, io::Write, path::Path, time::Duration};
 
 use bytes::Bytes;
 use mesh_transport::{
-    Admit, Context, Door, Heard, Inbox, Limits, Outlet, Received, Security,
-    blob::{
-        Arrival, Compression, Content, Feedback, Incoming, IncomingError, Intake, Outgoing, Role, Source, UploadEnd,
-        UploadError, Uploading,
-    },
+    Heard, Received,
+    blob::{Arrival, Compression, Feedback, Incoming, IncomingError, Intake, Outgoing, Role, Source, UploadError},
 };
-use proto_msgs::{
-    Attempt, AttemptId, BlobIndex, Chunk, ClientToWorker, Digest, Frame, PeerId, TaskId, WorkerToClient,
-    limits::CHUNK_BYTES_MAX,
-};
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::timeout,
-};
+use proto_msgs::{BlobIndex, Chunk, Digest, Frame, PeerId, WorkerToClient, limits::CHUNK_BYTES_MAX};
+use tokio::{sync::mpsc, time::timeout};
 
-const PATIENCE: Duration = Duration::from_secs(20);
-const MIB: usize = 1024 * 1024;
+mod light;
+mod pair;
 
-fn attempt() -> AttemptId {
-    AttemptId { task: TaskId::from_bytes([7; 16]), attempt: Attempt(1) }
-}
-
-/// Bytes that look different everywhere and compress badly.
-fn noise(len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    blake3::Hasher::new().update(&len.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
-}
-
-async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what}: nothing within {PATIENCE:?}"))
-}
-
-/// A folder with a blob's file in it and room for what arrives.
-struct Folder(tempfile::TempDir);
-
-impl Folder {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a folder"))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn with_file(&self, name: &str, bytes: &[u8]) -> PathBuf {
-        let path = self.path(name);
-        fs::write(&path, bytes).expect("written");
-        path
-    }
-}
-
-/// A worker's door and a client's connection to it.
-struct Pair {
-    context: Context,
-    door: Door,
-    arriving: Inbox<Received>,
-    outlet: Outlet,
-    heard: Inbox<Heard>,
-}
-
-impl Pair {
-    async fn connected() -> Self {
-        let context = Context::new(Security::None).expect("a context");
-        let listener = context.listen("tcp://127.0.0.1:0", Admit::Anyone, Limits::DIRECT).expect("a free port");
-        let (door, arriving) = listener.spawn();
-        let (outlet, heard) = dial(&context, &door).await;
-        Self { context, door, arriving, outlet, heard }
-    }
-}
-
-async fn dial(context: &Context, door: &Door) -> (Outlet, Inbox<Heard>) {
-    let mut dialer = context.dial(door.endpoint(), None, Limits::DIRECT).expect("an address");
-    dialer.connected(PATIENCE).await.expect("connected");
-    dialer.spawn()
-}
-
-/// A chunk that a client sent.
-fn chunk_of(frame: &Frame) -> Chunk {
-    match ClientToWorker::from_frame(frame).expect("a message") {
-        ClientToWorker::Chunk(chunk) => chunk,
-        other => panic!("no chunk: {other:?}"),
-    }
-}
-
-/// An upload under way, and its end.
-struct Sender {
-    uploading: Uploading,
-    end: Option<UploadEnd>,
-    ended: oneshot::Receiver<UploadEnd>,
-}
-
-impl Sender {
-    fn start(outgoing: Outgoing, outlet: &Outlet) -> Self {
-        let (say, ended) = oneshot::channel();
-        let (uploading, end) = Uploading::start(outgoing, outlet.clone(), async move |end| {
-            // Whoever asks no more knows already.
-            let _unheard = say.send(end);
-        });
-        Self { uploading, end, ended }
-    }
-
-    fn tell(&mut self, feedback: Feedback) {
-        let end = self.uploading.tell(feedback);
-        self.end = self.end.take().or(end);
-    }
-
-    fn credit(&mut self, blob: BlobIndex, received_bytes: u64) {
-        self.tell(Feedback::Credit { blob, received_bytes });
-    }
-
-    async fn result(self) -> UploadEnd {
-        match self.end {
-            Some(end) => end,
-            None => within("the end of the upload", self.ended).await.expect("it says how it ended"),
-        }
-    }
-}
-
-/// Takes blobs in until all are complete, passing credits to the sender as the network would.
-async fn receive(
-    arriving: &mut Inbox<Received>,
-    blobs: Vec<Incoming>,
-    sender: &mut Sender,
-    window: u32,
-) -> Result<HashMap<BlobIndex, Content>, IncomingError> {
-    let wanted = blobs.len();
-    let (intake, mut arrivals) = Intake::start(blobs, window);
-    let mut contents = HashMap::new();
-    while contents.len() < wanted {
-        tokio::select! {
-            received = arriving.recv() => {
-                let frame = received.expect("the door is open").frame;
-                intake.push(chunk_of(&frame), frame.payload)?;
-            }
-            arrival = within("an arrival", arrivals.recv()) => match arrival.expect("not over yet") {
-                Arrival::Credit { blob, received_bytes } => sender.credit(blob, received_bytes),
-                Arrival::Complete { blob, content } => { contents.insert(blob, content); }
-                Arrival::Failed(error) => return Err(error),
-            },
-        }
-    }
-    Ok(contents)
-}
-
-fn read(content: &Content) -> Vec<u8> {
-    match content {
-        Content::File(path) => fs::read(path).expect("readable"),
-        Content::Memory(bytes) => bytes.to_vec(),
-    }
-}
+use pair::*;
 
 #[tokio::test]
 async fn files_and_memory_arrive_whole_and_verified() {
@@ -479,73 +332,4 @@ async fn a_peer_that_acknowledges_too_much_is_not_believed() {
     let mut sender = Sender::start(Outgoing::new(Role::Client, attempt(), vec![(0, source)], 1000), &pair.outlet);
     sender.credit(0, 101);
     assert!(matches!(sender.result().await, Err(UploadError::Protocol(_))));
-}
-
-#[tokio::test]
-async fn an_upload_that_nobody_follows_stops() {
-    let pair = Pair::connected().await;
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("blob");
-    fs::write(&path, noise(100)).expect("written");
-    let source = Source::file(&path).expect("readable");
-    let sender = Sender::start(Outgoing::new(Role::Client, attempt(), vec![(0, source)], 1000), &pair.outlet);
-    let Sender { uploading, ended, .. } = sender;
-    drop(uploading);
-    assert!(within("the end of its task", ended).await.is_err(), "nothing is said of it any more");
-}
-
-#[tokio::test]
-async fn little_is_sent_behind_its_announcement_before_anybody_waits() {
-    let mut pair = Pair::connected().await;
-    let outgoing = || {
-        let source = Source::memory(noise(1000).into());
-        Outgoing::new(Role::Client, attempt(), vec![(1, source)], MIB as u32)
-    };
-    let mut sender = Sender::start(outgoing().behind(Frame::new(b"first".to_vec())), &pair.outlet);
-    assert!(sender.end.is_none(), "nobody has acknowledged it");
-    let first = within("the announcement", pair.arriving.recv()).await.expect("open").frame;
-    assert_eq!(first.head, b"first"[..]);
-    let chunk = within("the chunk", pair.arriving.recv()).await.expect("open").frame;
-    assert_eq!(chunk_of(&chunk).offset, 0);
-    sender.credit(1, 1000);
-    assert_eq!(sender.end.expect("the last credit ends it").expect("sent").blob_bytes, 1000);
-}
-
-#[tokio::test]
-async fn a_file_that_the_peer_has_holds_nothing_up_and_is_sent_if_it_lacks_it_after_all() {
-    let mut pair = Pair::connected().await;
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("model");
-    fs::write(&path, noise(5000)).expect("written");
-    let sources = vec![(0, Source::file(&path).expect("readable")), (1, Source::memory(noise(1000).into()))];
-    let mut sender = Sender::start(Outgoing::new(Role::Client, attempt(), sources, MIB as u32).held(0), &pair.outlet);
-    let chunk = within("the input", pair.arriving.recv()).await.expect("open").frame;
-    assert_eq!(chunk_of(&chunk).blob, 1);
-    sender.tell(Feedback::Needs { blobs: vec![(0, 0)], window_bytes: MIB as u32 });
-    assert!(sender.end.is_none(), "it lacks the model");
-    let chunk = within("the model", pair.arriving.recv()).await.expect("open").frame;
-    assert_eq!((chunk_of(&chunk).blob, chunk.payload.len()), (0, 5000));
-    sender.credit(0, 5000);
-    sender.result().await.expect("sent");
-}
-
-#[tokio::test]
-async fn little_waits_in_a_thread_for_a_peer_whose_queue_is_full() {
-    let mut pair = Pair::connected().await;
-    let filler = || Frame { payload: noise(MIB).into(), ..Frame::new(b"filler".to_vec()) };
-    let mut fillers = 0;
-    while pair.outlet.try_send(filler()).is_ok() {
-        fillers += 1;
-    }
-    let source = Source::memory(noise(1000).into());
-    let outgoing = Outgoing::new(Role::Client, attempt(), vec![(1, source)], MIB as u32);
-    let mut sender = Sender::start(outgoing.behind(filler()), &pair.outlet);
-    for _ in 0..=fillers {
-        let frame = within("a filler", pair.arriving.recv()).await.expect("open").frame;
-        assert_eq!(frame.head, b"filler"[..]);
-    }
-    let chunk = within("the chunk", pair.arriving.recv()).await.expect("open").frame;
-    assert_eq!(chunk_of(&chunk).blob, 1);
-    sender.credit(1, 1000);
-    sender.result().await.expect("sent");
 }
