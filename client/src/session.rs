@@ -361,7 +361,8 @@ impl Session {
             let serial = taking.serial;
             all.push(self.arrived(serial, arrival));
         }
-        // Who has everything releases the attempt: credits before that say nothing more.
+        // Who has everything needs no more: its own attempt is released now, and one that was fetched from goes on holding
+        // its result. Credits would change neither.
         match all.pop() {
             Some(whole @ Taken::All(_)) => vec![whole],
             last => all.into_iter().chain(last).collect(),
