@@ -91,12 +91,23 @@ pub enum DecodeError {
     },
 }
 
-/// Why a message could not be made into bytes: it is longer than the peer would take.
+/// Why a message is not made into bytes: its peer would drop it without a word.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("message kind {kind} would be longer than {CONTROL_BYTES_MAX} bytes")]
-pub struct EncodeError {
-    /// Kind of the message.
-    pub kind: u16,
+pub enum EncodeError {
+    /// Longer than any message may be.
+    #[error("message kind {kind} would be longer than {CONTROL_BYTES_MAX} bytes")]
+    TooLong {
+        /// Kind of the message.
+        kind: u16,
+    },
+    /// Something in it breaks a limit.
+    #[error("message kind {kind} breaks a limit: {reason}")]
+    OverLimit {
+        /// Kind of the message.
+        kind: u16,
+        /// Which limit, and by how much.
+        reason: String,
+    },
 }
 
 /// As many rows as one answer holds: at least one if there are any, so that the asker gets on.
@@ -130,9 +141,9 @@ pub(crate) fn encode(kind: u16, body: &impl Encode) -> Result<Vec<u8>, EncodeErr
     // A heartbeat of a small worker, the message sent most, fits without growing.
     let mut bytes = Vec::with_capacity(256);
     bytes.resize(HEADER_BYTES, 0);
-    bincode::encode_into_std_write(body, &mut bytes, config()).map_err(|_| EncodeError { kind })?;
+    bincode::encode_into_std_write(body, &mut bytes, config()).map_err(|_| EncodeError::TooLong { kind })?;
     if bytes.len() > CONTROL_BYTES_MAX {
-        return Err(EncodeError { kind });
+        return Err(EncodeError::TooLong { kind });
     }
     let header = Header { version: VERSION, kind, body_bytes: (bytes.len() - HEADER_BYTES) as u32 };
     bytes[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
@@ -200,9 +211,15 @@ macro_rules! messages {
             /// The message as bytes.
             ///
             /// # Errors
-            /// If it is longer than a peer would take.
+            /// If a peer would not take it: it is too long, or breaks a limit.
             pub fn to_frame(&self) -> Result<$crate::Frame, $crate::EncodeError> {
-                match self { $(Self::$variant(body) => $crate::codec::encode($number, body).map($crate::Frame::new),)* }
+                match self {
+                    $(Self::$variant(body) => {
+                        $crate::message::check::Check::check(body)
+                            .map_err(|reason| $crate::EncodeError::OverLimit { kind: $number, reason })?;
+                        $crate::codec::encode($number, body).map($crate::Frame::new)
+                    })*
+                }
             }
 
             /// The message in these bytes.

@@ -15,8 +15,8 @@ use std::{
 use bytes::Bytes;
 use proptest::prelude::*;
 use proto_msgs::{
-    Attempt, ClientId, ClientToBroker, ClientToWorker, Close, DecodeError, ErrorCode, Failure, Frame, Header, Outcome,
-    TaskId, ToBroker, VERSION, VERSION_MIN, header::HEADER_BYTES, limits,
+    Attempt, ClientId, ClientToBroker, ClientToWorker, Close, DecodeError, EncodeError, ErrorCode, Failure, Frame,
+    Header, Outcome, TaskId, ToBroker, VERSION, VERSION_MIN, header::HEADER_BYTES, limits,
 };
 use samples::{Any, all_kinds, register, samples, ticket};
 
@@ -312,13 +312,17 @@ proptest! {
     }
 }
 
+/// Whoever sends it hears that at once: a peer would drop it without a word, and its sender wait for an answer.
 #[test]
-fn a_text_longer_than_a_person_reads_is_refused() {
+fn a_text_longer_than_a_person_reads_is_refused_at_both_doors() {
     let text = "x".repeat(limits::TEXT_BYTES_MAX + 1);
     let outcome = Outcome::Failed(Failure { code: ErrorCode::RunFailed, text });
     let (task, client) = (TaskId::from_bytes([1; 16]), ClientId::from_bytes([2; 16]));
-    let close = ClientToBroker::Close(Close { task, client, attempt: Attempt(1), outcome });
-    let frame = close.to_frame().expect("shorter than a message may be");
+    let close = Close { task, client, attempt: Attempt(1), outcome };
+    let body = bincode::encode_to_vec(&close, bincode::config::standard()).expect("encodes");
+    let close = ClientToBroker::Close(close);
+    assert!(matches!(close.to_frame(), Err(EncodeError::OverLimit { .. })));
+    let frame = with_body(close.kind(), &body);
     assert!(matches!(ClientToBroker::from_frame(&frame), Err(DecodeError::Garbled { .. })));
 }
 

@@ -1,4 +1,5 @@
-//! Limits inside a message that its length alone does not hold. Checked once, at the door; behind it they are facts.
+//! Limits inside a message that its length alone does not hold. Checked at both doors: a sender hears at once what its peer
+//! would drop in silence, and behind a receiver's door they are facts.
 
 use super::{
     Accept, Answer, Ask, AttemptId, AttemptState, CancelTask, Chunk, Close, Credit, Ended, Grant, Heartbeat,

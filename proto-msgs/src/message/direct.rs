@@ -98,7 +98,8 @@ pub struct Credit {
     pub received_bytes: u64,
 }
 
-/// The attempt is let in.
+/// The attempt is let in. Not said where everything came with the opening of an attached attempt, and the next word
+/// ([`Progress`] beyond receiving, or the result) says as much.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Accept {
     /// The attempt.
