@@ -139,9 +139,9 @@ impl Compiled {
     ) -> Result<Vec<Tensor>, Failure> {
         let failed = |error| Failure::new(ErrorCode::RunFailed, format!("LiteRT failed: {error}"));
         if !self.shapes.iter().eq(inputs.iter().map(|input| &input.shape)) {
-            let shapes = inputs.iter().map(|input| input.shape.clone()).collect();
-            let said = Said::listen();
-            self.prepare(environment, shapes).map_err(|error| failed(said.or(error)))?;
+            let shapes: Vec<_> = inputs.iter().map(|input| input.shape.clone()).collect();
+            let prepared = self.prepare(environment, shapes.clone());
+            prepared.map_err(|error| failed(Said::why(error, || self.prepare(environment, shapes))))?;
         }
         for (port, input) in self.inputs.iter().zip(inputs) {
             port.write(self.api, &input.data).map_err(failed)?;
@@ -160,12 +160,11 @@ impl Compiled {
         let failed = |error| Failure::new(ErrorCode::RunFailed, format!("LiteRT failed: {error}"));
         for mark in [0xa5, 0x5a] {
             self.outputs.iter().try_for_each(|port| port.fill(self.api, mark)).map_err(failed)?;
-            let said = Said::listen();
-            self.run_once().map_err(|error| match said.or(error) {
+            let ran = self.run_once();
+            ran.map_err(|error| match Said::why(error, || self.run_once()) {
                 said if said.contains("custom allocation for output") => no_output(None),
                 said => failed(said),
             })?;
-            drop(said);
             let mut untouched = None;
             for port in &self.outputs {
                 let data = port.read(self.api).map_err(failed)?.data;

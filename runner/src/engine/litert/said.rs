@@ -1,5 +1,5 @@
-//! What LiteRT says on stderr while it loads a model. Owns that its chatter is not seen and the reason of a refusal is:
-//! the library tells it nowhere else.
+//! What LiteRT says on stderr while it loads a model, or why a run fails. Owns that its chatter is not seen and the reason of a
+//! refusal is: the library tells it nowhere else.
 
 use std::{
     fs::File,
@@ -24,6 +24,15 @@ impl Said {
     /// Begins to listen. Where that is impossible, what is said goes to stderr as ever.
     pub(super) fn listen() -> Self {
         Self { taken: Taken::take() }
+    }
+
+    /// What the library says when it does `again` what failed with `error`. A run is not listened to before it has failed:
+    /// should it take the process down, its last words (no memory, say) must reach whoever started the process.
+    pub(super) fn why(error: String, again: impl FnOnce() -> Result<(), String>) -> String {
+        let said = Self::listen();
+        // Whether it fails again or not, it has failed.
+        let _ = again();
+        said.or(error)
     }
 
     /// What was said, or `otherwise` if nothing was.
