@@ -18,7 +18,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
-use bytes::Bytes;
 use mesh_core::worker::Restored;
 use proto_msgs::{
     AttemptId, ClientToWorker, Frame, Manifest, Open, Outcome, OutputDecl, RunNote, RunResult, Ticket, WorkerToClient,
@@ -95,6 +94,28 @@ impl Found {
     }
 }
 
+/// Why what lies in the folder is not found again.
+#[derive(Debug)]
+enum Unread {
+    /// It is not whole and never will be.
+    Useless(String),
+    /// The disk does not give it now, or it is none of ours.
+    Perhaps(io::Error),
+}
+
+impl From<io::Error> for Unread {
+    fn from(error: io::Error) -> Self {
+        // What an attempt needs and has not is missing for good.
+        if error.kind() == io::ErrorKind::NotFound { Self::Useless(error.to_string()) } else { Self::Perhaps(error) }
+    }
+}
+
+impl From<String> for Unread {
+    fn from(reason: String) -> Self {
+        Self::Useless(reason)
+    }
+}
+
 impl Keep {
     /// Opens the folder and finds what an earlier life kept.
     pub(crate) fn open(root: PathBuf, store: BlobStore) -> io::Result<(Self, Vec<Found>)> {
@@ -109,11 +130,16 @@ impl Keep {
                     keep.rooms().entry(attempt.id).or_default().push(Held::Room { _room });
                     found.push(attempt);
                 }
-                Err(reason) => {
+                Err(Unread::Useless(reason)) => {
                     if path.extension().is_none() {
                         warn!(path = %path.display(), %reason, "a kept attempt is not usable: deleted");
                     }
-                    fs::remove_dir_all(&path)?;
+                    if let Err(error) = fs::remove_dir_all(&path) {
+                        warn!(path = %path.display(), %error, "it cannot be deleted");
+                    }
+                }
+                Err(Unread::Perhaps(error)) => {
+                    warn!(path = %path.display(), %error, "a kept attempt cannot be read: left alone until the next start");
                 }
             }
         }
@@ -257,24 +283,24 @@ fn place(payload: &Payload, path: &Path) -> io::Result<()> {
     fs::File::open(path)?.sync_all()
 }
 
-fn read_attempt(folder: &Path) -> Result<Found, String> {
-    let head = fs::read(folder.join("open")).map_err(|error| error.to_string())?;
+fn read_attempt(folder: &Path) -> Result<Found, Unread> {
+    let head = fs::read(folder.join("open"))?;
     let open = match ClientToWorker::from_frame(&Frame::new(head)) {
         Ok(ClientToWorker::Open(open)) => open,
-        Ok(other) => return Err(format!("{} where Open should be", other.name())),
-        Err(error) => return Err(error.to_string()),
+        Ok(other) => return Err(format!("{} where Open should be", other.name()).into()),
+        Err(error) => return Err(error.to_string().into()),
     };
-    let manifest = open.manifest.ok_or("no manifest")?;
+    let manifest = open.manifest.ok_or_else(|| "no manifest".to_owned())?;
     let id = AttemptId { task: open.ticket.body.task, attempt: open.ticket.body.attempt };
     if folder.file_name().is_none_or(|name| name != format!("{}-{}", id.task, id.attempt).as_str()) {
-        return Err("the folder of another attempt".to_owned());
+        return Err("the folder of another attempt".to_owned().into());
     }
     let sizes: Vec<u64> = manifest.inputs.iter().map(|input| input.size_bytes).collect();
     let inputs = files(folder, "input", &sizes)?;
     let result = match fs::read(folder.join("result")) {
         Ok(head) => Some(read_result(folder, head)?),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(error.to_string()),
+        Err(error) => return Err(error.into()),
     };
     Ok(Found { id, ticket: open.ticket, manifest, inputs, runs_begun: read_runs(folder), result })
 }
@@ -283,11 +309,11 @@ fn read_runs(folder: &Path) -> u32 {
     fs::read_to_string(folder.join("runs")).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-fn read_result(folder: &Path, head: Vec<u8>) -> Result<KeptResult, String> {
-    let result = match WorkerToClient::from_frame(&Frame { head: head.into(), payload: Bytes::new() }) {
+fn read_result(folder: &Path, head: Vec<u8>) -> Result<KeptResult, Unread> {
+    let result = match WorkerToClient::from_frame(&Frame::new(head)) {
         Ok(WorkerToClient::Result(result)) => result,
-        Ok(other) => return Err(format!("{} where Result should be", other.name())),
-        Err(error) => return Err(error.to_string()),
+        Ok(other) => return Err(format!("{} where Result should be", other.name()).into()),
+        Err(error) => return Err(error.to_string().into()),
     };
     let sizes: Vec<u64> = result.outputs.iter().map(|output| output.size_bytes).collect();
     let payloads = files(folder, "output", &sizes)?;
@@ -299,14 +325,13 @@ fn read_result(folder: &Path, head: Vec<u8>) -> Result<KeptResult, String> {
 }
 
 /// The files of an attempt, if they are all there and as long as they should be.
-fn files(folder: &Path, what: &str, sizes: &[u64]) -> Result<Vec<Payload>, String> {
+fn files(folder: &Path, what: &str, sizes: &[u64]) -> Result<Vec<Payload>, Unread> {
     let check = |(index, size_bytes): (usize, &u64)| {
-        let payload = kept(folder, what, index, *size_bytes);
-        let length = fs::metadata(folder.join(file_name(what, index))).map(|meta| meta.len());
-        if length.is_ok_and(|length| length == *size_bytes) {
-            Ok(payload)
+        let length_bytes = fs::metadata(folder.join(file_name(what, index)))?.len();
+        if length_bytes == *size_bytes {
+            Ok(kept(folder, what, index, *size_bytes))
         } else {
-            Err(format!("{what} {index} is cut"))
+            Err(format!("{what} {index} is cut").into())
         }
     };
     sizes.iter().enumerate().map(check).collect()
@@ -314,6 +339,7 @@ fn files(folder: &Path, what: &str, sizes: &[u64]) -> Result<Vec<Payload>, Strin
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use proto_msgs::{
         Attempt, DType, Digest, Dispatch, InputDecl, ModelFormat, ModelRef, TaskId, TicketBody, TicketKey,
     };
@@ -456,5 +482,24 @@ mod tests {
         fs::create_dir(keep.root.join("half.new")).expect("a left-over");
         assert!(open(&home).1.is_empty());
         assert_eq!(fs::read_dir(keep.root).expect("the folder").count(), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_read_just_now_is_left_for_the_next_start() {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let (keep, _) = open(&home);
+        let input = Payload::Memory(Bytes::from_static(b"input"));
+        keep.save(id(), &ticket(), &manifest(&[b"input"]), vec![input]).expect("saved");
+        fs::write(keep.root.join("notes.txt"), b"a stranger's").expect("a file");
+        let (open_file, aside) = (keep.folder(id()).join("open"), home.path().join("open"));
+        fs::rename(&open_file, &aside).expect("moved away");
+        // A folder where a file should be: opened, and then not read. Any other trouble of the disk looks alike.
+        fs::create_dir(&open_file).expect("a folder");
+        assert!(open(&home).1.is_empty());
+
+        fs::remove_dir(&open_file).expect("removed");
+        fs::rename(&aside, &open_file).expect("moved back");
+        assert_eq!(open(&home).1.len(), 1);
+        assert!(keep.root.join("notes.txt").exists());
     }
 }
