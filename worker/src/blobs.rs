@@ -133,9 +133,7 @@ impl BlobStore {
     /// Holds the store to another quota from now on.
     pub(crate) fn with_quota(self, quota_bytes: u64) -> Self {
         self.shared.quota_bytes.store(quota_bytes, Ordering::Relaxed);
-        let mut index = self.shared.index();
-        while index.used_bytes > quota_bytes && self.shared.evict_oldest(&mut index) {}
-        drop(index);
+        let _trash = self.shared.evict_down_to(&mut self.shared.index(), quota_bytes);
         self
     }
 
@@ -189,7 +187,7 @@ impl BlobStore {
             }
             Err(reason) => {
                 warn!(model = %digest.short(), reason, "a held model is no longer what it was: deleted, to be fetched again");
-                self.shared.forget(&mut self.shared.index(), digest);
+                let _trash = self.shared.forget(&mut self.shared.index(), digest);
                 None
             }
         }
@@ -198,6 +196,16 @@ impl BlobStore {
     /// Whether a blob is here, whatever its bytes are.
     pub(crate) fn has(&self, digest: Digest) -> bool {
         self.shared.index().blobs.contains_key(&digest)
+    }
+
+    /// Whether a pinned blob's file is still there, as long as it was; if not, the blob is forgotten.
+    pub(crate) fn still_has(&self, digest: Digest, pin: &Pin) -> bool {
+        let is_there = fs::symlink_metadata(&pin.path).is_ok_and(|meta| meta.is_file() && meta.len() == pin.size_bytes);
+        if !is_there {
+            warn!(model = %digest.short(), "a model's file is not what it was: it is fetched anew");
+            let _trash = self.shared.forget(&mut self.shared.index(), digest);
+        }
+        is_there
     }
 
     /// Room in the quota for `size_bytes` that are about to be written elsewhere.
@@ -214,8 +222,7 @@ impl BlobStore {
     /// Makes room for `size_bytes`, and a name for the file that will take it.
     pub(crate) fn spool(&self, size_bytes: u64) -> Result<Spooled, BlobError> {
         let room = self.shared.reserve(size_bytes)?;
-        let number = self.shared.next_tmp.fetch_add(1, Ordering::Relaxed);
-        Ok(Spooled::new(self.shared.dir.join("tmp").join(number.to_string()), room))
+        Ok(Spooled::new(self.shared.new_tmp(), room))
     }
 
     /// Takes a file into the store that is whole, on the disk, and was found to have this digest.
@@ -280,26 +287,54 @@ impl Shared {
             return Err(BlobError::DiskFull { size_bytes, free_bytes: free_bytes + evictable_bytes });
         }
         let used_max_bytes = index.used_bytes - over_quota_bytes.max(over_disk_bytes);
-        while index.used_bytes > used_max_bytes && self.evict_oldest(&mut index) {}
+        let trash = self.evict_down_to(&mut index, used_max_bytes);
         index.reserved_bytes += size_bytes;
+        drop(index);
+        drop(trash);
         Ok(Room { shared: self.clone(), bytes: size_bytes })
     }
 
-    fn evict_oldest(&self, index: &mut Index) -> bool {
-        let idle = index.blobs.iter().filter(|(_, blob)| !blob.is_pinned());
-        let Some((digest, blob)) = idle.min_by_key(|(_, blob)| blob.last_use) else { return false };
-        info!(model = %digest.short(), size = %show_bytes(blob.size_bytes), "a model makes room");
-        let digest = *digest;
-        self.forget(index, digest);
-        true
+    fn evict_down_to(&self, index: &mut Index, used_max_bytes: u64) -> Vec<Trash> {
+        let mut trash = Vec::new();
+        while index.used_bytes > used_max_bytes {
+            let idle = index.blobs.iter().filter(|(_, blob)| !blob.is_pinned());
+            let Some((digest, blob)) = idle.min_by_key(|(_, blob)| blob.last_use) else { break };
+            info!(model = %digest.short(), size = %show_bytes(blob.size_bytes), "a model makes room");
+            let digest = *digest;
+            trash.extend(self.forget(index, digest));
+        }
+        trash
     }
 
-    fn forget(&self, index: &mut Index, digest: Digest) {
-        let Some(blob) = index.blobs.remove(&digest) else { return };
+    /// Takes a blob and its name away. Its file, which may take its time to go, is deleted when what this gives is dropped:
+    /// not while others wait for the index.
+    fn forget(&self, index: &mut Index, digest: Digest) -> Option<Trash> {
+        let blob = index.blobs.remove(&digest)?;
         index.used_bytes -= blob.size_bytes;
-        let path = self.path(digest);
-        if let Err(error) = fs::remove_file(&path) {
-            warn!(path = %path.display(), %error, "a model cannot be deleted");
+        let (path, trash) = (self.path(digest), self.new_tmp());
+        match fs::rename(&path, &trash) {
+            Ok(()) => Some(Trash(trash)),
+            Err(error) => {
+                warn!(path = %path.display(), %error, "a model cannot be deleted");
+                None
+            }
+        }
+    }
+
+    /// A name that no other file has.
+    fn new_tmp(&self) -> PathBuf {
+        let number = self.next_tmp.fetch_add(1, Ordering::Relaxed);
+        self.dir.join("tmp").join(number.to_string())
+    }
+}
+
+/// The file of what was a blob. Deleted when dropped.
+struct Trash(PathBuf);
+
+impl Drop for Trash {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            warn!(path = %self.0.display(), %error, "a model cannot be deleted");
         }
     }
 }

@@ -229,6 +229,11 @@ impl Pool {
         Some(idle.remove(index))
     }
 
+    fn take_oldest_idle(&self) -> Option<Instance> {
+        let mut idle = self.idle();
+        (!idle.is_empty()).then(|| idle.remove(0))
+    }
+
     fn put_idle(&self, instance: Instance) {
         instance.runner.set_busy(false);
         let mut idle = self.idle();
@@ -237,23 +242,27 @@ impl Pool {
         idle.drain(..surplus);
     }
 
-    /// Idle runners go, longest unused first, until the machine has the memory that a new one is likely to need.
-    fn make_room(&self, wanted: &Wanted) {
+    /// Idle runners go, longest unused first, until the machine has the memory that a new one is likely to need. Each is gone
+    /// before there is another look: only then is its memory free.
+    async fn make_room(&self, wanted: &Wanted, available_bytes: impl Fn() -> Option<u64>) {
         // Weights, a copy of them in the runtime's own layout, and the runtime.
         let guess_bytes = wanted.model.size_bytes.saturating_mul(2).saturating_add(128 << 20);
         let need_bytes = if wanted.demands.memory_bytes > 0 { wanted.demands.memory_bytes } else { guess_bytes };
-        while available_memory_bytes().is_some_and(|available| available < need_bytes) {
-            let mut idle = self.idle();
-            if idle.is_empty() {
-                return;
-            }
-            let gone = idle.remove(0);
-            debug!(model = %gone.key.model.short(), "an idle runner makes room");
+        while available_bytes().is_some_and(|available| available < need_bytes) {
+            let Some(oldest) = self.take_oldest_idle() else { return };
+            debug!(model = %oldest.key.model.short(), "an idle runner makes room");
+            let mut end = oldest.runner.exit();
+            drop(oldest);
+            let _ = timeout(END_WAIT, end.wait_for(Option::is_some)).await;
         }
     }
 
     async fn load(&self, key: Key, wanted: &Wanted) -> Result<Instance, Failure> {
-        self.make_room(wanted);
+        self.make_room(wanted, available_memory_bytes).await;
+        if !self.store.still_has(key.model, &wanted.pin) {
+            let text = "the worker's copy of the model has gone from its disk or was changed: it has to be sent again";
+            return Err(Failure::new(ErrorCode::WorkerLost, text));
+        }
         let number = self.next_folder.fetch_add(1, Ordering::Relaxed);
         let alive = locked(&self.alive).clone();
         let alive = alive.ok_or_else(|| Failure::new(ErrorCode::Draining, "the worker is shutting down"))?;

@@ -1,6 +1,6 @@
 //! Batches in a real runner, on models whose answers are known.
 
-mod models;
+pub(crate) mod models;
 
 use std::{fs, path::PathBuf, sync::Barrier};
 
@@ -34,7 +34,7 @@ struct Home {
 }
 
 /// The real runner beside the test's own folder, if it was built and its library is there.
-fn real_runner() -> Option<PathBuf> {
+pub(crate) fn real_runner() -> Option<PathBuf> {
     let runner = std::env::current_exe().ok()?.parent()?.parent()?.join("mesh-runner");
     if runner.is_file() {
         return Some(runner);

@@ -3,11 +3,13 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
+    mem,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
 use proto_msgs::{Digest, ErrorCode, Failure};
+use tokio::runtime::Handle;
 
 use super::Room;
 use crate::units::show_bytes;
@@ -44,12 +46,16 @@ pub(crate) struct Spooled {
     size_bytes: u64,
     /// Of its bytes, if it was written here.
     digest: Option<Digest>,
-    _room: Room,
+    /// Given back when the file is gone.
+    room: Option<Room>,
 }
+
+/// A slow disk deletes so much in a moment; for more it may need seconds.
+const QUICKLY_GONE_BYTES: u64 = 16 << 20;
 
 impl Spooled {
     pub(super) fn new(path: PathBuf, room: Room) -> Self {
-        Self { path, size_bytes: room.bytes, digest: None, _room: room }
+        Self { path, size_bytes: room.bytes, digest: None, room: Some(room) }
     }
 
     /// Where it is now.
@@ -81,9 +87,19 @@ impl Spooled {
 
 impl Drop for Spooled {
     fn drop(&mut self) {
-        if !self.path.as_os_str().is_empty() {
+        if self.path.as_os_str().is_empty() {
+            return;
+        }
+        let (path, room) = (mem::take(&mut self.path), self.room.take());
+        let remove = move || {
             // Not there when it was never written, or when a folder above went as a whole; the next start sweeps the rest.
-            let _ = fs::remove_file(&self.path);
+            let _ = fs::remove_file(path);
+            drop(room);
+        };
+        match Handle::try_current() {
+            // Whoever lets go of it may be the one thread that carries everybody's bytes.
+            Ok(runtime) if self.size_bytes > QUICKLY_GONE_BYTES => drop(runtime.spawn_blocking(remove)),
+            _ => remove(),
         }
     }
 }

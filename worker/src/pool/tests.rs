@@ -6,7 +6,10 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 use proto_msgs::{Attempt, ModelFormat, TaskId};
 
 use super::*;
-use crate::engine::Process;
+use crate::{
+    batch::tests::{models, real_runner},
+    engine::Process,
+};
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -39,7 +42,10 @@ impl Home {
     }
 
     fn wanted(&self) -> Wanted {
-        let model = b"model";
+        self.wanted_of(b"model")
+    }
+
+    fn wanted_of(&self, model: &[u8]) -> Wanted {
         let mut file = self.store.spool(model.len() as u64).and_then(|file| file.create()).expect("room");
         file.write(model).expect("writing");
         let (file, digest) = file.finish();
@@ -95,6 +101,34 @@ async fn a_model_that_eats_memory_while_loading_is_rejected() {
     let failure = failure(&pool, &wanted).await;
     assert_eq!(failure.code, ErrorCode::ModelRejected);
     assert!(failure.text.contains("64.0 MiB"), "{}", failure.text);
+}
+
+#[tokio::test]
+async fn a_model_whose_file_was_taken_away_is_forgotten_and_not_called_wrong() {
+    let home = Home::new();
+    let (pool, _) = home.pool_of_script("exit 10");
+    let wanted = home.wanted();
+    assert_eq!(failure(&pool, &wanted).await.code, ErrorCode::ModelInvalid, "there, and wrong");
+    fs::remove_file(wanted.pin.path()).expect("a stray hand");
+    assert_eq!(failure(&pool, &wanted).await.code, ErrorCode::WorkerLost, "not there");
+    assert!(!home.store.has(wanted.model.digest), "it would be announced for ever");
+}
+
+#[tokio::test]
+async fn only_as_many_idle_runners_end_as_a_new_one_needs_memory() {
+    let Some(runner) = real_runner() else { return };
+    let home = Home::new();
+    let (pool, _) = home.pool(&runner);
+    let wanted = [models::negate(&[1]), models::absolute(&[1])].map(|model| home.wanted_of(&model));
+    for wanted in &wanted {
+        pool.take(wanted, async || ()).await.expect("loaded").give_back();
+    }
+    assert_eq!(pool.warm().len(), 2);
+    // Memory is free once one of them has ended, not when it is told to.
+    let ended = pool.idle()[0].runner.exit();
+    let available_bytes = || Some(if ended.borrow().is_some() { u64::MAX } else { 0 });
+    pool.make_room(&wanted[0], available_bytes).await;
+    assert_eq!(pool.warm(), [wanted[1].model.digest], "the longest unused one has gone");
 }
 
 #[tokio::test]

@@ -37,28 +37,28 @@ fn model(nodes: &[Vec<u8>], inputs: &[Vec<u8>], outputs: &[Vec<u8>]) -> Vec<u8> 
 }
 
 /// `y = −x`.
-pub(super) fn negate(shape: &[u64]) -> Vec<u8> {
+pub(crate) fn negate(shape: &[u64]) -> Vec<u8> {
     model(&[node("Neg", &["x"], "y")], &[value("x", shape)], &[value("y", shape)])
 }
 
 /// `z = |a|`: its names are others than those of [`negate`].
-pub(super) fn absolute(shape: &[u64]) -> Vec<u8> {
+pub(crate) fn absolute(shape: &[u64]) -> Vec<u8> {
     model(&[node("Abs", &["a"], "z")], &[value("a", shape)], &[value("z", shape)])
 }
 
 /// `y = x − w`, row by row.
-pub(super) fn difference(shape: &[u64]) -> Vec<u8> {
+pub(crate) fn difference(shape: &[u64]) -> Vec<u8> {
     model(&[node("Sub", &["x", "w"], "y")], &[value("x", shape), value("w", shape)], &[value("y", shape)])
 }
 
 /// `y = x − max(x)`, over all rows: other rows change the result.
-pub(super) fn relative(shape: &[u64]) -> Vec<u8> {
+pub(crate) fn relative(shape: &[u64]) -> Vec<u8> {
     let nodes = [node("ReduceMax", &["x"], "m"), node("Sub", &["x", "m"], "y")];
     model(&nodes, &[value("x", shape)], &[value("y", shape)])
 }
 
 /// `y = max(x)`: one row, however many come in.
-pub(super) fn maximum(shape: &[u64]) -> Vec<u8> {
+pub(crate) fn maximum(shape: &[u64]) -> Vec<u8> {
     let one = vec![1; shape.len()];
     model(&[node("ReduceMax", &["x"], "y")], &[value("x", shape)], &[value("y", &one)])
 }
