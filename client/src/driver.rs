@@ -25,6 +25,7 @@ use proto_msgs::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
+    task::yield_now,
     time::{MissedTickBehavior, sleep_until},
 };
 
@@ -113,6 +114,10 @@ pub(crate) struct Driver {
     questions: Questions,
     endpoints: Vec<String>,
     spool: PathBuf,
+    /// Ends that the broker has not been told of.
+    closes: Vec<Frame>,
+    /// … and of which everybody else here knows by now.
+    closes_have_waited: bool,
     /// Events that carrying out an action brought about; handled when its siblings are done.
     raised: VecDeque<Event>,
     is_stepping: bool,
@@ -141,6 +146,8 @@ impl Driver {
             questions: Questions::new(setup.client),
             endpoints: setup.endpoints,
             spool: setup.spool,
+            closes: Vec::new(),
+            closes_have_waited: false,
             raised: VecDeque::new(),
             is_stepping: false,
             waits: 0,
@@ -153,6 +160,12 @@ impl Driver {
         let closed = loop {
             let deadline = self.machine.next_deadline();
             let at = self.origin + Duration::from_micros(deadline.map_or(0, MonoTime::as_micros));
+            let later = self.links.later_due().unwrap_or(self.origin);
+            // Whoever waited for a task has its turn first: what it submits next leaves together with the close.
+            if self.closes_have_waited {
+                self.say_closes();
+            }
+            self.closes_have_waited = !self.closes.is_empty();
             tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(Command::Close { reply }) => break Some(reply),
@@ -163,6 +176,8 @@ impl Driver {
                 Some(happened) = self.happened_inbox.recv() => self.reported(happened),
                 received = next_of(&mut self.listened) => self.dialler_said(received),
                 () = sleep_until(at.into()), if deadline.is_some() => self.step(Event::Deadline),
+                () = yield_now(), if self.closes_have_waited => {}
+                () = sleep_until(later.into()), if self.links.later_due().is_some() => self.links.say_later(),
                 _ = tick.tick() => self.tick(),
             }
         };
@@ -266,9 +281,19 @@ impl Driver {
 
     fn tell_broker(&mut self, message: &ClientToBroker) {
         match message.to_frame() {
-            // What cannot be queued is said again: the machine and the questions repeat themselves.
-            Ok(frame) => drop(self.broker.send(frame)),
+            Ok(frame) if matches!(message, ClientToBroker::Close(_)) => self.closes.push(frame),
+            Ok(frame) => {
+                self.say_closes();
+                // What cannot be queued is said again: the machine and the questions repeat themselves.
+                let _ = self.broker.send(frame);
+            }
             Err(error) => tracing::warn!(%error, message = message.name(), "message not sent"),
+        }
+    }
+
+    fn say_closes(&mut self) {
+        for frame in self.closes.drain(..) {
+            let _ = self.broker.send(frame);
         }
     }
 
@@ -365,6 +390,7 @@ impl Driver {
         for task in tasks {
             self.step(Event::Cancel { task });
         }
+        self.say_closes();
         self.links.close().await;
         let _ = tokio::time::timeout(CLOSE_WAIT, self.broker.close()).await;
     }

@@ -18,6 +18,12 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 /// What is queued on a connection gets this long to leave when it is closed.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
+/// A message that nobody waits for gets this long to find company. Closed loops open their next attempt in less.
+const LATER_WAIT: Duration = Duration::from_millis(10);
+
+/// So many of them are company enough.
+const LATER_MAX: usize = 64;
+
 /// A connection as this process numbers it; never used twice.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct LinkId(u64);
@@ -40,6 +46,8 @@ struct Link {
     bytes_per_s: u64,
     /// Models that the worker was seen to have: the broker learns of them a heartbeat later.
     delivered: BTreeSet<Digest>,
+    /// What goes with the next message.
+    later: Vec<Frame>,
 }
 
 impl Drop for Link {
@@ -70,6 +78,18 @@ pub(crate) struct Links {
     links: BTreeMap<LinkId, Link>,
     by_worker: BTreeMap<WorkerId, LinkId>,
     by_peer: BTreeMap<PeerId, LinkId>,
+    later_due: Option<Instant>,
+}
+
+impl Link {
+    fn say_all(&mut self) {
+        let State::Up(outlet) = &self.state else { return };
+        for frame in self.later.drain(..) {
+            if let Err(error) = outlet.try_send(frame) {
+                tracing::debug!(worker = %self.worker, %error, "message to the worker dropped");
+            }
+        }
+    }
 }
 
 impl Links {
@@ -80,7 +100,7 @@ impl Links {
         admitted: Admitted,
     ) -> Self {
         let (links, by_worker, by_peer) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { context, happened, door, admitted, made: 0, links, by_worker, by_peer }
+        Self { context, happened, door, admitted, made: 0, links, by_worker, by_peer, later_due: None }
     }
 
     /// The way to the worker for this attempt.
@@ -119,6 +139,7 @@ impl Links {
                 used: Instant::now(),
                 bytes_per_s: 0,
                 delivered: BTreeSet::new(),
+                later: Vec::new(),
             },
         );
     }
@@ -205,6 +226,7 @@ impl Links {
                 used: Instant::now(),
                 bytes_per_s: 0,
                 delivered: BTreeSet::new(),
+                later: Vec::new(),
             },
         );
         self.by_peer.insert(peer, link_id);
@@ -220,11 +242,30 @@ impl Links {
     pub(crate) fn send(&mut self, link_id: LinkId, frame: Frame) {
         let Some(link) = self.links.get_mut(&link_id) else { return };
         link.used = Instant::now();
-        if let State::Up(outlet) = &link.state
-            && let Err(error) = outlet.try_send(frame)
-        {
-            tracing::debug!(worker = %link.worker, %error, "message to the worker dropped");
+        link.later.push(frame);
+        link.say_all();
+    }
+
+    /// Sends with the next message, or at [`Self::later_due`]: what nobody waits for is not worth a packet of its own.
+    pub(crate) fn send_later(&mut self, link_id: LinkId, frame: Frame) {
+        let Some(link) = self.links.get_mut(&link_id) else { return };
+        link.later.push(frame);
+        if link.later.len() >= LATER_MAX {
+            link.say_all();
+        } else {
+            self.later_due.get_or_insert_with(|| Instant::now() + LATER_WAIT);
         }
+    }
+
+    /// When [`Self::say_later`] is wanted.
+    pub(crate) fn later_due(&self) -> Option<Instant> {
+        self.later_due
+    }
+
+    /// Sends what had no company.
+    pub(crate) fn say_later(&mut self) {
+        self.later_due = None;
+        self.links.values_mut().for_each(Link::say_all);
     }
 
     /// The connection is of no use any more.
@@ -250,6 +291,7 @@ impl Links {
 
     /// Closes everything once what is queued has left.
     pub(crate) async fn close(&mut self) {
+        self.say_later();
         let outlets = self.links.values().filter_map(|link| match &link.state {
             State::Up(outlet) => Some(outlet.clone()),
             State::Dialling(_) => None,

@@ -13,7 +13,7 @@ use mesh_transport::{
     blob::{Arrival, Feedback, Incoming, IncomingError, Intake, Outgoing, Role, UploadEnd, UploadError, Uploading},
 };
 use proto_msgs::{
-    Accept, AttemptId, BlobIndex, Chunk, ClientToWorker, Credit, Digest, Grant, MODEL_BLOB, Open, OutputDecl,
+    Accept, AttemptId, BlobIndex, Chunk, ClientToWorker, Credit, Digest, Grant, MODEL_BLOB, Open, OutputDecl, Purpose,
     RunResult, limits,
 };
 use tokio::{sync::mpsc, task::AbortHandle};
@@ -176,8 +176,12 @@ impl Session {
         self.sends.contains(&model)
     }
 
-    /// The worker has everything. Gives the models that it was not known to have.
-    pub(crate) fn delivered(&mut self) -> BTreeSet<Digest> {
+    /// The worker has everything, whether or not it has said so with an `Accept`. Gives the models that it was not known to have.
+    pub(crate) fn received(&mut self) -> BTreeSet<Digest> {
+        if !std::mem::replace(&mut self.accepted, true) {
+            let window_bytes = self.grant.window_bytes;
+            self.tell_upload(Feedback::Needs { blobs: Vec::new(), window_bytes });
+        }
         std::mem::take(&mut self.sends)
     }
 
@@ -361,10 +365,11 @@ impl Session {
             let serial = taking.serial;
             all.push(self.arrived(serial, arrival));
         }
-        // Who has everything needs no more: its own attempt is released now, and one that was fetched from goes on holding
-        // its result. Credits would change neither.
+        // An attempt that ran for this client is released now, and credits would change nothing. One that was only fetched from
+        // goes on holding its result, and whoever sends it waits for them.
+        let is_released = self.grant.ticket.body.purpose == Purpose::Run;
         match all.pop() {
-            Some(whole @ Taken::All(_)) => vec![whole],
+            Some(whole @ Taken::All(_)) if is_released => vec![whole],
             last => all.into_iter().chain(last).collect(),
         }
     }

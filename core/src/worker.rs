@@ -387,8 +387,8 @@ impl Worker {
         }
         for attempt in self.attempts.iter_mut() {
             // Nobody listens: a detached attempt goes on in silence.
-            if attempt.link.is_some() && now >= attempt.heard + self.config.client_silence {
-                attempt.link = None;
+            if now >= attempt.heard + self.config.client_silence && attempt.link.take().is_some() {
+                self.actions.push(Action::Silence { id: attempt.id() });
             }
         }
     }

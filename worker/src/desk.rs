@@ -10,14 +10,14 @@
 
 mod attempt;
 mod frames;
+mod inputs;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use mesh_core::worker::{Action, BatchId, BatchKind, BatchTimes, Event, LinkId, Part};
 use mesh_transport::{Door, Heard, Inbox, Limits, Outlet, Received, blob::Intake, dial_first};
 use proto_msgs::{
-    Accept, AttemptId, ErrorCode, Failure, Frame, Manifest, Outcome, PublicKey, Refuse, RunNote, RunResult, Ticket,
-    WorkerToClient, limits::WINDOW_BYTES,
+    AttemptId, ErrorCode, Failure, Frame, Outcome, PublicKey, Refuse, RunNote, RunResult, WorkerToClient,
 };
 use tokio::{
     sync::mpsc,
@@ -27,15 +27,7 @@ use tokio::{
 use tracing::{debug, error, warn};
 
 use self::attempt::{Attempt, Stage};
-use crate::{
-    batch::Batch,
-    keep::Found,
-    links::Links,
-    material::Material,
-    oip::Output,
-    receive::{Begun, Inputs, Order, Way},
-    tools::Tools,
-};
+use crate::{batch::Batch, keep::Found, links::Links, oip::Output, receive::Inputs, tools::Tools};
 
 /// Notes of tasks that wait for the desk; each attempt has a few, dialled links pass their frames through here.
 const NOTES_MAX: usize = 256;
@@ -175,7 +167,7 @@ impl Desk {
                 }
                 self.tell_client(link, &message);
             }
-            Action::Receive { id, link, manifest, ticket, resume: _ } => {
+            Action::Receive { id, link, manifest, ticket } => {
                 self.receive(id, link, *manifest, *ticket).await;
             }
             Action::RunBatch { batch, parts, slot, device, kind, limit } => {
@@ -191,75 +183,16 @@ impl Desk {
             Action::SendResult { id, link, outcome, runs, window_bytes } => {
                 self.send_result(link, RunResult { id, outcome, outputs: Vec::new(), runs }, window_bytes);
             }
+            Action::Silence { id } => {
+                if let Some(attempt) = self.attempts.get_mut(&id) {
+                    attempt.upload = None;
+                }
+            }
             Action::Keep { id, outcome, runs } => self.keep(id, outcome, runs),
             Action::Free { id } => self.free(id),
             Action::Dial { id, endpoints, client_key, is_held } => self.dial((id, is_held), endpoints, client_key),
             Action::TellBroker(_) | Action::Exit => {} // The control loop's.
         }
-    }
-
-    async fn receive(&mut self, id: AttemptId, link: LinkId, manifest: Manifest, ticket: Ticket) {
-        let early = self.early.take(id, link);
-        let Some(outlet) = self.links.outlet(link).cloned() else { return };
-        if let Some(attempt) = self.attempts.get_mut(&id) {
-            attempt.relink(link, outlet);
-            let Some(needs) = attempt.needs() else { return };
-            return self.accept(id, link, needs);
-        }
-        let number = self.number();
-        let order = Order { id, manifest: manifest.into(), ticket: ticket.into() };
-        let way = Way::new(outlet);
-        let mut attempt = Attempt::new(number, link, way.clone(), order.clone());
-        if let Some(prepared) = order.prepare_quickly(&self.tools.store, &self.tools.memory) {
-            let (intake, receiving) = prepared.start(order);
-            attempt.stage = Stage::Receiving(intake);
-            let pushed = attempt.push_all(early);
-            let needs = attempt.needs().unwrap_or_default();
-            let ended = match (pushed, receiving.begin()) {
-                (Err(failure), _) => {
-                    attempt.stop();
-                    Some(Err(failure))
-                }
-                (Ok(()), Begun::Ended(inputs)) => Some(inputs),
-                (Ok(()), Begun::GoesOn(receiving)) => {
-                    let receiving = async move |tools| receiving.finish(&tools, &way).await;
-                    attempt.task = Some(self.spawn_received(id, number, receiving));
-                    None
-                }
-            };
-            self.attempts.insert(id, attempt);
-            self.accept(id, link, needs);
-            if let Some(inputs) = ended {
-                self.received(id, number, inputs).await;
-            }
-        } else {
-            attempt.stage = Stage::Preparing(early);
-            let note = self.note.clone();
-            attempt.task = Some(self.spawn_received(id, number, async move |tools| {
-                let (intake, receiving) = order.prepare(&tools).await?.start(order);
-                let _ = note.send(Note::Prepared { id, number, intake }).await;
-                receiving.finish(&tools, &way).await
-            }));
-            self.attempts.insert(id, attempt);
-        }
-    }
-
-    /// A task that takes an attempt's inputs in and reports them.
-    fn spawn_received<F>(&self, id: AttemptId, number: u64, work: impl FnOnce(Arc<Tools>) -> F) -> AbortHandle
-    where
-        F: Future<Output = Result<Inputs, Failure>> + Send + 'static,
-    {
-        let (note, work) = (self.note.clone(), work(self.tools.clone()));
-        let task = async move {
-            let inputs = work.await;
-            let _ = note.send(Note::Received { id, number, inputs }).await;
-        };
-        tokio::spawn(task).abort_handle()
-    }
-
-    fn accept(&self, id: AttemptId, link: LinkId, needs: Vec<(u16, u64)>) {
-        let accept = Accept { id, needs, window_bytes: WINDOW_BYTES };
-        self.tell_client(link, &WorkerToClient::Accept(accept));
     }
 
     async fn run_batch(&mut self, batch: BatchId, parts: Vec<Part>, device: i16, kind: BatchKind, limit: Duration) {
@@ -360,18 +293,7 @@ impl Desk {
 
     async fn noted(&mut self, note: Note) {
         match note {
-            Note::Prepared { id, number, intake } => {
-                let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.number == number) else {
-                    return;
-                };
-                let Stage::Preparing(early) = std::mem::replace(&mut attempt.stage, Stage::Receiving(intake)) else {
-                    return;
-                };
-                let pushed = attempt.push_all(early);
-                let (link, needs) = (attempt.link, attempt.needs().unwrap_or_default());
-                self.pushed(id, pushed);
-                self.accept(id, link, needs);
-            }
+            Note::Prepared { id, number, intake } => self.prepared(id, number, intake),
             Note::Received { id, number, inputs } => self.received(id, number, inputs).await,
             Note::BatchEnded { batch, ended } => {
                 // One that was killed meanwhile has no end that anybody waits for.
@@ -389,20 +311,6 @@ impl Desk {
             Note::Heard { link, heard: Heard::Lost } => drop(self.links.set_lost(link, true)),
             Note::Closed { link } => self.links.remove(link),
         }
-    }
-
-    /// Everything of an attempt is here, or will not come.
-    async fn received(&mut self, id: AttemptId, number: u64, inputs: Result<Inputs, Failure>) {
-        let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.number == number) else { return };
-        attempt.task = None;
-        let event = match inputs {
-            Ok(inputs) => {
-                attempt.stage = Stage::Here(Material::new(attempt.order.clone(), inputs, &self.tools.memory).into());
-                Event::Received { id }
-            }
-            Err(Failure { code, text }) => Event::ReceiveFailed { id, code, text },
-        };
-        self.tell_machine(event).await;
     }
 
     async fn dialled(
@@ -451,16 +359,6 @@ impl Desk {
         if let Some(link) = self.links.of_peer(peer, key, is_used) {
             self.frame(link, frame).await;
         }
-    }
-
-    /// A chunk that breaks the rules ends its attempt.
-    fn pushed(&mut self, id: AttemptId, pushed: Result<(), Failure>) {
-        let (Err(failure), Some(attempt)) = (pushed, self.attempts.get_mut(&id)) else { return };
-        attempt.stop();
-        let (note, number) = (self.note.clone(), attempt.number);
-        tokio::spawn(async move {
-            let _ = note.send(Note::Received { id, number, inputs: Err(failure) }).await;
-        });
     }
 
     fn unsupported(&self, link: LinkId) {

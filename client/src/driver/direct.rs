@@ -17,7 +17,7 @@ use proto_msgs::{
 use super::{Driver, Happened};
 use crate::{
     News,
-    links::{LinkId, Links, Way},
+    links::{LinkId, Way},
     session::{Resume, Sending, Session, Taken},
 };
 
@@ -80,7 +80,7 @@ impl Driver {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         session.note_held(|model| self.links.has_delivered(link, model));
         let message = session.open_message(resume);
-        send(&mut self.links, link, &message);
+        framed(&message, |frame| self.links.send(link, frame));
         let session = self.sessions.get_mut(&id).expect("invariant: nothing was removed since it was found");
         let sending = Sending { happened: &self.happened, link_bytes_per_s: self.links.bytes_per_s(link) };
         match session.opened(link, &outlet, resume, &sending) {
@@ -121,10 +121,12 @@ impl Driver {
         patient.into_iter().for_each(|id| self.step(Event::WorkerAlive { id }));
     }
 
-    /// The worker has said that an attempt is beyond receiving: its models are there for all.
-    fn note_delivered(&mut self, id: AttemptId, link: LinkId) {
-        let delivered = self.sessions.get_mut(&id).map(Session::delivered).unwrap_or_default();
+    /// The worker has said that an attempt is beyond receiving: everything is there, its models for all.
+    fn note_received(&mut self, id: AttemptId, link: LinkId) {
+        let delivered = self.sessions.get_mut(&id).map(Session::received).unwrap_or_default();
         self.note_models(link, delivered);
+        self.look_at_upload(id);
+        self.check_sent(id);
     }
 
     fn note_models(&mut self, link: LinkId, models: BTreeSet<Digest>) {
@@ -192,7 +194,11 @@ impl Driver {
 
     pub(super) fn tell_worker(&mut self, id: AttemptId, message: &ClientToWorker) {
         if let Some(link) = self.sessions.get(&id).and_then(|session| session.link) {
-            send(&mut self.links, link, message);
+            match message {
+                // The result is here, and whether its worker forgets it now or a moment later is all one.
+                ClientToWorker::Release(_) => framed(message, |frame| self.links.send_later(link, frame)),
+                _ => framed(message, |frame| self.links.send(link, frame)),
+            }
         }
     }
 
@@ -274,7 +280,7 @@ impl Driver {
                     _ => false,
                 };
                 if is_received {
-                    self.note_delivered(id, link);
+                    self.note_received(id, link);
                 }
                 self.step(Event::WorkerSaid(message));
             }
@@ -348,9 +354,9 @@ impl Driver {
     }
 }
 
-fn send(links: &mut Links, link: LinkId, message: &ClientToWorker) {
+fn framed(message: &ClientToWorker, send: impl FnOnce(Frame)) {
     match message.to_frame() {
-        Ok(frame) => links.send(link, frame),
+        Ok(frame) => send(frame),
         Err(error) => tracing::warn!(%error, message = message.name(), "message not sent"),
     }
 }

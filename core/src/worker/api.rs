@@ -149,7 +149,7 @@ pub enum Action {
     TellClient { link: LinkId, message: WorkerToClient },
     /// Take model and inputs in over this link, or go on doing so after the link broke. The shell answers the client with
     /// `Accept`, and this machine with `Received` or `ReceiveFailed`. Attempts opened before keep what has arrived.
-    Receive { id: AttemptId, link: LinkId, manifest: Box<Manifest>, ticket: Box<Ticket>, resume: bool },
+    Receive { id: AttemptId, link: LinkId, manifest: Box<Manifest>, ticket: Box<Ticket> },
     /// Run these rows; ends in [`Event::BatchEnded`].
     ///
     /// Of a detached attempt it is first noted on disk that a run was begun, once in a life of the worker: should the run take
@@ -179,6 +179,8 @@ pub enum Action {
     /// Send outcome and outputs over this link, again from the beginning if some were sent over an earlier one. The outputs are
     /// those of the last stage, all rows in order, joined along the first dimension.
     SendResult { id: AttemptId, link: LinkId, outcome: Outcome, runs: Vec<RunNote>, window_bytes: u32 },
+    /// Nobody listens any more: stop sending this attempt's result. It is sent anew when its client comes back.
+    Silence { id: AttemptId },
     /// Keep the outcome and outputs of a detached attempt on disk; ends in [`Event::Kept`].
     Keep { id: AttemptId, outcome: Outcome, runs: Vec<RunNote> },
     /// Delete everything of this attempt. A running batch may still hold rows of it: they are thrown away when it ends, and

@@ -86,7 +86,7 @@ impl Worker {
         attempt.work = Work::of(&manifest);
         self.attempts.insert(attempt);
         let (manifest, ticket) = (Box::new(manifest), Box::new(open.ticket));
-        self.actions.push(Action::Receive { id, link, manifest, ticket, resume: false });
+        self.actions.push(Action::Receive { id, link, manifest, ticket });
     }
 
     /// A client comes back over a new link, or for the first time after it was dialled, or to fetch a result.
@@ -111,7 +111,7 @@ impl Worker {
                     }
                     (attempt.state, attempt.work) = (State::Receiving, work);
                     let (manifest, ticket) = (Box::new(manifest), Box::new(open.ticket));
-                    self.actions.push(Action::Receive { id, link, manifest, ticket, resume: open.resume });
+                    self.actions.push(Action::Receive { id, link, manifest, ticket });
                 }
             }
             State::Ready | State::Running(_) => {

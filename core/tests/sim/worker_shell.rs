@@ -297,9 +297,7 @@ impl Mesh {
                 self.send_to_broker(Node::Worker(worker), ToBroker::Worker(message));
             }
             Action::TellClient { link, message } => self.tell_client(worker, link, message),
-            Action::Receive { id, link, manifest, ticket, resume } => {
-                self.receive(worker, id, link, *manifest, *ticket, resume);
-            }
+            Action::Receive { id, link, manifest, ticket } => self.receive(worker, id, link, *manifest, *ticket),
             Action::RunBatch { batch, parts, slot, device, kind, limit } => {
                 self.run_batch(worker, batch, Batch { parts, slot, device, kind, load: 0 }, micros(limit));
             }
@@ -312,6 +310,8 @@ impl Mesh {
                 }
             }
             Action::SendResult { id, link, outcome, runs, .. } => self.send_result(worker, id, link, outcome, runs),
+            // What it had sent before lies in the network.
+            Action::Silence { .. } => {}
             Action::Keep { id, outcome, runs } => {
                 let Some(session) = self.workers[worker].sessions.get_mut(&id) else { return };
                 session.stage = Stage::Over;

@@ -16,20 +16,15 @@ use super::{
     worker_shell::{Kept, Session, Stage},
 };
 
+/// So much comes with its opening, and its worker need not ask for it.
+const LITTLE_BYTES: u64 = 64 << 10;
+
 impl Mesh {
     // Transfers.
 
-    pub(super) fn receive(
-        &mut self,
-        worker: usize,
-        id: AttemptId,
-        link: LinkId,
-        manifest: Manifest,
-        ticket: Ticket,
-        resume: bool,
-    ) {
+    pub(super) fn receive(&mut self, worker: usize, id: AttemptId, link: LinkId, manifest: Manifest, ticket: Ticket) {
         self.referee.received(worker, &self.workers[worker], id, &ticket);
-        tell!(self, "W{worker} takes {} in over {link:?}, resume {resume}", short_id(id));
+        tell!(self, "W{worker} takes {} in over {link:?}", short_id(id));
         let shell = &mut self.workers[worker];
         let number = shell.links.get(&link).copied();
         let holds_model = shell.disk.models.contains(&manifest.model.digest);
@@ -50,8 +45,12 @@ impl Mesh {
             0 => Vec::new(),
             _ => vec![(1, session.received_bytes)],
         };
-        let accept = WorkerToClient::Accept(Accept { id, needs, window_bytes: WINDOW_BYTES });
-        self.tell_client(worker, link, accept);
+        let is_new = session.turn == 1;
+        let is_heard_of_soon = is_new && !session.ticket.body.detached && session.needed_bytes <= LITTLE_BYTES;
+        if !is_heard_of_soon {
+            let accept = WorkerToClient::Accept(Accept { id, needs, window_bytes: WINDOW_BYTES });
+            self.tell_client(worker, link, accept);
+        }
         self.transfer_on(worker, id);
     }
 
