@@ -14,10 +14,11 @@ use serde_json::json;
 use crate::{
     args::{Fetch, Global, Inspect, Keygen, OneTask, Status, Tasks, Workers},
     connect::{connect, stop_signal, stopped},
-    exit, outputs, print, print_json,
+    exit, outputs,
     progress::Progress,
     report::{Done, Failed, Job, Report},
     show_job,
+    streams::{print, print_json, say},
     submit::{Unfinished, until_end},
     table::printable_lines,
     views,
@@ -230,7 +231,7 @@ fn show_one(global: &Global, report: &Report) -> Result<u8, Failed> {
     match &report.end {
         Ok(_) => Ok(exit::OK),
         Err(failed) => {
-            eprintln!("mesh-client: {}: {}", failed.code, printable_lines(&failed.text));
+            say(&format!("mesh-client: {}: {}\n", failed.code, printable_lines(&failed.text)));
             Ok(failed.exit)
         }
     }

@@ -8,6 +8,9 @@
 //!        '-> ask: workers, models, tasks, status, why, cancel -> views
 //! ```
 
+// Both panic when their reader has left; `streams` does not.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
+
 mod args;
 mod ask;
 mod bench;
@@ -23,25 +26,24 @@ mod outputs;
 mod progress;
 mod report;
 mod stages;
+mod streams;
 mod submit;
 mod table;
 mod tensor;
 mod units;
 mod views;
 
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::{io, process::ExitCode};
 
 use clap::{CommandFactory, Parser};
-use serde_json::{Value, json};
+use serde_json::json;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     args::{Arguments, Command, Global},
     ask::Patience,
     report::{Failed, Job},
+    streams::{print, print_by, print_bytes, print_json, say},
     table::printable_lines,
 };
 
@@ -70,7 +72,7 @@ async fn command(arguments: &Arguments) -> Result<u8, Failed> {
             if flags.json_lines {
                 // The items have been told; what is left is for people.
                 if !global.quiet {
-                    eprint!("{}", job.summary_text());
+                    say(&job.summary_text());
                 }
                 return Ok(job.exit());
             }
@@ -111,9 +113,9 @@ fn show_job(global: &Global, job: &mut Job, is_saved: bool) -> Result<u8, Failed
         let text = if let [only] = &job.reports[..] { only.to_text() } else { job.to_text() };
         print(&text)?;
     }
-    eprint!("{}", job.failures_text());
+    say(&job.failures_text());
     if job.reports.len() > 1 && !is_saved && !global.json && !global.quiet && job.exit() == exit::OK {
-        eprintln!("mesh-client: outputs were not kept: use --output DIR or --json");
+        say("mesh-client: outputs were not kept: use --output DIR or --json\n");
     }
     Ok(job.exit())
 }
@@ -125,33 +127,7 @@ fn complain(global: &Global, failed: &Failed) {
         // Standard output may be closed; the exit code says it all the same.
         let _ = print_json(&document);
     }
-    eprintln!("mesh-client: {}", printable_lines(&failed.text));
-}
-
-fn print(text: &str) -> Result<u8, Failed> {
-    print_bytes(text.as_bytes())
-}
-
-fn print_json(document: &Value) -> Result<u8, Failed> {
-    let mut text =
-        serde_json::to_vec_pretty(document).map_err(|error| Failed::new(exit::INTERNAL, "INTERNAL", error))?;
-    text.push(b'\n');
-    print_bytes(&text)
-}
-
-fn print_bytes(bytes: &[u8]) -> Result<u8, Failed> {
-    print_by(|out| out.write_all(bytes))
-}
-
-fn print_by(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<u8, Failed> {
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    match write(&mut out).and_then(|()| out.flush()) {
-        // `mesh-client … | head` is no failure.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failed::new(exit::INTERNAL, "OUTPUT", format!("cannot write to standard output: {error}")))
-        }
-        _ => Ok(exit::OK),
-    }
+    say(&format!("mesh-client: {}\n", printable_lines(&failed.text)));
 }
 
 /// `RUST_LOG`, else by `-v`.
@@ -163,5 +139,7 @@ fn start_log(global: &Global) {
         _ => "trace",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // Of a line that cannot be written it would tell by a panic.
+    log.log_internal_errors(false).init();
 }

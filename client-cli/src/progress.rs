@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use mesh_sdk::{News, Phase};
 
 use crate::{
+    streams,
     table::{printable, printable_lines},
     units,
 };
@@ -63,11 +64,7 @@ impl Progress {
         if self.is_quiet {
             return;
         }
-        let line = printable_lines(line);
-        match &self.shown {
-            Shown::Nothing => eprintln!("mesh-client: {line}"),
-            Shown::One(bar) | Shown::Many(bar) => bar.suspend(|| eprintln!("mesh-client: {line}")),
-        }
+        self.aside(|| streams::say(&format!("mesh-client: {}\n", printable_lines(line))));
     }
 
     /// Something else writes to the terminal: the bar makes room.

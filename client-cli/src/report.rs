@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::{
     exit,
     outputs::{self, Summary},
-    print,
+    streams::print,
     table::printable,
     units,
 };
