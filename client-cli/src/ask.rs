@@ -2,7 +2,6 @@
 
 use std::{
     fs::File,
-    io::IsTerminal,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -12,8 +11,8 @@ use mesh_transport::{KeyPair, keys};
 use serde_json::json;
 
 use crate::{
-    args::{Fetch, Global, Inspect, Keygen, OneTask, Status, Tasks, Workers},
-    connect::{connect, stop_signal, stopped},
+    args::{Fetch, Global, Inspect, Keygen, OneTask, Status, Tasks},
+    connect::{Stop, connect, stop_signal, unless_stopped},
     exit, outputs,
     progress::Progress,
     report::{Done, Failed, Job, Report},
@@ -24,13 +23,7 @@ use crate::{
     views,
 };
 
-/// `workers --watch` asks again after this long: two heartbeats.
-const WATCH_EVERY: Duration = Duration::from_secs(2);
-
-/// Clears a terminal and goes to its first line.
-const CLEAR: &str = "\x1b[H\x1b[2J";
-
-fn ask_failed(error: &AskError) -> Failed {
+pub(crate) fn ask_failed(error: &AskError) -> Failed {
     let code = match exit::of_ask(error) {
         exit::UNREACHABLE => "UNREACHABLE",
         exit::NOT_FOUND => "NOT_FOUND",
@@ -49,40 +42,15 @@ async fn asking<T>(global: &Global, question: impl AsyncFnOnce(&Mesh) -> Result<
     let progress = Progress::new(1, global.quiet, global.json);
     let mut stop = stop_signal(None);
     let mesh = connect(global, None, &progress, &mut stop).await.inspect_err(|_| progress.finish())?;
-    let answer = tokio::select! {
-        answer = question(&mesh) => answer.map_err(|error| ask_failed(&error)),
-        stop = stopped(&mut stop) => Err(stop.failed()),
-    };
+    let answer = unless_stopped(&mut stop, question(&mesh)).await;
     progress.finish();
     mesh.close().await;
-    answer
+    answer.map_err(Stop::failed)?.map_err(|error| ask_failed(&error))
 }
 
-pub(crate) async fn workers(global: &Global, flags: &Workers) -> Result<u8, Failed> {
-    if !flags.watch {
-        let workers = asking(global, async |mesh| mesh.workers().await).await?;
-        return if global.json {
-            print_json(&views::workers_json(&workers))
-        } else {
-            print(&views::workers_text(&workers))
-        };
-    }
-    let progress = Progress::new(1, true, global.json);
-    let mut stop = stop_signal(None);
-    let mesh = connect(global, None, &progress, &mut stop).await?;
-    loop {
-        let workers = mesh.workers().await.map_err(|error| ask_failed(&error))?;
-        if global.json {
-            print_json(&views::workers_json(&workers))?;
-        } else {
-            let clear = if std::io::stdout().is_terminal() { CLEAR } else { "" };
-            print(&format!("{clear}{}", views::workers_text(&workers)))?;
-        }
-        tokio::select! {
-            () = tokio::time::sleep(WATCH_EVERY) => {}
-            _ = stopped(&mut stop) => return Ok(exit::OK),
-        }
-    }
+pub(crate) async fn workers(global: &Global) -> Result<u8, Failed> {
+    let workers = asking(global, async |mesh| mesh.workers().await).await?;
+    if global.json { print_json(&views::workers_json(&workers)) } else { print(&views::workers_text(&workers)) }
 }
 
 /// Tasks that are looked through for the names of models.

@@ -43,7 +43,7 @@ use self::{
 };
 use crate::{
     args::Global,
-    connect::{Stop, connect, stop_signal, stopped},
+    connect::{Stop, connect, stop_signal, unless_stopped},
     exit, inputs, items,
     progress::Progress,
     report::Failed,
@@ -121,10 +121,7 @@ async fn begin(
         notes: Default::default(),
     });
     progress.phase("first requests: sending model and inputs");
-    tokio::select! {
-        primed = drive.prime() => primed?,
-        stop = stopped(stop) => return Err(stop.failed()),
-    }
+    unless_stopped(stop, drive.prime()).await.map_err(Stop::failed)??;
     Ok(drive)
 }
 

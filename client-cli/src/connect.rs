@@ -76,6 +76,17 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
     }
 }
 
+/// What comes of it, unless it is time to stop before.
+pub(crate) async fn unless_stopped<T>(
+    stop: &mut watch::Receiver<Option<Stop>>,
+    work: impl Future<Output = T>,
+) -> Result<T, Stop> {
+    tokio::select! {
+        done = work => Ok(done),
+        stop = stopped(stop) => Err(stop),
+    }
+}
+
 /// Joins the mesh; says so if that takes long.
 pub(crate) async fn connect(
     global: &Global,

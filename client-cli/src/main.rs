@@ -32,6 +32,7 @@ mod table;
 mod tensor;
 mod units;
 mod views;
+mod watch;
 
 use std::{io, process::ExitCode};
 
@@ -43,7 +44,7 @@ use crate::{
     args::{Arguments, Command, Global},
     ask::Patience,
     report::{Failed, Job},
-    streams::{print, print_by, print_bytes, print_json, say},
+    streams::{print, print_json, say, write},
     table::printable_lines,
 };
 
@@ -87,7 +88,8 @@ async fn command(arguments: &Arguments) -> Result<u8, Failed> {
             };
             Ok(report.exit())
         }
-        Command::Workers(flags) => ask::workers(global, flags).await,
+        Command::Workers(flags) if flags.watch => watch::workers(global).await,
+        Command::Workers(_) => ask::workers(global).await,
         Command::Models => ask::models(global).await,
         Command::Tasks(flags) => ask::tasks(global, flags).await,
         Command::Status(flags) => ask::status(global, flags).await,
@@ -100,7 +102,7 @@ async fn command(arguments: &Arguments) -> Result<u8, Failed> {
         Command::Completions(flags) => {
             let mut script = Vec::new();
             clap_complete::generate(flags.shell, &mut Arguments::command(), "mesh-client", &mut script);
-            print_bytes(&script)
+            write(|out| out.write_all(&script)).map(|_| exit::OK)
         }
     }
 }
@@ -108,7 +110,7 @@ async fn command(arguments: &Arguments) -> Result<u8, Failed> {
 /// Text, or the document.
 fn show_job(global: &Global, job: &mut Job, is_saved: bool) -> Result<u8, Failed> {
     if global.json {
-        print_by(|out| job.write_json(out).and_then(|()| out.write_all(b"\n")))?;
+        write(|out| job.write_json(out).and_then(|()| out.write_all(b"\n")))?;
     } else {
         let text = if let [only] = &job.reports[..] { only.to_text() } else { job.to_text() };
         print(&text)?;

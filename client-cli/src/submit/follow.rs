@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{Shared, bunch::Bunch, submit_failed};
 use crate::{
-    connect::{Stop, stopped},
+    connect::{Stop, stopped, unless_stopped},
     exit,
     report::{Done, Failed, Report},
 };
@@ -142,9 +142,8 @@ async fn whole(
         if left.is_some_and(|left| left <= wait) {
             return (id, end);
         }
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            stop = stopped(stop) => return (id, Err(Unfinished::Stopped(stop))),
+        if let Err(stop) = unless_stopped(stop, tokio::time::sleep(wait)).await {
+            return (id, Err(Unfinished::Stopped(stop)));
         }
     }
 }
