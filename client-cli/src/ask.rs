@@ -42,6 +42,8 @@ async fn asking<T>(global: &Global, question: impl AsyncFnOnce(&Mesh) -> Result<
     let progress = Progress::new(1, global.quiet, global.json);
     let mut stop = stop_signal(None);
     let mesh = connect(global, None, &progress, &mut stop).await.inspect_err(|_| progress.finish())?;
+    // Here the question is all there is to wait for.
+    let mesh = global.timeout.into_iter().fold(mesh, Mesh::asking_within);
     let answer = unless_stopped(&mut stop, question(&mesh)).await;
     progress.finish();
     mesh.close().await;
@@ -136,35 +138,36 @@ pub(crate) async fn fetch(global: &Global, flags: &Fetch, patience: Patience) ->
     let mut stop = stop_signal(global.timeout);
     let mesh = connect(global, Some(&flags.path), &progress, &mut stop).await.inspect_err(|_| progress.finish())?;
     if patience == Patience::None {
-        check_ended(&mesh, flags.task).await.inspect_err(|_| progress.finish())?;
+        let checked = unless_stopped(&mut stop, check_ended(&mesh, flags.task)).await.map_err(Stop::failed);
+        checked.flatten().inspect_err(|_| progress.finish())?;
     }
     let mut handle = mesh.fetch(flags.task).await;
     let item = flags.task.to_string();
     let followed = until_end(&mut handle, &mut stop, |news| progress.news(&item, news, &global.broker)).await;
     progress.finish();
-    // What the document says of the whole job. A broker that has forgotten the task is a rare thing.
-    let view = mesh.status(flags.task).await.ok();
-    mesh.close().await;
     let reports = fetched(flags, followed);
-    let is_saved = flags.output.output.is_some();
+    let is_one = reports.len() == 1;
+    // What the document says of the whole job. A broker that has forgotten the task, or is gone, is a rare thing.
+    let view = match is_one {
+        true => None,
+        false => unless_stopped(&mut stop, mesh.status(flags.task)).await.ok().and_then(Result::ok),
+    };
+    mesh.close().await;
     let failed = |error| Failed::new(exit::INTERNAL, "OUTPUT", error);
-    match view.filter(|_| reports.len() > 1) {
-        None => {
-            let saved = reports.iter().zip(&flags.output.output).try_for_each(|(report, folder)| report.save(folder));
-            saved.map_err(failed)?;
-            reports.iter().try_fold(exit::OK, |code, report| Ok(code.max(show_one(global, report)?)))
-        }
-        Some(view) => {
-            let took = view.ended_unix_ms.map_or(0, |ended| ended.saturating_sub(view.submitted_unix_ms));
-            let (job, model_name, model) = (Some(view.job), view.model_name, view.model);
-            let mut job = Job { job, model_name, model, took: Duration::from_millis(took), reports, kept: None };
-            if let Some(folder) = &flags.output.output {
-                let saved = job.reports.iter().try_for_each(|report| report.save(&folder.join(&report.item)));
-                saved.and_then(|()| job.save(folder)).map_err(failed)?;
-            }
-            show_job(global, &mut job, is_saved)
-        }
+    if let Some(folder) = &flags.output.output {
+        let save = |report: &Report| report.save(&if is_one { folder.clone() } else { folder.join(&report.item) });
+        reports.iter().try_for_each(save).map_err(failed)?;
     }
+    let Some(view) = view else {
+        return reports.iter().try_fold(exit::OK, |code, report| Ok(code.max(show_one(global, report)?)));
+    };
+    let took = view.ended_unix_ms.map_or(0, |ended| ended.saturating_sub(view.submitted_unix_ms));
+    let (job, model_name, model) = (Some(view.job), view.model_name, view.model);
+    let mut job = Job { job, model_name, model, took: Duration::from_millis(took), reports, kept: None };
+    if let Some(folder) = &flags.output.output {
+        job.save(folder).map_err(failed)?;
+    }
+    show_job(global, &mut job, flags.output.output.is_some())
 }
 
 /// A report for each item of the task; they are numbered, since nobody else knows what they were called.

@@ -16,8 +16,11 @@ use crate::{args::Global, exit, flags::PathFlags, progress::Progress, report::Fa
 /// Before this the user need not know that the broker has not answered yet.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Questions are waited for this long, and the broker's connection, unless `--timeout` says otherwise.
+/// The broker's connection is waited for this long unless `--timeout` says otherwise.
 const WAIT_DEFAULT: Duration = Duration::from_secs(10);
+
+/// Answers are waited for this long at most: where a task or a watch has an hour, a question beside it has not.
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Why everything is to stop.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -126,7 +129,7 @@ pub(crate) async fn connect(
         }
     };
     match result {
-        Ok(mesh) => Ok(mesh.asking_within(within)),
+        Ok(mesh) => Ok(mesh.asking_within(within.min(ANSWER_WAIT_MAX))),
         Err(error) => Err(Failed::new(exit::of_connect(&error), code_of(&error), error)),
     }
 }

@@ -35,7 +35,7 @@ use self::{
 };
 use crate::{
     args::{Global, Submit},
-    connect::{Stop, connect, stop_signal},
+    connect::{Stop, connect, stop_signal, unless_stopped},
     exit, inputs,
     items::{self, Item, ItemsError},
     outputs,
@@ -102,7 +102,7 @@ pub(crate) async fn submit(global: &Global, flags: &Submit) -> Result<Job, Faile
     let job = new_job();
     let template = template(flags, model.clone(), items).job(job);
     let template = stages::add(template, stages).await.map_err(|error| submit_failed(&error))?;
-    let (split, pace) = pace(flags, &mesh, items).await;
+    let (split, pace) = pace(flags, &mesh, items, &mut stop).await;
     let shared = Arc::new(Shared {
         mesh,
         signature,
@@ -189,10 +189,10 @@ fn submit_failed(error: &mesh_sdk::SubmitError) -> Failed {
 }
 
 /// How many items share a task, and how many tasks are under way.
-async fn pace(flags: &Submit, mesh: &Mesh, items: usize) -> (usize, Pace) {
+async fn pace(flags: &Submit, mesh: &Mesh, items: usize, stop: &mut watch::Receiver<Option<Stop>>) -> (usize, Pace) {
     let slots = match items {
         1 => None,
-        _ => mesh.cluster().await.ok().map(|cluster| cluster.slots as usize),
+        _ => unless_stopped(stop, mesh.cluster()).await.ok().and_then(Result::ok).map(|cluster| cluster.slots as usize),
     };
     let split = flags.items_per_task().unwrap_or_else(|| pace::split(items, slots));
     let pace = flags.parallel.map(|parallel| Pace::fixed(parallel.into()));
