@@ -124,7 +124,7 @@ pub(crate) struct Submit {
     /// The answer is worthless after this long (500ms, 2m); the task then fails
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
     pub(crate) deadline: Option<Duration>,
-    /// Do not wait: print the task's id once the worker has everything; see `result`
+    /// Do not wait: print the task's id once the worker has everything; `wait` and `result` take the outputs
     #[arg(short, long)]
     pub(crate) detach: bool,
     /// Give what comes out to this model next, and so on (may be repeated; NAME is for people)
@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn the_flags_that_scripts_rely_on() {
         let line = "mesh-client --broker tcp://cloud:5555 submit m.tflite a.bin b.bin --priority 90 --deadline 500ms --cpu 2 \
-            --memory 1GiB --gpu-memory 4GiB --arch arm64 --detach --output out --json --direction worker-dials --parallel 4 \
+            --memory 1GiB --gpu-memory 4GiB --arch arm64 --detach --json --direction worker-dials --parallel 4 \
             --normalize -1..1 --mean 0.5,-0.5,0 --then decode=d.onnx --lane batch --split 64 --slo 50ms --max-violation 2.5% \
             --require gpu=h100 --prefer room=attic --no-wait";
         let arguments = Arguments::try_parse_from(line.split_whitespace()).unwrap();

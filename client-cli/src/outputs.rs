@@ -10,6 +10,7 @@ use std::{
 
 use mesh_sdk::Output;
 use proto_msgs::DType;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
@@ -257,6 +258,41 @@ pub(crate) fn save(folder: &Path, outputs: &[Output], summaries: &mut [Summary])
         let file = format!("{}.npy", unique(&safe_name(&output.name), &mut taken));
         write_whole(&folder.join(&file), |out| npy::write(out, output.dtype, &output.shape, output.reader()?))?;
         summary.file = Some(file);
+    }
+    Ok(())
+}
+
+/// What an earlier `result.json` says of the files beside it; of a whole job's, which has none, nothing is kept in memory.
+#[derive(Deserialize)]
+struct Earlier {
+    #[serde(default)]
+    outputs: Vec<EarlierOutput>,
+}
+
+#[derive(Deserialize)]
+struct EarlierOutput {
+    file: Option<String>,
+}
+
+/// Removes the outputs of an earlier result but for `files`, the new one's: beside that they would be taken for its own.
+/// Nothing else is touched, whatever the earlier result names.
+///
+/// # Errors
+/// If one of them cannot be removed.
+pub(crate) fn remove_earlier(folder: &Path, files: &[&str]) -> io::Result<()> {
+    let Ok(document) = fs::File::open(folder.join("result.json")) else { return Ok(()) };
+    let Ok(earlier) = serde_json::from_reader::<_, Earlier>(BufReader::new(document)) else { return Ok(()) };
+    let is_output = |file: &String| file.ends_with(".npy") && safe_name(file) == *file;
+    let outputs = earlier.outputs.into_iter().filter_map(|output| output.file).filter(is_output);
+    for file in outputs.filter(|file| !files.contains(&file.as_str())) {
+        let path = folder.join(file);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let text = format!("cannot remove {} of an earlier result: {error}", path.display());
+                return Err(io::Error::new(error.kind(), text));
+            }
+            _ => {}
+        }
     }
     Ok(())
 }

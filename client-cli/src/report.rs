@@ -189,7 +189,9 @@ impl Report {
     /// # Errors
     /// If the file cannot be written.
     pub(crate) fn save(&self, folder: &Path) -> io::Result<()> {
-        write_document(folder, |out| Ok(serde_json::to_writer_pretty(out, &self.to_json())?))
+        let outputs = self.end.iter().flat_map(|done| &done.outputs);
+        let files: Vec<&str> = outputs.filter_map(|output| output.file.as_deref()).collect();
+        write_document(folder, &files, |out| Ok(serde_json::to_writer_pretty(out, &self.to_json())?))
     }
 
     /// Its line in the table of a submit of several items.
@@ -233,8 +235,14 @@ impl Report {
     }
 }
 
-fn write_document(folder: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+/// The `result.json` of a folder that holds these outputs, in place of an earlier one and its outputs.
+fn write_document(
+    folder: &Path,
+    files: &[&str],
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
     outputs::make_folder(folder)?;
+    outputs::remove_earlier(folder, files)?;
     outputs::write_whole(&folder.join("result.json"), |out| {
         write(&mut *out)?;
         out.write_all(b"\n")

@@ -87,12 +87,13 @@ struct Work {
 /// Runs the command; gives what is to be printed.
 pub(crate) async fn submit(global: &Global, flags: &Submit) -> Result<Job, Failed> {
     let started = Instant::now();
+    check_output(flags)?;
     let signature = stages::read_signature(&flags.model)?;
     let stages = stages::read(&flags.then)?;
     stages::check(&flags.model, signature.as_ref(), &stages)?;
     let work = works(flags, signature.as_ref())?;
     let items = work.len();
-    if let Some(folder) = flags.output.output.as_ref().filter(|_| !flags.detach) {
+    if let Some(folder) = &flags.output.output {
         outputs::prepare(folder).map_err(|error| Failed::new(exit::USAGE, "OUTPUT", error))?;
     }
     let progress = Progress::new(items, global.quiet, global.json);
@@ -115,7 +116,7 @@ pub(crate) async fn submit(global: &Global, flags: &Submit) -> Result<Job, Faile
         shows_outputs: shows_outputs(global, flags, items),
         wants_document: wants_document(global, flags),
         split,
-        output: flags.output.output.clone().filter(|_| !flags.detach).map(|folder| (folder, items != 1)),
+        output: flags.output.output.clone().map(|folder| (folder, items != 1)),
         broker: global.broker.clone(),
         progress: Mutex::new(progress),
         loading: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
@@ -134,6 +135,16 @@ pub(crate) async fn submit(global: &Global, flags: &Submit) -> Result<Job, Faile
     Ok(job)
 }
 
+/// Who does not wait for outputs gets none.
+fn check_output(flags: &Submit) -> Result<(), Failed> {
+    if flags.detach && flags.output.output.is_some() {
+        let text = "--detach does not wait for outputs: leave --output away here, and take them with \
+                    `mesh-client wait TASK --output DIR`";
+        return Err(Failed::new(exit::USAGE, "USAGE", text));
+    }
+    Ok(())
+}
+
 /// Whether people are told at the end what each item gave. If not, it need not be kept so long.
 fn shows_outputs(global: &Global, flags: &Submit, items: usize) -> bool {
     !flags.json_lines && !global.json && items <= LINES_MAX
@@ -141,7 +152,7 @@ fn shows_outputs(global: &Global, flags: &Submit, items: usize) -> bool {
 
 /// Whether all items stand in one document at the end.
 fn wants_document(global: &Global, flags: &Submit) -> bool {
-    global.json && !flags.json_lines || flags.output.output.is_some() && !flags.detach
+    global.json && !flags.json_lines || flags.output.output.is_some()
 }
 
 /// The items that the arguments mean. A mistake in the only one is told before anybody is asked.
@@ -306,6 +317,19 @@ mod tests {
         assert_eq!([wants("", LINES_MAX), wants("", LINES_MAX + 1)], [(true, false), (false, false)]);
         assert_eq!([wants("--json", 1), wants("--json-lines", 1)], [(false, true), (false, false)]);
         assert_eq!(wants("--json-lines -o out", LINES_MAX + 1), (false, true), "result.json has them");
-        assert_eq!(wants("-o out --detach", 1), (true, false), "there is nothing to write yet");
+    }
+
+    #[test]
+    fn who_does_not_wait_for_outputs_is_told_how_to_come_by_them() {
+        let check = |flags: &str| {
+            let line = format!("mesh-client submit m.onnx x {flags}");
+            let Command::Submit(submit) = Arguments::try_parse_from(line.split_whitespace()).unwrap().command else {
+                panic!("a submit")
+            };
+            check_output(&submit)
+        };
+        assert!(check("--detach").is_ok() && check("--output out").is_ok());
+        let failed = check("--detach --output out").unwrap_err();
+        assert!(failed.exit == exit::USAGE && failed.text.contains("wait TASK --output DIR"), "{failed:?}");
     }
 }

@@ -156,7 +156,7 @@ impl Job {
         if self.reports.len() == 1 {
             return Ok(());
         }
-        write_document(folder, |out| self.write_json(out))
+        write_document(folder, &[], |out| self.write_json(out))
     }
 }
 

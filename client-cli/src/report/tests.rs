@@ -146,6 +146,40 @@ fn several_items_have_a_document_together_and_one_has_its_own_alone() {
 }
 
 #[test]
+fn a_new_result_does_not_stand_beside_the_outputs_of_an_earlier_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("out");
+    let saved = |mut report: Report, files: &[&str]| {
+        for file in files {
+            fs::write(folder.join(file), "new").unwrap();
+        }
+        if let Ok(done) = &mut report.end {
+            let output = done.outputs.remove(0);
+            let named = |file: &&str| Summary { file: Some((*file).to_owned()), ..output.clone() };
+            done.outputs = files.iter().map(named).collect();
+        }
+        report.save(&folder).unwrap();
+        let mut left: Vec<String> =
+            fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        left.sort();
+        left
+    };
+    fs::create_dir(&folder).unwrap();
+    for theirs in ["mine.npy", "../y.npy"] {
+        fs::write(folder.join(theirs), "the user's").unwrap();
+    }
+    assert_eq!(saved(done("a", "pi-4", 0.5), &["x.npy", "y.npy"]), ["mine.npy", "result.json", "x.npy", "y.npy"]);
+    assert_eq!(saved(done("a", "pi-4", 0.5), &["y.npy"]), ["mine.npy", "result.json", "y.npy"], "another model");
+    assert_eq!(saved(failed("a"), &[]), ["mine.npy", "result.json"]);
+    // Whatever a result names: no other folder's files, and none that this program does not write.
+    fs::write(folder.join("notes.txt"), "the user's").unwrap();
+    let forged = r#"{"outputs": [{"file": "notes.txt"}, {"file": "../y.npy"}, {"file": null}]}"#;
+    fs::write(folder.join("result.json"), forged).unwrap();
+    assert_eq!(saved(failed("a"), &[]), ["mine.npy", "notes.txt", "result.json"]);
+    assert!(folder.join("../y.npy").exists());
+}
+
+#[test]
 fn the_time_of_a_batch_is_shared_among_its_rows() {
     let Ok(mut done) = done("a", "pi-4", 0.5).end else { panic!("it was done") };
     done.runs[0].batch_rows = 4;
