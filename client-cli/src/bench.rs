@@ -56,7 +56,7 @@ pub(crate) async fn bench(global: &Global, flags: &Bench) -> Result<Report, Fail
     let payloads = read_inputs(flags)?;
     for file in [&flags.files.csv, &flags.files.plot].into_iter().flatten() {
         // Found out before an hour's measuring, not after it.
-        File::create(file).map_err(|error| output_failed(file, &error))?;
+        try_to_write(file)?;
     }
     // One line of progress, whatever the number of requests.
     let progress = Progress::new(1, global.quiet, global.json);
@@ -75,6 +75,12 @@ pub(crate) async fn bench(global: &Global, flags: &Bench) -> Result<Report, Fail
         mesh.clone().close().await;
     }
     Ok(report)
+}
+
+/// Sees that the file can be written. What an earlier bench has left in it stays until there is something better.
+fn try_to_write(path: &Path) -> Result<(), Failed> {
+    let opened = File::options().append(true).create(true).open(path);
+    opened.map(|_| ()).map_err(|error| output_failed(path, &error))
 }
 
 fn output_failed(path: &Path, error: &std::io::Error) -> Failed {
@@ -211,5 +217,21 @@ fn show(progress: &Progress, drive: &Drive, load: Load, seen: Seen<'_>) {
                 "{load}: {what} {part:.0}%: {done} answered, {outstanding} under way, p99 {p99}{late}{failed}"
             ));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bench_that_comes_to_nothing_leaves_earlier_results_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let csv = dir.path().join("monday.csv");
+        fs::write(&csv, "an hour's work").unwrap();
+        try_to_write(&csv).unwrap();
+        assert_eq!(fs::read_to_string(&csv).unwrap(), "an hour's work");
+        try_to_write(&dir.path().join("tuesday.csv")).unwrap();
+        assert_eq!(try_to_write(&dir.path().join("nowhere/monday.csv")).unwrap_err().exit, exit::USAGE);
     }
 }
