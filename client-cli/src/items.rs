@@ -2,7 +2,7 @@
 //! items; never reads a file's content.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -133,7 +133,7 @@ fn plain_items(arguments: &[String], signature: Option<&Signature>) -> Result<Ve
         let name = stem(&paths[0]);
         return Ok(vec![Item { name, files: paths.into_iter().map(|path| (None, path)).collect() }]);
     }
-    let mut taken = BTreeSet::new();
+    let mut taken = Taken::new();
     let item = |path: PathBuf| Item { name: unique(&stem(&path), &mut taken), files: vec![(None, path)] };
     Ok(paths.into_iter().map(item).collect())
 }
@@ -191,12 +191,22 @@ pub(crate) fn safe_name(name: &str) -> String {
     safe
 }
 
-/// The name, or the name with the first number that is not taken.
-pub(crate) fn unique(name: &str, taken: &mut BTreeSet<String>) -> String {
-    let numbered = (2..).map(|number| format!("{name}-{number}"));
-    let free = std::iter::once(name.to_owned()).chain(numbered).find(|name| !taken.contains(name));
-    let free = free.expect("invariant: numbers do not end");
-    taken.insert(free.clone());
+/// Names that are given, each with the number that its next namesake tries first.
+pub(crate) type Taken = BTreeMap<String, u32>;
+
+/// The name, or the name with a number that is not taken.
+pub(crate) fn unique(name: &str, taken: &mut Taken) -> String {
+    let Some(first) = taken.get(name).copied() else {
+        taken.insert(name.to_owned(), 2);
+        return name.to_owned();
+    };
+    let (mut number, mut free) = (first, format!("{name}-{first}"));
+    while taken.contains_key(&free) {
+        number += 1;
+        free = format!("{name}-{number}");
+    }
+    taken.insert(name.to_owned(), number + 1);
+    taken.insert(free.clone(), 2);
     free
 }
 
@@ -265,6 +275,16 @@ mod tests {
         let empty = tempfile::tempdir().unwrap();
         let folder = empty.path().to_str().unwrap().to_owned();
         assert!(items(&[folder], None).unwrap_err().to_string().ends_with("the folder holds no file"));
+    }
+
+    #[test]
+    fn namesakes_are_numbered_however_many_they_are() {
+        let mut taken = Taken::new();
+        let named: Vec<String> = ["a", "a-2", "a", "a", "a-2"].map(|name| unique(name, &mut taken)).into();
+        assert_eq!(named, ["a", "a-2", "a-3", "a-4", "a-2-2"]);
+        // A camera's frames. With each number tried anew for each of them this would take minutes.
+        let many: BTreeSet<String> = (0..100_000).map(|_| unique("frame", &mut taken)).collect();
+        assert!(many.len() == 100_000 && many.contains("frame-100000"));
     }
 
     #[test]

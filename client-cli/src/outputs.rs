@@ -2,7 +2,6 @@
 //! summed up and where files go; never talks to the mesh.
 
 use std::{
-    collections::BTreeSet,
     fs,
     io::{self, BufReader, BufWriter, Read, Write},
     path::Path,
@@ -14,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
-    items::{safe_name, unique},
+    items::{Taken, safe_name, unique},
     npy,
     table::printable,
     tensor,
@@ -253,7 +252,7 @@ pub(crate) fn make_folder(folder: &Path) -> io::Result<()> {
 /// If a file cannot be written.
 pub(crate) fn save(folder: &Path, outputs: &[Output], summaries: &mut [Summary]) -> io::Result<()> {
     make_folder(folder)?;
-    let mut taken = BTreeSet::from(["result".to_owned()]);
+    let mut taken = Taken::from([("result".to_owned(), 2)]);
     for (output, summary) in outputs.iter().zip(summaries) {
         let file = format!("{}.npy", unique(&safe_name(&output.name), &mut taken));
         write_whole(&folder.join(&file), |out| npy::write(out, output.dtype, &output.shape, output.reader()?))?;
