@@ -48,6 +48,7 @@ impl Mesh {
     /// # Errors
     /// If the broker does not answer in time or refuses, or keys, addresses or the state folder cannot be used.
     pub async fn connect(options: Options) -> Result<Self, ConnectError> {
+        options::check_advertised(&options.advertise)?;
         let client = options::client_id(&options.state_dir)?;
         let spool = options::spool_dir(&options.state_dir)?;
         let (keys, broker_key) = read_keys(&options)?;

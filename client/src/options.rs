@@ -13,7 +13,7 @@ use std::{
 };
 
 use mesh_transport::{ContextError, DialError, ListenError, keys::KeyError};
-use proto_msgs::{ClientId, Direction};
+use proto_msgs::{ClientId, Direction, limits};
 use uuid::Uuid;
 
 /// Where the broker listens if nobody says otherwise.
@@ -183,6 +183,19 @@ pub(crate) fn advertised(advertise: &[String], bound: &str, towards: Option<IpAd
         Some(ip) => vec![format!("tcp://{}", SocketAddr::new(ip, port.parse().unwrap_or(0)))],
         None => vec![bound.to_owned()],
     }
+}
+
+/// Whether messages have room for these addresses. The broker drops what names too many, and says nothing.
+pub(crate) fn check_advertised(advertise: &[String]) -> Result<(), ConnectError> {
+    if advertise.len() > limits::ENDPOINTS_MAX {
+        let (given, most) = (advertise.len(), limits::ENDPOINTS_MAX);
+        return Err(ConnectError::Invalid(format!("{given} addresses to advertise are too many: name {most} at most")));
+    }
+    let is_long = |address: &&String| format!("tcp://{address}:65535").len() > limits::NAME_BYTES_MAX;
+    advertise
+        .iter()
+        .find(is_long)
+        .map_or(Ok(()), |address| Err(ConnectError::Invalid(format!("an address to advertise is too long: {address}"))))
 }
 
 #[cfg(test)]
