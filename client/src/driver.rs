@@ -6,7 +6,6 @@ mod direct;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -35,6 +34,7 @@ use crate::{
     outputs::Output,
     questions::{Questions, Reply},
     session::{Resume, Session, Taken},
+    spool::Spool,
     task::Payload,
 };
 
@@ -82,7 +82,7 @@ pub(crate) struct Setup {
     pub(crate) listener: Option<Listener>,
     pub(crate) admitted: Admitted,
     pub(crate) endpoints: Vec<String>,
-    pub(crate) spool: PathBuf,
+    pub(crate) spool: Spool,
 }
 
 /// A task of this process.
@@ -113,7 +113,7 @@ pub(crate) struct Driver {
     live: BTreeMap<TaskId, Live>,
     questions: Questions,
     endpoints: Vec<String>,
-    spool: PathBuf,
+    spool: Spool,
     /// Ends that the broker has not been told of.
     closes: Vec<Frame>,
     /// … and of which everybody else here knows by now.

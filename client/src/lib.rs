@@ -35,6 +35,7 @@ mod outputs;
 mod questions;
 mod result;
 mod session;
+mod spool;
 mod task;
 
 pub use input::Input;

@@ -14,6 +14,7 @@ use crate::{
     AskError, ConnectError, Listen, News, Options, SubmitError, Task, TaskError, TaskResult, Update,
     driver::{Command, Driver, Setup, Watcher},
     options,
+    spool::Spool,
     task::blocking,
 };
 
@@ -50,7 +51,7 @@ impl Mesh {
     pub async fn connect(options: Options) -> Result<Self, ConnectError> {
         options::check_advertised(&options.advertise)?;
         let client = options::client_id(&options.state_dir)?;
-        let spool = options::spool_dir(&options.state_dir)?;
+        let spool = Spool::new(&options.state_dir)?;
         let (keys, broker_key) = read_keys(&options)?;
         let context = Context::new(keys.map_or(Security::None, Security::Keys))?;
         let mut broker = context.dial(&options.broker, broker_key, Limits::CONTROL).map_err(ConnectError::Broker)?;

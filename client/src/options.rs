@@ -2,14 +2,14 @@
 //!
 //! ```text
 //!   state_dir/client-id      who this user is: results of detached tasks go to this id alone
-//!   state_dir/spool/         large outputs, removed with the result that holds them
+//!   state_dir/spool/         large outputs, see `spool`
 //! ```
 
 use std::{
     fs, io,
     net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use mesh_transport::{ContextError, DialError, ListenError, keys::KeyError};
@@ -18,9 +18,6 @@ use uuid::Uuid;
 
 /// Where the broker listens if nobody says otherwise.
 pub const BROKER_DEFAULT: &str = "tcp://127.0.0.1:5555";
-
-/// A spooled output of a process that was killed is removed by the next one after this long.
-const SPOOL_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Settings of a connection to the mesh.
 #[derive(Clone, Debug)]
@@ -136,21 +133,6 @@ pub(crate) fn client_id(state_dir: &Path) -> Result<ClientId, ConnectError> {
     }
     let text = fs::read_to_string(&path).map_err(failed)?;
     text.trim().parse().map_err(|_| failed(io::Error::new(io::ErrorKind::InvalidData, "not a client id: remove it")))
-}
-
-/// The folder for large outputs, freed of what killed processes left.
-pub(crate) fn spool_dir(state_dir: &Path) -> Result<PathBuf, ConnectError> {
-    let spool = state_dir.join("spool");
-    let failed = |source| ConnectError::State { path: spool.clone(), source };
-    fs::create_dir_all(&spool).map_err(failed)?;
-    for entry in fs::read_dir(&spool).map_err(failed)?.flatten() {
-        let age = entry.metadata().and_then(|meta| meta.modified()).map(|time| SystemTime::now().duration_since(time));
-        if matches!(age, Ok(Ok(age)) if age > SPOOL_KEPT) {
-            // Somebody else may have been faster; both have what they want.
-            let _ = fs::remove_file(entry.path());
-        }
-    }
-    Ok(spool)
 }
 
 /// The address of the interface through which `broker` (`tcp://HOST:PORT`) is reached. Nothing is sent.

@@ -1,17 +1,17 @@
-//! What the model gave: outputs in memory or in spooled files, whole or item by item. Owns the files and removes them;
-//! never talks to anybody.
+//! What the model gave: outputs in memory or in spooled files, whole or item by item. Never talks to anybody.
 
 use std::{
     fs,
     io::{self, Read, Seek, SeekFrom},
     ops::{Deref, Range},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
 use bytes::Bytes;
-use mesh_transport::blob::Content;
 use proto_msgs::{DType, OutputDecl};
+
+use crate::spool::Spooled;
 
 /// The outputs of a task, in the model's order, verified against the worker's digests. Those of several items stand one
 /// behind the other along the first dimension.
@@ -85,35 +85,21 @@ pub struct Output {
 }
 
 #[derive(Clone, Debug)]
-enum OutputData {
+pub(crate) enum OutputData {
     Memory(Bytes),
     /// These bytes of the file.
     File(Arc<Spooled>, Range<u64>),
 }
 
-/// A file that lives as long as the result it belongs to.
-#[derive(Debug)]
-struct Spooled {
-    path: PathBuf,
-    size_bytes: u64,
-}
-
-impl Drop for Spooled {
-    fn drop(&mut self) {
-        // What cannot be removed now is removed when the folder is used again a day later.
-        let _ = fs::remove_file(&self.path);
+impl From<Spooled> for OutputData {
+    fn from(file: Spooled) -> Self {
+        let whole = 0..file.size_bytes();
+        Self::File(Arc::new(file), whole)
     }
 }
 
 impl Output {
-    pub(crate) fn new(decl: OutputDecl, items: u32, content: Content) -> Self {
-        let data = match content {
-            Content::Memory(bytes) => OutputData::Memory(bytes),
-            Content::File(path) => {
-                let size_bytes = decl.size_bytes;
-                OutputData::File(Arc::new(Spooled { path, size_bytes }), 0..size_bytes)
-            }
-        };
+    pub(crate) fn new(decl: OutputDecl, items: u32, data: OutputData) -> Self {
         Self::of_items(decl.name, decl.dtype, decl.shape, items, data)
     }
 
@@ -162,7 +148,7 @@ impl Output {
         match &self.data {
             OutputData::Memory(bytes) => Ok(Box::new(io::Cursor::new(bytes.clone()))),
             OutputData::File(file, range) => {
-                let mut opened = fs::File::open(&file.path)?;
+                let mut opened = fs::File::open(file.path())?;
                 opened.seek(SeekFrom::Start(range.start))?;
                 Ok(Box::new(opened.take(range.end - range.start)))
             }
@@ -172,7 +158,7 @@ impl Output {
     /// The file that holds this output and nothing else, if it is large. It is removed with the last clone of this output.
     pub fn path(&self) -> Option<&Path> {
         match &self.data {
-            OutputData::File(file, range) if *range == (0..file.size_bytes) => Some(&file.path),
+            OutputData::File(file, range) if *range == (0..file.size_bytes()) => Some(file.path()),
             OutputData::File(..) | OutputData::Memory(_) => None,
         }
     }
@@ -232,6 +218,7 @@ impl Output {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spool::Spool;
 
     fn outputs(dtype: DType, item_shape: &[u64], items: u32, bytes: &[u8]) -> Outputs {
         let data = OutputData::Memory(Bytes::copy_from_slice(bytes));
@@ -287,10 +274,10 @@ mod tests {
     #[test]
     fn a_large_output_is_read_from_its_file_and_removed_with_its_last_part() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("spooled");
+        let file = Spool::new(dir.path()).unwrap().place(6);
+        let path = file.path().to_owned();
         fs::write(&path, [1, 2, 3, 4, 5, 6]).unwrap();
-        let data = OutputData::File(Arc::new(Spooled { path: path.clone(), size_bytes: 6 }), 0..6);
-        let whole = Output::of_items("y".into(), DType::U8, vec![1, 2], 3, data);
+        let whole = Output::of_items("y".into(), DType::U8, vec![1, 2], 3, file.into());
         assert_eq!(whole.path(), Some(path.as_path()));
 
         let last = Outputs::new(vec![whole], 3).item(2).unwrap().remove(0);

@@ -3,23 +3,29 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use mesh_transport::{
     Outlet,
-    blob::{Arrival, Feedback, Incoming, IncomingError, Intake, Outgoing, Role, UploadEnd, UploadError, Uploading},
+    blob::{
+        Arrival, Content, Feedback, Incoming, IncomingError, Intake, Outgoing, Role, UploadEnd, UploadError, Uploading,
+    },
 };
 use proto_msgs::{
     Accept, AttemptId, BlobIndex, Chunk, ClientToWorker, Credit, Digest, Grant, MODEL_BLOB, Open, OutputDecl, Purpose,
     RunResult, limits,
 };
 use tokio::{sync::mpsc, task::AbortHandle};
-use uuid::Uuid;
 
-use crate::{driver::Happened, links::LinkId, outputs::Output, task::Payload};
+use crate::{
+    driver::Happened,
+    links::LinkId,
+    outputs::{Output, OutputData},
+    spool::{Spool, Spooled},
+    task::Payload,
+};
 
 /// News of an upload's progress is told at most this often.
 pub const SENDING_EVERY: Duration = Duration::from_millis(100);
@@ -83,7 +89,8 @@ struct Taking {
     serial: u64,
     intake: Intake,
     outputs: Vec<OutputDecl>,
-    /// Those that are whole; their files go with them.
+    /// Files of those that are not whole: they go with the attempt, wherever the news is that they are whole.
+    files: BTreeMap<BlobIndex, Spooled>,
     whole: BTreeMap<BlobIndex, Output>,
     arrivals: Arrivals,
 }
@@ -325,18 +332,20 @@ impl Session {
     pub(crate) fn take(
         &mut self,
         result: &RunResult,
-        spool: &Path,
+        spool: &Spool,
         happened: &mpsc::Sender<Happened>,
     ) -> Result<Vec<Taken>, IncomingError> {
         self.intake = None;
         if result.outputs.is_empty() {
             return Ok(vec![Taken::All(Vec::new())]);
         }
+        let mut files = BTreeMap::new();
         let incoming = result.outputs.iter().zip(1..).map(|(output, blob)| {
             if output.size_bytes <= OUTPUT_MEMORY_BYTES_MAX {
                 return Ok(Incoming::to_memory(blob, output.size_bytes, output.digest));
             }
-            Incoming::to_file(&spool.join(Uuid::new_v4().to_string()), blob, output.size_bytes, output.digest)
+            let file = files.entry(blob).insert_entry(spool.place(output.size_bytes));
+            Incoming::to_file(file.get().path(), blob, output.size_bytes, output.digest)
         });
         let incoming = incoming.collect::<Result<Vec<_>, IncomingError>>()?;
         let (intake, arrivals) = Intake::start(incoming, limits::WINDOW_BYTES);
@@ -346,7 +355,7 @@ impl Session {
             false => Arrivals::Forwarded(forward(self.id(), serial, arrivals, happened.clone())),
         };
         let (outputs, whole) = (result.outputs.clone(), BTreeMap::new());
-        self.intake = Some(Taking { serial, intake, outputs, whole, arrivals });
+        self.intake = Some(Taking { serial, intake, outputs, files, whole, arrivals });
         Ok(self.arrived_at_once())
     }
 
@@ -387,8 +396,12 @@ impl Session {
                 Taken::Broken(error.to_string())
             }
             Arrival::Complete { blob, content } => {
-                if let Some(decl) = taking.outputs.get(usize::from(blob).wrapping_sub(1)) {
-                    taking.whole.insert(blob, Output::new(decl.clone(), items, content));
+                let data = match content {
+                    Content::Memory(bytes) => Some(OutputData::Memory(bytes)),
+                    Content::File(_) => taking.files.remove(&blob).map(OutputData::from),
+                };
+                if let Some((decl, data)) = taking.outputs.get(usize::from(blob).wrapping_sub(1)).zip(data) {
+                    taking.whole.insert(blob, Output::new(decl.clone(), items, data));
                 }
                 if taking.whole.len() < taking.outputs.len() {
                     return Taken::More;
@@ -417,3 +430,6 @@ fn forward(
     };
     tokio::spawn(forward).abort_handle()
 }
+
+#[cfg(test)]
+mod tests;

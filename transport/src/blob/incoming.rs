@@ -74,7 +74,7 @@ pub enum IncomingError {
 /// A verified blob.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Content {
-    /// In this file.
+    /// In the file that it was ordered into, which is its orderer's: it stays when this is dropped.
     File(PathBuf),
     /// Here.
     Memory(Bytes),

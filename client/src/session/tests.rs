@@ -1,0 +1,65 @@
+//! What becomes of an attempt's transfers when it ends before they do.
+
+use mesh_samples::{ticket_body, worker_id};
+use proto_msgs::{Attempt, DType, Direction, Outcome, TaskId, Ticket, TicketKey};
+
+use super::*;
+
+const ID: AttemptId = AttemptId { task: TaskId::from_bytes([3; 16]), attempt: Attempt(1) };
+
+fn session() -> Session {
+    let ticket = Ticket::sign(ticket_body(0, 0, 0), &TicketKey([1; 32]));
+    let grant = Grant {
+        id: ID,
+        worker: worker_id(0),
+        worker_name: "w0".to_owned(),
+        worker_key: None,
+        endpoints: Vec::new(),
+        direction: Direction::ClientDials,
+        window_bytes: limits::WINDOW_BYTES,
+        model_held: true,
+        predicted_ms: None,
+        ticket,
+    };
+    Session::new(Box::new(grant), None, Resume::No)
+}
+
+#[tokio::test]
+async fn a_large_output_that_nobody_wants_any_more_leaves_no_file_though_it_is_whole() {
+    let state = tempfile::tempdir().unwrap();
+    let spool = Spool::new(state.path()).unwrap();
+    let bytes = vec![7; OUTPUT_MEMORY_BYTES_MAX as usize + 1];
+    let output = OutputDecl {
+        name: "y".to_owned(),
+        dtype: DType::U8,
+        shape: vec![bytes.len() as u64],
+        size_bytes: bytes.len() as u64,
+        digest: blake3::hash(&bytes).into(),
+    };
+    let result =
+        RunResult { id: ID, outcome: Outcome::Done { run_us: 1, load_us: 0 }, outputs: vec![output], runs: Vec::new() };
+    let (happened, mut inbox) = mpsc::channel(64);
+    let mut session = session();
+    session.take(&result, &spool, &happened).unwrap();
+    let files = || std::fs::read_dir(spool.place(0).path().parent().unwrap()).unwrap().count() - 1;
+    assert_eq!(files(), 1, "beside the lock");
+
+    let mut offset = 0;
+    let whole = loop {
+        // A window's worth at first, and the last byte when there is room for it.
+        for piece in bytes[offset..].chunks(limits::CHUNK_BYTES_MAX).take(16) {
+            let chunk = Chunk { id: ID, blob: 1, offset: offset as u64, inflated_bytes: None };
+            session.chunk(chunk, bytes::Bytes::copy_from_slice(piece)).unwrap();
+            offset += piece.len();
+        }
+        match inbox.recv().await.unwrap() {
+            Happened::Arrived { arrival, .. } if matches!(arrival, Arrival::Complete { .. }) => break arrival,
+            Happened::Arrived { arrival: Arrival::Credit { .. }, .. } => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    // Cancelled just now: the news comes too late for anybody.
+    drop((session, whole));
+
+    assert_eq!(files(), 0);
+}
