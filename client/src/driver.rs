@@ -276,7 +276,7 @@ impl Driver {
         }
         self.keep_patient_alive();
         let sessions = &self.sessions;
-        self.links.retire_idle(|link| sessions.values().any(|session| session.link == Some(link)));
+        self.links.retire_idle(|link| sessions.values().any(|session| session.link() == Some(link)));
     }
 
     fn tell_broker(&mut self, message: &ClientToBroker) {

@@ -1,9 +1,6 @@
 //! The driver's side towards workers: connections made by either side, attempts opened on them, transfers that end.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, time::Instant};
 
 use mesh_core::client::Event;
 use mesh_transport::{
@@ -18,25 +15,15 @@ use super::{Driver, Happened};
 use crate::{
     News,
     links::{LinkId, Way},
-    session::{Resume, Sending, Session, Taken},
+    session::{Resume, Road, Session, Taken},
 };
-
-/// Attempts wait this long for a model that a neighbour is sending to the same worker; then each sends its own, so that the
-/// broker, which hears nothing of them from the worker meanwhile, does not take their place away.
-const PATIENCE: Duration = Duration::from_secs(6);
 
 impl Driver {
     pub(super) fn connect(&mut self, grant: Box<Grant>, resume: Resume) {
         let (id, worker, direction) = (grant.id, grant.worker, grant.direction);
         let payload = self.live.get(&id.task).and_then(|live| live.payload.clone());
         let broken = match self.sessions.get_mut(&id) {
-            Some(session) if resume == Resume::Yes => {
-                session.grant = grant;
-                session.opening = Some(resume);
-                let broken = session.link;
-                session.unlink();
-                broken
-            }
+            Some(session) if resume == Resume::Yes => session.resume(grant),
             _ => {
                 self.sessions.insert(id, Session::new(grant, payload, resume));
                 None
@@ -51,7 +38,7 @@ impl Driver {
             (Way::Coming, _) => {}
             (Way::None, Direction::ClientDials) => {
                 let Some(session) = self.sessions.get(&id) else { return };
-                self.links.dial(&session.grant, self.connect_wait);
+                self.links.dial(session.grant(), self.connect_wait);
             }
             (Way::None, Direction::WorkerDials) => self.wait_for_dial_in(id),
         }
@@ -60,8 +47,8 @@ impl Driver {
     fn wait_for_dial_in(&mut self, id: AttemptId) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         self.waits += 1;
-        session.wait = self.waits;
-        self.links.expect(session.grant.worker_key);
+        session.wait_for_dial_in(self.waits);
+        self.links.expect(session.grant().worker_key);
         let (wait, within, happened) = (self.waits, self.connect_wait, self.happened.clone());
         tokio::spawn(async move {
             tokio::time::sleep(within).await;
@@ -69,43 +56,29 @@ impl Driver {
         });
     }
 
-    /// The attempt's worker can be spoken to: say what is wanted, send what it needs.
+    /// The attempt's worker can be spoken to: say what is wanted, send what it needs. A model that a neighbour on the link
+    /// sends need not go twice: that is waited for.
     fn open(&mut self, id: AttemptId, link: LinkId) {
+        let neighbours = self.sessions.values().filter(|other| other.link() == Some(link));
+        let coming: BTreeSet<Digest> = neighbours.flat_map(Session::brings).copied().collect();
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        let Some(resume) = session.opening else { return };
-        let Way::Up(_, outlet) = self.links.way(session.grant.worker, id) else { return };
-        if resume == Resume::No && self.waits_for_neighbour(id, link) {
+        let Some(resume) = session.to_open() else { return };
+        let Way::Up(_, outlet) = self.links.way(session.grant().worker, id) else { return };
+        let is_coming = |model| coming.contains(&model) && !self.links.has_delivered(link, model);
+        if resume == Resume::No && session.be_patient(is_coming) {
             return;
         }
-        let Some(session) = self.sessions.get_mut(&id) else { return };
         session.note_held(|model| self.links.has_delivered(link, model));
-        let message = session.open_message(resume);
-        framed(&message, |frame| self.links.send(link, frame));
-        let session = self.sessions.get_mut(&id).expect("invariant: nothing was removed since it was found");
-        let sending = Sending { happened: &self.happened, link_bytes_per_s: self.links.bytes_per_s(link) };
-        match session.opened(link, &outlet, resume, &sending) {
-            Ok(()) => self.look_at_upload(id),
-            Err(error) => self.send_failed(id, &error),
-        }
-    }
-
-    /// Another attempt on this link is sending a model that this one needs: it need not go twice. Bounded by [`PATIENCE`].
-    fn waits_for_neighbour(&mut self, id: AttemptId, link: LinkId) -> bool {
-        let Some(session) = self.sessions.get(&id) else { return false };
-        let is_coming = |model| self.sessions.values().any(|other| other.link == Some(link) && other.is_sending(model));
-        let is_coming = session.wants_any(|model| self.links.has_delivered(link, model), is_coming);
-        let Some(session) = self.sessions.get_mut(&id) else { return false };
-        let waits = is_coming && session.patient_since.get_or_insert_with(Instant::now).elapsed() < PATIENCE;
-        if !waits {
-            session.patient_since = None;
-        }
-        waits
+        framed(&session.open_message(resume), |frame| self.links.send(link, frame));
+        let road = Road { outlet: &outlet, bytes_per_s: self.links.bytes_per_s(link), happened: &self.happened };
+        let end = session.opened(link, resume, &road);
+        self.upload_went_on(id, end);
     }
 
     /// Attempts that waited for a neighbour's model look again: it is there, or will not come.
     pub(super) fn open_patient(&mut self) {
-        let patient = self.sessions.iter().filter(|(_, session)| session.patient_since.is_some());
-        let patient: Vec<(AttemptId, WorkerId)> = patient.map(|(id, session)| (*id, session.grant.worker)).collect();
+        let patient = self.sessions.iter().filter(|(_, session)| session.is_patient());
+        let patient: Vec<(AttemptId, WorkerId)> = patient.map(|(id, session)| (*id, session.grant().worker)).collect();
         for (id, worker) in patient {
             if let Way::Up(link, _) = self.links.way(worker, id) {
                 self.open(id, link);
@@ -116,17 +89,17 @@ impl Driver {
     /// Their worker lives, since the neighbour's transfer goes on; when that is over or takes too long, they look again.
     pub(super) fn keep_patient_alive(&mut self) {
         self.open_patient();
-        let patient = self.sessions.iter().filter(|(_, session)| session.patient_since.is_some());
+        let patient = self.sessions.iter().filter(|(_, session)| session.is_patient());
         let patient: Vec<AttemptId> = patient.map(|(id, _)| *id).collect();
         patient.into_iter().for_each(|id| self.step(Event::WorkerAlive { id }));
     }
 
     /// The worker has said that an attempt is beyond receiving: everything is there, its models for all.
     fn note_received(&mut self, id: AttemptId, link: LinkId) {
-        let delivered = self.sessions.get_mut(&id).map(Session::received).unwrap_or_default();
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let (delivered, end) = session.received();
         self.note_models(link, delivered);
-        self.look_at_upload(id);
-        self.check_sent(id);
+        self.upload_went_on(id, end);
     }
 
     fn note_models(&mut self, link: LinkId, models: BTreeSet<Digest>) {
@@ -156,9 +129,7 @@ impl Driver {
                 Heard::Connected => {}
             },
             Happened::DialInLate { id, wait } => {
-                let is_waiting =
-                    self.sessions.get(&id).is_some_and(|session| session.wait == wait && session.opening.is_some());
-                if is_waiting {
+                if self.sessions.get(&id).is_some_and(|session| session.waits_for_dial_in(wait)) {
                     let text = format!(
                         "the worker did not connect to {} within {} s: check that it can reach this address",
                         self.endpoints.join(" or "),
@@ -167,7 +138,11 @@ impl Driver {
                     self.step(Event::ConnectFailed { id, text });
                 }
             }
-            Happened::UploadEnded { id, serial, result } => self.upload_ended(id, serial, result),
+            Happened::UploadEnded { id, serial, result } => {
+                if self.sessions.get_mut(&id).is_some_and(|session| session.is_upload_ended(serial)) {
+                    self.upload_ended(id, result);
+                }
+            }
             Happened::Arrived { id, serial, arrival } => {
                 if let Some(session) = self.sessions.get_mut(&id) {
                     let taken = session.arrived(serial, arrival);
@@ -180,7 +155,7 @@ impl Driver {
     /// libzmq would make the connection again by itself, but to the worker it would be a stranger's: a new one is made.
     fn link_broken(&mut self, link: LinkId) {
         self.links.drop_link(link);
-        let on_it = self.sessions.iter_mut().filter(|(_, session)| session.link == Some(link));
+        let on_it = self.sessions.iter_mut().filter(|(_, session)| session.link() == Some(link));
         let broken: Vec<AttemptId> = on_it
             .map(|(id, session)| {
                 session.unlink();
@@ -193,7 +168,7 @@ impl Driver {
     }
 
     pub(super) fn tell_worker(&mut self, id: AttemptId, message: &ClientToWorker) {
-        if let Some(link) = self.sessions.get(&id).and_then(|session| session.link) {
+        if let Some(link) = self.sessions.get(&id).and_then(Session::link) {
             match message {
                 // The result is here, and whether its worker forgets it now or a moment later is all one.
                 ClientToWorker::Release(_) => framed(message, |frame| self.links.send_later(link, frame)),
@@ -215,20 +190,22 @@ impl Driver {
             _ => return,
         };
         let Some(session) = self.sessions.get(&id) else { return };
-        if session.grant.direction != Direction::WorkerDials || session.grant.worker_key != key {
+        let grant = session.grant();
+        if grant.direction != Direction::WorkerDials || grant.worker_key != key {
             tracing::warn!(?id, "a stranger named an attempt of this client: ignored");
             return;
         }
-        let worker = session.grant.worker;
+        let worker = grant.worker;
         let Some((link, _)) = self.links.dialled_in(worker, peer) else { return };
-        for session in self.sessions.values_mut().filter(|session| session.grant.worker == worker) {
-            if session.opening.is_none() {
-                session.unlink();
-                session.opening = Some(Resume::Yes);
-            }
-        }
-        let of_worker = |(id, session): (&AttemptId, &Session)| (session.grant.worker == worker).then_some(*id);
-        let waiting: Vec<AttemptId> = self.sessions.iter().filter_map(of_worker).collect();
+        let of_worker = self.sessions.iter_mut().filter(|(_, session)| session.grant().worker == worker);
+        let waiting: Vec<AttemptId> = of_worker
+            .map(|(id, session)| {
+                if session.to_open().is_none() {
+                    session.reopen();
+                }
+                *id
+            })
+            .collect();
         waiting.into_iter().for_each(|id| self.open(id, link));
     }
 
@@ -243,7 +220,7 @@ impl Driver {
         };
         let id = attempt_of(&message);
         // A worker speaks of its own attempts, on the link on which they are open; anything else is late or forged.
-        let Some(session) = self.sessions.get_mut(&id).filter(|session| session.link == Some(link)) else { return };
+        let Some(session) = self.sessions.get_mut(&id).filter(|session| session.link() == Some(link)) else { return };
         match message {
             WorkerToClient::Chunk(chunk) => {
                 let taken = session.chunk(chunk, frame.payload);
@@ -251,27 +228,23 @@ impl Driver {
                 self.taken(id, taken.unwrap_or_else(|error| vec![Taken::Broken(error.to_string())]));
             }
             WorkerToClient::Credit(credit) => {
-                if let Some((sent_bytes, total_bytes)) = session.credit(credit) {
+                let (progress, end) = session.credit(credit);
+                if let Some((sent_bytes, total_bytes)) = progress {
                     self.tell_user(id.task, News::Sending { sent_bytes, total_bytes });
                 }
                 self.step(Event::WorkerAlive { id });
-                self.look_at_upload(id);
+                self.upload_went_on(id, end);
             }
             // It has dialled in, and the attempt is open: nothing new.
             WorkerToClient::DialIn(_) => {}
             WorkerToClient::Accept(accept) => {
-                let Way::Up(_, outlet) = self.links.way(session.grant.worker, id) else { return };
-                let sending = Sending { happened: &self.happened, link_bytes_per_s: self.links.bytes_per_s(link) };
-                let accepted = session.accept(accept.clone(), &outlet, &sending);
+                let Way::Up(_, outlet) = self.links.way(session.grant().worker, id) else { return };
+                let road =
+                    Road { outlet: &outlet, bytes_per_s: self.links.bytes_per_s(link), happened: &self.happened };
+                let (has, end) = session.accepted(&accept, &road);
                 self.step(Event::WorkerSaid(WorkerToClient::Accept(accept)));
-                match accepted {
-                    Ok(has) => {
-                        self.note_models(link, has);
-                        self.look_at_upload(id);
-                        self.check_sent(id);
-                    }
-                    Err(error) => self.send_failed(id, &error),
-                }
+                self.note_models(link, has);
+                self.upload_went_on(id, end);
             }
             message => {
                 let is_received = match &message {
@@ -287,26 +260,21 @@ impl Driver {
         }
     }
 
-    fn upload_ended(&mut self, id: AttemptId, serial: u64, result: UploadEnd) {
-        if self.sessions.get_mut(&id).is_some_and(|session| session.is_upload_ended(serial)) {
-            self.sent(id, result);
+    /// It has been told something: that may have been its end, or all that was missing for it to count.
+    fn upload_went_on(&mut self, id: AttemptId, end: Option<UploadEnd>) {
+        match end {
+            Some(end) => self.upload_ended(id, end),
+            None => self.check_sent(id),
         }
     }
 
-    /// An upload may have ended with what it was just told.
-    fn look_at_upload(&mut self, id: AttemptId) {
-        if let Some(end) = self.sessions.get_mut(&id).and_then(Session::take_upload_end) {
-            self.sent(id, end);
-        }
-    }
-
-    fn sent(&mut self, id: AttemptId, result: UploadEnd) {
+    fn upload_ended(&mut self, id: AttemptId, end: UploadEnd) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        match result {
+        match end {
             Ok(uploaded) => {
                 tracing::debug!(?id, ?uploaded, "sent");
-                session.sent_bytes += uploaded.wire_bytes;
-                if let Some(link) = session.link {
+                session.uploaded(&uploaded);
+                if let Some(link) = session.link() {
                     self.links.measured(link, uploaded.link_bytes_per_s);
                 }
                 self.check_sent(id);
@@ -316,13 +284,10 @@ impl Driver {
     }
 
     fn check_sent(&mut self, id: AttemptId) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        if !session.is_newly_sent() {
-            return;
-        }
+        let Some(sent_bytes) = self.sessions.get_mut(&id).and_then(Session::newly_sent) else { return };
         if let Some(live) = self.live.get_mut(&id.task) {
             live.sent = Some(Instant::now());
-            live.sent_bytes = session.sent_bytes;
+            live.sent_bytes = sent_bytes;
         }
         self.step(Event::Sent { id });
     }
