@@ -290,7 +290,7 @@ impl Worker {
         let Some(attempt) = self.attempts.get_mut(id).filter(|attempt| attempt.state == State::Receiving) else {
             return;
         };
-        attempt.state = State::Ready;
+        (attempt.state, attempt.work.here_since) = (State::Ready, Some(now));
         self.enqueue(now, id);
     }
 
@@ -307,6 +307,7 @@ impl Worker {
         let Some(attempt) = self.attempts.get_mut(id) else { return };
         attempt.state = State::Finished { outcome: outcome.clone(), ended: now, taken: false, reported: false };
         let (runs, link, window_bytes) = (attempt.work.runs.clone(), attempt.link, attempt.window_bytes);
+        let held_us = attempt.held_us();
         let is_detached = attempt.ticket.detached;
         attempt.is_kept = !is_detached || !self.config.rules.holds(Rule::KeepBeforeReport);
         self.withdraw(now, id);
@@ -314,7 +315,7 @@ impl Worker {
             self.actions.push(Action::Keep { id, outcome: outcome.clone(), runs: runs.clone() });
         }
         if let Some(link) = link {
-            self.actions.push(Action::SendResult { id, link, outcome, runs, window_bytes });
+            self.actions.push(Action::SendResult { id, link, outcome, runs, held_us, window_bytes });
         }
     }
 

@@ -180,8 +180,8 @@ impl Desk {
                     attempt.stop();
                 }
             }
-            Action::SendResult { id, link, outcome, runs, window_bytes } => {
-                self.send_result(link, RunResult { id, outcome, outputs: Vec::new(), runs }, window_bytes);
+            Action::SendResult { id, link, outcome, runs, held_us, window_bytes } => {
+                self.send_result(link, RunResult { id, outcome, outputs: Vec::new(), runs, held_us }, window_bytes);
             }
             Action::Silence { id } => {
                 if let Some(attempt) = self.attempts.get_mut(&id) {

@@ -226,7 +226,8 @@ impl Keep {
         for (index, output) in outputs.iter().enumerate() {
             place(&output.payload, &folder.join(file_name("output", index)))?;
         }
-        let result = RunResult { id, outcome, outputs: outputs.iter().map(Output::declaration).collect(), runs };
+        let outputs = outputs.iter().map(Output::declaration).collect();
+        let result = RunResult { id, outcome, outputs, runs, held_us: 0 };
         let result = WorkerToClient::Result(result).to_frame().map_err(io::Error::other)?;
         replace_file(&folder.join("result"), &result.head)?;
         self.rooms().entry(id).or_default().push(Held::Room { _room });

@@ -1,6 +1,9 @@
 //! The driver's side towards workers: connections made by either side, attempts opened on them, transfers that end.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use mesh_core::client::Event;
 use mesh_transport::{
@@ -8,7 +11,8 @@ use mesh_transport::{
     blob::{UploadEnd, UploadError},
 };
 use proto_msgs::{
-    AttemptId, ClientToWorker, Digest, Direction, ErrorCode, Frame, Grant, Outcome, Phase, WorkerId, WorkerToClient,
+    AttemptId, ClientToWorker, Digest, Direction, ErrorCode, Frame, Grant, Outcome, Phase, TaskId, WorkerId,
+    WorkerToClient,
 };
 
 use super::{Driver, Happened};
@@ -100,6 +104,14 @@ impl Driver {
         let (delivered, end) = session.received();
         self.note_models(link, delivered);
         self.upload_went_on(id, end);
+    }
+
+    /// The worker says how long it has had everything: when it came there is known better than by when that was told.
+    fn note_held(&mut self, task: TaskId, held_us: u64) {
+        let sent = Instant::now().checked_sub(Duration::from_micros(held_us));
+        if let (Some(live), Some(sent)) = (self.live.get_mut(&task), sent.filter(|_| held_us > 0)) {
+            live.sent = live.placed.map(|placed| sent.max(placed));
+        }
     }
 
     fn note_models(&mut self, link: LinkId, models: BTreeSet<Digest>) {
@@ -254,6 +266,9 @@ impl Driver {
                 };
                 if is_received {
                     self.note_received(id, link);
+                }
+                if let WorkerToClient::Result(result) = &message {
+                    self.note_held(id.task, result.held_us);
                 }
                 self.step(Event::WorkerSaid(message));
             }

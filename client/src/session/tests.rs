@@ -37,8 +37,13 @@ async fn a_large_output_that_nobody_wants_any_more_leaves_no_file_though_it_is_w
         size_bytes: bytes.len() as u64,
         digest: blake3::hash(&bytes).into(),
     };
-    let result =
-        RunResult { id: ID, outcome: Outcome::Done { run_us: 1, load_us: 0 }, outputs: vec![output], runs: Vec::new() };
+    let result = RunResult {
+        id: ID,
+        outcome: Outcome::Done { run_us: 1, load_us: 0 },
+        outputs: vec![output],
+        runs: Vec::new(),
+        held_us: 1,
+    };
     let (happened, mut inbox) = mpsc::channel(64);
     let mut session = session(None);
     session.take(&result, &spool, &happened).unwrap();

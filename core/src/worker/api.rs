@@ -178,7 +178,9 @@ pub enum Action {
     Kill { id: AttemptId },
     /// Send outcome and outputs over this link, again from the beginning if some were sent over an earlier one. The outputs are
     /// those of the last stage, all rows in order, joined along the first dimension.
-    SendResult { id: AttemptId, link: LinkId, outcome: Outcome, runs: Vec<RunNote>, window_bytes: u32 },
+    ///
+    /// `held_us`: from the arrival of model and inputs to the end, microseconds; 0 if unknown.
+    SendResult { id: AttemptId, link: LinkId, outcome: Outcome, runs: Vec<RunNote>, held_us: u64, window_bytes: u32 },
     /// Nobody listens any more: stop sending this attempt's result. It is sent anew when its client comes back.
     Silence { id: AttemptId },
     /// Keep the outcome and outputs of a detached attempt on disk; ends in [`Event::Kept`].

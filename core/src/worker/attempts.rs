@@ -49,6 +49,8 @@ pub(super) struct Work {
     pub(super) forms: Vec<Form>,
     /// An earlier life of the worker ended during a run of it: it runs with nobody else.
     pub(super) is_suspect: bool,
+    /// Since when everything is here; `None` before, and where an earlier life of the worker saw it.
+    pub(super) here_since: Option<MonoTime>,
     /// The queues of its stages, once everything is here.
     pub(super) way: Vec<QueueId>,
     /// Rows that are through the last stage.
@@ -110,6 +112,12 @@ impl Attempt {
     /// Whether everything of it is here and its end is not.
     pub(super) fn is_here(&self) -> bool {
         matches!(self.state, State::Ready | State::Running(_))
+    }
+
+    /// Between the arrival of everything and the end, microseconds; 0 if unknown.
+    pub(super) fn held_us(&self) -> u64 {
+        let State::Finished { ended, .. } = self.state else { return 0 };
+        self.work.here_since.map_or(0, |since| ended.since(since).as_micros() as u64)
     }
 
     /// Whether its end is still to come.

@@ -128,8 +128,8 @@ impl Worker {
                 self.refuse(link, id, ErrorCode::WorkerLost, "the attempt was stopped here");
             }
             State::Finished { outcome, .. } => {
-                let (outcome, runs) = (outcome.clone(), attempt.work.runs.clone());
-                self.actions.push(Action::SendResult { id, link, outcome, runs, window_bytes });
+                let (outcome, runs, held_us) = (outcome.clone(), attempt.work.runs.clone(), attempt.held_us());
+                self.actions.push(Action::SendResult { id, link, outcome, runs, held_us, window_bytes });
             }
         }
     }

@@ -169,4 +169,6 @@ pub struct RunResult {
     pub outputs: Vec<OutputDecl>,
     /// The runs it took, in the order in which they ended; the first ones if there were many.
     pub runs: Vec<RunNote>,
+    /// Between the arrival of model and inputs and the end, microseconds; 0 if an earlier life of the worker saw the arrival.
+    pub held_us: u64,
 }

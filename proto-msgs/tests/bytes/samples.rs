@@ -456,6 +456,7 @@ fn client_and_worker() -> Vec<Any> {
         outcome: Outcome::Done { run_us: 1500, load_us: 40_000 },
         outputs: vec![output],
         runs: vec![run],
+        held_us: 43_000,
     };
     let chunk = Chunk { id: id(), blob: MODEL_BLOB, offset: 5 << 30, inflated_bytes: Some(1 << 20) };
     let credit = Credit { id: id(), blob: 1, received_bytes: 65_535 };

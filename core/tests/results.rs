@@ -1,10 +1,10 @@
-//! A kept result is sent to whoever fetches it for as long as somebody listens, and no longer.
+//! Results: what is told with them, and that a kept one is sent for as long as somebody listens, and no longer.
 
 use std::time::Duration;
 
 use mesh_core::{
     MonoTime,
-    worker::{Action, Config, Event, LinkId, Restored, Worker},
+    worker::{Action, BatchTimes, Config, Event, LinkId, Restored, Worker},
 };
 use mesh_samples::{TICKET_KEY, register, ticket_body};
 use proto_msgs::{AttemptId, Digest, Manifest, ModelFormat, ModelRef, Open, Outcome, Purpose, Ticket, TicketBody};
@@ -16,13 +16,16 @@ fn body() -> TicketBody {
     TicketBody { detached: true, ..ticket_body(1, 2, 1) }
 }
 
+fn manifest() -> Manifest {
+    let model = ModelRef { digest: Digest::from_bytes([1; 32]), size_bytes: 1, format: ModelFormat::Onnx };
+    Manifest { model, model_name: "m".into(), then: Vec::new(), items: 1, inputs: Vec::new() }
+}
+
 /// A worker that found the end of a detached task on its disk.
 fn worker_with_a_result() -> Worker {
-    let model = ModelRef { digest: Digest::from_bytes([1; 32]), size_bytes: 1, format: ModelFormat::Onnx };
-    let manifest = Manifest { model, model_name: "m".into(), then: Vec::new(), items: 1, inputs: Vec::new() };
     let found = Restored {
         ticket: Ticket::sign(body(), &TICKET_KEY),
-        manifest: Box::new(manifest),
+        manifest: Box::new(manifest()),
         runs: Vec::new(),
         outcome: Some(Outcome::Done { run_us: 1, load_us: 1 }),
         runs_begun: 1,
@@ -56,4 +59,26 @@ fn a_client_that_falls_silent_in_the_middle_of_a_fetch_is_sent_no_more_until_it_
     assert!(!worker.handle(now, Event::Deadline).contains(&Action::Silence { id }), "once is enough");
 
     assert!(is_sent(&fetch(&mut worker, now)), "it is still kept");
+}
+
+#[test]
+fn a_result_says_how_long_the_worker_had_everything_so_that_its_client_knows_how_long_it_was_sending() {
+    let mut worker = Worker::new(Config::new(register(1)));
+    let _ = worker.handle(MonoTime::ZERO, Event::Started { attempts: Vec::new() });
+    let body = ticket_body(1, 2, 1);
+    let id = AttemptId { task: body.task, attempt: body.attempt };
+    let (ticket, at) = (Ticket::sign(body, &TICKET_KEY), |ms: u64| MonoTime::from_micros(ms * 1000));
+    let open = Open { ticket, manifest: Some(manifest()), model_held: true, window_bytes: 1, resume: false };
+    let _ = worker.handle(at(10), Event::Opened { link: LinkId(1), key: None, open: Box::new(open) });
+    let runs = worker.handle(at(50), Event::Received { id });
+    let batch = runs.iter().find_map(|action| match action {
+        Action::RunBatch { batch, .. } => Some(*batch),
+        _ => None,
+    });
+    let ended = Event::BatchEnded { batch: batch.expect("a slot is free"), ended: Ok(BatchTimes::default()) };
+    let told = worker.handle(at(80), ended).into_iter().find_map(|action| match action {
+        Action::SendResult { held_us, .. } => Some(held_us),
+        _ => None,
+    });
+    assert_eq!(told, Some(30_000));
 }
