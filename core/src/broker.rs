@@ -110,8 +110,7 @@ impl Broker {
     pub fn next_deadline(&self) -> Option<MonoTime> {
         let worker = self.worker_looks.first().map(|(at, _)| *at);
         let task = self.tasks.first_due().map(|(at, _)| at);
-        let forget = self.tasks.oldest_end().map(|ended| ended + self.config.ended_kept);
-        [worker, task, forget].into_iter().flatten().min()
+        [worker, task, self.tasks.first_forgotten()].into_iter().flatten().min()
     }
 
     fn unix_ms(&self, now: MonoTime) -> u64 {
@@ -375,7 +374,7 @@ impl Broker {
         while let Some((_, id)) = self.tasks.first_due().filter(|(at, _)| *at <= now) {
             self.look_at_task(now, id);
         }
-        while let Some(task) = self.tasks.forget_one(now, self.config.ended_kept, self.config.ended_max) {
+        while let Some(task) = self.tasks.forget_one(now, &self.config) {
             if task.stored {
                 self.actions.push(Action::Save(Change::DropTask(task.id())));
             }

@@ -51,7 +51,7 @@ impl Broker {
         (task.heard, task.peer) = (now, Some(peer));
         if task.abandoned {
             // It was only silent, for long, and still wants its result.
-            self.tasks.revive(id);
+            self.tasks.revive(now, id);
             self.enqueue(now, id);
         }
         let Some(task) = self.tasks.get_mut(id) else { return };
@@ -99,7 +99,7 @@ impl Broker {
         if detached {
             self.actions.push(Action::Save(Change::PutTask { record: Box::new(task.record()), durable: true }));
         }
-        self.tasks.insert(now, task);
+        self.tasks.insert(task);
         if !must_store {
             self.enqueue(now, id);
         }

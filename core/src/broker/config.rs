@@ -121,8 +121,10 @@ pub struct Config {
     pub queue_max: usize,
     /// Unfinished tasks at the same time, over all clients.
     pub tasks_max: usize,
-    /// Ended tasks remembered at the same time; the oldest go first.
+    /// Ended tasks remembered at the same time for people who ask; the oldest go first.
     pub ended_max: usize,
+    /// Ended detached tasks remembered at the same time, whose results may still be fetched; the oldest go first.
+    pub ended_for_later_max: usize,
     /// Workers known at the same time.
     pub workers_max: usize,
     /// How a worker is chosen.
@@ -185,6 +187,8 @@ impl Default for Config {
             queue_max: 100_000,
             tasks_max: 200_000,
             ended_max: 20_000,
+            // A hundred megabytes; over the usual hour, 27 ends a second.
+            ended_for_later_max: 100_000,
             workers_max: 100_000,
             policy: Policy::default(),
             realtime_items_max: 64,

@@ -78,9 +78,9 @@ impl Broker {
                 (None, None) => State::Storing,
             };
             task.away_since = Some(now);
-            task.due = self.due_of(&task);
+            task.due = if task.is_ended() { now + self.config.ended_kept } else { self.due_of(&task) };
             let waits = task.state == State::Storing;
-            self.tasks.insert(now, task);
+            self.tasks.insert(task);
             if waits {
                 self.enqueue(now, id);
             }
@@ -235,7 +235,7 @@ impl Broker {
             (Some(at), _) => self.free_place(at.worker, attempt_id),
             (None, _) => {}
         }
-        self.tasks.end(now, id, outcome, ended_unix_ms);
+        self.tasks.end(id, outcome, ended_unix_ms, now + self.config.ended_kept);
         if detached {
             self.save_task(id);
         } else if stored {

@@ -128,10 +128,8 @@ impl Broker {
         let outcome = Outcome::Failed(failure);
         let ended = ended(task.id(), outcome.clone());
         task.state = State::Ended { outcome, ended_unix_ms: self.unix_ms(now) };
-        // A flood of refusals must not push out the ends of tasks whose results are still to be fetched.
-        if self.tasks.ended_len() < self.config.ended_max / 2 {
-            self.tasks.insert(now, task);
-        }
+        task.due = now + self.config.ended_kept;
+        self.tasks.insert(task);
         self.tell_client(Some(peer), BrokerToClient::Ended(ended));
     }
 }

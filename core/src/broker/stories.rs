@@ -1,5 +1,6 @@
 //! Short stories about the scheduler. Owns what is expected of it; `mesh` owns how it is asked.
 
+mod lives;
 mod mesh;
 mod waiting;
 

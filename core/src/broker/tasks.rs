@@ -14,7 +14,7 @@
 //! Owns the tasks and their ends. Never decides where a task goes.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
@@ -25,6 +25,7 @@ use proto_msgs::{
 
 use super::{
     api::{Footing, TaskRecord},
+    config::Config,
     placement::Decision,
     queue::{QueueKey, Rank},
     slo::StreamId,
@@ -110,7 +111,7 @@ pub(super) struct Task {
     pub(super) stored: bool,
     /// What the store has of it, as far as it has said.
     pub(super) in_store: Option<Footing>,
-    /// When the task wants to be looked at.
+    /// When the task wants to be looked at; once it has ended, when it may be forgotten.
     pub(super) due: MonoTime,
 }
 
@@ -198,6 +199,11 @@ impl Task {
         self.in_store == Some(self.footing())
     }
 
+    /// Whether its end is for whoever comes for it later: the store has been told of it, and a worker may keep its result.
+    fn outlives_client(&self) -> bool {
+        self.spec.detached && self.stored
+    }
+
     /// Whether its inputs may be at a worker that has not been heard: its last attempt was given away, or a broker before this
     /// one may have done so, and its client has not taken that back.
     pub(super) fn may_be_at_worker(&self) -> bool {
@@ -273,8 +279,10 @@ pub(super) struct Tasks {
     live: BTreeMap<TaskId, Box<Task>>,
     over: BTreeMap<TaskId, Box<Task>>,
     due: BTreeSet<(MonoTime, TaskId)>,
-    /// Ended tasks, oldest first, with the time of their end.
-    ended: VecDeque<(MonoTime, TaskId)>,
+    /// Ended tasks in order of when they may be forgotten.
+    ended: BTreeSet<(MonoTime, TaskId)>,
+    /// The same of those that somebody may still come for. However many others end, these stay.
+    ended_for_later: BTreeSet<(MonoTime, TaskId)>,
 }
 
 impl Tasks {
@@ -303,15 +311,20 @@ impl Tasks {
         })
     }
 
-    pub(super) fn insert(&mut self, now: MonoTime, task: Task) {
-        let id = task.id();
+    pub(super) fn insert(&mut self, task: Task) {
+        let (id, task) = (task.id(), Box::new(task));
         if task.is_ended() {
-            self.ended.push_back((now, id));
-            self.over.insert(id, Box::new(task));
+            self.ends(&task).insert((task.due, id));
+            self.over.insert(id, task);
         } else {
             self.due.insert((task.due, id));
-            self.live.insert(id, Box::new(task));
+            self.live.insert(id, task);
         }
+    }
+
+    /// The order in which an ended task is forgotten.
+    fn ends(&mut self, task: &Task) -> &mut BTreeSet<(MonoTime, TaskId)> {
+        if task.outlives_client() { &mut self.ended_for_later } else { &mut self.ended }
     }
 
     /// The task wants to be looked at then.
@@ -335,43 +348,40 @@ impl Tasks {
         self.due.first().copied()
     }
 
-    /// The task is over: it is only remembered from now on.
-    pub(super) fn end(&mut self, now: MonoTime, id: TaskId, outcome: Outcome, ended_unix_ms: u64) {
+    /// The task is over: it is only remembered from now on, until then.
+    pub(super) fn end(&mut self, id: TaskId, outcome: Outcome, ended_unix_ms: u64, until: MonoTime) {
         if let Some(mut task) = self.live.remove(&id) {
             self.due.remove(&(task.due, id));
-            task.state = State::Ended { outcome, ended_unix_ms };
-            self.ended.push_back((now, id));
+            (task.state, task.due) = (State::Ended { outcome, ended_unix_ms }, until);
+            self.ends(&task).insert((until, id));
             self.over.insert(id, task);
         }
     }
 
     /// The task is not over after all: it is about to wait again.
-    pub(super) fn revive(&mut self, id: TaskId) {
+    pub(super) fn revive(&mut self, now: MonoTime, id: TaskId) {
         if let Some(mut task) = self.over.remove(&id) {
-            self.ended.retain(|(_, ended)| *ended != id);
-            (task.state, task.abandoned, task.finished) = (State::Storing, false, None);
-            self.due.insert((task.due, id));
+            let until = task.due;
+            self.ends(&task).remove(&(until, id));
+            (task.state, task.abandoned, task.finished, task.due) = (State::Storing, false, None, now);
+            self.due.insert((now, id));
             self.live.insert(id, task);
         }
     }
 
-    /// Ended tasks that are remembered.
-    pub(super) fn ended_len(&self) -> usize {
-        self.ended.len()
-    }
-
-    /// Takes one ended task away if it has been kept for `kept` or there are more than `max`.
-    pub(super) fn forget_one(&mut self, now: MonoTime, kept: Duration, max: usize) -> Option<Box<Task>> {
-        let (ended, id) = *self.ended.front()?;
-        if now < ended + kept && self.ended.len() <= max {
-            return None;
-        }
-        self.ended.pop_front();
+    /// Takes one ended task away whose time is over, or that is the oldest of too many.
+    pub(super) fn forget_one(&mut self, now: MonoTime, config: &Config) -> Option<Box<Task>> {
+        let ends = [(&mut self.ended, config.ended_max), (&mut self.ended_for_later, config.ended_for_later_max)];
+        let id = ends.into_iter().find_map(|(ends, max)| {
+            let (until, id) = ends.first().copied().filter(|(until, _)| now >= *until || ends.len() > max)?;
+            ends.remove(&(until, id)).then_some(id)
+        })?;
         self.over.remove(&id)
     }
 
-    /// When the oldest ended task may be forgotten, told the time it is kept.
-    pub(super) fn oldest_end(&self) -> Option<MonoTime> {
-        self.ended.front().map(|(ended, _)| *ended)
+    /// When the next ended task may be forgotten.
+    pub(super) fn first_forgotten(&self) -> Option<MonoTime> {
+        let firsts = [self.ended.first(), self.ended_for_later.first()];
+        firsts.into_iter().flatten().map(|(until, _)| *until).min()
     }
 }

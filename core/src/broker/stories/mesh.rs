@@ -6,16 +6,16 @@ pub(super) use mesh_samples::{MODEL, client_id as client, task_id as task, worke
 use mesh_samples::{client_peer, worker_peer};
 use proto_msgs::{
     Answer, AnswerBody, Ask, AttemptId, BrokerToClient, ClientToBroker, Close, Digest, ErrorCode, Grant, Heartbeat,
-    ModelCost, ModelFormat, Outcome, Packing, Question, Register, Standing, Submit, TaskId, WhyView, WorkerId,
+    Locate, ModelCost, ModelFormat, Outcome, Packing, Question, Register, Standing, Submit, TaskId, WhyView, WorkerId,
     WorkerToBroker,
 };
 
 use crate::{
     MonoTime,
-    broker::{Action, Broker, Config, Event},
+    broker::{Action, Broker, Change, Config, Event, Footing},
 };
 
-const DONE: Outcome = Outcome::Done { run_us: 1, load_us: 0 };
+pub(super) const DONE: Outcome = Outcome::Done { run_us: 1, load_us: 0 };
 
 /// A model that takes so long for one item, and is never packed.
 pub(super) fn cost(run_us: u32) -> ModelCost {
@@ -33,6 +33,8 @@ pub(super) struct Mesh {
     pub(super) grants: Vec<Grant>,
     pub(super) ends: BTreeMap<TaskId, (Outcome, Option<u32>)>,
     why: Option<WhyView>,
+    /// What the store was given and has not confirmed.
+    unstored: BTreeMap<TaskId, Footing>,
     pub(super) models: Vec<(WorkerId, Digest)>,
 }
 
@@ -50,6 +52,7 @@ impl Mesh {
             grants: Vec::new(),
             ends: BTreeMap::new(),
             why: None,
+            unstored: BTreeMap::new(),
             models: Vec::new(),
         }
     }
@@ -73,8 +76,18 @@ impl Mesh {
                     }
                     _ => {}
                 },
+                Action::Save(Change::PutTask { record, durable: true }) => {
+                    self.unstored.insert(record.task, record.footing());
+                }
                 _ => {}
             }
+        }
+    }
+
+    /// The store has all that it was given.
+    pub(super) fn store(&mut self) {
+        while let Some((task, footing)) = self.unstored.pop_first() {
+            self.handle(Event::Stored { task, footing });
         }
     }
 
@@ -168,6 +181,12 @@ impl Mesh {
     pub(super) fn why(&mut self, number: u32, of: u32) -> WhyView {
         self.ask(of, Question::Why(task(number)));
         self.why.take().expect("there is such a task")
+    }
+
+    /// The client comes for the result of a detached task.
+    pub(super) fn fetch(&mut self, number: u32, of: u32) {
+        let locate = Locate { task: task(number), client: client(of), key: None, endpoints: Vec::new() };
+        self.handle(Event::ClientSaid { peer: client_peer(of), key: None, message: ClientToBroker::Locate(locate) });
     }
 
     pub(super) fn code(&self, number: u32) -> Option<ErrorCode> {
