@@ -172,6 +172,7 @@ impl Collector for Snapshot {
             ("attempts_fenced", "Reports of attempts that are no longer the task's", stats.fenced),
             ("heartbeats", "Heartbeats", stats.heartbeats),
             ("workers_lost", "Workers that fell silent", stats.workers_lost),
+            ("pauses", "Times this process stood still: give its machine more processor time", stats.pauses),
             (
                 "tasks_poisonous",
                 "Tasks given up because worker after worker was lost with them: look at their models",

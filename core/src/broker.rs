@@ -40,7 +40,7 @@ pub use api::{Action, Change, Event, Footing, TaskRecord, WorkerRecord};
 pub use config::{Config, Policy, Tenant, Weights};
 pub use stats::Stats;
 
-use crate::{MonoTime, Rule};
+use crate::{Clock, MonoTime, Rule};
 use outcomes::Errors;
 use queue::Queue;
 use slo::Slos;
@@ -61,7 +61,8 @@ pub struct Broker {
     errors: Errors,
     /// Who got the last task.
     last_chosen: Option<WorkerId>,
-    /// The newest time that was told.
+    clock: Clock,
+    /// The machine's time when something last happened.
     last_handled: MonoTime,
     store_ok: bool,
     stats: Stats,
@@ -77,6 +78,7 @@ impl Broker {
             tasks: Tasks::default(),
             queue: Queue::default(),
             slos: Slos::new(config.rules),
+            clock: Clock::new(config.rules),
             config,
             errors: Errors::default(),
             last_chosen: None,
@@ -90,6 +92,9 @@ impl Broker {
     /// The one door.
     #[must_use]
     pub fn handle(&mut self, now: MonoTime, event: Event) -> Vec<Action> {
+        let due = self.clock.is_late(now).then(|| self.next_deadline()).flatten();
+        let (now, has_stood) = self.clock.turn(now, due);
+        self.stats.pauses += u64::from(has_stood);
         self.last_handled = self.last_handled.max(now);
         self.workers.set_now(now);
         self.weigh_again(now);
@@ -110,11 +115,12 @@ impl Broker {
     pub fn next_deadline(&self) -> Option<MonoTime> {
         let worker = self.worker_looks.first().map(|(at, _)| *at);
         let task = self.tasks.first_due().map(|(at, _)| at);
-        [worker, task, self.tasks.first_forgotten()].into_iter().flatten().min()
+        let first = [worker, task, self.tasks.first_forgotten()].into_iter().flatten().min();
+        first.map(|at| self.clock.outside(at))
     }
 
     fn unix_ms(&self, now: MonoTime) -> u64 {
-        self.config.origin_unix_ms + now.as_millis()
+        self.config.origin_unix_ms + self.clock.outside(now).as_millis()
     }
 
     fn tell_client(&mut self, peer: Option<PeerId>, message: BrokerToClient) {

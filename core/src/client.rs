@@ -16,7 +16,7 @@ use proto_msgs::{
 
 pub use api::{Action, Config, End, Event, News, TaskSpec};
 
-use crate::{DEADLINE_PASSED, MonoTime, Rule};
+use crate::{Clock, DEADLINE_PASSED, MonoTime, Rule};
 use tasks::{At, Lost, State, Task, Way, Wish};
 
 /// Between two tries to mend a link: soon enough to win back a flapping one, slow enough not to storm a dead one.
@@ -32,6 +32,7 @@ const FETCHES_MAX: u32 = 3;
 #[derive(Debug)]
 pub struct Client {
     config: Config,
+    clock: Clock,
     tasks: BTreeMap<TaskId, Task>,
     next_alive: MonoTime,
     /// When the broker last spoke, or was first asked.
@@ -45,6 +46,7 @@ impl Client {
     /// A client without tasks.
     pub fn new(config: Config) -> Self {
         Self {
+            clock: Clock::new(config.rules),
             config,
             tasks: BTreeMap::new(),
             next_alive: MonoTime::ZERO,
@@ -57,6 +59,11 @@ impl Client {
     /// The one door.
     #[must_use]
     pub fn handle(&mut self, now: MonoTime, event: Event) -> Vec<Action> {
+        let due = self.clock.is_late(now).then(|| self.next_deadline()).flatten();
+        let (now, has_stood) = self.clock.turn(now, due);
+        if has_stood {
+            self.next_alive = now; // Workers may be about to give us up.
+        }
         match event {
             Event::Submit(spec) => self.begin(now, spec.task, Wish::Run(spec)),
             Event::Fetch { task } => self.begin(now, task, Wish::Fetch),
@@ -82,7 +89,7 @@ impl Client {
     pub fn next_deadline(&self) -> Option<MonoTime> {
         let due = self.tasks.values().map(|task| task.due(self.config.worker_silence)).min()?;
         let speaks = self.tasks.values().any(|task| task.at().is_some());
-        Some(if speaks { due.min(self.next_alive) } else { due })
+        Some(self.clock.outside(if speaks { due.min(self.next_alive) } else { due }))
     }
 
     /// Tasks that have not ended.

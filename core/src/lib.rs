@@ -6,7 +6,8 @@
 //! # The contract, the same for [`broker::Broker`], [`worker::Worker`] and [`client::Client`]
 //!
 //! * `handle(now, event) -> Vec<Action>` is the only way in. It never blocks and never fails.
-//! * `next_deadline()` says when to call `handle(now, Event::Deadline)` if nothing else happens before.
+//! * `next_deadline()` says when to call `handle(now, Event::Deadline)` if nothing else happens before. Whoever comes much later
+//!   stood still: that time counts as nobody's silence.
 //! * Events are things that happened, actions are orders. An action that takes time ends in an event, success or failure.
 //! * Messages may be lost, doubled, late: an order to send is only ever a hint, the next heartbeat or the next `Submit`
 //!   says everything again.
@@ -21,6 +22,7 @@ pub mod time;
 pub mod worker;
 
 pub use rules::{Rule, Rules};
+use time::Clock;
 pub use time::MonoTime;
 
 /// What a person reads of a task whose time ran out, whoever of the three noticed first.

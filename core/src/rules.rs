@@ -55,6 +55,8 @@ pub enum Rule {
     SloHysteresis,
     /// A task that took three workers down is given up.
     PoisonStops,
+    /// While a process stands still so does its clock; else a broker that was stopped gives up everybody who has waited for it.
+    PauseIsNoSilence,
 }
 
 impl Rule {
@@ -85,6 +87,7 @@ impl Rule {
         Self::RowsInOrder,
         Self::SloHysteresis,
         Self::PoisonStops,
+        Self::PauseIsNoSilence,
     ];
 }
 

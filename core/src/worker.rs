@@ -28,7 +28,7 @@ pub use api::{
     Action, BatchId, BatchKind, BatchTimes, Config, Equality, Event, LinkId, Part, Restored, Sample, SlotId,
 };
 
-use crate::{MonoTime, Rule};
+use crate::{Clock, MonoTime, Rule};
 use attempts::{Attempt, Attempts, State, Work};
 use batches::Batches;
 use costs::Costs;
@@ -48,6 +48,7 @@ const DEADLY_RUNS_MAX: u32 = 3;
 #[derive(Debug)]
 pub struct Worker {
     config: Config,
+    clock: Clock,
     attempts: Attempts,
     sample: Sample,
     /// The machine was measured at least once.
@@ -84,6 +85,7 @@ impl Worker {
         Self {
             slots: Slots::new(&config.register, config.device_width, counts),
             costs: Costs::new(config.rows_max),
+            clock: Clock::new(config.rules),
             config,
             attempts: Attempts::default(),
             sample: Sample::default(),
@@ -108,6 +110,11 @@ impl Worker {
     /// The one door.
     #[must_use]
     pub fn handle(&mut self, now: MonoTime, event: Event) -> Vec<Action> {
+        let due = self.clock.is_late(now).then(|| self.next_deadline()).flatten();
+        let (now, has_stood) = self.clock.turn(now, due);
+        if has_stood {
+            self.next_heartbeat = now; // The broker may be about to count us as dead.
+        }
         match event {
             Event::Started { attempts } => self.started(now, attempts),
             Event::BrokerSaid(BrokerToWorker::HeartbeatAck(ack)) => self.acknowledged(now, ack),
@@ -154,7 +161,8 @@ impl Worker {
         let here = self.attempts.iter().filter(|attempt| attempt.is_here());
         let expiries = here.filter_map(|attempt| self.deadline_of(&attempt.ticket));
         let others = [Some(self.next_heartbeat), self.drain_until, self.wake, self.next_news, progress];
-        attempts.chain(expiries).chain(others.into_iter().flatten()).min()
+        let first = attempts.chain(expiries).chain(others.into_iter().flatten()).min();
+        first.map(|at| self.clock.outside(at))
     }
 
     /// Slots in use.

@@ -1,9 +1,10 @@
 //! `mesh-broker` as its neighbours see it: the real program, spoken to in frames by workers and clients made here.
 
-use std::{collections::HashSet, fs};
+use std::{collections::HashSet, fs, time::Duration};
 
 use mesh_transport::{Heard, KeyPair, Security, keys};
 use proto_msgs::{AnswerBody, BrokerToClient, ClientToBroker, ErrorCode, Frame, Header, Outcome, Question, VERSION};
+use tokio::time::sleep;
 
 use crate::{
     mesh::{self, Mesh, TestClient, TestWorker, next},
@@ -53,6 +54,25 @@ async fn a_worker_that_falls_silent_is_taken_off_the_table() {
     wait_for("the worker is lost", || broker.page("/metrics").contains("mesh_broker_workers_lost_total 1\n"));
     let queued = client.submit(false).await;
     assert!(matches!(queued, BrokerToClient::Queued(_) | BrokerToClient::Ended(_)), "{queued:?}");
+}
+
+#[tokio::test]
+async fn a_broker_that_is_stopped_for_a_while_takes_nobody_for_silent() {
+    let broker = Broker::start(&["--client-silence", "2s"]);
+    let (mut worker, mut client) = worker_and_client(&Mesh::open(&broker)).await;
+    client.submit_until_granted(false).await;
+    broker.signal("STOP");
+    for _ in 0..10 {
+        worker.beat();
+        client.say();
+        sleep(Duration::from_millis(500)).await;
+    }
+    broker.signal("CONT");
+    assert!(worker.heartbeat().await.known);
+    let metrics = broker.page("/metrics");
+    for line in ["mesh_broker_pauses_total 1\n", "mesh_broker_tasks_failed_total 0\n"] {
+        assert!(metrics.contains(line), "no {line} in {metrics}");
+    }
 }
 
 #[tokio::test]

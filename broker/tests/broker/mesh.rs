@@ -79,12 +79,17 @@ impl TestWorker {
         self.send(WorkerToBroker::Register(self.register.clone()));
     }
 
-    /// One heartbeat and the answer to it.
-    pub(crate) async fn heartbeat(&mut self) -> HeartbeatAck {
+    /// One heartbeat.
+    pub(crate) fn beat(&mut self) {
         self.seq += 1;
         let mut heartbeat = mesh_samples::heartbeat(&self.register, self.seq);
         heartbeat.load.disk_free_bytes = 1 << 40;
         self.send(WorkerToBroker::Heartbeat(heartbeat));
+    }
+
+    /// One heartbeat and the answer to it.
+    pub(crate) async fn heartbeat(&mut self) -> HeartbeatAck {
+        self.beat();
         loop {
             let Heard::Frame(frame) = next(&mut self.dialer).await else { continue };
             match BrokerToWorker::from_frame(&frame).unwrap() {
@@ -132,10 +137,15 @@ impl TestClient {
         self.submit.task
     }
 
+    /// Says how its task stands.
+    pub(crate) fn say(&mut self) {
+        self.send(ClientToBroker::Submit(self.submit.clone()));
+    }
+
     /// Submits once; the first answer.
     pub(crate) async fn submit(&mut self, detached: bool) -> BrokerToClient {
         self.submit.detached = detached;
-        self.send(ClientToBroker::Submit(self.submit.clone()));
+        self.say();
         self.heard().await
     }
 

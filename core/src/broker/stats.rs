@@ -69,6 +69,8 @@ pub struct Stats {
     pub retried: u64,
     /// Counter: heartbeats.
     pub heartbeats: u64,
+    /// Counter: times this process stood still for longer than any timer is late.
+    pub pauses: u64,
     /// Counter: workers that fell silent.
     pub workers_lost: u64,
     /// Counter: reports of attempts that are no longer the task's.

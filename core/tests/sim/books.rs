@@ -9,6 +9,7 @@ use proto_msgs::{
 };
 
 use super::{
+    ears::Ears,
     mesh::{Micros, micros, short, short_id},
     referee::{ACTIVE_MAX, Referee},
 };
@@ -41,6 +42,7 @@ impl Referee {
         self.held.clear();
         self.heard_of.clear();
         self.lost.clear();
+        self.ears = Ears::default();
     }
 
     pub(super) fn broker_hears_client(&mut self, message: &ClientToBroker) {

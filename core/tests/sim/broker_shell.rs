@@ -6,7 +6,7 @@ use mesh_core::broker::{Action, Broker, Change, Config, Event, Footing, Policy, 
 use proto_msgs::{Epoch, PeerId, TaskId, ToBroker, WorkerId};
 
 use super::{
-    mesh::{BEGIN_UNIX_MS, Happening, MS, Mesh, Node, Pulse, SECOND},
+    mesh::{BEGIN_UNIX_MS, Happening, MS, Mesh, Node, Pulse, SECOND, micros},
     story::{brief_from_client, brief_from_worker, brief_to_client, brief_to_worker, tell},
 };
 
@@ -76,6 +76,7 @@ impl Mesh {
     }
 
     pub(super) fn broker_hears(&mut self, from: Node, peer: PeerId, message: ToBroker) {
+        self.referee.ears.hear(self.now, &message);
         let event = match message {
             ToBroker::Client(message) => {
                 tell!(self, "{from} > B {}", brief_from_client(&message));
@@ -116,6 +117,7 @@ impl Mesh {
                     tell!(self, "B > C{client} {}", brief_to_client(&message));
                     let user = self.users[self.clients[client].user].id;
                     self.referee.broker_tells_client(self.now, user, &message, &self.broker.store.tasks);
+                    self.referee.broker_ends(self.now, &message);
                 }
                 self.send_to_client(peer, message);
             }
@@ -127,9 +129,17 @@ impl Mesh {
             }
             Action::Save(change) => {
                 self.referee.broker_saves(&change);
+                self.broker_drops(&change);
                 self.broker.store.pending.push(change);
                 self.flush_soon();
             }
+        }
+    }
+
+    fn broker_drops(&mut self, change: &Change) {
+        let Change::DropWorker(id) = change else { return };
+        if let Some(worker) = self.workers.iter().find(|worker| worker.id == *id) {
+            self.referee.broker_drops(self.now, *id, micros(worker.place.heartbeat));
         }
     }
 

@@ -71,7 +71,12 @@ impl Mesh {
     pub(crate) fn freeze(&mut self, node: Node, duration: Duration) {
         self.referee.is_harmed = true;
         tell!(self, "{node} freezes for {duration:?}");
-        self.pulse_mut(node).frozen_until = self.now + micros(duration);
+        // What waits for it comes when a longer pause ends that began before.
+        let until = self.pulse(node).frozen_until.max(self.now + micros(duration));
+        self.pulse_mut(node).frozen_until = until;
+        if let (Node::Broker, Some(due)) = (node, self.deadline(node)) {
+            self.referee.ears.pauses(self.now, due, until);
+        }
     }
 
     /// The broker neither hears nor reaches the node.
@@ -109,13 +114,10 @@ impl Mesh {
         self.workers[worker].slowness_permille = permille;
     }
 
-    /// All is well again, and from now on nothing excuses anything.
+    /// All is well again, and from now on nothing excuses anything. Who stands still goes on by itself, and finds what it missed.
     pub(crate) fn heal(&mut self) {
         tell!(self, "all heals");
         self.net = Net::calm();
-        for node in self.nodes() {
-            self.pulse_mut(node).frozen_until = 0;
-        }
         if self.broker.store.is_away {
             self.store_away(false);
         }
@@ -124,12 +126,6 @@ impl Mesh {
             self.workers[worker].slowness_permille = 1000;
             self.start_worker(worker);
         }
-    }
-
-    fn nodes(&self) -> Vec<Node> {
-        let workers = (0..self.workers.len()).map(Node::Worker);
-        let clients = (0..self.clients.len()).map(Node::Client);
-        std::iter::once(Node::Broker).chain(workers).chain(clients).collect()
     }
 
     // The plan of a seed.

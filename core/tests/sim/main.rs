@@ -18,6 +18,7 @@ mod client_shell;
 mod crowds;
 mod days;
 mod detached;
+mod ears;
 mod expect;
 mod faults;
 mod job;

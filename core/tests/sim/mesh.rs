@@ -344,7 +344,7 @@ impl Mesh {
         }
     }
 
-    fn deadline(&self, node: Node) -> Option<Micros> {
+    pub(super) fn deadline(&self, node: Node) -> Option<Micros> {
         let deadline = match node {
             Node::Broker => self.broker.machine.as_ref()?.next_deadline()?,
             Node::Worker(worker) => self.workers[worker].machine.as_ref()?.next_deadline()?,

@@ -13,6 +13,7 @@ use proto_msgs::{
 
 use super::{
     books::Promises,
+    ears::Ears,
     job::{Behaviour, Job},
     lanes::Rooms,
     mesh::{Micros, Node, SECOND, micros, short, short_id},
@@ -104,6 +105,7 @@ pub(crate) struct Referee {
     pub(super) ran: BTreeSet<(AttemptId, usize, u32)>,
     lives: BTreeMap<usize, u32>,
     pub(super) rooms: Rooms,
+    pub(super) ears: Ears,
     reported: BTreeMap<usize, usize>,
     wakes: BTreeMap<Node, (Micros, u32)>,
 }

@@ -142,9 +142,13 @@ impl Stage {
             if !mesh.listens(client) {
                 job.direction = None;
             }
+            if job.detached && plan.permille(100) {
+                // Often before its worker has heard of it.
+                mesh.at(at + plan.among(SECOND..4 * SECOND), Happening::Fault(Fault::Crash(client)));
+            }
             mesh.at(at, Happening::Fault(Fault::Submit(client, job)));
         }
-        let kinds: Vec<u64> = (0..15).filter(|_| plan.permille(350)).collect();
+        let kinds: Vec<u64> = (0..16).filter(|_| plan.permille(350)).collect();
         if kinds.is_empty() {
             return;
         }
@@ -160,14 +164,14 @@ impl Stage {
     fn plan_fault(&self, mesh: &mut Mesh, plan: &mut Rng, at: Micros, kind: u64) {
         let (worker, client) = (plan.pick(&self.workers), plan.pick(&self.clients));
         let while_down = plan.pick(&[200 * MS, 2 * SECOND, 8 * SECOND, 20 * SECOND]);
-        let which = plan.next();
+        let (which, frozen) = (plan.next(), while_down.min(FAULTS_LAST - at));
         let (Node::Worker(worker_no), Node::Client(client_no)) = (worker, client) else { return };
         let (first, second) = match kind {
             0 => (Fault::Crash(worker), Some(Fault::Restart(worker))),
-            1 => (Fault::Freeze(worker, while_down), None),
+            1 => (Fault::Freeze(worker, frozen), None),
             2 => (Fault::Crash(Node::Broker), Some(Fault::Restart(Node::Broker))),
             3 => (Fault::Crash(client), None),
-            4 => (Fault::Freeze(client, while_down), None),
+            4 => (Fault::Freeze(client, frozen), None),
             5 => (Fault::BreakLink(which), None),
             6 => (Fault::CutOff(worker), Some(Fault::Rejoin(worker))),
             7 => (Fault::CutOff(client), Some(Fault::Rejoin(client))),
@@ -177,6 +181,7 @@ impl Stage {
             11 => (Fault::Lose(worker_no), None),
             12 => (Fault::Part(worker_no, client_no), Some(Fault::ForgetModels(worker_no))),
             13 => (Fault::Slow(worker_no, plan.pick(&[300, 1500, 5000, 50_000])), Some(Fault::Slow(worker_no, 1000))),
+            14 => (Fault::Freeze(Node::Broker, frozen), None),
             _ => (
                 Fault::Pry { client: client_no, which, how: which >> 16 },
                 Some(Fault::Reconnect(plan.pick(&[worker, client]))),

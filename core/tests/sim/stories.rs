@@ -197,6 +197,47 @@ fn a_zombie_wakes_up_and_its_result_does_not_count() {
 }
 
 #[test]
+fn a_broker_that_stands_still_takes_nobody_for_silent() {
+    for pause in [4, 20] {
+        let mut mesh = two_workers();
+        let runs = mesh.submit(C0, Job::runs(s(30)));
+        mesh.until("it runs", s(3), |mesh| mesh.is_running(runs));
+        let placed = mesh.submit(C0, Job::runs(s(30)));
+        mesh.until("the task is placed", s(2), |mesh| mesh.expect(placed).placements() == 1);
+        mesh.freeze(B, s(pause));
+        for task in [runs, placed] {
+            mesh.until_over(task);
+            mesh.expect(task).done().placed_times(1).ran_times(1);
+        }
+        mesh.end_well();
+    }
+}
+
+#[test]
+fn a_host_that_is_moved_with_broker_and_worker_on_it_loses_nothing() {
+    let mut mesh = mesh(&[Place::slots(1)]);
+    let task = mesh.submit(C0, Job::runs(s(12)));
+    mesh.until("it runs", s(3), |mesh| mesh.is_running(task));
+    mesh.freeze(B, s(7));
+    mesh.freeze(W0, s(7));
+    mesh.until_over(task);
+    mesh.expect(task).done().placed_times(1).ran_times(1);
+    mesh.end_well();
+}
+
+#[test]
+fn a_client_that_stands_still_blames_no_worker_for_it() {
+    let mut mesh = two_workers();
+    let task = mesh.submit(C0, Job::runs(s(1)));
+    mesh.until("the task is placed", s(2), |mesh| mesh.expect(task).placements() == 1);
+    mesh.run_for(ms(3));
+    mesh.freeze(C0, s(4));
+    mesh.until_over(task);
+    mesh.expect(task).done().placed_times(1).ran_times(1);
+    mesh.end_well();
+}
+
+#[test]
 fn a_broken_link_is_mended_and_the_transfer_goes_on() {
     let mut mesh = two_workers();
     let task = mesh.submit(C0, large());

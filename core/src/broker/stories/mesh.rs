@@ -58,7 +58,12 @@ impl Mesh {
     }
 
     pub(super) fn wait(&mut self, time: Duration) {
-        self.now = self.now + time;
+        let until = self.now + time;
+        while let Some(due) = self.broker.next_deadline().filter(|due| *due < until) {
+            self.now = self.now.max(due);
+            self.handle(Event::Deadline);
+        }
+        self.now = until;
         self.handle(Event::Deadline);
     }
 

@@ -1,0 +1,109 @@
+//! Whom the broker has heard when, and when it stood still: nobody is given up for what it slept through.
+
+use std::collections::BTreeMap;
+
+use mesh_core::broker::Config;
+use proto_msgs::{
+    BrokerToClient, ClientToBroker, Epoch, ErrorCode, Outcome, TaskId, ToBroker, WorkerId, WorkerToBroker,
+};
+
+use super::{
+    mesh::{MS, Micros, micros, short},
+    referee::Referee,
+};
+
+/// A broker that is no later than this was not stopped, and counts the time.
+const LATE_MAX: Micros = 100 * MS;
+
+/// What one life of the broker has heard.
+#[derive(Debug, Default)]
+pub(super) struct Ears {
+    tasks: BTreeMap<TaskId, Micros>,
+    /// In which life, with which of its heartbeats, when.
+    workers: BTreeMap<WorkerId, (Epoch, u64, Micros)>,
+    /// In order.
+    pauses: Vec<Pause>,
+}
+
+/// The broker stands still.
+#[derive(Debug)]
+struct Pause {
+    /// When it first had something to do. It notices no pause in which it has not.
+    due: Micros,
+    end: Micros,
+}
+
+impl Pause {
+    fn is_noticed(&self) -> bool {
+        self.due + LATE_MAX <= self.end
+    }
+
+    fn within(&self, from: Micros, to: Micros) -> Micros {
+        self.end.min(to).saturating_sub(self.due.max(from))
+    }
+}
+
+impl Ears {
+    /// The broker, which has something to do at `due`, stands still from now on.
+    pub(super) fn pauses(&mut self, now: Micros, due: Micros, end: Micros) {
+        match self.pauses.last_mut() {
+            Some(pause) if pause.end > now => pause.end = end,
+            _ => self.pauses.push(Pause { due: due.max(now), end }),
+        }
+    }
+
+    pub(super) fn hear(&mut self, now: Micros, message: &ToBroker) {
+        match message {
+            ToBroker::Client(ClientToBroker::Submit(submit)) => {
+                self.tasks.insert(submit.task, now);
+            }
+            ToBroker::Client(_) => {}
+            ToBroker::Worker(message) => {
+                let (worker, epoch, seq) = match message {
+                    WorkerToBroker::Register(register) => (register.worker, register.epoch, 0),
+                    WorkerToBroker::Heartbeat(heartbeat) => (heartbeat.worker, heartbeat.epoch, heartbeat.seq),
+                    WorkerToBroker::Leave(leave) => (leave.worker, leave.epoch, 0),
+                };
+                let last = self.workers.entry(worker).or_default();
+                // A late heartbeat is no sign of life.
+                if epoch > last.0 || epoch == last.0 && (seq == 0 || seq > last.1) {
+                    *last = (epoch, seq.max(last.1), now);
+                }
+            }
+        }
+    }
+
+    /// Whether the broker has been awake for less than `patience` since then, and stood still for the rest.
+    fn slept_through(&self, heard: Micros, now: Micros, patience: Micros) -> bool {
+        let noticed = self.pauses.iter().filter(|pause| pause.is_noticed());
+        let stood: Micros = noticed.map(|pause| pause.within(heard, now)).sum();
+        stood > 0 && now - heard - stood + LATE_MAX < patience
+    }
+}
+
+impl Referee {
+    /// The broker tells a client how its task ended.
+    pub(super) fn broker_ends(&mut self, now: Micros, message: &BrokerToClient) {
+        let BrokerToClient::Ended(ended) = message else { return };
+        let is_gone = matches!(&ended.outcome, Outcome::Failed(failure) if failure.code == ErrorCode::ClientGone);
+        let Some(heard) = self.ears.tasks.get(&ended.task).copied().filter(|_| is_gone) else { return };
+        let patience = micros(Config::default().client_silence);
+        if !self.task(ended.task).job.detached && self.ears.slept_through(heard, now, patience) {
+            let detail = format!(
+                "the client of {} is given up, last heard at {heard}: {:?}",
+                short(ended.task),
+                self.ears.pauses
+            );
+            self.fail("what was slept through is no silence", detail);
+        }
+    }
+
+    /// The broker gives a worker up.
+    pub(super) fn broker_drops(&mut self, now: Micros, id: WorkerId, heartbeat: Micros) {
+        let Some((_, _, heard)) = self.ears.workers.get(&id).copied() else { return };
+        if self.ears.slept_through(heard, now, heartbeat * Micros::from(Config::default().liveness_beats)) {
+            let detail = format!("{id} is given up, last heard at {heard}: {:?}", self.ears.pauses);
+            self.fail("what was slept through is no silence", detail);
+        }
+    }
+}
