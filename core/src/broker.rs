@@ -344,9 +344,7 @@ impl Broker {
                 continue;
             }
             task.away_since = Some(now);
-            if task.spec.detached {
-                self.tasks.set_due(attempt.task, now + self.config.detached_patience);
-            } else {
+            if !task.spec.detached {
                 self.note(attempt.task);
             }
         }

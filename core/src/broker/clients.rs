@@ -23,7 +23,11 @@ impl Broker {
                 self.stats.forbidden += 1;
                 self.refuse(peer, submit.task, ErrorCode::Forbidden, "the key named is not the connection's key");
             }
-            ClientToBroker::Submit(submit) => self.submit(now, peer, submit),
+            ClientToBroker::Submit(submit) => {
+                let id = submit.task;
+                self.submit(now, peer, submit);
+                self.reschedule(id);
+            }
             ClientToBroker::Close(close) => self.close(now, key, close),
             ClientToBroker::Cancel(cancel) => self.cancel(now, peer, key, cancel),
             ClientToBroker::Locate(locate) => self.locate(now, peer, key, locate),
@@ -189,7 +193,6 @@ impl Broker {
                 task.granted_at = None; // Not by this life of the broker.
             }
             self.workers.occupy(worker, attempt_id, held);
-            self.tasks.set_due(id, until);
             if detached {
                 self.save_task(id);
             }
@@ -243,11 +246,9 @@ impl Broker {
             let outcome = if counts { exhausted(task, outcome) } else { outcome };
             return self.end_and_tell(now, id, outcome);
         }
-        let pause_until = task.pause_until;
         if !matches!(task.state, State::Queued(_)) {
             self.enqueue(now, id);
         }
-        self.tasks.due_by(id, pause_until);
         self.asking(now, id);
         self.fill(now, worker);
     }

@@ -47,7 +47,7 @@ impl Broker {
         (task.granted_at, task.predicted, task.took) = (Some(now), Some(prediction), None);
         task.decision = Some(Box::new(Decision { at_unix_ms, chosen: Some(worker), rated }));
         self.slos.granted(&task.spec);
-        let (attempt_id, is_due_later) = (task.attempt_id(), task.due > until);
+        let attempt_id = task.attempt_id();
         self.last_chosen = Some(worker);
         if self.config.rules.holds(Rule::ReserveWithGrant) {
             self.workers.occupy(worker, attempt_id, held);
@@ -55,9 +55,7 @@ impl Broker {
         if is_shared {
             self.workers.lent(worker, held.lane == Some(Lane::Realtime) && self.queue.lane_len(Lane::Batch) > 0);
         }
-        if is_due_later {
-            self.tasks.set_due(id, until);
-        }
+        self.reschedule(id);
         self.stats.granted += 1;
         self.save_task(id);
         self.say_granted(now, id);
@@ -81,7 +79,6 @@ impl Broker {
                     *unnamed_until = Some(until);
                     let worker = at.worker;
                     self.workers.occupy(worker, attempt_id, held);
-                    self.tasks.set_due(id, until);
                 }
             }
             State::Storing | State::Queued(_) | State::Ended { .. } => return,

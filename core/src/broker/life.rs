@@ -87,6 +87,15 @@ impl Broker {
         }
     }
 
+    /// Something has happened to the task: it is looked at as early as it wants now. Later never: a look that comes too early
+    /// finds when the next one is due.
+    pub(super) fn reschedule(&mut self, id: TaskId) {
+        if let Some(task) = self.tasks.get(id) {
+            let due = self.due_of(task);
+            self.tasks.due_by(id, due);
+        }
+    }
+
     /// When a task next wants to be looked at, whatever happens.
     pub(super) fn due_of(&self, task: &Task) -> MonoTime {
         let mut due = self.patience_end(task);

@@ -338,7 +338,7 @@ impl Tasks {
 
     /// The task wants to be looked at then, if not earlier.
     pub(super) fn due_by(&mut self, id: TaskId, due: MonoTime) {
-        if self.get(id).is_some_and(|task| task.due > due) {
+        if self.live.get(&id).is_some_and(|task| task.due > due) {
             self.set_due(id, due);
         }
     }

@@ -1,6 +1,8 @@
 //! Short stories of how tasks live and end, and of what time does to them. Owns what is expected of the broker there.
 
-use proto_msgs::{AttemptReport, AttemptState, Purpose};
+use std::time::Duration;
+
+use proto_msgs::{AttemptReport, AttemptState, ErrorCode, Purpose, Standing};
 
 use super::{
     super::Config,
@@ -33,4 +35,28 @@ fn however_many_others_end_a_detached_result_is_found() {
     mesh.fetch(0, 1);
     let way = mesh.grants.last().expect("it was asked for");
     assert_eq!((way.id.task, way.ticket.body.purpose), (task(0), Purpose::Fetch));
+}
+
+#[test]
+fn a_worker_that_is_gone_puts_off_no_deadline() {
+    let mut mesh = Mesh::new(Config::default());
+    mesh.register(0, [1, 0], |_| {});
+    mesh.submit(0, 1, |submit| (submit.detached, submit.deadline_ms) = (true, Some(60_000)));
+    mesh.store();
+    let grant = mesh.grants[0].clone();
+    mesh.says(grant.id.task, Standing::Holding { attempt: grant.id.attempt, worker: grant.worker });
+    mesh.leave(0);
+    mesh.wait(Duration::from_secs(63));
+    assert_eq!(mesh.code(0), Some(ErrorCode::Expired));
+}
+
+#[test]
+fn a_client_that_has_found_its_worker_is_reminded_of_its_deadline_all_the_same() {
+    let mut mesh = Mesh::new(Config::default());
+    mesh.register(0, [1, 0], |_| {});
+    mesh.submit(0, 1, |submit| submit.deadline_ms = Some(1000));
+    let grant = mesh.grants[0].clone();
+    mesh.says(grant.id.task, Standing::Holding { attempt: grant.id.attempt, worker: grant.worker });
+    mesh.wait(Duration::from_secs(4));
+    assert_eq!(mesh.code(0), Some(ErrorCode::Expired), "not only when the grant would have been taken back");
 }

@@ -6,8 +6,8 @@ pub(super) use mesh_samples::{MODEL, client_id as client, task_id as task, worke
 use mesh_samples::{client_peer, worker_peer};
 use proto_msgs::{
     Answer, AnswerBody, Ask, AttemptId, BrokerToClient, ClientToBroker, Close, Digest, ErrorCode, Grant, Heartbeat,
-    Locate, ModelCost, ModelFormat, Outcome, Packing, Question, Register, Standing, Submit, TaskId, WhyView, WorkerId,
-    WorkerToBroker,
+    Leave, Locate, ModelCost, ModelFormat, Outcome, Packing, Question, Register, Standing, Submit, TaskId, WhyView,
+    WorkerId, WorkerToBroker,
 };
 
 use crate::{
@@ -16,6 +16,8 @@ use crate::{
 };
 
 pub(super) const DONE: Outcome = Outcome::Done { run_us: 1, load_us: 0 };
+
+pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A model that takes so long for one item, and is never packed.
 pub(super) fn cost(run_us: u32) -> ModelCost {
@@ -39,10 +41,12 @@ pub(super) struct Mesh {
 }
 
 impl Mesh {
+    /// Nobody is silent here, however much time passes.
     pub(super) fn new(config: Config) -> Self {
-        // Nobody is silent here, however much time passes.
-        let day = Duration::from_secs(24 * 3600);
-        let config = Config { client_silence: day, grant_wait: day, ..config };
+        Self::exactly(Config { client_silence: DAY, grant_wait: DAY, ..config })
+    }
+
+    pub(super) fn exactly(config: Config) -> Self {
         Self {
             broker: Broker::new(config),
             now: MonoTime::from_micros(1_000_000),
@@ -120,6 +124,13 @@ impl Mesh {
         heartbeat.seq = *seq;
         change(heartbeat);
         let message = WorkerToBroker::Heartbeat(heartbeat.clone());
+        self.handle(Event::WorkerSaid { peer: worker_peer(number), key: None, message });
+    }
+
+    /// The worker says that it goes.
+    pub(super) fn leave(&mut self, number: u32) {
+        let Register { worker, epoch, .. } = mesh_samples::register(number);
+        let message = WorkerToBroker::Leave(Leave { worker, epoch });
         self.handle(Event::WorkerSaid { peer: worker_peer(number), key: None, message });
     }
 
