@@ -207,6 +207,7 @@ impl Broker {
                 *unnamed_until = None;
                 self.workers.release_unnamed(worker, attempt_id);
                 self.note(id);
+                self.fill(now, worker);
             }
             _ => {}
         }

@@ -6,7 +6,7 @@ use proto_msgs::{AttemptReport, AttemptState, ErrorCode, Purpose, Standing};
 
 use super::{
     super::Config,
-    mesh::{DONE, Mesh, task},
+    mesh::{DAY, DONE, Mesh, task},
 };
 
 impl Mesh {
@@ -59,4 +59,17 @@ fn a_client_that_has_found_its_worker_is_reminded_of_its_deadline_all_the_same()
     mesh.says(grant.id.task, Standing::Holding { attempt: grant.id.attempt, worker: grant.worker });
     mesh.wait(Duration::from_secs(4));
     assert_eq!(mesh.code(0), Some(ErrorCode::Expired), "not only when the grant would have been taken back");
+}
+
+#[test]
+fn room_that_was_kept_for_nobody_is_given_away_at_once() {
+    let mut mesh = Mesh::exactly(Config { client_silence: DAY, ..Config::default() });
+    mesh.register(0, [1, 0], |_| {});
+    mesh.submit(0, 1, |_| {});
+    let grant = mesh.grants[0].clone();
+    mesh.says(grant.id.task, Standing::Holding { attempt: grant.id.attempt, worker: grant.worker });
+    mesh.submit(1, 1, |_| {});
+    assert_eq!(mesh.grants.len(), 1, "the room is taken");
+    mesh.wait(Config::default().grant_wait);
+    assert_eq!(mesh.grants[1].id.task, task(1), "its worker has never named it");
 }
