@@ -214,7 +214,7 @@ impl Broker {
                         forget.push(report.id);
                     }
                 }
-                _ if wanted => self.attempt_named(id, epoch, report.id),
+                _ if wanted => self.attempt_named(now, id, epoch, report.id),
                 _ => {
                     self.stats.fenced += 1;
                     stop.push(report.id);
@@ -257,34 +257,50 @@ impl Broker {
     }
 
     /// A heartbeat names an attempt that is wanted: there it is, whatever was thought before.
-    fn attempt_named(&mut self, worker: WorkerId, epoch: Epoch, id: AttemptId) {
+    fn attempt_named(&mut self, now: MonoTime, worker: WorkerId, epoch: Epoch, id: AttemptId) {
         let Some(task) = self.tasks.get_mut(id.task) else {
             return;
         };
-        let place = task.place();
-        let at = Place { worker, epoch, direction: place.map_or(Direction::ClientDials, |at| at.direction) };
-        let state = State::Placed { at, unnamed_until: None };
+        let at = Place { worker, epoch, direction: task.place().map_or(Direction::ClientDials, |at| at.direction) };
         task.away_since = None;
-        if task.attempt == id.attempt && task.state == state {
+        if task.attempt == id.attempt && task.state == (State::Placed { at, unnamed_until: None }) {
             let known = self.workers.get(worker).filter(|known| known.occupancy.is_stranger(id));
             if let Some(held) = known.map(|known| predict::held(task, Some(known))) {
                 self.workers.occupy(worker, id, held); // From before a restart, and now it is known whose it is.
             }
             return;
         }
+        self.turned_up(now, id, at, None);
+    }
+
+    /// The attempt has turned up at this worker: what its task waited for or was promised elsewhere is given back.
+    fn turned_up(&mut self, now: MonoTime, id: AttemptId, at: Place, unnamed_until: Option<MonoTime>) {
+        let Some(task) = self.tasks.get_mut(id.task) else { return };
         if let State::Queued(key) = task.state {
             self.queue.remove(key);
         }
-        if let Some(other) = place.filter(|at| at.worker != worker || task.attempt != id.attempt) {
-            self.workers.release_unnamed(other.worker, task.attempt_id());
+        let promised = task.attempt_id();
+        let (here, elsewhere) = match task.place() {
+            Some(place) if place.worker == at.worker && promised == id => (true, None),
+            place => (false, place),
+        };
+        if !here {
+            task.granted_at = None; // Not by this life of the broker.
         }
-        let known = self.workers.get(worker);
-        let name = known.map_or_else(String::new, |worker| worker.register.name.clone());
-        (task.attempt, task.state, task.last) = (id.attempt, state, Some((worker, epoch, name)));
+        let known = self.workers.get(at.worker);
+        let name = known.map_or_else(String::new, |known| known.register.name.clone());
+        task.last = Some((at.worker, at.epoch, name));
+        (task.attempt, task.state) = (id.attempt, State::Placed { at, unnamed_until });
         let held = predict::held(task, known);
-        self.workers.occupy(worker, id, held);
+        self.workers.occupy(at.worker, id, held);
         if task.spec.detached {
             self.save_task(id.task);
+        }
+        if let Some(other) = elsewhere {
+            self.workers.release_unnamed(other.worker, promised);
+        }
+        if let Some(other) = elsewhere.filter(|other| other.worker != at.worker) {
+            self.fill(now, other.worker);
         }
     }
 
@@ -294,7 +310,7 @@ impl Broker {
         if !task.spec.detached && task.place().is_some_and(|at| at.worker != worker) {
             return; // From before a restart: its client has asked for another place since.
         }
-        self.attempt_named(worker, epoch, id);
+        self.attempt_named(now, worker, epoch, id);
         self.workers.release(worker, id);
         let Some(task) = self.tasks.get_mut(id.task) else { return };
         if task.spec.detached {

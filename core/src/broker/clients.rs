@@ -10,7 +10,7 @@ use proto_msgs::{
 use super::{
     Action, Broker, Change,
     grants::Way,
-    obstacle, placement, predict, refusals,
+    obstacle, placement, refusals,
     tasks::{Place, State, Task},
     worker::Worker,
 };
@@ -173,29 +173,11 @@ impl Broker {
             return;
         }
         let here = task.place().filter(|at| at.worker == worker && task.attempt == attempt);
-        let named = matches!(task.state, State::Placed { .. }) && here.is_some();
-        if !named {
-            if let State::Queued(key) = task.state {
-                self.queue.remove(key);
-            }
-            if let Some(promised) = task.place().filter(|_| here.is_none()) {
-                self.workers.release_unnamed(promised.worker, task.attempt_id());
-            }
-            let known = self.workers.get(worker);
-            let epoch = here.map(|at| at.epoch).or(known.map(|known| known.register.epoch)).unwrap_or_default();
-            let direction = here.map_or(Direction::ClientDials, |at| at.direction);
-            let until = now + self.config.grant_wait;
-            task.attempt = attempt;
-            task.last = Some((worker, epoch, known.map_or_else(String::new, |known| known.register.name.clone())));
-            task.state = State::Placed { at: Place { worker, epoch, direction }, unnamed_until: Some(until) };
-            let (attempt_id, held, detached) = (task.attempt_id(), predict::held(task, known), task.spec.detached);
-            if here.is_none() {
-                task.granted_at = None; // Not by this life of the broker.
-            }
-            self.workers.occupy(worker, attempt_id, held);
-            if detached {
-                self.save_task(id);
-            }
+        let is_placed = matches!(task.state, State::Placed { .. }) && here.is_some();
+        if !is_placed {
+            let epoch = self.workers.get(worker).map(|known| known.register.epoch).unwrap_or_default();
+            let at = here.unwrap_or(Place { worker, epoch, direction: Direction::ClientDials });
+            self.turned_up(now, AttemptId { task: id, attempt }, at, Some(now + self.config.grant_wait));
         } else if self.awaits_dial(id) {
             // The order to dial may have been lost.
             self.say_granted(now, id);
