@@ -55,6 +55,9 @@ pub enum Rule {
     SloHysteresis,
     /// A task that took three workers down is given up.
     PoisonStops,
+    /// A broker that has just started refuses nobody for what workers cannot do; else those who waited before are turned away
+    /// because the one worker that they wait for is the last to come back.
+    SettleFirst,
     /// While a process stands still so does its clock; else a broker that was stopped gives up everybody who has waited for it.
     PauseIsNoSilence,
 }
@@ -87,6 +90,7 @@ impl Rule {
         Self::RowsInOrder,
         Self::SloHysteresis,
         Self::PoisonStops,
+        Self::SettleFirst,
         Self::PauseIsNoSilence,
     ];
 }

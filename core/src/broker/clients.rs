@@ -95,6 +95,7 @@ impl Broker {
         if let Some(failure) = self.hopeless(now, &mut task, &standing) {
             return self.refuse_for_good(now, peer, task, failure);
         }
+        task.is_judged = self.is_settled(now);
         self.stats.submitted += 1;
         task.stream = self.slos.stream(now, &task.spec);
         task.stored = detached;

@@ -108,6 +108,9 @@ impl Broker {
         if let State::Granted { until, .. } | State::Placed { unnamed_until: Some(until), .. } = task.state {
             due = due.min(until);
         }
+        if let Some(judged_at) = self.judged_at(task) {
+            due = due.min(judged_at);
+        }
         if !task.stored {
             due = due.min(task.heard + SHOWN_AFTER);
         }
@@ -131,6 +134,9 @@ impl Broker {
                 task.abandoned = !task.spec.detached;
             }
             return;
+        }
+        if let Some(failure) = self.judge(now, id) {
+            return self.end_and_tell(now, id, Outcome::Failed(failure));
         }
         self.take_back(now, id);
         self.after_pause(now, id);

@@ -9,7 +9,9 @@ use proto_msgs::{BrokerToClient, Ended, ErrorCode, Failure, Lane, Outcome, PeerI
 use super::{
     Broker,
     placement::{self, Decision},
+    stats::Stats,
     tasks::{State, Task},
+    workers::Workers,
 };
 use crate::{MonoTime, Rule};
 
@@ -21,6 +23,10 @@ const RETRY_AFTER_MS_MAX: u64 = 60_000;
 
 /// A client comes back when this part of the lane has drained: late enough for room, early enough not to find it empty.
 const DRAINED_PART: u64 = 10;
+
+/// Workers have found a broker that has just started by then: a new connection, a heartbeat, and room for one to be lost.
+/// Before, nobody can say what no worker could do, or when: a task waits, and is judged then.
+const SETTLED_AFTER: MonoTime = MonoTime::from_micros(5_000_000);
 
 /// Microseconds in a millisecond.
 const MS_US: u64 = 1000;
@@ -87,16 +93,29 @@ impl Broker {
     pub(super) fn hopeless(&mut self, now: MonoTime, task: &mut Task, standing: &Standing) -> Option<Failure> {
         match standing {
             Standing::Holding { .. } if self.config.rules.holds(Rule::BelieveHoldingClients) => None,
-            Standing::Lost { .. } => self.unfit(task),
-            _ => self.unfit(task).or_else(|| self.too_late(now, task)),
+            _ if !self.is_settled(now) => None,
+            Standing::Lost { .. } => unfit(task, &self.workers, &mut self.stats),
+            _ => unfit(task, &self.workers, &mut self.stats).or_else(|| self.too_late(now, task)),
         }
     }
 
-    fn unfit(&mut self, task: &Task) -> Option<Failure> {
-        let (failure, looked) = placement::never_fits(task, &self.workers);
-        self.stats.candidates_looked += looked;
-        self.stats.refused_unfit += u64::from(failure.is_some());
-        failure
+    /// Whether the workers had time to come since this start of the broker.
+    pub(super) fn is_settled(&self, now: MonoTime) -> bool {
+        now >= SETTLED_AFTER || !self.config.rules.holds(Rule::SettleFirst)
+    }
+
+    /// When a task is judged that came before the workers did; `None` once it was.
+    pub(super) fn judged_at(&self, task: &Task) -> Option<MonoTime> {
+        (!task.is_judged).then_some(SETTLED_AFTER)
+    }
+
+    /// Why a task that came before the workers did cannot be taken. A deadline that is too near by now will simply pass.
+    pub(super) fn judge(&mut self, now: MonoTime, id: TaskId) -> Option<Failure> {
+        let is_settled = self.is_settled(now);
+        let task = self.tasks.get_mut(id).filter(|task| is_settled && !task.is_judged)?;
+        task.is_judged = true;
+        let is_at_worker = task.place().is_some();
+        if is_at_worker { None } else { unfit(task, &self.workers, &mut self.stats) }
     }
 
     fn too_late(&mut self, now: MonoTime, task: &mut Task) -> Option<Failure> {
@@ -132,4 +151,12 @@ impl Broker {
         self.tasks.insert(task);
         self.tell_client(Some(peer), BrokerToClient::Ended(ended));
     }
+}
+
+/// Why no worker could ever run the task, if so.
+fn unfit(task: &Task, workers: &Workers, stats: &mut Stats) -> Option<Failure> {
+    let (failure, looked) = placement::never_fits(task, workers);
+    stats.candidates_looked += looked;
+    stats.refused_unfit += u64::from(failure.is_some());
+    failure
 }

@@ -85,6 +85,8 @@ pub(super) struct Task {
     pub(super) pause_until: MonoTime,
     /// How it was rated in the queue; `None` if it never waited there.
     pub(super) rank: Option<Rank>,
+    /// It has been asked whether any worker could ever run it.
+    pub(super) is_judged: bool,
     /// It has gone to a worker once: what it costs its client's share is spent.
     pub(super) is_dispatched: bool,
     /// The stream with a promise that it belongs to.
@@ -134,6 +136,7 @@ impl Task {
             lost_with: Vec::new(),
             pause_until: MonoTime::ZERO,
             rank: None,
+            is_judged: true,
             is_dispatched: false,
             stream: None,
             granted_at: None,

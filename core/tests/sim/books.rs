@@ -4,15 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_core::broker::{Change, Config, TaskRecord};
 use proto_msgs::{
-    AnswerBody, Attempt, AttemptId, AttemptState, BrokerToClient, ClientId, ClientToBroker, Demands, Digest, Epoch,
-    ErrorCode, Grant, Heartbeat, Lane, Outcome, Purpose, Standing, Submit, TaskId, WorkerId, WorkerToBroker,
+    AnswerBody, Attempt, AttemptId, AttemptState, BrokerToClient, ClientId, ClientToBroker, Demands, Digest, Ended,
+    Epoch, ErrorCode, Grant, Heartbeat, Lane, Outcome, Purpose, Standing, Submit, TaskId, WorkerId, WorkerToBroker,
 };
 
 use super::{
     ears::Ears,
-    mesh::{Micros, micros, short, short_id},
+    mesh::{Micros, SECOND, micros, short, short_id},
     referee::{ACTIVE_MAX, Referee},
 };
+
+/// Heartbeats come every two seconds at most, and a connection is made anew within one.
+const WORKERS_COME_BACK: Micros = 4 * SECOND;
 
 /// What the broker owes a worker's slots, as its own words and ears have it.
 #[derive(Debug)]
@@ -35,8 +38,8 @@ impl Referee {
         self.task(submit.task).owner != user && !self.heard_of.contains(&submit.task)
     }
 
-    pub(super) fn broker_started(&mut self, life: u32) {
-        self.broker_life = life;
+    pub(super) fn broker_started(&mut self, now: Micros, life: u32) {
+        (self.broker_life, self.broker_since) = (life, now);
         self.promises.clear();
         self.granted.clear();
         self.held.clear();
@@ -175,15 +178,30 @@ impl Referee {
             let detail = format!("{} is acknowledged with {message:?}, stored is {footing:?}", short(task));
             return self.fail("acknowledged is stored", detail);
         }
+        if matches!(message, BrokerToClient::Grant(_) | BrokerToClient::Queued(_)) {
+            self.taken.insert(task);
+        }
         match message {
             BrokerToClient::Grant(grant) if grant.ticket.body.purpose == Purpose::Run => self.granted(now, grant),
-            BrokerToClient::Ended(_) => {
+            BrokerToClient::Ended(ended) => {
+                if row.is_none_or(|row| row.ended.is_none()) {
+                    self.refused(now, ended);
+                }
                 if is_refusal {
                     self.heard_of.remove(&task);
                 }
                 self.released(task);
             }
             _ => {}
+        }
+    }
+
+    /// Whoever was taken once is not turned away before the workers had time to come back to a new broker.
+    fn refused(&mut self, now: Micros, ended: &Ended) {
+        let Outcome::Failed(failure) = &ended.outcome else { return };
+        let is_verdict = matches!(failure.code, ErrorCode::NoWorkerFits | ErrorCode::DeadlineUnmeetable);
+        if is_verdict && self.taken.contains(&ended.task) && now < self.broker_since + WORKERS_COME_BACK {
+            self.fail("workers have time to come back", format!("{} is refused: {}", short(ended.task), failure.text));
         }
     }
 

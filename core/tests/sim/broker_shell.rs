@@ -51,7 +51,7 @@ impl Mesh {
             ..Config::default()
         };
         self.broker.machine = Some(Broker::new(config));
-        self.referee.broker_started(self.broker.life);
+        self.referee.broker_started(self.now, self.broker.life);
         tell!(self, "B starts, life {}", self.broker.life);
         let records: Vec<TaskRecord> = self.broker.store.tasks.values().cloned().collect();
         if !records.is_empty() {

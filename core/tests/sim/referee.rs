@@ -94,6 +94,10 @@ pub(crate) struct Referee {
     /// From now on nothing excuses anything.
     pub(crate) is_calm: bool,
     pub(super) broker_life: u32,
+    /// When that life began.
+    pub(super) broker_since: Micros,
+    /// Tasks that some life of the broker has taken.
+    pub(super) taken: BTreeSet<TaskId>,
     pub(super) promises: BTreeMap<WorkerId, Promises>,
     pub(super) placed: BTreeMap<AttemptId, (u32, WorkerId)>,
     /// Of the broker's current life: the last attempt granted, held and lost by the client.

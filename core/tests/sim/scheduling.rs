@@ -83,7 +83,8 @@ fn a_deadline_is_refused_at_once_when_it_cannot_be_met_and_never_by_guess() {
     let unmeasured = mesh.submit(C0, Job::runs(s(1)).deadline(ms(2500)));
     mesh.until_over(unmeasured);
     mesh.expect(unmeasured).done();
-    mesh.run_for(s(2));
+    // Long after the broker has started.
+    mesh.run_for(s(5));
     let before: Vec<TaskId> = (0..8).map(|_| mesh.submit(C0, Job::runs(s(1)))).collect();
     mesh.run_for(ms(500));
     let hopeless = mesh.submit(C0, Job::runs(s(1)).deadline(s(3)));

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use proto_msgs::{AttemptReport, AttemptState, ErrorCode, Purpose, Standing};
+use proto_msgs::{AttemptReport, AttemptState, ErrorCode, Gpu, Purpose, Standing, Submit};
 
 use super::{
     super::Config,
-    mesh::{DAY, DONE, Mesh, task},
+    mesh::{DAY, DONE, Mesh, task, worker},
 };
+use crate::MonoTime;
 
 impl Mesh {
     /// A detached task is submitted to the only worker, and is done.
@@ -72,4 +73,32 @@ fn room_that_was_kept_for_nobody_is_given_away_at_once() {
     assert_eq!(mesh.grants.len(), 1, "the room is taken");
     mesh.wait(Config::default().grant_wait);
     assert_eq!(mesh.grants[1].id.task, task(1), "its worker has never named it");
+}
+
+#[test]
+fn who_waits_for_the_last_worker_to_come_back_to_a_new_broker_is_not_turned_away() {
+    let mut mesh = Mesh::new(Config::default());
+    mesh.now = MonoTime::from_micros(1);
+    mesh.register(0, [0, 1], |_| {});
+    let gpu = |submit: &mut Submit| (submit.demands.gpu_memory_bytes, submit.deadline_ms) = (1 << 30, Some(60_000));
+    mesh.submit_all(0..2, 1, gpu);
+    mesh.wait(Duration::from_secs(2));
+    mesh.register(1, [0, 1], |register| register.gpus = vec![Gpu { name: "G".to_owned(), memory_bytes: 2 << 30 }]);
+    assert_eq!(mesh.grants[0].worker, worker(1));
+    mesh.wait(Duration::from_secs(10));
+    assert_eq!((mesh.code(0), mesh.code(1)), (None, None), "the second one waits");
+}
+
+#[test]
+fn what_no_worker_can_do_is_said_once_all_had_time_to_come() {
+    let mut mesh = Mesh::new(Config::default());
+    mesh.now = MonoTime::from_micros(1);
+    mesh.register(0, [0, 1], |_| {});
+    mesh.submit(0, 1, |submit| submit.demands.gpu_memory_bytes = 1 << 30);
+    mesh.wait(Duration::from_secs(4));
+    assert_eq!(mesh.code(0), None);
+    mesh.wait(Duration::from_secs(2));
+    assert_eq!(mesh.code(0), Some(ErrorCode::NoWorkerFits));
+    mesh.submit(1, 1, |submit| submit.demands.gpu_memory_bytes = 1 << 30);
+    assert_eq!(mesh.code(1), Some(ErrorCode::NoWorkerFits), "from then on at once");
 }
