@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 
 use mesh_transport::{Admit, Admitted, Context, Limits, Security, keys, keys::KeyPair};
 use proto_msgs::{
-    AnswerBody, ClientId, ClusterView, Direction, ModelView, Outcome, Question, TaskId, TaskView, WhyView, WorkerView,
+    AnswerBody, ClientId, ClusterView, Direction, ErrorCode, ModelView, Outcome, Question, TaskId, TaskView, WhyView,
+    WorkerView,
 };
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
@@ -139,10 +140,8 @@ impl Mesh {
         let (reply, answer) = oneshot::channel();
         let outcome = self.answered(Command::Cancel { task, reply: Some(reply) }, answer).await?;
         match outcome {
-            Outcome::Failed(failure) if failure.code == proto_msgs::ErrorCode::NotFound => {
-                Err(AskError::NotFound(task))
-            }
-            Outcome::Failed(failure) if failure.code == proto_msgs::ErrorCode::Forbidden => {
+            Outcome::Failed(failure) if failure.code == ErrorCode::NotFound => Err(AskError::NotFound(task)),
+            Outcome::Failed(failure) if matches!(failure.code, ErrorCode::Forbidden | ErrorCode::StoreAway) => {
                 Err(AskError::Refused(failure))
             }
             outcome => Ok(outcome),

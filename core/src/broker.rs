@@ -247,8 +247,7 @@ impl Broker {
     /// Whether a finished attempt need not be named again. The end of a detached task is in safety only in the store: until
     /// then its worker goes on telling it, should this broker die.
     fn may_be_forgotten(&self, id: AttemptId) -> bool {
-        let waits = |task: &Task| task.spec.detached && task.is_ended() && !task.is_in_store();
-        !self.tasks.get(id.task).is_some_and(waits) || !self.config.rules.holds(Rule::StoreBeforeForget)
+        !self.tasks.get(id.task).is_some_and(Task::awaits_store) || !self.config.rules.holds(Rule::StoreBeforeForget)
     }
 
     /// Whether another attempt of the task has taken its place.

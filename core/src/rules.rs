@@ -31,6 +31,8 @@ pub enum Rule {
     PlaceBeforeDurable,
     /// A worker may forget how a detached attempt ended only once the store has it; else a restart never hears of it.
     StoreBeforeForget,
+    /// That a detached task is cancelled is answered only once the store has it; else a restart brings it back.
+    StoreBeforeCancelled,
     /// A worker tells the end of a detached attempt only once its disk has it; else the worker's death undoes what was told.
     KeepBeforeReport,
     /// A ticket is honoured only by the life of the worker it was made for.
@@ -78,6 +80,7 @@ impl Rule {
         Self::AcknowledgeAfterStore,
         Self::PlaceBeforeDurable,
         Self::StoreBeforeForget,
+        Self::StoreBeforeCancelled,
         Self::KeepBeforeReport,
         Self::TicketNamesEpoch,
         Self::AnswerOwnerOnly,

@@ -62,8 +62,8 @@ impl Broker {
         // A client's addresses may change while it waits.
         task.spec.endpoints.clone_from(&submit.endpoints);
         if let State::Ended { outcome, .. } = &task.state {
-            // Its client leaves when it hears that a detached task is done.
-            let waits = task.spec.detached && matches!(outcome, Outcome::Done { .. }) && !task.is_in_store();
+            // Its client leaves when it hears that a detached task is done, or cancelled.
+            let waits = task.awaits_store() && !matches!(outcome, Outcome::Failed(_));
             return if waits { self.note(id) } else { self.say_ended(id, Some(peer)) };
         }
         let named = named_in(&submit.standing);
@@ -262,10 +262,24 @@ impl Broker {
         let Some(task) = self.owned(cancel.task, cancel.client, key) else {
             return self.refuse(peer, cancel.task, ErrorCode::NotFound, "no such task, or it is somebody else's");
         };
+        let (submitter, place) = (task.peer, task.place());
         if !task.is_ended() {
-            self.end_and_tell(now, cancel.task, Outcome::Cancelled);
+            self.end(now, cancel.task, Outcome::Cancelled);
         }
-        self.say_ended(cancel.task, Some(peer));
+        let Some(task) = self.tasks.get_mut(cancel.task) else { return };
+        if !task.awaits_store() || !self.config.rules.holds(Rule::StoreBeforeCancelled) {
+            self.say_ended(cancel.task, submitter);
+            self.say_ended(cancel.task, Some(peer).filter(|_| submitter != Some(peer)));
+        } else if self.store_ok {
+            task.cancelled_by = Some(peer);
+        } else {
+            let text = "the task is stopped, but the store does not answer: a restart of the broker would bring it back; \
+                        cancel it again later";
+            self.refuse(peer, cancel.task, ErrorCode::StoreAway, text);
+        }
+        if let Some(at) = place {
+            self.fill(now, at.worker);
+        }
     }
 
     fn locate(&mut self, now: MonoTime, peer: PeerId, key: Option<PublicKey>, locate: Locate) {

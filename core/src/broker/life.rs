@@ -31,7 +31,11 @@ impl Broker {
                 self.asking(now, id);
             }
             State::Placed { .. } if is_in_store => self.note(id),
-            State::Ended { outcome: Outcome::Done { .. }, .. } if is_in_store => self.say_ended(id, peer),
+            State::Ended { outcome: Outcome::Done { .. } | Outcome::Cancelled, .. } if is_in_store => {
+                let cancelled_by = task.cancelled_by.take().filter(|by| Some(*by) != peer);
+                self.say_ended(id, peer);
+                self.say_ended(id, cancelled_by);
+            }
             State::Queued(_) | State::Granted { .. } | State::Placed { .. } | State::Ended { .. } => {}
         }
     }

@@ -107,6 +107,8 @@ pub(super) struct Task {
     pub(super) away_since: Option<MonoTime>,
     /// The newest attempt that its client has named. A message that knows less is a late one.
     pub(super) named_by_client: Attempt,
+    /// Who took it back and is told so once the store has it.
+    pub(super) cancelled_by: Option<PeerId>,
     /// It ended because its client was silent.
     pub(super) abandoned: bool,
     /// The store has been told of it.
@@ -147,6 +149,7 @@ impl Task {
             finished: None,
             away_since: None,
             named_by_client: Attempt(0),
+            cancelled_by: None,
             abandoned: false,
             stored: false,
             in_store: None,
@@ -200,6 +203,11 @@ impl Task {
     /// Whether the store has said that it has what a restart must know: where the task is, or that it is over.
     pub(super) fn is_in_store(&self) -> bool {
         self.in_store == Some(self.footing())
+    }
+
+    /// Whether it is over and a restart would not know of it yet.
+    pub(super) fn awaits_store(&self) -> bool {
+        self.outlives_client() && self.is_ended() && !self.is_in_store()
     }
 
     /// Whether its end is for whoever comes for it later: the store has been told of it, and a worker may keep its result.

@@ -167,6 +167,10 @@ impl Referee {
             return self.fail("a result goes to its owner", detail);
         }
         let row = stored.get(&task);
+        let is_cancel = matches!(message, BrokerToClient::Ended(ended) if ended.outcome == Outcome::Cancelled);
+        if is_cancel && truth.job.detached && row.is_some_and(|row| row.ended.is_none()) {
+            return self.fail("acknowledged is stored", format!("{} is cancelled, not in the store", short(task)));
+        }
         let is_there = match message {
             BrokerToClient::Noted(noted) => {
                 row.is_some_and(|row| row.ended.is_some() || row.attempt == noted.id.attempt && row.worker.is_some())

@@ -92,6 +92,19 @@ fn after_a_restart_a_worker_may_bring_a_task_that_the_store_knows_without_a_plac
 }
 
 #[test]
+fn what_was_cancelled_does_not_come_back_with_the_broker() {
+    let mut mesh = mesh(&[Place::slots(1)]);
+    let task = mesh.submit(C0, Job::runs(s(20)).detached());
+    mesh.until_over(task);
+    mesh.setup.store_wait = (3 * SECOND, 3 * SECOND + MS);
+    mesh.cancel_elsewhere(task);
+    mesh.run_for(s(1));
+    mesh.crash(B);
+    mesh.restart(B);
+    mesh.end_well();
+}
+
+#[test]
 fn a_task_that_is_at_no_worker_ends_once_its_client_was_silent_for_long() {
     let mut mesh = mesh(&[Place::slots(1)]);
     let busy = mesh.submit(C0, Job::runs(s(11)));

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use proto_msgs::{AttemptReport, AttemptState, ErrorCode, Gpu, Purpose, Standing, Submit};
+use proto_msgs::{AttemptReport, AttemptState, ErrorCode, Gpu, Outcome, Purpose, Standing, Submit};
 
 use super::{
-    super::Config,
+    super::{Config, Event},
     mesh::{DAY, DONE, Mesh, task, worker},
 };
 use crate::MonoTime;
@@ -101,4 +101,26 @@ fn what_no_worker_can_do_is_said_once_all_had_time_to_come() {
     assert_eq!(mesh.code(0), Some(ErrorCode::NoWorkerFits));
     mesh.submit(1, 1, |submit| submit.demands.gpu_memory_bytes = 1 << 30);
     assert_eq!(mesh.code(1), Some(ErrorCode::NoWorkerFits), "from then on at once");
+}
+
+#[test]
+fn a_detached_task_is_cancelled_once_the_store_has_it() {
+    let mut mesh = Mesh::new(Config::default());
+    mesh.register(0, [1, 0], |_| {});
+    for number in 0..2 {
+        mesh.submit(number, 1, |submit| submit.detached = true);
+        mesh.store();
+    }
+    mesh.cancel(0, 1);
+    assert_eq!(mesh.ends.get(&task(0)), None, "a restart would bring it back");
+    assert_eq!(mesh.grants[1].id.task, task(1), "its place is free all the same");
+    mesh.store();
+    assert_eq!(mesh.ends[&task(0)].0, Outcome::Cancelled);
+    mesh.handle(Event::StoreAway);
+    mesh.cancel(1, 1);
+    assert_eq!(mesh.code(1), Some(ErrorCode::StoreAway));
+    mesh.handle(Event::StoreBack);
+    mesh.store();
+    mesh.cancel(1, 1);
+    assert_eq!(mesh.ends[&task(1)].0, Outcome::Cancelled);
 }

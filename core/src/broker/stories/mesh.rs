@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, time::Duration};
 pub(super) use mesh_samples::{MODEL, client_id as client, task_id as task, worker_id as worker};
 use mesh_samples::{client_peer, worker_peer};
 use proto_msgs::{
-    Answer, AnswerBody, Ask, AttemptId, BrokerToClient, ClientToBroker, Close, Digest, ErrorCode, Grant, Heartbeat,
-    Leave, Locate, ModelCost, ModelFormat, Outcome, Packing, Question, Register, Standing, Submit, TaskId, WhyView,
-    WorkerId, WorkerToBroker,
+    Answer, AnswerBody, Ask, AttemptId, BrokerToClient, CancelTask, ClientToBroker, Close, Digest, ErrorCode, Grant,
+    Heartbeat, Leave, Locate, ModelCost, ModelFormat, Outcome, Packing, Question, Register, Standing, Submit, TaskId,
+    WhyView, WorkerId, WorkerToBroker,
 };
 
 use crate::{
@@ -198,6 +198,12 @@ impl Mesh {
     pub(super) fn why(&mut self, number: u32, of: u32) -> WhyView {
         self.ask(of, Question::Why(task(number)));
         self.why.take().expect("there is such a task")
+    }
+
+    /// The client takes a task back, from another process.
+    pub(super) fn cancel(&mut self, number: u32, of: u32) {
+        let message = ClientToBroker::Cancel(CancelTask { task: task(number), client: client(of) });
+        self.handle(Event::ClientSaid { peer: client_peer(1000), key: None, message });
     }
 
     /// The client comes for the result of a detached task.
