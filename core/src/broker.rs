@@ -272,7 +272,8 @@ impl Broker {
         self.turned_up(now, id, at, None);
     }
 
-    /// The attempt has turned up at this worker: what its task waited for or was promised elsewhere is given back.
+    /// The attempt has turned up at this worker: what its task waited for or was promised elsewhere is given back. Where only its
+    /// client says so, it takes room that this broker gave it, or one before it may have given it: no words buy a place.
     fn turned_up(&mut self, now: MonoTime, id: AttemptId, at: Place, unnamed_until: Option<MonoTime>) {
         let Some(task) = self.tasks.get_mut(id.task) else { return };
         if let State::Queued(key) = task.state {
@@ -290,9 +291,12 @@ impl Broker {
         let name = known.map_or_else(String::new, |known| known.register.name.clone());
         task.last = Some((at.worker, at.epoch, name));
         (task.attempt, task.state) = (id.attempt, State::Placed { at, unnamed_until });
-        let held = predict::held(task, known);
-        self.workers.occupy(at.worker, id, held);
-        if task.spec.detached {
+        let is_named = unnamed_until.is_none() || known.is_some_and(|known| known.has(id));
+        let (held, detached) = (predict::held(task, known), task.spec.detached);
+        if is_named || here || !self.is_settled(now) {
+            self.workers.occupy(at.worker, id, held);
+        }
+        if detached {
             self.save_task(id.task);
         }
         if let Some(other) = elsewhere {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proto_msgs::{AttemptReport, AttemptState, ErrorCode, Gpu, Outcome, Purpose, Standing, Submit};
+use proto_msgs::{Attempt, AttemptReport, AttemptState, ErrorCode, Gpu, Outcome, Purpose, Standing, Submit};
 
 use super::{
     super::{Config, Event},
@@ -123,4 +123,27 @@ fn a_detached_task_is_cancelled_once_the_store_has_it() {
     mesh.store();
     mesh.cancel(1, 1);
     assert_eq!(mesh.ends[&task(1)].0, Outcome::Cancelled);
+}
+
+#[test]
+fn words_alone_buy_no_room() {
+    let mut mesh = Mesh::new(Config::default());
+    mesh.register(0, [1, 0], |_| {});
+    let holding = Standing::Holding { attempt: Attempt(1), worker: worker(0) };
+    mesh.submit(0, 1, |submit| submit.standing = holding.clone());
+    assert_eq!(mesh.submit(1, 2, |_| {}), Some(worker(0)), "nobody has given the first one a place");
+    mesh.submit(2, 1, |_| {});
+    mesh.says(task(2), holding);
+    mesh.close(mesh.grants[0].id);
+    assert_eq!(mesh.submit(3, 2, |_| {}), Some(worker(0)), "one that waits gets no further by saying that it does not");
+}
+
+#[test]
+fn a_new_broker_keeps_room_for_those_who_were_at_work_before() {
+    let mut mesh = Mesh::new(Config::default());
+    mesh.now = MonoTime::from_micros(1);
+    mesh.register(0, [1, 0], |_| {});
+    let holding = Standing::Holding { attempt: Attempt(1), worker: worker(0) };
+    mesh.submit(0, 1, |submit| submit.standing = holding);
+    assert_eq!(mesh.submit(1, 2, |_| {}), None);
 }
