@@ -26,7 +26,8 @@ impl Broker {
             }
             Question::Models { after } => AnswerBody::Models(page(self.models_after(after))),
             Question::Tasks { before } => {
-                let rows = self.tasks.before(before).filter(|task| self.owned(task.id(), client, key).is_some());
+                let rows = self.tasks.before(client, before);
+                let rows = rows.filter(|task| self.owned(task.id(), client, key).is_some());
                 AnswerBody::Tasks(page(rows.map(|task| self.task_view(now, task))))
             }
             Question::Task(id) => {

@@ -49,9 +49,7 @@ impl Broker {
     /// Tasks that were to be stored are given back to their clients, who can try again.
     pub(super) fn store_away(&mut self, now: MonoTime) {
         self.store_ok = false;
-        let storing: Vec<TaskId> =
-            self.tasks.before(None).filter(|task| task.state == State::Storing).map(Task::id).collect();
-        for id in storing {
+        for id in self.tasks.storing() {
             self.end_and_tell(now, id, Outcome::failed(ErrorCode::StoreAway, "the store stopped answering: try again"));
         }
     }

@@ -15,6 +15,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Bound::{Excluded, Included},
     time::Duration,
 };
 
@@ -290,6 +291,8 @@ pub(super) struct Tasks {
     live: BTreeMap<TaskId, Box<Task>>,
     over: BTreeMap<TaskId, Box<Task>>,
     due: BTreeSet<(MonoTime, TaskId)>,
+    /// All tasks by whose they are: a question for a client's own looks at no others.
+    owners: BTreeSet<(ClientId, TaskId)>,
     /// Ended tasks in order of when they may be forgotten.
     ended: BTreeSet<(MonoTime, TaskId)>,
     /// The same of those that somebody may still come for. However many others end, these stay.
@@ -310,20 +313,23 @@ impl Tasks {
         self.live.get_mut(&id).or_else(|| self.over.get_mut(&id)).map(Box::as_mut)
     }
 
-    /// Newest first, those before the given one.
-    pub(super) fn before(&self, id: Option<TaskId>) -> impl Iterator<Item = &Task> {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let range = (Unbounded, id.map_or(Unbounded, Excluded));
-        let (mut live, mut over) = (self.live.range(range).rev().peekable(), self.over.range(range).rev().peekable());
-        std::iter::from_fn(move || {
-            let next_is_live = live.peek().map(|(id, _)| *id) > over.peek().map(|(id, _)| *id);
-            let (_, task) = if next_is_live { live.next() } else { over.next() }?;
-            Some(task.as_ref())
-        })
+    /// Those of the client, newest first, before the given one.
+    pub(super) fn before(&self, client: ClientId, id: Option<TaskId>) -> impl Iterator<Item = &Task> {
+        const FIRST: TaskId = TaskId::from_bytes([0; 16]);
+        const LAST: TaskId = TaskId::from_bytes([0xff; 16]);
+        let end = id.map_or(Included((client, LAST)), |id| Excluded((client, id)));
+        self.owners.range((Included((client, FIRST)), end)).rev().filter_map(|(_, id)| self.get(*id))
+    }
+
+    /// Those that wait for the store to have them.
+    pub(super) fn storing(&self) -> Vec<TaskId> {
+        let storing = self.live.values().filter(|task| task.state == State::Storing);
+        storing.map(|task| task.id()).collect()
     }
 
     pub(super) fn insert(&mut self, task: Task) {
         let (id, task) = (task.id(), Box::new(task));
+        self.owners.insert((task.spec.client, id));
         if task.is_ended() {
             self.ends(&task).insert((task.due, id));
             self.over.insert(id, task);
@@ -387,7 +393,9 @@ impl Tasks {
             let (until, id) = ends.first().copied().filter(|(until, _)| now >= *until || ends.len() > max)?;
             ends.remove(&(until, id)).then_some(id)
         })?;
-        self.over.remove(&id)
+        let task = self.over.remove(&id)?;
+        self.owners.remove(&(task.spec.client, id));
+        Some(task)
     }
 
     /// When the next ended task may be forgotten.

@@ -147,3 +147,16 @@ fn a_new_broker_keeps_room_for_those_who_were_at_work_before() {
     mesh.submit(0, 1, |submit| submit.standing = holding);
     assert_eq!(mesh.submit(1, 2, |_| {}), None);
 }
+
+#[test]
+fn a_client_is_told_of_all_its_tasks_newest_first_and_of_no_others() {
+    let mut mesh = Mesh::new(Config::default());
+    mesh.register(0, [1, 0], |_| {});
+    mesh.submit_all(0..100, 1, |_| {});
+    mesh.submit_all(100..103, 2, |_| {});
+    mesh.close(mesh.grants[0].id);
+    for (of, own) in [(1, 0..100), (2, 100..103), (3, 0..0)] {
+        let told = mesh.tasks(of);
+        assert!(told.into_iter().eq(own.rev().map(task)), "client {of}");
+    }
+}

@@ -35,6 +35,7 @@ pub(super) struct Mesh {
     pub(super) grants: Vec<Grant>,
     pub(super) ends: BTreeMap<TaskId, (Outcome, Option<u32>)>,
     why: Option<WhyView>,
+    tasks: Vec<TaskId>,
     /// What the store was given and has not confirmed.
     unstored: BTreeMap<TaskId, Footing>,
     pub(super) models: Vec<(WorkerId, Digest)>,
@@ -57,6 +58,7 @@ impl Mesh {
             grants: Vec::new(),
             ends: BTreeMap::new(),
             why: None,
+            tasks: Vec::new(),
             unstored: BTreeMap::new(),
             models: Vec::new(),
         }
@@ -81,6 +83,7 @@ impl Mesh {
                 }
                 Action::TellClient { message: BrokerToClient::Answer(Answer { body, .. }), .. } => match body {
                     AnswerBody::Why(why) => self.why = Some(why),
+                    AnswerBody::Tasks(rows) => self.tasks = rows.iter().map(|row| row.task).collect(),
                     AnswerBody::Models(rows) => {
                         self.models.extend(rows.iter().map(|row| (row.worker, row.cost.model)));
                     }
@@ -193,6 +196,18 @@ impl Mesh {
     pub(super) fn ask(&mut self, of: u32, question: Question) {
         let ask = Ask { request: 1, client: client(of), question };
         self.handle(Event::ClientSaid { peer: client_peer(of), key: None, message: ClientToBroker::Ask(ask) });
+    }
+
+    /// The tasks of a client, page by page.
+    pub(super) fn tasks(&mut self, of: u32) -> Vec<TaskId> {
+        let mut all = Vec::new();
+        loop {
+            self.ask(of, Question::Tasks { before: all.last().copied() });
+            match std::mem::take(&mut self.tasks) {
+                page if page.is_empty() => return all,
+                page => all.extend(page),
+            }
+        }
     }
 
     pub(super) fn why(&mut self, number: u32, of: u32) -> WhyView {
