@@ -1,7 +1,7 @@
 //! The store of a broker without Redis: one file in its state folder, for tasks that must survive a restart.
 //!
-//! Owns the file. A write that returned is on disk (redb syncs each commit). Never: the Metric Table; workers say who they
-//! are again within a heartbeat.
+//! Owns the file. A write that returned is on disk (redb syncs each commit), and one that hangs with its disk hangs nobody else.
+//! Never: the Metric Table; workers say who they are again within a heartbeat.
 
 use std::{
     collections::HashMap,
@@ -12,6 +12,7 @@ use std::{
 
 use mesh_core::broker::TaskRecord;
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition, TableError};
+use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::{error, info};
 
 use super::{
@@ -29,8 +30,10 @@ const TASKS: TableDefinition<'_, &str, &str> = TableDefinition::new("tasks");
 #[derive(Debug)]
 pub struct EmbeddedStore {
     file: PathBuf,
-    /// `None` after a write failed: redb wants its file closed and opened again then.
+    /// `None` while a write has it, and after one failed: redb wants its file closed and opened again then.
     database: Option<Database>,
+    /// The write that is under way. Who ordered it may have stopped waiting; the disk has not.
+    writing: Option<JoinHandle<Result<Database, redb::Error>>>,
 }
 
 impl EmbeddedStore {
@@ -42,10 +45,9 @@ impl EmbeddedStore {
         fs::create_dir_all(folder).map_err(|source| StoreError::Folder { folder: folder.to_owned(), source })?;
         let file = folder.join(FILE_NAME);
         let database = open_file(folder, &file)?;
-        let mut store = Self { file, database: Some(database) };
         // Makes the table, and shows now rather than at the first task that the file can be written.
-        store.commit(&Batch::new())?;
-        Ok(store)
+        commit(&database, &Batch::new()).map_err(|error| away(&file, &error))?;
+        Ok(Self { file, database: Some(database), writing: None })
     }
 
     /// What is there to be read. What only an older broker could read is deleted: nobody would ever end it.
@@ -79,21 +81,34 @@ impl EmbeddedStore {
         Ok(records)
     }
 
-    fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
-        let server = || self.file.display().to_string();
-        let database = match self.database.take() {
-            Some(database) => database,
-            None => Database::create(&self.file)
-                .map_err(|error| StoreError::Away { server: server(), reason: error.to_string() })?,
-        };
-        match commit(&database, batch) {
-            Ok(()) => {
-                self.database = Some(database);
-                Ok(())
-            }
-            Err(error) => Err(StoreError::Away { server: server(), reason: error.to_string() }),
-        }
+    async fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        // How an earlier write went that nobody waited for does not matter: what was in it comes again.
+        let _ = self.written().await;
+        let (database, file, batch) = (self.database.take(), self.file.clone(), batch.clone());
+        self.writing = Some(spawn_blocking(move || {
+            let database = database.map_or_else(|| Database::create(file), Ok)?;
+            commit(&database, &batch)?;
+            Ok(database)
+        }));
+        self.written().await
     }
+
+    /// The end of the write that is under way, if one is.
+    async fn written(&mut self) -> Result<(), StoreError> {
+        let Some(writing) = &mut self.writing else { return Ok(()) };
+        let outcome = writing.await;
+        self.writing = None;
+        match outcome {
+            Ok(Ok(database)) => self.database = Some(database),
+            Ok(Err(error)) => return Err(away(&self.file, &error)),
+            Err(panic) => return Err(away(&self.file, &panic)),
+        }
+        Ok(())
+    }
+}
+
+fn away(file: &Path, reason: &dyn std::error::Error) -> StoreError {
+    StoreError::Away { server: file.display().to_string(), reason: reason.to_string() }
 }
 
 fn open_file(folder: &Path, file: &Path) -> Result<Database, StoreError> {
@@ -134,11 +149,11 @@ impl Store for EmbeddedStore {
     }
 
     async fn write(&mut self, batch: &Batch) -> Result<(), StoreError> {
-        self.commit(batch)
+        self.commit(batch).await
     }
 
     async fn keep(&mut self) -> Result<Kept, StoreError> {
-        self.commit(&Batch::new()).map(|()| Kept::Same)
+        self.commit(&Batch::new()).await.map(|()| Kept::Same)
     }
 
     async fn release(self) {}
@@ -161,6 +176,8 @@ mod tests {
         io::{Seek, SeekFrom, Write as _},
         sync::Arc,
     };
+
+    use tokio::time::timeout;
 
     use super::*;
     use crate::store::samples::task;
@@ -251,6 +268,25 @@ mod tests {
         store.write(&vec![put(1)]).await.unwrap();
         // As a write to a full disk leaves it.
         store.database = None;
+        assert_eq!(store.keep().await.unwrap(), Kept::Same);
+        store.write(&vec![put(2)]).await.unwrap();
+        assert_eq!(store.restore().await.unwrap(), [task(1), task(2)]);
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_is_noticed_and_what_it_had_is_there_once_it_is_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = EmbeddedStore::open(folder.path()).unwrap();
+        // Until it ends, no other write gets on.
+        let other = store.database.as_ref().unwrap().begin_write().unwrap();
+        let returns = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_secs(1));
+            drop(other);
+        });
+        let patience = Duration::from_millis(100);
+        assert!(timeout(patience, store.write(&vec![put(1)])).await.is_err(), "the caller gets on with its work");
+        assert!(timeout(patience, store.keep()).await.is_err());
+        returns.join().unwrap();
         assert_eq!(store.keep().await.unwrap(), Kept::Same);
         store.write(&vec![put(2)]).await.unwrap();
         assert_eq!(store.restore().await.unwrap(), [task(1), task(2)]);
