@@ -15,6 +15,7 @@ fn a_deadline_that_cannot_be_met_is_refused_at_once_with_the_predicted_finish() 
     wait_until("the cost to be known", PATIENCE, || {
         mesh.ask(&["models"])["models"][0]["curve"].as_array().is_some_and(|curve| !curve.is_empty())
     });
+    wait_until("the broker to have waited for workers", PATIENCE, || mesh.metric("uptime_seconds") > Some(5.0));
     let before = [(); 3].map(|()| job.start(&mesh, &[]));
     wait_until("two to wait", PATIENCE, || mesh.count_of("client", "queued") == 2);
 
