@@ -9,7 +9,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use proto_msgs::{Answer, AnswerBody, BrokerToClient, ClientToBroker};
+use proto_msgs::{Answer, AnswerBody, BrokerToClient, ClientToBroker, Frame};
 use tokio::{
     process::{Child, Command},
     time::timeout,
@@ -26,7 +26,8 @@ fn broker() -> (Door, Inbox<Received>) {
 fn client(broker: &Door, folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-client"));
     command.args(["--broker", broker.endpoint(), "--timeout", "1h", "--state-dir", "state"]).args(arguments);
-    command.current_dir(folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    command.current_dir(folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.env_remove("RUST_LOG").kill_on_drop(true);
     command
 }
 
@@ -57,23 +58,41 @@ async fn one_ctrl_c_ends_whatever_it_waits_for() {
     assert_eq!(interrupted(&["workers", "--watch"]).await, Some(0));
 }
 
+/// A pipe whose reader has left.
+fn unread() -> Stdio {
+    let (_reader, writer) = std::io::pipe().unwrap();
+    writer.into()
+}
+
+/// Answers each question with nothing, and before that says something that nobody understands.
+async fn answer(broker: &Door, mut heard: Inbox<Received>) {
+    while let Some(Received { peer, frame, .. }) = heard.recv().await {
+        let Ok(ClientToBroker::Ask(ask)) = ClientToBroker::from_frame(&frame) else { continue };
+        let answer = Answer { request: ask.request, body: AnswerBody::Workers(Vec::new()) };
+        let client = broker.to(peer);
+        client.send(Frame::new(b"what?".to_vec())).await.unwrap();
+        client.send(BrokerToClient::Answer(answer).to_frame().unwrap()).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_watch_ends_with_its_reader() {
-    let (broker, mut heard) = broker();
+    let (broker, heard) = broker();
     let folder = tempfile::tempdir().unwrap();
-    let (reader, writer) = std::io::pipe().unwrap();
-    let mut watch = client(&broker, folder.path(), &["workers", "--watch"]).stdout(writer).spawn().unwrap();
-    drop(reader);
-    let answering = async {
-        while let Some(Received { peer, frame, .. }) = heard.recv().await {
-            if let Ok(ClientToBroker::Ask(ask)) = ClientToBroker::from_frame(&frame) {
-                let answer = Answer { request: ask.request, body: AnswerBody::Workers(Vec::new()) };
-                broker.to(peer).send(BrokerToClient::Answer(answer).to_frame().unwrap()).await.unwrap();
-            }
-        }
-    };
+    let watch = client(&broker, folder.path(), &["workers", "--watch"]).stdout(unread()).spawn().unwrap();
     tokio::select! {
-        () = answering => panic!("the broker stays"),
-        ended = timeout(PATIENCE, watch.wait()) => assert_eq!(ended.expect("it ends").unwrap().code(), Some(0)),
+        () = answer(&broker, heard) => panic!("the broker stays"),
+        ended = end_of(watch) => assert_eq!(ended, Some(0)),
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_ends_nothing() {
+    let (broker, heard) = broker();
+    let folder = tempfile::tempdir().unwrap();
+    let asking = client(&broker, folder.path(), &["workers", "-vv"]).stderr(unread()).spawn().unwrap();
+    tokio::select! {
+        () = answer(&broker, heard) => panic!("the broker stays"),
+        ended = end_of(asking) => assert_eq!(ended, Some(0)),
     }
 }
