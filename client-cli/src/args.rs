@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use mesh_sdk::{Lane, TaskId, default_state_dir};
+use mesh_transport::address;
 use proto_msgs::limits;
 
 use crate::{
@@ -56,7 +57,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "DIR", env = "MESH_CLIENT_STATE_DIR", default_value_os_t = default_state_dir())]
     pub(crate) state_dir: PathBuf,
     /// Give up after this long; without it, connecting is given up after 10s and a running task never
-    #[arg(long, global = true, value_name = "TIME", env = "MESH_TIMEOUT", value_parser = units::parse_duration)]
+    #[arg(long, global = true, value_name = "TIME", env = "MESH_TIMEOUT", value_parser = units::duration)]
     pub(crate) timeout: Option<Duration>,
     /// One JSON document on standard output instead of text
     #[arg(long, global = true)]
@@ -122,7 +123,7 @@ pub(crate) struct Submit {
     #[arg(long, default_value_t = limits::PRIORITY_DEFAULT, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(crate) priority: u8,
     /// The answer is worthless after this long (500ms, 2m); the task then fails
-    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
     pub(crate) deadline: Option<Duration>,
     /// Do not wait: print the task's id once the worker has everything; `wait` and `result` take the outputs
     #[arg(short, long)]
@@ -223,12 +224,11 @@ pub(crate) struct Completions {
 }
 
 fn parse_broker(text: &str) -> Result<String, String> {
-    let with_scheme = if text.contains("://") { text.to_owned() } else { format!("tcp://{text}") };
-    let address = with_scheme.strip_prefix("tcp://").ok_or("only tcp:// addresses are understood")?;
-    match address.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => Ok(with_scheme),
-        _ => Err("write it as tcp://HOST:PORT".to_owned()),
+    let endpoint = if text.contains("://") { text.to_owned() } else { format!("tcp://{text}") };
+    if !endpoint.starts_with("tcp://") {
+        return Err("only tcp:// addresses are understood".to_owned());
     }
+    if address::can_be_dialled(&endpoint) { Ok(endpoint) } else { Err("write it as tcp://HOST:PORT".to_owned()) }
 }
 
 fn top_help() -> String {

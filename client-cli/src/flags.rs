@@ -30,7 +30,7 @@ impl PromiseFlags {
 }
 
 fn parse_slo_ms(text: &str) -> Result<u32, String> {
-    let ms = units::parse_duration(text)?.as_millis();
+    let ms = units::duration(text)?.as_millis();
     u32::try_from(ms).ok().filter(|ms| *ms > 0).ok_or_else(|| format!("'{text}' is out of range: use 1ms to 49d"))
 }
 
@@ -78,10 +78,10 @@ pub(crate) struct DemandFlags {
     #[arg(long, value_name = "CORES", value_parser = units::parse_cpu)]
     cpu: Option<u32>,
     /// Memory the run may use (1GiB)
-    #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = units::size_bytes)]
     memory: Option<u64>,
     /// GPU memory the run needs (4GiB)
-    #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = units::size_bytes)]
     gpu_memory: Option<u64>,
     /// Only workers of this architecture (amd64, arm64)
     #[arg(long)]

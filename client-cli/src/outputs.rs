@@ -179,7 +179,7 @@ impl Summary {
             }
             (_, Some((index, value)), _) => format!("#{index} {}", short(*value)),
             (.., Some((low, high, _))) => format!("{} .. {}", short(low), short(high)),
-            _ => units::size(self.size_bytes),
+            _ => units::show_bytes(self.size_bytes),
         }
     }
 
@@ -194,7 +194,7 @@ impl Summary {
         } else if let Some((low, high, mean)) = self.spread {
             text.push_str(&format!("  min {}  max {}  mean {}", short(low), short(high), short(mean)));
         } else {
-            text.push_str(&format!("  {}", units::size(self.size_bytes)));
+            text.push_str(&format!("  {}", units::show_bytes(self.size_bytes)));
         }
         if self.not_finite > 0 {
             text.push_str(&format!("  {} not finite", self.not_finite));

@@ -125,8 +125,8 @@ impl Progress {
             News::Sending { sent_bytes, total_bytes } => {
                 let seconds = self.sending_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
                 let rate = if seconds > 0.0 { (sent_bytes as f64 / seconds) as u64 } else { 0 };
-                let (sent, total) = (units::size(sent_bytes), units::size(total_bytes));
-                format!("{}: sending {sent} of {total} ({}/s)", self.worker, units::size(rate))
+                let (sent, total) = (units::show_bytes(sent_bytes), units::show_bytes(total_bytes));
+                format!("{}: sending {sent} of {total} ({}/s)", self.worker, units::show_bytes(rate))
             }
             News::Phase(Phase::Receiving) => format!("{}: sending", self.worker),
             News::Phase(Phase::Waiting) => format!("{}: waiting for its turn", self.worker),

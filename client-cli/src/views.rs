@@ -65,9 +65,9 @@ pub(crate) fn task_text(task: &TaskView) -> String {
         state(task),
         printable(&task.model_name),
         task.model.format,
-        units::size(task.model.size_bytes),
+        units::show_bytes(task.model.size_bytes),
         task.model.digest.short(),
-        units::size(task.input_bytes),
+        units::show_bytes(task.input_bytes),
         if task.items > 1 { format!(" of {} items", task.items) } else { String::new() },
         task.lane,
         task.priority,
@@ -169,7 +169,7 @@ pub(crate) fn cluster_json(cluster: &ClusterView, broker: &str) -> Value {
 }
 
 pub(crate) fn signature_text(signature: &Signature, size_bytes: u64) -> String {
-    let mut text = format!("{} model, {}\n\n", signature.format, units::size(size_bytes));
+    let mut text = format!("{} model, {}\n\n", signature.format, units::show_bytes(size_bytes));
     let row = |kind: &str, spec: &TensorSpec| {
         let steps = spec.quantization.map(|steps| format!("{} * (x - {})", steps.scale, steps.zero_point));
         vec![kind.to_owned(), spec.name.clone(), spec.to_string(), steps.unwrap_or_default()]

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use mesh_transport::{Admit, Admitted, Context, Limits, Security, keys, keys::KeyPair};
+use mesh_transport::{Admit, Admitted, Context, Limits, Security, address, keys, keys::KeyPair};
 use proto_msgs::{
     AnswerBody, ClientId, ClusterView, Direction, ErrorCode, ModelView, Outcome, Question, TaskId, TaskView, WhyView,
     WorkerView,
@@ -59,13 +59,10 @@ impl Mesh {
         broker.connected(options.connect_within).await.map_err(ConnectError::Broker)?;
 
         let admitted = Admitted::default();
-        let towards = options::interface_towards(&options.broker);
+        let towards = address::own_towards(&options.broker);
         let listen_at = match (&options.listen, options.direction) {
             (Listen::At(endpoint), _) => Some(endpoint.clone()),
-            (Listen::Auto, None | Some(Direction::WorkerDials)) => towards.map(|ip| match ip {
-                std::net::IpAddr::V4(ip) => format!("tcp://{ip}:0"),
-                std::net::IpAddr::V6(ip) => format!("tcp://[{ip}]:0"),
-            }),
+            (Listen::Auto, None | Some(Direction::WorkerDials)) => towards.map(|own| address::of_ip(own, "0")),
             (Listen::Auto | Listen::Never, _) => None,
         };
         let listener = match listen_at {

@@ -7,12 +7,12 @@
 
 use std::{
     fs, io,
-    net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket},
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use mesh_transport::{ContextError, DialError, ListenError, keys::KeyError};
+use mesh_transport::{ContextError, DialError, ListenError, address, keys::KeyError};
 use proto_msgs::{ClientId, Direction, limits};
 use uuid::Uuid;
 
@@ -135,36 +135,15 @@ pub(crate) fn client_id(state_dir: &Path) -> Result<ClientId, ConnectError> {
     text.trim().parse().map_err(|_| failed(io::Error::new(io::ErrorKind::InvalidData, "not a client id: remove it")))
 }
 
-/// The address of the interface through which `broker` (`tcp://HOST:PORT`) is reached. Nothing is sent.
-pub(crate) fn interface_towards(broker: &str) -> Option<IpAddr> {
-    let address = broker.strip_prefix("tcp://")?;
-    let broker: SocketAddr = address.to_socket_addrs().ok()?.next()?;
-    let any = if broker.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let socket = UdpSocket::bind(any).ok()?;
-    socket.connect(broker).ok()?;
-    socket.local_addr().ok().map(|address| address.ip())
-}
-
 /// What workers are told: `advertise` with the real port where it names none, else the bound address.
 pub(crate) fn advertised(advertise: &[String], bound: &str, towards: Option<IpAddr>) -> Vec<String> {
-    let (host, port) = bound.trim_start_matches("tcp://").rsplit_once(':').unwrap_or((bound, "0"));
-    let with_port = |name: &String| {
-        let name = name.trim_start_matches("tcp://");
-        let has_port = match name.rsplit_once(']') {
-            Some((_, rest)) => rest.starts_with(':'),
-            None => name.contains(':'),
-        };
-        if has_port { format!("tcp://{name}") } else { format!("tcp://{name}:{port}") }
-    };
+    let (host, port) = address::parts(bound).unwrap_or((bound, "0"));
     if !advertise.is_empty() {
-        return advertise.iter().map(with_port).collect();
+        return advertise.iter().map(|told| address::advertised(told, port)).collect();
     }
     // Nobody can dial "any address": name the one that the broker, and so most likely the workers, can see.
     let is_any = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
-    match towards.filter(|_| is_any) {
-        Some(ip) => vec![format!("tcp://{}", SocketAddr::new(ip, port.parse().unwrap_or(0)))],
-        None => vec![bound.to_owned()],
-    }
+    vec![towards.filter(|_| is_any).map_or_else(|| bound.to_owned(), |own| address::of_ip(own, port))]
 }
 
 /// Whether messages have room for these addresses. The broker drops what names too many, and says nothing.
@@ -217,11 +196,5 @@ mod tests {
             advertised(&told, "tcp://0.0.0.0:7", towards),
             ["tcp://me.example:7", "tcp://other:9", "tcp://[fe80::1]:7"]
         );
-    }
-
-    #[test]
-    fn the_way_to_a_broker_here_is_the_loopback() {
-        assert_eq!(interface_towards("tcp://127.0.0.1:5555"), Some("127.0.0.1".parse().unwrap()));
-        assert_eq!(interface_towards("nonsense"), None);
     }
 }

@@ -1,7 +1,7 @@
 //! WIRE: what the nodes of the mesh say to each other, and the bytes it becomes.
 //!
-//! Owns ids, messages, the fixed header, the ticket, the codec and every limit on what a peer may send. Never: sockets,
-//! clocks, async, files.
+//! Owns ids, messages, the fixed header, the ticket, the codec and every limit on what a peer may send; and the units in which
+//! people write times and sizes. Never: sockets, clocks, async, files.
 //!
 //! ```text
 //!            control (ROUTER at the broker)                 direct (ROUTER at whichever side listens)
@@ -24,6 +24,7 @@ pub mod message;
 pub mod model;
 pub mod outcome;
 pub mod ticket;
+pub mod units;
 
 pub use codec::{DecodeError, EncodeError, Frame};
 pub use header::{Header, VERSION, VERSION_MIN};

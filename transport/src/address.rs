@@ -1,16 +1,19 @@
-//! The form of addresses: `tcp://HOST:PORT`. libzmq lets through what cannot work (port 99999 becomes 34463).
+//! The form of addresses, `tcp://HOST:PORT`, and which of its own a machine tells to others. libzmq lets through what cannot
+//! work (port 99999 becomes 34463).
+
+use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
 
 /// What to say about an address that has not the form.
 pub(crate) const FORM: &str = "an address looks like tcp://HOST:PORT";
 
 /// Is it an address that can be dialled?
-pub(crate) fn can_be_dialled(endpoint: &str) -> bool {
-    split(endpoint).is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0))
+pub fn can_be_dialled(endpoint: &str) -> bool {
+    parts(endpoint).is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0))
 }
 
 /// Is it an address that can be listened on? Port `0` and `*` stand for any free one.
-pub(crate) fn can_be_bound(endpoint: &str) -> bool {
-    split(endpoint).is_some_and(|(_, port)| port == "*" || port.parse::<u16>().is_ok())
+pub fn can_be_bound(endpoint: &str) -> bool {
+    parts(endpoint).is_some_and(|(_, port)| port == "*" || port.parse::<u16>().is_ok())
 }
 
 /// What stands where `HOST:PORT` is meant.
@@ -18,10 +21,42 @@ pub(crate) fn host_and_port(endpoint: &str) -> &str {
     endpoint.strip_prefix("tcp://").unwrap_or(endpoint)
 }
 
-fn split(endpoint: &str) -> Option<(&str, &str)> {
+/// Host and port of an endpoint; `None` if it has not the form.
+pub fn parts(endpoint: &str) -> Option<(&str, &str)> {
     let (host, port) = endpoint.strip_prefix("tcp://")?.rsplit_once(':')?;
     let bare_ipv6 = host.contains(':') && !host.starts_with('[');
     (!host.is_empty() && !bare_ipv6 && !host.contains([' ', '/'])).then_some((host, port))
+}
+
+/// What others are told of a `HOST`, a `HOST:PORT` or a whole endpoint: an endpoint, with the port that is listened on unless it
+/// names one.
+pub fn advertised(address: &str, bound_port: &str) -> String {
+    let address = host_and_port(address);
+    let is_whole =
+        |(host, port): (&str, &str)| port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']'));
+    if address.rsplit_once(':').is_some_and(is_whole) {
+        format!("tcp://{address}")
+    } else {
+        format!("tcp://{address}:{bound_port}")
+    }
+}
+
+/// The endpoint of a numeric address.
+pub fn of_ip(ip: IpAddr, port: &str) -> String {
+    match ip {
+        IpAddr::V4(ip) => format!("tcp://{ip}:{port}"),
+        IpAddr::V6(ip) => format!("tcp://[{ip}]:{port}"),
+    }
+}
+
+/// This machine's own address on the way to an endpoint: whoever is there can most likely reach it. Nothing is sent, but a name
+/// is looked up.
+pub fn own_towards(endpoint: &str) -> Option<IpAddr> {
+    let remote = endpoint.strip_prefix("tcp://")?.to_socket_addrs().ok()?.next()?;
+    let any = if remote.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(remote).ok()?;
+    socket.local_addr().ok().map(|address| address.ip())
 }
 
 /// A socket for both families names an IPv4 address `[::ffff:127.0.0.1]`; people and scripts know it as `127.0.0.1`.
@@ -49,6 +84,27 @@ mod tests {
         for any_port in ["tcp://127.0.0.1:0", "tcp://*:*", "tcp://0.0.0.0:*"] {
             assert!(!can_be_dialled(any_port) && can_be_bound(any_port), "{any_port}");
         }
+    }
+
+    #[test]
+    fn advertised_addresses_take_the_bound_port_unless_they_name_one() {
+        let told = ["edge7", "edge7:81", "tcp://edge7:81", "[2001:db8::1]", "[2001:db8::1]:81"];
+        assert_eq!(
+            told.map(|address| advertised(address, "7000")),
+            [
+                "tcp://edge7:7000",
+                "tcp://edge7:81",
+                "tcp://edge7:81",
+                "tcp://[2001:db8::1]:7000",
+                "tcp://[2001:db8::1]:81"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_way_to_this_machine_is_the_loopback() {
+        assert_eq!(own_towards("tcp://127.0.0.1:5555"), Some("127.0.0.1".parse().expect("an address")));
+        assert_eq!(own_towards("nonsense"), None);
     }
 
     #[test]

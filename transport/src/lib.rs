@@ -14,7 +14,7 @@
 //!
 //! Where to begin: [`Context`], then [`Listener`], then [`blob`].
 
-mod address;
+pub mod address;
 pub mod blob;
 mod context;
 mod dialer;

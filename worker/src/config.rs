@@ -1,14 +1,10 @@
 //! From the command line to settings that can be relied on. Everything that can be wrong is found here, before anything
 //! is started, and said in one line.
 
-use std::{
-    net::{SocketAddr, ToSocketAddrs, UdpSocket},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use mesh_core::worker::headroom::Headroom;
-use mesh_transport::{KeyPair, Security, keys::KeyError};
+use mesh_transport::{KeyPair, Security, address, keys::KeyError};
 use proto_msgs::{
     PublicKey,
     limits::{DEVICE_MAP_MAX, ENDPOINTS_MAX, GPUS_MAX, ITEMS_MAX, LABELS_MAX, NAME_BYTES_MAX, SLOTS_MAX},
@@ -72,7 +68,8 @@ pub(crate) enum ConfigError {
 impl Config {
     /// Checks what was given and fills in what was not.
     pub(crate) fn new(args: RunArgs) -> Result<Self, ConfigError> {
-        let (host, _) = host_and_port(&args.broker)
+        let (host, _) = address::parts(&args.broker)
+            .filter(|_| address::can_be_dialled(&args.broker))
             .ok_or_else(|| wrong("broker", &args.broker, "write tcp://HOST:PORT, such as tcp://10.0.0.1:5555"))?;
         let is_local = matches!(host, "localhost" | "[::1]") || host.starts_with("127.");
         let any_port = if is_local { "tcp://127.0.0.1:0" } else { "tcp://0.0.0.0:0" };
@@ -99,7 +96,7 @@ impl Config {
         }
         let (security, broker_key) = keys(args.key_file, args.broker_key)?;
         let data_bind = (!args.no_listen).then(|| args.data_bind.unwrap_or_else(|| any_port.to_owned()));
-        if let Some(bind) = data_bind.as_ref().filter(|bind| host_and_port(bind).is_none()) {
+        if let Some(bind) = data_bind.as_ref().filter(|bind| !address::can_be_bound(bind)) {
             return Err(wrong("data-bind", bind, "write tcp://ADDRESS:PORT; port 0 takes a free one"));
         }
         Ok(Self {
@@ -131,24 +128,18 @@ impl Config {
 
     /// Where clients are told to connect, given where the door really listens.
     pub(crate) fn endpoints(&self, bound: Option<&str>) -> Vec<String> {
-        let Some((_, port)) = bound.and_then(host_and_port) else { return Vec::new() };
+        let Some((_, port)) = bound.and_then(address::parts) else { return Vec::new() };
         // The host as it was given: what the system makes of it may be written in a form that few understand.
-        let Some((host, _)) = self.data_bind.as_deref().and_then(host_and_port) else { return Vec::new() };
+        let Some((host, _)) = self.data_bind.as_deref().and_then(address::parts) else { return Vec::new() };
         if !self.advertise.is_empty() {
-            return self.advertise.iter().map(|address| advertised(address, port)).collect();
+            return self.advertise.iter().map(|told| address::advertised(told, port)).collect();
         }
         if !matches!(host, "0.0.0.0" | "[::]" | "*") {
             return vec![format!("tcp://{host}:{port}")];
         }
         // The address by which this machine reaches the broker is the one by which it is most likely reached.
-        let own = local_address_towards(&self.broker).map_or_else(
-            || self.name.clone(),
-            |address| match address {
-                SocketAddr::V4(address) => address.ip().to_string(),
-                SocketAddr::V6(address) => format!("[{}]", address.ip()),
-            },
-        );
-        vec![format!("tcp://{own}:{port}")]
+        let own = address::own_towards(&self.broker);
+        vec![own.map_or_else(|| format!("tcp://{}:{port}", self.name), |own| address::of_ip(own, port))]
     }
 }
 
@@ -179,31 +170,6 @@ fn check_devices(args: &RunArgs) -> Result<(), ConfigError> {
         return Err(wrong("device-width", args.device_width, format!("use 1 to {SLOTS_MAX}")));
     }
     Ok(())
-}
-
-/// `HOST`, `HOST:PORT` or a whole endpoint, as an endpoint.
-fn advertised(address: &str, bound_port: &str) -> String {
-    let address = address.strip_prefix("tcp://").unwrap_or(address);
-    let has_port = address
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']')));
-    if has_port { format!("tcp://{address}") } else { format!("tcp://{address}:{bound_port}") }
-}
-
-/// Host and port of `tcp://HOST:PORT`.
-fn host_and_port(endpoint: &str) -> Option<(&str, &str)> {
-    let (host, port) = endpoint.strip_prefix("tcp://")?.rsplit_once(':')?;
-    let is_port = port == "*" || port.parse::<u16>().is_ok();
-    (is_port && !host.is_empty()).then_some((host, port))
-}
-
-/// The own end of the route; nothing is sent.
-fn local_address_towards(endpoint: &str) -> Option<SocketAddr> {
-    let remote = endpoint.strip_prefix("tcp://")?.to_socket_addrs().ok()?.next()?;
-    let any = if remote.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let socket = UdpSocket::bind(any).ok()?;
-    socket.connect(remote).ok()?;
-    socket.local_addr().ok()
 }
 
 fn keys(own: Option<PathBuf>, broker: Option<String>) -> Result<(Security, Option<PublicKey>), ConfigError> {
@@ -254,10 +220,9 @@ mod tests {
     }
 
     #[test]
-    fn advertised_addresses_take_the_bound_port_unless_they_name_one() {
-        let config = config(&["--advertise", "edge7", "--advertise", "edge7:81", "--advertise", "[2001:db8::1]"]);
-        let endpoints = config.expect("addresses").endpoints(Some("tcp://0.0.0.0:7000"));
-        assert_eq!(endpoints, ["tcp://edge7:7000", "tcp://edge7:81", "tcp://[2001:db8::1]:7000"]);
+    fn clients_are_told_what_is_advertised() {
+        let config = config(&["--advertise", "edge7", "--advertise", "edge7:81"]).expect("addresses");
+        assert_eq!(config.endpoints(Some("tcp://0.0.0.0:7000")), ["tcp://edge7:7000", "tcp://edge7:81"]);
     }
 
     #[test]

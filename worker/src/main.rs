@@ -31,7 +31,6 @@ mod rows;
 mod start;
 mod state;
 mod tools;
-mod units;
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -39,6 +38,7 @@ use std::{
 };
 
 use clap::{CommandFactory, Parser};
+use proto_msgs::units;
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 

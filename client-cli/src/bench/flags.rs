@@ -129,10 +129,10 @@ pub(crate) struct RequestFlags {
     #[arg(long, default_value_t = limits::PRIORITY_DEFAULT, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(crate) priority: u8,
     /// An answer is worthless after this long (500ms, 2m); the request then fails
-    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
     pub(crate) deadline: Option<Duration>,
     /// The promise that the broker is told: it moves traffic off workers that break it. Also the --latency-threshold
-    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
     slo: Option<Duration>,
     /// The part of requests that may violate --slo or --latency-threshold
     #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = range::parse_percent)]
@@ -150,7 +150,7 @@ struct MeasuringFlags {
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_warmup)]
     warmup: Warmup,
     /// Length of a window
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = units::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = units::duration)]
     window: Duration,
     /// A level ends unstable after this many windows
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(WINDOWS_AGREEING as i64..=10_000))]
@@ -162,7 +162,7 @@ struct MeasuringFlags {
     #[arg(long, value_name = "P", default_value_t = 95.0, value_parser = parse_percentile)]
     percentile: f64,
     /// A request that takes longer violates it (default: --slo)
-    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
     latency_threshold: Option<Duration>,
     /// Tell when a worker's share of the answers fell by this many points
     #[arg(long, value_name = "PERCENT", default_value = "20%", value_parser = range::parse_percent)]
@@ -294,9 +294,7 @@ fn micros(time: Duration) -> u64 {
 fn parse_warmup(text: &str) -> Result<Warmup, String> {
     match text {
         "stable" => Ok(Warmup::UntilStable),
-        text => {
-            units::parse_duration(text).map(|time| Warmup::For(micros(time))).map_err(|why| format!("{why}, or stable"))
-        }
+        text => units::duration(text).map(|time| Warmup::For(micros(time))).map_err(|why| format!("{why}, or stable")),
     }
 }
 

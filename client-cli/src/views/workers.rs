@@ -82,7 +82,7 @@ fn labels(worker: &WorkerView) -> String {
 fn memory_free(worker: &WorkerView) -> String {
     match worker.load.memory_available_bytes {
         0 => "-".to_owned(),
-        free => format!("{} of {}", units::size(free), units::size(worker.memory_bytes)),
+        free => format!("{} of {}", units::show_bytes(free), units::show_bytes(worker.memory_bytes)),
     }
 }
 
@@ -96,7 +96,7 @@ fn engine(engine: EngineKind) -> &'static str {
 fn gpus(worker: &WorkerView) -> String {
     let of_each = worker.gpus.iter().enumerate().map(|(index, gpu)| {
         let used = worker.load.gpus.get(index).map_or(0, |load| load.memory_used_bytes);
-        format!("{} {}/{}", gpu.name, units::size(used), units::size(gpu.memory_bytes))
+        format!("{} {}/{}", gpu.name, units::show_bytes(used), units::show_bytes(gpu.memory_bytes))
     });
     let all: Vec<String> = of_each.collect();
     if all.is_empty() { "-".to_owned() } else { all.join(", ") }
