@@ -61,7 +61,8 @@ impl Broker {
         let (kept, shown): (Vec<TaskRecord>, Vec<TaskRecord>) = records.into_iter().partition(|record| record.detached);
         // Rows of attached tasks were for people to look at; those that still live will be shown again.
         self.actions.extend(shown.into_iter().map(|record| Action::Save(Change::DropTask(record.task))));
-        for record in kept.into_iter().take(self.config.tasks_max) {
+        // All of them: each was within the limits when it came, and nobody else would ever end it.
+        for record in kept {
             let (attempt, worker, ended) = (record.attempt, record.worker, record.ended.clone());
             let (submitted_unix_ms, deadline_unix_ms) = (record.submitted_unix_ms, record.deadline_unix_ms);
             let footing = record.footing();

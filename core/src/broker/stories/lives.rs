@@ -149,6 +149,18 @@ fn a_new_broker_keeps_room_for_those_who_were_at_work_before() {
 }
 
 #[test]
+fn a_new_broker_knows_of_every_task_that_the_store_has() {
+    let mut mesh = Mesh::new(Config::default());
+    for number in 0..3 {
+        mesh.submit(number, 1, |submit| submit.detached = true);
+    }
+    let mut next = Mesh::new(Config { tasks_max: 2, ..Config::default() });
+    next.handle(Event::Restored(mesh.rows.into_values().collect()));
+    (0..3).for_each(|number| next.fetch(number, 1));
+    assert!(next.ends.is_empty(), "{:?}", next.ends);
+}
+
+#[test]
 fn a_client_is_told_of_all_its_tasks_newest_first_and_of_no_others() {
     let mut mesh = Mesh::new(Config::default());
     mesh.register(0, [1, 0], |_| {});

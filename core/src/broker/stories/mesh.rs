@@ -1,6 +1,9 @@
 //! A broker, workers that say what a test wants, and clients: time passes only when a test says so.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 pub(super) use mesh_samples::{MODEL, client_id as client, task_id as task, worker_id as worker};
 use mesh_samples::{client_peer, worker_peer};
@@ -12,7 +15,7 @@ use proto_msgs::{
 
 use crate::{
     MonoTime,
-    broker::{Action, Broker, Change, Config, Event, Footing},
+    broker::{Action, Broker, Change, Config, Event, TaskRecord},
 };
 
 pub(super) const DONE: Outcome = Outcome::Done { run_us: 1, load_us: 0 };
@@ -36,8 +39,9 @@ pub(super) struct Mesh {
     pub(super) ends: BTreeMap<TaskId, (Outcome, Option<u32>)>,
     why: Option<WhyView>,
     tasks: Vec<TaskId>,
-    /// What the store was given and has not confirmed.
-    unstored: BTreeMap<TaskId, Footing>,
+    /// What the store was given, and what of it it has not confirmed.
+    pub(super) rows: BTreeMap<TaskId, TaskRecord>,
+    unstored: BTreeSet<TaskId>,
     pub(super) models: Vec<(WorkerId, Digest)>,
 }
 
@@ -59,7 +63,8 @@ impl Mesh {
             ends: BTreeMap::new(),
             why: None,
             tasks: Vec::new(),
-            unstored: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            unstored: BTreeSet::new(),
             models: Vec::new(),
         }
     }
@@ -90,7 +95,8 @@ impl Mesh {
                     _ => {}
                 },
                 Action::Save(Change::PutTask { record, durable: true }) => {
-                    self.unstored.insert(record.task, record.footing());
+                    self.unstored.insert(record.task);
+                    self.rows.insert(record.task, *record);
                 }
                 _ => {}
             }
@@ -99,8 +105,8 @@ impl Mesh {
 
     /// The store has all that it was given.
     pub(super) fn store(&mut self) {
-        while let Some((task, footing)) = self.unstored.pop_first() {
-            self.handle(Event::Stored { task, footing });
+        while let Some(task) = self.unstored.pop_first() {
+            self.handle(Event::Stored { task, footing: self.rows[&task].footing() });
         }
     }
 
