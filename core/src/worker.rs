@@ -221,6 +221,7 @@ impl Worker {
             epoch: self.config.register.epoch,
             seq: self.seq,
             draining: self.drain_until.is_some(),
+            keeps_no_more: self.is_full(true),
             load: self.sample.load.clone(),
             attempts: self.attempts.reports(),
             held: self.sample.held.clone(),

@@ -406,9 +406,10 @@ impl Task {
             }),
             _ => true,
         };
-        if counts {
+        // One that is only tried the other way round is tried at once.
+        if counts || *code != ErrorCode::Unreachable {
             self.pause_until = now + PAUSE_FIRST * 2_u32.saturating_pow(self.failures.min(PAUSE_DOUBLINGS_MAX));
-            self.failures += 1;
+            self.failures += u32::from(counts);
             if !self.avoid.contains(&worker) {
                 self.avoid.push(worker);
             }
@@ -420,8 +421,8 @@ impl Task {
     }
 }
 
-/// A worker that failed a task is not asked again for this long if there is no other; twice as long after each further
-/// failure. What made it fail is rarely over in less.
+/// A worker that failed a task, or refused it, is not asked again for this long if there is no other; twice as long after each
+/// further failure. What made it do so is rarely over in less.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 
 /// Longest pause: about half a minute.

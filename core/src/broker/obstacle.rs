@@ -25,6 +25,8 @@ pub(super) enum Obstacle {
     // At the moment.
     Unheard,
     Draining,
+    /// It keeps as many results of detached tasks as it may.
+    KeepsNoMore,
     /// It failed the task and nobody else can take it: it gets a while to recover.
     Pausing,
     CoresPromised,
@@ -44,7 +46,7 @@ type Now = fn(&Task, &Worker, MonoTime) -> Option<Obstacle>;
 const EVER: &[Ever] = &[format, arch, cores, memory, gpu_memory, way, lane_slots, label];
 
 /// The filters that do.
-const NOW: &[Now] = &[open, pausing, cores_promised, memory_promised, gpu_memory_taken];
+const NOW: &[Now] = &[open, keeps_no_more, pausing, cores_promised, memory_promised, gpu_memory_taken];
 
 /// What speaks against a worker for good.
 pub(super) fn ever<'a>(task: &'a Task, worker: &'a Worker) -> impl Iterator<Item = Obstacle> + 'a {
@@ -124,6 +126,11 @@ fn open(_: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle> {
     }
 }
 
+fn keeps_no_more(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle> {
+    let is_full = worker.heartbeat.as_ref().is_some_and(|heartbeat| heartbeat.keeps_no_more);
+    (task.spec.detached && is_full).then_some(Obstacle::KeepsNoMore)
+}
+
 fn pausing(task: &Task, worker: &Worker, at: MonoTime) -> Option<Obstacle> {
     (at < task.pause_until && task.avoid.contains(&worker.id())).then_some(Obstacle::Pausing)
 }
@@ -171,7 +178,8 @@ impl Obstacle {
             },
             Self::Unheard => "has not said yet how it is".to_owned(),
             Self::Draining => "is draining".to_owned(),
-            Self::Pausing => "failed the task a moment ago".to_owned(),
+            Self::KeepsNoMore => "keeps as many results of detached tasks as it may".to_owned(),
+            Self::Pausing => "failed the task, or had no place for it, a moment ago".to_owned(),
             Self::CoresPromised => "its cores are promised to others".to_owned(),
             Self::MemoryPromised => "its memory is promised to others".to_owned(),
             Self::GpuMemoryTaken => "its GPU memory is promised to others or in use".to_owned(),

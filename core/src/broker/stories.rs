@@ -1,5 +1,6 @@
 //! Short stories about the scheduler. Owns what is expected of it; `mesh` owns how it is asked.
 
+mod faults;
 mod lives;
 mod mesh;
 mod waiting;
@@ -236,40 +237,6 @@ fn gpu_memory_is_what_is_neither_promised_nor_in_use() {
     assert!(mesh.submit(3, 1, gpu(4)).is_none());
     mesh.submit(4, 1, gpu(11));
     assert_eq!(mesh.code(4), Some(ErrorCode::NoWorkerFits));
-}
-
-#[test]
-fn a_task_that_takes_three_workers_down_is_given_up() {
-    let mut mesh = Mesh::new(Config { attempts_max: 10, ..Config::default() });
-    (0..5).for_each(|number| mesh.register(number, [0, 1], |_| {}));
-    mesh.submit(0, 1, |_| {});
-    for lost in 0..3 {
-        let grant = mesh.grants[lost].clone();
-        mesh.lost(&grant, ErrorCode::WorkerLost);
-    }
-    assert_eq!(mesh.grants.len(), 3);
-    assert_eq!(mesh.code(0), Some(ErrorCode::Poisonous));
-}
-
-#[test]
-fn the_only_worker_gets_a_while_before_it_is_asked_again() {
-    let mut mesh = mesh();
-    mesh.register(0, [0, 1], |_| {});
-    mesh.submit(0, 1, |_| {});
-    for (failures, pause_ms) in [(1, 1000), (2, 2000)] {
-        let grant = mesh.grants[failures - 1].clone();
-        mesh.lost(&grant, ErrorCode::EngineUnavailable);
-        mesh.beat(0, |_| {});
-        assert_eq!(mesh.grants.len(), failures, "it is not asked again at once");
-        mesh.wait(Duration::from_millis(pause_ms));
-        assert_eq!(mesh.grants.len(), failures + 1);
-    }
-    // Another worker is asked at once.
-    let grant = mesh.grants[2].clone();
-    mesh.register(1, [0, 1], |_| {});
-    mesh.submit(1, 1, |_| {});
-    let other = mesh.grants[3].clone();
-    assert_eq!((grant.worker, other.worker), (worker(0), worker(1)));
 }
 
 #[test]

@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{DEADLINE_PASSED, MonoTime, Rule};
 
-/// Attempts held at the same time, results that wait to be fetched included. Beyond, new ones are refused.
+/// Attached attempts held at the same time, results that wait to be taken included; and as many detached ones, whose results
+/// wait for an hour. Neither kind's keep the other out.
 const HELD_ATTEMPTS_MAX: usize = 1024;
 
 /// Attempts taken in, waiting or running at the same time, so that rows are here when a slot becomes free. The heartbeat names
@@ -40,10 +41,15 @@ impl Worker {
         if self.drain_until.is_some() {
             return Some((ErrorCode::Draining, "the worker is shutting down"));
         }
-        if self.attempts.active() >= ACTIVE_ATTEMPTS_MAX || self.attempts.len() >= HELD_ATTEMPTS_MAX {
+        if self.attempts.active() >= ACTIVE_ATTEMPTS_MAX || self.is_full(ticket.detached) {
             return Some((ErrorCode::Busy, "the worker holds as many tasks as it may"));
         }
         self.time_left(ticket, now).is_none().then_some((ErrorCode::Expired, DEADLINE_PASSED))
+    }
+
+    /// Whether it holds as many attempts of a kind as it may.
+    pub(super) fn is_full(&self, detached: bool) -> bool {
+        self.attempts.iter().filter(|attempt| attempt.ticket.detached == detached).count() >= HELD_ATTEMPTS_MAX
     }
 
     /// When the deadline passes; nothing if there is none, or the broker's clock was never told.

@@ -89,6 +89,7 @@ pub fn heartbeat(of: &Register, seq: u64) -> Heartbeat {
         epoch: of.epoch,
         seq,
         draining: false,
+        keeps_no_more: false,
         load: Load { memory_available_bytes: of.memory_bytes, ..Load::default() },
         attempts: Vec::new(),
         held: Vec::new(),

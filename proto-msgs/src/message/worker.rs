@@ -133,6 +133,8 @@ pub struct Heartbeat {
     pub seq: u64,
     /// No new attempts, please.
     pub draining: bool,
+    /// It keeps as many results as it may: no more detached attempts, please.
+    pub keeps_no_more: bool,
     /// How busy.
     pub load: Load,
     /// Everything it holds, finished and unacknowledged attempts included.

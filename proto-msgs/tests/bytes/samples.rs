@@ -391,6 +391,7 @@ fn worker_and_broker() -> Vec<Any> {
         epoch: Epoch(3),
         seq: 65_536,
         draining: true,
+        keeps_no_more: true,
         load: load(),
         attempts: vec![
             report(AttemptState::Receiving, false),

@@ -1,0 +1,67 @@
+//! A worker that keeps as many results as it may: clients that wait for theirs do not suffer, and the broker is told.
+
+use mesh_core::{
+    MonoTime,
+    worker::{Action, Config, Event, LinkId, Restored, Worker},
+};
+use mesh_samples::{TICKET_KEY, register, ticket_body};
+use proto_msgs::{
+    Digest, ErrorCode, Manifest, ModelFormat, ModelRef, Open, Outcome, Ticket, TicketBody, WorkerToBroker,
+    WorkerToClient,
+};
+
+/// As many results of detached tasks as a worker keeps.
+const KEPT: u32 = 1024;
+
+const NOW: MonoTime = MonoTime::from_micros(1);
+
+fn manifest() -> Manifest {
+    let model = ModelRef { digest: Digest::from_bytes([1; 32]), size_bytes: 1, format: ModelFormat::Onnx };
+    Manifest { model, model_name: "m".into(), then: Vec::new(), items: 1, inputs: Vec::new() }
+}
+
+fn ticket(task: u32, detached: bool) -> Ticket {
+    Ticket::sign(TicketBody { detached, ..ticket_body(task, 2, 1) }, &TICKET_KEY)
+}
+
+/// A worker that was started anew with so many results on its disk, and whether it says that it keeps no more.
+fn keeps(results: u32) -> (Worker, bool) {
+    let outcome = Some(Outcome::Done { run_us: 1, load_us: 0 });
+    let kept = |task| Restored {
+        ticket: ticket(task, true),
+        manifest: Box::new(manifest()),
+        runs: Vec::new(),
+        outcome: outcome.clone(),
+        runs_begun: 1,
+    };
+    let mut worker = Worker::new(Config::new(register(1)));
+    let said = worker.handle(NOW, Event::Started { attempts: (0..results).map(kept).collect() });
+    let is_full = said.iter().find_map(|action| match action {
+        Action::TellBroker(WorkerToBroker::Heartbeat(heartbeat)) => Some(heartbeat.keeps_no_more),
+        _ => None,
+    });
+    (worker, is_full.expect("a worker begins with a heartbeat"))
+}
+
+/// What a client hears that opens an attempt.
+fn opens(worker: &mut Worker, task: u32, detached: bool) -> Option<ErrorCode> {
+    let (ticket, manifest) = (ticket(task, detached), Some(manifest()));
+    let open = Box::new(Open { ticket, manifest, model_held: false, window_bytes: 1, resume: false });
+    let said = worker.handle(NOW, Event::Opened { link: LinkId(1), key: None, open });
+    said.into_iter().find_map(|action| match action {
+        Action::TellClient { message: WorkerToClient::Refuse(refuse), .. } => Some(refuse.code),
+        _ => None,
+    })
+}
+
+#[test]
+fn results_that_wait_to_be_fetched_keep_no_attached_task_out() {
+    let (mut worker, is_full) = keeps(KEPT);
+    assert!(is_full, "the broker is told");
+    assert_eq!(opens(&mut worker, KEPT, false), None);
+    assert_eq!(opens(&mut worker, KEPT + 1, true), Some(ErrorCode::Busy));
+
+    let (mut worker, is_full) = keeps(KEPT - 1);
+    assert!(!is_full);
+    assert_eq!(opens(&mut worker, KEPT, true), None);
+}
