@@ -78,7 +78,7 @@ pub(crate) fn of_code(code: ErrorCode) -> u8 {
         ErrorCode::Expired | ErrorCode::DeadlineUnmeetable => EXPIRED,
         ErrorCode::NotFound | ErrorCode::ResultGone => NOT_FOUND,
         ErrorCode::Forbidden | ErrorCode::BadTicket => REFUSED,
-        ErrorCode::Unknown => INTERNAL,
+        ErrorCode::ResultNotKept | ErrorCode::Unknown => INTERNAL,
     }
 }
 
@@ -148,5 +148,6 @@ mod tests {
         assert_eq!(of_task(&TaskError::Cancelled), 8);
         assert_eq!(of_code(ErrorCode::ResultGone), 9);
         assert_eq!(of_code(ErrorCode::Forbidden), 10);
+        assert_eq!(of_code(ErrorCode::ResultNotKept), 1, "a file cannot be written");
     }
 }

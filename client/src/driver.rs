@@ -213,7 +213,7 @@ impl Driver {
             Action::TakeResult { result } => {
                 let Some(session) = self.sessions.get_mut(&result.id) else { return };
                 let taken = session.take(&result, &self.spool, &self.happened);
-                self.taken(result.id, taken.unwrap_or_else(|error| vec![Taken::Broken(error.to_string())]));
+                self.taken(result.id, taken.unwrap_or_else(|error| vec![Taken::Broken(error)]));
             }
             Action::Disconnect { id } => {
                 self.sessions.remove(&id);

@@ -74,11 +74,10 @@ impl Client {
             Event::WorkerSaid(message) => self.worker_said(now, message),
             Event::WorkerAlive { id } => self.worker_alive(now, id),
             Event::Sent { id } => self.sent(now, id),
-            Event::SendFailed { id, outcome } => self.attempt_failed(now, id, outcome),
-            Event::ResultVerified { id } => self.result_verified(id),
-            Event::ResultBroken { id, text } => {
-                self.attempt_failed(now, id, Outcome::failed(ErrorCode::WorkerLost, text));
+            Event::SendFailed { id, outcome } | Event::ResultBroken { id, outcome } => {
+                self.attempt_failed(now, id, outcome);
             }
+            Event::ResultVerified { id } => self.result_verified(id),
             Event::Deadline => {}
         }
         self.look_at_clock(now);

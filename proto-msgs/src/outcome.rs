@@ -104,6 +104,8 @@ error_codes! {
     50 ResultTooLarge "RESULT_TOO_LARGE" final;
     /// The result is no longer kept.
     51 ResultGone "RESULT_GONE" final;
+    /// The client cannot keep the result: its own disk is full or cannot be written.
+    52 ResultNotKept "RESULT_NOT_KEPT" final;
 
     /// A code of a newer peer.
     99 Unknown "UNKNOWN" final;

@@ -8,7 +8,7 @@ use std::{
 use mesh_core::client::Event;
 use mesh_transport::{
     Heard, Received,
-    blob::{UploadEnd, UploadError},
+    blob::{IncomingError, UploadEnd, UploadError},
 };
 use proto_msgs::{
     AttemptId, ClientToWorker, Digest, Direction, ErrorCode, Frame, Grant, Outcome, Phase, TaskId, WorkerId,
@@ -237,7 +237,7 @@ impl Driver {
             WorkerToClient::Chunk(chunk) => {
                 let taken = session.chunk(chunk, frame.payload);
                 self.step(Event::WorkerAlive { id });
-                self.taken(id, taken.unwrap_or_else(|error| vec![Taken::Broken(error.to_string())]));
+                self.taken(id, taken.unwrap_or_else(|error| vec![Taken::Broken(error)]));
             }
             WorkerToClient::Credit(credit) => {
                 let (progress, end) = session.credit(credit);
@@ -322,7 +322,7 @@ impl Driver {
             match taken {
                 Taken::More => {}
                 Taken::Credit(message) => self.tell_worker(id, &message),
-                Taken::Broken(text) => self.step(Event::ResultBroken { id, text }),
+                Taken::Broken(error) => self.step(Event::ResultBroken { id, outcome: broken(&error) }),
                 Taken::All(outputs) => {
                     if let Some(live) = self.live.get_mut(&id.task) {
                         live.outputs = outputs;
@@ -330,6 +330,19 @@ impl Driver {
                     self.step(Event::ResultVerified { id });
                 }
             }
+        }
+    }
+}
+
+/// Whose fault it is that outputs did not come in: the worker's or the way's, or this machine's.
+fn broken(error: &IncomingError) -> Outcome {
+    match error {
+        IncomingError::DiskFull { .. } | IncomingError::Write { .. } => {
+            let text = format!("the result cannot be kept: {error}; see to the state folder's disk and submit again");
+            Outcome::failed(ErrorCode::ResultNotKept, text)
+        }
+        IncomingError::DigestMismatch { .. } | IncomingError::Protocol { .. } => {
+            Outcome::failed(ErrorCode::BadChunk, error.to_string())
         }
     }
 }

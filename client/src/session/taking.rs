@@ -22,7 +22,7 @@ pub(crate) enum Taken {
     /// All outputs are here and right.
     All(Vec<Output>),
     /// They will not be.
-    Broken(String),
+    Broken(IncomingError),
     /// Nothing new.
     More,
 }
@@ -106,7 +106,7 @@ impl Taking {
             Arrival::Credit { blob, received_bytes } => {
                 Taken::Credit(ClientToWorker::Credit(Credit { id: self.id, blob, received_bytes }))
             }
-            Arrival::Failed(error) => Taken::Broken(error.to_string()),
+            Arrival::Failed(error) => Taken::Broken(error),
             Arrival::Complete { blob, content } => {
                 let data = match content {
                     Content::Memory(bytes) => Some(OutputData::Memory(bytes)),

@@ -208,10 +208,12 @@ impl Broker {
         task.attempt = attempt;
         task.fence = attempt.next();
         task.finished = None;
-        let mut counts = task.blame(now, self.workers.get(worker), worker, place, &outcome);
-        let mut is_poisonous = task.is_poisonous(worker, &outcome);
+        task.blame(now, self.workers.get(worker), worker, place, &outcome);
         if !self.config.rules.holds(Rule::PoisonStops) {
-            (counts, is_poisonous, task.failures) = (false, false, 0);
+            task.failures = 0;
+        }
+        if let Some(at) = place.filter(|_| is_current) {
+            self.suspect(now, id, at, &outcome);
         }
         self.stats.retried += 1;
         self.free_place(worker, lost);
@@ -219,21 +221,28 @@ impl Broker {
             // After a restart, another place may have been promised meanwhile.
             self.workers.release_unnamed(at.worker, current);
         }
+        if self.tasks.get(id).is_some_and(|task| !matches!(task.state, State::Queued(_))) {
+            self.enqueue(now, id);
+        }
+        self.after_loss(now, id, outcome);
+        self.fill(now, worker);
+    }
+
+    /// A task whose attempt came to nothing goes on, or is given up, or waits until it is known which.
+    pub(super) fn after_loss(&mut self, now: MonoTime, id: TaskId, outcome: Outcome) {
         let Some(task) = self.tasks.get_mut(id) else { return };
-        if is_poisonous {
+        task.convict(now, &self.workers);
+        if task.is_poisonous() {
             let outcome = task.poisonous();
             self.stats.poisonous += 1;
             return self.end_and_tell(now, id, outcome);
         }
-        if task.failures >= self.config.attempts_max || !outcome.is_retryable() {
-            let outcome = if counts { exhausted(task, outcome) } else { outcome };
+        task.held_back = task.may_be_poisonous().then(|| outcome.clone());
+        if task.held_back.is_none() && (task.failures >= self.config.attempts_max || !outcome.is_retryable()) {
+            let outcome = exhausted(task, outcome);
             return self.end_and_tell(now, id, outcome);
         }
-        if !matches!(task.state, State::Queued(_)) {
-            self.enqueue(now, id);
-        }
         self.asking(now, id);
-        self.fill(now, worker);
     }
 
     /// The attempt shall not go on and its slot is free, unless a heartbeat has named it: then heartbeats say when.
@@ -330,6 +339,9 @@ impl Broker {
         if task.peer.is_none() {
             return "neither its client nor a worker that may have its inputs has been heard of late".to_owned();
         }
+        if task.held_back.is_some() {
+            return "workers were lost with it, and whether they died of it is not known yet".to_owned();
+        }
         if now < task.pause_until && self.workers.len() <= task.avoid.len() {
             return "the workers that fit failed it a moment ago and get a while to recover".to_owned();
         }
@@ -374,7 +386,7 @@ fn named_in(standing: &Standing) -> Attempt {
 }
 
 impl Task {
-    /// Books a lost attempt: whom to avoid, which way is shut, what to tell a person. True if it counts against the task.
+    /// Books a lost attempt: whom to avoid, which way is shut, whether it counts against the task, what to tell a person.
     fn blame(
         &mut self,
         now: MonoTime,
@@ -382,10 +394,8 @@ impl Task {
         worker: WorkerId,
         place: Option<Place>,
         outcome: &Outcome,
-    ) -> bool {
-        let Outcome::Failed(Failure { code, text }) = outcome else {
-            return false;
-        };
+    ) {
+        let Outcome::Failed(Failure { code, text }) = outcome else { return };
         let name = self.last.as_ref().map_or_else(|| worker.to_string(), |(_, _, name)| name.clone());
         let mut line = format!("attempt {} at {name}: {code}: {text}", self.attempt);
         line.truncate(line.floor_char_boundary(HISTORY_LINE_BYTES_MAX));
@@ -417,7 +427,6 @@ impl Task {
         if self.history.len() > HISTORY_MAX {
             self.history.remove(0);
         }
-        counts
     }
 }
 

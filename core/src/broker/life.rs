@@ -117,6 +117,9 @@ impl Broker {
         if !task.stored {
             due = due.min(task.heard + SHOWN_AFTER);
         }
+        if let Some(verdict_by) = task.verdict_by() {
+            due = due.min(verdict_by);
+        }
         if task.pause_until > MonoTime::ZERO && matches!(task.state, State::Queued(_)) {
             due = due.min(task.pause_until);
         }
@@ -142,6 +145,7 @@ impl Broker {
             return self.end_and_tell(now, id, Outcome::Failed(failure));
         }
         self.take_back(now, id);
+        self.after_suspicion(now, id);
         self.after_pause(now, id);
         let Some(task) = self.tasks.get_mut(id) else { return };
         if now >= task.heard + self.config.client_silence && task.place().is_none() {
@@ -182,6 +186,15 @@ impl Broker {
             let gone = || Outcome::failed(ErrorCode::ClientGone, "its client went away");
             task.finished.clone().unwrap_or_else(gone)
         })
+    }
+
+    /// Workers that may have died with the task by now have done so, or live.
+    fn after_suspicion(&mut self, now: MonoTime, id: TaskId) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        task.convict(now, &self.workers);
+        if let (State::Queued(_), Some(outcome)) = (&task.state, task.held_back.take()) {
+            self.after_loss(now, id, outcome);
+        }
     }
 
     /// A task that waited for the workers that failed it to recover is tried again.

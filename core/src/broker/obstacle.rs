@@ -27,6 +27,8 @@ pub(super) enum Obstacle {
     Draining,
     /// It keeps as many results of detached tasks as it may.
     KeepsNoMore,
+    /// Whether the task kills workers is not known yet.
+    Suspicion,
     /// It failed the task and nobody else can take it: it gets a while to recover.
     Pausing,
     CoresPromised,
@@ -46,7 +48,7 @@ type Now = fn(&Task, &Worker, MonoTime) -> Option<Obstacle>;
 const EVER: &[Ever] = &[format, arch, cores, memory, gpu_memory, way, lane_slots, label];
 
 /// The filters that do.
-const NOW: &[Now] = &[open, keeps_no_more, pausing, cores_promised, memory_promised, gpu_memory_taken];
+const NOW: &[Now] = &[open, keeps_no_more, suspicion, pausing, cores_promised, memory_promised, gpu_memory_taken];
 
 /// What speaks against a worker for good.
 pub(super) fn ever<'a>(task: &'a Task, worker: &'a Worker) -> impl Iterator<Item = Obstacle> + 'a {
@@ -131,6 +133,10 @@ fn keeps_no_more(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle> 
     (task.spec.detached && is_full).then_some(Obstacle::KeepsNoMore)
 }
 
+fn suspicion(task: &Task, _: &Worker, _: MonoTime) -> Option<Obstacle> {
+    task.held_back.is_some().then_some(Obstacle::Suspicion)
+}
+
 fn pausing(task: &Task, worker: &Worker, at: MonoTime) -> Option<Obstacle> {
     (at < task.pause_until && task.avoid.contains(&worker.id())).then_some(Obstacle::Pausing)
 }
@@ -179,6 +185,7 @@ impl Obstacle {
             Self::Unheard => "has not said yet how it is".to_owned(),
             Self::Draining => "is draining".to_owned(),
             Self::KeepsNoMore => "keeps as many results of detached tasks as it may".to_owned(),
+            Self::Suspicion => "is not given a task before it is known whether that kills workers".to_owned(),
             Self::Pausing => "failed the task, or had no place for it, a moment ago".to_owned(),
             Self::CoresPromised => "its cores are promised to others".to_owned(),
             Self::MemoryPromised => "its memory is promised to others".to_owned(),

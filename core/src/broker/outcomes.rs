@@ -2,18 +2,35 @@
 //!
 //! Owns those lessons. Never ends a task.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
-use proto_msgs::{ErrorCode, Failure, Outcome, WorkerId};
+use proto_msgs::{Epoch, ErrorCode, Failure, Outcome, TaskId, WorkerId};
 
-use super::{Broker, tasks::Task};
-use crate::MonoTime;
+use super::{
+    Broker,
+    tasks::{Place, Task},
+    workers::Workers,
+};
+use crate::{MonoTime, Rule};
 
 /// Comparisons that the median is taken of: the last ones, so that it follows when machines change.
 const ERRORS_MAX: usize = 512;
 
 /// Workers that a task may take down before it is given up.
 const LOST_WITH_MAX: usize = 3;
+
+/// Whether a worker died of a task is known after this long at the latest: usual heartbeats are missed by then.
+const SUSPECT_MAX: Duration = Duration::from_secs(10);
+
+/// A life of a worker at which an attempt came to nothing. Clients cannot tell a dead worker from a broken link; the broker
+/// can, but only once heartbeats are missed or the next life has registered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Suspect {
+    worker: WorkerId,
+    epoch: Epoch,
+    /// By then it is known.
+    until: MonoTime,
+}
 
 /// How far predictions were off.
 #[derive(Debug, Default)]
@@ -41,7 +58,7 @@ impl Errors {
 
 impl Broker {
     /// The current attempt is over, and with it the task or not.
-    pub(super) fn learn(&mut self, now: MonoTime, task: proto_msgs::TaskId, outcome: &Outcome) {
+    pub(super) fn learn(&mut self, now: MonoTime, task: TaskId, outcome: &Outcome) {
         let Some(task) = self.tasks.get_mut(task) else { return };
         let Some((granted_at, place)) = task.granted_at.take().zip(task.place()) else { return };
         let took = now.since(granted_at);
@@ -73,22 +90,56 @@ impl Broker {
     }
 }
 
-impl Task {
-    /// The worker was lost with this task, or the task crashed there. True if it is one too many.
-    pub(super) fn is_poisonous(&mut self, worker: WorkerId, outcome: &Outcome) -> bool {
-        let Outcome::Failed(Failure { code: ErrorCode::WorkerLost | ErrorCode::RunCrashed, .. }) = outcome else {
-            return false;
-        };
-        if !self.lost_with.contains(&worker) && self.lost_with.len() < LOST_WITH_MAX {
-            self.lost_with.push(worker);
+impl Broker {
+    /// The client lost its worker: whether that died, only time or its next life will tell.
+    pub(super) fn suspect(&mut self, now: MonoTime, id: TaskId, at: Place, outcome: &Outcome) {
+        let is_sign = matches!(outcome, Outcome::Failed(Failure { code, .. })
+            if matches!(code, ErrorCode::WorkerLost | ErrorCode::Unreachable));
+        if !is_sign || !self.config.rules.holds(Rule::PoisonStops) {
+            return;
         }
+        let Place { worker, epoch, .. } = at;
+        let known = self.workers.get(worker).filter(|known| known.register.epoch == epoch);
+        let until = known.map_or(now, |known| known.dead_at(self.config.liveness_beats).min(now + SUSPECT_MAX));
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        if !task.suspects.iter().any(|suspect| (suspect.worker, suspect.epoch) == (worker, epoch)) {
+            task.suspects.push(Suspect { worker, epoch, until });
+        }
+    }
+}
+
+impl Task {
+    /// Books the workers that are known to have died with an attempt of it, and clears those that live.
+    pub(super) fn convict(&mut self, now: MonoTime, workers: &Workers) {
+        let lost_with = &mut self.lost_with;
+        self.suspects.retain(|suspect| {
+            let is_dead = !workers.has_life(suspect.worker, suspect.epoch);
+            if is_dead && !lost_with.contains(&suspect.worker) {
+                lost_with.push(suspect.worker);
+            }
+            !is_dead && now < suspect.until
+        });
+    }
+
+    /// It took too many workers down.
+    pub(super) fn is_poisonous(&self) -> bool {
         self.lost_with.len() >= LOST_WITH_MAX
+    }
+
+    /// So it would be if all died that may have: it goes to no other before that is known.
+    pub(super) fn may_be_poisonous(&self) -> bool {
+        !self.suspects.is_empty() && self.lost_with.len() + self.suspects.len() >= LOST_WITH_MAX
+    }
+
+    /// When it is known of the next worker whether it died.
+    pub(super) fn verdict_by(&self) -> Option<MonoTime> {
+        self.suspects.iter().map(|suspect| suspect.until).min()
     }
 
     /// The end of a task that took worker after worker down with it.
     pub(super) fn poisonous(&self) -> Outcome {
         let text = format!(
-            "{} workers were lost or crashed while they had this task: it is given up before it takes another; \
+            "{} workers died while they had this task: it is given up before it takes another; \
              run it on one machine of your own with more memory, and see what the model does",
             self.lost_with.len()
         );

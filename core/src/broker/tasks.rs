@@ -27,6 +27,7 @@ use proto_msgs::{
 use super::{
     api::{Footing, TaskRecord},
     config::Config,
+    outcomes::Suspect,
     placement::Decision,
     queue::{QueueKey, Rank},
     slo::StreamId,
@@ -80,8 +81,12 @@ pub(super) struct Task {
     pub(super) avoid: Vec<WorkerId>,
     /// Directions in which a worker could not be reached.
     pub(super) unreachable: Vec<(WorkerId, Direction)>,
-    /// Workers that died or were lost with it.
+    /// Workers that died with it.
     pub(super) lost_with: Vec<WorkerId>,
+    /// Workers that may have.
+    pub(super) suspects: Vec<Suspect>,
+    /// How its last attempt came to nothing, while another one has to wait until that is known.
+    pub(super) held_back: Option<Outcome>,
     /// Workers that failed it are not asked again before.
     pub(super) pause_until: MonoTime,
     /// How it was rated in the queue; `None` if it never waited there.
@@ -137,6 +142,8 @@ impl Task {
             avoid: Vec::new(),
             unreachable: Vec::new(),
             lost_with: Vec::new(),
+            suspects: Vec::new(),
+            held_back: None,
             pause_until: MonoTime::ZERO,
             rank: None,
             is_judged: true,

@@ -71,8 +71,9 @@ pub enum Event {
     SendFailed { id: AttemptId, outcome: Outcome },
     /// All outputs are here and verified.
     ResultVerified { id: AttemptId },
-    /// Outputs arrived that are not what was announced, or could not be kept.
-    ResultBroken { id: AttemptId, text: String },
+    /// Outputs arrived that are not what was announced, which another attempt may mend, or could not be kept here, which none
+    /// will.
+    ResultBroken { id: AttemptId, outcome: Outcome },
     /// The time that `next_deadline` named has come.
     Deadline,
 }

@@ -271,12 +271,17 @@ impl Mesh {
         let (taking, is_last) = (session.taking, content.is_some());
         self.send_direct(link, true, Cargo::PieceAcknowledged(id));
         match taking {
+            Some(_) if self.referee.job(id.task).behaviour == Behaviour::FillsDisk => {
+                let outcome = Outcome::failed(ErrorCode::ResultNotKept, "no space left for the output");
+                self.client_handle(client, Event::ResultBroken { id, outcome });
+            }
             Some(announced) if is_last && content == Some(announced) => {
                 self.referee.verified(client, id, announced);
                 self.client_handle(client, Event::ResultVerified { id });
             }
             Some(_) if is_last => {
-                self.client_handle(client, Event::ResultBroken { id, text: "not what was announced".to_owned() });
+                let outcome = Outcome::failed(ErrorCode::BadChunk, "not what was announced");
+                self.client_handle(client, Event::ResultBroken { id, outcome });
             }
             _ => {}
         }

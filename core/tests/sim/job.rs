@@ -30,6 +30,8 @@ pub(crate) enum Behaviour {
     KillsWorker,
     /// A file vanishes while it is sent.
     FileVanishes,
+    /// There is no room for its result at its client.
+    FillsDisk,
     /// The disk of the first worker that takes it is full.
     DiskFullFirst,
 }

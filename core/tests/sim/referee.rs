@@ -260,6 +260,7 @@ impl Referee {
             ErrorCode::Expired => is_late,
             ErrorCode::DeadlineUnmeetable => truth.job.deadline.is_some(),
             ErrorCode::RunTimeout => behaviour == Behaviour::NeverEnds,
+            ErrorCode::ResultNotKept => behaviour == Behaviour::FillsDisk,
             ErrorCode::DigestMismatch => behaviour == Behaviour::FileVanishes,
             ErrorCode::NoWorkerFits => {
                 let is_choosy = truth.job.direction.is_some() || !truth.job.labels.is_empty();

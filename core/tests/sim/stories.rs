@@ -404,6 +404,15 @@ fn a_model_that_fails_for_good_is_not_tried_elsewhere() {
 }
 
 #[test]
+fn a_client_without_room_for_the_result_is_told_so_and_no_other_worker_runs_it() {
+    let mut mesh = two_workers();
+    let task = mesh.submit(C0, Job::runs(ms(500)).behaves(Behaviour::FillsDisk));
+    mesh.until_over(task);
+    mesh.expect(task).failed(ErrorCode::ResultNotKept).ran_times(1);
+    mesh.end_well();
+}
+
+#[test]
 fn a_deadline_ends_a_task_that_waits_and_one_that_runs() {
     let mut mesh = mesh(&[Place::slots(1)]);
     let runs = mesh.submit(C0, Job::runs(s(9)).deadline(s(3)));
