@@ -115,7 +115,8 @@ impl Client {
             Wish::Run(spec) => ClientToBroker::Submit(tasks::submit(&self.config, spec, task)),
             Wish::Fetch => {
                 let (client, key, endpoints) = (self.config.client, self.config.key, self.config.endpoints.clone());
-                ClientToBroker::Locate(Locate { task: id, client, key, endpoints })
+                let unreachable = task.unreachable;
+                ClientToBroker::Locate(Locate { task: id, client, key, endpoints, unreachable })
             }
         };
         self.actions.push(Action::TellBroker(message));
@@ -384,6 +385,7 @@ impl Client {
         let leaves_result = task.leaves_result();
         if task.wish == Wish::Fetch {
             task.fetches_failed += 1;
+            task.unreachable = Some(at.grant.direction);
             task.repeat_at = now + self.config.repeat_every;
             self.actions.push(Action::Disconnect { id: attempt });
             if task.fetches_failed >= FETCHES_MAX {

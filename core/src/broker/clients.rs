@@ -313,9 +313,24 @@ impl Broker {
             let noted = Noted { id, worker_alive, durable: self.is_durable(task) };
             return self.tell_client(Some(peer), BrokerToClient::Noted(noted));
         };
-        let dials = if worker.register.endpoints.is_empty() { Direction::WorkerDials } else { Direction::ClientDials };
-        let way = Way { worker: worker.id(), direction: dials, endpoints: locate.endpoints, client_key: locate.key };
+        let worker = worker.id();
+        let direction = self.way_to_result(&locate, worker);
+        let way = Way { worker, direction, endpoints: locate.endpoints, client_key: locate.key };
         self.introduce(now, locate.task, Purpose::Fetch, Some(peer), way);
+    }
+
+    /// How whoever asks for a result comes to it: as the task came to its worker, or the other way round if that failed.
+    fn way_to_result(&mut self, locate: &Locate, worker: WorkerId) -> Direction {
+        let (Some(task), Some(worker)) = (self.tasks.get_mut(locate.task), self.workers.get(worker)) else {
+            return Direction::ClientDials;
+        };
+        task.spec.endpoints.clone_from(&locate.endpoints);
+        if let Some(direction) = locate.unreachable {
+            // What failed before may work by now.
+            task.unreachable.retain(|(at, _)| *at != worker.id());
+            task.unreachable.push((worker.id(), direction));
+        }
+        obstacle::direction(task, worker).unwrap_or(Direction::ClientDials)
     }
 
     // Answers.

@@ -13,7 +13,9 @@
 
 use std::time::Duration;
 
-use proto_msgs::{Attempt, AttemptId, Grant, Lane, Outcome, Phase, RunResult, Standing, Submit, TaskId, WorkerId};
+use proto_msgs::{
+    Attempt, AttemptId, Direction, Grant, Lane, Outcome, Phase, RunResult, Standing, Submit, TaskId, WorkerId,
+};
 
 use super::api::{Config, TaskSpec};
 use crate::MonoTime;
@@ -85,6 +87,8 @@ pub(super) struct Task {
     pub(super) lost: Option<Lost>,
     /// Lost attempts of a fetch, which no broker counts.
     pub(super) fetches_failed: u32,
+    /// The way that a fetch tried last, in vain.
+    pub(super) unreachable: Option<Direction>,
     /// The worker of the last attempt.
     pub(super) last: Option<(WorkerId, String)>,
     /// The lane of the last attempt.
@@ -110,6 +114,7 @@ impl Task {
             state: State::Asking,
             lost: None,
             fetches_failed: 0,
+            unreachable: None,
             last: None,
             lane: None,
             retry_after_ms: None,

@@ -105,6 +105,29 @@ fn what_was_cancelled_does_not_come_back_with_the_broker() {
 }
 
 #[test]
+fn a_result_is_fetched_the_way_that_its_task_came() {
+    // Its door cannot be reached, and it does not know.
+    let mut mesh = mesh(&[Place { reachable: false, ..Place::slots(1) }]);
+    mesh.referee.is_harmed = true;
+    let task = mesh.submit(C0, Job::runs(s(1)).detached());
+    mesh.until_over(task);
+    mesh.run_for(s(3));
+    let later = mesh.add_client(0, true);
+    mesh.fetch(later, task);
+    mesh.until("the result is there", s(2), |mesh| mesh.expect(task).is_over());
+    mesh.expect(task).done();
+    // A broker that was restarted has to be told.
+    mesh.crash(B);
+    mesh.restart(B);
+    mesh.run_for(s(3));
+    let last = mesh.add_client(0, true);
+    mesh.fetch(last, task);
+    mesh.until_over(task);
+    mesh.expect(task).done();
+    mesh.end_well();
+}
+
+#[test]
 fn a_task_that_is_at_no_worker_ends_once_its_client_was_silent_for_long() {
     let mut mesh = mesh(&[Place::slots(1)]);
     let busy = mesh.submit(C0, Job::runs(s(11)));

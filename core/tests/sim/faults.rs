@@ -222,7 +222,10 @@ impl Mesh {
         let claimed = if self.setup.encrypted && how.is_multiple_of(2) { truth.owner } else { user.id };
         let spec = truth.job.spec(task);
         let message = match how / 2 % 5 {
-            0 => ClientToBroker::Locate(Locate { task, client: claimed, key: user.key, endpoints: Vec::new() }),
+            0 => {
+                let (endpoints, unreachable) = (Vec::new(), None);
+                ClientToBroker::Locate(Locate { task, client: claimed, key: user.key, endpoints, unreachable })
+            }
             1 => ClientToBroker::Cancel(CancelTask { task, client: claimed }),
             2 => ClientToBroker::Ask(Ask { request: 1, client: claimed, question: Question::Task(task) }),
             3 => {

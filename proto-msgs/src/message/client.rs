@@ -140,6 +140,8 @@ pub struct Locate {
     pub key: Option<PublicKey>,
     /// Where the client can be dialled; empty if nowhere.
     pub endpoints: Vec<String>,
+    /// The way that was named last and led nowhere: the other one, if there is one.
+    pub unreachable: Option<Direction>,
 }
 
 /// A place for one attempt.

@@ -221,7 +221,13 @@ fn client_and_broker() -> Vec<Any> {
         ClientToBroker::Ask(ask(Question::Why(task()))),
         ClientToBroker::Ask(ask(Question::Models { after: Some((worker(), model().digest)) })),
         ClientToBroker::Cancel(CancelTask { task: task(), client: client() }),
-        ClientToBroker::Locate(Locate { task: task(), client: client(), key: None, endpoints: Vec::new() }),
+        ClientToBroker::Locate(Locate {
+            task: task(),
+            client: client(),
+            key: None,
+            endpoints: Vec::new(),
+            unreachable: Some(Direction::ClientDials),
+        }),
     ]
     .map(Any::ClientToBroker)
     .into();

@@ -229,7 +229,8 @@ impl Mesh {
 
     /// The client comes for the result of a detached task.
     pub(super) fn fetch(&mut self, number: u32, of: u32) {
-        let locate = Locate { task: task(number), client: client(of), key: None, endpoints: Vec::new() };
+        let (endpoints, unreachable) = (Vec::new(), None);
+        let locate = Locate { task: task(number), client: client(of), key: None, endpoints, unreachable };
         self.handle(Event::ClientSaid { peer: client_peer(of), key: None, message: ClientToBroker::Locate(locate) });
     }
 
