@@ -112,7 +112,7 @@ impl Client {
         task.repeat_at = if self.config.rules.holds(Rule::ClientRepeats) { now + wait } else { now + wait * 1_000_000 };
         self.broker_heard.get_or_insert(now);
         let message = match &task.wish {
-            Wish::Run(spec) => ClientToBroker::Submit(tasks::submit(&self.config, spec, task)),
+            Wish::Run(spec) => ClientToBroker::Submit(tasks::submit(now, &self.config, spec, task)),
             Wish::Fetch => {
                 let (client, key, endpoints) = (self.config.client, self.config.key, self.config.endpoints.clone());
                 let unreachable = task.unreachable;

@@ -159,7 +159,7 @@ impl Worker {
         let speaks = self.attempts.iter().any(|attempt| attempt.link.is_some());
         let progress = speaks.then_some(self.next_progress);
         let here = self.attempts.iter().filter(|attempt| attempt.is_here());
-        let expiries = here.filter_map(|attempt| self.deadline_of(&attempt.ticket));
+        let expiries = here.filter_map(|attempt| attempt.deadline);
         let others = [Some(self.next_heartbeat), self.drain_until, self.wake, self.next_news, progress];
         let first = attempts.chain(expiries).chain(others.into_iter().flatten()).min();
         first.map(|at| self.clock.outside(at))
@@ -186,7 +186,7 @@ impl Worker {
                 None => State::Ready,
             };
             let work = Work { runs, is_suspect: runs_begun > 0, ..Work::of(&manifest) };
-            self.attempts.insert(Attempt { work, ..Attempt::new(ticket.body, state, now) });
+            self.admit(Attempt { work, ..Attempt::new(ticket.body, state, now) });
             if is_deadly {
                 let text = format!("the worker died in each of {runs_begun} runs");
                 self.finish(now, id, Outcome::failed(ErrorCode::RunCrashed, text));
@@ -241,7 +241,7 @@ impl Worker {
             return;
         }
         self.broker_heard = now;
-        self.broker_clock = Some((ack.broker_unix_ms, now));
+        self.clock_told(ack.broker_unix_ms, now);
         // Once an interval: a broker that will not have us is not asked as fast as it can answer.
         if !ack.known && now >= self.next_register {
             self.next_register = now + self.config.heartbeat;
@@ -281,7 +281,7 @@ impl Worker {
         }
         // Where there is no room, or no result any more, the client is dialled too: it opens, and is told so at once.
         if is_run && self.refusal(&ticket.body, now).is_none() {
-            self.attempts.insert(Attempt::new(ticket.body, State::Dialling { until: now + DIAL_WAIT }, now));
+            self.admit(Attempt::new(ticket.body, State::Dialling { until: now + DIAL_WAIT }, now));
         }
         let is_held = self.attempts.get(id).is_some();
         self.actions.push(Action::Dial { id, endpoints, client_key, is_held });

@@ -161,7 +161,7 @@ impl Task {
 }
 
 /// The client's whole view of a task.
-pub(super) fn submit(config: &Config, spec: &TaskSpec, task: &Task) -> Submit {
+pub(super) fn submit(now: MonoTime, config: &Config, spec: &TaskSpec, task: &Task) -> Submit {
     let standing = match (&task.state, &task.lost) {
         // Until the worker has spoken, the grant may still be repeated to us.
         (State::At(at), _) => Standing::Holding { attempt: at.id().attempt, worker: at.grant.worker },
@@ -184,7 +184,8 @@ pub(super) fn submit(config: &Config, spec: &TaskSpec, task: &Task) -> Submit {
         lane: spec.lane,
         slo: spec.slo,
         labels: spec.labels.clone(),
-        deadline_ms: spec.deadline.map(|deadline| u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX)),
+        // What is left of it: to a broker that was restarted this message is the first one.
+        deadline_ms: task.deadline.map(|at| u64::try_from(at.since(now).as_millis()).unwrap_or(u64::MAX)),
         demands: spec.demands,
         detached: spec.detached,
         key: config.key,

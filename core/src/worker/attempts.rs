@@ -76,6 +76,8 @@ pub(super) struct Attempt {
     /// What it consists of; nothing until it is opened.
     pub(super) work: Work,
     pub(super) state: State,
+    /// When its answer becomes worthless; `None` if that was not said, or the broker's clock was never told.
+    pub(super) deadline: Option<MonoTime>,
     /// The way to its client; `None` while there is none.
     pub(super) link: Option<LinkId>,
     /// When the client last spoke.
@@ -92,8 +94,8 @@ pub(super) struct Attempt {
 
 impl Attempt {
     pub(super) fn new(ticket: TicketBody, state: State, now: MonoTime) -> Self {
-        let (work, link, window_bytes) = (Work::default(), None, WINDOW_BYTES);
-        Self { ticket, work, state, link, heard: now, window_bytes, has_news: false, is_kept: true, told: 0 }
+        let (work, deadline, link, window_bytes) = (Work::default(), None, None, WINDOW_BYTES);
+        Self { ticket, work, state, deadline, link, heard: now, window_bytes, has_news: false, is_kept: true, told: 0 }
     }
 
     /// What was announced first stands: others' rows may have been put beside these since.

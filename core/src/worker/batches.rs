@@ -88,7 +88,7 @@ impl Worker {
             id,
             client: ticket.client,
             priority: ticket.priority,
-            deadline: self.deadline_of(ticket),
+            deadline: attempt.deadline,
             rows,
             arrived: now,
             next: work.way.get(stage + 1).copied(),
@@ -300,8 +300,8 @@ impl Worker {
 
     /// Ends attempts whose deadline has passed, whether they wait or run.
     pub(super) fn expire(&mut self, now: MonoTime) {
-        let is_late = |ticket| self.deadline_of(ticket).is_some_and(|deadline| now >= deadline);
-        let here = self.attempts.iter().filter(|attempt| attempt.is_here() && is_late(&attempt.ticket));
+        let is_late = |deadline: Option<MonoTime>| deadline.is_some_and(|deadline| now >= deadline);
+        let here = self.attempts.iter().filter(|attempt| attempt.is_here() && is_late(attempt.deadline));
         let late: Vec<(AttemptId, &str)> = here
             .map(|attempt| {
                 (attempt.id(), if attempt.state == State::Ready { "had not begun" } else { "was cut short" })

@@ -44,7 +44,8 @@ impl Worker {
         if self.attempts.active() >= ACTIVE_ATTEMPTS_MAX || self.is_full(ticket.detached) {
             return Some((ErrorCode::Busy, "the worker holds as many tasks as it may"));
         }
-        self.time_left(ticket, now).is_none().then_some((ErrorCode::Expired, DEADLINE_PASSED))
+        let is_late = deadline_of(ticket, self.broker_clock).is_some_and(|deadline| now >= deadline);
+        is_late.then_some((ErrorCode::Expired, DEADLINE_PASSED))
     }
 
     /// Whether it holds as many attempts of a kind as it may.
@@ -52,18 +53,18 @@ impl Worker {
         self.attempts.iter().filter(|attempt| attempt.ticket.detached == detached).count() >= HELD_ATTEMPTS_MAX
     }
 
-    /// When the deadline passes; nothing if there is none, or the broker's clock was never told.
-    pub(super) fn deadline_of(&self, ticket: &TicketBody) -> Option<MonoTime> {
-        let (deadline, (told, at)) = (ticket.deadline_unix_ms?, self.broker_clock?);
-        let passed = Duration::from_millis(told.saturating_sub(deadline));
-        Some(at + Duration::from_millis(deadline.saturating_sub(told)) - passed)
+    /// A new attempt. Its deadline is translated to this machine's clock here and now: that of the next broker may differ.
+    pub(super) fn admit(&mut self, attempt: Attempt) {
+        let deadline = deadline_of(&attempt.ticket, self.broker_clock);
+        self.attempts.insert(Attempt { deadline, ..attempt });
     }
 
-    /// What the deadline leaves of the run limit; `None` if nothing.
-    pub(super) fn time_left(&self, ticket: &TicketBody, now: MonoTime) -> Option<Duration> {
-        let limit = self.config.run_limit;
-        let left = self.deadline_of(ticket).map_or(limit, |deadline| deadline.since(now).min(limit));
-        (!left.is_zero()).then_some(left)
+    /// The broker's clock is known from now on, also to attempts from before this process was started.
+    pub(super) fn clock_told(&mut self, told_unix_ms: u64, now: MonoTime) {
+        let is_first = self.broker_clock.replace((told_unix_ms, now)).is_none();
+        for attempt in self.attempts.iter_mut().filter(|_| is_first) {
+            attempt.deadline = deadline_of(&attempt.ticket, self.broker_clock);
+        }
     }
 
     pub(super) fn opened(&mut self, now: MonoTime, link: LinkId, key: Option<PublicKey>, open: Open) {
@@ -90,7 +91,7 @@ impl Worker {
         let mut attempt = Attempt::new(open.ticket.body.clone(), State::Receiving, now);
         (attempt.link, attempt.window_bytes) = (Some(link), open.window_bytes);
         attempt.work = Work::of(&manifest);
-        self.attempts.insert(attempt);
+        self.admit(attempt);
         let (manifest, ticket) = (Box::new(manifest), Box::new(open.ticket));
         self.actions.push(Action::Receive { id, link, manifest, ticket });
     }
@@ -189,6 +190,13 @@ impl Worker {
         self.actions.push(Action::Kill { id });
         self.actions.push(Action::Free { id });
     }
+}
+
+/// When the deadline passes by this machine's clock, told the broker's and when that was told; nothing if there is none.
+fn deadline_of(ticket: &TicketBody, broker_clock: Option<(u64, MonoTime)>) -> Option<MonoTime> {
+    let (deadline, (told, at)) = (ticket.deadline_unix_ms?, broker_clock?);
+    let passed = Duration::from_millis(told.saturating_sub(deadline));
+    Some(at + Duration::from_millis(deadline.saturating_sub(told)) - passed)
 }
 
 /// Whether what a client brings is what its ticket is for.

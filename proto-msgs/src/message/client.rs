@@ -90,7 +90,7 @@ pub struct Submit {
     pub slo: Option<Slo>,
     /// Wishes for labels.
     pub labels: Vec<LabelRule>,
-    /// The answer is worthless after this many milliseconds from the first `Submit`.
+    /// The answer is worthless after this many milliseconds from now; of repetitions the broker heeds the first it hears.
     pub deadline_ms: Option<u64>,
     /// What the run may use.
     pub demands: Demands,

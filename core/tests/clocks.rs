@@ -1,0 +1,109 @@
+//! What time is to workers and clients. A deadline is a moment: neither a restarted broker nor a wall clock that is put
+//! right moves it.
+
+use std::time::Duration;
+
+use mesh_core::{
+    MonoTime,
+    client::{self, Client, TaskSpec},
+    worker::{Action, Config, Event, LinkId, Worker},
+};
+use mesh_samples::{TICKET_KEY, client_id, register, submit, ticket_body};
+use proto_msgs::{
+    BrokerToWorker, ClientToBroker, Digest, ErrorCode, HeartbeatAck, Manifest, ModelFormat, ModelRef, Open, Outcome,
+    Ticket, TicketBody,
+};
+
+const fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// So long, in steps that are short enough for a machine not to think that it stood still.
+fn in_time(from: MonoTime, lasts: Duration) -> impl Iterator<Item = MonoTime> {
+    let step = Duration::from_millis(50);
+    (1..).map(move |steps| from + step * steps).take_while(move |now| now.since(from) <= lasts)
+}
+
+/// The broker answers the worker's first heartbeat, or tells the time again.
+fn broker_says(worker: &mut Worker, now: MonoTime, broker_unix_ms: u64) -> Vec<Action> {
+    let (register, forget, stop) = (register(1), Vec::new(), Vec::new());
+    let (epoch, seq) = (register.epoch, 1);
+    let ack = HeartbeatAck { worker: register.worker, epoch, seq, known: true, broker_unix_ms, forget, stop };
+    worker.handle(now, Event::BrokerSaid(BrokerToWorker::HeartbeatAck(ack)))
+}
+
+fn has_expired(actions: &[Action]) -> bool {
+    actions.iter().any(|action| {
+        matches!(action, Action::SendResult { outcome: Outcome::Failed(failure), .. }
+            if failure.code == ErrorCode::Expired)
+    })
+}
+
+#[test]
+fn a_broker_whose_clock_was_put_forward_expires_nothing_that_is_at_work() {
+    let start = MonoTime::from_micros(1);
+    let mut worker = Worker::new(Config::new(register(1)));
+    let _ = worker.handle(start, Event::Started { attempts: Vec::new() });
+    let _ = broker_says(&mut worker, start, 1_000_000);
+    let body = TicketBody { deadline_unix_ms: Some(1_060_000), ..ticket_body(1, 2, 1) };
+    let id = proto_msgs::AttemptId { task: body.task, attempt: body.attempt };
+    let model = ModelRef { digest: Digest::from_bytes([1; 32]), size_bytes: 1, format: ModelFormat::Onnx };
+    let manifest = Manifest { model, model_name: "m".into(), then: Vec::new(), items: 1, inputs: Vec::new() };
+    let (ticket, manifest) = (Ticket::sign(body, &TICKET_KEY), Some(manifest));
+    let open = Box::new(Open { ticket, manifest, model_held: false, window_bytes: 1, resume: false });
+    let _ = worker.handle(start, Event::Opened { link: LinkId(1), key: None, open });
+    let _ = worker.handle(start, Event::Received { id });
+
+    // A broker is started anew, and its machine has been told the right time meanwhile.
+    assert!(!has_expired(&broker_says(&mut worker, start, 9_000_000)));
+    let expired = in_time(start, s(100))
+        .find(|now| has_expired(&worker.handle(*now, Event::ClientAlive { id, link: LinkId(1) })));
+    assert_eq!(expired, Some(start + s(60)));
+}
+
+/// What the broker is told of the deadline.
+fn told(actions: &[client::Action]) -> Option<u64> {
+    actions.iter().find_map(|action| match action {
+        client::Action::TellBroker(ClientToBroker::Submit(submit)) => submit.deadline_ms,
+        _ => None,
+    })
+}
+
+/// The user submits a task that has ten seconds.
+fn submits(client: &mut Client, now: MonoTime, number: u32) -> Vec<client::Action> {
+    let like = submit(number, 1);
+    let spec = TaskSpec {
+        task: like.task,
+        job: like.job,
+        model_name: like.model_name,
+        model: like.model,
+        then: like.then,
+        input_bytes: like.input_bytes,
+        items: like.items,
+        job_items: like.job_items,
+        lane: like.lane,
+        slo: like.slo,
+        labels: like.labels,
+        priority: like.priority,
+        deadline: Some(s(10)),
+        demands: like.demands,
+        detached: like.detached,
+        direction: like.direction,
+    };
+    client.handle(now, client::Event::Submit(Box::new(spec)))
+}
+
+#[test]
+fn a_client_says_what_is_left_of_a_deadline() {
+    let start = MonoTime::from_micros(1);
+    let mut client = Client::new(client::Config::new(client_id(1)));
+    assert_eq!(told(&submits(&mut client, start, 1)), Some(10_000));
+    let mut repeated = 0;
+    for now in in_time(start, s(9)) {
+        if let Some(left_ms) = told(&client.handle(now, client::Event::Deadline)) {
+            assert_eq!(left_ms, 10_000 - now.since(start).as_millis() as u64);
+            repeated += 1;
+        }
+    }
+    assert!(repeated > 3, "{repeated} repetitions");
+}
