@@ -316,11 +316,13 @@ impl Broker {
         self.attempt_named(now, worker, epoch, id);
         self.workers.release(worker, id);
         let Some(task) = self.tasks.get_mut(id.task) else { return };
-        if task.spec.detached {
-            self.end(now, id.task, outcome);
-        } else {
-            task.finished = Some(outcome);
+        let is_missed = matches!(&outcome, Outcome::Failed(failure) if failure.code == ErrorCode::ClientGone);
+        if task.spec.detached && !is_missed {
+            return self.end(now, id.task, outcome);
         }
+        // Also where the worker missed its client: perhaps only their link broke, and it will ask for another place.
+        task.finished = Some(outcome);
+        self.reschedule(id.task);
     }
 
     /// A heartbeat no longer names an attempt that earlier ones did.

@@ -44,7 +44,7 @@ impl Broker {
         task.attempt = task.attempt.next().max(task.fence);
         task.state = State::Granted { at: Place { worker, epoch, direction }, until };
         task.last = Some((worker, epoch, name));
-        (task.granted_at, task.predicted, task.took) = (Some(now), Some(prediction), None);
+        (task.granted_at, task.predicted, task.took, task.finished) = (Some(now), Some(prediction), None, None);
         task.decision = Some(Box::new(Decision { at_unix_ms, chosen: Some(worker), rated }));
         self.slos.granted(&task.spec);
         let attempt_id = task.attempt_id();

@@ -135,6 +135,9 @@ impl Broker {
             return self.end_and_tell(now, id, Outcome::failed(ErrorCode::Expired, DEADLINE_PASSED));
         }
         if let Some(outcome) = self.abandoned(now, task) {
+            if let Some(task) = self.tasks.get_mut(id) {
+                task.granted_at = None; // How long was waited says nothing of its worker.
+            }
             self.end_and_tell(now, id, outcome);
             if let Some(task) = self.tasks.get_mut(id) {
                 task.abandoned = !task.spec.detached;
@@ -162,21 +165,19 @@ impl Broker {
 
     /// When a task that nobody speaks of has no one left who could.
     fn patience_end(&self, task: &Task) -> MonoTime {
-        match task.state {
-            State::Placed { .. } if task.spec.detached => {
-                task.away_since.unwrap_or(task.heard) + self.config.detached_patience
-            }
-            _ if task.may_be_at_worker() => task.heard + self.config.detached_patience,
-            _ => task.heard + self.config.client_silence,
+        if task.is_in_good_hands() {
+            task.away_since.unwrap_or(task.heard) + self.config.detached_patience
+        } else if task.may_be_at_worker() {
+            task.heard + self.config.detached_patience
+        } else {
+            task.heard + self.config.client_silence
         }
     }
 
     /// The end of a task that nobody looks after any more.
     fn abandoned(&self, now: MonoTime, task: &Task) -> Option<Outcome> {
         let is_over = now >= self.patience_end(task);
-        if task.spec.detached
-            && let State::Placed { at, .. } = task.state
-        {
+        if let Some(at) = task.place().filter(|_| task.is_in_good_hands()) {
             let named = self.workers.get(at.worker).is_some_and(|worker| worker.has(task.attempt_id()));
             let text = "its worker has been away too long, and with it the inputs: submit it again";
             return (is_over && !named).then(|| Outcome::failed(ErrorCode::WorkerLost, text));

@@ -82,7 +82,12 @@ impl Broker {
         // It had no room, is about to leave, or was never reached: the worker is not slow.
         let says_nothing = matches!(outcome, Outcome::Failed(Failure { code, .. }) if matches!(
             code,
-            ErrorCode::Busy | ErrorCode::Draining | ErrorCode::BadTicket | ErrorCode::ClientGone
+            ErrorCode::Busy
+                | ErrorCode::Draining
+                | ErrorCode::BadTicket
+                | ErrorCode::ClientGone
+                | ErrorCode::Unreachable
+                | ErrorCode::ResultNotKept
         ));
         if !says_nothing && (is_done || is_late || is_failure) {
             self.slos.ended(now, stream, place.worker, slo, is_late || is_failure);

@@ -107,7 +107,8 @@ pub(super) struct Task {
     pub(super) decision: Option<Box<Decision>>,
     /// How its attempts went, for people.
     pub(super) history: Vec<String>,
-    /// How the worker says that the current attempt of an attached task ended; the client has the last word.
+    /// How the worker says that the current attempt ended, where the client has the last word: of an attached task, and of a
+    /// detached one whose client the worker missed.
     pub(super) finished: Option<Outcome>,
     /// Since when the worker of an attempt has not been there to name it: since its loss, or since the broker's restart.
     pub(super) away_since: Option<MonoTime>,
@@ -227,7 +228,12 @@ impl Task {
     /// one may have done so, and its client has not taken that back.
     pub(super) fn may_be_at_worker(&self) -> bool {
         let was_given_away = self.attempt > Attempt(0) || self.away_since.is_some();
-        self.spec.detached && was_given_away && self.fence <= self.attempt
+        self.spec.detached && was_given_away && self.fence <= self.attempt && self.finished.is_none()
+    }
+
+    /// Whether it is at a worker that goes on with it, whatever its client does.
+    pub(super) fn is_in_good_hands(&self) -> bool {
+        matches!(self.state, State::Placed { .. }) && self.spec.detached && self.finished.is_none()
     }
 
     pub(super) fn record(&self) -> TaskRecord {

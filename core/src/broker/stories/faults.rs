@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use proto_msgs::{Epoch, ErrorCode};
+use proto_msgs::{AttemptReport, AttemptState, Epoch, ErrorCode, Grant, Outcome, Slo};
 
 use super::{
     super::Config,
     MS, mesh,
-    mesh::{Mesh, task, worker},
+    mesh::{DONE, Mesh, task, worker},
 };
 
 /// Five workers that speak each second, and a task that may be lost often.
@@ -70,6 +70,64 @@ fn links_that_break_at_workers_that_live_do_not_make_a_task_poisonous() {
         mesh.beats(4, 0..5);
         assert_eq!((mesh.grants.len(), mesh.code(0)), (lost + 2, None));
     }
+}
+
+/// A detached task whose client was missed by its worker.
+fn missed() -> Mesh {
+    let mut mesh = Mesh::exactly(Config::default());
+    (0..2).for_each(|number| mesh.register(number, [0, 1], |_| {}));
+    mesh.submit(0, 1, |submit| submit.detached = true);
+    mesh.store();
+    let state = AttemptState::Finished(Outcome::failed(ErrorCode::ClientGone, "its client went away"));
+    let report = AttemptReport { id: mesh.grants[0].id, state, detached: true };
+    mesh.beat(mesh.last_worker(), |heartbeat| heartbeat.attempts = vec![report]);
+    mesh
+}
+
+#[test]
+fn a_detached_task_whose_client_was_missed_by_its_worker_only_goes_to_another() {
+    let mut mesh = missed();
+    assert_eq!((mesh.code(0), mesh.grants.len()), (None, 1), "its client will say");
+    let grant = mesh.grants[0].clone();
+    mesh.lost(&grant, ErrorCode::WorkerLost);
+    assert_eq!(mesh.grants.len(), 2);
+    assert_ne!(mesh.grants[1].worker, grant.worker);
+
+    let mut mesh = missed();
+    mesh.wait(Config::default().client_silence);
+    assert_eq!(mesh.code(0), Some(ErrorCode::ClientGone), "gone for good");
+}
+
+/// Tasks of a stream with a promise at one worker, each of which ends as told; gives how often that was found too slow.
+fn trips(ends: impl Fn(&mut Mesh, &Grant)) -> u64 {
+    let mut mesh = Mesh::exactly(Config::default());
+    mesh.register(0, [0, 128], |_| {});
+    for number in 0..100 {
+        let promise = Slo { latency_ms: 50, max_violation_permille: 100 };
+        mesh.submit(number, 1, |submit| submit.slo = Some(promise)).expect("there is room");
+        let grant = mesh.grants[number as usize].clone();
+        ends(&mut mesh, &grant);
+    }
+    mesh.wait(Config::default().client_silence);
+    mesh.broker.stats().slo_trips
+}
+
+#[test]
+fn a_worker_is_not_slow_because_its_clients_cannot_reach_it_or_go_away() {
+    let cancel = |mesh: &mut Mesh, id| mesh.close_as(id, Outcome::Cancelled);
+    assert_eq!(
+        trips(|mesh, grant| {
+            mesh.lost(grant, ErrorCode::Unreachable);
+            cancel(mesh, grant.id);
+        }),
+        0
+    );
+    let is_over = |mesh: &mut Mesh, grant: &Grant| {
+        let report = AttemptReport { id: grant.id, state: AttemptState::Finished(DONE), detached: false };
+        mesh.beat(0, |heartbeat| heartbeat.attempts = vec![report]);
+    };
+    assert_eq!(trips(is_over), 0, "they are given up all at once, long after they were done");
+    assert!(trips(|mesh, grant| (mesh.wait(100 * MS), mesh.close(grant.id)).1) > 0, "else it is");
 }
 
 #[test]

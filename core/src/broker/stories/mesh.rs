@@ -183,7 +183,11 @@ impl Mesh {
     }
 
     pub(super) fn close(&mut self, id: AttemptId) {
-        let close = Close { task: id.task, client: self.specs[&id.task].client, attempt: id.attempt, outcome: DONE };
+        self.close_as(id, DONE);
+    }
+
+    pub(super) fn close_as(&mut self, id: AttemptId, outcome: Outcome) {
+        let close = Close { task: id.task, client: self.specs[&id.task].client, attempt: id.attempt, outcome };
         self.handle(Event::ClientSaid { peer: client_peer(0), key: None, message: ClientToBroker::Close(close) });
     }
 
