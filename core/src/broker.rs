@@ -29,8 +29,6 @@ mod tasks;
 mod worker;
 mod workers;
 
-use std::collections::BTreeSet;
-
 use proto_msgs::{
     AttemptId, AttemptState, BrokerToClient, BrokerToWorker, Direction, Epoch, ErrorCode, Heartbeat, HeartbeatAck,
     Leave, Outcome, PeerId, PublicKey, Register, WorkerId, WorkerToBroker,
@@ -40,7 +38,7 @@ pub use api::{Action, Change, Event, Footing, TaskRecord, WorkerRecord};
 pub use config::{Config, Policy, Tenant, Weights};
 pub use stats::Stats;
 
-use crate::{Clock, MonoTime, Rule};
+use crate::{Clock, MonoTime, Rule, due::Due};
 use outcomes::Errors;
 use queue::Queue;
 use slo::Slos;
@@ -52,8 +50,8 @@ use workers::Workers;
 pub struct Broker {
     config: Config,
     workers: Workers,
-    /// When to look whether a worker still lives. A look that comes too early makes a new entry.
-    worker_looks: BTreeSet<(MonoTime, WorkerId)>,
+    /// When to look whether a worker still lives.
+    worker_looks: Due<WorkerId>,
     tasks: Tasks,
     queue: Queue,
     slos: Slos,
@@ -74,7 +72,7 @@ impl Broker {
     pub fn new(config: Config) -> Self {
         Self {
             workers: Workers::new(config.rules),
-            worker_looks: BTreeSet::new(),
+            worker_looks: Due::new(),
             tasks: Tasks::default(),
             queue: Queue::default(),
             slos: Slos::new(config.rules),
@@ -113,7 +111,7 @@ impl Broker {
 
     /// When to come back with [`Event::Deadline`] if nothing else happens.
     pub fn next_deadline(&self) -> Option<MonoTime> {
-        let worker = self.worker_looks.first().map(|(at, _)| *at);
+        let worker = self.worker_looks.first();
         let task = self.tasks.first_due().map(|(at, _)| at);
         let first = [worker, task, self.tasks.first_forgotten()].into_iter().flatten().min();
         first.map(|at| self.clock.outside(at))
@@ -353,6 +351,7 @@ impl Broker {
     /// A worker, or a life of it, is gone. Clients are told, so that they look at their links; they decide.
     fn lose_worker(&mut self, now: MonoTime, id: WorkerId) {
         let Some(worker) = self.workers.remove(id) else { return };
+        self.worker_looks.remove(id);
         self.slos.forget(id);
         if self.config.shows_workers {
             self.actions.push(Action::Save(Change::DropWorker(id)));
@@ -373,7 +372,7 @@ impl Broker {
 
     fn watch(&mut self, id: WorkerId) {
         if let Some(worker) = self.workers.get(id) {
-            self.worker_looks.insert((worker.dead_at(self.config.liveness_beats), id));
+            self.worker_looks.by(id, worker.dead_at(self.config.liveness_beats));
         }
     }
 
@@ -392,8 +391,7 @@ impl Broker {
     // Time.
 
     fn look_at_due(&mut self, now: MonoTime) {
-        while let Some((at, id)) = self.worker_looks.first().copied().filter(|(at, _)| *at <= now) {
-            self.worker_looks.remove(&(at, id));
+        while let Some(id) = self.worker_looks.pop(now) {
             self.look_at_worker(now, id);
         }
         while let Some((_, id)) = self.tasks.first_due().filter(|(at, _)| *at <= now) {
@@ -410,7 +408,7 @@ impl Broker {
         let Some(worker) = self.workers.get(id) else { return };
         let dead_at = worker.dead_at(self.config.liveness_beats);
         if dead_at > now {
-            self.worker_looks.insert((dead_at, id));
+            self.worker_looks.by(id, dead_at);
         } else if self.config.rules.holds(Rule::NoticeDeadWorkers) {
             self.stats.workers_lost += 1;
             self.lose_worker(now, id);

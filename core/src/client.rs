@@ -16,7 +16,7 @@ use proto_msgs::{
 
 pub use api::{Action, Config, End, Event, News, TaskSpec};
 
-use crate::{Clock, DEADLINE_PASSED, MonoTime, Rule};
+use crate::{Clock, DEADLINE_PASSED, MonoTime, Rule, due::Due};
 use tasks::{At, Lost, State, Task, Way, Wish};
 
 /// Between two tries to mend a link: soon enough to win back a flapping one, slow enough not to storm a dead one.
@@ -34,6 +34,8 @@ pub struct Client {
     config: Config,
     clock: Clock,
     tasks: BTreeMap<TaskId, Task>,
+    /// When to look at them.
+    due: Due<TaskId>,
     next_alive: MonoTime,
     /// When the broker last spoke, or was first asked.
     broker_heard: Option<MonoTime>,
@@ -49,6 +51,7 @@ impl Client {
             clock: Clock::new(config.rules),
             config,
             tasks: BTreeMap::new(),
+            due: Due::new(),
             next_alive: MonoTime::ZERO,
             broker_heard: None,
             broker_missed: false,
@@ -64,6 +67,7 @@ impl Client {
         if has_stood {
             self.next_alive = now; // Workers may be about to give us up.
         }
+        let touched = event.task();
         match event {
             Event::Submit(spec) => self.begin(now, spec.task, Wish::Run(spec)),
             Event::Fetch { task } => self.begin(now, task, Wish::Fetch),
@@ -80,15 +84,15 @@ impl Client {
             Event::ResultVerified { id } => self.result_verified(id),
             Event::Deadline => {}
         }
+        touched.into_iter().for_each(|id| self.plan(id));
         self.look_at_clock(now);
         std::mem::take(&mut self.actions)
     }
 
     /// When to come back with [`Event::Deadline`] if nothing else happens.
     pub fn next_deadline(&self) -> Option<MonoTime> {
-        let due = self.tasks.values().map(|task| task.due(self.config.worker_silence)).min()?;
-        let speaks = self.tasks.values().any(|task| task.at().is_some());
-        Some(self.clock.outside(if speaks { due.min(self.next_alive) } else { due }))
+        let due = self.due.first()?.min(self.next_alive);
+        Some(self.clock.outside(due))
     }
 
     /// Tasks that have not ended.
@@ -97,6 +101,10 @@ impl Client {
     }
 
     fn begin(&mut self, now: MonoTime, id: TaskId, wish: Wish) {
+        if self.tasks.is_empty() {
+            // Nobody was asked, so nobody was silent.
+            (self.broker_heard, self.broker_missed) = (None, false);
+        }
         self.tasks.insert(id, Task::new(id, wish, now));
         self.say_standing(now, id);
     }
@@ -421,6 +429,7 @@ impl Client {
 
     fn end_here(&mut self, id: TaskId, outcome: Outcome, result: Option<Box<RunResult>>) {
         let Some(task) = self.tasks.remove(&id) else { return };
+        self.due.remove(id);
         if let Some(at) = task.at() {
             self.actions.push(Action::Disconnect { id: at.id() });
         }
@@ -432,12 +441,17 @@ impl Client {
 
     // Time.
 
+    /// Sees to it that the task is looked at when it wants to be.
+    fn plan(&mut self, id: TaskId) {
+        let due = self.tasks.get(&id).map(|task| task.due(self.config.worker_silence));
+        due.into_iter().for_each(|at| self.due.by(id, at));
+    }
+
     fn look_at_clock(&mut self, now: MonoTime) {
-        let silence = self.config.worker_silence;
-        let due: Vec<TaskId> =
-            self.tasks.values().filter(|task| task.due(silence) <= now).map(|task| task.id).collect();
+        let due: Vec<TaskId> = std::iter::from_fn(|| self.due.pop(now)).collect();
         for id in due {
             self.look_at_task(now, id);
+            self.plan(id);
         }
         if now >= self.next_alive {
             self.next_alive = now + self.config.alive_every;

@@ -17,6 +17,7 @@
 
 pub mod broker;
 pub mod client;
+mod due;
 pub mod rules;
 pub mod time;
 pub mod worker;

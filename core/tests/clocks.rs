@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mesh_core::{
     MonoTime,
-    client::{self, Client, TaskSpec},
+    client::{self, Client, News, TaskSpec},
     worker::{Action, Config, Event, LinkId, Worker},
 };
 use mesh_samples::{TICKET_KEY, client_id, register, submit, ticket_body};
@@ -106,4 +106,18 @@ fn a_client_says_what_is_left_of_a_deadline() {
         }
     }
     assert!(repeated > 3, "{repeated} repetitions");
+}
+
+#[test]
+fn a_broker_that_was_asked_nothing_for_an_hour_is_not_called_silent() {
+    let is_called_silent = |actions: &[client::Action]| {
+        actions.iter().any(|action| matches!(action, client::Action::Report { news: News::BrokerSilent, .. }))
+    };
+    let start = MonoTime::from_micros(1);
+    let mut client = Client::new(client::Config::new(client_id(1)));
+    let _ = submits(&mut client, start, 1);
+    let _ = client.handle(start + s(1), client::Event::Cancel { task: submit(1, 1).task });
+    assert!(!is_called_silent(&submits(&mut client, start + s(3600), 2)));
+    let mut later = in_time(start + s(3600), s(6)).map(|now| client.handle(now, client::Event::Deadline));
+    assert!(later.any(|actions| is_called_silent(&actions)), "now it is");
 }

@@ -50,6 +50,9 @@ pub const RUN_NOTES_MAX: usize = 64;
 /// Slots of one worker, both lanes together.
 pub const SLOTS_MAX: usize = 192;
 
+/// Slowest heartbeat of a worker: with a slower one its death would go unnoticed for many minutes.
+pub const HEARTBEAT_MS_MAX: u32 = 60_000;
+
 /// Device ids in a worker's device map; [`GPUS_MAX`] of them and the CPU, several times over.
 pub const DEVICE_MAP_MAX: usize = 64;
 

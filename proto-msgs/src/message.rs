@@ -2,7 +2,7 @@
 //! 300–399 broker to worker, 400–499 client to worker, 500–599 worker to client. A number once used is never used for
 //! another message; a released message is never changed.
 
-use crate::codec::messages;
+use crate::{TaskId, codec::messages};
 
 pub(crate) mod check;
 mod client;
@@ -110,6 +110,34 @@ messages! {
         506 Chunk(Chunk);
         /// The worker does not know this connection: open again, from where you were.
         507 Reopen(AttemptId);
+    }
+}
+
+impl BrokerToClient {
+    /// The task it is about; none for an answer.
+    pub fn task(&self) -> Option<TaskId> {
+        match self {
+            Self::Grant(grant) => Some(grant.id.task),
+            Self::Queued(queued) => Some(queued.task),
+            Self::Noted(noted) => Some(noted.id.task),
+            Self::Ended(ended) => Some(ended.task),
+            Self::Answer(_) => None,
+        }
+    }
+}
+
+impl WorkerToClient {
+    /// The attempt it is about.
+    pub fn attempt(&self) -> AttemptId {
+        match self {
+            Self::DialIn(id) | Self::Reopen(id) => *id,
+            Self::Accept(accept) => accept.id,
+            Self::Refuse(refuse) => refuse.id,
+            Self::Credit(credit) => credit.id,
+            Self::Progress(progress) => progress.id,
+            Self::Result(result) => result.id,
+            Self::Chunk(chunk) => chunk.id,
+        }
     }
 }
 

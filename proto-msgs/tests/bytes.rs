@@ -16,7 +16,8 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use proto_msgs::{
     Attempt, ClientId, ClientToBroker, ClientToWorker, Close, DecodeError, EncodeError, ErrorCode, Failure, Frame,
-    Header, Outcome, TaskId, ToBroker, VERSION, VERSION_MIN, header::HEADER_BYTES, limits,
+    Header, ModelFormat, Outcome, Register, TaskId, ToBroker, VERSION, VERSION_MIN, WorkerToBroker,
+    header::HEADER_BYTES, limits,
 };
 use samples::{Any, all_kinds, register, samples, ticket};
 
@@ -275,7 +276,7 @@ mod oracle {
     #[test]
     fn another_crate_writes_and_reads_the_same_bytes() {
         let config = Configuration::default().with_varint_encoding();
-        let frame = proto_msgs::WorkerToBroker::Register(register()).to_frame().expect("short");
+        let frame = WorkerToBroker::Register(register()).to_frame().expect("short");
         let written = wincode::config::serialize(&second_writing(), config).expect("can be written");
         assert_eq!(hex(&written), hex(&frame.head[HEADER_BYTES..]));
         let read: Register = wincode::config::deserialize(&written, config).expect("can be read");
@@ -324,6 +325,21 @@ fn a_text_longer_than_a_person_reads_is_refused_at_both_doors() {
     assert!(matches!(close.to_frame(), Err(EncodeError::OverLimit { .. })));
     let frame = with_body(close.kind(), &body);
     assert!(matches!(ClientToBroker::from_frame(&frame), Err(DecodeError::Garbled { .. })));
+}
+
+#[test]
+fn a_worker_that_says_more_of_itself_than_a_row_may_hold_is_refused() {
+    let is_taken = |change: fn(&mut Register)| {
+        let mut said = register();
+        change(&mut said);
+        let body = bincode::encode_to_vec(&said, bincode::config::standard()).expect("encodes");
+        let frame = with_body(WorkerToBroker::Register(said).kind(), &body);
+        WorkerToBroker::from_frame(&frame).is_ok()
+    };
+    assert!(is_taken(|said| said.heartbeat_ms = limits::HEARTBEAT_MS_MAX));
+    assert!(!is_taken(|said| said.heartbeat_ms = u32::MAX), "it would never count as dead");
+    assert!(!is_taken(|said| said.formats = vec![ModelFormat::Onnx; 10_000]));
+    assert!(!is_taken(|said| said.gpus[0].name = "x".repeat(limits::NAME_BYTES_MAX + 1)));
 }
 
 #[test]

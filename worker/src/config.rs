@@ -7,7 +7,9 @@ use mesh_core::worker::headroom::Headroom;
 use mesh_transport::{KeyPair, Security, address, keys::KeyError};
 use proto_msgs::{
     PublicKey,
-    limits::{DEVICE_MAP_MAX, ENDPOINTS_MAX, GPUS_MAX, ITEMS_MAX, LABELS_MAX, NAME_BYTES_MAX, SLOTS_MAX},
+    limits::{
+        DEVICE_MAP_MAX, ENDPOINTS_MAX, GPUS_MAX, HEARTBEAT_MS_MAX, ITEMS_MAX, LABELS_MAX, NAME_BYTES_MAX, SLOTS_MAX,
+    },
 };
 
 use crate::args::{EngineChoice, RunArgs};
@@ -15,8 +17,8 @@ use crate::args::{EngineChoice, RunArgs};
 /// Heartbeats faster than this only make heat.
 const HEARTBEAT_MIN: Duration = Duration::from_millis(50);
 
-/// Heartbeats slower than this make a dead worker go unnoticed for minutes.
-const HEARTBEAT_MAX: Duration = Duration::from_secs(60);
+/// What a broker accepts.
+const HEARTBEAT_MAX: Duration = Duration::from_millis(HEARTBEAT_MS_MAX as u64);
 
 /// Space for blobs if nobody says otherwise and the disk is large.
 pub(crate) const QUOTA_DEFAULT_BYTES: u64 = 10 << 30;

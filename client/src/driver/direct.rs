@@ -230,7 +230,7 @@ impl Driver {
                 return;
             }
         };
-        let id = attempt_of(&message);
+        let id = message.attempt();
         // A worker speaks of its own attempts, on the link on which they are open; anything else is late or forged.
         let Some(session) = self.sessions.get_mut(&id).filter(|session| session.link() == Some(link)) else { return };
         match message {
@@ -351,17 +351,5 @@ fn framed(message: &ClientToWorker, send: impl FnOnce(Frame)) {
     match message.to_frame() {
         Ok(frame) => send(frame),
         Err(error) => tracing::warn!(%error, message = message.name(), "message not sent"),
-    }
-}
-
-fn attempt_of(message: &WorkerToClient) -> AttemptId {
-    match message {
-        WorkerToClient::DialIn(id) | WorkerToClient::Reopen(id) => *id,
-        WorkerToClient::Accept(accept) => accept.id,
-        WorkerToClient::Refuse(refuse) => refuse.id,
-        WorkerToClient::Credit(credit) => credit.id,
-        WorkerToClient::Progress(progress) => progress.id,
-        WorkerToClient::Result(result) => result.id,
-        WorkerToClient::Chunk(chunk) => chunk.id,
     }
 }

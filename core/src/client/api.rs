@@ -78,6 +78,26 @@ pub enum Event {
     Deadline,
 }
 
+impl Event {
+    /// The task it is about.
+    pub(super) fn task(&self) -> Option<TaskId> {
+        match self {
+            Self::Submit(spec) => Some(spec.task),
+            Self::Fetch { task } | Self::Cancel { task } => Some(*task),
+            Self::BrokerSaid(message) => message.task(),
+            Self::WorkerSaid(message) => Some(message.attempt().task),
+            Self::ConnectFailed { id, .. }
+            | Self::LinkBroken { id }
+            | Self::WorkerAlive { id }
+            | Self::Sent { id }
+            | Self::SendFailed { id, .. }
+            | Self::ResultVerified { id }
+            | Self::ResultBroken { id, .. } => Some(id.task),
+            Self::Deadline => None,
+        }
+    }
+}
+
 /// Something to be done.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {

@@ -6,12 +6,13 @@ use super::{
     HeartbeatAck, Introduce, Leave, Locate, Noted, Open, Progress, Queued, Refuse, Register, RunResult, Stage,
     Standing, Submit,
 };
-use crate::Outcome;
 use crate::limits::{
     ATTEMPTS_MAX, CHUNK_BYTES_MAX, COSTS_MAX, CURVE_POINTS_MAX, DEADLINE_MS_MAX, DEVICE_MAP_MAX, ENDPOINTS_MAX,
-    GPUS_MAX, HELD_MAX, INPUT_BYTES_MAX, ITEMS_MAX, LABELS_MAX, MODEL_BYTES_MAX, NAME_BYTES_MAX, OUTPUT_BYTES_MAX,
-    PRIORITY_MAX, RANK_MAX, RULES_MAX, RUN_NOTES_MAX, SLOTS_MAX, STAGES_AFTER_MAX, TENSORS_MAX, TEXT_BYTES_MAX,
+    GPUS_MAX, HEARTBEAT_MS_MAX, HELD_MAX, INPUT_BYTES_MAX, ITEMS_MAX, LABELS_MAX, MODEL_BYTES_MAX, NAME_BYTES_MAX,
+    OUTPUT_BYTES_MAX, PRIORITY_MAX, RANK_MAX, RULES_MAX, RUN_NOTES_MAX, SLOTS_MAX, STAGES_AFTER_MAX, TENSORS_MAX,
+    TEXT_BYTES_MAX,
 };
+use crate::{ModelFormat, Outcome};
 
 /// A message knows its own limits.
 pub(crate) trait Check {
@@ -91,7 +92,10 @@ impl Check for Register {
             name("label length", key)?;
             name("label length", value)?;
         }
+        at_most("number of formats", self.formats.len(), ModelFormat::ALL.len())?;
         at_most("number of GPUs", self.gpus.len(), GPUS_MAX)?;
+        self.gpus.iter().try_for_each(|gpu| name("GPU name length", &gpu.name))?;
+        at_most("heartbeat_ms", self.heartbeat_ms, HEARTBEAT_MS_MAX)?;
         let slots = self.slots.iter().map(|slots| usize::from(*slots)).sum();
         at_most("slots", slots, SLOTS_MAX)?;
         at_most("device map", self.device_map.len(), DEVICE_MAP_MAX)?;

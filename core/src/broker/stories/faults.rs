@@ -131,6 +131,16 @@ fn a_worker_is_not_slow_because_its_clients_cannot_reach_it_or_go_away() {
 }
 
 #[test]
+fn a_worker_that_registers_again_and_again_is_looked_at_no_more_often() {
+    let mut mesh = mesh();
+    for epoch in 1..100 {
+        mesh.wait(MS);
+        mesh.register(0, [0, 1], |register| register.epoch = Epoch(epoch / 2));
+    }
+    assert_eq!(mesh.broker.worker_looks.len(), 1);
+}
+
+#[test]
 fn the_only_worker_gets_a_while_before_it_is_asked_again() {
     let mut mesh = mesh();
     mesh.register(0, [0, 1], |_| {});
