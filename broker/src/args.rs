@@ -199,7 +199,7 @@ pub struct Tuning {
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
     pub detached_patience: Duration,
 
-    /// Ended tasks are shown, and results of detached ones found, for this long
+    /// Ended tasks are shown, and results of detached ones found, for this long; workers keep them for their --keep-results
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
     pub keep_ended: Duration,
 

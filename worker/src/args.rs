@@ -138,6 +138,9 @@ pub(crate) struct RunArgs {
     /// Time that running tasks get when the worker is told to stop.
     #[arg(long, default_value = "30s", value_parser = units::duration, value_name = "TIME", help_heading = "Limits")]
     pub(crate) drain_wait: Duration,
+    /// Results of detached tasks can be fetched for so long; see also mesh-broker --keep-ended.
+    #[arg(long, default_value = "1h", value_parser = units::duration, value_name = "TIME", help_heading = "Limits")]
+    pub(crate) keep_results: Duration,
 
     /// Where clients connect [default: any port; on loopback if the broker is there, else on all addresses].
     #[arg(long, value_name = "ENDPOINT", help_heading = "Network")]

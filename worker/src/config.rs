@@ -49,6 +49,7 @@ pub(crate) struct Config {
     pub(crate) memory_limit_bytes: Option<u64>,
     pub(crate) run_limit: Duration,
     pub(crate) drain_wait: Duration,
+    pub(crate) keep_results: Duration,
     /// Where to listen; `None`: nowhere.
     pub(crate) data_bind: Option<String>,
     pub(crate) advertise: Vec<String>,
@@ -123,6 +124,7 @@ impl Config {
             memory_limit_bytes: args.memory_limit,
             run_limit: args.run_limit,
             drain_wait: args.drain_wait,
+            keep_results: args.keep_results,
             data_bind,
             advertise: args.advertise,
         })

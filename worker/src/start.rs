@@ -78,6 +78,7 @@ pub(crate) fn run(config: Config) -> Result<(), StartError> {
     let machine_config = MachineConfig {
         run_limit: config.run_limit,
         drain_wait: config.drain_wait,
+        result_kept: config.keep_results,
         device_width: config.device_width,
         rows_max: config.pack_max,
         ..MachineConfig::new(register)

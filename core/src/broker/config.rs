@@ -113,7 +113,7 @@ pub struct Config {
     pub client_silence: Duration,
     /// A detached task whose worker has been away this long has failed.
     pub detached_patience: Duration,
-    /// Ended tasks are shown this long; results of detached tasks can be fetched this long.
+    /// Ended tasks are shown this long; results of detached tasks are found this long, if their workers keep them.
     pub ended_kept: Duration,
     /// Workers may fail a task this often.
     pub attempts_max: u32,
