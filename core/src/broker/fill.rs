@@ -10,9 +10,9 @@ use super::{
     obstacle::{self, Obstacle},
     placement::{self, LOOK_MAX, Scene, Verdict},
     predict,
-    queue::{Order, Queue, Rank, Stretch},
+    queue::{Order, Queue, QueueKey, Rank, Stretch},
     tasks::{State, Task},
-    worker::{LENT_IN_A_ROW_MAX, Seat, Worker},
+    worker::{Claim, LENT_IN_A_ROW_MAX, Seat, Worker},
     workers::Workers,
 };
 use crate::MonoTime;
@@ -34,6 +34,18 @@ enum End {
     There(Option<Order>),
 }
 
+/// What came of trying to give a waiting task to a worker.
+enum Tried {
+    /// It went there.
+    Placed,
+    /// It does not fit, or another worker is the better one.
+    Passed,
+    /// All it lacks is a free slot.
+    NeedsSlot,
+    /// All it lacks are cores or memory that were promised to others.
+    NeedsPromised,
+}
+
 /// What one look at waiting tasks leaves to other workers.
 #[derive(Debug, Default)]
 struct Left {
@@ -41,6 +53,19 @@ struct Left {
     sooner: Vec<(Seat, u64)>,
     /// Models of which it has its share.
     shared: Vec<Digest>,
+}
+
+impl Left {
+    /// Whether one more task may be compared with what other workers could do for it.
+    fn has_looks(&self) -> bool {
+        self.sooner.len() + self.shared.len() < COMPARED_MAX
+    }
+
+    /// What goes there before the next one, microseconds.
+    fn before_us(&self, seat: Seat) -> u64 {
+        let there = self.sooner.iter().filter(|(skipped, _)| *skipped == seat);
+        there.map(|(_, run_us)| *run_us).fold(0, u64::saturating_add)
+    }
 }
 
 impl Broker {
@@ -73,6 +98,7 @@ impl Broker {
             return;
         }
         self.workers.await_slot(id, lane, None);
+        self.drop_claim_of_gone(id, lane);
         let mut left = Left::default();
         let end = match self.fill_from(now, id, lane, own, None, &mut left) {
             End::Last => return self.workers.fill_on(id, lane, None),
@@ -108,28 +134,57 @@ impl Broker {
                 return End::Full(after);
             }
             self.stats.waiting_looked += 1;
-            if self.place_here(now, task, id, own, left) {
-                self.workers.await_slot(id, lane, Some(order));
-                return End::Full(after); // The next fill finds it again.
+            match self.try_here(now, task, id, own, left) {
+                Tried::NeedsSlot => {
+                    self.workers.await_slot(id, lane, Some(order));
+                    return End::Full(after); // The next fill finds it again.
+                }
+                Tried::NeedsPromised => self.claim(now, id, QueueKey { lane, order }, task),
+                Tried::Placed | Tried::Passed => {}
             }
             after = Some(order);
         }
         last.map_or(End::Last, |last| End::There(Some(last)))
     }
 
-    /// Gives a waiting task to the worker if it fits, has room, and nobody else is worth waiting for; true if all it lacks is
-    /// a free slot.
-    fn place_here(&mut self, now: MonoTime, id: TaskId, here: WorkerId, own: bool, left: &mut Left) -> bool {
-        let (Some(task), Some(worker)) = (self.tasks.get(id), self.workers.get(here)) else { return false };
+    /// Of the tasks that lack what was promised to others, the first one claims what they give back.
+    fn claim(&mut self, now: MonoTime, at: WorkerId, key: QueueKey, id: TaskId) {
+        let Some(worker) = self.workers.get(at) else { return };
+        let old = worker.claims[key.lane.index()];
+        if old.is_some_and(|old| old.task != id && old.order < key.order) {
+            return;
+        }
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        let elsewhere = task.claims_at.filter(|elsewhere| *elsewhere != at).and_then(|at| self.workers.get(at));
+        if elsewhere.is_some_and(|worker| worker.keeps_for(id)) {
+            return; // One is enough: else all that fit would stand still for it.
+        }
+        task.claims_at = Some(at);
+        let since = old.filter(|old| old.task == id).map_or(now, |old| old.since);
+        self.workers.claim(at, key.lane, Some(Claim { task: id, order: key.order, since }));
+    }
+
+    /// Nothing is kept for a task that waits no longer.
+    fn drop_claim_of_gone(&mut self, id: WorkerId, lane: Lane) {
+        let claim = self.workers.get(id).and_then(|worker| worker.claims[lane.index()]);
+        let waits = |task: &Task| matches!(task.state, State::Queued(_));
+        if claim.is_some_and(|claim| !self.tasks.get(claim.task).is_some_and(waits)) {
+            self.workers.claim(id, lane, None);
+        }
+    }
+
+    /// Gives a waiting task to the worker if it fits, has room, and nobody else is worth waiting for.
+    fn try_here(&mut self, now: MonoTime, id: TaskId, here: WorkerId, own: bool, left: &mut Left) -> Tried {
+        let (Some(task), Some(worker)) = (self.tasks.get(id), self.workers.get(here)) else { return Tried::Passed };
         let has_slot = predict::has_slot(task, worker, own);
         let model = task.spec.model.digest;
         // What is not compared with others is not sent ahead either: it would be taken from them unseen.
-        let compare = left.sooner.len() + left.shared.len() < COMPARED_MAX;
+        let compare = left.has_looks();
         let has_room = has_slot || compare && predict::has_room_ahead(task, worker);
         let has_its_share = !has_slot && left.shared.contains(&model);
         // Without a peer, from before a restart: room is kept for its client once that is heard.
         if task.peer.is_none() || has_its_share || !(has_room || compare && predict::needs_slot(task, worker)) {
-            return false;
+            return Tried::Passed;
         }
         if let Some(obstacle) = obstacle::ever(task, worker).next() {
             // A way may be found yet: its client may come to listen somewhere.
@@ -138,31 +193,31 @@ impl Broker {
             {
                 self.queue.set_unfit(key, worker.kind);
             }
-            return false;
+            return Tried::Passed;
         }
-        if obstacle::for_now(task, worker, now).next().is_some() {
-            return false;
+        if let Some(obstacle) = obstacle::for_now(task, worker, now).next() {
+            return if obstacle.is_promise(worker) { Tried::NeedsPromised } else { Tried::Passed };
         }
         let survey = placement::survey_here(task, self.scene(now), worker, compare);
         let looked = survey.looked;
         if !has_slot && compare && survey.has_its_share(self.queue.cost_us(task.lane())) {
             left.shared.push(model);
             self.stats.candidates_looked += looked;
-            return false;
+            return Tried::Passed;
         }
-        let before_us = survey.sooner().map_or(0, |seat| {
-            let at_seat = left.sooner.iter().filter(|(skipped, _)| *skipped == seat);
-            at_seat.map(|(_, run_us)| run_us).fold(0, |sum: u64, run_us| sum.saturating_add(*run_us))
-        });
+        let before_us = survey.sooner().map_or(0, |seat| left.before_us(seat));
         let verdict = survey.decide(before_us);
         self.stats.candidates_looked += looked;
         match verdict {
-            Verdict::Place(_) if !has_room => return true,
-            Verdict::Place(choice) => self.grant(now, id, choice),
+            Verdict::Place(_) if !has_room => return Tried::NeedsSlot,
+            Verdict::Place(choice) => {
+                self.grant(now, id, choice);
+                return Tried::Placed;
+            }
             Verdict::HeldBack { elsewhere, run_us } => left.sooner.push((elsewhere, run_us)),
             Verdict::Wait => {}
         }
-        false
+        Tried::Passed
     }
 
     /// Finds room for a waiting task at any worker, and tells its client; false if there is none.

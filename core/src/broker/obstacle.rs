@@ -34,6 +34,8 @@ pub(super) enum Obstacle {
     CoresPromised,
     MemoryPromised,
     GpuMemoryTaken,
+    /// What others give back is kept for a task that has waited longer.
+    Claimed,
     /// No free slot, and sending ahead would gain nothing.
     SlotsInUse {
         lane: Lane,
@@ -48,7 +50,8 @@ type Now = fn(&Task, &Worker, MonoTime) -> Option<Obstacle>;
 const EVER: &[Ever] = &[format, arch, cores, memory, gpu_memory, way, lane_slots, label];
 
 /// The filters that do.
-const NOW: &[Now] = &[open, keeps_no_more, suspicion, pausing, cores_promised, memory_promised, gpu_memory_taken];
+const NOW: &[Now] =
+    &[open, keeps_no_more, suspicion, pausing, cores_promised, memory_promised, gpu_memory_taken, claimed];
 
 /// What speaks against a worker for good.
 pub(super) fn ever<'a>(task: &'a Task, worker: &'a Worker) -> impl Iterator<Item = Obstacle> + 'a {
@@ -160,14 +163,34 @@ fn gpu_memory_taken(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacl
     (wanted > 0 && wanted > worker.gpu_free_bytes()).then_some(Obstacle::GpuMemoryTaken)
 }
 
+fn claimed(task: &Task, worker: &Worker, at: MonoTime) -> Option<Obstacle> {
+    let is_behind = task.rank.is_some_and(|rank| worker.keeps_from(&rank, at));
+    (is_behind && has_demands(task)).then_some(Obstacle::Claimed)
+}
+
+/// Whether the task is promised cores or memory of its own.
+fn has_demands(task: &Task) -> bool {
+    let Demands { cpu_millis, memory_bytes, gpu_memory_bytes, .. } = task.spec.demands;
+    cpu_millis > 0 || memory_bytes > 0 || gpu_memory_bytes > 0
+}
+
 /// Whether a task may be sent where no slot is free: not if it was promised cores or memory of its own, or lives on there
 /// without its client.
 pub(super) fn may_go_ahead(task: &Task) -> bool {
-    let Demands { cpu_millis, memory_bytes, gpu_memory_bytes, .. } = task.spec.demands;
-    !task.spec.detached && cpu_millis == 0 && memory_bytes == 0 && gpu_memory_bytes == 0
+    !task.spec.detached && !has_demands(task)
 }
 
 impl Obstacle {
+    /// Whether it is gone once other tasks have given back what they were promised.
+    pub(super) fn is_promise(self, worker: &Worker) -> bool {
+        let (_, _, gpu_memory_bytes) = worker.occupancy.reserved();
+        match self {
+            Self::CoresPromised | Self::MemoryPromised => true,
+            Self::GpuMemoryTaken => gpu_memory_bytes > 0,
+            _ => false,
+        }
+    }
+
     /// For a person, said of the worker.
     pub(super) fn text(self, task: &Task) -> String {
         match self {
@@ -190,6 +213,7 @@ impl Obstacle {
             Self::CoresPromised => "its cores are promised to others".to_owned(),
             Self::MemoryPromised => "its memory is promised to others".to_owned(),
             Self::GpuMemoryTaken => "its GPU memory is promised to others or in use".to_owned(),
+            Self::Claimed => "keeps cores and memory for a task that has waited longer".to_owned(),
             Self::SlotsInUse { lane: Lane::Realtime, slots } => format!("all {slots} slots are in use"),
             Self::SlotsInUse { lane: Lane::Batch, slots } => format!("all {slots} batch slots are in use"),
         }

@@ -65,7 +65,7 @@ pub(super) struct Rank {
     start_tag_us: u64,
     /// Slot time that it is expected to need, microseconds.
     pub(super) cost_us: u64,
-    came: MonoTime,
+    pub(super) came: MonoTime,
 }
 
 #[derive(Clone, Copy, Debug)]

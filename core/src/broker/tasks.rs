@@ -93,6 +93,8 @@ pub(super) struct Task {
     pub(super) rank: Option<Rank>,
     /// It has been asked whether any worker could ever run it.
     pub(super) is_judged: bool,
+    /// The worker that keeps cores and memory for it, if that still does.
+    pub(super) claims_at: Option<WorkerId>,
     /// It has gone to a worker once: what it costs its client's share is spent.
     pub(super) is_dispatched: bool,
     /// The stream with a promise that it belongs to.
@@ -148,6 +150,7 @@ impl Task {
             pause_until: MonoTime::ZERO,
             rank: None,
             is_judged: true,
+            claims_at: None,
             is_dispatched: false,
             stream: None,
             granted_at: None,

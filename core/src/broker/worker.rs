@@ -5,10 +5,15 @@
 use std::time::Duration;
 
 use proto_msgs::{
-    Arch, AttemptId, Digest, Heartbeat, Lane, ModelCost, ModelFormat, Packing, PeerId, Register, WorkerId, WorkerView,
+    Arch, AttemptId, Digest, Heartbeat, Lane, ModelCost, ModelFormat, Packing, PeerId, Register, TaskId, WorkerId,
+    WorkerView,
 };
 
-use super::{api::WorkerRecord, occupancy::Occupancy, queue::Order};
+use super::{
+    api::WorkerRecord,
+    occupancy::Occupancy,
+    queue::{Order, Rank},
+};
 use crate::{MonoTime, Rule, Rules};
 
 /// Added to the missed heartbeats before a worker counts as dead: a heartbeat's own way and the sender's scheduling.
@@ -76,6 +81,29 @@ pub(super) struct ModelHere<'a> {
     pub(super) cost: Option<&'a ModelCost>,
 }
 
+/// What others give back is kept for a task for so long, as long as a call of a runner may take, and then given away as
+/// long: nothing stands idle for ever for a task that does not get enough.
+const CLAIM_LASTS_S: u64 = 300;
+
+/// A worker's cores and memory are kept for a waiting task that needs more of them than others have left.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Claim {
+    pub(super) task: TaskId,
+    pub(super) order: Order,
+    pub(super) since: MonoTime,
+}
+
+impl Claim {
+    fn holds(&self, now: MonoTime) -> bool {
+        (now.since(self.since).as_secs() / CLAIM_LASTS_S).is_multiple_of(2)
+    }
+
+    /// Whether the task is behind the one that claims, in a lane. Of the other lane, those are that came later.
+    fn is_before(&self, lane: Lane, rank: &Rank) -> bool {
+        if rank.key.lane == lane { self.order < rank.key.order } else { self.since < rank.came }
+    }
+}
+
 /// A live worker.
 #[derive(Debug)]
 pub(super) struct Worker {
@@ -94,6 +122,8 @@ pub(super) struct Worker {
     /// For each lane: the first waiting task that needs a free slot here. None behind it is sent ahead, or it would never get
     /// one.
     pub(super) awaited: [Option<Order>; 2],
+    /// For each lane: the first waiting task that needs cores or memory that others have here. None behind it gets any.
+    pub(super) claims: [Option<Claim>; 2],
     /// Of the heartbeat's models, in order of digest: found by halving, for every candidate of every task.
     models: Vec<(Digest, Known)>,
     /// Largest GPU: index and memory.
@@ -113,7 +143,7 @@ impl Worker {
     pub(super) fn new(register: Register, peer: PeerId, now: MonoTime, seat: Seat, occupancy: Occupancy) -> Self {
         let gpu = largest_gpu(&register);
         let (heartbeat, kind, lent_in_a_row, fill_on, models) = (None, 0, 0, [None; 2], Vec::new());
-        let (awaited, rules) = ([None; 2], Rules::default());
+        let (awaited, claims, rules) = ([None; 2], [None; 2], Rules::default());
         Self {
             register,
             peer,
@@ -125,6 +155,7 @@ impl Worker {
             lent_in_a_row,
             fill_on,
             awaited,
+            claims,
             models,
             gpu,
             handover_us: 0,
@@ -207,6 +238,17 @@ impl Worker {
             }
             Lane::Batch => self.awaited[Lane::Realtime.index()].is_some() && is_shared && !is_batch_turn,
         }
+    }
+
+    /// Whether it keeps cores or memory for this task.
+    pub(super) fn keeps_for(&self, task: TaskId) -> bool {
+        self.claims.iter().flatten().any(|claim| claim.task == task)
+    }
+
+    /// Whether it keeps them from one that was rated so, for another one.
+    pub(super) fn keeps_from(&self, rank: &Rank, now: MonoTime) -> bool {
+        let mut claims = Lane::ALL.into_iter().zip(self.claims);
+        claims.any(|(lane, claim)| claim.is_some_and(|claim| claim.holds(now) && claim.is_before(lane, rank)))
     }
 
     /// It has run some model often enough to say what it costs.

@@ -12,7 +12,7 @@ use super::{
     fleet::Fleet,
     occupancy::Held,
     queue::Order,
-    worker::{Kind, Seat, Worker},
+    worker::{Claim, Kind, Seat, Worker},
 };
 use crate::{MonoTime, Rules};
 
@@ -250,6 +250,13 @@ impl Workers {
     pub(super) fn await_slot(&mut self, id: WorkerId, lane: Lane, order: Option<Order>) {
         if let Some(worker) = self.get_mut(id) {
             worker.awaited[lane.index()] = order;
+        }
+    }
+
+    /// Which task cores and memory are kept for, of a lane.
+    pub(super) fn claim(&mut self, id: WorkerId, lane: Lane, claim: Option<Claim>) {
+        if let Some(worker) = self.get_mut(id) {
+            worker.claims[lane.index()] = claim;
         }
     }
 

@@ -191,6 +191,11 @@ impl Mesh {
         self.handle(Event::ClientSaid { peer: client_peer(0), key: None, message: ClientToBroker::Close(close) });
     }
 
+    /// Whether the task has a worker.
+    pub(super) fn is_at_work(&self, id: TaskId) -> bool {
+        self.broker.tasks.get(id).is_some_and(|task| task.place().is_some())
+    }
+
     /// Ends what runs, each after so long, until nothing waits; gives the tasks in the order in which they went.
     pub(super) fn drain(&mut self, each: Duration) -> Vec<TaskId> {
         let mut done = 0;

@@ -47,6 +47,51 @@ fn tasks_that_are_sent_ahead_do_not_keep_one_that_needs_a_free_slot_from_it() {
     }
 }
 
+/// A worker of four cores at which tasks of one core come and go, and one that needs all of them; gives how many went before.
+fn gone_before_all_cores(of_newcomers: Lane) -> u32 {
+    let mut mesh = mesh();
+    mesh.register(0, [2, 4], |_| {});
+    let one_core = |submit: &mut Submit| submit.demands.cpu_millis = 1000;
+    mesh.submit_all(0..3, 1, one_core);
+    mesh.submit(100_000, 2, |submit| submit.demands.cpu_millis = 4000);
+    mesh.submit(100_001, 3, |_| {}).expect("one without demands goes on");
+    for newcomer in 3..100 {
+        mesh.wait(10_000 * MS);
+        let first =
+            mesh.grants.iter().map(|grant| grant.id).find(|id| id.task < task(100_000) && mesh.is_at_work(id.task));
+        mesh.submit(newcomer, 1, |submit| (one_core(submit), submit.lane = Some(of_newcomers)).1);
+        mesh.close(first.expect("some are at work as long as the large one waits"));
+        mesh.beat(0, |_| {});
+        if mesh.is_at_work(task(100_000)) {
+            return newcomer - 3;
+        }
+    }
+    panic!("it starves");
+}
+
+#[test]
+fn a_task_that_needs_all_cores_gets_them_though_tasks_of_one_core_keep_coming() {
+    assert!(gone_before_all_cores(Lane::Realtime) <= 3);
+    assert!(gone_before_all_cores(Lane::Batch) <= 3);
+}
+
+#[test]
+fn one_worker_is_kept_free_for_a_task_that_needs_all_its_cores_and_not_for_ever() {
+    let mut mesh = mesh();
+    let one_core = |submit: &mut Submit| submit.demands.cpu_millis = 1000;
+    (0..2).for_each(|number| mesh.register(number, [0, 4], |_| {}));
+    mesh.submit_all(0..2, 1, one_core);
+    mesh.submit(100, 2, |submit| submit.demands.cpu_millis = 4000);
+    (0..2).for_each(|number| mesh.beat(number, |_| {}));
+    let other = mesh.submit(2, 1, one_core).expect("one of two workers goes on");
+    assert_eq!(mesh.submit(3, 1, one_core), Some(other));
+    assert_eq!(mesh.submit(4, 1, one_core), Some(other));
+    assert_eq!(mesh.submit(5, 1, one_core), None);
+    mesh.wait(300_000 * MS);
+    (0..2).for_each(|number| mesh.beat(number, |_| {}));
+    assert!(mesh.is_at_work(task(5)), "what the large one waits for takes too long");
+}
+
 #[test]
 fn a_newcomer_keeps_its_share_though_a_late_task_of_another_client_went_early() {
     let rule = || vec![LabelRule { key: "room".to_owned(), value: "attic".to_owned(), required: true }];
