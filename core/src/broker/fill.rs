@@ -199,7 +199,7 @@ impl Broker {
             return if obstacle.is_promise(worker) { Tried::NeedsPromised } else { Tried::Passed };
         }
         let survey = placement::survey_here(task, self.scene(now), worker, compare);
-        let looked = survey.looked;
+        let looked = survey.looked();
         if !has_slot && compare && survey.has_its_share(self.queue.cost_us(task.lane())) {
             left.shared.push(model);
             self.stats.candidates_looked += looked;
@@ -228,7 +228,7 @@ impl Broker {
             return false;
         }
         let survey = placement::survey_all(task, self.scene(now));
-        let looked = survey.looked;
+        let looked = survey.looked();
         let before_us = if survey.has_sooner() { self.queue.before_us(key) } else { 0 };
         let model = task.spec.model.digest;
         let unfit: Vec<u32> = survey.unfit_kinds().collect();

@@ -101,6 +101,78 @@ struct Key {
     worker: WorkerId,
 }
 
+/// The best worker with room.
+#[derive(Clone, Copy, Debug)]
+struct Best {
+    key: Key,
+    seat: Seat,
+    prediction: Prediction,
+}
+
+/// The first worker that would be done with the task, of those without room.
+#[derive(Clone, Copy, Debug)]
+struct Sooner {
+    seat: Seat,
+    total_us: u64,
+    run_us: u64,
+}
+
+/// The workers that fit, with or without room, taken together.
+#[derive(Debug, Default)]
+struct Fitting {
+    /// When the first of them would be done, and whether it has room.
+    earliest: Option<(u64, bool)>,
+    /// Nobody has measured what the task costs one of them.
+    is_unmeasured: bool,
+    /// Slots of the lane.
+    slots: u64,
+    /// Until when those are taken, summed up.
+    queues_us: u64,
+}
+
+impl Fitting {
+    fn add(&mut self, slots: u16, prediction: &Prediction, has_room: bool) {
+        let total_us = prediction.total_us();
+        self.is_unmeasured |= !prediction.measured;
+        self.slots += u64::from(slots);
+        self.queues_us = self.queues_us.saturating_add(prediction.queue_us.saturating_mul(slots.into()));
+        if self.earliest.is_none_or(|(us, _)| total_us < us) {
+            self.earliest = Some((total_us, has_room));
+        }
+    }
+}
+
+/// The best few that were rated, for whoever asks why.
+#[derive(Debug)]
+struct Shortlist {
+    rated: Vec<(Key, Rated)>,
+    /// Place of the worst of them.
+    worst: usize,
+}
+
+impl Shortlist {
+    fn new() -> Self {
+        Self { rated: Vec::with_capacity(DECISION_CANDIDATES_MAX), worst: 0 }
+    }
+
+    fn add(&mut self, key: Key, rated: Rated) {
+        if self.rated.len() < DECISION_CANDIDATES_MAX {
+            self.rated.push((key, rated));
+        } else if key < self.rated[self.worst].0 {
+            self.rated[self.worst] = (key, rated);
+        } else {
+            return;
+        }
+        let worst = (0..self.rated.len()).max_by_key(|at| self.rated[*at].0);
+        self.worst = worst.unwrap_or(0);
+    }
+
+    fn into_best_first(mut self) -> Vec<Rated> {
+        self.rated.sort_unstable_by_key(|(key, _)| *key);
+        self.rated.into_iter().map(|(_, rated)| rated).collect()
+    }
+}
+
 /// The workers that were looked at for one task.
 #[derive(Debug)]
 pub(super) struct Survey<'a> {
@@ -109,22 +181,14 @@ pub(super) struct Survey<'a> {
     guess: Guess,
     /// The stream's turn.
     turn: u32,
-    pub(super) looked: u64,
-    best: Option<(Key, Seat, Prediction)>,
-    /// The best of those without room, and when it would be done.
-    sooner: Option<(u64, Seat, u64)>,
-    /// When the first of all that fit would be done, and whether it has room.
-    earliest: Option<(u64, bool)>,
-    /// Nobody has measured what it costs somewhere.
-    is_unmeasured: bool,
-    /// Of those that fit: slots of the lane, and until when they are taken, summed up.
-    slots: u64,
-    queues_us: u64,
+    /// Workers that were rated.
+    workers: u64,
     /// What speaks for good against the kinds of workers that were met.
     kinds: Vec<(u32, Option<Obstacle>)>,
-    rated: Vec<(Key, Rated)>,
-    /// Place of the worst of them.
-    worst: usize,
+    best: Option<Best>,
+    sooner: Option<Sooner>,
+    fitting: Fitting,
+    shortlist: Shortlist,
 }
 
 /// Looks for the best place among all workers.
@@ -172,26 +236,23 @@ pub(super) fn survey_here<'a>(task: &'a Task, scene: Scene<'a>, here: &Worker, c
 
 impl<'a> Survey<'a> {
     fn new(task: &'a Task, scene: Scene<'a>) -> Self {
-        let guess = Guess::new(task, scene.workers.fleet());
-        let turn = scene.slos.turn(&task.spec);
-        let (best, sooner, earliest) = (None, None, None);
-        let rated = Vec::with_capacity(DECISION_CANDIDATES_MAX);
         Self {
             task,
             scene,
-            guess,
-            turn,
-            looked: 0,
-            best,
-            sooner,
-            earliest,
-            is_unmeasured: false,
-            slots: 0,
-            queues_us: 0,
+            guess: Guess::new(task, scene.workers.fleet()),
+            turn: scene.slos.turn(&task.spec),
+            workers: 0,
             kinds: Vec::new(),
-            rated,
-            worst: 0,
+            best: None,
+            sooner: None,
+            fitting: Fitting::default(),
+            shortlist: Shortlist::new(),
         }
+    }
+
+    /// Looks that it took: at workers, and at kinds of them.
+    pub(super) fn looked(&self) -> u64 {
+        self.workers + self.kinds.len() as u64
     }
 
     /// What speaks against the worker for good. Its kind is asked only once.
@@ -199,7 +260,6 @@ impl<'a> Survey<'a> {
         if let Some((_, known)) = self.kinds.iter().find(|(kind, _)| *kind == worker.kind) {
             return *known;
         }
-        self.looked += 1;
         let found = obstacle::ever(self.task, worker).next();
         self.kinds.push((worker.kind, found));
         found
@@ -209,7 +269,7 @@ impl<'a> Survey<'a> {
     /// those that lack the model need not be looked at.
     fn is_content(&self) -> bool {
         let is_plain = self.scene.policy == Policy::Predicted && self.task.spec.labels.is_empty();
-        self.best.filter(|_| is_plain).is_some_and(|(key, _, prediction)| {
+        self.best.filter(|_| is_plain).is_some_and(|Best { key, prediction, .. }| {
             let Prediction { queue_us, load_us, handover_us, measured, .. } = prediction;
             let is_ready = measured && queue_us == 0 && load_us == 0 && !key.lacks_model;
             let us = prediction.total_us() - handover_us;
@@ -228,7 +288,7 @@ impl<'a> Survey<'a> {
     }
 
     fn rate(&mut self, worker: &Worker, has_room: bool) {
-        self.looked += 1;
+        self.workers += 1;
         let (task, scene) = (self.task, self.scene);
         let busy_permille = worker.busy_permille();
         let here = worker.model(task.spec.model.digest);
@@ -258,44 +318,25 @@ impl<'a> Survey<'a> {
             self.fits(&key, worker, &rated.prediction, has_room);
             if has_room {
                 key.is_obstructed = false;
-                if self.best.is_none_or(|(best, ..)| key < best) {
-                    self.best = Some((key, worker.seat, rated.prediction));
+                if self.best.is_none_or(|best| key < best.key) {
+                    self.best = Some(Best { key, seat: worker.seat, prediction: rated.prediction });
                 }
             } else {
                 let (lane, slots) = (task.lane(), worker.usable_slots(task.lane()));
                 rated.obstacle = Some(Obstacle::SlotsInUse { lane, slots });
             }
         }
-        self.remember(key, rated);
+        self.shortlist.add(key, rated);
     }
 
     /// Books a worker that fits, whether or not it has room.
     fn fits(&mut self, key: &Key, worker: &Worker, prediction: &Prediction, has_room: bool) {
-        let total_us = prediction.total_us();
-        self.is_unmeasured |= !prediction.measured;
-        let slots = u64::from(predict::lane_slots(worker, self.task.lane()));
-        self.slots += slots;
-        self.queues_us = self.queues_us.saturating_add(prediction.queue_us.saturating_mul(slots));
-        if self.earliest.is_none_or(|(us, _)| total_us < us) {
-            self.earliest = Some((total_us, has_room));
-        }
+        let (seat, total_us, run_us) = (worker.seat, prediction.total_us(), prediction.run_us);
+        self.fitting.add(predict::lane_slots(worker, self.task.lane()), prediction, has_room);
         let is_worth_waiting = !has_room && prediction.measured && !key.is_doubtful && key.stance <= Stance::Ok;
-        if is_worth_waiting && self.sooner.is_none_or(|(us, ..)| total_us < us) {
-            self.sooner = Some((total_us, worker.seat, prediction.run_us));
+        if is_worth_waiting && self.sooner.is_none_or(|sooner| total_us < sooner.total_us) {
+            self.sooner = Some(Sooner { seat, total_us, run_us });
         }
-    }
-
-    /// Keeps the best ones, for whoever asks why.
-    fn remember(&mut self, key: Key, rated: Rated) {
-        if self.rated.len() < DECISION_CANDIDATES_MAX {
-            self.rated.push((key, rated));
-        } else if key < self.rated[self.worst].0 {
-            self.rated[self.worst] = (key, rated);
-        } else {
-            return;
-        }
-        let worst = (0..self.rated.len()).max_by_key(|at| self.rated[*at].0);
-        self.worst = worst.unwrap_or(0);
     }
 
     /// Whether some worker without room may be worth waiting for.
@@ -305,19 +346,19 @@ impl<'a> Survey<'a> {
 
     /// The worker that is worth waiting for, if there is one.
     pub(super) fn sooner(&self) -> Option<Seat> {
-        self.sooner.map(|(_, seat, _)| seat)
+        self.sooner.map(|sooner| sooner.seat)
     }
 
     /// Whether the worker with room is busy beyond the time at which all that were looked at would be done together, told the
     /// slot time of all that waits. Beyond that it would only take from those that fall idle before it. Half of the task
     /// may lie behind that time: so rounded, nobody gets more than the others.
     pub(super) fn has_its_share(&self, waits_us: u64) -> bool {
-        let Some((_, _, prediction)) = self.best.filter(|_| self.scene.policy == Policy::Predicted) else {
+        let Some(Best { prediction, .. }) = self.best.filter(|_| self.scene.policy == Policy::Predicted) else {
             return false;
         };
         let holders = self.scene.workers.holders_len(self.task.spec.model.digest).max(1) as u64;
-        let waits_us = waits_us.saturating_mul(self.looked - self.kinds.len() as u64) / holders;
-        let together_us = self.queues_us.saturating_add(waits_us) / self.slots.max(1);
+        let waits_us = waits_us.saturating_mul(self.workers) / holders;
+        let together_us = self.fitting.queues_us.saturating_add(waits_us) / self.fitting.slots.max(1);
         prediction.measured && prediction.queue_us.saturating_add(prediction.run_us / 2) > together_us
     }
 
@@ -329,10 +370,10 @@ impl<'a> Survey<'a> {
 
     /// The decision, told how much goes before this task at the worker that is worth waiting for.
     pub(super) fn decide(self, before_us: u64) -> Verdict {
-        let Some((key, seat, prediction)) = self.best else { return Verdict::Wait };
+        let Some(Best { key, seat, prediction }) = self.best else { return Verdict::Wait };
         let may_wait = self.scene.policy == Policy::Predicted && key.stance != Stance::Probe;
-        if let Some((us, elsewhere, run_us)) = self.sooner.filter(|_| may_wait) {
-            let sooner_us = us.saturating_add(before_us);
+        if let Some(Sooner { seat: elsewhere, total_us, run_us }) = self.sooner.filter(|_| may_wait) {
+            let sooner_us = total_us.saturating_add(before_us);
             let total_us = prediction.total_us();
             let is_sooner = prediction.measured && sooner_us < total_us / 100 * SOONER_PERCENT;
             let promised_us = self.task.spec.slo.map_or(0, |slo| u64::from(slo.latency_ms) * 1000);
@@ -348,15 +389,14 @@ impl<'a> Survey<'a> {
     }
 
     /// Those that were rated best, best first.
-    pub(super) fn into_rated(mut self) -> Vec<Rated> {
-        self.rated.sort_unstable_by_key(|(key, _)| *key);
-        self.rated.into_iter().map(|(_, rated)| rated).collect()
+    pub(super) fn into_rated(self) -> Vec<Rated> {
+        self.shortlist.into_best_first()
     }
 
     /// Microseconds until the task could be done at best, if that was measured everywhere; told what goes before it where
     /// nobody has room.
     pub(super) fn earliest_us(&self, before_us: u64) -> Option<u64> {
-        let (us, has_room) = self.earliest.filter(|_| !self.is_unmeasured)?;
+        let (us, has_room) = self.fitting.earliest.filter(|_| !self.fitting.is_unmeasured)?;
         Some(us.saturating_add(if has_room { 0 } else { before_us }))
     }
 }

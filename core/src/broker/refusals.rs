@@ -123,7 +123,7 @@ impl Broker {
         let slots = u64::from(self.workers.totals().usable_slots(task.lane()).max(1));
         let before_us = task.rank.map_or(0, |rank| self.queue.before_us(rank.key)) / slots;
         let survey = placement::survey_all(task, self.scene(now));
-        let (looked, earliest_us) = (survey.looked, survey.earliest_us(before_us));
+        let (looked, earliest_us) = (survey.looked(), survey.earliest_us(before_us));
         let rated = survey.into_rated();
         self.stats.candidates_looked += looked;
         let earliest_us = earliest_us.filter(|earliest_us| *earliest_us > deadline_us)?;
