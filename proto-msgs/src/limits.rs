@@ -86,7 +86,7 @@ pub const PAGE_ROWS_MAX: usize = 200;
 /// Bytes of one page of an answer: half a message, since the rest of the answer comes on top.
 pub const PAGE_BYTES_MAX: usize = CONTROL_BYTES_MAX / 2;
 
-/// The longest deadline a task may name: a day. Also how long a detached task may stay unfinished.
+/// The longest deadline a task may name: a day.
 pub const DEADLINE_MS_MAX: u64 = 24 * 60 * 60 * 1000;
 
 /// Highest user priority.

@@ -163,7 +163,6 @@ impl Task {
 /// The client's whole view of a task.
 pub(super) fn submit(now: MonoTime, config: &Config, spec: &TaskSpec, task: &Task) -> Submit {
     let standing = match (&task.state, &task.lost) {
-        // Until the worker has spoken, the grant may still be repeated to us.
         (State::At(at), _) => Standing::Holding { attempt: at.id().attempt, worker: at.grant.worker },
         (State::Asking, Some(Lost { attempt, worker, outcome })) => {
             Standing::Lost { attempt: *attempt, worker: *worker, outcome: outcome.clone() }

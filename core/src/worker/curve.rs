@@ -40,7 +40,7 @@ const CUT_PERMILLE: u64 = 1020;
 /// A size of which an item costs so much of the best is still good where more slots are idle than there are full batches.
 const SPREAD_PERMILLE: u64 = 1500;
 
-/// The lanes are compared at sizes that differ by less than noise.
+/// Of sizes at which an item costs no more than this part of the least, the smallest is as good: they differ by noise.
 const BEST_PERMILLE: u64 = 1005;
 
 /// Batches after which it is asked again whether a model gains by packing; twice as many after each time that it did not, up

@@ -228,7 +228,7 @@ pub struct Prediction {
     pub run_us: u64,
     /// What every task takes there besides, however short its run: opening, handing over, sending the result; microseconds.
     pub handover_us: u64,
-    /// Something of it was measured; if not, nobody has run the model yet.
+    /// The runs of all its models were measured, here or elsewhere; if not, one of them was never run.
     pub measured: bool,
 }
 
