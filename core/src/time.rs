@@ -85,7 +85,8 @@ impl Clock {
     /// The shell turns the machine, which wanted to be turned at `due`. Gives the machine's time, and whether it stood still.
     pub(crate) fn turn(&mut self, now: MonoTime, due: Option<MonoTime>) -> (MonoTime, bool) {
         let late = due.filter(|due| now.since(*due) >= LATE_MAX && self.rules.holds(Rule::PauseIsNoSilence));
-        // It goes on where it was when it last heard anything; or else, should it always be late, time would not pass for it.
+        // It goes on where it was when it was last turned. Late twice in a row, it goes on at what was due: for a machine that is
+        // always late no time would pass else.
         self.stood += late.map_or(Duration::ZERO, |due| now.since(if self.has_stood { due } else { self.turned }));
         (self.has_stood, self.turned) = (late.is_some(), self.turned.max(now));
         (now - self.stood, self.has_stood)
