@@ -10,7 +10,8 @@ use std::{
 };
 
 use mesh_sdk::{
-    Direction, Dispatch, ErrorCode, Input, Lane, Mesh, Model, Options, Outcome, RunNote, Task, TaskError, WorkerId,
+    Direction, Dispatch, ErrorCode, Input, Lane, Mesh, Model, News, Options, Outcome, RunNote, Task, TaskError, Update,
+    WorkerId,
 };
 use mesh_transport::{Admit, Context, Door, Inbox, Limits, Received, Security};
 use proto_msgs::{
@@ -18,6 +19,7 @@ use proto_msgs::{
     Frame, Grant, MODEL_BLOB, Manifest, OutputDecl, PeerId, Phase, Progress, RunResult, Standing, Submit, Ticket,
     TicketBody, TicketKey, WorkerToClient, limits::WINDOW_BYTES,
 };
+use tokio::task::AbortHandle;
 
 const WORKER: WorkerId = WorkerId::from_bytes([7; 16]);
 const MODEL: &[u8] = b"\x1c\0\0\0TFL3 and the rest of a model";
@@ -35,6 +37,8 @@ struct Script {
     worker_holds: bool,
     /// The worker announces another digest than its output's.
     output_is_damaged: bool,
+    /// The worker hears everything and says nothing.
+    is_mute: bool,
     /// The worker never finishes.
     never_ends: bool,
     /// The broker has no room for anybody.
@@ -56,6 +60,7 @@ struct Seen {
 struct Stage {
     mesh: Mesh,
     seen: Arc<Mutex<Seen>>,
+    worker: AbortHandle,
     _state: tempfile::TempDir,
 }
 
@@ -70,8 +75,8 @@ impl Stage {
         let options = Options { state_dir: state.path().to_owned(), ..Options::new(broker.endpoint()) };
         let worker_endpoint = worker.endpoint().to_owned();
         tokio::spawn(play_broker(script, broker, broker_inbox, worker_endpoint, seen.clone()));
-        tokio::spawn(play_worker(script, worker, worker_inbox, seen.clone()));
-        Self { mesh: Mesh::connect(options).await.unwrap(), seen, _state: state }
+        let worker = tokio::spawn(play_worker(script, worker, worker_inbox, seen.clone())).abort_handle();
+        Self { mesh: Mesh::connect(options).await.unwrap(), seen, worker, _state: state }
     }
 
     async fn task(&self) -> Task {
@@ -163,6 +168,9 @@ async fn play_worker(script: Script, door: Door, mut inbox: Inbox<Received>, see
     let mut opened: BTreeMap<AttemptId, Open> = BTreeMap::new();
     while let Some(Received { peer, frame, .. }) = inbox.recv().await {
         seen.lock().unwrap().links.insert(peer);
+        if script.is_mute {
+            continue;
+        }
         let message = ClientToWorker::from_frame(&frame).unwrap();
         let mut answers = Vec::new();
         match message {
@@ -254,6 +262,24 @@ async fn neighbours_bring_their_model_once_and_share_a_connection() {
     }
     assert_eq!(stage.model_bytes(), MODEL.len());
     assert_eq!(stage.seen.lock().unwrap().links.len(), 1);
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_neighbours_model_learns_that_their_worker_died() {
+    let stage = Stage::set(Script { is_mute: true, ..Script::default() }).await;
+    let task = stage.task().await;
+    let mut handles = [stage.mesh.submit(task.clone()).await.unwrap(), stage.mesh.submit(task).await.unwrap()];
+    for handle in &mut handles {
+        assert!(matches!(handle.next().await, Update::News(News::Placed { .. })));
+    }
+    stage.wait_until(|seen| !seen.links.is_empty()).await;
+
+    stage.worker.abort();
+
+    for handle in &mut handles {
+        let end = tokio::time::timeout(PATIENCE, handle.wait()).await.expect("the worker is given up");
+        assert!(matches!(end.unwrap_err().code(), Some(ErrorCode::WorkerLost | ErrorCode::Unreachable)));
+    }
 }
 
 #[tokio::test]

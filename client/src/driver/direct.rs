@@ -79,23 +79,29 @@ impl Driver {
         self.upload_went_on(id, end);
     }
 
+    fn patient(&self) -> Vec<(AttemptId, WorkerId)> {
+        let patient = self.sessions.iter().filter(|(_, session)| session.is_patient());
+        patient.map(|(id, session)| (*id, session.grant().worker)).collect()
+    }
+
     /// Attempts that waited for a neighbour's model look again: it is there, or will not come.
     pub(super) fn open_patient(&mut self) {
-        let patient = self.sessions.iter().filter(|(_, session)| session.is_patient());
-        let patient: Vec<(AttemptId, WorkerId)> = patient.map(|(id, session)| (*id, session.grant().worker)).collect();
-        for (id, worker) in patient {
+        for (id, worker) in self.patient() {
             if let Way::Up(link, _) = self.links.way(worker, id) {
                 self.open(id, link);
             }
         }
     }
 
-    /// Their worker lives, since the neighbour's transfer goes on; when that is over or takes too long, they look again.
+    /// Their worker lives as long as the link does on which a neighbour's transfer goes on; when that is over or takes too long,
+    /// they look again.
     pub(super) fn keep_patient_alive(&mut self) {
         self.open_patient();
-        let patient = self.sessions.iter().filter(|(_, session)| session.is_patient());
-        let patient: Vec<AttemptId> = patient.map(|(id, _)| *id).collect();
-        patient.into_iter().for_each(|id| self.step(Event::WorkerAlive { id }));
+        for (id, worker) in self.patient() {
+            if let Way::Up(..) = self.links.way(worker, id) {
+                self.step(Event::WorkerAlive { id });
+            }
+        }
     }
 
     /// The worker has said that an attempt is beyond receiving: everything is there, its models for all.
