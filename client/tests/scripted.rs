@@ -317,7 +317,7 @@ async fn an_output_that_is_not_the_announced_one_is_not_believed() {
 
     let error = stage.mesh.submit(stage.task().await).await.unwrap().wait().await.unwrap_err();
 
-    assert_eq!(error.code(), Some(ErrorCode::WorkerLost), "{error}");
+    assert_eq!(error.code(), Some(ErrorCode::BadChunk), "{error}");
     assert!(error.to_string().contains("damaged"), "{error}");
     assert_eq!(stage.seen.lock().unwrap().lost, 1, "another worker was asked for");
 }
