@@ -359,3 +359,20 @@ fn framed(message: &ClientToWorker, send: impl FnOnce(Frame)) {
         Err(error) => tracing::warn!(%error, message = message.name(), "message not sent"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_worker_mends_what_arrived_damaged_and_not_a_full_disk_here() {
+        let blob = 1;
+        let damaged = IncomingError::DigestMismatch { blob, announced: Digest::of(b"a"), arrived: Digest::of(b"b") };
+        assert!(broken(&damaged).is_retryable());
+        let full = broken(&IncomingError::DiskFull { path: "spool/1".into() });
+        let Outcome::Failed(failure) = &full else { panic!("{full:?}") };
+        assert!(!full.is_retryable());
+        assert_eq!(failure.code, ErrorCode::ResultNotKept);
+        assert!(failure.text.contains("spool/1"), "{failure}");
+    }
+}
