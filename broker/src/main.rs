@@ -75,8 +75,9 @@ fn serve(flags: &Serve) -> ExitCode {
 
 fn start_log(flags: &Serve) -> Result<(), tracing_subscriber::filter::ParseError> {
     let filter = EnvFilter::try_new(&flags.log)?;
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // Of a line that cannot be written (a log service that restarts) it would tell by a panic.
+    let log = log.with_ansi(io::stderr().is_terminal()).log_internal_errors(false);
     match flags.log_format {
         LogFormat::Text => log.with_target(false).init(),
         LogFormat::Json => log.json().init(),

@@ -34,6 +34,8 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
+        // Of a line that cannot be written it would tell by a panic.
+        .log_internal_errors(false)
         .init();
     let done = match cli.command {
         Command::Serve(arguments) => serve::serve(arguments),

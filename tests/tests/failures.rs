@@ -1,6 +1,8 @@
 //! Everything that goes wrong in ordinary life, each with its exit code and a text that says what was wrong.
 
-use mesh_tests::{Job, Mesh, PATIENCE, npy::Array, onnx, proxy::Side, wait_until};
+use std::process::Command;
+
+use mesh_tests::{Job, Mesh, PATIENCE, Process, npy::Array, onnx, process::binary, proxy::Side, wait_until};
 use nix::sys::signal::{Signal, kill};
 use proto_msgs::Phase;
 
@@ -281,4 +283,17 @@ fn a_runtime_that_was_not_fetched() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(13), "{said}");
     assert!(said.contains("ENGINE_UNAVAILABLE") && said.contains("docker/fetch-runtimes"), "{said}");
+}
+
+/// A log service that is restarted closes the pipe that its programs write to.
+#[test]
+fn a_worker_whose_log_nobody_takes_any_more_goes_on() {
+    let mesh = Mesh::start();
+    let mut command = Command::new("bash");
+    command.args(["-c", "exec \"$@\" 2> >(:)", "-"]).arg(binary("mesh-worker"));
+    command.args(["--broker", mesh.endpoint(), "--heartbeat", "200ms", "--engine", "process", "--log", "trace"]);
+    command.arg("--state-dir").arg(mesh.folder().join("w1"));
+    let mut worker = Process::start("w1", command);
+    worker.wait_for_line("`ready`", PATIENCE, |line| line.starts_with("ready: ").then_some(()));
+    still_works(&mesh);
 }

@@ -105,8 +105,9 @@ fn keygen(file: &std::path::Path) -> ExitCode {
 
 fn start_log(args: &RunArgs) -> Result<(), String> {
     let filter = EnvFilter::try_new(&args.log).map_err(|error| error.to_string())?;
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // Of a line that cannot be written (a log service that restarts) it would tell by a panic.
+    let log = log.with_ansi(io::stderr().is_terminal()).log_internal_errors(false);
     match args.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
