@@ -171,8 +171,7 @@ impl SmallDisk {
         let path = mesh.folder().join("small-disk");
         std::fs::create_dir(&path).expect("the folder is ours");
         let size = format!("size={mib}m");
-        let status =
-            std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&path).status();
+        let status = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&path).status();
         if status.is_ok_and(|status| status.success()) {
             return Some(Self(path));
         }
@@ -183,7 +182,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
 }
 
@@ -275,7 +274,7 @@ fn a_runtime_that_was_not_fetched() {
     let folder = mesh.folder().join("no-runtimes");
     let job = Job::small(&mesh);
     let model = &job.model;
-    let mut command = std::process::Command::new(mesh_tests::process::binary("mesh-runner"));
+    let mut command = Command::new(binary("mesh-runner"));
     command.args(["serve", "--model", model, "--socket"]).arg(mesh.folder().join("s.sock"));
     command.env("MESH_RUNTIME_DIR", &folder).env("XDG_DATA_HOME", &folder).env("HOME", &folder);
     let output = command.output().expect("mesh-runner is built");
