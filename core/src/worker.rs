@@ -138,7 +138,7 @@ impl Worker {
         if !self.exited {
             self.pump(now);
         }
-        self.attempts.forget();
+        self.attempts.tidy();
         self.leave_if_drained();
         std::mem::take(&mut self.actions)
     }
@@ -156,11 +156,12 @@ impl Worker {
             State::Finished { ended, taken: false, .. } => Some(ended + self.config.result_kept),
             _ => None,
         });
+        let rested = self.attempts.first_rest().map(|since| since + self.config.result_kept);
         let speaks = self.attempts.iter().any(|attempt| attempt.link.is_some());
         let progress = speaks.then_some(self.next_progress);
         let here = self.attempts.iter().filter(|attempt| attempt.is_here());
         let expiries = here.filter_map(|attempt| attempt.deadline);
-        let others = [Some(self.next_heartbeat), self.drain_until, self.wake, self.next_news, progress];
+        let others = [Some(self.next_heartbeat), self.drain_until, self.wake, self.next_news, progress, rested];
         let first = attempts.chain(expiries).chain(others.into_iter().flatten()).min();
         first.map(|at| self.clock.outside(at))
     }
@@ -386,7 +387,8 @@ impl Worker {
             State::Finished { ended, taken: false, .. } if now >= ended + self.config.result_kept => true,
             _ => silent(attempt) && self.config.rules.holds(Rule::NoticeGoneClients),
         };
-        let due: Vec<AttemptId> = self.attempts.iter().filter(due).map(Attempt::id).collect();
+        let mut due: Vec<AttemptId> = self.attempts.iter().filter(due).map(Attempt::id).collect();
+        due.extend(self.attempts.rested(now, self.config.result_kept));
         for id in due {
             match self.attempts.get(id) {
                 Some(attempt) if attempt.is_active() => {

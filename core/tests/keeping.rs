@@ -1,17 +1,19 @@
 //! A worker that keeps as many results as it may: clients that wait for theirs do not suffer, and the broker is told.
 
+use std::time::Duration;
+
 use mesh_core::{
     MonoTime,
     worker::{Action, Config, Event, LinkId, Restored, Worker},
 };
 use mesh_samples::{TICKET_KEY, register, ticket_body};
 use proto_msgs::{
-    Digest, ErrorCode, Manifest, ModelFormat, ModelRef, Open, Outcome, Ticket, TicketBody, WorkerToBroker,
-    WorkerToClient,
+    AttemptId, BrokerToWorker, Digest, ErrorCode, HeartbeatAck, Manifest, ModelFormat, ModelRef, Open, Outcome,
+    Register, Ticket, TicketBody, WorkerToBroker, WorkerToClient,
 };
 
 /// As many results of detached tasks as a worker keeps.
-const KEPT: u32 = 1024;
+const KEPT: u32 = 8192;
 
 const NOW: MonoTime = MonoTime::from_micros(1);
 
@@ -64,4 +66,25 @@ fn results_that_wait_to_be_fetched_keep_no_attached_task_out() {
     let (mut worker, is_full) = keeps(KEPT - 1);
     assert!(!is_full);
     assert_eq!(opens(&mut worker, KEPT, true), None);
+}
+
+#[test]
+fn a_result_that_nobody_fetches_is_kept_for_its_time_and_no_longer() {
+    let (mut worker, _) = keeps(1);
+    let kept_for = Config::new(register(1)).result_kept;
+    let body = ticket(0, true).body;
+    let id = AttemptId { task: body.task, attempt: body.attempt };
+    let Register { worker: name, epoch, .. } = register(1);
+    let (forget, stop) = (vec![id], Vec::new());
+    let ack = HeartbeatAck { worker: name, epoch, seq: 1, known: true, broker_unix_ms: 0, forget, stop };
+    let _ = worker.handle(NOW, Event::BrokerSaid(BrokerToWorker::HeartbeatAck(ack)));
+
+    let mut freed_at = None;
+    while let Some(now) = worker.next_deadline().filter(|now| freed_at.is_none() && now.since(NOW) < 2 * kept_for) {
+        let freed = worker.handle(now, Event::Deadline).contains(&Action::Free { id });
+        freed_at = freed.then_some(now);
+    }
+    let kept = freed_at.expect("it takes room for ever").since(NOW);
+    assert!(kept >= kept_for && kept < kept_for + Duration::from_secs(1), "{kept:?}");
+    assert_eq!(worker.attempts_held(), 0);
 }

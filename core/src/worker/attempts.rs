@@ -10,8 +10,14 @@
 //! ```
 //!
 //! Owns the table. Never decides.
+//!
+//! A finished detached attempt that the broker knows of *rests*: its result waits to be fetched, perhaps for an hour, and nothing
+//! else happens to it. There may be thousands, so they stand apart from those that are looked at after every event.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use proto_msgs::{
     AttemptId, AttemptReport, AttemptState, Digest, ErrorCode, Manifest, Outcome, Phase, RunNote, TicketBody,
@@ -137,6 +143,16 @@ impl Attempt {
         }
     }
 
+    /// When it ended, if its result only waits to be fetched.
+    fn rests_since(&self) -> Option<MonoTime> {
+        match self.state {
+            State::Finished { ended, taken: false, reported: true, .. } => {
+                (self.ticket.detached && self.is_kept && self.link.is_none()).then_some(ended)
+            }
+            _ => None,
+        }
+    }
+
     fn report(&self) -> AttemptReport {
         let state = match &self.state {
             State::Dialling { .. } | State::Receiving => AttemptState::Receiving,
@@ -156,11 +172,21 @@ const UNREPORTED_MAX: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
     table: BTreeMap<AttemptId, Attempt>,
+    /// Those that rest.
+    resting: BTreeMap<AttemptId, Attempt>,
+    /// When they ended.
+    rest_since: BTreeSet<(MonoTime, AttemptId)>,
 }
 
 impl Attempts {
     pub(super) fn len(&self) -> usize {
-        self.table.len()
+        self.table.len() + self.resting.len()
+    }
+
+    /// Attached or detached attempts, whatever they do.
+    pub(super) fn count(&self, detached: bool) -> usize {
+        let resting = if detached { self.resting.len() } else { 0 };
+        self.table.values().filter(|attempt| attempt.ticket.detached == detached).count() + resting
     }
 
     /// Attempts whose end is still to come.
@@ -169,17 +195,24 @@ impl Attempts {
     }
 
     pub(super) fn get(&self, id: AttemptId) -> Option<&Attempt> {
-        self.table.get(&id)
+        self.table.get(&id).or_else(|| self.resting.get(&id))
     }
 
+    /// One that rested is looked at again from now on.
     pub(super) fn get_mut(&mut self, id: AttemptId) -> Option<&mut Attempt> {
+        if let Some(attempt) = self.resting.remove(&id) {
+            attempt.rests_since().map(|since| self.rest_since.remove(&(since, id)));
+            self.table.insert(id, attempt);
+        }
         self.table.get_mut(&id)
     }
 
+    /// Those to which something may happen by itself: all that do not rest.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Attempt> {
         self.table.values()
     }
 
+    /// See [`Self::iter`].
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Attempt> {
         self.table.values_mut()
     }
@@ -188,8 +221,27 @@ impl Attempts {
         self.table.insert(attempt.id(), attempt);
     }
 
-    /// Drops what nobody needs: taken and reported attempts, and the oldest taken ones beyond the limit.
-    pub(super) fn forget(&mut self) {
+    /// When the first of those that rest ended.
+    pub(super) fn first_rest(&self) -> Option<MonoTime> {
+        self.rest_since.first().map(|(since, _)| *since)
+    }
+
+    /// Those that have rested for so long.
+    pub(super) fn rested(&self, now: MonoTime, rest: Duration) -> Vec<AttemptId> {
+        self.rest_since.iter().take_while(|(since, _)| now >= *since + rest).map(|(_, id)| *id).collect()
+    }
+
+    /// After every event: drops what nobody needs, and lays to rest what only waits to be fetched.
+    pub(super) fn tidy(&mut self) {
+        self.forget();
+        for (id, attempt) in self.table.extract_if(.., |_, attempt| attempt.rests_since().is_some()) {
+            self.rest_since.extend(attempt.rests_since().map(|since| (since, id)));
+            self.resting.insert(id, attempt);
+        }
+    }
+
+    /// Drops taken and reported attempts, and the oldest taken ones beyond the limit.
+    fn forget(&mut self) {
         let is_done = |attempt: &Attempt| matches!(attempt.state, State::Finished { taken: true, reported: true, .. });
         self.table.retain(|_, attempt| !is_done(attempt));
         let taken_at = |attempt: &Attempt| match attempt.state {
@@ -235,6 +287,34 @@ mod tests {
         let outcome = Outcome::Done { run_us: 1, load_us: 0 };
         let state = State::Finished { outcome, ended: MonoTime::ZERO, taken: false, reported: false };
         Attempt::new(mesh_samples::ticket_body(number, 1, 1), state, MonoTime::ZERO)
+    }
+
+    #[test]
+    fn a_result_that_only_waits_is_looked_at_no_more_until_somebody_asks_for_it() {
+        let mut attempts = Attempts::default();
+        let mut kept = over(1);
+        kept.ticket.detached = true;
+        let id = kept.id();
+        attempts.insert(kept);
+        attempts.tidy();
+        assert_eq!(attempts.iter().count(), 1, "the broker has to be told");
+
+        if let Some(State::Finished { reported, .. }) = attempts.get_mut(id).map(|attempt| &mut attempt.state) {
+            *reported = true;
+        }
+        attempts.tidy();
+        assert_eq!((attempts.iter().count(), attempts.len(), attempts.count(true)), (0, 1, 1));
+        assert!(attempts.get(id).is_some());
+
+        attempts.get_mut(id).expect("it is kept").link = Some(LinkId(1));
+        attempts.tidy();
+        assert_eq!((attempts.iter().count(), attempts.first_rest()), (1, None), "somebody fetches it");
+
+        attempts.get_mut(id).expect("it is kept").link = None;
+        attempts.tidy();
+        assert_eq!((attempts.iter().count(), attempts.first_rest()), (0, Some(MonoTime::ZERO)));
+        let hour = Duration::from_secs(3600);
+        assert_eq!(attempts.rested(MonoTime::ZERO + hour, hour), [id]);
     }
 
     #[test]

@@ -13,9 +13,12 @@ use super::{
 };
 use crate::{DEADLINE_PASSED, MonoTime, Rule};
 
-/// Attached attempts held at the same time, results that wait to be taken included; and as many detached ones, whose results
-/// wait for an hour. Neither kind's keep the other out.
-const HELD_ATTEMPTS_MAX: usize = 1024;
+/// Attached attempts held at the same time, results that wait to be taken included. Beyond, new ones are refused.
+const ATTACHED_MAX: usize = 1024;
+
+/// Detached attempts held at the same time: two a second, if their results wait for an hour. Some KiB of memory each, and a
+/// folder on the disk. Neither kind keeps the other out.
+const DETACHED_MAX: usize = 8192;
 
 /// Attempts taken in, waiting or running at the same time, so that rows are here when a slot becomes free. The heartbeat names
 /// [`ATTEMPTS_MAX`](proto_msgs::limits::ATTEMPTS_MAX), finished ones included.
@@ -50,7 +53,7 @@ impl Worker {
 
     /// Whether it holds as many attempts of a kind as it may.
     pub(super) fn is_full(&self, detached: bool) -> bool {
-        self.attempts.iter().filter(|attempt| attempt.ticket.detached == detached).count() >= HELD_ATTEMPTS_MAX
+        self.attempts.count(detached) >= if detached { DETACHED_MAX } else { ATTACHED_MAX }
     }
 
     /// A new attempt. Its deadline is translated to this machine's clock here and now: that of the next broker may differ.
