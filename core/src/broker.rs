@@ -273,10 +273,8 @@ impl Broker {
     /// The attempt has turned up at this worker: what its task waited for or was promised elsewhere is given back. Where only its
     /// client says so, it takes room that this broker gave it, or one before it may have given it: no words buy a place.
     fn turned_up(&mut self, now: MonoTime, id: AttemptId, at: Place, unnamed_until: Option<MonoTime>) {
+        self.leave_queue(id.task);
         let Some(task) = self.tasks.get_mut(id.task) else { return };
-        if let State::Queued(key) = task.state {
-            self.queue.remove(key);
-        }
         let promised = task.attempt_id();
         let (here, elsewhere) = match task.place() {
             Some(place) if place.worker == at.worker && promised == id => (true, None),

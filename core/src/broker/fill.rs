@@ -98,7 +98,6 @@ impl Broker {
             return;
         }
         self.workers.await_slot(id, lane, None);
-        self.drop_claim_of_gone(id, lane);
         let mut left = Left::default();
         let end = match self.fill_from(now, id, lane, own, None, &mut left) {
             End::Last => return self.workers.fill_on(id, lane, None),
@@ -161,15 +160,17 @@ impl Broker {
         }
         task.claims_at = Some(at);
         let since = old.filter(|old| old.task == id).map_or(now, |old| old.since);
-        self.workers.claim(at, key.lane, Some(Claim { task: id, order: key.order, since }));
+        self.workers.claim(at, key.lane, Claim { task: id, order: key.order, since });
     }
 
-    /// Nothing is kept for a task that waits no longer.
-    fn drop_claim_of_gone(&mut self, id: WorkerId, lane: Lane) {
-        let claim = self.workers.get(id).and_then(|worker| worker.claims[lane.index()]);
-        let waits = |task: &Task| matches!(task.state, State::Queued(_));
-        if claim.is_some_and(|claim| !self.tasks.get(claim.task).is_some_and(waits)) {
-            self.workers.claim(id, lane, None);
+    /// The task waits no longer, and nothing is kept for it.
+    pub(super) fn leave_queue(&mut self, id: TaskId) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        if let State::Queued(key) = task.state {
+            self.queue.remove(key);
+        }
+        if let Some(at) = task.claims_at.take() {
+            self.workers.unclaim(at, id);
         }
     }
 

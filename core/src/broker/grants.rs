@@ -33,11 +33,10 @@ impl Broker {
         let (epoch, name) = (chosen.register.epoch, chosen.register.name.clone());
         let is_shared = chosen.register.slots[Lane::Realtime.index()] == 0;
         let (until, at_unix_ms) = (now + self.config.grant_wait, self.unix_ms(now));
-        let Some(task) = self.tasks.get_mut(id) else { return };
+        let Some(task) = self.tasks.get(id) else { return };
         let held = predict::held(task, Some(chosen));
-        if let State::Queued(key) = task.state {
-            self.queue.remove(key);
-        }
+        self.leave_queue(id);
+        let Some(task) = self.tasks.get_mut(id) else { return };
         if let Some(rank) = task.rank.filter(|_| !std::mem::replace(&mut task.is_dispatched, true)) {
             self.queue.dispatched(&rank, task.spec.client, self.config.tenant(task.spec.client));
         }

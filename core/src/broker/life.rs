@@ -150,7 +150,7 @@ impl Broker {
         self.take_back(now, id);
         self.after_suspicion(now, id);
         self.after_pause(now, id);
-        let Some(task) = self.tasks.get_mut(id) else { return };
+        let Some(task) = self.tasks.get_mut(id).filter(|task| !task.is_ended()) else { return };
         if now >= task.heard + self.config.client_silence && task.place().is_none() {
             task.peer = None; // Room is kept for it once its client is heard again.
         }
@@ -250,12 +250,10 @@ impl Broker {
             return;
         };
         let (place, attempt_id, stored, detached) = (task.place(), task.attempt_id(), task.stored, task.spec.detached);
-        if let State::Queued(key) = task.state {
-            self.queue.remove(key);
-        }
         if let Some(rank) = task.rank.filter(|_| !task.is_dispatched) {
             self.queue.withdraw(&rank, task.spec.client, self.config.tenant(task.spec.client));
         }
+        self.leave_queue(id);
         self.learn(now, id, &outcome);
         match &outcome {
             Outcome::Done { .. } => self.stats.done += 1,

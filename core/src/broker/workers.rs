@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proto_msgs::{
-    AttemptId, AttemptState, Digest, Epoch, Heartbeat, Lane, PeerId, Register, WorkerId, limits::ATTEMPTS_MAX,
+    AttemptId, AttemptState, Digest, Epoch, Heartbeat, Lane, PeerId, Register, TaskId, WorkerId, limits::ATTEMPTS_MAX,
 };
 
 use super::{
@@ -254,9 +254,16 @@ impl Workers {
     }
 
     /// Which task cores and memory are kept for, of a lane.
-    pub(super) fn claim(&mut self, id: WorkerId, lane: Lane, claim: Option<Claim>) {
+    pub(super) fn claim(&mut self, id: WorkerId, lane: Lane, claim: Claim) {
         if let Some(worker) = self.get_mut(id) {
-            worker.claims[lane.index()] = claim;
+            worker.claims[lane.index()] = Some(claim);
+        }
+    }
+
+    /// Nothing is kept for this task any more.
+    pub(super) fn unclaim(&mut self, id: WorkerId, task: TaskId) {
+        if let Some(worker) = self.get_mut(id) {
+            worker.claims.iter_mut().for_each(|claim| *claim = claim.filter(|claim| claim.task != task));
         }
     }
 

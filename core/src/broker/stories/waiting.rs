@@ -76,6 +76,19 @@ fn a_task_that_needs_all_cores_gets_them_though_tasks_of_one_core_keep_coming() 
 }
 
 #[test]
+fn nothing_is_kept_for_a_task_that_was_cancelled() {
+    let mut mesh = mesh();
+    mesh.register(0, [4, 4], |_| {});
+    let one_core = |submit: &mut Submit| submit.demands.cpu_millis = 1000;
+    mesh.submit_all(0..2, 1, one_core);
+    mesh.submit(100, 2, |submit| submit.demands.cpu_millis = 4000);
+    mesh.beat(0, |_| {});
+    assert_eq!(mesh.submit(2, 1, one_core), None, "kept for the large one");
+    mesh.cancel(100, 2);
+    assert_eq!(mesh.submit(3, 1, one_core), Some(worker(0)));
+}
+
+#[test]
 fn one_worker_is_kept_free_for_a_task_that_needs_all_its_cores_and_not_for_ever() {
     let mut mesh = mesh();
     let one_core = |submit: &mut Submit| submit.demands.cpu_millis = 1000;
