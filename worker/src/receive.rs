@@ -34,8 +34,9 @@ use crate::{
 /// A credit that cannot leave in this time is for a link that is dead.
 const CREDIT_WAIT: Duration = Duration::from_secs(5);
 
-/// A model that somebody else brings is waited for so long; then it is brought twice.
-const OTHERS_WAIT: Duration = Duration::from_secs(30);
+/// A model that somebody else brings is waited for so long; then it is brought twice. Whoever brings it lives, or its attempt
+/// would have ended within seconds: it is slow, and a second copy on the same line would make it slower still.
+const OTHERS_WAIT: Duration = Duration::from_secs(600);
 
 /// What is to be taken in.
 #[derive(Clone, Debug)]
