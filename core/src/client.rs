@@ -282,7 +282,7 @@ impl Client {
     fn worker_alive(&mut self, now: MonoTime, id: AttemptId) {
         if let Some(at) = self.following(id) {
             at.heard = now;
-            // Only `Accept` ends mending: it alone says that the new connection is known at the other side.
+            // This ends no mending: only `Accept`, or the result, says that the new connection is known at the other side.
             if let Way::Connecting { .. } = at.way {
                 at.way = Way::Up;
             }

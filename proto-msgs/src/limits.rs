@@ -59,7 +59,7 @@ pub const DEVICE_MAP_MAX: usize = 64;
 /// Candidates of which a decision remembers how they were rated.
 pub const DECISION_CANDIDATES_MAX: usize = 8;
 
-/// Attempts one worker may hold at once, finished and unacknowledged ones included.
+/// Attempts that one heartbeat names, finished and unacknowledged ones included, and that its answer forgets or stops.
 pub const ATTEMPTS_MAX: usize = 256;
 
 /// Models one worker names as held; the most recently used ones where it has more.

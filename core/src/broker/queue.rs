@@ -10,7 +10,8 @@
 //! ```
 //!
 //! With time, every waiting task's priority grows alike: by the wait weight, and by the lane's virtual time. So their order
-//! never changes, a task is rated once, and the queue is an ordered map. Among equals the first to come is the first.
+//! does not change with it, and the queue is an ordered map; tasks are rated again only where a model proves to cost much more
+//! or less than was assumed. Among equals the first to come is the first.
 //!
 //! Owns that order. Never places.
 

@@ -1,14 +1,13 @@
 //! The task half of the broker's memory.
 //!
 //! ```text
-//!            Submit                    room                 heartbeat or client names it
-//!   (new) ────────────► Queued ───────────────► Granted ─────────────────────────────► Placed
-//!     │ detached          ▲  ▲                     │ nobody takes it up                  │
-//!     ▼                   │  └─────────────────────┘                                     │
-//!   Storing ──────────────┘  ▲                                                           │
-//!     │     the store has it └───────────────────────────────────────────────────────────┘
-//!     │                                    the client says: lost
-//!     └────────────► Ended ◄── from every state: result taken, failed for good, cancelled, expired, abandoned
+//!   (new) ── Submit ──► Queued              if it is detached, Storing first, until the store has it
+//!   Queued ── there is room ──► Granted
+//!   Granted ── nobody takes it up ──► Queued
+//!   Storing, Queued, Granted ── a heartbeat or its client names the attempt ──► Placed
+//!   Granted, Placed ── its client says: lost ──► Queued
+//!   each of them ── result taken, failed for good, cancelled, expired, abandoned ──► Ended
+//!   Ended ── it was abandoned, and its client speaks again ──► Queued
 //! ```
 //!
 //! Owns the tasks and their ends. Never decides where a task goes.

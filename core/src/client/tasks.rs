@@ -3,7 +3,7 @@
 //! ```text
 //!             ┌────────────────── lost: the attempt came to nothing ◄─────────────────┐
 //!             ▼                                                                       │
-//!   Submit ► Asking ── Grant ──► Connecting ── Accept ──► Up ◄── Accept ── Mending ───┤
+//!   Submit ► Asking ── Grant ──► Connecting ─ it speaks ► Up ◄── Accept ── Mending ───┤
 //!             │                      │                    │ └─ link broke, silence ─►─┘
 //!             │                      └── no way there ────┼──────────────────────────►┘
 //!             └────────────────────────────► End ◄────────┘ result verified, failed for good, cancelled, expired

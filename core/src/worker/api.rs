@@ -148,7 +148,8 @@ pub enum Action {
     /// Send to a client.
     TellClient { link: LinkId, message: WorkerToClient },
     /// Take model and inputs in over this link, or go on doing so after the link broke. The shell answers the client with
-    /// `Accept`, and this machine with `Received` or `ReceiveFailed`. Attempts opened before keep what has arrived.
+    /// `Accept` (not where all of an attached attempt came with its opening), and this machine with `Received` or
+    /// `ReceiveFailed`. Attempts opened before keep what has arrived.
     Receive { id: AttemptId, link: LinkId, manifest: Box<Manifest>, ticket: Box<Ticket> },
     /// Run these rows; ends in [`Event::BatchEnded`].
     ///

@@ -4,9 +4,9 @@
 //!   Introduce ──► Dialling ──┐ the client opens
 //!                            ▼
 //!   Open ───────────────► Receiving ───► Ready ───► Running ───► Finished ───► (forgotten)
-//!                            │  all is here  a slot    all rows are   │   taken by its client, or of no use to it,
-//!                            │               for a row through        │   and reported to the broker
-//!                            └──────────── client gone, stopped ──────┘
+//!                               all is here  a slot    all rows are       taken by its client, or of no use to it,
+//!                                            for a row through            and reported to the broker
+//!   each before Finished ── client gone, stopped, expired ──► Finished
 //! ```
 //!
 //! Owns the table. Never decides.

@@ -4,14 +4,14 @@
 //!   client                                     worker
 //!     | Open(ticket, manifest)  ------------------> |   ticket checked, session made
 //!     | Chunk Chunk Chunk … (≤ window)  ----------> |   hashed while written
-//!     | <------------------ Accept(needs: offsets)  |   where a resumed transfer goes on
+//!     | <------------------ Accept(needs: offsets)  |   where a resumed transfer goes on; not if all came with Open
 //!     | <------------------ Credit(blob, received)  |   opens the window again
 //!     | <------------------ Progress                |   every second at the latest
 //!     | Alive  -----------------------------------> |   every second at the latest
 //!     | <------------------ Result(outputs)         |
 //!     | <------------------ Chunk Chunk …           |
 //!     | Credit(blob, received)  ------------------> |
-//!     | Release  ---------------------------------> |   files and slot are free
+//!     | Release  ---------------------------------> |   files are free; travels with the next message
 //! ```
 
 use bincode::{Decode, Encode};

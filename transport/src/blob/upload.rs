@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{Outlet, SendError};
 
-/// Feedback that may wait for an upload's thread: sixteen chunks make a window, and each is acknowledged once. More than this
+/// Feedback that may wait for an upload's thread: 64 to 1024 chunks make a window, and each is acknowledged once. More than this
 /// is a peer that floods.
 const FEEDBACK_MAX: usize = 4096;
 
@@ -49,9 +49,9 @@ pub type UploadEnd = Result<Uploaded, UploadError>;
 /// An upload under way. Stopped when dropped.
 ///
 /// ```text
-///   start ──► Light ── the peer's queue is full ──► Thread ──► Ended
-///     |         '------------------------------------------------^
-///     '--- files, or much ------------------------------^
+///   start ── little, in memory ──► Light ──► Ended
+///   start ── files, or much ──► Thread ──► Ended
+///   Light ── the peer's queue is full ──► Thread
 /// ```
 #[derive(Debug)]
 pub struct Uploading(State);
