@@ -217,6 +217,7 @@ impl Driver {
             }
             Action::Disconnect { id } => {
                 self.sessions.remove(&id);
+                self.open_patient();
             }
             Action::Report { task, news } => self.report(task, news),
             Action::End { task, end } => self.end(task, end),
@@ -273,6 +274,7 @@ impl Driver {
         for task in left {
             self.step(Event::Cancel { task });
         }
+        self.keep_patient_alive();
         let sessions = &self.sessions;
         self.links.retire_idle(|link| sessions.values().any(|session| session.link() == Some(link)));
     }

@@ -2,19 +2,25 @@
 //! decides whether the attempt is still wanted.
 //!
 //! ```text
-//!   Waiting ── Open is said ──► Opened ── Accept, or word that all is there ──► Accepted
-//!      ▲                           │                                               │
-//!      │                           └────────────── the link breaks ────────────────┤
-//!      └──── another link, or the word to make one ──── Broken ◄────────────────────┘
+//!              ┌──► Patient: a neighbour brings the model ──┐
+//!   Waiting ───┴──────────── Open is said ──────────────────┴──► Opened ── Accept ──► Accepted
+//!      ▲                                                           │                    │
+//!      └──── another link, or the word to make one ──── Broken ◄───┴── the link breaks ─┘
 //! ```
 
 mod sending;
 mod taking;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use mesh_transport::blob::{Arrival, IncomingError, UploadEnd, Uploaded};
-use proto_msgs::{Accept, Chunk, ClientToWorker, Credit, Digest, Grant, Open, Purpose, RunResult, limits};
+use proto_msgs::{
+    Accept, Chunk, ClientToWorker, Credit, Digest, Direction, Grant, MODEL_BLOB, Open, Purpose, RunResult, limits,
+};
 use tokio::sync::mpsc;
 
 use self::{sending::Sending, taking::Taking};
@@ -22,6 +28,13 @@ use crate::{driver::Happened, links::LinkId, spool::Spool, task::Payload};
 
 pub use self::sending::SENDING_EVERY;
 pub(crate) use self::{sending::Road, taking::Taken};
+
+/// Attempts wait this long for a model that a neighbour is sending to the same worker; then each opens all the same. A ticket is
+/// good for a minute, and what is opened behind so much data comes no sooner than the data.
+const PATIENCE: Duration = Duration::from_secs(45);
+
+/// The same where the worker dialled: it waits for the opening, and longer than this for nobody.
+const PATIENCE_DIALLED: Duration = Duration::from_secs(4);
 
 /// One attempt at its worker.
 #[derive(Debug)]
@@ -39,6 +52,8 @@ pub(crate) struct Session {
 enum State {
     /// It is opened as soon as there is a link. `dial_in` counts the waits for a worker that is told to make it.
     Waiting { resume: Resume, dial_in: Option<u64> },
+    /// There is a link, and a neighbour on it sends a model that this attempt needs, too.
+    Patient { since: Instant },
     /// On this link; what the worker needs it has still to say.
     Opened(LinkId),
     /// The worker has said what it needs, or that it has everything.
@@ -68,7 +83,7 @@ impl Session {
     pub(crate) fn link(&self) -> Option<LinkId> {
         match self.state {
             State::Opened(link) | State::Accepted(link) => Some(link),
-            State::Waiting { .. } | State::Broken => None,
+            State::Waiting { .. } | State::Patient { .. } | State::Broken => None,
         }
     }
 
@@ -76,6 +91,7 @@ impl Session {
     pub(crate) fn to_open(&self) -> Option<Resume> {
         match self.state {
             State::Waiting { resume, .. } => Some(resume),
+            State::Patient { .. } => Some(Resume::No),
             State::Opened(_) | State::Accepted(_) | State::Broken => None,
         }
     }
@@ -90,6 +106,27 @@ impl Session {
     /// Whether that worker still has not come.
     pub(crate) fn waits_for_dial_in(&self, count: u64) -> bool {
         matches!(self.state, State::Waiting { dial_in: Some(waits), .. } if waits == count)
+    }
+
+    pub(crate) fn is_patient(&self) -> bool {
+        matches!(self.state, State::Patient { .. })
+    }
+
+    /// Whether it waits, or goes on waiting, for a neighbour: one of the models that are `coming` will not have to be sent
+    /// twice. Bounded by [`PATIENCE`], or [`PATIENCE_DIALLED`].
+    pub(crate) fn be_patient(&mut self, is_coming: impl Fn(Digest) -> bool) -> bool {
+        let since = if let State::Patient { since } = self.state { since } else { Instant::now() };
+        let model_held = self.grant.model_held;
+        let mut needed = self.sending.all_models().filter(|(blob, _)| *blob != MODEL_BLOB || !model_held);
+        let patience = match self.grant.direction {
+            Direction::ClientDials => PATIENCE,
+            Direction::WorkerDials => PATIENCE_DIALLED,
+        };
+        let waits = needed.any(|(_, model)| is_coming(model)) && since.elapsed() < patience;
+        if waits {
+            self.state = State::Patient { since };
+        }
+        waits
     }
 
     /// The models that it brings to the worker.
@@ -109,7 +146,7 @@ impl Session {
         (self.sending.delivered(), end)
     }
 
-    /// The worker may have the model, or be about to, though the broker does not know it yet.
+    /// The worker may have the model though the broker does not know it yet.
     pub(crate) fn note_held(&mut self, is_held: impl Fn(Digest) -> bool) {
         let is_held = self.sending.all_models().next().is_some_and(|(_, model)| is_held(model));
         self.grant.model_held |= is_held;
@@ -152,8 +189,10 @@ impl Session {
     /// It is to be opened again, on another link. Gives the one that it was open on.
     pub(crate) fn reopen(&mut self) -> Option<LinkId> {
         let broken = self.link();
+        // What was never opened is not resumed.
+        let resume = self.to_open().unwrap_or(Resume::Yes);
         self.unlink();
-        self.state = State::Waiting { resume: Resume::Yes, dial_in: None };
+        self.state = State::Waiting { resume, dial_in: None };
         broken
     }
 

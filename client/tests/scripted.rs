@@ -178,10 +178,7 @@ async fn play_worker(script: Script, door: Door, mut inbox: Inbox<Received>, see
                 let body = open.ticket.body;
                 let id = AttemptId { task: body.task, attempt: body.attempt };
                 let wants_stage = !holds_stage && !open.manifest.as_ref().unwrap().then.is_empty();
-                // A model that another attempt brings is waited for.
-                let is_coming = |model| opened.values().any(|other| other.missing.contains(&model));
-                let wanted =
-                    [(MODEL_BLOB, !holds && !is_coming(MODEL_BLOB)), (1, true), (2, wants_stage && !is_coming(2))];
+                let wanted = [(MODEL_BLOB, !holds), (1, true), (2, wants_stage)];
                 let missing: BTreeSet<u16> =
                     wanted.into_iter().filter_map(|(blob, is_missing)| is_missing.then_some(blob)).collect();
                 let needs = missing.iter().map(|blob| (*blob, 0)).collect();

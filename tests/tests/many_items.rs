@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 
 use mesh_tests::{Mesh, npy::Array, onnx};
 
+/// The number of a chunk on its way to the worker.
+const CHUNK_TO_WORKER: u16 = 401;
+
 /// A folder with so many inputs; item `i` holds the number `i`.
 fn folder_of_items(mesh: &Mesh, count: u16) -> String {
     let folder = mesh.folder().join("items");
@@ -100,4 +103,27 @@ fn a_pattern_names_items_too_and_a_table_sums_up() {
     assert_eq!(mesh.metric("tasks_done_total"), Some(10.0));
     let all = said.stdout + &said.stderr;
     assert!(all.contains("w1") && all.contains("10"), "a table of items per worker: {all}");
+}
+
+#[test]
+fn a_model_that_is_sent_for_longer_than_a_ticket_lives_is_sent_once_for_the_whole_job() {
+    let mesh = Mesh::start();
+    let (door, _worker) = mesh.worker_behind_proxy("w1", &["--slots", "4"]);
+    // Ten seconds on this line; tickets are good for six.
+    let model_bytes = 10 << 20;
+    door.throttle(Some(1 << 20));
+    let (model, items) = (mesh.file("heavy.onnx", &onnx::heavy(model_bytes, 1)), mesh.folder().join("items"));
+    std::fs::create_dir(&items).expect("the folder is ours");
+    for item in 0..4 {
+        std::fs::write(items.join(format!("{item}.bin")), f32::to_le_bytes(1.0)).expect("the folder is ours");
+    }
+
+    let report = mesh.ask(&["submit", &model, items.to_str().unwrap(), "--split", "1"]);
+
+    for row in report["items"].as_array().expect("items") {
+        let why = mesh.ask(&["why", row["task"].as_str().unwrap()]);
+        assert_eq!(row["attempts"].as_u64(), Some(1), "{row} {why}");
+    }
+    let sent_bytes = door.payload_bytes(CHUNK_TO_WORKER);
+    assert!(sent_bytes < model_bytes as u64 * 3 / 2, "{sent_bytes} bytes for a model of {model_bytes}");
 }

@@ -11,7 +11,8 @@ use mesh_transport::{
     blob::{IncomingError, UploadEnd, UploadError},
 };
 use proto_msgs::{
-    AttemptId, ClientToWorker, Digest, Direction, ErrorCode, Frame, Grant, Outcome, Phase, TaskId, WorkerToClient,
+    AttemptId, ClientToWorker, Digest, Direction, ErrorCode, Frame, Grant, Outcome, Phase, TaskId, WorkerId,
+    WorkerToClient,
 };
 
 use super::{Driver, Happened};
@@ -59,19 +60,48 @@ impl Driver {
         });
     }
 
-    /// The attempt's worker can be spoken to: say what is wanted, send what it needs. A model that a neighbour on the link brings
-    /// need not go twice: the worker waits for it, and asks for another one should it not come.
+    /// The attempt's worker can be spoken to: say what is wanted, send what it needs. A model that a neighbour on the link
+    /// sends need not go twice: that is waited for.
     fn open(&mut self, id: AttemptId, link: LinkId) {
         let neighbours = self.sessions.values().filter(|other| other.link() == Some(link));
         let coming: BTreeSet<Digest> = neighbours.flat_map(Session::brings).copied().collect();
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let Some(resume) = session.to_open() else { return };
         let Way::Up(_, outlet) = self.links.way(session.grant().worker, id) else { return };
-        session.note_held(|model| coming.contains(&model) || self.links.has_delivered(link, model));
+        let is_coming = |model| coming.contains(&model) && !self.links.has_delivered(link, model);
+        if resume == Resume::No && session.be_patient(is_coming) {
+            return;
+        }
+        session.note_held(|model| self.links.has_delivered(link, model));
         framed(&session.open_message(resume), |frame| self.links.send(link, frame));
         let road = Road { outlet: &outlet, bytes_per_s: self.links.bytes_per_s(link), happened: &self.happened };
         let end = session.opened(link, resume, &road);
         self.upload_went_on(id, end);
+    }
+
+    fn patient(&self) -> Vec<(AttemptId, WorkerId)> {
+        let patient = self.sessions.iter().filter(|(_, session)| session.is_patient());
+        patient.map(|(id, session)| (*id, session.grant().worker)).collect()
+    }
+
+    /// Attempts that waited for a neighbour's model look again: it is there, or will not come.
+    pub(super) fn open_patient(&mut self) {
+        for (id, worker) in self.patient() {
+            if let Way::Up(link, _) = self.links.way(worker, id) {
+                self.open(id, link);
+            }
+        }
+    }
+
+    /// Their worker lives as long as the link does on which a neighbour's transfer goes on; when that is over or takes too long,
+    /// they look again.
+    pub(super) fn keep_patient_alive(&mut self) {
+        self.open_patient();
+        for (id, worker) in self.patient() {
+            if let Way::Up(..) = self.links.way(worker, id) {
+                self.step(Event::WorkerAlive { id });
+            }
+        }
     }
 
     /// The worker has said that an attempt is beyond receiving: everything is there, its models for all.
@@ -91,7 +121,10 @@ impl Driver {
     }
 
     fn note_models(&mut self, link: LinkId, models: BTreeSet<Digest>) {
-        models.into_iter().for_each(|model| self.links.delivered(link, model));
+        if !models.is_empty() {
+            models.into_iter().for_each(|model| self.links.delivered(link, model));
+            self.open_patient();
+        }
     }
 
     pub(super) fn reported(&mut self, happened: Happened) {

@@ -4,6 +4,7 @@ use mesh_samples::{ticket_body, worker_id};
 use proto_msgs::{Attempt, AttemptId, DType, Direction, Outcome, OutputDecl, TaskId, Ticket, TicketKey};
 
 use super::*;
+use crate::{Input, Model, Task};
 
 const ID: AttemptId = AttemptId { task: TaskId::from_bytes([3; 16]), attempt: Attempt(1) };
 
@@ -67,4 +68,19 @@ async fn a_large_output_that_nobody_wants_any_more_leaves_no_file_though_it_is_w
     drop((session, whole));
 
     assert_eq!(files(), 0);
+}
+
+#[tokio::test]
+async fn a_worker_that_has_dialled_in_is_not_late_while_a_neighbour_brings_the_model() {
+    let model = Model::from_bytes("m.tflite", &b"\x1c\0\0\0TFL3"[..]).await.unwrap();
+    let (_, payload) = Task::new(model).input(Input::raw(vec![1])).prepare(ID.task, None).unwrap();
+    let mut session = session(Some(Arc::new(payload)));
+    session.wait_for_dial_in(1);
+    assert!(session.waits_for_dial_in(1) && !session.waits_for_dial_in(2));
+
+    // It comes, and another attempt on its link sends the model.
+    assert!(session.be_patient(|_| true));
+
+    assert!(!session.waits_for_dial_in(1));
+    assert_eq!(session.to_open(), Some(Resume::No), "as soon as the model is there");
 }

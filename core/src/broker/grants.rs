@@ -2,6 +2,8 @@
 //!
 //! Owns what is said in a grant and when it is said again. Never chooses the worker; that is `placement`.
 
+use std::time::Duration;
+
 use proto_msgs::{
     BrokerToClient, BrokerToWorker, Direction, Grant, Introduce, Lane, PeerId, PublicKey, Purpose, Submit, TaskId,
     Ticket, TicketBody, WorkerId,
@@ -15,6 +17,10 @@ use super::{
     tasks::{Place, State},
 };
 use crate::{MonoTime, Rule};
+
+/// A ticket is good for so long: on a slow line its opening may have to wait behind another attempt's data. The room that it is
+/// for is given away much sooner if nobody speaks of it, and who comes too late for that is stopped by the next heartbeat.
+const TICKET_LASTS: Duration = Duration::from_secs(60);
 
 /// How client and worker come together.
 pub(super) struct Way {
@@ -114,7 +120,7 @@ impl Broker {
             detached: task.spec.detached,
             demands: task.spec.demands,
             deadline_unix_ms: task.deadline_unix_ms(),
-            expires_unix_ms: self.unix_ms(now + self.config.grant_wait),
+            expires_unix_ms: self.unix_ms(now + TICKET_LASTS.max(self.config.grant_wait)),
         };
         let ticket = Ticket::sign(body, &worker.register.ticket_key);
         let grant = Grant {
