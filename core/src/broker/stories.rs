@@ -1,6 +1,7 @@
 //! Short stories about the scheduler. Owns what is expected of it; `mesh` owns how it is asked.
 
 mod faults;
+mod finish;
 mod lives;
 mod mesh;
 mod waiting;
