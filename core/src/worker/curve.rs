@@ -354,6 +354,21 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_is_worth_it_only_where_it_saves_a_fifth() {
+        let verdict = |permille: u64| {
+            // Any number of rows takes this part of what they take one by one.
+            let time = |rows: u32| 1000 * u64::from(rows) * if rows == 1 { 1000 } else { permille } / 1000;
+            let mut cost = probed(4, time);
+            (0..100).for_each(|_| cost.learn(size(&cost), time(size(&cost))));
+            (cost.said(proto_msgs::Digest::from_bytes([0; 32])).packing, size(&cost) > 1)
+        };
+        assert_eq!(verdict(790), (Packing::On, true));
+        assert_eq!(verdict(799), (Packing::On, true));
+        assert_eq!(verdict(801), (Packing::NoGain, false));
+        assert_eq!(verdict(810), (Packing::NoGain, false));
+    }
+
+    #[test]
     fn no_gain_is_believed_only_of_what_is_warm() {
         let time = |rows| 1000 * u64::from(rows);
         let mut cost = probed(4, time);
