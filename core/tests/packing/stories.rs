@@ -1,7 +1,7 @@
 //! Single cases, told one by one.
 
 use mesh_core::worker::{BatchKind, Equality};
-use proto_msgs::{ErrorCode, Lane, Outcome};
+use proto_msgs::{Dispatch, ErrorCode, Lane, Outcome};
 
 use super::world::{Machine, Micros, Model, Task, World};
 
@@ -150,4 +150,77 @@ fn an_attempt_that_is_open_cannot_become_another_one() {
     assert_eq!(world.opens_again_as(&ticket, &others_model), Some(ErrorCode::BadRequest));
     let more_items = Task { items: 1000, ..ticket.clone() };
     assert_eq!(world.opens_again_as(&ticket, &more_items), Some(ErrorCode::BadRequest));
+}
+
+/// A model whose batches take so long that waiting for more to join always pays.
+const SLOW: Model = Model::packs(500 * MS, MS);
+
+/// A world in which a client with one item comes back 200 ms after each answer. Gives when its last batch ends.
+fn with_one_that_comes_back() -> (World, Micros) {
+    let mut world = practised(one_gpu(), SLOW);
+    for _ in 0..16 {
+        let back = world.now + 200 * MS;
+        world.submit(back, Task::new(1, Lane::Realtime, 1));
+        world.run_until(back + SECOND);
+    }
+    let back = world.now + 200 * MS;
+    world.submit(back, Task::new(1, Lane::Realtime, 1));
+    (world, back + SLOW.batch_us(1))
+}
+
+/// When a task began to run, with how many rows, and why then.
+fn dispatched(world: &World, task: usize) -> (Micros, u32, Dispatch) {
+    let end = &world.ends[&task];
+    let note = end.runs.first().unwrap_or_else(|| panic!("{end:?}"));
+    (end.began.expect("it has run"), note.batch_rows, note.dispatch)
+}
+
+#[test]
+fn an_item_waits_for_company_at_most_a_hundred_milliseconds() {
+    let (mut world, over) = with_one_that_comes_back();
+    let came = over - 30 * MS;
+    let other = world.submit(came, Task::new(2, Lane::Realtime, 1));
+    let back = world.submit(over + 200 * MS, Task::new(1, Lane::Realtime, 1));
+    world.run_until(over + 10 * SECOND);
+    assert_eq!(dispatched(&world, other), (came + 100 * MS, 1, Dispatch::Waited));
+    // Who comes back finds the device taken, and more than a hundred milliseconds have passed when it is free.
+    let (began, rows, why) = dispatched(&world, back);
+    assert_eq!((began, rows, why), (came + 100 * MS + SLOW.batch_us(1), 1, Dispatch::Waited));
+}
+
+#[test]
+fn an_item_goes_as_soon_as_the_company_that_it_waited_for_is_there() {
+    let (mut world, over) = with_one_that_comes_back();
+    let other = world.submit(over - 30 * MS, Task::new(2, Lane::Realtime, 1));
+    let back = world.submit(over + 50 * MS, Task::new(1, Lane::Realtime, 1));
+    world.run_until(over + 10 * SECOND);
+    assert_eq!(dispatched(&world, other), (over + 50 * MS, 2, Dispatch::Idle));
+    assert_eq!(dispatched(&world, back), (over + 50 * MS, 2, Dispatch::Idle));
+}
+
+#[test]
+fn a_deadline_cuts_the_wait_for_company_short() {
+    let (mut world, over) = with_one_that_comes_back();
+    let came = over - 30 * MS;
+    // A quarter of the run and 5 ms to spare: what then is left of it is the wait.
+    let needs = SLOW.batch_us(1) * 5 / 4 + 5 * MS;
+    let hurried = Task { deadline_us: Some(60 * MS + needs), ..Task::new(2, Lane::Realtime, 1) };
+    let hurried = world.submit(came, hurried);
+    world.run_until(over + 10 * SECOND);
+    let (began, rows, why) = dispatched(&world, hurried);
+    // Deadlines are told in milliseconds.
+    assert!((came + 59 * MS..=came + 60 * MS).contains(&began), "{} µs after it came", began - came);
+    assert_eq!((rows, why), (1, Dispatch::Deadline));
+    assert!(is_done(&world, hurried));
+}
+
+#[test]
+fn an_idle_device_takes_what_is_there_and_a_full_batch_at_once() {
+    let mut world = practised(one_gpu(), SLOW);
+    let now = world.now + 10 * SECOND;
+    let alone = world.submit(now, Task::new(1, Lane::Realtime, 1));
+    let full = world.submit(now + 10 * SECOND, Task::new(1, Lane::Realtime, 64));
+    world.run_until(now + 20 * SECOND);
+    assert_eq!(dispatched(&world, alone), (now, 1, Dispatch::Idle));
+    assert_eq!(dispatched(&world, full), (now + 10 * SECOND, 64, Dispatch::Full));
 }

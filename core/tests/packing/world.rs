@@ -12,7 +12,7 @@ use mesh_core::{
 };
 use proto_msgs::{
     Attempt, AttemptId, BrokerToWorker, ClientId, DType, Digest, Epoch, ErrorCode, Failure, HeartbeatAck, InputDecl,
-    Lane, Manifest, ModelFormat, ModelRef, Open, Outcome, Phase, Register, Stage, TaskId, Ticket, TicketBody,
+    Lane, Manifest, ModelFormat, ModelRef, Open, Outcome, Phase, Register, RunNote, Stage, TaskId, Ticket, TicketBody,
     TicketKey, WorkerId, WorkerToBroker, WorkerToClient,
 };
 
@@ -102,6 +102,9 @@ impl Running {
 pub(crate) struct End {
     pub(crate) at: Micros,
     pub(crate) outcome: Outcome,
+    /// The runs that its rows went through, and when the first of them began.
+    pub(crate) runs: Vec<RunNote>,
+    pub(crate) began: Option<Micros>,
 }
 
 /// All of it.
@@ -113,6 +116,8 @@ pub(crate) struct World {
     pub(crate) tasks: Vec<(Micros, Task)>,
     pub(crate) ends: BTreeMap<usize, End>,
     running: BTreeMap<BatchId, Running>,
+    /// When the first rows of a task began to run.
+    began: BTreeMap<usize, Micros>,
     pub(crate) referee: Referee,
     happenings: BinaryHeap<Reverse<(Micros, u64, Happening)>>,
     count: u64,
@@ -138,6 +143,7 @@ impl World {
             tasks: Vec::new(),
             ends: BTreeMap::new(),
             running: BTreeMap::new(),
+            began: BTreeMap::new(),
             referee: Referee::new(machine),
             happenings: BinaryHeap::new(),
             count: 0,
@@ -188,7 +194,7 @@ impl World {
                 Happening::Submit(task) => self.open(task),
                 Happening::Cancel(task) => {
                     if !self.ends.contains_key(&task) {
-                        self.end(task, Outcome::Cancelled);
+                        self.end(task, Outcome::Cancelled, Vec::new());
                         self.handle(Event::Aborted { id: id_of(task) });
                     }
                 }
@@ -290,7 +296,7 @@ impl World {
             Action::SendResult { id, outcome, runs, .. } => {
                 assert!(runs.len() <= 64);
                 self.referee.answered(self.now, id, &outcome);
-                self.end(number_of(id), outcome);
+                self.end(number_of(id), outcome, runs);
                 self.handle(Event::Released { id });
             }
             Action::TellBroker(WorkerToBroker::Heartbeat(heartbeat)) => self.referee.heartbeat(&heartbeat),
@@ -299,9 +305,10 @@ impl World {
         }
     }
 
-    fn end(&mut self, task: usize, outcome: Outcome) {
+    fn end(&mut self, task: usize, outcome: Outcome, runs: Vec<RunNote>) {
         self.referee.ended(id_of(task));
-        let before = self.ends.insert(task, End { at: self.now, outcome });
+        let (at, began) = (self.now, self.began.remove(&task));
+        let before = self.ends.insert(task, End { at, outcome, runs, began });
         assert!(before.is_none(), "task {task} ended before: {before:?}");
         if let Some(wait) = self.returns_after {
             let next = self.tasks[task].1.clone();
@@ -320,6 +327,9 @@ impl World {
         };
         self.referee.begins(&running, &self.running, model);
         self.at(self.now + running.took, Happening::BatchOver(batch));
+        for part in &running.parts {
+            self.began.entry(number_of(part.id)).or_insert(self.now);
+        }
         self.running.insert(batch, running);
     }
 
