@@ -18,6 +18,7 @@ mod digest;
 mod incoming;
 mod intake;
 mod outgoing;
+mod pace;
 mod pool;
 mod rate;
 mod source;

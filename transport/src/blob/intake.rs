@@ -22,7 +22,8 @@ use super::{
 /// Credit is told when this part of the window has come in: often enough that the sender never waits for it.
 const CREDITS_PER_WINDOW: u64 = 8;
 
-/// Credit is told at least this often while something comes in: on a slow link the sender learns its speed by it.
+/// Credit is told at least this often while something comes in, and when all that came is in place: the sender learns the
+/// link's speed by it, and keeps less than a window under way where that is enough.
 const CREDIT_EVERY: Duration = Duration::from_millis(100);
 
 /// Chunks that wait for the thread. Honest ones are larger than 4 KiB, so that this is more than a window of them.
@@ -199,8 +200,8 @@ impl Taker {
             let tell = |arrivals| tell(arrivals, |arrival| told.blocking_send(arrival).is_ok());
             let mut is_open = tell(writer.begin());
             while is_open && let Some(piece) = pieces.blocking_recv() {
-                waiting.fetch_sub(1, Ordering::Relaxed);
-                is_open = tell(writer.take(&piece));
+                let is_last = waiting.fetch_sub(1, Ordering::Relaxed) == 1;
+                is_open = tell(writer.take(&piece, is_last));
             }
         });
         Self::Thread { queued, chunks }
@@ -218,7 +219,7 @@ impl Taker {
             Self::Caller(open) => {
                 let mut open = lock(open);
                 let Some(here) = open.as_mut() else { return Ok(()) };
-                let arrivals = here.writer.take(&piece);
+                let arrivals = here.writer.take(&piece, true);
                 if !tell(arrivals, |arrival| here.tell(arrival)) {
                     *open = None;
                 }
@@ -280,10 +281,10 @@ impl Writer {
         empty.into_iter().flat_map(|blob| self.complete(blob)).collect()
     }
 
-    /// Writes a chunk and gives what is to be told of it.
-    fn take(&mut self, piece: &Piece) -> Vec<Arrival> {
+    /// Writes a chunk and gives what is to be told of it; `is_last`: no other waits.
+    fn take(&mut self, piece: &Piece, is_last: bool) -> Vec<Arrival> {
         match self.write(piece) {
-            Ok(()) => self.acknowledge(piece.chunk.blob),
+            Ok(()) => self.acknowledge(piece.chunk.blob, is_last),
             Err(error) => vec![Arrival::Failed(error)],
         }
     }
@@ -305,14 +306,14 @@ impl Writer {
     }
 
     /// What the chunk just written brought about.
-    fn acknowledge(&mut self, blob: BlobIndex) -> Vec<Arrival> {
+    fn acknowledge(&mut self, blob: BlobIndex, is_last: bool) -> Vec<Arrival> {
         let Some(open) = self.blobs.get_mut(&blob) else { return Vec::new() };
         if open.incoming.is_whole() {
             return self.complete(blob);
         }
         let received_bytes = open.incoming.written_bytes();
         let enough = received_bytes - open.credited_bytes >= self.credit_step_bytes;
-        if !enough && self.credited_at.elapsed() < CREDIT_EVERY {
+        if !enough && !is_last && self.credited_at.elapsed() < CREDIT_EVERY {
             return Vec::new();
         }
         open.credited_bytes = received_bytes;

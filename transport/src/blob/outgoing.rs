@@ -10,6 +10,7 @@ use proto_msgs::{
 
 use super::{
     compression::{Compression, Compressor, PROBE_BYTES, compression_pays, is_worth_a_probe},
+    pace::Pace,
     pool::Buffer,
     rate::LinkRate,
     source::{Source, UploadError},
@@ -64,6 +65,7 @@ pub struct Outgoing {
     /// Nothing is sent before the peer has said what it needs.
     pub(crate) waits_for_needs: bool,
     rate: LinkRate,
+    pace: Pace,
     report: Uploaded,
 }
 
@@ -115,6 +117,7 @@ impl Outgoing {
             first: None,
             waits_for_needs: false,
             rate: LinkRate::default(),
+            pace: Pace::default(),
             report: Uploaded::default(),
         }
     }
@@ -128,6 +131,7 @@ impl Outgoing {
     /// What earlier uploads found out about the link, bytes per second; 0 if nothing.
     pub fn link(mut self, bytes_per_s: u64) -> Self {
         self.rate.presume(bytes_per_s);
+        self.pace.presume(bytes_per_s);
         self
     }
 
@@ -180,6 +184,7 @@ impl Outgoing {
         blob.next = blob.next.max(blob.acked);
         self.report.blob_bytes += news;
         self.rate.acked(news, now);
+        self.pace.acked(news, now);
         Ok(())
     }
 
@@ -198,6 +203,9 @@ impl Outgoing {
             let from = needed.map_or(blob.size_bytes, |(_, offset)| *offset);
             let thought_held = blob.high == 0 && blob.next > 0;
             if begin || thought_held || needed.is_none() || from > blob.next {
+                if (blob.next, blob.acked) != (from, from) {
+                    self.pace.restart();
+                }
                 (blob.next, blob.acked) = (from, from);
             } else {
                 blob.acked = blob.acked.max(from);
@@ -211,17 +219,21 @@ impl Outgoing {
         self.first = None;
         self.waits_for_needs = true;
         self.rate.pause();
+        self.pace.restart();
     }
 
-    /// What may be sent now; `None` if the window is full or all is sent.
+    /// What may be sent now; `None` if the peer's window or the link is full, or all is sent.
     pub(crate) fn next(&self) -> Option<Next> {
         if self.waits_for_needs || self.first.is_some() {
             return None;
         }
         let (place, blob) = self.blobs.iter().enumerate().find(|(_, blob)| blob.next < blob.size_bytes)?;
         let under_way: u64 = self.blobs.iter().map(|blob| blob.next - blob.acked).sum();
-        let room = self.window_bytes.saturating_sub(under_way);
-        let wanted = (self.chunk_bytes() as u64).min(blob.size_bytes - blob.next);
+        let on_the_link = self.pace.bytes_max();
+        let room = self.window_bytes.min(on_the_link).saturating_sub(under_way);
+        // Two at least: one arrives while the other is acknowledged.
+        let chunk_bytes = (self.chunk_bytes() as u64).min(on_the_link / 2);
+        let wanted = chunk_bytes.min(blob.size_bytes - blob.next);
         // A small rest of the window is not worth a chunk, unless the whole window is small.
         let len = if room >= wanted || under_way == 0 { wanted.min(room) } else { return None };
         Some(Next { place, offset: blob.next, len: len as usize })
@@ -291,6 +303,7 @@ impl Outgoing {
         self.report.repeated_bytes += blob.high.min(end).saturating_sub(next.offset);
         self.report.wire_bytes += wire_bytes;
         self.rate.sent(next.len as u64, wire_bytes, now);
+        self.pace.sent(next.len as u64, now);
         blob.next = end;
         blob.high = blob.high.max(end);
     }

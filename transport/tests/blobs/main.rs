@@ -105,6 +105,38 @@ async fn an_upload_cut_anywhere_goes_on_where_it_was() {
     }
 }
 
+#[tokio::test]
+async fn on_a_slow_link_little_is_under_way_so_that_what_is_sent_behind_it_comes_soon() {
+    let (bytes_per_s, window, size) = (2 * MIB, 16 * MIB as u32, 6 * MIB);
+    let (mut pair, bytes) = (Pair::connected().await, noise(size));
+    let outgoing = Outgoing::new(Role::Client, attempt(), vec![(0, Source::memory(bytes.into()))], window);
+    let mut sender = Sender::start(outgoing, &pair.outlet);
+
+    let (mut arrived, mut most_behind) = (0, 0);
+    while arrived < size {
+        let received = within("a chunk", pair.arriving.recv()).await.expect("the door is open");
+        let chunk = received.frame.payload.len();
+        // The link: a chunk is through when its time is over.
+        tokio::time::sleep(Duration::from_secs_f64(chunk as f64 / bytes_per_s as f64)).await;
+        arrived += chunk;
+        sender.credit(0, arrived as u64);
+        if arrived > size / 2 {
+            pair.outlet.send(Frame::new(b"behind".to_vec())).await.expect("room");
+            let mut behind = 0;
+            while let frame = within("it", pair.arriving.recv()).await.expect("open").frame
+                && frame.head != b"behind"[..]
+            {
+                behind += frame.payload.len();
+            }
+            arrived += behind;
+            sender.credit(0, arrived as u64);
+            most_behind = most_behind.max(behind);
+        }
+    }
+    assert!(most_behind <= bytes_per_s, "{most_behind} bytes were sent before it, {bytes_per_s} pass in a second");
+    sender.result().await.expect("sent");
+}
+
 /// Cuts the connection as a network would, makes a new one and says where to go on. Gives the new connection's name.
 async fn relink(pair: &mut Pair, sender: &mut Sender, intake: &Intake, window: u32) -> PeerId {
     sender.tell(Feedback::Unlinked);
@@ -174,7 +206,7 @@ async fn a_file_that_changes_under_way_stops_the_upload_by_name() {
 #[tokio::test]
 async fn without_credit_no_more_than_the_window_is_sent() {
     let mut pair = Pair::connected().await;
-    let window = 3 * MIB / 2;
+    let window = 3 * MIB / 4;
     let source = Source::memory(noise(8 * MIB).into());
     let mut sender =
         Sender::start(Outgoing::new(Role::Client, attempt(), vec![(0, source)], window as u32), &pair.outlet);
