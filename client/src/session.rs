@@ -152,7 +152,7 @@ impl Session {
         self.grant.model_held |= is_held;
     }
 
-    /// The first message of the attempt on a link.
+    /// The first message of the attempt on a link. A result that was coming in when the last one broke goes on from there.
     pub(crate) fn open_message(&self, resume: Resume) -> ClientToWorker {
         ClientToWorker::Open(Open {
             ticket: self.grant.ticket.clone(),
@@ -160,6 +160,7 @@ impl Session {
             model_held: self.grant.model_held,
             window_bytes: limits::WINDOW_BYTES,
             resume: resume == Resume::Yes,
+            outputs_here: self.taking.as_ref().map_or_else(Vec::new, Taking::parts),
         })
     }
 
@@ -222,13 +223,16 @@ impl Session {
         matches!(self.state, State::Accepted(_)).then(|| self.sending.newly_sent()).flatten()
     }
 
-    /// Begins to take outputs in, from their beginnings.
+    /// Begins to take outputs in, or goes on where the last link broke.
     pub(crate) fn take(
         &mut self,
         result: &RunResult,
         spool: &Spool,
         happened: &mpsc::Sender<Happened>,
     ) -> Result<Vec<Taken>, IncomingError> {
+        if result.goes_on && self.taking.as_ref().is_some_and(|taking| taking.is_of(result)) {
+            return Ok(self.arrived_at_once());
+        }
         self.taking = None;
         if result.outputs.is_empty() {
             return Ok(vec![Taken::All(Vec::new())]);

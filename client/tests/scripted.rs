@@ -214,7 +214,14 @@ fn result(script: Script, id: AttemptId) -> Vec<Frame> {
     let output = OutputDecl { name: "y".into(), dtype: DType::F32, shape: vec![1], digest, size_bytes: 4 };
     let outcome = Outcome::Done { run_us: 5, load_us: 7 };
     let run = RunNote { stage: 0, rows: (0, 1), batch_rows: 3, dispatch: Dispatch::Full, run_us: 5 };
-    let result = WorkerToClient::Result(RunResult { id, outcome, outputs: vec![output], runs: vec![run], held_us: 1 });
+    let result = WorkerToClient::Result(RunResult {
+        id,
+        outcome,
+        outputs: vec![output],
+        runs: vec![run],
+        held_us: 1,
+        goes_on: false,
+    });
     let chunk = WorkerToClient::Chunk(Chunk { id, blob: 1, offset: 0, inflated_bytes: None });
     let chunk = Frame { payload: OUTPUT.to_vec().into(), ..chunk.to_frame().unwrap() };
     vec![result.to_frame().unwrap(), chunk]

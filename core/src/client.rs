@@ -370,7 +370,6 @@ impl Client {
             Way::Mending { .. } => return,
             Way::Up => {
                 at.way = Way::Mending { give_up: now + mend_for, retry };
-                at.result = None;
                 true
             }
         };

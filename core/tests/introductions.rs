@@ -35,7 +35,14 @@ fn opened(worker: &mut Worker, body: TicketBody) -> Option<ErrorCode> {
     let manifest = Manifest { model, model_name: "m".into(), then: Vec::new(), items: 1, inputs: Vec::new() };
     let manifest = (body.purpose == Purpose::Run).then_some(manifest);
     let ticket = Ticket::sign(body, &TICKET_KEY);
-    let open = Box::new(Open { ticket, manifest, model_held: false, window_bytes: 1, resume: false });
+    let open = Box::new(Open {
+        ticket,
+        manifest,
+        model_held: false,
+        window_bytes: 1,
+        resume: false,
+        outputs_here: Vec::new(),
+    });
     let said = worker.handle(NOW, Event::Opened { link: LinkId(1), key: None, open });
     said.into_iter().find_map(|action| match action {
         Action::TellClient { message: WorkerToClient::Refuse(refuse), .. } => Some(refuse.code),

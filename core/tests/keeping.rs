@@ -48,7 +48,14 @@ fn keeps(results: u32) -> (Worker, bool) {
 /// What a client hears that opens an attempt.
 fn opens(worker: &mut Worker, task: u32, detached: bool) -> Option<ErrorCode> {
     let (ticket, manifest) = (ticket(task, detached), Some(manifest()));
-    let open = Box::new(Open { ticket, manifest, model_held: false, window_bytes: 1, resume: false });
+    let open = Box::new(Open {
+        ticket,
+        manifest,
+        model_held: false,
+        window_bytes: 1,
+        resume: false,
+        outputs_here: Vec::new(),
+    });
     let said = worker.handle(NOW, Event::Opened { link: LinkId(1), key: None, open });
     said.into_iter().find_map(|action| match action {
         Action::TellClient { message: WorkerToClient::Refuse(refuse), .. } => Some(refuse.code),

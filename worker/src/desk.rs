@@ -181,7 +181,11 @@ impl Desk {
                 }
             }
             Action::SendResult { id, link, outcome, runs, held_us, window_bytes } => {
-                self.send_result(link, RunResult { id, outcome, outputs: Vec::new(), runs, held_us }, window_bytes);
+                self.send_result(
+                    link,
+                    RunResult { id, outcome, outputs: Vec::new(), runs, held_us, goes_on: false },
+                    window_bytes,
+                );
             }
             Action::Silence { id } => {
                 if let Some(attempt) = self.attempts.get_mut(&id) {
@@ -215,17 +219,24 @@ impl Desk {
     fn send_result(&mut self, link: LinkId, mut result: RunResult, window_bytes: u32) {
         let Some(outlet) = self.links.outlet(link).cloned() else { return };
         let id = result.id;
-        let mut outputs = Vec::new();
+        let (mut outputs, mut arrived) = (Vec::new(), Vec::new());
         if let Some(attempt) = self.attempts.get_mut(&id) {
             attempt.relink(link, outlet.clone());
             (result.outcome, outputs) = with_outputs(result.outcome, attempt);
+            arrived = attempt.arrived_over(link);
         }
         result.outputs = outputs.iter().map(Output::declaration).collect();
+        let digests = result.outputs.iter().map(|output| output.digest);
+        result.goes_on = !arrived.is_empty() && digests.eq(arrived.iter().map(|part| part.digest));
+        if !result.goes_on {
+            arrived.clear();
+        }
         let frame = WorkerToClient::Result(result).to_frame().map_err(|error| {
             Failure::new(ErrorCode::ResultTooLarge, format!("the result cannot be described: {error}"))
         });
         let tools = &self.tools;
-        match frame.and_then(|frame| attempt::send_result(id, frame, &outputs, outlet, window_bytes, tools)) {
+        match frame.and_then(|frame| attempt::send_result(id, frame, (&outputs, &arrived), outlet, window_bytes, tools))
+        {
             Ok(upload) => {
                 if let Some(attempt) = self.attempts.get_mut(&id) {
                     attempt.upload = upload;

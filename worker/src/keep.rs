@@ -189,7 +189,14 @@ impl Keep {
             place(input, &new.join(file_name("input", index)))?;
         }
         let manifest = Some(manifest.clone());
-        let open = Open { ticket: ticket.clone(), manifest, model_held: true, window_bytes: 0, resume: false };
+        let open = Open {
+            ticket: ticket.clone(),
+            manifest,
+            model_held: true,
+            window_bytes: 0,
+            resume: false,
+            outputs_here: Vec::new(),
+        };
         let open = ClientToWorker::Open(open).to_frame().map_err(io::Error::other)?;
         replace_file(&new.join("open"), &open.head)?;
         fs::rename(new, folder)?;
@@ -227,7 +234,7 @@ impl Keep {
             place(&output.payload, &folder.join(file_name("output", index)))?;
         }
         let outputs = outputs.iter().map(Output::declaration).collect();
-        let result = RunResult { id, outcome, outputs, runs, held_us: 0 };
+        let result = RunResult { id, outcome, outputs, runs, held_us: 0, goes_on: false };
         let result = WorkerToClient::Result(result).to_frame().map_err(io::Error::other)?;
         replace_file(&folder.join("result"), &result.head)?;
         self.rooms().entry(id).or_default().push(Held::Room { _room });

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mesh_transport::blob::{Arrival, Content, Incoming, IncomingError, Intake};
-use proto_msgs::{AttemptId, BlobIndex, Chunk, ClientToWorker, Credit, OutputDecl, RunResult, limits};
+use proto_msgs::{AttemptId, BlobIndex, Chunk, ClientToWorker, Credit, OutputDecl, OutputPart, RunResult, limits};
 use tokio::{sync::mpsc, task::AbortHandle};
 
 use crate::{
@@ -27,7 +27,7 @@ pub(crate) enum Taken {
     More,
 }
 
-/// The outputs of one result, from their beginnings.
+/// The outputs of one result. A link may break meanwhile: what is here stays.
 #[derive(Debug)]
 pub(super) struct Taking {
     id: AttemptId,
@@ -87,6 +87,21 @@ impl Taking {
 
     pub(super) fn is(&self, serial: u64) -> bool {
         self.serial == serial
+    }
+
+    /// The same outputs are announced again.
+    pub(super) fn is_of(&self, result: &RunResult) -> bool {
+        self.outputs == result.outputs
+    }
+
+    /// How much of each output is here.
+    pub(super) fn parts(&self) -> Vec<OutputPart> {
+        let needs: BTreeMap<BlobIndex, u64> = self.intake.needs().into_iter().collect();
+        let part = |(output, blob): (&OutputDecl, BlobIndex)| {
+            let received_bytes = needs.get(&blob).copied().unwrap_or(output.size_bytes);
+            OutputPart { digest: output.digest, received_bytes }
+        };
+        self.outputs.iter().zip(1..).map(part).collect()
     }
 
     pub(super) fn push(&self, chunk: Chunk, payload: bytes::Bytes) -> Result<(), IncomingError> {

@@ -43,6 +43,7 @@ async fn a_large_output_that_nobody_wants_any_more_leaves_no_file_though_it_is_w
         outputs: vec![output],
         runs: Vec::new(),
         held_us: 1,
+        goes_on: false,
     };
     let (happened, mut inbox) = mpsc::channel(64);
     let mut session = session(None);

@@ -263,7 +263,14 @@ impl World {
             inputs: vec![input],
         };
         let ticket = Ticket::sign(body, &KEY);
-        Open { ticket, manifest: Some(manifest), model_held: true, window_bytes: 1 << 20, resume: false }
+        Open {
+            ticket,
+            manifest: Some(manifest),
+            model_held: true,
+            window_bytes: 1 << 20,
+            resume: false,
+            outputs_here: Vec::new(),
+        }
     }
 
     fn handle(&mut self, event: Event) {

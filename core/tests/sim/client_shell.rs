@@ -247,6 +247,7 @@ impl Mesh {
             model_held: session.grant.model_held,
             window_bytes: WINDOW_BYTES,
             resume,
+            outputs_here: Vec::new(),
         };
         self.send_direct(link, true, Cargo::ToWorker(ClientToWorker::Open(open)));
     }

@@ -149,12 +149,16 @@ impl Mesh {
                 let detail = format!("W{worker} sends a result of {} with rows {:?}", short_id(id), session.rows);
                 self.referee.fail("a result has all rows", detail);
             }
-            let result = RunResult { id, outcome, outputs: Vec::new(), runs, held_us: 0 };
+            let result = RunResult { id, outcome, outputs: Vec::new(), runs, held_us: 0, goes_on: false };
             return self.tell_client(worker, link, WorkerToClient::Result(result));
         };
         let output = OutputDecl { name: "out".to_owned(), dtype: DType::F32, shape: vec![8], digest, size_bytes: 32 };
         let outputs = vec![output];
-        self.tell_client(worker, link, WorkerToClient::Result(RunResult { id, outcome, outputs, runs, held_us: 0 }));
+        self.tell_client(
+            worker,
+            link,
+            WorkerToClient::Result(RunResult { id, outcome, outputs, runs, held_us: 0, goes_on: false }),
+        );
         self.send_piece_later(worker, id, output_us);
     }
 

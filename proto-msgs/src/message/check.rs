@@ -147,6 +147,7 @@ impl Check for Introduce {
 
 impl Check for Open {
     fn check(&self) -> Result<(), String> {
+        at_most("number of outputs that have arrived in part", self.outputs_here.len(), TENSORS_MAX)?;
         let Some(manifest) = &self.manifest else { return Ok(()) };
         name("model name length", &manifest.model_name)?;
         items(manifest.items)?;

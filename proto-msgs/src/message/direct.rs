@@ -72,6 +72,18 @@ pub struct Open {
     pub window_bytes: u32,
     /// First bytes follow only after [`Accept`]: the attempt was open before and the worker knows how far it came.
     pub resume: bool,
+    /// What the client has of the outputs of a result that was on its way when the link broke, in their order; empty if it has
+    /// nothing.
+    pub outputs_here: Vec<OutputPart>,
+}
+
+/// How much of an output has arrived.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct OutputPart {
+    /// Which output: BLAKE3 of all its bytes, as it was announced.
+    pub digest: Digest,
+    /// Bytes from its beginning that are in place.
+    pub received_bytes: u64,
 }
 
 /// A piece of a blob. The payload is the frame's second part.
@@ -171,4 +183,6 @@ pub struct RunResult {
     pub runs: Vec<RunNote>,
     /// Between the arrival of model and inputs and the end, microseconds; 0 if an earlier life of the worker saw the arrival.
     pub held_us: u64,
+    /// Chunks begin where [`Open::outputs_here`] says; else every output comes from its beginning.
+    pub goes_on: bool,
 }

@@ -448,8 +448,14 @@ fn client_and_worker() -> Vec<Any> {
         items: 8,
         inputs: vec![input],
     };
-    let open =
-        Open { ticket: ticket(), manifest: Some(manifest), model_held: true, window_bytes: 16 << 20, resume: false };
+    let open = Open {
+        ticket: ticket(),
+        manifest: Some(manifest),
+        model_held: true,
+        window_bytes: 16 << 20,
+        resume: false,
+        outputs_here: vec![OutputPart { digest: Digest::from_bytes([5; 32]), received_bytes: 7 << 20 }],
+    };
     let output = OutputDecl {
         name: "scores".into(),
         dtype: DType::F32,
@@ -459,7 +465,8 @@ fn client_and_worker() -> Vec<Any> {
     };
     let run = RunNote { stage: 1, rows: (0, 8), batch_rows: 64, dispatch: Dispatch::Waited, run_us: 17_800 };
     let outcome = Outcome::Done { run_us: 1500, load_us: 40_000 };
-    let result = RunResult { id: id(), outcome, outputs: vec![output], runs: vec![run], held_us: 43_000 };
+    let result =
+        RunResult { id: id(), outcome, outputs: vec![output], runs: vec![run], held_us: 43_000, goes_on: true };
     let chunk = Chunk { id: id(), blob: MODEL_BLOB, offset: 5 << 30, inflated_bytes: Some(1 << 20) };
     let credit = Credit { id: id(), blob: 1, received_bytes: 65_535 };
     let accept = Accept { id: id(), needs: vec![(MODEL_BLOB, 0), (1, 65_535)], window_bytes: 16 << 20 };

@@ -143,6 +143,15 @@ impl Outgoing {
         self
     }
 
+    /// The peer has so much of this blob from an earlier upload, and may turn out to have more.
+    pub fn from(mut self, blob: BlobIndex, received_bytes: u64) -> Self {
+        if let Some(blob) = self.blobs.iter_mut().find(|known| known.index == blob) {
+            let received_bytes = received_bytes.min(blob.size_bytes);
+            (blob.next, blob.acked, blob.high) = (received_bytes, received_bytes, blob.size_bytes);
+        }
+        self
+    }
+
     /// Sends this message before all chunks. Should the link break before that, it is not sent any more.
     pub fn behind(mut self, first: Frame) -> Self {
         self.first = Some(first);

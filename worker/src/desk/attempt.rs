@@ -14,7 +14,7 @@ use mesh_transport::{
     Outlet,
     blob::{Intake, Outgoing, Role, Source, UploadEnd, UploadError, Uploading},
 };
-use proto_msgs::{AttemptId, BlobIndex, Chunk, ErrorCode, Failure, Frame, limits::WINDOW_BYTES};
+use proto_msgs::{AttemptId, BlobIndex, Chunk, ErrorCode, Failure, Frame, OutputPart, limits::WINDOW_BYTES};
 use tokio::task::{AbortHandle, JoinHandle};
 use tracing::debug;
 
@@ -77,6 +77,8 @@ pub(super) struct Attempt {
     /// What is being done; ended with the attempt.
     pub(super) task: Option<AbortHandle>,
     pub(super) upload: Option<Uploading>,
+    /// What a client that came over this link has of the result; believed once the machine sends it there.
+    arrived: Option<(LinkId, Vec<OutputPart>)>,
     /// A result on its way to the disk.
     pub(super) keeping: Option<JoinHandle<()>>,
     /// When the machine was last told that the client lives.
@@ -100,8 +102,8 @@ impl Attempt {
 
     fn at(number: u64, link: LinkId, way: Option<Way>, order: Order, stage: Stage, held: Vec<Pin>) -> Self {
         let (task, upload, keeping, alive_told) = (None, None, None, None);
-        let has_gap = false;
-        Self { number, link, way, order, stage, has_gap, task, upload, keeping, alive_told, _held: held }
+        let (has_gap, arrived) = (false, None);
+        Self { number, link, way, order, stage, has_gap, task, upload, arrived, keeping, alive_told, _held: held }
     }
 
     /// One that was found on the disk.
@@ -131,6 +133,16 @@ impl Attempt {
             Some(way) => way.replace(outlet),
             None => self.way = Some(Way::new(outlet)),
         }
+    }
+
+    /// A client has come over this link and says what it has of the result.
+    pub(super) fn note_arrived(&mut self, link: LinkId, outputs: Vec<OutputPart>) {
+        self.arrived = (!outputs.is_empty()).then_some((link, outputs));
+    }
+
+    /// What the client on this link said that it has; once: what is sent after that arrives, too.
+    pub(super) fn arrived_over(&mut self, link: LinkId) -> Vec<OutputPart> {
+        self.arrived.take_if(|(of, _)| *of == link).map_or_else(Vec::new, |(_, outputs)| outputs)
     }
 
     /// What the client must still send; `None` while that is not known.
@@ -209,11 +221,11 @@ impl Drop for Attempt {
     }
 }
 
-/// Sends the result and its outputs; `None` if nothing is left to do.
+/// Sends the result and what has not `arrived` of its outputs; `None` if nothing is left to do.
 pub(super) fn send_result(
     id: AttemptId,
     result: Frame,
-    outputs: &[Output],
+    (outputs, arrived): (&[Output], &[OutputPart]),
     outlet: Outlet,
     window_bytes: u32,
     tools: &Arc<Tools>,
@@ -221,6 +233,8 @@ pub(super) fn send_result(
     let lost =
         |error| Failure::new(ErrorCode::WorkerLost, format!("the worker lost the outputs of this task: {error}"));
     let outgoing = outgoing(id, outputs, window_bytes).map_err(lost)?.behind(result);
+    let outgoing =
+        arrived.iter().zip(1..).fold(outgoing, |outgoing, (part, blob)| outgoing.from(blob, part.received_bytes));
     let later = tools.clone();
     let (uploading, end) = Uploading::start(outgoing, outlet, async move |end| note_sent(id, end, &later));
     Ok(match end {
@@ -232,7 +246,7 @@ pub(super) fn send_result(
     })
 }
 
-/// An upload is over: the client has everything, or comes back over a new link and is sent everything again.
+/// An upload is over: the client has everything, or comes back over a new link and says how much it has.
 pub(super) fn note_sent(id: AttemptId, end: UploadEnd, tools: &Tools) {
     match end {
         Ok(sent) => tools.link_speed.told(sent.blob_bytes, sent.link_bytes_per_s),

@@ -101,6 +101,9 @@ impl Desk {
         if open.manifest.is_some() && !open.resume && !self.attempts.contains_key(&id) {
             self.early.expect(id, link);
         }
+        if let Some(attempt) = self.attempts.get_mut(&id) {
+            attempt.note_arrived(link, open.outputs_here.clone());
+        }
         let key = self.links.key(link);
         self.tell_machine(Event::Opened { link, key, open: Box::new(open) }).await;
     }
