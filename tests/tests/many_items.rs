@@ -106,10 +106,10 @@ fn a_pattern_names_items_too_and_a_table_sums_up() {
 }
 
 #[test]
-fn a_model_that_is_sent_for_longer_than_a_ticket_lives_is_sent_once_for_the_whole_job() {
+fn a_model_that_is_sent_for_longer_than_room_is_kept_is_sent_once_for_the_whole_job() {
     let mesh = Mesh::start();
     let (door, _worker) = mesh.worker_behind_proxy("w1", &["--slots", "4"]);
-    // Ten seconds on this line; tickets are good for six.
+    // Ten seconds on this line; the broker keeps room for six for those that have not opened.
     let model_bytes = 10 << 20;
     door.throttle(Some(1 << 20));
     let (model, items) = (mesh.file("heavy.onnx", &onnx::heavy(model_bytes, 1)), mesh.folder().join("items"));
