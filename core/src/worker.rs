@@ -41,6 +41,9 @@ const DIAL_WAIT: Duration = Duration::from_secs(6);
 /// Clients are told of a phase that lasts so long: of a shorter one nobody is the wiser, and each word wakes four threads.
 const NEWS_AFTER: Duration = Duration::from_millis(50);
 
+/// The end of a detached attempt is told after this part of the time between heartbeats, and with it those that end meanwhile.
+const SOON: u32 = 4;
+
 /// A detached attempt whose runs ended with the worker's death so often is to blame for it.
 const DEADLY_RUNS_MAX: u32 = 3;
 
@@ -128,7 +131,7 @@ impl Worker {
             Event::ReceiveFailed { id, code, text } => self.receive_failed(now, id, code, text),
             Event::BatchReached { batch, phase } => self.reached(now, batch, phase),
             Event::BatchEnded { batch, ended } => self.batch_ended(now, batch, ended),
-            Event::Kept { id } => self.kept(id),
+            Event::Kept { id } => self.kept(now, id),
             Event::DialFailed { id, text } => self.dial_failed(now, id, text),
             Event::Sampled(sample) => self.sampled(now, sample),
             Event::DrainAsked => self.drain(now),
@@ -329,10 +332,11 @@ impl Worker {
         }
     }
 
-    /// The end of a detached attempt outlives this process: the broker may be told.
-    fn kept(&mut self, id: AttemptId) {
+    /// The end of a detached attempt outlives this process: the broker may be told, and soon, because somebody may wait for it.
+    fn kept(&mut self, now: MonoTime, id: AttemptId) {
         if let Some(attempt) = self.attempts.get_mut(id) {
             attempt.is_kept = true;
+            self.next_heartbeat = self.next_heartbeat.min(now + self.config.heartbeat / SOON);
         }
     }
 

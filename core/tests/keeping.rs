@@ -76,6 +76,18 @@ fn results_that_wait_to_be_fetched_keep_no_attached_task_out() {
 }
 
 #[test]
+fn the_end_of_a_detached_task_is_told_before_the_next_heartbeat_is_due() {
+    let (mut worker, _) = keeps(1);
+    let heartbeat = Config::new(register(1)).heartbeat;
+    let TicketBody { task, attempt, .. } = ticket(0, true).body;
+    let _ = worker.handle(NOW, Event::Kept { id: AttemptId { task, attempt } });
+    let at = worker.next_deadline().expect("it beats");
+    assert!(at.since(NOW) < heartbeat / 2, "{:?}", at.since(NOW));
+    let said = worker.handle(at, Event::Deadline);
+    assert!(said.iter().any(|action| matches!(action, Action::TellBroker(WorkerToBroker::Heartbeat(_)))), "{said:?}");
+}
+
+#[test]
 fn a_result_that_nobody_fetches_is_kept_for_its_time_and_no_longer() {
     let (mut worker, _) = keeps(1);
     let kept_for = Config::new(register(1)).result_kept;

@@ -11,7 +11,7 @@ use super::{
     Action, Broker, Change,
     grants::Way,
     obstacle, placement, refusals,
-    tasks::{Place, State, Task},
+    tasks::{Awaiting, Place, State, Task},
     worker::Worker,
 };
 use crate::{MonoTime, Rule};
@@ -291,7 +291,7 @@ impl Broker {
         }
     }
 
-    fn locate(&mut self, now: MonoTime, peer: PeerId, key: Option<PublicKey>, locate: Locate) {
+    pub(super) fn locate(&mut self, now: MonoTime, peer: PeerId, key: Option<PublicKey>, locate: Locate) {
         let Some(task) = self.owned(locate.task, locate.client, key) else {
             return self.refuse(peer, locate.task, ErrorCode::NotFound, "no such task, or it is somebody else's");
         };
@@ -311,6 +311,9 @@ impl Broker {
         let (Some(worker), true) = (keeper, is_done) else {
             let (id, worker_alive) = (task.attempt_id(), keeper.is_some());
             let noted = Noted { id, worker_alive, durable: self.is_durable(task) };
+            if let Some(task) = self.tasks.get_mut(locate.task) {
+                task.awaited_by = Some(Box::new(Awaiting { peer, key, locate }));
+            }
             return self.tell_client(Some(peer), BrokerToClient::Noted(noted));
         };
         let worker = worker.id();

@@ -275,6 +275,9 @@ impl Broker {
                 task.stored = false;
             }
         }
+        if let Some(waits) = self.tasks.get_mut(id).and_then(|task| task.awaited_by.take()) {
+            self.locate(now, waits.peer, waits.key, waits.locate);
+        }
     }
 
     pub(super) fn end_and_tell(&mut self, now: MonoTime, id: TaskId, outcome: Outcome) {

@@ -19,8 +19,8 @@ use std::{
 };
 
 use proto_msgs::{
-    Attempt, AttemptId, ClientId, Direction, Epoch, Lane, Outcome, PeerId, Prediction, PublicKey, Submit, TaskId,
-    TaskStanding, TaskView, WorkerId,
+    Attempt, AttemptId, ClientId, Direction, Epoch, Lane, Locate, Outcome, PeerId, Prediction, PublicKey, Submit,
+    TaskId, TaskStanding, TaskView, WorkerId,
 };
 
 use super::{
@@ -117,6 +117,8 @@ pub(super) struct Task {
     pub(super) named_by_client: Attempt,
     /// Who took it back and is told so once the store has it.
     pub(super) cancelled_by: Option<PeerId>,
+    /// Who asked last for the result of a detached task that had none yet, and is shown the way when there is one.
+    pub(super) awaited_by: Option<Box<Awaiting>>,
     /// It ended because its client was silent.
     pub(super) abandoned: bool,
     /// The store has been told of it.
@@ -125,6 +127,14 @@ pub(super) struct Task {
     pub(super) in_store: Option<Footing>,
     /// When the task wants to be looked at; once it has ended, when it may be forgotten.
     pub(super) due: MonoTime,
+}
+
+/// A client that asked for a result.
+#[derive(Debug)]
+pub(super) struct Awaiting {
+    pub(super) peer: PeerId,
+    pub(super) key: Option<PublicKey>,
+    pub(super) locate: Locate,
 }
 
 impl Task {
@@ -161,6 +171,7 @@ impl Task {
             away_since: None,
             named_by_client: Attempt(0),
             cancelled_by: None,
+            awaited_by: None,
             abandoned: false,
             stored: false,
             in_store: None,

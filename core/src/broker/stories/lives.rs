@@ -39,6 +39,22 @@ fn however_many_others_end_a_detached_result_is_found() {
 }
 
 #[test]
+fn whoever_waits_for_a_result_is_shown_the_way_when_there_is_one() {
+    let mut mesh = Mesh::new(Config::default());
+    mesh.register(0, [1, 0], |_| {});
+    mesh.submit(0, 1, |submit| submit.detached = true);
+    mesh.store();
+    let id = mesh.grants[0].id;
+    mesh.fetch(0, 1);
+    assert_eq!(mesh.grants.len(), 1, "there is no result yet");
+    mesh.beat(0, |heartbeat| {
+        heartbeat.attempts = vec![AttemptReport { id, state: AttemptState::Finished(DONE), detached: true }];
+    });
+    let purposes: Vec<Purpose> = mesh.grants.iter().map(|grant| grant.ticket.body.purpose).collect();
+    assert_eq!(purposes, [Purpose::Run, Purpose::Fetch], "nobody has asked again");
+}
+
+#[test]
 fn a_worker_that_is_gone_puts_off_no_deadline() {
     let mut mesh = Mesh::new(Config::default());
     mesh.register(0, [1, 0], |_| {});
