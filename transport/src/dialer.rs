@@ -1,6 +1,6 @@
 //! A connecting socket: one peer, dialled by us.
 
-use std::{mem, time::Duration};
+use std::time::Duration;
 
 use proto_msgs::{Frame, PeerId, PublicKey};
 use tokio::{
@@ -11,12 +11,12 @@ use tokio::{
 
 use crate::{
     Context, Inbox, Limits, Outlet, SendError, Traffic, address,
-    listener::CLOSE_WAIT,
+    direct::Direct,
     monitor::{Monitor, Refusal},
     outlet::{self, End},
     queue::Queue,
     raw,
-    socket::{self, Socket, Taken, the_peer},
+    socket::{self, Socket, the_peer},
 };
 
 /// What an address has before the next one is tried, too: longer than a connection within a site takes.
@@ -28,14 +28,10 @@ const PROBE_WAIT: Duration = Duration::from_millis(300);
 /// A connected DEALER.
 #[derive(Debug)]
 pub struct Dialer {
-    socket: Socket,
+    direct: Direct,
     monitor: Monitor,
     endpoint: String,
     encrypted: bool,
-    limits: Limits,
-    /// What libzmq takes no more of at the moment.
-    queue: Queue,
-    traffic: Traffic,
     /// The last change told was `Connected`.
     told_connected: bool,
 }
@@ -128,13 +124,10 @@ impl Dialer {
         socket::connect(&mut inner, endpoint).map_err(|errno| bad(raw::text_of(errno)))?;
         let socket = Socket::new(inner).map_err(|error| bad(error.to_string()))?;
         Ok(Self {
-            socket,
+            direct: Direct::new(socket, limits),
             monitor,
             endpoint: endpoint.to_owned(),
             encrypted: their_key.is_some(),
-            limits,
-            queue: Queue::default(),
-            traffic: Traffic::default(),
             told_connected: false,
         })
     }
@@ -178,23 +171,15 @@ impl Dialer {
             if let Some(heard) = self.hear() {
                 return heard;
             }
-            self.flush();
-            let blocked = !self.queue.is_empty();
+            self.direct.flush();
+            let blocked = self.direct.is_blocked();
             self.wait(true, blocked).await;
         }
     }
 
     /// The next message if it is here already.
     pub fn try_recv(&mut self) -> Option<Frame> {
-        loop {
-            match self.socket.take()? {
-                Taken::Frame { frame, .. } => {
-                    self.traffic.received += 1;
-                    return Some(frame);
-                }
-                Taken::Malformed => self.traffic.malformed += 1,
-            }
-        }
+        self.direct.take().map(|(_, _, frame)| frame)
     }
 
     /// Sends without ever blocking; what the peer cannot take yet waits in a bounded queue.
@@ -202,39 +187,23 @@ impl Dialer {
     /// # Errors
     /// `Full` if that queue is full. The message is dropped and counted.
     pub fn send(&mut self, frame: Frame) -> Result<(), SendError> {
-        if self.queue.is_empty() && self.socket.offer(&the_peer(), &frame).is_ok() {
-            self.traffic.sent += 1;
-            return Ok(());
-        }
-        let queued = self.queue.push(frame, &self.limits);
-        match queued {
-            Ok(()) => self.traffic.waiting += 1,
-            Err(_) => self.traffic.dropped_full += 1,
-        }
-        queued
+        self.direct.send(the_peer(), frame)
     }
 
     /// Counters.
     pub fn traffic(&self) -> Traffic {
-        self.traffic
+        self.direct.traffic
     }
 
     /// Hands the socket to a task of its own. The socket closes when the inbox is dropped.
     pub fn spawn(self) -> (Outlet, Inbox<Heard>) {
-        let (limits, traffic) = (self.limits, self.traffic);
+        let (limits, traffic) = (self.direct.limits, self.direct.traffic);
         outlet::spawn_dialled(self, limits, traffic)
     }
 
     /// Gives what is queued a moment to leave, then closes the socket.
     pub async fn close(mut self) {
-        let flushed = async {
-            while !self.queue.is_empty() {
-                self.flush();
-                self.socket.ready(false, true).await;
-            }
-        };
-        let _a_slow_peer_loses_the_rest = timeout(CLOSE_WAIT, flushed).await;
-        self.socket.linger();
+        self.direct.close().await;
     }
 
     /// Changes of the connection before messages: a message comes on a connection that stands.
@@ -253,17 +222,9 @@ impl Dialer {
         self.try_recv().map(Heard::Frame)
     }
 
-    fn flush(&mut self) {
-        let Self { socket, queue, traffic, .. } = self;
-        if let Ok(sent) = queue.drain(usize::MAX, |frame| socket.offer(&the_peer(), frame)) {
-            traffic.sent += sent as u64;
-            traffic.waiting -= sent as u64;
-        }
-    }
-
     async fn wait(&mut self, wanted: bool, blocked: bool) {
         tokio::select! {
-            () = self.socket.ready(wanted, blocked) => self.monitor.due = true,
+            () = self.direct.socket.ready(wanted, blocked) => self.monitor.due = true,
             () = self.monitor.ready() => {}
         }
     }
@@ -277,7 +238,7 @@ impl End for Dialer {
     }
 
     fn offer(&mut self, peer: &PeerId, frame: &Frame) -> Result<(), SendError> {
-        self.socket.offer(peer, frame)
+        self.direct.socket.offer(peer, frame)
     }
 
     async fn ready(&mut self, wanted: bool, blocked: bool) {
@@ -285,16 +246,15 @@ impl End for Dialer {
     }
 
     fn leftovers(&mut self) -> Vec<(PeerId, Queue)> {
-        let queue = mem::take(&mut self.queue);
-        if queue.is_empty() { Vec::new() } else { vec![(the_peer(), queue)] }
+        self.direct.take_waiting()
     }
 
     fn malformed(&self) -> u64 {
-        self.traffic.malformed
+        self.direct.traffic.malformed
     }
 
     fn close(self) {
-        self.socket.linger();
+        self.direct.socket.linger();
     }
 }
 
@@ -302,7 +262,7 @@ impl Drop for Dialer {
     /// libzmq's thread writes events with a send that waits for ever when their reader is gone, and with it every socket of
     /// the context: so the writing ends before the reader goes.
     fn drop(&mut self) {
-        self.socket.unwatch();
+        self.direct.socket.unwatch();
     }
 }
 

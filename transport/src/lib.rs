@@ -18,6 +18,7 @@ pub mod address;
 pub mod blob;
 mod context;
 mod dialer;
+mod direct;
 mod doorkeeper;
 pub mod keys;
 mod listener;
@@ -29,6 +30,7 @@ mod socket;
 
 pub use context::{Admit, Admitted, Context, ContextError, Limits, Security};
 pub use dialer::{DialError, Dialer, Heard, dial_first};
+pub use direct::Traffic;
 pub use keys::KeyPair;
-pub use listener::{ListenError, Listener, Received, Traffic};
+pub use listener::{ListenError, Listener, Received};
 pub use outlet::{Door, Inbox, Outlet, SendError};

@@ -1,33 +1,22 @@
-//! A listening socket in its direct form: owned by one task, no hop, no lock.
-
-use std::collections::HashMap;
+//! A listening socket, in its direct form (see `direct`) until it is handed to a task of its own.
 
 use proto_msgs::{Frame, PeerId, PublicKey};
-use tokio::{
-    task::coop::consume_budget,
-    time::{Duration, timeout},
-};
+use tokio::task::coop::consume_budget;
 
 use crate::{
-    Admit, Context, Door, Inbox, Limits, SendError, address,
+    Admit, Context, Door, Inbox, Limits, SendError, Traffic, address,
+    direct::Direct,
     outlet::{self, End},
     queue::Queue,
     raw::{self, Errno},
-    socket::{self, Socket, Taken},
+    socket::{self, Socket},
 };
-
-/// How long a socket that is closed waits for slow peers to take what is queued.
-pub(crate) const CLOSE_WAIT: Duration = Duration::from_millis(500);
 
 /// A bound ROUTER.
 #[derive(Debug)]
 pub struct Listener {
-    socket: Socket,
+    direct: Direct,
     endpoint: String,
-    limits: Limits,
-    /// Peers that libzmq takes no more messages for at the moment.
-    slow: HashMap<PeerId, Queue>,
-    traffic: Traffic,
     _domain: Option<Domain>,
 }
 
@@ -59,23 +48,6 @@ pub enum ListenError {
         /// What is wrong with it.
         reason: String,
     },
-}
-
-/// Counters of a socket since its start.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Traffic {
-    /// Messages received.
-    pub received: u64,
-    /// Messages handed to libzmq.
-    pub sent: u64,
-    /// Messages dropped because a peer's queue was full.
-    pub dropped_full: u64,
-    /// Messages dropped because the peer was gone.
-    pub dropped_gone: u64,
-    /// Messages received that had no peer name, or too many parts.
-    pub malformed: u64,
-    /// Gauge: messages waiting here for slow peers.
-    pub waiting: u64,
 }
 
 /// The listener's entry with the door-keeper, taken out when the listener goes.
@@ -116,7 +88,7 @@ impl Listener {
         let real = inner.get_last_endpoint().map_err(system)?.unwrap_or_else(|_| endpoint.to_owned());
         let real = address::without_mapping(&real);
         let socket = Socket::new(inner).map_err(|error| bad(error.to_string()))?;
-        Ok(Self { socket, endpoint: real, limits, slow: HashMap::new(), traffic: Traffic::default(), _domain: domain })
+        Ok(Self { direct: Direct::new(socket, limits), endpoint: real, _domain: domain })
     }
 
     /// The address bound, with the real port.
@@ -132,23 +104,16 @@ impl Listener {
             if let Some(received) = self.try_recv() {
                 return received;
             }
-            self.flush();
-            self.socket.ready(true, !self.slow.is_empty()).await;
+            self.direct.flush();
+            let is_blocked = self.direct.is_blocked();
+            self.direct.socket.ready(true, is_blocked).await;
         }
     }
 
     /// The next message if it is here already: after [`Self::recv`], take up to some tens of these before anything else, then
     /// come back to `recv`, so that neither messages nor other work starve.
     pub fn try_recv(&mut self) -> Option<Received> {
-        loop {
-            match self.socket.take()? {
-                Taken::Frame { peer, key, frame } => {
-                    self.traffic.received += 1;
-                    return Some(Received { peer, key, frame });
-                }
-                Taken::Malformed => self.traffic.malformed += 1,
-            }
-        }
+        self.direct.take().map(|(peer, key, frame)| Received { peer, key, frame })
     }
 
     /// Sends without ever blocking; what a slow peer cannot take yet waits in that peer's own bounded queue.
@@ -156,72 +121,25 @@ impl Listener {
     /// # Errors
     /// `Gone` if there is no such connection any more, `Full` if that queue is full. The message is dropped and counted.
     pub fn send(&mut self, peer: PeerId, frame: Frame) -> Result<(), SendError> {
-        // Usually nobody is slow; looking that up would cost as much as the rest.
-        let queue = if self.slow.is_empty() { None } else { self.slow.get_mut(&peer) };
-        let sent = match queue {
-            Some(queue) => queue.push(frame, &self.limits).map(|()| self.traffic.waiting += 1),
-            None => match self.socket.offer(&peer, &frame) {
-                Ok(()) => {
-                    self.traffic.sent += 1;
-                    Ok(())
-                }
-                Err(SendError::Full) => {
-                    let queue = self.slow.entry(peer).or_default();
-                    queue.push(frame, &self.limits).map(|()| self.traffic.waiting += 1)
-                }
-                Err(SendError::Gone) => Err(SendError::Gone),
-            },
-        };
-        match sent {
-            Err(SendError::Full) => self.traffic.dropped_full += 1,
-            Err(SendError::Gone) => self.traffic.dropped_gone += 1,
-            Ok(()) => {}
-        }
-        sent
+        self.direct.send(peer, frame)
     }
 
     /// Counters.
     pub fn traffic(&self) -> Traffic {
-        self.traffic
+        self.direct.traffic
     }
 
     /// Hands the socket to a task of its own. The inbox is bounded: while nobody reads it, peers are not read either.
     /// The socket closes when the inbox is dropped.
     pub fn spawn(self) -> (Door, Inbox<Received>) {
-        let (endpoint, limits, traffic) = (self.endpoint.clone(), self.limits, self.traffic);
+        let (endpoint, limits, traffic) = (self.endpoint.clone(), self.direct.limits, self.direct.traffic);
         let (shared, inbox) = outlet::spawn(self, limits, traffic);
         (Door::new(endpoint, shared), inbox)
     }
 
     /// Gives what is queued a moment to leave, then closes the socket.
     pub async fn close(mut self) {
-        let flushed = async {
-            while !self.slow.is_empty() {
-                self.flush();
-                self.socket.ready(false, true).await;
-            }
-        };
-        let _slow_peers_lose_the_rest = timeout(CLOSE_WAIT, flushed).await;
-        self.socket.linger();
-    }
-
-    /// Tries again to send what waits.
-    fn flush(&mut self) {
-        let Self { socket, slow, traffic, .. } = self;
-        slow.retain(|peer, queue| {
-            let sent = queue.drain(usize::MAX, |frame| socket.offer(peer, frame));
-            match sent {
-                Ok(sent) => {
-                    traffic.sent += sent as u64;
-                    traffic.waiting -= sent as u64;
-                }
-                Err(_) => {
-                    traffic.dropped_gone += queue.len() as u64;
-                    traffic.waiting -= queue.len() as u64;
-                }
-            }
-            sent.is_ok() && !queue.is_empty()
-        });
+        self.direct.close().await;
     }
 }
 
@@ -233,24 +151,24 @@ impl End for Listener {
     }
 
     fn offer(&mut self, peer: &PeerId, frame: &Frame) -> Result<(), SendError> {
-        self.socket.offer(peer, frame)
+        self.direct.socket.offer(peer, frame)
     }
 
     async fn ready(&mut self, wanted: bool, blocked: bool) {
-        self.socket.ready(wanted, blocked).await;
+        self.direct.socket.ready(wanted, blocked).await;
     }
 
     /// Messages that waited in the direct form.
     fn leftovers(&mut self) -> Vec<(PeerId, Queue)> {
-        self.slow.drain().collect()
+        self.direct.take_waiting()
     }
 
     fn malformed(&self) -> u64 {
-        self.traffic.malformed
+        self.direct.traffic.malformed
     }
 
     fn close(self) {
-        self.socket.linger();
+        self.direct.socket.linger();
     }
 }
 

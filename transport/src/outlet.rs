@@ -16,7 +16,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{Limits, Traffic, listener::CLOSE_WAIT, queue::Queue, socket::the_peer};
+use crate::{Limits, Traffic, direct::CLOSE_WAIT, queue::Queue, socket::the_peer};
 
 /// Messages taken from a socket, or sent to one peer, before anything else has its turn.
 const BATCH: usize = 64;
