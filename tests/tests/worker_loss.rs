@@ -3,6 +3,8 @@
 use mesh_tests::{Job, Mesh, PATIENCE, proxy::Side, wait_until};
 use proto_msgs::Phase;
 
+const CHUNK_OF_OUTPUT: u16 = 506;
+
 #[test]
 fn before_the_transfer() {
     let mesh = Mesh::start();
@@ -42,6 +44,21 @@ fn during_the_run() {
     let job = Job::long(&mesh, 3000);
     let started = job.start(&mesh, &[]);
     wait_until("the model to run", PATIENCE, || door.worker_reached(Phase::Running));
+
+    let _heir = mesh.worker("heir");
+    doomed.kill();
+
+    assert_eq!(started.done(&job).worker(), "heir");
+}
+
+#[test]
+fn while_the_result_comes_back() {
+    let mesh = Mesh::start();
+    let (door, mut doomed) = mesh.worker_behind_proxy("doomed", &[]);
+    door.throttle(Some(32 << 20));
+    let job = Job::voluminous(&mesh, 24);
+    let started = job.start(&mesh, &[]);
+    wait_until("a part of the result", PATIENCE, || door.payload_bytes(CHUNK_OF_OUTPUT) > 4 << 20);
 
     let _heir = mesh.worker("heir");
     doomed.kill();
