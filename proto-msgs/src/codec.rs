@@ -1,9 +1,9 @@
-//! Messages to bytes and back. The only place that configures bincode: variable-length integers, little endian, a hard
-//! limit before anything is allocated.
+//! Owns the way from messages to bytes and back. Only this file configures bincode: variable-length integers, little
+//! endian, a hard limit before anything is allocated.
 //!
-//! bincode is not self-describing and its 2.0.1 is the last release. Both are lived with here: version and kind stand in a
-//! header outside of it, a released struct is never edited (a changed message gets a new kind), the bytes are pinned in
-//! `tests/bytes.rs` and the same bytes come out of a second crate, which is the way out.
+//! bincode is not self-describing and 2.0.1 is its last release. The answer to both: version and kind stand in a header
+//! outside of the body, a released struct is never edited (a changed message gets a new kind), `tests/bytes.rs` pins
+//! the bytes, and a second crate produces the same bytes, which is the way out.
 
 use bincode::{Decode, Encode, config};
 use bytes::Bytes;
@@ -13,20 +13,21 @@ use crate::{
     limits::{CHUNK_BYTES_MAX, CONTROL_BYTES_MAX, PAGE_BYTES_MAX, PAGE_ROWS_MAX},
 };
 
-/// Kind 0 in every version: "I do not speak your version". Its body is `min`, `max`, two little-endian `u16`.
+/// Kind 0 in every version: the sender does not speak the peer's version. Its body is `min`, `max`, two little-endian
+/// `u16`.
 pub const KIND_UNSUPPORTED: u16 = 0;
 
-/// What travels: one encoded message and, for a chunk, its raw payload behind it.
+/// One encoded message and, for a chunk, its raw payload behind it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Frame {
-    /// Header and body.
+    /// Header and encoded body.
     pub head: Bytes,
-    /// Raw bytes that are never decoded; empty but for chunks.
+    /// Raw bytes that are never decoded; empty except for chunks.
     pub payload: Bytes,
 }
 
 impl Frame {
-    /// A message without payload.
+    /// A frame without payload.
     pub fn new(head: Vec<u8>) -> Self {
         Self { head: head.into(), payload: Bytes::new() }
     }
@@ -36,7 +37,7 @@ impl Frame {
         self.head.len() + self.payload.len()
     }
 
-    /// The answer to a peer whose version is not spoken here; understood by every version there will be.
+    /// The answer to a peer whose version this program does not speak. Every future version will understand it.
     pub fn unsupported() -> Self {
         let header = Header { version: VERSION, kind: KIND_UNSUPPORTED, body_bytes: 4 };
         let mut head = header.to_bytes().to_vec();
@@ -46,13 +47,13 @@ impl Frame {
     }
 }
 
-/// Why bytes from a peer are not a message.
+/// Why a peer's bytes are not a message.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum DecodeError {
-    /// Too short for a header, or another magic: not a node of the mesh.
+    /// Too short for a header, or another magic number: the peer is not a node of the mesh.
     #[error("not a message of the mesh")]
     NotOurs,
-    /// The peer speaks a version that is not spoken here.
+    /// The peer's version is not one that this program speaks.
     #[error(
         "peer speaks protocol version {theirs}, this program {VERSION_MIN} to {VERSION}: upgrade the older of the two"
     )]
@@ -60,7 +61,7 @@ pub enum DecodeError {
         /// The version in the peer's header.
         theirs: u16,
     },
-    /// The peer says that it does not speak our version.
+    /// The peer says that it does not speak this program's version.
     #[error(
         "peer speaks protocol versions {min} to {max}, this program speaks {VERSION}: upgrade the older of the two"
     )]
@@ -70,10 +71,10 @@ pub enum DecodeError {
         /// Newest version the peer understands.
         max: u16,
     },
-    /// No message of this direction has this number.
+    /// No message of this direction has this kind number.
     #[error("unknown message kind {0}")]
     UnknownKind(u16),
-    /// Longer than any message may be.
+    /// The message is longer than any message may be.
     #[error("{got_bytes} bytes, the limit is {limit_bytes}")]
     TooLong {
         /// Bytes received.
@@ -81,7 +82,7 @@ pub enum DecodeError {
         /// Bytes allowed.
         limit_bytes: usize,
     },
-    /// The body is cut, has bytes to spare, or breaks a limit.
+    /// The body is cut, has bytes left over, or breaks a limit.
     #[error("message kind {kind} is garbled: {reason}")]
     Garbled {
         /// Kind in the header.
@@ -91,26 +92,26 @@ pub enum DecodeError {
     },
 }
 
-/// Why a message is not made into bytes: its peer would drop it without a word.
+/// Why a message is not encoded. Its receiver would drop it in silence, so the sender hears of it instead.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum EncodeError {
-    /// Longer than any message may be.
+    /// The message would be longer than any message may be.
     #[error("message kind {kind} would be longer than {CONTROL_BYTES_MAX} bytes")]
     TooLong {
         /// Kind of the message.
         kind: u16,
     },
-    /// Something in it breaks a limit.
+    /// A field of the message breaks a limit.
     #[error("message kind {kind} breaks a limit: {reason}")]
     OverLimit {
         /// Kind of the message.
         kind: u16,
-        /// Which limit, and by how much.
+        /// The limit, and by how much it is broken.
         reason: String,
     },
 }
 
-/// As many rows as one answer holds: at least one if there are any, so that the asker gets on.
+/// As many rows as fit into one answer; at least one if there are any, so that the asker makes progress.
 pub fn page<Row: Encode>(rows: impl Iterator<Item = Row>) -> Vec<Row> {
     let mut left_bytes = PAGE_BYTES_MAX;
     let mut page = Vec::new();
@@ -125,10 +126,10 @@ pub fn page<Row: Encode>(rows: impl Iterator<Item = Row>) -> Vec<Row> {
     page
 }
 
-/// Bytes that a value takes in a message.
+/// The encoded length of a value.
 fn size_bytes(value: &impl Encode) -> usize {
     let mut size = bincode::enc::EncoderImpl::new(bincode::enc::write::SizeWriter::default(), config::standard());
-    // A value without an encoding is as good as endless: it fits nowhere.
+    // A value that cannot be encoded counts as endless: it fits nowhere.
     value.encode(&mut size).map_or(usize::MAX, |()| size.into_writer().bytes_written)
 }
 
@@ -138,7 +139,7 @@ fn config() -> impl config::Config {
 
 /// Encodes one body behind its header.
 pub(crate) fn encode(kind: u16, body: &impl Encode) -> Result<Vec<u8>, EncodeError> {
-    // A heartbeat of a small worker, the message sent most, fits without growing.
+    // A heartbeat of a small worker, the most frequent message, fits without growing.
     let mut bytes = Vec::with_capacity(256);
     bytes.resize(HEADER_BYTES, 0);
     bincode::encode_into_std_write(body, &mut bytes, config()).map_err(|_| EncodeError::TooLong { kind })?;
@@ -150,7 +151,7 @@ pub(crate) fn encode(kind: u16, body: &impl Encode) -> Result<Vec<u8>, EncodeErr
     Ok(bytes)
 }
 
-/// Checks the header and gives kind and body.
+/// Checks the header and returns kind and body.
 pub(crate) fn open(frame: &Frame) -> Result<(u16, &[u8]), DecodeError> {
     let too_long = |got_bytes, limit_bytes| DecodeError::TooLong { got_bytes, limit_bytes };
     if frame.head.len() > CONTROL_BYTES_MAX {
@@ -177,7 +178,7 @@ pub(crate) fn open(frame: &Frame) -> Result<(u16, &[u8]), DecodeError> {
     Ok((header.kind, body))
 }
 
-/// Decodes a body that must be used up to its last byte.
+/// Decodes a body. Its bytes must be used up to the last one.
 pub(crate) fn decode<T: Decode<()>>(kind: u16, body: &[u8]) -> Result<T, DecodeError> {
     let garbled = |reason| DecodeError::Garbled { kind, reason };
     let (value, used) = bincode::decode_from_slice(body, config()).map_err(|error| garbled(error.to_string()))?;
@@ -187,7 +188,8 @@ pub(crate) fn decode<T: Decode<()>>(kind: u16, body: &[u8]) -> Result<T, DecodeE
     Ok(value)
 }
 
-/// Defines one direction of talk: an enum whose variants carry one struct each and have a number that is never used twice.
+/// Defines the messages of one direction: an enum whose variants carry one struct each and have a kind number that is
+/// never reused.
 macro_rules! messages {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $number:literal $variant:ident($body:ty);)* }) => {
         $(#[$doc])*
@@ -195,10 +197,10 @@ macro_rules! messages {
         pub enum $name { $($(#[$vdoc])* $variant($body),)* }
 
         impl $name {
-            /// The numbers of this direction's messages with their names.
+            /// Kind numbers and names of this direction's messages.
             pub const KINDS: &[(u16, &str)] = &[$(($number, stringify!($variant)),)*];
 
-            /// The message's number.
+            /// The message's kind number.
             pub const fn kind(&self) -> u16 {
                 match self { $(Self::$variant(_) => $number,)* }
             }
@@ -211,7 +213,7 @@ macro_rules! messages {
             /// The message as bytes.
             ///
             /// # Errors
-            /// If a peer would not take it: it is too long, or breaks a limit.
+            /// If the peer would refuse the message: it is too long, or a field breaks a limit.
             pub fn to_frame(&self) -> Result<$crate::Frame, $crate::EncodeError> {
                 match self {
                     $(Self::$variant(body) => {
@@ -222,10 +224,10 @@ macro_rules! messages {
                 }
             }
 
-            /// The message in these bytes.
+            /// Decodes one message.
             ///
             /// # Errors
-            /// If they are not a whole message of this direction within every limit.
+            /// If the bytes are not exactly one message of this direction within every limit.
             pub fn from_frame(frame: &$crate::Frame) -> Result<Self, $crate::DecodeError> {
                 let (kind, body) = $crate::codec::open(frame)?;
                 match kind {

@@ -6,13 +6,13 @@
 //!   | MESH | version | kind  | body_len |   little endian
 //! ```
 
-/// The version this program speaks: changed whenever a released message changes.
+/// The protocol version of this program. It changes whenever a released message changes.
 pub const VERSION: u16 = 2;
 
-/// The oldest version this program still understands.
+/// The oldest protocol version that this program understands.
 pub const VERSION_MIN: u16 = 2;
 
-/// Bytes of a header.
+/// Length of a header in bytes.
 pub const HEADER_BYTES: usize = 12;
 
 const MAGIC: [u8; 4] = *b"MESH";
@@ -20,11 +20,11 @@ const MAGIC: [u8; 4] = *b"MESH";
 /// The header of one message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Header {
-    /// Version of the sender's messages.
+    /// Protocol version of the sender.
     pub version: u16,
-    /// Which message follows.
+    /// Kind number of the message that follows.
     pub kind: u16,
-    /// Bytes that follow.
+    /// Length of the body that follows, in bytes.
     pub body_bytes: u32,
 }
 
@@ -39,7 +39,7 @@ impl Header {
         bytes
     }
 
-    /// Splits a message into header and the rest; `None` if it is not one of ours.
+    /// Splits a message into header and body; `None` if it does not begin with a header of the mesh.
     pub fn split(message: &[u8]) -> Option<(Self, &[u8])> {
         let (head, body) = message.split_first_chunk::<HEADER_BYTES>()?;
         let header = Self {

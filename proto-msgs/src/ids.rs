@@ -1,4 +1,5 @@
-//! Ids as types: two of them cannot be mixed up. Fixed width on the wire, text everywhere a person reads.
+//! Ids as types, so that two kinds of id cannot be mixed up. Fixed width on the wire, text wherever a person reads
+//! them.
 //!
 //! ```compile_fail
 //! # use proto_msgs::{ClientId, TaskId};
@@ -16,7 +17,7 @@ macro_rules! uuid_ids {
         #[derive(Clone, Copy, Decode, Encode, Eq, Hash, PartialEq)]
         pub struct $name([u8; 16]);
 
-        // As the bytes are ordered, but without a call for each comparison: tables are searched by them all the time.
+        // The order of the bytes, without a call per comparison: tables are searched by ids all the time.
         impl Ord for $name {
             #[inline]
             fn cmp(&self, other: &Self) -> Ordering {
@@ -72,22 +73,22 @@ macro_rules! uuid_ids {
 }
 
 uuid_ids! {
-    /// One task: a UUIDv7 made by the client, so that it is unique before anybody has answered and sorts by time.
+    /// One task: a UUIDv7 made by the client. It is unique before any peer has answered, and sorts by time.
     TaskId;
-    /// Tasks of one `submit`: the client's own grouping.
+    /// One job: the client's grouping of the tasks of one `submit`.
     JobId;
-    /// One worker's machine. Kept in its state folder, so it stays across restarts.
+    /// One worker machine. Kept in the worker's state folder, so it stays across restarts.
     WorkerId;
-    /// One user's identity. Kept in the client's state folder; results go to it alone.
+    /// One user's identity. Kept in the client's state folder. Results go to this client only.
     ClientId;
 }
 
-/// One start of a process: grows by one with each start of the same worker, is the start time for a broker. What an
-/// earlier epoch promised no longer holds.
+/// One life of a process. A worker's epoch grows by one with each start; a broker's is its start time. Promises of an
+/// earlier epoch no longer hold.
 #[derive(Clone, Copy, Debug, Decode, Default, Encode, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Epoch(pub u64);
 
-/// One placement of a task: grows by one each time the task is placed. Also the fence: a result of an earlier attempt is
+/// One placement of a task: grows by one with each placement. It is also the fence: results of earlier attempts are
 /// dropped.
 #[derive(Clone, Copy, Debug, Decode, Default, Encode, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Attempt(pub u32);
@@ -105,11 +106,11 @@ impl fmt::Display for Attempt {
     }
 }
 
-/// BLAKE3 of a blob's bytes: its name everywhere.
+/// BLAKE3 of a blob's bytes, and the blob's name everywhere.
 #[derive(Clone, Copy, Decode, Encode, Eq, Hash, PartialEq)]
 pub struct Digest([u8; 32]);
 
-// As the bytes are ordered, for the same reason.
+// The order of the bytes, compared in one step, as for the ids above.
 impl Ord for Digest {
     #[inline]
     fn cmp(&self, other: &Self) -> Ordering {
@@ -173,7 +174,7 @@ impl FromStr for Digest {
     }
 }
 
-/// A CURVE public key (Curve25519), the node's name towards encryption.
+/// A CURVE public key (Curve25519): a node's name for encryption.
 #[derive(Clone, Copy, Decode, Encode, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct PublicKey(pub [u8; 32]);
 
@@ -183,8 +184,8 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-/// A connection as a ROUTER socket names it. Means nothing beyond that socket and that connection: never stored, never
-/// shown to another node.
+/// A connection as a ROUTER socket names it. It means nothing beyond that socket and that connection: it is never
+/// stored and never shown to another node.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct PeerId {
     len: u8,
@@ -192,17 +193,18 @@ pub struct PeerId {
 }
 
 impl PeerId {
-    /// A ROUTER makes names of 5 bytes; a peer that brings a longer one of its own is not spoken to.
+    /// Longest name of a connection. A ROUTER makes names of 5 bytes; a peer that brings a longer name of its own gets
+    /// no answer.
     pub const BYTES_MAX: usize = 15;
 
-    /// The name in a routing frame, or `None` if no ROUTER made it.
+    /// The name in a routing frame; `None` if it is too long.
     pub fn from_slice(name: &[u8]) -> Option<Self> {
         let mut bytes = [0; Self::BYTES_MAX];
         bytes.get_mut(..name.len())?.copy_from_slice(name);
         Some(Self { len: name.len() as u8, bytes })
     }
 
-    /// The routing frame.
+    /// The name as a routing frame.
     pub fn as_slice(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
     }

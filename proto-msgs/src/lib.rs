@@ -1,4 +1,4 @@
-//! WIRE: what the nodes of the mesh say to each other, and the bytes it becomes.
+//! WIRE: the messages between the nodes of the mesh, and their bytes.
 //!
 //! Owns ids, messages, the fixed header, the ticket, the codec and every limit on what a peer may send; and the units in which
 //! people write times and sizes. Never: sockets, clocks, async, files.
@@ -11,8 +11,9 @@
 //!   worker  <- BrokerToWorker --   broker
 //! ```
 //!
-//! Every message may be lost, doubled or late. What keeps the mesh right in spite of that: a worker's [`Heartbeat`]
-//! carries its whole set of attempts, a client's [`Submit`] carries its whole view of the task, and both are repeated.
+//! Every message may be lost, doubled or late. Two messages keep the mesh right in spite of that, because both are
+//! repeated: a worker's [`Heartbeat`] carries its whole set of attempts, and a client's [`Submit`] carries its whole
+//! view of the task.
 //!
 //! Where to begin: [`message`].
 

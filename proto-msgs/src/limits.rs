@@ -1,20 +1,20 @@
-//! Every bound on what a peer can make us hold, in one place. A value that the network names is checked against one of
+//! Every limit on what a peer can make a node hold, in one place. A value from the network is checked against one of
 //! these before anything is allocated for it.
 
 /// Bytes of one control message: a page of 200 worker views or a heartbeat with every list full fits with room to spare.
 pub const CONTROL_BYTES_MAX: usize = 512 * 1024;
 
-/// Bytes of payload in one chunk of the direct stream. Larger chunks gain nothing on libzmq and would outlast its
-/// heartbeats on a slow link.
+/// Bytes of payload in one chunk of the direct stream. Larger chunks gain nothing on libzmq, and on a slow link one of
+/// them would outlast libzmq's heartbeats.
 pub const CHUNK_BYTES_MAX: usize = 1024 * 1024;
 
-/// What libzmq itself refuses above: one chunk and its header.
+/// Bytes of one frame, enforced by libzmq itself: one chunk and its header.
 pub const FRAME_BYTES_MAX: usize = CHUNK_BYTES_MAX + 64 * 1024;
 
-/// Unacknowledged bytes a sender may have under way on one attempt: enough for 1 Gbit/s at 100 ms round trip.
+/// Unacknowledged bytes that a sender may have under way for one attempt: enough for 1 Gbit/s at 100 ms round trip.
 pub const WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 
-/// Bytes of a name a person chose: worker, model, tensor, label.
+/// Bytes of a name that a person chose: worker, model, tensor, label.
 pub const NAME_BYTES_MAX: usize = 256;
 
 /// Bytes of an explanation shown to a person.
@@ -29,40 +29,41 @@ pub const LABELS_MAX: usize = 32;
 /// GPUs in one worker: twice the densest host sold today.
 pub const GPUS_MAX: usize = 16;
 
-/// Items in one task: more belong in several tasks, which several workers can run.
+/// Items in one task. More items belong into several tasks, which several workers can run.
 pub const ITEMS_MAX: u32 = 1024;
 
-/// Models that one task may pass through after the first.
+/// Models of a task's later stages, after the first model.
 pub const STAGES_AFTER_MAX: usize = 7;
 
 /// Label rules of one task.
 pub const RULES_MAX: usize = 8;
 
-/// Models of which one heartbeat says what they cost: the most recently run ones.
+/// Models whose cost one heartbeat reports: the most recently run ones.
 pub const COSTS_MAX: usize = 64;
 
-/// Points of one model's cost curve: 1, 2, 4 … 64 and as many between.
+/// Points of one model's cost curve: 1, 2, 4 … 64, and as many between them.
 pub const CURVE_POINTS_MAX: usize = 16;
 
-/// Runs of which a result tells how they went: the first ones of a task cut into more.
+/// Runs described in one result: the first ones of a task that was cut into more.
 pub const RUN_NOTES_MAX: usize = 64;
 
 /// Slots of one worker, both lanes together.
 pub const SLOTS_MAX: usize = 192;
 
-/// Slowest heartbeat of a worker: with a slower one its death would go unnoticed for many minutes.
+/// Longest interval between heartbeats. With a longer one a worker's death would go unnoticed for many minutes.
 pub const HEARTBEAT_MS_MAX: u32 = 60_000;
 
-/// Device ids in a worker's device map; [`GPUS_MAX`] of them and the CPU, several times over.
+/// Entries of a worker's device map: [`GPUS_MAX`] GPUs and the CPU, several times over.
 pub const DEVICE_MAP_MAX: usize = 64;
 
-/// Candidates of which a decision remembers how they were rated.
+/// Rated candidates kept with a decision.
 pub const DECISION_CANDIDATES_MAX: usize = 8;
 
-/// Attempts that one heartbeat names, finished and unacknowledged ones included, and that its answer forgets or stops.
+/// Attempts in one heartbeat, finished and unacknowledged ones included. Also the attempts that its answer forgets or
+/// stops.
 pub const ATTEMPTS_MAX: usize = 256;
 
-/// Models one worker names as held; the most recently used ones where it has more.
+/// Models that one worker reports as held: the most recently used ones if it has more.
 pub const HELD_MAX: usize = 256;
 
 /// Inputs or outputs of one model.
@@ -83,14 +84,14 @@ pub const OUTPUT_BYTES_MAX: u64 = 16 << 30;
 /// Rows in one page of an answer.
 pub const PAGE_ROWS_MAX: usize = 200;
 
-/// Bytes of one page of an answer: half a message, since the rest of the answer comes on top.
+/// Bytes of one page of an answer: half a message, which leaves room for the rest of the answer.
 pub const PAGE_BYTES_MAX: usize = CONTROL_BYTES_MAX / 2;
 
-/// The longest deadline a task may name: a day.
+/// The longest deadline that a task may ask for: a day.
 pub const DEADLINE_MS_MAX: u64 = 24 * 60 * 60 * 1000;
 
 /// Highest user priority.
 pub const PRIORITY_MAX: u8 = 100;
 
-/// Priority of a task that names none.
+/// Priority of a task that asks for none.
 pub const PRIORITY_DEFAULT: u8 = 50;

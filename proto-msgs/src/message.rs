@@ -1,6 +1,6 @@
-//! Every message, by direction. Numbers: 1–99 client to broker, 100–199 broker to client, 200–299 worker to broker,
-//! 300–399 broker to worker, 400–499 client to worker, 500–599 worker to client. A number once used is never used for
-//! another message; a released message is never changed.
+//! Every message, by direction. Kind numbers: 1–99 client to broker, 100–199 broker to client, 200–299 worker to
+//! broker, 300–399 broker to worker, 400–499 client to worker, 500–599 worker to client. A number is never reused for
+//! another message. A released message is never changed.
 
 use crate::{TaskId, codec::messages};
 
@@ -18,29 +18,29 @@ pub use views::*;
 pub use worker::*;
 
 messages! {
-    /// What a client tells the broker. All of it may be repeated without harm.
+    /// Messages from a client to the broker. Each may be repeated without harm.
     ClientToBroker {
-        /// The client's whole view of one task: sent to begin with, and again every few seconds while the task lives.
+        /// The client's whole view of one task: sent first, and again every few seconds while the task lives.
         1 Submit(Submit);
-        /// The client has its answer, or wants none.
+        /// The client has its result, or wants none.
         2 Close(Close);
         /// A question that changes nothing.
         3 Ask(Ask);
         /// Stop a task that another process of the same client submitted.
         4 Cancel(CancelTask);
-        /// Where is the result of a detached task?
+        /// Ask for the place of a detached task's result.
         5 Locate(Locate);
     }
 }
 
 messages! {
-    /// What the broker tells a client.
+    /// Messages from the broker to a client.
     BrokerToClient {
-        /// A worker, and the ticket to it.
+        /// A worker for the task, and the ticket to it.
         100 Grant(Grant);
-        /// No worker yet, and why.
+        /// No worker yet, and the reason.
         101 Queued(Queued);
-        /// The broker's word on a task whose client holds an attempt: all well, or the worker has gone silent.
+        /// The broker's view of an attempt that the client holds: all is well, or its worker has gone silent.
         102 Noted(Noted);
         /// The task has ended.
         103 Ended(Ended);
@@ -50,71 +50,71 @@ messages! {
 }
 
 messages! {
-    /// What a worker tells the broker.
+    /// Messages from a worker to the broker.
     WorkerToBroker {
-        /// Who I am: sent at the start and whenever the broker says that it does not know me.
+        /// The worker's fixed facts: sent at the start, and whenever the broker says that it does not know the worker.
         200 Register(Register);
-        /// How I am and everything I hold: sent every interval.
+        /// The worker's load and everything it holds: sent every interval.
         201 Heartbeat(Heartbeat);
-        /// I am leaving for good; do not wait for my next heartbeat.
+        /// The worker leaves for good: the broker need not wait for its next heartbeat.
         202 Leave(Leave);
     }
 }
 
 messages! {
-    /// What the broker tells a worker.
+    /// Messages from the broker to a worker.
     BrokerToWorker {
         /// Answer to a heartbeat.
         300 HeartbeatAck(HeartbeatAck);
-        /// Dial this client: it cannot dial you.
+        /// Dial this client, which cannot dial the worker.
         301 Introduce(Introduce);
-        /// Stop this attempt now; the next [`HeartbeatAck`] says so again.
+        /// Stop this attempt now; the next [`HeartbeatAck`] repeats it.
         302 Stop(AttemptId);
     }
 }
 
 messages! {
-    /// What a client tells a worker, directly.
+    /// Messages from a client to a worker, on their direct link.
     ClientToWorker {
         /// Ticket and manifest; the data follows without waiting for an answer.
         400 Open(Open);
         /// A piece of the model or an input; the bytes are the frame's payload.
         401 Chunk(Chunk);
-        /// This much of the result has arrived.
+        /// How many bytes of an output have arrived.
         402 Credit(Credit);
-        /// The result has arrived whole: forget the attempt.
+        /// The result has arrived completely: forget the attempt.
         403 Release(AttemptId);
         /// Stop and forget the attempt.
         404 Abort(AttemptId);
-        /// Still here.
+        /// Sign of life of the client.
         405 Alive(AttemptId);
     }
 }
 
 messages! {
-    /// What a worker tells a client, directly.
+    /// Messages from a worker to a client, on their direct link.
     WorkerToClient {
-        /// The worker that was to dial has arrived; open now.
+        /// The worker has dialled the client; open the attempt now.
         500 DialIn(AttemptId);
-        /// The ticket is good; these blobs are needed from these offsets on.
+        /// The ticket is valid. Names the blobs that are needed, and from which offsets.
         501 Accept(Accept);
-        /// This attempt will not run, or not go on.
+        /// The attempt will not run, or will not go on.
         502 Refuse(Refuse);
-        /// This much of a blob has arrived.
+        /// How many bytes of a blob have arrived.
         503 Credit(Credit);
-        /// Where the attempt stands; also the sign of life.
+        /// The attempt's phase; also the worker's sign of life.
         504 Progress(Progress);
-        /// The attempt's end. Chunks of the outputs follow.
+        /// The end of the attempt. Chunks of the outputs follow.
         505 Result(RunResult);
         /// A piece of an output; the bytes are the frame's payload.
         506 Chunk(Chunk);
-        /// The worker does not know this connection: open again, from where you were.
+        /// The worker does not know this connection: open again and go on from the bytes that had arrived.
         507 Reopen(AttemptId);
     }
 }
 
 impl BrokerToClient {
-    /// The task it is about; none for an answer.
+    /// The task that the message is about; `None` for an answer.
     pub fn task(&self) -> Option<TaskId> {
         match self {
             Self::Grant(grant) => Some(grant.id.task),
@@ -127,7 +127,7 @@ impl BrokerToClient {
 }
 
 impl WorkerToClient {
-    /// The attempt it is about.
+    /// The attempt that the message is about.
     pub fn attempt(&self) -> AttemptId {
         match self {
             Self::DialIn(id) | Self::Reopen(id) => *id,
@@ -141,7 +141,7 @@ impl WorkerToClient {
     }
 }
 
-/// What arrives at the broker, from either role.
+/// A message to the broker, from a client or from a worker.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToBroker {
     /// From a client.
@@ -151,10 +151,10 @@ pub enum ToBroker {
 }
 
 impl ToBroker {
-    /// The message in these bytes.
+    /// Decodes one message.
     ///
     /// # Errors
-    /// If they are no message that a client or a worker may send.
+    /// If the bytes are not a message that a client or a worker may send.
     pub fn from_frame(frame: &crate::Frame) -> Result<Self, crate::DecodeError> {
         match ClientToBroker::from_frame(frame) {
             Err(crate::DecodeError::UnknownKind(_)) => WorkerToBroker::from_frame(frame).map(Self::Worker),

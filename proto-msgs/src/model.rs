@@ -1,4 +1,4 @@
-//! Names for models, tensors and machines, as the wire and the command line spell them.
+//! Names of model formats, architectures and element types, as the wire and the command line spell them.
 
 use std::{fmt, str::FromStr};
 
@@ -43,7 +43,7 @@ macro_rules! named_enum {
     };
 }
 
-/// A name that is none of the known ones.
+/// A text that is none of the known names.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("unknown {what} '{got}': use one of {known}")]
 pub struct UnknownName {
@@ -53,7 +53,7 @@ pub struct UnknownName {
 }
 
 named_enum! {
-    /// How a model file is written, and so which runtime opens it.
+    /// Format of a model file, which decides the runtime that opens it.
     ModelFormat {
         /// A TensorFlow Lite flatbuffer, run by LiteRT.
         TfLite = 0, "tflite";
@@ -106,7 +106,7 @@ named_enum! {
         F64 = 11, "FP64";
         /// Brain float.
         BF16 = 12, "BF16";
-        /// Strings: each element a 4-byte little-endian length and its bytes.
+        /// Strings: each element is a 4-byte little-endian length and its bytes.
         Bytes = 13, "BYTES";
     }
 }
@@ -124,13 +124,13 @@ impl DType {
     }
 }
 
-/// A model by its content.
+/// A model file, named by its content.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, Hash, PartialEq)]
 pub struct ModelRef {
     /// BLAKE3 of the file.
     pub digest: Digest,
     /// Length of the file.
     pub size_bytes: u64,
-    /// How the file is written.
+    /// Format of the file.
     pub format: ModelFormat,
 }

@@ -1,5 +1,5 @@
-//! How a task or an attempt ends. One list of codes for the whole mesh: each says whose fault it was and whether another
-//! worker might do better.
+//! How a task or an attempt ends. One list of codes for the whole mesh: each says whose fault it was and whether
+//! another worker may do better.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use bincode::{Decode, Encode};
 
 macro_rules! error_codes {
     ($($(#[$doc:meta])* $number:literal $variant:ident $text:literal $retry:ident;)*) => {
-        /// Why something failed. The number travels, the name is what scripts match on.
+        /// Why something failed. The number travels; scripts match on the name.
         #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
         #[repr(u16)]
         pub enum ErrorCode { $($(#[$doc])* $variant = $number,)* }
@@ -21,7 +21,7 @@ macro_rules! error_codes {
                 match self { $(Self::$variant => $text,)* }
             }
 
-            /// Whether the same task may succeed at another worker: the fault was the worker's or the way's.
+            /// Whether the same task may succeed at another worker: the worker or the link was at fault.
             pub const fn is_retryable(self) -> bool {
                 match self { $(Self::$variant => error_codes!(@$retry),)* }
             }
@@ -36,57 +36,57 @@ macro_rules! error_codes {
 }
 
 error_codes! {
-    /// A request that makes no sense: a field out of range.
+    /// A request with a field out of range.
     1 BadRequest "BAD_REQUEST" final;
-    /// Queue, memory or client limit reached; try later.
+    /// A limit of queue, memory or clients is reached; try later.
     2 Busy "BUSY" again;
-    /// No such task, or not this client's.
+    /// There is no such task, or it belongs to another client.
     3 NotFound "NOT_FOUND" final;
-    /// The task id is taken by another task.
+    /// Another task already has this task id.
     4 Conflict "TASK_ID_CONFLICT" final;
     /// No worker can ever meet the demands.
     5 NoWorkerFits "NO_WORKER_FITS" final;
-    /// The store that must remember a detached task is away.
+    /// The store that must remember a detached task does not answer.
     6 StoreAway "STORE_AWAY" again;
     /// The deadline passed.
     7 Expired "EXPIRED" final;
-    /// The task failed at as many workers as it may.
+    /// The task failed at as many workers as it may try.
     8 AttemptsExhausted "ATTEMPTS_EXHAUSTED" final;
-    /// The client went away and left the task behind.
+    /// The client of an attached task went away.
     9 ClientGone "CLIENT_GONE" final;
-    /// The deadline would pass before any worker could have the answer.
+    /// The deadline would pass before any worker could finish.
     11 DeadlineUnmeetable "DEADLINE_UNMEETABLE" final;
-    /// The task took worker after worker down with it.
+    /// The task took several workers down with it.
     12 Poisonous "POISONOUS" final;
-    /// A version, a role or a key that is not allowed.
+    /// The version, role or key is not allowed.
     10 Forbidden "FORBIDDEN" final;
 
-    /// The ticket is forged, for somebody else, or too old.
+    /// The ticket is forged, expired, or for another worker or client.
     20 BadTicket "BAD_TICKET" again;
     /// The worker is draining.
     21 Draining "DRAINING" again;
-    /// The other side cannot be reached at any advertised address.
+    /// No advertised address of the other side can be reached.
     22 Unreachable "UNREACHABLE" again;
     /// The link broke and did not come back, or the worker died.
     23 WorkerLost "WORKER_LOST" again;
-    /// A chunk out of order, beyond its blob, or badly compressed.
+    /// A chunk is out of order, beyond its blob's end, or badly compressed.
     24 BadChunk "BAD_CHUNK" again;
-    /// The bytes that arrived are not the ones announced: the file changed during the upload.
+    /// The bytes that arrived have another digest than announced: the file changed during the upload.
     25 DigestMismatch "DIGEST_MISMATCH" final;
-    /// The disk of the worker is full.
+    /// The worker's disk is full.
     26 DiskFull "DISK_FULL" again;
     /// The blob does not fit the worker's quota.
     27 QuotaExceeded "QUOTA_EXCEEDED" again;
-    /// More bytes than the ticket allows.
+    /// The client sent more bytes than the ticket allows.
     28 TooLarge "TOO_LARGE" final;
 
-    /// Not a model file of the format it claims.
+    /// The file is not a model of the format it claims.
     40 ModelInvalid "MODEL_INVALID" final;
-    /// An operator or format that the runtime does not know.
+    /// The runtime does not know an operator or the format.
     41 ModelUnsupported "MODEL_UNSUPPORTED" final;
-    /// The runtime crashed, ran out of memory or time while loading.
+    /// The runtime crashed, or ran out of memory or time, while loading the model.
     42 ModelRejected "MODEL_REJECTED" final;
-    /// A name, dtype, shape or size that is not the model's.
+    /// An input's name, element type, shape or size does not match the model.
     43 InputMismatch "MODEL_INPUT_MISMATCH" final;
     /// The run took longer than allowed.
     44 RunTimeout "RUN_TIMEOUT" final;
@@ -96,7 +96,7 @@ error_codes! {
     46 RunOutOfMemory "RUN_OOM" final;
     /// The runtime reported an error.
     47 RunFailed "RUN_FAILED" final;
-    /// The runner answered nonsense.
+    /// The runner's answer breaks its protocol.
     48 RunProtocol "RUN_PROTOCOL" again;
     /// The container engine, the image or the runtime library is missing or broken at this worker.
     49 EngineUnavailable "ENGINE_UNAVAILABLE" again;
@@ -107,7 +107,7 @@ error_codes! {
     /// The client cannot keep the result: its own disk is full or cannot be written.
     52 ResultNotKept "RESULT_NOT_KEPT" final;
 
-    /// A code of a newer peer.
+    /// A code that only a newer peer knows.
     99 Unknown "UNKNOWN" final;
 }
 
@@ -131,18 +131,18 @@ impl<C> Decode<C> for ErrorCode {
 
 bincode::impl_borrow_decode!(ErrorCode);
 
-/// A code and what a person needs to know about it.
+/// A code and an explanation for a person.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq, thiserror::Error)]
 #[error("{code}: {text}")]
 pub struct Failure {
-    /// What kind of failure.
+    /// The kind of failure.
     pub code: ErrorCode,
     /// What was wrong and what to do; at most [`TEXT_BYTES_MAX`](crate::limits::TEXT_BYTES_MAX) bytes.
     pub text: String,
 }
 
 impl Failure {
-    /// A failure with its explanation, cut to what a peer would take.
+    /// Makes a failure; the text is cut to the length that a peer accepts.
     pub fn new(code: ErrorCode, text: impl Into<String>) -> Self {
         let mut text = text.into();
         text.truncate(text.floor_char_boundary(crate::limits::TEXT_BYTES_MAX));
@@ -150,19 +150,19 @@ impl Failure {
     }
 }
 
-/// How an attempt ended at a worker, or a task for good.
+/// How an attempt ended at a worker, or how a task ended for good.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub enum Outcome {
-    /// There is a result.
+    /// The model ran and there is a result.
     Done {
         /// Time in the model, microseconds.
         run_us: u64,
         /// Time to load the model, microseconds; 0 if it was warm.
         load_us: u64,
     },
-    /// There is none and this is why.
+    /// There is no result, for this reason.
     Failed(Failure),
-    /// The client took it back.
+    /// The client cancelled it.
     Cancelled,
 }
 

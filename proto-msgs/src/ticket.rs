@@ -1,13 +1,14 @@
-//! The ticket: what lets a client in at a worker that never heard of it.
+//! The ticket: it lets a client in at a worker that never heard of the client.
 //!
-//! A keyed BLAKE3 over the ticket's bytes, under a key that the worker made at its start and told the broker alone.
-//! Whoever presents it and, where the mesh has keys, proves to hold `client_key`, may do what it says until it expires.
+//! A keyed BLAKE3 over the ticket's bytes, under a key that the worker made at its start and told only the broker. A
+//! client that presents the ticket may do what it says until it expires. In a mesh with keys the client must also hold
+//! `client_key`.
 
 use bincode::{Decode, Encode};
 
 use crate::{Attempt, ClientId, Demands, Epoch, Lane, PublicKey, TaskId, WorkerId};
 
-/// The secret a worker shares with the broker. Made new at each start of the worker.
+/// The secret that a worker shares with the broker, made new at each start of the worker.
 #[derive(Clone, Copy, Decode, Encode, Eq, PartialEq)]
 pub struct TicketKey(pub [u8; 32]);
 
@@ -26,78 +27,78 @@ pub enum Purpose {
     Fetch,
 }
 
-/// The ticket's statements.
+/// The signed statements of a ticket.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct TicketBody {
-    /// What for.
+    /// What the bearer may do.
     pub purpose: Purpose,
     /// The task.
     pub task: TaskId,
     /// Which placement of the task.
     pub attempt: Attempt,
-    /// At which worker.
+    /// The worker that honours it.
     pub worker: WorkerId,
-    /// In which of the worker's lives.
+    /// The life of that worker.
     pub epoch: Epoch,
-    /// Whose task.
+    /// The client that owns the task.
     pub client: ClientId,
     /// The key the bearer must hold; `None` in a mesh without keys.
     pub client_key: Option<PublicKey>,
-    /// Model and inputs together may not be larger.
+    /// Largest size of model and inputs together.
     pub bytes_max: u64,
     /// User priority, 0 to 100, after the tenant's cap.
     pub priority: u8,
-    /// The lane whose slots it may use.
+    /// The lane whose slots the task may use.
     pub lane: Lane,
-    /// Items it may bring.
+    /// Number of items that the client may bring.
     pub items: u32,
     /// The task goes on when the client leaves.
     pub detached: bool,
     /// What the run may use.
     pub demands: Demands,
-    /// When the task's answer becomes worthless, in the broker's wall clock (milliseconds since 1970).
+    /// Deadline after which the result is worthless, in the broker's wall clock (milliseconds since 1970).
     pub deadline_unix_ms: Option<u64>,
-    /// The door closes for this ticket, in the broker's wall clock. Heartbeat answers tell the worker that clock.
+    /// When the ticket expires, in the broker's wall clock. Heartbeat answers tell the worker that clock.
     pub expires_unix_ms: u64,
 }
 
 /// A signed ticket.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Ticket {
-    /// What it says.
+    /// The statements.
     pub body: TicketBody,
     /// Keyed BLAKE3 of the encoded body.
     pub mac: [u8; 32],
 }
 
-/// Why a ticket is not honoured.
+/// Why a worker does not honour a ticket.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum TicketError {
-    /// Not signed with this worker's key, or changed since.
+    /// The MAC does not match: signed with another key, or changed since.
     #[error("the ticket is not from this worker's broker, or from before the worker's last start")]
     Forged,
-    /// For another worker or another life of this one.
+    /// It is for another worker, or for another life of this one.
     #[error("the ticket is for another worker")]
     OtherWorker,
     /// Its time is over.
     #[error("the ticket expired {late_ms} ms ago")]
     Expired {
-        /// Milliseconds since.
+        /// Milliseconds since it expired.
         late_ms: u64,
     },
-    /// Presented by somebody else.
+    /// Its bearer holds another key.
     #[error("the ticket belongs to another client's key")]
     OtherClient,
 }
 
 impl Ticket {
-    /// Signs the statements.
+    /// Signs a ticket's statements.
     pub fn sign(body: TicketBody, key: &TicketKey) -> Self {
         let mac = mac(&body, key);
         Self { body, mac }
     }
 
-    /// Checks signature, addressee, bearer and time, in this order.
+    /// Checks MAC, worker, bearer and time, in this order.
     ///
     /// # Errors
     /// The first check that fails.
@@ -126,7 +127,7 @@ impl Ticket {
 }
 
 fn mac(body: &TicketBody, key: &TicketKey) -> [u8; 32] {
-    // At once: the hash of a few hundred bytes costs less than forty small updates.
+    // Encoded first: one hash of a few hundred bytes costs less than forty small updates.
     let bytes = bincode::encode_to_vec(body, bincode::config::standard()).expect("a ticket has no unencodable field");
     *blake3::keyed_hash(&key.0, &bytes).as_bytes()
 }

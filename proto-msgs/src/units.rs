@@ -1,19 +1,19 @@
-//! Times and sizes as people write them, alike for every program of the mesh: `500ms`, `1.5s`, `2m`, `10GiB`, `512MiB`.
+//! Owns times and sizes as people write them, alike in every program: `500ms`, `1.5s`, `2m`, `10GiB`, `512MiB`.
 //!
 //! Never guesses: a number without a unit is refused, since one person means bytes by it and another megabytes.
 
 use std::time::Duration;
 
-/// A longer time is a slip of the finger, and would overflow sums further on.
+/// A longer time is a typing error, and would overflow sums later.
 const DURATION_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Beyond this a float no longer counts single bytes.
+/// Above this a float no longer counts single bytes.
 const SIZE_BYTES_MAX: f64 = (1_u64 << 53) as f64;
 
 /// Reads a time: `500ms`, `1.5s`, `2m`, `1h`, `3d`.
 ///
 /// # Errors
-/// If it is none, or longer than a year.
+/// If the text is not a time, or is longer than a year.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("'{text}' is no time up to a year: write 500ms, 1.5s, 2m or 1h");
     let (number, unit) = split(text).ok_or_else(wrong)?;
@@ -33,7 +33,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 /// Reads a size in bytes: `512MiB`, `1.5G` (powers of 1024), `2GB` (powers of 1000), `4096B`.
 ///
 /// # Errors
-/// If it is none, or more than there is.
+/// If the text is not a size, or is larger than 2⁵³ bytes.
 pub fn size_bytes(text: &str) -> Result<u64, String> {
     let wrong = || format!("'{text}' is no size: write 512MiB, 1.5GiB, 2GB or, for single bytes, 4096B");
     let (number, unit) = split(text).ok_or_else(wrong)?;

@@ -1,4 +1,4 @@
-//! The wire as it is: every message pinned byte for byte, and what hostile bytes may do (nothing).
+//! Owns the wire as it is: every message pinned byte for byte, and proof that hostile bytes do no harm.
 //!
 //! `bytes/golden.txt` holds one line per sample. A line that changes means that released peers no longer understand
 //! each other: give the changed message a new number instead (CONTRIBUTING.md, "A new message").
@@ -27,7 +27,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The frame with `body` instead of its own, under a header that is right about the length.
+/// A frame with this body under a header of the right length.
 fn with_body(kind: u16, body: &[u8]) -> Frame {
     let header = Header { version: VERSION, kind, body_bytes: body.len() as u32 };
     Frame::new([&header.to_bytes()[..], body].concat())
@@ -48,7 +48,7 @@ fn every_kind_is_pinned_and_no_number_is_used_twice() {
     assert_eq!(sampled, numbers, "a kind has no sample");
 }
 
-/// With `PIN=1` in the environment the file is written anew: for a new message, before its first release.
+/// With `PIN=1` in the environment the test writes the file anew: for a new message, before its first release.
 #[test]
 fn the_bytes_are_the_pinned_ones() {
     let line = |sample: &Any| format!("{} {} {}\n", sample.kind(), sample.name(), hex(&sample.to_frame().head));
@@ -104,7 +104,7 @@ fn a_message_with_bytes_to_spare_is_refused() {
     }
 }
 
-/// A flipped byte may make another valid message, never a panic, and what is taken can be said again.
+/// A flipped byte may make another valid message, but never a panic. What is decoded can be encoded again.
 #[test]
 fn a_flipped_byte_never_panics() {
     for sample in samples() {
@@ -121,7 +121,7 @@ fn a_flipped_byte_never_panics() {
     }
 }
 
-/// Counts what a thread's decoding allocates at the most, to see that an announced length is not believed.
+/// Records the largest single allocation, to show that an announced length is not believed.
 struct Counting;
 
 static LARGEST_BYTES: AtomicUsize = AtomicUsize::new(0);
@@ -143,7 +143,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Wherever a length may stand, a length of 2^40 is put: no single allocation exceeds what a whole message may weigh.
+/// Puts a length of 2^40 wherever a length may stand: no single allocation exceeds the largest message.
 #[test]
 fn an_announced_length_is_checked_before_it_is_allocated() {
     let huge = [&[253_u8][..], &(1_u64 << 40).to_le_bytes()].concat();
@@ -157,7 +157,7 @@ fn an_announced_length_is_checked_before_it_is_allocated() {
         }
     }
     let largest_bytes = LARGEST_BYTES.load(Ordering::Relaxed);
-    // Twice, because a growing list doubles; the other tests of this file stay far below.
+    // Twice, because a growing list doubles. The other tests of this file stay far below.
     assert!(largest_bytes <= 2 * limits::FRAME_BYTES_MAX, "{largest_bytes} bytes were allocated at once");
 }
 
@@ -184,7 +184,7 @@ fn an_older_and_a_newer_peer_are_told_what_is_spoken_here() {
     let refusal = Frame::unsupported();
     let understood = DecodeError::Unsupported { min: VERSION_MIN, max: VERSION };
     assert_eq!(ToBroker::from_frame(&refusal), Err(understood.clone()));
-    // A peer of any version must understand the refusal, so it stands whatever version its header names.
+    // A peer of any version must understand the refusal, so it is read whatever version its header names.
     assert_eq!(ToBroker::from_frame(&with_version(&refusal, VERSION + 7)), Err(understood));
     assert_eq!(hex(&refusal.head), "4d455348020000000400000002000200", "frozen for ever");
 }
@@ -196,7 +196,7 @@ fn strangers_are_told_apart_from_garbled_peers() {
     }
 }
 
-/// A second implementation of the encoding gives and reads the same bytes, so the wire does not hang on one crate.
+/// A second implementation of the encoding writes and reads the same bytes, so the wire does not depend on one crate.
 mod oracle {
     use wincode::{SchemaRead, SchemaWrite, config::Configuration};
 
@@ -313,7 +313,8 @@ proptest! {
     }
 }
 
-/// Whoever sends it hears that at once: a peer would drop it without a word, and its sender wait for an answer.
+/// The sender hears of it at once: its receiver would drop the message in silence, and the sender would wait for an
+/// answer.
 #[test]
 fn a_text_longer_than_a_person_reads_is_refused_at_both_doors() {
     let text = "x".repeat(limits::TEXT_BYTES_MAX + 1);

@@ -1,8 +1,8 @@
-//! What a worker and a client say that have nothing special about them, for tests and benches.
+//! Ordinary messages of a worker and a client, for tests and benches.
 //!
-//! A test writes down what it is about and takes the rest from here, so a new field of a message is one line in one place:
-//! `Register { slots: [2, 0], ..mesh_samples::register(1) }`. Never: anything that ships depends on this crate, and the
-//! pinned bytes of `proto-msgs/tests/bytes` do not come from it, for there every field has a value.
+//! A test writes down only what it is about and takes the rest from here, so a new field of a message is one line in
+//! one place: `Register { slots: [2, 0], ..mesh_samples::register(1) }`. Never: a dependency of a program that ships.
+//! The pinned bytes of `proto-msgs/tests/bytes` do not come from here, since there every field has a value.
 
 use proto_msgs::{
     Arch, Attempt, ClientId, Demands, Digest, EngineKind, Epoch, Heartbeat, JobId, Lane, Load, ModelFormat, ModelRef,
@@ -12,10 +12,10 @@ use proto_msgs::{
 /// The model that [`submit`] asks for.
 pub const MODEL: Digest = Digest::from_bytes([7; 32]);
 
-/// Signs the tickets of every worker of [`register`].
+/// The key that signs the tickets of every worker of [`register`].
 pub const TICKET_KEY: TicketKey = TicketKey([1; 32]);
 
-/// Names that sort like their numbers.
+/// An id of this kind; ids sort like their numbers.
 fn id(kind: u8, number: u32) -> [u8; 16] {
     let mut bytes = [kind; 16];
     bytes[..4].copy_from_slice(&number.to_be_bytes());
@@ -37,7 +37,7 @@ pub fn task_id(number: u32) -> TaskId {
     TaskId::from_bytes(id(3, number))
 }
 
-/// The number of a task whose name is of [`task_id`].
+/// The number in a task id made by [`task_id`].
 pub fn task_number(task: TaskId) -> u32 {
     let [a, b, c, d, ..] = *task.as_bytes();
     u32::from_be_bytes([a, b, c, d])
@@ -58,7 +58,7 @@ fn peer(kind: u8, number: u32) -> PeerId {
     PeerId::from_slice(&[kind, a, b, c, d]).expect("invariant: five bytes are a name")
 }
 
-/// The first life of a worker with four cores, a slot in each lane, no GPU and no keys, that opens every format.
+/// The first `Register` of a worker with four cores, one slot in each lane, every format, no GPU and no keys.
 pub fn register(number: u32) -> Register {
     Register {
         worker: worker_id(number),
@@ -82,7 +82,7 @@ pub fn register(number: u32) -> Register {
     }
 }
 
-/// A heartbeat of this life of a worker that is idle, holds nothing and has measured nothing.
+/// A heartbeat of this life of a worker that is idle, holds no attempt and has measured nothing.
 pub fn heartbeat(of: &Register, seq: u64) -> Heartbeat {
     Heartbeat {
         worker: of.worker,
@@ -126,7 +126,7 @@ pub fn submit(task: u32, client: u32) -> Submit {
     }
 }
 
-/// What a ticket says for the first attempt of one attached item at the first life of a worker; it never expires.
+/// The body of a ticket for the first attempt of one attached item at the first life of a worker; it never expires.
 pub fn ticket_body(task: u32, client: u32, worker: u32) -> TicketBody {
     TicketBody {
         purpose: Purpose::Run,

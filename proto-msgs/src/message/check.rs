@@ -1,5 +1,5 @@
-//! Limits inside a message that its length alone does not hold. Checked at both doors: a sender hears at once what its peer
-//! would drop in silence, and behind a receiver's door they are facts.
+//! Owns the limits inside a message that its length alone does not enforce. They are checked on both sides: a sender
+//! hears at once what its receiver would drop in silence, and a receiver may rely on them after decoding.
 
 use super::{
     Accept, Answer, Ask, AttemptId, AttemptState, CancelTask, Chunk, Close, Credit, Ended, Grant, Heartbeat,
@@ -14,9 +14,9 @@ use crate::limits::{
 };
 use crate::{ModelFormat, Outcome};
 
-/// A message knows its own limits.
+/// A message that checks its own limits.
 pub(crate) trait Check {
-    /// `Err` says which limit is broken.
+    /// `Err` names the limit that is broken.
     fn check(&self) -> Result<(), String> {
         Ok(())
     }
@@ -216,7 +216,8 @@ impl Check for Refuse {
     }
 }
 
-// Bounded by their own shape, or by the length of a control message and by who sends them: the broker to its clients.
+// These are bounded by their shape, or by the length of a control message and by their sender: the broker answers its
+// clients.
 impl Check for Answer {}
 impl Check for Ask {}
 impl Check for AttemptId {}

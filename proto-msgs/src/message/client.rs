@@ -1,4 +1,4 @@
-//! Between client and broker.
+//! Messages between client and broker, and their parts.
 
 use bincode::{Decode, Encode};
 
@@ -7,16 +7,16 @@ use crate::{
     message::{ClusterView, LabelRule, Lane, ModelView, Slo, Stage, TaskView, WhyView, WorkerView},
 };
 
-/// Attempt number of a task: the pair by which worker and client speak of one run.
+/// A task and its attempt number: the pair by which worker and client name one run.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct AttemptId {
     /// The task.
     pub task: TaskId,
-    /// Which placement of it.
+    /// The placement of the task.
     pub attempt: Attempt,
 }
 
-/// What a run may use; also what a worker must have.
+/// The resources that a run may use, and that its worker must therefore have.
 #[derive(Clone, Copy, Debug, Decode, Default, Encode, Eq, PartialEq)]
 pub struct Demands {
     /// Thousandths of a core; 0 means no wish.
@@ -25,11 +25,11 @@ pub struct Demands {
     pub memory_bytes: u64,
     /// GPU memory; 0 means no GPU.
     pub gpu_memory_bytes: u64,
-    /// Only this architecture.
+    /// The required architecture; `None` means any.
     pub arch: Option<Arch>,
 }
 
-/// Who opens the direct connection.
+/// Which side opens the direct connection.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
 pub enum Direction {
     /// The client connects to the worker's door: the usual case.
@@ -38,207 +38,209 @@ pub enum Direction {
     WorkerDials,
 }
 
-/// What the client knows of its own task: the broker believes it, so that a restarted broker need remember nothing.
+/// The client's view of its own task. The broker believes it, so a restarted broker need not remember attached tasks.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub enum Standing {
-    /// No worker yet.
+    /// The task has no worker yet.
     Asking,
-    /// At work with this worker; no other is wanted.
+    /// The task is with this worker; the client wants no other.
     Holding {
-        /// The attempt the client follows.
+        /// The attempt that the client follows.
         attempt: Attempt,
-        /// At this worker.
+        /// The worker of that attempt.
         worker: WorkerId,
     },
-    /// That attempt came to nothing; another worker is wanted.
+    /// The attempt failed; the client wants another worker.
     Lost {
         /// The attempt that failed; the next one has a higher number.
         attempt: Attempt,
-        /// At this worker.
+        /// The worker of that attempt.
         worker: WorkerId,
-        /// How it failed, as the client saw it.
+        /// How the attempt failed, as the client saw it.
         outcome: Outcome,
     },
 }
 
-/// A task and how it stands, seen by its client.
+/// A task and its standing, as its client sees them.
 #[derive(Clone, Debug, Decode, Encode, PartialEq)]
 pub struct Submit {
-    /// Made by the client; the same in every repetition.
+    /// Made by the client, equal in every repetition.
     pub task: TaskId,
-    /// Whose task.
+    /// The client that owns the task.
     pub client: ClientId,
-    /// Which `submit` command this task belongs to.
+    /// The `submit` command that this task belongs to.
     pub job: JobId,
-    /// What a person calls the model.
+    /// The model's name for people.
     pub model_name: String,
     /// The model.
     pub model: ModelRef,
-    /// Models that it passes through after the first.
+    /// Later stages: models that the outputs pass through after the first one.
     pub then: Vec<Stage>,
     /// Bytes of all inputs.
     pub input_bytes: u64,
     /// Items in this task, at least 1.
     pub items: u32,
-    /// Items of the whole `submit`, this task's included.
+    /// Items of the whole job, this task's included.
     pub job_items: u32,
-    /// 0 to 100.
+    /// User priority, 0 to 100.
     pub priority: u8,
-    /// The lane it wants; `None`: by the number of items.
+    /// The lane that the client asks for; `None`: by the number of items.
     pub lane: Option<Lane>,
-    /// What it was promised, if it belongs to a stream with a promise.
+    /// The service level of the task's stream, if it has one.
     pub slo: Option<Slo>,
-    /// Wishes for labels.
+    /// Required and preferred labels of workers.
     pub labels: Vec<LabelRule>,
-    /// The answer is worthless after this many milliseconds from now; of repetitions the broker heeds the first it hears.
+    /// The result is worthless after this many milliseconds from now. Of repetitions the broker takes the first one it
+    /// hears.
     pub deadline_ms: Option<u64>,
     /// What the run may use.
     pub demands: Demands,
-    /// Go on when the client leaves, and keep the result.
+    /// The task goes on when the client leaves, and the worker keeps the result.
     pub detached: bool,
     /// The key of the client's connections; `None` in a mesh without keys.
     pub key: Option<PublicKey>,
-    /// Where the client can be dialled; empty if nowhere.
+    /// Where the client can be dialled; empty if it cannot.
     pub endpoints: Vec<String>,
-    /// Only this direction.
+    /// The only direction allowed; `None`: either.
     pub direction: Option<Direction>,
-    /// The client's view.
+    /// The client's view of the task.
     pub standing: Standing,
 }
 
-/// The end of a task, said by its client.
+/// The end of a task, reported by its client.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Close {
     /// The task.
     pub task: TaskId,
-    /// Whose task.
+    /// The client that owns the task.
     pub client: ClientId,
-    /// The attempt that ended so; 0 if there was none.
+    /// The attempt that ended; 0 if there was none.
     pub attempt: Attempt,
-    /// How it ended for the client.
+    /// How the task ended for the client.
     pub outcome: Outcome,
 }
 
-/// Stop a task, asked by the same user from another process. Answered with [`Ended`] or an error.
+/// Stops a task, on request of another process of the same user. Answered with [`Ended`] or an error.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct CancelTask {
     /// The task.
     pub task: TaskId,
-    /// Whose task.
+    /// The client that owns the task.
     pub client: ClientId,
 }
 
-/// Ask for the way to a detached task's result. Answered with a [`Grant`] for
-/// [`Purpose::Fetch`](crate::Purpose::Fetch), [`Noted`] while there is none yet, or [`Ended`].
+/// Asks for the way to a detached task's result. Answered with a [`Grant`] for
+/// [`Purpose::Fetch`](crate::Purpose::Fetch), with [`Noted`] while there is no result yet, or with [`Ended`].
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Locate {
     /// The task.
     pub task: TaskId,
-    /// Whose task.
+    /// The client that owns the task.
     pub client: ClientId,
     /// The key of the client's connections; `None` in a mesh without keys.
     pub key: Option<PublicKey>,
-    /// Where the client can be dialled; empty if nowhere.
+    /// Where the client can be dialled; empty if it cannot.
     pub endpoints: Vec<String>,
-    /// The way that was named last and led nowhere: the other one, if there is one.
+    /// The direction that was granted last and failed. The broker then grants the other one, if there is one.
     pub unreachable: Option<Direction>,
 }
 
-/// A place for one attempt.
+/// A place at a worker for one attempt.
 #[derive(Clone, Debug, Decode, Encode, PartialEq)]
 pub struct Grant {
     /// The attempt.
     pub id: AttemptId,
     /// The worker.
     pub worker: WorkerId,
-    /// What a person calls the worker.
+    /// The worker's name for people.
     pub worker_name: String,
     /// The worker's key; `None` in a mesh without keys.
     pub worker_key: Option<PublicKey>,
-    /// Where the worker can be dialled, best first; empty if nowhere.
+    /// Where the worker can be dialled, best first; empty if it cannot.
     pub endpoints: Vec<String>,
-    /// Who dials.
+    /// Which side dials.
     pub direction: Direction,
     /// Bytes that may be under way unacknowledged.
     pub window_bytes: u32,
-    /// The worker has the model already.
+    /// The worker already has the model.
     pub model_held: bool,
-    /// Until the run's end, as predicted; `None` if nobody has run the model yet.
+    /// Predicted time until the run's end; `None` if the model has never run.
     pub predicted_ms: Option<u32>,
-    /// Lets the client in.
+    /// The ticket that lets the client in.
     pub ticket: Ticket,
 }
 
-/// A task that waits.
+/// The broker's word on a waiting task.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Queued {
     /// The task.
     pub task: TaskId,
-    /// Tasks before it, 0 if it is the next.
+    /// Tasks before it in the queue; 0 if it is the next.
     pub position: u32,
-    /// What it waits for.
+    /// What the task waits for.
     pub reason: String,
-    /// Until it is placed, as predicted; `None` if there is nothing to go by.
+    /// Predicted time until it is placed; `None` without any measurement.
     pub starts_in_ms: Option<u32>,
-    /// For a detached task: the store has it.
+    /// For a detached task: the store has the task.
     pub durable: bool,
 }
 
-/// How the broker sees an attempt that the client holds.
+/// The broker's view of an attempt that the client holds.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Noted {
     /// The attempt.
     pub id: AttemptId,
-    /// Heartbeats come from the attempt's worker and name it.
+    /// The attempt's worker sends heartbeats, and they name the attempt.
     pub worker_alive: bool,
-    /// For a detached task: the store has that this attempt is there. Once the worker has everything, its client may leave.
+    /// For a detached task: the store knows that this attempt is at its worker. The client may leave once the worker
+    /// has everything.
     pub durable: bool,
 }
 
-/// A task is over.
+/// The broker's word on a task that is over.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Ended {
     /// The task.
     pub task: TaskId,
-    /// How it ended.
+    /// How the task ended.
     pub outcome: Outcome,
-    /// For [`ErrorCode::Busy`](crate::ErrorCode::Busy) and its like: when to try again.
+    /// For [`ErrorCode::Busy`](crate::ErrorCode::Busy) and similar codes: the time after which to try again.
     pub retry_after_ms: Option<u32>,
 }
 
 /// A question.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Ask {
-    /// Chosen by the asker, repeated in the answer.
+    /// Number chosen by the asker and repeated in the answer.
     pub request: u64,
-    /// Who asks: tasks of others are not shown.
+    /// The asking client. Tasks of other clients are not shown.
     pub client: ClientId,
-    /// What is asked.
+    /// The question itself.
     pub question: Question,
 }
 
-/// What can be asked.
+/// A question that the broker can answer.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub enum Question {
-    /// The broker itself.
+    /// The state of the broker itself.
     Cluster,
-    /// Workers, a page at a time, in order of id.
+    /// Workers in order of id, a page at a time.
     Workers {
-        /// After this one.
+        /// The page begins after this worker.
         after: Option<WorkerId>,
     },
     /// The asker's tasks, newest first, a page at a time.
     Tasks {
-        /// Before this one.
+        /// The page begins with tasks older than this one.
         before: Option<TaskId>,
     },
     /// One task.
     Task(TaskId),
-    /// Why a task is where it is.
+    /// Why a task is at its worker, or waits.
     Why(TaskId),
-    /// What models cost at which workers, a page at a time, in order of worker and model.
+    /// The cost of each model at each worker, in order of worker and model, a page at a time.
     Models {
-        /// After this row.
+        /// The page begins after this row.
         after: Option<(WorkerId, Digest)>,
     },
 }
@@ -246,27 +248,27 @@ pub enum Question {
 /// The answer to a question.
 #[derive(Clone, Debug, Decode, Encode, PartialEq)]
 pub struct Answer {
-    /// The asker's number.
+    /// The asker's number of the question.
     pub request: u64,
-    /// What is known.
+    /// The answer itself.
     pub body: AnswerBody,
 }
 
-/// What is answered.
+/// The content of an answer.
 #[derive(Clone, Debug, Decode, Encode, PartialEq)]
 pub enum AnswerBody {
-    /// The broker itself.
+    /// The state of the broker itself.
     Cluster(ClusterView),
-    /// A page; empty behind the end.
+    /// A page of workers; empty after the last one.
     Workers(Vec<WorkerView>),
-    /// A page; empty behind the end.
+    /// A page of tasks; empty after the last one.
     Tasks(Vec<TaskView>),
     /// One task.
     Task(TaskView),
-    /// The placement of a task explained.
+    /// The placement of a task, explained.
     Why(WhyView),
-    /// A page; empty behind the end.
+    /// A page of model costs; empty after the last one.
     Models(Vec<ModelView>),
-    /// There is no such task, or it is somebody else's.
+    /// There is no such task, or it belongs to another client.
     NotFound,
 }

@@ -1,4 +1,5 @@
-//! Between client and worker, directly. One connection carries any number of attempts; every message names its own.
+//! Messages between client and worker on their direct link. One link carries any number of attempts; every message
+//! names its own.
 //!
 //! ```text
 //!   client                                     worker
@@ -21,68 +22,70 @@ use crate::{
     message::{AttemptId, RunNote, Stage},
 };
 
-/// A blob: the model is blob 0, inputs (or outputs, the other way) follow from 1 in the order of the manifest, models of
-/// later stages follow the inputs.
+/// The number of a blob in an attempt. The model is blob 0. Inputs (in a result: outputs) follow from 1 in the order of
+/// the manifest. Models of later stages follow the inputs.
 pub type BlobIndex = u16;
 
-/// Blob 0.
+/// The first stage's model.
 pub const MODEL_BLOB: BlobIndex = 0;
 
-/// One input as the client has it.
+/// An input as the client declares it.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct InputDecl {
     /// Name of the model's input; `None`: by position.
     pub name: Option<String>,
-    /// Element type if the client knows it (from `.npy`, say); the worker compares it with the model's.
+    /// Element type if the client knows it (from `.npy`, for example). The worker compares it with the model's.
     pub dtype: Option<DType>,
     /// Shape if the client knows it.
     pub shape: Option<Vec<u64>>,
     /// BLAKE3 of the bytes.
     pub digest: Digest,
-    /// Length, little-endian elements in row-major order.
+    /// Length in bytes: little-endian elements in row-major order.
     pub size_bytes: u64,
 }
 
-/// Everything an attempt consists of.
+/// Everything that an attempt needs to run.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Manifest {
     /// The model.
     pub model: ModelRef,
-    /// What a person calls the model.
+    /// The model's name for people.
     pub model_name: String,
-    /// Models that the outputs pass through afterwards. Their blobs have the numbers behind the inputs' and are sent only when
-    /// [`Accept`] asks for them.
+    /// Later stages: models that the outputs pass through afterwards. Their blob numbers follow the inputs', and they
+    /// are sent only when [`Accept`] asks for them.
     pub then: Vec<Stage>,
-    /// How many items the inputs hold, one behind the other.
+    /// Number of items in the inputs, one behind the other.
     pub items: u32,
-    /// The inputs.
+    /// The inputs in the order of their blobs.
     pub inputs: Vec<InputDecl>,
 }
 
-/// Opening of an attempt at its worker.
+/// Opens an attempt at its worker.
 #[derive(Clone, Debug, Decode, Encode, PartialEq)]
 pub struct Open {
-    /// The right to do so.
+    /// The client's right to open the attempt.
     pub ticket: Ticket,
-    /// What will come; `None` when a result is fetched.
+    /// What the client will send; `None` when it fetches a result.
     pub manifest: Option<Manifest>,
-    /// The client sends the model only if this is false; the worker asks for it if it does not have it after all.
+    /// The broker says that the worker holds the model, so the client does not send it unless the worker asks for it
+    /// after all.
     pub model_held: bool,
-    /// Bytes of result that may be under way unacknowledged.
+    /// Bytes of the result that may be under way unacknowledged.
     pub window_bytes: u32,
-    /// First bytes follow only after [`Accept`]: the attempt was open before and the worker knows how far it came.
+    /// The attempt was open before, so the client sends data only after [`Accept`]: the worker knows how much has
+    /// arrived.
     pub resume: bool,
-    /// What the client has of the outputs of a result that was on its way when the link broke, in their order; empty if it has
-    /// nothing.
+    /// The outputs that the client already has in part, in their order, when the link broke during the result; empty if
+    /// it has none.
     pub outputs_here: Vec<OutputPart>,
 }
 
-/// How much of an output has arrived.
+/// How many bytes of an output have arrived.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct OutputPart {
-    /// Which output: BLAKE3 of all its bytes, as it was announced.
+    /// The output: BLAKE3 of all its bytes, as announced.
     pub digest: Digest,
-    /// Bytes from its beginning that are in place.
+    /// Bytes in place, from the output's beginning.
     pub received_bytes: u64,
 }
 
@@ -93,41 +96,41 @@ pub struct Chunk {
     pub id: AttemptId,
     /// Which blob.
     pub blob: BlobIndex,
-    /// Where in the blob the (uncompressed) bytes begin.
+    /// Offset of the (uncompressed) bytes in the blob.
     pub offset: u64,
-    /// Length once uncompressed, if the payload is a zstd frame.
+    /// Length after decompression if the payload is a zstd frame; `None` if it is raw.
     pub inflated_bytes: Option<u32>,
 }
 
-/// How far a blob has arrived.
+/// How many bytes of a blob have arrived.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Credit {
     /// The attempt.
     pub id: AttemptId,
     /// Which blob.
     pub blob: BlobIndex,
-    /// Bytes from its beginning that are in place.
+    /// Bytes in place, from the blob's beginning.
     pub received_bytes: u64,
 }
 
-/// The attempt is let in. Not said where everything came with the opening of an attached attempt, and the next word
-/// ([`Progress`] beyond receiving, or the result) says as much.
+/// Lets an attempt in. The worker leaves it out if everything of an attached attempt came with its opening, and the
+/// next message ([`Progress`] after receiving, or the result) says as much.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Accept {
     /// The attempt.
     pub id: AttemptId,
-    /// Blobs that are not complete, and from which byte on they are needed. Blobs not named need not be sent.
+    /// Incomplete blobs, each with the first byte that is needed. Blobs that are not named need not be sent.
     pub needs: Vec<(BlobIndex, u64)>,
     /// Bytes that may be under way unacknowledged.
     pub window_bytes: u32,
 }
 
-/// The attempt is not let in, or is thrown out.
+/// Refuses an attempt, or ends one that was let in.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Refuse {
     /// The attempt.
     pub id: AttemptId,
-    /// Why.
+    /// The reason as a code.
     pub code: ErrorCode,
     /// What was wrong and what to do.
     pub text: String,
@@ -136,37 +139,37 @@ pub struct Refuse {
 /// What a worker is doing with an attempt.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
 pub enum Phase {
-    /// Taking model and inputs in.
+    /// It receives model and inputs.
     Receiving,
-    /// Waiting for a place to run.
+    /// The attempt waits for a slot.
     Waiting,
-    /// Starting the engine and loading the model.
+    /// The engine starts and loads the model.
     Loading,
-    /// Running the model.
+    /// The model runs.
     Running,
 }
 
-/// Where an attempt stands.
+/// An attempt's phase at its worker.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Progress {
     /// The attempt.
     pub id: AttemptId,
-    /// What is being done.
+    /// The current phase.
     pub phase: Phase,
 }
 
-/// One output.
+/// An output as the worker declares it.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct OutputDecl {
     /// Name in the model.
     pub name: String,
     /// Element type.
     pub dtype: DType,
-    /// Shape of one item's. Those of several items stand one behind the other.
+    /// Shape of one item's output. The outputs of several items stand one behind the other.
     pub shape: Vec<u64>,
     /// BLAKE3 of the bytes.
     pub digest: Digest,
-    /// Length of all items', little-endian elements in row-major order.
+    /// Length of all items' outputs in bytes: little-endian elements in row-major order.
     pub size_bytes: u64,
 }
 
@@ -177,12 +180,13 @@ pub struct RunResult {
     pub id: AttemptId,
     /// How it ended.
     pub outcome: Outcome,
-    /// The outputs, in the model's order; blobs 1, 2, … of the chunks that follow. Empty unless done.
+    /// The outputs in the model's order: blobs 1, 2, … of the chunks that follow. Empty unless the outcome is `Done`.
     pub outputs: Vec<OutputDecl>,
-    /// The runs it took, in the order in which they ended; the first ones if there were many.
+    /// The runs of this attempt in the order in which they ended; only the first ones if there were many.
     pub runs: Vec<RunNote>,
-    /// Between the arrival of model and inputs and the end, microseconds; 0 if an earlier life of the worker saw the arrival.
+    /// Time from the arrival of model and inputs to the end, microseconds; 0 if they arrived in an earlier life of the
+    /// worker.
     pub held_us: u64,
-    /// Chunks begin where [`Open::outputs_here`] says; else every output comes from its beginning.
+    /// Chunks begin at the offsets of [`Open::outputs_here`]; if false, every output begins at byte 0.
     pub goes_on: bool,
 }

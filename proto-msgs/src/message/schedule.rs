@@ -1,4 +1,4 @@
-//! The words of scheduling: lanes, service levels, stages, what runs cost. Used in messages of several directions.
+//! The types of scheduling: lanes, service levels, stages, costs of runs. Messages of several directions use them.
 
 use std::{fmt, str::FromStr};
 
@@ -6,18 +6,18 @@ use bincode::{Decode, Encode};
 
 use crate::{Digest, ModelRef};
 
-/// Which of a worker's slots a task may use.
+/// Decides which of a worker's slots a task may use.
 #[derive(Clone, Copy, Debug, Decode, Default, Encode, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Lane {
-    /// Somebody waits for the answer: own slots, and idle batch slots on top.
+    /// Someone waits for the result: realtime slots, and idle batch slots in addition.
     #[default]
     Realtime,
-    /// Much data, no hurry: own slots only.
+    /// Much data, no hurry: batch slots only.
     Batch,
 }
 
 impl Lane {
-    /// Both lanes, in the order in which tables hold them.
+    /// Both lanes, in the order of tables with one row per lane.
     pub const ALL: [Self; 2] = [Self::Realtime, Self::Batch];
 
     /// The name as people and scripts see it.
@@ -28,7 +28,7 @@ impl Lane {
         }
     }
 
-    /// Place in tables with a row for each lane.
+    /// The lane's row in tables with one row per lane.
     pub const fn index(self) -> usize {
         self as usize
     }
@@ -51,12 +51,12 @@ impl FromStr for Lane {
     }
 }
 
-/// What a stream of tasks is promised.
+/// The service level of a stream of tasks.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Slo {
-    /// A task that takes longer violates it.
+    /// A task that takes longer than this violates the service level.
     pub latency_ms: u32,
-    /// Thousandths of a worker's tasks that may, before others are preferred.
+    /// Thousandths of a worker's tasks that may violate it before other workers are preferred.
     pub max_violation_permille: u16,
 }
 
@@ -67,34 +67,34 @@ pub struct LabelRule {
     pub key: String,
     /// Its value.
     pub value: String,
-    /// Only such workers; if false, rather such workers.
+    /// Whether other workers are excluded; if false, matching workers are only preferred.
     pub required: bool,
 }
 
-/// A model that takes what the one before it gave.
+/// A later stage: a model that takes the outputs of the one before it.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Stage {
-    /// What a person calls the stage.
+    /// The stage's name for people.
     pub name: String,
     /// The model.
     pub model: ModelRef,
 }
 
-/// Why a batch was run with the rows it had.
+/// Why a batch started with the rows it had.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Dispatch {
-    /// It had the best size.
+    /// The batch had the best size.
     Full,
-    /// Its oldest item had waited as long as items may.
+    /// Its oldest item had waited as long as an item may.
     Waited,
-    /// A deadline would have passed.
+    /// An item's deadline would have passed.
     Deadline,
-    /// The device had nothing else to do.
+    /// The device had nothing else to run.
     Idle,
 }
 
 impl Dispatch {
-    /// All reasons, in the order in which tables hold them.
+    /// All reasons, in the order of tables with one row per reason.
     pub const ALL: [Self; 4] = [Self::Full, Self::Waited, Self::Deadline, Self::Idle];
 
     /// The name as people and scripts see it.
@@ -108,19 +108,19 @@ impl Dispatch {
     }
 }
 
-/// Whether items of a model are run together at a worker, and if not why.
+/// Whether a worker packs a model's items into batches, and if not, why.
 #[derive(Clone, Copy, Debug, Decode, Default, Encode, Eq, Hash, PartialEq)]
 pub enum Packing {
-    /// Nothing was tried yet.
+    /// No probe has run yet.
     #[default]
     Unknown,
-    /// Many rows give what single rows give, and sooner.
+    /// A batch gives the same rows as single runs, and sooner.
     On,
     /// The model takes one item at a time.
     Unsupported,
-    /// Many rows gave something else than single rows.
+    /// A batch gave other rows than single runs.
     Differs,
-    /// Many rows take as long as single rows.
+    /// A batch takes as long as single runs.
     NoGain,
 }
 
@@ -142,21 +142,21 @@ impl Packing {
 pub struct ModelCost {
     /// The model.
     pub model: Digest,
-    /// Whether its items are run together.
+    /// Whether its items are packed.
     pub packing: Packing,
-    /// Items in a batch of the best size; 1 unless packing is on.
+    /// Rows of a batch of the best size; 1 unless packing is on.
     pub best_batch: u16,
-    /// Rows and microseconds of batches of that many rows, fewest rows first; the first is a single item's. At most
-    /// [`CURVE_POINTS_MAX`](crate::limits::CURVE_POINTS_MAX).
+    /// Points of (rows, microseconds per batch of these rows), fewest rows first; the first point is a single item's.
+    /// At most [`CURVE_POINTS_MAX`](crate::limits::CURVE_POINTS_MAX).
     pub curve: Vec<(u16, u32)>,
-    /// Microseconds to load it; 0 if that was not measured.
+    /// Microseconds to load it; 0 if not measured.
     pub load_us: u32,
-    /// Batches run so far by reason, in the order of [`Dispatch::ALL`].
+    /// Number of batches so far by reason, in the order of [`Dispatch::ALL`].
     pub dispatched: [u32; 4],
 }
 
 impl ModelCost {
-    /// Microseconds that `items` take one after the other in one slot: in batches of the best size, the rest in one.
+    /// Microseconds of `items` in one slot, one batch after the other: batches of the best size, then one of the rest.
     pub fn run_us(&self, items: u32) -> u64 {
         let best = u32::from(self.best_batch.max(1));
         let (full, rest) = (u64::from(items / best), items % best);
@@ -169,11 +169,12 @@ impl ModelCost {
     }
 }
 
-/// What `rows` take on a curve of rows and microseconds, fewest rows first: between points a straight line, below them as
-/// much as the first, beyond them on the line of the last two, or in proportion to the only one; 0 if there is none.
+/// Microseconds of a batch of `rows`, read from a curve of (rows, microseconds), fewest rows first. Between two points:
+/// a straight line. Below the first point: the first point's time. Beyond the last: the line of the last two, or in
+/// proportion to the only one. Without points: 0.
 pub fn curve_us(points: impl DoubleEndedIterator<Item = (u64, u64)> + Clone, rows: u64) -> u64 {
     let on_line = |(from, from_us): (u64, u64), (to, to_us): (u64, u64)| {
-        // A curve that falls is noise: the line is level.
+        // A falling curve is noise: the line is level instead.
         let rise = u128::from(to_us.saturating_sub(from_us)) * u128::from(rows.saturating_sub(from));
         let rise = rise.checked_div(u128::from(to.saturating_sub(from))).unwrap_or(0);
         from_us.saturating_add(u64::try_from(rise).unwrap_or(u64::MAX))
@@ -194,46 +195,47 @@ pub fn curve_us(points: impl DoubleEndedIterator<Item = (u64, u64)> + Clone, row
 /// How busy one lane of a worker is.
 #[derive(Clone, Copy, Debug, Decode, Default, Encode, Eq, PartialEq)]
 pub struct LaneLoad {
-    /// Slots of the lane in use, lent ones counted with the lane that uses them.
+    /// Slots that run the lane's batches; a lent slot counts with the lane that uses it.
     pub slots_used: u16,
-    /// Items that are there and wait for a slot.
+    /// Items that have arrived and wait for a slot.
     pub waiting_items: u32,
 }
 
-/// One run that a task's items were part of.
+/// One run that included items of a task.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct RunNote {
-    /// Which stage, 0 for the first model.
+    /// The stage, 0 for the first model.
     pub stage: u8,
-    /// The task's rows, half open.
+    /// The task's rows in this run, half open.
     pub rows: (u32, u32),
-    /// Rows of all tasks in that run.
+    /// Rows of all tasks in this run.
     pub batch_rows: u32,
-    /// Why it was run then.
+    /// Why the batch started then.
     pub dispatch: Dispatch,
-    /// How long it took, microseconds.
+    /// Duration of the run, microseconds.
     pub run_us: u32,
 }
 
-/// The time a task is predicted to take at a worker, by what it consists of.
+/// The predicted time of a task at a worker, by its parts.
 #[derive(Clone, Copy, Debug, Decode, Default, Encode, Eq, PartialEq)]
 pub struct Prediction {
-    /// Until a slot is free, microseconds.
+    /// Time until a slot is free, microseconds.
     pub queue_us: u64,
-    /// Model (0 if held) and inputs on their way, microseconds.
+    /// Transfer of model (0 if held) and inputs, microseconds.
     pub transfer_us: u64,
-    /// Loading (0 if warm), microseconds.
+    /// Loading the model (0 if warm), microseconds.
     pub load_us: u64,
-    /// The runs, microseconds.
+    /// The runs themselves, microseconds.
     pub run_us: u64,
-    /// What every task takes there besides, however short its run: opening, handing over, sending the result; microseconds.
+    /// The fixed cost of every task there, however short its run: opening, handing over, sending the result;
+    /// microseconds.
     pub handover_us: u64,
-    /// The runs of all its models were measured, here or elsewhere; if not, one of them was never run.
+    /// Every model of the task has a measured run, at this or another worker; if false, at least one has never run.
     pub measured: bool,
 }
 
 impl Prediction {
-    /// All of it, microseconds.
+    /// The sum of all parts, microseconds.
     pub fn total_us(&self) -> u64 {
         let parts = [self.queue_us, self.transfer_us, self.load_us, self.run_us, self.handover_us];
         parts.into_iter().fold(0, u64::saturating_add)

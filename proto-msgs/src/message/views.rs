@@ -7,24 +7,25 @@ use crate::{
     Outcome, Prediction, TaskId, WorkerId,
 };
 
-/// The broker.
+/// The state of the broker.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct ClusterView {
     /// Version of the program.
     pub version: String,
-    /// When it started, milliseconds since 1970.
+    /// Start of the broker, milliseconds since 1970.
     pub started_unix_ms: u64,
-    /// `redis` or `embedded`.
+    /// Kind of store: `redis` or `embedded`.
     pub store: String,
-    /// The store answers.
+    /// Whether the store answers.
     pub store_ok: bool,
-    /// Connections are encrypted.
+    /// Whether connections are encrypted.
     pub encrypted: bool,
     /// Workers alive.
     pub workers: u32,
-    /// Prediction against reality since the start: median of |predicted − actual| / actual, thousandths; `None` before the first.
+    /// Error of predictions since the start: median of |predicted − actual| / actual, thousandths; `None` before the
+    /// first one.
     pub prediction_error_permille: Option<u32>,
-    /// How places are chosen.
+    /// Name of the placement policy.
     pub policy: String,
     /// Slots of all workers alive.
     pub slots: u32,
@@ -36,14 +37,14 @@ pub struct ClusterView {
     pub placed: u32,
 }
 
-/// A worker.
+/// A worker as the broker sees it.
 #[derive(Clone, Debug, Decode, Encode, PartialEq)]
 pub struct WorkerView {
-    /// Who.
+    /// Id of the worker.
     pub worker: WorkerId,
-    /// Which life.
+    /// Its current life.
     pub epoch: Epoch,
-    /// What a person calls it.
+    /// The worker's name for people.
     pub name: String,
     /// Version of the program.
     pub version: String,
@@ -55,49 +56,49 @@ pub struct WorkerView {
     pub cores: u32,
     /// Main memory that tasks may use.
     pub memory_bytes: u64,
-    /// How it runs models.
+    /// How the worker runs models.
     pub engine: EngineKind,
-    /// What it can open.
+    /// Model formats that it can open.
     pub formats: Vec<ModelFormat>,
     /// Where clients can dial it.
     pub endpoints: Vec<String>,
-    /// For people.
+    /// Key and value of each label.
     pub labels: Vec<(String, String)>,
-    /// GPUs in it.
+    /// The worker's GPUs.
     pub gpus: Vec<Gpu>,
-    /// Batches at the same time in each lane.
+    /// Number of slots in each lane, in the order of [`Lane::ALL`].
     pub slots: [u16; 2],
-    /// Tasks at work or promised in each lane; more than slots where items are packed.
+    /// Tasks running or promised in each lane; more than its slots if items are packed.
     pub slots_used: [u16; 2],
-    /// What slots compute on.
+    /// The device of each slot, as in [`Register::device_map`](crate::Register::device_map).
     pub device_map: Vec<i16>,
-    /// How busy its lanes are.
+    /// Load of each lane.
     pub lanes: [LaneLoad; 2],
     /// Thousandths of its tasks that missed their service level in the last window; `None`: no verdict.
     pub violation_permille: Option<u16>,
-    /// Takes no new attempts.
+    /// The worker takes no new attempts.
     pub draining: bool,
-    /// How busy.
+    /// Load of the machine.
     pub load: Load,
-    /// Models it has.
+    /// Models in its blob store.
     pub held: Vec<Digest>,
     /// Speed of its direct link, bytes per second; 0 if unknown.
     pub link_bytes_per_s: u64,
-    /// Since its last sign of life.
+    /// Time since its last sign of life.
     pub silent_ms: u64,
 }
 
-/// Where a task stands.
+/// The state of a task.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub enum TaskStanding {
-    /// Waiting for a worker.
+    /// The task waits for a worker.
     Queued {
-        /// Tasks before it.
+        /// Tasks before it in the queue.
         position: u32,
         /// What it waits for.
         reason: String,
     },
-    /// A worker was named to the client; nothing heard from there yet.
+    /// A worker was granted to the client; neither has confirmed it yet.
     Granted,
     /// The client holds the attempt or the worker has named it.
     Placed,
@@ -105,62 +106,62 @@ pub enum TaskStanding {
     Ended(Outcome),
 }
 
-/// A task.
+/// A task as the broker sees it.
 #[derive(Clone, Debug, Decode, Encode, PartialEq)]
 pub struct TaskView {
-    /// Which.
+    /// Id of the task.
     pub task: TaskId,
-    /// Of which `submit`.
+    /// The job that it belongs to.
     pub job: JobId,
-    /// What a person calls the model.
+    /// The model's name for people.
     pub model_name: String,
     /// The model.
     pub model: ModelRef,
     /// Bytes of all inputs.
     pub input_bytes: u64,
-    /// Items in it.
+    /// Items in this task.
     pub items: u32,
     /// User priority, after the tenant's cap.
     pub priority: u8,
-    /// Its lane.
+    /// The lane of the task.
     pub lane: Lane,
-    /// Goes on without its client.
+    /// Whether it goes on without its client.
     pub detached: bool,
-    /// Where it stands.
+    /// The task's state.
     pub standing: TaskStanding,
-    /// Placements so far.
+    /// Number of placements so far.
     pub attempt: Attempt,
-    /// Where it is, or was last.
+    /// Id and name of its worker, or of the last one.
     pub worker: Option<(WorkerId, String)>,
-    /// When it was submitted, milliseconds since 1970.
+    /// Time of the submit, milliseconds since 1970.
     pub submitted_unix_ms: u64,
-    /// When it ended, milliseconds since 1970.
+    /// Time of the end, milliseconds since 1970.
     pub ended_unix_ms: Option<u64>,
 }
 
 /// One worker in the explanation of a placement.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Candidate {
-    /// Who.
+    /// Id of the worker.
     pub worker: WorkerId,
-    /// What a person calls it.
+    /// The worker's name for people.
     pub name: String,
-    /// What spoke against it; empty if it fitted.
+    /// Reasons why the task does not fit there; empty if it fits.
     pub against: Vec<String>,
-    /// It has the model.
+    /// The worker has the model.
     pub holds_model: bool,
-    /// Slots in use of all slots, thousandths.
+    /// Busy slots of all slots, thousandths.
     pub busy_permille: u16,
-    /// The time the task would take there.
+    /// The predicted time of the task there.
     pub prediction: Prediction,
 }
 
-/// A placement as it was decided.
+/// A placement decision as it was made.
 #[derive(Clone, Debug, Decode, Encode, PartialEq)]
 pub struct DecisionView {
-    /// When, milliseconds since 1970.
+    /// Time of the decision, milliseconds since 1970.
     pub at_unix_ms: u64,
-    /// By which policy.
+    /// Name of the policy that decided.
     pub policy: String,
     /// The worker chosen; `None` if none was.
     pub chosen: Option<WorkerId>,
@@ -169,29 +170,29 @@ pub struct DecisionView {
     pub candidates: Vec<Candidate>,
 }
 
-/// The terms of a task's effective priority, thousandths of a point. Larger goes first.
+/// The terms of a task's effective priority, thousandths of a point. The larger sum goes first.
 #[derive(Clone, Copy, Debug, Decode, Default, Encode, Eq, PartialEq)]
 pub struct RankView {
-    /// From the user's priority.
+    /// Term of the user's priority.
     pub priority_milli: i64,
-    /// From the time it has waited.
+    /// Term of the time it has waited.
     pub waited_milli: i64,
-    /// From the amount of data; negative.
+    /// Term of the amount of data; negative.
     pub data_milli: i64,
-    /// From what its client has had already; negative.
+    /// Term of what its client has already been given; negative.
     pub share_milli: i64,
 }
 
-/// What a model costs at a worker.
+/// The cost of a model at a worker.
 #[derive(Clone, Debug, Decode, Encode, PartialEq)]
 pub struct ModelView {
     /// The worker.
     pub worker: WorkerId,
-    /// What a person calls it.
+    /// The worker's name for people.
     pub worker_name: String,
-    /// It is loaded there.
+    /// The model is loaded there.
     pub warm: bool,
-    /// The costs.
+    /// Costs as the worker measured them.
     pub cost: ModelCost,
 }
 
@@ -200,18 +201,18 @@ pub struct ModelView {
 pub struct WhyView {
     /// The task.
     pub task: TaskView,
-    /// In one sentence.
+    /// The explanation in one sentence.
     pub summary: String,
-    /// Where it went at each attempt and how that ended.
+    /// Where each attempt went and how it ended.
     pub history: Vec<String>,
-    /// Workers as they stand now; at most a page.
+    /// Workers as they stand now; at most one page.
     pub candidates: Vec<Candidate>,
-    /// The last placement as it was decided; `None` before the first.
+    /// The last decision; `None` before the first.
     pub decision: Option<DecisionView>,
-    /// Its effective priority now; `None` if it does not wait.
+    /// The task's effective priority now; `None` if it does not wait.
     pub rank: Option<RankView>,
-    /// From its placement to the run's end, as predicted and as it was, milliseconds; `None` while unknown.
+    /// Predicted time from placement to the run's end, milliseconds; `None` while unknown.
     pub predicted_ms: Option<u32>,
-    /// See `predicted_ms`.
+    /// Actual time from placement to the run's end, milliseconds; `None` while unknown.
     pub took_ms: Option<u32>,
 }

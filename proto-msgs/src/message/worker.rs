@@ -1,4 +1,4 @@
-//! Between worker and broker.
+//! Messages between worker and broker, and their parts.
 
 use bincode::{Decode, Encode};
 
@@ -16,14 +16,14 @@ pub enum EngineKind {
     Process,
 }
 
-/// What does not change during one life of a worker.
+/// The facts that do not change during one life of a worker.
 #[derive(Clone, Debug, Decode, Encode, PartialEq)]
 pub struct Register {
-    /// Stays across restarts.
+    /// Id of the worker; stays across restarts.
     pub worker: WorkerId,
-    /// Grows with each start.
+    /// The worker's life; grows with each start.
     pub epoch: Epoch,
-    /// What a person calls it.
+    /// The worker's name for people.
     pub name: String,
     /// Version of the program.
     pub version: String,
@@ -35,25 +35,27 @@ pub struct Register {
     pub cores: u32,
     /// Main memory that tasks may use.
     pub memory_bytes: u64,
-    /// How it runs models.
+    /// How the worker runs models.
     pub engine: EngineKind,
-    /// What it can open.
+    /// Model formats that it can open.
     pub formats: Vec<ModelFormat>,
-    /// Where clients can dial it, best first; empty if nowhere.
+    /// Where clients can dial it, best first; empty if they cannot.
     pub endpoints: Vec<String>,
-    /// Key of its door; `None` in a mesh without keys.
+    /// Key of the worker's door; `None` in a mesh without keys.
     pub key: Option<PublicKey>,
-    /// Signs the tickets of this life.
+    /// Key that signs the tickets of this life.
     pub ticket_key: TicketKey,
-    /// Batches at the same time in each lane, in the order of [`Lane::ALL`](crate::Lane::ALL). Idle slots of the batch lane are lent to realtime.
+    /// Number of slots in each lane, in the order of [`Lane::ALL`](crate::Lane::ALL). Idle slots of the batch lane are
+    /// lent to realtime.
     pub slots: [u16; 2],
-    /// What slots compute on: slot `i`, realtime ones first, uses entry `i` modulo the length. −1 is the CPU, others are GPUs.
+    /// The device of each slot: slot `i`, realtime ones first, uses entry `i` modulo the length. −1 is the CPU, others
+    /// are GPUs.
     pub device_map: Vec<i16>,
-    /// For people and for placement.
+    /// Key and value of each label, for people and for placement.
     pub labels: Vec<(String, String)>,
-    /// GPUs in it.
+    /// The worker's GPUs.
     pub gpus: Vec<Gpu>,
-    /// Time between its heartbeats.
+    /// Interval of its heartbeats.
     pub heartbeat_ms: u32,
 }
 
@@ -75,7 +77,7 @@ pub struct Load {
     pub load1_milli: u32,
     /// Main memory free for new work.
     pub memory_available_bytes: u64,
-    /// Free in the blob store's file system.
+    /// Free bytes in the blob store's file system.
     pub disk_free_bytes: u64,
     /// Received since the last heartbeat, bytes per second over all interfaces.
     pub net_rx_bytes_per_s: u64,
@@ -101,88 +103,88 @@ pub struct GpuLoad {
 /// Where an attempt stands at its worker.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub enum AttemptState {
-    /// The way is being made, or model and inputs are on it.
+    /// Model and inputs are arriving, or the link is being made.
     Receiving,
-    /// Everything is here; the run waits for a place or for its engine.
+    /// Model and inputs are here; the run waits for a slot or for its engine.
     Ready,
     /// The model runs.
     Running,
-    /// It is over. Repeated until the broker says that it may be forgotten.
+    /// The attempt is over. Repeated until the broker says that it may be forgotten.
     Finished(Outcome),
 }
 
 /// One attempt in a heartbeat.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct AttemptReport {
-    /// Which.
+    /// The attempt.
     pub id: AttemptId,
-    /// Where it stands.
+    /// State of the attempt.
     pub state: AttemptState,
-    /// It goes on without its client.
+    /// Whether it goes on without its client.
     pub detached: bool,
 }
 
-/// How a worker is, and its whole set of attempts.
+/// A worker's load and its whole set of attempts.
 #[derive(Clone, Debug, Decode, Encode, PartialEq)]
 pub struct Heartbeat {
-    /// Who.
+    /// Id of the worker.
     pub worker: WorkerId,
-    /// Which life.
+    /// The worker's current life.
     pub epoch: Epoch,
-    /// Grows by one with each heartbeat.
+    /// Number of the heartbeat; grows by one each time.
     pub seq: u64,
-    /// No new attempts, please.
+    /// The worker takes no new attempts.
     pub draining: bool,
-    /// It keeps as many results as it may: no more detached attempts, please.
+    /// The worker keeps as many results as it may: it takes no more detached attempts.
     pub keeps_no_more: bool,
-    /// How busy.
+    /// Load of the machine.
     pub load: Load,
-    /// Everything it holds, finished and unacknowledged attempts included.
+    /// Every attempt that it holds, finished and unacknowledged ones included.
     pub attempts: Vec<AttemptReport>,
     /// Models in its blob store, most recently used first.
     pub held: Vec<Digest>,
     /// Models that are loaded right now.
     pub warm: Vec<Digest>,
-    /// Speed of the direct link, from real transfers: bytes per second, 0 if none was seen.
+    /// Speed of the direct link in real transfers: bytes per second, 0 if none was seen.
     pub link_bytes_per_s: u64,
-    /// How busy the lanes are, in the order of [`Lane::ALL`](crate::Lane::ALL).
+    /// Load of each lane, in the order of [`Lane::ALL`](crate::Lane::ALL).
     pub lanes: [LaneLoad; 2],
-    /// What models cost here, most recently run first.
+    /// Cost of models at this worker, most recently run first.
     pub costs: Vec<ModelCost>,
 }
 
-/// Good-bye.
+/// The worker leaves for good.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Leave {
-    /// Who.
+    /// Id of the worker.
     pub worker: WorkerId,
-    /// Which life.
+    /// The life that ends.
     pub epoch: Epoch,
 }
 
 /// Answer to a heartbeat.
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct HeartbeatAck {
-    /// Whose heartbeat.
+    /// Id of the worker.
     pub worker: WorkerId,
-    /// Of which life.
+    /// The life that sent the heartbeat.
     pub epoch: Epoch,
-    /// Which heartbeat.
+    /// Number of the heartbeat that is answered.
     pub seq: u64,
-    /// The broker knows this life of the worker; if not, register again.
+    /// The broker knows this life of the worker; if false, the worker registers again.
     pub known: bool,
-    /// The broker's wall clock, milliseconds since 1970: what ticket times are compared with.
+    /// The broker's wall clock, milliseconds since 1970: ticket times are compared with it.
     pub broker_unix_ms: u64,
-    /// Finished attempts that need not be named again.
+    /// Finished attempts that need not be reported again.
     pub forget: Vec<AttemptId>,
-    /// Attempts that must not go on.
+    /// Attempts that must stop.
     pub stop: Vec<AttemptId>,
 }
 
-/// Dial a client that cannot dial you.
+/// Asks a worker to dial a client that cannot dial the worker.
 #[derive(Clone, Debug, Decode, Encode, PartialEq)]
 pub struct Introduce {
-    /// What the client will present; the dialling worker checks it like any other.
+    /// The ticket that the client will present. The worker checks it like any other.
     pub ticket: Ticket,
     /// Where the client listens, best first.
     pub endpoints: Vec<String>,
