@@ -34,7 +34,7 @@ pub(crate) struct Probe {
     networks: Option<Networks>,
     sensors: Option<Components>,
     sensors_at: Option<Instant>,
-    throttle_file: Option<&'static str>,
+    throttle_file: Option<PathBuf>,
     gpus: Gpus,
     last: Instant,
 }
@@ -61,7 +61,7 @@ impl Probe {
             networks: Networks::new_with_refreshed_list().ok(),
             sensors: Components::new().ok(),
             sensors_at: None,
-            throttle_file: THROTTLE_FILES.into_iter().find(|path| fs::exists(path).unwrap_or(false)),
+            throttle_file: THROTTLE_FILES.map(PathBuf::from).into_iter().find(|path| path.exists()),
             gpus: Gpus::find(),
             last: Instant::now(),
         }
@@ -92,7 +92,7 @@ impl Probe {
             net_rx_bytes_per_s: per_second(received_bytes, elapsed),
             net_tx_bytes_per_s: per_second(sent_bytes, elapsed),
             temperature_milli_c: self.temperature_milli_c(),
-            throttled_bits: self.throttle_file.and_then(|path| parse_hex(&fs::read_to_string(path).ok()?)),
+            throttled_bits: self.throttled_bits(),
             gpus: self.gpus.load(),
         }
     }
@@ -134,6 +134,10 @@ impl Probe {
         }
         let hottest = sensors.iter().filter_map(|sensor| sensor.temperature()).fold(f32::NAN, f32::max);
         hottest.is_finite().then_some((hottest * 1000.0) as i32)
+    }
+
+    fn throttled_bits(&self) -> Option<u32> {
+        parse_hex(&fs::read_to_string(self.throttle_file.as_ref()?).ok()?)
     }
 
     fn disk_free_bytes(&self) -> u64 {
@@ -187,6 +191,17 @@ mod tests {
         assert!(load.memory_available_bytes > 0 && load.memory_available_bytes <= machine.memory_bytes);
         assert!(load.disk_free_bytes > 0 && load.cpu_permille <= 1000);
         assert_eq!(load.gpus.len(), machine.gpus.len());
+    }
+
+    #[test]
+    fn a_raspberry_pi_that_is_throttled_says_so_in_every_sample() {
+        let firmware = tempfile::NamedTempFile::new().expect("a file");
+        let mut probe = Probe::new(std::env::temp_dir());
+        probe.throttle_file = Some(firmware.path().to_owned());
+        for (text, bits) in [("0x0\n", Some(0)), ("50005\n", Some(0x50005)), ("", None)] {
+            fs::write(firmware.path(), text).expect("written");
+            assert_eq!(probe.sample().throttled_bits, bits, "{text:?}");
+        }
     }
 
     #[test]
