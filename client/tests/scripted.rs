@@ -176,7 +176,7 @@ async fn play_worker(script: Script, door: Door, mut inbox: Inbox<Received>, see
         match message {
             ClientToWorker::Open(open) => {
                 let body = open.ticket.body;
-                let id = AttemptId { task: body.task, attempt: body.attempt };
+                let id = body.attempt_id();
                 let wants_stage = !holds_stage && !open.manifest.as_ref().unwrap().then.is_empty();
                 let wanted = [(MODEL_BLOB, !holds), (1, true), (2, wants_stage)];
                 let missing: BTreeSet<u16> =

@@ -183,7 +183,7 @@ impl Worker {
 
     fn started(&mut self, now: MonoTime, restored: Vec<Restored>) {
         for Restored { ticket, manifest, runs, outcome, runs_begun } in restored {
-            let id = AttemptId { task: ticket.body.task, attempt: ticket.body.attempt };
+            let id = ticket.body.attempt_id();
             let is_deadly = outcome.is_none() && runs_begun >= DEADLY_RUNS_MAX;
             let state = match outcome {
                 Some(outcome) => State::Finished { outcome, ended: now, taken: false, reported: false },
@@ -275,7 +275,7 @@ impl Worker {
 
     fn introduced(&mut self, now: MonoTime, introduce: Introduce) {
         let Introduce { ticket, endpoints, client_key } = introduce;
-        let id = AttemptId { task: ticket.body.task, attempt: ticket.body.attempt };
+        let id = ticket.body.attempt_id();
         let is_run = ticket.body.purpose == Purpose::Run;
         if self.check(now, &ticket, ticket.body.client_key, false).is_err() {
             return; // Not from this life's broker: it will ask again.

@@ -46,7 +46,7 @@ fn a_broker_whose_clock_was_put_forward_expires_nothing_that_is_at_work() {
     let _ = worker.handle(start, Event::Started { attempts: Vec::new() });
     let _ = broker_says(&mut worker, start, 1_000_000);
     let body = TicketBody { deadline_unix_ms: Some(1_060_000), ..ticket_body(1, 2, 1) };
-    let id = proto_msgs::AttemptId { task: body.task, attempt: body.attempt };
+    let id = body.attempt_id();
     let model = ModelRef { digest: Digest::from_bytes([1; 32]), size_bytes: 1, format: ModelFormat::Onnx };
     let manifest = Manifest { model, model_name: "m".into(), then: Vec::new(), items: 1, inputs: Vec::new() };
     let (ticket, manifest) = (Ticket::sign(body, &TICKET_KEY), Some(manifest));

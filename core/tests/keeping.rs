@@ -8,8 +8,8 @@ use mesh_core::{
 };
 use mesh_samples::{TICKET_KEY, register, ticket_body};
 use proto_msgs::{
-    AttemptId, BrokerToWorker, Digest, ErrorCode, HeartbeatAck, Manifest, ModelFormat, ModelRef, Open, Outcome,
-    Register, Ticket, TicketBody, WorkerToBroker, WorkerToClient,
+    BrokerToWorker, Digest, ErrorCode, HeartbeatAck, Manifest, ModelFormat, ModelRef, Open, Outcome, Register, Ticket,
+    TicketBody, WorkerToBroker, WorkerToClient,
 };
 
 /// As many results of detached tasks as a worker keeps.
@@ -79,8 +79,7 @@ fn results_that_wait_to_be_fetched_keep_no_attached_task_out() {
 fn the_end_of_a_detached_task_is_told_before_the_next_heartbeat_is_due() {
     let (mut worker, _) = keeps(1);
     let heartbeat = Config::new(register(1)).heartbeat;
-    let TicketBody { task, attempt, .. } = ticket(0, true).body;
-    let _ = worker.handle(NOW, Event::Kept { id: AttemptId { task, attempt } });
+    let _ = worker.handle(NOW, Event::Kept { id: ticket(0, true).body.attempt_id() });
     let at = worker.next_deadline().expect("it beats");
     assert!(at.since(NOW) < heartbeat / 2, "{:?}", at.since(NOW));
     let said = worker.handle(at, Event::Deadline);
@@ -92,7 +91,7 @@ fn a_result_that_nobody_fetches_is_kept_for_its_time_and_no_longer() {
     let (mut worker, _) = keeps(1);
     let kept_for = Config::new(register(1)).result_kept;
     let body = ticket(0, true).body;
-    let id = AttemptId { task: body.task, attempt: body.attempt };
+    let id = body.attempt_id();
     let Register { worker: name, epoch, .. } = register(1);
     let (forget, stop) = (vec![id], Vec::new());
     let ack = HeartbeatAck { worker: name, epoch, seq: 1, known: true, broker_unix_ms: 0, forget, stop };

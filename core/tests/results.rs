@@ -83,7 +83,7 @@ fn a_result_says_how_long_the_worker_had_everything_so_that_its_client_knows_how
     let mut worker = Worker::new(Config::new(register(1)));
     let _ = worker.handle(MonoTime::ZERO, Event::Started { attempts: Vec::new() });
     let body = ticket_body(1, 2, 1);
-    let id = AttemptId { task: body.task, attempt: body.attempt };
+    let id = body.attempt_id();
     let (ticket, at) = (Ticket::sign(body, &TICKET_KEY), |ms: u64| MonoTime::from_micros(ms * 1000));
     let open = Open {
         ticket,

@@ -6,7 +6,7 @@
 
 use bincode::{Decode, Encode};
 
-use crate::{Attempt, ClientId, Demands, Epoch, Lane, PublicKey, TaskId, WorkerId};
+use crate::{Attempt, AttemptId, ClientId, Demands, Epoch, Lane, PublicKey, TaskId, WorkerId};
 
 /// The secret that a worker shares with the broker, made new at each start of the worker.
 #[derive(Clone, Copy, Decode, Encode, Eq, PartialEq)]
@@ -89,6 +89,13 @@ pub enum TicketError {
     /// Its bearer holds another key.
     #[error("the ticket belongs to another client's key")]
     OtherClient,
+}
+
+impl TicketBody {
+    /// The attempt that the ticket opens.
+    pub fn attempt_id(&self) -> AttemptId {
+        AttemptId { task: self.task, attempt: self.attempt }
+    }
 }
 
 impl Ticket {

@@ -299,7 +299,7 @@ fn read_attempt(folder: &Path) -> Result<Found, Unread> {
         Err(error) => return Err(error.to_string().into()),
     };
     let manifest = open.manifest.ok_or_else(|| "no manifest".to_owned())?;
-    let id = AttemptId { task: open.ticket.body.task, attempt: open.ticket.body.attempt };
+    let id = open.ticket.body.attempt_id();
     if folder.file_name().is_none_or(|name| name != format!("{}-{}", id.task, id.attempt).as_str()) {
         return Err("the folder of another attempt".to_owned().into());
     }

@@ -71,7 +71,7 @@ impl Worker {
     }
 
     pub(super) fn opened(&mut self, now: MonoTime, link: LinkId, key: Option<PublicKey>, open: Open) {
-        let id = AttemptId { task: open.ticket.body.task, attempt: open.ticket.body.attempt };
+        let id = open.ticket.body.attempt_id();
         let known = self.attempts.get(id).is_some();
         if let Err(error) = self.check(now, &open.ticket, key, known) {
             return self.refuse(link, id, ErrorCode::BadTicket, error.to_string());

@@ -123,7 +123,7 @@ pub(super) fn brief_to_door(message: &ClientToWorker) -> String {
     match message {
         ClientToWorker::Open(open) => {
             let body = &open.ticket.body;
-            let id = AttemptId { task: body.task, attempt: body.attempt };
+            let id = body.attempt_id();
             format!("Open {} {:?} resume {}", short_id(id), body.purpose, open.resume)
         }
         ClientToWorker::Release(id) => format!("Release {}", short_id(*id)),

@@ -120,7 +120,7 @@ impl Home {
 
 fn ticket(number: u8, items: u32) -> (AttemptId, Ticket) {
     let body = TicketBody { items, ..mesh_samples::ticket_body(u32::from(number), 2, 1) };
-    (AttemptId { task: body.task, attempt: body.attempt }, Ticket::sign(body, &TicketKey([0; 32])))
+    (body.attempt_id(), Ticket::sign(body, &TicketKey([0; 32])))
 }
 
 fn floats(values: &[f32]) -> Vec<u8> {

@@ -97,7 +97,7 @@ impl Desk {
     }
 
     async fn open(&mut self, link: LinkId, open: Open) {
-        let id = AttemptId { task: open.ticket.body.task, attempt: open.ticket.body.attempt };
+        let id = open.ticket.body.attempt_id();
         if open.manifest.is_some() && !open.resume && !self.attempts.contains_key(&id) {
             self.early.expect(id, link);
         }
