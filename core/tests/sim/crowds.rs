@@ -98,7 +98,7 @@ impl Mesh {
     }
 
     /// Of the tasks of a stream that were submitted in this span, the thousandths that ran at a worker.
-    fn share_at(&self, worker: Node, stream: usize, span: std::ops::Range<Micros>) -> u64 {
+    pub(super) fn share_at(&self, worker: Node, stream: usize, span: std::ops::Range<Micros>) -> u64 {
         let truths = self.tasks_of(stream).map(|task| self.referee.task(task));
         let ran_at: Vec<usize> = truths
             .filter(|truth| span.contains(&truth.submitted))

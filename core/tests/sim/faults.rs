@@ -74,6 +74,9 @@ impl Mesh {
         // What waits for it comes when a longer pause ends that began before.
         let until = self.pulse(node).frozen_until.max(self.now + micros(duration));
         self.pulse_mut(node).frozen_until = until;
+        if let Node::Worker(worker) = node {
+            self.referee.stands_still(worker, until);
+        }
         if let (Node::Broker, Some(due)) = (node, self.deadline(node)) {
             self.referee.ears.pauses(self.now, due, until);
         }

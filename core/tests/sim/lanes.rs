@@ -24,7 +24,7 @@ const WAIT_MAX: Duration = Duration::from_millis(105);
 pub(super) struct Rooms {
     /// Attempts whose rows are all there and of which none has run yet, and since when.
     ready: BTreeMap<(usize, AttemptId), Micros>,
-    /// When a lane of a worker last had no room.
+    /// When a lane of a worker last had no room, or until when the worker stands still.
     full: BTreeMap<(usize, Lane), Micros>,
     /// What workers last told of their models.
     costs: BTreeMap<usize, Vec<ModelCost>>,
@@ -123,6 +123,13 @@ impl Referee {
         Some(("every row runs once", format!("{} {:?}", short_id(bad.1.id), bad.1.rows)))
     }
 
+    /// Until then the worker's process was down, or is stopped in its tracks.
+    pub(super) fn stands_still(&mut self, worker: usize, until: Micros) {
+        for lane in Lane::ALL {
+            self.rooms.full.insert((worker, lane), until);
+        }
+    }
+
     /// Keeps book of which lanes have room, after anything that may have changed it.
     pub(super) fn worker_acted(&mut self, now: Micros, worker: usize, shell: &WorkerShell) {
         for lane in Lane::ALL {
@@ -141,7 +148,7 @@ impl Referee {
         let since = self.rooms.full.get(&(worker, lane)).map_or(ready, |full| ready.max(*full));
         // A first stage also waits for those behind it.
         let has_stages = !self.job(id.task).then.is_empty();
-        let excused = self.is_harmed || has_stages || now <= since + micros(WAIT_MAX);
+        let excused = has_stages || now <= since + micros(WAIT_MAX);
         (!excused).then(|| format!("{} had room at W{worker} for {} ms", short_id(id), (now - since) / 1000))
     }
 }

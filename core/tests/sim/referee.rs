@@ -292,7 +292,8 @@ impl Referee {
 
     // What workers do.
 
-    pub(super) fn worker_started(&mut self, worker: usize, life: u32) {
+    pub(super) fn worker_started(&mut self, now: Micros, worker: usize, life: u32) {
+        self.stands_still(worker, now);
         self.lives.insert(worker, life);
         self.reported.insert(worker, 0);
     }

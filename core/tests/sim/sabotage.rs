@@ -2,7 +2,7 @@
 
 use mesh_core::{Rule, Rules};
 
-use super::{crowds, seeds};
+use super::{crowds, days, seeds};
 
 /// A broken rule must be noticed within so many seeds.
 const SEEDS_MAX: u64 = 10_000;
@@ -32,4 +32,12 @@ fn every_broken_rule_is_noticed() {
         }
     }
     assert!(unnoticed.is_empty(), "broken and not noticed within {SEEDS_MAX} seeds: {unnoticed:?}");
+}
+
+#[test]
+fn days_notice_that_nothing_ages_and_that_a_slow_worker_is_not_left_for_long() {
+    let starved = days::mixed_traffic(2 * days::HOUR, Rules::without(Rule::AgeingRank)).referee.violation;
+    assert_eq!(starved.map(|violation| violation.law), Some("nothing starves"));
+    let restless = days::a_promise(1, Rules::without(Rule::SloHysteresis)).referee.violation;
+    assert_eq!(restless.map(|violation| violation.law), Some("a slow worker is left and stays left"));
 }

@@ -220,7 +220,7 @@ impl Mesh {
         shell.machine = Some(Worker::new(config));
         let attempts = shell.restore();
         let life = shell.life;
-        self.referee.worker_started(worker, life);
+        self.referee.worker_started(self.now, worker, life);
         tell!(self, "W{worker} starts, life {life}, with {} attempts", attempts.len());
         self.worker_handle(worker, Event::Started { attempts });
         self.sample(worker, life);
