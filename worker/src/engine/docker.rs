@@ -66,6 +66,10 @@ const LABEL_MODEL: &str = "mesh.model";
 /// The first Podman that obeys CDI requests for GPUs; earlier ones start the container without any and say nothing.
 const PODMAN_CDI_FROM: (u32, u32) = (5, 4);
 
+/// The first runc without the container escapes of November 2025 (CVE-2025-31133, -52565, -52881). Distributions mend older
+/// versions without a new number, so an older one is only warned of.
+const RUNC_FROM: [u32; 3] = [1, 2, 8];
+
 /// Which engine and how.
 #[derive(Clone, Debug)]
 pub(crate) struct DockerSettings {
@@ -116,6 +120,14 @@ impl Docker {
         let image = image.map_err(|error| DockerError::NoImage { image: settings.image.clone(), error })?;
         let image_id = image.id.unwrap_or_else(|| settings.image.clone());
         info!(?flavour, version = version.version, image = settings.image, "container engine found");
+        if let Some(runc) = old_runc(&version) {
+            let [major, minor, patch] = RUNC_FROM;
+            warn!(
+                runc,
+                "models could escape from containers of a runc older than {major}.{minor}.{patch}, unless the distribution has \
+                 mended it: check for updates"
+            );
+        }
         Ok(Self { client, flavour, settings, image_id })
     }
 
@@ -297,6 +309,19 @@ impl Engine for Docker {
     }
 }
 
+/// The version of the engine's runc if it is older than [`RUNC_FROM`].
+fn old_runc(version: &SystemVersion) -> Option<&str> {
+    let runc = version.components.iter().flatten().find(|component| component.name == "runc")?;
+    (numbers(&runc.version) < RUNC_FROM).then_some(&runc.version)
+}
+
+/// Major, minor and patch of a version; 0 for what is no number. A suffix (`5+ds1`, `0-rc.1`) does not count.
+fn numbers(version: &str) -> [u32; 3] {
+    let digits = |part: &str| part.chars().take_while(char::is_ascii_digit).collect::<String>();
+    let mut parts = version.split('.').map(|part| digits(part).parse().unwrap_or(0));
+    [(); 3].map(|()| parts.next().unwrap_or(0))
+}
+
 impl Flavour {
     fn of(version: &SystemVersion) -> Self {
         let components = version.components.iter().flatten();
@@ -304,8 +329,8 @@ impl Flavour {
         match podman {
             None => Self::Docker,
             Some(podman) => {
-                let mut numbers = podman.version.split('.').map(|number| number.parse().unwrap_or(0));
-                Self::Podman { major: numbers.next().unwrap_or(0), minor: numbers.next().unwrap_or(0) }
+                let [major, minor, _] = numbers(&podman.version);
+                Self::Podman { major, minor }
             }
         }
     }

@@ -21,6 +21,16 @@ fn docker_and_podman_are_told_apart() {
 }
 
 #[test]
+fn an_old_runc_is_noticed() {
+    let old = version("runc", "1.1.5+ds1");
+    assert_eq!(old_runc(&old), Some("1.1.5+ds1"));
+    for new in ["1.2.8", "1.3.3-rc.1", "2.0.0"] {
+        assert_eq!(old_runc(&version("runc", new)), None, "{new}");
+    }
+    assert_eq!(old_runc(&version("crun", "1.0")), None, "another runtime");
+}
+
+#[test]
 fn podman_is_told_how_many_processes_the_host_allows_and_docker_is_not() {
     let names = |flavour: Flavour| flavour.ulimits().into_iter().filter_map(|limit| limit.name).collect::<Vec<_>>();
     assert!(names(Flavour::Podman { major: 4, minor: 3 }).contains(&"nproc".to_owned()));
