@@ -220,6 +220,7 @@ impl Worker {
     fn say_heartbeat(&mut self, now: MonoTime) {
         self.seq += 1;
         self.next_heartbeat = now + self.config.heartbeat;
+        let (attempts, names_all) = self.attempts.reports();
         let heartbeat = Heartbeat {
             worker: self.config.register.worker,
             epoch: self.config.register.epoch,
@@ -227,7 +228,8 @@ impl Worker {
             draining: self.drain_until.is_some(),
             keeps_no_more: self.is_full(true),
             load: self.sample.load.clone(),
-            attempts: self.attempts.reports(),
+            attempts,
+            names_all,
             held: self.sample.held.clone(),
             warm: self.sample.warm.clone(),
             link_bytes_per_s: self.sample.link_bytes_per_s,

@@ -1,15 +1,16 @@
 //! A worker that keeps as many results as it may: clients that wait for theirs do not suffer, and the broker is told.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use mesh_core::{
     MonoTime,
-    worker::{Action, Config, Event, LinkId, Restored, Worker},
+    worker::{Action, Config, Event, LinkId, Restored, Sample, Worker},
 };
 use mesh_samples::{TICKET_KEY, register, ticket_body};
 use proto_msgs::{
     BrokerToWorker, Digest, ErrorCode, HeartbeatAck, Manifest, ModelFormat, ModelRef, Open, Outcome, Register, Ticket,
     TicketBody, WorkerToBroker, WorkerToClient,
+    limits::{HELD_MAX, TEXT_BYTES_MAX},
 };
 
 /// As many results of detached tasks as a worker keeps.
@@ -26,18 +27,23 @@ fn ticket(task: u32, detached: bool) -> Ticket {
     Ticket::sign(TicketBody { detached, ..ticket_body(task, 2, 1) }, &TICKET_KEY)
 }
 
-/// A worker that was started anew with so many results on its disk, and whether it says that it keeps no more.
-fn keeps(results: u32) -> (Worker, bool) {
-    let outcome = Some(Outcome::Done { run_us: 1, load_us: 0 });
+/// A worker that was started anew with so many ends of detached tasks on its disk, and what it says first.
+fn started(ends: u32, outcome: &Outcome) -> (Worker, Vec<Action>) {
     let kept = |task| Restored {
         ticket: ticket(task, true),
         manifest: Box::new(manifest()),
         runs: Vec::new(),
-        outcome: outcome.clone(),
+        outcome: Some(outcome.clone()),
         runs_begun: 1,
     };
     let mut worker = Worker::new(Config::new(register(1)));
-    let said = worker.handle(NOW, Event::Started { attempts: (0..results).map(kept).collect() });
+    let said = worker.handle(NOW, Event::Started { attempts: (0..ends).map(kept).collect() });
+    (worker, said)
+}
+
+/// A worker that was started anew with so many results on its disk, and whether it says that it keeps no more.
+fn keeps(results: u32) -> (Worker, bool) {
+    let (worker, said) = started(results, &Outcome::Done { run_us: 1, load_us: 0 });
     let is_full = said.iter().find_map(|action| match action {
         Action::TellBroker(WorkerToBroker::Heartbeat(heartbeat)) => Some(heartbeat.keeps_no_more),
         _ => None,
@@ -105,4 +111,27 @@ fn a_result_that_nobody_fetches_is_kept_for_its_time_and_no_longer() {
     let kept = freed_at.expect("it takes room for ever").since(NOW);
     assert!(kept >= kept_for && kept < kept_for + Duration::from_secs(1), "{kept:?}");
     assert_eq!(worker.attempts_held(), 0);
+}
+
+#[test]
+fn a_worker_with_many_long_failures_is_heard_and_tells_all_of_them() {
+    const FAILURES: u32 = 600;
+    let (mut worker, first) = started(FAILURES, &Outcome::failed(ErrorCode::BadRequest, "x".repeat(TEXT_BYTES_MAX)));
+    let models = vec![Digest::from_bytes([1; 32]); HELD_MAX];
+    let sample = Sample { held: models.clone(), warm: models, ..Sample::default() };
+    let mut said = [first, worker.handle(NOW, Event::Sampled(sample))].concat();
+    let mut told = BTreeSet::new();
+    for _ in 0..20 {
+        for action in said {
+            let Action::TellBroker(message) = action else { continue };
+            assert!(message.to_frame().is_ok(), "the broker would take it for dead");
+            if let WorkerToBroker::Heartbeat(heartbeat) = message {
+                assert!(!heartbeat.names_all);
+                told.extend(heartbeat.attempts.iter().map(|report| report.id));
+            }
+        }
+        let now = worker.next_deadline().expect("a worker speaks");
+        said = worker.handle(now, Event::Deadline);
+    }
+    assert_eq!(told.len(), FAILURES as usize);
 }

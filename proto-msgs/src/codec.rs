@@ -113,9 +113,14 @@ pub enum EncodeError {
 
 /// As many rows as fit into one answer; at least one if there are any, so that the asker makes progress.
 pub fn page<Row: Encode>(rows: impl Iterator<Item = Row>) -> Vec<Row> {
+    page_of(rows, PAGE_ROWS_MAX)
+}
+
+/// As [`page`], with another limit of rows.
+pub fn page_of<Row: Encode>(rows: impl Iterator<Item = Row>, rows_max: usize) -> Vec<Row> {
     let mut left_bytes = PAGE_BYTES_MAX;
     let mut page = Vec::new();
-    for row in rows.take(PAGE_ROWS_MAX) {
+    for row in rows.take(rows_max) {
         let row_bytes = size_bytes(&row);
         if row_bytes > left_bytes && !page.is_empty() {
             break;

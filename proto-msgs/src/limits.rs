@@ -1,7 +1,8 @@
 //! Every limit on what a peer can make a node hold, in one place. A value from the network is checked against one of
 //! these before anything is allocated for it.
 
-/// Bytes of one control message: a page of 200 worker views or a heartbeat with every list full fits with room to spare.
+/// Bytes of one control message: a page of 200 worker views fits with room to spare, and so does a heartbeat with every list
+/// full, whose attempts are a page ([`PAGE_BYTES_MAX`]) too.
 pub const CONTROL_BYTES_MAX: usize = 512 * 1024;
 
 /// Bytes of payload in one chunk of the direct stream. Larger chunks gain nothing on libzmq, and on a slow link one of
@@ -84,7 +85,7 @@ pub const OUTPUT_BYTES_MAX: u64 = 16 << 30;
 /// Rows in one page of an answer.
 pub const PAGE_ROWS_MAX: usize = 200;
 
-/// Bytes of one page of an answer: half a message, which leaves room for the rest of the answer.
+/// Bytes of one page of an answer, or of the attempts in a heartbeat: half a message, which leaves room for the rest.
 pub const PAGE_BYTES_MAX: usize = CONTROL_BYTES_MAX / 2;
 
 /// The longest deadline that a task may ask for: a day.

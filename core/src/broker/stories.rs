@@ -1,5 +1,6 @@
 //! Short stories about the scheduler. Owns what is expected of it; `mesh` owns how it is asked.
 
+mod bounds;
 mod faults;
 mod finish;
 mod lives;

@@ -4,9 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proto_msgs::{
-    AttemptId, AttemptState, Digest, Epoch, Heartbeat, Lane, PeerId, Register, TaskId, WorkerId, limits::ATTEMPTS_MAX,
-};
+use proto_msgs::{AttemptId, AttemptState, Digest, Epoch, Heartbeat, Lane, PeerId, Register, TaskId, WorkerId};
 
 use super::{
     fleet::Fleet,
@@ -272,9 +270,7 @@ impl Workers {
         let mut vanished = Vec::new();
         self.change(id, |worker| {
             let active = heartbeat.attempts.iter().filter(|report| !matches!(report.state, AttemptState::Finished(_)));
-            // What is not in a full list may be over and have found no place in it.
-            let are_all = heartbeat.attempts.len() < ATTEMPTS_MAX;
-            vanished = worker.occupancy.named(active.map(|report| report.id), are_all);
+            vanished = worker.occupancy.named(active.map(|report| report.id), heartbeat.names_all);
         });
         self.set_heartbeat(id, heartbeat);
         vanished

@@ -21,6 +21,7 @@ use std::{
 
 use proto_msgs::{
     AttemptId, AttemptReport, AttemptState, Digest, ErrorCode, Manifest, Outcome, Phase, RunNote, TicketBody,
+    codec::page_of,
     limits::{ATTEMPTS_MAX, WINDOW_BYTES},
 };
 
@@ -257,22 +258,25 @@ impl Attempts {
         }
     }
 
-    /// What the heartbeat says: the active ones first, then those that the broker has not acknowledged. Where they are too
-    /// many, those that were told least often: some may have to wait long for the broker's store.
-    pub(super) fn reports(&mut self) -> Vec<AttemptReport> {
+    /// What the heartbeat says, and whether that is all: the active ones first, then those that the broker has not
+    /// acknowledged. Where these are too many, or their texts too long, those that were told least often: some may have to wait
+    /// long for the broker's store.
+    pub(super) fn reports(&mut self) -> (Vec<AttemptReport>, bool) {
         let is_going_on = |attempt: &&Attempt| attempt.is_active() || !attempt.is_kept;
-        let active = self.table.values().filter(is_going_on).take(ATTEMPTS_MAX);
-        let mut reports: Vec<AttemptReport> = active.map(Attempt::report).collect();
+        let active: Vec<AttemptReport> = self.table.values().filter(is_going_on).map(Attempt::report).collect();
         let unreported = |attempt: &&mut Attempt| {
             attempt.is_kept && matches!(attempt.state, State::Finished { reported: false, .. })
         };
         let mut over: Vec<&mut Attempt> = self.table.values_mut().filter(unreported).collect();
         over.sort_by_key(|attempt| attempt.told);
-        for attempt in over.into_iter().take(ATTEMPTS_MAX - reports.len()) {
+        let (active_len, all_len) = (active.len(), active.len() + over.len());
+        let ends = over.iter().map(|attempt| attempt.report());
+        let reports = page_of(active.into_iter().chain(ends), ATTEMPTS_MAX);
+        for attempt in over.into_iter().take(reports.len().saturating_sub(active_len)) {
             attempt.told = attempt.told.saturating_add(1);
-            reports.push(attempt.report());
         }
-        reports
+        let are_all = reports.len() == all_len;
+        (reports, are_all)
     }
 }
 
@@ -321,9 +325,10 @@ mod tests {
     fn ends_that_wait_for_the_store_do_not_keep_new_ones_from_being_told() {
         let mut attempts = Attempts::default();
         (1..1000).for_each(|number| attempts.insert(over(number)));
-        let told: BTreeSet<AttemptId> = (0..4).flat_map(|_| attempts.reports()).map(|report| report.id).collect();
+        let told: BTreeSet<AttemptId> = (0..4).flat_map(|_| attempts.reports().0).map(|report| report.id).collect();
         assert_eq!(told.len(), 999);
         attempts.insert(over(1000));
-        assert!(attempts.reports().iter().any(|report| report.id == over(1000).id()));
+        let (reports, are_all) = attempts.reports();
+        assert!(!are_all && reports.iter().any(|report| report.id == over(1000).id()));
     }
 }

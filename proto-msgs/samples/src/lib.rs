@@ -92,6 +92,7 @@ pub fn heartbeat(of: &Register, seq: u64) -> Heartbeat {
         keeps_no_more: false,
         load: Load { memory_available_bytes: of.memory_bytes, ..Load::default() },
         attempts: Vec::new(),
+        names_all: true,
         held: Vec::new(),
         warm: Vec::new(),
         link_bytes_per_s: 0,

@@ -141,6 +141,8 @@ pub struct Heartbeat {
     pub load: Load,
     /// Every attempt that it holds, finished and unacknowledged ones included.
     pub attempts: Vec<AttemptReport>,
+    /// `attempts` are all. If not, some of the finished ones found no place in it: they come with the next.
+    pub names_all: bool,
     /// Models in its blob store, most recently used first.
     pub held: Vec<Digest>,
     /// Models that are loaded right now.

@@ -406,6 +406,7 @@ fn worker_and_broker() -> Vec<Any> {
             report(AttemptState::Finished(Outcome::Done { run_us: 1500, load_us: 0 }), true),
             report(AttemptState::Finished(Outcome::Cancelled), false),
         ],
+        names_all: false,
         held: vec![model().digest, Digest::from_bytes([0xD2; 32])],
         warm: vec![model().digest],
         link_bytes_per_s: 125_000_000,
