@@ -202,13 +202,17 @@ impl Broker {
         let lost = AttemptId { task: id, attempt };
         let is_current = attempt == task.attempt && place.is_some_and(|at| at.worker == worker);
         if is_current {
+        // If this broker has not placed it, one before may have: its client alone knows where.
+        let is_to_blame = task.was_given_to(worker, attempt) || task.attempt == Attempt(0);
             self.learn(now, id, &outcome);
         }
         let Some(task) = self.tasks.get_mut(id) else { return };
         task.attempt = attempt;
         task.fence = attempt.next();
         task.finished = None;
-        task.blame(now, self.workers.get(worker), worker, place, &outcome);
+        if is_to_blame {
+            task.blame(now, self.workers.get(worker), worker, place, &outcome);
+        }
         if !self.config.rules.holds(Rule::PoisonStops) {
             task.failures = 0;
         }
@@ -420,9 +424,7 @@ impl Task {
         self.history.push(line);
         if *code == ErrorCode::Unreachable {
             let direction = place.map_or(Direction::ClientDials, |at| at.direction);
-            if !self.unreachable.contains(&(worker, direction)) {
-                self.unreachable.push((worker, direction));
-            }
+            remember(&mut self.unreachable, (worker, direction));
         }
         let counts = match code {
             // Not the task's fault and soon over: the place was taken, or the ticket had grown old.
@@ -438,9 +440,7 @@ impl Task {
         if counts || *code != ErrorCode::Unreachable {
             self.pause_until = now + PAUSE_FIRST * 2_u32.saturating_pow(self.failures.min(PAUSE_DOUBLINGS_MAX));
             self.failures += u32::from(counts);
-            if !self.avoid.contains(&worker) {
-                self.avoid.push(worker);
-            }
+            remember(&mut self.avoid, worker);
         }
         if self.history.len() > HISTORY_MAX {
             self.history.remove(0);
@@ -449,6 +449,21 @@ impl Task {
 }
 
 /// A worker that failed a task, or refused it, is not asked again for this long if there is no other; twice as long after each
+/// Notes one that went wrong; of too many the oldest is given another chance.
+fn remember<T: PartialEq>(list: &mut Vec<T>, blamed: T) {
+    if list.contains(&blamed) {
+        return;
+    }
+    if list.len() == BLAMED_MAX {
+        list.remove(0);
+    }
+    list.push(blamed);
+}
+
+/// Workers that a task remembers for having failed or refused it, or for being out of its reach. Each worker that is rated
+/// for the task is compared with them; it is not rated for many more in one look.
+const BLAMED_MAX: usize = 64;
+
 /// further failure. What made it do so is rarely over in less.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 

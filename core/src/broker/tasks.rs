@@ -198,6 +198,11 @@ impl Task {
     /// The worker that has, or was promised to, the current attempt.
     pub(super) fn place(&self) -> Option<Place> {
         match self.state {
+    /// Whether the worker was given this attempt, the last one that was given to any, or took it with it from before.
+    pub(super) fn was_given_to(&self, worker: WorkerId, attempt: Attempt) -> bool {
+        attempt == self.attempt && self.last.as_ref().is_some_and(|(last, ..)| *last == worker)
+    }
+
             State::Granted { at, .. } | State::Placed { at, .. } => Some(at),
             State::Storing | State::Queued(_) | State::Ended { .. } => None,
         }

@@ -1,10 +1,10 @@
 //! Short stories of what peers say too much of, or invent. Owns what the broker believes and keeps of it.
 
-use proto_msgs::{AttemptReport, AttemptState};
+use proto_msgs::{Attempt, AttemptReport, AttemptState, ErrorCode, Outcome, Standing, WorkerId};
 
 use super::{
     super::Config,
-    mesh::{Mesh, task},
+    mesh::{DONE, Mesh, task, worker},
 };
 
 #[test]
@@ -19,4 +19,41 @@ fn an_end_that_found_no_place_in_a_heartbeat_is_waited_for() {
     assert!(mesh.is_at_work(task(0)));
     mesh.beat(0, |heartbeat| heartbeat.names_all = true);
     assert!(!mesh.is_at_work(task(0)), "nothing was left out");
+}
+
+/// A task at the first of two workers, and what its client says next.
+fn at_work(says: impl Fn(&mut Mesh)) -> Mesh {
+    let mut mesh = Mesh::new(Config::default());
+    (0..2).for_each(|number| mesh.register(number, [1, 0], |_| {}));
+    assert_eq!(mesh.submit(0, 1, |_| {}), Some(worker(0)));
+    says(&mut mesh);
+    mesh
+}
+
+fn blamed(mesh: &Mesh) -> Vec<WorkerId> {
+    mesh.broker.tasks.get(task(0)).expect("it is known").avoid.clone()
+}
+
+#[test]
+fn a_client_cannot_blame_a_worker_that_never_had_its_task() {
+    let busy = |number| {
+        let outcome = Outcome::failed(ErrorCode::Busy, "no room");
+        Standing::Lost { attempt: Attempt(1), worker: worker(number), outcome }
+    };
+    assert_eq!(blamed(&at_work(|mesh| mesh.says(task(0), busy(0)))), [worker(0)]);
+    assert_eq!(blamed(&at_work(|mesh| mesh.says(task(0), busy(1)))), []);
+}
+
+#[test]
+fn a_task_remembers_only_so_many_workers_that_failed_it() {
+    let mesh = at_work(|mesh| {
+        for number in 2..200 {
+            let attempt = Attempt(number);
+            mesh.says(task(0), Standing::Holding { attempt, worker: worker(number) });
+            let outcome = Outcome::failed(ErrorCode::Busy, "no room");
+            mesh.says(task(0), Standing::Lost { attempt, worker: worker(number), outcome });
+        }
+    });
+    let blamed = blamed(&mesh);
+    assert!(blamed.len() <= 100 && blamed.contains(&worker(199)), "{blamed:?}");
 }
