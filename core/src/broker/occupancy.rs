@@ -4,12 +4,16 @@
 
 use std::collections::BTreeMap;
 
-use proto_msgs::{AttemptId, Demands, Digest, Lane};
+use proto_msgs::{AttemptId, Demands, Digest, Lane, limits::ATTEMPTS_MAX};
 
 use crate::MonoTime;
 
 /// No estimate of one attempt counts for more: sums of them stay far from an overflow.
 const ESTIMATE_US_MAX: u64 = 24 * 3_600 * 1_000_000;
+
+/// Attempts of one worker beyond which no stranger is booked: what it was sent and as many as a heartbeat names are far fewer.
+/// More are invented, or were left over while heartbeats could not name all.
+const ENTRIES_MAX: usize = 4 * ATTEMPTS_MAX;
 
 /// What one attempt takes up.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -185,8 +189,10 @@ impl Occupancy {
         let known = self.entries.iter().filter(|(_, entry)| entry.named).map(|(id, _)| *id);
         let before: Vec<AttemptId> = known.collect();
         for id in active.clone() {
+            let is_full = self.entries.len() >= ENTRIES_MAX;
             match self.entries.get_mut(&id) {
                 Some(entry) => entry.named = true,
+                None if is_full => {}
                 None => self.insert(id, Entry { named: true, held: Held::UNKNOWN }),
             }
         }

@@ -1,6 +1,6 @@
 //! Short stories of what peers say too much of, or invent. Owns what the broker believes and keeps of it.
 
-use proto_msgs::{Attempt, AttemptReport, AttemptState, ErrorCode, Outcome, Standing, WorkerId};
+use proto_msgs::{Attempt, AttemptId, AttemptReport, AttemptState, ErrorCode, Outcome, Standing, WorkerId};
 
 use super::{
     super::Config,
@@ -56,4 +56,20 @@ fn a_task_remembers_only_so_many_workers_that_failed_it() {
     });
     let blamed = blamed(&mesh);
     assert!(blamed.len() <= 100 && blamed.contains(&worker(199)), "{blamed:?}");
+}
+
+#[test]
+fn a_worker_that_invents_attempts_fills_no_memory() {
+    let mut mesh = Mesh::new(Config::default());
+    mesh.register(0, [1, 0], |_| {});
+    for beat in 0..100 {
+        let invented = (beat * 256..).map(|number| AttemptId { task: task(number), attempt: Attempt(1) });
+        let report = |id| AttemptReport { id, state: AttemptState::Running, detached: true };
+        let attempts = invented.take(256).map(report).collect();
+        mesh.beat(0, |heartbeat| (heartbeat.attempts, heartbeat.names_all) = (attempts, false));
+    }
+    let booked = mesh.broker.workers.get(worker(0)).expect("it lives").occupancy.len();
+    assert!((256..=1024).contains(&booked), "{booked}");
+    mesh.beat(0, |heartbeat| (heartbeat.attempts, heartbeat.names_all) = (Vec::new(), true));
+    assert_eq!(mesh.submit(1_000_000, 1, |_| {}), Some(worker(0)), "it holds none of them");
 }
