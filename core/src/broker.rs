@@ -231,12 +231,15 @@ impl Broker {
     }
 
     /// Whether the task still wants the attempt. A task that nobody knows may be from before a restart of the broker: its
-    /// worker sees for itself whether the client is still there.
+    /// worker sees for itself whether the client is still there. Of others a worker has only what it was given.
     fn is_wanted(&self, worker: WorkerId, id: AttemptId) -> bool {
         let Some(task) = self.tasks.get(id.task) else {
             return true;
         };
         // A mere promise elsewhere counts for nothing: the client has gone to this worker.
+        if !task.is_from_before && !task.was_given_to(worker, id.attempt) {
+            return false;
+        }
         let is_placed = matches!(task.state, State::Placed { .. });
         let elsewhere = is_placed && task.attempt == id.attempt && task.place().is_some_and(|at| at.worker != worker);
         !task.is_ended() && !elsewhere && id.attempt >= task.attempt && id.attempt >= task.fence

@@ -91,6 +91,7 @@ impl Broker {
         let mut task = Task::new(submit, now, self.unix_ms(now));
         task.peer = Some(peer);
         task.named_by_client = named_in(&standing);
+        task.is_from_before = !self.is_settled(now) || standing != Standing::Asking;
         task.rank = Some(self.rate(now, &task));
         if let Some(failure) = self.hopeless(now, &mut task, &standing) {
             return self.refuse_for_good(now, peer, task, failure);

@@ -68,7 +68,7 @@ impl Broker {
             let footing = record.footing();
             let mut task = Task::new(submit_of(record), now, submitted_unix_ms);
             let id = task.id();
-            (task.stored, task.in_store) = (true, Some(footing));
+            (task.stored, task.in_store, task.is_from_before) = (true, Some(footing), true);
             task.attempt = attempt;
             task.deadline = deadline_unix_ms.map(|at| now + Duration::from_millis(at.saturating_sub(now_unix_ms)));
             task.last = worker.map(|(worker, epoch)| (worker, epoch, String::new()));

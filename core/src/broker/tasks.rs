@@ -72,6 +72,8 @@ pub(super) struct Task {
     pub(super) attempt: Attempt,
     /// Earlier attempts than this one are dead, whatever a worker says.
     pub(super) fence: Attempt,
+    /// A broker before this one may have placed it: what workers and its client say of attempts may be news.
+    pub(super) is_from_before: bool,
     /// Where it was placed last.
     pub(super) last: Option<(WorkerId, Epoch, String)>,
     /// Attempts that count against the task.
@@ -149,6 +151,7 @@ impl Task {
             state: State::Storing,
             attempt: Attempt(0),
             fence: Attempt(0),
+            is_from_before: false,
             last: None,
             failures: 0,
             avoid: Vec::new(),

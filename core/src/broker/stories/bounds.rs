@@ -3,7 +3,7 @@
 use proto_msgs::{Attempt, AttemptId, AttemptReport, AttemptState, ErrorCode, Outcome, Standing, WorkerId};
 
 use super::{
-    super::Config,
+    super::{Config, Event},
     mesh::{DONE, Mesh, task, worker},
 };
 
@@ -72,4 +72,45 @@ fn a_worker_that_invents_attempts_fills_no_memory() {
     assert!((256..=1024).contains(&booked), "{booked}");
     mesh.beat(0, |heartbeat| (heartbeat.attempts, heartbeat.names_all) = (Vec::new(), true));
     assert_eq!(mesh.submit(1_000_000, 1, |_| {}), Some(worker(0)), "it holds none of them");
+}
+
+/// What a worker says of an attempt.
+fn report(number: u32, attempt: u32, state: AttemptState) -> Vec<AttemptReport> {
+    let id = AttemptId { task: task(number), attempt: Attempt(attempt) };
+    vec![AttemptReport { id, state, detached: true }]
+}
+
+#[test]
+fn a_worker_that_lost_a_task_cannot_end_it_with_an_attempt_that_it_was_never_given() {
+    let mut mesh = Mesh::new(Config::default());
+    (0..2).for_each(|number| mesh.register(number, [1, 0], |_| {}));
+    mesh.submit(0, 1, |submit| submit.detached = true);
+    mesh.store();
+    let first = mesh.grants[0].clone();
+    assert_eq!(first.worker, worker(0));
+    mesh.lost(&first, ErrorCode::WorkerLost);
+    assert_eq!(mesh.grants[1].worker, worker(1));
+    for attempt in [1, 2, 3, 99] {
+        for state in [AttemptState::Running, AttemptState::Finished(DONE)] {
+            mesh.beat(0, |heartbeat| heartbeat.attempts = report(0, attempt, state));
+            let place = mesh.broker.tasks.get(task(0)).and_then(|task| task.place());
+            assert_eq!(place.map(|at| at.worker), Some(worker(1)), "attempt {attempt}");
+        }
+    }
+    mesh.beat(1, |heartbeat| heartbeat.attempts = report(0, 2, AttemptState::Finished(DONE)));
+    assert!(!mesh.is_at_work(task(0)), "its own worker ends it");
+}
+
+#[test]
+fn a_new_broker_believes_a_worker_that_has_a_later_attempt_than_the_store() {
+    let mut mesh = Mesh::new(Config::default());
+    mesh.register(0, [1, 0], |_| {});
+    mesh.submit(0, 1, |submit| submit.detached = true);
+    mesh.store();
+    let mut next = Mesh::new(Config::default());
+    next.handle(Event::Restored(mesh.rows.into_values().collect()));
+    next.register(1, [1, 0], |_| {});
+    next.beat(1, |heartbeat| heartbeat.attempts = report(0, 2, AttemptState::Running));
+    let place = next.broker.tasks.get(task(0)).and_then(|task| task.place());
+    assert_eq!(place.map(|at| at.worker), Some(worker(1)));
 }
