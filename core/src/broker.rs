@@ -13,6 +13,7 @@ mod fill;
 mod fleet;
 mod grants;
 mod life;
+mod line;
 mod obstacle;
 mod occupancy;
 mod outcomes;

@@ -21,13 +21,10 @@ use proto_msgs::{ClientId, Digest, Lane, RankView, Submit, TaskId};
 
 use super::{
     config::{Tenant, Weights},
+    line::Line,
     shares::Shares,
 };
 use crate::MonoTime;
-
-/// A position beyond this, from the front as from the back, is not counted out: nobody reads the difference, and counting
-/// costs time. Who has just come is mostly one of the last.
-const POSITION_MAX: usize = 256;
 
 /// Kinds of workers that a waiting task is known not to be for. A fleet has a handful.
 const UNFIT_KINDS_MAX: usize = 4;
@@ -89,6 +86,8 @@ pub(super) struct Stretch {
 #[derive(Debug, Default)]
 struct LaneQueue {
     waiting: BTreeMap<Order, Waiting>,
+    /// The places of those.
+    line: Line,
     cost_us: u64,
     shares: Shares,
     /// Slot time that an item of a model is taken to need, microseconds. It stays while tasks wait, however better it is known
@@ -171,6 +170,7 @@ impl Queue {
     pub(super) fn push(&mut self, rank: Rank, task: TaskId) -> QueueKey {
         let lane = &mut self.lanes[rank.key.lane.index()];
         let waiting = Waiting { task, cost_us: rank.cost_us, unfit: [0; UNFIT_KINDS_MAX] };
+        lane.line.insert(rank.key.order);
         if lane.waiting.insert(rank.key.order, waiting).is_none() {
             lane.cost_us = lane.cost_us.saturating_add(rank.cost_us);
         }
@@ -180,6 +180,7 @@ impl Queue {
     /// A task waits no more.
     pub(super) fn remove(&mut self, key: QueueKey) {
         let lane = &mut self.lanes[key.lane.index()];
+        lane.line.remove(key.order);
         if let Some(waiting) = lane.waiting.remove(&key.order) {
             lane.cost_us = lane.cost_us.saturating_sub(waiting.cost_us);
         }
@@ -207,6 +208,7 @@ impl Queue {
             .collect();
         waiting.sort_unstable_by_key(|(arrival, _)| *arrival);
         (lane.is_stale, lane.weigh_at, lane.cost_us) = (false, now + WEIGH_EVERY, 0);
+        lane.line = Line::default();
         lane.items_us.clear();
         lane.shares.restart();
         waiting.into_iter().map(|(_, task)| task).collect()
@@ -259,14 +261,9 @@ impl Queue {
         }
     }
 
-    /// Tasks before this one in its lane; if there are many before it and many behind it, some of those before it.
+    /// Tasks before this one in its lane.
     pub(super) fn position(&self, key: QueueKey) -> u32 {
-        let waiting = &self.lanes[key.lane.index()].waiting;
-        let not_before = waiting.range(key.order..).take(POSITION_MAX).count();
-        if not_before < POSITION_MAX {
-            return (waiting.len() - not_before) as u32;
-        }
-        waiting.range(..key.order).take(POSITION_MAX).count() as u32
+        self.lanes[key.lane.index()].line.before(key.order) as u32
     }
 
     /// Slot time that so many tasks of a lane are expected to need, microseconds: as many times the lane's mean.

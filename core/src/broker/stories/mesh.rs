@@ -10,7 +10,7 @@ use mesh_samples::{client_peer, worker_peer};
 use proto_msgs::{
     Answer, AnswerBody, Ask, AttemptId, BrokerToClient, CancelTask, ClientToBroker, Close, Digest, ErrorCode, Grant,
     Heartbeat, Leave, Locate, ModelCost, ModelFormat, Outcome, Packing, Question, Register, Standing, Submit, TaskId,
-    WhyView, WorkerId, WorkerToBroker,
+    TaskStanding, WhyView, WorkerId, WorkerToBroker,
 };
 
 use crate::{
@@ -228,6 +228,14 @@ impl Mesh {
     pub(super) fn why(&mut self, number: u32, of: u32) -> WhyView {
         self.ask(of, Question::Why(task(number)));
         self.why.take().expect("there is such a task")
+    }
+
+    /// How many are before a waiting task of the client `1`, as that is told.
+    pub(super) fn tasks_before(&mut self, number: u32) -> Option<u32> {
+        match self.why(number, 1).task.standing {
+            TaskStanding::Queued { position, .. } => Some(position),
+            _ => None,
+        }
     }
 
     /// The client takes a task back, from another process.

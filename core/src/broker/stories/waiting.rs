@@ -240,3 +240,28 @@ fn a_worker_that_had_no_room_has_not_broken_its_promise_and_a_stream_that_is_ove
     assert_eq!(violating(ErrorCode::Busy), (0, 0));
     assert_eq!(violating(ErrorCode::EngineUnavailable), (1, 0));
 }
+
+#[test]
+fn a_task_in_the_middle_of_a_long_queue_is_told_how_many_are_before_it() {
+    let mut mesh = mesh();
+    mesh.submit_all(0..1200, 1, |_| {});
+    assert!([0, 300, 600, 900, 1199].into_iter().all(|number| mesh.tasks_before(number) == Some(number)));
+    mesh.cancel(100, 1);
+    assert_eq!(mesh.tasks_before(600), Some(599));
+}
+
+#[test]
+fn a_deadline_is_held_against_all_that_is_before_the_task_in_a_long_queue() {
+    let mut mesh = mesh();
+    mesh.measured(0, [0, 1], 100_000);
+    // Each has a client of its own, so priorities alone decide.
+    for number in 0..600 {
+        mesh.submit(number, 10_000 + number, |submit| submit.priority = 100);
+        mesh.submit(1000 + number, 20_000 + number, |submit| submit.priority = 0);
+    }
+    let in_between = |deadline_ms| move |submit: &mut Submit| submit.deadline_ms = Some(deadline_ms);
+    mesh.submit(5000, 1, in_between(40_000));
+    assert_eq!(mesh.code(5000), Some(ErrorCode::DeadlineUnmeetable), "those before it take a minute");
+    mesh.submit(5001, 1, in_between(80_000));
+    assert_eq!(mesh.code(5001), None);
+}
