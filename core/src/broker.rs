@@ -237,10 +237,10 @@ impl Broker {
         let Some(task) = self.tasks.get(id.task) else {
             return true;
         };
-        // A mere promise elsewhere counts for nothing: the client has gone to this worker.
         if !task.is_from_before && !task.was_given_to(worker, id.attempt) {
             return false;
         }
+        // A mere promise elsewhere counts for nothing: the client has gone to this worker.
         let is_placed = matches!(task.state, State::Placed { .. });
         let elsewhere = is_placed && task.attempt == id.attempt && task.place().is_some_and(|at| at.worker != worker);
         !task.is_ended() && !elsewhere && id.attempt >= task.attempt && id.attempt >= task.fence

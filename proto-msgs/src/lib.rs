@@ -31,6 +31,6 @@ pub use codec::{DecodeError, EncodeError, Frame};
 pub use header::{Header, VERSION, VERSION_MIN};
 pub use ids::{Attempt, ClientId, Digest, Epoch, JobId, PeerId, PublicKey, TaskId, WorkerId};
 pub use message::*;
-pub use model::{Arch, DType, ModelFormat, ModelRef};
+pub use model::{Arch, DType, Direction, ModelFormat, ModelRef};
 pub use outcome::{ErrorCode, Failure, Outcome};
 pub use ticket::{Purpose, Ticket, TicketBody, TicketError, TicketKey};

@@ -1,4 +1,4 @@
-//! Names of model formats, architectures and element types, as the wire and the command line spell them.
+//! Names of model formats, architectures, element types and directions, as the wire and the command line spell them.
 
 use std::{fmt, str::FromStr};
 
@@ -50,6 +50,16 @@ pub struct UnknownName {
     what: &'static str,
     got: String,
     known: String,
+}
+
+named_enum! {
+    /// Which side opens the direct connection.
+    Direction {
+        /// The client connects to the worker's door: the usual case.
+        ClientDials = 0, "client-dials";
+        /// The worker connects to the client: for workers behind NAT.
+        WorkerDials = 1, "worker-dials";
+    }
 }
 
 named_enum! {

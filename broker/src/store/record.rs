@@ -167,6 +167,7 @@ pub fn task_fields(record: &TaskRecord, durable: bool) -> Fields {
         ("memory_bytes", record.demands.memory_bytes.to_string()),
         ("gpu_memory_bytes", record.demands.gpu_memory_bytes.to_string()),
         ("arch", optional(record.demands.arch)),
+        ("direction", optional(record.direction)),
         ("attempt", record.attempt.to_string()),
         ("worker", optional(record.worker.map(|(worker, _)| worker))),
         ("worker_epoch", optional(record.worker.map(|(_, epoch)| epoch.0))),
@@ -220,6 +221,7 @@ pub fn task_from_fields(fields: &HashMap<String, String>) -> Result<(TaskRecord,
             gpu_memory_bytes: row.need("gpu_memory_bytes")?,
             arch: row.maybe::<Arch>("arch")?,
         },
+        direction: row.maybe("direction")?,
         detached: row.flag("detached")?,
         attempt: Attempt(row.need("attempt")?),
         worker,
@@ -324,7 +326,7 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use proto_msgs::{ClientId, JobId, LabelRule, ModelFormat, Slo, Stage, TaskId};
+    use proto_msgs::{ClientId, Direction, JobId, LabelRule, ModelFormat, Slo, Stage, TaskId};
 
     use super::*;
 
@@ -371,6 +373,7 @@ mod tests {
             (then, items, lane, slo, labels) in wishes(),
             numbers in any::<(u64, u8, u32, u64, u64, u64)>(),
             arch in prop::option::of(prop::sample::select(Arch::ALL)),
+            direction in prop::option::of(prop::sample::select(Direction::ALL)),
             detached in any::<bool>(),
             attempt in any::<u32>(),
             worker in any::<Option<([u8; 16], u64)>>(),
@@ -393,6 +396,7 @@ mod tests {
                 labels,
                 priority,
                 demands: Demands { cpu_millis, memory_bytes, gpu_memory_bytes, arch },
+                direction,
                 detached,
                 attempt: Attempt(attempt),
                 worker: worker.map(|(id, epoch)| (WorkerId::from_bytes(id), Epoch(epoch))),

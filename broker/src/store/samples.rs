@@ -25,6 +25,7 @@ pub(crate) fn task(number: u8) -> TaskRecord {
         labels: Vec::new(),
         priority: 50,
         demands: Demands { cpu_millis: 2_000, arch: Some(Arch::Arm64), ..Demands::default() },
+        direction: None,
         detached: true,
         attempt: Attempt(1),
         worker: Some((WorkerId::from_bytes([9; 16]), Epoch(3))),

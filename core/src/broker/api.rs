@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use proto_msgs::{
-    Attempt, BrokerToClient, BrokerToWorker, ClientId, ClientToBroker, Demands, Epoch, Heartbeat, JobId, LabelRule,
-    Lane, ModelRef, Outcome, PeerId, PublicKey, Register, Slo, Stage, TaskId, WorkerId, WorkerToBroker,
+    Attempt, BrokerToClient, BrokerToWorker, ClientId, ClientToBroker, Demands, Direction, Epoch, Heartbeat, JobId,
+    LabelRule, Lane, ModelRef, Outcome, PeerId, PublicKey, Register, Slo, Stage, TaskId, WorkerId, WorkerToBroker,
 };
 
 /// Something happened.
@@ -109,6 +109,8 @@ pub struct TaskRecord {
     pub priority: u8,
     /// What the run may use.
     pub demands: Demands,
+    /// Who must open the direct connection, if that matters.
+    pub direction: Option<Direction>,
     /// Goes on without its client.
     pub detached: bool,
     /// Placements so far.

@@ -202,9 +202,9 @@ impl Broker {
         let (place, current) = (task.place(), task.attempt_id());
         let lost = AttemptId { task: id, attempt };
         let is_current = attempt == task.attempt && place.is_some_and(|at| at.worker == worker);
-        if is_current {
         // If this broker has not placed it, one before may have: its client alone knows where.
         let is_to_blame = task.was_given_to(worker, attempt) || task.attempt == Attempt(0);
+        if is_current {
             self.learn(now, id, &outcome);
         }
         let Some(task) = self.tasks.get_mut(id) else { return };
@@ -449,7 +449,6 @@ impl Task {
     }
 }
 
-/// A worker that failed a task, or refused it, is not asked again for this long if there is no other; twice as long after each
 /// Notes one that went wrong; of too many the oldest is given another chance.
 fn remember<T: PartialEq>(list: &mut Vec<T>, blamed: T) {
     if list.contains(&blamed) {
@@ -465,6 +464,7 @@ fn remember<T: PartialEq>(list: &mut Vec<T>, blamed: T) {
 /// for the task is compared with them; it is not rated for many more in one look.
 const BLAMED_MAX: usize = 64;
 
+/// A worker that failed a task, or refused it, is not asked again for this long if there is no other; twice as long after each
 /// further failure. What made it do so is rarely over in less.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 

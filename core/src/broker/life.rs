@@ -312,7 +312,7 @@ fn submit_of(record: TaskRecord) -> Submit {
         detached: record.detached,
         key: record.key,
         endpoints: Vec::new(),
-        direction: None,
+        direction: record.direction,
         standing: Standing::Asking,
     }
 }

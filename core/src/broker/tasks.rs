@@ -198,14 +198,14 @@ impl Task {
         matches!(self.state, State::Ended { .. })
     }
 
-    /// The worker that has, or was promised to, the current attempt.
-    pub(super) fn place(&self) -> Option<Place> {
-        match self.state {
     /// Whether the worker was given this attempt, the last one that was given to any, or took it with it from before.
     pub(super) fn was_given_to(&self, worker: WorkerId, attempt: Attempt) -> bool {
         attempt == self.attempt && self.last.as_ref().is_some_and(|(last, ..)| *last == worker)
     }
 
+    /// The worker that has, or was promised to, the current attempt.
+    pub(super) fn place(&self) -> Option<Place> {
+        match self.state {
             State::Granted { at, .. } | State::Placed { at, .. } => Some(at),
             State::Storing | State::Queued(_) | State::Ended { .. } => None,
         }
@@ -273,6 +273,7 @@ impl Task {
             labels: self.spec.labels.clone(),
             priority: self.spec.priority,
             demands: self.spec.demands,
+            direction: self.spec.direction,
             detached: self.spec.detached,
             attempt: self.attempt,
             worker: self.last.as_ref().map(|(worker, epoch, _)| (*worker, *epoch)),

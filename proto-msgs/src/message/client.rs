@@ -3,7 +3,7 @@
 use bincode::{Decode, Encode};
 
 use crate::{
-    Arch, Attempt, ClientId, Digest, JobId, ModelRef, Outcome, PublicKey, TaskId, Ticket, WorkerId,
+    Arch, Attempt, ClientId, Digest, Direction, JobId, ModelRef, Outcome, PublicKey, TaskId, Ticket, WorkerId,
     message::{ClusterView, LabelRule, Lane, ModelView, Slo, Stage, TaskView, WhyView, WorkerView},
 };
 
@@ -27,15 +27,6 @@ pub struct Demands {
     pub gpu_memory_bytes: u64,
     /// The required architecture; `None` means any.
     pub arch: Option<Arch>,
-}
-
-/// Which side opens the direct connection.
-#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
-pub enum Direction {
-    /// The client connects to the worker's door: the usual case.
-    ClientDials,
-    /// The worker connects to the client: for workers behind NAT.
-    WorkerDials,
 }
 
 /// The client's view of its own task. The broker believes it, so a restarted broker need not remember attached tasks.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proto_msgs::{Attempt, AttemptReport, AttemptState, ErrorCode, Gpu, Outcome, Purpose, Standing, Submit};
+use proto_msgs::{Attempt, AttemptReport, AttemptState, Direction, ErrorCode, Gpu, Outcome, Purpose, Standing, Submit};
 
 use super::{
     super::{Config, Event},
@@ -187,4 +187,20 @@ fn a_client_is_told_of_all_its_tasks_newest_first_and_of_no_others() {
         let told = mesh.tasks(of);
         assert!(told.into_iter().eq(own.rev().map(task)), "client {of}");
     }
+}
+
+#[test]
+fn whoever_wants_to_be_dialled_still_does_after_a_restart_of_the_broker() {
+    let mut mesh = Mesh::new(Config::default());
+    mesh.submit(0, 1, |submit| {
+        let endpoints = vec!["tcp://10.0.0.9:1".to_owned()];
+        (submit.detached, submit.direction, submit.endpoints) = (true, Some(Direction::WorkerDials), endpoints);
+    });
+    mesh.store();
+    let mut next = Mesh::new(Config::default());
+    next.register(0, [1, 0], |_| {});
+    next.handle(Event::Restored(mesh.rows.into_values().collect()));
+    next.specs = mesh.specs;
+    next.says(task(0), Standing::Asking);
+    assert_eq!(next.grants[0].direction, Direction::WorkerDials);
 }
