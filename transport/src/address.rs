@@ -1,35 +1,35 @@
-//! The form of addresses, `tcp://HOST:PORT`, and which of its own a machine tells to others. libzmq lets through what cannot
-//! work (port 99999 becomes 34463).
+//! Owns the form of addresses, `tcp://HOST:PORT`, and the choice of this machine's own address for others. libzmq
+//! itself accepts addresses that cannot work (port 99999 becomes 34463).
 
 use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
 
-/// What to say about an address that has not the form.
+/// The error text for an address of another form.
 pub(crate) const FORM: &str = "an address looks like tcp://HOST:PORT";
 
-/// Is it an address that can be dialled?
+/// Whether the endpoint is an address that can be dialled.
 pub fn can_be_dialled(endpoint: &str) -> bool {
     parts(endpoint).is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0))
 }
 
-/// Is it an address that can be listened on? Port `0` and `*` stand for any free one.
+/// Whether the endpoint is an address to listen on. Port `0` and `*` stand for any free port.
 pub fn can_be_bound(endpoint: &str) -> bool {
     parts(endpoint).is_some_and(|(_, port)| port == "*" || port.parse::<u16>().is_ok())
 }
 
-/// What stands where `HOST:PORT` is meant.
+/// The endpoint without its `tcp://`, for texts that expect `HOST:PORT`.
 pub(crate) fn host_and_port(endpoint: &str) -> &str {
     endpoint.strip_prefix("tcp://").unwrap_or(endpoint)
 }
 
-/// Host and port of an endpoint; `None` if it has not the form.
+/// Host and port of an endpoint; `None` if it does not have the form.
 pub fn parts(endpoint: &str) -> Option<(&str, &str)> {
     let (host, port) = endpoint.strip_prefix("tcp://")?.rsplit_once(':')?;
     let bare_ipv6 = host.contains(':') && !host.starts_with('[');
     (!host.is_empty() && !bare_ipv6 && !host.contains([' ', '/'])).then_some((host, port))
 }
 
-/// What others are told of a `HOST`, a `HOST:PORT` or a whole endpoint: an endpoint, with the port that is listened on unless it
-/// names one.
+/// The endpoint to advertise for a `HOST`, a `HOST:PORT` or a whole endpoint. If it names no port, the bound port is
+/// added.
 pub fn advertised(address: &str, bound_port: &str) -> String {
     let address = host_and_port(address);
     let is_whole =
@@ -49,8 +49,8 @@ pub fn of_ip(ip: IpAddr, port: &str) -> String {
     }
 }
 
-/// This machine's own address on the way to an endpoint: whoever is there can most likely reach it. Nothing is sent, but a name
-/// is looked up.
+/// This machine's own address on the route to an endpoint: a peer there can most likely reach it. Nothing is sent, but
+/// the endpoint's name is looked up.
 pub fn own_towards(endpoint: &str) -> Option<IpAddr> {
     let remote = endpoint.strip_prefix("tcp://")?.to_socket_addrs().ok()?.next()?;
     let any = if remote.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
@@ -59,7 +59,8 @@ pub fn own_towards(endpoint: &str) -> Option<IpAddr> {
     socket.local_addr().ok().map(|address| address.ip())
 }
 
-/// A socket for both families names an IPv4 address `[::ffff:127.0.0.1]`; people and scripts know it as `127.0.0.1`.
+/// The plain form of an IPv4 address: a socket for both families calls it `[::ffff:127.0.0.1]`, people and scripts
+/// `127.0.0.1`.
 pub(crate) fn without_mapping(endpoint: &str) -> String {
     match endpoint.strip_prefix("tcp://[::ffff:").and_then(|rest| rest.split_once(']')) {
         Some((ipv4, port)) if ipv4.contains('.') => format!("tcp://{ipv4}{port}"),

@@ -1,6 +1,7 @@
-//! The direct blob stream: an attempt's blobs as chunks, under one window, in either direction.
+//! The direct blob stream: the blobs of one attempt as chunks under one window, in either direction.
 //!
-//! Owns chunking, the window, compression, hashing and verification. Never: what is in a blob, where verified files go.
+//! Owns chunking, the window, compression, hashing and verification. Never: the meaning of a blob, the place of
+//! verified files.
 //!
 //! ```text
 //!   sender   Outgoing(blobs, window) --- Uploading ---> Outlet ...... peer's inbox ---> Intake (an Incoming per blob)
@@ -8,10 +9,10 @@
 //!              '------------------------ credits <-------------------------------------- '
 //! ```
 //!
-//! The sender: make [`Outgoing`], hand it to [`Uploading::start`], pass it a [`Feedback`] for each Credit and Accept and for a
-//! new link. The receiver: make an [`Incoming`] per blob, hand them to [`Intake::start`], pass it each chunk, pass on
-//! each credit it tells, wait for [`Arrival::Complete`]. Files and large blobs are read, hashed and written by threads of their
-//! own, small ones in memory by the callers.
+//! The sender makes an [`Outgoing`], hands it to [`Uploading::start`], and passes on a [`Feedback`] for each Credit and
+//! Accept and for a new link. The receiver makes an [`Incoming`] per blob, hands them to [`Intake::start`], passes on
+//! each chunk, sends each credit that it is given, and waits for [`Arrival::Complete`]. Files and large blobs are read,
+//! hashed and written by their own threads, small ones in memory by the callers.
 
 mod compression;
 mod digest;

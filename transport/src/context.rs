@@ -1,4 +1,4 @@
-//! What all sockets of a process share: the ZeroMQ context, the own keys, the door-keeper (ZAP).
+//! Owns what all sockets of a process share: the ZeroMQ context, the node's own keys, the door-keeper (ZAP).
 
 use std::{
     collections::HashSet,
@@ -13,14 +13,14 @@ use crate::{DialError, Dialer, KeyPair, ListenError, Listener, doorkeeper::Doork
 /// How the node's connections are protected.
 #[derive(Clone, Debug)]
 pub enum Security {
-    /// Not at all: plain TCP, peers have no keys.
+    /// Not protected: plain TCP, and peers have no keys.
     None,
     /// Encrypted and authenticated with these keys (CURVE).
     Keys(KeyPair),
 }
 
-/// The process' sockets. Cheap to clone. Dropping the last of clones and sockets waits (half a second at most) for what
-/// closed sockets still have to send, so let it be dropped before the process ends.
+/// The ZeroMQ context of a process. Cheap to clone. Dropping the last clone or socket waits up to half a second until
+/// closed sockets have sent their messages, so drop it before the process ends.
 #[derive(Clone)]
 pub struct Context {
     // Dropped first: the door-keeper holds the context, too.
@@ -35,49 +35,49 @@ impl fmt::Debug for Context {
     }
 }
 
-/// Why there can be no sockets.
+/// Why a context cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ContextError {
-    /// Keys cannot be used.
+    /// The keys cannot be used.
     #[error(transparent)]
     Keys(#[from] KeyError),
-    /// The system gave no resources.
+    /// The operating system gave no resources.
     #[error("cannot start messaging: {0}")]
     System(#[from] io::Error),
 }
 
-/// Who may connect to a listener. Without keys everybody may.
+/// Which peers may connect to a listener. Without keys every peer may.
 #[derive(Clone, Debug)]
 pub enum Admit {
-    /// Any key; it is told with every message, and tickets are bound to it.
+    /// Every key. It comes with each message, and tickets are bound to it.
     Anyone,
-    /// Only keys in this set, as it is when they connect.
+    /// Only keys that are in this set when the peer connects.
     Listed(Admitted),
 }
 
-/// A set of keys that can be changed while listeners use it. Connections that exist stay.
+/// A set of keys that can change while listeners use it. Existing connections stay.
 #[derive(Clone, Debug, Default)]
 pub struct Admitted {
     keys: Arc<RwLock<HashSet<PublicKey>>>,
 }
 
 impl Admitted {
-    /// Exactly these from now on.
+    /// Replaces the whole set.
     pub fn replace(&self, keys: HashSet<PublicKey>) {
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
     }
 
-    /// This one, too.
+    /// Adds one key.
     pub fn insert(&self, key: PublicKey) {
         self.keys.write().unwrap_or_else(PoisonError::into_inner).insert(key);
     }
 
-    /// This one no more.
+    /// Removes one key.
     pub fn remove(&self, key: &PublicKey) {
         self.keys.write().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 
-    /// Is it in?
+    /// Whether the key is in the set.
     pub fn contains(&self, key: &PublicKey) -> bool {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).contains(key)
     }
@@ -86,22 +86,23 @@ impl Admitted {
 /// Bounds of a socket's queues.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// A peer that sends a longer part is cut off.
+    /// Longest part of a message. A peer that sends a longer one is cut off.
     pub part_bytes_max: usize,
-    /// Messages per peer in libzmq's queue, each way: what a peer may make a listener hold is this many of the longest.
+    /// Messages per peer in libzmq's queue, each way. A peer can make a listener hold this many of the longest
+    /// messages.
     pub queue_frames: u16,
-    /// Messages per peer that wait here when libzmq's queue is full; one more is refused.
+    /// Messages per peer that wait in this process when libzmq's queue is full. One more is refused.
     pub overflow_frames: usize,
-    /// Bytes per peer that wait here when libzmq's queue is full; a message beyond is refused.
+    /// Bytes per peer that wait in this process when libzmq's queue is full. A message beyond is refused.
     pub overflow_bytes: usize,
-    /// A dialer pings this often, milliseconds.
+    /// Interval of a dialer's pings, milliseconds.
     pub ping_every_ms: u16,
-    /// A connection on which nothing was heard for this long is closed, milliseconds.
+    /// Longest silence of a connection, milliseconds. After it the connection is closed.
     pub silence_ms_max: u16,
 }
 
 impl Limits {
-    /// For the broker's connections: many small messages.
+    /// Limits of the broker's connections: many small messages.
     pub const CONTROL: Self = Self {
         part_bytes_max: proto_msgs::limits::CONTROL_BYTES_MAX,
         queue_frames: 256,
@@ -111,8 +112,8 @@ impl Limits {
         silence_ms_max: 3000,
     };
 
-    /// For direct connections: chunks. Silence is longer than what a chunk of 256 KiB takes at 0.5 Mbit/s, because a ping
-    /// waits behind the chunk under way.
+    /// Limits of direct links: chunks. The longest silence exceeds the time of a 256 KiB chunk at 0.5 Mbit/s, because a
+    /// ping waits behind the chunk under way.
     pub const DIRECT: Self = Self {
         part_bytes_max: proto_msgs::limits::FRAME_BYTES_MAX,
         queue_frames: 16,
@@ -127,7 +128,7 @@ impl Context {
     /// Starts the I/O thread and, with keys, the door-keeper.
     ///
     /// # Errors
-    /// If there are keys and libzmq has no CURVE, or the system gives no resources.
+    /// If there are keys but libzmq has no CURVE, or the system gives no resources.
     pub fn new(security: Security) -> Result<Self, ContextError> {
         let inner = zmq::Context::new();
         let doorkeeper = match &security {
@@ -138,7 +139,7 @@ impl Context {
         Ok(Self { doorkeeper, inner, security: Arc::new(security) })
     }
 
-    /// The own public key; `None` without keys.
+    /// This node's public key; `None` without keys.
     pub fn public_key(&self) -> Option<PublicKey> {
         match &*self.security {
             Security::None => None,
@@ -146,7 +147,8 @@ impl Context {
         }
     }
 
-    /// Listens on `endpoint` (`tcp://127.0.0.1:5555`; port `0` or `*`: any free one). Must be called within a tokio runtime.
+    /// Listens on `endpoint` (`tcp://127.0.0.1:5555`; port `0` or `*` means any free one). Must be called within a
+    /// tokio runtime.
     ///
     /// # Errors
     /// If the address cannot be used.
@@ -154,12 +156,12 @@ impl Context {
         Listener::bind(self, endpoint, admit, limits)
     }
 
-    /// Begins to connect to `endpoint`, and goes on trying, and connects again whenever the connection is lost, until the
-    /// dialer is dropped. Returns at once; frames sent before the connection stands wait for it. `their_key` is the
-    /// listener's key where the mesh has keys. Must be called within a tokio runtime.
+    /// Starts to connect to `endpoint` and returns at once. Until the dialer is dropped it tries again, and connects
+    /// again whenever the connection is lost. Frames sent before the connection is up wait for it. `their_key` is the
+    /// listener's key in a mesh with keys. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// If the address is none, or a key is missing on one side only.
+    /// If the endpoint is not an address, or only one side has a key.
     pub fn dial(&self, endpoint: &str, their_key: Option<PublicKey>, limits: Limits) -> Result<Dialer, DialError> {
         Dialer::connect(self, endpoint, their_key, limits)
     }
@@ -168,7 +170,7 @@ impl Context {
         &self.inner
     }
 
-    /// Own keys and door-keeper: both or neither.
+    /// This node's keys and its door-keeper: both or neither.
     pub(crate) fn protection(&self) -> Option<(&KeyPair, &Doorkeeper)> {
         match (&*self.security, &self.doorkeeper) {
             (Security::Keys(keys), Some(doorkeeper)) => Some((keys, doorkeeper)),

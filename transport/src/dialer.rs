@@ -1,4 +1,4 @@
-//! A connecting socket: one peer, dialled by us.
+//! Owns a connecting socket: one peer, dialled by this node.
 
 use std::time::Duration;
 
@@ -19,10 +19,10 @@ use crate::{
     socket::{self, Socket, the_peer},
 };
 
-/// What an address has before the next one is tried, too: longer than a connection within a site takes.
+/// Head start of an address before the next one is tried, too: longer than a connection within one site takes.
 const HEAD_START: Duration = Duration::from_millis(200);
 
-/// What the system may take to say why an address is not reached.
+/// Time for the system to say why an address cannot be reached.
 const PROBE_WAIT: Duration = Duration::from_millis(300);
 
 /// A connected DEALER.
@@ -32,25 +32,25 @@ pub struct Dialer {
     monitor: Monitor,
     endpoint: String,
     encrypted: bool,
-    /// The last change told was `Connected`.
+    /// The last reported change was `Connected`.
     told_connected: bool,
 }
 
-/// Something that happened on a dialled connection.
+/// An event on a dialled connection.
 #[derive(Clone, Debug)]
 pub enum Heard {
-    /// The peer sent this.
+    /// The peer sent this message.
     Frame(Frame),
-    /// The connection stands. After a [`Heard::Lost`] the peer sees a new connection that it knows nothing of.
+    /// The connection is up. After a [`Heard::Lost`] this is a new connection, and the peer knows nothing about it.
     Connected,
-    /// The connection broke; it is being made again. What was queued and not sent may be lost.
+    /// The connection broke and is being made again. Queued messages that were not sent may be lost.
     Lost,
 }
 
 /// Why there is no connection.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum DialError {
-    /// Nobody answers.
+    /// No answer came in time.
     #[error(
         "no answer from {endpoint} within {} ms ({detail}): check that the program runs there and that no firewall is between",
         within.as_millis()
@@ -58,18 +58,18 @@ pub enum DialError {
     Unreachable {
         /// The address tried.
         endpoint: String,
-        /// How long.
+        /// How long was waited.
         within: Duration,
         /// What was seen meanwhile.
         detail: String,
     },
-    /// The peer does not let this key in, or does not hold the key that it should.
+    /// The peer does not admit this node's key, or does not hold the expected key.
     #[error("{endpoint} refused the connection: this node's key is not authorized there, or the peer has another key")]
     KeyRefused {
         /// The address tried.
         endpoint: String,
     },
-    /// Something answers, but it is no node of this mesh.
+    /// A program answers, but it is not a node of this mesh.
     #[error("{endpoint} is not a node of this mesh, or one side uses keys and the other does not ({detail})")]
     NotMesh {
         /// The address tried.
@@ -77,7 +77,7 @@ pub enum DialError {
         /// What was seen.
         detail: String,
     },
-    /// Not an address.
+    /// The endpoint is not an address.
     #[error("{endpoint} cannot be dialled: {reason}")]
     BadAddress {
         /// The address.
@@ -85,13 +85,13 @@ pub enum DialError {
         /// What is wrong with it.
         reason: String,
     },
-    /// No address to dial.
+    /// The peer has no address.
     #[error("the peer has no address to dial")]
     NoAddress,
-    /// This node has keys and was told none of the peer's, or the other way round.
+    /// Only one side has a key.
     #[error("{endpoint} cannot be dialled: {reason}")]
     KeyMissing {
-        /// The address.
+        /// Which side lacks the key.
         endpoint: String,
         /// Which key is missing where.
         reason: String,
@@ -137,10 +137,10 @@ impl Dialer {
         &self.endpoint
     }
 
-    /// Waits until the connection stands (handshake included).
+    /// Waits until the connection is up, handshake included.
     ///
     /// # Errors
-    /// If it does not within this time; at once if the peer refuses.
+    /// If it is not up within this time; at once if the peer refuses.
     pub async fn connected(&mut self, within: Duration) -> Result<(), DialError> {
         let waited = timeout(within, async {
             loop {
@@ -155,7 +155,7 @@ impl Dialer {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(Refusal::Key)) => return Err(DialError::KeyRefused { endpoint: self.endpoint.clone() }),
             Ok(Err(Refusal::Protocol(detail))) => detail,
-            Err(_) if self.monitor.answered => "it accepts connections and says nothing".to_owned(),
+            Err(_) if self.monitor.answered => "it accepts connections but says nothing".to_owned(),
             Err(_) => {
                 let (endpoint, detail) = (self.endpoint.clone(), why_unreachable(&self.endpoint).await);
                 return Err(DialError::Unreachable { endpoint, within, detail });
@@ -164,7 +164,7 @@ impl Dialer {
         Err(DialError::NotMesh { endpoint: self.endpoint.clone(), detail })
     }
 
-    /// The next message or change of the connection. Safe to drop (in a `select!`).
+    /// The next message or change of the connection. Cancel-safe: may be dropped in a `select!`.
     pub async fn recv(&mut self) -> Heard {
         loop {
             consume_budget().await;
@@ -177,12 +177,12 @@ impl Dialer {
         }
     }
 
-    /// The next message if it is here already.
+    /// The next message if it has already arrived.
     pub fn try_recv(&mut self) -> Option<Frame> {
         self.direct.take().map(|(_, _, frame)| frame)
     }
 
-    /// Sends without ever blocking; what the peer cannot take yet waits in a bounded queue.
+    /// Sends without blocking. If the peer is slow, the message waits in a bounded queue.
     ///
     /// # Errors
     /// `Full` if that queue is full. The message is dropped and counted.
@@ -190,23 +190,23 @@ impl Dialer {
         self.direct.send(the_peer(), frame)
     }
 
-    /// Counters.
+    /// Counters of this socket.
     pub fn traffic(&self) -> Traffic {
         self.direct.traffic
     }
 
-    /// Hands the socket to a task of its own. The socket closes when the inbox is dropped.
+    /// Hands the socket to its own task. The socket closes when the inbox is dropped.
     pub fn spawn(self) -> (Outlet, Inbox<Heard>) {
         let (limits, traffic) = (self.direct.limits, self.direct.traffic);
         outlet::spawn_dialled(self, limits, traffic)
     }
 
-    /// Gives what is queued a moment to leave, then closes the socket.
+    /// Waits a moment for queued messages to leave, then closes the socket.
     pub async fn close(mut self) {
         self.direct.close().await;
     }
 
-    /// Changes of the connection before messages: a message comes on a connection that stands.
+    /// Reports changes of the connection before messages: a message arrives on a connection that is up.
     fn hear(&mut self) -> Option<Heard> {
         self.monitor.look();
         if self.told_connected && self.monitor.losses > 0 {
@@ -259,27 +259,27 @@ impl End for Dialer {
 }
 
 impl Drop for Dialer {
-    /// libzmq's thread writes events with a send that waits for ever when their reader is gone, and with it every socket of
-    /// the context: so the writing ends before the reader goes.
+    /// Stops the events before their reader goes. libzmq's thread writes events with a send that blocks for ever
+    /// without a reader, and with it every socket of the context.
     fn drop(&mut self) {
         self.direct.socket.unwatch();
     }
 }
 
-/// What the system says when it connects there: libzmq does not tell.
+/// The system's reason why an address cannot be reached, from a plain TCP connect: libzmq does not tell.
 async fn why_unreachable(endpoint: &str) -> String {
     match timeout(PROBE_WAIT, TcpStream::connect(address::host_and_port(endpoint))).await {
         Ok(Ok(_)) => "the connection came too late".into(),
         Ok(Err(error)) => error.to_string(),
-        Err(_) => "packets to it vanish".into(),
+        Err(_) => "no packet comes back".into(),
     }
 }
 
-/// Dials several addresses of one peer, the best (first) a little ahead of the next, and keeps the first that connects.
-/// The dialer returned is connected.
+/// Dials several addresses of one peer, each a little ahead of the next, and keeps the first that connects. The
+/// returned dialer is connected.
 ///
 /// # Errors
-/// If none connects within this time: the error of the best address.
+/// If no address connects within this time: the error of the first address.
 pub async fn dial_first(
     context: &Context,
     endpoints: &[String],

@@ -1,6 +1,6 @@
-//! A socket in its direct form: owned by one task, no hop, no lock.
+//! Owns a socket in its direct form: used by one task, no hop, no lock.
 //!
-//! Owns the bounded queues of slow peers and the counters. Never: who the peers are, what connections do.
+//! Owns the bounded queues of slow peers and the counters. Never: who the peers are, changes of connections.
 
 use std::{
     collections::HashMap,
@@ -17,7 +17,7 @@ use crate::{
     socket::{Socket, Taken},
 };
 
-/// How long a socket that is closed waits for slow peers to take what is queued.
+/// How long a closing socket waits for slow peers to take their queued messages.
 pub(crate) const CLOSE_WAIT: Duration = Duration::from_millis(500);
 
 /// Counters of a socket since its start.
@@ -33,7 +33,7 @@ pub struct Traffic {
     pub dropped_gone: u64,
     /// Messages received that had no peer name, or too many parts.
     pub malformed: u64,
-    /// Gauge: messages waiting here for slow peers.
+    /// Gauge: messages that wait in this process for slow peers.
     pub waiting: u64,
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct Direct {
     pub(crate) socket: Socket,
     pub(crate) limits: Limits,
     pub(crate) traffic: Traffic,
-    /// Peers that libzmq takes no more messages for at the moment.
+    /// Peers whose libzmq queue is full, with the messages that wait for them.
     slow: HashMap<PeerId, Queue>,
 }
 
@@ -51,7 +51,7 @@ impl Direct {
         Self { socket, limits, traffic: Traffic::default(), slow: HashMap::new() }
     }
 
-    /// The next message, if it is here already, with its peer and the key that the peer proved to hold.
+    /// The next message if it has already arrived, with its peer and the key that the peer proved to hold.
     pub(crate) fn take(&mut self) -> Option<(PeerId, Option<PublicKey>, Frame)> {
         loop {
             match self.socket.take()? {
@@ -64,9 +64,9 @@ impl Direct {
         }
     }
 
-    /// Sends without blocking; what a slow peer cannot take yet waits in that peer's own bounded queue.
+    /// Sends without blocking. If the peer is slow, the message waits in that peer's own bounded queue.
     pub(crate) fn send(&mut self, peer: PeerId, frame: Frame) -> Result<(), SendError> {
-        // Usually no peer is slow; looking that up would cost as much as the rest.
+        // Usually no peer is slow, and a look-up would cost as much as the rest.
         let is_slow = !self.slow.is_empty() && self.slow.contains_key(&peer);
         let offered = if is_slow { Err(SendError::Full) } else { self.socket.offer(&peer, &frame) };
         let sent = match offered {
@@ -84,12 +84,12 @@ impl Direct {
         sent
     }
 
-    /// Some peer has messages waiting.
+    /// Whether messages wait for some slow peer.
     pub(crate) fn is_blocked(&self) -> bool {
         !self.slow.is_empty()
     }
 
-    /// Tries again to send what waits.
+    /// Tries again to send the waiting messages.
     pub(crate) fn flush(&mut self) {
         let Self { socket, slow, traffic, .. } = self;
         slow.retain(|peer, queue| {
@@ -108,12 +108,12 @@ impl Direct {
         });
     }
 
-    /// What waits, for another form of the socket to send.
+    /// The waiting messages, handed to another form of the socket.
     pub(crate) fn take_waiting(&mut self) -> Vec<(PeerId, Queue)> {
         mem::take(&mut self.slow).into_iter().collect()
     }
 
-    /// Gives what waits a moment to leave, then closes the socket; a slow peer loses the rest.
+    /// Waits a moment for the waiting messages to leave, then closes the socket. A slow peer loses the rest.
     pub(crate) async fn close(&mut self) {
         let until = Instant::now() + CLOSE_WAIT;
         while self.is_blocked() {

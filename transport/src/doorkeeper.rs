@@ -1,7 +1,7 @@
 //! The door-keeper: libzmq asks it about each new connection to a listener with keys (ZAP, RFC 27).
 //!
-//! A thread of its own, because a handshake must not wait for a busy runtime. Owns: who is admitted where. Never: what an
-//! admitted peer may do.
+//! It has its own thread, because a handshake must not wait for a busy runtime. Owns which keys are admitted where.
+//! Never: what an admitted peer may do.
 
 use std::{
     collections::HashMap,
@@ -18,16 +18,16 @@ use proto_msgs::PublicKey;
 
 use crate::{Admit, keys};
 
-/// Where libzmq looks for a door-keeper.
+/// The address at which libzmq looks for a door-keeper.
 const ZAP_ENDPOINT: &str = "inproc://zeromq.zap.01";
 
-/// Where the thread is told to end.
+/// The address at which the thread hears that it must end.
 const STOP_ENDPOINT: &str = "inproc://mesh.doorkeeper.stop";
 
-/// An address that is refused again and again is logged this often.
+/// Interval at which refusals of the same address are logged.
 const LOG_EVERY: Duration = Duration::from_secs(60);
 
-/// Addresses remembered for that; when there are more, all are forgotten and may be logged again.
+/// Addresses remembered for [`LOG_EVERY`]. If there are more, all are forgotten and may be logged again.
 const LOGGED_MAX: usize = 1024;
 
 /// Rules by domain, one domain per listener.
@@ -57,14 +57,14 @@ impl Doorkeeper {
         Ok(Self { rules, next_domain: AtomicU64::new(1), stop: Mutex::new(stop), thread: Some(thread) })
     }
 
-    /// A new domain with this rule, for one listener.
+    /// Makes a new domain with this rule, for one listener.
     pub(crate) fn open(&self, admit: Admit) -> String {
         let domain = format!("door-{}", self.next_domain.fetch_add(1, Ordering::Relaxed));
         lock(&self.rules).insert(domain.clone(), admit);
         domain
     }
 
-    /// The listener is gone.
+    /// Removes the domain of a listener that is gone.
     pub(crate) fn close(&self, domain: &str) {
         lock(&self.rules).remove(domain);
     }
@@ -74,12 +74,12 @@ impl Drop for Doorkeeper {
     fn drop(&mut self) {
         let told = lock(&self.stop).send("", 0).is_ok();
         if let (true, Some(thread)) = (told, self.thread.take()) {
-            let _it_never_panics = thread.join();
+            let _ = thread.join(); // The thread never panics.
         }
     }
 }
 
-/// The thread's side.
+/// The thread's side of the door-keeper.
 struct Keeper {
     rules: Rules,
     logged: HashMap<String, Instant>,
@@ -99,11 +99,11 @@ impl Keeper {
             }
             let Ok(request) = requests.recv_multipart(zmq::DONTWAIT) else { continue };
             let answer = self.answer(&request);
-            let _the_peer_then_fails_to_connect = requests.send_multipart(answer, 0);
+            let _ = requests.send_multipart(answer, 0); // If it fails, the peer fails to connect.
         }
     }
 
-    /// Version, request id, status, text, user id, metadata.
+    /// The ZAP answer: version, request id, status, text, user id, metadata.
     fn answer(&mut self, request: &[Vec<u8>]) -> [Vec<u8>; 6] {
         let request_id = request.get(1).cloned().unwrap_or_default();
         let (status, text, user) = match self.admit(request) {
@@ -113,7 +113,8 @@ impl Keeper {
         [b"1.0".to_vec(), request_id, status.into(), text.into(), user.into_bytes(), Vec::new()]
     }
 
-    /// Version, request id, domain, address, routing id, mechanism, credentials (the key).
+    /// The admitted key of a ZAP request: version, request id, domain, address, routing id, mechanism, credentials (the
+    /// key).
     fn admit(&mut self, request: &[Vec<u8>]) -> Option<PublicKey> {
         let [version, _, domain, address, _, mechanism, key] = request else { return None };
         if version != b"1.0" || mechanism != b"CURVE" {

@@ -1,7 +1,8 @@
-//! Keys as files and text. Owns the z85 form, the secret file's mode, the list of authorized keys. Never: who may do what.
+//! Owns keys as files and text: the z85 form, the secret file's mode, the list of authorized keys. Never: what a key's
+//! holder may do.
 //!
-//! A key pair is two files: `FILE` with the secret key (mode 0600) and `FILE.pub` with the public one, each a line of 40
-//! z85 characters.
+//! A key pair is two files, each a line of 40 z85 characters: `FILE` with the secret key (mode 0600) and `FILE.pub`
+//! with the public one.
 
 use std::{
     collections::HashSet,
@@ -28,27 +29,27 @@ pub enum KeyError {
     /// A file cannot be read or written.
     #[error("key file {}: {source}", path.display())]
     File {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The secret key can be read by others.
+    /// Group or others can read the secret key.
     #[error("key file {} can be read by others: `chmod 600` it, or make a new key if it may have leaked", path.display())]
     Exposed {
-        /// Which file.
+        /// The file.
         path: PathBuf,
     },
-    /// The text is no key.
+    /// The text is not a key.
     #[error("{what} is not a key: expected 40 characters of z85")]
     NotAKey {
         /// The file (and line), or the text itself.
         what: String,
     },
-    /// `keygen` does not overwrite.
+    /// The file exists, and `keygen` does not overwrite.
     #[error("key file {} exists already: remove it first if a new key is wanted", path.display())]
     Exists {
-        /// Which file.
+        /// The file.
         path: PathBuf,
     },
     /// libzmq was built without CURVE.
@@ -57,8 +58,8 @@ pub enum KeyError {
 }
 
 impl KeyPair {
-    /// New random keys. The public one begins with a letter or digit, so that it is no comment in a list (`#`) and no
-    /// flag on a command line (`-`).
+    /// Makes new random keys. The public key begins with a letter or digit, so that it does not look like a comment in
+    /// a list (`#`) or a flag on a command line (`-`).
     ///
     /// # Errors
     /// If libzmq has no CURVE.
@@ -75,7 +76,7 @@ impl KeyPair {
     /// Reads the secret key in `path`.
     ///
     /// # Errors
-    /// If the file cannot be read, is no key, or can be read by group or others.
+    /// If the file cannot be read, is not a key, or can be read by group or others.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
         let file_error = |source| KeyError::File { path: path.into(), source };
         let mut file = File::open(path).map_err(file_error)?;
@@ -90,7 +91,7 @@ impl KeyPair {
         Ok(Self { public, secret })
     }
 
-    /// Writes the secret key to `path` (mode 0600) and the public one to `path.pub`; never over a file that exists.
+    /// Writes the secret key to `path` (mode 0600) and the public key to `path.pub`. It never overwrites a file.
     ///
     /// # Errors
     /// If a file exists or cannot be written.
@@ -115,23 +116,24 @@ impl fmt::Debug for KeyPair {
     }
 }
 
-/// The key as people write it: 40 characters of z85.
+/// The key as text: 40 characters of z85.
 pub fn to_text(key: &PublicKey) -> String {
     encode(&key.0)
 }
 
-/// The key in 40 characters of z85.
+/// Parses a key from 40 characters of z85.
 ///
 /// # Errors
-/// If the text is no key.
+/// If the text is not a key.
 pub fn parse(text: &str) -> Result<PublicKey, KeyError> {
     decode(text).map(PublicKey).ok_or_else(|| KeyError::NotAKey { what: format!("{:?}", shortened(text)) })
 }
 
-/// The key that `text_or_path` is, or that is in the file it names (the first word of the first line that is no comment).
+/// Reads a public key from the text itself, or from the file that it names (the first word of the first line that is
+/// not a comment).
 ///
 /// # Errors
-/// If it is neither.
+/// If the text is neither a key nor a file with one.
 pub fn read_public(text_or_path: &str) -> Result<PublicKey, KeyError> {
     if let Ok(key) = parse(text_or_path) {
         return Ok(key);
@@ -142,7 +144,7 @@ pub fn read_public(text_or_path: &str) -> Result<PublicKey, KeyError> {
     word.and_then(|word| parse(word).ok()).ok_or_else(|| KeyError::NotAKey { what: text_or_path.to_owned() })
 }
 
-/// A file with one public key per line, each with an optional comment behind it; `#` begins a comment line.
+/// A file of public keys, one per line, each with an optional comment behind it. `#` begins a comment line.
 #[derive(Debug)]
 pub struct AuthorizedKeys {
     path: PathBuf,
@@ -150,29 +152,29 @@ pub struct AuthorizedKeys {
     keys: HashSet<PublicKey>,
 }
 
-/// What tells one state of a file from another: inode, size, and seconds and nanoseconds of the last change.
+/// Identifies one state of a file: inode, size, and seconds and nanoseconds of the last change.
 type Stamp = (u64, u64, i64, i64);
 
 impl AuthorizedKeys {
     /// Reads the file.
     ///
     /// # Errors
-    /// If it cannot be read or a line is no key.
+    /// If the file cannot be read, or a line is not a key.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
         let (stamp, keys) = read_authorized(path)?;
         Ok(Self { path: path.into(), stamp, keys })
     }
 
-    /// The keys in it.
+    /// The keys in the file.
     pub fn keys(&self) -> &HashSet<PublicKey> {
         &self.keys
     }
 
-    /// Reads the file again if its size, time or inode changed; true if the keys are others now. After an error the old
-    /// keys stay.
+    /// Reads the file again if its size, time or inode changed. Returns true if the set of keys changed. After an error
+    /// the old keys stay.
     ///
     /// # Errors
-    /// If it cannot be read or a line is no key.
+    /// If the file cannot be read, or a line is not a key.
     pub fn reload_if_changed(&mut self) -> Result<bool, KeyError> {
         let now = fs::metadata(&self.path).map_err(|source| KeyError::File { path: self.path.clone(), source })?;
         if stamp_of(&now) == self.stamp {
@@ -187,7 +189,7 @@ impl AuthorizedKeys {
 
 fn read_authorized(path: &Path) -> Result<(Stamp, HashSet<PublicKey>), KeyError> {
     let file_error = |source| KeyError::File { path: path.into(), source };
-    // Stamped before it is read: a change in between is seen the next time.
+    // The stamp is taken before the file is read, so a change in between is seen next time.
     let stamp = stamp_of(&fs::metadata(path).map_err(file_error)?);
     let text = fs::read_to_string(path).map_err(file_error)?;
     let keys = lines_of(&text).map(|(line, word)| {
@@ -200,7 +202,7 @@ fn stamp_of(file: &fs::Metadata) -> Stamp {
     (file.ino(), file.len(), file.mtime(), file.mtime_nsec())
 }
 
-/// Line number and first word of each line that says something.
+/// Line number and first word of each line that is neither empty nor a comment.
 fn lines_of(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let numbered = text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with('#'));
     numbered.filter_map(|(index, line)| Some((index + 1, line.split_whitespace().next()?)))
@@ -230,7 +232,7 @@ fn encode(key: &[u8; 32]) -> String {
     zmq::z85_encode(key).expect("32 bytes are a multiple of 4")
 }
 
-/// The `zmq` crate's decoder leaks the text and overlooks characters that are none of z85's.
+/// Decodes z85. (The `zmq` crate's decoder leaks the text and accepts characters that are not z85's.)
 fn decode(text: &str) -> Option<[u8; 32]> {
     let mut c_text = [0; Z85_CHARS + 1];
     c_text[..Z85_CHARS].copy_from_slice(<&[u8; Z85_CHARS]>::try_from(text.as_bytes()).ok()?);
@@ -250,7 +252,7 @@ fn public_of(secret_text: &str) -> Option<PublicKey> {
     if made == 0 { decode(text).map(PublicKey) } else { None }
 }
 
-// `zmq-sys` declares it and keeps it to itself.
+// `zmq-sys` declares this function but does not export it.
 unsafe extern "C" {
     fn zmq_curve_public(public_text: *mut c_char, secret_text: *const c_char) -> c_int;
 }

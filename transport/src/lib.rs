@@ -9,8 +9,8 @@
 //!      '-----dial-----> Dialer ----spawn--> (Outlet, Inbox<Heard>)                         blob::upload
 //! ```
 //!
-//! A listener is a ROUTER, a dialer a DEALER. The direct forms belong to one task and cost no hop; the spawned forms can
-//! be used from many tasks. [`Outlet`] is one peer, whichever side dialled: code that talks through it does not care.
+//! A listener is a ROUTER, a dialer a DEALER. The direct forms belong to one task and cost no hop; the spawned forms
+//! can be used from many tasks. An [`Outlet`] is one peer, whichever side dialled, so its users need not know who did.
 //!
 //! Where to begin: [`Context`], then [`Listener`], then [`blob`].
 

@@ -1,4 +1,4 @@
-//! A listening socket, in its direct form (see `direct`) until it is handed to a task of its own.
+//! Owns a listening socket in its direct form (see `direct`), until it is handed to its own task.
 
 use proto_msgs::{Frame, PeerId, PublicKey};
 use tokio::task::coop::consume_budget;
@@ -20,27 +20,27 @@ pub struct Listener {
     _domain: Option<Domain>,
 }
 
-/// Something a peer sent.
+/// A message from a peer.
 #[derive(Clone, Debug)]
 pub struct Received {
-    /// The connection it came on.
+    /// The connection on which it came.
     pub peer: PeerId,
     /// The key that the peer proved to hold; `None` in a mesh without keys.
     pub key: Option<PublicKey>,
-    /// What it sent; not decoded yet.
+    /// The message, not decoded yet.
     pub frame: Frame,
 }
 
-/// Why nobody can be listened to at an address.
+/// Why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Another program has it.
+    /// Another program listens there.
     #[error("{endpoint} is in use: stop the program that listens there, or choose another port")]
     InUse {
         /// The address.
         endpoint: String,
     },
-    /// Not an address of this machine, or no address at all.
+    /// It is not an address of this machine, or not an address at all.
     #[error("cannot listen on {endpoint}: {reason}")]
     BadAddress {
         /// The address.
@@ -50,7 +50,7 @@ pub enum ListenError {
     },
 }
 
-/// The listener's entry with the door-keeper, taken out when the listener goes.
+/// The listener's entry with the door-keeper. Dropping it removes the entry.
 #[derive(Debug)]
 struct Domain {
     name: String,
@@ -91,15 +91,15 @@ impl Listener {
         Ok(Self { direct: Direct::new(socket, limits), endpoint: real, _domain: domain })
     }
 
-    /// The address bound, with the real port.
+    /// The bound address with the actual port.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
 
-    /// The next message. Also carries on with what waits for slow peers. Safe to drop (in a `select!`).
+    /// The next message. Also sends what waits for slow peers. Cancel-safe: may be dropped in a `select!`.
     pub async fn recv(&mut self) -> Received {
         loop {
-            // Lets other tasks in now and then, however many messages there are.
+            // Yields to other tasks now and then, however many messages there are.
             consume_budget().await;
             if let Some(received) = self.try_recv() {
                 return received;
@@ -110,34 +110,34 @@ impl Listener {
         }
     }
 
-    /// The next message if it is here already: after [`Self::recv`], take up to some tens of these before anything else, then
-    /// come back to `recv`, so that neither messages nor other work starve.
+    /// The next message if it has already arrived. After [`Self::recv`] take some tens of messages with this, then go
+    /// back to `recv`, so that neither messages nor other work starve.
     pub fn try_recv(&mut self) -> Option<Received> {
         self.direct.take().map(|(peer, key, frame)| Received { peer, key, frame })
     }
 
-    /// Sends without ever blocking; what a slow peer cannot take yet waits in that peer's own bounded queue.
+    /// Sends without blocking. If the peer is slow, the message waits in that peer's own bounded queue.
     ///
     /// # Errors
-    /// `Gone` if there is no such connection any more, `Full` if that queue is full. The message is dropped and counted.
+    /// `Gone` if the connection no longer exists, `Full` if that queue is full. The message is dropped and counted.
     pub fn send(&mut self, peer: PeerId, frame: Frame) -> Result<(), SendError> {
         self.direct.send(peer, frame)
     }
 
-    /// Counters.
+    /// Counters of this socket.
     pub fn traffic(&self) -> Traffic {
         self.direct.traffic
     }
 
-    /// Hands the socket to a task of its own. The inbox is bounded: while nobody reads it, peers are not read either.
-    /// The socket closes when the inbox is dropped.
+    /// Hands the socket to its own task. The inbox is bounded: if nobody reads it, peers are not read either. The
+    /// socket closes when the inbox is dropped.
     pub fn spawn(self) -> (Door, Inbox<Received>) {
         let (endpoint, limits, traffic) = (self.endpoint.clone(), self.direct.limits, self.direct.traffic);
         let (shared, inbox) = outlet::spawn(self, limits, traffic);
         (Door::new(endpoint, shared), inbox)
     }
 
-    /// Gives what is queued a moment to leave, then closes the socket.
+    /// Waits a moment for queued messages to leave, then closes the socket.
     pub async fn close(mut self) {
         self.direct.close().await;
     }

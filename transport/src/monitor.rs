@@ -1,4 +1,4 @@
-//! What libzmq tells about a dialled connection: when it stands, when it breaks, why it does not come about.
+//! Owns what libzmq reports about a dialled connection: when it is up, when it breaks, why it fails.
 
 use std::{
     io,
@@ -7,28 +7,28 @@ use std::{
 
 use crate::{Context, socket::Socket};
 
-/// Attempts after which a peer that hangs up during the handshake is taken to mean it. One may be a peer that just ends.
+/// Attempts after which hanging up during the handshake counts as a refusal. A single one may be a peer that just ends.
 const HANG_UPS: u32 = 2;
 
-/// Why a peer that was reached is none.
+/// Why a peer that was reached cannot be used.
 #[derive(Debug)]
 pub(crate) enum Refusal {
-    /// The key.
+    /// The key was refused.
     Key,
-    /// The protocol, and what was seen of it.
+    /// The protocol differs; the text says what was seen.
     Protocol(String),
 }
 
 #[derive(Debug)]
 pub(crate) struct Monitor {
     events: Socket,
-    /// There may be events to read.
+    /// Whether there may be events to read.
     pub(crate) due: bool,
-    /// The connection stands.
+    /// Whether the connection is up.
     pub(crate) connected: bool,
-    /// Connections that stood and broke; the reader sets it back.
+    /// Number of lost connections; the reader resets it.
     pub(crate) losses: u32,
-    /// TCP connects, whatever comes of it.
+    /// Whether TCP connected, whatever came of the handshake.
     pub(crate) answered: bool,
     /// Handshakes that ended without a reason.
     hang_ups: u32,
@@ -37,14 +37,14 @@ pub(crate) struct Monitor {
 
 #[derive(Clone, Copy, Debug)]
 enum Refused {
-    /// The key is not admitted.
+    /// The peer's door-keeper does not admit the key.
     ByDoorkeeper,
-    /// libzmq's number of the protocol error.
+    /// libzmq's number of a protocol error.
     Protocol(u32),
 }
 
 impl Monitor {
-    /// Begins to watch a socket that is not connected yet.
+    /// Starts to watch a socket that is not connected yet.
     pub(crate) fn of(context: &Context, socket: &zmq::Socket) -> io::Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let endpoint = format!("inproc://mesh.monitor.{}", NEXT.fetch_add(1, Ordering::Relaxed));
@@ -59,7 +59,7 @@ impl Monitor {
         socket.monitor(&endpoint, watched.iter().fold(0, |mask, event| mask | i32::from(event.to_raw())))?;
         let events = context.inner().socket(zmq::PAIR)?;
         events.set_linger(0)?;
-        // Unbounded, since a full queue would stop libzmq's thread; a connection makes some events a second at most.
+        // Unbounded, since a full queue would stop libzmq's thread. A connection makes a few events per second at most.
         events.set_rcvhwm(0)?;
         events.connect(&endpoint)?;
         Ok(Self {
@@ -73,10 +73,10 @@ impl Monitor {
         })
     }
 
-    /// Reads what there is, if there may be something.
+    /// Reads all events if there may be any.
     pub(crate) fn look(&mut self) {
         while self.due {
-            // Number and value of the event; then the address, which we know.
+            // First number and value of the event, then the address, which is known.
             let Some(event) = self.events.take_part() else {
                 self.due = false;
                 return;
@@ -86,13 +86,13 @@ impl Monitor {
         }
     }
 
-    /// Waits until there may be something to read.
+    /// Waits until there may be events to read.
     pub(crate) async fn ready(&mut self) {
         self.events.ready(true, false).await;
         self.due = true;
     }
 
-    /// How the attempts to connect stand; `None` while they may still succeed.
+    /// The result of the attempts to connect; `None` while they may still succeed.
     pub(crate) fn verdict(&self, encrypted: bool) -> Option<Result<(), Refusal>> {
         if self.connected {
             return Some(Ok(()));
@@ -100,7 +100,7 @@ impl Monitor {
         match self.refusal {
             Some(Refused::ByDoorkeeper) => Some(Err(Refusal::Key)),
             Some(Refused::Protocol(number)) => Some(Err(Refusal::Protocol(format!("protocol error {number:#x}")))),
-            // A listener that cannot open what was sealed for another key hangs up without a word.
+            // A listener that cannot open what was sealed for another key hangs up without a reason.
             None if self.hang_ups >= HANG_UPS && encrypted => Some(Err(Refusal::Key)),
             None if self.hang_ups >= HANG_UPS => {
                 Some(Err(Refusal::Protocol("it hangs up during the handshake".into())))

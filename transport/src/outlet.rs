@@ -1,6 +1,7 @@
-//! The many-task form of a socket: bounded queue per peer in front, bounded inbox behind, one task that owns the socket.
+//! A socket in its many-task form: a bounded queue per peer in front, a bounded inbox behind, one task that owns the
+//! socket.
 //!
-//! Owns: that task (the pump) and what it shares with [`Outlet`]s. Never: messages' meanings.
+//! Owns that task (the pump) and the state that it shares with [`Outlet`]s. Never: messages' meanings.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -18,7 +19,7 @@ use tokio::{
 
 use crate::{Limits, Traffic, direct::CLOSE_WAIT, queue::Queue, socket::the_peer};
 
-/// Messages taken from a socket, or sent to one peer, before anything else has its turn.
+/// Messages taken from a socket, or sent to one peer, before others have their turn.
 const BATCH: usize = 64;
 
 /// Messages that wait in an inbox before peers are no longer read.
@@ -27,15 +28,15 @@ const INBOX_FRAMES: usize = 64;
 /// Why a message was not sent.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum SendError {
-    /// There is no such connection any more.
+    /// The connection no longer exists.
     #[error("the peer is gone")]
     Gone,
-    /// The peer is too slow.
+    /// The peer is too slow: its queue is full.
     #[error("the peer's queue is full")]
     Full,
 }
 
-/// A listener in the care of its own task. Cheap to clone.
+/// A listener that is run by its own task. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Door {
     endpoint: Arc<str>,
@@ -47,28 +48,28 @@ impl Door {
         Self { endpoint: endpoint.into(), shared }
     }
 
-    /// The address bound, with the real port.
+    /// The bound address with the actual port.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
 
-    /// The way to one of its peers.
+    /// An outlet to one of the listener's peers.
     pub fn to(&self, peer: PeerId) -> Outlet {
         Outlet::new(&self.shared, peer, false)
     }
 
-    /// Counters.
+    /// Counters of this socket.
     pub fn traffic(&self) -> Traffic {
         self.shared.traffic()
     }
 
-    /// Gives what is queued a moment to leave, then closes the socket.
+    /// Waits a moment for queued messages to leave, then closes the socket.
     pub async fn close(&self) {
         self.shared.close().await;
     }
 }
 
-/// The way to one peer, whichever side dialled. Cheap to clone.
+/// The sending side of a connection to one peer, whichever side dialled. Cheap to clone.
 #[derive(Debug)]
 pub struct Outlet {
     shared: Arc<Shared>,
@@ -91,7 +92,7 @@ impl Outlet {
     /// Sends without waiting.
     ///
     /// # Errors
-    /// `Full` if the peer's queue is full, `Gone` if the peer or the socket is.
+    /// `Full` if the peer's queue is full, `Gone` if the peer or the socket is gone.
     pub fn try_send(&self, frame: Frame) -> Result<(), SendError> {
         let mut state = self.shared.state();
         let sent = state.push(self.peer, frame, &self.shared.limits);
@@ -103,13 +104,13 @@ impl Outlet {
         sent
     }
 
-    /// Sends, waiting for room in this peer's queue. Other peers do not feel it.
+    /// Sends, and waits for room in this peer's queue. Other peers are not delayed.
     ///
     /// # Errors
-    /// `Gone` if the peer or the socket is.
+    /// `Gone` if the peer or the socket is gone.
     pub async fn send(&self, frame: Frame) -> Result<(), SendError> {
         loop {
-            // Listening before looking: room made in between is not missed.
+            // Registered before looking, so that room made in between is not missed.
             let mut room = pin!(self.room.notified());
             room.as_mut().enable();
             {
@@ -124,7 +125,7 @@ impl Outlet {
         }
     }
 
-    /// Gives what is queued for this peer a moment to leave and, if the peer was dialled, closes the socket.
+    /// Waits a moment for this peer's queued messages to leave. If the peer was dialled, closes the socket.
     pub async fn close(&self) {
         if self.dialled {
             return self.shared.close().await;
@@ -139,10 +140,10 @@ impl Outlet {
                 room.await;
             }
         };
-        let _a_slow_peer_loses_the_rest = timeout(CLOSE_WAIT, emptied).await;
+        let _ = timeout(CLOSE_WAIT, emptied).await; // A slow peer loses the rest.
     }
 
-    /// Both lead to the same peer over the same connection.
+    /// Whether both lead to the same peer over the same connection.
     pub fn same_peer(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.shared, &other.shared) && self.peer == other.peer
     }
@@ -164,17 +165,17 @@ impl Drop for Outlet {
     }
 }
 
-/// What arrives at a socket in the care of its own task. Dropping it closes the socket.
+/// Messages that arrive at a socket run by its own task. Dropping it closes the socket.
 #[derive(Debug)]
 pub struct Inbox<T>(mpsc::Receiver<T>);
 
 impl<T> Inbox<T> {
-    /// The next one; `None` once the socket is closed.
+    /// The next item; `None` once the socket is closed.
     pub async fn recv(&mut self) -> Option<T> {
         self.0.recv().await
     }
 
-    /// The next one if it is here already.
+    /// The next item if it has already arrived.
     pub fn try_recv(&mut self) -> Option<T> {
         self.0.try_recv().ok()
     }
@@ -182,50 +183,50 @@ impl<T> Inbox<T> {
 
 /// A socket as the pump sees it.
 pub(crate) trait End: Send + 'static {
-    /// What arrives.
+    /// Type of the arriving items.
     type Item: Send + 'static;
 
-    /// The next one, if there is one.
+    /// The next item if it has already arrived.
     fn take(&mut self) -> Option<Self::Item>;
 
     /// Sends a message if libzmq has room for it.
     fn offer(&mut self, peer: &PeerId, frame: &Frame) -> Result<(), SendError>;
 
-    /// Waits until `take` (if `wanted`) may give something or, with messages `blocked`, `offer` may take something.
+    /// Waits until `take` (if `wanted`) may return an item or, with messages `blocked`, `offer` may accept one.
     fn ready(&mut self, wanted: bool, blocked: bool) -> impl Future<Output = ()> + Send;
 
-    /// Messages that wait already.
+    /// Messages that already wait when the pump starts.
     fn leftovers(&mut self) -> Vec<(PeerId, Queue)>;
 
-    /// Counter of the direct form.
+    /// The direct form's counter of malformed messages.
     fn malformed(&self) -> u64;
 
-    /// Closes the socket; what libzmq has taken leaves in the background.
+    /// Closes the socket. Messages that libzmq has taken leave in the background.
     fn close(self);
 }
 
-/// What the pump and its outlets share.
+/// State that the pump shares with its outlets.
 #[derive(Debug)]
 pub(crate) struct Shared {
     limits: Limits,
     state: Mutex<State>,
-    /// There is something for the pump to do.
+    /// Notified when the pump has something to do.
     wake: Notify,
-    /// The pump has ended.
+    /// Notified when the pump has ended.
     ended: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     entries: HashMap<PeerId, Entry>,
-    /// Peers with messages waiting, each once, in turn.
+    /// Peers with waiting messages, each once, in turn.
     waiting: VecDeque<PeerId>,
     traffic: Traffic,
     closing: bool,
     closed: bool,
 }
 
-/// One peer.
+/// State of one peer.
 #[derive(Debug, Default)]
 struct Entry {
     queue: Queue,
@@ -276,7 +277,7 @@ impl State {
         Ok(())
     }
 
-    /// `push` would not say `Full`.
+    /// Whether `push` would not return `Full`.
     fn has_room(&self, peer: PeerId, frame: &Frame, limits: &Limits) -> bool {
         let entry = self.entries.get(&peer);
         self.closed || self.closing || entry.is_none_or(|entry| entry.gone || entry.queue.has_room(frame, limits))
@@ -292,8 +293,8 @@ impl State {
         }
     }
 
-    /// Gives each waiting peer its turn. True if some are left that libzmq has no room for, and if some had more than
-    /// their turn.
+    /// Gives each waiting peer its turn. Returns whether messages are left that libzmq has no room for, and whether
+    /// peers are left that used up their turn.
     fn carry(&mut self, end: &mut impl End) -> (bool, bool) {
         let (mut blocked, mut unfinished) = (false, false);
         for _ in 0..self.waiting.len() {
@@ -340,7 +341,7 @@ impl Drop for Ending {
     }
 }
 
-/// Starts the task that owns the socket.
+/// Starts the pump, the task that owns the socket.
 pub(crate) fn spawn<E: End>(mut end: E, limits: Limits, traffic: Traffic) -> (Arc<Shared>, Inbox<E::Item>) {
     let mut state = State { traffic, ..State::default() };
     for (peer, queue) in end.leftovers() {
@@ -353,7 +354,7 @@ pub(crate) fn spawn<E: End>(mut end: E, limits: Limits, traffic: Traffic) -> (Ar
     (shared, Inbox(receiver))
 }
 
-/// Starts the task that owns a dialler's socket.
+/// Starts the pump of a dialer's socket.
 pub(crate) fn spawn_dialled<E: End>(end: E, limits: Limits, traffic: Traffic) -> (Outlet, Inbox<E::Item>) {
     let (shared, inbox) = spawn(end, limits, traffic);
     (Outlet::new(&shared, the_peer(), true), inbox)
@@ -389,7 +390,7 @@ async fn pump<E: End>(mut end: E, shared: Arc<Shared>, inbox: mpsc::Sender<E::It
     drop(ending);
 }
 
-/// Moves what arrived into the inbox while that has room.
+/// Moves arrived items into the inbox while it has room. Returns their number.
 fn take_batch<E: End>(end: &mut E, inbox: &mpsc::Sender<E::Item>) -> usize {
     for taken in 0..BATCH {
         let Ok(place) = inbox.try_reserve() else { return taken };
@@ -399,7 +400,7 @@ fn take_batch<E: End>(end: &mut E, inbox: &mpsc::Sender<E::Item>) -> usize {
     BATCH
 }
 
-/// Before the socket closes: what is queued may leave if the peers take it soon.
+/// Sends queued messages before the socket closes, if the peers take them soon.
 async fn send_the_rest<E: End>(end: &mut E, shared: &Shared) {
     shared.state().closing = true;
     let until = Instant::now() + CLOSE_WAIT;

@@ -1,4 +1,4 @@
-//! What waits for one slow peer: bounded by messages and bytes.
+//! Owns the messages that wait for one slow peer: bounded by number and bytes.
 
 use std::collections::VecDeque;
 
@@ -13,7 +13,7 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// Adds a message, unless that would break a limit. A message alone always fits.
+    /// Adds a message unless that would break a limit. A single message always fits.
     pub(crate) fn push(&mut self, frame: Frame, limits: &Limits) -> Result<(), SendError> {
         if !self.has_room(&frame, limits) {
             return Err(SendError::Full);
@@ -23,17 +23,18 @@ impl Queue {
         Ok(())
     }
 
-    /// The message would fit.
+    /// Whether the message would fit.
     pub(crate) fn has_room(&self, frame: &Frame, limits: &Limits) -> bool {
         let fits =
             self.frames.len() < limits.overflow_frames && self.bytes + frame.size_bytes() <= limits.overflow_bytes;
         fits || self.frames.is_empty()
     }
 
-    /// Hands up to `most` messages to `offer`, oldest first, until it refuses one, which stays. The number it took.
+    /// Hands up to `most` messages to `offer`, oldest first, until it refuses one, which stays. Returns the number
+    /// taken.
     ///
     /// # Errors
-    /// If the peer is gone.
+    /// `Gone` if the peer is gone.
     pub(crate) fn drain(
         &mut self,
         most: usize,

@@ -1,7 +1,7 @@
-//! One libzmq message part. The `zmq` crate's own type copies what is sent, loses it when a queue is full and allocates
-//! for every look at its metadata; this one does none of that.
+//! One libzmq message part. The `zmq` crate's own type copies what is sent, loses it when a queue is full, and
+//! allocates for every look at its metadata. This one does none of that.
 //!
-//! Owns: all `unsafe` around messages. Never: sockets' lives, meanings.
+//! Owns all `unsafe` around messages. Never: sockets' lives, meanings.
 
 use std::{
     ffi::{CStr, c_int, c_void},
@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 
-/// Parts up to this long are copied (by `malloc` and `memcpy`, cheaper than counting references); longer ones change hands.
+/// Longest part that is copied (`malloc` and `memcpy` are cheaper than counting references). Longer parts change hands.
 const COPY_BYTES_MAX: usize = 4096;
 
 /// Name of the metadata that the door-keeper's answer sets.
@@ -26,7 +26,7 @@ pub(crate) struct Part(zmq_sys::zmq_msg_t);
 unsafe impl Send for Part {}
 
 impl Part {
-    /// A part to receive into.
+    /// An empty part to receive into.
     pub(crate) fn new() -> Self {
         let mut part = Self(zmq_sys::zmq_msg_t::default());
         // SAFETY: init writes a valid empty message over any bytes; it cannot fail.
@@ -68,13 +68,13 @@ impl Part {
         Some(part)
     }
 
-    /// More parts of the same message follow.
+    /// Whether more parts of the same message follow.
     pub(crate) fn more(&self) -> bool {
         // SAFETY: the message is valid.
         unsafe { zmq_sys::zmq_msg_more(&self.0) != 0 }
     }
 
-    /// What the door-keeper noted about the sender.
+    /// The door-keeper's note about the sender: its key.
     pub(crate) fn user_id(&self) -> Option<&str> {
         // SAFETY: message and name are valid; the value, if any, is a C string that lives as long as the message.
         unsafe {
@@ -132,19 +132,19 @@ unsafe extern "C" fn release(_data: *mut c_void, owner: *mut c_void) {
     drop(unsafe { Box::from_raw(owner.cast::<Bytes>()) });
 }
 
-/// Ends the telling of events: the `zmq` crate can only begin it.
+/// Stops the events of a socket: the `zmq` crate can only start them.
 pub(crate) fn unwatch(socket: &mut zmq::Socket) {
-    // SAFETY: the socket is open; no address means that nobody is told.
+    // SAFETY: the socket is open; a null address stops the events.
     unsafe { zmq_sys::zmq_socket_monitor(socket.as_mut_ptr(), ptr::null(), 0) };
 }
 
-/// The reason of the last failure in this thread.
+/// The error number of the last failure in this thread.
 pub(crate) fn errno() -> Errno {
     // SAFETY: always callable.
     unsafe { zmq_sys::zmq_errno() }
 }
 
-/// What libzmq calls this failure.
+/// libzmq's text for this error number.
 pub(crate) fn text_of(errno: Errno) -> String {
     // SAFETY: gives a C string with static life for every number.
     unsafe { CStr::from_ptr(zmq_sys::zmq_strerror(errno)) }.to_string_lossy().into_owned()

@@ -1,10 +1,10 @@
 //! A libzmq socket that waits through tokio.
 //!
-//! libzmq's descriptor says "look again", not "readable", it says so once (an edge), and *any* send, receive or look may
-//! swallow that edge. The rule that loses nothing: sleep only if the very last thing done was a look that found nothing
-//! (a receive that gave nothing is one), and look again after waking.
+//! libzmq's descriptor means "look again", not "readable". It signals once (an edge), and *any* send, receive or look
+//! may consume that edge. The rule that loses no message: sleep only if the very last operation was a look that found
+//! nothing (an empty receive counts), and look again after waking.
 //!
-//! Owns: that rule, the make-up of a frame from parts, socket options. Never: queues, who is admitted.
+//! Owns that rule, the assembly of a frame from parts, socket options. Never: queues, who is admitted.
 
 use std::{ffi::CString, io, os::fd::RawFd, time::Duration};
 
@@ -19,31 +19,31 @@ use crate::{
     raw::{self, Errno, Part},
 };
 
-/// How long a message to one slow peer of a ROUTER may be overlooked: `ZMQ_EVENTS` tells only that *some* peer can take a
-/// message, so an edge for this one may be swallowed by a send to another. Rare, hence slow enough to cost nothing.
+/// How long a message to one slow peer of a ROUTER may be overlooked. `ZMQ_EVENTS` says only that *some* peer can take
+/// a message, so a send to another peer may consume this one's edge. That is rare, so a slow retry costs nothing.
 const BLOCKED_RETRY: Duration = Duration::from_millis(2);
 
-/// Time for a new connection to say who it is: three round trips of a bad link and the door-keeper's answer.
+/// Time for a new connection to complete its handshake: three round trips of a bad link and the door-keeper's answer.
 const HANDSHAKE_MS_MAX: i32 = 3000;
 
-/// First and longest pause between attempts to connect again. Two seconds: a broker that comes back is found before
-/// anybody gives it up, and ten thousand nodes do not trample it.
+/// First and longest pause between attempts to reconnect. With two seconds a returning broker is found before anyone
+/// gives it up, and ten thousand nodes do not overrun it.
 const RECONNECT_MS: (i32, i32) = (100, 2000);
 
-/// An attempt to connect that nobody answers is ended after this long and made again.
+/// Time after which an unanswered attempt to connect is ended and repeated.
 const CONNECT_MS_MAX: i32 = 3000;
 
-/// Connections waiting to be accepted: a whole mesh may come back at once.
+/// Connections that may wait to be accepted: a whole mesh may come back at once.
 const BACKLOG: i32 = 1024;
 
-/// What libzmq has taken may leave in the background for this long after the socket was closed properly.
+/// Time for messages that libzmq has taken to leave in the background after a proper close.
 const LINGER_MS: i32 = 500;
 
-/// What a peer sent.
+/// A received message, or what came instead.
 pub(crate) enum Taken {
     /// A whole message.
     Frame { peer: PeerId, key: Option<PublicKey>, frame: Frame },
-    /// Parts that are no message of ours.
+    /// Parts that are not a message of the mesh.
     Malformed,
 }
 
@@ -52,9 +52,9 @@ pub(crate) struct Socket {
     fd: AsyncFd<RawFd>,
     inner: zmq::Socket,
     router: bool,
-    /// Peers are admitted by key, which comes with each message.
+    /// Peers are admitted by key, and each message carries its peer's key.
     keyed: bool,
-    /// The last thing done was a receive that found nothing: the next edge of the descriptor is still to come.
+    /// The last operation was a receive that found nothing, so the descriptor's next edge is still to come.
     looked: bool,
 }
 
@@ -65,7 +65,7 @@ impl std::fmt::Debug for Socket {
 }
 
 impl Socket {
-    /// Takes the socket into tokio's care.
+    /// Registers the socket with tokio.
     pub(crate) fn new(inner: zmq::Socket) -> io::Result<Self> {
         let router = inner.get_socket_type()? == zmq::ROUTER;
         let fd = inner.get_fd()?;
@@ -75,7 +75,7 @@ impl Socket {
         Ok(Self { fd, inner, router, keyed, looked: false })
     }
 
-    /// The next message, if there is one.
+    /// The next message if it has already arrived.
     pub(crate) fn take(&mut self) -> Option<Taken> {
         let mut part = self.take_part()?;
         let peer = if self.router {
@@ -112,7 +112,7 @@ impl Socket {
         }
     }
 
-    /// Reads a message to its end.
+    /// Reads a message to its end and drops it.
     fn skip_parts(&mut self, mut more: bool) {
         let mut part = Part::new();
         while more && part.recv(&mut self.inner).is_ok() {
@@ -120,7 +120,7 @@ impl Socket {
         }
     }
 
-    /// One part whatever it is, for the monitor.
+    /// The next part, whatever it is; for the monitor.
     pub(crate) fn take_part(&mut self) -> Option<Part> {
         let mut part = Part::new();
         let taken = part.recv(&mut self.inner).is_ok();
@@ -149,20 +149,20 @@ impl Socket {
         }
     }
 
-    /// Sends the part that decides whether a message is taken.
+    /// Sends the first part, which decides whether libzmq takes the message.
     fn send_first(&mut self, part: &mut Part, more: bool) -> Result<(), SendError> {
         match part.send(&mut self.inner, more) {
             Err(libc::EAGAIN) => {
-                // libzmq looks for news of room only now and then while it sends; this makes it look.
-                let _unused = self.inner.get_events();
+                // libzmq checks for new room only now and then while it sends; `get_events` makes it check.
+                let _ = self.inner.get_events();
                 part.send(&mut self.inner, more).map_err(refusal)
             }
             sent => sent.map_err(refusal),
         }
     }
 
-    /// Waits until [`Self::take`] (if `wanted`) may give something or, with messages `blocked`, [`Self::offer`] may take
-    /// something.
+    /// Waits until [`Self::take`] (if `wanted`) may return a message or, with messages `blocked`, [`Self::offer`] may
+    /// accept one.
     pub(crate) async fn ready(&mut self, wanted: bool, blocked: bool) {
         loop {
             if wanted && !blocked {
@@ -178,7 +178,7 @@ impl Socket {
                 return;
             }
             if blocked && self.router {
-                let _retried_all_the_same = timeout(BLOCKED_RETRY, self.edge()).await;
+                let _ = timeout(BLOCKED_RETRY, self.edge()).await; // The caller tries again in any case.
                 return;
             }
             self.edge().await;
@@ -189,24 +189,24 @@ impl Socket {
     async fn edge(&mut self) {
         match self.fd.readable().await {
             Ok(mut guard) => guard.clear_ready(),
-            // Only when the runtime shuts down: this task will not be polled again.
+            // Only during the runtime's shutdown: this task will not be polled again.
             Err(_) => std::future::pending().await,
         }
         self.looked = false;
     }
 
-    /// Once the socket is dropped, what libzmq has taken still leaves, in the background.
+    /// Lets messages that libzmq has taken leave in the background after the socket is dropped.
     pub(crate) fn linger(&self) {
-        let _unchanged_if_it_fails = self.inner.set_linger(LINGER_MS);
+        let _ = self.inner.set_linger(LINGER_MS); // If it fails, the old value stays.
     }
 
-    /// No events of this socket's connections are told any more.
+    /// Stops the events of this socket's connections.
     pub(crate) fn unwatch(&mut self) {
         raw::unwatch(&mut self.inner);
     }
 }
 
-/// How a DEALER's only peer is called here.
+/// The name of a DEALER's only peer.
 pub(crate) fn the_peer() -> PeerId {
     PeerId::from_slice(&[]).expect("an empty name is short enough")
 }
@@ -215,7 +215,7 @@ fn refusal(errno: Errno) -> SendError {
     if errno == libc::EHOSTUNREACH { SendError::Gone } else { SendError::Full }
 }
 
-/// Options of both kinds of sockets.
+/// Sets the options of both kinds of sockets.
 pub(crate) fn configure(socket: &zmq::Socket, limits: &Limits) -> zmq::Result<()> {
     socket.set_linger(0)?;
     socket.set_ipv6(true)?;
@@ -224,25 +224,25 @@ pub(crate) fn configure(socket: &zmq::Socket, limits: &Limits) -> zmq::Result<()
     socket.set_sndhwm(limits.queue_frames.into())?;
     socket.set_handshake_ivl(HANDSHAKE_MS_MAX)?;
     socket.set_heartbeat_timeout(limits.silence_ms_max.into())?;
-    // The other side closes, too, when it hears nothing for this long; it need not ping for that.
+    // The other side also closes when it hears nothing for this long, without having to ping.
     socket.set_heartbeat_ttl(limits.silence_ms_max.into())?;
     socket.set_tcp_keepalive(1)?;
     socket.set_tcp_keepalive_idle(30)?;
     Ok(())
 }
 
-/// Options of a listener.
+/// Sets the options of a listener.
 pub(crate) fn configure_listener(socket: &zmq::Socket) -> zmq::Result<()> {
     socket.set_router_mandatory(true)?;
     socket.set_router_handover(false)?;
     socket.set_backlog(BACKLOG)
 }
 
-/// Options of a dialer.
+/// Sets the options of a dialer.
 pub(crate) fn configure_dialer(socket: &zmq::Socket, limits: &Limits) -> zmq::Result<()> {
-    // No queue before there is a connection, and none that outlives it: what a peer gets was meant for that connection.
+    // No queue before the connection is up, and none that outlives it: messages are meant for one connection.
     socket.set_immediate(true)?;
-    // Dialers ping, listeners answer: half the traffic, and both notice.
+    // Dialers ping, listeners answer: half the traffic, and both notice a dead connection.
     socket.set_heartbeat_ivl(limits.ping_every_ms.into())?;
     socket.set_connect_timeout(CONNECT_MS_MAX)?;
     socket.set_reconnect_ivl(RECONNECT_MS.0)?;
@@ -263,7 +263,7 @@ pub(crate) fn protect_dialer(socket: &zmq::Socket, keys: &KeyPair, their_key: &P
     socket.set_curve_serverkey(&their_key.0)
 }
 
-/// `zmq_bind`. (The `zmq` crate panics on some of the errors that the system may give.)
+/// Calls `zmq_bind`. (The `zmq` crate panics on some of the system's errors.)
 pub(crate) fn bind(socket: &mut zmq::Socket, endpoint: &str) -> Result<(), Errno> {
     let endpoint = CString::new(endpoint).map_err(|_| libc::EINVAL)?;
     // SAFETY: both pointers are valid for the call.
@@ -271,7 +271,7 @@ pub(crate) fn bind(socket: &mut zmq::Socket, endpoint: &str) -> Result<(), Errno
     if bound < 0 { Err(raw::errno()) } else { Ok(()) }
 }
 
-/// `zmq_connect`.
+/// Calls `zmq_connect`.
 pub(crate) fn connect(socket: &mut zmq::Socket, endpoint: &str) -> Result<(), Errno> {
     let endpoint = CString::new(endpoint).map_err(|_| libc::EINVAL)?;
     // SAFETY: both pointers are valid for the call.

@@ -1,23 +1,23 @@
-//! Whether compressing a blob makes its transfer shorter.
+//! Owns the decision whether compressing a blob makes its transfer shorter.
 
 use std::{io, time::Instant};
 
-/// zstd level of chunks: the only one that keeps up with a fast Ethernet on a small machine.
+/// zstd level of chunks: the only level that keeps up with fast Ethernet on a small machine.
 const LEVEL: i32 = 1;
 
-/// Bytes of a blob's beginning that stand for the whole of it.
+/// Bytes at a blob's beginning that are probed in place of the whole blob.
 pub(crate) const PROBE_BYTES: usize = 1024 * 1024;
 
-/// What compression must win to be worth the heat: a tenth.
+/// Smallest gain for which compression is worth the heat: a tenth.
 const GAIN_MIN: f64 = 1.1;
 
-/// No compressor at this level is faster on any machine known; beyond it not even a probe is worth its time.
+/// No compressor at this level is faster on any known machine. On a faster link not even a probe is worth its time.
 const COMPRESSOR_BYTES_PER_S_MAX: f64 = 2e9;
 
 /// Whether chunks are compressed (zstd level 1).
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Compression {
-    /// If a probe of the blob's first MiB and the link's speed say that it pays.
+    /// If a probe of the blob's first MiB and the link's speed show that it pays.
     #[default]
     Auto,
     /// Always.
@@ -26,13 +26,13 @@ pub enum Compression {
     Never,
 }
 
-/// Does compression pay? `ratio` is plain size by compressed size; speeds are bytes per second, that of the compressor
-/// counted in plain bytes. Compressor and link work at the same time, so the slower one counts.
+/// Whether compression pays. `ratio` is plain size divided by compressed size. Speeds are bytes per second, the
+/// compressor's in plain bytes. Compressor and link work at the same time, so the slower one counts.
 pub fn compression_pays(ratio: f64, compress_bytes_per_s: f64, link_bytes_per_s: f64) -> bool {
     compress_bytes_per_s.min(link_bytes_per_s * ratio) > link_bytes_per_s * GAIN_MIN
 }
 
-/// Could it pay on such a link at all?
+/// Whether compression could pay on such a link at all.
 pub(crate) fn is_worth_a_probe(link_bytes_per_s: f64) -> bool {
     link_bytes_per_s < COMPRESSOR_BYTES_PER_S_MAX
 }
@@ -45,7 +45,7 @@ impl Compressor {
         zstd::bulk::Compressor::new(LEVEL).map(Self)
     }
 
-    /// `plain` as one zstd frame in `packed`; false if that would not be shorter.
+    /// Compresses `plain` into `packed` as one zstd frame; false if that would not be shorter.
     pub(crate) fn pack(&mut self, plain: &[u8], packed: &mut Vec<u8>) -> bool {
         packed.clear();
         packed.resize(plain.len(), 0);
@@ -54,12 +54,12 @@ impl Compressor {
                 packed.truncate(len);
                 true
             }
-            // Too small a buffer is the only way to fail: it was not going to be shorter.
+            // Only a too small buffer can fail: the result would not be shorter.
             _ => false,
         }
     }
 
-    /// How well and how fast this sample compresses: ratio and bytes per second.
+    /// Compresses a sample. Returns ratio and speed (plain bytes per second).
     pub(crate) fn probe(&mut self, sample: &[u8]) -> (f64, f64) {
         let mut packed = Vec::new();
         let began = Instant::now();

@@ -1,4 +1,4 @@
-//! BLAKE3 of a large blob by all cores: its tree is cut into equal subtrees, which are hashed by different threads.
+//! BLAKE3 of a large blob on all cores: its tree is cut into equal subtrees, which several threads hash.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -11,13 +11,13 @@ use blake3::{
 };
 use proto_msgs::Digest;
 
-/// Bytes of a subtree: a power of two, small enough for the cache, large enough to make a thread's turn cheap.
+/// Bytes of a subtree: a power of two, small enough for the cache, large enough that handing it to a thread is cheap.
 const SUBTREE_BYTES: u64 = 512 * 1024;
 
-/// Threads that do not wait for memory any more.
+/// Most threads per digest; more would only wait for memory.
 const THREADS_MAX: usize = 8;
 
-/// The digest of `size_bytes` bytes that `read(buffer, offset)` gives.
+/// The digest of `size_bytes` bytes, which `read(buffer, offset)` returns.
 pub(crate) fn digest<E: Send>(
     size_bytes: u64,
     read: impl Fn(&mut [u8], u64) -> Result<(), E> + Sync,
@@ -58,7 +58,7 @@ pub(crate) fn digest<E: Send>(
     Ok(merge_subtrees_root(&merge(left), &merge(right), Mode::Hash).into())
 }
 
-/// The value over these leaves, which are not the whole tree.
+/// The chaining value over these leaves, which are not the whole tree.
 fn merge(leaves: &[ChainingValue]) -> ChainingValue {
     if let [leaf] = leaves {
         return *leaf;
@@ -67,7 +67,7 @@ fn merge(leaves: &[ChainingValue]) -> ChainingValue {
     merge_subtrees_non_root(&merge(left), &merge(right), Mode::Hash)
 }
 
-/// BLAKE3's rule: the left side is the largest power of two that leaves something for the right.
+/// BLAKE3's rule: the left side is the largest power of two that leaves at least one leaf for the right.
 fn left_leaves(leaves: usize) -> usize {
     leaves.next_power_of_two() / 2
 }

@@ -1,4 +1,4 @@
-//! One blob on its way in: inflated, hashed while it is written, verified.
+//! Owns one incoming blob: decompressed, hashed while it is written, verified.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use proto_msgs::{BlobIndex, Digest};
 
-/// One blob on its way in: decompressed, hashed while it is written.
+/// One incoming blob: decompressed, and hashed while it is written.
 #[derive(Debug)]
 pub struct Incoming {
     blob: BlobIndex,
@@ -24,20 +24,20 @@ pub struct Incoming {
 
 #[derive(Debug)]
 enum Sink {
-    /// Removed again unless the blob gets complete.
+    /// Removed again unless the blob becomes complete.
     File {
         file: File,
         path: PathBuf,
     },
     Memory(Vec<u8>),
-    /// Given away.
+    /// Handed over.
     Done,
 }
 
-/// Why a blob did not come in.
+/// Why a blob did not arrive.
 #[derive(Debug, thiserror::Error)]
 pub enum IncomingError {
-    /// The file system is full (or the quota is).
+    /// The file system or the quota is full.
     #[error("no space left for {}", path.display())]
     DiskFull {
         /// The file being written.
@@ -46,27 +46,27 @@ pub enum IncomingError {
     /// The file cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Write {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The bytes are not the announced ones.
+    /// The bytes have another digest than announced.
     #[error("blob {blob} is damaged: announced as {}, arrived as {}", announced.short(), arrived.short())]
     DigestMismatch {
-        /// Which blob.
+        /// The blob.
         blob: BlobIndex,
-        /// What it should have been.
+        /// The announced digest.
         announced: Digest,
-        /// What it is.
+        /// The digest of the bytes that arrived.
         arrived: Digest,
     },
-    /// The peer sent what it must not: a gap, more than announced, a bad frame, more than the window.
+    /// The peer broke the protocol: a gap, more bytes than announced, a bad frame, or more than the window.
     #[error("the peer broke the protocol at blob {blob}: {reason}")]
     Protocol {
-        /// Which blob.
+        /// The blob.
         blob: BlobIndex,
-        /// What it did.
+        /// What the peer did.
         reason: String,
     },
 }
@@ -74,17 +74,17 @@ pub enum IncomingError {
 /// A verified blob.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Content {
-    /// In the file that it was ordered into, which is its orderer's: it stays when this is dropped.
+    /// In the file that was asked for. The file belongs to the caller: it stays when this value is dropped.
     File(PathBuf),
-    /// Here.
+    /// In memory.
     Memory(Bytes),
 }
 
 impl Incoming {
-    /// Into a new file at `path`.
+    /// An incoming blob that is written to a new file at `path`.
     ///
     /// # Errors
-    /// If the file cannot be made, or there is no room for it.
+    /// If the file cannot be created, or there is no room for it.
     pub fn to_file(path: &Path, blob: BlobIndex, size_bytes: u64, digest: Digest) -> Result<Self, IncomingError> {
         let file =
             OpenOptions::new().write(true).create_new(true).open(path).map_err(|error| write_error(path, error))?;
@@ -94,12 +94,13 @@ impl Incoming {
         Ok(incoming)
     }
 
-    /// Into memory, which grows with what arrives.
+    /// An incoming blob that is kept in memory, which grows with the bytes that arrive.
     pub fn to_memory(blob: BlobIndex, size_bytes: u64, digest: Digest) -> Self {
         Self::new(blob, size_bytes, digest, Sink::Memory(Vec::new()))
     }
 
-    /// Flush the file to disk before it counts as complete (for files that must survive a power cut).
+    /// Makes [`Incoming`] flush the file to disk before it counts as complete (for files that must survive a power
+    /// cut).
     pub fn sync(mut self) -> Self {
         self.sync = true;
         self
@@ -122,7 +123,7 @@ impl Incoming {
         matches!(self.sink, Sink::Memory(_))
     }
 
-    /// Bytes from the beginning that are in place.
+    /// Bytes in place, from the blob's beginning.
     pub(crate) fn written_bytes(&self) -> u64 {
         self.written_bytes
     }
@@ -131,7 +132,7 @@ impl Incoming {
         self.written_bytes == self.size_bytes
     }
 
-    /// Adds the next bytes.
+    /// Appends the next bytes.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), IncomingError> {
         match &mut self.sink {
             Sink::File { file, path } => {
@@ -146,7 +147,7 @@ impl Incoming {
         Ok(())
     }
 
-    /// Verifies the whole blob and gives it away.
+    /// Verifies the complete blob and hands it over.
     pub(crate) fn finish(&mut self) -> Result<Content, IncomingError> {
         let arrived = Digest::from(self.hasher.finalize());
         if arrived != self.announced {
@@ -162,12 +163,12 @@ impl Incoming {
         }
     }
 
-    /// The error for a peer that sends what it must not.
+    /// The error for a peer that broke the protocol.
     pub(crate) fn broken(&self, reason: String) -> IncomingError {
         IncomingError::Protocol { blob: self.blob, reason }
     }
 
-    /// Sees to it that there is room for the whole: better refused now than after an hour.
+    /// Checks and reserves room for the whole blob: a refusal now is better than one after an hour.
     fn reserve(&self) -> Result<(), IncomingError> {
         let (Sink::File { file, path }, Ok(size @ 1..)) = (&self.sink, i64::try_from(self.size_bytes)) else {
             return Ok(());
@@ -178,7 +179,7 @@ impl Incoming {
             return Err(IncomingError::DiskFull { path: path.clone() });
         }
         if is_ram_disk(file) {
-            // Reserving there means filling with zeros.
+            // Reserving on a RAM disk would fill it with zeros.
             return Ok(());
         }
         // SAFETY: the descriptor is open.
@@ -187,7 +188,7 @@ impl Incoming {
         }
         match write_error(path, io::Error::last_os_error()) {
             full @ IncomingError::DiskFull { .. } => Err(full),
-            // File systems that cannot reserve: a full one will be noticed while writing.
+            // The file system cannot reserve. If it is full, a later write will fail.
             _ => Ok(()),
         }
     }
@@ -215,7 +216,7 @@ fn is_ram_disk(file: &File) -> bool {
 impl Drop for Incoming {
     fn drop(&mut self) {
         if let Sink::File { path, .. } = &self.sink {
-            let _swept_at_the_next_start = fs::remove_file(path);
+            let _ = fs::remove_file(path); // If it fails, the next start sweeps the file.
         }
     }
 }

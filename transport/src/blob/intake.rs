@@ -1,5 +1,6 @@
-//! Takes the blobs of one attempt in, on a thread of its own: the caller's task only checks and hands over. Little that goes to
-//! memory is taken in by the caller itself: waking a thread costs more than hashing it.
+//! Owns the intake of one attempt's blobs on its own thread: the caller's task only checks chunks and hands them over.
+//! If the blobs are small and go to memory, the caller takes them in itself, since waking a thread costs more than
+//! hashing them.
 
 use std::{
     collections::HashMap,
@@ -19,44 +20,44 @@ use super::{
     outgoing::LIGHT_BYTES_MAX,
 };
 
-/// Credit is told when this part of the window has come in: often enough that the sender never waits for it.
+/// Credits per window: often enough that the sender never waits for one.
 const CREDITS_PER_WINDOW: u64 = 8;
 
-/// Credit is told at least this often while something comes in, and when all that came is in place: the sender learns the
-/// link's speed by it, and keeps less than a window under way where that is enough.
+/// A credit is due at least this often while data arrives, and when all arrived data is in place. The sender learns the
+/// link's speed from credits, and keeps less than a window under way if that is enough.
 const CREDIT_EVERY: Duration = Duration::from_millis(100);
 
-/// Chunks that wait for the thread. Honest ones are larger than 4 KiB, so that this is more than a window of them.
+/// Chunks that may wait for the thread. Honest chunks are larger than 4 KiB, so this is more than a window of them.
 const QUEUED_MAX: usize = 4096;
 
-/// Credits told that wait for the caller.
+/// Credits that may wait for the caller.
 const ARRIVALS_MAX: usize = 64;
 
-/// Its last credit, and that it is complete or why not.
+/// Arrivals at the end of a blob: its last credit, and its completion or failure.
 const ENDS_OF_A_BLOB: usize = 2;
 
-/// What the receiver of blobs is told.
+/// An event for the receiver of blobs.
 #[derive(Debug)]
 pub enum Arrival {
-    /// Send this credit.
+    /// Send this credit to the peer.
     Credit {
-        /// Which blob.
+        /// The blob.
         blob: BlobIndex,
-        /// Bytes from its beginning that are in place.
+        /// Bytes in place, from the blob's beginning.
         received_bytes: u64,
     },
-    /// This blob is whole and verified. (Its last credit has been told.)
+    /// This blob is complete and verified. Its last credit has been reported.
     Complete {
-        /// Which blob.
+        /// The blob.
         blob: BlobIndex,
-        /// Where it is.
+        /// Its content.
         content: Content,
     },
-    /// It will not come in. Nothing more is told.
+    /// A blob will not arrive. No further event follows.
     Failed(IncomingError),
 }
 
-/// Takes blobs in. Dropping it stops its thread, if it has one, and removes files that are not complete.
+/// Takes the blobs of one attempt in. Dropping it stops its thread, if it has one, and removes incomplete files.
 #[derive(Debug)]
 pub struct Intake {
     window_bytes: u64,
@@ -64,33 +65,33 @@ pub struct Intake {
     taker: Taker,
 }
 
-/// Who writes and hashes.
+/// Who writes and hashes the chunks.
 #[derive(Debug)]
 enum Taker {
-    /// A thread.
+    /// The intake's own thread.
     Thread { queued: Arc<AtomicUsize>, chunks: mpsc::UnboundedSender<Piece> },
-    /// Whoever hands a chunk over; nobody once something was wrong.
+    /// The caller that hands a chunk over; `None` after an error.
     Caller(Mutex<Option<Here>>),
 }
 
-/// How far a blob is.
+/// How much of a blob has arrived.
 #[derive(Clone, Copy, Debug)]
 struct Progress {
     size_bytes: u64,
-    /// Handed to the thread.
+    /// Bytes handed to the writer.
     pushed_bytes: u64,
-    /// In place: the thread has written them.
+    /// Bytes in place: the writer has written them.
     written_bytes: u64,
-    /// Told to the peer, as credit or as need: it may send a window beyond.
+    /// Bytes reported to the peer as credit or as need. It may send a window beyond them.
     told_bytes: u64,
 }
 
-/// A chunk for the thread.
+/// A chunk for the writer.
 #[derive(Debug)]
 struct Piece {
     chunk: Chunk,
     payload: Bytes,
-    /// Bytes at its beginning that are here already.
+    /// Bytes at its beginning that have already arrived.
     skip_bytes: usize,
 }
 
@@ -100,8 +101,8 @@ impl Intake {
         let window_bytes = u64::from(window_bytes);
         let size_bytes: u64 = blobs.iter().map(Incoming::size_bytes).sum();
         let is_light = size_bytes <= LIGHT_BYTES_MAX.min(window_bytes) && blobs.iter().all(Incoming::goes_to_memory);
-        // Room for what must not be lost, the ends of all blobs, and beside it for credits, of which each stands for those
-        // before it.
+        // Room for the ends of all blobs, which must not be lost, and beside it for credits, which replace the credits
+        // before them.
         let (told, arrivals) = mpsc::channel(ARRIVALS_MAX + ENDS_OF_A_BLOB * blobs.len());
         let progress = blobs.iter().map(|incoming| {
             let size_bytes = incoming.size_bytes();
@@ -120,23 +121,23 @@ impl Intake {
         (Self { window_bytes, progress, taker }, arrivals)
     }
 
-    /// Hands over a chunk. Never waits: at most a window of bytes waits for the thread. Bytes that are here already and
-    /// blobs that nobody asked for are dropped: the peer may not know yet.
+    /// Hands a chunk over without waiting: at most a window of bytes waits for the thread. Bytes that have already
+    /// arrived are dropped, and so are blobs that were not asked for: the peer may not know yet.
     ///
     /// # Errors
-    /// If the peer left bytes out, sent more than announced, or more than the window.
+    /// If the peer left bytes out, or sent more than announced or more than the window.
     pub fn push(&self, chunk: Chunk, payload: Bytes) -> Result<(), IncomingError> {
         let blob = chunk.blob;
         let Some(piece) = self.admit(chunk, payload)? else { return Ok(()) };
         self.taker.take(piece).map_err(|reason| IncomingError::Protocol { blob, reason: reason.to_owned() })
     }
 
-    /// The chunk as it is to be written; `None` if nothing of it is.
+    /// The part of the chunk that must be written; `None` if nothing of it is new.
     fn admit(&self, chunk: Chunk, payload: Bytes) -> Result<Option<Piece>, IncomingError> {
         let broken = |reason: &str| IncomingError::Protocol { blob: chunk.blob, reason: reason.to_owned() };
         let len = chunk.inflated_bytes.map_or(payload.len(), |inflated| inflated as usize);
         if len == 0 || len > CHUNK_BYTES_MAX {
-            return Err(broken("a chunk of no length or too great a one"));
+            return Err(broken("a chunk that is empty or longer than the limit"));
         }
         let mut progress = lock(&self.progress);
         let under_way: u64 = progress.values().map(|blob| blob.pushed_bytes - blob.told_bytes).sum();
@@ -157,19 +158,20 @@ impl Intake {
         Ok(Some(Piece { chunk, payload, skip_bytes }))
     }
 
-    /// Little that goes to memory: what a chunk brings about is told before [`Self::push`] returns, and what is complete from the
-    /// beginning before [`Self::start`] does.
+    /// Whether the caller takes the blobs in itself, because they are small and go to memory. Then a chunk's events are
+    /// reported before [`Self::push`] returns, and those of empty blobs before [`Self::start`] returns.
     pub fn is_light(&self) -> bool {
         matches!(self.taker, Taker::Caller(_))
     }
 
-    /// Whether everything before the chunk is here: [`Self::push`] takes no other.
+    /// Whether everything before the chunk has arrived. [`Self::push`] refuses other chunks.
     pub fn has_reached(&self, chunk: &Chunk) -> bool {
         lock(&self.progress).get(&chunk.blob).is_none_or(|blob| chunk.offset <= blob.pushed_bytes)
     }
 
-    /// What is still needed and from where: the `needs` of an `Accept`. Bytes that wait for the thread are named again, and
-    /// dropped when they come again: were they counted as here, each call would let one more window in behind them.
+    /// The blobs that are still needed and their offsets, for the `needs` of an `Accept`. Bytes that still wait for the
+    /// thread are named again, and dropped when they arrive again: counting them as arrived would let one more window
+    /// in with each call.
     pub fn needs(&self) -> Vec<(BlobIndex, u64)> {
         let mut progress = lock(&self.progress);
         let mut needs = Vec::new();
@@ -213,8 +215,8 @@ impl Taker {
                 if queued.fetch_add(1, Ordering::Relaxed) >= QUEUED_MAX {
                     return Err("too many small chunks");
                 }
-                // Fails only when the thread has ended with an error, which it has told.
-                let _told_already = chunks.send(piece);
+                // Fails only when the thread has ended with an error, which it has reported.
+                let _ = chunks.send(piece);
             }
             Self::Caller(open) => {
                 let mut open = lock(open);
@@ -229,17 +231,18 @@ impl Taker {
     }
 }
 
-/// The caller's own writer.
+/// The writer that the caller runs itself.
 #[derive(Debug)]
 struct Here {
     writer: Writer,
     told: mpsc::Sender<Arrival>,
-    /// Places that are kept for the ends of blobs.
+    /// Places in the channel that are reserved for the ends of blobs.
     ends: usize,
 }
 
 impl Here {
-    /// Tells without waiting. A credit that finds no room is made good by the next one, and the last one always has room.
+    /// Reports an arrival without waiting. A credit without room is dropped: the next one replaces it, and the last one
+    /// always has room.
     fn tell(&self, arrival: Arrival) -> bool {
         let has_more = |blob| self.writer.blobs.contains_key(blob);
         let is_droppable = matches!(&arrival, Arrival::Credit { blob, .. } if has_more(blob));
@@ -247,7 +250,7 @@ impl Here {
     }
 }
 
-/// Tells them in turn. False if nothing more is to be told: something was wrong, or nobody listens.
+/// Reports the arrivals in turn. False if no more may be reported: a blob failed, or nobody listens.
 fn tell(arrivals: Vec<Arrival>, mut send: impl FnMut(Arrival) -> bool) -> bool {
     arrivals.into_iter().all(|arrival| {
         let is_failure = matches!(arrival, Arrival::Failed(_));
@@ -255,10 +258,10 @@ fn tell(arrivals: Vec<Arrival>, mut send: impl FnMut(Arrival) -> bool) -> bool {
     })
 }
 
-/// Writes and hashes.
+/// Writes and hashes the chunks of one attempt.
 #[derive(Debug)]
 struct Writer {
-    /// Those that are not complete.
+    /// Blobs that are not complete.
     blobs: HashMap<BlobIndex, Open>,
     credit_step_bytes: u64,
     credited_at: Instant,
@@ -274,14 +277,14 @@ struct Open {
 }
 
 impl Writer {
-    /// What is to be told before the first chunk: empty blobs are complete.
+    /// Arrivals before the first chunk: empty blobs are complete.
     fn begin(&mut self) -> Vec<Arrival> {
         let empty = self.blobs.iter().filter(|(_, open)| open.incoming.is_whole()).map(|(blob, _)| *blob);
         let empty: Vec<BlobIndex> = empty.collect();
         empty.into_iter().flat_map(|blob| self.complete(blob)).collect()
     }
 
-    /// Writes a chunk and gives what is to be told of it; `is_last`: no other waits.
+    /// Writes a chunk and returns its arrivals; `is_last`: no other chunk waits.
     fn take(&mut self, piece: &Piece, is_last: bool) -> Vec<Arrival> {
         match self.write(piece) {
             Ok(()) => self.acknowledge(piece.chunk.blob, is_last),
@@ -305,7 +308,7 @@ impl Writer {
         Ok(())
     }
 
-    /// What the chunk just written brought about.
+    /// The arrivals after a chunk of this blob was written.
     fn acknowledge(&mut self, blob: BlobIndex, is_last: bool) -> Vec<Arrival> {
         let Some(open) = self.blobs.get_mut(&blob) else { return Vec::new() };
         if open.incoming.is_whole() {
@@ -339,7 +342,7 @@ impl Writer {
     }
 }
 
-/// The zstd frame `packed` into `plain`, which must come out `len` bytes long; never more is written.
+/// Decompresses the zstd frame `packed` into `plain`. The result must be `len` bytes long; more is never written.
 fn inflate(packed: &[u8], len: usize, plain: &mut Vec<u8>) -> Result<(), String> {
     plain.resize(len, 0);
     match zstd::bulk::decompress_to_buffer(packed, plain.as_mut_slice()) {

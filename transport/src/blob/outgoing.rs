@@ -1,4 +1,4 @@
-//! The blobs of one attempt on their way out: what may be sent next, under one window. No sockets, no waiting.
+//! Owns the outgoing blobs of one attempt: what may be sent next, under one window. No sockets, no waiting.
 
 use std::time::Instant;
 
@@ -22,36 +22,37 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// Plain bytes of a chunk on the slowest link.
 const CHUNK_BYTES_MIN: usize = 16 * 1024;
 
-/// A chunk takes this much of a link's time, so that signs of life behind it are not late.
+/// Link time of one chunk, so that signs of life behind it are not late.
 const CHUNK_SECONDS: f64 = 0.1;
 
-/// Blobs of so many bytes in all, in memory on both sides, are sent, hashed and checked by whoever hands them over: at a
-/// gigabyte a second that takes a millisecond at most, a chunk of it a quarter, and small ones less than to wake a thread.
+/// Total size up to which blobs in memory on both sides are sent, hashed and checked by their caller. At a gigabyte per
+/// second that takes a millisecond at most, one chunk a quarter of that, and small blobs take less than waking a
+/// thread.
 pub(crate) const LIGHT_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Which side of the direct path is sending: decides the number of the chunk message.
+/// The sending side of the direct link, which decides the kind number of the chunk message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Role {
-    /// Model and inputs.
+    /// The client sends model and inputs.
     Client,
-    /// Outputs.
+    /// The worker sends outputs.
     Worker,
 }
 
-/// How an upload went.
+/// Counters of one upload.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Uploaded {
-    /// Bytes of the blobs that the peer has acknowledged in this upload.
+    /// Bytes of the blobs that the peer acknowledged in this upload.
     pub blob_bytes: u64,
     /// Bytes of payload put on the wire, compressed and repeated ones included.
     pub wire_bytes: u64,
     /// Bytes of the blobs that were sent more than once.
     pub repeated_bytes: u64,
-    /// What the link carried while it was busy; 0 if too little was sent to say.
+    /// Speed of the link while it was busy; 0 if too little was sent to measure it.
     pub link_bytes_per_s: u64,
 }
 
-/// Blobs of one attempt on their way out.
+/// The outgoing blobs of one attempt.
 #[derive(Debug)]
 pub struct Outgoing {
     role: Role,
@@ -60,9 +61,9 @@ pub struct Outgoing {
     window_bytes: u64,
     compression: Compression,
     compressor: Option<Compressor>,
-    /// Goes before the first chunk.
+    /// A message that goes before the first chunk.
     pub(crate) first: Option<Frame>,
-    /// Nothing is sent before the peer has said what it needs.
+    /// Nothing is sent until the peer has said what it needs.
     pub(crate) waits_for_needs: bool,
     rate: LinkRate,
     pace: Pace,
@@ -74,26 +75,26 @@ struct Blob {
     index: BlobIndex,
     source: Source,
     size_bytes: u64,
-    /// Where the next chunk begins.
+    /// Offset of the next chunk.
     next: u64,
-    /// What the peer has.
+    /// Bytes that the peer has acknowledged.
     acked: u64,
-    /// The furthest that was ever sent.
+    /// The end of all bytes ever sent.
     high: u64,
-    /// What the probe said; `None` before there was one.
+    /// The probe's verdict on compression; `None` before the probe.
     pays: Option<bool>,
 }
 
 /// The chunk that may be sent next.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Next {
-    /// Place in the list of blobs.
+    /// Index in the list of blobs.
     place: usize,
     offset: u64,
     len: usize,
 }
 
-/// The next chunk as it is sent.
+/// The next chunk as a message.
 #[derive(Debug)]
 pub(crate) struct Ready {
     pub(crate) frame: Frame,
@@ -101,7 +102,7 @@ pub(crate) struct Ready {
 }
 
 impl Outgoing {
-    /// Blobs, in the order in which they will be sent; all from their beginning.
+    /// Outgoing blobs in the order in which they will be sent, all from their beginning.
     pub fn new(role: Role, id: AttemptId, blobs: Vec<(BlobIndex, Source)>, window_bytes: u32) -> Self {
         let blobs = blobs.into_iter().map(|(index, source)| {
             let size_bytes = source.size_bytes();
@@ -122,20 +123,20 @@ impl Outgoing {
         }
     }
 
-    /// Whether to compress; automatic unless told.
+    /// Sets the compression; the default is [`Compression::Auto`].
     pub fn compress(mut self, compression: Compression) -> Self {
         self.compression = compression;
         self
     }
 
-    /// What earlier uploads found out about the link, bytes per second; 0 if nothing.
+    /// Sets the link's speed as earlier uploads measured it, bytes per second; 0 if unknown.
     pub fn link(mut self, bytes_per_s: u64) -> Self {
         self.rate.presume(bytes_per_s);
         self.pace.presume(bytes_per_s);
         self
     }
 
-    /// The peer is thought to have this blob: it is sent only if [`Needs`](super::Feedback::Needs) names it.
+    /// Marks a blob that the peer is thought to have: it is sent only if [`Needs`](super::Feedback::Needs) names it.
     pub fn held(mut self, blob: BlobIndex) -> Self {
         if let Some(blob) = self.blobs.iter_mut().find(|known| known.index == blob) {
             (blob.next, blob.acked) = (blob.size_bytes, blob.size_bytes);
@@ -143,7 +144,7 @@ impl Outgoing {
         self
     }
 
-    /// The peer has so much of this blob from an earlier upload, and may turn out to have more.
+    /// Starts a blob at the bytes that the peer has from an earlier upload. The peer may turn out to have more.
     pub fn from(mut self, blob: BlobIndex, received_bytes: u64) -> Self {
         if let Some(blob) = self.blobs.iter_mut().find(|known| known.index == blob) {
             let received_bytes = received_bytes.min(blob.size_bytes);
@@ -152,7 +153,7 @@ impl Outgoing {
         self
     }
 
-    /// Sends this message before all chunks. Should the link break before that, it is not sent any more.
+    /// Sends this message before all chunks. If the link breaks first, the message is dropped.
     pub fn behind(mut self, first: Frame) -> Self {
         self.first = Some(first);
         self
@@ -164,7 +165,7 @@ impl Outgoing {
         self
     }
 
-    /// What is to be sent is little and not in a file: sending it is no work.
+    /// Whether the blobs to send are small and in memory, so that the caller can send them itself.
     pub(crate) fn is_light(&self) -> bool {
         let mut to_send = self.blobs.iter().filter(|blob| blob.next < blob.size_bytes);
         let bytes: u64 = to_send.clone().map(|blob| blob.size_bytes).sum();
@@ -172,7 +173,7 @@ impl Outgoing {
         is_plain && bytes <= LIGHT_BYTES_MAX && to_send.all(|blob| blob.source.is_in_memory())
     }
 
-    /// The peer has everything.
+    /// Whether the peer has acknowledged everything.
     pub(crate) fn is_done(&self) -> bool {
         self.first.is_none() && !self.waits_for_needs && self.blobs.iter().all(|blob| blob.acked == blob.size_bytes)
     }
@@ -181,7 +182,7 @@ impl Outgoing {
         Uploaded { link_bytes_per_s: self.rate.bytes_per_s().unwrap_or(0.0) as u64, ..self.report }
     }
 
-    /// The peer has this much of a blob.
+    /// Notes a credit: the peer has these bytes of a blob.
     pub(crate) fn credit(&mut self, index: BlobIndex, received_bytes: u64, now: Instant) -> Result<(), UploadError> {
         let blob = self.blob(index)?;
         if received_bytes > blob.high.max(blob.next) {
@@ -197,8 +198,8 @@ impl Outgoing {
         Ok(())
     }
 
-    /// What the peer needs. Before anything was sent on a link it is where to begin; afterwards it may only stop or add
-    /// blobs, what is under way stays under way.
+    /// Notes what the peer needs. Before anything was sent on a link, sending starts at these offsets. Afterwards the
+    /// peer may only drop or add blobs; bytes under way stay under way.
     pub(crate) fn needs(&mut self, needs: &[(BlobIndex, u64)], window_bytes: u32) -> Result<(), UploadError> {
         for (index, offset) in needs {
             if *offset > self.blob(*index)?.size_bytes {
@@ -223,7 +224,7 @@ impl Outgoing {
         Ok(())
     }
 
-    /// The link broke: where to go on is the peer's to say.
+    /// Notes a broken link. The peer will say where to go on.
     pub(crate) fn link_broke(&mut self) {
         self.first = None;
         self.waits_for_needs = true;
@@ -231,7 +232,7 @@ impl Outgoing {
         self.pace.restart();
     }
 
-    /// What may be sent now; `None` if the peer's window or the link is full, or all is sent.
+    /// The chunk that may be sent now; `None` if the peer's window or the link is full, or everything is sent.
     pub(crate) fn next(&self) -> Option<Next> {
         if self.waits_for_needs || self.first.is_some() {
             return None;
@@ -240,7 +241,7 @@ impl Outgoing {
         let under_way: u64 = self.blobs.iter().map(|blob| blob.next - blob.acked).sum();
         let on_the_link = self.pace.bytes_max();
         let room = self.window_bytes.min(on_the_link).saturating_sub(under_way);
-        // Two at least: one arrives while the other is acknowledged.
+        // Room for two chunks at least: one arrives while the other is acknowledged.
         let chunk_bytes = (self.chunk_bytes() as u64).min(on_the_link / 2);
         let wanted = chunk_bytes.min(blob.size_bytes - blob.next);
         // A small rest of the window is not worth a chunk, unless the whole window is small.
@@ -248,14 +249,14 @@ impl Outgoing {
         Some(Next { place, offset: blob.next, len: len as usize })
     }
 
-    /// The next chunk's bytes are in memory already.
+    /// The next chunk's bytes if they are already in memory and are sent uncompressed.
     pub(crate) fn slice(&mut self, next: Next) -> Option<Bytes> {
         let blob = &self.blobs[next.place];
         let plain = blob.pays != Some(true) && self.compression != Compression::Always;
         if plain { blob.source.slice(next.offset, next.len) } else { None }
     }
 
-    /// Decides, once there is something to decide by, whether the blob of this chunk is compressed.
+    /// Decides whether the chunk's blob is compressed, once the link's speed is known.
     pub(crate) fn decide(&mut self, next: Next) -> Result<(), UploadError> {
         let blob = &mut self.blobs[next.place];
         let pays = match (self.compression, blob.pays, self.rate.bytes_per_s()) {
@@ -274,7 +275,7 @@ impl Outgoing {
         Ok(())
     }
 
-    /// Reads the next chunk into `buffer` (and, to compress it, into `plain` first).
+    /// Reads the next chunk into `buffer` (to compress it, into `plain` first).
     pub(crate) fn read(&mut self, next: Next, mut buffer: Buffer, plain: &mut Vec<u8>) -> Result<Ready, UploadError> {
         let blob = &self.blobs[next.place];
         if blob.pays == Some(true) {
@@ -304,7 +305,7 @@ impl Outgoing {
         Ok(Ready { frame: Frame { payload, ..frame }, next })
     }
 
-    /// The chunk is on its way.
+    /// Notes that the chunk was sent.
     pub(crate) fn sent(&mut self, ready: &Ready, now: Instant) {
         let (next, wire_bytes) = (ready.next, ready.frame.payload.len() as u64);
         let blob = &mut self.blobs[next.place];
@@ -325,7 +326,7 @@ impl Outgoing {
 
     fn blob(&mut self, index: BlobIndex) -> Result<&mut Blob, UploadError> {
         let blob = self.blobs.iter_mut().find(|blob| blob.index == index);
-        blob.ok_or_else(|| broken(format!("it speaks of blob {index}, which there is not")))
+        blob.ok_or_else(|| broken(format!("it names blob {index}, which does not exist")))
     }
 }
 

@@ -1,10 +1,10 @@
-//! How much of an upload may be under way at a time, so that what is sent behind it on the same link is not late.
+//! Owns how much of an upload may be under way at a time, so that later messages on the same link are not late.
 //!
-//! A link holds everything that was handed to it and not yet acknowledged. On a fast one a whole window is gone in no time; on a
-//! slow one it is many seconds of queue, and the opening of another attempt, a cancel or a sign of life stands behind it. So
-//! an upload keeps no more under way than its link delivers in two round trips and [`AHEAD`]: one to be filled, one to find
-//! out that more goes through; beyond, chunks would only wait. The estimates are those of BBR (Cardwell et al., ACM Queue 14(5), 2016): the most that was
-//! delivered in a unit of time lately, and the shortest round trip.
+//! A link holds everything that was sent and not yet acknowledged. On a fast link a whole window is gone at once. On a
+//! slow one it is many seconds of queue, and the opening of another attempt, a cancel or a sign of life waits behind
+//! it. So an upload keeps no more under way than its link delivers in two round trips and [`AHEAD`]: one round trip to
+//! fill the link, one to find out whether it carries more. Chunks beyond that would only wait. The estimates are those
+//! of BBR (Cardwell et al., ACM Queue 14(5), 2016): the best recent delivery rate, and the shortest round trip.
 //!
 //! Owns these two estimates. Never: what is sent, the peer's window.
 
@@ -13,17 +13,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What waits on the link beyond the round trips. Long enough that a sender on a slow machine never lets a link fall idle (credit is
-/// told every 100 ms at least), short against the seconds after which peers are missed.
+/// Data that waits on the link beyond the round trips. Long enough that a slow sender never lets the link fall idle
+/// (credits come every 100 ms at least), short compared to the seconds after which peers are given up.
 const AHEAD: Duration = Duration::from_millis(250);
 
-/// Under way before anything is known of a link: what is sent from memory goes at once.
+/// Limit before the link's speed is known: blobs in memory are sent at once.
 const FIRST_BYTES: u64 = 1024 * 1024;
 
-/// Never less: one chunk of the smallest kind on its way, one behind it.
+/// Smallest limit: one smallest chunk on its way, one behind it.
 const BYTES_MIN: u64 = 32 * 1024;
 
-/// A rate is believed for one to two of these: links change, and a pause of the receiver's disk is no new link.
+/// A rate is believed for one to two of these periods: links change, but a pause of the receiver's disk is not a
+/// change.
 const MEMORY: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default)]
@@ -33,23 +34,23 @@ pub(crate) struct Pace {
     sent_bytes: u64,
     delivered_bytes: u64,
     delivered_at: Option<Instant>,
-    /// What earlier uploads found out, bytes per second.
+    /// Speed measured by earlier uploads, bytes per second.
     presumed: Option<f64>,
     round_trip: Option<Duration>,
     rate: Option<BestLately>,
 }
 
-/// A chunk, and what had been delivered when it was sent.
+/// A chunk under way, and what had been delivered when it was sent.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
     sent_at: Instant,
-    /// All that was sent, with it.
+    /// All bytes sent, this chunk's included.
     end_bytes: u64,
     delivered_bytes: u64,
     delivered_at: Instant,
 }
 
-/// The greatest rate of this time and the one before, bytes per second.
+/// The greatest rate of the current period and of the one before, bytes per second.
 #[derive(Clone, Copy, Debug)]
 struct BestLately {
     now: f64,
@@ -58,12 +59,12 @@ struct BestLately {
 }
 
 impl Pace {
-    /// Begin with an earlier measurement, bytes per second; 0: there is none.
+    /// Starts with an earlier measurement, bytes per second; 0: there is none.
     pub(crate) fn presume(&mut self, bytes_per_s: u64) {
         self.presumed = (bytes_per_s > 0).then_some(bytes_per_s as f64);
     }
 
-    /// What may be under way.
+    /// Bytes that may be under way.
     pub(crate) fn bytes_max(&self) -> u64 {
         let measured = self.rate.map(|lately| lately.now.max(lately.before));
         let Some(rate) = measured.or(self.presumed) else { return FIRST_BYTES };
@@ -71,16 +72,16 @@ impl Pace {
         (useful as u64).max(BYTES_MIN)
     }
 
-    /// A chunk was handed to the link.
+    /// Notes that a chunk was sent.
     pub(crate) fn sent(&mut self, bytes: u64, now: Instant) {
         self.sent_bytes += bytes;
-        // While nothing is under way nothing can be delivered: that time does not count.
+        // While nothing is under way nothing can be delivered, so that time does not count.
         let delivered_at = if self.under_way.is_empty() { now } else { self.delivered_at.unwrap_or(now) };
         let (end_bytes, delivered_bytes) = (self.sent_bytes, self.delivered_bytes);
         self.under_way.push_back(Mark { sent_at: now, end_bytes, delivered_bytes, delivered_at });
     }
 
-    /// So much more is there.
+    /// Notes that the peer acknowledged this many more bytes.
     pub(crate) fn acked(&mut self, bytes: u64, now: Instant) {
         self.delivered_bytes += bytes;
         let arrived = self.under_way.partition_point(|mark| mark.end_bytes <= self.delivered_bytes);
@@ -95,7 +96,8 @@ impl Pace {
         self.delivered_at = Some(now);
     }
 
-    /// What is under way will not be acknowledged as it was sent: the link broke, or the peer needs something else.
+    /// Forgets the chunks under way, which will not be acknowledged as sent: the link broke, or the peer needs
+    /// something else.
     pub(crate) fn restart(&mut self) {
         self.under_way.clear();
         (self.sent_bytes, self.delivered_bytes, self.delivered_at) = (0, 0, None);
@@ -116,7 +118,8 @@ mod tests {
 
     const KIB: u64 = 1024;
 
-    /// A link of so many bytes a second with this round trip, used for so long in chunks as large as may be under way allows.
+    /// Uses a link of this speed and round trip for this time, with as many chunks under way as allowed. Returns the
+    /// bytes delivered.
     fn uploads(pace: &mut Pace, bytes_per_s: f64, round_trip: Duration, time: Duration) -> u64 {
         let (start, mut now) = (Instant::now(), Duration::ZERO);
         let (mut on_it, mut under_way, mut idle_from, mut delivered) = (VecDeque::new(), 0, Duration::ZERO, 0);

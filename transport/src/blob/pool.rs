@@ -1,12 +1,12 @@
-//! Buffers for chunks, lent to libzmq and returned when it has sent them. Their number is what bounds a sender's memory,
-//! and a few that are used again and again stay in the processor's cache.
+//! Owns the buffers of chunks, lent to libzmq and returned after sending. Their number bounds a sender's memory, and a
+//! few buffers used again and again stay in the processor's cache.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-/// Buffers of one upload: enough to read the next while others are queued, written and received.
+/// Buffers of one upload: enough to read the next chunk while others are queued, written and received.
 const BUFFERS: usize = 12;
 
 #[derive(Clone, Debug)]
@@ -31,10 +31,10 @@ impl Pool {
         Self(Arc::new(Shared { free: Mutex::new(free), returned: Notify::new() }))
     }
 
-    /// A buffer, once one is free. Its contents are those of its last use.
+    /// A buffer, once one is free. It still contains the bytes of its last use.
     pub(crate) async fn take(&self) -> Buffer {
         loop {
-            // One waits here at a time, so a notice that comes early is kept for it.
+            // Only one task waits here at a time, so an early notification is kept for it.
             let free = self.0.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
             if let Some(bytes) = free {
                 return Buffer { bytes, pool: Arc::clone(&self.0) };
@@ -45,7 +45,7 @@ impl Pool {
 }
 
 impl Buffer {
-    /// The first `len` bytes, to be sent; the buffer comes back to its pool afterwards.
+    /// The first `len` bytes, to be sent. The buffer returns to its pool afterwards.
     pub(crate) fn into_bytes(mut self, len: usize) -> Bytes {
         self.bytes.truncate(len);
         Bytes::from_owner(self)
@@ -60,7 +60,7 @@ impl AsRef<[u8]> for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // The one used last goes first: it is still in the cache.
+        // The last used buffer is lent first: it is still in the cache.
         let bytes = std::mem::take(&mut self.bytes);
         self.pool.free.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
         self.pool.returned.notify_one();

@@ -1,8 +1,8 @@
-//! How fast a link is, from acknowledgements.
+//! Owns the speed of a link, measured by acknowledgements.
 
 use std::time::{Duration, Instant};
 
-/// Less than this says nothing about a link.
+/// Fewer bytes say nothing about a link.
 const BYTES_MIN: u64 = 1024 * 1024;
 
 /// A measurement shorter than this is noise.
@@ -10,17 +10,17 @@ const TIME_MIN: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Default)]
 pub(crate) struct LinkRate {
-    /// From when on is counted: the first chunk of this link.
+    /// Start of the measurement: the first chunk on this link.
     since: Option<Instant>,
     acked_bytes: u64,
     last: Option<f64>,
-    /// Plain bytes and what became of them on the wire.
+    /// Plain bytes sent, and their size on the wire below.
     plain_bytes: u64,
     wire_bytes: u64,
 }
 
 impl LinkRate {
-    /// Begin with an earlier measurement.
+    /// Starts with an earlier measurement, bytes per second; 0: there is none.
     pub(crate) fn presume(&mut self, bytes_per_s: u64) {
         self.last = (bytes_per_s > 0).then_some(bytes_per_s as f64);
     }
@@ -41,12 +41,12 @@ impl LinkRate {
         }
     }
 
-    /// The link broke: what comes now counts anew.
+    /// Notes a broken link: the measurement starts again, the last result stays.
     pub(crate) fn pause(&mut self) {
         *self = Self { last: self.last, ..Self::default() };
     }
 
-    /// Bytes per second on the wire, if that is known.
+    /// Bytes per second on the wire; `None` before the first measurement.
     pub(crate) fn bytes_per_s(&self) -> Option<f64> {
         self.last
     }

@@ -1,6 +1,6 @@
-//! Where a blob's bytes come from: a file, read piece by piece, or memory.
+//! Owns the origin of a blob's bytes: a file, read piece by piece, or memory.
 //!
-//! Files are read, not mapped: a mapped file that somebody shortens kills the process.
+//! Files are read, not mapped: if somebody shortens a mapped file, the process dies.
 
 use std::{
     fs::{File, Metadata},
@@ -14,7 +14,7 @@ use proto_msgs::Digest;
 
 use super::digest;
 
-/// Where a blob's bytes come from.
+/// The origin of a blob's bytes.
 #[derive(Debug)]
 pub struct Source(Kind);
 
@@ -24,7 +24,7 @@ enum Kind {
     Memory(Bytes),
 }
 
-/// Size, and seconds and nanoseconds of the last change.
+/// Identifies one state of a file: size, and seconds and nanoseconds of the last change.
 type Stamp = (u64, i64, i64);
 
 /// Why blobs were not sent.
@@ -33,30 +33,30 @@ pub enum UploadError {
     /// The file vanished or cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The file is not the one that was announced any more.
+    /// The file is no longer the one that was announced.
     #[error("{} changed while it was being sent: submit it again once it is written completely", path.display())]
     Changed {
-        /// Which file.
+        /// The file.
         path: PathBuf,
     },
-    /// The peer acknowledged what was never sent, or asked for what there is not.
+    /// The peer acknowledged bytes that were never sent, or asked for bytes that do not exist.
     #[error("the peer broke the protocol: {0}")]
     Protocol(String),
-    /// Nobody gives feedback any more: the attempt was dropped.
+    /// The upload was dropped, or its peer flooded it with feedback.
     #[error("the upload was stopped")]
     Stopped,
 }
 
 impl Source {
-    /// A file. Its size and time are remembered: a change during the upload is an error.
+    /// A file as source. Its size and time are remembered: a change during the upload is an error.
     ///
     /// # Errors
-    /// If it cannot be opened.
+    /// If the file cannot be opened.
     pub fn file(path: &Path) -> Result<Self, UploadError> {
         let read_error = |source| UploadError::Read { path: path.into(), source };
         let file = File::open(path).map_err(read_error)?;
@@ -84,15 +84,15 @@ impl Source {
         }
     }
 
-    /// BLAKE3 of it, read whole, by the calling thread and as many others as the machine has cores.
+    /// BLAKE3 of the whole blob, read by the calling thread and helpers, one thread per core at most.
     ///
     /// # Errors
-    /// If it cannot be read or changed meanwhile.
+    /// If the file cannot be read or changed meanwhile.
     pub fn digest(&self) -> Result<Digest, UploadError> {
         digest::digest(self.size_bytes(), |buffer, offset| self.read(buffer, offset))
     }
 
-    /// These bytes without a copy, if they are in memory.
+    /// These bytes without a copy; `None` if they are not in memory.
     pub(crate) fn slice(&self, offset: u64, len: usize) -> Option<Bytes> {
         match &self.0 {
             Kind::Memory(bytes) => Some(bytes.slice(offset as usize..offset as usize + len)),
@@ -100,7 +100,7 @@ impl Source {
         }
     }
 
-    /// Fills `buffer` from `offset` on, which must lie within the blob.
+    /// Fills `buffer` from `offset` on. The range must lie within the blob.
     pub(crate) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), UploadError> {
         match &self.0 {
             Kind::Memory(bytes) => {
@@ -115,7 +115,7 @@ impl Source {
                     }
                     other => other.map_err(read_error)?,
                 }
-                // Looked at after reading: a change before or during the reading is seen.
+                // Checked after reading, so that a change before or during the reading is seen.
                 if stamp_of(&file.metadata().map_err(read_error)?) != *stamp {
                     return Err(UploadError::Changed { path: path.clone() });
                 }

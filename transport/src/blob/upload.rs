@@ -1,4 +1,4 @@
-//! Drives [`Outgoing`]: reads, sends, listens for feedback, until the peer has everything.
+//! Owns the driving of an [`Outgoing`]: reads, sends, listens for feedback, until the peer has everything.
 
 use std::{fmt, pin::Pin, time::Instant};
 
@@ -16,37 +16,37 @@ use super::{
 };
 use crate::{Outlet, SendError};
 
-/// Feedback that may wait for an upload's thread: 64 to 1024 chunks make a window, and each is acknowledged once. More than this
-/// is a peer that floods.
+/// Feedback that may wait for an upload's thread. A window is 64 to 1024 chunks, and each is acknowledged at most once,
+/// so a peer that sends more floods.
 const FEEDBACK_MAX: usize = 4096;
 
-/// What the sender of blobs hears.
+/// What the peer or the link reports to an upload.
 #[derive(Clone, Debug)]
 pub enum Feedback {
-    /// The peer has this much of a blob.
+    /// The peer has these bytes of a blob.
     Credit {
-        /// Which blob.
+        /// The blob.
         blob: BlobIndex,
-        /// Bytes from its beginning that are in place.
+        /// Bytes in place, from the blob's beginning.
         received_bytes: u64,
     },
-    /// `Accept`: exactly these blobs are needed, each from this byte on.
+    /// The peer's `Accept`: exactly these blobs are needed, each from this byte on.
     Needs {
         /// Blob and offset.
         blobs: Vec<(BlobIndex, u64)>,
         /// The peer's window.
         window_bytes: u32,
     },
-    /// The link broke: send nothing until [`Feedback::Relinked`].
+    /// The link broke: nothing is sent until [`Feedback::Relinked`].
     Unlinked,
-    /// A new link; `Needs` follows before anything is sent on it.
+    /// There is a new link; `Needs` follows before anything is sent on it.
     Relinked(Outlet),
 }
 
-/// How an upload ended: when the peer had acknowledged every byte, or with an error. A lost link is waited for.
+/// The end of an upload: the peer acknowledged every byte, or an error. A lost link is no end.
 pub type UploadEnd = Result<Uploaded, UploadError>;
 
-/// An upload under way. Stopped when dropped.
+/// An upload under way. Dropping it stops the upload.
 ///
 /// ```text
 ///   start ── little, in memory ──► Light ──► Ended
@@ -58,15 +58,15 @@ pub struct Uploading(State);
 
 #[derive(Debug)]
 enum State {
-    /// Little, and in memory: sent by whoever passes feedback on, because waking a thread costs more.
+    /// Small and in memory: sent by the caller that passes feedback on, because waking a thread costs more.
     Light(Box<Upload>, WhenEnded),
     /// Read, compressed and sent by a thread.
     Thread { feedback: mpsc::Sender<Feedback>, task: AbortHandle },
-    /// Over, or given up.
+    /// The upload is over, or given up.
     Ended,
 }
 
-/// What to do with the end of an upload in a thread.
+/// What to do when an upload in a thread ends.
 struct WhenEnded(Box<dyn FnOnce(UploadEnd) -> Ending + Send + Sync>);
 
 type Ending = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -78,8 +78,8 @@ impl fmt::Debug for WhenEnded {
 }
 
 impl Uploading {
-    /// Begins to send. `Some` is the end if it has come already; one that comes in a thread is handed to `ended`, any other
-    /// is given by [`Self::tell`]. Must be called within a tokio runtime.
+    /// Starts to send. Returns `Some` if the upload has already ended. The end of an upload in a thread is handed to
+    /// `ended`, any other end is returned by [`Self::tell`]. Must be called within a tokio runtime.
     pub fn start<F: Future<Output = ()> + Send + 'static>(
         outgoing: Outgoing,
         outlet: Outlet,
@@ -96,7 +96,8 @@ impl Uploading {
         (uploading, end)
     }
 
-    /// Passes feedback on. `Some` is the end, if this was it. A peer that floods is given up; its silence will show.
+    /// Passes feedback on. Returns `Some` if the upload ends. A peer that floods is given up; the link's silence will
+    /// show it.
     pub fn tell(&mut self, told: Feedback) -> Option<UploadEnd> {
         match &mut self.0 {
             State::Light(upload, _) => match upload.note(told) {
@@ -105,7 +106,7 @@ impl Uploading {
             },
             State::Thread { feedback, .. } => match feedback.try_send(told) {
                 Err(TrySendError::Full(_)) => self.end(Err(UploadError::Stopped)),
-                // A thread that has ended has said so.
+                // A thread that has ended has reported its end.
                 Ok(()) | Err(TrySendError::Closed(_)) => None,
             },
             State::Ended => None,
@@ -131,7 +132,7 @@ impl Uploading {
     }
 
     fn end(&mut self, end: UploadEnd) -> Option<UploadEnd> {
-        // What was there is stopped.
+        // This drops the upload, which stops it.
         *self = Self(State::Ended);
         Some(end)
     }
@@ -157,11 +158,11 @@ impl Drop for Uploading {
     }
 }
 
-/// How far a light upload came.
+/// Progress of a light upload.
 enum Advance {
     /// The peer has everything.
     Done,
-    /// It is the peer's turn.
+    /// The upload waits for the peer.
     Waits,
     /// The peer's queue is full.
     Blocked,
@@ -175,7 +176,7 @@ struct Upload {
 }
 
 impl Upload {
-    /// Sends what may be sent, all of it from memory, without waiting.
+    /// Sends what the window allows, all of it from memory, without waiting.
     fn advance(&mut self) -> Result<Advance, UploadError> {
         if let (Some(first), Some(outlet)) = (&self.outgoing.first, &self.outlet) {
             match outlet.try_send(first.clone()) {
@@ -218,12 +219,12 @@ impl Upload {
     }
 }
 
-/// An upload in a thread of its own.
+/// An upload with its own thread.
 struct Threaded {
     upload: Upload,
     feedback: mpsc::Receiver<Feedback>,
     pool: Pool,
-    /// The chunk before it is compressed.
+    /// The chunk before compression.
     plain: Vec<u8>,
 }
 
@@ -256,7 +257,7 @@ impl Threaded {
         }
     }
 
-    /// The chunk, read; `None` if feedback came first.
+    /// Reads the chunk; `None` if feedback came first.
     async fn prepare(&mut self, next: Next) -> Result<Option<Ready>, UploadError> {
         self.upload.outgoing.decide(next)?;
         if let Some(payload) = self.upload.outgoing.slice(next) {
@@ -273,7 +274,7 @@ impl Threaded {
         self.upload.outgoing.read(next, buffer, &mut self.plain).map(Some)
     }
 
-    /// Sends a chunk, unless the link breaks first; then it will be read again.
+    /// Sends a chunk. If the link breaks first, the chunk will be read again.
     async fn send(&mut self, ready: Ready) -> Result<(), UploadError> {
         while let Some(outlet) = self.upload.outlet.clone() {
             if self.upload.outgoing.waits_for_needs {

@@ -1,4 +1,4 @@
-//! What is little is sent and taken in without a thread.
+//! Small blobs are sent and taken in without a thread.
 
 use super::*;
 

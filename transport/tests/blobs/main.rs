@@ -137,7 +137,7 @@ async fn on_a_slow_link_little_is_under_way_so_that_what_is_sent_behind_it_comes
     sender.result().await.expect("sent");
 }
 
-/// Cuts the connection as a network would, makes a new one and says where to go on. Gives the new connection's name.
+/// Cuts the connection as a network would, makes a new one and says where to go on. Returns the new connection's name.
 async fn relink(pair: &mut Pair, sender: &mut Sender, intake: &Intake, window: u32) -> PeerId {
     sender.tell(Feedback::Unlinked);
     (pair.outlet, pair.heard) = dial(&pair.context, &pair.door).await;
@@ -169,7 +169,7 @@ async fn a_damaged_byte_is_noticed_and_nothing_is_left_behind() {
     gone(&target).await;
 }
 
-/// The intake's thread removes what it did not complete.
+/// Waits until the intake's thread has removed the incomplete file.
 async fn gone(path: &Path) {
     within("the file to be removed", async {
         while path.exists() {
@@ -270,7 +270,7 @@ async fn compressed_chunks_arrive_as_they_were() {
     }
 }
 
-/// An intake of one blob of this size that will never verify, for peers that misbehave.
+/// An intake of one blob of this size that will never verify, for peers that break the protocol.
 fn intake(size: u64, window: u32) -> (Intake, mpsc::Receiver<Arrival>) {
     Intake::start(vec![Incoming::to_memory(0, size, Digest::of(b"never"))], window)
 }

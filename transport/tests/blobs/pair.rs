@@ -113,7 +113,7 @@ impl Sender {
     }
 }
 
-/// Takes blobs in until all are complete, passing credits to the sender as the network would.
+/// Takes blobs in until all are complete, and passes credits to the sender as the network would.
 pub(crate) async fn receive(
     arriving: &mut Inbox<Received>,
     blobs: Vec<Incoming>,
