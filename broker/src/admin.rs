@@ -200,7 +200,7 @@ async fn health(pages: &Pages) -> Response<Full<Bytes>> {
             let why = format!("the run loop did not answer within {} s", ANSWER_MAX.as_secs());
             json_page(StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "stuck", "why": why }))
         }
-        (Phase::Serving, Some(Snapshot { stats, store, uptime, .. })) => {
+        (Phase::Serving, Some(Snapshot { gauges, store, uptime, .. })) => {
             let (away_s, why) = match &store.away {
                 Some((since, why)) => (Some(since.elapsed().as_secs()), Some(why.as_str())),
                 None => (None, None),
@@ -212,7 +212,7 @@ async fn health(pages: &Pages) -> Response<Full<Bytes>> {
             });
             let body = json!({
                 "status": status, "uptime_s": uptime.as_secs(), "store": store,
-                "workers": stats.workers, "tasks_queued": stats.queued, "tasks_placed": stats.placed,
+                "workers": gauges.workers, "tasks_queued": gauges.queued, "tasks_placed": gauges.placed,
             });
             json_page(StatusCode::OK, body)
         }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use mesh_core::broker::Stats;
+use mesh_core::broker::{Counters, Gauges};
 use mesh_transport::Traffic;
 use prometheus_client::{
     collector::Collector,
@@ -36,8 +36,10 @@ const REVOKED_MESSAGES: &str = "revoked_key_messages";
 /// What the run loop knows when it is asked.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// The machine's numbers.
-    pub stats: Stats,
+    /// How things stand in the machine.
+    pub gauges: Gauges,
+    /// What has happened in the machine.
+    pub counters: Counters,
     /// The socket's numbers.
     pub traffic: Traffic,
     /// The store's numbers.
@@ -146,14 +148,14 @@ pub fn page(registry: &Registry, snapshot: Option<Snapshot>) -> String {
 
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let Self { stats, traffic, store, uptime } = self;
+        let Self { gauges, counters, traffic, store, uptime } = self;
         for (name, help, value) in [
             ("uptime_seconds", "Time since the start", uptime.as_secs_f64()),
-            ("workers", "Workers alive", f64::from(stats.workers)),
-            ("slots", "Slots of workers alive", f64::from(stats.slots)),
-            ("slots_used", "Slots in use or promised", f64::from(stats.slots_used)),
-            ("tasks_queued", "Tasks waiting for a worker", f64::from(stats.queued)),
-            ("tasks_placed", "Tasks at a worker", f64::from(stats.placed)),
+            ("workers", "Workers alive", f64::from(gauges.workers)),
+            ("slots", "Slots of workers alive", f64::from(gauges.slots)),
+            ("slots_used", "Slots in use or promised", f64::from(gauges.slots_used)),
+            ("tasks_queued", "Tasks waiting for a worker", f64::from(gauges.queued)),
+            ("tasks_placed", "Tasks at a worker", f64::from(gauges.placed)),
             ("socket_waiting_messages", "Messages waiting for slow peers", traffic.waiting as f64),
             ("store_up", "1 while the store answers", f64::from(u8::from(store.away.is_none()))),
             ("store_pending_changes", "Changes not yet in the store", store.pending as f64),
@@ -163,27 +165,32 @@ impl Collector for Snapshot {
         }
         self.encode_scheduling(&mut encoder)?;
         for (name, help, value) in [
-            ("tasks_submitted", "Tasks taken", stats.submitted),
-            ("grants", "Grants given", stats.granted),
-            ("tasks_done", "Tasks ended with a result", stats.done),
-            ("tasks_failed", "Tasks ended without", stats.failed),
-            ("tasks_cancelled", "Tasks cancelled", stats.cancelled),
-            ("attempts_retried", "Attempts lost and asked for again", stats.retried),
-            ("attempts_fenced", "Reports of attempts that are no longer the task's", stats.fenced),
-            ("heartbeats", "Heartbeats", stats.heartbeats),
-            ("workers_lost", "Workers that fell silent", stats.workers_lost),
-            ("pauses", "Times this process stood still: give its machine more processor time", stats.pauses),
+            ("tasks_submitted", "Tasks taken", counters.submitted),
+            ("grants", "Grants given", counters.granted),
+            ("tasks_done", "Tasks ended with a result", counters.done),
+            ("tasks_failed", "Tasks ended without", counters.failed),
+            ("tasks_cancelled", "Tasks cancelled", counters.cancelled),
+            ("attempts_retried", "Attempts lost and asked for again", counters.retried),
+            ("attempts_fenced", "Reports of attempts that are no longer the task's", counters.fenced),
+            ("heartbeats", "Heartbeats", counters.heartbeats),
+            (
+                "workers_refused",
+                "Registrations refused because as many workers are known as may be: start another cluster",
+                counters.workers_refused,
+            ),
+            ("workers_lost", "Workers that fell silent", counters.workers_lost),
+            ("pauses", "Times this process stood still: give its machine more processor time", counters.pauses),
             (
                 "tasks_poisonous",
                 "Tasks given up because worker after worker was lost with them: look at their models",
-                stats.poisonous,
+                counters.poisonous,
             ),
-            ("predictions", "Predicted finishes that were compared with what came", stats.predictions),
-            ("slo_violations", "Tasks with a promised latency that took longer", stats.slo_violations),
-            ("slo_trips", "Times a worker was left because it broke a promise too often", stats.slo_trips),
-            ("candidates_looked", "Workers looked at in order to place tasks", stats.candidates_looked),
-            ("waiting_looked", "Waiting tasks looked at in order to fill workers", stats.waiting_looked),
-            ("forbidden_messages", "Messages from the wrong key or on the wrong task", stats.forbidden),
+            ("predictions", "Predicted finishes that were compared with what came", counters.predictions),
+            ("slo_violations", "Tasks with a promised latency that took longer", counters.slo_violations),
+            ("slo_trips", "Times a worker was left because it broke a promise too often", counters.slo_trips),
+            ("candidates_looked", "Workers looked at in order to place tasks", counters.candidates_looked),
+            ("waiting_looked", "Waiting tasks looked at in order to fill workers", counters.waiting_looked),
+            ("forbidden_messages", "Messages from the wrong key or on the wrong task", counters.forbidden),
             ("socket_received_messages", "Messages received", traffic.received),
             ("socket_sent_messages", "Messages sent", traffic.sent),
             ("socket_dropped_full_messages", "Messages dropped because a peer's queue was full", traffic.dropped_full),
@@ -202,26 +209,26 @@ impl Collector for Snapshot {
 impl Snapshot {
     /// Lanes, refusals, predictions, promises: what has labels, or may be unknown.
     fn encode_scheduling(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let stats = &self.stats;
+        let Self { gauges, counters, .. } = self;
         let lanes = |values: [f64; 2]| Lane::ALL.map(|lane| (lane.name(), values[lane.index()]));
-        let seconds = stats.lane_queued_us.map(|us| Duration::from_micros(us).as_secs_f64());
+        let seconds = gauges.lane_queued_us.map(|us| Duration::from_micros(us).as_secs_f64());
         for (name, help, values) in [
             (
                 "lane_slots",
                 "Slots of each lane; idle batch slots are lent to realtime",
-                stats.lane_slots.map(f64::from),
+                gauges.lane_slots.map(f64::from),
             ),
-            ("lane_tasks_placed", "Tasks at work or promised, by lane", stats.lane_placed.map(f64::from)),
+            ("lane_tasks_placed", "Tasks at work or promised, by lane", gauges.lane_placed.map(f64::from)),
             (
                 "lane_tasks_queued",
                 "Tasks waiting for a worker; add workers if it keeps growing",
-                stats.lane_queued.map(f64::from),
+                gauges.lane_queued.map(f64::from),
             ),
             ("lane_queued_seconds", "Slot time that waiting tasks are predicted to need", seconds),
             (
                 "lane_waiting_items",
                 "Items at workers that wait for a slot",
-                stats.lane_waiting_items.map(|items| items as f64),
+                gauges.lane_waiting_items.map(|items| items as f64),
             ),
         ] {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
@@ -229,25 +236,23 @@ impl Snapshot {
                 ConstGauge::new(value).encode(family.encode_family(&[("lane", lane)])?)?;
             }
         }
-        let states = [("violating", stats.slo_violating), ("probing", stats.slo_probing)];
+        let states = [("violating", gauges.slo_violating), ("probing", gauges.slo_probing)];
         let help = "Workers left for breaking a promised latency, and those being tried again, counted per stream";
         let mut family = encoder.encode_descriptor("slo_breakers", help, None, MetricType::Gauge)?;
         for (state, count) in states {
             ConstGauge::new(f64::from(count)).encode(family.encode_family(&[("state", state)])?)?;
         }
-        let named = stats.refused_busy + stats.refused_unfit + stats.refused_deadline + stats.refused_store;
         let help = "Tasks refused, by code; BUSY means that a lane is full";
         let mut family = encoder.encode_descriptor("tasks_refused", help, None, MetricType::Counter)?;
         for (code, count) in [
-            (ErrorCode::Busy.name(), stats.refused_busy),
-            (ErrorCode::NoWorkerFits.name(), stats.refused_unfit),
-            (ErrorCode::DeadlineUnmeetable.name(), stats.refused_deadline),
-            (ErrorCode::StoreAway.name(), stats.refused_store),
-            ("other", stats.refused.saturating_sub(named)),
+            (ErrorCode::Busy.name(), counters.refused_busy),
+            (ErrorCode::NoWorkerFits.name(), counters.refused_unfit),
+            (ErrorCode::DeadlineUnmeetable.name(), counters.refused_deadline),
+            (ErrorCode::StoreAway.name(), counters.refused_store),
         ] {
             ConstCounter::new(count).encode(family.encode_family(&[("code", code)])?)?;
         }
-        if let Some(permille) = stats.prediction_error_permille {
+        if let Some(permille) = gauges.prediction_error_permille {
             let help = "Median of |predicted - actual| / actual over the last 512 predictions";
             write(
                 encoder,
@@ -283,16 +288,10 @@ mod tests {
         let metrics = LoopMetrics::new(&mut registry);
         metrics.message(ClientToBroker::KINDS[0].0);
         metrics.undecodable(&DecodeError::NotOurs);
-        let stats = Stats {
-            workers: 7,
-            granted: 12,
-            lane_queued: [3, 4],
-            refused: 2,
-            refused_busy: 1,
-            prediction_error_permille: Some(250),
-            ..Stats::default()
-        };
-        let page = page(&registry, Some(Snapshot { stats, ..Snapshot::default() }));
+        let gauges =
+            Gauges { workers: 7, lane_queued: [3, 4], prediction_error_permille: Some(250), ..Gauges::default() };
+        let counters = Counters { granted: 12, refused_busy: 1, workers_refused: 2, ..Counters::default() };
+        let page = page(&registry, Some(Snapshot { gauges, counters, ..Snapshot::default() }));
         let types: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         let names: HashSet<&str> = types.iter().filter_map(|line| line.split(' ').next()).collect();
         assert_eq!(names.len(), types.len(), "a name twice: {page}");
@@ -301,7 +300,7 @@ mod tests {
         assert!(page.contains("mesh_broker_grants_total 12\n"), "{page}");
         assert!(page.contains("mesh_broker_lane_tasks_queued{lane=\"batch\"} 4.0\n"), "{page}");
         assert!(page.contains("mesh_broker_tasks_refused_total{code=\"BUSY\"} 1\n"), "{page}");
-        assert!(page.contains("mesh_broker_tasks_refused_total{code=\"other\"} 1\n"), "{page}");
+        assert!(page.contains("mesh_broker_workers_refused_total 2\n"), "{page}");
         assert!(page.contains("mesh_broker_prediction_error_ratio 0.25\n"), "{page}");
         assert!(page.contains("mesh_broker_events_total{event=\"Submit\"} 1\n"), "{page}");
         assert!(page.contains("mesh_broker_undecodable_frames_total{reason=\"not_ours\"} 1\n"), "{page}");

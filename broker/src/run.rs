@@ -276,7 +276,8 @@ impl Shell {
 
     fn snapshot(&self) -> Snapshot {
         Snapshot {
-            stats: self.broker.stats(),
+            gauges: self.broker.gauges(),
+            counters: self.broker.counters(),
             traffic: self.listener.traffic(),
             store: self.store.health(),
             uptime: self.start.elapsed(),

@@ -37,7 +37,7 @@ use proto_msgs::{
 
 pub use api::{Action, Change, Event, Footing, TaskRecord, WorkerRecord};
 pub use config::{Config, Policy, Tenant, Weights};
-pub use stats::Stats;
+pub use stats::{Counters, Gauges};
 
 use crate::{Clock, MonoTime, Rule, due::Due};
 use outcomes::Errors;
@@ -64,7 +64,7 @@ pub struct Broker {
     /// The machine's time when something last happened.
     last_handled: MonoTime,
     store_ok: bool,
-    stats: Stats,
+    counters: Counters,
     actions: Vec<Action>,
 }
 
@@ -83,7 +83,7 @@ impl Broker {
             last_chosen: None,
             last_handled: MonoTime::ZERO,
             store_ok: true,
-            stats: Stats::default(),
+            counters: Counters::default(),
             actions: Vec::new(),
         }
     }
@@ -93,7 +93,7 @@ impl Broker {
     pub fn handle(&mut self, now: MonoTime, event: Event) -> Vec<Action> {
         let due = self.clock.is_late(now).then(|| self.next_deadline()).flatten();
         let (now, has_stood) = self.clock.turn(now, due);
-        self.stats.pauses += u64::from(has_stood);
+        self.counters.pauses += u64::from(has_stood);
         self.last_handled = self.last_handled.max(now);
         self.workers.set_now(now);
         self.weigh_again(now);
@@ -155,7 +155,7 @@ impl Broker {
         let is_new = known.is_none();
         let forged = self.config.encrypted && (key.is_none() || register.key != key || !self.is_workers_key(id, key));
         if forged {
-            self.stats.forbidden += 1;
+            self.counters.forbidden += 1;
             return;
         }
         match known.map(|worker| worker.register.epoch) {
@@ -164,7 +164,7 @@ impl Broker {
             _ => {}
         }
         if is_new && self.workers.len() >= self.config.workers_max {
-            self.stats.refused += 1;
+            self.counters.workers_refused += 1;
             return;
         }
         self.workers.register(now, peer, register);
@@ -175,12 +175,12 @@ impl Broker {
     fn heartbeat(&mut self, now: MonoTime, peer: PeerId, key: Option<PublicKey>, heartbeat: Heartbeat) {
         let (id, epoch, seq) = (heartbeat.worker, heartbeat.epoch, heartbeat.seq);
         if !self.is_workers_key(id, key) {
-            self.stats.forbidden += 1;
+            self.counters.forbidden += 1;
             return;
         }
-        self.stats.heartbeats += 1;
+        self.counters.heartbeats += 1;
         if self.workers.get(id).is_some_and(|worker| worker.register.epoch > epoch) {
-            self.stats.fenced += 1;
+            self.counters.fenced += 1;
             return; // An earlier life: nothing it could be told would make it the present one.
         }
         let known = self.workers.has_life(id, epoch);
@@ -215,7 +215,7 @@ impl Broker {
                 }
                 _ if wanted => self.attempt_named(now, id, epoch, report.id),
                 _ => {
-                    self.stats.fenced += 1;
+                    self.counters.fenced += 1;
                     stop.push(report.id);
                 }
             }
@@ -412,7 +412,7 @@ impl Broker {
         if dead_at > now {
             self.worker_looks.by(id, dead_at);
         } else if self.config.rules.holds(Rule::NoticeDeadWorkers) {
-            self.stats.workers_lost += 1;
+            self.counters.workers_lost += 1;
             self.lose_worker(now, id);
         }
     }

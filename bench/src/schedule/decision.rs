@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use mesh_core::{
     MonoTime,
-    broker::{Action, Broker, Config, Event, Stats},
+    broker::{Action, Broker, Config, Counters, Event},
 };
 use mesh_samples::{client_id, client_peer, task_number, worker_peer};
 use proto_msgs::{
@@ -99,8 +99,8 @@ struct Bench {
 struct Measured {
     submits: Vec<Duration>,
     closes: Vec<Duration>,
-    before: Stats,
-    after: Stats,
+    before: Counters,
+    after: Counters,
 }
 
 impl Measured {
@@ -139,8 +139,8 @@ impl Bench {
         for _ in 0..submits {
             bench.submit();
         }
-        let stats = bench.broker.stats();
-        ensure!(stats.queued == waiting, "{waiting} tasks should wait, not {}", stats.queued);
+        let queued = bench.broker.gauges().queued;
+        ensure!(queued == waiting, "{waiting} tasks should wait, not {queued}");
         Ok(bench)
     }
 
@@ -172,13 +172,13 @@ impl Bench {
     }
 
     fn cycles(&mut self, cycles: usize) -> Result<Measured> {
-        let before = self.broker.stats();
+        let before = self.broker.counters();
         let (mut submits, mut closes) = (Vec::with_capacity(cycles), Vec::with_capacity(cycles));
         for _ in 0..cycles {
             closes.push(self.close_oldest()?);
             submits.push(self.submit());
         }
-        let after = self.broker.stats();
+        let after = self.broker.counters();
         let granted = (after.granted - before.granted) as usize;
         ensure!(granted >= cycles * 9 / 10, "{granted} grants in {cycles} cycles: something else was measured");
         Ok(Measured { submits, closes, before, after })

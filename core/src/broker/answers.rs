@@ -43,20 +43,20 @@ impl Broker {
     }
 
     fn cluster_view(&self) -> ClusterView {
-        let stats = self.stats();
+        let gauges = self.gauges();
         ClusterView {
             version: self.config.version.clone(),
             started_unix_ms: self.config.origin_unix_ms,
             store: self.config.store_name.clone(),
             store_ok: self.store_ok,
             encrypted: self.config.encrypted,
-            workers: stats.workers,
-            prediction_error_permille: stats.prediction_error_permille,
+            workers: gauges.workers,
+            prediction_error_permille: gauges.prediction_error_permille,
             policy: self.config.policy.name().to_owned(),
-            slots: stats.slots,
-            slots_used: stats.slots_used,
-            queued: stats.queued,
-            placed: stats.placed,
+            slots: gauges.slots,
+            slots_used: gauges.slots_used,
+            queued: gauges.queued,
+            placed: gauges.placed,
         }
     }
 

@@ -20,7 +20,7 @@ impl Broker {
     pub(super) fn client_said(&mut self, now: MonoTime, peer: PeerId, key: Option<PublicKey>, message: ClientToBroker) {
         match message {
             ClientToBroker::Submit(submit) if self.config.encrypted && submit.key != key => {
-                self.stats.forbidden += 1;
+                self.counters.forbidden += 1;
                 self.refuse(peer, submit.task, ErrorCode::Forbidden, "the key named is not the connection's key");
             }
             ClientToBroker::Submit(submit) => {
@@ -48,7 +48,7 @@ impl Broker {
             return self.first_submit(now, peer, submit);
         }
         if self.owned(id, submit.client, submit.key).is_none() {
-            self.stats.forbidden += 1;
+            self.counters.forbidden += 1;
             return self.refuse(peer, id, ErrorCode::Conflict, "this task id is in use by another client");
         }
         let Some(task) = self.tasks.get_mut(id) else { return };
@@ -97,7 +97,7 @@ impl Broker {
             return self.refuse_for_good(now, peer, task, failure);
         }
         task.is_judged = self.is_settled(now);
-        self.stats.submitted += 1;
+        self.counters.submitted += 1;
         task.stream = self.slos.stream(now, &task.spec);
         task.stored = detached;
         let must_store = detached && self.config.rules.holds(Rule::AcknowledgeAfterStore);
@@ -220,7 +220,7 @@ impl Broker {
         if let Some(at) = place.filter(|_| is_current) {
             self.suspect(now, id, at, &outcome);
         }
-        self.stats.retried += 1;
+        self.counters.retried += 1;
         self.free_place(worker, lost);
         if let Some(at) = place {
             // After a restart, another place may have been promised meanwhile.
@@ -239,7 +239,7 @@ impl Broker {
         task.convict(now, &self.workers);
         if task.is_poisonous() {
             let outcome = task.poisonous();
-            self.stats.poisonous += 1;
+            self.counters.poisonous += 1;
             return self.end_and_tell(now, id, outcome);
         }
         task.held_back = task.may_be_poisonous().then(|| outcome.clone());

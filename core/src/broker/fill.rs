@@ -132,7 +132,7 @@ impl Broker {
             if !self.takes_any(id, lane, own) {
                 return End::Full(after);
             }
-            self.stats.waiting_looked += 1;
+            self.counters.waiting_looked += 1;
             match self.try_here(now, task, id, own, left) {
                 Tried::NeedsSlot => {
                     self.workers.await_slot(id, lane, Some(order));
@@ -203,12 +203,12 @@ impl Broker {
         let looked = survey.looked();
         if !has_slot && compare && survey.has_its_share(self.queue.cost_us(task.lane())) {
             left.shared.push(model);
-            self.stats.candidates_looked += looked;
+            self.counters.candidates_looked += looked;
             return Tried::Passed;
         }
         let before_us = survey.sooner().map_or(0, |seat| left.before_us(seat));
         let verdict = survey.decide(before_us);
-        self.stats.candidates_looked += looked;
+        self.counters.candidates_looked += looked;
         match verdict {
             Verdict::Place(_) if !has_room => return Tried::NeedsSlot,
             Verdict::Place(choice) => {
@@ -234,7 +234,7 @@ impl Broker {
         let model = task.spec.model.digest;
         let unfit: Vec<u32> = survey.unfit_kinds().collect();
         let verdict = survey.decide(before_us);
-        self.stats.candidates_looked += looked;
+        self.counters.candidates_looked += looked;
         self.workers.turn(model, LOOK_MAX);
         match verdict {
             Verdict::Place(choice) => {

@@ -61,7 +61,7 @@ impl Broker {
             self.workers.lent(worker, held.lane == Some(Lane::Realtime) && self.queue.lane_len(Lane::Batch) > 0);
         }
         self.reschedule(id);
-        self.stats.granted += 1;
+        self.counters.granted += 1;
         self.save_task(id);
         self.say_granted(now, id);
     }

@@ -256,9 +256,9 @@ impl Broker {
         self.leave_queue(id);
         self.learn(now, id, &outcome);
         match &outcome {
-            Outcome::Done { .. } => self.stats.done += 1,
-            Outcome::Failed(_) => self.stats.failed += 1,
-            Outcome::Cancelled => self.stats.cancelled += 1,
+            Outcome::Done { .. } => self.counters.done += 1,
+            Outcome::Failed(_) => self.counters.failed += 1,
+            Outcome::Cancelled => self.counters.cancelled += 1,
         }
         match (place, &outcome) {
             // The worker keeps the result for its client.

@@ -68,7 +68,7 @@ impl Broker {
             task.took = Some(took);
             if let Some(predicted) = task.predicted.filter(|predicted| predicted.measured) {
                 self.errors.add(predicted.total_us(), took_us);
-                self.stats.predictions += 1;
+                self.counters.predictions += 1;
                 if predicted.queue_us == 0 {
                     let parts_us = predicted.total_us() - predicted.handover_us;
                     self.workers.learn_handover(place.worker, took_us.saturating_sub(parts_us));

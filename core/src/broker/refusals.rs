@@ -9,7 +9,7 @@ use proto_msgs::{BrokerToClient, Ended, ErrorCode, Failure, Lane, Outcome, PeerI
 use super::{
     Broker,
     placement::{self, Decision},
-    stats::Stats,
+    stats::Counters,
     tasks::{State, Task},
     workers::Workers,
 };
@@ -54,14 +54,12 @@ impl Broker {
         // Who is at work already, as after a restart, is not turned away by those who wait.
         let tasks_max = if is_waiting { self.config.tasks_max } else { self.config.tasks_max.saturating_mul(2) };
         if self.tasks.live() >= tasks_max {
-            self.stats.refused += 1;
-            self.stats.refused_busy += 1;
+            self.counters.refused_busy += 1;
             self.refuse(peer, submit.task, ErrorCode::Busy, "this broker has as many unfinished tasks as it takes");
             return true;
         }
         if is_waiting && self.queue.lane_len(lane) >= self.config.queue_max {
-            self.stats.refused += 1;
-            self.stats.refused_busy += 1;
+            self.counters.refused_busy += 1;
             let drain_ms = self.drain_us(lane) / MS_US;
             let retry = (drain_ms / DRAINED_PART).clamp(u64::from(RETRY_AFTER_MS), RETRY_AFTER_MS_MAX) as u32;
             let text = format!(
@@ -73,8 +71,7 @@ impl Broker {
             return true;
         }
         if submit.detached && !self.store_ok {
-            self.stats.refused += 1;
-            self.stats.refused_store += 1;
+            self.counters.refused_store += 1;
             let text =
                 "the store does not answer, so a detached task could be lost: try again, or submit without --detach";
             self.refuse(peer, submit.task, ErrorCode::StoreAway, text);
@@ -94,8 +91,8 @@ impl Broker {
         match standing {
             Standing::Holding { .. } if self.config.rules.holds(Rule::BelieveHoldingClients) => None,
             _ if !self.is_settled(now) => None,
-            Standing::Lost { .. } => unfit(task, &self.workers, &mut self.stats),
-            _ => unfit(task, &self.workers, &mut self.stats).or_else(|| self.too_late(now, task)),
+            Standing::Lost { .. } => unfit(task, &self.workers, &mut self.counters),
+            _ => unfit(task, &self.workers, &mut self.counters).or_else(|| self.too_late(now, task)),
         }
     }
 
@@ -115,7 +112,7 @@ impl Broker {
         let task = self.tasks.get_mut(id).filter(|task| is_settled && !task.is_judged)?;
         task.is_judged = true;
         let is_at_worker = task.place().is_some();
-        if is_at_worker { None } else { unfit(task, &self.workers, &mut self.stats) }
+        if is_at_worker { None } else { unfit(task, &self.workers, &mut self.counters) }
     }
 
     fn too_late(&mut self, now: MonoTime, task: &mut Task) -> Option<Failure> {
@@ -125,9 +122,8 @@ impl Broker {
         let survey = placement::survey_all(task, self.scene(now));
         let (looked, earliest_us) = (survey.looked(), survey.earliest_us(before_us));
         let rated = survey.into_rated();
-        self.stats.candidates_looked += looked;
+        self.counters.candidates_looked += looked;
         let earliest_us = earliest_us.filter(|earliest_us| *earliest_us > deadline_us)?;
-        self.stats.refused_deadline += 1;
         let at_unix_ms = self.unix_ms(now);
         task.decision = Some(Box::new(Decision { at_unix_ms, chosen: None, rated }));
         let finish = Duration::from_micros(earliest_us).as_secs_f64();
@@ -140,7 +136,10 @@ impl Broker {
 
     /// Tells the client that its new task is over before it began, and remembers it.
     pub(super) fn refuse_for_good(&mut self, now: MonoTime, peer: PeerId, mut task: Task, failure: Failure) {
-        self.stats.refused += 1;
+        match failure.code {
+            ErrorCode::DeadlineUnmeetable => self.counters.refused_deadline += 1,
+            _ => self.counters.refused_unfit += 1,
+        }
         if let Some(rank) = task.rank.take() {
             self.queue.withdraw(&rank, task.spec.client, self.config.tenant(task.spec.client));
         }
@@ -154,9 +153,8 @@ impl Broker {
 }
 
 /// Why no worker could ever run the task, if so.
-fn unfit(task: &Task, workers: &Workers, stats: &mut Stats) -> Option<Failure> {
+fn unfit(task: &Task, workers: &Workers, counters: &mut Counters) -> Option<Failure> {
     let (failure, looked) = placement::never_fits(task, workers);
-    stats.candidates_looked += looked;
-    stats.refused_unfit += u64::from(failure.is_some());
+    counters.candidates_looked += looked;
     failure
 }

@@ -119,7 +119,7 @@ fn a_large_job_goes_to_the_batch_lane_and_leaves_realtime_slots_alone() {
     assert!(mesh.submit(1, 1, large).is_none());
     assert!(mesh.submit(2, 2, |submit| submit.job_items = 64).is_some());
     assert!(mesh.submit(3, 2, |_| {}).is_none());
-    assert_eq!(mesh.broker.stats().lane_queued, [1, 1]);
+    assert_eq!(mesh.broker.gauges().lane_queued, [1, 1]);
     // The batch slot goes back to its own lane, though realtime waits.
     mesh.close(mesh.grants[0].id);
     assert_eq!(mesh.grants[2].id.task, task(1));
@@ -153,7 +153,7 @@ fn the_worker_that_will_be_done_first_is_chosen_not_the_idlest() {
     mesh.wait(200 * MS);
     mesh.close(mesh.grants[1].id);
     assert_eq!(mesh.why(1, 1).took_ms, Some(200));
-    assert_eq!(mesh.broker.stats().prediction_error_permille, Some(500));
+    assert_eq!(mesh.broker.gauges().prediction_error_permille, Some(500));
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn a_deadline_that_cannot_be_met_is_refused_at_once_and_remembered() {
     let why = mesh.why(2, 1);
     assert!(why.summary.contains("4.000 s"), "{}", why.summary);
     assert!(!why.decision.expect("it was looked for a place").candidates.is_empty());
-    assert_eq!(mesh.broker.stats().refused_deadline, 1);
+    assert_eq!(mesh.broker.counters().refused_deadline, 1);
 }
 
 #[test]
@@ -266,7 +266,7 @@ fn a_full_lane_says_when_to_come_back_and_the_other_lane_is_open() {
     // Ten tasks of a minute; a tenth of that.
     assert_eq!(mesh.ends[&task(11)].1, Some(60_000));
     assert!(mesh.submit(12, 1, |_| {}).is_some());
-    assert_eq!(mesh.broker.stats().refused_busy, 1);
+    assert_eq!(mesh.broker.counters().refused_busy, 1);
 }
 
 #[test]
@@ -311,7 +311,7 @@ fn a_stream_leaves_a_worker_that_breaks_its_promise_and_comes_back_with_care() {
         slow_ones += u32::from(one(&mut mesh, true) == worker(0));
     }
     assert!((8..=16).contains(&slow_ones), "{slow_ones} of 200 at the slow worker");
-    assert!(mesh.broker.stats().slo_trips >= 1);
+    assert!(mesh.broker.counters().slo_trips >= 1);
     let later = (0..3000).filter(|_| one(&mut mesh, false) == worker(0)).count();
     assert!(later > 1000, "{later} of 3000 after it is well again");
 }
@@ -329,7 +329,7 @@ fn what_a_task_takes_besides_its_run_is_learned_and_told() {
     let prediction = mesh.why(600, 1).decision.expect("it was placed").candidates[0].prediction;
     assert!((1800..=1900).contains(&prediction.handover_us), "{prediction:?}");
     assert_eq!(prediction.total_us(), prediction.handover_us + 100);
-    let off = mesh.broker.stats().prediction_error_permille.expect("there were some");
+    let off = mesh.broker.gauges().prediction_error_permille.expect("there were some");
     assert!(off < 50, "{off} thousandths");
 }
 

@@ -295,9 +295,9 @@ impl Mesh {
             }
         }
         let Some(broker) = &self.broker.machine else { return Some("no broker".to_owned()) };
-        let (stats, alive) = (broker.stats(), self.workers.iter().filter(|worker| worker.machine.is_some()).count());
-        if stats.queued + stats.placed + stats.slots_used > 0 || stats.workers as usize != alive {
-            return Some(format!("B still has {stats:?} with {alive} workers alive"));
+        let (gauges, alive) = (broker.gauges(), self.workers.iter().filter(|worker| worker.machine.is_some()).count());
+        if gauges.queued + gauges.placed + gauges.slots_used > 0 || gauges.workers as usize != alive {
+            return Some(format!("B still has {gauges:?} with {alive} workers alive"));
         }
         let rows = self.broker.store.tasks.len();
         (rows > 0).then(|| format!("the store still has {rows} tasks"))

@@ -53,7 +53,7 @@ fn ten_thousand_workers_are_filled_one_by_one_and_the_next_task_waits_for_the_fi
             let _ = broker.handle(now, registered(number));
             let _ = broker.handle(now, heartbeat(number, 1, &[]));
         }
-        assert_eq!(broker.stats().workers, workers);
+        assert_eq!(broker.gauges().workers, workers);
         let right_kind = workers / 2;
         let mut grants = Vec::new();
         for number in 0..right_kind {
@@ -69,9 +69,9 @@ fn ten_thousand_workers_are_filled_one_by_one_and_the_next_task_waits_for_the_fi
         }
         let taken: BTreeSet<WorkerId> = grants.iter().map(|(_, worker)| *worker).collect();
         assert_eq!((grants.len(), taken.len()), (right_kind as usize, right_kind as usize));
-        assert_eq!(broker.stats().slots_used, right_kind);
+        assert_eq!(broker.gauges().slots_used, right_kind);
         assert!(grants_in(&broker.handle(now, submit(right_kind))).is_empty());
-        assert_eq!(broker.stats().queued, 1);
+        assert_eq!(broker.gauges().queued, 1);
         // One worker reports that it has its task, then that it has it no more.
         let (id, worker) = grants[0];
         let number = (0..workers).find(|number| worker_id(*number) == worker);
@@ -84,8 +84,8 @@ fn ten_thousand_workers_are_filled_one_by_one_and_the_next_task_waits_for_the_fi
 
 /// Workers and waiting tasks looked at so far.
 fn looks(broker: &Broker) -> u64 {
-    let stats = broker.stats();
-    stats.candidates_looked + stats.waiting_looked
+    let counters = broker.counters();
+    counters.candidates_looked + counters.waiting_looked
 }
 
 /// Looks for one grant: at an idle mesh, and at a full one in which ten thousand tasks wait and one worker gets room.
@@ -108,7 +108,7 @@ fn looks_per_grant(workers: u32) -> (u64, u64) {
     for number in 0..10_000 {
         let _ = broker.handle(now, submit(1_000_000 + number));
     }
-    let waiting = broker.stats().queued;
+    let waiting = broker.gauges().queued;
     assert!(waiting >= 9_000, "{waiting} tasks wait");
     let (before, mut granted) = (looks(&broker), 0);
     for number in 0..workers {

@@ -109,7 +109,7 @@ fn trips(ends: impl Fn(&mut Mesh, &Grant)) -> u64 {
         ends(&mut mesh, &grant);
     }
     mesh.wait(Config::default().client_silence);
-    mesh.broker.stats().slo_trips
+    mesh.broker.counters().slo_trips
 }
 
 #[test]

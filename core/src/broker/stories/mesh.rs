@@ -204,7 +204,7 @@ impl Mesh {
             self.wait(each);
             self.close(grant.id);
         }
-        assert_eq!(self.broker.stats().queued, 0, "something was left behind");
+        assert_eq!(self.broker.gauges().queued, 0, "something was left behind");
         self.grants.iter().map(|grant| grant.id.task).collect()
     }
 

@@ -7,6 +7,7 @@ use super::{
     MS, mesh,
     mesh::{MODEL, Mesh, client, cost, task, worker},
 };
+use crate::MonoTime;
 
 /// How many of a flood's short tasks go before one that came with more priority and may not be sent ahead.
 fn gone_before(packs: bool, change: impl Fn(&mut Submit)) -> usize {
@@ -140,11 +141,11 @@ fn a_heartbeat_passes_over_thousands_of_tasks_that_are_not_for_its_worker() {
     mesh.submit_all(2..5000, 1, large);
     mesh.submit(5000, 1, |_| {});
     mesh.close(mesh.grants[1].id);
-    let looked = mesh.broker.stats().waiting_looked;
+    let looked = mesh.broker.counters().waiting_looked;
     let beats = (0..100).take_while(|_| (mesh.beat(0, |_| {}), mesh.grants.len() < 3).1).count();
     assert_eq!(mesh.grants[2].id.task, task(5000));
     assert!(beats < 30, "{beats} heartbeats");
-    let looked = mesh.broker.stats().waiting_looked - looked;
+    let looked = mesh.broker.counters().waiting_looked - looked;
     assert!(looked < 10, "{looked} tasks were looked at");
 }
 
@@ -212,7 +213,7 @@ fn a_worker_goes_on_where_it_was_though_it_was_full_in_between() {
     let mut events = 0;
     while here(&mesh).len() < 10 {
         match here(&mesh).last() {
-            Some(grant) if mesh.broker.stats().placed == 2 => mesh.close(grant.id),
+            Some(grant) if mesh.broker.gauges().placed == 2 => mesh.close(grant.id),
             _ => mesh.beat(0, |_| {}),
         }
         events += 1;
@@ -233,9 +234,9 @@ fn a_worker_that_had_no_room_has_not_broken_its_promise_and_a_stream_that_is_ove
             mesh.lost(&grant, code);
             mesh.close(grant.id);
         }
-        let now = mesh.broker.stats().slo_violating;
+        let now = mesh.broker.gauges().slo_violating;
         mesh.wait(1_800_000 * MS);
-        (now, mesh.broker.stats().slo_probing)
+        (now, mesh.broker.gauges().slo_probing)
     };
     assert_eq!(violating(ErrorCode::Busy), (0, 0));
     assert_eq!(violating(ErrorCode::EngineUnavailable), (1, 0));
@@ -264,4 +265,22 @@ fn a_deadline_is_held_against_all_that_is_before_the_task_in_a_long_queue() {
     assert_eq!(mesh.code(5000), Some(ErrorCode::DeadlineUnmeetable), "those before it take a minute");
     mesh.submit(5001, 1, in_between(80_000));
     assert_eq!(mesh.code(5001), None);
+}
+
+#[test]
+fn what_is_refused_is_counted_once_by_its_reason_and_what_was_taken_and_fails_is_no_refusal() {
+    let gpu = |submit: &mut Submit| submit.demands.gpu_memory_bytes = 1 << 30;
+    let mut mesh = Mesh::new(Config { workers_max: 1, ..Config::default() });
+    mesh.now = MonoTime::from_micros(1);
+    (0..2).for_each(|number| mesh.register(number, [0, 1], |_| {}));
+    mesh.submit(0, 1, gpu);
+    mesh.wait(10_000 * MS);
+    assert_eq!(mesh.code(0), Some(ErrorCode::NoWorkerFits));
+    let counters = mesh.broker.counters();
+    assert_eq!((counters.submitted, counters.failed, counters.refused_unfit), (1, 1, 0), "it was taken and waited");
+    assert_eq!(counters.workers_refused, 1);
+
+    mesh.submit(1, 1, gpu);
+    let counters = mesh.broker.counters();
+    assert_eq!((counters.submitted, counters.failed, counters.refused_unfit), (1, 1, 1));
 }
