@@ -6,8 +6,8 @@ use mesh_core::{
 };
 use mesh_samples::{TICKET_KEY, register, ticket_body};
 use proto_msgs::{
-    BrokerToWorker, Digest, ErrorCode, Introduce, Manifest, ModelFormat, ModelRef, Open, Purpose, Ticket, TicketBody,
-    WorkerToClient,
+    BrokerToWorker, Digest, Epoch, ErrorCode, HeartbeatAck, Introduce, Manifest, ModelFormat, ModelRef, Open,
+    PublicKey, Purpose, Ticket, TicketBody, WorkerToClient,
 };
 
 /// More than a worker takes in at the same time.
@@ -31,10 +31,14 @@ fn dials(actions: &[Action]) -> Option<bool> {
 
 /// What the client hears when it opens.
 fn opened(worker: &mut Worker, body: TicketBody) -> Option<ErrorCode> {
+    shown(worker, Ticket::sign(body, &TICKET_KEY), None)
+}
+
+/// What is heard by whoever opens with this ticket over a link of this key.
+fn shown(worker: &mut Worker, ticket: Ticket, key: Option<PublicKey>) -> Option<ErrorCode> {
     let model = ModelRef { digest: Digest::from_bytes([1; 32]), size_bytes: 1, format: ModelFormat::Onnx };
     let manifest = Manifest { model, model_name: "m".into(), then: Vec::new(), items: 1, inputs: Vec::new() };
-    let manifest = (body.purpose == Purpose::Run).then_some(manifest);
-    let ticket = Ticket::sign(body, &TICKET_KEY);
+    let manifest = (ticket.body.purpose == Purpose::Run).then_some(manifest);
     let open = Box::new(Open {
         ticket,
         manifest,
@@ -43,7 +47,7 @@ fn opened(worker: &mut Worker, body: TicketBody) -> Option<ErrorCode> {
         resume: false,
         outputs_here: Vec::new(),
     });
-    let said = worker.handle(NOW, Event::Opened { link: LinkId(1), key: None, open });
+    let said = worker.handle(NOW, Event::Opened { link: LinkId(1), key, open });
     said.into_iter().find_map(|action| match action {
         Action::TellClient { message: WorkerToClient::Refuse(refuse), .. } => Some(refuse.code),
         _ => None,
@@ -82,4 +86,40 @@ fn nobody_is_dialled_for_a_stranger() {
     let _ = worker.handle(NOW, Event::Started { attempts: Vec::new() });
     let of_another_worker = ticket_body(0, 2, 7);
     assert_eq!(dials(&introduce(&mut worker, of_another_worker)), None);
+}
+
+#[test]
+fn a_ticket_that_was_changed_belongs_to_another_or_is_too_old_opens_no_door() {
+    let mut worker = Worker::new(Config::new(register(1)));
+    let _ = worker.handle(NOW, Event::Started { attempts: Vec::new() });
+    let ack = HeartbeatAck {
+        worker: register(1).worker,
+        epoch: register(1).epoch,
+        seq: 1,
+        known: true,
+        broker_unix_ms: 60_000,
+        forget: Vec::new(),
+        stop: Vec::new(),
+    };
+    let _ = worker.handle(NOW, Event::BrokerSaid(BrokerToWorker::HeartbeatAck(ack)));
+    let (mine, thiefs) = (PublicKey([1; 32]), PublicKey([2; 32]));
+    let body = TicketBody { client_key: Some(mine), expires_unix_ms: 60_000, ..ticket_body(0, 2, 1) };
+    let good = Ticket::sign(body.clone(), &TICKET_KEY);
+
+    let mut forged = good.clone();
+    forged.mac[31] ^= 1;
+    assert_eq!(shown(&mut worker, forged, Some(mine)), Some(ErrorCode::BadTicket));
+    let mut for_more = good.clone();
+    for_more.body.items = 2;
+    assert_eq!(shown(&mut worker, for_more, Some(mine)), Some(ErrorCode::BadTicket));
+    for bearer in [Some(thiefs), None] {
+        assert_eq!(shown(&mut worker, good.clone(), bearer), Some(ErrorCode::BadTicket), "{bearer:?}");
+    }
+    let late = Ticket::sign(TicketBody { expires_unix_ms: 59_999, ..body.clone() }, &TICKET_KEY);
+    assert_eq!(shown(&mut worker, late, Some(mine)), Some(ErrorCode::BadTicket));
+    let of_an_earlier_life = Ticket::sign(TicketBody { epoch: Epoch(0), ..body }, &TICKET_KEY);
+    assert_eq!(shown(&mut worker, of_an_earlier_life, Some(mine)), Some(ErrorCode::BadTicket));
+    assert_eq!(worker.attempts_held(), 0, "nothing is kept of any of them");
+
+    assert_eq!(shown(&mut worker, good, Some(mine)), None, "as it was given, it opens");
 }

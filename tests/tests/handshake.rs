@@ -1,7 +1,8 @@
 //! One handshake, then data, directly: counted on the wire between real processes.
 
-use mesh_tests::{Job, Mesh, PATIENCE, Proxy, npy::Array, proxy::Side, wait_until};
-use proto_msgs::limits::WINDOW_BYTES;
+use bytes::Bytes;
+use mesh_tests::{Job, Mesh, PATIENCE, Proxy, npy::Array, proxy::Side, wait_until, zmtp::Peer};
+use proto_msgs::{ClientToWorker, ErrorCode, Frame, WorkerToClient, limits::WINDOW_BYTES};
 
 const SUBMIT: u16 = 1;
 const GRANT: u16 = 100;
@@ -59,6 +60,29 @@ fn the_data_follows_the_opening_message_without_waiting_for_an_answer() {
 
     door.withhold_answers(false);
     started.done(&job);
+}
+
+#[test]
+fn a_captured_ticket_that_was_changed_opens_no_door() {
+    let mesh = Mesh::start();
+    let (door, _worker) = mesh.worker_behind_proxy("w1", &[]);
+    Job::small(&mesh).run(&mesh);
+    let captured = Frame { head: door.seen()[0].message.head.clone(), payload: Bytes::new() };
+    let Ok(ClientToWorker::Open(mut open)) = ClientToWorker::from_frame(&captured) else {
+        panic!("no opening message")
+    };
+    let mut thief = Peer::connect(&door.address()).unwrap();
+    let mut refusal = |frame: &Frame| {
+        thief.send(frame).unwrap();
+        let answer = thief.recv(PATIENCE).unwrap().expect("an answer");
+        let Ok(WorkerToClient::Refuse(refuse)) = WorkerToClient::from_frame(&answer) else { panic!("let in") };
+        refuse.code
+    };
+
+    open.ticket.mac[0] ^= 1;
+    assert_eq!(refusal(&ClientToWorker::Open(open).to_frame().unwrap()), ErrorCode::BadTicket);
+    // As it was sent, the ticket is honoured, and of no use: what it was for is over.
+    assert_ne!(refusal(&captured), ErrorCode::BadTicket);
 }
 
 /// The same model with another input: equal inputs are not sent twice either.
