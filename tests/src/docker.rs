@@ -4,6 +4,9 @@ use std::process::Command;
 
 use serde_json::Value;
 
+/// What workers start unless they are told otherwise.
+const RUNNER_IMAGE: &str = "mesh-runner:latest";
+
 /// Whether `test`, which needs containers, can run here. If not, that is noted, and in CI it fails.
 pub fn is_ready(test: &str) -> bool {
     let missing = missing();
@@ -14,11 +17,11 @@ pub fn is_ready(test: &str) -> bool {
 }
 
 fn missing() -> Option<String> {
-    match Command::new("docker").args(["image", "inspect", "mesh-runner:latest"]).output() {
+    match Command::new("docker").args(["image", "inspect", RUNNER_IMAGE]).output() {
         Err(error) => Some(format!("there is no docker command ({error})")),
         Ok(output) if !output.status.success() => {
             let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            Some(format!("the image mesh-runner:latest is not there: run docker/build-image ({said})"))
+            Some(format!("the image {RUNNER_IMAGE} is not there: run docker/build-image ({said})"))
         }
         Ok(_) => None,
     }
@@ -42,6 +45,16 @@ pub fn remove_containers_of(worker_id: &str) {
         let ids: Vec<&str> = left.iter().map(String::as_str).collect();
         docker(&[&["rm", "--force"], &ids[..]].concat());
     }
+}
+
+/// Ends a container's process by SIGKILL, as the kernel might.
+pub fn kill(container: &str) {
+    docker(&["kill", container]);
+}
+
+/// The runner's image by its content.
+pub fn runner_image() -> String {
+    docker(&["image", "inspect", "--format", "{{.Id}}", RUNNER_IMAGE]).trim().to_owned()
 }
 
 /// What `docker inspect` says of a container; `None` if it is gone.

@@ -1,5 +1,7 @@
 //! Models in containers: limited, hardened, and gone when they should be.
 
+use std::collections::BTreeSet;
+
 use mesh_tests::{Job, Mesh, PATIENCE, Worker, docker, wait_for, wait_until};
 use proto_msgs::Phase;
 use serde_json::Value;
@@ -47,9 +49,100 @@ fn a_run_in_a_container_is_limited_and_hardened() {
     let writable: Vec<&Value> = mounts.iter().filter(|mount| mount["RW"] == true).collect();
     assert!(writable.iter().all(|mount| mount["Destination"] == "/mesh"), "only its socket's folder: {writable:?}");
 
+    is_hardened(&facts);
+
     started.client.interrupt();
     started.answer();
     wait_until("the container to go", PATIENCE, || docker::inspect(&container).is_none());
+}
+
+/// What no task can change: what a container sees, may leave behind, and may take from the host.
+#[track_caller]
+fn is_hardened(facts: &Value) {
+    let host = &facts["HostConfig"];
+    assert_eq!(host["MemorySwap"], host["Memory"], "no swap");
+    assert_eq!(host["IpcMode"], "none");
+    assert_eq!(host["OomScoreAdj"], 500, "it goes before its worker does");
+    let limits: BTreeSet<(String, i64, i64)> = host["Ulimits"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|limit| {
+            let number = |name: &str| limit[name].as_i64().expect("a number");
+            (limit["Name"].as_str().expect("a name").to_owned(), number("Soft"), number("Hard"))
+        })
+        .collect();
+    for (name, most) in [("nofile", 1024), ("core", 0), ("fsize", 64 << 20)] {
+        let is_kept = |(is, soft, hard): &(String, i64, i64)| is == name && soft <= hard && *hard <= most;
+        assert!(limits.iter().any(is_kept), "{name}: {limits:?}");
+    }
+    let tmp = host["Tmpfs"]["/tmp"].as_str().expect("a /tmp of its own");
+    for option in ["noexec", "nosuid", "nodev", "size="] {
+        assert!(tmp.contains(option), "{tmp}");
+    }
+    assert!(host["LogConfig"]["Config"]["max-size"].is_string(), "a log that ends: {}", host["LogConfig"]);
+    assert_eq!(facts["Image"], docker::runner_image(), "named by its content");
+    let sees = |mount: &Value| (mount["Destination"].as_str().map(str::to_owned), mount["RW"].as_bool());
+    let mut mounts: Vec<_> = facts["Mounts"].as_array().expect("a list").iter().map(sees).collect();
+    mounts.sort();
+    let named = |path: &str, is_writable| (Some(path.to_owned()), Some(is_writable));
+    assert_eq!(mounts, [named("/mesh", true), named("/model", false)]);
+}
+
+#[test]
+fn a_container_whose_run_takes_too_long_is_ended() {
+    if !docker::is_ready("a_container_whose_run_takes_too_long_is_ended") {
+        return;
+    }
+    let mesh = Mesh::start();
+    // The limit holds for loading too, which takes its time in a container on a busy machine.
+    let (door, worker) = mesh.worker_behind_proxy("w1", &["--engine", "docker", "--run-limit", "15s"]);
+    let started = Job::endless(&mesh).start(&mesh, &[]);
+    wait_until("the model to run", PATIENCE, || door.worker_reached(Phase::Running));
+    let container = wait_for("its container", PATIENCE, || containers_of(&worker).into_iter().next());
+
+    started.answer().failed_with(4, "RUN_TIMEOUT").failed_with(4, "the run did not end within");
+
+    wait_until("the container to go", PATIENCE, || docker::inspect(&container).is_none());
+    mesh.wait_idle();
+    Job::small(&mesh).run(&mesh);
+}
+
+#[test]
+fn a_container_that_dies_during_the_run_costs_its_own_task_only() {
+    if !docker::is_ready("a_container_that_dies_during_the_run_costs_its_own_task_only") {
+        return;
+    }
+    let mesh = Mesh::start();
+    let (door, worker) = mesh.worker_behind_proxy("w1", &["--engine", "docker"]);
+    let started = Job::endless(&mesh).start(&mesh, &[]);
+    wait_until("the model to run", PATIENCE, || door.worker_reached(Phase::Running));
+    let container = wait_for("its container", PATIENCE, || containers_of(&worker).into_iter().next());
+
+    docker::kill(&container);
+
+    started.answer().failed_with(4, "RUN_CRASHED").failed_with(4, "SIGKILL");
+    wait_until("the container to go", PATIENCE, || docker::inspect(&container).is_none());
+    mesh.wait_idle();
+    Job::small(&mesh).run(&mesh);
+}
+
+#[test]
+fn a_container_goes_with_the_client_that_is_killed() {
+    if !docker::is_ready("a_container_goes_with_the_client_that_is_killed") {
+        return;
+    }
+    let mesh = Mesh::start();
+    let (door, worker) = mesh.worker_behind_proxy("w1", &["--engine", "docker"]);
+    let mut started = Job::endless(&mesh).start(&mesh, &[]);
+    wait_until("the model to run", PATIENCE, || door.worker_reached(Phase::Running));
+    let container = wait_for("its container", PATIENCE, || containers_of(&worker).into_iter().next());
+
+    started.client.process().kill();
+
+    wait_until("the container to go", PATIENCE, || docker::inspect(&container).is_none());
+    mesh.wait_idle();
+    Job::small(&mesh).run(&mesh);
 }
 
 #[test]

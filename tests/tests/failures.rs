@@ -52,9 +52,10 @@ fn an_input_of_the_wrong_size() {
     let _worker = mesh.worker("w1");
     let model = mesh.file("heavy.onnx", &onnx::heavy(4096, 1));
     // The model takes one float, four bytes.
-    for wrong in [&b""[..], &[0; 3], &[0; 8]] {
-        let input = mesh.file("x.bin", wrong);
-        mesh.client(&["submit", &model, &input]).failed_with(BAD_INPUT, "");
+    for wrong in [0, 3, 8] {
+        let input = mesh.file("x.bin", &vec![0; wrong]);
+        let answer = mesh.client(&["submit", &model, &input]).failed_with(BAD_INPUT, "x.bin");
+        answer.failed_with(BAD_INPUT, &format!("has {wrong} bytes, but input 'x' of the model (FP32 [1]) has 4"));
     }
     still_works(&mesh);
 }
@@ -133,13 +134,34 @@ fn a_model_that_crashes_its_runner_while_it_is_loaded() {
     mesh.wait_idle();
 }
 
+/// A model that takes so many MiB of memory at least, in one piece, and an input of it.
+fn hungry(mesh: &Mesh, mib: i64) -> [String; 2] {
+    let elements = Array::of_i64(&[1], &[mib << 18]);
+    [mesh.file("hungry.onnx", &onnx::hungry()), mesh.array(&format!("hungry{mib}.npy"), &elements)]
+}
+
 #[test]
 fn a_model_that_takes_more_memory_than_it_may() {
     let mesh = Mesh::start();
-    let _worker = mesh.worker_with("w1", &["--memory-limit", "512MiB"]);
-    let model = mesh.file("hungry.onnx", &onnx::hungry());
-    let input = mesh.array("elements.npy", &Array::of_i64(&[1], &[1 << 30]));
-    mesh.client(&["submit", &model, &input]).failed_with(RUN_FAILED, "RUN_");
+    let _worker = mesh.worker_with("w1", &["--memory-limit", "384MiB"]);
+    // What the system lets it have, until the worker sees what it uses.
+    let [model, input] = hungry(&mesh, 512);
+    let answer = mesh.client(&["submit", &model, &input]).failed_with(RUN_FAILED, "RUN_OOM");
+    answer.failed_with(RUN_FAILED, "used more than its 384.0 MiB of memory during the run");
+    // What the system does not even let it ask for.
+    let [model, input] = hungry(&mesh, 4096);
+    mesh.client(&["submit", &model, &input]).failed_with(RUN_FAILED, "RUN_FAILED: ONNX Runtime failed");
+    still_works(&mesh);
+}
+
+#[test]
+fn a_model_that_takes_more_memory_than_its_client_asked_for() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker_with("w1", &["--memory-limit", "3GiB"]);
+    let [model, input] = hungry(&mesh, 512);
+    mesh.client(&["submit", &model, &input]).succeeded();
+    let answer = mesh.client(&["submit", &model, &input, "--memory", "256MiB"]).failed_with(RUN_FAILED, "RUN_OOM");
+    answer.failed_with(RUN_FAILED, "used more than its 256.0 MiB of memory during the run");
     still_works(&mesh);
 }
 

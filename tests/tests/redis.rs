@@ -40,6 +40,41 @@ fn a_person_can_read_the_metric_table() {
 }
 
 #[test]
+fn the_metric_table_tells_what_the_machine_is_and_does() {
+    let redis = Redis::start();
+    let mesh = mesh_with(&redis);
+    let _worker = mesh.worker("w1");
+    let key = key(&redis, "mesh:{default}:worker:*");
+    let number = |name: &str| {
+        let value = redis.cli(&["HGET", &key, name]);
+        value.trim().parse::<i64>().unwrap_or_else(|_| panic!("{name}: {value:?}"))
+    };
+    let cores = std::thread::available_parallelism().expect("a machine has some").get();
+    let mib = 1 << 20;
+    wait_until("the first heartbeat's row", PATIENCE, || redis.cli(&["HEXISTS", &key, "heartbeat_seq"]).trim() == "1");
+    assert_eq!(number("cores"), cores as i64);
+    let (free, all) = (number("memory_available_bytes"), number("memory_bytes"));
+    assert!((16 * mib..all).contains(&free), "{free} of {all}");
+    assert!(number("disk_free_bytes") > 16 * mib);
+    assert_eq!((number("slots"), number("slots_used"), number("attempts")), (1, 0, 0));
+    assert_eq!(number("held_models_count"), 0);
+
+    let started = Job::endless(&mesh).start(&mesh, &[]);
+    // One of its cores is busy all the time.
+    let half_a_core = 500 / cores as i64;
+    wait_until("the task to be told", PATIENCE, || (number("slots_used"), number("attempts")) == (1, 1));
+    wait_until("the load to be told", PATIENCE, || number("cpu_permille") > half_a_core && number("load1_milli") > 0);
+    wait_until("the model to be told", PATIENCE, || number("held_models_count") == 1);
+    let seq = number("heartbeat_seq");
+    wait_until("another heartbeat", PATIENCE, || number("heartbeat_seq") > seq);
+
+    started.client.interrupt();
+    started.answer();
+    wait_until("the slot to be free", PATIENCE, || (number("slots_used"), number("attempts")) == (0, 0));
+    assert_eq!(number("held_models_count"), 1, "what was sent once is kept");
+}
+
+#[test]
 fn a_worker_s_row_goes_when_the_worker_dies() {
     let redis = Redis::start();
     let mesh = mesh_with(&redis);
@@ -63,14 +98,22 @@ fn the_broker_goes_on_deciding_without_it_says_so_and_catches_up() {
     wait_until("the metrics to say so", NOTICE_LIMIT, || mesh.metric("store_up") == Some(0.0));
     job.run(&mesh);
     let (status, ready) = mesh.admin_page("/readyz").expect("the admin port answers");
-    assert!(ready.to_lowercase().contains("store"), "health says what is wrong: {status} {ready}");
-    assert!(mesh.broker().has_said("store"), "the log says so");
+    assert!(ready.contains("away: detached tasks are refused"), "health says what is wrong: {status} {ready}");
+    let health = || mesh.admin_page("/healthz").expect("the admin port answers").1;
+    assert!(health().contains("degraded") && health().contains("away_s"), "{}", health());
+    let went = "deciding goes on, detached tasks are refused";
+    mesh.broker().wait_for_line("that it is away", PATIENCE, |line| line.contains(went).then_some(()));
+    assert!(!mesh.broker().has_said("the store is back after"), "it is not");
     // What must be remembered cannot be promised now.
     mesh.client(&job.submit(&["--detach", "--no-wait"])).failed_with(5, "STORE_AWAY");
 
     redis.start_again();
     wait_until("the store to be back", NOTICE_LIMIT, || mesh.metric("store_up") == Some(1.0));
     wait_until("everything to be written", PATIENCE, || mesh.metric("store_pending_changes") == Some(0.0));
+    let came = "the store is back after";
+    mesh.broker().wait_for_line("that it is back", PATIENCE, |line| line.contains(came).then_some(()));
+    let (_, health) = mesh.admin_page("/healthz").expect("the admin port answers");
+    assert!(!health.contains("degraded"), "{health}");
     let row = fields(&redis, &key(&redis, "mesh:{default}:worker:*"));
     assert!(row.contains(&("name".to_owned(), "w1".to_owned())), "{row:?}");
     job.detach(&mesh);

@@ -12,7 +12,7 @@ use proto_msgs::{AnswerBody, BrokerToClient, ClientToBroker, ErrorCode, Frame, H
 use crate::{
     mesh::{self, Mesh, TestClient, TestWorker, next},
     process::Broker,
-    servers::{Server, redis_is_there},
+    servers::{Server, redis_is_there, start_cluster, start_watched, start_with_tls},
     wait_for,
 };
 
@@ -92,6 +92,49 @@ async fn a_detached_task_outlives_kill_9_with_redis() {
         let redis = Server::start(&[]);
         outlives_kill_9(&["--redis", &redis.url(), "--cluster", "attic"]).await;
     }
+}
+
+#[tokio::test]
+async fn a_detached_task_outlives_kill_9_with_redis_behind_tls() {
+    if redis_is_there() {
+        let files = tempfile::tempdir().unwrap();
+        let (redis, cert) = start_with_tls(files.path());
+        let url = format!("rediss://127.0.0.1:{}", redis.port);
+        outlives_kill_9(&["--redis", &url, "--redis-ca", &cert]).await;
+        let (code, log) = Broker::fail(&["--redis", &url, "--cluster", "attic"]);
+        assert!(code.is_some_and(|code| code != 0) && log.contains("ertificate"), "{code:?} {log}");
+    }
+}
+
+#[tokio::test]
+async fn a_detached_task_outlives_kill_9_with_a_redis_cluster() {
+    if redis_is_there() {
+        let nodes = start_cluster();
+        let url = format!("redis+cluster://127.0.0.1:{},127.0.0.1:{}", nodes[0].port, nodes[1].port);
+        outlives_kill_9(&["--redis", &url]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_detached_task_outlives_a_failover_and_kill_9_with_a_redis_sentinel() {
+    if !redis_is_there() {
+        return;
+    }
+    let (mut master, replica, sentinel) = start_watched();
+    let store = ["--redis", &format!("redis+sentinel://127.0.0.1:{}/attic", sentinel.port)];
+    outlives_kill_9(&store).await;
+    let broker = Broker::start(&store);
+    let mut client = TestClient::new(&Mesh::open(&broker)).await;
+    client.submit_until_durable().await;
+    master.kill();
+    wait_for("health tells of it", || broker.page("/healthz").contains("\"degraded\""));
+    wait_for("health is well again", || broker.page("/healthz").contains("\"ok\""));
+    assert!(replica.cli(&["ROLE"]).starts_with("master"));
+    drop(broker);
+    let broker = Broker::start(&store);
+    let mut client = client.again(&Mesh::open(&broker)).await;
+    let answer = client.ask(Question::Task(client.task())).await;
+    assert!(matches!(answer, AnswerBody::Task(_)), "the task is forgotten: {answer:?}");
 }
 
 async fn outlives_kill_9(store: &[&str]) {

@@ -1,6 +1,6 @@
 //! The store in Redis, against real servers.
 
-use std::{process::Command, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use mesh_broker::store::{self, Kept, Opened, Redis, RedisSettings, Store, StoreError, StoreSettings, Write};
 use mesh_core::broker::{Change, Event, TaskRecord, WorkerRecord};
@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use crate::{
     samples::{task, worker},
-    servers::{Server, redis_is_there, start_cluster},
+    servers::{Server, redis_is_there, start_cluster, start_watched, start_with_tls},
     wait_for,
 };
 
@@ -264,12 +264,7 @@ async fn after_a_failover_the_new_master_gets_everything() {
     if !redis_is_there() {
         return;
     }
-    let mut master = Server::start(&[]);
-    let master_port = master.port.to_string();
-    let replica = Server::start(&["--replicaof", &format!("127.0.0.1 {master_port}")]);
-    wait_for("the replica is in step", || replica.cli(&["INFO", "replication"]).contains("master_link_status:up"));
-    let sentinel = Server::start_sentinel(master.port);
-    wait_for("the sentinel knows the replica", || sentinel.cli(&["SENTINEL", "replicas", "attic"]).contains("ip"));
+    let (mut master, replica, sentinel) = start_watched();
     let mut opened = opened(settings(&format!("redis+sentinel://127.0.0.1:{}/attic", sentinel.port), "first")).await;
     opened.handle.save(save_task(1));
     expect(&mut opened, stored(1)).await;
@@ -287,35 +282,10 @@ async fn tls_with_an_authority_of_ones_own() {
         return;
     }
     let files = tempfile::tempdir().unwrap();
-    let file = |name: &str| files.path().join(name).display().to_string();
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
-        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
-        .args(["-keyout", &file("key.pem"), "-out", &file("cert.pem")])
-        .output()
-        .expect("openssl is there");
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let mut server = Server::start(&[]);
-    server.kill();
-    let port = server.port.to_string();
-    let (cert, key) = (file("cert.pem"), file("key.pem"));
-    server.use_settings(&[
-        "--port",
-        "0",
-        "--tls-port",
-        &port,
-        "--tls-cert-file",
-        &cert,
-        "--tls-key-file",
-        &key,
-        "--tls-auth-clients",
-        "no",
-    ]);
-    server.start_again();
+    let (server, cert) = start_with_tls(files.path());
     let url = format!("rediss://127.0.0.1:{}", server.port);
     let mut with_ca = settings(&url, "first");
-    with_ca.root_cert = Some(files.path().join("cert.pem"));
+    with_ca.root_cert = Some(cert.into());
     let mut redis = Redis::open(&with_ca).await.unwrap();
     redis.restore().await.unwrap();
     redis.write(&vec![put(1)]).await.unwrap();

@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::{TcpListener, TcpStream},
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
@@ -122,6 +123,37 @@ pub(crate) fn start_cluster() -> [Server; 3] {
         wait_for("the node knows the cluster", || node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
     }
     nodes
+}
+
+/// A master, its replica, and a sentinel that knows both.
+pub(crate) fn start_watched() -> (Server, Server, Server) {
+    let master = Server::start(&[]);
+    let replica = Server::start(&["--replicaof", &format!("127.0.0.1 {}", master.port)]);
+    wait_for("the replica is in step", || replica.cli(&["INFO", "replication"]).contains("master_link_status:up"));
+    let sentinel = Server::start_sentinel(master.port);
+    wait_for("the sentinel knows the replica", || sentinel.cli(&["SENTINEL", "replicas", "attic"]).contains("ip"));
+    (master, replica, sentinel)
+}
+
+/// A server that speaks nothing but TLS, and the file of the certificate that vouches for it; both files are made in `folder`.
+pub(crate) fn start_with_tls(folder: &Path) -> (Server, String) {
+    let file = |name: &str| folder.join(name).display().to_string();
+    let (cert, key) = (file("cert.pem"), file("key.pem"));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .args(["-keyout", &key, "-out", &cert])
+        .output()
+        .expect("openssl is there");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let mut server = Server::start(&[]);
+    server.kill();
+    let port = server.port.to_string();
+    server.use_settings(&["--port", "0", "--tls-port", &port, "--tls-auth-clients", "no"]);
+    server.use_settings(&["--tls-cert-file", &cert, "--tls-key-file", &key]);
+    server.start_again();
+    (server, cert)
 }
 
 fn free_port() -> u16 {
