@@ -1,7 +1,8 @@
-//! The admin port: plain HTTP for people, supervisors and Prometheus. Read only, no login: it belongs on an inside address.
+//! The admin port: plain HTTP for people, supervisors and Prometheus. Read only, no login: bind it to an internal
+//! address.
 //!
-//! Owns what each page means. Never: numbers of its own; it asks the run loop, and a loop that does not answer is the
-//! finding.
+//! Owns the meaning of each page. Never: numbers of its own. It asks the run loop, and a loop that does not answer is
+//! reported as stuck.
 //!
 //! ```text
 //!   /healthz   200 while the run loop turns. A store that is away is told in the body ("degraded") but does not fail it:
@@ -45,16 +46,16 @@ use tracing::{debug, warn};
 
 use crate::metrics::{self, Snapshot};
 
-/// Connections at the same time: a few scrapers, a supervisor and people. More wait.
+/// Connections at the same time: a few scrapers, a supervisor and people. Further ones wait.
 const CONNECTIONS_MAX: usize = 64;
 
-/// A connection that sends no request for this long is closed.
+/// Time after which a connection without a request is closed.
 const IDLE_MAX: Duration = Duration::from_secs(75);
 
-/// The run loop answers within microseconds; after this long it hangs.
+/// The run loop answers within microseconds; after this time it hangs.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
-/// After accepting failed (no file descriptor left, usually), the next try waits this long.
+/// Pause after a failed accept (usually no file descriptor is left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Content type of the metrics page.
@@ -63,7 +64,7 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 /// A question to the run loop.
 pub type Question = oneshot::Sender<Snapshot>;
 
-/// How far the broker is.
+/// State of the broker as the pages show it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
 pub enum Phase {
@@ -71,21 +72,21 @@ pub enum Phase {
     Starting,
     /// Workers and clients are served.
     Serving,
-    /// No more.
+    /// Workers and clients are no longer served.
     Stopping,
 }
 
-/// The broker's end: tells the pages how far it is.
+/// The broker's end: sets the phase that the pages show.
 #[derive(Clone, Debug)]
 pub struct PhaseTeller(Arc<AtomicU8>);
 
 impl PhaseTeller {
-    /// Starts with [`Phase::Starting`].
+    /// Starts in [`Phase::Starting`].
     pub fn new() -> Self {
         Self(Arc::new(AtomicU8::new(Phase::Starting as u8)))
     }
 
-    /// From now on.
+    /// Sets the phase.
     pub fn set(&self, phase: Phase) {
         self.0.store(phase as u8, Ordering::Release);
     }
@@ -105,22 +106,22 @@ impl Default for PhaseTeller {
     }
 }
 
-/// What the pages are made of.
+/// The parts that the pages need.
 #[derive(Debug)]
 pub struct Pages {
     /// Counters of the run loop.
     pub registry: Registry,
-    /// How far the broker is.
+    /// Phase of the broker.
     pub phase: PhaseTeller,
-    /// To the run loop.
+    /// Questions to the run loop.
     pub ask: mpsc::Sender<Question>,
 }
 
-/// Takes the address and serves the pages from a thread of its own until the process ends. Returns the address with its
-/// real port.
+/// Binds the address and serves the pages from its own thread until the process ends. Returns the address with its
+/// actual port.
 ///
 /// # Errors
-/// If the address cannot be had.
+/// If the address cannot be bound.
 pub fn serve(address: SocketAddr, pages: Pages) -> io::Result<SocketAddr> {
     let listener = std::net::TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
@@ -263,7 +264,7 @@ mod tests {
         (Pages { registry: metrics::registry(), phase: teller, ask }, questions)
     }
 
-    /// A run loop that always answers this.
+    /// A run loop that always answers with this snapshot.
     fn answer_with(snapshot: Snapshot, mut questions: mpsc::Receiver<Question>) {
         tokio::spawn(async move {
             while let Some(question) = questions.recv().await {

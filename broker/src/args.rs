@@ -1,4 +1,4 @@
-//! The command line and the environment of `mesh-broker`. Owns names, defaults and help texts. Never: what they mean.
+//! The command line and the environment of `mesh-broker`. Owns names, defaults and help texts. Never: their effect.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -25,20 +25,20 @@ Examples:
 
 Exit codes: 0 stopped by SIGTERM or SIGINT, 1 failed, 2 wrong usage, 78 wrong configuration (the message says what to write).";
 
-/// The broker of the mesh: knows who is alive and who has room, decides who runs what.
+/// The broker of the mesh: knows which workers are alive and have room, decides which one runs a task.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-broker", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub struct Arguments {
-    /// Something else than to serve.
+    /// A command other than serving.
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// How to serve.
+    /// Flags of the server.
     #[command(flatten)]
     pub serve: Serve,
 }
 
-/// What else the program does.
+/// Commands other than serving.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make a key pair: FILE (secret) and FILE.pub
@@ -89,7 +89,7 @@ pub struct Serve {
     #[command(flatten)]
     pub redis: RedisFlags,
 
-    /// Who goes first, and where.
+    /// Order and placement of tasks.
     #[command(flatten)]
     pub scheduling: Scheduling,
 
@@ -98,16 +98,16 @@ pub struct Serve {
     pub tuning: Tuning,
 }
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum LogFormat {
     /// For people.
     Text,
-    /// For machines, an object per line.
+    /// For machines: one JSON object per line.
     Json,
 }
 
-/// Who may connect.
+/// Keys and admission.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Keys")]
 pub struct Keys {
@@ -120,7 +120,7 @@ pub struct Keys {
     pub authorized_keys: Option<PathBuf>,
 }
 
-/// The store in place of the embedded one.
+/// Redis as the store, in place of the embedded one.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Redis")]
 pub struct RedisFlags {
@@ -138,11 +138,12 @@ pub struct RedisFlags {
     pub store_wait: Duration,
 }
 
-/// Who goes first, and where.
+/// Order and placement of tasks.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Scheduling")]
 pub struct Scheduling {
-    /// How a worker is chosen: predicted (who will be done first), least-loaded, latest-heartbeat, round-robin or random
+    /// How a worker is chosen: predicted (earliest predicted finish), least-loaded, latest-heartbeat, round-robin or
+    /// random
     #[arg(long, env = "MESH_POLICY", value_name = "POLICY", default_value_t)]
     pub policy: Policy,
 
@@ -166,16 +167,16 @@ pub struct Scheduling {
     #[arg(long, value_name = "POINTS", default_value = "4", value_parser = thousandths)]
     pub weight_share: Thousandths,
 
-    /// What one client may take: its highest priority and, after a colon, its share (1 is everybody's); may be repeated
+    /// Limits of one client: its highest priority and, after a colon, its share (the default is 1); may be repeated
     #[arg(long, value_name = "CLIENT_ID=MAX_PRIORITY[:SHARE]", value_parser = tenant)]
     pub tenant: Vec<(ClientId, Tenant)>,
 
-    /// What clients may take that no --tenant names
+    /// Limits of clients that no --tenant names
     #[arg(long, value_name = "MAX_PRIORITY[:SHARE]", default_value = "100:1", value_parser = allowance)]
     pub tenant_default: Tenant,
 }
 
-/// A number with up to three decimals, as its thousandths.
+/// A number with up to three decimals, in thousandths.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Thousandths(pub u32);
 
@@ -191,15 +192,16 @@ pub struct Tuning {
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = duration)]
     pub client_silence: Duration,
 
-    /// A grant that is not taken up in this time is taken back
+    /// A grant that its client does not take up within this time is withdrawn
     #[arg(long, value_name = "TIME", default_value = "6s", value_parser = duration)]
     pub grant_wait: Duration,
 
-    /// A detached task whose worker has been away this long has failed
+    /// A detached task fails when its worker has been away for this long
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
     pub detached_patience: Duration,
 
-    /// Ended tasks are shown, and results of detached ones found, for this long; workers keep them for their --keep-results
+    /// Ended tasks and results of detached ones can be found for this long; workers keep results for their
+    /// --keep-results
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
     pub keep_ended: Duration,
 
@@ -220,7 +222,7 @@ pub struct Tuning {
     pub workers_max: usize,
 }
 
-/// A time that passes: the machine counts in milliseconds.
+/// Parses a time of at least a millisecond: the machine counts in milliseconds.
 fn duration(text: &str) -> Result<Duration, String> {
     match units::duration(text)? {
         short if short < Duration::from_millis(1) => Err(format!("'{text}' is too short: write 1ms or more")),
@@ -228,7 +230,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// `2`, `0.5`, `12.125`, up to a million.
+/// Parses `2`, `0.5` or `12.125`, up to a million.
 fn thousandths(text: &str) -> Result<Thousandths, String> {
     const WHOLE_MAX: u32 = 1_000_000;
     let wrong = || "write a number from 0 to 1000000 with at most three decimals, like 2 or 0.5".to_owned();
@@ -245,7 +247,7 @@ fn thousandths(text: &str) -> Result<Thousandths, String> {
     Ok(Thousandths(whole * 1000 + milli))
 }
 
-/// `60` or `60:2.5`.
+/// Parses `60` or `60:2.5`.
 fn allowance(text: &str) -> Result<Tenant, String> {
     let (priority, share) = text.split_once(':').unwrap_or((text, "1"));
     let priority_max = priority.parse().ok().filter(|priority| *priority <= PRIORITY_MAX);
@@ -257,11 +259,11 @@ fn allowance(text: &str) -> Result<Tenant, String> {
     }
 }
 
-/// `CLIENT_ID=60:2.5`.
+/// Parses `CLIENT_ID=60:2.5`.
 fn tenant(text: &str) -> Result<(ClientId, Tenant), String> {
     let wrong = "write CLIENT_ID=MAX_PRIORITY or CLIENT_ID=MAX_PRIORITY:SHARE";
     let (client, rest) = text.split_once('=').ok_or(wrong)?;
-    let client = client.parse().map_err(|_| format!("'{client}' is no client id; {wrong}"))?;
+    let client = client.parse().map_err(|_| format!("'{client}' is not a client id; {wrong}"))?;
     Ok((client, allowance(rest)?))
 }
 

@@ -1,4 +1,4 @@
-//! The list of keys that may connect, followed as people edit it. Owns when the file is looked at.
+//! Owns the list of keys that may connect, and when its file is read again.
 
 use std::time::Duration;
 
@@ -6,10 +6,11 @@ use mesh_transport::{Admitted, keys::AuthorizedKeys};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-/// A person who has just edited the file does not wait longer than this; one `stat` costs microseconds.
+/// Interval of looks at the file. A person who has just edited it waits no longer than this; one `stat` costs
+/// microseconds.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// The keys in the file, now and after each change of it. A file that cannot be read any more changes nothing.
+/// The keys in the file, now and after each change of it. If the file can no longer be read, the keys stay.
 pub(crate) fn follow(mut file: AuthorizedKeys) -> Admitted {
     let admitted = Admitted::default();
     admitted.replace(file.keys().clone());

@@ -1,5 +1,5 @@
-//! Settings that make sense, made of the flags given. Owns every check that can be made before anything is opened; each
-//! complaint names the flag and what to write instead.
+//! Owns the settings made from the flags, and every check that is possible before anything is opened. Each error names
+//! the flag and what to write instead.
 
 use std::{
     collections::BTreeMap,
@@ -25,52 +25,52 @@ use crate::{
 /// Longest name of a mesh; it is part of every key in Redis.
 const CLUSTER_BYTES_MAX: usize = 64;
 
-/// What the broker runs with.
+/// Checked settings of the broker.
 #[derive(Debug)]
 pub struct Config {
-    /// Where workers and clients connect.
+    /// Address for workers and clients.
     pub bind: String,
-    /// Where people and monitoring look.
+    /// Address of the admin port; `None` without one.
     pub admin: Option<SocketAddr>,
-    /// Where tasks are remembered.
+    /// The store of tasks.
     pub store: StoreSettings,
-    /// How long a store that does not answer is waited for at the start.
+    /// Longest wait at the start for a store that does not answer.
     pub store_wait: Duration,
-    /// Own keys.
+    /// The broker's own keys.
     pub security: Security,
-    /// Who may connect; `None` in a mesh without keys.
+    /// Keys that may connect; `None` in a mesh without keys.
     pub authorized: Option<AuthorizedKeys>,
     /// The machine's settings.
     pub machine: broker::Config,
 }
 
-/// Why flags or files make no sense.
+/// Why flags or files cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// Not an address.
-    #[error("--admin {0} is no address: write IP:PORT, like 127.0.0.1:9090, or none")]
+    /// The value of `--admin` is not an address.
+    #[error("--admin {0} is not an address: write IP:PORT, like 127.0.0.1:9090, or none")]
     Admin(String),
-    /// Not a name.
-    #[error("--cluster '{0}' is no name: use up to {CLUSTER_BYTES_MAX} letters, digits, dots, dashes and underscores")]
+    /// The value of `--cluster` is not a name.
+    #[error("--cluster '{0}': write up to {CLUSTER_BYTES_MAX} letters, digits, dots, dashes and underscores")]
     Cluster(String),
-    /// No place for the state.
+    /// There is no folder for the state.
     #[error("there is no home folder for the state: name a folder with --state-dir")]
     NoHome,
     /// A key cannot be used.
     #[error("{flag}: {source}")]
     Key {
-        /// Which flag named it.
+        /// The flag that names the key.
         flag: &'static str,
         /// What is wrong with it.
         source: KeyError,
     },
-    /// Not a Redis address.
+    /// The value of `--redis` is not an address.
     #[error("--redis: {0}")]
     Redis(#[from] RedisAddressError),
-    /// Two words about one client.
+    /// Two `--tenant` flags name the same client.
     #[error("--tenant names {0} twice: leave one of them out")]
     TenantTwice(ClientId),
-    /// A flag that would have no effect.
+    /// The flag would have no effect.
     #[error("--redis-ca is for rediss:// servers: name one with --redis")]
     CaWithoutRedis,
 }
@@ -79,7 +79,7 @@ impl Config {
     /// Checks the flags and reads the key files.
     ///
     /// # Errors
-    /// The first thing that makes no sense.
+    /// The first flag or file that cannot be used.
     pub fn new(flags: &Serve) -> Result<Self, ConfigError> {
         let bad_admin = || ConfigError::Admin(flags.admin.clone());
         let admin = (flags.admin != "none").then(|| flags.admin.parse().map_err(|_| bad_admin())).transpose()?;
@@ -130,13 +130,13 @@ impl Config {
         })
     }
 
-    /// Whether anybody who can reach the port may connect from outside this machine.
+    /// Whether any peer outside this machine may connect without a key.
     pub fn is_open_to_the_network(&self) -> bool {
         matches!(self.security, Security::None) && !is_loopback(&self.bind)
     }
 }
 
-/// What each named client may take. The same client twice is a mistake in one of the two.
+/// Limits of each named client. A client that is named twice is an error.
 fn tenants(named: &[(ClientId, broker::Tenant)]) -> Result<BTreeMap<ClientId, broker::Tenant>, ConfigError> {
     let mut tenants = BTreeMap::new();
     for (client, tenant) in named {

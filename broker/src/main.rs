@@ -1,4 +1,4 @@
-//! `mesh-broker`: reads the command line, starts the log, and turns how it ended into an exit code.
+//! `mesh-broker`: reads the command line, starts the log, and turns the outcome into an exit code.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -16,10 +16,10 @@ use mesh_transport::keys::{self, KeyPair};
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
 
-/// Something went wrong on the way.
+/// The broker failed at run time.
 const EXIT_FAILED: u8 = 1;
 
-/// Settings or files are wrong; a supervisor need not try again (`EX_CONFIG` of sysexits.h).
+/// Settings or files are wrong, so a supervisor need not try again (`EX_CONFIG` of sysexits.h).
 const EXIT_CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
@@ -38,7 +38,7 @@ fn keygen(file: &Path) -> ExitCode {
     let made = KeyPair::generate().and_then(|pair| pair.save(file).map(|()| pair));
     match made {
         Ok(pair) => {
-            // The files are there; who does not read the line finds the key in the public one.
+            // The files exist; if the line cannot be printed, the key is in the public file.
             let _ = writeln!(io::stdout(), "{}", keys::to_text(&pair.public()));
             ExitCode::SUCCESS
         }
@@ -76,7 +76,7 @@ fn serve(flags: &Serve) -> ExitCode {
 fn start_log(flags: &Serve) -> Result<(), tracing_subscriber::filter::ParseError> {
     let filter = EnvFilter::try_new(&flags.log)?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    // Of a line that cannot be written (a log service that restarts) it would tell by a panic.
+    // For a line that cannot be written (a restarting log service), the logger would otherwise panic.
     let log = log.with_ansi(io::stderr().is_terminal()).log_internal_errors(false);
     match flags.log_format {
         LogFormat::Text => log.with_target(false).init(),

@@ -1,7 +1,7 @@
-//! Every number the broker shows, and its name. Owns the names on `/metrics`; nothing else in this crate spells one.
+//! Owns every number that the broker shows, and its name on `/metrics`. No other file of this crate spells such a name.
 //!
-//! Numbers of the machine, the socket and the store are read when somebody asks; what happens in the run loop is counted as
-//! it happens.
+//! Numbers of the machine, the socket and the store are read on request. Events of the run loop are counted as they
+//! happen.
 
 use std::time::Duration;
 
@@ -23,51 +23,51 @@ use proto_msgs::{ClientToBroker, DecodeError, ErrorCode, Lane, WorkerToBroker};
 
 use crate::store::StoreHealth;
 
-/// Before every name.
+/// Prefix of every name.
 const PREFIX: &str = "mesh_broker";
 
-/// Counted by the run loop; `event` is the message's name, or what else happened.
+/// Counted by the run loop. The label `event` is the message's name, or another kind of event.
 const EVENTS: &str = "events";
 const HANDLE_SECONDS: &str = "handle_seconds";
 const UNDECODABLE_FRAMES: &str = "undecodable_frames";
 const UNSENDABLE_MESSAGES: &str = "unsendable_messages";
 const REVOKED_MESSAGES: &str = "revoked_key_messages";
 
-/// What the run loop knows when it is asked.
+/// The run loop's answer to a question.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// How things stand in the machine.
+    /// The machine's current state.
     pub gauges: Gauges,
-    /// What has happened in the machine.
+    /// Counts of the machine's events.
     pub counters: Counters,
-    /// The socket's numbers.
+    /// Numbers of the socket.
     pub traffic: Traffic,
-    /// The store's numbers.
+    /// Numbers of the store.
     pub store: StoreHealth,
-    /// Since the start.
+    /// Time since the start.
     pub uptime: Duration,
 }
 
-/// Counters of the run loop. Cheap to count, from one thread.
+/// Counters of the run loop. Counting is cheap and comes from one thread.
 #[derive(Clone, Debug)]
 pub struct LoopMetrics {
-    /// By number of message.
+    /// Counter of each kind of message.
     messages: Vec<(u16, Counter)>,
-    /// Things that are no messages.
+    /// Deadlines handled.
     pub deadlines: Counter,
-    /// Answers of the store.
+    /// Events from the store.
     pub store_events: Counter,
     /// Time from an event to its last action.
     pub handle_seconds: Histogram,
-    /// Messages that would have been longer than a peer takes.
+    /// Messages that were not sent because they were longer than a peer takes.
     pub unsendable: Counter,
-    /// Messages of connections whose key is authorized no more.
+    /// Messages from connections whose key is no longer authorized.
     pub revoked: Counter,
     undecodable: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
 impl LoopMetrics {
-    /// New counters, shown in `registry`.
+    /// New counters, registered in `registry`.
     pub fn new(registry: &mut Registry) -> Self {
         let events = Family::<[(&str, &str); 1], Counter>::default();
         let event = |name: &'static str| events.get_or_create_owned(&[("event", name)]);
@@ -113,7 +113,7 @@ impl LoopMetrics {
         }
     }
 
-    /// Counts a frame that is no message.
+    /// Counts a frame that is not a message.
     pub fn undecodable(&self, error: &DecodeError) {
         let reason = match error {
             DecodeError::NotOurs => "not_ours",
@@ -207,7 +207,7 @@ impl Collector for Snapshot {
 }
 
 impl Snapshot {
-    /// Lanes, refusals, predictions, promises: what has labels, or may be unknown.
+    /// Numbers that have labels or may be unknown: lanes, refusals, predictions, service levels.
     fn encode_scheduling(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let Self { gauges, counters, .. } = self;
         let lanes = |values: [f64; 2]| Lane::ALL.map(|lane| (lane.name(), values[lane.index()]));

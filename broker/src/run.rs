@@ -1,7 +1,7 @@
-//! The broker's life: read the store, listen, turn the loop, stop.
+//! Owns the broker's life: read the store, listen, run the loop, stop.
 //!
-//! Owns the one loop around the machine: socket, store, questions, deadline -> [`Event`] -> `handle` -> actions. There is no
-//! await between `handle` and the last action, so that the machine's view and what was sent never differ.
+//! Owns the one loop around the machine: socket, store, questions, deadline -> [`Event`] -> `handle` -> actions.
+//! Nothing awaits between `handle` and the last action, so the machine's view never differs from what was sent.
 
 use std::{
     io::{self, Write},
@@ -29,46 +29,46 @@ use crate::{
     store::{self, Opened, StoreError},
 };
 
-/// Messages taken from the socket before anything else has its turn again. Enough to make a wake-up cheap, few enough that
-/// deadlines and answers of the store wait for less than a millisecond.
+/// Messages taken from the socket before other sources have their turn. Enough to make a wake-up cheap, few enough that
+/// deadlines and the store's events wait for less than a millisecond.
 const DRAIN_MAX: usize = 64;
 
-/// Questions of the admin port that may wait.
+/// Questions from the admin port that may wait.
 const QUESTIONS_MAX: usize = 16;
 
-/// At the end, messages that are still queued get this long.
+/// Time for queued messages to leave at the end.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 
-/// Why the broker did not run, or not to its end.
+/// Why the broker did not start, or stopped early.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// Nobody can be listened to.
+    /// The address cannot be listened on.
     #[error("--bind: {0}")]
     Listen(#[from] ListenError),
-    /// No sockets at all.
+    /// There can be no sockets.
     #[error(transparent)]
     Context(#[from] ContextError),
-    /// No admin port.
+    /// The admin port cannot be opened.
     #[error("--admin {address}: {source}; stop the program that listens there, choose another port, or write none")]
     Admin {
-        /// Where.
+        /// The address.
         address: std::net::SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// No store.
+    /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The store's thread is gone.
+    /// The store's thread has ended.
     #[error("the store's thread has ended: this is a bug, the log says more")]
     StoreGone,
-    /// Signals cannot be waited for, or standard output is closed.
+    /// Signals cannot be awaited, or standard output is closed.
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
 }
 
 impl RunError {
-    /// Whether the settings, and not the circumstances, are wrong.
+    /// Whether the settings are wrong, and not the circumstances.
     pub const fn is_configuration(&self) -> bool {
         match self {
             Self::Listen(_) | Self::Admin { .. } => true,
@@ -82,7 +82,7 @@ impl RunError {
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// If something that is needed cannot be had, or a thread died.
+/// If a needed resource is not available, or a thread died.
 pub async fn run(config: Config) -> Result<(), RunError> {
     let mut stop = Stop::new()?;
     let mut registry = metrics::registry();
@@ -101,7 +101,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             config.bind
         );
     }
-    // The port is taken first: a wrong address is told at once, and peers that come early only wait.
+    // The port is bound first: a wrong address is reported at once, and early peers only wait.
     let context = Context::new(config.security)?;
     let admitted = config.authorized.map(authorized::follow);
     let admit = admitted.clone().map_or(Admit::Anyone, Admit::Listed);
@@ -131,19 +131,19 @@ fn announce(endpoint: &str, admin: Option<std::net::SocketAddr>) -> io::Result<(
     out.flush()
 }
 
-/// The machine and everything its actions touch.
+/// The machine and the resources that its actions touch.
 struct Shell {
     broker: Broker,
     listener: Listener,
     store: store::Handle,
-    /// Keys that may speak; `None` in a mesh without keys.
+    /// Keys that may send messages; `None` in a mesh without keys.
     admitted: Option<Admitted>,
     metrics: LoopMetrics,
     start: Instant,
     questions: mpsc::Receiver<Question>,
 }
 
-/// Why the loop woke.
+/// The reason why the loop woke.
 enum Wake {
     Stop,
     Heard(Received),
@@ -165,7 +165,7 @@ impl Shell {
         }
         let ended = loop {
             let deadline = self.broker.next_deadline();
-            // The socket is last: whatever floods it, everything else has its turn first.
+            // The socket is last: if peers flood it, the other sources still have their turn.
             let wake = tokio::select! {
                 biased;
                 () = stop.asked() => Wake::Stop,
@@ -199,7 +199,7 @@ impl Shell {
         ended
     }
 
-    /// Handles this message and those that are here already.
+    /// Handles this message and those that have already arrived.
     fn drain(&mut self, first: Received) {
         self.heard(first);
         for _ in 1..DRAIN_MAX {
@@ -226,8 +226,8 @@ impl Shell {
         }
     }
 
-    /// Admission happens when a connection is made; a key that was taken from the list since may not go on speaking over the
-    /// connection it has.
+    /// Whether the sender may still send. Keys are admitted when a connection is made, so a key that left the list
+    /// since then is refused here.
     fn may_speak(&self, key: Option<PublicKey>) -> bool {
         match (&self.admitted, key) {
             (None, _) => true,
@@ -268,7 +268,7 @@ impl Shell {
     }
 
     fn send(&mut self, peer: PeerId, frame: Frame) {
-        // Lost messages are said again by whoever misses them; the socket counts them.
+        // Lost messages are repeated by the peer that misses an answer. The socket counts them.
         if let Err(error) = self.listener.send(peer, frame) {
             debug!("{peer:?}: {error}");
         }
@@ -293,7 +293,7 @@ async fn at(start: Instant, deadline: Option<MonoTime>) {
     }
 }
 
-/// The wish of a person or a supervisor that the broker ends.
+/// The stop signals from a person or a supervisor.
 struct Stop {
     terminate: Signal,
     interrupt: Signal,

@@ -1,7 +1,7 @@
 //! What outlives the broker: the Metric Table for others to read, and tasks that must survive a restart.
 //!
-//! Owns how changes get to a store and what happens when it is away. Never: a decision. The machine goes on without its
-//! store; it only hears [`Event::Stored`], [`Event::StoreAway`] and [`Event::StoreBack`].
+//! Owns the way of changes to a store, and what happens when the store is away. Never: a decision. The machine goes on
+//! without its store; it only hears [`Event::Stored`], [`Event::StoreAway`] and [`Event::StoreBack`].
 //!
 //! ```text
 //!   run loop                          thread "store"
@@ -32,50 +32,50 @@ pub use self::{
     writer::{Handle, Opened, StoreHealth, open},
 };
 
-/// A place where records are kept. Called by one writer, one call at a time.
+/// A place for records. One writer calls it, one call at a time.
 pub trait Store {
-    /// What it is called in health and views.
+    /// The store's name in health and views.
     const NAME: &'static str;
 
-    /// How often [`Self::keep`] is to be called when nothing is written; `None` if never.
+    /// Interval of [`Self::keep`] when nothing is written; `None` if never.
     const KEEP_EVERY: Option<Duration>;
 
-    /// Whether it shows workers and undurable tasks to others. If not, it is only told of durable tasks.
+    /// Whether the store shows workers and undurable tasks to others. If not, it gets durable tasks only.
     const SHOWS_ALL: bool;
 
-    /// Tasks that were to be remembered. Called once, first.
+    /// The tasks to remember. Called once, before any other call.
     fn restore(&mut self) -> impl Future<Output = Result<Vec<TaskRecord>, StoreError>>;
 
-    /// Writes all of it. After an error any part of it may be written; it comes again.
+    /// Writes the whole batch. After an error any part of it may be written, and the batch comes again.
     fn write(&mut self, batch: &Batch) -> impl Future<Output = Result<(), StoreError>>;
 
-    /// Makes sure that the store answers and is still this broker's.
+    /// Checks that the store answers and still belongs to this broker.
     fn keep(&mut self) -> impl Future<Output = Result<Kept, StoreError>>;
 
     /// Gives the store up, so that the next broker need not wait for it.
     fn release(self) -> impl Future<Output = ()>;
 }
 
-/// What [`Store::keep`] found.
+/// The result of [`Store::keep`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kept {
-    /// All as before.
+    /// The store is unchanged.
     Same,
-    /// The store may have lost what was in it: write everything that lives again.
+    /// The store may have lost its content: everything that lives must be written again.
     Emptied,
 }
 
-/// Which store, and where.
+/// The kind of store, and its place.
 #[derive(Clone, Debug)]
 pub enum StoreSettings {
-    /// A file of the broker's own, in this folder.
+    /// A file of this broker alone, in this folder.
     Embedded(PathBuf),
     /// A Redis server, its sentinels, or a cluster.
     Redis(Box<RedisSettings>),
 }
 
 impl StoreSettings {
-    /// What the store is called.
+    /// The store's name in health and views.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Embedded(_) => EmbeddedStore::NAME,
@@ -92,89 +92,89 @@ impl StoreSettings {
     }
 }
 
-/// Why a store does not do what it should.
+/// Why a store operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The folder cannot be used.
     #[error("state folder {folder} cannot be written: {source}; name another with --state-dir")]
     Folder {
-        /// Which.
+        /// The folder.
         folder: PathBuf,
-        /// What the operating system says.
+        /// The system's error.
         source: std::io::Error,
     },
     /// Another broker has the file open.
     #[error("state folder {folder} is in use by another broker: give this one its own with --state-dir")]
     Locked {
-        /// Which.
+        /// The folder.
         folder: PathBuf,
     },
-    /// The file is not what a broker wrote.
+    /// The file's content is not a broker's.
     #[error(
         "{file} is damaged ({reason}): move it away and start again; detached tasks in it are lost, attached ones come back from their clients"
     )]
     Damaged {
-        /// Which.
+        /// The file.
         file: PathBuf,
-        /// What is wrong with it.
+        /// The damage.
         reason: String,
     },
-    /// Another broker works under the same cluster name.
+    /// Another broker uses the same cluster name.
     #[error(
         "cluster '{cluster}' at {server} already has a broker ({holder}): stop that one, or name another cluster with --cluster"
     )]
     Taken {
-        /// Which.
+        /// The name of the cluster.
         cluster: String,
-        /// Where.
+        /// The server.
         server: String,
-        /// What the other broker says of itself.
+        /// The other broker's description of itself.
         holder: String,
     },
-    /// A key of ours is something else's.
+    /// One of this broker's keys belongs to other software.
     #[error(
         "key {key} at {server} is a {found}, not the {wanted} this broker keeps there: delete it, or name another cluster with --cluster"
     )]
     Foreign {
-        /// Which.
+        /// The key.
         key: String,
-        /// Where.
+        /// The server.
         server: String,
-        /// What is there.
+        /// The type found.
         found: String,
-        /// What should be.
+        /// The type expected.
         wanted: &'static str,
     },
-    /// The server does not let this user in or do what is needed.
+    /// The server refuses the login, or the user may not do what is needed.
     #[error(
         "{server} refuses this broker: {reason}; check user and password in --redis, and that the user may write keys mesh:*"
     )]
     Refused {
-        /// Where.
+        /// The server.
         server: String,
-        /// What it says.
+        /// The server's answer.
         reason: String,
     },
-    /// The settings make no sense to the client library.
+    /// The client library cannot use the settings.
     #[error("--redis {server} cannot be used: {reason}")]
     Unusable {
-        /// Where.
+        /// The server.
         server: String,
-        /// What is wrong.
+        /// The library's reason.
         reason: String,
     },
-    /// It does not answer, or cannot write right now.
+    /// The store does not answer, or cannot write right now.
     #[error("{server} cannot be used right now: {reason}")]
     Away {
-        /// Where.
+        /// The store.
         server: String,
-        /// What happened.
+        /// The error.
         reason: String,
     },
 }
 
 impl StoreError {
-    /// Whether only a person can help: trying again at the start makes no sense.
+    /// Whether only a person can help, so that trying again at the start is useless.
     pub const fn is_configuration(&self) -> bool {
         !matches!(self, Self::Away { .. })
     }

@@ -1,7 +1,7 @@
 //! The store of a broker without Redis: one file in its state folder, for tasks that must survive a restart.
 //!
-//! Owns the file. A write that returned is on disk (redb syncs each commit), and one that hangs with its disk hangs nobody else.
-//! Never: the Metric Table; workers say who they are again within a heartbeat.
+//! Owns the file. A write that returned is on disk (redb syncs each commit). A write that hangs with its disk blocks
+//! only itself. Never: the Metric Table, since workers register again within a heartbeat.
 
 use std::{
     collections::HashMap,
@@ -23,21 +23,21 @@ use super::{
 /// The file in the state folder.
 pub const FILE_NAME: &str = "broker.redb";
 
-/// Task id to the task's fields as a JSON object. The same fields as in Redis: one form to keep readable.
+/// Task id -> the task's fields as a JSON object, the same fields as in Redis: one form to keep readable.
 const TASKS: TableDefinition<'_, &str, &str> = TableDefinition::new("tasks");
 
-/// See the head of this file.
+/// The store of a broker without Redis: one redb file in its state folder.
 #[derive(Debug)]
 pub struct EmbeddedStore {
     file: PathBuf,
-    /// `None` while a write has it, and after one failed: redb wants its file closed and opened again then.
+    /// `None` during a write, and after a failed one: then redb requires that its file is closed and opened again.
     database: Option<Database>,
-    /// The write that is under way. Who ordered it may have stopped waiting; the disk has not.
+    /// The write under way. Its caller may have stopped waiting; the disk has not.
     writing: Option<JoinHandle<Result<Database, redb::Error>>>,
 }
 
 impl EmbeddedStore {
-    /// Opens or makes the file in this folder, which is made if need be.
+    /// Opens or creates the file in this folder. A missing folder is made.
     ///
     /// # Errors
     /// If the folder cannot be written, another broker has the file, or the file is damaged.
@@ -45,12 +45,12 @@ impl EmbeddedStore {
         fs::create_dir_all(folder).map_err(|source| StoreError::Folder { folder: folder.to_owned(), source })?;
         let file = folder.join(FILE_NAME);
         let database = open_file(folder, &file)?;
-        // Makes the table, and shows now rather than at the first task that the file can be written.
+        // Creates the table. It also shows now, not at the first task, whether the file can be written.
         commit(&database, &Batch::new()).map_err(|error| away(&file, &error))?;
         Ok(Self { file, database: Some(database), writing: None })
     }
 
-    /// What is there to be read. What only an older broker could read is deleted: nobody would ever end it.
+    /// Reads all tasks. Records that only an older broker could read are deleted, since nobody would ever end them.
     fn read(&self) -> Result<Vec<TaskRecord>, redb::Error> {
         let Some(database) = &self.database else { return Ok(Vec::new()) };
         let (mut records, mut outdated) = (Vec::new(), Vec::new());
@@ -64,7 +64,7 @@ impl EmbeddedStore {
             match parse(text.value()) {
                 Ok(record) => records.push(record),
                 Err(RecordError::Outdated(_)) => outdated.push(id.value().to_owned()),
-                // One record must not keep the broker, and so all others, from working. It stays in the file.
+                // One unreadable record must not keep the broker from working. It stays in the file.
                 Err(reason) => error!("task {} in {} cannot be read: {reason}", id.value(), self.file.display()),
             }
         }
@@ -82,7 +82,7 @@ impl EmbeddedStore {
     }
 
     async fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
-        // How an earlier write went that nobody waited for does not matter: what was in it comes again.
+        // The result of an earlier, abandoned write does not matter: its changes come again.
         let _ = self.written().await;
         let (database, file, batch) = (self.database.take(), self.file.clone(), batch.clone());
         self.writing = Some(spawn_blocking(move || {
@@ -93,7 +93,7 @@ impl EmbeddedStore {
         self.written().await
     }
 
-    /// The end of the write that is under way, if one is.
+    /// Waits for the write under way, if there is one.
     async fn written(&mut self) -> Result<(), StoreError> {
         let Some(writing) = &mut self.writing else { return Ok(()) };
         let outcome = writing.await;
@@ -165,7 +165,7 @@ fn to_text(record: &TaskRecord) -> String {
 }
 
 fn parse(text: &str) -> Result<TaskRecord, RecordError> {
-    // A text that is no record lacks its first field.
+    // A text that is not a record lacks its first field.
     let fields: HashMap<String, String> = serde_json::from_str(text).unwrap_or_default();
     record::task_from_fields(&fields).map(|(record, _)| record)
 }
@@ -190,7 +190,7 @@ mod tests {
         EmbeddedStore::open(folder).unwrap().restore().await.unwrap()
     }
 
-    /// The file as a broker that was killed leaves it: copied while it is open.
+    /// A copy of the open file, as a killed broker leaves it.
     fn after_kill(folder: &Path) -> tempfile::TempDir {
         let copy = tempfile::tempdir().unwrap();
         fs::copy(folder.join(FILE_NAME), copy.path().join(FILE_NAME)).unwrap();
@@ -247,7 +247,7 @@ mod tests {
         let changed: Vec<usize> =
             (0..before.len() / PAGE).filter(|&number| page(&before, number) != page(&after, number)).collect();
         assert!((2..=8).contains(&changed.len()), "the second write changed pages {changed:?}");
-        // Whichever pages of the second write have reached the disk.
+        // Any subset of the second write's pages may have reached the disk.
         for reached in 0..1_u32 << changed.len() {
             let mut torn = before.clone();
             for (bit, &number) in changed.iter().enumerate() {
@@ -266,7 +266,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut store = EmbeddedStore::open(folder.path()).unwrap();
         store.write(&vec![put(1)]).await.unwrap();
-        // As a write to a full disk leaves it.
+        // The state that a write to a full disk leaves.
         store.database = None;
         assert_eq!(store.keep().await.unwrap(), Kept::Same);
         store.write(&vec![put(2)]).await.unwrap();
@@ -277,7 +277,7 @@ mod tests {
     async fn a_disk_that_hangs_is_noticed_and_what_it_had_is_there_once_it_is_back() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = EmbeddedStore::open(folder.path()).unwrap();
-        // Until it ends, no other write gets on.
+        // Until this transaction ends, no other write can go on.
         let other = store.database.as_ref().unwrap().begin_write().unwrap();
         let patience = Duration::from_millis(100);
         assert!(timeout(patience, store.write(&vec![put(1)])).await.is_err(), "the caller gets on with its work");

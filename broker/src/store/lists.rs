@@ -1,5 +1,5 @@
-//! Lists inside one field of a record: entries apart by spaces, free text in percent escapes so that it holds none. Owns
-//! how stages, labels and service levels look there, and the way back. Never: which field they stand in.
+//! Lists inside one field of a record: entries separated by spaces, free text in percent escapes so that it contains
+//! none. Owns the form of stages, labels and service levels there, and parsing it. Never: the fields that contain them.
 
 use std::str::FromStr;
 
@@ -8,7 +8,7 @@ use proto_msgs::{
     limits::{RULES_MAX, STAGES_AFTER_MAX},
 };
 
-/// Stages after the first: `name:digest:bytes:format`, in order.
+/// Later stages as text: `name:digest:bytes:format`, in order.
 pub(super) fn stages_text(stages: &[Stage]) -> String {
     let entry = |stage: &Stage| {
         let ModelRef { digest, size_bytes, format } = stage.model;
@@ -17,7 +17,7 @@ pub(super) fn stages_text(stages: &[Stage]) -> String {
     stages.iter().map(entry).collect::<Vec<_>>().join(" ")
 }
 
-/// The stages in this text; `None` if it is no list of stages.
+/// Parses stages; `None` if the text is not a list of stages.
 pub(super) fn stages(text: &str) -> Option<Vec<Stage>> {
     let entry = |text: &str| {
         let mut parts = text.split(':');
@@ -30,7 +30,7 @@ pub(super) fn stages(text: &str) -> Option<Vec<Stage>> {
     (stages.len() <= STAGES_AFTER_MAX).then_some(stages)
 }
 
-/// Label rules: `require:key=value` or `prefer:key=value`.
+/// Label rules as text: `require:key=value` or `prefer:key=value`.
 pub(super) fn labels_text(rules: &[LabelRule]) -> String {
     let entry = |rule: &LabelRule| {
         let wish = if rule.required { "require" } else { "prefer" };
@@ -39,7 +39,7 @@ pub(super) fn labels_text(rules: &[LabelRule]) -> String {
     rules.iter().map(entry).collect::<Vec<_>>().join(" ")
 }
 
-/// The rules in this text; `None` if it is no list of rules.
+/// Parses label rules; `None` if the text is not a list of rules.
 pub(super) fn labels(text: &str) -> Option<Vec<LabelRule>> {
     let entry = |text: &str| {
         let (wish, rule) = text.split_once(':')?;
@@ -55,12 +55,12 @@ pub(super) fn labels(text: &str) -> Option<Vec<LabelRule>> {
     (rules.len() <= RULES_MAX).then_some(rules)
 }
 
-/// A service level: `latency_ms:permille`, empty for none.
+/// A service level as text: `latency_ms:permille`, empty for none.
 pub(super) fn slo_text(slo: Option<Slo>) -> String {
     slo.map(|slo| format!("{}:{}", slo.latency_ms, slo.max_violation_permille)).unwrap_or_default()
 }
 
-/// The service level in this text; the outer `None` if it is none and not empty.
+/// Parses a service level. The outer `None` means that the text is neither empty nor a service level.
 pub(super) fn slo(text: &str) -> Option<Option<Slo>> {
     if text.is_empty() {
         return Some(None);
@@ -73,7 +73,7 @@ fn parsed<T: FromStr>(text: &str) -> Option<T> {
     text.parse().ok()
 }
 
-/// Everything but letters, digits, dots, dashes and underscores as `%xx`.
+/// Escapes everything but letters, digits, dots, dashes and underscores as `%xx`.
 fn escaped(text: &str) -> String {
     let one = |byte: u8| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'-' | b'_' => char::from(byte).to_string(),

@@ -1,7 +1,7 @@
-//! Changes on their way to the store, merged by key: the last one wins, and what came and went in between is never
-//! written.
+//! Changes on their way to the store, merged by key: the last one wins, and a record that came and went in between is
+//! never written.
 //!
-//! Owns what has to be written next. Never: a store, a thread, a lock. Its size is bounded by the number of workers and
+//! Owns what must be written next. Never: a store, a thread, a lock. Its size is bounded by the number of workers and
 //! tasks that live or are in the store, however long the store is away.
 
 use std::{
@@ -14,33 +14,33 @@ use std::{
 use mesh_core::broker::{Change, TaskRecord, WorkerRecord};
 use proto_msgs::{Epoch, TaskId, WorkerId};
 
-/// One thing to be written.
+/// One change to the store.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Write {
-    /// A worker's row; if `whole`, the store may not have the fields that stay the same.
+    /// Write a worker's row; if `whole`, the store may lack the fields that do not change.
     PutWorker {
         /// The row.
         record: Arc<WorkerRecord>,
-        /// Write all fields.
+        /// Whether to write all fields.
         whole: bool,
     },
-    /// The worker's row goes.
+    /// Remove a worker's row.
     DropWorker(WorkerId),
-    /// A task.
+    /// Write a task.
     PutTask {
         /// The task.
         record: Arc<TaskRecord>,
-        /// It is to be remembered across restarts.
+        /// Whether the task is remembered across restarts.
         durable: bool,
     },
-    /// The task goes.
+    /// Remove a task.
     DropTask(TaskId),
 }
 
-/// What is written in one go.
+/// The changes of one write.
 pub type Batch = Vec<Write>;
 
-/// What a change is about.
+/// The record that a change is about.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 enum Key {
     Worker(WorkerId),
@@ -55,18 +55,18 @@ enum Value {
         record: Arc<TaskRecord>,
         durable: bool,
     },
-    /// A worker's row that was written. It is not kept here: the worker says it again with its next heartbeat.
+    /// A worker's row that was written. It is not kept here, since the next heartbeat brings it again.
     WorkerWritten,
-    /// Nothing.
+    /// The record is deleted.
     Gone,
 }
 
 #[derive(Debug)]
 struct Entry {
     value: Value,
-    /// The store has this key, or may have it: a write of it was tried.
+    /// The store has this key, or may have it since a write was tried.
     stored: bool,
-    /// The life of the worker of which the store has the fields that stay the same.
+    /// The life of the worker whose unchanging fields the store has.
     epoch: Option<Epoch>,
 }
 
@@ -76,20 +76,20 @@ impl Entry {
     }
 }
 
-/// See the head of this file.
+/// Changes that are not in the store yet, merged by key.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
     entries: HashMap<Key, Entry>,
-    /// Keys whose value has to be written with the next tick.
+    /// Keys to write with the next tick.
     dirty: HashSet<Key>,
-    /// Keys whose value has to be written at once; not in `dirty`.
+    /// Keys to write at once; not in `dirty`.
     urgent: HashSet<Key>,
-    /// When the oldest change that is not in the store was made.
+    /// Time of the oldest change that is not in the store.
     behind_since: Option<Instant>,
 }
 
 impl Pending {
-    /// Takes one change in.
+    /// Adds one change.
     pub(crate) fn save(&mut self, change: Change, now: Instant) {
         match change {
             Change::PutWorker(record) => {
@@ -137,8 +137,8 @@ impl Pending {
         }
     }
 
-    /// Tasks that the store had before this broker began: they are written again only if they change or the store loses
-    /// them.
+    /// Adds tasks that the store had before this broker started. They are written again only if they change or the
+    /// store loses them.
     pub(crate) fn restored(&mut self, records: &[TaskRecord]) {
         for record in records {
             let value = Value::Task { record: Arc::new(record.clone()), durable: true };
@@ -146,7 +146,7 @@ impl Pending {
         }
     }
 
-    /// At most `limit` changes: those that cannot wait first, the others only if `all`.
+    /// Takes at most `limit` changes: urgent ones first, the others only if `all`.
     pub(crate) fn take(&mut self, limit: usize, all: bool) -> Batch {
         let mut keys: Vec<Key> = self.urgent.iter().copied().take(limit).collect();
         if all {
@@ -180,12 +180,12 @@ impl Pending {
         batch
     }
 
-    /// The batch that [`Self::take`] gave is in the store.
+    /// The batch from [`Self::take`] is in the store.
     pub(crate) fn written(&mut self, taken_at: Instant) {
         self.behind_since = (!self.is_settled()).then_some(taken_at);
     }
 
-    /// The batch did not get there, or only in parts: everything in it that has not changed since has to be written again.
+    /// The batch failed, or was written in part: every change in it that is still current must be written again.
     pub(crate) fn put_back(&mut self, batch: Batch) {
         for write in batch {
             match write {
@@ -220,8 +220,8 @@ impl Pending {
         }
     }
 
-    /// The store may have lost everything: all that lives and is known here has to be written again, durable tasks first.
-    /// Rows of workers follow with their next heartbeats, whole.
+    /// The store may have lost everything: every known task must be written again, durable ones first. Rows of workers
+    /// follow with their next heartbeats, whole.
     pub(crate) fn write_all_again(&mut self) {
         for (key, entry) in &mut self.entries {
             match entry.value {
@@ -236,22 +236,22 @@ impl Pending {
         }
     }
 
-    /// Nothing has to be written.
+    /// Whether nothing must be written.
     pub(crate) fn is_settled(&self) -> bool {
         self.dirty.is_empty() && self.urgent.is_empty()
     }
 
-    /// Changes that cannot wait.
+    /// Whether urgent changes wait.
     pub(crate) fn has_urgent(&self) -> bool {
         !self.urgent.is_empty()
     }
 
-    /// Changes that are not in the store.
+    /// Number of changes that are not in the store.
     pub(crate) fn len(&self) -> usize {
         self.dirty.len() + self.urgent.len()
     }
 
-    /// When the oldest of them was made.
+    /// Time of the oldest change that is not in the store.
     pub(crate) const fn behind_since(&self) -> Option<Instant> {
         self.behind_since
     }
@@ -274,7 +274,7 @@ mod tests {
         Change::PutWorker(Box::new(WorkerRecord { seen_unix_ms, ..worker(number) }))
     }
 
-    /// Saves all, one millisecond apart.
+    /// A `Pending` with all these changes.
     fn pending(changes: impl IntoIterator<Item = Change>) -> Pending {
         let mut pending = Pending::default();
         save(&mut pending, changes);

@@ -1,8 +1,8 @@
-//! Records as named text fields: what `redis-cli HGETALL` shows and what the embedded store keeps. One form for both.
+//! Owns records as named text fields: the same form for `redis-cli HGETALL` and for the embedded store.
 //!
-//! Every number carries its unit in the field's name. A field that is not known is there with an empty value, so that a
-//! newer heartbeat always overwrites an older one. Owns the names and the way back for tasks. Never: secrets (a worker's
-//! ticket key stays out), keys of the store, when something is written.
+//! Every number carries its unit in the field's name. An unknown field has an empty value, so that a newer heartbeat
+//! always overwrites an older one. Owns the names, and parsing for tasks. Never: secrets (a worker's ticket key stays
+//! out), keys of the store, the times of writes.
 
 use std::{collections::HashMap, fmt::Display, str::FromStr};
 
@@ -14,36 +14,36 @@ use proto_msgs::{
 
 use super::lists;
 
-/// Changed whenever a task of an older version could be misread.
+/// Version of a record. It changes whenever a task of an older version could be misread.
 pub const RECORD_VERSION: u32 = 2;
 
-/// Models a row names; the most recently used ones of those a worker holds. A row is read by people, and 16 digests are
-/// already a kilobyte in every heartbeat.
+/// Models in a row: the most recently used ones that the worker holds. People read a row, and 16 digests are already a
+/// kilobyte in every heartbeat.
 pub const ROW_MODELS_MAX: usize = 16;
 
-/// Names and values, in the order in which they are shown.
+/// Names and values of a record, in display order.
 pub type Fields = Vec<(&'static str, String)>;
 
-/// What a record lacked.
+/// Why fields are not a task record.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum RecordError {
-    /// Written by an older broker. Its client and its worker speak an older protocol, so nobody is left who could end it.
+    /// An older broker wrote it. Its client and its worker speak an older protocol, so nobody could end the task.
     #[error("it has version {0}, this broker reads {RECORD_VERSION}")]
     Outdated(u32),
-    /// Written by a newer broker.
+    /// A newer broker wrote it.
     #[error("it has version {0}, this broker reads {RECORD_VERSION}: start the broker that wrote it")]
     Version(String),
-    /// A field is missing or not of its type.
+    /// A field is missing or has the wrong type.
     #[error("field {field} is {got:?}")]
     Field {
-        /// Which.
+        /// Name of the field.
         field: &'static str,
-        /// What stood there; empty if nothing.
+        /// Its value; empty if missing.
         got: String,
     },
 }
 
-/// What stays the same during one life of a worker.
+/// The fields that do not change during one life of a worker.
 pub fn worker_identity(record: &WorkerRecord) -> Fields {
     let register = &record.register;
     let engine = match register.engine {
@@ -75,7 +75,7 @@ pub fn worker_identity(record: &WorkerRecord) -> Fields {
     ]
 }
 
-/// What changes with every heartbeat. Lists of GPUs are in the order of `gpu_names`.
+/// The fields that change with every heartbeat. Lists of GPUs are in the order of `gpu_names`.
 pub fn worker_state(record: &WorkerRecord) -> Fields {
     let mut fields = vec![
         ("seen_unix_ms", record.seen_unix_ms.to_string()),
@@ -122,7 +122,7 @@ fn lanes(lanes: &[LaneLoad; 2]) -> Fields {
     ]
 }
 
-/// What models cost, lists in the order of `measured_models`.
+/// The cost of models; lists are in the order of `measured_models`.
 fn costs(costs: &[ModelCost]) -> Fields {
     let shown = || costs.iter().take(ROW_MODELS_MAX);
     let best = |cost: &ModelCost| cost.best_batch.max(1);
@@ -136,7 +136,7 @@ fn costs(costs: &[ModelCost]) -> Fields {
     ]
 }
 
-/// A task, complete: [`task_from_fields`] makes the same task of it.
+/// All fields of a task. [`task_from_fields`] turns them into the same task.
 pub fn task_fields(record: &TaskRecord, durable: bool) -> Fields {
     let (outcome, code, text, run_us, load_us) = match record.ended.as_ref().map(|(outcome, _)| outcome) {
         None => ("", "", "", None, None),
@@ -182,10 +182,10 @@ pub fn task_fields(record: &TaskRecord, durable: bool) -> Fields {
     ]
 }
 
-/// The task in these fields, and whether it is one to remember across restarts.
+/// Parses a task, and whether it is remembered across restarts.
 ///
 /// # Errors
-/// If another version of the broker wrote it, or a field is missing or not of its type.
+/// If another version of the broker wrote it, or a field is missing or has the wrong type.
 pub fn task_from_fields(fields: &HashMap<String, String>) -> Result<(TaskRecord, bool), RecordError> {
     let row = Row(fields);
     match row.text("record_version").parse() {
@@ -232,7 +232,7 @@ pub fn task_from_fields(fields: &HashMap<String, String>) -> Result<(TaskRecord,
     Ok((record, row.flag("durable")?))
 }
 
-/// Fields on their way back to values.
+/// Fields that are parsed back to values.
 struct Row<'a>(&'a HashMap<String, String>);
 
 impl Row<'_> {

@@ -1,6 +1,6 @@
-//! The store in Redis: a table that people and other programs read, and the memory for restarts.
+//! The store in Redis: a table for people and other programs, and the memory for restarts.
 //!
-//! Owns the names of the keys and what is in them. The braces make all keys of a mesh live in one slot of a Redis Cluster.
+//! Owns the names of the keys and their content. The braces put all keys of a mesh into one slot of a Redis Cluster.
 //!
 //! ```text
 //!   mesh:{NAME}:worker:<id>  hash, a worker's row; expires when the worker falls silent
@@ -34,45 +34,45 @@ use super::{
     record::{self, RecordError},
 };
 
-/// A connection must come about in this time.
+/// Longest time to connect.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 
-/// A pipeline must be answered in this time.
+/// Longest time until a pipeline is answered.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
-/// A row outlives its worker by this, so that the broker, and not the clock of Redis, decides when a worker is dead: only a
-/// broker that is gone leaves rows to expire.
+/// Time that a row outlives its worker, so that the broker, and not Redis' clock, decides when a worker is dead. Rows
+/// expire only if their broker is gone.
 const ROW_GRACE: Duration = Duration::from_secs(2);
 
-/// The index of workers outlives the last heartbeat by this; longer than any sensible heartbeat.
+/// Time that the index of workers outlives the last heartbeat; longer than any sensible heartbeat interval.
 const INDEX_KEPT: Duration = Duration::from_secs(3600);
 
-/// A task that no broker has touched for this long belongs to nobody: longer than the longest deadline and the time that
-/// results are kept.
+/// Time after which an untouched task belongs to no broker: longer than the longest deadline plus the time that results
+/// are kept.
 const TASK_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Tasks read in one pipeline at the start.
+/// Tasks per pipeline when they are read at the start.
 const RESTORE_PAGE: usize = 500;
 
-/// What is needed to reach the store.
+/// Settings of the connection to Redis.
 #[derive(Clone, Debug)]
 pub struct RedisSettings {
-    /// Where.
+    /// Address of the server.
     pub address: RedisAddress,
     /// Certificate authority (PEM) in place of the system's.
     pub root_cert: Option<PathBuf>,
     /// Name of the mesh.
     pub cluster: String,
-    /// What this broker says of itself in the lease; must differ between any two starts.
+    /// This broker's description of itself in the lease; must differ between any two starts.
     pub holder: String,
 }
 
-/// See the head of this file.
+/// The store in Redis.
 pub struct Redis {
     settings: RedisSettings,
     client: Client,
     connection: Option<Connection>,
-    /// When the lease was last seen to be ours.
+    /// Time at which the lease was last known to be this broker's.
     leased_at: Option<Instant>,
 }
 
@@ -88,12 +88,12 @@ impl fmt::Debug for Redis {
 }
 
 impl Redis {
-    /// Connects.
+    /// Connects to the server.
     ///
     /// # Errors
-    /// If the settings are wrong, or nobody answers.
+    /// If the settings are wrong, or the server does not answer.
     pub async fn open(settings: &RedisSettings) -> Result<Self, StoreError> {
-        // Fails only if there is a provider already, which is as good.
+        // Fails only if a provider is already installed, which is just as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let server = settings.address.shown().to_owned();
         let root_cert = match &settings.root_cert {
@@ -118,7 +118,8 @@ impl Redis {
         format!("mesh:{{{}}}:{kind}:{id}", self.settings.cluster)
     }
 
-    /// Sends a pipeline and reads its answers. After an error the connection is made anew: the server may be another one.
+    /// Sends a pipeline and reads its answers. After an error the next call reconnects, since the server may be another
+    /// one.
     async fn ask<T: FromRedisValue>(&mut self, pipeline: &Pipeline) -> Result<T, StoreError> {
         let answer = self.try_ask(pipeline).await;
         answer.map_err(|error| {
@@ -154,7 +155,7 @@ impl Redis {
         }
     }
 
-    /// Refuses keys that other software keeps under our names.
+    /// Fails if other software uses one of this broker's keys.
     async fn check_types(&mut self, keys: &[(String, &'static str)]) -> Result<(), StoreError> {
         let mut pipeline = Pipeline::new();
         for (key, _) in keys {
@@ -171,7 +172,7 @@ impl Redis {
         }
     }
 
-    /// Tells a person if the server would forget everything with its process.
+    /// Warns if the server would lose everything with its process.
     async fn look_at_persistence(&mut self) {
         let mut pipeline = Pipeline::new();
         pipeline.cmd("CONFIG").arg("GET").arg("appendonly");
@@ -185,8 +186,8 @@ impl Redis {
         }
     }
 
-    /// Reads one page of tasks; what is not to be remembered is deleted, and so is what only an older broker could read: nobody
-    /// would ever end it. Gives how many of those there were.
+    /// Reads one page of tasks. It deletes those that need not be remembered, and those that only an older broker could
+    /// read, since nobody would ever end them. Returns the number of the latter.
     async fn restore_page(&mut self, ids: &[String], records: &mut Vec<TaskRecord>) -> Result<usize, StoreError> {
         let mut read = Pipeline::new();
         let keys: Vec<_> = ids.iter().map(|id| (self.id_key("task", id), "hash")).collect();
@@ -265,7 +266,7 @@ impl Redis {
                 }
             }
         }
-        // Indexes last: an id that is listed has its row.
+        // Indexes last, so that an id that is listed has its row.
         for index in [seen, unseen, added, removed] {
             if index.args_iter().len() > 2 {
                 pipeline.add_command(index).ignore();
@@ -276,7 +277,7 @@ impl Redis {
         pipeline
     }
 
-    /// The key at which a write of this batch met another type, if that was its trouble.
+    /// If a write of this batch failed because a key has another type, the error names that key.
     async fn foreign_key(&mut self, batch: &Batch) -> Result<(), StoreError> {
         let rows = batch.iter().filter_map(|write| match write {
             Write::PutWorker { record, .. } => Some((self.id_key("worker", record.register.worker), "hash")),
@@ -302,7 +303,7 @@ impl Store for Redis {
         self.check_types(&keys).await?;
         self.take_lease().await?;
         self.look_at_persistence().await;
-        // Workers that live are in it again with their next heartbeats.
+        // Workers that are alive are added again by their next heartbeats.
         let mut read = Pipeline::new();
         read.cmd("DEL").arg(self.key("workers")).ignore();
         read.cmd("SMEMBERS").arg(self.key("tasks"));

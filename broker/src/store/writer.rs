@@ -1,7 +1,7 @@
-//! The thread that writes behind: merges changes for a tick, writes them in one go, tries again for as long as it takes.
+//! The store's thread: it merges changes for a tick, writes them in one go, and tries again for as long as it takes.
 //!
-//! Owns the store's thread and the queue in front of it. Never blocks the run loop: [`Handle::save`] merges under a lock
-//! that is only ever held for moments.
+//! Owns the store's thread and the queue in front of it. Never blocks the run loop: [`Handle::save`] merges under a
+//! lock that is held only for moments.
 
 use std::{
     sync::{
@@ -21,37 +21,37 @@ use tracing::{error, info, warn};
 
 use super::{Batch, EmbeddedStore, Kept, Redis, Store, StoreError, StoreSettings, Write, pending::Pending};
 
-/// Changes gather this long before they are written. Heartbeats come every second: a reader sees them at most 5 % late,
+/// Time that changes gather before they are written. Heartbeats come every second: a reader sees them at most 5 % late,
 /// and 10,000 workers make batches of 500.
 const TICK: Duration = Duration::from_millis(50);
 
 /// Changes in one write. A pipeline of this size takes Redis tens of milliseconds, well within the answer timeout.
 const BATCH_WRITES_MAX: usize = 2_000;
 
-/// A write may take this long before the store counts as away. Longer than any hiccup of a disk, shorter than the patience
-/// of a client that waits for its detached task to be taken.
+/// Longest time of a write before the store counts as away. Longer than a disk's hiccup, shorter than the patience of a
+/// client that waits for its detached task to be accepted.
 const WRITE_MAX: Duration = Duration::from_secs(5);
 
-/// Pauses between attempts while the store is away: doubled from the first up to the last.
+/// Pauses between attempts while the store is away: doubled from the first to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(2);
 
-/// While the store is away the log says so again this often.
+/// Interval of reminders in the log while the store is away.
 const REMIND_EVERY: Duration = Duration::from_secs(60);
 
-/// At the end, what is not written yet gets this long.
+/// Time for unwritten changes at the end.
 const FLUSH_MAX: Duration = Duration::from_secs(5);
 
-/// Events that may wait for the run loop. When it is full the writer waits; the loop never waits for the writer.
+/// Events that may wait for the run loop. If the queue is full, the writer waits; the loop never waits for the writer.
 const EVENTS_MAX: usize = 4_096;
 
-/// The run loop's end of the store.
+/// The run loop's handle of the store.
 #[derive(Clone, Debug)]
 pub struct Handle {
     shared: Arc<Shared>,
 }
 
-/// What a store gives at the start.
+/// An opened store.
 #[derive(Debug)]
 pub struct Opened {
     /// Takes changes.
@@ -62,31 +62,31 @@ pub struct Opened {
     pub events: mpsc::Receiver<Event>,
 }
 
-/// How the store is.
+/// The state of the store.
 #[derive(Clone, Debug, Default)]
 pub struct StoreHealth {
-    /// What it last said, and since when it has been away; `None` while it answers.
+    /// Since when the store has been away, and its last error; `None` while it answers.
     pub away: Option<(Instant, String)>,
-    /// Changes that are not written yet.
+    /// Number of unwritten changes.
     pub pending: usize,
-    /// Age of the oldest of them.
+    /// Age of the oldest unwritten change.
     pub lag: Duration,
-    /// Changes written.
+    /// Number of changes written.
     pub written: u64,
-    /// Writes.
+    /// Number of writes.
     pub batches: u64,
-    /// Writes that failed, attempts to reach the store again included.
+    /// Number of failed writes and failed attempts to reach the store.
     pub failures: u64,
 }
 
 #[derive(Debug)]
 struct Shared {
     pending: Mutex<Pending>,
-    /// Whether workers and undurable tasks are of interest.
+    /// Whether workers and undurable tasks are written, too.
     shows_all: bool,
-    /// There is something to write.
+    /// Notified when there is something to write.
     some: Notify,
-    /// There is something that cannot wait, or the end has come.
+    /// Notified when there is something urgent to write, or at the end.
     urgent: Notify,
     closing: AtomicBool,
     closed: Notify,
@@ -96,7 +96,7 @@ struct Shared {
     failures: AtomicU64,
 }
 
-/// Opens the store on a thread of its own and reads back what it remembers. A store that does not answer is waited for.
+/// Opens the store on its own thread and reads the tasks it remembers. Waits for a store that does not answer.
 ///
 /// # Errors
 /// If the settings are wrong, or the store did not answer within `wait`.
@@ -116,7 +116,7 @@ pub async fn open(settings: StoreSettings, wait: Duration) -> Result<Opened, Sto
     opened.await.expect("the store's thread answers before it ends")
 }
 
-/// The store's thread from beginning to end.
+/// The store's thread from start to end.
 async fn serve<S: Store>(
     connect: impl AsyncFn() -> Result<S, StoreError>,
     wait: Duration,
@@ -174,7 +174,7 @@ async fn connect_and_restore<S: Store>(
 }
 
 impl Handle {
-    /// Takes a change in. Returns at once.
+    /// Adds a change. Returns at once.
     pub fn save(&self, change: Change) {
         let shared = &self.shared;
         let of_interest = match &change {
@@ -199,7 +199,7 @@ impl Handle {
         }
     }
 
-    /// How the store is.
+    /// The current state of the store.
     pub fn health(&self) -> StoreHealth {
         let (pending, behind_since) = {
             let pending = self.shared.pending();
@@ -227,13 +227,13 @@ impl Handle {
 }
 
 impl Shared {
-    /// A panic elsewhere leaves the map as it was: nothing in it is ever half changed.
+    /// A panic elsewhere leaves the map intact: no change to it is ever half done.
     fn pending(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The store is away.
+/// State while the store is away.
 struct Away {
     since: Instant,
     pause: Duration,
@@ -245,13 +245,13 @@ struct Writer<S> {
     shared: Arc<Shared>,
     events: mpsc::Sender<Event>,
     away: Option<Away>,
-    /// When what has gathered is written.
+    /// When the gathered changes are written.
     tick_at: Option<Instant>,
-    /// When the store is looked after next, or, while it is away, tried again.
+    /// When [`Store::keep`] is called next; while the store is away, when it is tried again.
     keep_at: Option<Instant>,
 }
 
-/// Why the writer woke.
+/// The reason why the writer woke.
 enum Wake {
     Keep,
     Urgent,
@@ -259,14 +259,14 @@ enum Wake {
     Changed,
 }
 
-/// How a write went.
+/// The result of a write.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Wrote {
-    /// Everything that waited.
+    /// Everything that waited was written.
     All,
-    /// As much as goes into one write.
+    /// One full batch was written.
     Part,
-    /// Nothing that counts: the store is away.
+    /// The write failed: the store is away.
     Nothing,
 }
 
@@ -275,7 +275,7 @@ impl<S: Store> Writer<S> {
         while !self.shared.closing.load(Ordering::Acquire) {
             match self.wake().await {
                 Wake::Keep => self.keep().await,
-                // While the store is away only its return is waited for: changes gather meanwhile.
+                // While the store is away only its return matters: changes gather meanwhile.
                 _ if self.away.is_some() => self.tick_at = None,
                 Wake::Changed => self.tick_at = Some(self.tick_at.unwrap_or_else(|| Instant::now() + TICK)),
                 Wake::Urgent => {
@@ -292,7 +292,7 @@ impl<S: Store> Writer<S> {
         self.close().await;
     }
 
-    /// Waits for something to do. Upkeep first: however much there is to write, the store must stay ours.
+    /// Waits for something to do. Upkeep goes first: however much there is to write, the lease must be kept.
     async fn wake(&self) -> Wake {
         tokio::select! {
             biased;
@@ -316,7 +316,7 @@ impl<S: Store> Writer<S> {
         self.shared.closed.notify_one();
     }
 
-    /// One write of what waits, or of what cannot wait.
+    /// Writes one batch: of everything that waits if `all`, else of urgent changes only.
     async fn write(&mut self, all: bool) -> Wrote {
         let taken_at = Instant::now();
         let batch = self.shared.pending().take(BATCH_WRITES_MAX, all);
@@ -347,7 +347,7 @@ impl<S: Store> Writer<S> {
         }
     }
 
-    /// Sees whether the store is there and ours, and catches up if it was not.
+    /// Checks that the store answers and is this broker's, and catches up if it was away.
     async fn keep(&mut self) {
         self.keep_at = S::KEEP_EVERY.map(|every| Instant::now() + every);
         match (limited(self.store.keep()).await, &self.away) {
@@ -376,14 +376,14 @@ impl<S: Store> Writer<S> {
             pending.write_all_again();
             pending.len() / BATCH_WRITES_MAX + 1
         };
-        // Counted, because heartbeats of very many workers may come as fast as they are written.
+        // Bounded, because heartbeats of very many workers may come as fast as they are written.
         for _ in 0..writes {
             match self.write(true).await {
                 Wrote::All => break,
                 Wrote::Nothing => return false,
                 Wrote::Part => {}
             }
-            // Much to catch up with must not cost the lease.
+            // Upkeep between batches, so that a long catch-up does not cost the lease.
             if let Err(error) = limited(self.store.keep()).await {
                 self.failed(&error).await;
                 return false;
@@ -398,7 +398,7 @@ impl<S: Store> Writer<S> {
         let now = Instant::now();
         let is_news = self.away.is_none();
         if is_news {
-            error!("{error}; deciding goes on, detached tasks are refused until it is back");
+            error!("{error}; decisions go on, detached tasks are refused until it is back");
         }
         let away = self.away.get_or_insert(Away { since: now, pause: RETRY_FIRST, remind_at: now + REMIND_EVERY });
         if now >= away.remind_at {
@@ -419,7 +419,7 @@ impl<S: Store> Writer<S> {
     }
 
     async fn tell(&self, event: Event) {
-        // The loop is gone only at the end of the process.
+        // The receiver is gone only at the end of the process.
         let _ = self.events.send(event).await;
     }
 }
@@ -432,7 +432,7 @@ async fn at(when: Option<Instant>) {
     }
 }
 
-/// A store that hangs is away.
+/// Runs a store operation with a time limit: a store that hangs counts as away.
 async fn limited<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
     timeout(WRITE_MAX, work).await.unwrap_or_else(|_| {
         let reason = format!("no answer within {} s", WRITE_MAX.as_secs());

@@ -1,6 +1,6 @@
-//! Where Redis is: one server, the sentinels that know the current one, or a cluster. As a URL, for people.
+//! The address of Redis as a URL: one server, the sentinels that know the current one, or a cluster.
 //!
-//! Owns the form of `--redis` and what is shown of it in logs (never a password).
+//! Owns the form of `--redis` and the part of it that logs show (never a password).
 
 use std::{fmt, str::FromStr};
 
@@ -10,7 +10,7 @@ use redis::{
     sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
 };
 
-/// Ports where a URL names none.
+/// Ports for URLs that name none.
 const SENTINEL_PORT: u16 = 26_379;
 const SERVER_PORT: u16 = 6_379;
 
@@ -28,14 +28,14 @@ enum Kind {
     Sentinels { sentinels: Vec<ConnectionInfo>, master: String, server: Box<ConnectionInfo> },
 }
 
-/// What connects to it.
+/// The client library's client for each kind of address.
 pub(super) enum Client {
     Server(redis::Client),
     Cluster(ClusterClient),
     Sentinels(Box<SentinelClient>),
 }
 
-/// Why it is none.
+/// Why a text is not a Redis address.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
     "{reason}: write redis://[user:password@]host[:port][/db], rediss:// for TLS, redis+cluster://host[:port],host… or redis+sentinel://host[:port],host…/master[/db]"
@@ -144,7 +144,7 @@ impl FromStr for RedisAddress {
     }
 }
 
-/// Each of `host[:port],host[:port]`.
+/// Parses each of `host[:port],host[:port]`.
 fn nodes(base: &str, login: &str, hosts: &str, port: u16) -> Result<Vec<ConnectionInfo>, RedisAddressError> {
     let node = |host: &str| {
         let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
@@ -158,7 +158,7 @@ fn at(login: &str) -> String {
     if login.is_empty() { String::new() } else { format!("{login}@") }
 }
 
-/// The client library does not repeat the URL, and so no password, in its errors.
+/// The client library does not repeat the URL in its errors, so they contain no password.
 fn parse_error(error: RedisError) -> RedisAddressError {
     RedisAddressError { reason: error.to_string() }
 }

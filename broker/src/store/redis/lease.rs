@@ -1,7 +1,8 @@
-//! One broker keeps one mesh's table: a key with a short life, taken at the start and renewed every second.
+//! Owns the lease, a key with a short life: one broker writes one mesh's table. It is taken at the start and renewed
+//! every second.
 //!
-//! Owns that key. It keeps two brokers from writing over each other by mistake; which broker a worker or client talks to is
-//! their own affair.
+//! The lease keeps two brokers from overwriting each other by mistake. Which broker a worker or client talks to is not
+//! decided here.
 
 use std::time::{Duration, Instant};
 
@@ -12,17 +13,17 @@ use tracing::warn;
 use super::{Redis, millis};
 use crate::store::{Kept, StoreError};
 
-/// The lease of a broker that was killed is free after this. Three renewals: one may be late, one may be lost.
+/// Life of the lease: a killed broker's lease is free after this. Three renewals, since one may be late and one lost.
 pub(super) const LEASE_TTL: Duration = Duration::from_secs(3);
 
-/// Time between renewals.
+/// Interval of renewals.
 pub(super) const KEEP_EVERY: Duration = Duration::from_secs(1);
 
-/// Time between looks at a lease that another broker holds.
+/// Interval of looks at another broker's lease.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 impl Redis {
-    /// Takes the lease. One that is not renewed belongs to a broker that died: its end is waited for.
+    /// Takes the lease. If it is not renewed, its broker has died, and this waits until it expires.
     pub(super) async fn take_lease(&mut self) -> Result<(), StoreError> {
         let began = Instant::now();
         let mut left_ms_before = None;
@@ -58,8 +59,8 @@ impl Redis {
         Ok(taken.is_some())
     }
 
-    /// Renews the lease, or takes it again if it ran out. Between reading and renewing another broker may have taken it; that
-    /// only lengthens the other's lease.
+    /// Renews the lease, or takes it again if it expired. Another broker may take it between reading and renewing; then
+    /// its lease is prolonged.
     pub(super) async fn keep_lease(&mut self) -> Result<Kept, StoreError> {
         let mut read = Pipeline::new();
         read.cmd("GET").arg(self.key("broker"));
@@ -78,7 +79,7 @@ impl Redis {
         }
     }
 
-    /// Gives the lease back, if it is ours.
+    /// Gives the lease back if it is this broker's.
     pub(super) async fn release_lease(&mut self) -> Result<(), StoreError> {
         if self.keep_lease().await? == Kept::Same {
             let mut delete = Pipeline::new();
