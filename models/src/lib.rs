@@ -1,8 +1,8 @@
-//! FORMATS: what a model file says of itself, read without loading it.
+//! FORMATS: what a model file declares about itself, read without loading it.
 //!
-//! Owns how TensorFlow Lite and ONNX files are told apart and where their inputs and outputs stand in them. Never: runs a
-//! model, checks its operators, or believes it: a file is hostile until its runner has said otherwise. So every position
-//! is checked before it is read, nothing is allocated because the file asks for it, and there is no recursion.
+//! Owns the difference between TensorFlow Lite and ONNX files, and the place of inputs and outputs in them. Never: runs
+//! a model, checks its operators, or trusts it: a file counts as hostile until its runner has loaded it. So every
+//! position is checked before it is read, the file's claims allocate nothing, and there is no recursion.
 //!
 //! A file is read through [`Read`] and [`Seek`], a few kilobytes at a time: a model of many gigabytes costs no memory.
 
@@ -23,14 +23,14 @@ use source::Source;
 /// Bytes from the start of a file that are always enough for [`detect`].
 pub const HEAD_BYTES: usize = 4096;
 
-/// What goes into a model and what comes out.
+/// Inputs and outputs of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Signature {
-    /// How the file is written.
+    /// Format of the file.
     pub format: ModelFormat,
-    /// What must be given, in the model's order. Constants that older ONNX files list as inputs are left out.
+    /// The inputs, in the model's order. Constants that older ONNX files list as inputs are left out.
     pub inputs: Vec<TensorSpec>,
-    /// What is given back, in the model's order.
+    /// The outputs, in the model's order.
     pub outputs: Vec<TensorSpec>,
 }
 
@@ -39,18 +39,18 @@ pub struct Signature {
 pub struct TensorSpec {
     /// Name in the model's graph.
     pub name: String,
-    /// Element type; `None` for one that the mesh cannot carry (complex numbers, sequences, maps).
+    /// Element type; `None` for a type that the mesh cannot carry (complex numbers, sequences, maps).
     pub dtype: Option<DType>,
-    /// Dimensions, -1 where the model leaves one open; `None` if not even their number is said.
+    /// Dimensions, -1 for an open one; `None` if the file does not even declare their number.
     pub shape: Option<Vec<i64>>,
-    /// How integers stand for real numbers, in a quantised TensorFlow Lite model.
+    /// Relation of integers to real numbers in a quantised TensorFlow Lite model.
     pub quantization: Option<Quantization>,
 }
 
 /// `real = scale * (integer - zero_point)`
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Quantization {
-    /// One step of the integer.
+    /// The real number that one integer step stands for.
     pub scale: f32,
     /// The integer that stands for 0.
     pub zero_point: i64,
@@ -62,30 +62,30 @@ pub enum SignatureError {
     /// The file could not be read.
     #[error("cannot read the model: {0}")]
     Read(#[from] io::Error),
-    /// No known format.
+    /// The format is not known.
     #[error("neither a TensorFlow Lite nor an ONNX file")]
     UnknownFormat,
-    /// Begins like a model, but does not hold together.
+    /// The file begins like a model, but its parts do not fit together.
     #[error("the {format} file is damaged: {what}")]
     Damaged {
-        /// What it looked like.
+        /// The format that it begins like.
         format: ModelFormat,
-        /// What was wrong.
+        /// The first part that does not fit.
         what: &'static str,
     },
-    /// More inputs, outputs, dimensions or longer names than the mesh carries.
+    /// The model has more inputs, outputs or dimensions, or longer names, than the mesh carries.
     #[error("the model has {what} beyond the limit of {limit}")]
     TooLarge {
-        /// What there is too much of.
+        /// The thing that exceeds its limit.
         what: &'static str,
-        /// How much is allowed.
+        /// The limit.
         limit: usize,
     },
 }
 
-/// The format of a file that begins with `head`, or `None` if it is neither TensorFlow Lite nor ONNX.
+/// The format of a file that begins with `head`; `None` if it is neither TensorFlow Lite nor ONNX.
 ///
-/// [`HEAD_BYTES`] are enough. ONNX has no mark of its own: a file counts as ONNX if its first fields are fields of an
+/// [`HEAD_BYTES`] bytes are enough. ONNX has no magic number: a file counts as ONNX if its first fields are those of an
 /// ONNX model, so this is a guess that the runner confirms.
 pub fn detect(head: &[u8]) -> Option<ModelFormat> {
     if head.get(4..8) == Some(b"TFL3") {
@@ -100,15 +100,15 @@ pub fn detect(head: &[u8]) -> Option<ModelFormat> {
 /// The signature of the model in `bytes`.
 ///
 /// # Errors
-/// If it is no model, is damaged, or has more tensors than the mesh carries.
+/// If the bytes are not a model, are damaged, or have more tensors than the mesh carries.
 pub fn signature(bytes: &[u8]) -> Result<Signature, SignatureError> {
     read_signature(Cursor::new(bytes))
 }
 
-/// The signature of the model in `file`, of which only the needed parts are read.
+/// The signature of the model in `file`. Only the needed parts are read.
 ///
 /// # Errors
-/// As [`signature`], and if the file cannot be read.
+/// As for [`signature`], and if the file cannot be read.
 pub fn read_signature(mut file: impl Read + Seek) -> Result<Signature, SignatureError> {
     let mut head = Vec::with_capacity(HEAD_BYTES);
     file.by_ref().take(HEAD_BYTES as u64).read_to_end(&mut head)?;
@@ -122,14 +122,15 @@ pub fn read_signature(mut file: impl Read + Seek) -> Result<Signature, Signature
 }
 
 impl Signature {
-    /// The input of this name.
+    /// The input with this name.
     pub fn input(&self, name: &str) -> Option<&TensorSpec> {
         self.inputs.iter().find(|input| input.name == name)
     }
 }
 
 impl TensorSpec {
-    /// Bytes of this tensor if every dimension is fixed, at most `u64::MAX`.
+    /// Bytes of this tensor, capped at `u64::MAX`; `None` if a dimension is open or the size of an element is not
+    /// fixed.
     pub fn size_bytes(&self) -> Option<u64> {
         let element_bytes = self.dtype?.size_bytes()? as u64;
         self.shape
@@ -139,7 +140,7 @@ impl TensorSpec {
     }
 }
 
-/// `FP32 [1,224,224,3]`, with `?` for what is open.
+/// For example `FP32 [1,224,224,3]`, with `?` for an open dimension.
 impl fmt::Display for TensorSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.dtype.map_or("?", DType::name))?;
@@ -151,7 +152,7 @@ impl fmt::Display for TensorSpec {
     }
 }
 
-/// What the messages of the mesh carry at most, and how an error names it.
+/// Limits of the mesh's messages, each with its name for errors.
 const RANK_LIMIT: (&str, usize) = ("dimensions", limits::RANK_MAX);
 const TENSOR_LIMIT: (&str, usize) = ("inputs or outputs", limits::TENSORS_MAX);
 const NAME_LIMIT: (&str, usize) = ("name bytes", limits::NAME_BYTES_MAX);

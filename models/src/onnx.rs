@@ -1,5 +1,5 @@
-//! ONNX: a walk through the protobuf, model -> graph -> inputs, outputs, names of initialisers. Owns the few field numbers
-//! it needs; never reads nodes or weights.
+//! Reads ONNX: a walk through the protobuf, model -> graph -> inputs, outputs, names of initialisers. Owns the few
+//! field numbers that it needs; never reads nodes or weights.
 //!
 //! ```text
 //!   ModelProto { 7: graph } -> GraphProto { 5: initializer, 11: input, 12: output, 15: sparse_initializer }
@@ -18,7 +18,8 @@ use crate::{
     source::{Fault, Source},
 };
 
-/// Initialisers that older files list among the inputs too; the largest models known have some ten thousand.
+/// Most initialisers that a graph may have. Older files list them among the inputs, too; the largest known models have
+/// some ten thousand.
 const INITIALIZERS_MAX: usize = 1 << 18;
 
 /// Fields of `ModelProto` with their wire types (0 number, 2 bytes): numbers, strings, opset imports, the graph, metadata,
@@ -26,7 +27,7 @@ const INITIALIZERS_MAX: usize = 1 << 18;
 const MODEL_FIELDS: [(u64, u64); 12] =
     [(1, 0), (2, 2), (3, 2), (4, 2), (5, 0), (6, 2), (7, 2), (8, 2), (14, 2), (20, 2), (25, 2), (26, 2)];
 
-/// Whether the fields at the start are those of a model, with at least a version or a graph among them.
+/// Whether the first fields are those of a model and include a version or a graph.
 pub(crate) fn looks_like(head: &[u8]) -> bool {
     let mut rest = head;
     let mut telling = false;
@@ -38,7 +39,7 @@ pub(crate) fn looks_like(head: &[u8]) -> bool {
         let Some((value, after_value)) = varint(after_key) else {
             break;
         };
-        // A model always says its version, a small number, or has a graph, longer than nothing.
+        // A model always has a version, which is a small number, or a graph, which is not empty.
         telling |= (number == 1 && (1..1000).contains(&value)) || (number == 7 && value > 0);
         if wire_type == 0 {
             rest = after_value;
@@ -65,7 +66,7 @@ fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
 
 type Tensors = (Vec<TensorSpec>, Vec<TensorSpec>);
 
-/// Inputs without initialisers, and outputs.
+/// Reads the inputs without initialisers, and the outputs.
 pub(crate) fn read<R: Read + Seek>(source: &mut Source<R>) -> Result<Tensors, SignatureError> {
     let all = Span { at: 0, end: source.len };
     walk(&mut Walk { source }, all).map_err(|fault| fault.of(ModelFormat::Onnx))
@@ -79,7 +80,7 @@ fn walk<R: Read + Seek>(file: &mut Walk<'_, R>, mut model: Span) -> Result<Tenso
         }
     }
     let graph = graph.ok_or(Fault::Damaged("it has no graph"))?;
-    // Twice over the graph: initialisers are known before the inputs are, whatever the order in the file.
+    // The graph is walked twice: initialisers must be known before the inputs, whatever their order in the file.
     let constants = file.initializers(graph)?;
     let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
     let mut fields = graph;
@@ -101,7 +102,7 @@ fn walk<R: Read + Seek>(file: &mut Walk<'_, R>, mut model: Span) -> Result<Tenso
     Ok((inputs, outputs))
 }
 
-/// Part of the file.
+/// A byte range of the file.
 #[derive(Clone, Copy)]
 struct Span {
     at: u64,
@@ -120,7 +121,7 @@ struct Walk<'a, R> {
 }
 
 impl<R: Read + Seek> Walk<'_, R> {
-    /// The next field of a message, and the message without it.
+    /// The next field of a message; `message` shrinks by it.
     fn next(&mut self, message: &mut Span) -> Result<Option<(u64, Value)>, Fault> {
         if message.at == message.end {
             return Ok(None);
@@ -167,7 +168,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         Ok(String::from_utf8_lossy(&self.source.bytes(span.at, bytes as usize)?).into_owned())
     }
 
-    /// The bytes of the first field with this number.
+    /// The content of the first field with this number.
     fn part(&mut self, mut message: Span, number: u64) -> Result<Option<Span>, Fault> {
         while let Some(field) = self.next(&mut message)? {
             match field {
@@ -187,7 +188,7 @@ impl<R: Read + Seek> Walk<'_, R> {
                 _ => None,
             };
             let Some(tensor) = tensor else { continue };
-            // A name beyond the limit belongs to no input that the mesh could carry.
+            // A name beyond the limit cannot belong to an input that the mesh carries.
             if let Some(name) = self.part(tensor, 8)?.filter(|name| name.end - name.at <= NAME_LIMIT.1 as u64) {
                 if names.len() == INITIALIZERS_MAX {
                     return Err(Fault::TooLarge(("initialisers", INITIALIZERS_MAX)));
@@ -245,8 +246,8 @@ impl<R: Read + Seek> Walk<'_, R> {
     }
 }
 
-/// The element type that ONNX numbers so (`TensorProto.DataType`). `None`: complex numbers and those of 8 bits or fewer with
-/// a point have no place in the mesh.
+/// The element type for a number of `TensorProto.DataType`; `None` for types that the mesh does not carry: complex
+/// numbers, and floats of 8 bits or fewer.
 pub fn onnx_dtype(number: u64) -> Option<DType> {
     Some(match number {
         1 => DType::F32,

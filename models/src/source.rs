@@ -1,4 +1,5 @@
-//! Bytes of a file by position. Owns the check that a position lies inside; never gives a slice longer than asked for.
+//! Owns reading bytes of a file by position, and the check that the position lies inside. Never returns more than was
+//! asked for.
 
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
@@ -6,7 +7,7 @@ use proto_msgs::ModelFormat;
 
 use crate::SignatureError;
 
-/// Fields lie close together: one buffer of this size answers most reads.
+/// Size of the read buffer. Fields lie close together, so one buffer of this size answers most reads.
 const BUFFER_BYTES: usize = 8 * 1024;
 
 /// A file of known length.
@@ -17,7 +18,7 @@ pub(crate) struct Source<R> {
     pub(crate) len: u64,
 }
 
-/// Why a read failed, before the format's name is known.
+/// Why a read failed; the format is added later.
 pub(crate) enum Fault {
     Io(io::Error),
     Damaged(&'static str),
@@ -48,7 +49,7 @@ impl<R: Read + Seek> Source<R> {
         Ok(bytes)
     }
 
-    /// `count` bytes at a position; the caller has bounded `count`.
+    /// `count` bytes at a position. The caller has bounded `count`.
     pub(crate) fn bytes(&mut self, at: u64, count: usize) -> Result<Vec<u8>, Fault> {
         if at.checked_add(count as u64).is_none_or(|end| end > self.len) {
             return Err(Fault::Damaged("a part lies behind the end of the file"));
@@ -62,7 +63,7 @@ impl<R: Read + Seek> Source<R> {
         if at.checked_add(bytes.len() as u64).is_none_or(|end| end > self.len) {
             return Err(Fault::Damaged("a part lies behind the end of the file"));
         }
-        // Both lie inside the file, whose length fits i64 on every system there is.
+        // Both positions lie inside the file, whose length fits i64 on every system.
         self.reader.seek_relative(at as i64 - self.at as i64).map_err(Fault::Io)?;
         self.at = at;
         self.reader.read_exact(bytes).map_err(Fault::Io)?;

@@ -1,15 +1,16 @@
-//! Models written by hand, byte by byte, and then spoilt.
+//! Models written by hand, byte by byte, and then damaged.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// A flatbuffer in the making: tables are written front to back, each before what it points to.
+/// A flatbuffer under construction: tables are written front to back, each before the parts that it points to.
 #[derive(Default)]
 struct Flat(Vec<u8>);
 
 impl Flat {
-    /// A table whose slots hold four bytes each; gives where each slot is, to be filled later.
+    /// Writes a table with four bytes per slot. Returns its position and the positions of the slots, to be filled
+    /// later.
     fn table(&mut self, slots: &[u16]) -> (u32, Vec<usize>) {
         let count = slots.iter().max().map_or(0, |max| max + 1);
         let vtable = self.0.len();
@@ -74,7 +75,7 @@ fn tflite() -> Vec<u8> {
     flat.0
 }
 
-/// A protobuf field of bytes; everything here is shorter than 128.
+/// A protobuf field of bytes; all bodies here are shorter than 128.
 fn field(number: u8, body: &[u8]) -> Vec<u8> {
     [&[number << 3 | 2, u8::try_from(body.len()).expect("short")][..], body].concat()
 }
@@ -147,7 +148,7 @@ fn a_count_that_the_file_only_claims_is_refused() {
 fn a_model_cut_anywhere_is_an_error_or_still_whole() {
     for whole in [tflite(), onnx()] {
         for end in 0..whole.len() {
-            // No panic is the point; a cut file may by chance still hold all that is read.
+            // The point is that nothing panics. A cut file may by chance still contain everything that is read.
             let _ = signature(&whole[..end]);
         }
         assert!(signature(&whole[..whole.len() / 2]).is_err());

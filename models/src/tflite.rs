@@ -1,5 +1,5 @@
-//! TensorFlow Lite: a walk through the flatbuffer, model -> subgraph 0 -> tensors. Owns the few table slots it needs;
-//! never reads operators or weights.
+//! Reads TensorFlow Lite: a walk through the flatbuffer, model -> subgraph 0 -> tensors. Owns the few table slots that
+//! it needs; never reads operators or weights.
 //!
 //! ```text
 //!   root -> Model { 2: subgraphs } -> SubGraph { 0: tensors, 1: inputs, 2: outputs }
@@ -15,7 +15,7 @@ use crate::{
     source::{Fault, Source},
 };
 
-/// Where a table begins and which of its slots exist.
+/// Position of a table and of its list of slots.
 #[derive(Clone, Copy)]
 struct Table {
     at: u64,
@@ -23,7 +23,7 @@ struct Table {
     vtable_bytes: u64,
 }
 
-/// Where a vector's elements begin and how many it claims to have.
+/// Position of a vector's elements, and the number that it claims to have.
 #[derive(Clone, Copy)]
 struct Vector {
     at: u64,
@@ -32,7 +32,7 @@ struct Vector {
 
 type Tensors = (Vec<TensorSpec>, Vec<TensorSpec>);
 
-/// Inputs and outputs of subgraph 0.
+/// Reads inputs and outputs of subgraph 0.
 pub(crate) fn read<R: Read + Seek>(source: &mut Source<R>) -> Result<Tensors, SignatureError> {
     walk(&mut Walk { source }).map_err(|fault| fault.of(ModelFormat::TfLite))
 }
@@ -57,7 +57,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         Ok(u32::from_le_bytes(self.source.array(at)?))
     }
 
-    /// Where the offset at `at` leads.
+    /// The position that the offset at `at` points to.
     fn follow(&mut self, at: u64) -> Result<u64, Fault> {
         Ok(at + u64::from(self.u32(at)?))
     }
@@ -69,7 +69,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         Ok(Table { at, vtable, vtable_bytes })
     }
 
-    /// Where a table's slot is kept, if the table has it.
+    /// The position of a table's slot; `None` if the table does not have it.
     fn slot(&mut self, table: Table, index: u64) -> Result<Option<u64>, Fault> {
         let entry = 4 + 2 * index;
         if entry + 2 > table.vtable_bytes {
@@ -101,7 +101,7 @@ impl<R: Read + Seek> Walk<'_, R> {
             .collect()
     }
 
-    /// The tensors that a slot of the subgraph names by index; -1 stands for an optional one that is left out.
+    /// The tensors that a slot of the subgraph lists by index. -1 stands for an optional tensor that is left out.
     fn tensors(&mut self, subgraph: Table, slot: u64, tensors: Vector) -> Result<Vec<TensorSpec>, Fault> {
         let Some(list) = self.vector(subgraph, slot)? else {
             return Ok(Vec::new());
@@ -133,7 +133,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         Ok(TensorSpec { name, dtype: dtype(type_number), shape, quantization })
     }
 
-    /// `shape_signature` where there is one: `shape` has 1 in place of an open dimension.
+    /// Shape of a tensor: `shape_signature` if there is one, since `shape` has 1 in place of an open dimension.
     fn shape(&mut self, tensor: Table) -> Result<Option<Vec<i64>>, Fault> {
         let signature = self.vector(tensor, 7)?.filter(|dimensions| dimensions.count > 0);
         let shape = match signature {
@@ -145,7 +145,7 @@ impl<R: Read + Seek> Walk<'_, R> {
             Some(at) => self.source.array::<1>(at)?[0] != 0,
             None => false,
         };
-        // Files from before `has_rank` say nothing: no dimensions means a scalar or anything.
+        // Older files do not have `has_rank`. In them, no dimensions means a scalar or an unknown shape.
         Ok((rank_known || !dimensions.is_empty()).then(|| dimensions.into_iter().map(i64::from).collect()))
     }
 
@@ -169,7 +169,8 @@ impl<R: Read + Seek> Walk<'_, R> {
     }
 }
 
-/// `TensorType` of the schema. Four-bit and complex numbers, resources and variants have no place in the mesh.
+/// The element type for a `TensorType` of the schema. The mesh does not carry four-bit and complex numbers, resources
+/// and variants.
 fn dtype(number: u8) -> Option<DType> {
     Some(match number {
         0 => DType::F32,

@@ -1,4 +1,4 @@
-//! The command line.
+//! Owns the command line of `mesh-runner`.
 
 use std::path::PathBuf;
 
@@ -36,31 +36,31 @@ pub(crate) struct Serve {
     /// The model
     #[arg(long, value_name = "FILE")]
     pub(crate) model: PathBuf,
-    /// The socket to listen on; its folder says who may come in
+    /// The socket to listen on; the rights of its folder decide who may connect
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: PathBuf,
-    /// What the model is called in paths
+    /// The model's name in paths
     #[arg(long, value_name = "NAME", default_value = "model")]
     pub(crate) name: String,
     #[command(flatten)]
     pub(crate) options: ModelOptions,
-    /// Bytes that one request may have
+    /// Longest request in bytes
     #[arg(long, value_name = "BYTES", default_value_t = BODY_BYTES_MAX)]
     pub(crate) body_limit: u64,
     /// End when the process that started this one ends
     #[arg(long)]
     pub(crate) die_with_parent: bool,
-    /// End when nobody is connected: 60 s after the start, 5 s after the last one went
+    /// End when nobody is connected: 60 s after the start, 5 s after the last connection ended
     #[arg(long)]
     pub(crate) while_connected: bool,
 }
 
-/// All inputs of a task in one request, and the JSON before them. What a runner can really hold is for its memory limit
-/// to say.
+/// All inputs of a task in one request, and the JSON before them. The runner's memory limit bounds what it can really
+/// hold.
 const BODY_BYTES_MAX: u64 = limits::INPUT_BYTES_MAX + (16 << 20);
 
 const SERVE_HELP: &str = "\
-The socket is there at once; requests wait until the model is loaded. If it cannot be
+The socket exists at once; requests wait until the model is loaded. If it cannot be
 loaded, one line of JSON with `code` and `text` goes to stderr and the exit status is
 10 (MODEL_INVALID), 11 (MODEL_UNSUPPORTED), 12 (MODEL_REJECTED) or
 13 (ENGINE_UNAVAILABLE).
@@ -69,7 +69,7 @@ Example:
   mesh-runner serve --model face.tflite --socket /tmp/face.sock &
   curl --unix-socket /tmp/face.sock http://runner/v2/models/model";
 
-/// Load a model and say what goes in and what comes out
+/// Load a model and print its inputs and outputs
 #[derive(Args, Debug)]
 pub(crate) struct Inspect {
     #[command(flatten)]
@@ -90,7 +90,7 @@ pub(crate) struct Run {
     /// Folder for OUTPUT_NAME.npy
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) output: PathBuf,
-    /// Run so many times and print the shortest time
+    /// Run N times and print the shortest time
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) repeat: u32,
 }
@@ -101,10 +101,10 @@ pub(crate) struct Conformance {
     /// Folder with one folder for each test: model.onnx, test_data_set_N/input_I.pb, output_I.pb
     #[arg(value_name = "DIR")]
     pub(crate) folder: PathBuf,
-    /// Fail if fewer tests pass
+    /// Fail if fewer than N tests pass
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) floor: usize,
-    /// Run the tests whose names come on stdin, in this process; for the children of this command
+    /// Run the tests whose names come on stdin, in this process; used by the children of this command
     #[arg(long)]
     pub(crate) names_on_stdin: bool,
 }
@@ -120,13 +120,13 @@ pub(crate) struct ModelArguments {
 
 #[derive(Args, Debug)]
 pub(crate) struct ModelOptions {
-    /// What the file must be; default: by its content
+    /// Required format of the file; default: decided by its content
     #[arg(long, value_name = "tflite|onnx")]
     pub(crate) format: Option<ModelFormat>,
-    /// Threads one run may use
+    /// Threads that one run may use
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) threads: u16,
-    /// Use the GPU where the runtime library has one
+    /// Use the GPU if the runtime library supports it
     #[arg(long)]
     pub(crate) gpu: bool,
 }

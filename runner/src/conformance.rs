@@ -1,5 +1,5 @@
-//! `mesh-runner conformance`: the ONNX project's own tests of single operators, through the engine that serves. Owns
-//! the count of what passes and that a crash costs one test: they run in child processes, a batch in each.
+//! `mesh-runner conformance`: the ONNX project's own tests of single operators, run through the serving engine. Owns
+//! the count of passed tests, and that a crash costs only one test: tests run in child processes, one batch per child.
 
 use std::{
     collections::VecDeque,
@@ -23,13 +23,13 @@ use crate::{
 mod compare;
 mod tensor_proto;
 
-/// Tests for one child: few enough that both processors stay busy, enough that starting costs nothing.
+/// Tests per child: few enough that all processors stay busy, enough that starting a child costs nothing.
 const BATCH: usize = 50;
 
-/// What became of a test: its name and, if it failed, why.
+/// A test's name and, if it failed, the reason.
 type Verdict = (String, Option<String>);
 
-/// Runs all tests of a folder and prints which failed; fails if fewer pass than the floor.
+/// Runs all tests of a folder and prints the failed ones; fails if fewer pass than the floor.
 pub(crate) fn conformance(arguments: &Conformance) -> Result<ExitCode> {
     if arguments.names_on_stdin {
         run_named(&arguments.folder)?;
@@ -42,7 +42,7 @@ pub(crate) fn conformance(arguments: &Conformance) -> Result<ExitCode> {
     {
         let entry = entry?;
         if entry.path().join("model.onnx").is_file() {
-            names.push(entry.file_name().into_string().ok().context("a test's name is no text")?);
+            names.push(entry.file_name().into_string().ok().context("a test's name is not text")?);
         }
     }
     ensure!(!names.is_empty(), "there are no tests in {}", arguments.folder.display());
@@ -83,7 +83,7 @@ fn in_children(folder: &Path, names: &[String]) -> Result<Vec<Verdict>> {
     })
 }
 
-/// Verdicts on a batch; the test during which a child dies has failed, and another child goes on behind it.
+/// Runs a batch. If the child dies, the test it was in has failed, and another child runs the rest.
 fn batch_verdicts(folder: &Path, mut names: &[String]) -> Result<Vec<Verdict>> {
     let mut verdicts = Vec::new();
     while !names.is_empty() {
@@ -114,12 +114,12 @@ fn child(folder: &Path, names: &[String]) -> Result<Child> {
         .stderr(Stdio::null())
         .spawn()?;
     let mut stdin = child.stdin.take().expect("the child's input is piped");
-    // A batch of names is smaller than a pipe: this does not wait for the child.
+    // A batch of names is smaller than a pipe's buffer, so this does not wait for the child.
     stdin.write_all(names.join("\n").as_bytes())?;
     Ok(child)
 }
 
-/// The child's side: one line with a verdict for each name.
+/// The child's side: writes one line with a verdict per name.
 fn run_named(folder: &Path) -> Result<()> {
     for name in std::io::stdin().lines() {
         let name = name?;

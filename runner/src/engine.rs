@@ -1,5 +1,5 @@
-//! One model in one runtime. Owns which runtime opens which file, and that a runtime is only ever given inputs that fit
-//! the model.
+//! Owns one model in one runtime: which runtime opens which file, and that a runtime is given only inputs that fit the
+//! model.
 
 use std::{
     path::Path,
@@ -18,36 +18,36 @@ mod litert;
 mod onnx;
 mod precheck;
 
-/// A runtime with a model in it.
+/// A runtime with a loaded model.
 pub(crate) trait Engine: Send {
     /// Name and version of the runtime.
     fn runtime(&self) -> &str;
 
-    /// Computes the outputs, in the order of the signature. `inputs` are in that order too and fit the signature.
+    /// Computes the outputs, in the order of the signature. `inputs` have that order, too, and fit the signature.
     ///
     /// # Errors
-    /// `RUN_FAILED` with the runtime's words.
+    /// `RUN_FAILED` with the runtime's text.
     fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Failure>;
 
-    /// Forgets what earlier runs left in the model, if it keeps anything.
+    /// Clears the state that earlier runs left in the model, if it keeps any.
     ///
     /// # Errors
-    /// `RUN_FAILED` with the runtime's words.
+    /// `RUN_FAILED` with the runtime's text.
     fn reset(&mut self) -> Result<(), Failure>;
 }
 
-/// How a model is to be opened.
+/// Options for opening a model.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LoadOptions {
-    /// What the file must be; `None` to go by its content.
+    /// Required format of the file; `None`: decided by its content.
     pub(crate) format: Option<ModelFormat>,
-    /// Threads one run may use.
+    /// Threads that one run may use.
     pub(crate) threads: u16,
-    /// Try a GPU first.
+    /// Whether to try a GPU first.
     pub(crate) gpu: bool,
 }
 
-/// A model ready to run.
+/// A model that is ready to run.
 pub(crate) struct Model {
     engine: Box<dyn Engine>,
     signature: Signature,
@@ -67,10 +67,10 @@ impl Model {
         Self::from_bytes(bytes, options).map(|model| Self { load_time: started.elapsed(), ..model })
     }
 
-    /// Opens the model that these bytes are.
+    /// Opens the model in these bytes.
     ///
     /// # Errors
-    /// As [`Model::load`].
+    /// As for [`Model::load`].
     pub(crate) fn from_bytes(bytes: Vec<u8>, options: LoadOptions) -> Result<Self, Failure> {
         let started = Instant::now();
         let signature = mesh_models::signature(&bytes).map_err(|error| unreadable(error, options.format))?;
@@ -104,12 +104,12 @@ impl Model {
         self.engine.runtime()
     }
 
-    /// What goes in and what comes out.
+    /// Inputs and outputs of the model.
     pub(crate) fn signature(&self) -> &Signature {
         &self.signature
     }
 
-    /// How long opening it took.
+    /// Time that opening took.
     pub(crate) fn load_time(&self) -> Duration {
         self.load_time
     }
@@ -117,7 +117,8 @@ impl Model {
     /// Runs the model on inputs in the order of its signature.
     ///
     /// # Errors
-    /// `MODEL_INPUT_MISMATCH` if an input does not fit, be it that only the run shows it; `RUN_FAILED` if the runtime fails.
+    /// `MODEL_INPUT_MISMATCH` if an input does not fit, even if only the run shows it; `RUN_FAILED` if the runtime
+    /// fails.
     pub(crate) fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Failure> {
         if inputs.len() != self.signature.inputs.len() {
             return Err(Failure::new(
@@ -133,19 +134,19 @@ impl Model {
         Ok(outputs)
     }
 
-    /// Forgets what earlier runs left in the model.
+    /// Clears the state that earlier runs left in the model.
     ///
     /// # Errors
-    /// `RUN_FAILED` with the runtime's words.
+    /// `RUN_FAILED` with the runtime's text.
     pub(crate) fn reset(&mut self) -> Result<(), Failure> {
         self.engine.reset()
     }
 }
 
-/// Whether a tensor of this type, shape and number of bytes may be given as the input `spec`.
+/// Checks that a tensor of this type, shape and number of bytes fits the input `spec`.
 ///
 /// # Errors
-/// `MODEL_INPUT_MISMATCH` with what the model expects and what it got.
+/// `MODEL_INPUT_MISMATCH` with the expected and the given tensor.
 pub(crate) fn check(spec: &TensorSpec, dtype: DType, shape: &[i64], data_bytes: Option<usize>) -> Result<(), Failure> {
     let got = TensorSpec { dtype: Some(dtype), shape: Some(shape.to_vec()), ..spec.clone() };
     let mismatch = |got: String| {
@@ -160,7 +161,7 @@ pub(crate) fn check(spec: &TensorSpec, dtype: DType, shape: &[i64], data_bytes: 
         return mismatch(got.to_string());
     }
     let Some(elements) = tensor::element_count(shape) else {
-        return mismatch(format!("{got}, which is no shape"));
+        return mismatch(format!("{got}, which is not a shape"));
     };
     match (data_bytes, dtype.size_bytes()) {
         (Some(bytes), Some(element_bytes)) if elements.checked_mul(element_bytes) != Some(bytes) => {
@@ -170,13 +171,13 @@ pub(crate) fn check(spec: &TensorSpec, dtype: DType, shape: &[i64], data_bytes: 
     }
 }
 
-/// What a run's failure means: where the file leaves dimensions open nobody but the runtime can tell that an input has the wrong
-/// ones, and it says so in the middle of the graph.
+/// Decides who is to blame for a failed run. If the file leaves dimensions open, only the runtime can find that an
+/// input's are wrong, and it reports that from the middle of the graph. Then the input is to blame.
 fn blamed(signature: &Signature, inputs: &[Tensor], failure: Failure) -> Failure {
-    /// Words of both runtimes for tensors that do not fit each other.
+    /// Words of both runtimes for tensors whose shapes do not fit each other.
     const OF_SHAPES: [&str; 7] = ["dimension", "shape", "dims", "rank", "broadcast", "channel", "failed to prepare"];
     let is_open = |spec: &TensorSpec| spec.shape.as_ref().is_none_or(|shape| shape.iter().any(|d| *d < 0));
-    // Before that stands the node's name, which is the model's choice.
+    // The text before it contains the node's name, which the model chose.
     let said = failure.text.rsplit_once("Status Message: ").map_or(failure.text.as_str(), |(_, said)| said);
     let said = said.to_lowercase();
     let is_of_shapes = failure.code == ErrorCode::RunFailed && OF_SHAPES.iter().any(|word| said.contains(word));
@@ -191,12 +192,13 @@ fn blamed(signature: &Signature, inputs: &[Tensor], failure: Failure) -> Failure
     Failure::new(ErrorCode::InputMismatch, format!("the model cannot take {given}: {}", failure.text))
 }
 
-/// Whether what came out for several rows can be theirs: a model that fixes its batch somewhere inside gives the values of
-/// many rows in the shape of one, in an order that nobody can know. That is neither the shape that the model declares, but
-/// for the rows, nor as many rows for each. Either alone is well: some files declare another shape than comes.
+/// Checks that the outputs of several rows can be split by row. A model that fixes its batch size internally returns
+/// the values of many rows in the shape of one, in an unknown order. Such an output neither has the declared shape
+/// (apart from the rows), nor a multiple of the rows as first dimension. One of the two is enough to pass: some files
+/// declare another shape than they return.
 ///
 /// # Errors
-/// `RUN_FAILED` with what the model declares and what came.
+/// `RUN_FAILED` with the declared and the actual shape.
 fn check_rows(signature: &Signature, inputs: &[Tensor], outputs: &[Tensor]) -> Result<(), Failure> {
     let is_open = |spec: &TensorSpec| spec.shape.as_ref().is_some_and(|shape| shape.first().is_some_and(|d| *d < 0));
     let rows = |(spec, input): (&TensorSpec, &Tensor)| if is_open(spec) { input.shape.first().copied() } else { None };
@@ -205,7 +207,7 @@ fn check_rows(signature: &Signature, inputs: &[Tensor], outputs: &[Tensor]) -> R
     };
     for (spec, output) in signature.outputs.iter().zip(outputs) {
         let Some((_, declared)) = spec.shape.as_ref().and_then(|shape| shape.split_first()) else { continue };
-        // 0: not known before it is made.
+        // 0 means that the dimension is unknown before the run.
         let same = |(declared, got): (&i64, &i64)| *declared <= 0 || declared == got;
         let fits = output.shape.len() == declared.len() + 1 && declared.iter().zip(&output.shape[1..]).all(same);
         let shares = output.shape.first().is_some_and(|first| first % rows == 0);
@@ -224,7 +226,7 @@ fn check_rows(signature: &Signature, inputs: &[Tensor], outputs: &[Tensor]) -> R
 fn unreadable(error: SignatureError, claimed: Option<ModelFormat>) -> Failure {
     match (&error, claimed) {
         (SignatureError::UnknownFormat, Some(format)) => {
-            Failure::new(ErrorCode::ModelInvalid, format!("this is no {format} file"))
+            Failure::new(ErrorCode::ModelInvalid, format!("the file is not in {format} format"))
         }
         (SignatureError::UnknownFormat | SignatureError::TooLarge { .. }, _) => {
             Failure::new(ErrorCode::ModelUnsupported, error.to_string())
@@ -302,7 +304,7 @@ mod tests {
             text(DType::F32, &[1, 2, 2], 15),
             "input 'image': expected FP32 [?,2,2], got FP32 [1,2,2] with 15 bytes instead of 16"
         );
-        assert!(text(DType::F32, &[i64::MAX, 2, 2], 16).ends_with("which is no shape"));
-        assert!(text(DType::F32, &[-1, 2, 2], 16).ends_with("which is no shape"));
+        assert!(text(DType::F32, &[i64::MAX, 2, 2], 16).ends_with("which is not a shape"));
+        assert!(text(DType::F32, &[-1, 2, 2], 16).ends_with("which is not a shape"));
     }
 }

@@ -1,10 +1,10 @@
-//! `mesh-runner inspect`.
+//! Owns `mesh-runner inspect`.
 
 use anyhow::Result;
 
 use crate::{cli::Inspect, engine::Model, serve::oip::ModelMetadata};
 
-/// Prints what a model takes and gives.
+/// Prints a model's inputs and outputs.
 pub(crate) fn inspect(arguments: &Inspect) -> Result<()> {
     let model = Model::load(&arguments.model.file, arguments.model.options.options())?;
     let signature = model.signature();

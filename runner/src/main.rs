@@ -1,6 +1,6 @@
 //! PROGRAM: loads one model and serves it. Owns the runtimes (LiteRT, ONNX Runtime) and the Open Inference Protocol on
-//! a Unix socket. Never: more than one model, a network, a decision about tasks. A worker starts one runner for each
-//! model, in a container or as a process with limits: whatever a model does to its runtime, it does it here.
+//! a Unix socket. Never: more than one model, a network, a decision about tasks. A worker starts one runner per model,
+//! in a container or as a process with limits, so a model can harm only its own runner.
 //!
 //! ```text
 //!   socket -> serve -> routes -> request ---job---> model thread -> engine -> LiteRT | ONNX Runtime
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
-        // Of a line that cannot be written it would tell by a panic.
+        // For a line that cannot be written, the logger would otherwise panic.
         .log_internal_errors(false)
         .init();
     let done = match cli.command {

@@ -1,5 +1,5 @@
-//! The thread that owns the model. Owns that runs come one after the other and never hold up the socket, that a waiting
-//! line has a limit, and that one sequence of requests never sees the state of another.
+//! The thread that owns the model. Owns that runs come one after the other and never block the socket, that the queue
+//! has a limit, and that one sequence of requests never sees another's state.
 
 use std::{
     path::PathBuf,
@@ -20,27 +20,27 @@ use crate::{
     tensor::Tensor,
 };
 
-/// Runs that may wait. A worker sends one after the other; more are somebody's mistake and would only hold memory.
+/// Runs that may wait. A worker sends one after the other; more are a mistake and would only hold memory.
 const WAITING_MAX: usize = 64;
 
-/// Where runs are ordered.
+/// The handle through which runs are ordered.
 #[derive(Clone, Debug)]
 pub(crate) struct ModelThread {
     jobs: SyncSender<Job>,
     loading: watch::Receiver<Loading>,
 }
 
-/// Nothing while the model is being loaded, then how that went.
+/// `None` while the model is being loaded, then the result.
 type Loading = Option<Result<Arc<Loaded>, Failure>>;
 
-/// What is known of a model once it is loaded.
+/// Facts about a loaded model.
 #[derive(Debug)]
 pub(crate) struct Loaded {
-    /// What goes in and what comes out.
+    /// Inputs and outputs of the model.
     pub(crate) signature: Signature,
     /// Name of the runtime.
     pub(crate) runtime: String,
-    /// How long loading took.
+    /// Time that loading took.
     pub(crate) load_time: Duration,
 }
 
@@ -60,17 +60,17 @@ pub(crate) struct Ran {
     pub(crate) run_time: Duration,
 }
 
-/// Which requests share the state that some models keep between runs.
+/// The sequence of a request. Requests of one sequence share the state that some models keep between runs.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Sequence {
-    /// `None` for a request that stands alone: it sees fresh state and leaves none.
+    /// Id of the sequence. `None` for a single request: it sees fresh state and leaves none.
     pub(crate) id: Option<String>,
-    /// Begin anew.
+    /// Whether the sequence starts anew.
     pub(crate) start: bool,
 }
 
 impl ModelThread {
-    /// Starts the thread, which begins with loading.
+    /// Starts the thread, which first loads the model.
     ///
     /// # Errors
     /// If the operating system gives no thread.
@@ -78,7 +78,7 @@ impl ModelThread {
         let (jobs, waiting) = sync_channel(WAITING_MAX);
         let (loaded, loading) = watch::channel(None);
         thread::Builder::new().name("model".to_owned()).spawn(move || {
-            // A runtime that makes us panic is as lost as one that crashes: nobody may wait for it.
+            // A panic in a runtime is as fatal as a crash: nobody may wait for a dead thread.
             let _abort = AbortOnPanic;
             match Model::load(&file, options) {
                 Ok(model) => {
@@ -97,7 +97,7 @@ impl ModelThread {
         Ok(Self { jobs, loading })
     }
 
-    /// Whether the model is loaded; `None` while it is being loaded.
+    /// The result of loading; `None` while the model is being loaded.
     pub(crate) fn state(&self) -> Loading {
         self.loading.borrow().clone()
     }
@@ -105,7 +105,7 @@ impl ModelThread {
     /// Waits until the model is loaded.
     ///
     /// # Errors
-    /// Why it could not be loaded.
+    /// The reason why it could not be loaded.
     pub(crate) async fn loaded(&self) -> Result<Arc<Loaded>, Failure> {
         let mut loading = self.loading.clone();
         let state = loading.wait_for(Option::is_some).await;
@@ -116,7 +116,7 @@ impl ModelThread {
     /// Runs the model.
     ///
     /// # Errors
-    /// `BUSY` when the line is full, else what the run failed with.
+    /// `BUSY` if the queue is full, else the run's failure.
     pub(crate) async fn run(&self, inputs: Vec<Tensor>, sequence: Sequence) -> Result<Ran, Failure> {
         let (reply, done) = oneshot::channel();
         let job = Job { inputs, sequence, reply };
@@ -134,7 +134,7 @@ fn work(mut model: Model, waiting: &Receiver<Job>) {
     let mut current = None;
     while let Ok(job) = waiting.recv() {
         if job.reply.is_closed() {
-            // Whoever asked has gone.
+            // The requester has gone.
             continue;
         }
         let goes_on = job.sequence.id.is_some() && job.sequence.id == current && !job.sequence.start;
@@ -142,10 +142,10 @@ fn work(mut model: Model, waiting: &Receiver<Job>) {
         let started = Instant::now();
         let outputs = reset.and_then(|()| model.run(&job.inputs));
         let run_time = started.elapsed();
-        // An error means that whoever asked has gone in the meantime.
+        // Fails only if the requester has gone in the meantime.
         let _ = job.reply.send(outputs.map(|outputs| Ran { outputs, run_time }));
         current = job.sequence.id;
-        // After the answer, so that the next request that stands alone need not wait for it.
+        // Reset after the answer, so that the next single request need not wait for it.
         fresh = current.is_none() && model.reset().is_ok();
     }
 }

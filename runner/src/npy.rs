@@ -1,4 +1,4 @@
-//! `.npy` files, so that the runner's answers can be compared with another runtime's. Owns version 1 and 2 headers of
+//! `.npy` files, so that the runner's outputs can be compared with another runtime's. Owns version 1 and 2 headers of
 //! dense little-endian arrays of numbers; never strings, objects or Fortran order.
 
 use anyhow::{Context, Result, bail, ensure};
@@ -8,7 +8,7 @@ use crate::tensor::{AlignedBytes, Tensor, element_count};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 
-/// numpy's names of the types that it shares with the mesh.
+/// numpy's names of the element types that it shares with the mesh.
 const TYPES: [(&str, DType); 12] = [
     ("|b1", DType::Bool),
     ("|u1", DType::U8),
@@ -24,7 +24,7 @@ const TYPES: [(&str, DType); 12] = [
     ("<f8", DType::F64),
 ];
 
-/// The array in a file.
+/// Parses an array from a file.
 pub(crate) fn parse(file: &[u8]) -> Result<Tensor> {
     let rest = file.strip_prefix(MAGIC).context("not a .npy file")?;
     let (version, rest) = rest.split_first_chunk::<2>().context("the header is cut off")?;
@@ -40,11 +40,11 @@ pub(crate) fn parse(file: &[u8]) -> Result<Tensor> {
         other => bail!("version {other} of .npy is not known"),
     };
     let (header, data) = rest.split_at_checked(len as usize).context("the header is cut off")?;
-    let header = std::str::from_utf8(header).context("the header is no text")?;
+    let header = std::str::from_utf8(header).context("the header is not text")?;
 
     let kind = quoted(header, "'descr':").context("the header names no type")?;
     let dtype = TYPES.iter().find(|(name, _)| *name == kind);
-    let (_, dtype) = *dtype.with_context(|| format!("type {kind} has no place in a tensor"))?;
+    let (_, dtype) = *dtype.with_context(|| format!("a tensor cannot have type {kind}"))?;
     let order = header.split_once("'fortran_order':").map(|(_, rest)| rest.trim_start());
     ensure!(order.is_some_and(|order| order.starts_with("False")), "only C order is read");
     let shape = shape(header).context("the header has no shape")?;

@@ -1,11 +1,11 @@
-//! Just enough protobuf to walk an ONNX file: fields of one message, one after the other. Owns that a damaged message
-//! ends in an error and never in a wrong position; knows no schema and copies nothing.
+//! Just enough protobuf to walk an ONNX file: the fields of one message, one after the other. Owns that a damaged
+//! message ends in an error and never in a wrong position; knows no schema and copies nothing.
 
 /// The fields of a message.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fields<'a>(&'a [u8]);
 
-/// One field: its number and what it holds.
+/// One field: its number and its content.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Field<'a> {
     /// A varint.
@@ -56,7 +56,7 @@ impl<'a> Iterator for Fields<'a> {
         }
         let field = self.read();
         if field.is_none() {
-            // Nothing after damage can be trusted.
+            // No byte after damage can be trusted.
             self.0 = &[];
         }
         Some(field.ok_or(Damaged))

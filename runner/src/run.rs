@@ -1,5 +1,5 @@
-//! `mesh-runner run`: a model on files, without a socket. For people who try a model and for comparisons with other
-//! runtimes.
+//! `mesh-runner run`: runs a model on files, without a socket. For people who try a model, and for comparisons with
+//! other runtimes.
 
 use std::{fs, path::Path, time::Instant};
 
@@ -41,7 +41,7 @@ pub(crate) fn run(arguments: &Run) -> Result<()> {
     Ok(())
 }
 
-/// The files as the model's inputs, in its order.
+/// Reads the files as the model's inputs, in its order.
 fn inputs(model: &Model, files: &[String]) -> Result<Vec<Tensor>> {
     let specs = &model.signature().inputs;
     ensure!(files.len() == specs.len(), "the model takes {} inputs, got {}", specs.len(), files.len());
@@ -74,7 +74,7 @@ fn input(spec: &TensorSpec, file: &Path) -> Result<Tensor> {
     })
 }
 
-/// The shape of so many elements: what the model says, with the first open dimension as large as it takes.
+/// The shape of this many elements: the declared one, with its only open dimension as large as needed.
 fn shape_for(spec: &TensorSpec, dtype: DType, elements: usize) -> Result<Vec<i64>> {
     let Some(mut shape) = spec.shape.clone() else { bail!("the model does not say the shape: give a .npy file") };
     let known: i64 = shape.iter().filter(|dimension| **dimension >= 0).product();
@@ -87,7 +87,7 @@ fn shape_for(spec: &TensorSpec, dtype: DType, elements: usize) -> Result<Vec<i64
     Ok(shape)
 }
 
-/// A name that is a file's: tensors are called `a/b:0`.
+/// A name that can be a file's: tensors have names like `a/b:0`.
 fn file_name(name: &str) -> String {
     let safe = |letter: char| if letter.is_ascii_alphanumeric() || "._-".contains(letter) { letter } else { '_' };
     name.chars().map(safe).collect()

@@ -1,5 +1,5 @@
-//! Where the inference libraries are. Owns the list of folders that are searched, in this order, and the words for a
-//! library that is not there.
+//! Owns the places of the inference libraries: the folders that are searched, in this order, and the text for a missing
+//! library.
 
 use std::{
     env, fmt,
@@ -8,7 +8,7 @@ use std::{
 
 use proto_msgs::{Arch, ErrorCode, Failure, ModelFormat};
 
-/// The file that runs models of a format.
+/// File name of the library for models of a format.
 pub(crate) const fn library_name(format: ModelFormat) -> &'static str {
     match format {
         ModelFormat::TfLite => "libLiteRt.so",
@@ -16,7 +16,7 @@ pub(crate) const fn library_name(format: ModelFormat) -> &'static str {
     }
 }
 
-/// The library for models of this format.
+/// Path of the library for models of this format.
 ///
 /// # Errors
 /// `ENGINE_UNAVAILABLE` with the folders that were searched and the command that fetches the library.
@@ -32,7 +32,7 @@ pub(crate) fn find(format: ModelFormat) -> Result<PathBuf, Failure> {
     })
 }
 
-/// The words for a library that is there but cannot be used.
+/// The failure for a library that exists but cannot be used.
 pub(crate) fn unusable(path: &Path, why: impl fmt::Display) -> Failure {
     let text = format!("cannot use {}: {why}; {FETCH}", path.display());
     Failure::new(ErrorCode::EngineUnavailable, text)

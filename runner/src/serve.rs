@@ -1,5 +1,5 @@
-//! `mesh-runner serve`: one model behind a Unix socket. Owns the socket's life and the process's: the socket is there
-//! as soon as the program runs, requests wait until the model is loaded, and it is gone when the program ends.
+//! `mesh-runner serve`: one model behind a Unix socket. Owns the lives of socket and process: the socket exists as soon
+//! as the program runs, requests wait until the model is loaded, and the socket is removed when the program ends.
 
 use std::{
     fs, io,
@@ -33,13 +33,13 @@ use routes::Service;
 /// Connections at a time: a worker needs one or two, a person with `curl` another.
 const CONNECTIONS_MAX: usize = 64;
 
-/// Whoever started a runner connects within this time, however busy the machine is.
+/// Time within which the starter of a runner connects, however busy the machine is.
 const FIRST_WAIT: Duration = Duration::from_secs(60);
 
-/// Whoever comes back after a broken connection does so within this time.
+/// Time within which a client reconnects after a broken connection.
 const LONELY_WAIT: Duration = Duration::from_secs(5);
 
-/// After a connection could not be accepted: the error comes back at once, and nothing tells when it is over.
+/// Pause after a failed accept: the error would come back at once, and no event tells when it is over.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// Serves until it is told to end or the model cannot be loaded.
@@ -51,7 +51,7 @@ pub(crate) fn serve(arguments: Serve) -> Result<ExitCode> {
     let service = Service { model, name: arguments.name, body_bytes_max: arguments.body_limit };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(until_told(service, &arguments.socket, arguments.while_connected));
-    // Not before the end of the run that may be under way: the process ends here, whatever the model is doing.
+    // Does not wait for a run under way: the process ends here, whatever the model is doing.
     runtime.shutdown_background();
     ended
 }
@@ -90,7 +90,8 @@ async fn until_told(service: Service, path: &Path, while_connected: bool) -> Res
     }
 }
 
-/// Returns when nobody is connected and nobody comes: whoever started this runner is gone, and a container would outlive it.
+/// Returns when nobody is connected and nobody connects: then the starter of this runner is gone, and a container would
+/// outlive it.
 async fn lonely(mut connected: watch::Receiver<usize>) {
     let mut patience = FIRST_WAIT;
     while timeout(patience, connected.wait_for(|count| *count > 0)).await.is_ok() {
@@ -101,7 +102,7 @@ async fn lonely(mut connected: watch::Receiver<usize>) {
     }
 }
 
-/// Returns if the model cannot be loaded, and never if it can.
+/// Returns the failure if the model cannot be loaded; never returns if it can.
 async fn load_failure(model: &ModelThread) -> Failure {
     match model.loaded().await {
         Ok(loaded) => {
@@ -112,7 +113,7 @@ async fn load_failure(model: &ModelThread) -> Failure {
     }
 }
 
-/// Tells the worker why there will be no model, in the form that it reads, and gives the exit status for it.
+/// Writes the failure in the form that the worker reads, and returns the exit status for it.
 fn report(failure: &Failure) -> ExitCode {
     eprintln!("{}", serde_json::json!({ "code": failure.code.name(), "text": failure.text }));
     exit_status(failure.code)
@@ -145,7 +146,7 @@ async fn accept(listener: &UnixListener, service: Arc<Service>, connections: wat
                 });
             }
             Err(error) => {
-                // Out of descriptors or memory: wait for connections to end.
+                // Out of descriptors or memory: wait until connections end.
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_AGAIN).await;
             }
@@ -163,7 +164,7 @@ async fn converse(stream: UnixStream, service: Arc<Service>) {
     }
 }
 
-/// A listening socket whose file goes with it.
+/// A listening socket. Its file is removed when it is dropped.
 struct Socket {
     listener: UnixListener,
     path: PathBuf,
@@ -175,11 +176,11 @@ impl Socket {
         match fs::symlink_metadata(path) {
             // Left behind by a runner that was killed.
             Ok(there) if there.file_type().is_socket() => fs::remove_file(path).with_context(what)?,
-            Ok(_) => bail!("{}: something that is no socket is there", what()),
+            Ok(_) => bail!("{}: a file that is not a socket is there", what()),
             Err(_) => {}
         }
         let listener = UnixListener::bind(path).with_context(what)?;
-        // In a container the runner is another user than the worker. Who may come in is said by the folder.
+        // In a container the runner is another user than the worker. The folder's rights decide who may connect.
         fs::set_permissions(path, fs::Permissions::from_mode(0o666)).with_context(what)?;
         Ok(Self { listener, path: path.to_path_buf() })
     }
@@ -187,7 +188,7 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // An error means that the folder has gone before us.
+        // Fails only if the folder has already gone.
         let _ = fs::remove_file(&self.path);
     }
 }

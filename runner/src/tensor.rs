@@ -1,5 +1,5 @@
-//! A tensor on its way through the runner: element type, dimensions and bytes. Owns how many bytes a shape stands for
-//! and that bytes lie where a runtime can read them without a copy; knows no names.
+//! A tensor inside the runner: element type, dimensions and bytes. Owns the number of bytes of a shape, and that bytes
+//! lie where a runtime can read them without a copy; knows no names.
 
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
@@ -21,7 +21,7 @@ pub(crate) struct Tensor {
     pub(crate) data: Bytes,
 }
 
-/// How many elements a shape without open dimensions has; `None` if it has an open one or too many for 63 bits.
+/// The number of elements of a shape; `None` if a dimension is open or the number exceeds 63 bits.
 pub(crate) fn element_count(shape: &[i64]) -> Option<usize> {
     let count = shape
         .iter()
@@ -29,8 +29,8 @@ pub(crate) fn element_count(shape: &[i64]) -> Option<usize> {
     usize::try_from(count).ok()
 }
 
-/// The elements of a string tensor: each is a 4-byte little-endian length and that many bytes. `None` if `data` ends in
-/// the middle of one.
+/// The elements of a string tensor: each is a 4-byte little-endian length and that many bytes. `None` if `data` ends
+/// inside an element.
 pub(crate) fn strings(mut data: &[u8]) -> Option<Vec<&[u8]>> {
     let mut strings = Vec::new();
     while !data.is_empty() {
@@ -49,14 +49,14 @@ pub(crate) fn push_string(data: &mut Vec<u8>, string: &[u8]) {
     data.extend_from_slice(string);
 }
 
-/// Bytes, zeroed at first, that begin at a multiple of [`ALIGNMENT_BYTES`].
+/// A byte buffer, zeroed at first, that begins at a multiple of [`ALIGNMENT_BYTES`].
 #[derive(Debug)]
 pub(crate) struct AlignedBytes {
     start: NonNull<u8>,
     len: usize,
 }
 
-/// Enough for the widest vector instructions, and what runtimes ask of memory that they read in place.
+/// Enough for the widest vector instructions, and for runtimes that read memory in place.
 const ALIGNMENT_BYTES: usize = 64;
 
 impl AlignedBytes {
@@ -106,7 +106,7 @@ impl Drop for AlignedBytes {
     }
 }
 
-// SAFETY: it owns its memory alone, like a `Vec<u8>`.
+// SAFETY: the buffer owns its memory alone, like a `Vec<u8>`.
 unsafe impl Send for AlignedBytes {}
 // SAFETY: shared access only reads.
 unsafe impl Sync for AlignedBytes {}

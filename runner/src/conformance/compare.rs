@@ -1,14 +1,14 @@
-//! Whether two tensors are the same within the tolerance of the ONNX project's tests.
+//! Owns the comparison of two tensors within the tolerance of the ONNX project's tests.
 
 use proto_msgs::DType;
 
 use crate::tensor::Tensor;
 
-/// |got - expected| <= `ABSOLUTE` + `RELATIVE` * |expected|, as the project's own runner has it.
+/// |got - expected| <= `ABSOLUTE` + `RELATIVE` * |expected|, as in the project's own runner.
 const RELATIVE: f64 = 1e-3;
 const ABSOLUTE: f64 = 1e-7;
 
-/// Whether a runtime may give `got` where a test expects `expected`.
+/// Whether a runtime may return `got` if a test expects `expected`.
 ///
 /// # Errors
 /// The first difference, in words.
@@ -28,7 +28,7 @@ pub(super) fn equal(got: &Tensor, expected: &Tensor) -> Result<(), String> {
     Ok(())
 }
 
-/// The elements of a tensor of floating-point numbers, `None` for others: those must be equal.
+/// The elements of a tensor of floating-point numbers; `None` for other types, which must be equal.
 fn floats(tensor: &Tensor) -> Option<Vec<f64>> {
     let words = |to_bits: fn([u8; 2]) -> f64| tensor.data.as_chunks().0.iter().map(|bytes| to_bits(*bytes)).collect();
     Some(match tensor.dtype {
@@ -40,7 +40,7 @@ fn floats(tensor: &Tensor) -> Option<Vec<f64>> {
     })
 }
 
-/// An IEEE 754 half: 1 sign, 5 exponent, 10 fraction bits.
+/// The value of an IEEE 754 half: 1 sign, 5 exponent, 10 fraction bits.
 fn half(bits: u16) -> f64 {
     let fraction = f64::from(bits & 0x3ff);
     let magnitude = match bits >> 10 & 0x1f {

@@ -1,4 +1,4 @@
-//! Tensors as the ONNX project stores them (`TensorProto`).
+//! Owns reading tensors as the ONNX project stores them (`TensorProto`).
 
 use anyhow::{Context, Result, anyhow, ensure};
 use mesh_models::onnx_dtype;
@@ -9,7 +9,7 @@ use crate::{
     tensor::{AlignedBytes, Tensor, element_count, push_string},
 };
 
-/// The tensor in a file.
+/// Parses the tensor in a file.
 pub(super) fn parse(file: &[u8]) -> Result<Tensor> {
     let damaged = |_: Damaged| anyhow!("the tensor is damaged");
     let (mut shape, mut dtype, mut raw) = (Vec::new(), None, None);
@@ -22,7 +22,7 @@ pub(super) fn parse(file: &[u8]) -> Result<Tensor> {
             }
             Field::Number(2, number) => dtype = onnx_dtype(number),
             Field::Bytes(9, bytes) => raw = Some(bytes),
-            // `float_data` and `double_data` are little-endian already.
+            // `float_data` and `double_data` are already little-endian.
             Field::Bytes(4 | 10, bytes) | Field::Fixed(4 | 10, bytes) => data.extend_from_slice(bytes),
             Field::Bytes(5 | 7 | 11, numbers) => {
                 for number in packed(numbers).map_err(damaged)? {
@@ -45,7 +45,7 @@ pub(super) fn parse(file: &[u8]) -> Result<Tensor> {
     Ok(Tensor { dtype, shape, data: AlignedBytes::copied(&data).into() })
 }
 
-/// A number of `int32_data`, `int64_data` or `uint64_data`, in the width of its type.
+/// Appends a number of `int32_data`, `int64_data` or `uint64_data` in the width of its type.
 fn push_number(data: &mut Vec<u8>, dtype: DType, number: u64) {
     let width = dtype.size_bytes().unwrap_or(0);
     data.extend_from_slice(&number.to_le_bytes()[..width]);

@@ -1,5 +1,5 @@
-//! TensorFlow Lite models in LiteRT, with XNNPACK. Owns the library's environment and the model's bytes, and what a
-//! refusal means; nothing of the library is seen outside.
+//! TensorFlow Lite models in LiteRT, with XNNPACK. Owns the library's environment, the model's bytes, and the meaning
+//! of a refusal. Nothing of the library is visible outside.
 
 use std::{
     ffi::{c_int, c_void},
@@ -23,12 +23,12 @@ use compiled::Compiled;
 use said::Said;
 use sys::{Api, Handle, Owned, check, count, get};
 
-/// What the runtime and its version are called.
+/// Name and version of the runtime.
 const RUNTIME: &str = "LiteRT 2 with XNNPACK";
 
 /// One model, compiled for the CPU.
 pub(super) struct LiteRt {
-    // In the order in which they must go: what is compiled reads the model, the model reads the bytes.
+    // Dropped in this order: the compiled model reads the model, and the model reads the bytes.
     compiled: Compiled,
     model: Owned,
     environment: Owned,
@@ -42,8 +42,8 @@ impl LiteRt {
     /// Opens `library` and compiles the model.
     ///
     /// # Errors
-    /// `ENGINE_UNAVAILABLE` if the library cannot be used, `MODEL_UNSUPPORTED` naming the operators that it does not
-    /// know, `MODEL_INVALID` for everything else it refuses.
+    /// `ENGINE_UNAVAILABLE` if the library cannot be used, `MODEL_UNSUPPORTED` with the names of unknown operators,
+    /// `MODEL_INVALID` for every other refusal.
     pub(super) fn load(
         library: &Path,
         bytes: Vec<u8>,
@@ -84,7 +84,7 @@ impl Engine for LiteRt {
         if !self.stateful || !self.used {
             return Ok(());
         }
-        // Variables live as long as what was compiled; there is no call that only clears them.
+        // Variables live as long as the compiled model; no call clears only them.
         let again = self.compiled.again(&self.environment, &self.model, self.options);
         self.compiled = again
             .map_err(|error| Failure::new(ErrorCode::RunFailed, format!("LiteRT cannot reset the model: {error}")))?;
@@ -93,7 +93,7 @@ impl Engine for LiteRt {
     }
 }
 
-/// The library, which a process opens once.
+/// The library, opened once per process.
 fn opened(library: &Path) -> Result<&'static Api, Failure> {
     static API: OnceLock<Api> = OnceLock::new();
     if let Some(api) = API.get() {
@@ -104,14 +104,14 @@ fn opened(library: &Path) -> Result<&'static Api, Failure> {
 }
 
 fn environment(api: &'static Api) -> Result<Owned, String> {
-    // Silence but for errors: at start the library tells of every accelerator that this machine does not have.
+    // Errors only: at start the library reports every accelerator that this machine lacks.
     let options = [sys::EnvironmentOption::log_severity_min(3)];
-    // SAFETY: one option is there, and the library copies it.
+    // SAFETY: the array has one option, and the library copies it.
     let handle = get(|out| unsafe { (api.create_environment)(1, options.as_ptr(), out) })?;
     Ok(Owned { handle, destroy: api.destroy_environment })
 }
 
-/// The model in `bytes`, which must live as long as what this returns.
+/// The model in `bytes`, which must outlive the returned object.
 fn model(api: &'static Api, environment: &Owned, bytes: &[u8]) -> Result<Owned, String> {
     let (at, len) = (bytes.as_ptr().cast::<c_void>(), bytes.len());
     // SAFETY: `at` points to `len` bytes, and the caller keeps them.
@@ -119,7 +119,7 @@ fn model(api: &'static Api, environment: &Owned, bytes: &[u8]) -> Result<Owned, 
     Ok(Owned { handle, destroy: api.destroy_model })
 }
 
-/// The failure for a model that would not compile: the operators that the library does not know, else what it said.
+/// The failure of a model that does not compile: the unknown operators, else the library's text.
 fn refused(api: &'static Api, model: &Owned, said: &str) -> Failure {
     let missing: Vec<_> = said.lines().filter_map(said::missing_operator).collect();
     let named = match custom_ops(api, model) {
@@ -142,7 +142,7 @@ fn op_codes(api: &'static Api, model: &Owned) -> Result<Vec<c_int>, Failure> {
     codes.map_err(|error| Failure::new(ErrorCode::ModelInvalid, format!("LiteRT cannot read the model: {error}")))
 }
 
-/// Names of the operators that the model's makers defined themselves, each once.
+/// Names of the custom operators of a model, each once.
 fn custom_ops(api: &'static Api, model: &Owned) -> Result<Vec<String>, String> {
     let mut names = each_op(api, model, |op| {
         let (mut code, mut name) = (0, ptr::null());

@@ -1,5 +1,5 @@
-//! ONNX models in ONNX Runtime, through the `ort` crate. Owns the way of tensors in and out without a copy, and what
-//! the runtime's errors mean for the model.
+//! ONNX models in ONNX Runtime, through the `ort` crate. Owns passing tensors in and out without a copy, and what the
+//! runtime's errors mean for the model.
 
 use std::{path::Path, ptr::NonNull, sync::OnceLock};
 
@@ -23,7 +23,7 @@ use crate::{
     tensor::{self, Tensor},
 };
 
-/// One model in a session of its own.
+/// One model in its own session.
 pub(super) struct OnnxRuntime {
     session: Session,
     /// Names of inputs and outputs in the order of the signature.
@@ -36,8 +36,8 @@ impl OnnxRuntime {
     /// Opens `library` and loads the model.
     ///
     /// # Errors
-    /// `ENGINE_UNAVAILABLE` if the library cannot be used, `MODEL_UNSUPPORTED` for operators and versions that it does
-    /// not know, `MODEL_INVALID` for everything else it refuses.
+    /// `ENGINE_UNAVAILABLE` if the library cannot be used, `MODEL_UNSUPPORTED` for unknown operators and versions,
+    /// `MODEL_INVALID` for every other refusal.
     pub(super) fn load(
         library: &Path,
         bytes: &[u8],
@@ -81,7 +81,7 @@ impl Engine for OnnxRuntime {
     }
 }
 
-/// The runtime's environment, of which a process has one.
+/// The runtime's environment, one per process.
 fn environment(library: &Path) -> Result<&'static Environment, Failure> {
     static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
     if let Some(environment) = ENVIRONMENT.get() {
@@ -100,7 +100,7 @@ fn session(environment: &Environment, bytes: &[u8], options: LoadOptions) -> ort
         .with_log_level(LogLevel::Fatal)?
         .with_intra_threads(threads)?
         .with_inter_threads(1)?
-        // A runner that waits for its next request leaves the processor to the others on the machine.
+        // A runner that waits for its next request leaves the processor to other processes.
         .with_intra_op_spinning(false)?;
     if options.gpu {
         builder = builder.with_execution_providers([ep::CUDA::default().build()])?;
@@ -113,7 +113,8 @@ fn provider(options: LoadOptions) -> &'static str {
     if cuda { "CUDA" } else { "CPU" }
 }
 
-/// What a refusal means: the runtime's codes do not tell an unknown operator from a broken graph, its words do.
+/// The failure of a refused model. The runtime's codes do not distinguish an unknown operator from a broken graph, but
+/// its texts do.
 fn refused(error: ort::Error) -> Failure {
     const UNKNOWN: [&str; 6] = [
         "is not a registered function/op",
@@ -132,7 +133,7 @@ fn refused(error: ort::Error) -> Failure {
     Failure::new(code, format!("ONNX Runtime refuses the model: {text}"))
 }
 
-/// The tensor as the runtime takes it, in place. It must not outlive `input`.
+/// The input as the runtime's tensor, without a copy. It must not outlive `input`.
 fn value(name: &str, input: &Tensor) -> Result<DynValue, Failure> {
     let refused = |why: String| Failure::new(ErrorCode::InputMismatch, format!("input '{name}': {why}"));
     if input.dtype == DType::Bytes {
@@ -141,8 +142,8 @@ fn value(name: &str, input: &Tensor) -> Result<DynValue, Failure> {
     let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::CPUInput)
         .map_err(|error| refused(error.to_string()))?;
     let mut value = std::ptr::null_mut();
-    // SAFETY: the data has as many bytes as type and shape say (`check` in the parent module), is aligned, and lives as
-    // long as `input`, which outlives the run. The runtime reads inputs and never writes them.
+    // SAFETY: the data has as many bytes as type and shape require (`check` in the parent module), is aligned, and
+    // lives as long as `input`, which outlives the run. The runtime reads inputs and never writes them.
     let status = unsafe {
         (ort::api().CreateTensorWithDataAsOrtValue)(
             memory.ptr(),
@@ -154,10 +155,11 @@ fn value(name: &str, input: &Tensor) -> Result<DynValue, Failure> {
             &raw mut value,
         )
     };
-    // SAFETY: the status was returned by the runtime just now.
+    // SAFETY: the runtime has just returned the status.
     unsafe { ort::Error::result_from_status(status) }.map_err(|error| refused(error.to_string()))?;
     let value = NonNull::new(value).ok_or_else(|| refused("the runtime made no tensor of it".to_owned()))?;
-    // SAFETY: a value that the runtime made, ours from here on. Its data is ours: the allocator is never asked to free.
+    // SAFETY: the runtime made the value and hands it over. Its data belongs to `input`: the allocator is never asked
+    // to free it.
     Ok(unsafe { DynValue::from_ptr(value, Some(&Allocator::default())) })
 }
 
@@ -172,7 +174,7 @@ fn string_value(input: &Tensor) -> Result<DynValue, String> {
     value.map(ort::value::Value::into_dyn).map_err(|error| error.to_string())
 }
 
-/// An output, whose memory stays the runtime's until the last of the bytes is gone.
+/// An output. The runtime owns its memory until the last of the bytes is dropped.
 fn tensor(name: &str, value: DynValue) -> Result<Tensor, Failure> {
     let unsupported = |what: &dyn std::fmt::Debug| {
         let text = format!("output '{name}' is a {what:?}, which the mesh cannot carry");
@@ -211,10 +213,9 @@ impl AsRef<[u8]> for Output {
         let mut data = std::ptr::null_mut();
         // SAFETY: the value is a live tensor of numbers.
         let status = unsafe { (ort::api().GetTensorMutableData)(self.value.ptr().cast_mut(), &raw mut data) };
-        // SAFETY: the status was returned by the runtime just now.
+        // SAFETY: the runtime has just returned the status.
         unsafe { ort::Error::result_from_status(status) }.expect("a dense tensor has data");
-        // SAFETY: the runtime holds at least `len` bytes, `len` being what its type and shape say, and nobody writes
-        // them any more.
+        // SAFETY: the runtime holds at least `len` bytes, as type and shape require, and nobody writes them any more.
         unsafe { std::slice::from_raw_parts(data.cast_const().cast(), self.len) }
     }
 }

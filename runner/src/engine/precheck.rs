@@ -1,20 +1,21 @@
-//! What is said of an ONNX file before a runtime sees it. Owns refusals that are cheap to find and that the runtime
-//! would answer with a file of this machine, its stack or its memory. Everything else is the runtime's to judge.
+//! Checks of an ONNX file before a runtime sees it. Owns cheap refusals of models that would make the runtime open a
+//! file of this machine, or exhaust its stack or memory. The runtime judges everything else.
 
 use proto_msgs::{ErrorCode, Failure};
 
 use crate::protobuf::{Damaged, Field, Fields};
 
-/// Graphs within graphs (`If`, `Loop`, `Scan`): real models stay below four, and the runtime walks them by recursion.
+/// Longest nesting of graphs (`If`, `Loop`, `Scan`). Real models stay below four, and the runtime walks them by
+/// recursion.
 const DEPTH_MAX: usize = 16;
 
-/// Nodes of all graphs: ten times the largest model known, and a second of the runtime's time.
+/// Most nodes in all graphs: ten times the largest known model, and a second of the runtime's time.
 const NODES_MAX: usize = 200_000;
 
-/// Looks through the whole structure of a model, but not at its weights.
+/// Checks the whole structure of a model, except its weights.
 ///
 /// # Errors
-/// `MODEL_INVALID` if it is damaged, `MODEL_UNSUPPORTED` naming what the mesh does not carry.
+/// `MODEL_INVALID` if it is damaged, `MODEL_UNSUPPORTED` with the part that the mesh does not carry.
 pub(super) fn onnx(model: &[u8]) -> Result<(), Failure> {
     let mut walk = Walk { nodes: 0 };
     walk.model(model).map_err(|refusal| match refusal {
@@ -115,7 +116,7 @@ fn sparse_weights(sparse: &[u8]) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Weights must be in the file: a path in a model names files of the machine that loads it.
+/// Checks that weights are in the file: a path in a model would name a file of the machine that loads it.
 fn weights(tensor: &[u8]) -> Result<(), Refusal> {
     for field in Fields::of(tensor) {
         if matches!(field?, Field::Bytes(13, _) | Field::Number(14, 1..)) {

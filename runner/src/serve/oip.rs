@@ -1,5 +1,4 @@
-//! The JSON of the Open Inference Protocol v2: what a request may say and what an answer says. Owns names and nothing
-//! else.
+//! The JSON of the Open Inference Protocol v2: fields of requests and answers. Owns their names and nothing else.
 
 use mesh_models::{Quantization, Signature, TensorSpec};
 use proto_msgs::{DType, ModelFormat};
@@ -20,9 +19,9 @@ pub(super) struct InferRequest {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct RequestParameters {
-    /// Binary data for every output that does not say otherwise.
+    /// Whether outputs are sent as binary data unless they say otherwise.
     pub(super) binary_data_output: bool,
-    /// Requests of one sequence share the state of a model that keeps any.
+    /// Id of the sequence: its requests share the state of a model that keeps any.
     pub(super) sequence_id: Option<Value>,
     /// Whether the sequence begins with this request.
     pub(super) sequence_start: bool,
@@ -40,7 +39,7 @@ pub(super) struct RequestInput {
 
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct InputParameters {
-    /// The data stands after the JSON, in the order of the inputs, and has this many bytes.
+    /// Length of the data, which follows the JSON in the order of the inputs.
     pub(super) binary_data_size: Option<u64>,
 }
 
@@ -73,7 +72,7 @@ pub(crate) struct ModelMetadata<'a> {
 }
 
 impl<'a> ModelMetadata<'a> {
-    /// What the protocol says of a model with this signature.
+    /// The protocol's metadata of a model with this signature.
     pub(crate) fn of(name: &'a str, signature: &'a Signature) -> Self {
         Self {
             name,

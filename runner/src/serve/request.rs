@@ -1,5 +1,6 @@
 //! From the bytes of an inference request to the tensors of a run. Owns that nothing is allocated before it is known to
-//! fit the model, and that binary data is copied once: from the socket's buffer to where the runtime reads it.
+//! fit the model, and that binary data is copied once: from the socket's buffer to the place where the runtime reads
+//! it.
 
 use std::collections::BTreeMap;
 
@@ -20,29 +21,28 @@ use crate::{
     tensor::{self, AlignedBytes, Tensor, element_count},
 };
 
-/// Bytes of JSON in a request. It becomes some ten times as much while it is read; larger tensors travel as binary
-/// data.
+/// Bytes of JSON in a request. While it is read it takes some ten times as much; larger tensors travel as binary data.
 const JSON_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// The header that says how long the JSON before the binary data is.
+/// Header with the length of the JSON before the binary data.
 pub(super) const JSON_LENGTH: &str = "inference-header-content-length";
 
 /// A request that fits the model.
 #[derive(Debug)]
 pub(super) struct Order {
     pub(super) id: Option<String>,
-    /// In the order of the signature.
+    /// The inputs in the order of the signature.
     pub(super) inputs: Vec<Tensor>,
     pub(super) sequence: Sequence,
-    /// Which outputs are wanted, by their place in the signature, and whether as binary data.
+    /// The wanted outputs by index in the signature, and whether each is sent as binary data.
     pub(super) outputs: Vec<(usize, bool)>,
 }
 
 /// Reads a request.
 ///
 /// # Errors
-/// `BAD_REQUEST`, `TOO_LARGE` or `MODEL_INPUT_MISMATCH`. The body is read on, up to its limit, so that whoever is still
-/// writing comes to reading the answer.
+/// `BAD_REQUEST`, `TOO_LARGE` or `MODEL_INPUT_MISMATCH`. The body is then read to its end, up to the limit, so that a
+/// client that is still writing comes to read the answer.
 pub(super) async fn read(
     headers: &HeaderMap,
     body: Incoming,
@@ -138,7 +138,7 @@ async fn read_input(input: RequestInput, spec: &mesh_models::TensorSpec, body: &
     Ok(Tensor { dtype, shape: input.shape, data: data.into() })
 }
 
-/// Which outputs to send, and how; all of them unless the request names some.
+/// The outputs to send, and whether as binary data; all of them unless the request names some.
 fn wanted(request: &InferRequest, signature: &Signature) -> Result<Vec<(usize, bool)>, Failure> {
     let binary = request.parameters.binary_data_output;
     if request.outputs.is_empty() {
@@ -205,20 +205,20 @@ fn not_an_element(value: &Value, dtype: DType) -> String {
     }
     let mut value = value.to_string();
     value.truncate(value.floor_char_boundary(40));
-    format!("{value} is no {dtype}")
+    format!("{value} does not fit {dtype}")
 }
 
 /// A request's body, read piece by piece.
 struct Body {
     body: Incoming,
-    /// What has come and is not used yet.
+    /// Bytes that have arrived and are not used yet.
     rest: Bytes,
-    /// How much may still come.
+    /// Bytes that may still arrive.
     left_bytes: u64,
 }
 
 impl Body {
-    /// The next piece, or `None` at the end.
+    /// The next piece; `None` at the end.
     async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
         if !self.rest.is_empty() {
             return Ok(Some(std::mem::take(&mut self.rest)));
@@ -275,7 +275,7 @@ impl Body {
 fn number(headers: &HeaderMap, name: &str) -> Result<Option<u64>, Failure> {
     let Some(value) = headers.get(name) else { return Ok(None) };
     let number = value.to_str().ok().and_then(|text| text.parse().ok());
-    number.map(Some).ok_or_else(|| bad(format!("the header {name} is no number")))
+    number.map(Some).ok_or_else(|| bad(format!("the header {name} is not a number")))
 }
 
 fn bad(text: String) -> Failure {
@@ -307,10 +307,10 @@ mod tests {
     #[test]
     fn a_number_that_does_not_fit_its_type_is_refused() {
         assert_eq!(elements(&json!([255]), DType::U8), Ok(vec![255]));
-        assert_eq!(elements(&json!([256]), DType::U8), Err("256 is no UINT8".to_owned()));
-        assert_eq!(elements(&json!([1.5]), DType::I64), Err("1.5 is no INT64".to_owned()));
-        assert_eq!(elements(&json!([-1]), DType::U64), Err("-1 is no UINT64".to_owned()));
-        assert_eq!(elements(&json!(["x"]), DType::F32), Err("\"x\" is no FP32".to_owned()));
+        assert_eq!(elements(&json!([256]), DType::U8), Err("256 does not fit UINT8".to_owned()));
+        assert_eq!(elements(&json!([1.5]), DType::I64), Err("1.5 does not fit INT64".to_owned()));
+        assert_eq!(elements(&json!([-1]), DType::U64), Err("-1 does not fit UINT64".to_owned()));
+        assert_eq!(elements(&json!(["x"]), DType::F32), Err("\"x\" does not fit FP32".to_owned()));
         assert!(elements(&json!([1.0]), DType::F16).unwrap_err().contains("binary data"));
     }
 }

@@ -1,5 +1,4 @@
-//! From the tensors of a run to the bytes of an answer. Owns that binary data goes to the socket from where the runtime
-//! left it.
+//! From the tensors of a run to the bytes of an answer. Owns that binary data goes to the socket without a copy.
 
 use std::{
     collections::VecDeque,
@@ -51,7 +50,7 @@ impl Body for Pieces {
 /// The answer to an inference request.
 ///
 /// # Errors
-/// `BAD_REQUEST` if an output cannot be said in JSON.
+/// `BAD_REQUEST` if JSON cannot express an output.
 pub(super) fn inference(
     model_name: &str,
     signature: &Signature,
@@ -101,14 +100,14 @@ pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response<Pieces
     with_pieces(status, [bytes(body)])
 }
 
-/// An answer that is only a status.
+/// An answer with only a status.
 pub(super) fn empty(status: StatusCode) -> Response<Pieces> {
     let mut response = Response::new(Pieces::default());
     *response.status_mut() = status;
     response
 }
 
-/// An answer that says what was wrong.
+/// An answer with the failure's text and code.
 pub(super) fn failure(failure: &Failure) -> Response<Pieces> {
     let status = match failure.code {
         ErrorCode::BadRequest | ErrorCode::InputMismatch => StatusCode::BAD_REQUEST,
@@ -132,7 +131,7 @@ fn bytes(body: &impl Serialize) -> Bytes {
     serde_json::to_vec(body).expect("answers have only string keys").into()
 }
 
-/// A tensor's elements in JSON: one flat array, as the protocol wants it.
+/// A tensor's elements in JSON: one flat array, as the protocol requires.
 fn values(name: &str, tensor: &Tensor) -> Result<Value, Failure> {
     macro_rules! numbers {
         ($type:ty) => {

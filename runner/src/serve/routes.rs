@@ -1,4 +1,4 @@
-//! The paths of the Open Inference Protocol v2 and what is behind them.
+//! Owns the paths of the Open Inference Protocol v2 and their handlers.
 //!
 //! ```text
 //!   GET  /v2/health/live                  the process is there
@@ -20,14 +20,14 @@ use super::{
 };
 use crate::model_thread::{Loaded, ModelThread};
 
-/// What answers requests.
+/// Answers the requests for one model.
 #[derive(Debug)]
 pub(super) struct Service {
     /// The model.
     pub(super) model: ModelThread,
-    /// What it is called in paths.
+    /// The model's name in paths.
     pub(super) name: String,
-    /// How long a request may be.
+    /// Longest request in bytes.
     pub(super) body_bytes_max: u64,
 }
 

@@ -1,7 +1,7 @@
-//! A model compiled for the CPU. Owns its inputs and outputs as LiteRT has them: their order, shapes and buffers.
+//! Owns the inputs and outputs of a compiled model as LiteRT has them: their order, shapes and buffers.
 //!
-//! LiteRT numbers inputs and outputs by the model's first signature, the rest of the runner by the graph; names join
-//! them. A model with open dimensions gets its buffers when the first inputs come, and new ones when shapes change.
+//! LiteRT numbers inputs and outputs by the model's first signature, the rest of the runner by the graph; their names
+//! link the two. A model with open dimensions gets its buffers with the first inputs, and new ones when shapes change.
 
 use std::{
     ffi::{CStr, CString, c_int, c_void},
@@ -19,22 +19,22 @@ use super::{
 };
 use crate::tensor::{AlignedBytes, Tensor, element_count};
 
-/// The signature that is run; models with several are run by their first.
+/// Index of the signature that is run. Models with several are run by their first.
 const SIGNATURE: usize = 0;
 
-/// A model that can run, with buffers for the shapes it ran with last.
+/// A compiled model with buffers for the shapes of its last run.
 pub(super) struct Compiled {
     api: &'static Api,
     handle: Owned,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
-    /// Shapes of the inputs for which the buffers are; empty when there are none yet.
+    /// Input shapes that the buffers fit; empty if there are no buffers yet.
     shapes: Vec<Vec<i64>>,
     /// Whether a run with these shapes is known to write every output.
     proven: bool,
 }
 
-/// An input or output: where it stands in the signature and what the file says of it.
+/// An input or output: its place in the signature and its declaration in the file.
 struct Port {
     index: usize,
     spec: mesh_models::TensorSpec,
@@ -44,10 +44,10 @@ struct Port {
 }
 
 impl Compiled {
-    /// Compiles the model; one without open dimensions gets its buffers at once.
+    /// Compiles the model. Without open dimensions it gets its buffers at once.
     ///
     /// # Errors
-    /// The library's words.
+    /// The library's text.
     pub(super) fn new(
         api: &'static Api,
         environment: &Owned,
@@ -56,7 +56,7 @@ impl Compiled {
         options: LoadOptions,
     ) -> Result<Self, String> {
         let handle = compile(api, environment, model, options)?;
-        // SAFETY: the model is live; every model has a signature, if need be one that the library made up.
+        // SAFETY: the model is live. Every model has a signature; if the file has none, the library makes one up.
         let first = get(|out| unsafe { (api.signature)(model.handle, SIGNATURE, out) })?;
         let mut compiled = Self {
             api,
@@ -73,10 +73,10 @@ impl Compiled {
         Ok(compiled)
     }
 
-    /// The same model with fresh state.
+    /// Compiles the same model again, with fresh state.
     ///
     /// # Errors
-    /// The library's words.
+    /// The library's text.
     pub(super) fn again(&self, environment: &Owned, model: &Owned, options: LoadOptions) -> Result<Self, String> {
         let fresh = |ports: &[Port]| ports.iter().map(Port::without_buffer).collect();
         let mut compiled = Self {
@@ -93,7 +93,7 @@ impl Compiled {
         Ok(compiled)
     }
 
-    /// Makes the buffers for inputs of these shapes.
+    /// Allocates the buffers for inputs of these shapes.
     fn prepare(&mut self, environment: &Owned, shapes: Vec<Vec<i64>>) -> Result<(), String> {
         let api = self.api;
         self.shapes = Vec::new();
@@ -130,7 +130,7 @@ impl Compiled {
     /// Runs the model.
     ///
     /// # Errors
-    /// `RUN_FAILED`, or `MODEL_UNSUPPORTED` if LiteRT cannot give an output.
+    /// `RUN_FAILED`, or `MODEL_UNSUPPORTED` if LiteRT cannot return an output.
     pub(super) fn run(
         &mut self,
         environment: &Owned,
@@ -154,8 +154,8 @@ impl Compiled {
         self.outputs.iter().map(|port| port.read(self.api)).collect::<Result<_, _>>().map_err(failed)
     }
 
-    /// Runs and looks whether every output was written. An output whose shape is only known during the run has no place
-    /// in our buffers: the library then refuses, or leaves them as they are and reports success.
+    /// Runs the model and checks that every output was written. An output whose shape is known only during the run has
+    /// no place in the buffers: the library refuses it, or leaves the buffers unchanged and reports success.
     fn run_and_prove(&mut self, stateful: bool) -> Result<(), Failure> {
         let failed = |error| Failure::new(ErrorCode::RunFailed, format!("LiteRT failed: {error}"));
         for mark in [0xa5, 0x5a] {
@@ -190,7 +190,8 @@ impl Compiled {
         let mut outputs = in_signature_order(&self.outputs);
         let (input_count, output_count) = (inputs.len(), outputs.len());
         let (inputs, outputs) = (inputs.as_mut_ptr(), outputs.as_mut_ptr());
-        // SAFETY: as many buffers as the signature has inputs and outputs, each made for its place and still ours.
+        // SAFETY: there are as many buffers as the signature has inputs and outputs, each made for its place and still
+        // owned.
         check(unsafe { (self.api.run)(self.handle.handle, SIGNATURE, input_count, inputs, output_count, outputs) })
     }
 }
@@ -201,7 +202,7 @@ fn no_output(port: Option<&Port>) -> Failure {
     Failure::new(ErrorCode::ModelUnsupported, text)
 }
 
-/// So many marked bytes are no coincidence.
+/// Number of marked bytes that cannot be a coincidence.
 const MARK_BYTES_SURE: usize = 16;
 
 impl Port {
@@ -222,11 +223,11 @@ impl Port {
         compiled: Handle,
         requirements: unsafe extern "C" fn(Handle, usize, usize, *mut Handle) -> Status,
     ) -> Result<(), String> {
-        // The old one first: both at once would be twice the memory.
+        // The old buffer is freed first: both at once would need twice the memory.
         self.buffer = None;
         let layout = sys::Layout::dense(&self.shape).ok_or("a tensor has more than 8 dimensions or a huge one")?;
         let kind = sys::TensorType { element: self.element, layout };
-        // SAFETY: what is compiled is live and has this input or output.
+        // SAFETY: the compiled model is live and has this input or output.
         let needs = get(|out| unsafe { requirements(compiled, SIGNATURE, self.index, out) })?;
         // SAFETY: all handles are live, `kind` outlives the call.
         let buffer = get(|out| unsafe { (api.create_buffer)(environment.handle, &raw const kind, needs, out) })?;
@@ -236,16 +237,16 @@ impl Port {
 
     fn write(&self, api: &'static Api, data: &[u8]) -> Result<(), String> {
         self.locked(api, sys::LOCK_WRITE, data.len(), |memory| {
-            // SAFETY: `locked` gives `data.len()` bytes that nobody else uses.
+            // SAFETY: `locked` provides `data.len()` bytes that nobody else uses.
             unsafe { ptr::copy_nonoverlapping(data.as_ptr(), memory, data.len()) };
         })
     }
 
-    /// Writes `mark` into every byte that the output has.
+    /// Writes `mark` into every byte of the output.
     fn fill(&self, api: &'static Api, mark: u8) -> Result<(), String> {
         let len = self.len_bytes()?;
         self.locked(api, sys::LOCK_WRITE, len, |memory| {
-            // SAFETY: `locked` gives `len` bytes that nobody else uses.
+            // SAFETY: `locked` provides `len` bytes that nobody else uses.
             unsafe { ptr::write_bytes(memory, mark, len) };
         })
     }
@@ -261,7 +262,7 @@ impl Port {
         let dtype = self.spec.dtype.expect("tensors without a type are refused before loading");
         let len = self.len_bytes()?;
         let data = self.locked(api, sys::LOCK_READ, len, |memory| {
-            // SAFETY: `locked` gives `len` bytes that the runtime has filled.
+            // SAFETY: `locked` provides `len` bytes that the runtime has filled.
             AlignedBytes::copied(unsafe { slice::from_raw_parts(memory, len) })
         })?;
         Ok(Tensor { dtype, shape: self.shape.clone(), data: Bytes::from(data) })
@@ -282,7 +283,7 @@ impl Port {
         if size < len {
             return Err(format!("'{}' has {size} bytes in the runtime instead of {len}", self.spec.name));
         }
-        // SAFETY: the buffer is live and not locked: nothing else of ours locks one.
+        // SAFETY: the buffer is live and not locked: no other code of the runner locks one.
         let memory = get(|out| unsafe { (api.lock)(buffer, out, mode) })?;
         let result = use_memory(memory.cast());
         // SAFETY: locked above.
@@ -291,7 +292,7 @@ impl Port {
     }
 }
 
-/// The ports' buffers where the signature has them.
+/// The ports' buffers in the order of the signature.
 fn in_signature_order(ports: &[Port]) -> Vec<Handle> {
     let mut buffers = vec![ptr::null_mut(); ports.len()];
     for port in ports {
@@ -306,14 +307,14 @@ fn compile(api: &'static Api, environment: &Owned, model: &Owned, options: LoadO
     // SAFETY: the options are live.
     check(unsafe { (api.set_accelerators)(settings.handle, sys::ACCELERATOR_CPU) })?;
     add_settings(api, &settings, c"xnnpack", &format!("num_threads = {}\n", options.threads))?;
-    // Errors are told on stderr, from where `Said` takes them.
+    // Errors go to stderr, where `Said` reads them.
     add_settings(api, &settings, c"runtime_options_string", "error_reporter_mode = 1\n")?;
-    // SAFETY: all three are live; the caller keeps the model longer than what is compiled.
+    // SAFETY: all three are live; the caller keeps the model longer than the compiled one.
     let handle = get(|out| unsafe { (api.compile)(environment.handle, model.handle, settings.handle, out) })?;
     Ok(Owned { handle, destroy: api.destroy_compiled })
 }
 
-/// Adds settings that the library reads as TOML under `name`.
+/// Adds settings under `name`, which the library reads as TOML.
 fn add_settings(api: &'static Api, settings: &Owned, name: &CStr, toml: &str) -> Result<(), String> {
     unsafe extern "C" fn free(text: *mut c_void) {
         // SAFETY: made by `into_raw` below and freed once, by the library.
@@ -326,7 +327,7 @@ fn add_settings(api: &'static Api, settings: &Owned, name: &CStr, toml: &str) ->
     check(unsafe { (api.add_opaque)(settings.handle, opaque) })
 }
 
-/// What the signature numbers, in the order of `specs`.
+/// The signature's tensors, in the order of `specs`.
 fn ports(
     api: &'static Api,
     signature: Handle,
@@ -336,7 +337,7 @@ fn ports(
 ) -> Result<Vec<Port>, String> {
     let mut known = Vec::new();
     for index in 0..count(signature, number)? {
-        // SAFETY: the signature is live and has that many.
+        // SAFETY: the signature is live and has this many tensors.
         let handle = get(|out| unsafe { tensor(signature, index, out) })?;
         let mut name = ptr::null();
         // SAFETY: the tensor is live; its name lives as long as the model.

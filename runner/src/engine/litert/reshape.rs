@@ -1,11 +1,10 @@
-//! Lets models with an open batch run. TensorFlow exports `Reshape` with an open dimension as
-//! `SHAPE -> STRIDED_SLICE -> PACK -> RESHAPE`: the shape is computed during the run, so the output has no place before
-//! it, and LiteRT's compiled models then give no output at all (zeros, and no error). The file itself says the same
-//! shape as a constant with one -1, which RESHAPE takes as well.
+//! Lets models with an open batch run. TensorFlow exports `Reshape` with an open dimension as `SHAPE -> STRIDED_SLICE
+//! -> PACK -> RESHAPE`. The shape is computed during the run, so the output has no place before it, and LiteRT's
+//! compiled models then return no output at all (zeros, and no error). The same file declares that shape as a constant
+//! with one -1, which RESHAPE accepts as well.
 //!
-//! Owns that rewriting: a new front for the file, with a constant where the shape was computed; the old file follows
-//! untouched.
-//! Flatbuffers only point forward, so everything new stands before everything old.
+//! Owns that rewriting: a new front for the file, with a constant in place of the computed shape. The old file follows
+//! unchanged, since flatbuffers only point forward.
 
 use mesh_models::Signature;
 
@@ -13,11 +12,11 @@ use mesh_models::Signature;
 const RESHAPE: i32 = 22;
 const INT32: u8 = 2;
 
-/// Where the old file begins in the new one: weights in it must stay aligned.
+/// Alignment of the old file inside the new one: its weights must stay aligned.
 const ALIGNMENT_BYTES: usize = 64;
 
-/// The model with constant shapes, or `None` if it has no open dimension, nothing to change, or parts that this does
-/// not know.
+/// The model with constant shapes. `None` if it has no open dimension, if nothing needs a change, or if it has parts
+/// that are not supported here.
 pub(super) fn with_constant_shapes(file: &[u8], signature: &Signature) -> Option<Vec<u8>> {
     let shapes = signature.inputs.iter().filter_map(|input| input.shape.as_ref());
     if shapes.flatten().all(|dimension| *dimension >= 0) {
@@ -32,13 +31,13 @@ pub(super) fn with_constant_shapes(file: &[u8], signature: &Signature) -> Option
 
 /// A RESHAPE whose shape becomes a constant.
 struct Change {
-    /// Place among the graph's operators.
+    /// Index in the graph's list of operators.
     operator: usize,
-    /// Its place among the file's operator codes.
+    /// Index in the file's list of operator codes.
     opcode: i32,
     /// The tensor to reshape.
     input: i32,
-    /// Where its list of outputs stands in the file.
+    /// Position of its list of outputs in the file.
     outputs: usize,
     shape: Vec<i32>,
 }
@@ -46,7 +45,7 @@ struct Change {
 fn changes(old: &Old<'_>, model: Table, graph: Table) -> Option<Vec<Change>> {
     let (opcodes, buffers) = (old.vector(model, 1)?, old.vector(model, 4)?);
     let (tensors, operators) = (old.vector(graph, 0)?, old.vector(graph, 3)?);
-    // Weights behind the flatbuffer are found by their distance from its start, which is about to change.
+    // Weights behind the flatbuffer are located by their distance from its start, which the rewriting changes.
     for index in 0..buffers.count {
         let buffer = old.table(old.element(buffers, index)?)?;
         if old.slot(buffer, 1).is_some() {
@@ -74,7 +73,7 @@ fn changes(old: &Old<'_>, model: Table, graph: Table) -> Option<Vec<Change>> {
         let said = old.i32s(said)?;
         let open = said.iter().filter(|dimension| **dimension < 0).count();
         if said.is_empty() || open > 1 {
-            // Two unknowns: the runtime could not tell which is which.
+            // With two open dimensions the runtime could not tell which is which.
             continue;
         }
         changes.push(Change { operator: index, opcode, input: *input, outputs: old.target(operator, 2)?, shape: said });
@@ -82,7 +81,8 @@ fn changes(old: &Old<'_>, model: Table, graph: Table) -> Option<Vec<Change>> {
     Some(changes)
 }
 
-/// The new file: model, first graph and their lists anew, everything in the lists as it was but for the changes.
+/// Writes the new file: model, first graph and their lists are new, and the lists' elements are the old ones except for
+/// the changes.
 fn rewrite(old: &Old<'_>, model: Table, graph: Table, changes: &[Change]) -> Option<Vec<u8>> {
     let listed = |table, slot| -> Option<Vec<Value>> {
         let list = old.vector(table, slot)?;
@@ -103,7 +103,7 @@ fn rewrite(old: &Old<'_>, model: Table, graph: Table, changes: &[Change]) -> Opt
     let version = old.slot(model, 0).map_or(Some(0), |at| old.i32(at))?;
     let mut fields =
         vec![(2, Value::Later), (4, Value::Later), (0, Value::Number(version)), (1, Value::Old(old.target(model, 1)?))];
-    // Signatures name inputs and outputs; metadata is for people and stays behind.
+    // Signatures name inputs and outputs, so they are kept. Metadata is for people and is dropped.
     fields.extend(old.target(model, 7).map(|signatures| (7, Value::Old(signatures))));
     let model = new.table(&fields);
     new.point(0, model.at);
@@ -149,10 +149,10 @@ fn rewrite(old: &Old<'_>, model: Table, graph: Table, changes: &[Change]) -> Opt
     new.before(old.0)
 }
 
-/// The file that is there, read with every position checked.
+/// The existing file, read with every position checked.
 struct Old<'a>(&'a [u8]);
 
-/// Where a table and its list of slots begin.
+/// Position of a table and of its list of slots.
 #[derive(Clone, Copy)]
 struct Table {
     at: usize,
@@ -160,7 +160,7 @@ struct Table {
     vtable_bytes: usize,
 }
 
-/// Where a list's elements begin and how many there are.
+/// Position of a list's elements, and their number.
 #[derive(Clone, Copy)]
 struct Vector {
     at: usize,
@@ -190,7 +190,7 @@ impl Old<'_> {
         Some(Table { at, vtable, vtable_bytes })
     }
 
-    /// Where a table keeps a slot's value, if it has one.
+    /// The position of a slot's value; `None` if the table does not have the slot.
     fn slot(&self, table: Table, index: usize) -> Option<usize> {
         let entry = 4 + 2 * index;
         let in_table = (entry + 2 <= table.vtable_bytes).then(|| self.bytes(table.vtable + entry))??;
@@ -198,7 +198,7 @@ impl Old<'_> {
         (offset != 0).then_some(table.at + offset)
     }
 
-    /// Where the offset in a slot leads.
+    /// The position that the offset in a slot points to.
     fn target(&self, table: Table, index: usize) -> Option<usize> {
         self.follow(self.slot(table, index)?)
     }
@@ -207,11 +207,11 @@ impl Old<'_> {
         let at = self.target(table, index)?;
         let count = u32::from_le_bytes(self.bytes(at)?) as usize;
         let at = at + 4;
-        // A list of bytes is the smallest there is.
+        // An element has at least one byte.
         (self.0.len().checked_sub(at)? >= count).then_some(Vector { at, count })
     }
 
-    /// Where the table that stands in a list begins.
+    /// The position of a table in a list.
     fn element(&self, vector: Vector, index: usize) -> Option<usize> {
         if index >= vector.count {
             return None;
@@ -231,27 +231,27 @@ impl Old<'_> {
     }
 }
 
-/// What a field or an element holds.
+/// The value of a field or an element.
 #[derive(Clone, Copy)]
 enum Value {
     Number(i32),
-    /// The way to this place in the old file.
+    /// An offset to this position in the old file.
     Old(usize),
-    /// The way to a place that [`Front::point`] will say.
+    /// An offset that [`Front::point`] sets later.
     Later,
 }
 
-/// A table or list that was written: where it is and where its values are, in the order in which they were given.
+/// Position of a written table or list, and positions of its values in the given order.
 struct Placed {
     at: usize,
     values: Vec<usize>,
 }
 
-/// What will stand before the old file.
+/// The part of the new file that stands before the old one.
 #[derive(Default)]
 struct Front {
     bytes: Vec<u8>,
-    /// Where the way to a place in the old file stands, and that place.
+    /// Positions of offsets into the old file, each with its target there.
     to_old: Vec<(usize, usize)>,
 }
 
@@ -281,7 +281,7 @@ impl Front {
         Placed { at, values }
     }
 
-    /// The contents of a buffer, which the schema wants at a multiple of 16.
+    /// Writes the contents of a buffer, which the schema aligns to 16 bytes.
     fn data(&mut self, numbers: &[i32]) -> usize {
         self.align(16, 4);
         let at = self.bytes.len();
@@ -304,12 +304,12 @@ impl Front {
         at
     }
 
-    /// Makes the offset at `from` lead to `to`.
+    /// Makes the offset at `from` point to `to`.
     fn point(&mut self, from: usize, to: usize) {
         self.bytes[from..from + 4].copy_from_slice(&((to - from) as u32).to_le_bytes());
     }
 
-    /// Pads so that what comes `ahead` bytes later is aligned.
+    /// Pads so that the position `ahead` bytes further is aligned.
     fn align(&mut self, alignment: usize, ahead: usize) {
         let len = (self.bytes.len() + ahead).next_multiple_of(alignment) - ahead;
         self.bytes.resize(len, 0);

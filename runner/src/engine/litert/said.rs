@@ -1,5 +1,5 @@
-//! What LiteRT says on stderr while it loads a model, or why a run fails. Owns that its chatter is not seen and the reason of a
-//! refusal is: the library tells it nowhere else.
+//! LiteRT's output on stderr while it loads a model, or when a run fails. Owns hiding its chatter and finding the
+//! reason of a refusal, which the library reports nowhere else.
 
 use std::{
     fs::File,
@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
-/// Takes stderr from its creation until it is dropped.
+/// Redirects stderr from its creation until it is dropped.
 pub(super) struct Said {
     taken: Option<Taken>,
 }
@@ -17,32 +17,32 @@ struct Taken {
     stderr: OwnedFd,
 }
 
-/// More than any refusal; the rest of a longer one is cut off.
+/// Longest text that is read. It is more than any refusal needs; the rest is cut off.
 const HEARD_BYTES_MAX: u64 = 16 * 1024;
 
 impl Said {
-    /// Begins to listen. Where that is impossible, what is said goes to stderr as ever.
+    /// Starts to listen. If that is impossible, the output goes to stderr as usual.
     pub(super) fn listen() -> Self {
         Self { taken: Taken::take() }
     }
 
-    /// What the library says when it does `again` what failed with `error`. A run is not listened to before it has failed:
-    /// should it take the process down, its last words (no memory, say) must reach whoever started the process.
+    /// The library's text when it does `again` what failed with `error`. A first run is not redirected: if it takes the
+    /// process down, its last words (for example about memory) must reach the process that started this one.
     pub(super) fn why(error: String, again: impl FnOnce() -> Result<(), String>) -> String {
         let said = Self::listen();
-        // Whether it fails again or not, it has failed.
+        // The second result does not matter: the first one failed.
         let _ = again();
         said.or(error)
     }
 
-    /// What was said, or `otherwise` if nothing was.
+    /// The text on stderr, or `otherwise` if there is none.
     pub(super) fn or(&self, otherwise: String) -> String {
         let heard = self.taken.as_ref().map(Taken::text).unwrap_or_default();
         if heard.is_empty() { otherwise } else { heard }
     }
 }
 
-/// The operator that a line of LiteRT's names as missing.
+/// The missing operator that a line of LiteRT's names, if it names one.
 pub(super) fn missing_operator(line: &str) -> Option<String> {
     let after = |text| line.split_once(text).map(|(_, rest)| rest);
     if let Some(rest) = after("unresolved custom op: ") {
@@ -54,7 +54,7 @@ pub(super) fn missing_operator(line: &str) -> Option<String> {
 
 impl Taken {
     fn take() -> Option<Self> {
-        // SAFETY: plain system calls on descriptors that are ours.
+        // SAFETY: plain system calls on descriptors that this process owns.
         unsafe {
             let heard = libc::memfd_create(c"litert".as_ptr(), libc::MFD_CLOEXEC);
             if heard < 0 {
@@ -85,7 +85,7 @@ impl Taken {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        // SAFETY: `stderr` is the descriptor that stood there before.
+        // SAFETY: `stderr` is a copy of the original descriptor.
         unsafe { libc::dup2(self.stderr.as_raw_fd(), libc::STDERR_FILENO) };
     }
 }

@@ -1,8 +1,8 @@
 //! The part of LiteRT's C API that the runner uses, opened at run time. Owns signatures and layouts as the headers of
 //! LiteRT 2.x declare them (`litert/c/*.h`); never decides anything.
 //!
-//! No crate does: the bindings that exist cannot resize an input or name a tensor. The library is opened, not linked:
-//! a runner without it can say so.
+//! No existing crate fits: their bindings cannot resize an input or name a tensor. The library is opened, not linked,
+//! so that a runner without it can report that.
 
 use std::{
     ffi::{CStr, c_char, c_int, c_void},
@@ -12,13 +12,13 @@ use std::{
 
 use libloading::Library;
 
-/// What every call returns; 0 is success.
+/// The result of every call; 0 is success.
 pub(super) type Status = c_int;
 
-/// An object of the library that is only ever passed back to it.
+/// An opaque object of the library.
 pub(super) type Handle = *mut c_void;
 
-/// What the library calls to give back memory that it was given.
+/// A function that the library calls to return memory it was given.
 pub(super) type Free = Option<unsafe extern "C" fn(*mut c_void)>;
 
 /// `LiteRtLayout`: rank in the low seven bits of the first word, then dimensions, then strides.
@@ -33,7 +33,7 @@ pub(super) struct Layout {
 impl Layout {
     const RANK_MAX: usize = 8;
 
-    /// The layout of a dense tensor, or `None` if it has more than eight dimensions or one beyond 31 bits.
+    /// The layout of a dense tensor; `None` if it has more than eight dimensions, or one beyond 31 bits.
     pub(super) fn dense(shape: &[i64]) -> Option<Self> {
         let mut layout = Self { rank: u32::try_from(shape.len()).ok()?, ..Self::default() };
         for (index, dimension) in shape.iter().enumerate() {
@@ -75,13 +75,13 @@ pub(super) struct EnvironmentOption {
 const _: () = assert!(size_of::<EnvironmentOption>() == 24);
 
 impl EnvironmentOption {
-    /// Only messages of this severity and above go to stderr.
+    /// The option that limits stderr to messages of this severity and above.
     pub(super) const fn log_severity_min(severity: i64) -> Self {
         Self { tag: 25, value: AnyInteger { kind: 2, value: severity } }
     }
 }
 
-/// `kLiteRtHwAcceleratorCpu`: XNNPACK, and the built-in kernels for what XNNPACK does not do.
+/// `kLiteRtHwAcceleratorCpu`: XNNPACK, and the built-in kernels for operators that XNNPACK lacks.
 pub(super) const ACCELERATOR_CPU: c_int = 1;
 /// `kLiteRtOpCodeTflCustom`.
 pub(super) const OP_CUSTOM: c_int = 32;
@@ -102,7 +102,7 @@ macro_rules! api {
             /// # Errors
             /// If the file is missing, for another architecture, or not LiteRT 2.
             pub(super) fn open(path: &Path) -> Result<Self, libloading::Error> {
-                // SAFETY: the initialisers of LiteRT register its kernels and touch nothing of ours.
+                // SAFETY: LiteRT's initialisers register its kernels and touch no other state.
                 let library = unsafe { Library::new(path)? };
                 // Never closed: its functions are called until the process ends, and closing it is known to crash.
                 let library = Box::leak(Box::new(library));
@@ -155,7 +155,7 @@ api! {
     unlock = "LiteRtUnlockTensorBuffer"(Handle) -> Status;
 }
 
-/// What a status means, in the words of `litert_common.h`; the library exports no function that would say it.
+/// The meaning of a status, in the words of `litert_common.h`. The library exports no function for it.
 fn status_text(status: Status) -> String {
     let text = match status {
         1 => "invalid argument",
@@ -173,7 +173,7 @@ fn status_text(status: Status) -> String {
     format!("{text} (status {status})")
 }
 
-/// A text that the library owns.
+/// Copies a text that the library owns.
 ///
 /// # Safety
 /// `text` is null or points to a string that lives until this returns.
@@ -181,17 +181,17 @@ pub(super) unsafe fn text(text: *const c_char) -> String {
     if text.is_null() {
         return String::new();
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: promised by the caller.
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
-/// An object of the library that is ours to destroy.
+/// An object of the library that this value destroys.
 pub(super) struct Owned {
     pub(super) handle: Handle,
     pub(super) destroy: unsafe extern "C" fn(Handle),
 }
 
-// SAFETY: the library ties its objects to no thread, and each is used by one thread at a time.
+// SAFETY: the library binds its objects to no thread, and each is used by one thread at a time.
 unsafe impl Send for Owned {}
 
 impl Drop for Owned {
@@ -201,7 +201,7 @@ impl Drop for Owned {
     }
 }
 
-/// The object that a call writes.
+/// The object that a call returns through its pointer.
 pub(super) fn get(call: impl FnOnce(*mut Handle) -> Status) -> Result<Handle, String> {
     let mut handle = ptr::null_mut();
     check(call(&raw mut handle))?;
@@ -211,14 +211,14 @@ pub(super) fn get(call: impl FnOnce(*mut Handle) -> Status) -> Result<Handle, St
     Ok(handle)
 }
 
-/// The number that a call writes.
+/// The number that a call returns through its pointer.
 pub(super) fn count(of: Handle, call: unsafe extern "C" fn(Handle, *mut usize) -> Status) -> Result<usize, String> {
     let mut number = 0;
     // SAFETY: `of` is live and `number` is written.
     check(unsafe { call(of, &raw mut number) }).map(|()| number)
 }
 
-/// Whether a call succeeded.
+/// Turns a status into a result.
 pub(super) fn check(status: Status) -> Result<(), String> {
     if status == 0 {
         return Ok(());
