@@ -54,7 +54,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "FILE", env = "MESH_KEY_FILE")]
     pub(crate) key_file: Option<PathBuf>,
     /// Where this client keeps who it is
-    #[arg(long, global = true, value_name = "DIR", env = "MESH_CLIENT_STATE_DIR", default_value_os_t = default_state_dir())]
+    #[arg(long, global = true, value_name = "DIR", env = "MESH_CLIENT_STATE_DIR", default_value_os_t = default_state_dir().unwrap_or_default())]
     pub(crate) state_dir: PathBuf,
     /// Give up after this long; without it, connecting is given up after 10s and a running task never
     #[arg(long, global = true, value_name = "TIME", env = "MESH_TIMEOUT", value_parser = units::duration)]

@@ -31,7 +31,7 @@ use std::{
     sync::Arc,
 };
 
-use mesh_sdk::{Mesh, Model, Task, new_job};
+use mesh_sdk::{Mesh, Task, new_job};
 use tokio::sync::watch;
 
 use self::{
@@ -148,9 +148,8 @@ async fn client_of(
 
 /// What all requests have in common.
 async fn template(flags: &Bench, plan: &Plan) -> Result<Task, Failed> {
-    let failed = |error| Failed::new(exit::of_submit(&error), "BAD_INPUT", error);
     let request = &flags.request;
-    let task = Task::new(Model::from_file(&flags.model).await.map_err(failed)?)
+    let task = Task::new(stages::load(&flags.model).await?)
         .job(new_job())
         .priority(request.priority)
         .deadline(request.deadline)
@@ -158,7 +157,7 @@ async fn template(flags: &Bench, plan: &Plan) -> Result<Task, Failed> {
         .demands(flags.demands.demands());
     let task = plan.slo.into_iter().fold(task, Task::slo);
     let task = flags.labels.rules().into_iter().fold(task, Task::label);
-    stages::add(task, stages::read(&request.then)?).await.map_err(failed)
+    stages::add(task, stages::read(&request.then)?).await
 }
 
 /// Level after level, until there is none left or it is time to stop.

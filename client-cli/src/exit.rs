@@ -1,7 +1,7 @@
 //! Exit codes: what a script learns without reading a word. Owns the mapping from everything that can go wrong; the numbers
 //! are a promise.
 
-use mesh_sdk::{AskError, ConnectError, ErrorCode, SubmitError, TaskError};
+use mesh_sdk::{AskError, ConnectError, ErrorCode, ModelError, SubmitError, TaskError};
 
 /// Everything is as it was asked.
 pub(crate) const OK: u8 = 0;
@@ -93,8 +93,18 @@ pub(crate) fn of_task(error: &TaskError) -> u8 {
 
 pub(crate) fn of_submit(error: &SubmitError) -> u8 {
     match error {
-        SubmitError::Read { .. } | SubmitError::UnknownFormat { .. } | SubmitError::Invalid(_) => BAD_INPUT,
+        SubmitError::Read { .. } | SubmitError::Invalid(_) => BAD_INPUT,
         SubmitError::Closed => INTERNAL,
+    }
+}
+
+pub(crate) fn of_model(error: &ModelError) -> u8 {
+    match error {
+        ModelError::Read { .. }
+        | ModelError::UnknownFormat { .. }
+        | ModelError::TooLarge { .. }
+        | ModelError::Changed { .. } => BAD_INPUT,
+        ModelError::Stopped => INTERNAL,
     }
 }
 
@@ -119,6 +129,7 @@ pub(crate) fn of_connect(error: &ConnectError) -> u8 {
         | ConnectError::HalfKeyed(_)
         | ConnectError::Listen(_)
         | ConnectError::State { .. }
+        | ConnectError::NoHome
         | ConnectError::Invalid(_) => USAGE,
         ConnectError::System(_) => INTERNAL,
     }

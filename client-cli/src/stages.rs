@@ -7,7 +7,7 @@ use std::{
 };
 
 use mesh_models::{Signature, TensorSpec};
-use mesh_sdk::{Model, ModelFormat, SubmitError, Task};
+use mesh_sdk::{Model, ModelFormat, Task};
 
 use crate::{exit, report::Failed};
 
@@ -121,13 +121,22 @@ fn agrees(format: ModelFormat, output: &TensorSpec, input: &TensorSpec) -> bool 
     same_type && (is_unknown || gives.len() == takes.len() && gives.iter().zip(takes).all(same))
 }
 
+/// The model in a file, hashed.
+///
+/// # Errors
+/// If it cannot be read, or is not a model.
+pub(crate) async fn load(path: &Path) -> Result<Model, Failed> {
+    let failed = |error| Failed::new(exit::of_model(&error), "BAD_INPUT", error);
+    Model::from_file(path).await.map_err(failed)
+}
+
 /// The task with its stages.
 ///
 /// # Errors
 /// If a model cannot be read.
-pub(crate) async fn add(mut task: Task, stages: Vec<Stage>) -> Result<Task, SubmitError> {
+pub(crate) async fn add(mut task: Task, stages: Vec<Stage>) -> Result<Task, Failed> {
     for Stage { then, .. } in stages {
-        task = task.then(then.name, Model::from_file(then.path).await?);
+        task = task.then(then.name, load(&then.path).await?);
     }
     Ok(task)
 }

@@ -99,10 +99,10 @@ pub(crate) async fn submit(global: &Global, flags: &Submit) -> Result<Job, Faile
     let progress = Progress::new(items, global.quiet, global.json);
     let mut stop = stop_signal(global.timeout);
     let mesh = connect(global, Some(&flags.path), &progress, &mut stop).await.inspect_err(|_| progress.finish())?;
-    let model = Model::from_file(&flags.model).await.map_err(|error| submit_failed(&error))?;
+    let model = stages::load(&flags.model).await?;
     let job = new_job();
     let template = template(flags, model.clone(), items).job(job);
-    let template = stages::add(template, stages).await.map_err(|error| submit_failed(&error))?;
+    let template = stages::add(template, stages).await?;
     let (split, pace) = pace(flags, &mesh, items, &mut stop).await;
     let shared = Arc::new(Shared {
         mesh,

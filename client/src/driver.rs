@@ -12,25 +12,22 @@ use std::{
 
 use mesh_core::{
     MonoTime,
-    client::{Action, Client, Config, End, Event, News as CoreNews, TaskSpec},
+    client::{Action, Client, Config, End, Event, News as CoreNews},
 };
-use mesh_transport::{
-    Admitted, Context, DialError, Dialer, Heard, Inbox, Listener, Received,
-    blob::{Arrival, UploadEnd},
-};
+use mesh_transport::{Admitted, Context, Dialer, Heard, Inbox, Listener, Received};
 use proto_msgs::{
-    AnswerBody, AttemptId, BrokerToClient, ClientId, ClientToBroker, DecodeError, ErrorCode, Failure, Frame, Outcome,
-    Question, TaskId,
+    AttemptId, BrokerToClient, ClientId, ClientToBroker, DecodeError, ErrorCode, Failure, Frame, Outcome, TaskId,
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     task::yield_now,
     time::{MissedTickBehavior, sleep_until},
 };
 
 use crate::{
     News, Outputs, TaskError, TaskResult, Timings,
-    links::{LinkId, Links},
+    happened::{Command, Happened, Watcher},
+    links::Links,
     outputs::Output,
     questions::{Questions, Reply},
     session::{Resume, Session, Taken},
@@ -46,33 +43,6 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// What is said last gets this long to leave.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
-
-/// What the handles want.
-#[derive(Debug)]
-pub(crate) enum Command {
-    Submit { spec: Box<TaskSpec>, payload: Arc<Payload>, watcher: Watcher },
-    Fetch { task: TaskId, watcher: Watcher },
-    Cancel { task: TaskId, reply: Option<Reply<Outcome>> },
-    Ask { question: Question, reply: Reply<AnswerBody> },
-    Close { reply: oneshot::Sender<()> },
-}
-
-/// Who waits for a task.
-#[derive(Debug)]
-pub(crate) struct Watcher {
-    pub(crate) news: mpsc::Sender<News>,
-    pub(crate) done: oneshot::Sender<Result<TaskResult, TaskError>>,
-}
-
-/// What the tasks of links and transfers report.
-#[derive(Debug)]
-pub(crate) enum Happened {
-    Dialled { link: LinkId, result: Result<Dialer, DialError> },
-    Heard { link: LinkId, heard: Heard },
-    DialInLate { id: AttemptId, wait: u64 },
-    UploadEnded { id: AttemptId, serial: u64, result: UploadEnd },
-    Arrived { id: AttemptId, serial: u64, arrival: Arrival },
-}
 
 /// What a driver is made of.
 pub(crate) struct Setup {

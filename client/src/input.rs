@@ -86,7 +86,8 @@ impl Input {
         has_rows && has_size && (&self.name, self.dtype, &self.shape) == (&other.name, other.dtype, &other.shape)
     }
 
-    /// The same input of several items, one behind the other along the first dimension, for [`Task::items`]. Files are read.
+    /// The same input of several items, one behind the other along the first dimension, for [`Task::items`]. Blocks while it reads files: in async code, call it
+    /// in `spawn_blocking` if they are large.
     ///
     /// # Errors
     /// If they do not [join](Self::joins), or a file cannot be read or is not as long as its shape says.
@@ -155,7 +156,7 @@ impl Input {
         let Self { name, dtype, shape, data } = self;
         at_most("an input name", name.as_ref().map_or(0, String::len) as u64, limits::NAME_BYTES_MAX as u64, "bytes")?;
         at_most("an input", shape.as_ref().map_or(0, Vec::len) as u64, limits::RANK_MAX as u64, "dimensions")?;
-        let (blob, digest) = Blob::hash(data)?;
+        let (blob, digest) = Blob::hash(data).map_err(unreadable)?;
         Ok((InputDecl { name, dtype, shape, digest, size_bytes: blob.size_bytes }, blob))
     }
 }
@@ -187,6 +188,13 @@ impl Data {
     }
 }
 
+fn unreadable(error: UploadError) -> SubmitError {
+    match error {
+        UploadError::Read { path, source } => SubmitError::Read { path, source },
+        other => SubmitError::Invalid(other.to_string()),
+    }
+}
+
 /// Bytes that were hashed.
 #[derive(Clone, Debug)]
 pub(crate) struct Blob {
@@ -215,30 +223,26 @@ impl Stamp {
 const KEPT_BYTES_MAX: u64 = 1 << 20;
 
 impl Blob {
-    pub(crate) fn hash(data: Data) -> Result<(Self, Digest), SubmitError> {
-        let failed = |error| match error {
-            UploadError::Read { path, source } => SubmitError::Read { path, source },
-            other => SubmitError::Invalid(other.to_string()),
-        };
+    pub(crate) fn hash(data: Data) -> Result<(Self, Digest), UploadError> {
         let stamp = match &data {
             Data::Memory(_) => None,
-            Data::File(path) => Some(Stamp::of(path).map_err(failed)?),
+            Data::File(path) => Some(Stamp::of(path)?),
         };
-        let source = open(&data).map_err(failed)?;
+        let source = open(&data)?;
         if let Data::File(path) = &data
             && source.size_bytes() <= KEPT_BYTES_MAX
         {
-            let (bytes, size_bytes) = (read(path, KEPT_BYTES_MAX).map_err(failed)?, source.size_bytes());
+            let (bytes, size_bytes) = (read(path, KEPT_BYTES_MAX)?, source.size_bytes());
             if bytes.len() as u64 != size_bytes {
-                return Err(failed(UploadError::Changed { path: path.clone() }));
+                return Err(UploadError::Changed { path: path.clone() });
             }
             let digest = Digest::of(&bytes);
             return Ok((Self { data: Data::Memory(bytes), stamp: None, size_bytes }, digest));
         }
-        let digest = source.digest().map_err(failed)?;
+        let digest = source.digest()?;
         let blob = Self { data, stamp, size_bytes: source.size_bytes() };
         // Also notices a file that changed between the stamp and the end of the hashing.
-        blob.source().map_err(failed)?;
+        blob.source()?;
         Ok((blob, digest))
     }
 
@@ -352,6 +356,6 @@ mod tests {
         fs::write(&path, b"afterwards").unwrap();
         assert_eq!(blob.source().unwrap().digest().unwrap(), digest);
         fs::remove_file(&path).unwrap();
-        assert!(matches!(Blob::hash(Data::File(path)), Err(SubmitError::Read { .. })));
+        assert!(matches!(Blob::hash(Data::File(path)), Err(UploadError::Read { .. })));
     }
 }

@@ -26,6 +26,7 @@
 //! Where to begin: [`Mesh`], then [`Task`]; inside, `driver`.
 
 mod driver;
+mod happened;
 mod input;
 mod links;
 mod mesh;
@@ -40,7 +41,7 @@ mod task;
 
 pub use input::Input;
 pub use mesh::{Mesh, TaskHandle};
-pub use model::Model;
+pub use model::{Model, ModelError};
 pub use options::{BROKER_DEFAULT, ConnectError, Listen, Options, default_state_dir};
 pub use outputs::{Output, Outputs};
 pub use proto_msgs::{

@@ -10,7 +10,7 @@ use mesh_transport::{Admitted, Context, DialError, Dialer, Door, Limits, Outlet,
 use proto_msgs::{AttemptId, Digest, Frame, Grant, PeerId, PublicKey, WorkerId, limits};
 use tokio::{sync::mpsc, task::AbortHandle};
 
-use crate::driver::Happened;
+use crate::happened::{Happened, LinkId};
 
 /// A connection that no attempt has used for this long is closed: it costs the worker a socket.
 const IDLE_MAX: Duration = Duration::from_secs(60);
@@ -23,10 +23,6 @@ const LATER_WAIT: Duration = Duration::from_millis(10);
 
 /// So many of them are company enough.
 const LATER_MAX: usize = 64;
-
-/// A connection as this process numbers it; never used twice.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) struct LinkId(u64);
 
 #[derive(Debug)]
 enum State {

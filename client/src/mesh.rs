@@ -1,7 +1,7 @@
 //! The door of the SDK: a connection to the mesh, and the tasks submitted through it. Owns no state of its own: everything
 //! is asked of the driver.
 
-use std::{sync::Arc, time::Duration};
+use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use mesh_transport::{Admit, Admitted, Context, Limits, Security, address, keys, keys::KeyPair};
 use proto_msgs::{
@@ -13,7 +13,8 @@ use uuid::Uuid;
 
 use crate::{
     AskError, ConnectError, Listen, News, Options, SubmitError, Task, TaskError, TaskResult, Update,
-    driver::{Command, Driver, Setup, Watcher},
+    driver::{Driver, Setup},
+    happened::{Command, Watcher},
     options,
     spool::Spool,
     task::blocking,
@@ -95,7 +96,7 @@ impl Mesh {
     }
 
     /// Submits a task. Returns once its inputs are hashed; the task then runs its course whether it is waited for or not,
-    /// until the handle is dropped.
+    /// until the handle is dropped: that cancels it.
     ///
     /// # Errors
     /// If an input cannot be read or something is beyond a limit: nothing was sent then.
@@ -105,7 +106,7 @@ impl Mesh {
         let (spec, payload) = if task.is_quickly_prepared() {
             task.prepare(id, direction)?
         } else {
-            blocking(move || task.prepare(id, direction)).await?
+            blocking(move || task.prepare(id, direction)).await.unwrap_or(Err(SubmitError::Closed))?
         };
         let (watcher, handle) = self.watch(id);
         let command = Command::Submit { spec: Box::new(spec), payload: Arc::new(payload), watcher };
@@ -152,7 +153,7 @@ impl Mesh {
     pub async fn cluster(&self) -> Result<ClusterView, AskError> {
         match self.ask(Question::Cluster).await? {
             AnswerBody::Cluster(view) => Ok(view),
-            other => Err(unexpected(&other)),
+            _ => Err(unexpected()),
         }
     }
 
@@ -161,21 +162,8 @@ impl Mesh {
     /// # Errors
     /// If the broker does not answer.
     pub async fn workers(&self) -> Result<Vec<WorkerView>, AskError> {
-        let mut all: Vec<WorkerView> = Vec::new();
-        loop {
-            let after = all.last().map(|view| view.worker);
-            let AnswerBody::Workers(page) = self.ask(Question::Workers { after }).await? else {
-                return Err(unexpected(&AnswerBody::NotFound));
-            };
-            // A page that does not go on behind the last one would be asked for without end.
-            let goes_on = page.first().is_some_and(|first| after.is_none_or(|after| first.worker > after));
-            if goes_on {
-                all.extend(page);
-            }
-            if !goes_on {
-                return Ok(all);
-            }
-        }
+        let rows = |body| if let AnswerBody::Workers(page) = body { Some(page) } else { None };
+        self.pages(|after| Question::Workers { after }, rows, |view| view.worker, usize::MAX).await
     }
 
     /// This client's tasks that the broker remembers, newest first, at most `rows_max`.
@@ -183,21 +171,9 @@ impl Mesh {
     /// # Errors
     /// If the broker does not answer.
     pub async fn tasks(&self, rows_max: usize) -> Result<Vec<TaskView>, AskError> {
-        let mut all: Vec<TaskView> = Vec::new();
-        loop {
-            let before = all.last().map(|view| view.task);
-            let AnswerBody::Tasks(page) = self.ask(Question::Tasks { before }).await? else {
-                return Err(unexpected(&AnswerBody::NotFound));
-            };
-            let goes_on = page.first().is_some_and(|first| before.is_none_or(|before| first.task < before));
-            if goes_on {
-                all.extend(page);
-            }
-            if !goes_on || all.len() >= rows_max {
-                all.truncate(rows_max);
-                return Ok(all);
-            }
-        }
+        let rows = |body| if let AnswerBody::Tasks(page) = body { Some(page) } else { None };
+        let ask = |after: Option<Reverse<TaskId>>| Question::Tasks { before: after.map(|Reverse(task)| task) };
+        self.pages(ask, rows, |view| Reverse(view.task), rows_max).await
     }
 
     /// What models cost at the workers that have run them, in order of worker and model.
@@ -205,18 +181,31 @@ impl Mesh {
     /// # Errors
     /// If the broker does not answer.
     pub async fn models(&self) -> Result<Vec<ModelView>, AskError> {
-        let mut all: Vec<ModelView> = Vec::new();
-        let key = |view: &ModelView| (view.worker, view.cost.model);
+        let rows = |body| if let AnswerBody::Models(page) = body { Some(page) } else { None };
+        self.pages(|after| Question::Models { after }, rows, |view| (view.worker, view.cost.model), usize::MAX).await
+    }
+
+    /// Asks page by page, each for what stands behind the last row of the one before, until there are enough rows or no more.
+    async fn pages<R, K: Copy + PartialOrd>(
+        &self,
+        ask: impl Fn(Option<K>) -> Question,
+        rows: impl Fn(AnswerBody) -> Option<Vec<R>>,
+        key: impl Fn(&R) -> K,
+        rows_max: usize,
+    ) -> Result<Vec<R>, AskError> {
+        let mut all: Vec<R> = Vec::new();
         loop {
-            let after = all.last().map(key);
-            let AnswerBody::Models(page) = self.ask(Question::Models { after }).await? else {
-                return Err(unexpected(&AnswerBody::NotFound));
-            };
+            let after = all.last().map(&key);
+            let page = rows(self.ask(ask(after)).await?).ok_or_else(unexpected)?;
+            // A page that does not go on behind the last one would be asked for without end.
             let goes_on = page.first().is_some_and(|first| after.is_none_or(|after| key(first) > after));
-            if !goes_on {
+            if goes_on {
+                all.extend(page);
+            }
+            if !goes_on || all.len() >= rows_max {
+                all.truncate(rows_max);
                 return Ok(all);
             }
-            all.extend(page);
         }
     }
 
@@ -228,7 +217,7 @@ impl Mesh {
         match self.ask(Question::Task(task)).await? {
             AnswerBody::Task(view) => Ok(view),
             AnswerBody::NotFound => Err(AskError::NotFound(task)),
-            other => Err(unexpected(&other)),
+            _ => Err(unexpected()),
         }
     }
 
@@ -240,7 +229,7 @@ impl Mesh {
         match self.ask(Question::Why(task)).await? {
             AnswerBody::Why(view) => Ok(view),
             AnswerBody::NotFound => Err(AskError::NotFound(task)),
-            other => Err(unexpected(&other)),
+            _ => Err(unexpected()),
         }
     }
 
@@ -273,12 +262,8 @@ impl Mesh {
     }
 }
 
-fn unexpected(body: &AnswerBody) -> AskError {
-    let kind = match body {
-        AnswerBody::NotFound => "nothing",
-        _ => "something else",
-    };
-    AskError::Version(format!("the broker answered {kind} to the question: is it of another version?"))
+fn unexpected() -> AskError {
+    AskError::Version("the broker's answer does not fit the question: is it of another version?".to_owned())
 }
 
 fn read_keys(options: &Options) -> Result<(Option<KeyPair>, Option<proto_msgs::PublicKey>), ConnectError> {
@@ -294,7 +279,12 @@ fn read_keys(options: &Options) -> Result<(Option<KeyPair>, Option<proto_msgs::P
     }
 }
 
-/// A task on its way. Dropping the handle cancels the task.
+/// A task on its way.
+///
+/// **To drop the handle cancels the task**, within a second, unless its end has been given. That is so for a
+/// [detached](crate::Task::detached) task, too: its [`Self::wait`] ends as soon as the worker has everything, and the program
+/// may leave then.
+#[must_use = "to drop the handle cancels the task: keep it, and wait for its end"]
 #[derive(Debug)]
 pub struct TaskHandle {
     task: TaskId,

@@ -9,13 +9,49 @@ use std::{
 };
 
 use bytes::Bytes;
+use mesh_transport::blob::UploadError;
 use proto_msgs::{ModelFormat, ModelRef, limits};
 
 use crate::{
-    SubmitError,
     input::{Blob, Data},
-    task::{at_most, blocking},
+    task::blocking,
 };
+
+/// Why a file or some bytes cannot be used as a model.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is in no known format.
+    #[error("{name} is not a model: neither a TensorFlow Lite (.tflite) nor an ONNX (.onnx) file")]
+    UnknownFormat {
+        /// What it is called.
+        name: String,
+    },
+    /// It is larger than the mesh takes.
+    #[error("{name} has {size_bytes} bytes, the limit for a model is {}", limits::MODEL_BYTES_MAX)]
+    TooLarge {
+        /// What it is called.
+        name: String,
+        /// How large it is.
+        size_bytes: u64,
+    },
+    /// The file changed while it was read.
+    #[error("{} changed while it was read: use it once it is written completely", path.display())]
+    Changed {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// The program's runtime was shut down before the model was hashed.
+    #[error("the program ended before the model was read")]
+    Stopped,
+}
 
 /// A model that is ready to be submitted, any number of times: its file has been hashed. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -34,26 +70,28 @@ impl Model {
     /// The model in a file. Reads it once to hash it (about 5 GB/s a core); it is not kept in memory.
     ///
     /// # Errors
-    /// If it cannot be read or is no model.
-    pub async fn from_file(path: impl Into<PathBuf>) -> Result<Self, SubmitError> {
+    /// If it cannot be read or is not a model.
+    pub async fn from_file(path: impl Into<PathBuf>) -> Result<Self, ModelError> {
         let path = path.into();
         let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        blocking(move || Self::new(name, Data::File(path))).await
+        blocking(move || Self::new(name, Data::File(path))).await.unwrap_or(Err(ModelError::Stopped))
     }
 
     /// A model in memory.
     ///
     /// # Errors
-    /// If it is no model.
-    pub async fn from_bytes(name: impl Into<String>, bytes: impl Into<Bytes>) -> Result<Self, SubmitError> {
+    /// If they are not a model.
+    pub async fn from_bytes(name: impl Into<String>, bytes: impl Into<Bytes>) -> Result<Self, ModelError> {
         let (name, bytes) = (name.into(), bytes.into());
-        blocking(move || Self::new(name, Data::Memory(bytes))).await
+        blocking(move || Self::new(name, Data::Memory(bytes))).await.unwrap_or(Err(ModelError::Stopped))
     }
 
-    pub(crate) fn new(mut name: String, data: Data) -> Result<Self, SubmitError> {
-        let format = detect(&data)?.ok_or_else(|| SubmitError::UnknownFormat { name: name.clone() })?;
+    pub(crate) fn new(mut name: String, data: Data) -> Result<Self, ModelError> {
+        let format = detect(&data)?.ok_or_else(|| ModelError::UnknownFormat { name: name.clone() })?;
         let (blob, digest) = Blob::hash(data)?;
-        at_most("the model", blob.size_bytes(), limits::MODEL_BYTES_MAX, "bytes")?;
+        if blob.size_bytes() > limits::MODEL_BYTES_MAX {
+            return Err(ModelError::TooLarge { name, size_bytes: blob.size_bytes() });
+        }
         name.truncate(name.floor_char_boundary(limits::NAME_BYTES_MAX));
         let reference = ModelRef { digest, size_bytes: blob.size_bytes(), format };
         Ok(Self { inner: Arc::new(ModelInner { name, reference, blob }) })
@@ -74,11 +112,22 @@ impl Model {
     }
 }
 
-fn detect(data: &Data) -> Result<Option<ModelFormat>, SubmitError> {
+impl From<UploadError> for ModelError {
+    fn from(error: UploadError) -> Self {
+        match error {
+            UploadError::Read { path, source } => Self::Read { path, source },
+            UploadError::Changed { path } => Self::Changed { path },
+            // Said of peers, and hashing has none.
+            UploadError::Protocol(_) | UploadError::Stopped => Self::Stopped,
+        }
+    }
+}
+
+fn detect(data: &Data) -> Result<Option<ModelFormat>, ModelError> {
     match data {
         Data::Memory(bytes) => Ok(mesh_models::detect(&bytes[..bytes.len().min(mesh_models::HEAD_BYTES)])),
         Data::File(path) => {
-            let head = read_head(path).map_err(|source| SubmitError::Read { path: path.clone(), source })?;
+            let head = read_head(path).map_err(|source| ModelError::Read { path: path.clone(), source })?;
             Ok(mesh_models::detect(&head))
         }
     }
@@ -95,8 +144,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_model_is_refused_by_name() {
+    fn what_is_not_a_model_is_refused_by_name() {
         let error = Model::new("cat.jpg".into(), Data::Memory(b"\xff\xd8\xff".as_slice().into())).unwrap_err();
-        assert!(error.to_string().starts_with("cat.jpg is no model"), "{error}");
+        assert!(error.to_string().starts_with("cat.jpg is not a model"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_not_there_is_named() {
+        let error = Model::from_file("/nowhere/model.onnx").await.unwrap_err();
+        assert!(matches!(&error, ModelError::Read { path, .. } if path.ends_with("model.onnx")), "{error:?}");
     }
 }

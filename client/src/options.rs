@@ -6,6 +6,7 @@
 //! ```
 
 use std::{
+    ffi::OsString,
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -28,7 +29,8 @@ pub struct Options {
     pub broker_key: Option<String>,
     /// This node's secret key file. Without one, connections are neither encrypted nor authenticated.
     pub key_file: Option<PathBuf>,
-    /// Where this client keeps who it is. Two programs with the same folder are the same user.
+    /// Where this client keeps who it is. Two programs with the same folder are the same user. Empty where there is no usual
+    /// one: it must be named then.
     pub state_dir: PathBuf,
     /// Only this direction; `None`: whatever the broker finds reachable.
     pub direction: Option<Direction>,
@@ -66,7 +68,7 @@ impl Options {
             broker: broker.into(),
             broker_key: None,
             key_file: None,
-            state_dir: default_state_dir(),
+            state_dir: default_state_dir().unwrap_or_default(),
             direction: None,
             listen: Listen::Auto,
             advertise: Vec::new(),
@@ -76,11 +78,16 @@ impl Options {
     }
 }
 
-/// `$XDG_STATE_HOME/mesh/client`, else `~/.local/state/mesh/client`.
-pub fn default_state_dir() -> PathBuf {
-    let base = std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/tmp".into())).join(".local/state");
-    base.unwrap_or_else(home).join("mesh/client")
+/// `$XDG_STATE_HOME/mesh/client`, else `~/.local/state/mesh/client`; `None` where neither is known. Not in `/tmp`: whoever
+/// came first would own the folder, and with the id in it all results.
+pub fn default_state_dir() -> Option<PathBuf> {
+    state_dir_of(|name| std::env::var_os(name))
+}
+
+fn state_dir_of(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let folder = |name| variable(name).filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    let base = folder("XDG_STATE_HOME").or_else(|| Some(folder("HOME")?.join(".local/state")))?;
+    Some(base.join("mesh/client"))
 }
 
 /// Why a program could not join the mesh.
@@ -109,6 +116,12 @@ pub enum ConnectError {
         /// What the system said.
         source: io::Error,
     },
+    /// No state folder is named, and there is no usual one.
+    #[error(
+        "neither HOME nor XDG_STATE_HOME is set, so there is no folder for this client's id: set one of them, or name a folder \
+         (mesh-client: --state-dir or MESH_CLIENT_STATE_DIR; in a program: Options::state_dir)"
+    )]
+    NoHome,
     /// An option that makes no sense.
     #[error("{0}")]
     Invalid(String),
@@ -116,6 +129,9 @@ pub enum ConnectError {
 
 /// The id in the state folder, made if there is none yet. Processes that start at the same time agree.
 pub(crate) fn client_id(state_dir: &Path) -> Result<ClientId, ConnectError> {
+    if state_dir.as_os_str().is_empty() {
+        return Err(ConnectError::NoHome);
+    }
     let path = state_dir.join("client-id");
     let failed = |source| ConnectError::State { path: path.clone(), source };
     fs::create_dir_all(state_dir).map_err(failed)?;
@@ -173,6 +189,18 @@ mod tests {
         assert_eq!(client_id(&state).unwrap(), first);
         assert_ne!(client_id(dir.path()).unwrap(), first);
         assert_eq!(fs::read_dir(&state).unwrap().count(), 1, "no half-made file is left");
+    }
+
+    #[test]
+    fn without_a_home_the_client_asks_for_a_folder_and_takes_none_that_others_can_write_to() {
+        let of = |variables: &[(&str, &str)]| {
+            state_dir_of(|name| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into()))
+        };
+        assert_eq!(of(&[("HOME", "/home/me")]), Some("/home/me/.local/state/mesh/client".into()));
+        assert_eq!(of(&[("HOME", "/home/me"), ("XDG_STATE_HOME", "/state")]), Some("/state/mesh/client".into()));
+        assert_eq!([of(&[]), of(&[("HOME", ""), ("XDG_STATE_HOME", "")])], [None, None]);
+        let error = client_id(Path::new("")).unwrap_err().to_string();
+        assert!(error.contains("HOME") && error.contains("--state-dir"), "{error}");
     }
 
     #[test]

@@ -24,7 +24,11 @@ use proto_msgs::{
 use tokio::sync::mpsc;
 
 use self::{sending::Sending, taking::Taking};
-use crate::{driver::Happened, links::LinkId, spool::Spool, task::Payload};
+use crate::{
+    happened::{Happened, LinkId},
+    spool::Spool,
+    task::Payload,
+};
 
 pub use self::sending::SENDING_EVERY;
 pub(crate) use self::{sending::Road, taking::Taken};

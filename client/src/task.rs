@@ -40,12 +40,6 @@ pub enum SubmitError {
         /// What the system said.
         source: io::Error,
     },
-    /// The model is in no known format.
-    #[error("{name} is no model: neither a TensorFlow Lite (.tflite) nor an ONNX (.onnx) file")]
-    UnknownFormat {
-        /// What it is called.
-        name: String,
-    },
     /// Something in the task is beyond a limit.
     #[error("{0}")]
     Invalid(String),
@@ -87,6 +81,7 @@ impl Task {
     }
 
     /// The inputs of several items, each item's in the model's order, put one behind the other: a task of as many items.
+    /// Blocks while it reads files: in async code, call it in `spawn_blocking` if they are large.
     ///
     /// # Errors
     /// If items differ in the number, type or shape of their inputs, or a file cannot be read.
@@ -123,6 +118,8 @@ impl Task {
     }
 
     /// Go on when this program ends, and keep the result for [`Mesh::fetch`](crate::Mesh::fetch).
+    /// [`TaskHandle::wait`](crate::TaskHandle::wait) then ends as soon as the worker has everything, without outputs: until
+    /// then, to drop the handle cancels the task.
     pub fn detached(mut self, detached: bool) -> Self {
         self.detached = detached;
         self
@@ -260,14 +257,11 @@ pub(crate) fn at_most(what: &str, got: u64, max: u64, unit: &str) -> Result<(), 
     Err(SubmitError::Invalid(format!("{what} has {got} {unit}, the limit is {max}")))
 }
 
-/// Runs file work where it holds nobody up.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, SubmitError> + Send + 'static,
-) -> Result<T, SubmitError> {
+/// Runs file work where it holds nobody up; `None` if the runtime is being shut down. A panic in it goes on in the caller.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        // The runtime is being shut down, or the work panicked, which is a bug that has been printed.
-        Err(_) => Err(SubmitError::Closed),
+        Ok(done) => Some(done),
+        Err(error) => error.try_into_panic().map_or(None, |panic| std::panic::resume_unwind(panic)),
     }
 }
 

@@ -15,10 +15,11 @@ use proto_msgs::{
     WorkerToClient,
 };
 
-use super::{Driver, Happened};
+use super::Driver;
 use crate::{
     News,
-    links::{LinkId, Way},
+    happened::{Happened, LinkId},
+    links::Way,
     session::{Resume, Road, Session, Taken},
 };
 

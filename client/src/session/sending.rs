@@ -14,7 +14,7 @@ use mesh_transport::{
 use proto_msgs::{Accept, AttemptId, BlobIndex, Credit, Digest, MODEL_BLOB, Manifest};
 use tokio::sync::mpsc;
 
-use crate::{driver::Happened, task::Payload};
+use crate::{happened::Happened, task::Payload};
 
 /// News of an upload's progress is told at most this often.
 pub const SENDING_EVERY: Duration = Duration::from_millis(100);

@@ -7,7 +7,7 @@ use proto_msgs::{AttemptId, BlobIndex, Chunk, ClientToWorker, Credit, OutputDecl
 use tokio::{sync::mpsc, task::AbortHandle};
 
 use crate::{
-    driver::Happened,
+    happened::Happened,
     outputs::{Output, OutputData},
     spool::{Spool, Spooled},
 };
