@@ -204,17 +204,7 @@ fn show(progress: &Progress, drive: &Drive, load: Load, seen: Seen<'_>) {
             }
         }
         Seen::Progress { measurement, outstanding, part } => {
-            let (tally, window) = (measurement.current(), measurement.windows_ended() + 1);
-            let what = if measurement.is_warming() { "warm-up".to_owned() } else { format!("window {window}") };
-            let p99 = text::ms(tally.latencies.quantile_ms(0.99));
-            let late =
-                tally.violation().map(|part| format!(", {} too late", text::percent(Some(part)))).unwrap_or_default();
-            let failed = if tally.failed() > 0 { format!(", {} failed", tally.failed()) } else { String::new() };
-            let done = tally.done();
-            let part = (part * 100.0).min(100.0);
-            progress.phase(&format!(
-                "{load}: {what} {part:.0}%: {done} answered, {outstanding} under way, p99 {p99}{late}{failed}"
-            ));
+            progress.phase(&format!("{load}: {}", text::progress_line(measurement, outstanding, part)));
         }
     }
 }

@@ -151,6 +151,13 @@ impl Process {
         self.signal(Signal::SIGCONT);
     }
 
+    /// Freezes it for this long. This is the fault itself, not a wait for anything.
+    pub fn stand_still(&self, time: Duration) {
+        self.freeze();
+        std::thread::sleep(time);
+        self.thaw();
+    }
+
     /// The exit status if the process has ended.
     pub fn try_wait(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {

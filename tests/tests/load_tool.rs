@@ -1,9 +1,9 @@
 //! `mesh-client bench` against a real mesh: loops closed and open, thresholds, the search, and files that agree with each
 //! other. How fast anything is is not tested here, only that what is told is what happened.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, time::Duration};
 
-use mesh_tests::{Job, Mesh, PATIENCE, wait_until};
+use mesh_tests::{Job, Mesh, MeshOptions, PATIENCE, Slowed, wait_until};
 use serde_json::Value;
 
 /// Levels that take a second or two instead of half a minute.
@@ -50,15 +50,17 @@ fn a_closed_loop_is_measured_and_all_files_say_the_same() {
         let requests = number(&level["requests"]);
         assert!(requests > 0.0);
         assert_eq!(row["requests"], requests.to_string());
-        let latency = &level["latency_ms"];
-        assert!(
-            number(&latency["p50"]) <= number(&latency["p99"]) && number(&latency["p99"]) <= number(&latency["max"])
-        );
-        assert!((row["p99_ms"].parse::<f64>().unwrap() - number(&latency["p99"])).abs() < 1e-3);
+        let quantiles = ["p50", "p90", "p95", "p99", "p99.9", "max"];
+        let latency = quantiles.map(|name| number(&level["latency_ms"][name]));
+        assert!(latency.is_sorted() && latency[0] > 0.0, "{level}");
+        for (name, ms) in quantiles.iter().zip(latency) {
+            assert!((row[&format!("{name}_ms")].parse::<f64>().unwrap() - ms).abs() < 1e-3, "{name} in {row:?}");
+        }
+        let mean_ms = number(&level["latency_ms"]["mean"]);
         // What a worker ran cannot have taken longer than what its client saw.
-        assert!(number(&level["parts_ms"]["running"]) < number(&latency["mean"]));
+        assert!(number(&level["parts_ms"]["running"]) < mean_ms);
         // So many under way, each as long as its latency: that many per second (Little).
-        let under_way = number(&level["requests_per_s"]) * number(&latency["mean"]) / 1e3;
+        let under_way = number(&level["requests_per_s"]) * mean_ms / 1e3;
         assert!((under_way / concurrency as f64 - 1.0).abs() < 0.35, "{under_way} under way, not {concurrency}");
         let workers = level["workers"].as_array().expect("workers");
         assert_eq!(workers.iter().map(|worker| number(&worker["requests"])).sum::<f64>(), requests);
@@ -104,21 +106,32 @@ fn what_cannot_be_sent_in_time_is_counted_not_forgotten() {
     assert!(number(&level["violation"]) > 0.5, "a request that is not sent is no success");
 }
 
+/// What a closed loop gets answered in a second.
+fn capacity(mesh: &Mesh, job: &Job) -> f64 {
+    let report = mesh.ask(&bench(job, &format!("--concurrency 4 {SHORT}")));
+    number(&levels(&report)[0]["requests_per_s"])
+}
+
 #[test]
 fn the_highest_rate_that_holds_is_found() {
     let mesh = Mesh::start();
     let _worker = mesh.worker("w1");
     let job = Job::long(&mesh, 20);
 
-    // One slot does fifty a second at best. 512 a second is beyond any doubt, two a second are not.
-    let flags = format!("--find-max-rate 2:512:64 --latency-threshold 2s --max-outstanding 32 {SHORT}");
+    // What the worker bears is measured in the same minute, before and after: nobody knows how busy this machine is.
+    let before = capacity(&mesh, &job);
+    let promise = "--latency-threshold 2s --max-violation 20% --max-outstanding 16";
+    let flags = format!("--find-max-rate 4:512:8 {promise} {SHORT}");
     let report = mesh.ask(&bench(&job, &flags));
+    let after = capacity(&mesh, &job);
 
     let highest = &report["highest_rate"];
     let (held, broken) = (number(&highest["held"]), number(&highest["broken"]));
-    assert!((2.0..256.0).contains(&held) && held < broken && broken <= 512.0, "{highest}");
-    assert!(broken - held <= 64.1 || broken <= 64.0, "{highest}");
-    let text = mesh.client(&bench(&job, &flags.replace("2:512:64", "512:512:512"))).failed_with(7, "no rate was found");
+    assert!(held < broken && broken - held <= 8.1, "{highest}");
+    assert!(held <= 1.5 * before.max(after), "{highest}, but a closed loop gets {before} and {after} answers a second");
+    assert!(held >= before.min(after) / 6.0, "{highest}, but a closed loop gets {before} and {after} answers a second");
+    let beyond = flags.replace("4:512:8", "512:512:512");
+    let text = mesh.client(&bench(&job, &beyond)).failed_with(7, "no rate was found");
     assert!(text.stdout.contains("512/s"), "{}", text.stdout);
 }
 
@@ -158,6 +171,60 @@ fn traffic_that_moves_to_another_worker_is_told() {
 
     let answer = running.wait().failed_with(130, "traffic moved from lost");
     assert!(answer.stdout.contains("to kept") && answer.stdout.contains("stopped"), "{}", answer.stdout);
+}
+
+#[test]
+fn a_tool_that_stood_still_has_not_made_the_mesh_faster() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let job = Job::long(&mesh, 1);
+
+    // Three windows of forty requests, that do not agree to a hundredth of a percent: all of them are in the figures.
+    let flags = "--rate 20 --warmup 0s --window 2s --windows-max 3 --stability 0.01% --json";
+    let mut running = mesh.client_in_background(&bench(&job, flags));
+    wait_until("some answers", PATIENCE, || mesh.metric("tasks_done_total") >= Some(5.0));
+    running.process().stand_still(Duration::from_secs(1));
+    let report = running.wait().succeeded().json();
+
+    // Twenty requests were due while it stood still. Each waited from its own time on, and was sent late.
+    let level = &levels(&report)[0];
+    let latency = |quantile: &str| number(&level["latency_ms"][quantile]);
+    assert!(latency("p99") >= 850.0 && latency("p90") >= 250.0, "{}", level["latency_ms"]);
+    assert!(number(&level["delayed"]) >= 15.0, "{level}");
+}
+
+/// What the tool told of a worker in its windows: the part of its answers that came too late.
+fn violations(level: &Value, worker: &str) -> Vec<f64> {
+    let windows = level["windows"].as_array().expect("windows").iter();
+    let parts = windows.flat_map(|window| window["workers"].as_array().expect("workers"));
+    parts.filter(|part| part["name"] == worker).filter_map(|part| part["violation"].as_f64()).collect()
+}
+
+#[test]
+fn a_switch_away_from_a_worker_that_breaks_the_promise_is_told_and_so_is_the_way_back() {
+    let broker_args = vec!["--policy".into(), "round-robin".into()];
+    let mesh = Mesh::with(MeshOptions { broker_args, ..MeshOptions::default() });
+    let (slow, _fast) = (mesh.worker_with("slow", &["--slots", "8"]), mesh.worker_with("fast", &["--slots", "4"]));
+    let job = Job::long(&mesh, 10);
+
+    let flags =
+        "--rate 40 --slo 500ms --max-violation 20% --warmup 0s --window 2s --windows-max 10000 --stability 0.01%";
+    let mut running = mesh.client_in_background(&[bench(&job, flags), vec!["--json"]].concat());
+    wait_until("some windows", PATIENCE, || mesh.metric("tasks_done_total") >= Some(200.0));
+    let slowed = Slowed::begin(&slow);
+    let told = |line: &str, from: &str, to: &str| {
+        let sides = line.split_once("traffic moved from ").and_then(|(_, sides)| sides.split_once(" to "));
+        sides.is_some_and(|(left, gained)| left.starts_with(from) && gained.starts_with(to)).then_some(())
+    };
+    running.process().wait_for_line("that it is left", PATIENCE, |line| told(line, "slow", "fast"));
+    drop(slowed);
+    // It is tried with one task in sixteen, in eight, in four before it has its part again.
+    running.process().wait_for_line("the way back", 2 * PATIENCE, |line| told(line, "fast", "slow"));
+    running.interrupt();
+
+    let report = running.wait().failed_with(130, "").json();
+    let level = &levels(&report)[0];
+    assert!(violations(level, "slow").iter().any(|part| *part > 0.2), "{level}");
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use mesh_tests::{Mesh, npy::Array, onnx};
+use mesh_tests::{Mesh, PATIENCE, npy::Array, onnx};
+use serde_json::Value;
 
 /// The number of a chunk on its way to the worker.
 const CHUNK_TO_WORKER: u16 = 401;
@@ -54,6 +55,27 @@ fn one_bad_item_fails_alone() {
     for item in ["item000", "item002"] {
         assert!(output.join(item).join("y.npy").is_file(), "{item} was done all the same");
     }
+}
+
+#[test]
+fn an_item_is_told_as_soon_as_it_is_done_while_another_still_runs() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker_with("w1", &["--slots", "2"]);
+    let model = mesh.file("counting.onnx", &onnx::counting());
+    let [soon, never] = [("soon.npy", 7), ("never.npy", i64::MAX)]
+        .map(|(name, trips)| mesh.array(name, &Array::of_i64(&[1], &[trips])));
+
+    let arguments = ["submit", "--json-lines", "--split", "1", "--lane", "realtime", &model, &never, &soon];
+    let mut running = mesh.client_in_background(&arguments);
+
+    let done = running.process().wait_for_line("what became of the first", PATIENCE, |line| {
+        serde_json::from_str::<Value>(line).ok().filter(|row| row["item"] == "soon")
+    });
+    assert_eq!(done["state"], "done", "{done}");
+    assert_eq!(mesh.count_of("client", "running"), 1, "the other one has not ended");
+    running.interrupt();
+    let lines = running.wait().failed_with(130, "").stdout;
+    assert_eq!(lines.lines().count(), 2, "each item has its line, and only one: {lines}");
 }
 
 #[test]

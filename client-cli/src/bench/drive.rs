@@ -403,6 +403,8 @@ fn pace(arrivals: impl Iterator<Item = Arrival> + Send + 'static, origin: Instan
 
 #[cfg(test)]
 mod tests {
+    use mesh_sdk::Model;
+
     use super::*;
 
     #[tokio::test]
@@ -412,6 +414,32 @@ mod tests {
         while let Some(arrival) = due.recv().await {
             assert!(origin.elapsed() >= Duration::from_micros(arrival.at_us), "{arrival:?} came too early");
         }
+    }
+
+    #[tokio::test]
+    async fn requests_are_due_as_the_distribution_says() {
+        let mut gaps = Vec::new();
+        for distribution in [Distribution::Constant, Distribution::Poisson] {
+            let drive = Drive {
+                meshes: Vec::new(),
+                template: Task::new(Model::from_bytes("m.tflite", b"\x1c\0\0\0TFL3".as_slice()).await.unwrap()),
+                payloads: Payloads::new(Vec::new()),
+                items: 1,
+                distribution,
+                seed: 1,
+                outstanding_max: 1,
+                replay: Vec::new(),
+                notes: Default::default(),
+            };
+            let mut due = drive.arrivals(Load::Open { rate: 1000.0 }, Instant::now()).expect("an open loop");
+            let mut at_us = Vec::new();
+            for _ in 0..8 {
+                at_us.push(due.recv().await.unwrap().at_us);
+            }
+            gaps.push(at_us.windows(2).map(|pair| pair[1] - pair[0]).collect::<Vec<_>>());
+        }
+        assert!(gaps[0].iter().all(|gap_us| *gap_us == 1000), "{gaps:?}");
+        assert!(gaps[1].iter().any(|gap_us| gap_us.abs_diff(1000) > 500), "{gaps:?}");
     }
 
     #[test]

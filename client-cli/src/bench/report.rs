@@ -266,19 +266,22 @@ pub(crate) mod tests {
         Some(Promise { latency_us: 50_000, violation_max: 0.05 })
     }
 
-    /// A level of three windows of a second, each with 60 answers of `latency_ms` from one worker, and 40 from another.
-    pub(crate) fn level(load: Load, latency_ms: u64, promise: Option<Promise>) -> Level {
-        let rules = Rules {
+    pub(crate) fn rules() -> Rules {
+        Rules {
             window_us: 1_000_000,
             warmup: Warmup::For(0),
             until: Until::Stable { windows_max: 3 },
             stability: 0.1,
             quantile: 0.95,
-            promise,
+            promise: promise(),
             moved_min: 0.2,
             clients: 2,
-        };
-        let mut measurement = Measurement::new(rules);
+        }
+    }
+
+    /// A level of three windows of a second, each with 60 answers of `latency_ms` from one worker, and 40 from another.
+    pub(crate) fn level(load: Load, latency_ms: u64, promise: Option<Promise>) -> Level {
+        let mut measurement = Measurement::new(Rules { promise, ..rules() });
         for window in 1..=3 {
             (0..60).for_each(|_| measurement.add(&answered(0, latency_ms)));
             (0..40).for_each(|_| measurement.add(&by_worker(1, answered(0, latency_ms))));

@@ -293,6 +293,14 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_quantile_is_what_its_name_says() {
+        let mut tally = Tally::new(1, None);
+        (1..=1000).for_each(|ms| tally.add(&answered(0, ms)));
+        let told = QUANTILES.map(|(name, quantile)| (name, tally.latencies.quantile_ms(quantile).unwrap().round()));
+        assert_eq!(told, [("p50", 500.0), ("p90", 900.0), ("p95", 950.0), ("p99", 990.0), ("p99.9", 999.0)]);
+    }
+
+    #[test]
     fn nothing_has_no_figures() {
         let tally = Tally::new(2, promise());
         assert_eq!(
