@@ -2,6 +2,7 @@
 //!
 //! Owns the load, the baselines and the report. Never: thresholds that make a build fail; machines differ, people read.
 
+mod aims;
 mod broker;
 mod idle;
 mod measure;
@@ -30,7 +31,7 @@ struct Args {
     /// Tiny sizes and short runs, nothing is written: shows that everything works, says nothing about speed.
     #[arg(long, global = true)]
     quick: bool,
-    /// Where the tables and their JSON go; bench/results if not named.
+    /// Where the tables and their JSON go; bench/results if not named (and nowhere if the sizes are not the usual ones).
     #[arg(long, global = true, value_name = "DIR")]
     results: Option<PathBuf>,
     #[command(subcommand)]
@@ -72,6 +73,7 @@ fn main() -> Result<()> {
     let folder = match (args.results, args.quick) {
         (Some(folder), _) => Some(folder),
         (None, true) => None,
+        (None, false) if matches!(&args.bench, Bench::Schedule(schedule) if !schedule.is_usual()) => None,
         (None, false) => Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("results")),
     };
     let show = |report: &Report| {

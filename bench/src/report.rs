@@ -1,4 +1,4 @@
-//! A bench's outcome: tables for people, the same figures as JSON for scripts, and what limits each row.
+//! A bench's outcome: tables for people, the same figures as JSON for scripts, and beside each figure the aim that it has.
 //!
 //! Owns how figures are shown and summed up. Never: measuring.
 
@@ -7,6 +7,8 @@ use std::{fmt::Write as _, fs, path::Path, process::Command, time::Duration};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use crate::aims::{self, Judged};
+
 /// What one command of the bench found.
 #[derive(Debug)]
 pub(crate) struct Report {
@@ -14,8 +16,12 @@ pub(crate) struct Report {
     title: &'static str,
     tables: Vec<Table>,
     notes: Vec<String>,
+    /// What stood on the command line behind the name.
+    arguments: String,
     /// Of the machine when the bench began.
     load_before: String,
+    /// Of the checkout when the bench began.
+    commit: String,
 }
 
 /// Rows of figures under one heading.
@@ -38,17 +44,48 @@ impl Table {
         self.rows.push(values);
     }
 
-    fn to_json(&self) -> Value {
-        let row = |row: &Vec<Value>| -> Value {
-            self.columns.iter().zip(row).map(|(column, value)| ((*column).to_owned(), value.clone())).collect()
+    /// Each row's figures that have an aim in this report.
+    fn judged(&self, report: &str) -> Vec<Vec<Judged>> {
+        self.rows.iter().map(|row| aims::judge(report, self.columns, row)).collect()
+    }
+
+    fn to_json(&self, report: &str) -> Value {
+        let row = |(row, judged): (&Vec<Value>, Vec<Judged>)| -> Value {
+            let cells = self.columns.iter().zip(row).map(|(column, value)| ((*column).to_owned(), value.clone()));
+            let aims: Vec<Value> =
+                judged.iter().map(|judged| json!({"aim": judged.aim.in_words().0, "met": judged.is_met})).collect();
+            cells.chain((!aims.is_empty()).then(|| ("aims".to_owned(), json!(aims)))).collect()
         };
-        json!({"title": self.title, "rows": self.rows.iter().map(row).collect::<Vec<_>>()})
+        json!({"title": self.title, "rows": self.rows.iter().zip(self.judged(report)).map(row).collect::<Vec<_>>()})
+    }
+
+    /// With a column for the aims where there are any.
+    fn to_markdown(&self, report: &str) -> String {
+        let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+        let judged = self.judged(report);
+        let has_aims = judged.iter().any(|judged| !judged.is_empty());
+        let columns: Vec<String> =
+            self.columns.iter().copied().chain(has_aims.then_some("aims")).map(str::to_owned).collect();
+        let mut text = format!("\n{}\n\n", self.title);
+        text += &line(columns.clone());
+        text += &line(columns.iter().map(|_| "---".to_owned()).collect());
+        for (row, judged) in self.rows.iter().zip(judged) {
+            let aims = judged.iter().map(Judged::to_string).collect::<Vec<_>>().join("; ");
+            text += &line(row.iter().map(shown).chain(has_aims.then_some(aims)).collect());
+        }
+        text
     }
 }
 
 impl Report {
     pub(crate) fn new(name: &'static str, title: &'static str) -> Self {
-        Self { name, title, tables: Vec::new(), notes: Vec::new(), load_before: load_average() }
+        let (load_before, commit) = (load_average(), commit());
+        Self { name, title, tables: Vec::new(), notes: Vec::new(), arguments: String::new(), load_before, commit }
+    }
+
+    /// Notes with what arguments it was made: ` --items 100`.
+    pub(crate) fn called_with(self, arguments: String) -> Self {
+        Self { arguments, ..self }
     }
 
     pub(crate) fn table(&mut self, table: Table) {
@@ -62,19 +99,38 @@ impl Report {
 
     pub(crate) fn to_markdown(&self) -> String {
         let mut text = format!("# {}\n", self.title);
-        let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
-        for table in &self.tables {
-            let _ = write!(text, "\n{}\n\n", table.title);
-            text += &line(table.columns.iter().map(|column| (*column).to_owned()).collect());
-            text += &line(table.columns.iter().map(|_| "---".to_owned()).collect());
-            table.rows.iter().for_each(|row| text += &line(row.iter().map(shown).collect()));
-        }
+        self.tables.iter().for_each(|table| text += &table.to_markdown(self.name));
         text.push('\n');
-        self.notes.iter().for_each(|note| {
+        for note in self.notes.iter().chain(&self.aims_in_words()) {
             let _ = writeln!(text, "- {note}");
-        });
-        let _ = writeln!(text, "- {}, {}; `{}`.", today(), self.machine(), self.command());
+        }
+        let _ = writeln!(text, "- {}, {}; `{}`; at commit {}.", today(), self.machine(), self.command(), self.commit);
         text
+    }
+
+    /// How many figures met their aim, and what kept the others from it.
+    ///
+    /// # Panics
+    /// If an aim names a column that this report does not have: the list has fallen behind.
+    fn aims_in_words(&self) -> Vec<String> {
+        for column in aims::columns_named(self.name) {
+            let is_there = self.tables.iter().any(|table| table.columns.contains(&column));
+            assert!(is_there, "no table of {} has the column '{column}' that an aim names", self.name);
+        }
+        let judged: Vec<Judged> = self.tables.iter().flat_map(|table| table.judged(self.name)).flatten().collect();
+        if judged.is_empty() {
+            return Vec::new();
+        }
+        let met = judged.iter().filter(|judged| judged.is_met).count();
+        let mut lines = vec![format!("Aims: {met} of {} met.", judged.len())];
+        for missed in judged.iter().filter(|judged| !judged.is_met) {
+            let (aim, because) = missed.aim.in_words();
+            let line = format!("Missed: {aim}, because {because}.");
+            if !lines.contains(&line) {
+                lines.push(line);
+            }
+        }
+        lines
     }
 
     /// Writes `NAME.md` and `NAME.json` into `folder`.
@@ -85,8 +141,10 @@ impl Report {
             "command": self.command(),
             "date": today(),
             "machine": self.machine(),
+            "commit": self.commit,
             "notes": self.notes,
-            "tables": self.tables.iter().map(Table::to_json).collect::<Vec<_>>(),
+            "aims": self.aims_in_words(),
+            "tables": self.tables.iter().map(|table| table.to_json(self.name)).collect::<Vec<_>>(),
         });
         for (ending, text) in [("json", format!("{all:#}\n")), ("md", self.to_markdown())] {
             let path = folder.join(format!("{}.{ending}", self.name));
@@ -97,7 +155,7 @@ impl Report {
 
     /// `schedule-mixed-small` is made by `mesh-bench schedule mixed-small`.
     fn command(&self) -> String {
-        format!("mesh-bench {}", self.name.replacen('-', " ", 1))
+        format!("mesh-bench {}{}", self.name.replacen('-', " ", 1), self.arguments)
     }
 
     /// The machine in general words: what decides the figures, nothing that names it.
@@ -131,6 +189,17 @@ fn today() -> String {
     date.map_or_else(|_| "undated".to_owned(), |date| String::from_utf8_lossy(&date.stdout).trim().to_owned())
 }
 
+/// The checkout's commit, and whether more than results differs from it; "unknown" outside of one.
+fn commit() -> String {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(["-C", env!("CARGO_MANIFEST_DIR")]).args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else { return "unknown".to_owned() };
+    let changes = git(&["status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude)results"]);
+    if changes.is_some_and(|changes| changes.is_empty()) { commit } else { format!("{commit} with changes") }
+}
+
 fn load_average() -> String {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     load.split_whitespace().next().unwrap_or("?").to_owned()
@@ -160,6 +229,30 @@ mod tests {
         let shown: Vec<String> =
             [json!(0.123), json!(12.34), json!(1234.5), json!(7), json!(null)].iter().map(shown).collect();
         assert_eq!(shown, ["0.12", "12.3", "1234", "7", "–"]);
+    }
+
+    #[test]
+    fn aims_stand_beside_their_figures_and_what_is_missed_has_its_reason() {
+        let mut report = Report::new("idle", "Idle");
+        let mut table = Table::new("While nothing is asked", &["program", "RSS MiB", "% of a core"]);
+        table.row(vec![json!("mesh-worker"), json!(9.5), json!(0.75)]);
+        table.row(vec![json!("mesh-broker"), json!(30.0), json!(0.1)]);
+        report.table(table);
+        report.commit = "0123456789ab".to_owned();
+        let text = report.to_markdown();
+        assert!(text.contains("| program | RSS MiB | % of a core | aims |"), "{text}");
+        let row = "| mesh-worker | 9.50 | 0.75 | RSS MiB ≤ 20: met; % of a core ≤ 0.5: missed (0.750) |";
+        assert!(text.contains(row) && text.contains("| mesh-broker | 30 | 0.10 |  |"), "{text}");
+        assert!(text.contains("- Aims: 1 of 2 met.\n- Missed: % of a core ≤ 0.5, because each heartbeat"), "{text}");
+        assert!(text.ends_with("`mesh-bench idle`; at commit 0123456789ab.\n"), "{text}");
+    }
+
+    #[test]
+    #[should_panic = "has the column 'RSS MiB' that an aim names"]
+    fn an_aim_of_a_column_that_is_gone_is_a_bug() {
+        let mut report = Report::new("idle", "Idle");
+        report.table(Table::new("While nothing is asked", &["program", "% of a core"]));
+        let _text = report.to_markdown();
     }
 
     #[test]

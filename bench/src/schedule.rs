@@ -11,6 +11,7 @@ mod figures;
 mod load;
 mod mixed;
 mod models;
+mod policies;
 mod realtime;
 mod stages;
 mod switch;
@@ -26,6 +27,33 @@ pub(crate) struct Schedule {
     /// Which of them; all if none is named.
     #[arg(value_enum)]
     experiments: Vec<Experiment>,
+    #[command(flatten)]
+    sizes: Sizes,
+}
+
+/// Other sizes than the usual ones, of the experiments whose sizes may be chosen.
+#[derive(Args, Clone, Debug, Default)]
+struct Sizes {
+    /// Of fair, skew and stages: items of a job (100,4000); with fair, of each of the two.
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    items: Vec<u32>,
+    /// Of fair, skew and stages: items that share a task.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    split: Option<u32>,
+    /// Of switch: tasks a second.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rate: Option<u32>,
+}
+
+impl Sizes {
+    /// As they stood on the command line.
+    fn arguments(&self) -> String {
+        let items: Vec<String> = self.items.iter().map(u32::to_string).collect();
+        let items = (!items.is_empty()).then(|| format!(" --items {}", items.join(",")));
+        let split = self.split.map(|split| format!(" --split {split}"));
+        let rate = self.rate.map(|rate| format!(" --rate {rate}"));
+        [items, split, rate].into_iter().flatten().collect()
+    }
 }
 
 /// One experiment.
@@ -47,22 +75,37 @@ pub(crate) enum Experiment {
     Stages,
     /// A worker becomes slow under a stream with a promised latency.
     Switch,
-    /// A real model that batches well, and one that cannot.
+    /// Real models: one that batches well, one that only seems to, one that cannot.
     Models,
+    /// Each placement policy, on workers that are not equally fast.
+    Policies,
     /// What one decision of the broker costs, in this process.
     Decision,
 }
 
-/// How long and how often.
+/// How long, how often and how much.
 #[derive(Clone, Copy, Debug)]
-struct Plan {
+struct Plan<'a> {
     quick: bool,
+    sizes: &'a Sizes,
 }
 
-impl Plan {
+impl Plan<'_> {
     /// The number for a full run, or for one that only shows that everything works.
     fn or<T>(self, full: T, quick: T) -> T {
         if self.quick { quick } else { full }
+    }
+
+    /// Items of a job and of each of its tasks: those of the command line, else these.
+    fn jobs(self, full: &[(u32, u32)], quick: (u32, u32)) -> Vec<(u32, u32)> {
+        let split = |usual: u32| self.sizes.split.unwrap_or(usual);
+        if !self.sizes.items.is_empty() {
+            return self.sizes.items.iter().map(|items| (*items, split(load::SPLIT))).collect();
+        }
+        let mut usual = self.or(full, std::slice::from_ref(&quick)).to_vec();
+        usual.iter_mut().for_each(|job| job.1 = split(job.1));
+        usual.dedup();
+        usual
     }
 }
 
@@ -70,12 +113,20 @@ impl Schedule {
     /// A report for each.
     pub(crate) fn run(&self, quick: bool, mut show: impl FnMut(&Report) -> Result<()>) -> Result<()> {
         let all = if self.experiments.is_empty() { Experiment::value_variants() } else { &self.experiments };
-        all.iter().try_for_each(|experiment| show(&experiment.run(Plan { quick })?))
+        all.iter().try_for_each(|experiment| {
+            let report = experiment.run(Plan { quick, sizes: &self.sizes })?;
+            show(&report.called_with(self.sizes.arguments()))
+        })
+    }
+
+    /// Whether the sizes are the usual ones, whose results stand in the repository.
+    pub(crate) fn is_usual(&self) -> bool {
+        self.sizes.arguments().is_empty()
     }
 }
 
 impl Experiment {
-    fn run(self, plan: Plan) -> Result<Report> {
+    fn run(self, plan: Plan<'_>) -> Result<Report> {
         match self {
             Self::Realtime => block_on(realtime::run(plan)),
             Self::Mixed => block_on(mixed::run(plan, mixed::LARGE)),
@@ -86,6 +137,7 @@ impl Experiment {
             Self::Stages => block_on(stages::run(plan)),
             Self::Switch => block_on(switch::run(plan)),
             Self::Models => block_on(models::run(plan)),
+            Self::Policies => block_on(policies::run(plan)),
             Self::Decision => decision::run(plan),
         }
     }

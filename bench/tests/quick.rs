@@ -11,6 +11,8 @@ fn every_bench_runs_to_its_table() {
     for table in ["# Grants", "# Transfer", "# Submit", "# Idle", "# The Metric Table"] {
         assert!(said.contains(table), "'{table}' is missing in:\n{said}");
     }
+    assert_eq!(said.matches("`; at commit ").count(), 5, "each says what was measured:\n{said}");
+    assert!(said.contains("ratio to the best verified ≥ 1: m") && said.contains("- Aims: "), "aims are told:\n{said}");
 }
 
 #[test]
@@ -21,7 +23,14 @@ fn every_experiment_with_schedules_runs_to_its_table() {
     assert!(output.status.success(), "mesh-bench ended with {}:\n{log}", output.status);
     let tables =
         ["# Realtime", "# Mixed:", "# Mixed, small", "# Closed", "# Two clients", "# One job", "# Two balanced"];
-    for table in tables.iter().chain(&["# A worker becomes slow", "# Real models", "# What one decision"]) {
+    let more = ["# A worker becomes slow", "# Real models", "# Placement policies", "# What one decision"];
+    for table in tables.iter().chain(&more) {
         assert!(said.contains(table), "'{table}' is missing in:\n{said}");
     }
+    assert_eq!(
+        said.matches("`; at commit ").count(),
+        tables.len() + more.len(),
+        "each says what was measured:\n{said}"
+    );
+    assert!(said.contains("max/min ≤ 1.15: m"), "aims are told:\n{said}");
 }

@@ -36,7 +36,7 @@ const COLUMNS: &[&str] = &[
     "clients µs a task",
 ];
 
-pub(super) async fn run(plan: Plan) -> Result<Report> {
+pub(super) async fn run(plan: Plan<'_>) -> Result<Report> {
     let cost = Cost::new(5000, 200);
     let run_for = plan.or(Duration::from_secs(6), Duration::from_millis(300));
     let mut report = Report::new("schedule-gpu", "Closed loops on a GPU-like device");

@@ -28,7 +28,7 @@ const MODELS: u32 = 32;
 /// Between two events, in the machine's own time.
 const STEP: Duration = Duration::from_micros(50);
 
-pub(super) fn run(plan: Plan) -> Result<Report> {
+pub(super) fn run(plan: Plan<'_>) -> Result<Report> {
     let mut report = Report::new("schedule-decision", "What one decision of the broker costs");
     let columns = &[
         "workers",

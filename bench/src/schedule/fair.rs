@@ -11,11 +11,12 @@ use super::{
     Plan,
     field::{Field, Layout, Runner, Scheduling, model_of},
     figures::{cut, jain, least_skew, seconds, skew},
-    load::{Answered, Job, items_in, span, warm_up},
+    load::{Answered, Job, SPLIT, items_in, span, warm_up},
 };
 use crate::report::{Report, Table, median};
 
 /// Items, and how the second of two clients differs from the first.
+#[derive(Clone, Copy)]
 struct Pair {
     name: &'static str,
     items: [u32; 2],
@@ -24,13 +25,23 @@ struct Pair {
     later_ms: u64,
 }
 
-const PAIRS: [Pair; 3] = [
+const PAIRS: [Pair; 4] = [
     Pair { name: "equal", items: [2000, 2000], split: [8, 8], later_ms: 0 },
+    Pair { name: "equal, in tasks of 128", items: [2000, 2000], split: [128, 128], later_ms: 0 },
     Pair { name: "second comes 1 s later", items: [2000, 1000], split: [8, 8], later_ms: 1000 },
     Pair { name: "first in tasks of 64", items: [2000, 2000], split: [64, 8], later_ms: 0 },
 ];
 
-pub(super) async fn run(plan: Plan) -> Result<Report> {
+/// The usual pairs, or equal ones of the sizes that were asked for.
+fn pairs(plan: Plan<'_>) -> Vec<Pair> {
+    if plan.sizes.items.is_empty() && plan.sizes.split.is_none() {
+        return PAIRS.map(|pair| Pair { items: pair.items.map(|items| plan.or(items, 100)), ..pair }).to_vec();
+    }
+    let of = |(items, split)| Pair { name: "equal", items: [items; 2], split: [split; 2], later_ms: 0 };
+    plan.jobs(&[(2000, SPLIT)], (100, SPLIT)).into_iter().map(of).collect()
+}
+
+pub(super) async fn run(plan: Plan<'_>) -> Result<Report> {
     let cost = Cost::new(5000, 1000);
     let mut report = Report::new("schedule-fair", "Two clients at one device");
     let columns = &["clients", "scheduling", "items each", "Jain", "first done s", "second done s", "ideal s for both"];
@@ -41,9 +52,9 @@ pub(super) async fn run(plan: Plan) -> Result<Report> {
         let model = model_of(&cost).await?;
         warm_up(&field, &model, None, 256).await?;
         let clients = field.clients("equal", 2).await?;
-        for pair in PAIRS {
-            let items = pair.items.map(|items| plan.or(items, 100));
-            let [first, second] = both(&field, &model, &clients, &pair, items).await?;
+        for pair in pairs(plan).into_iter().filter(|pair| Job::fits(scheduling, pair.split[0])) {
+            let items = pair.items;
+            let [first, second] = both(&field, &model, &clients, &pair).await?;
             // Fairness is about the time in which both wanted something.
             let until = last(&first).min(last(&second));
             let from = second.first().map_or(until, |answer| answer.began);
@@ -67,7 +78,8 @@ pub(super) async fn run(plan: Plan) -> Result<Report> {
         "One worker, 2 realtime and 2 batch slots, one device of 5 ms a batch and 1 ms an item. Jain's index over the items \
          answered while both clients wanted something: 1 is equal, 0.5 is all for one.",
     );
-    report.note("Split in tasks of 8 items unless said otherwise; off, tasks of 64 rows are one run each.");
+    report.note("Split in tasks of 8 items unless said otherwise; off, tasks of 64 rows are one run each, and those of 128 do not fit \
+         the device.");
     Ok(report)
 }
 
@@ -75,14 +87,8 @@ fn last(answers: &[Answered]) -> Instant {
     answers.iter().map(|answer| answer.ended).max().unwrap_or_else(Instant::now)
 }
 
-async fn both(
-    field: &Field,
-    model: &Model,
-    clients: &[Mesh],
-    pair: &Pair,
-    items: [u32; 2],
-) -> Result<[Vec<Answered>; 2]> {
-    let job = |which: usize| Job { split: pair.split[which], ..Job::new(field, model, items[which]) };
+async fn both(field: &Field, model: &Model, clients: &[Mesh], pair: &Pair) -> Result<[Vec<Answered>; 2]> {
+    let job = |which: usize| Job { split: pair.split[which], ..Job::new(field, model, pair.items[which]) };
     let (one, other) = (job(0), job(1));
     let second = async {
         tokio::time::sleep(std::time::Duration::from_millis(pair.later_ms)).await;
@@ -94,7 +100,11 @@ async fn both(
 
 const WORKERS: usize = 4;
 
-pub(super) async fn skewed(plan: Plan) -> Result<Report> {
+/// Items of the job and of each of its tasks.
+const SKEWED: [(u32, u32); 9] =
+    [(100, 8), (100, 5), (500, 8), (1000, 8), (2000, 8), (2000, 64), (4000, 64), (2000, 128), (4000, 128)];
+
+pub(super) async fn skewed(plan: Plan<'_>) -> Result<Report> {
     let cost = Cost::new(5000, 1000);
     let mut report = Report::new("schedule-skew", "One job over four workers");
     let columns = &[
@@ -116,21 +126,20 @@ pub(super) async fn skewed(plan: Plan) -> Result<Report> {
             warm_up(&field, &model, None, 1024).await?;
         }
         let clients = field.clients("one", 1).await?;
-        for (items, split) in
-            plan.or(&[(100, 8), (100, 5), (500, 8), (1000, 8), (2000, 8), (4000, 64)][..], &[(100, 5)])
-        {
+        let jobs = plan.jobs(&SKEWED, (100, 5));
+        for (items, split) in jobs.into_iter().filter(|(_, split)| Job::fits(scheduling, *split)) {
             let (mut skews, mut counts, mut done) = (Vec::new(), Vec::new(), Vec::new());
             for _ in 0..plan.or(3, 1) {
                 let before = field.rows_by_worker()?;
-                let job = Job { split: *split, ..Job::new(&field, &model, *items) };
+                let job = Job { split, ..Job::new(&field, &model, items) };
                 let answers = job.run(&clients[0], Instant::now()).await?;
-                anyhow::ensure!(items_in(&answers) == u64::from(*items), "an answer for each item");
+                anyhow::ensure!(items_in(&answers) == u64::from(items), "an answer for each item");
                 counts = field.rows_by_worker()?.iter().zip(before).map(|(now, before)| now - before).collect();
                 skews.push(skew(&counts));
                 done.push(span(&answers).as_secs_f64());
             }
             let worst = skews.iter().copied().fold(0.0, f64::max);
-            let sizes = cut(*items, *split).into_iter().map(u64::from).collect();
+            let sizes = cut(items, split).into_iter().map(u64::from).collect();
             table.row(vec![
                 json!(items),
                 json!(split),
@@ -146,7 +155,8 @@ pub(super) async fn skewed(plan: Plan) -> Result<Report> {
     report.table(table);
     report.note(
         "Each worker has 1 realtime and 1 batch slot and a device of 5 ms a batch and 1 ms an item. Three rounds; the counts \
-         are the last round's, as the devices counted them. `Least possible`: tasks of that size dealt out evenly.",
+         are the last round's, as the devices counted them. `Least possible`: tasks of that size dealt out evenly. Off, tasks of \
+         128 rows do not fit the device.",
     );
     Ok(report)
 }

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use mesh_bench::device::{Book, Cost, Usage};
+use mesh_core::broker::Policy;
 use mesh_sdk::{Listen, Model, Options};
 use mesh_tests::{Mesh, MeshOptions, PATIENCE, Process, onnx, process::binary};
 
@@ -84,7 +85,15 @@ struct Place {
 impl Field {
     /// Broker and workers, registered.
     pub(super) fn start(layout: Layout) -> Result<Self> {
-        let broker_args = layout.scheduling.broker_args();
+        Self::with_broker(layout, layout.scheduling.broker_args())
+    }
+
+    /// With this placement policy.
+    pub(super) fn with_policy(layout: Layout, policy: Policy) -> Result<Self> {
+        Self::with_broker(layout, vec!["--policy".to_owned(), policy.name().to_owned()])
+    }
+
+    fn with_broker(layout: Layout, broker_args: Vec<String>) -> Result<Self> {
         let mesh = Mesh::with(MeshOptions { broker_args, ..MeshOptions::default() });
         let mut field = Self { workers: Vec::new(), mesh, layout };
         for number in 1..=layout.workers {

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use mesh_sdk::{Input, Lane, Mesh, Model, Slo, Task, TaskResult, new_job};
+use mesh_sdk::{DType, Input, Lane, Mesh, Model, Slo, Task, TaskResult, new_job};
 use tokio::{
     task::{JoinError, JoinSet},
     time::timeout,
@@ -20,6 +20,9 @@ use super::{
 
 /// Items in a task, as clients cut jobs.
 pub(super) const SPLIT: u32 = 8;
+
+/// Rows of a run that a device of stated cost takes at most.
+const DEVICE_ROWS_MAX: u32 = 64;
 
 /// What one user wants done.
 #[derive(Clone, Debug)]
@@ -41,6 +44,9 @@ pub(super) enum Rows {
     Counted,
     /// These, again and again.
     Given {
+        /// What an item is.
+        dtype: DType,
+        shape: &'static [u64],
         /// Bytes of an item.
         inputs: Arc<Vec<Vec<u8>>>,
         /// FP32 outputs of each of them, by output; empty: not known.
@@ -78,6 +84,12 @@ impl Job {
         Self { model, rows, then: None, items, split: SPLIT, slo: None, scheduling }
     }
 
+    /// Whether tasks of so many items can be run this way: switched off, each is one run, and a device takes no more than 64
+    /// rows.
+    pub(super) fn fits(scheduling: Scheduling, split: u32) -> bool {
+        scheduling == Scheduling::On || split <= DEVICE_ROWS_MAX
+    }
+
     /// Submits all of it and waits for all of it; the answers come in the order in which they came.
     pub(super) async fn run(&self, client: &Mesh, began: Instant) -> Result<Vec<Answered>> {
         let (id, mut tasks, mut first) = (new_job(), JoinSet::new(), 0);
@@ -107,13 +119,15 @@ impl Job {
     }
 
     fn task(&self, first: u32, items: u32) -> Task {
-        let rows: Vec<u8> = match &self.rows {
-            Rows::Counted => (first..first + items).flat_map(|row| (row as f32).to_le_bytes()).collect(),
-            Rows::Given { inputs, .. } => {
-                (first..first + items).flat_map(|row| &inputs[row as usize % inputs.len()]).copied().collect()
+        let rows = first..first + items;
+        let input = match &self.rows {
+            Rows::Counted => Input::raw(rows.flat_map(|row| (row as f32).to_le_bytes()).collect::<Vec<u8>>()),
+            Rows::Given { dtype, shape, inputs, .. } => {
+                let bytes: Vec<u8> = rows.flat_map(|row| &inputs[row as usize % inputs.len()]).copied().collect();
+                Input::tensor(*dtype, [&[u64::from(items)], *shape].concat(), bytes)
             }
         };
-        let task = Task::new(self.model.clone()).input(Input::raw(rows));
+        let task = Task::new(self.model.clone()).input(input);
         let task = match self.scheduling {
             Scheduling::On => self.slo.into_iter().fold(task.items(items).job_items(self.items), Task::slo),
             // What a task was before there were items: one run of what is given, and no lane but one.
@@ -203,11 +217,36 @@ pub(super) async fn closed_loop(clients: &[Mesh], job: &Job, run_for: Duration) 
     Ok(Looped { later: count - answers.len(), answers, all: began.elapsed() })
 }
 
+/// Tasks at their times, so many a second, whatever becomes of the ones before.
+pub(super) async fn stream(
+    client: &Mesh,
+    job: &Job,
+    rate: u32,
+    began: Instant,
+    run_for: Duration,
+) -> Result<Vec<Answered>> {
+    let mut under_way = JoinSet::new();
+    for number in 0.. {
+        let after = Duration::from_secs(1) * number / rate;
+        if after >= run_for {
+            break;
+        }
+        tokio::time::sleep_until((began + after).into()).await;
+        let (client, job) = (client.clone(), job.clone());
+        under_way.spawn(async move { job.run(&client, began + after).await });
+    }
+    let mut answers = Vec::new();
+    while let Some(answered) = under_way.join_next().await {
+        answers.extend(settled(answered));
+    }
+    Ok(answers)
+}
+
 /// What came of a task or a client of ours.
 ///
 /// # Panics
 /// If it failed: then the last lines of broker and workers are shown.
-pub(super) fn settled<T>(joined: Result<Result<T>, JoinError>) -> T {
+fn settled<T>(joined: Result<Result<T>, JoinError>) -> T {
     joined.expect("invariant: clients do not panic").unwrap_or_else(|error| panic!("an experiment failed: {error:#}"))
 }
 

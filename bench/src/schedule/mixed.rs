@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use mesh_bench::device::Cost;
+use mesh_sdk::Mesh;
 use serde_json::{Value, json};
 
 use super::{
@@ -15,8 +16,8 @@ use super::{
 };
 use crate::report::{Report, Table, percentile_ms};
 
-const BULK_CLIENTS: usize = 4;
-const ITEMS: u32 = 8;
+pub(super) const BULK_CLIENTS: usize = 4;
+pub(super) const ITEMS: u32 = 8;
 /// The hurried ones come this long after the bulk.
 const LATER: Duration = Duration::from_secs(2);
 /// Of bursts on an idle mesh.
@@ -45,11 +46,11 @@ pub(super) const SMALL: Kind = Kind {
 };
 
 /// What one run gave.
-struct Mixed {
-    realtime: Vec<Duration>,
-    bulk: Duration,
-    rows_per_batch: f64,
-    idle_share: f64,
+pub(super) struct Mixed {
+    /// What each task of those in a hurry took.
+    pub(super) realtime: Vec<Duration>,
+    /// What all of the bulk took.
+    pub(super) bulk: Duration,
 }
 
 const COLUMNS: &[&str] = &[
@@ -68,7 +69,7 @@ const COLUMNS: &[&str] = &[
     "device idle %",
 ];
 
-pub(super) async fn run(plan: Plan, kind: Kind) -> Result<Report> {
+pub(super) async fn run(plan: Plan<'_>, kind: Kind) -> Result<Report> {
     let cost = Cost::new(5000, 5000);
     let mut report = Report::new(kind.name, kind.title);
     let mut table = Table::new("Realtime behind bulk", COLUMNS);
@@ -86,7 +87,9 @@ pub(super) async fn run(plan: Plan, kind: Kind) -> Result<Report> {
             for _ in 0..plan.or(IDLE_ROUNDS, 1) {
                 idle.extend(burst(&clients, &small).await?.iter().map(Answered::took));
             }
-            let mut mixed = mix(&field, &bulk_clients, &bulk, &clients, &small).await?;
+            let (before, began) = (field.usage("0")?, Instant::now());
+            let mut mixed = mix(&bulk_clients, &bulk, &clients, &small).await?;
+            let (used, lasted) = (field.usage("0")?.since(before), began.elapsed());
             let all_items = bulk.items as usize * BULK_CLIENTS + count * ITEMS as usize;
             let ideal = Duration::from_micros(all_items as u64 * cost.row_us);
             let (p99, idle_p99) = (percentile_ms(&mut mixed.realtime, 0.99), percentile_ms(&mut idle, 0.99));
@@ -103,8 +106,8 @@ pub(super) async fn run(plan: Plan, kind: Kind) -> Result<Report> {
                 seconds(mixed.bulk),
                 seconds(ideal),
                 json!((mixed.bulk.as_secs_f64() / ideal.as_secs_f64() * 1000.0).round() / 1000.0),
-                json!(mixed.rows_per_batch),
-                json!(mixed.idle_share * 100.0),
+                json!(used.rows_per_batch()),
+                json!((1.0 - used.busy.as_secs_f64() / lasted.as_secs_f64()) * 100.0),
             ]);
             for client in clients {
                 client.close().await;
@@ -132,21 +135,12 @@ fn notes(report: &mut Report, kind: Kind) {
 }
 
 /// Bulk, then the hurried.
-async fn mix(
-    field: &Field,
-    bulk_clients: &[mesh_sdk::Mesh],
-    bulk: &Job,
-    clients: &[mesh_sdk::Mesh],
-    small: &Job,
-) -> Result<Mixed> {
-    let (before, began) = (field.usage("0")?, Instant::now());
+pub(super) async fn mix(bulk_clients: &[Mesh], bulk: &Job, clients: &[Mesh], small: &Job) -> Result<Mixed> {
+    let began = Instant::now();
     let hurried = async {
         tokio::time::sleep_until((began + LATER).into()).await;
         burst(clients, small).await
     };
     let (bulk, hurried) = tokio::try_join!(burst(bulk_clients, bulk), hurried)?;
-    let (bulk, realtime) = (span(&bulk), hurried.iter().map(Answered::took).collect());
-    let (used, all) = (field.usage("0")?.since(before), began.elapsed());
-    let idle_share = 1.0 - used.busy.as_secs_f64() / all.as_secs_f64();
-    Ok(Mixed { realtime, bulk, rows_per_batch: used.rows_per_batch(), idle_share })
+    Ok(Mixed { bulk: span(&bulk), realtime: hurried.iter().map(Answered::took).collect() })
 }

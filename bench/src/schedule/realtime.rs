@@ -15,7 +15,7 @@ use crate::report::{Report, Table, percentile_ms};
 const ITEMS: u32 = 8;
 
 /// Cost of the device, its name, bursts for each number of clients.
-fn devices(plan: Plan) -> [(&'static str, Cost, usize); 2] {
+fn devices(plan: Plan<'_>) -> [(&'static str, Cost, usize); 2] {
     [
         ("5 ms + 5 ms an item", Cost::new(5000, 5000), plan.or(3, 1)),
         ("5 ms + 0.2 ms an item", Cost::new(5000, 200), plan.or(20, 1)),
@@ -37,7 +37,7 @@ const COLUMNS: &[&str] = &[
     "device busy %",
 ];
 
-pub(super) async fn run(plan: Plan) -> Result<Report> {
+pub(super) async fn run(plan: Plan<'_>) -> Result<Report> {
     let mut report = Report::new("schedule-realtime", "Realtime only: bursts of 8 items a client");
     let mut table = Table::new("All clients submit at the same moment", COLUMNS);
     for scheduling in Scheduling::BOTH {

@@ -4,14 +4,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use mesh_bench::device::Cost;
-use mesh_sdk::{Mesh, Slo};
+use mesh_sdk::Slo;
 use serde_json::json;
-use tokio::task::JoinSet;
 
 use super::{
     Plan,
     field::{Field, Layout, Runner, Scheduling, model_of},
-    load::{Answered, Job, settled, warm_up},
+    load::{Answered, Job, stream, warm_up},
 };
 use crate::report::{Report, Table, percentile_ms};
 
@@ -37,8 +36,8 @@ const COLUMNS: &[&str] = &[
     "p99 ms",
 ];
 
-pub(super) async fn run(plan: Plan) -> Result<Report> {
-    let phases = plan.or(FULL, QUICK);
+pub(super) async fn run(plan: Plan<'_>) -> Result<Report> {
+    let (phases, rate) = (plan.or(FULL, QUICK), plan.sizes.rate.unwrap_or(RATE));
     let mut report = Report::new("schedule-switch", "A worker becomes slow under a stream with a promise");
     let mut table = Table::new("Share of the slow worker and violations over time", COLUMNS);
     for scheduling in Scheduling::BOTH {
@@ -58,7 +57,8 @@ pub(super) async fn run(plan: Plan) -> Result<Report> {
             }
             anyhow::Ok(())
         };
-        let (answers, ()) = tokio::try_join!(stream(&clients[0], &job, began, phases[2]), disturb)?;
+        let (answers, ()) =
+            tokio::try_join!(stream(&clients[0], &job, rate, began, Duration::from_secs(phases[2])), disturb)?;
         let slow_name = field.worker_names().first().copied().unwrap_or_default();
         let step = plan.or(2, 1);
         for from in (0..phases[2]).step_by(step as usize) {
@@ -81,33 +81,17 @@ pub(super) async fn run(plan: Plan) -> Result<Report> {
         }
     }
     report.table(table);
-    notes(&mut report, phases);
+    notes(&mut report, phases, rate);
     Ok(report)
 }
 
-fn notes(report: &mut Report, phases: [u64; 3]) {
+fn notes(report: &mut Report, phases: [u64; 3], rate: u32) {
     report.note(format!(
-        "Two workers with a device each (5 ms a batch, 1 ms an item); {RATE} tasks a second of {ITEMS} items, 60 ms promised, \
+        "Two workers with a device each (5 ms a batch, 1 ms an item); {rate} tasks a second of {ITEMS} items, 60 ms promised, \
          5 % may take longer. The first worker's device takes {} times as long from second {} to {}. Times count from the \
          moment a task was meant to be sent.",
         SLOW_PERMILLE / 1000,
         phases[0],
         phases[1]
     ));
-}
-
-/// Tasks at their times, whatever becomes of the ones before.
-async fn stream(client: &Mesh, job: &Job, began: Instant, seconds: u64) -> Result<Vec<Answered>> {
-    let mut under_way = JoinSet::new();
-    for number in 0..RATE * seconds as u32 {
-        let at = began + Duration::from_secs(1) * number / RATE;
-        tokio::time::sleep_until(at.into()).await;
-        let (client, job) = (client.clone(), job.clone());
-        under_way.spawn(async move { job.run(&client, at).await });
-    }
-    let mut answers = Vec::new();
-    while let Some(answered) = under_way.join_next().await {
-        answers.extend(settled(answered));
-    }
-    Ok(answers)
 }

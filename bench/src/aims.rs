@@ -1,0 +1,196 @@
+//! Which figures have an aim, and what keeps one from it: one list for all reports. Owns the aims and whether a figure meets
+//! its own; never a threshold that fails anything: machines differ, people read.
+
+use std::fmt;
+
+use serde_json::Value;
+
+/// What a figure should be.
+#[derive(Clone, Copy, Debug)]
+enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+    /// At most so many times the figure of another column in the same row.
+    AtMostOf(f64, &'static str),
+}
+
+/// An aim of some rows of a report.
+#[derive(Debug)]
+pub(crate) struct Aim {
+    report: &'static str,
+    column: &'static str,
+    /// Columns, and what one of them must say for a row to have this aim.
+    rows: &'static [(&'static str, &'static [&'static str])],
+    bound: Bound,
+    /// What keeps a figure from it where it is missed.
+    because: &'static str,
+}
+
+const ONE_CONNECTION: (&str, &[&str]) = ("connections", &["1"]);
+const ONE_THREAD: &str = "over one connection libzmq moves the echo's messages in large batches, while the broker's one thread \
+                          decides task after task";
+const MANY: (&str, &[&str]) = ("connections", &["64", "256"]);
+const SYSTEM_CALLS: &str = "each message is a system call, and each task a decision of the broker's one thread";
+const ON: (&str, &[&str]) = ("scheduling", &["on"]);
+const GPU_LIKE: (&str, &[&str]) = ("device", &["5 ms + 0.2 ms an item"]);
+const BULK_OVERHEAD: &str =
+    "the ideal leaves out the 5 ms of each batch: batches of 64 alone take 1.016 of it, smaller ones more";
+
+#[rustfmt::skip]
+const AIMS: &[Aim] = &[
+    Aim { report: "broker", column: "ratio", rows: &[("workers", &["1000"]), ONE_CONNECTION], bound: Bound::AtLeast(0.5),
+        because: ONE_THREAD },
+    Aim { report: "broker", column: "ratio", rows: &[("workers", &["10000"]), ONE_CONNECTION], bound: Bound::AtLeast(0.25),
+        because: ONE_THREAD },
+    Aim { report: "broker", column: "ratio", rows: &[("workers", &["1000"]), MANY], bound: Bound::AtLeast(0.5),
+        because: SYSTEM_CALLS },
+    Aim { report: "broker", column: "ratio", rows: &[("workers", &["10000"]), MANY], bound: Bound::AtLeast(0.25),
+        because: SYSTEM_CALLS },
+    Aim { report: "transfer", column: "ratio to the best verified", rows: &[], bound: Bound::AtLeast(1.0),
+        because: "each byte is copied by kernel and libzmq on both sides, and hashed, on two cores" },
+    Aim { report: "transfer", column: "client extra MiB", rows: &[], bound: Bound::AtMost(64.0), because: "chunks under way" },
+    Aim { report: "transfer", column: "worker extra MiB", rows: &[], bound: Bound::AtMost(64.0), because: "chunks under way" },
+    Aim { report: "submit", column: "p50 over direct", rows: &[("way", &["mesh, child process", "mesh, container"])],
+        bound: Bound::AtMost(3.0), because: "each hand-over between client, broker, worker and runner is a wake-up" },
+    Aim { report: "idle", column: "RSS MiB", rows: &[("program", &["mesh-worker"])], bound: Bound::AtMost(20.0),
+        because: "the program itself is most of it" },
+    Aim { report: "idle", column: "% of a core", rows: &[("program", &["mesh-worker"])], bound: Bound::AtMost(0.5),
+        because: "each heartbeat looks at the machine" },
+    Aim { report: "schedule-realtime", column: "of the ideal", rows: &[ON, GPU_LIKE], bound: Bound::AtLeast(0.9),
+        because: "a burst lasts a few batches: the device waits for the first tasks, and the last batches are not full" },
+    Aim { report: "schedule-mixed", column: "p50 s", rows: &[ON], bound: Bound::AtMostOf(1.0, "Triton's p50 s"),
+        because: "the batch of the bulk that runs already must end first" },
+    Aim { report: "schedule-mixed", column: "p99 to idle p99", rows: &[ON], bound: Bound::AtMost(2.0),
+        because: "the batch of the bulk that runs already must end first" },
+    Aim { report: "schedule-mixed", column: "of the ideal", rows: &[ON], bound: Bound::AtMost(1.03), because: BULK_OVERHEAD },
+    Aim { report: "schedule-mixed-small", column: "p99 to idle p99", rows: &[ON], bound: Bound::AtMost(2.0),
+        because: "the batch of the bulk that runs already must end first" },
+    Aim { report: "schedule-mixed-small", column: "of the ideal", rows: &[ON], bound: Bound::AtMost(1.03), because: BULK_OVERHEAD },
+    Aim { report: "schedule-gpu", column: "of the ideal", rows: &[ON, ("clients", &["8", "64"])], bound: Bound::AtLeast(0.9),
+        because: "what all clients of a closed loop have outstanding fits one or two batches: the device waits while answers go \
+                  out and the next requests come in, or has half batches (of 64 single items in halves 0.78 is all there is)" },
+    Aim { report: "schedule-gpu", column: "to bulk", rows: &[ON, ("items each", &["1", "8"])], bound: Bound::AtLeast(0.9),
+        because: "as above; and 8 clients with one item each make batches of 8, whose ideal is 0.34 of that of 64" },
+    Aim { report: "schedule-fair", column: "Jain", rows: &[ON, ("clients", &["equal"])], bound: Bound::AtLeast(0.99),
+        because: "what was begun for one client before the other came is not taken back" },
+    Aim { report: "schedule-skew", column: "max/min", rows: &[ON], bound: Bound::AtMost(1.15),
+        because: "tasks of that size cannot be dealt out more evenly (`least possible`); a client that is not told a size makes \
+                  them smaller" },
+    Aim { report: "schedule-stages", column: "to one slot", rows: &[("way", &["pipelined"])], bound: Bound::AtLeast(1.8),
+        because: "the first batch has nobody behind it and the last one nobody before it: with few batches that counts" },
+    Aim { report: "schedule-models", column: "p99 to idle p99", rows: &[ON], bound: Bound::AtMost(2.0),
+        because: "the batch of the bulk that runs already must end first, and the model shares two cores with its clients" },
+    Aim { report: "schedule-decision", column: "decision mean µs", rows: &[("workers", &["1000"])], bound: Bound::AtMost(20.0),
+        because: "memory that is not in the processor's caches" },
+    Aim { report: "schedule-decision", column: "to 10 workers", rows: &[], bound: Bound::AtMostOf(0.1, "workers"),
+        because: "it would grow as fast as the number of workers" },
+];
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtLeast(least) => write!(f, "≥ {least}"),
+            Self::AtMost(most) => write!(f, "≤ {most}"),
+            Self::AtMostOf(1.0, column) => write!(f, "≤ {column}"),
+            Self::AtMostOf(factor, column) => write!(f, "≤ {factor} × {column}"),
+        }
+    }
+}
+
+/// A figure beside its aim.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Judged {
+    pub(crate) aim: &'static Aim,
+    pub(crate) is_met: bool,
+    figure: f64,
+}
+
+/// `of the ideal ≥ 0.9: met`, `of the ideal ≥ 0.9: missed (0.706)`.
+impl fmt::Display for Judged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Aim { column, bound, .. } = self.aim;
+        if self.is_met {
+            write!(f, "{column} {bound}: met")
+        } else {
+            write!(f, "{column} {bound}: missed ({:.3})", self.figure)
+        }
+    }
+}
+
+impl Aim {
+    /// `of the ideal ≥ 0.9`, and what keeps figures from it.
+    pub(crate) fn in_words(&self) -> (String, &'static str) {
+        (format!("{} {}", self.column, self.bound), self.because)
+    }
+
+    /// Whether a figure that should be a number meets it; `None` where the row has none, or nothing to compare it with.
+    fn judge(&'static self, columns: &[&str], row: &[Value]) -> Option<Judged> {
+        let cell = |column: &str| columns.iter().position(|name| *name == column).and_then(|at| row.get(at));
+        let says =
+            |value: &Value, word: &str| value.as_str().map_or_else(|| value.to_string() == word, |it| it == word);
+        let is_meant = self
+            .rows
+            .iter()
+            .all(|(column, words)| cell(column).is_some_and(|value| words.iter().any(|word| says(value, word))));
+        let figure = cell(self.column)?.as_f64().filter(|_| is_meant)?;
+        let is_met = match self.bound {
+            Bound::AtLeast(least) => figure >= least,
+            Bound::AtMost(most) => figure <= most,
+            Bound::AtMostOf(factor, other) => figure <= factor * cell(other)?.as_f64()?,
+        };
+        Some(Judged { aim: self, is_met, figure })
+    }
+}
+
+/// The aims of a row of this report.
+pub(crate) fn judge(report: &str, columns: &[&str], row: &[Value]) -> Vec<Judged> {
+    AIMS.iter().filter(|aim| aim.report == report).filter_map(|aim| aim.judge(columns, row)).collect()
+}
+
+/// Columns that aims of this report name.
+pub(crate) fn columns_named(report: &str) -> impl Iterator<Item = &'static str> {
+    AIMS.iter().filter(move |aim| aim.report == report).flat_map(|aim| {
+        let other = match aim.bound {
+            Bound::AtMostOf(_, column) => Some(column),
+            Bound::AtLeast(_) | Bound::AtMost(_) => None,
+        };
+        aim.rows.iter().map(|(column, _)| *column).chain([aim.column]).chain(other)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn told(report: &str, columns: &[&str], row: &[Value]) -> Vec<String> {
+        judge(report, columns, row).iter().map(Judged::to_string).collect()
+    }
+
+    #[test]
+    fn a_figure_meets_its_aim_or_misses_it_by_so_much() {
+        let columns = ["scheduling", "clients", "items each", "of the ideal", "to bulk"];
+        let row = |ideal: f64, bulk: f64| [json!("on"), json!(8), json!(8), json!(ideal), json!(bulk)];
+        assert_eq!(told("schedule-gpu", &columns, &row(0.9, 0.95)), ["of the ideal ≥ 0.9: met", "to bulk ≥ 0.9: met"]);
+        let missed = told("schedule-gpu", &columns, &row(0.8996, 1.0));
+        assert_eq!(missed, ["of the ideal ≥ 0.9: missed (0.900)", "to bulk ≥ 0.9: met"]);
+    }
+
+    #[test]
+    fn a_row_that_is_only_compared_with_has_no_aim() {
+        let columns = ["scheduling", "clients", "items each", "of the ideal", "to bulk"];
+        let off = [json!("off"), json!(8), json!(8), json!(0.3), json!(1.0)];
+        let bulk = [json!("on"), json!(4), json!(512), json!(0.3), json!(1.0)];
+        assert!(told("schedule-gpu", &columns, &off).is_empty() && told("schedule-gpu", &columns, &bulk).is_empty());
+    }
+
+    #[test]
+    fn a_figure_may_be_held_against_another_one_beside_it() {
+        let columns = ["scheduling", "p50 s", "Triton's p50 s"];
+        let row = |p50: Value, other: Value| told("schedule-mixed", &columns, &[json!("on"), p50, other]);
+        assert_eq!(row(json!(0.48), json!(0.64)), ["p50 s ≤ Triton's p50 s: met"]);
+        assert_eq!(row(json!(0.7), json!(0.64)), ["p50 s ≤ Triton's p50 s: missed (0.700)"]);
+        assert!(row(json!(0.7), Value::Null).is_empty(), "nothing to compare with");
+    }
+}

@@ -1,0 +1,99 @@
+//! Each placement policy in one run, on three workers of which the second takes twice and the third four times as long as the
+//! first: a stream of small tasks, then one bulk job.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use mesh_bench::device::Cost;
+use mesh_core::broker::Policy;
+use serde_json::json;
+
+use super::{
+    Plan,
+    field::{Field, Layout, Runner, Scheduling, model_of},
+    figures::seconds,
+    load::{Answered, Job, span, stream, warm_up},
+};
+use crate::report::{Report, Table, percentile_ms};
+
+/// Thousandths of the stated cost that each worker takes.
+const PERMILLE: [u64; 3] = [1000, 2000, 4000];
+
+/// Tasks a second, and items in each: a third of them each would keep the slowest worker busy for 72 % of its time, as single
+/// runs.
+const RATE: u32 = 60;
+const ITEMS: u32 = 4;
+
+const COLUMNS: &[&str] = &[
+    "policy",
+    "stream p50 ms",
+    "p99 ms",
+    "max ms",
+    "shares of the stream %",
+    "bulk done s",
+    "ideal s",
+    "to the ideal",
+    "bulk items at each worker",
+];
+
+pub(super) async fn run(plan: Plan<'_>) -> Result<Report> {
+    let cost = Cost::new(5000, 1000);
+    let (run_for, bulk_items) = plan.or((Duration::from_secs(5), 3000), (Duration::from_millis(300), 60));
+    let mut report = Report::new("schedule-policies", "Placement policies on workers that are not equally fast");
+    let mut table = Table::new("The second worker takes twice, the third four times as long as the first", COLUMNS);
+    for policy in Policy::ALL {
+        let layout =
+            Layout { scheduling: Scheduling::On, workers: PERMILLE.len(), slots: [1, 1], runner: Runner::Device(1) };
+        let field = Field::with_policy(layout, policy)?;
+        for (worker, permille) in PERMILLE.into_iter().enumerate() {
+            field.slow_down(worker, permille)?;
+        }
+        let model = model_of(&cost).await?;
+        for _ in 0..2 {
+            warm_up(&field, &model, None, 512).await?;
+        }
+        let clients = field.clients("one", 1).await?;
+        let job = Job::new(&field, &model, ITEMS);
+        let answers = stream(&clients[0], &job, RATE, Instant::now(), run_for).await?;
+        let mut took: Vec<Duration> = answers.iter().map(Answered::took).collect();
+        let before = field.rows_by_worker()?;
+        let bulk = Job::new(&field, &model, bulk_items).run(&clients[0], Instant::now()).await?;
+        let counts = field.rows_by_worker()?.into_iter().zip(before).map(|(now, before)| (now - before).to_string());
+        let ideal = ideal(&cost, bulk_items);
+        table.row(vec![
+            json!(policy.name()),
+            json!(percentile_ms(&mut took, 0.5)),
+            json!(percentile_ms(&mut took, 0.99)),
+            json!(percentile_ms(&mut took, 1.0)),
+            json!(shares(&field, &answers)),
+            seconds(span(&bulk)),
+            seconds(ideal),
+            json!(span(&bulk).as_secs_f64() / ideal.as_secs_f64()),
+            json!(counts.collect::<Vec<_>>().join(" / ")),
+        ]);
+    }
+    report.table(table);
+    report.note(format!(
+        "Three workers, 1 realtime and 1 batch slot each, a device each of 5 ms a batch and 1 ms an item, times 1, 2 and 4. \
+         {RATE} tasks a second of {ITEMS} items for {} s, then one job of {bulk_items} items in tasks of 8. Lanes, fair \
+         shares and packing are the same for all policies: only where a task goes differs.",
+        run_for.as_secs_f64()
+    ));
+    report.note("Ideal: all three devices busy with full batches from the first moment to the last.");
+    Ok(report)
+}
+
+/// The time of so many items if no device ever waits.
+fn ideal(cost: &Cost, items: u32) -> Duration {
+    let rate: f64 = PERMILLE.iter().map(|permille| cost.rows_per_s(64) * 1000.0 / *permille as f64).sum();
+    Duration::from_secs_f64(f64::from(items) / rate)
+}
+
+/// What part of the answers each worker gave, in whole percent.
+fn shares(field: &Field, answers: &[Answered]) -> String {
+    let share = |name: &str| {
+        let count = answers.iter().filter(|answer| answer.worker == name).count();
+        format!("{:.0}", count as f64 * 100.0 / answers.len().max(1) as f64)
+    };
+    field.worker_names().into_iter().map(share).collect::<Vec<_>>().join(" / ")
+}
