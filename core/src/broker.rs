@@ -20,6 +20,7 @@ mod outcomes;
 mod placement;
 mod predict;
 mod queue;
+mod reasons;
 mod refusals;
 mod shares;
 mod slo;

@@ -68,6 +68,17 @@ fn rows_of_many_clients_run_together_and_each_gets_its_own() {
     let cost = &models(&mesh)[0];
     assert!(cost["best_batch"].as_u64() > Some(1), "{cost}");
     assert!(cost["curve"].as_array().is_some_and(|curve| curve.len() > 1), "{cost}");
+
+    // Who asks why of a task is shown the same.
+    let task = mesh.tasks_of("client")[0]["task"].as_str().expect("an id").to_owned();
+    let why = mesh.ask(&["why", &task]);
+    assert_eq!(
+        (&why["models"][0]["worker"]["name"], &why["models"][0]["packing"]),
+        (&"w1".into(), &"on".into()),
+        "{why}"
+    );
+    assert!(why["models"][0]["curve"].as_array().is_some_and(|curve| curve.len() > 1), "{why}");
+    assert_eq!(why["candidates"][0]["packing"], "on", "{why}");
 }
 
 #[test]

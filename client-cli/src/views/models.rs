@@ -45,7 +45,7 @@ fn name(view: &ModelView, names: &Names) -> String {
 }
 
 /// For people: the verdict and, where it is no, why.
-fn verdict(packing: Packing) -> &'static str {
+pub(super) fn verdict(packing: Packing) -> &'static str {
     match packing {
         Packing::Unknown => "not tried",
         Packing::On => "on",
@@ -63,6 +63,11 @@ fn batches(dispatched: &[u32; 4]) -> String {
 }
 
 pub(crate) fn models_json(models: &[ModelView], names: &Names) -> Value {
+    json!({ "models": rows_json(models, names) })
+}
+
+/// The rows alone.
+pub(super) fn rows_json(models: &[ModelView], names: &Names) -> Vec<Value> {
     let one = |view: &ModelView| {
         let cost = &view.cost;
         let best = u32::from(cost.best_batch.max(1));
@@ -81,5 +86,5 @@ pub(crate) fn models_json(models: &[ModelView], names: &Names) -> Value {
             "dispatched": reasons.map(|(reason, count)| (reason.name().to_owned(), count.into())).collect::<serde_json::Map<_, _>>(),
         })
     };
-    json!({ "models": models.iter().map(one).collect::<Vec<_>>() })
+    models.iter().map(one).collect()
 }

@@ -189,6 +189,8 @@ fn candidate(name: &str, id: u8, against: &[&str]) -> Candidate {
         name: name.into(),
         against: against.iter().map(|reason| (*reason).to_owned()).collect(),
         holds_model: against.is_empty(),
+        packing: if against.is_empty() { Packing::On } else { Packing::Unknown },
+        best_batch: if against.is_empty() { 8 } else { 1 },
         busy_permille: 250,
         prediction: if against.is_empty() { prediction } else { Prediction::default() },
     }
@@ -201,6 +203,7 @@ fn why(standing: TaskStanding) -> WhyView {
         history: vec!["attempt 1 at pi-3: WORKER_LOST".into()],
         candidates: vec![candidate("pi-4", 1, &[]), candidate("pi-3", 3, &["needs arm64", "is draining"])],
         decision: None,
+        models: Vec::new(),
         rank: None,
         predicted_ms: None,
         took_ms: None,
@@ -216,9 +219,9 @@ So far:
   attempt 1 at pi-3: WORKER_LOST
 
 Workers now:
-WORKER   BUSY   HAS MODEL   QUEUE   TRANSFER   LOAD    RUN      REST     TOTAL   VERDICT
-pi-4     25%    yes         0 µs    1.2 ms     20 ms   4.0 ms   1.5 ms   27 ms   fits
-pi-3     25%    no          0 µs    0 µs       ?       ?        0 µs     ?       needs arm64; is draining
+WORKER   BUSY   HAS MODEL   PACKING      QUEUE   TRANSFER   LOAD    RUN      REST     TOTAL   VERDICT
+pi-4     25%    yes         on, best 8   0 µs    1.2 ms     20 ms   4.0 ms   1.5 ms   27 ms   fits
+pi-3     25%    no          not tried    0 µs    0 µs       ?       ?        0 µs     ?       needs arm64; is draining
 ";
     assert_eq!(why_text(&why(TaskStanding::Placed), 0), expected);
 }
@@ -237,6 +240,7 @@ fn why_tells_how_the_choice_was_made_and_whether_it_was_right() {
         history: Vec::new(),
         candidates: Vec::new(),
         decision: Some(decision),
+        models: vec![model_view(Packing::On, 8, &[(1, 5_000), (8, 8_000)])],
         predicted_ms: Some(25),
         took_ms: Some(31),
         ..done
@@ -246,14 +250,23 @@ ended; its last worker was pi-4
 predicted 25 ms, took 31 ms
 
 Workers as they were rated by 'predicted' 3.00 s ago:
-WORKER   BUSY   HAS MODEL   QUEUE   TRANSFER   LOAD    RUN      REST     TOTAL   VERDICT
-pi-4     25%    yes         0 µs    1.2 ms     20 ms   4.0 ms   1.5 ms   27 ms   chosen
-pi-5     25%    yes         0 µs    1.2 ms     20 ms   4.0 ms   1.5 ms   27 ms   fits
+WORKER   BUSY   HAS MODEL   PACKING      QUEUE   TRANSFER   LOAD    RUN      REST     TOTAL   VERDICT
+pi-4     25%    yes         on, best 8   0 µs    1.2 ms     20 ms   4.0 ms   1.5 ms   27 ms   chosen
+pi-5     25%    yes         on, best 8   0 µs    1.2 ms     20 ms   4.0 ms   1.5 ms   27 ms   fits
+
+What it costs at pi-4 now:
+MODEL         WORKER   WARM   PACKING   BEST BATCH   1 ITEM   BATCH    PER ITEM   LOAD    BATCHES           CURVE
+face.tflite   pi-4     yes    on        8            5.0 ms   8.0 ms   1.0 ms     20 ms   12 full, 3 idle   1:5.0ms 8:8.0ms
 ";
     assert_eq!(why_text(&done, 4_000), expected);
     let json = why_json(&done);
     assert_eq!(json["decision"]["candidates"][0]["prediction"]["total_us"], 26_700);
     assert_eq!((&json["predicted_ms"], &json["took_ms"]), (&25.into(), &31.into()));
+    let chosen = &json["decision"]["candidates"][0];
+    assert_eq!((&chosen["packing"], &chosen["best_batch"]), (&"on".into(), &8.into()));
+    let cost = &json["models"][0];
+    assert_eq!((&cost["worker"]["name"], &cost["packing"]), (&"pi-4".into(), &"on".into()));
+    assert_eq!(cost["curve"][1], json!({ "rows": 8, "run_us": 8_000 }));
 }
 
 #[test]
@@ -266,23 +279,26 @@ fn why_tells_what_a_waiting_task_owes_its_place_to() {
     assert_eq!(why_json(&waiting)["rank"]["share_milli"], -12_000);
 }
 
-#[test]
-fn models_show_the_verdict_and_the_curve() {
-    let digest = Digest::from_bytes([7; 32]);
-    let view = |packing, best_batch, curve: &[(u16, u32)]| ModelView {
+fn model_view(packing: Packing, best_batch: u16, curve: &[(u16, u32)]) -> ModelView {
+    ModelView {
         worker: WorkerId::from_bytes([1; 16]),
         worker_name: "pi-4".into(),
         warm: packing == Packing::On,
         cost: ModelCost {
-            model: digest,
+            model: Digest::from_bytes([7; 32]),
             packing,
             best_batch,
             curve: curve.to_vec(),
             load_us: 20_000,
             dispatched: [12, 0, 0, 3],
         },
-    };
-    let models = [view(Packing::On, 8, &[(1, 5_000), (8, 8_000)]), view(Packing::Differs, 1, &[])];
+    }
+}
+
+#[test]
+fn models_show_the_verdict_and_the_curve() {
+    let digest = Digest::from_bytes([7; 32]);
+    let models = [model_view(Packing::On, 8, &[(1, 5_000), (8, 8_000)]), model_view(Packing::Differs, 1, &[])];
     let names = Names::from([(digest, "face.tflite".to_owned())]);
     let expected = "\
 MODEL         WORKER   WARM   PACKING               BEST BATCH   1 ITEM   BATCH    PER ITEM   LOAD    BATCHES           CURVE

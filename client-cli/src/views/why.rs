@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use mesh_sdk::{Candidate, DecisionView, Prediction, RankView, WhyView, WorkerId};
+use mesh_sdk::{Candidate, DecisionView, Packing, Prediction, RankView, WhyView, WorkerId};
 use serde_json::{Value, json};
 
-use super::task_json;
+use super::{
+    models::{Names, models_text, rows_json, verdict},
+    task_json,
+};
 use crate::{
     table::{printable, printable_lines, table},
     units,
@@ -33,7 +36,16 @@ pub(crate) fn why_text(why: &WhyView, now_unix_ms: u64) -> String {
         text.push_str("\nWorkers now:\n");
         text.push_str(&rated(&why.candidates, None));
     }
+    if let Some(first) = why.models.first() {
+        text.push_str(&format!("\nWhat it costs at {} now:\n", printable(&first.worker_name)));
+        text.push_str(&models_text(&why.models, &names(why)));
+    }
     text
+}
+
+/// Only the first of a task's models comes with its name.
+fn names(why: &WhyView) -> Names {
+    Names::from([(why.task.model.digest, why.task.model_name.clone())])
 }
 
 /// What the broker thought it would take, and what it took.
@@ -76,6 +88,7 @@ fn rated(candidates: &[Candidate], chosen: Option<&WorkerId>) -> String {
             worker.name.clone(),
             format!("{}%", (worker.busy_permille + 5) / 10),
             if worker.holds_model { "yes" } else { "no" }.to_owned(),
+            packing(worker),
             time(queue_us),
             time(transfer_us),
             known(load_us),
@@ -85,8 +98,17 @@ fn rated(candidates: &[Candidate], chosen: Option<&WorkerId>) -> String {
             verdict,
         ]
     };
-    let headings = ["WORKER", "BUSY", "HAS MODEL", "QUEUE", "TRANSFER", "LOAD", "RUN", "REST", "TOTAL", "VERDICT"];
+    let headings =
+        ["WORKER", "BUSY", "HAS MODEL", "PACKING", "QUEUE", "TRANSFER", "LOAD", "RUN", "REST", "TOTAL", "VERDICT"];
     table(&headings, &candidates.iter().map(row).collect::<Vec<_>>())
+}
+
+/// `on, best 8`
+fn packing(worker: &Candidate) -> String {
+    match worker.packing {
+        Packing::On => format!("{}, best {}", verdict(Packing::On), worker.best_batch),
+        other => verdict(other).to_owned(),
+    }
 }
 
 pub(crate) fn why_json(why: &WhyView) -> Value {
@@ -96,6 +118,7 @@ pub(crate) fn why_json(why: &WhyView) -> Value {
         "history": why.history,
         "candidates": why.candidates.iter().map(candidate_json).collect::<Vec<_>>(),
         "decision": why.decision.as_ref().map(decision_json),
+        "models": rows_json(&why.models, &names(why)),
         "rank": why.rank.map(|rank| json!({
             "priority_milli": rank.priority_milli,
             "waited_milli": rank.waited_milli,
@@ -122,6 +145,8 @@ fn candidate_json(worker: &Candidate) -> Value {
         "worker": { "id": worker.worker.to_string(), "name": worker.name },
         "against": worker.against,
         "holds_model": worker.holds_model,
+        "packing": worker.packing.name(),
+        "best_batch": worker.best_batch.max(1),
         "busy_permille": worker.busy_permille,
         "prediction": {
             "queue_us": queue_us,

@@ -6,10 +6,11 @@ use proto_msgs::{
 };
 
 use super::{
-    Broker,
-    placement::{self, Decision, Rated},
+    Broker, obstacle,
+    placement::{Decision, Rated},
+    predict, reasons,
     tasks::{State, Task},
-    worker::Worker,
+    worker::{ModelHere, Worker},
 };
 use crate::MonoTime;
 
@@ -80,17 +81,37 @@ impl Broker {
             _ => None,
         };
         let took_ms = task.took.map(|took| u32::try_from(took.as_micros().div_ceil(1000)).unwrap_or(u32::MAX));
+        // All else comes on top of the page.
+        let candidates = page(reasons::candidates(task, self.scene(now)));
         WhyView {
             task: view,
             summary,
             history: task.history.clone(),
-            // The decision comes on top of the page.
-            candidates: page(placement::candidates(task, self.scene(now))),
+            models: self.costs_of(task, &candidates),
+            candidates,
             decision: task.decision.as_ref().map(|decision| self.decision_view(task, decision)),
             rank,
             predicted_ms: task.predicted_ms(),
             took_ms,
         }
+    }
+
+    /// What the task's models cost where it went last, or before the first where it could be done soonest.
+    fn costs_of(&self, task: &Task, candidates: &[Candidate]) -> Vec<ModelView> {
+        let soonest = || {
+            let able = candidates.iter().filter_map(|candidate| {
+                let worker = self.workers.get(candidate.worker)?;
+                let is_able = !task.is_ended() && obstacle::ever(task, worker).next().is_none();
+                (is_able && candidate.prediction.measured).then_some((candidate.prediction.total_us(), worker))
+            });
+            able.min_by_key(|(total_us, _)| *total_us).map(|(_, worker)| worker)
+        };
+        let worker = match &task.last {
+            Some((worker, ..)) => self.workers.get(*worker),
+            None => soonest(),
+        };
+        let models = worker.into_iter().flat_map(|worker| predict::models(task).map(move |model| (worker, model)));
+        models.filter_map(|(worker, (digest, _))| model_view(worker, worker.model(digest))).collect()
     }
 
     /// A decision as it was made; only the names of workers are of today.
@@ -100,6 +121,8 @@ impl Broker {
             name: self.workers.get(rated.worker).map_or_else(String::new, |worker| worker.register.name.clone()),
             against: rated.obstacle.iter().map(|obstacle| obstacle.text(task)).collect(),
             holds_model: rated.holds_model,
+            packing: rated.packing,
+            best_batch: rated.best_batch,
             busy_permille: rated.busy_permille,
             prediction: rated.prediction,
         };
@@ -113,12 +136,12 @@ impl Broker {
 }
 
 fn models_of(worker: &Worker, after: Option<Digest>) -> impl Iterator<Item = ModelView> {
-    worker.costs(after).map(|(here, cost)| ModelView {
-        worker: worker.id(),
-        worker_name: worker.register.name.clone(),
-        warm: here.warm,
-        cost: cost.clone(),
-    })
+    worker.models(after).filter_map(|here| model_view(worker, here))
+}
+
+fn model_view(worker: &Worker, here: ModelHere<'_>) -> Option<ModelView> {
+    let cost = here.cost?.clone();
+    Some(ModelView { worker: worker.id(), worker_name: worker.register.name.clone(), warm: here.warm, cost })
 }
 
 /// Why the task is where it is, in one sentence.

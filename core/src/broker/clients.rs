@@ -10,7 +10,7 @@ use proto_msgs::{
 use super::{
     Action, Broker, Change,
     grants::Way,
-    obstacle, placement, refusals,
+    obstacle, reasons, refusals,
     tasks::{Awaiting, Place, State, Task},
     worker::Worker,
 };
@@ -368,7 +368,7 @@ impl Broker {
         if now < task.pause_until && self.workers.len() <= task.avoid.len() {
             return "the workers that fit failed it a moment ago and get a while to recover".to_owned();
         }
-        placement::waits_for(task, &self.workers)
+        reasons::waits_for(task, &self.workers)
     }
 
     /// Until a waiting task is placed, as predicted; `None` if nobody has measured its model.

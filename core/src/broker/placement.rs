@@ -7,7 +7,7 @@
 //! What is looked at is bounded, however many workers there are: the indexes give the promising ones first, and what a
 //! look misses the next heartbeat of a worker with room brings.
 
-use proto_msgs::{Candidate, Direction, ErrorCode, Failure, Prediction, WorkerId, limits::DECISION_CANDIDATES_MAX};
+use proto_msgs::{Direction, Packing, Prediction, WorkerId, limits::DECISION_CANDIDATES_MAX};
 
 use super::{
     config::Policy,
@@ -26,12 +26,6 @@ pub(super) const LOOK_MAX: usize = 32;
 
 /// Other workers looked at before a waiting task is given to one that has room.
 const ELSEWHERE_LOOK_MAX: usize = 16;
-
-/// Kinds of workers tried before it is left open whether a task can ever run. A fleet has a handful.
-const NEVER_LOOK_MAX: usize = 1024;
-
-/// Workers that a refusal names.
-const REASONS_MAX: usize = 8;
 
 /// Added for each label that the task would rather have: so much sooner must a worker without it be.
 const UNLIKED_US: u64 = 5_000;
@@ -59,6 +53,8 @@ pub(super) struct Rated {
     pub(super) prediction: Prediction,
     pub(super) busy_permille: u16,
     pub(super) holds_model: bool,
+    pub(super) packing: Packing,
+    pub(super) best_batch: u16,
 }
 
 /// A decision, for whoever asks why.
@@ -293,12 +289,15 @@ impl<'a> Survey<'a> {
         let busy_permille = worker.busy_permille();
         let here = worker.model(task.spec.model.digest);
         let holds_model = here.held;
+        let (packing, best_batch) = here.packing();
         let mut rated = Rated {
             worker: worker.id(),
             obstacle: None,
             prediction: Prediction::default(),
             busy_permille,
             holds_model,
+            packing,
+            best_batch,
         };
         let mut key = Key {
             is_obstructed: true,
@@ -429,69 +428,4 @@ fn mixed(task: &[u8; 16], worker: &[u8; 16]) -> u64 {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
     let hash = task.iter().chain(worker).fold(0xcbf2_9ce4_8422_2325, step);
     (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
-/// The refusal if there are workers and none of them could ever run the task. With no worker at all the task waits. Also
-/// how many kinds of workers were looked at.
-pub(super) fn never_fits(task: &Task, workers: &Workers) -> (Option<Failure>, u64) {
-    let mut reasons = Vec::new();
-    let mut looked = 0;
-    for (_, worker) in workers.kinds().take(NEVER_LOOK_MAX) {
-        looked += 1;
-        if obstacle::ever(task, worker).next().is_none() {
-            return (None, looked);
-        }
-        if reasons.len() < REASONS_MAX {
-            let against: Vec<String> = obstacle::ever(task, worker).map(|obstacle| obstacle.text(task)).collect();
-            reasons.push(format!("{} {}", worker.register.name, against.join(", ")));
-        }
-    }
-    let count = workers.len();
-    let text = match &reasons[..] {
-        [] => return (None, looked),
-        _ if workers.kinds_len() > NEVER_LOOK_MAX => return (None, looked),
-        [only] if count == 1 => only.clone(),
-        some => format!("none of {count} workers fits: {}", some.join("; ")),
-    };
-    (Some(Failure::new(ErrorCode::NoWorkerFits, text)), looked)
-}
-
-/// What a waiting task waits for, in one sentence.
-pub(super) fn waits_for(task: &Task, workers: &Workers) -> String {
-    if workers.len() == 0 {
-        return "no worker is registered".to_owned();
-    }
-    let kinds = workers.kinds().take(NEVER_LOOK_MAX);
-    let fitting = kinds.filter(|(_, worker)| obstacle::ever(task, worker).next().is_none());
-    match fitting.map(|(kind, _)| workers.kind_len(kind)).sum::<usize>() {
-        0 => "no worker that fits is registered".to_owned(),
-        1 => "the one worker that fits has no room".to_owned(),
-        count => format!("{count} workers fit, none has room"),
-    }
-}
-
-/// Every worker with what speaks for and against it at the moment.
-pub(super) fn candidates<'a>(task: &'a Task, scene: Scene<'a>) -> impl Iterator<Item = Candidate> + 'a {
-    let guess = Guess::new(task, scene.workers.fleet());
-    scene.workers.after(None).map(move |worker| {
-        let mut against: Vec<String> =
-            obstacle::now(task, worker, scene.now).map(|against| against.text(task)).collect();
-        if worker.is_open() && !has_room(task, worker, false) {
-            let (lane, slots) = (task.lane(), worker.usable_slots(task.lane()));
-            against.push(Obstacle::SlotsInUse { lane, slots }.text(task));
-        }
-        if let Some(stream) = task.stream
-            && let Stance::Shunned(permille) = scene.slos.stance(scene.now, stream, worker.id(), 0)
-        {
-            against.push(format!("missed the promised latency for {permille} of 1000 tasks"));
-        }
-        Candidate {
-            worker: worker.id(),
-            name: worker.register.name.clone(),
-            against,
-            holds_model: worker.holds(task.spec.model.digest),
-            busy_permille: worker.busy_permille(),
-            prediction: predict(task, worker, worker.model(task.spec.model.digest), &guess, scene.now),
-        }
-    })
 }

@@ -9,6 +9,7 @@ use proto_msgs::{BrokerToClient, Ended, ErrorCode, Failure, Lane, Outcome, PeerI
 use super::{
     Broker,
     placement::{self, Decision},
+    reasons,
     stats::Counters,
     tasks::{State, Task},
     workers::Workers,
@@ -154,7 +155,7 @@ impl Broker {
 
 /// Why no worker could ever run the task, if so.
 fn unfit(task: &Task, workers: &Workers, counters: &mut Counters) -> Option<Failure> {
-    let (failure, looked) = placement::never_fits(task, workers);
+    let (failure, looked) = reasons::never_fits(task, workers);
     counters.candidates_looked += looked;
     failure
 }

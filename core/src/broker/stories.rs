@@ -6,6 +6,7 @@ mod finish;
 mod lives;
 mod mesh;
 mod waiting;
+mod why;
 
 use std::{collections::BTreeMap, time::Duration};
 

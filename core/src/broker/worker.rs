@@ -81,6 +81,13 @@ pub(super) struct ModelHere<'a> {
     pub(super) cost: Option<&'a ModelCost>,
 }
 
+impl ModelHere<'_> {
+    /// Whether its items are run together, and how many at best.
+    pub(super) fn packing(&self) -> (Packing, u16) {
+        self.cost.map_or((Packing::Unknown, 1), |cost| (cost.packing, cost.best_batch))
+    }
+}
+
 /// What others give back is kept for a task for so long, as long as a call of a runner may take, and then given away as
 /// long: nothing stands idle for ever for a task that does not get enough.
 const CLAIM_LASTS_S: u64 = 300;
@@ -276,13 +283,10 @@ impl Worker {
         self.model(model).held
     }
 
-    /// Models with their costs, in order of digest, those after the given one.
-    pub(super) fn costs(&self, after: Option<Digest>) -> impl Iterator<Item = (ModelHere<'_>, &ModelCost)> {
+    /// The models that it knows, in order of digest, those after the given one.
+    pub(super) fn models(&self, after: Option<Digest>) -> impl Iterator<Item = ModelHere<'_>> {
         let rows = self.models.iter().filter(move |(digest, _)| Some(*digest) > after);
-        rows.filter_map(|(digest, _)| {
-            let here = self.model(*digest);
-            Some((here, here.cost?))
-        })
+        rows.map(|(digest, _)| self.model(*digest))
     }
 
     /// Bytes of the largest GPU that are neither promised nor used.

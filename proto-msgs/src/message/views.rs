@@ -4,7 +4,7 @@ use bincode::{Decode, Encode};
 
 use crate::{
     Arch, Attempt, Digest, EngineKind, Epoch, Gpu, JobId, Lane, LaneLoad, Load, ModelCost, ModelFormat, ModelRef,
-    Outcome, Prediction, TaskId, WorkerId,
+    Outcome, Packing, Prediction, TaskId, WorkerId,
 };
 
 /// The state of the broker.
@@ -150,6 +150,10 @@ pub struct Candidate {
     pub against: Vec<String>,
     /// The worker has the model.
     pub holds_model: bool,
+    /// Whether items of the task's first model run together there.
+    pub packing: Packing,
+    /// Items in a batch of the best size there; 1 unless they run together.
+    pub best_batch: u16,
     /// Busy slots of all slots, thousandths.
     pub busy_permille: u16,
     /// The predicted time of the task there.
@@ -209,6 +213,9 @@ pub struct WhyView {
     pub candidates: Vec<Candidate>,
     /// The last decision; `None` before the first.
     pub decision: Option<DecisionView>,
+    /// What the task's models cost now at its last worker. Before its first placement: at the candidate that could do it
+    /// soonest, as far as measured there.
+    pub models: Vec<ModelView>,
     /// The task's effective priority now; `None` if it does not wait.
     pub rank: Option<RankView>,
     /// Predicted time from placement to the run's end, milliseconds; `None` while unknown.

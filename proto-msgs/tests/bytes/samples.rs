@@ -323,6 +323,8 @@ fn why_view() -> WhyView {
         name: "pi".into(),
         against: vec!["1 of 1 slots in use".into()],
         holds_model: true,
+        packing: Packing::On,
+        best_batch: 300,
         busy_permille: 1000,
         prediction: Prediction {
             queue_us: 250,
@@ -346,6 +348,7 @@ fn why_view() -> WhyView {
         history: vec!["attempt 1 at pi: WORKER_LOST".into()],
         candidates: vec![candidate],
         decision: Some(decision),
+        models: vec![model_view()],
         rank: Some(rank),
         predicted_ms: Some(250),
         took_ms: Some(251),
