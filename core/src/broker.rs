@@ -43,6 +43,7 @@ pub use stats::{Counters, Gauges};
 use crate::{Clock, MonoTime, Rule, due::Due};
 use outcomes::Errors;
 use queue::Queue;
+use refusals::TurnedAway;
 use slo::Slos;
 use tasks::{Place, State, Task, Tasks};
 use workers::Workers;
@@ -57,6 +58,7 @@ pub struct Broker {
     tasks: Tasks,
     queue: Queue,
     slos: Slos,
+    turned_away: TurnedAway,
     /// How far predictions were off.
     errors: Errors,
     /// Who got the last task.
@@ -78,6 +80,7 @@ impl Broker {
             tasks: Tasks::default(),
             queue: Queue::default(),
             slos: Slos::new(config.rules),
+            turned_away: TurnedAway::default(),
             clock: Clock::new(config.rules),
             config,
             errors: Errors::default(),

@@ -112,13 +112,20 @@ fn why_explains_each_choice_with_figures_for_as_long_as_the_task_is_remembered()
     assert!(rows.iter().any(|row| row["worker"]["name"] == "w1"), "{why}");
     let runs = rows.iter().filter_map(|row| row["prediction"]["run_us"].as_u64());
     assert!(runs.max() > Some(50_000), "what was measured is what is predicted: {why}");
+    let chosen = &why["decision"]["chosen"];
+    let at = rows.iter().find(|row| row["worker"]["id"] == *chosen).expect("the one chosen is among them");
+    let at = at["worker"]["name"].as_str().expect("a name");
     let text = mesh.client(&["why", &last("done")]).succeeded().stdout;
-    assert!(text.contains("w1") || text.contains("w2"), "{text}");
+    assert!(text.starts_with(&format!("ended; its last worker was {at}\n")), "{text}");
 
     // Refused: why nobody would do.
     job.start(&mesh, &["--require", "room=east"]).answer().failed_with(5, "NO_WORKER_FITS");
-    let why = mesh.client(&["why", &last("failed")]).succeeded().stdout;
-    assert!(why.contains("room=east") || why.contains("NO_WORKER_FITS"), "{why}");
+    let why = mesh.ask(&["why", &last("failed")]);
+    let summary = why["summary"].as_str().expect("a summary");
+    assert!(summary.starts_with("refused, NO_WORKER_FITS: none of 2 workers fits: "), "{summary}");
+    for row in why["candidates"].as_array().expect("candidates") {
+        assert_eq!(row["against"], serde_json::json!(["has no label room=east"]), "{why}");
+    }
 
     // Running: where, and why not elsewhere.
     let endless = Job::endless(&mesh).start(&mesh, &["--require", "room=south"]);

@@ -1,8 +1,8 @@
 //! Answers to questions: the tables as people and scripts see them. Changes nothing.
 
 use proto_msgs::{
-    Answer, AnswerBody, Ask, BrokerToClient, Candidate, ClusterView, DecisionView, Digest, ErrorCode, ModelView,
-    Outcome, PeerId, PublicKey, Question, TaskStanding, TaskView, WhyView, WorkerId, codec::page,
+    Answer, AnswerBody, Ask, BrokerToClient, Candidate, ClusterView, DecisionView, Digest, ErrorCode, Failure,
+    ModelView, Outcome, PeerId, PublicKey, Question, TaskStanding, TaskView, WhyView, WorkerId, codec::page,
 };
 
 use super::{
@@ -32,11 +32,11 @@ impl Broker {
                 AnswerBody::Tasks(page(rows.map(|task| self.task_view(now, task))))
             }
             Question::Task(id) => {
-                let task = self.owned(id, client, key);
+                let task = self.shown(id, client, key);
                 task.map_or(AnswerBody::NotFound, |task| AnswerBody::Task(self.task_view(now, task)))
             }
             Question::Why(id) => {
-                let task = self.owned(id, client, key);
+                let task = self.shown(id, client, key);
                 task.map_or(AnswerBody::NotFound, |task| AnswerBody::Why(self.why_view(now, task)))
             }
         };
@@ -157,12 +157,26 @@ fn summary(task: &Task, view: &TaskView) -> String {
         },
         State::Granted { .. } => format!("{at} was named to the client, which has not arrived there yet"),
         State::Placed { .. } => format!("at work at {at} (attempt {})", task.attempt),
-        State::Ended { outcome: Outcome::Failed(failure), .. }
-            if matches!(failure.code, ErrorCode::NoWorkerFits | ErrorCode::DeadlineUnmeetable) =>
+        State::Ended { outcome, .. } => ended(outcome, at),
+    }
+}
+
+/// How it came to its end; `at` is the last worker it had.
+fn ended(outcome: &Outcome, at: &str) -> String {
+    use ErrorCode::{Busy, DeadlineUnmeetable, NoWorkerFits, StoreAway};
+    let had_worker = !at.is_empty();
+    match outcome {
+        Outcome::Failed(Failure { code: code @ (Busy | DeadlineUnmeetable | NoWorkerFits | StoreAway), text })
+            if !had_worker =>
         {
-            format!("refused: {}", failure.text)
+            format!("refused, {code}: {text}")
         }
-        State::Ended { .. } if at.is_empty() => "ended before it was placed".to_owned(),
-        State::Ended { .. } => format!("ended; its last worker was {at}"),
+        Outcome::Failed(Failure { code, text }) if !had_worker => {
+            format!("ended before it was placed, {code}: {text}")
+        }
+        Outcome::Failed(Failure { code, text }) => format!("ended, {code}: {text}; its last worker was {at}"),
+        Outcome::Cancelled if !had_worker => "cancelled before it was placed".to_owned(),
+        Outcome::Cancelled => format!("cancelled; its last worker was {at}"),
+        Outcome::Done { .. } => format!("ended; its last worker was {at}"),
     }
 }

@@ -37,9 +37,18 @@ impl Broker {
 
     /// The task if it is this client's.
     pub(super) fn owned(&self, id: TaskId, client: ClientId, key: Option<PublicKey>) -> Option<&Task> {
+        self.tasks.get(id).filter(|task| self.is_owner(task, client, key))
+    }
+
+    /// The same, or what is remembered of one that was turned away.
+    pub(super) fn shown(&self, id: TaskId, client: ClientId, key: Option<PublicKey>) -> Option<&Task> {
+        let task = self.tasks.get(id).or_else(|| self.turned_away.get(id));
+        task.filter(|task| self.is_owner(task, client, key))
+    }
+
+    fn is_owner(&self, task: &Task, client: ClientId, key: Option<PublicKey>) -> bool {
         let key = if self.config.encrypted { key } else { None };
-        let owner_only = self.config.rules.holds(Rule::AnswerOwnerOnly);
-        self.tasks.get(id).filter(|task| !owner_only || task.belongs_to(client, key.or(task.spec.key)))
+        !self.config.rules.holds(Rule::AnswerOwnerOnly) || task.belongs_to(client, key.or(task.spec.key))
     }
 
     fn submit(&mut self, now: MonoTime, peer: PeerId, submit: Submit) {
@@ -83,10 +92,11 @@ impl Broker {
         let id = submit.task;
         let standing = submit.standing.clone();
         let (lane, tenant) = (self.config.lane(&submit), self.config.tenant(submit.client));
-        if self.turned_away(peer, &submit, lane) {
-            return;
-        }
         (submit.lane, submit.priority) = (Some(lane), submit.priority.min(tenant.priority_max));
+        if let Some((failure, retry_after_ms)) = self.no_place_for(&submit, lane) {
+            return self.turn_away(now, peer, submit, failure, retry_after_ms);
+        }
+        self.turned_away.forget(id);
         let detached = submit.detached;
         let mut task = Task::new(submit, now, self.unix_ms(now));
         task.peer = Some(peer);
@@ -420,9 +430,7 @@ impl Task {
     ) {
         let Outcome::Failed(Failure { code, text }) = outcome else { return };
         let name = self.last.as_ref().map_or_else(|| worker.to_string(), |(_, _, name)| name.clone());
-        let mut line = format!("attempt {} at {name}: {code}: {text}", self.attempt);
-        line.truncate(line.floor_char_boundary(HISTORY_LINE_BYTES_MAX));
-        self.history.push(line);
+        self.remember(format!("attempt {} at {name}: {code}: {text}", self.attempt));
         if *code == ErrorCode::Unreachable {
             let direction = place.map_or(Direction::ClientDials, |at| at.direction);
             remember(&mut self.unreachable, (worker, direction));
@@ -443,6 +451,12 @@ impl Task {
             self.failures += u32::from(counts);
             remember(&mut self.avoid, worker);
         }
+    }
+
+    /// One more line of what it went through.
+    pub(super) fn remember(&mut self, mut line: String) {
+        line.truncate(line.floor_char_boundary(HISTORY_LINE_BYTES_MAX));
+        self.history.push(line);
         if self.history.len() > HISTORY_MAX {
             self.history.remove(0);
         }

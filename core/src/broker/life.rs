@@ -249,6 +249,11 @@ impl Broker {
         let Some(task) = self.tasks.get(id).filter(|task| !task.is_ended()) else {
             return;
         };
+        let is_in_vain = matches!(&outcome, Outcome::Failed(failure) if failure.code == ErrorCode::Expired);
+        if is_in_vain && matches!(task.state, State::Queued(_)) {
+            self.waited_in_vain(now, id);
+        }
+        let Some(task) = self.tasks.get(id) else { return };
         let (place, attempt_id, stored, detached) = (task.place(), task.attempt_id(), task.stored, task.spec.detached);
         if let Some(rank) = task.rank.filter(|_| !task.is_dispatched) {
             self.queue.withdraw(&rank, task.spec.client, self.config.tenant(task.spec.client));

@@ -147,14 +147,14 @@ fn pausing(task: &Task, worker: &Worker, at: MonoTime) -> Option<Obstacle> {
 fn cores_promised(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle> {
     let wanted = u64::from(task.spec.demands.cpu_millis);
     let (promised, ..) = worker.occupancy.reserved();
-    let is_over = wanted > 0 && promised + wanted > u64::from(worker.register.cores) * 1000;
+    let is_over = wanted > 0 && promised > 0 && promised + wanted > u64::from(worker.register.cores) * 1000;
     is_over.then_some(Obstacle::CoresPromised)
 }
 
 fn memory_promised(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle> {
     let wanted = u128::from(task.spec.demands.memory_bytes);
     let (_, promised, _) = worker.occupancy.reserved();
-    let is_over = wanted > 0 && promised + wanted > u128::from(worker.register.memory_bytes);
+    let is_over = wanted > 0 && promised > 0 && promised + wanted > u128::from(worker.register.memory_bytes);
     is_over.then_some(Obstacle::MemoryPromised)
 }
 

@@ -219,6 +219,15 @@ pub(super) fn survey_all<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
     survey
 }
 
+/// Looks for a place as [`survey_all`] does; where there was nothing to look at, at the first workers: they show what is wrong.
+pub(super) fn survey_some<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
+    let mut survey = survey_all(task, scene);
+    if survey.workers == 0 {
+        scene.workers.after(None).take(DECISION_CANDIDATES_MAX).for_each(|worker| survey.look(worker));
+    }
+    survey
+}
+
 /// Looks whether a waiting task should go to a worker once that has room; if `compare`, also what others could do for it.
 pub(super) fn survey_here<'a>(task: &'a Task, scene: Scene<'a>, here: &Worker, compare: bool) -> Survey<'a> {
     let mut survey = Survey::new(task, scene);

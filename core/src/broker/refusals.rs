@@ -2,7 +2,10 @@
 //!
 //! Owns when and in which words. A refusal for good is remembered like any other end, so that `why` can tell.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use proto_msgs::{BrokerToClient, Ended, ErrorCode, Failure, Lane, Outcome, PeerId, Standing, Submit, TaskId};
 
@@ -32,6 +35,36 @@ const SETTLED_AFTER: MonoTime = MonoTime::from_micros(5_000_000);
 /// Microseconds in a millisecond.
 const MS_US: u64 = 1000;
 
+/// Tasks turned away that are remembered: the last ones, for who asks at once. Refusals come in floods.
+const TURNED_AWAY_MAX: usize = 1024;
+
+/// What was turned away, only to be shown: nothing else knows of these tasks.
+#[derive(Debug, Default)]
+pub(super) struct TurnedAway {
+    tasks: BTreeMap<TaskId, Task>,
+    /// Oldest first. A task that came again stands here several times, and goes with the first of them.
+    order: VecDeque<TaskId>,
+}
+
+impl TurnedAway {
+    fn put(&mut self, task: Task) {
+        if self.order.len() == TURNED_AWAY_MAX {
+            self.order.pop_front().map(|oldest| self.tasks.remove(&oldest));
+        }
+        self.order.push_back(task.id());
+        self.tasks.insert(task.id(), task);
+    }
+
+    pub(super) fn get(&self, id: TaskId) -> Option<&Task> {
+        self.tasks.get(&id)
+    }
+
+    /// It has come again and was taken.
+    pub(super) fn forget(&mut self, id: TaskId) {
+        self.tasks.remove(&id);
+    }
+}
+
 /// What a client is told of an end. It may come again where nothing but the store was to blame.
 pub(super) fn ended(task: TaskId, outcome: Outcome) -> Ended {
     let is_away = matches!(&outcome, Outcome::Failed(failure) if failure.code == ErrorCode::StoreAway);
@@ -41,23 +74,19 @@ pub(super) fn ended(task: TaskId, outcome: Outcome) -> Ended {
 impl Broker {
     pub(super) fn refuse(&mut self, peer: PeerId, task: TaskId, code: ErrorCode, text: &str) {
         let retry_after_ms = code.is_retryable().then_some(RETRY_AFTER_MS);
-        self.refuse_until(peer, task, code, text, retry_after_ms);
-    }
-
-    fn refuse_until(&mut self, peer: PeerId, task: TaskId, code: ErrorCode, text: &str, retry_after_ms: Option<u32>) {
         let ended = Ended { task, outcome: Outcome::failed(code, text), retry_after_ms };
         self.tell_client(Some(peer), BrokerToClient::Ended(ended));
     }
 
-    /// Whether a new task has to be turned away before anything is made of it; if so, that has been said.
-    pub(super) fn turned_away(&mut self, peer: PeerId, submit: &Submit, lane: Lane) -> bool {
+    /// Why there is no place for a new task, if so, and when to come again.
+    pub(super) fn no_place_for(&mut self, submit: &Submit, lane: Lane) -> Option<(Failure, u32)> {
         let is_waiting = !matches!(submit.standing, Standing::Holding { .. });
         // Who is at work already, as after a restart, is not turned away by those who wait.
         let tasks_max = if is_waiting { self.config.tasks_max } else { self.config.tasks_max.saturating_mul(2) };
         if self.tasks.live() >= tasks_max {
             self.counters.refused_busy += 1;
-            self.refuse(peer, submit.task, ErrorCode::Busy, "this broker has as many unfinished tasks as it takes");
-            return true;
+            let text = "this broker has as many unfinished tasks as it takes";
+            return Some((Failure::new(ErrorCode::Busy, text), RETRY_AFTER_MS));
         }
         if is_waiting && self.queue.lane_len(lane) >= self.config.queue_max {
             self.counters.refused_busy += 1;
@@ -68,17 +97,26 @@ impl Broker {
                 drain_ms.div_ceil(1000),
                 retry.div_ceil(1000)
             );
-            self.refuse_until(peer, submit.task, ErrorCode::Busy, &text, Some(retry));
-            return true;
+            return Some((Failure::new(ErrorCode::Busy, text), retry));
         }
         if submit.detached && !self.store_ok {
             self.counters.refused_store += 1;
             let text =
                 "the store does not answer, so a detached task could be lost: try again, or submit without --detach";
-            self.refuse(peer, submit.task, ErrorCode::StoreAway, text);
-            return true;
+            return Some((Failure::new(ErrorCode::StoreAway, text), RETRY_AFTER_MS));
         }
-        false
+        None
+    }
+
+    /// Tells the client that there is no place for its new task, which is not taken and may come again.
+    pub(super) fn turn_away(&mut self, now: MonoTime, peer: PeerId, submit: Submit, failure: Failure, retry_ms: u32) {
+        let outcome = Outcome::Failed(failure);
+        let ended = Ended { task: submit.task, outcome: outcome.clone(), retry_after_ms: Some(retry_ms) };
+        let ended_unix_ms = self.unix_ms(now);
+        let mut task = Task::new(submit, now, ended_unix_ms);
+        task.state = State::Ended { outcome, ended_unix_ms };
+        self.turned_away.put(task);
+        self.tell_client(Some(peer), BrokerToClient::Ended(ended));
     }
 
     /// Time until everything that waits in the lane now has gone to a worker, as predicted, microseconds.
@@ -133,6 +171,20 @@ impl Broker {
             "the answer could be there in {finish:.3} s at best, as predicted, and the deadline is in {wanted:.3} s"
         );
         Some(Failure::new(ErrorCode::DeadlineUnmeetable, text))
+    }
+
+    /// A deadline passed while its task waited: what for is remembered, for whoever asks why.
+    pub(super) fn waited_in_vain(&mut self, now: MonoTime, id: TaskId) {
+        let Some(task) = self.tasks.get(id) else { return };
+        let line = format!("in the queue when its deadline passed: {}", self.waits_for(now, task));
+        let survey = placement::survey_some(task, self.scene(now));
+        let (looked, rated) = (survey.looked(), survey.into_rated());
+        let decision = Decision { at_unix_ms: self.unix_ms(now), chosen: None, rated };
+        self.counters.candidates_looked += looked;
+        if let Some(task) = self.tasks.get_mut(id) {
+            task.decision = Some(Box::new(decision));
+            task.remember(line);
+        }
     }
 
     /// Tells the client that its new task is over before it began, and remembers it.

@@ -226,8 +226,13 @@ impl Mesh {
     }
 
     pub(super) fn why(&mut self, number: u32, of: u32) -> WhyView {
+        self.asks_why(number, of).expect("there is such a task")
+    }
+
+    /// The same where there may be no such task.
+    pub(super) fn asks_why(&mut self, number: u32, of: u32) -> Option<WhyView> {
         self.ask(of, Question::Why(task(number)));
-        self.why.take().expect("there is such a task")
+        self.why.take()
     }
 
     /// How many are before a waiting task of the client `1`, as that is told.

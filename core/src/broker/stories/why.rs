@@ -1,10 +1,11 @@
 //! Short stories of questions: what a person is told of a task that waits, runs, has ended or was not taken.
 
-use proto_msgs::{ModelCost, Packing};
+use proto_msgs::{ErrorCode, LabelRule, ModelCost, Outcome, Packing, RankView, TaskStanding, WhyView, WorkerId};
 
 use super::{
+    super::{Config, Event},
     MS, mesh,
-    mesh::{MODEL, Mesh, cost, worker},
+    mesh::{MODEL, Mesh, cost, task, worker},
 };
 
 /// Two workers with the model, a fast one that packs it and a slow one that found that it may not.
@@ -53,4 +54,111 @@ fn why_shows_a_waiting_task_the_curve_of_the_worker_that_could_do_it_soonest() {
     fresh.wait(MS);
     assert!(fresh.why(1, 1).models.is_empty());
     assert_eq!(fresh.why(1, 1).candidates[0].packing, Packing::Unknown);
+}
+
+/// What speaks against each worker now.
+fn against(why: &WhyView) -> Vec<(WorkerId, Vec<&str>)> {
+    why.candidates.iter().map(|row| (row.worker, row.against.iter().map(String::as_str).collect())).collect()
+}
+
+fn code(why: &WhyView) -> Option<ErrorCode> {
+    match &why.task.standing {
+        TaskStanding::Ended(Outcome::Failed(failure)) => Some(failure.code),
+        _ => None,
+    }
+}
+
+#[test]
+fn why_names_the_filter_that_each_worker_failed_of_a_task_that_nobody_can_run() {
+    let mut mesh = mesh();
+    mesh.register(0, [0, 1], |register| register.labels = vec![("room".to_owned(), "attic".to_owned())]);
+    mesh.register(1, [0, 1], |register| register.memory_bytes = 1 << 30);
+    mesh.submit(0, 1, |submit| {
+        submit.labels = vec![LabelRule { key: "room".to_owned(), value: "cellar".to_owned(), required: true }];
+        submit.demands.memory_bytes = 2 << 30;
+    });
+    let why = mesh.why(0, 1);
+    assert_eq!(code(&why), Some(ErrorCode::NoWorkerFits));
+    assert!(why.summary.starts_with("refused, NO_WORKER_FITS: none of 2 workers fits: "), "{}", why.summary);
+    let no_label = "has no label room=cellar";
+    let expected = [(worker(0), vec![no_label]), (worker(1), vec!["has 1024 MiB of memory", no_label])];
+    assert_eq!(against(&why), expected);
+}
+
+#[test]
+fn why_tells_of_a_task_that_was_turned_away_until_it_comes_again_and_is_taken() {
+    let mut mesh = Mesh::new(Config { queue_max: 1, ..Config::default() });
+    mesh.measured(0, [0, 1], 60_000_000);
+    mesh.submit_all(0..3, 1, |_| {});
+    let why = mesh.why(2, 1);
+    assert_eq!(code(&why), Some(ErrorCode::Busy));
+    let expected = "refused, BUSY: as many tasks wait in the realtime lane as this broker takes; they need about 60 s: \
+                    try again in 6 s";
+    assert_eq!(why.summary, expected);
+    assert_eq!(against(&why), [(worker(0), vec!["all 1 slots are in use"])]);
+
+    // Nothing but questions knows of it.
+    assert!(!mesh.tasks(1).contains(&task(2)));
+    mesh.close(mesh.grants[0].id);
+    mesh.submit(2, 1, |_| {});
+    assert_eq!(
+        mesh.why(2, 1).task.standing,
+        TaskStanding::Queued { position: 0, reason: "the one worker that fits has no room".to_owned() }
+    );
+
+    mesh.handle(Event::StoreAway);
+    mesh.submit(3, 1, |submit| submit.detached = true);
+    assert_eq!(code(&mesh.why(3, 1)), Some(ErrorCode::Busy), "the queue is full as well");
+    mesh.close(mesh.grants[1].id);
+    mesh.submit(3, 1, |submit| submit.detached = true);
+    let why = mesh.why(3, 1);
+    assert!(why.summary.starts_with("refused, STORE_AWAY: the store does not answer"), "{}", why.summary);
+
+    // Once the task that was taken is forgotten, the refusal before it does not come up again.
+    mesh.close(mesh.grants[2].id);
+    mesh.wait(2 * 3_600_000 * MS);
+    assert!(mesh.asks_why(2, 1).is_none());
+}
+
+#[test]
+fn a_flood_of_tasks_that_are_turned_away_is_remembered_only_in_part() {
+    let mut mesh = Mesh::new(Config { queue_max: 0, ..Config::default() });
+    mesh.submit_all(0..3000, 1, |_| {});
+    mesh.submit_all(2999..6000, 1, |_| {});
+    let remembered = |mesh: &mut Mesh, number| mesh.asks_why(number, 1).is_some();
+    assert!(remembered(&mut mesh, 5999) && remembered(&mut mesh, 5000) && !remembered(&mut mesh, 4500));
+}
+
+#[test]
+fn why_tells_what_a_task_waited_for_whose_deadline_passed_in_the_queue() {
+    let mut mesh = mesh();
+    mesh.register(0, [0, 1], |_| {});
+    mesh.submit(0, 1, |_| {});
+    mesh.submit(1, 1, |submit| submit.deadline_ms = Some(500));
+    mesh.wait(600 * MS);
+    mesh.close(mesh.grants[0].id);
+    let why = mesh.why(1, 1);
+    assert_eq!(code(&why), Some(ErrorCode::Expired));
+    assert!(why.summary.starts_with("ended before it was placed, EXPIRED: "), "{}", why.summary);
+    assert_eq!(why.history, ["in the queue when its deadline passed: the one worker that fits has no room"]);
+    let decision = why.decision.as_ref().expect("as it was when the deadline passed");
+    assert_eq!((decision.chosen, decision.candidates.len()), (None, 1));
+    assert_eq!(decision.candidates[0].against, ["all 1 slots are in use"]);
+    assert_eq!(against(&why), [(worker(0), vec![])], "by now there is room");
+}
+
+#[test]
+fn why_shows_each_term_of_a_waiting_tasks_rank_with_its_sign() {
+    let mut mesh = mesh();
+    mesh.measured(0, [0, 1], 1_000_000);
+    mesh.submit(0, 9, |_| {});
+    mesh.submit(1, 1, |submit| (submit.priority, submit.input_bytes) = (70, 3 << 20));
+    mesh.submit(2, 1, |submit| (submit.priority, submit.input_bytes) = (0, 0));
+    mesh.wait(5000 * MS);
+    let rank = |mesh: &mut Mesh, number| mesh.why(number, 1).rank.expect("it waits");
+    // A point for each of priority, for each second that it has waited and for each doubling of 1 + MiB; four for a second of share.
+    let first = RankView { priority_milli: 70_000, waited_milli: 5_000, data_milli: -2_000, share_milli: 0 };
+    assert_eq!(rank(&mut mesh, 1), first);
+    let second = RankView { priority_milli: 0, waited_milli: 5_000, data_milli: 0, share_milli: -4_000 };
+    assert_eq!(rank(&mut mesh, 2), second, "behind a second of its own client's work");
 }
