@@ -276,6 +276,7 @@ impl Broker {
             return;
         }
         self.turned_up(now, id, at, None);
+        self.reschedule(id.task);
     }
 
     /// The attempt has turned up at this worker: what its task waited for or was promised elsewhere is given back. Where only its

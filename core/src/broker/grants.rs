@@ -50,6 +50,9 @@ impl Broker {
         task.state = State::Granted { at: Place { worker, epoch, direction }, until };
         task.last = Some((worker, epoch, name));
         (task.granted_at, task.predicted, task.took, task.finished) = (Some(now), Some(prediction), None, None);
+        // The last moment that keeps the promise is still within it.
+        task.late_at =
+            task.spec.slo.map(|slo| now + Duration::from_millis(slo.latency_ms.into()) + Duration::from_micros(1));
         task.decision = Some(Box::new(Decision { at_unix_ms, chosen: Some(worker), rated }));
         self.slos.granted(&task.spec);
         let attempt_id = task.attempt_id();

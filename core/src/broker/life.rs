@@ -117,6 +117,9 @@ impl Broker {
         if !task.stored {
             due = due.min(task.heard + SHOWN_AFTER);
         }
+        if let Some(late_at) = task.breaks_promise_at() {
+            due = due.min(late_at);
+        }
         if let Some(verdict_by) = task.verdict_by() {
             due = due.min(verdict_by);
         }
@@ -147,6 +150,7 @@ impl Broker {
         if let Some(failure) = self.judge(now, id) {
             return self.end_and_tell(now, id, Outcome::Failed(failure));
         }
+        self.is_late(now, id);
         self.take_back(now, id);
         self.after_suspicion(now, id);
         self.after_pause(now, id);

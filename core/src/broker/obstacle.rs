@@ -160,7 +160,10 @@ fn memory_promised(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle
 
 fn gpu_memory_taken(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle> {
     let wanted = task.spec.demands.gpu_memory_bytes;
-    (wanted > 0 && wanted > worker.gpu_free_bytes()).then_some(Obstacle::GpuMemoryTaken)
+    if wanted == 0 || wanted > worker.gpu_memory_bytes() || worker.is_loaded_and_idle(task.spec.model.digest) {
+        return None;
+    }
+    worker.roomiest_gpu().is_none_or(|(_, free_bytes)| wanted > free_bytes).then_some(Obstacle::GpuMemoryTaken)
 }
 
 fn claimed(task: &Task, worker: &Worker, at: MonoTime) -> Option<Obstacle> {

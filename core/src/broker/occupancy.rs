@@ -22,6 +22,8 @@ pub(super) struct Held {
     /// the way of either lane.
     pub(super) lane: Option<Lane>,
     pub(super) demands: Demands,
+    /// The GPU whose memory it was promised.
+    pub(super) gpu: Option<u8>,
     /// `None` for an attempt of which only a heartbeat has told.
     pub(super) model: Option<Digest>,
     pub(super) items: u32,
@@ -36,6 +38,7 @@ impl Held {
     pub(super) const UNKNOWN: Self = Self {
         lane: None,
         demands: Demands { cpu_millis: 0, memory_bytes: 0, gpu_memory_bytes: 0, arch: None },
+        gpu: None,
         model: None,
         items: 1,
         slot_us: None,
@@ -47,7 +50,17 @@ impl Held {
 struct Entry {
     /// A heartbeat has named the attempt. From then on heartbeats alone say when it is gone.
     named: bool,
+    /// A heartbeat has said that it runs: what it takes of its GPU's memory shows there.
+    begun: bool,
     held: Held,
+}
+
+/// Memory of one GPU that was promised.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Promised {
+    pub(super) all_bytes: u128,
+    /// Of it, to those that do not run yet.
+    pub(super) coming_bytes: u128,
 }
 
 /// One lane's part.
@@ -170,14 +183,28 @@ impl Occupancy {
         (self.cpu_millis, self.memory_bytes, self.gpu_memory_bytes)
     }
 
+    /// What was promised of a GPU's memory. Few tasks ask for any, so it is summed up when one does.
+    pub(super) fn gpu_memory(&self, gpu: u8) -> Promised {
+        let mut promised = Promised::default();
+        if self.gpu_memory_bytes > 0 {
+            for entry in self.entries.values().filter(|entry| entry.held.gpu == Some(gpu)) {
+                let bytes = u128::from(entry.held.demands.gpu_memory_bytes);
+                promised.all_bytes += bytes;
+                promised.coming_bytes += if entry.begun { 0 } else { bytes };
+            }
+        }
+        promised
+    }
+
     /// An attempt is promised, or more is known of it.
     pub(super) fn put(&mut self, id: AttemptId, held: Held) {
         let slot_us = held.slot_us.map(|us| us.min(ESTIMATE_US_MAX));
         let batch_us = held.batch_us.clamp(slot_us.unwrap_or(0), ESTIMATE_US_MAX);
-        let held = Held { slot_us, batch_us, ..held };
         let served_us = self.lanes.map(|used| used.served_us);
-        let named = self.take(id).is_some_and(|entry| entry.named);
-        self.insert(id, Entry { named, held });
+        let before = self.take(id);
+        let (named, begun) = before.map_or((false, false), |entry| (entry.named, entry.begun));
+        let gpu = before.and_then(|entry| entry.held.gpu).or(held.gpu);
+        self.insert(id, Entry { named, begun, held: Held { gpu, slot_us, batch_us, ..held } });
         // That more is known of one of them takes nothing from what they have had.
         for (used, served_us) in self.lanes.iter_mut().zip(served_us) {
             used.served_us = served_us.min(used.backlog_us);
@@ -193,7 +220,7 @@ impl Occupancy {
             match self.entries.get_mut(&id) {
                 Some(entry) => entry.named = true,
                 None if is_full => {}
-                None => self.insert(id, Entry { named: true, held: Held::UNKNOWN }),
+                None => self.insert(id, Entry { named: true, begun: false, held: Held::UNKNOWN }),
             }
         }
         if before.is_empty() || !are_all {
@@ -205,6 +232,15 @@ impl Occupancy {
             self.take(*id);
         }
         vanished
+    }
+
+    /// A heartbeat says that these run.
+    pub(super) fn begun(&mut self, running: impl Iterator<Item = AttemptId>) {
+        for id in running {
+            if let Some(entry) = self.entries.get_mut(&id) {
+                entry.begun = true;
+            }
+        }
     }
 
     pub(super) fn remove(&mut self, id: AttemptId) {
@@ -219,7 +255,7 @@ impl Occupancy {
     }
 
     fn insert(&mut self, id: AttemptId, entry: Entry) {
-        let Held { lane, demands, model, items, slot_us, batch_us } = entry.held;
+        let Held { lane, demands, model, items, slot_us, batch_us, .. } = entry.held;
         match lane.map(|lane| &mut self.lanes[lane.index()]) {
             Some(used) => {
                 used.tasks += 1;
@@ -243,7 +279,7 @@ impl Occupancy {
 
     fn take(&mut self, id: AttemptId) -> Option<Entry> {
         let entry = self.entries.remove(&id)?;
-        let Held { lane, demands, model, items, slot_us, batch_us } = entry.held;
+        let Held { lane, demands, model, items, slot_us, batch_us, .. } = entry.held;
         match lane.map(|lane| &mut self.lanes[lane.index()]) {
             Some(used) => {
                 used.tasks -= 1;
@@ -355,18 +391,28 @@ mod tests {
         let model = Some(Digest::from_bytes([1; 32]));
         for number in 0..4 {
             let lane = Some(Lane::ALL[usize::from(number % 2)]);
-            occupancy
-                .put(id(number), Held { lane, demands, model, items: u32::MAX, slot_us: Some(u64::MAX), batch_us: 0 });
             occupancy.put(
                 id(number),
-                Held { lane: Some(Lane::Realtime), demands, model, items: 3, slot_us: None, batch_us: u64::MAX },
+                Held { lane, demands, gpu: Some(0), model, items: u32::MAX, slot_us: Some(u64::MAX), batch_us: 0 },
+            );
+            occupancy.put(
+                id(number),
+                Held {
+                    lane: Some(Lane::Realtime),
+                    demands,
+                    gpu: None,
+                    model,
+                    items: 3,
+                    slot_us: None,
+                    batch_us: u64::MAX,
+                },
             );
         }
         assert_eq!(occupancy.backlog_us(Lane::Realtime), None);
         assert_eq!(occupancy.named([id(0), id(9)].into_iter(), true), []);
         assert_eq!(occupancy.named([id(9)].into_iter(), true), [id(0)]);
         (0..10).for_each(|number| occupancy.remove(id(number)));
-        assert_eq!(occupancy.reserved(), (0, 0, 0));
+        assert_eq!((occupancy.reserved(), occupancy.gpu_memory(0)), ((0, 0, 0), Promised::default()));
         assert_eq!((occupancy.tasks(), occupancy.len(), occupancy.items.len()), ([0, 0], 0, 0));
         assert_eq!(occupancy.backlog_us(Lane::Batch), Some(0));
     }

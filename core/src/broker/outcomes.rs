@@ -75,8 +75,10 @@ impl Broker {
                 }
             }
         }
+        // What broke its promise was counted when it did.
+        let Some(late_at) = task.late_at.take() else { return };
         let Some((stream, slo)) = task.stream.zip(task.spec.slo) else { return };
-        let is_late = took_us > u64::from(slo.latency_ms) * 1000;
+        let is_late = now >= late_at;
         // One that was taken back early says nothing; one that failed did not keep its promise.
         let is_failure = matches!(outcome, Outcome::Failed(failure) if failure.code.is_retryable());
         // It had no room, is about to leave, or was never reached: the worker is not slow.
@@ -91,6 +93,18 @@ impl Broker {
         ));
         if !says_nothing && (is_done || is_late || is_failure) {
             self.slos.ended(now, stream, place.worker, slo, is_late || is_failure);
+        }
+    }
+
+    /// The promise passes while the task is at work: that counts now. A worker that hangs ends nothing.
+    pub(super) fn is_late(&mut self, now: MonoTime, id: TaskId) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        if task.breaks_promise_at().is_none_or(|late_at| now < late_at) {
+            return;
+        }
+        task.late_at = None;
+        if let Some(((stream, slo), place)) = task.stream.zip(task.spec.slo).zip(task.place()) {
+            self.slos.ended(now, stream, place.worker, slo, true);
         }
     }
 }

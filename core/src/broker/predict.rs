@@ -173,7 +173,9 @@ pub(super) fn held(task: &Task, worker: Option<&Worker>) -> Held {
     let (lane, demands, items) = (Some(task.lane()), task.spec.demands, task.spec.items);
     let (slot_us, batch_us) = worker.and_then(|worker| slot_us(task, worker)).unzip();
     let batch_us = batch_us.unwrap_or(0);
-    Held { lane, demands, model: Some(task.spec.model.digest), items, slot_us, batch_us }
+    let wants_gpu = demands.gpu_memory_bytes > 0;
+    let gpu = worker.filter(|_| wants_gpu).and_then(Worker::roomiest_gpu).map(|(gpu, _)| gpu);
+    Held { lane, demands, gpu, model: Some(task.spec.model.digest), items, slot_us, batch_us }
 }
 
 /// Slot time that the task needs at the worker, loading included, and that of all that may run with it; `None` if its runs

@@ -3,16 +3,17 @@
 mod bounds;
 mod faults;
 mod finish;
+mod gpus;
 mod lives;
 mod mesh;
+mod promises;
 mod waiting;
 mod why;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use proto_msgs::{
-    AttemptReport, AttemptState, Digest, ErrorCode, Gpu, GpuLoad, LabelRule, Lane, ModelCost, Packing, Question, Slo,
-    Submit, TaskId,
+    AttemptReport, AttemptState, Digest, ErrorCode, LabelRule, Lane, ModelCost, Packing, Question, Submit, TaskId,
 };
 
 use super::{Config, Event, Policy, Tenant};
@@ -223,26 +224,6 @@ fn a_required_label_is_a_filter_and_a_preferred_one_decides_between_near_equals(
 }
 
 #[test]
-fn gpu_memory_is_what_is_neither_promised_nor_in_use() {
-    let mut mesh = mesh();
-    mesh.register(0, [0, 4], |register| register.gpus = vec![Gpu { name: "G".to_owned(), memory_bytes: 10 << 30 }]);
-    let gpu = |gib: u64| move |submit: &mut Submit| submit.demands.gpu_memory_bytes = gib << 30;
-    assert!(mesh.submit(0, 1, gpu(6)).is_some());
-    assert!(mesh.submit(1, 1, gpu(6)).is_none());
-    assert!(mesh.submit(2, 1, gpu(4)).is_some());
-    mesh.close(mesh.grants[0].id);
-    mesh.close(mesh.grants[1].id);
-    assert_eq!(mesh.grants[2].id.task, task(1));
-    mesh.close(mesh.grants[2].id);
-    // Somebody else's process has most of it.
-    let used = GpuLoad { memory_used_bytes: 7 << 30, busy_permille: 0 };
-    mesh.beat(0, |heartbeat| heartbeat.load.gpus = vec![used]);
-    assert!(mesh.submit(3, 1, gpu(4)).is_none());
-    mesh.submit(4, 1, gpu(11));
-    assert_eq!(mesh.code(4), Some(ErrorCode::NoWorkerFits));
-}
-
-#[test]
 fn a_worker_finds_its_task_however_many_that_are_not_for_it_wait_in_front() {
     let mut mesh = mesh();
     mesh.register(0, [0, 1], |register| register.memory_bytes = 1 << 30);
@@ -292,29 +273,6 @@ fn where_items_are_packed_there_is_room_for_the_next_batches() {
     let eight = |submit: &mut Submit| submit.items = 8;
     let placed = (0..100).filter(|number| mesh.submit(*number, 1, eight).is_some()).count();
     assert!((16..=25).contains(&placed), "{placed} tasks of eight items where two batches of 64 may be");
-}
-
-#[test]
-fn a_stream_leaves_a_worker_that_breaks_its_promise_and_comes_back_with_care() {
-    let mut mesh = mesh();
-    (0..2).for_each(|number| mesh.register(number, [0, 8], |_| {}));
-    let promise = Slo { latency_ms: 50, max_violation_permille: 100 };
-    let mut slow_ones = 0;
-    let mut number = 0;
-    let mut one = |mesh: &mut Mesh, slow: bool| {
-        let at = mesh.submit(number, 1, |submit| submit.slo = Some(promise)).expect("there is room");
-        mesh.wait(if slow && at == worker(0) { 100 * MS } else { 10 * MS });
-        mesh.close(mesh.grants[number as usize].id);
-        number += 1;
-        at
-    };
-    for _ in 0..200 {
-        slow_ones += u32::from(one(&mut mesh, true) == worker(0));
-    }
-    assert!((8..=16).contains(&slow_ones), "{slow_ones} of 200 at the slow worker");
-    assert!(mesh.broker.counters().slo_trips >= 1);
-    let later = (0..3000).filter(|_| one(&mut mesh, false) == worker(0)).count();
-    assert!(later > 1000, "{later} of 3000 after it is well again");
 }
 
 #[test]

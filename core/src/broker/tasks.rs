@@ -102,6 +102,8 @@ pub(super) struct Task {
     pub(super) stream: Option<StreamId>,
     /// When its current attempt was given away, by this life of the broker.
     pub(super) granted_at: Option<MonoTime>,
+    /// When that attempt will have broken the promise of its stream; `None` once it has, or if there is none.
+    pub(super) late_at: Option<MonoTime>,
     /// How long that attempt was predicted to take.
     pub(super) predicted: Option<Prediction>,
     /// How long it took.
@@ -166,6 +168,7 @@ impl Task {
             is_dispatched: false,
             stream: None,
             granted_at: None,
+            late_at: None,
             predicted: None,
             took: None,
             decision: None,
@@ -209,6 +212,13 @@ impl Task {
             State::Granted { at, .. } | State::Placed { at, .. } => Some(at),
             State::Storing | State::Queued(_) | State::Ended { .. } => None,
         }
+    }
+
+    /// When it will have broken its promise where it is at work. Before that nobody knows whether its worker could be reached,
+    /// and once its run is over, only whether its client comes for the result.
+    pub(super) fn breaks_promise_at(&self) -> Option<MonoTime> {
+        let is_at_work = matches!(self.state, State::Placed { .. }) && self.finished.is_none();
+        self.late_at.filter(|_| is_at_work && self.granted_at.is_some())
     }
 
     /// From its placement to its end, as predicted; `None` if nobody has run the model before.

@@ -50,7 +50,7 @@ impl Kind {
             arch: register.arch,
             cores: register.cores,
             memory_bytes: register.memory_bytes,
-            gpu_memory_bytes: largest_gpu(register).map_or(0, |(_, bytes)| bytes),
+            gpu_memory_bytes: usable_gpus(register).map(|(_, bytes)| bytes).max().unwrap_or(0),
             has_door: !register.endpoints.is_empty(),
             has_slots: register.slots.map(|slots| slots > 0),
             labels,
@@ -58,10 +58,14 @@ impl Kind {
     }
 }
 
-/// Index and memory of the largest GPU.
-fn largest_gpu(register: &Register) -> Option<(usize, u64)> {
-    let sizes = register.gpus.iter().enumerate().map(|(index, gpu)| (index, gpu.memory_bytes));
-    sizes.max_by_key(|(index, bytes)| (*bytes, std::cmp::Reverse(*index)))
+/// Index and memory of the GPUs that tasks may get: those of the device map; where it names none, a task that asks for a GPU
+/// gets any.
+fn usable_gpus(register: &Register) -> impl Iterator<Item = (u8, u64)> {
+    let mut named: Vec<usize> = register.device_map.iter().filter_map(|device| usize::try_from(*device).ok()).collect();
+    named.sort_unstable();
+    let is_usable = move |index: usize| named.is_empty() || named.binary_search(&index).is_ok();
+    let gpus = register.gpus.iter().enumerate().filter(move |(index, _)| is_usable(*index));
+    gpus.filter_map(|(index, gpu)| Some((u8::try_from(index).ok()?, gpu.memory_bytes)))
 }
 
 /// What a worker knows of one model.
@@ -133,8 +137,8 @@ pub(super) struct Worker {
     pub(super) claims: [Option<Claim>; 2],
     /// Of the heartbeat's models, in order of digest: found by halving, for every candidate of every task.
     models: Vec<(Digest, Known)>,
-    /// Largest GPU: index and memory.
-    gpu: Option<(usize, u64)>,
+    /// GPUs that tasks may get: index and memory.
+    gpus: Vec<(u8, u64)>,
     /// What a task takes here besides its predicted parts, a running mean, microseconds.
     pub(super) handover_us: u64,
     pub(super) rules: Rules,
@@ -148,7 +152,7 @@ const HANDOVER_STEP_US: u64 = 4_000;
 
 impl Worker {
     pub(super) fn new(register: Register, peer: PeerId, now: MonoTime, seat: Seat, occupancy: Occupancy) -> Self {
-        let gpu = largest_gpu(&register);
+        let gpus = usable_gpus(&register).collect();
         let (heartbeat, kind, lent_in_a_row, fill_on, models) = (None, 0, 0, [None; 2], Vec::new());
         let (awaited, claims, rules) = ([None; 2], [None; 2], Rules::default());
         Self {
@@ -164,7 +168,7 @@ impl Worker {
             awaited,
             claims,
             models,
-            gpu,
+            gpus,
             handover_us: 0,
             rules,
         }
@@ -289,19 +293,29 @@ impl Worker {
         rows.map(|(digest, _)| self.model(*digest))
     }
 
-    /// Bytes of the largest GPU that are neither promised nor used.
-    pub(super) fn gpu_free_bytes(&self) -> u64 {
-        let Some((index, bytes)) = self.gpu else { return 0 };
-        let loads = self.heartbeat.as_ref().map_or(&[][..], |heartbeat| &heartbeat.load.gpus);
-        let used = loads.get(index).map_or(0, |gpu| u128::from(gpu.memory_used_bytes));
-        let (_, _, reserved) = self.occupancy.reserved();
-        // What is promised shows up as used once it runs: the larger of the two is what is gone.
-        u64::try_from(u128::from(bytes).saturating_sub(used.max(reserved))).unwrap_or(u64::MAX)
+    /// The GPU with the most memory that is neither promised nor used, and how much that is.
+    pub(super) fn roomiest_gpu(&self) -> Option<(u8, u64)> {
+        let free = self.gpus.iter().map(|(index, bytes)| (*index, self.gpu_free_bytes(*index, *bytes)));
+        free.max_by_key(|(index, free_bytes)| (*free_bytes, std::cmp::Reverse(*index)))
     }
 
-    /// Memory of its largest GPU.
+    fn gpu_free_bytes(&self, index: u8, bytes: u64) -> u64 {
+        let loads = self.heartbeat.as_ref().map_or(&[][..], |heartbeat| &heartbeat.load.gpus);
+        let used_bytes = loads.get(usize::from(index)).map_or(0, |gpu| u128::from(gpu.memory_used_bytes));
+        let promised = self.occupancy.gpu_memory(index);
+        // What is promised shows up as used once it runs, and what runs may grow to what it was promised.
+        let gone_bytes = promised.all_bytes.max(used_bytes + promised.coming_bytes);
+        u64::try_from(u128::from(bytes).saturating_sub(gone_bytes)).unwrap_or(u64::MAX)
+    }
+
+    /// Memory of the largest GPU that a task may get.
     pub(super) fn gpu_memory_bytes(&self) -> u64 {
-        self.gpu.map_or(0, |(_, bytes)| bytes)
+        self.gpus.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0)
+    }
+
+    /// Whether the model is loaded here and nobody uses it: what it needs, it has.
+    pub(super) fn is_loaded_and_idle(&self, model: Digest) -> bool {
+        self.model(model).warm && Lane::ALL.iter().all(|lane| self.occupancy.items(model, *lane) == 0)
     }
 
     /// When silence becomes death.

@@ -271,6 +271,8 @@ impl Workers {
         self.change(id, |worker| {
             let active = heartbeat.attempts.iter().filter(|report| !matches!(report.state, AttemptState::Finished(_)));
             vanished = worker.occupancy.named(active.map(|report| report.id), heartbeat.names_all);
+            let running = heartbeat.attempts.iter().filter(|report| report.state == AttemptState::Running);
+            worker.occupancy.begun(running.map(|report| report.id));
         });
         self.set_heartbeat(id, heartbeat);
         vanished

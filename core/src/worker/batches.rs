@@ -112,7 +112,7 @@ impl Worker {
         if order.kind == BatchKind::Probe {
             cost.probe_begins();
         }
-        self.slots.occupy(order.slot, batch);
+        self.slots.occupy(order.slot, batch, order.cost.limits.gpu_memory_bytes);
         self.turns[order.lane.index()] += 1;
         // Not less for a deadline: one that passes ends its attempt here, as expired and not as a model that takes too long.
         let limit = self.config.run_limit;

@@ -1,4 +1,4 @@
-//! What every model costs here: one [`Cost`] for each model, limits and kind of device.
+//! What every model costs here: one [`Cost`] for each model, limits and device.
 //!
 //! Owns the table and its bound. Never: what is measured, nor what follows.
 
@@ -16,7 +16,8 @@ const KEPT_MAX: usize = 256;
 pub(super) struct CostKey {
     pub(super) model: Digest,
     pub(super) limits: Limits,
-    pub(super) on_gpu: bool,
+    /// A GPU's number, or that of the CPU: two of one worker need not be alike.
+    pub(super) device: i16,
 }
 
 /// All costs.

@@ -88,8 +88,9 @@ impl Worker {
         let oldest = self.turns[lane.index()] % OLDEST_EVERY == OLDEST_EVERY - 1;
         let device = self.slots.device(slot);
         let fits = |queue: &Queue| {
-            let wants_gpu = queue.kind.limits.gpu_memory_bytes > 0;
-            queue.kind.lane == lane && (!wants_gpu || device >= 0 || !self.slots.has_gpu(lane))
+            let gpu_memory_bytes = queue.kind.limits.gpu_memory_bytes;
+            let is_device = gpu_memory_bytes == 0 || device >= 0 || !self.slots.has_gpu(lane);
+            queue.kind.lane == lane && is_device && self.slots.has_memory(device, gpu_memory_bytes)
         };
         let waits = |queue: &Queue| !hurry && self.lingers_until(now, queue, device).is_some();
         let candidates = self.packer.waiting().filter(|(_, queue)| fits(queue)).filter_map(|(id, queue)| {
@@ -103,7 +104,7 @@ impl Worker {
     }
 
     pub(super) fn cost_key(&self, queue: &Queue, device: i16) -> CostKey {
-        CostKey { model: queue.model(), limits: queue.kind.limits, on_gpu: device >= 0 }
+        CostKey { model: queue.model(), limits: queue.kind.limits, device }
     }
 
     /// Enough waits at the next stage: two full batches of two tasks.

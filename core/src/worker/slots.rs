@@ -27,6 +27,8 @@ struct Slot {
     lane: Lane,
     device: i16,
     batch: Option<BatchId>,
+    /// Memory of the GPU that the batch was promised.
+    gpu_memory_bytes: u64,
 }
 
 /// The slots of a worker.
@@ -35,6 +37,8 @@ pub(super) struct Slots {
     slots: Vec<Slot>,
     /// Batches that run on one GPU at once.
     width: usize,
+    /// Memory of each GPU, in the driver's order.
+    gpus_bytes: Vec<u64>,
     /// Device time the batch lane should have had, microseconds; negative if it had more while realtime work waited.
     owed_us: BTreeMap<i16, i64>,
     /// Off only in a test: then every slot counts as free.
@@ -48,8 +52,10 @@ impl Slots {
         let batch = if realtime == 0 { batch.max(1) } else { batch };
         let lanes = (0..realtime).map(|_| Lane::Realtime).chain((0..batch).map(|_| Lane::Batch));
         let map = if register.device_map.is_empty() { &[-1][..] } else { &register.device_map };
-        let slots = lanes.zip(map.iter().cycle()).map(|(lane, device)| Slot { lane, device: *device, batch: None });
-        Self { slots: slots.collect(), width: usize::from(width.max(1)), owed_us: BTreeMap::new(), counts }
+        let empty = |lane, device| Slot { lane, device, batch: None, gpu_memory_bytes: 0 };
+        let slots = lanes.zip(map.iter().cycle()).map(|(lane, device)| empty(lane, *device)).collect();
+        let gpus_bytes = register.gpus.iter().map(|gpu| gpu.memory_bytes).collect();
+        Self { slots, width: usize::from(width.max(1)), gpus_bytes, owed_us: BTreeMap::new(), counts }
     }
 
     pub(super) fn of_lane(&self, lane: Lane) -> usize {
@@ -98,6 +104,17 @@ impl Slots {
         device < 0 || self.running_on(device) < self.width
     }
 
+    /// Whether the device has that much memory beside what those that run on it were promised. A device on which nobody has any
+    /// is tried, whatever it has.
+    pub(super) fn has_memory(&self, device: i16, wanted_bytes: u64) -> bool {
+        let running = self.slots.iter().filter(|slot| slot.device == device && slot.batch.is_some());
+        let promised_bytes = running.fold(0_u64, |sum, slot| sum.saturating_add(slot.gpu_memory_bytes));
+        let size_bytes = usize::try_from(device).ok().and_then(|index| self.gpus_bytes.get(index));
+        wanted_bytes == 0
+            || promised_bytes == 0
+            || size_bytes.is_none_or(|size| promised_bytes.saturating_add(wanted_bytes) <= *size)
+    }
+
     /// Batches of a lane that can begin now in its own slots, with what devices have room for.
     pub(super) fn spare(&self, lane: Lane) -> u32 {
         let lane = if self.are_shared() { Lane::Batch } else { lane };
@@ -111,8 +128,9 @@ impl Slots {
         u32::try_from(room.into_iter().map(capped).sum::<usize>()).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn occupy(&mut self, slot: SlotId, batch: BatchId) {
-        self.slots[usize::from(slot.0)].batch = Some(batch);
+    pub(super) fn occupy(&mut self, slot: SlotId, batch: BatchId, gpu_memory_bytes: u64) {
+        let slot = &mut self.slots[usize::from(slot.0)];
+        (slot.batch, slot.gpu_memory_bytes) = (Some(batch), gpu_memory_bytes);
     }
 
     pub(super) fn release(&mut self, batch: BatchId) {
@@ -144,6 +162,8 @@ impl Slots {
 
 #[cfg(test)]
 mod tests {
+    use proto_msgs::Gpu;
+
     use super::*;
 
     fn slots(lanes: [u16; 2], device_map: &[i16], width: u16) -> Slots {
@@ -168,10 +188,10 @@ mod tests {
         let mut slots = slots([2, 2], &[0, -1], 1);
         assert_eq!(slots.open(), [SlotId(0), SlotId(1), SlotId(2), SlotId(3)]);
         assert_eq!(slots.spare(Lane::Realtime), 2);
-        slots.occupy(SlotId(0), BatchId(1));
+        slots.occupy(SlotId(0), BatchId(1), 0);
         assert_eq!(slots.open(), [SlotId(1), SlotId(3)], "slot 2 sits on the same GPU");
         assert_eq!(slots.spare(Lane::Batch), 1);
-        slots.occupy(SlotId(1), BatchId(2));
+        slots.occupy(SlotId(1), BatchId(2), 0);
         assert_eq!(slots.open(), [SlotId(3)]);
         slots.release(BatchId(1));
         assert_eq!(slots.open(), [SlotId(0), SlotId(2), SlotId(3)]);
@@ -181,8 +201,23 @@ mod tests {
     #[test]
     fn the_least_busy_device_is_used_first() {
         let mut slots = slots([0, 4], &[0, 1], 2);
-        slots.occupy(SlotId(0), BatchId(1));
+        slots.occupy(SlotId(0), BatchId(1), 0);
         assert_eq!(slots.open(), [SlotId(1), SlotId(3), SlotId(2)]);
+    }
+
+    #[test]
+    fn a_gpu_begins_no_batch_for_which_its_memory_does_not_suffice_beside_those_that_run() {
+        const GIB: u64 = 1 << 30;
+        let gpus = [10 * GIB, 4 * GIB].map(|memory_bytes| Gpu { name: "G".to_owned(), memory_bytes }).to_vec();
+        let register = Register { slots: [0, 5], device_map: vec![0, 1, -1], gpus, ..mesh_samples::register(1) };
+        let mut slots = Slots::new(&register, 2, true);
+        slots.occupy(SlotId(0), BatchId(1), 6 * GIB);
+        assert!(slots.has_memory(0, 4 * GIB) && !slots.has_memory(0, 4 * GIB + 1));
+        assert!(slots.has_memory(0, 0), "who was promised none asks for none");
+        assert!(slots.has_memory(1, 4 * GIB) && slots.has_memory(-1, 20 * GIB));
+        assert!(slots.has_memory(1, 5 * GIB), "the engine says that it is too much, nobody waits for ever");
+        slots.release(BatchId(1));
+        assert!(slots.has_memory(0, 10 * GIB));
     }
 
     #[test]

@@ -40,6 +40,7 @@ fn task() -> impl Strategy<Value = Task> {
         items,
         way,
         poison_at,
+        gpu_gib: 0,
         deadline_us,
     })
 }

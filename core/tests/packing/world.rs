@@ -11,9 +11,9 @@ use mesh_core::{
     worker::{Action, BatchId, BatchKind, BatchTimes, Config, Equality, Event, LinkId, Part, SlotId, Worker},
 };
 use proto_msgs::{
-    Attempt, AttemptId, BrokerToWorker, ClientId, DType, Digest, Epoch, ErrorCode, Failure, HeartbeatAck, InputDecl,
-    Lane, Manifest, ModelFormat, ModelRef, Open, Outcome, Phase, Register, RunNote, Stage, TaskId, Ticket, TicketBody,
-    TicketKey, WorkerId, WorkerToBroker, WorkerToClient,
+    Attempt, AttemptId, BrokerToWorker, ClientId, DType, Demands, Digest, Epoch, ErrorCode, Failure, Gpu, HeartbeatAck,
+    InputDecl, Lane, Manifest, ModelFormat, ModelRef, Open, Outcome, Phase, Register, RunNote, Stage, TaskId, Ticket,
+    TicketBody, TicketKey, WorkerId, WorkerToBroker, WorkerToClient,
 };
 
 use super::referee::Referee;
@@ -22,6 +22,7 @@ use super::referee::Referee;
 pub(crate) type Micros = u64;
 
 const KEY: TicketKey = TicketKey([7; 32]);
+const GIB: u64 = 1 << 30;
 const WORKER: WorkerId = WorkerId::from_bytes([1; 16]);
 
 /// What a model is like.
@@ -65,11 +66,13 @@ pub(crate) struct Task {
     /// Its last row makes the model of this stage fail.
     pub(crate) poison_at: Option<u8>,
     pub(crate) deadline_us: Option<Micros>,
+    /// What it was promised of a GPU, each of which has ten.
+    pub(crate) gpu_gib: u64,
 }
 
 impl Task {
     pub(crate) fn new(client: u8, lane: Lane, items: u32) -> Self {
-        Self { client, lane, priority: 50, items, way: vec![0], poison_at: None, deadline_us: None }
+        Self { client, lane, priority: 50, items, way: vec![0], poison_at: None, deadline_us: None, gpu_gib: 0 }
     }
 }
 
@@ -112,6 +115,8 @@ pub(crate) struct World {
     pub(crate) now: Micros,
     machine: Worker,
     models: Vec<Model>,
+    /// What they are like on devices that are unlike the others.
+    pub(crate) elsewhere: BTreeMap<i16, Model>,
     /// Tasks by number, with when they were sent.
     pub(crate) tasks: Vec<(Micros, Task)>,
     pub(crate) ends: BTreeMap<usize, End>,
@@ -126,6 +131,8 @@ pub(crate) struct World {
     pub(crate) returns_after: Option<Micros>,
     /// Lane, kind and rows of each batch, in the order of their ends.
     pub(crate) batches: Vec<(Lane, BatchKind, u32)>,
+    /// The device of each.
+    pub(crate) devices: Vec<i16>,
 }
 
 impl World {
@@ -149,6 +156,8 @@ impl World {
             count: 0,
             wake: None,
             returns_after: None,
+            elsewhere: BTreeMap::new(),
+            devices: Vec::new(),
             batches: Vec::new(),
         };
         world.handle(Event::Started { attempts: Vec::new() });
@@ -244,6 +253,7 @@ impl World {
             priority: task.priority,
             lane: task.lane,
             items: task.items,
+            demands: Demands { gpu_memory_bytes: task.gpu_gib * GIB, ..Demands::default() },
             deadline_unix_ms: task.deadline_us.map(|after| (self.now + after) / 1000),
             ..mesh_samples::ticket_body(0, 0, 0)
         };
@@ -323,8 +333,12 @@ impl World {
         }
     }
 
+    fn model_on(&self, device: i16, part: &Part) -> Model {
+        self.elsewhere.get(&device).copied().unwrap_or(self.models[self.referee.model_of(part)])
+    }
+
     fn begin(&mut self, batch: BatchId, parts: Vec<Part>, slot: SlotId, device: i16, kind: BatchKind) {
-        let model = self.models[self.referee.model_of(&parts[0])];
+        let model = self.model_on(device, &parts[0]);
         let mut running = Running { parts, slot, device, kind, took: 0 };
         let singles = model.batch_us(1) * u64::from(running.rows());
         running.took = match kind {
@@ -347,7 +361,8 @@ impl World {
         self.handle(Event::BatchReached { batch, phase: Phase::Running });
         let Some(running) = self.running.remove(&batch) else { return };
         let rows = running.rows();
-        let model = self.models[self.referee.model_of(&running.parts[0])];
+        let model = self.model_on(running.device, &running.parts[0]);
+        self.devices.push(running.device);
         self.batches.push((self.referee.lane_of(&running.parts[0]), running.kind, rows));
         let is_poisoned = |part: &Part| {
             let task = &self.tasks[number_of(part.id)].1;
@@ -374,7 +389,9 @@ impl World {
 
 fn register(machine: &Machine) -> Register {
     let (slots, device_map) = (machine.slots, machine.device_map.clone());
-    Register { worker: WORKER, ticket_key: KEY, slots, device_map, ..mesh_samples::register(1) }
+    let gpu = |_| Gpu { name: "G".to_owned(), memory_bytes: 10 * GIB };
+    let gpus = device_map.iter().filter(|device| **device >= 0).map(gpu).collect();
+    Register { worker: WORKER, ticket_key: KEY, slots, device_map, gpus, ..mesh_samples::register(1) }
 }
 
 fn id_of(task: usize) -> AttemptId {

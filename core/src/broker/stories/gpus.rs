@@ -1,0 +1,108 @@
+//! Short stories of tasks that were promised memory of a GPU.
+
+use proto_msgs::{AttemptId, AttemptReport, AttemptState, ErrorCode, Gpu, GpuLoad, Submit};
+
+use super::{
+    mesh,
+    mesh::{MODEL, Mesh, task, worker},
+};
+
+const GIB: u64 = 1 << 30;
+
+fn with_gpus(sizes_gib: &[u64]) -> Mesh {
+    let mut mesh = mesh();
+    let gpu = |gib: &u64| Gpu { name: "G".to_owned(), memory_bytes: gib * GIB };
+    mesh.register(0, [0, 8], |register| register.gpus = sizes_gib.iter().map(gpu).collect());
+    mesh
+}
+
+fn wants(gib: u64) -> impl Fn(&mut Submit) {
+    move |submit| submit.demands.gpu_memory_bytes = gib * GIB
+}
+
+/// A heartbeat: so much is used of each GPU, and these attempts run.
+fn beat(mesh: &mut Mesh, used_gib: &[u64], running: &[AttemptId]) {
+    let load = |gib: &u64| GpuLoad { memory_used_bytes: gib * GIB, busy_permille: 0 };
+    let report = |id: &AttemptId| AttemptReport { id: *id, state: AttemptState::Running, detached: false };
+    mesh.beat(0, |heartbeat| {
+        heartbeat.load.gpus = used_gib.iter().map(load).collect();
+        heartbeat.attempts = running.iter().map(report).collect();
+    });
+}
+
+#[test]
+fn gpu_memory_is_what_is_neither_promised_nor_in_use() {
+    let mut mesh = with_gpus(&[10]);
+    assert!(mesh.submit(0, 1, wants(6)).is_some());
+    assert!(mesh.submit(1, 1, wants(6)).is_none());
+    assert!(mesh.submit(2, 1, wants(4)).is_some());
+    mesh.close(mesh.grants[0].id);
+    mesh.close(mesh.grants[1].id);
+    assert_eq!(mesh.grants[2].id.task, task(1));
+    mesh.close(mesh.grants[2].id);
+    // Somebody else's process has most of it.
+    beat(&mut mesh, &[7], &[]);
+    assert!(mesh.submit(3, 1, wants(4)).is_none());
+    mesh.submit(4, 1, wants(11));
+    assert_eq!(mesh.code(4), Some(ErrorCode::NoWorkerFits));
+}
+
+#[test]
+fn each_gpu_of_a_worker_has_its_own_memory() {
+    let mut mesh = with_gpus(&[10, 10, 4]);
+    assert!(mesh.submit(0, 1, wants(6)).is_some());
+    assert!(mesh.submit(1, 1, wants(6)).is_some(), "the second one is empty");
+    assert!(mesh.submit(2, 1, wants(6)).is_none(), "no GPU has six left, though all together have twelve");
+    assert!(mesh.submit(3, 1, wants(4)).is_some());
+    assert!(mesh.submit(4, 1, wants(4)).is_some());
+    assert!(mesh.submit(5, 1, wants(4)).is_some(), "the third and what is left of the others");
+    assert!(mesh.submit(6, 1, wants(1)).is_none());
+    mesh.close(mesh.grants[1].id);
+    assert_eq!(mesh.grants.last().expect("some").id.task, task(2));
+}
+
+#[test]
+fn what_others_use_and_what_was_promised_and_has_not_begun_is_gone_together() {
+    let mut mesh = with_gpus(&[10]);
+    beat(&mut mesh, &[5], &[]);
+    assert!(mesh.submit(0, 1, wants(4)).is_some());
+    assert!(mesh.submit(1, 1, wants(4)).is_none(), "five are used by others and four promised");
+    // It runs, and what it uses shows: nothing is counted twice.
+    let first = mesh.grants[0].id;
+    beat(&mut mesh, &[9], &[first]);
+    assert_eq!(mesh.grants.len(), 1);
+    mesh.cancel(1, 1);
+    assert!(mesh.submit(2, 1, wants(1)).is_some());
+    assert!(mesh.submit(3, 1, wants(1)).is_none());
+}
+
+#[test]
+fn who_runs_may_grow_to_what_it_was_promised() {
+    let mut mesh = with_gpus(&[10]);
+    assert!(mesh.submit(0, 1, wants(8)).is_some());
+    let first = mesh.grants[0].id;
+    beat(&mut mesh, &[1], &[first]);
+    assert!(mesh.submit(1, 1, wants(4)).is_none());
+    mesh.cancel(1, 1);
+    assert!(mesh.submit(2, 1, wants(2)).is_some());
+}
+
+#[test]
+fn only_gpus_of_the_device_map_are_promised() {
+    let mut mesh = mesh();
+    let gpus = [20, 10].map(|gib| Gpu { name: "G".to_owned(), memory_bytes: gib * GIB }).to_vec();
+    mesh.register(0, [0, 4], |register| (register.gpus, register.device_map) = (gpus, vec![1]));
+    mesh.submit(0, 1, wants(11));
+    assert_eq!(mesh.code(0), Some(ErrorCode::NoWorkerFits));
+    assert!(mesh.submit(1, 1, wants(6)).is_some());
+    assert!(mesh.submit(2, 1, wants(6)).is_none());
+}
+
+#[test]
+fn a_model_that_is_loaded_and_idle_has_the_memory_that_its_next_task_wants() {
+    let mut mesh = with_gpus(&[10]);
+    mesh.beat(0, |heartbeat| (heartbeat.held, heartbeat.warm) = (vec![MODEL], vec![MODEL]));
+    beat(&mut mesh, &[6], &[]);
+    assert_eq!(mesh.submit(0, 1, wants(6)), Some(worker(0)));
+    assert!(mesh.submit(1, 1, wants(6)).is_none(), "a second one needs memory of its own");
+}

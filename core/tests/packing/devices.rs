@@ -1,0 +1,53 @@
+//! Cases of several devices, and of what is promised of one.
+
+use mesh_core::worker::BatchKind;
+use proto_msgs::Lane;
+
+use super::world::{Machine, Micros, Model, Task, World};
+
+const MS: Micros = 1000;
+const SECOND: Micros = 1_000_000;
+
+#[test]
+fn what_is_learned_on_one_device_says_nothing_of_another() {
+    let machine = Machine { slots: [0, 2], device_map: vec![0, 1], device_width: 1 };
+    // Where rows cost nearly nothing in company, and where each costs as much as the first.
+    let mut world = World::new(machine, vec![Model::packs(20 * MS, MS / 10)]);
+    world.elsewhere.insert(1, Model::packs(0, 4 * MS));
+    let start = world.now;
+    for round in 0..400 {
+        world.submit(start + round * SECOND / 10, Task::new(1, Lane::Realtime, 40));
+    }
+    world.run_until(start + 60 * SECOND);
+    let late = world.batches.len() / 2;
+    let on = |device: i16| {
+        let batches = world.batches.iter().zip(&world.devices).skip(late);
+        let here = batches.filter(move |(_, at)| **at == device).map(|((_, kind, rows), _)| (*kind, *rows));
+        here.collect::<Vec<_>>()
+    };
+    let packed_rows = |device| {
+        let packed = on(device).into_iter().filter(|(kind, _)| *kind == BatchKind::Packed);
+        packed.map(|(_, rows)| rows).sum::<u32>()
+    };
+    let rows = |device| on(device).iter().map(|(_, rows)| rows).sum::<u32>();
+    assert!(rows(0) > 1000 && rows(1) > 100, "both are used: {} and {}", rows(0), rows(1));
+    assert!(packed_rows(0) * 10 > rows(0) * 9, "{} of {} packed where it pays", packed_rows(0), rows(0));
+    // Now and then it is asked again.
+    assert!(packed_rows(1) * 20 < rows(1), "{} of {} packed where it does not", packed_rows(1), rows(1));
+}
+
+#[test]
+fn who_was_promised_memory_of_a_gpu_runs_only_beside_those_that_leave_so_much() {
+    let ends = |gpu_gib| {
+        let machine = Machine { slots: [0, 4], device_map: vec![0], device_width: 4 };
+        let mut world =
+            World::new(machine, vec![Model { many: mesh_core::worker::Equality::Differs, ..Model::packs(60 * MS, 0) }]);
+        let now = world.now;
+        let tasks = [1, 2].map(|client| world.submit(now, Task { gpu_gib, ..Task::new(client, Lane::Realtime, 1) }));
+        world.run_until(now + SECOND);
+        tasks.map(|task| (world.ends[&task].at - now) / MS)
+    };
+    assert_eq!(ends(5), [60, 60]);
+    assert_eq!(ends(6), [60, 120]);
+    assert_eq!(ends(0), [60, 60]);
+}
