@@ -1,17 +1,17 @@
-//! One task: send a model and its inputs to whichever worker the broker chooses, print what comes back.
+//! One task: sends a model and its inputs to the worker that the broker chooses, and prints the outputs.
 //!
 //! ```text
 //! cargo run -p mesh-sdk --example hello_mesh -- model.tflite input.bin
 //! ```
 //!
-//! An input is a file of raw little-endian elements, as the model wants them. `MESH_BROKER` names the broker, else it is
-//! expected at tcp://127.0.0.1:5555.
+//! An input is a file of raw little-endian elements of the model's type. `MESH_BROKER` names the broker; default:
+//! tcp://127.0.0.1:5555.
 
 use std::{env, error::Error, process::ExitCode};
 
 use mesh_sdk::{BROKER_DEFAULT, DType, Input, Mesh, Model, Options, Task, Update};
 
-/// Values of an output that are printed.
+/// Number of values printed per output.
 const SHOWN: usize = 8;
 
 #[tokio::main]
@@ -44,7 +44,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
             println!("  {:?}", values.take(SHOWN).collect::<Vec<_>>());
         }
     }
-    // Says good-bye properly; a program that just ends is noticed a little later.
+    // Closes the links at once. Without it, the peers notice the end a little later.
     mesh.close().await;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,11 +1,11 @@
-//! Many tasks of one model, some of them at a time: the model is hashed once, sent to each worker once, and the connection
-//! to a worker serves all of its tasks.
+//! Many tasks of one model, several at a time: the model is hashed once and sent once to each worker, and one link to a
+//! worker serves all of its tasks.
 //!
 //! ```text
 //! cargo run -p mesh-sdk --example many_items -- model.tflite inputs/*.bin
 //! ```
 //!
-//! `MESH_BROKER` names the broker, else it is expected at tcp://127.0.0.1:5555.
+//! `MESH_BROKER` names the broker; default: tcp://127.0.0.1:5555.
 
 use std::{collections::BTreeMap, env, error::Error, process::ExitCode, time::Instant};
 
@@ -23,7 +23,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let broker = env::var("MESH_BROKER").unwrap_or_else(|_| BROKER_DEFAULT.to_owned());
     let mesh = Mesh::connect(Options::new(broker)).await?;
     let template = Task::new(Model::from_file(model).await?).job(new_job());
-    // Twice the slots: while one half runs, the inputs of the other half are on their way.
+    // Twice the slots: while one half of the tasks runs, the inputs of the other half are sent.
     let at_once = 2 * mesh.cluster().await?.slots.max(1) as usize;
 
     let started = Instant::now();

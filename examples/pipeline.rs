@@ -1,18 +1,18 @@
-//! Many items through two models, one after the other: items share tasks, the second model takes what the first one gives, and
-//! both run at the same time on different items.
+//! Many items through two models, one after the other: items share tasks, the second model takes the outputs of the
+//! first, and both run at the same time on different items.
 //!
 //! ```text
 //! cargo run -p mesh-sdk --example pipeline -- encoder.onnx decoder.onnx 1,128 inputs/*.bin
 //! ```
 //!
-//! `1,128` is the shape of the FP32 numbers in each input file: only items that say their shape can share a task. `MESH_BROKER`
-//! names the broker, else it is expected at tcp://127.0.0.1:5555.
+//! `1,128` is the shape of the FP32 numbers in each input file: only items with a declared shape can share a task.
+//! `MESH_BROKER` names the broker; default: tcp://127.0.0.1:5555.
 
 use std::{env, error::Error, process::ExitCode};
 
 use mesh_sdk::{BROKER_DEFAULT, DType, Input, Mesh, Model, Options, Task, TaskHandle, new_job};
 
-/// Items of one task.
+/// Items per task.
 const SPLIT: usize = 8;
 
 #[tokio::main]
@@ -31,7 +31,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
         .job(new_job())
         .job_items(u32::try_from(paths.len())?);
 
-    // All at once: what finds no place waits at the broker, in the lane that the number of items chooses.
+    // All at once: tasks without a place wait at the broker, in the lane that the number of items decides.
     let mut running: Vec<(&[String], TaskHandle)> = Vec::new();
     for part in paths.chunks(SPLIT) {
         let items = part.iter().map(|path| vec![Input::file(path).shaped(DType::F32, shape.clone())]).collect();

@@ -1,5 +1,5 @@
-//! How fast the broker decides: the same client, the same messages, the same heartbeating workers, in turns against the
-//! broker and against an echo that decides nothing.
+//! How fast the broker decides: the same client, messages and heartbeating workers, in turns against the broker and
+//! against an echo that decides nothing.
 
 mod driver;
 pub(crate) mod echo;
@@ -18,7 +18,7 @@ use crate::{
 use driver::{Cycle, Driver};
 use fleet::{Fleet, Pace};
 
-/// How many connections the client has, and how many submits are under way over them.
+/// Number of the client's connections, and of the submits under way over them.
 #[derive(Clone, Copy)]
 struct Shape {
     connections: usize,
@@ -30,7 +30,7 @@ const fn shape(connections: usize, window: usize, limit: &'static str) -> Shape 
     Shape { connections, window, limit }
 }
 
-/// One at a time; one busy client; many clients with one submit each, which is what a mesh looks like.
+/// One submit at a time; one busy client; many clients with one submit each, as in a real mesh.
 const SHAPES: [Shape; 5] = [
     shape(1, 1, "wake-ups: six hand-overs between four threads per cycle"),
     shape(1, 64, ONE_THREAD),
@@ -42,7 +42,7 @@ const ONE_THREAD: &str = "the broker's one thread: decode, decide, encode; libzm
 const SYSTEM_CALLS: &str = "a system call per message and connection in the I/O threads, then the broker's one thread";
 const WINDOW_MAX: usize = 256;
 
-/// How long and how often.
+/// Length and number of the measurements.
 #[derive(Clone, Copy)]
 struct Plan {
     workers: &'static [usize],
@@ -53,23 +53,23 @@ struct Plan {
 const FULL: Plan = Plan { workers: &[10, 1000, 10_000], rounds: 5, run_for: Duration::from_millis(1000) };
 const QUICK: Plan = Plan { workers: &[10, 100], rounds: 1, run_for: Duration::from_millis(200) };
 
-/// One shape against one server.
+/// Figures of one shape against one server.
 #[derive(Clone, Copy)]
 struct Figures {
     per_s: f64,
     p50_ms: f64,
     p99_ms: f64,
-    /// Processor time of the server for one cycle, heartbeats that came meanwhile included.
+    /// Processor time of the server per cycle, including heartbeats in that time.
     server_us: f64,
-    /// Cycles without `Close` per second; only the echo has them.
+    /// Cycles without `Close` per second; measured for the echo only.
     bare_per_s: f64,
 }
 
-/// One server with one fleet.
+/// Figures of one server with one fleet.
 struct Round {
-    /// In the order of [`SHAPES`].
+    /// Figures in the order of [`SHAPES`].
     shapes: Vec<Figures>,
-    /// Share of one core that the heartbeats alone take, percent.
+    /// Share of one core for the heartbeats alone, percent.
     heartbeats_percent: f64,
 }
 
@@ -180,13 +180,13 @@ fn against_broker(workers: usize, plan: Plan) -> Result<Round> {
     let mut mesh = Mesh::start();
     let _fleet = Fleet::start(mesh.endpoint(), workers, slots(workers), Pace::EverySecond)?;
     wait_until("all workers to be known", PATIENCE, || mesh.metric("workers") == Some(workers as f64));
-    // A worker has room once it has said how it is.
+    // A worker has room only after its first heartbeat.
     wait_until("all workers to have beaten", PATIENCE, || mesh.metric("heartbeats_total") >= Some(workers as f64));
     let (endpoint, pid) = (mesh.endpoint().to_owned(), mesh.broker().pid());
     measure(&endpoint, pid, plan)
 }
 
-/// Enough that no submit of the widest window has to wait.
+/// Enough slots that no submit of the widest window must wait.
 fn slots(workers: usize) -> u16 {
     (2 * WINDOW_MAX / workers).max(2) as u16
 }
@@ -213,10 +213,10 @@ fn measure(endpoint: &str, server: u32, plan: Plan) -> Result<Round> {
     Ok(Round { shapes, heartbeats_percent })
 }
 
-/// Load on a broker that runs already.
+/// Load on a running broker.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Load {
-    /// Where it listens, `tcp://HOST:PORT`.
+    /// The broker's endpoint, `tcp://HOST:PORT`.
     endpoint: String,
     /// Heartbeating workers.
     #[arg(long, default_value_t = 1000)]
@@ -224,19 +224,19 @@ pub(crate) struct Load {
     /// Submits under way at the same time; 0: heartbeats only.
     #[arg(long, default_value_t = 64)]
     window: usize,
-    /// Connections they are spread over.
+    /// Connections that carry the submits
     #[arg(long, default_value_t = 1)]
     connections: usize,
-    /// How long.
+    /// Length of the load, seconds
     #[arg(long, default_value_t = 10)]
     seconds: u64,
 }
 
-/// Loads a broker and says how many grants it gave a second.
+/// Loads a broker and prints its grants per second.
 pub(crate) fn load(load: &Load) -> Result<()> {
     let _fleet = Fleet::start(&load.endpoint, load.workers, slots(load.workers), Pace::EverySecond)?;
     let run_for = Duration::from_secs(load.seconds);
-    // A worker has room once it has said how it is.
+    // A worker has room only after its first heartbeat.
     std::thread::sleep(2 * fleet::HEARTBEAT);
     if load.window == 0 {
         std::thread::sleep(run_for);

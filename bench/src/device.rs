@@ -1,8 +1,8 @@
-//! A stand-in for a GPU: one batch at a time, so many microseconds a batch and so many a row, and an answer that can be
-//! checked (each number plus one).
+//! A stand-in for a GPU: one batch at a time, a fixed time per batch and per row, and an answer that can be checked
+//! (each number plus one).
 //!
-//! Owns what a device costs ([`Cost`], written into a valid ONNX file), when it is free ([`Book`], a file that all runners
-//! of it share), and a server that speaks what `mesh-runner` speaks ([`serve`]). Never: a computation worth its time.
+//! Owns the cost of a device ([`Cost`], written into a valid ONNX file), its timetable ([`Book`], a file that all its
+//! runners share), and a server with `mesh-runner`'s protocol ([`serve`]). Never: a real computation.
 
 mod book;
 mod cost;

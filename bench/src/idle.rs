@@ -1,4 +1,4 @@
-//! What a worker costs a small machine while it has nothing to do, and what its broker costs.
+//! The cost of an idle worker on a small machine, and of its broker.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! A device of stated cost, for experiments with schedules: what a batch takes is known beforehand, so that what is lost on
-//! the way to it can be told. Never: real models; those are run by `mesh-runner`.
+//! A device of stated cost, for experiments with schedules: the time of each batch is known beforehand, so that losses
+//! on the way to it can be measured. Never: real models; `mesh-runner` runs those.
 
 pub mod device;

@@ -1,5 +1,5 @@
-//! The Metric Table in Redis: how many heartbeats a second the broker takes in while it keeps the table in Redis, against
-//! the same rows written by hand as fast as a pipeline goes.
+//! The Metric Table in Redis: heartbeats per second that the broker accepts while it writes them to Redis, against the
+//! same rows written directly, as fast as a pipeline allows.
 
 use std::{
     io::{Read, Write},
@@ -19,10 +19,10 @@ use crate::{
     report::{Report, Table, median},
 };
 
-/// Rows per write in the baseline: more gains nothing.
+/// Rows per write in the baseline; more gain nothing.
 const PIPELINE_ROWS: usize = 500;
 
-/// What one round gave, per second.
+/// Figures of one round, per second.
 #[derive(Clone, Copy)]
 struct Round {
     heartbeats: f64,
@@ -135,14 +135,14 @@ impl Server {
         self.cli(&["--scan", "--pattern", "*:worker:*"]).lines().next().map(str::to_owned)
     }
 
-    /// HSET commands carried out so far.
+    /// HSET commands executed so far.
     fn rows_written(&self) -> f64 {
         let info = self.cli(&["INFO", "commandstats"]);
         let calls = |line: &str| line.strip_prefix("cmdstat_hset:calls=")?.split(',').next()?.parse().ok();
         info.lines().find_map(calls).unwrap_or(0.0)
     }
 
-    /// Writes the same row under as many keys, over and over, and counts.
+    /// Writes the same row under `workers` keys, over and over. Returns rows per second.
     fn raw_rows_per_s(&self, row: &str, workers: usize, run_for: Duration) -> Result<f64> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
         let fields: Vec<&str> = row.lines().collect();
@@ -167,7 +167,7 @@ fn command(to: &mut Vec<u8>, words: &[&str]) {
     words.iter().for_each(|word| to.extend(format!("${}\r\n{word}\r\n", word.len()).bytes()));
 }
 
-/// Reads this many `:N` answers.
+/// Reads `count` answers of the form `:N`.
 fn read_integers(stream: &mut TcpStream, count: usize) -> std::io::Result<()> {
     let (mut seen, mut buffer) = (0, [0; 16 * 1024]);
     while seen < count {

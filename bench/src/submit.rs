@@ -1,4 +1,4 @@
-//! What the mesh adds to the run of a tiny model: from `submit` to the verified answer, against the runner asked directly.
+//! The overhead of the mesh for a tiny model: from `submit` to the verified answer, against the runner asked directly.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -16,10 +16,10 @@ use tempfile::TempDir;
 
 use crate::report::{Report, Table, median, percentile_ms};
 
-/// Answers of one way before it is another's turn.
+/// Answers of one way before the next way has its turn.
 const TURN: usize = 20;
 
-/// How often and how long.
+/// Number and length of the measurements.
 #[derive(Clone, Copy)]
 struct Plan {
     cold_runs: usize,
@@ -29,13 +29,13 @@ struct Plan {
 const FULL: Plan = Plan { cold_runs: 5, turns: 25 };
 const QUICK: Plan = Plan { cold_runs: 1, turns: 1 };
 
-/// One way to an answer, with what it took.
+/// One way to get an answer, and its times.
 struct Way {
     name: &'static str,
     asked: Asked,
     cold_ms: Vec<f64>,
     warm: Vec<Duration>,
-    /// The runner's part of a warm answer as the worker saw it.
+    /// The runner's part of a warm answer, as the worker measured it.
     running: Vec<Duration>,
     limit: &'static str,
 }
@@ -101,7 +101,7 @@ impl Way {
         let (mut runner, cold) = Runner::start()?;
         let mut cold_ms = vec![cold];
         for _ in 1..plan.cold_runs {
-            // The one before ends only now, so that its end is not in this one's time.
+            // The earlier mesh ends only now, so that its end is not part of this time.
             let cold;
             (runner, cold) = Runner::start()?;
             cold_ms.push(cold);
@@ -145,7 +145,7 @@ impl Way {
     }
 }
 
-/// A runner of our own with a kept connection to it.
+/// A separate runner with a kept connection to it.
 struct Runner {
     connection: BufReader<UnixStream>,
     _process: Process,
@@ -153,7 +153,7 @@ struct Runner {
 }
 
 impl Runner {
-    /// A runner that has answered once, and how many milliseconds that took from its start.
+    /// Starts a runner. Returns it after its first answer, with the milliseconds from its start.
     fn start() -> Result<(Self, f64)> {
         let folder = tempfile::tempdir()?;
         let (model, socket) = (folder.path().join("add.onnx"), folder.path().join("runner.sock"));
@@ -207,7 +207,7 @@ struct InMesh {
 }
 
 impl InMesh {
-    /// A mesh that has answered once, and how many milliseconds that took from the submit.
+    /// Starts a mesh. Returns it after its first answer, with the milliseconds from the submit.
     fn start(engine: &str) -> Result<(Self, f64)> {
         let mesh = Mesh::start();
         let worker = mesh.worker_with("w1", &["--engine", engine]);
@@ -224,7 +224,7 @@ impl InMesh {
         Ok((started, start.elapsed().as_secs_f64() * 1000.0))
     }
 
-    /// One answer; gives the time in the runner.
+    /// Gets one answer and returns the time in the runner.
     fn submit(&mut self) -> Result<Duration> {
         let input: Vec<u8> = [1_f32, 2.0, 3.0, 4.0].iter().flat_map(|value| value.to_le_bytes()).collect();
         let task = Task::new(self.model.clone()).input(Input::raw(input));

@@ -1,4 +1,5 @@
-//! How fast bytes get from a client to a worker, RAM disk to RAM disk and verified, against the usual ways to move a file.
+//! How fast bytes get from a client to a worker, RAM disk to RAM disk and verified, against the usual ways to move a
+//! file.
 
 mod others;
 
@@ -22,7 +23,7 @@ use others::Others;
 
 const MIB: u64 = 1 << 20;
 
-/// The ways, as they stand in the table; the mesh first.
+/// The ways in the order of the table; the mesh first.
 const WAYS: [(&str, &str); 7] = [
     ("mesh", "BLAKE3"),
     ("mesh, digest made first", "BLAKE3"),
@@ -72,7 +73,7 @@ pub(crate) fn run(quick: bool) -> Result<Report> {
 
 #[derive(Default)]
 struct Measured {
-    /// In the order of [`WAYS`].
+    /// Seconds of each way, in the order of [`WAYS`].
     seconds: [Vec<f64>; WAYS.len()],
     client_extra_mib: f64,
     worker_extra_mib: f64,
@@ -115,7 +116,7 @@ fn measure(size_bytes: u64, rounds: usize) -> Result<Measured> {
     write_noise(&source, size_bytes)?;
     let others = Others::start(folder.path())?;
     let mut mesh = InMesh::start(folder.path())?;
-    // The connection stands and every program is in memory: what is measured is the bytes.
+    // After this the connection is up and every program is in memory, so only the bytes are measured.
     mesh.send(&source)?;
     let mut measured = Measured::default();
     for _ in 0..rounds {
@@ -139,9 +140,9 @@ fn measure(size_bytes: u64, rounds: usize) -> Result<Measured> {
     Ok(measured)
 }
 
-/// Floats that do not compress, all finite.
+/// Writes floats that do not compress, all finite.
 fn write_noise(path: &Path, size_bytes: u64) -> Result<()> {
-    // The model's own bytes stand at both ends of the noise.
+    // The noise is a model's weights; the file's own bytes at both ends of them are cut off.
     let noise = onnx::heavy(size_bytes as usize + 4096, 1);
     fs::write(path, &noise[2048..2048 + size_bytes as usize]).context("cannot write the source")
 }
@@ -152,7 +153,7 @@ fn time_to_hash(path: &Path) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// What one transfer through the mesh took.
+/// Times of one transfer through the mesh.
 struct Sent {
     sending: Duration,
     hashing: Duration,
@@ -190,7 +191,7 @@ impl InMesh {
     fn send(&mut self, source: &Path) -> Result<Sent> {
         let programs = [std::process::id(), self.worker.pid()];
         let before = programs.map(|pid| {
-            // 5 sets the peak of resident memory back to what is resident now.
+            // 5 resets the peak of resident memory to the current value.
             let _ = fs::write(format!("/proc/{pid}/clear_refs"), "5");
             memory_bytes(pid, "VmRSS")
         });

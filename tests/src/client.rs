@@ -1,4 +1,4 @@
-//! A run of `mesh-client`: in the background, and what came of it.
+//! A run of `mesh-client` in the background, and its result.
 
 use std::process::Command;
 
@@ -7,13 +7,13 @@ use serde_json::Value;
 
 use super::{Process, process::Stream};
 
-/// The longest a client may take in any test.
+/// Longest run of a client in any test.
 const CLIENT_LIMIT: std::time::Duration = std::time::Duration::from_secs(180);
 
-/// What a client left behind.
+/// The result of a finished client.
 #[derive(Debug)]
 pub struct Answer {
-    /// Its exit code; 128 + N where signal N ended it.
+    /// Exit code; 128 + N if signal N ended the client.
     pub code: i32,
     /// Standard output.
     pub stdout: String,
@@ -25,7 +25,7 @@ impl Answer {
     /// This answer, if the client succeeded.
     ///
     /// # Panics
-    /// If it did not.
+    /// If it failed.
     #[track_caller]
     pub fn succeeded(self) -> Self {
         self.failed_with(0, "")
@@ -34,7 +34,7 @@ impl Answer {
     /// This answer, if the client exited with `code` and one of its outputs contains `text`.
     ///
     /// # Panics
-    /// If not.
+    /// If the code differs or the text is missing.
     #[track_caller]
     pub fn failed_with(self, code: i32, text: &str) -> Self {
         assert_eq!(self.code, code, "exit code of mesh-client, which said:\n{}\n{}", self.stdout, self.stderr);
@@ -46,36 +46,36 @@ impl Answer {
     /// Standard output as JSON.
     ///
     /// # Panics
-    /// If it is none.
+    /// If it is not JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("no JSON ({error}): {}", self.stdout))
     }
 }
 
-/// A client that runs.
+/// A running client.
 #[derive(Debug)]
 pub struct Submission {
     process: Process,
 }
 
 impl Submission {
-    /// Starts it.
+    /// Starts a client.
     pub fn start(command: Command) -> Self {
         Self { process: Process::start("mesh-client", command) }
     }
 
-    /// Its process.
+    /// The client's process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
 
-    /// Ctrl-C.
+    /// Sends SIGINT, as Ctrl-C does.
     pub fn interrupt(&self) {
         self.process.signal(Signal::SIGINT);
     }
 
-    /// Waits for its end.
+    /// Waits for the client's end.
     pub fn wait(mut self) -> Answer {
         use std::os::unix::process::ExitStatusExt;
         let status = self.process.wait(CLIENT_LIMIT);

@@ -1,4 +1,4 @@
-//! What the container engine says of the containers that workers start.
+//! The container engine's view of the containers that workers start.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 /// What workers start unless they are told otherwise.
 const RUNNER_IMAGE: &str = "mesh-runner:latest";
 
-/// Whether `test`, which needs containers, can run here. If not, that is noted, and in CI it fails.
+/// Whether `test`, which needs containers, can run here. If not, that is noted; in CI it fails.
 pub fn is_ready(test: &str) -> bool {
     let missing = missing();
     if let Some(missing) = &missing {
@@ -32,13 +32,13 @@ fn docker(arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Ids of the containers, running or not, whose labels contain this one (`key` or `key=value`).
+/// Ids of all containers, running or not, with this label (`key` or `key=value`).
 pub fn containers(label: &str) -> Vec<String> {
     let listed = docker(&["ps", "--all", "--quiet", "--no-trunc", "--filter", &format!("label={label}")]);
     listed.lines().map(str::to_owned).collect()
 }
 
-/// Removes what a worker that was killed for good has left; nobody else would.
+/// Removes the containers that a killed worker has left, since nobody else would.
 pub fn remove_containers_of(worker_id: &str) {
     let left = containers(&format!("mesh.worker={worker_id}"));
     if !left.is_empty() {
@@ -57,7 +57,7 @@ pub fn runner_image() -> String {
     docker(&["image", "inspect", "--format", "{{.Id}}", RUNNER_IMAGE]).trim().to_owned()
 }
 
-/// What `docker inspect` says of a container; `None` if it is gone.
+/// The output of `docker inspect` for a container; `None` if it is gone.
 pub fn inspect(container: &str) -> Option<Value> {
     serde_json::from_str::<Value>(&docker(&["inspect", container])).ok()?.get(0).cloned()
 }

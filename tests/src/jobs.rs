@@ -1,4 +1,4 @@
-//! Jobs whose right answer is known, and what came of one that was submitted with `--output`.
+//! Jobs with a known right answer, and the result of a job submitted with `--output`.
 
 use std::{
     path::{Path, PathBuf},
@@ -16,7 +16,7 @@ pub struct Job {
     pub model: String,
     /// The input's file.
     pub input: String,
-    /// What output `y` must be.
+    /// Expected values of output `y`.
     pub expected: Vec<f64>,
 }
 
@@ -27,14 +27,14 @@ impl Job {
         Self { model: mesh.file("add_one.onnx", &onnx::add_one()), input, expected: vec![1.0, 2.5, -2.0, 42.0] }
     }
 
-    /// A model file of so many MiB that do not compress; each `seed` another one.
+    /// A model file of this many MiB that do not compress. Each `seed` gives another model.
     pub fn heavy(mesh: &Mesh, mib: usize, seed: u16) -> Self {
         let input = mesh.array("one.npy", &Array::of_f32(&[1], &[1.0]));
         let model = mesh.file(&format!("heavy{mib}-{seed}.onnx"), &onnx::heavy(mib << 20, seed));
         Self { model, input, expected: vec![f64::from(seed) + 1.0] }
     }
 
-    /// `y = x + 1` on so many MiB of numbers that do not compress: the output is as large as the input.
+    /// `y = x + 1` on this many MiB of numbers that do not compress: the output is as large as the input.
     pub fn voluminous(mesh: &Mesh, mib: usize) -> Self {
         let mut state = 1_u32;
         let numbers = std::iter::repeat_with(|| {
@@ -47,15 +47,15 @@ impl Job {
         Self { model: mesh.file("add_one.onnx", &onnx::add_one()), input, expected }
     }
 
-    /// A run of about so many milliseconds (longer on a busy machine).
+    /// A run of about this many milliseconds (longer on a busy machine).
     pub fn long(mesh: &Mesh, ms: i64) -> Self {
         let trips = ms * 1000;
         let input = mesh.array(&format!("trips{ms}.npy"), &Array::of_i64(&[1], &[trips]));
         Self { model: mesh.file("counting.onnx", &onnx::counting()), input, expected: vec![trips as f64] }
     }
 
-    /// A run of about so many milliseconds, however many rows of two run together: here one, of these numbers. Another
-    /// model for each length.
+    /// A run of about this many milliseconds, however many rows of two numbers run together. This job has one such row.
+    /// Each length gives another model.
     pub fn sociable(mesh: &Mesh, ms: i64, row: [f32; 2]) -> Self {
         let trips = ms * 1000;
         let name = format!("row{}-{}.npy", row[0], row[1]);
@@ -70,7 +70,7 @@ impl Job {
         Self { model: mesh.file("counting.onnx", &onnx::counting()), input, expected: Vec::new() }
     }
 
-    /// `submit MODEL INPUT` and more arguments.
+    /// The arguments `submit MODEL INPUT`, and more.
     pub fn submit<'a>(&'a self, more: &[&'a str]) -> Vec<&'a str> {
         [&["submit", self.model.as_str(), self.input.as_str()], more].concat()
     }
@@ -78,33 +78,33 @@ impl Job {
     /// Submits, waits, and checks that the answer is right.
     ///
     /// # Panics
-    /// If there is none, or a wrong one.
+    /// If there is no answer, or a wrong one.
     #[track_caller]
     pub fn run(&self, mesh: &Mesh) -> Done {
         self.start(mesh, &[]).done(self)
     }
 
-    /// Submits and leaves, once it is safe to; gives the task's id.
+    /// Submits detached, waits until the client may leave, and returns the task's id.
     ///
     /// # Panics
-    /// If it is not accepted.
+    /// If the task is not accepted.
     #[track_caller]
     pub fn detach(&self, mesh: &Mesh) -> String {
         let report = mesh.ask(&self.submit(&["--detach"]));
         report["items"][0]["task"].as_str().unwrap_or_else(|| panic!("no task in {report}")).to_owned()
     }
 
-    /// Submits and does not wait.
+    /// Submits without waiting.
     pub fn start(&self, mesh: &Mesh, more: &[&str]) -> Started {
         self.start_at(mesh, mesh.endpoint(), more)
     }
 
-    /// The same, with the broker reached at another address.
+    /// Submits without waiting; the client reaches the broker at another address.
     pub fn start_at(&self, mesh: &Mesh, broker: &str, more: &[&str]) -> Started {
         self.started(mesh, more, |arguments| mesh.client_command_at(broker, arguments))
     }
 
-    /// The same, as another user.
+    /// Submits without waiting, as another user.
     pub fn start_as(&self, mesh: &Mesh, user: &str, more: &[&str]) -> Started {
         self.started(mesh, more, |arguments| mesh.client_command_of(user, arguments))
     }
@@ -117,7 +117,7 @@ impl Job {
     }
 }
 
-/// A submit on its way.
+/// A running submit.
 #[derive(Debug)]
 pub struct Started {
     /// The client.
@@ -126,7 +126,7 @@ pub struct Started {
 }
 
 impl Started {
-    /// Waits for the end, whatever it is.
+    /// Waits for the end, whatever the result is.
     pub fn answer(self) -> Answer {
         self.client.wait()
     }
@@ -134,7 +134,7 @@ impl Started {
     /// Waits for the right answer of `job`.
     ///
     /// # Panics
-    /// If there is none, or a wrong one.
+    /// If there is no answer, or a wrong one.
     #[track_caller]
     pub fn done(self, job: &Job) -> Done {
         let answer = self.client.wait().succeeded();
@@ -149,13 +149,13 @@ impl Started {
 /// A result.
 #[derive(Debug)]
 pub struct Done {
-    /// What `--json` printed of the only item.
+    /// The only item as `--json` printed it.
     pub item: Value,
     folder: PathBuf,
 }
 
 impl Done {
-    /// An output, out of its `.npy` file.
+    /// An output, read from its `.npy` file.
     pub fn output(&self, name: &str) -> Array {
         Array::read(&self.folder.join(format!("{name}.npy")))
     }
@@ -165,26 +165,26 @@ impl Done {
         &self.folder
     }
 
-    /// The name of the worker that did it.
+    /// The name of the worker that ran the task.
     ///
     /// # Panics
-    /// If the client does not say.
+    /// If the client did not print it.
     pub fn worker(&self) -> &str {
         self.item["worker"]["name"].as_str().unwrap_or_else(|| panic!("no worker in {}", self.item))
     }
 
-    /// How often the task was placed.
+    /// Number of placements of the task.
     ///
     /// # Panics
-    /// If the client does not say.
+    /// If the client did not print it.
     pub fn attempts(&self) -> u64 {
         self.item["attempts"].as_u64().unwrap_or_else(|| panic!("no attempts in {}", self.item))
     }
 
-    /// Bytes of model and inputs that were sent.
+    /// Bytes of model and inputs that the client sent.
     ///
     /// # Panics
-    /// If the client does not say.
+    /// If the client did not print it.
     pub fn sent_bytes(&self) -> u64 {
         self.item["sent_bytes"].as_u64().unwrap_or_else(|| panic!("no sent_bytes in {}", self.item))
     }

@@ -1,12 +1,12 @@
-//! The harness of the end-to-end tests: a mesh of real processes on this machine, and the means to hurt it.
+//! The harness of the end-to-end tests: a mesh of real processes on this machine, and the means to break it.
 //!
-//! Owns starting, freezing, killing and cleaning up brokers, workers, clients and Redis servers; a TCP proxy that cuts and
-//! counts; models made to order. Never: anything of the mesh itself. The programs under test are the built binaries, and
-//! what is asserted is what a user, a container engine or a wire between two of them can see.
+//! Owns starting, freezing, killing and cleaning up brokers, workers, clients and Redis servers; a TCP proxy that cuts
+//! and counts; models made to order. Never: any part of the mesh itself. The programs under test are the built
+//! binaries, and tests assert only what a user, a container engine or the wire between two of them can see.
 //!
-//! Every wait is for a condition and has a limit; nothing sleeps for a fixed time and hopes. Every process is started in a
-//! group of its own, dies with the test's thread, and is killed by its id and nothing broader. The last lines of each
-//! process are printed if its test fails.
+//! Every wait is for a condition and has a limit; nothing sleeps for a fixed time. Every process has its own process
+//! group, dies with the test's thread, and is killed by its id only. The last lines of each process are printed if its
+//! test fails.
 //!
 //! Where to begin: [`Mesh`], then any file of `tests/`.
 
@@ -36,16 +36,16 @@ pub use proxy::Proxy;
 pub use redis::Redis;
 pub use slowed::Slowed;
 
-/// How long anything may take that takes a second on an idle machine. CI runs on two busy cores.
+/// Limit for anything that takes a second on an idle machine. CI runs on two busy cores.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Between two looks at a condition that cannot be waited for otherwise.
+/// Pause between two looks at a condition that cannot be awaited otherwise.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Waits until `condition` gives a value.
+/// Waits until `condition` returns a value.
 ///
 /// # Panics
-/// If it has given none within `limit`; the message names `what`.
+/// If it returns none within `limit`; the message names `what`.
 pub fn wait_for<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
@@ -60,7 +60,7 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> O
 /// Waits until `condition` holds.
 ///
 /// # Panics
-/// If it does not within `limit`; the message names `what`.
+/// If it does not hold within `limit`; the message names `what`.
 pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
     wait_for(what, limit, || condition().then_some(()));
 }

@@ -1,4 +1,4 @@
-//! A broker and its workers as real processes, each with a state folder that goes when the mesh goes.
+//! A broker and its workers as real processes. Their state folders are removed with the mesh.
 
 use std::{
     ffi::OsString,
@@ -17,25 +17,25 @@ use super::{
     Answer, PATIENCE, Process, Proxy, Submission, docker, npy::Array, process::binary, redis::free_port, wait_until,
 };
 
-/// How a mesh differs from the plainest one.
+/// Options that differ from the plainest mesh.
 #[derive(Clone, Debug, Default)]
 pub struct MeshOptions {
     /// The broker's store; `None`: embedded.
     pub redis_url: Option<String>,
-    /// All nodes have keys: `broker.key`, `worker.key`, `client.key` in the mesh's folder.
+    /// Whether all nodes have keys: `broker.key`, `worker.key`, `client.key` in the mesh's folder.
     pub keys: bool,
     /// More arguments of the broker.
     pub broker_args: Vec<String>,
 }
 
-/// One broker, and what is needed to start workers and clients of it.
+/// One broker, and the means to start its workers and clients.
 #[derive(Debug)]
 pub struct Mesh {
     broker: Process,
     endpoint: String,
     admin: String,
     options: MeshOptions,
-    // Last, so that everything has ended when the folder goes.
+    // Dropped last: every process has ended when the folder is removed.
     folder: TempDir,
 }
 
@@ -48,7 +48,7 @@ impl Mesh {
     /// A broker with these options.
     ///
     /// # Panics
-    /// If it does not get to listening.
+    /// If the broker does not start listening.
     pub fn with(options: MeshOptions) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         if options.keys {
@@ -58,7 +58,7 @@ impl Mesh {
         Self { broker, endpoint, admin, options, folder }
     }
 
-    /// Where the broker listens, as ZeroMQ writes it.
+    /// The broker's endpoint, as ZeroMQ writes it.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
@@ -68,12 +68,12 @@ impl Mesh {
         &mut self.broker
     }
 
-    /// The folder of everything: `broker`, `client`, a folder per worker, key files.
+    /// The folder of all files: `broker`, `client`, a folder per worker, key files.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Pulls the broker's plug.
+    /// Kills the broker with SIGKILL.
     pub fn kill_broker(&mut self) {
         self.broker.kill();
     }
@@ -84,19 +84,19 @@ impl Mesh {
         (self.broker, ..) = start_broker(self.folder.path(), &self.options, &self.endpoint, &self.admin);
     }
 
-    /// A worker with one slot that runs models in child processes, registered.
+    /// A registered worker with one slot that runs models in child processes.
     pub fn worker(&self, name: &str) -> Worker {
         self.worker_with(name, &[])
     }
 
-    /// A worker with more arguments (a later one replaces a usual one), registered.
+    /// A registered worker with more arguments, each of which replaces the default of the same name.
     pub fn worker_with(&self, name: &str, arguments: &[&str]) -> Worker {
         let mut worker = self.unregistered_worker(name, arguments);
         worker.wait_registered();
         worker
     }
 
-    /// A worker of which nothing is awaited.
+    /// A worker with more arguments, without waiting for its registration.
     pub fn unregistered_worker(&self, name: &str, arguments: &[&str]) -> Worker {
         let state_dir = self.folder.path().join(name);
         let mut all: Vec<OsString> = vec!["--state-dir".into(), state_dir.clone().into(), "--name".into(), name.into()];
@@ -120,12 +120,12 @@ impl Mesh {
         vec!["--key-file".into(), file(&format!("{name}.key")), "--broker-key".into(), file("broker.key.pub")]
     }
 
-    /// `mesh-client` with these arguments behind those that lead to this mesh.
+    /// A `mesh-client` command for this mesh with these arguments.
     pub fn client_command(&self, arguments: &[&str]) -> Command {
         self.client_command_of("client", arguments)
     }
 
-    /// The same, as another user: who a user is stands in a folder of that name.
+    /// A `mesh-client` command of another user, whose identity is kept in a folder of that name.
     pub fn client_command_of(&self, user: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary("mesh-client"));
         command.env("MESH_BROKER", &self.endpoint).arg("--state-dir").arg(self.folder.path().join(user));
@@ -136,7 +136,7 @@ impl Mesh {
         command
     }
 
-    /// The same, but the broker is reached at another address: a proxy's.
+    /// A `mesh-client` command that reaches the broker at another address, a proxy's.
     pub fn client_command_at(&self, endpoint: &str, arguments: &[&str]) -> Command {
         let mut command = self.client_command(arguments);
         command.env("MESH_BROKER", endpoint);
@@ -151,19 +151,19 @@ impl Mesh {
     /// This user's tasks, newest first, as `mesh-client tasks --json` shows them.
     ///
     /// # Panics
-    /// If the client fails or shows none.
+    /// If the client fails or prints no list.
     pub fn tasks_of(&self, user: &str) -> Vec<Value> {
         let command = self.client_command_of(user, &["tasks", "-n", "1000", "--json"]);
         let answer = Submission::start(command).wait().succeeded().json();
         answer["tasks"].as_array().expect("a list of tasks").clone()
     }
 
-    /// How many of this user's tasks are in a state: `queued`, `running`, `done`, …
+    /// Number of this user's tasks in a state: `queued`, `running`, `done`, …
     pub fn count_of(&self, user: &str, state: &str) -> usize {
         self.tasks_of(user).iter().filter(|task| task["state"] == state).count()
     }
 
-    /// Runs `mesh-client … --json` to its end and gives what it printed.
+    /// Runs `mesh-client … --json` to its end and returns its output.
     ///
     /// # Panics
     /// If it fails.
@@ -171,12 +171,12 @@ impl Mesh {
         self.client(&[arguments, &["--json"]].concat()).succeeded().json()
     }
 
-    /// Starts `mesh-client` and does not wait.
+    /// Starts `mesh-client` without waiting.
     pub fn client_in_background(&self, arguments: &[&str]) -> Submission {
         Submission::start(self.client_command(arguments))
     }
 
-    /// Status and body of a page of the admin port; `None` if nobody answers.
+    /// Status and body of a page of the admin port; `None` without an answer.
     pub fn admin_page(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(&self.admin).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
@@ -187,7 +187,8 @@ impl Mesh {
         Some((head.split_whitespace().nth(1)?.parse().ok()?, body.to_owned()))
     }
 
-    /// A number of the metrics page by its name behind `mesh_broker_`, summed over its labels; `None` if it is not there.
+    /// A number of the metrics page, summed over its labels; `None` if it is missing. The name is given without
+    /// `mesh_broker_`.
     pub fn metric(&self, name: &str) -> Option<f64> {
         let (_, page) = self.admin_page("/metrics")?;
         let values = page.lines().filter_map(|line| {
@@ -198,8 +199,8 @@ impl Mesh {
         (!values.is_empty()).then(|| values.iter().sum())
     }
 
-    /// Writes a file into the folder and gives its path. One that says the same already is left alone: a client may be
-    /// sending it, and would see that it was changed.
+    /// Writes a file into the folder and returns its path. A file with the same content is left alone: a client may be
+    /// sending it, and would see a change.
     pub fn file(&self, name: &str, contents: &[u8]) -> String {
         let path = self.folder.path().join(name);
         if fs::read(&path).ok().as_deref() != Some(contents) {
@@ -208,12 +209,12 @@ impl Mesh {
         path.display().to_string()
     }
 
-    /// Writes an array into the folder, as `.npy`, and gives its path.
+    /// Writes an array into the folder, as `.npy`, and returns its path.
     pub fn array(&self, name: &str, array: &Array) -> String {
         self.file(name, &array.to_bytes())
     }
 
-    /// A worker's door that can be watched and hurt: the proxy that clients reach it through, and the worker's arguments.
+    /// A proxy before a worker's door, and the worker's arguments for it.
     pub fn door(&self) -> (Proxy, [String; 4]) {
         let port = free_port();
         let proxy = Proxy::before(&format!("127.0.0.1:{port}"));
@@ -222,7 +223,7 @@ impl Mesh {
         (proxy, arguments)
     }
 
-    /// A worker behind a door that can be watched and hurt.
+    /// A worker whose door is behind a proxy.
     pub fn worker_behind_proxy(&self, name: &str, arguments: &[&str]) -> (Proxy, Worker) {
         let (proxy, door) = self.door();
         let arguments: Vec<&str> = door.iter().map(String::as_str).chain(arguments.iter().copied()).collect();
@@ -230,7 +231,7 @@ impl Mesh {
         (proxy, worker)
     }
 
-    /// Waits until no slot is in use or promised.
+    /// Waits until no slot is used or promised.
     pub fn wait_idle(&self) {
         wait_until("all slots to be free", PATIENCE, || self.metric("slots_used") == Some(0.0));
     }
@@ -260,7 +261,7 @@ fn start_worker(name: &str, arguments: &[OsString]) -> Process {
     Process::start(name, command)
 }
 
-/// Makes a key pair for each name and lists all of them, as they must be before the broker starts.
+/// Makes a key pair for each name and lists all public keys, as the broker needs them at its start.
 fn write_keys(folder: &Path, names: &[&str]) {
     let mut list = String::new();
     for name in names {
@@ -283,54 +284,54 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Its name.
+    /// The worker's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its process.
+    /// The worker's process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
 
-    /// Its process id.
+    /// The worker's process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
 
-    /// Its state folder.
+    /// The worker's state folder.
     pub fn state_dir(&self) -> &Path {
         &self.state_dir
     }
 
-    /// Waits until it has said that it is registered.
+    /// Waits until the worker has printed that it is registered.
     pub fn wait_registered(&mut self) {
         self.process.wait_for_line("`ready: worker`", PATIENCE, |line| line.contains("ready: worker").then_some(()));
     }
 
-    /// Pulls its plug.
+    /// Kills the worker with SIGKILL.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Starts it again with the same arguments and state folder, registered.
+    /// Restarts the worker with the same arguments and state folder, and waits for its registration.
     pub fn restart(&mut self) {
         self.process.kill();
         self.process = start_worker(&self.name, &self.arguments);
         self.wait_registered();
     }
 
-    /// Asks it to finish what runs and leave.
+    /// Asks the worker to finish its runs and leave.
     pub fn drain(&self) {
         self.process.signal(Signal::SIGTERM);
     }
 
-    /// The id it keeps across restarts; `None` before its first start.
+    /// The id that the worker keeps across restarts; `None` before its first start.
     pub fn id(&self) -> Option<String> {
         fs::read_to_string(self.state_dir.join("worker-id")).ok().map(|id| id.trim().to_owned())
     }
 
-    /// Files under its state folder, without those of the program itself (ids, locks): models, inputs, results.
+    /// All files under the worker's state folder: models, inputs, results, and the program's own (ids, locks).
     pub fn files(&self) -> Vec<PathBuf> {
         let mut files = Vec::new();
         let mut folders = vec![self.state_dir.clone()];

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-/// An array as it stands in a file.
+/// The array of a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Array {
     /// Element type as NumPy spells it, without byte order: `f4`, `i8`, …
@@ -29,7 +29,7 @@ impl Array {
     /// Reads a file.
     ///
     /// # Panics
-    /// If it is none that NumPy would write on a little-endian machine.
+    /// If it is not a file that NumPy would write on a little-endian machine.
     pub fn read(path: &Path) -> Self {
         let file = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         assert!(file.starts_with(b"\x93NUMPY\x01"), "{} is no .npy file of version 1", path.display());
@@ -49,12 +49,12 @@ impl Array {
     /// Writes a file.
     ///
     /// # Panics
-    /// If the folder does not let it.
+    /// If the folder cannot be written.
     pub fn write(&self, path: &Path) {
         fs::write(path, self.to_bytes()).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
 
-    /// The contents of its file.
+    /// The array as the content of a file.
     pub fn to_bytes(&self) -> Vec<u8> {
         let shape: String = self.shape.iter().map(|dim| format!("{dim}, ")).collect();
         let mut header =
@@ -73,7 +73,7 @@ impl Array {
     /// The elements as 32-bit floats.
     ///
     /// # Panics
-    /// If they are none.
+    /// If the elements have another type.
     pub fn f32s(&self) -> Vec<f32> {
         assert_eq!(self.dtype, "f4");
         self.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
@@ -82,7 +82,7 @@ impl Array {
     /// The elements as numbers, whatever their type.
     ///
     /// # Panics
-    /// If it is a type that no test model has.
+    /// If no test model has this type.
     pub fn numbers(&self) -> Vec<f64> {
         match self.dtype.as_str() {
             "f4" => self.f32s().into_iter().map(f64::from).collect(),

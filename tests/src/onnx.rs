@@ -1,5 +1,5 @@
-//! ONNX models made to order, written field by field: small ones whose answer is known, heavy ones that take long to send,
-//! ones whose run takes as long as the test likes.
+//! ONNX models made to order, written field by field: small ones with a known answer, heavy ones that take long to
+//! send, and ones with a run of any length.
 
 /// A protobuf message under construction.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +41,7 @@ const FLOAT: u64 = 1;
 const INT64: u64 = 7;
 const BOOL: u64 = 9;
 
-/// A named input or output; a dimension of 0 is left open.
+/// A named input or output; a dimension of 0 is open.
 fn value(name: &str, data_type: u64, shape: &[u64]) -> Message {
     let dims = shape.iter().fold(Message::default(), |dims, dim| {
         let dim = if *dim == 0 { Message::default().text(2, "N") } else { Message::default().varint(1, *dim) };
@@ -85,19 +85,19 @@ pub fn add_one() -> Vec<u8> {
     model(graph(&[sum], &[one_f32("one", 1.0)], &[value("x", FLOAT, &[0])], &[value("y", FLOAT, &[0])]))
 }
 
-/// `y = max(x)`; `x`: FP32, any length. For heavy inputs: reading them is all there is to do.
+/// `y = max(x)`; `x`: FP32, any length. For heavy inputs, since reading them is the whole work.
 pub fn maximum() -> Vec<u8> {
     let max = node("ReduceMax", &["x"], &["y"], &[]);
     model(graph(&[max], &[], &[value("x", FLOAT, &[0])], &[value("y", FLOAT, &[1])]))
 }
 
-/// A model file of about `bytes` bytes that do not compress, another one for each `seed`. `y = x + w[0]`, where `w[0]` is
-/// `seed`; `x`: FP32 `[1]`.
+/// A model file of about `bytes` bytes that do not compress; each `seed` gives another one. `y = x + w[0]`, where
+/// `w[0]` is `seed`; `x`: FP32 `[1]`.
 pub fn heavy(bytes: usize, seed: u16) -> Vec<u8> {
     let count = bytes / 4;
     let mut weights = Vec::with_capacity(count * 4);
     weights.extend(f32::from(seed).to_le_bytes());
-    // xorshift64*: noise enough for a compressor. Bits that would make NaNs are cleared.
+    // xorshift64*: enough noise for a compressor. Bits that would make NaNs are cleared.
     let mut state = 0x9E37_79B9_7F4A_7C15_u64 ^ u64::from(seed) << 40;
     while weights.len() < count * 4 {
         state ^= state >> 12;
@@ -112,8 +112,8 @@ pub fn heavy(bytes: usize, seed: u16) -> Vec<u8> {
     model(graph(&[first, sum], &constants, &[value("x", FLOAT, &[1])], &[value("y", FLOAT, &[1])]))
 }
 
-/// Counts to `trips` (INT64 `[1]`), one by one: `y` (FP32) is that number. The input decides how long the run takes:
-/// about a microsecond a trip, so 10^18 never ends.
+/// Counts to `trips` (INT64 `[1]`), one by one: `y` (FP32) is that number. The input decides the length of the run,
+/// about a microsecond per trip, so 10^18 never ends.
 pub fn counting() -> Vec<u8> {
     let body = graph(
         &[node("Add", &["before", "one"], &["after"], &[]), node("Identity", &["going"], &["go_on"], &[])],
@@ -130,8 +130,8 @@ pub fn counting() -> Vec<u8> {
     model(graph(&nodes, &constants, &[value("trips", INT64, &[1])], &[value("y", FLOAT, &[])]))
 }
 
-/// `y = x + trips`, added one by one; `x`: FP32, any number of rows of two. About a microsecond a trip, however many rows
-/// there are: a model that gains by company.
+/// `y = x + trips`, added one by one; `x`: FP32, any number of rows of two. A trip takes about a microsecond, however
+/// many rows there are: a model that gains by packing.
 pub fn sociable(trips: i64) -> Vec<u8> {
     let body = graph(
         &[node("Add", &["before", "one"], &["after"], &[]), node("Identity", &["going"], &["go_on"], &[])],
@@ -145,16 +145,16 @@ pub fn sociable(trips: i64) -> Vec<u8> {
     model(graph(&nodes, &constants, &[value("x", FLOAT, &[0, 2])], &[value("y", FLOAT, &[0, 2])]))
 }
 
-/// `y = x + max(x)` over all rows; `x`: FP32, any number of rows of two. A model whose rows may not be run together,
-/// which nothing in the file says.
+/// `y = x + max(x)` over all rows; `x`: FP32, any number of rows of two. Its rows must not run together, but nothing in
+/// the file says so.
 pub fn mingling() -> Vec<u8> {
     let keep = Message::default().text(1, "keepdims").varint(3, 0).varint(20, 2);
     let nodes = [node("ReduceMax", &["x"], &["most"], &[keep]), node("Add", &["x", "most"], &["y"], &[])];
     model(graph(&nodes, &[], &[value("x", FLOAT, &[0, 2])], &[value("y", FLOAT, &[0, 2])]))
 }
 
-/// `y = w[x]` with `w` = 0.5, 1.5 … 15.5; `x`: INT64, any number of rows of one. A row beyond the sixteen fails the run, and
-/// with it all rows that run in the same call.
+/// `y = w[x]` with `w` = 0.5, 1.5 … 15.5; `x`: INT64, any number of rows of one. An index beyond the sixteen fails the
+/// run, and with it all rows of the same batch.
 pub fn picky() -> Vec<u8> {
     let weights: Vec<u8> = (0..16_u8).flat_map(|index| (f32::from(index) + 0.5).to_le_bytes()).collect();
     let pick = node("Gather", &["w", "x"], &["y"], &[]);
@@ -162,8 +162,8 @@ pub fn picky() -> Vec<u8> {
     model(graph(&[pick], &constants, &[value("x", INT64, &[0, 1])], &[value("y", FLOAT, &[0, 1])]))
 }
 
-/// `y = x · w` with a `w` of `rows` rows and one column, all ones; `x`: FP32, any number of rows and, as the file has it, of
-/// columns.
+/// `y = x · w` with a `w` of `rows` rows and one column, all ones; `x`: FP32. The file leaves both dimensions of `x`
+/// open, although its columns must equal `rows`.
 pub fn vague(rows: u64) -> Vec<u8> {
     let ones: Vec<u8> = (0..rows).flat_map(|_| 1_f32.to_le_bytes()).collect();
     let product = node("MatMul", &["x", "w"], &["y"], &[]);
@@ -171,7 +171,7 @@ pub fn vague(rows: u64) -> Vec<u8> {
     model(graph(&[product], &constants, &[value("x", FLOAT, &[0, 0])], &[value("y", FLOAT, &[0, 1])]))
 }
 
-/// Takes as much memory as the input says: `elements` (INT64 `[1]`) floats, twice. `y` is their sum.
+/// Takes memory for twice `elements` (INT64 `[1]`) floats. `y` is their mean.
 pub fn hungry() -> Vec<u8> {
     let ones = tensor("", FLOAT, &[1], &1_f32.to_le_bytes());
     let fill = Message::default().text(1, "value").message(5, ones).varint(20, 4);

@@ -1,4 +1,4 @@
-//! One process under test: its lines, its signals, its end.
+//! One process under test: its output lines, its signals, its end.
 
 use std::{
     fmt,
@@ -15,10 +15,10 @@ use nix::{
     unistd::Pid,
 };
 
-/// Lines shown of each process when its test fails.
+/// Lines of each process that are shown when its test fails.
 const LINES_SHOWN: usize = 80;
 
-/// Which of its two outputs a process wrote to.
+/// The output that a process wrote to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Stream {
     /// Standard output.
@@ -49,7 +49,7 @@ impl Log {
     }
 }
 
-/// A running (or ended) process. Dropping it kills it.
+/// A running or ended process. Dropping it kills it.
 pub struct Process {
     name: String,
     child: Child,
@@ -65,14 +65,14 @@ impl fmt::Debug for Process {
 }
 
 impl Process {
-    /// Starts `command` in a process group of its own, its outputs followed line by line.
+    /// Starts `command` in its own process group and follows its outputs line by line.
     ///
     /// # Panics
     /// If it cannot be started; the message says how to build it.
     pub fn start(name: &str, mut command: Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        // SAFETY: prctl is async-signal-safe. It makes the kernel end the child with the thread that runs the test, also
-        // where the test is killed and no destructor runs.
+        // SAFETY: prctl is async-signal-safe. It makes the kernel end the child with the test's thread, also if the
+        // test is killed and no destructor runs.
         unsafe {
             command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into));
         }
@@ -93,15 +93,15 @@ impl Process {
         self.child.id()
     }
 
-    /// Waits for a line on either output for which `find` gives a value.
+    /// Waits for a line on either output for which `find` returns a value.
     ///
     /// # Panics
-    /// If there is none within `limit`, or the process ends before.
+    /// If there is none within `limit`, or the process ends first.
     pub fn wait_for_line<T>(&mut self, what: &str, limit: Duration, find: impl Fn(&str) -> Option<T>) -> T {
         let start = Instant::now();
         let mut looked_at = 0;
         loop {
-            // Asked before the lines are looked at: what an ended process had written is then all there.
+            // Checked before the lines are read, so that the output of an ended process is then complete.
             let ended = self.try_wait();
             if ended.is_some() {
                 self.followers.drain(..).for_each(|follower| follower.join().expect("following does not panic"));
@@ -118,35 +118,35 @@ impl Process {
         }
     }
 
-    /// Everything written so far to one of the outputs.
+    /// Everything written to one of the outputs so far.
     pub fn output(&self, stream: Stream) -> String {
         self.log.lines().iter().filter(|(from, _)| *from == stream).map(|(_, line)| format!("{line}\n")).collect()
     }
 
-    /// Whether a line on either output contains `text` by now.
+    /// Whether a line on either output contains `text` so far.
     pub fn has_said(&self, text: &str) -> bool {
         self.log.lines().iter().any(|(_, line)| line.contains(text))
     }
 
-    /// Sends a signal to the process (not to its children). Nothing happens if it has ended.
+    /// Sends a signal to the process, not to its children. Does nothing if it has ended.
     pub fn signal(&self, signal: Signal) {
         if self.ended.is_none() {
             let _ = kill(Pid::from_raw(self.child.id() as i32), signal);
         }
     }
 
-    /// SIGKILL, and waits for the end: as if the plug was pulled.
+    /// Sends SIGKILL and waits for the end.
     pub fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
         let _ = self.wait(super::PATIENCE);
     }
 
-    /// SIGSTOP: the process is there and does nothing.
+    /// Sends SIGSTOP: the process exists but stands still.
     pub fn freeze(&self) {
         self.signal(Signal::SIGSTOP);
     }
 
-    /// SIGCONT after [`Self::freeze`].
+    /// Sends SIGCONT, after [`Self::freeze`].
     pub fn thaw(&self) {
         self.signal(Signal::SIGCONT);
     }
@@ -169,7 +169,7 @@ impl Process {
     /// Waits for the end and all output.
     ///
     /// # Panics
-    /// If it does not come within `limit`.
+    /// If the process does not end within `limit`.
     pub fn wait(&mut self, limit: Duration) -> ExitStatus {
         let what = format!("the end of {}", self.name);
         let status = super::wait_for(&what, limit, || self.try_wait());
@@ -177,7 +177,7 @@ impl Process {
         status
     }
 
-    /// Resident memory now, bytes; 0 if it has ended.
+    /// Resident memory in bytes; 0 if it has ended.
     pub fn resident_bytes(&self) -> u64 {
         status_field(self.pid(), "VmRSS:").unwrap_or(0) * 1024
     }
@@ -187,7 +187,7 @@ impl Process {
         cpu_time(self.pid()).unwrap_or_default()
     }
 
-    /// The processes it started that are still there.
+    /// Ids of its children that still exist.
     pub fn children(&self) -> Vec<u32> {
         children_of(self.pid())
     }
@@ -214,7 +214,7 @@ pub fn binary(name: &str) -> PathBuf {
     std::env::var_os("MESH_BIN_DIR").map_or_else(default, PathBuf::from).join(name)
 }
 
-/// Whether a process with this id is there and no zombie.
+/// Whether a process with this id exists and is not a zombie.
 pub fn is_running(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with('Z')))
@@ -234,13 +234,13 @@ pub fn children_of(pid: u32) -> Vec<u32> {
 /// Processor time of a process, all its threads; `None` if it is gone.
 pub fn cpu_time(pid: u32) -> Option<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Fields 14 and 15, in ticks of 10 ms; counted behind the name, which may hold blanks.
+    // Fields 14 and 15, in ticks of 10 ms. They are counted behind the name, which may contain blanks.
     let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
     let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
     Some(Duration::from_millis(ticks * 10))
 }
 
-/// A number of `/proc/PID/status`, as it stands there (kB for memory).
+/// A number of `/proc/PID/status`, as printed there (kB for memory).
 pub fn status_field(pid: u32, field: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix(field)?.split_whitespace().next()?.parse().ok())

@@ -1,4 +1,4 @@
-//! A TCP proxy to put between two nodes: counts, cuts, stalls, throttles and loses, at the test's word.
+//! A TCP proxy between two nodes: on the test's command it counts, cuts, stalls and throttles.
 
 use std::{
     io::{Read, Write},
@@ -12,26 +12,26 @@ use proto_msgs::{Frame, Phase, WorkerToClient};
 
 use super::zmtp::{Passed, Reader};
 
-/// Bytes taken from a socket at once; also the grain of [`Proxy::cut_after`].
+/// Bytes read from a socket at once; also the granularity of [`Proxy::cut_after`].
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// Which side of the proxied connection sent something.
+/// A side of the proxied connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Side {
-    /// The one that connected.
+    /// The side that connected.
     Dialler,
-    /// The one that was connected to.
+    /// The side that was connected to.
     Listener,
 }
 
 /// A message that went through.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    /// When its last byte arrived here.
+    /// Time at which its last byte arrived here.
     pub at: Instant,
-    /// Who sent it.
+    /// The side that sent it.
     pub from: Side,
-    /// What it was.
+    /// The message itself.
     pub message: Passed,
 }
 
@@ -40,11 +40,11 @@ struct State {
     stalled: bool,
     closed: bool,
     bytes_per_s: Option<u64>,
-    /// All connections are cut when the dialler has sent this many bytes in all.
+    /// All connections are cut when the dialler has sent this many bytes in total.
     cut_at: Option<u64>,
-    /// Messages of the listening side are held back; ZeroMQ's own handshake is not.
+    /// The listener's messages are held back; ZeroMQ's own handshake is not.
     withholds: bool,
-    /// Nobody is let in.
+    /// New connections are refused.
     refuses: bool,
     sent: [u64; 2],
     seen: Vec<Seen>,
@@ -68,7 +68,7 @@ impl Shared {
     }
 }
 
-/// A listener that passes every connection on to its target.
+/// A listener that forwards every connection to its target.
 pub struct Proxy {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -81,7 +81,7 @@ impl std::fmt::Debug for Proxy {
 }
 
 impl Proxy {
-    /// A proxy on a free port of the loopback whose target is named later.
+    /// A proxy on a free port of the loopback. Its target is set later.
     pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback has a free port");
         let address = listener.local_addr().expect("just bound");
@@ -111,28 +111,28 @@ impl Proxy {
         proxy
     }
 
-    /// Names the target; connections that came before wait for it.
+    /// Sets the target. Connections that came earlier wait for it.
     pub fn lead_to(&self, target: &str) {
         let target = target.trim_start_matches("tcp://").parse().expect("an address and a port");
         self.shared.change(|state| state.target = Some(target));
     }
 
-    /// Its own address, `127.0.0.1:PORT`.
+    /// The proxy's own address, `127.0.0.1:PORT`.
     pub fn address(&self) -> String {
         self.address.to_string()
     }
 
-    /// Its own address as ZeroMQ writes it.
+    /// The proxy's own address as ZeroMQ writes it.
     pub fn endpoint(&self) -> String {
         format!("tcp://{}", self.address)
     }
 
-    /// Ends all connections now; new ones are let in.
+    /// Cuts all connections now. New ones are accepted.
     pub fn cut(&self) {
         self.shared.change(cut);
     }
 
-    /// Ends all connections once the dialling side has sent `bytes` more in all; new ones are let in.
+    /// Cuts all connections once the dialling side has sent `bytes` more in total. New ones are accepted.
     pub fn cut_after(&self, bytes: u64) {
         self.shared.change(|state| state.cut_at = Some(state.sent[Side::Dialler as usize] + bytes));
     }
@@ -142,7 +142,7 @@ impl Proxy {
         self.shared.state().cut_at.is_none()
     }
 
-    /// Lets nothing through and tells nobody: a pulled cable.
+    /// Lets nothing through, without closing connections: a pulled cable.
     pub fn stall(&self) {
         self.shared.change(|state| state.stalled = true);
     }
@@ -152,12 +152,12 @@ impl Proxy {
         self.shared.change(|state| state.stalled = false);
     }
 
-    /// Holds back what the listening side says, until told otherwise. Connections can be made all the same.
+    /// Holds back the listener's messages until called with false. Connections can still be made.
     pub fn withhold_answers(&self, withholds: bool) {
         self.shared.change(|state| state.withholds = withholds);
     }
 
-    /// Ends all connections and lets nobody in, until told otherwise.
+    /// Cuts all connections and refuses new ones, until called with false.
     pub fn refuse(&self, refuses: bool) {
         self.shared.change(|state| {
             state.refuses = refuses;
@@ -167,7 +167,7 @@ impl Proxy {
         });
     }
 
-    /// Lets each direction of each connection pass at most so many bytes a second.
+    /// Limits each direction of each connection to this many bytes per second.
     pub fn throttle(&self, bytes_per_s: Option<u64>) {
         self.shared.change(|state| state.bytes_per_s = bytes_per_s);
     }
@@ -177,7 +177,7 @@ impl Proxy {
         self.shared.state().sent[side as usize]
     }
 
-    /// Connections that were made so far.
+    /// Number of connections so far.
     pub fn connections(&self) -> usize {
         self.shared.state().connections
     }
@@ -187,7 +187,7 @@ impl Proxy {
         self.shared.state().seen.clone()
     }
 
-    /// The worker's messages to the client that went through, where this proxy stands before a worker's door.
+    /// The worker's messages to clients that went through, if this proxy stands before a worker's door.
     pub fn worker_said(&self) -> Vec<WorkerToClient> {
         let decode = |seen: &Seen| {
             let frame = Frame { head: seen.message.head.clone(), payload: Bytes::new() };
@@ -196,18 +196,18 @@ impl Proxy {
         self.shared.state().seen.iter().filter(|seen| seen.from == Side::Listener).filter_map(decode).collect()
     }
 
-    /// Whether the worker behind this proxy has said that it is doing this.
+    /// Whether the worker behind this proxy has reported this phase.
     pub fn worker_reached(&self, phase: Phase) -> bool {
         let is_it = |said: &WorkerToClient| matches!(said, WorkerToClient::Progress(at) if at.phase == phase);
         self.worker_said().iter().any(is_it)
     }
 
-    /// How often a message with this number went through.
+    /// Number of messages of this kind that went through.
     pub fn count(&self, kind: u16) -> usize {
         self.shared.state().seen.iter().filter(|seen| seen.message.kind == Some(kind)).count()
     }
 
-    /// Payload of all messages with this number: what chunks carried.
+    /// Payload bytes of all messages of this kind, for example of chunks.
     pub fn payload_bytes(&self, kind: u16) -> u64 {
         let state = self.shared.state();
         state.seen.iter().filter(|seen| seen.message.kind == Some(kind)).map(|seen| seen.message.payload_bytes).sum()
@@ -220,7 +220,7 @@ impl Drop for Proxy {
             state.closed = true;
             cut(state);
         });
-        // Wakes the accepting thread, which then sees that it is over.
+        // Wakes the accepting thread, which then sees `closed`.
         drop(TcpStream::connect(self.address));
     }
 }
@@ -242,7 +242,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         }
         let waiting = shared.changed.wait_while(state, |state| state.target.is_none() && !state.closed);
         let target = waiting.expect("no thread panics while it holds the proxy's state").target;
-        // Where nobody listens, the dialler sees its connection end at once.
+        // If nobody listens, the dialler's connection ends at once.
         let Some(Ok(target)) = target.map(TcpStream::connect) else { continue };
         let _ = (dialler.set_nodelay(true), target.set_nodelay(true));
         let (Ok(dialler_too), Ok(target_too)) = (dialler.try_clone(), target.try_clone()) else { continue };
@@ -278,7 +278,7 @@ fn pump(shared: &Shared, from: Side, mut source: TcpStream, mut sink: TcpStream)
         }
         drop(state);
         if let Some(pause) = pause {
-            // Not a wait for anything: this is the slow cable itself.
+            // Not a wait: this is the slow cable itself.
             std::thread::sleep(pause);
         }
         if sink.write_all(&piece[..length]).is_err() {

@@ -1,4 +1,4 @@
-//! A Redis server of the test's own.
+//! A Redis server for one test.
 
 use std::{net::TcpListener, process::Command, time::Duration};
 
@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use super::{PATIENCE, Process};
 
-/// A redis-server process with an empty folder of its own.
+/// A redis-server process with its own empty folder.
 #[derive(Debug)]
 pub struct Redis {
     process: Process,
@@ -18,7 +18,7 @@ impl Redis {
     /// Starts a server on a free port of the loopback.
     ///
     /// # Panics
-    /// If there is no redis-server (Debian: `apt-get install redis-server`).
+    /// If redis-server is not installed (Debian: `apt-get install redis-server`).
     pub fn start() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let port = free_port();
@@ -35,7 +35,7 @@ impl Redis {
         self.port
     }
 
-    /// Takes the server away without notice. What it had on disk stays.
+    /// Kills the server with SIGKILL. Its files stay.
     pub fn kill(&mut self) {
         self.process.kill();
     }
@@ -45,7 +45,7 @@ impl Redis {
         self.process = serve(self.port, &self.folder);
     }
 
-    /// What `redis-cli` prints for these arguments.
+    /// The output of `redis-cli` for these arguments.
     pub fn cli(&self, arguments: &[&str]) -> String {
         let output = Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(arguments).output();
         let output = output.expect("redis-cli comes with redis-server");
@@ -55,7 +55,7 @@ impl Redis {
 
 fn serve(port: u16, folder: &TempDir) -> Process {
     let mut command = Command::new("redis-server");
-    // Every write on disk before it is answered: what the broker has acknowledged must survive a kill of both.
+    // Every write is on disk before it is answered: what the broker has acknowledged must survive a kill of both.
     command.args([
         "--port",
         &port.to_string(),
@@ -74,13 +74,13 @@ fn serve(port: u16, folder: &TempDir) -> Process {
     process
 }
 
-/// A port that nothing listens on right now.
+/// A port on which nothing listens right now.
 pub fn free_port() -> u16 {
-    // Redis takes no port 0. Between this and its own bind another process might take the port; the kernel deals ports
-    // out in turn, so that it is not the next one asked.
+    // Redis does not accept port 0. Another process might take the port before Redis binds it, but the kernel hands
+    // ports out in turn, so that is unlikely.
     let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback has a free port");
     listener.local_addr().expect("just bound").port()
 }
 
-/// How long a broker may take to notice that its store is away or back.
+/// Longest time until a broker notices that its store is away or back.
 pub const NOTICE_LIMIT: Duration = Duration::from_secs(20);

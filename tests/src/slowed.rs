@@ -1,4 +1,4 @@
-//! A worker made slow: its runners stand still for most of the time, and nothing else of it does.
+//! A slowed worker: only its runners stand still for most of the time.
 
 use std::{
     sync::{
@@ -16,11 +16,11 @@ use nix::{
 
 use super::Worker;
 
-/// How long its runners go and stand still in turn. This is the fault itself, not a wait for anything.
+/// How long its runners run and stand still in turn. This is the fault itself, not a wait.
 const GOES: Duration = Duration::from_millis(10);
 const STANDS_STILL: Duration = Duration::from_millis(290);
 
-/// While it lives, a worker's runners stand still for all but a thirtieth of the time.
+/// While this value lives, a worker's runners stand still for all but a thirtieth of the time.
 #[derive(Debug)]
 pub struct Slowed {
     worker: u32,
@@ -29,7 +29,7 @@ pub struct Slowed {
 }
 
 impl Slowed {
-    /// Begins at once.
+    /// Slows the worker at once.
     pub fn begin(worker: &Worker) -> Self {
         let (worker, is_over) = (worker.pid(), Arc::new(AtomicBool::new(false)));
         let over = Arc::clone(&is_over);
@@ -55,6 +55,6 @@ impl Drop for Slowed {
 
 fn signal_runners(worker: u32, signal: Signal) {
     for runner in super::process::children_of(worker) {
-        let _gone = kill(Pid::from_raw(runner as i32), signal);
+        let _ = kill(Pid::from_raw(runner as i32), signal); // It may have ended.
     }
 }

@@ -1,7 +1,7 @@
 //! ZeroMQ's wire protocol (ZMTP 3.1, NULL mechanism), read and spoken without libzmq.
 //!
-//! [`Reader`] turns a byte stream that passes by into messages, for counting. [`Peer`] is a DEALER on a plain TCP
-//! connection, for saying what no honest node would say, and for ten thousand peers that cost one descriptor each.
+//! [`Reader`] turns a passing byte stream into messages, for counting. [`Peer`] is a DEALER on a plain TCP connection,
+//! for messages that no honest node would send, and for ten thousand peers that cost one descriptor each.
 
 use std::{
     io::{self, Read, Write},
@@ -17,31 +17,31 @@ const FLAG_MORE: u8 = 1;
 const FLAG_LONG: u8 = 2;
 const FLAG_COMMAND: u8 = 4;
 
-/// No part that the tests let pass is longer.
+/// Longest part that the tests send.
 const PART_BYTES_MAX: u64 = 64 << 20;
 
-/// One message that went by.
+/// A message that passed by.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Passed {
-    /// The number of the mesh's message; `None` if it is none of ours.
+    /// Kind number; `None` if it is not a message of the mesh.
     pub kind: Option<u16>,
-    /// Its first part, for decoding.
+    /// The first part, for decoding.
     pub head: Bytes,
     /// Bytes of the parts behind the first: a chunk's payload.
     pub payload_bytes: u64,
 }
 
-/// Reads one direction of a connection as it goes by.
+/// Reads one direction of a passing connection.
 #[derive(Debug, Default)]
 pub struct Reader {
     buffer: Vec<u8>,
     greeted: bool,
-    /// The message whose last part has not come yet.
+    /// The message whose last part has not arrived yet.
     open: Option<Passed>,
 }
 
 impl Reader {
-    /// Takes the next bytes of the stream and gives the messages that end in them.
+    /// Takes the next bytes of the stream and returns the messages that end in them.
     pub fn feed(&mut self, bytes: &[u8]) -> Vec<Passed> {
         self.buffer.extend_from_slice(bytes);
         let mut passed = Vec::new();
@@ -72,7 +72,7 @@ impl Reader {
     }
 }
 
-/// Flags and place of the part at the beginning of `bytes`; `None` if it is not there whole.
+/// Flags and range of the part at the beginning of `bytes`; `None` if it is incomplete.
 fn split_part(bytes: &[u8]) -> Option<(u8, std::ops::Range<usize>)> {
     let flags = *bytes.first()?;
     let (start, length) = if flags & FLAG_LONG != 0 {
@@ -94,7 +94,7 @@ fn write_part(to: &mut Vec<u8>, flags: u8, body: &[u8]) {
     to.extend_from_slice(body);
 }
 
-/// A DEALER without a library.
+/// A DEALER without libzmq.
 #[derive(Debug)]
 pub struct Peer {
     stream: TcpStream,
@@ -103,10 +103,10 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Connects to `address` (`127.0.0.1:5555`, also with `tcp://` before it) and shakes hands.
+    /// Connects to `address` (`127.0.0.1:5555`, with or without `tcp://`) and shakes hands.
     ///
     /// # Errors
-    /// If nobody is there, or it speaks something else.
+    /// If nobody listens, or the peer speaks another protocol.
     pub fn connect(address: &str) -> io::Result<Self> {
         let mut stream = TcpStream::connect(address.trim_start_matches("tcp://"))?;
         stream.set_nodelay(true)?;
@@ -142,7 +142,7 @@ impl Peer {
         self.stream.write_all(&bytes)
     }
 
-    /// Sends bytes as they are: not even ZMTP.
+    /// Sends raw bytes that are not even ZMTP.
     ///
     /// # Errors
     /// If the connection is gone.
@@ -150,7 +150,7 @@ impl Peer {
         self.stream.write_all(bytes)
     }
 
-    /// The next frame; `None` if none comes within `limit`. Answers ZeroMQ's own signs of life meanwhile.
+    /// The next frame; `None` if none arrives within `limit`. Answers ZeroMQ's pings meanwhile.
     ///
     /// # Errors
     /// If the peer closed the connection.
@@ -167,7 +167,7 @@ impl Peer {
         }
     }
 
-    /// Reads what is there, waiting at most `limit`; false if nothing came.
+    /// Reads what has arrived, and waits for it at most `limit`; false if nothing came.
     fn read_some(&mut self, limit: Duration) -> io::Result<bool> {
         let mut buffer = [0; 16 * 1024];
         let read = if limit.is_zero() {
@@ -209,7 +209,7 @@ impl Peer {
     }
 
     fn answer_ping(&mut self, command: &[u8]) -> io::Result<()> {
-        // Name, two bytes of time to live, and up to 16 bytes that are given back.
+        // A PING: name, two bytes of time to live, and up to 16 bytes that are returned.
         let Some(context) = command.strip_prefix(b"\x04PING").and_then(|rest| rest.get(2..)) else { return Ok(()) };
         let mut pong = Vec::new();
         write_part(&mut pong, FLAG_COMMAND, &[b"\x04PONG", context].concat());

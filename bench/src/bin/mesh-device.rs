@@ -1,5 +1,5 @@
-//! PROGRAM: a runner whose runs take a stated time. Started by `mesh-worker --runner` in place of `mesh-runner`, with the
-//! same arguments behind `--device FILE`. Never: a real model.
+//! PROGRAM: a runner whose runs take a stated time. `mesh-worker --runner` starts it in place of `mesh-runner`, with
+//! the same arguments behind `--device FILE`. Never: a real model.
 
 use std::process::ExitCode;
 

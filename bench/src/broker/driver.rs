@@ -1,5 +1,5 @@
-//! The client that drives broker and echo alike, made to cost as little as it can: its messages are encoded once, only the
-//! task's id is written anew, and of an answer only number and task are read. What it costs is a part of both figures.
+//! The client that drives broker and echo alike, as cheap as possible, since its cost is part of both figures. Its
+//! messages are encoded once and only the task's id is rewritten; of an answer it reads only kind number and task.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ use proto_msgs::{
 /// `Submit`, `Grant` and `Close` begin with the task's id.
 const TASK_BYTES: usize = 16;
 
-/// What follows a submit.
+/// The messages of one cycle.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Cycle {
     /// Grant, then the `Close` that frees the slot: three messages.
@@ -25,15 +25,15 @@ pub(crate) enum Cycle {
     Bare,
 }
 
-/// What one measurement gave.
+/// The result of one measurement.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Answered {
     pub(crate) per_s: f64,
-    /// From each submit to its grant.
+    /// Time from each submit to its grant.
     pub(crate) times: Vec<Duration>,
 }
 
-/// One DEALER, with any number of connections, and its message templates.
+/// One DEALER with any number of connections, and its message templates.
 pub(crate) struct Driver {
     socket: zmq::Socket,
     submit: Vec<u8>,
@@ -44,14 +44,15 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// A client with so many connections; each submit takes the next of them.
+    /// A client with this many connections; each submit takes the next one.
     pub(crate) fn connect(endpoint: &str, connections: usize) -> Result<Self> {
         let socket = zmq::Context::new().socket(zmq::DEALER)?;
         socket.set_linger(0)?;
         socket.set_rcvtimeo(PATIENCE.as_millis() as i32)?;
         let (_, port) = endpoint.rsplit_once(':').context("an endpoint has a port")?;
         for number in 0..connections {
-            // A DEALER connects to one address once; an own source makes each of them another one. All of 127/8 is ours.
+            // A DEALER connects to one address only once, but a different source address makes a new connection. All of
+            // 127/8 is local.
             let (high, low) = (number / 250, number % 250 + 1);
             socket.connect(&format!("tcp://127.0.{high}.{low}:0;127.0.0.1:{port}"))?;
         }
@@ -101,7 +102,7 @@ impl Driver {
         self.socket.send(&self.submit[..], 0).context("cannot send a submit")
     }
 
-    /// The task that was granted.
+    /// The number of the task that was granted.
     fn granted(&self, answer: &[u8]) -> Result<u64> {
         if Header::split(answer).is_some_and(|(header, _)| header.kind == self.grant_kind)
             && let Some(task) = task_of(answer)
@@ -111,7 +112,7 @@ impl Driver {
         bail!("wanted a grant, got {:?}", BrokerToClient::from_frame(&Frame::new(answer.to_vec())));
     }
 
-    /// The shortcut of writing ids into encoded messages gives what encoding would give.
+    /// Checks that writing ids into encoded messages gives the same bytes as encoding.
     fn check_templates(&self) -> Result<()> {
         for template in [&self.submit, &self.close] {
             let mut bytes = template.clone();
@@ -143,7 +144,7 @@ pub(crate) fn set_task(message: &mut [u8], task: [u8; TASK_BYTES]) {
     message[HEADER_BYTES..HEADER_BYTES + TASK_BYTES].copy_from_slice(&task);
 }
 
-/// The number of the message with this name.
+/// The kind number of the message with this name.
 pub(crate) fn kind_of(kinds: &[(u16, &str)], name: &str) -> u16 {
     kinds.iter().find(|(_, known)| *known == name).expect("invariant: named as in proto-msgs").0
 }

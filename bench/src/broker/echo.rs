@@ -1,5 +1,5 @@
-//! The bare thing that the broker is compared with: a libzmq ROUTER in a loop that answers each message with fixed bytes
-//! of the size that the broker's answer would have. It looks at nothing but the message's number.
+//! The baseline for the broker: a libzmq ROUTER in a loop that answers each message with fixed bytes of the size of the
+//! broker's answer. It looks only at the message's kind number.
 
 use anyhow::{Context, Result};
 use proto_msgs::{
@@ -8,7 +8,7 @@ use proto_msgs::{
 
 use super::driver::{example_grant, kind_of, set_task, task_of};
 
-/// As many as the broker's listener holds.
+/// The same backlog as the broker's listener.
 const BACKLOG: i32 = 1024;
 
 /// Prints `listening on ENDPOINT` and serves until it is killed.

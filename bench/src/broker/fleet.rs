@@ -1,4 +1,4 @@
-//! Many workers that do nothing but beat: each a TCP connection of its own, all in one thread.
+//! Many workers that only send heartbeats: each has its own TCP connection, all share one thread.
 
 use std::{
     sync::{
@@ -16,12 +16,12 @@ use proto_msgs::{Arch, BrokerToWorker, Frame, Heartbeat, Load, Register, WorkerI
 /// Time between two heartbeats of one worker.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// How often the workers beat.
+/// Rate of the heartbeats.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Pace {
-    /// Once a second each, spread evenly.
+    /// Once a second per worker, spread evenly.
     EverySecond,
-    /// As fast as the broker takes it.
+    /// As fast as the broker accepts them.
     FlatOut,
 }
 
@@ -39,7 +39,7 @@ struct Member {
 }
 
 impl Fleet {
-    /// Connects and registers `workers` workers with `slots` slots each and lets them beat.
+    /// Connects and registers `workers` workers with `slots` slots each and starts their heartbeats.
     pub(crate) fn start(endpoint: &str, workers: usize, slots: u16, pace: Pace) -> Result<Self> {
         let mut members = Vec::with_capacity(workers);
         for number in 0..workers {
@@ -48,7 +48,7 @@ impl Fleet {
             let beat = heartbeat(&register);
             members.push(Member { peer, register, beat });
         }
-        // Only now, so that the first has not fallen silent when the last is there.
+        // Only now, so that the first worker has not fallen silent when the last one is connected.
         for member in &mut members {
             member.peer.send(&frame(WorkerToBroker::Register(member.register.clone())))?;
         }
@@ -66,7 +66,7 @@ impl Drop for Fleet {
     }
 }
 
-/// Goes round the workers; a round takes one interval.
+/// Sends the heartbeats of all workers in turn; a round takes one interval.
 fn keep_beating(members: &mut [Member], pace: Pace, over: &AtomicBool) {
     let start = Instant::now();
     let step = HEARTBEAT.div_f64(members.len() as f64);
@@ -85,8 +85,9 @@ fn keep_beating(members: &mut [Member], pace: Pace, over: &AtomicBool) {
 }
 
 impl Member {
-    /// Answers are read before, so that the broker's queue to this worker does not grow. A worker that the broker does not
-    /// know (any more) registers again, like a real one; one whose connection is gone stays silent and is missed by number.
+    /// Reads answers first, so that the broker's queue to this worker does not grow. A worker that the broker does not
+    /// know registers again, like a real one. A worker whose connection is gone stays silent, and its number is
+    /// missing.
     fn beat(&mut self) {
         while let Ok(Some(answer)) = self.peer.recv(Duration::ZERO) {
             if let Ok(BrokerToWorker::HeartbeatAck(ack)) = BrokerToWorker::from_frame(&answer)
@@ -112,7 +113,7 @@ fn register(number: usize, slots: u16) -> Register {
         name: format!("bench-{number}"),
         arch: Arch::HERE,
         endpoints: vec!["tcp://127.0.0.1:9".into()],
-        // Submits without a wish and of one item are of the realtime lane.
+        // Submits of one item without a wish go to the realtime lane.
         slots: [slots, 0],
         heartbeat_ms: HEARTBEAT.as_millis() as u32,
         ..mesh_samples::register(number as u32)

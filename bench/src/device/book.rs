@@ -1,6 +1,6 @@
-//! When a device is free: five numbers in a file that all its runners share. Whoever wants the device books the time behind
-//! what was booked before, as work is queued on a GPU: a runner that is woken late, or killed, takes no time from the
-//! others, and the device's time is exact on a machine that is not.
+//! The timetable of a device: five numbers in a file that all its runners share. A runner books its time behind all
+//! earlier bookings, as work is queued on a GPU. So a runner that wakes late, or is killed, takes no time from the
+//! others, and the device's time is exact even on a busy machine.
 
 use std::{
     fs::{File, OpenOptions},
@@ -16,54 +16,54 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 
-/// Places of the numbers in the file, in words of eight bytes.
+/// Positions of the numbers in the file, in words of eight bytes.
 const FREE_AT_NS: u64 = 0;
 const SLOWNESS_PERMILLE: u64 = 1;
 const BUSY_NS: u64 = 2;
 const BATCHES: u64 = 3;
 const ROWS: u64 = 4;
 
-/// A device's file.
+/// The timetable file of a device.
 #[derive(Debug)]
 pub struct Book {
     file: File,
 }
 
-/// What was done on a device since its file was made.
+/// Work that a device has done since its file was made.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Usage {
     /// Time booked.
     pub busy: Duration,
     /// Batches.
     pub batches: u64,
-    /// Rows in them.
+    /// Rows in all batches.
     pub rows: u64,
 }
 
 impl Usage {
-    /// What came on top of an earlier look.
+    /// The usage since an earlier look.
     pub fn since(self, earlier: Self) -> Self {
         let busy = self.busy.saturating_sub(earlier.busy);
         Self { busy, batches: self.batches - earlier.batches, rows: self.rows - earlier.rows }
     }
 
-    /// Rows in the middle batch, as it were.
+    /// Average number of rows per batch.
     pub fn rows_per_batch(self) -> f64 {
         self.rows as f64 / self.batches.max(1) as f64
     }
 }
 
 impl Book {
-    /// The file's own or a new one.
+    /// Opens the file, or makes a new one.
     ///
     /// # Errors
-    /// If it can be neither opened nor made.
+    /// If the file can be neither opened nor made.
     pub fn open(path: &Path) -> Result<Self> {
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         Ok(Self { file: opened.with_context(|| format!("cannot open the device's file {}", path.display()))? })
     }
 
-    /// Books `cost` for a batch that arrives now, and gives how long from now until it is done.
+    /// Books `cost` for a batch that arrives now. Returns the time from now until the batch is done.
     ///
     /// # Errors
     /// If the file cannot be locked or written.
@@ -86,7 +86,7 @@ impl Book {
         Ok(Duration::from_nanos(done_ns).saturating_sub(now()))
     }
 
-    /// Makes every later batch take so many thousandths of its cost.
+    /// Makes every later batch take this many thousandths of its cost.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -94,7 +94,7 @@ impl Book {
         Ok(self.set(SLOWNESS_PERMILLE, permille)?)
     }
 
-    /// What was done so far.
+    /// The work done so far.
     ///
     /// # Errors
     /// If the file cannot be read.
@@ -103,7 +103,7 @@ impl Book {
         Ok(Usage { busy, batches: self.word(BATCHES)?, rows: self.word(ROWS)? })
     }
 
-    /// A number; 0 in a file that nobody wrote to.
+    /// One number; 0 in a file that nobody has written to.
     fn word(&self, place: u64) -> io::Result<u64> {
         let mut bytes = [0; 8];
         match self.file.read_exact_at(&mut bytes, place * 8) {

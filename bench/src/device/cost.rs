@@ -1,36 +1,36 @@
-//! What a batch costs, and how a model file says it: as metadata of an ONNX file that computes `y = x + 1`, so that a real
-//! runtime gives the same answers sooner.
+//! Owns the cost of a batch, and its form in a model file: metadata of an ONNX file that computes `y = x + 1`, so that
+//! a real runtime gives the same answers, only sooner.
 
 use std::{fmt, time::Duration};
 
 use anyhow::{Context, Result, bail};
 
-/// The key of the model's metadata.
+/// Key of the model's metadata.
 const KEY: &str = "mesh-device";
 
 /// `ModelProto.metadata_props`, length-delimited.
 const METADATA_TAG: u8 = 14 << 3 | 2;
 
-/// What a model costs on a device.
+/// The cost of a model on a device.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Cost {
-    /// Each batch.
+    /// Microseconds of each batch.
     pub base_us: u64,
-    /// Each row in it.
+    /// Microseconds of each row in it.
     pub row_us: u64,
-    /// Rows that fit.
+    /// Rows that fit into a batch.
     pub rows_max: u64,
-    /// Which of a worker's devices; models of one device wait for each other.
+    /// The worker's device; models on one device wait for each other.
     pub device: String,
 }
 
 impl Cost {
-    /// So much a batch and so much a row, at most 64 rows, on the first device.
+    /// A cost per batch and per row, with at most 64 rows, on the first device.
     pub fn new(base_us: u64, row_us: u64) -> Self {
         Self { base_us, row_us, rows_max: 64, device: "0".to_owned() }
     }
 
-    /// The same on another device.
+    /// The same cost on another device.
     pub fn on(mut self, device: &str) -> Self {
         device.clone_into(&mut self.device);
         self
@@ -41,20 +41,20 @@ impl Cost {
         Duration::from_micros(self.base_us + self.row_us * rows)
     }
 
-    /// Time of so many rows in as few batches as can be.
+    /// Time of `rows` rows in as few batches as possible.
     pub fn all(&self, rows: u64) -> Duration {
         let (full, rest) = (rows / self.rows_max, rows % self.rows_max);
         let rest = if rest == 0 { Duration::ZERO } else { self.batch(rest) };
         self.batch(self.rows_max) * full as u32 + rest
     }
 
-    /// Rows a second that a device always busy with batches of this size does.
+    /// Rows per second of a device that is always busy with batches of this size.
     pub fn rows_per_s(&self, rows: u64) -> f64 {
         let rows = rows.clamp(1, self.rows_max);
         rows as f64 / self.batch(rows).as_secs_f64()
     }
 
-    /// A model file: `x + 1` (an ONNX model without metadata) with these costs.
+    /// A model file with these costs: `model` (`x + 1`, an ONNX model without metadata) plus metadata.
     pub fn write_into(&self, mut model: Vec<u8>) -> Vec<u8> {
         let text = self.to_string();
         let entry_bytes = KEY.len() + text.len() + 4;
@@ -66,10 +66,10 @@ impl Cost {
         model
     }
 
-    /// The costs in a model file.
+    /// Reads the costs from a model file.
     ///
     /// # Errors
-    /// If there are none.
+    /// If the file states none.
     pub fn read_from(model: &[u8]) -> Result<Self> {
         let at = model.windows(KEY.len()).rposition(|window| window == KEY.as_bytes());
         let after = at.and_then(|at| model.get(at + KEY.len() + 1..)).context("the model states no cost")?;

@@ -1,5 +1,5 @@
-//! The Open Inference Protocol v2 on a Unix socket, as far as a worker speaks it: ready, metadata, infer with tensors as
-//! raw bytes. One thread a connection, one request at a time on each.
+//! The part of the Open Inference Protocol v2 that a worker uses, on a Unix socket: ready, metadata, infer with tensors
+//! as raw bytes. One thread per connection, one request at a time on each.
 
 use std::{
     collections::BTreeMap,
@@ -15,26 +15,25 @@ use serde_json::{Value, json};
 
 use super::{Book, Cost};
 
-/// How many bytes of a body are JSON; tensors follow.
+/// Header with the length of the JSON in a body; tensors follow the JSON.
 const JSON_LENGTH: &str = "inference-header-content-length";
 
 /// Longest request: far more than any experiment sends.
 const BODY_BYTES_MAX: usize = 256 << 20;
 
-/// How the runner was started.
+/// Arguments of the runner.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Settings {
-    /// The device's file; a model on another device than `0` takes the file with that name behind it.
+    /// The device's file. A model on another device than `0` uses the file with the device's name appended.
     pub device: PathBuf,
     /// The model.
     pub model: PathBuf,
-    /// Where to listen.
+    /// The socket to listen on.
     pub socket: PathBuf,
 }
 
 impl Settings {
-    /// From `--device FILE serve --model FILE --socket PATH` and whatever else `mesh-runner` understands, which does not
-    /// matter here.
+    /// Reads `--device FILE serve --model FILE --socket PATH`. Other arguments of `mesh-runner` are ignored.
     ///
     /// # Errors
     /// If one of the three is missing.
@@ -53,14 +52,14 @@ impl Settings {
     }
 }
 
-/// What answers requests.
+/// Answers requests.
 #[derive(Debug)]
 struct Runner {
     cost: Cost,
     book: Book,
 }
 
-/// A request as far as it matters.
+/// The parts of a request that matter here.
 struct Request {
     path: String,
     json_bytes: usize,
@@ -70,9 +69,9 @@ struct Request {
 /// Serves until the process is killed.
 ///
 /// # Errors
-/// If the model states no cost or nobody can listen.
+/// If the model states no cost, or the socket cannot be used.
 pub fn serve(settings: &Settings) -> Result<()> {
-    // Wake-ups to the nanosecond instead of somewhere within 50 microseconds.
+    // Timers exact to the nanosecond, instead of to 50 microseconds.
     let _ = nix::sys::prctl::set_timerslack(1);
     let model = std::fs::read(&settings.model).with_context(|| format!("cannot read {}", settings.model.display()))?;
     let cost = Cost::read_from(&model)?;
@@ -128,7 +127,7 @@ impl Runner {
         }
     }
 
-    /// Rows are numbers: `x` is FP32 of any length, `y` has one more in each place.
+    /// Rows are numbers: `x` is FP32 of any length, and `y` is `x` plus one, element by element.
     fn infer(&self, name: &str, request: &Request) -> Result<(Value, Vec<u8>)> {
         let json: Value = serde_json::from_slice(&request.body[..request.json_bytes])?;
         let shape = &json["inputs"][0]["shape"];

@@ -1,4 +1,5 @@
-//! Small requests without end on a device to which the size of the batch is all: 5 ms a batch and 0.2 ms an item.
+//! Small requests without end, on a device whose time depends mostly on the number of batches: 5 ms per batch and 0.2
+//! ms per item.
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::{
     report::{Report, Table, percentile_ms},
 };
 
-/// Clients and items of each request. The first is bulk, which small requests are compared with.
+/// Number of clients, and items per request. The first is bulk, to which small requests are compared.
 const SHAPES: [(usize, u32); 5] = [(4, 512), (8, 1), (8, 8), (64, 1), (64, 8)];
 
 const COLUMNS: &[&str] = &[

@@ -1,5 +1,5 @@
-//! What a decision of the broker costs: its machine driven in this process, without sockets, with up to a hundred thousand
-//! workers.
+//! The cost of a decision of the broker: its machine runs in this process, without sockets, with up to a hundred
+//! thousand workers.
 
 use std::{
     collections::VecDeque,
@@ -23,9 +23,9 @@ use crate::report::{Report, Table};
 
 /// Users that submit in turn.
 const CLIENTS: u32 = 100;
-/// Models in use. Each worker has two of them, loaded and measured.
+/// Models in use. Each worker has loaded and measured two of them.
 const MODELS: u32 = 32;
-/// Between two events, in the machine's own time.
+/// Time between two events, on the machine's own clock.
 const STEP: Duration = Duration::from_micros(50);
 
 pub(super) fn run(plan: Plan<'_>) -> Result<Report> {
@@ -50,7 +50,7 @@ pub(super) fn run(plan: Plan<'_>) -> Result<Report> {
         for workers in plan.or(&[10_u32, 100, 1_000, 10_000, 100_000][..], &[10, 100]) {
             let mut bench = Bench::new(*workers, *waiting)?;
             let mut measured = bench.cycles(cycles)?;
-            // Before the times are sorted.
+            // Computed before the times are sorted.
             let mean = measured.decision_us();
             if *workers == 10 {
                 at_ten = mean;
@@ -91,11 +91,11 @@ struct Bench {
     now: MonoTime,
     workers: u32,
     submitted: u32,
-    /// Granted and not closed, the oldest first.
+    /// Granted and not yet closed attempts, the oldest first.
     at_work: VecDeque<AttemptId>,
 }
 
-/// What so many cycles gave.
+/// Figures of a number of cycles.
 struct Measured {
     submits: Vec<Duration>,
     closes: Vec<Duration>,
@@ -104,7 +104,7 @@ struct Measured {
 }
 
 impl Measured {
-    /// Mean of a whole cycle, without the slowest hundredth: those in which the machine gave the processor to others.
+    /// Mean of a whole cycle, without the slowest hundredth: in those the machine ran other processes.
     fn decision_us(&self) -> f64 {
         let mut cycles: Vec<Duration> =
             self.submits.iter().zip(&self.closes).map(|(one, other)| *one + *other).collect();
@@ -127,7 +127,7 @@ impl Measured {
 }
 
 impl Bench {
-    /// All workers busy and so many tasks waiting; or, with none waiting, half of the workers idle.
+    /// All workers busy and `waiting` tasks in the queue; if `waiting` is 0, half of the workers idle.
     fn new(workers: u32, waiting: u32) -> Result<Self> {
         let (broker, now) = (Broker::new(Config::default()), MonoTime::from_micros(1_000_000));
         let mut bench = Self { broker, now, workers, submitted: 0, at_work: VecDeque::new() };
@@ -158,7 +158,7 @@ impl Bench {
         Ok(self.handle(from_client(number, ClientToBroker::Close(close))))
     }
 
-    /// Gives an event, takes the time, and notes the grants in the answer.
+    /// Handles an event, measures its time, and notes the grants in the answer.
     fn handle(&mut self, event: Event) -> Duration {
         self.now = self.now + STEP;
         let began = Instant::now();
@@ -197,7 +197,7 @@ fn micros_at(times: &mut [Duration], share: f64) -> f64 {
     crate::report::percentile_ms(times, share) * 1000.0
 }
 
-/// Users submit in turn.
+/// The client of a task: clients submit in turn.
 fn client_of(task: u32) -> u32 {
     task % CLIENTS
 }

@@ -1,5 +1,5 @@
-//! Where the experiments take place: a broker, workers whose devices have stated costs, and clients each with an identity of
-//! its own, all real; once as it is meant to be and once with scheduling switched off.
+//! The place of the experiments: a broker, workers whose devices have stated costs, and clients each with its own
+//! identity, all real; once with scheduling on and once with it off.
 
 use std::{
     fs,
@@ -15,15 +15,15 @@ use mesh_core::broker::Policy;
 use mesh_sdk::{Listen, Model, Options};
 use mesh_tests::{Mesh, MeshOptions, PATIENCE, Process, onnx, process::binary};
 
-/// A worker's heartbeat: what it learned of costs and violations reaches the broker this often.
+/// A worker's heartbeat interval: measured costs and violations reach the broker this often.
 const HEARTBEAT: &str = "200ms";
 
-/// How tasks find their way.
+/// Whether scheduling is on.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Scheduling {
-    /// As it is meant to be.
+    /// The mesh as it is meant to be.
     On,
-    /// One FIFO for everybody, workers in turn, a task is one run.
+    /// One FIFO for all clients, workers in turn, one run per task.
     Off,
 }
 
@@ -46,28 +46,28 @@ impl Scheduling {
     }
 }
 
-/// How a field is laid out.
+/// Layout of a field.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {
     pub(super) scheduling: Scheduling,
-    /// Each has devices of its own.
+    /// Number of workers; each has its own devices.
     pub(super) workers: usize,
-    /// Of the realtime and of the batch lane, at each worker.
+    /// Slots of the realtime and of the batch lane, at each worker.
     pub(super) slots: [u16; 2],
-    /// What runs models.
+    /// The runner of models.
     pub(super) runner: Runner,
 }
 
-/// What runs models.
+/// The runner of models.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Runner {
-    /// Devices of stated cost: so many, one batch at a time each.
+    /// This many devices of stated cost, each with one batch at a time.
     Device(usize),
     /// `mesh-runner` on this machine's processor.
     Real,
 }
 
-/// A mesh at work.
+/// A running mesh.
 #[derive(Debug)]
 pub(super) struct Field {
     workers: Vec<Place>,
@@ -83,7 +83,7 @@ struct Place {
 }
 
 impl Field {
-    /// Broker and workers, registered.
+    /// Starts broker and workers and waits until they are registered.
     pub(super) fn start(layout: Layout) -> Result<Self> {
         Self::with_broker(layout, layout.scheduling.broker_args())
     }
@@ -108,7 +108,7 @@ impl Field {
         fs::create_dir(&folder)?;
         let device = folder.join("device");
         let [realtime, batch] = self.layout.slots;
-        // Switched off, all slots are of one lane.
+        // With scheduling off, all slots belong to one lane.
         let (realtime, batch) = match self.layout.scheduling {
             Scheduling::On => (realtime, batch),
             Scheduling::Off => (0, realtime + batch),
@@ -124,7 +124,7 @@ impl Field {
             let ids: Vec<String> = (0..devices).map(|id| id.to_string()).collect();
             command.arg("--runner").arg(write_starter(&folder, &device)?);
             command.args(["--device-map", &ids.join(","), "--warm", "64"]);
-            // Switched off, as many runs wait at the device as there are slots.
+            // With scheduling off, as many runs wait at the device as there are slots.
             let width = if self.layout.scheduling == Scheduling::Off { batch } else { 1 };
             command.args(["--device-width", &width.to_string()]);
         }
@@ -137,13 +137,13 @@ impl Field {
         self.layout.scheduling
     }
 
-    /// So many clients, each a user of its own, connected.
+    /// Connects this many clients, each with its own identity.
     pub(super) async fn clients(&self, prefix: &str, count: usize) -> Result<Vec<mesh_sdk::Mesh>> {
         let mut clients = Vec::with_capacity(count);
         for number in 0..count {
             let mut options = Options::new(self.mesh.endpoint());
             options.state_dir = self.mesh.folder().join(format!("{prefix}{number}"));
-            // Its workers can be dialled: a listener of each of a hundred clients would only cost threads.
+            // Clients can dial the workers, so a listener per client would only cost threads.
             options.listen = Listen::Never;
             options.connect_within = PATIENCE;
             clients.push(mesh_sdk::Mesh::connect(options).await?);
@@ -151,7 +151,7 @@ impl Field {
         Ok(clients)
     }
 
-    /// What all devices of this name did so far.
+    /// Work of all devices with this name so far.
     pub(super) fn usage(&self, device: &str) -> Result<Usage> {
         let mut sum = Usage::default();
         for place in &self.workers {
@@ -163,12 +163,12 @@ impl Field {
         Ok(sum)
     }
 
-    /// Rows that each worker's first device did so far.
+    /// Rows that each worker's first device has run so far.
     pub(super) fn rows_by_worker(&self) -> Result<Vec<u64>> {
         self.workers.iter().map(|place| Ok(place.book("0")?.usage()?.rows)).collect()
     }
 
-    /// Makes the first device of this worker take so many thousandths of its cost.
+    /// Makes the first device of this worker take this many thousandths of its cost.
     pub(super) fn slow_down(&self, worker: usize, permille: u64) -> Result<()> {
         self.workers.get(worker).context("there is no such worker")?.book("0")?.slow_down(permille)
     }
@@ -177,7 +177,7 @@ impl Field {
         self.workers.iter().map(|place| place.name.as_str()).collect()
     }
 
-    /// Processor time of broker and workers so far, their runners left out.
+    /// Processor time of broker and workers so far, without their runners.
     pub(super) fn mesh_cpu(&mut self) -> Duration {
         let broker = self.mesh.broker().pid();
         let workers = self.workers.iter().map(|place| place._process.pid());
@@ -196,7 +196,7 @@ impl Place {
     }
 }
 
-/// A script that starts the device's runner; a worker gives a runner no other settings than a model's.
+/// Writes a script that starts the device's runner, since a worker passes a runner only the model's settings.
 fn write_starter(folder: &Path, device: &Path) -> Result<PathBuf> {
     let program = std::env::current_exe()?.with_file_name("mesh-device");
     ensure!(program.exists(), "{} is missing: cargo build --release", program.display());

@@ -1,4 +1,4 @@
-//! What the experiments are summed up with. Never: measuring.
+//! Owns the summary figures of the experiments. Never: measuring.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ pub(super) fn jain(shares: &[f64]) -> f64 {
     if squares == 0.0 { f64::NAN } else { sum * sum / (shares.len() as f64 * squares) }
 }
 
-/// The most over the least.
+/// The largest count divided by the smallest.
 pub(super) fn skew(counts: &[u64]) -> f64 {
     let (most, least) = (counts.iter().max().copied().unwrap_or(0), counts.iter().min().copied().unwrap_or(0));
     most as f64 / least as f64
 }
 
-/// The least skew there can be when tasks of these sizes go to so many workers: largest first, each to the least laden.
+/// The least possible skew when tasks of these sizes go to this many workers: largest first, each to the least loaded.
 pub(super) fn least_skew(mut sizes: Vec<u64>, workers: usize) -> f64 {
     sizes.sort_unstable();
     let mut laden = vec![0_u64; workers];

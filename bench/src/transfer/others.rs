@@ -1,5 +1,5 @@
-//! The usual ways to move a file: curl to nginx, socat, rsync to its daemon; servers of our own on free ports of the
-//! loopback, set up as well as they can be.
+//! The usual ways to move a file: curl to nginx, socat, rsync to its daemon. Their servers run on free ports of the
+//! loopback, set up as well as possible.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use mesh_tests::{PATIENCE, Process, redis::free_port, wait_until};
 
-/// What socat moves at once; its own 8 KiB cost it half its speed.
+/// Bytes that socat moves at once; its default of 8 KiB costs half its speed.
 const SOCAT_BLOCK_BYTES: &str = "1048576";
 
 /// The servers, which write into one folder.
@@ -22,19 +22,19 @@ pub(super) struct Others {
 }
 
 impl Others {
-    /// Starts the servers; everything of theirs is in `folder`.
+    /// Starts the servers; all their files are in `folder`.
     pub(super) fn start(folder: &Path) -> Result<Self> {
         let there = folder.join("there");
         fs::create_dir(&there)?;
         Ok(Self { target: there.join("target"), nginx: start_nginx(folder)?, rsync: start_rsync(folder)? })
     }
 
-    /// Where the copy is after any of the transfers.
+    /// Path of the copy after any of the transfers.
     pub(super) fn target(&self) -> &Path {
         &self.target
     }
 
-    /// PUT with curl's own clock, on a connection that stands: without the start of the program, without the handshake.
+    /// PUT, timed by curl itself on an existing connection: without the start of the program, without the handshake.
     pub(super) fn curl(&self, source: &Path) -> Result<Duration> {
         let url = |name: &str| format!("http://127.0.0.1:{}/{name}", self.nginx.1);
         let empty = source.with_extension("empty");
@@ -47,7 +47,7 @@ impl Others {
         Ok(Duration::from_secs_f64(seconds))
     }
 
-    /// From the start of the sender to the end of the receiver.
+    /// Time from the start of the sender to the end of the receiver.
     pub(super) fn socat(&self, source: &Path) -> Result<Duration> {
         let port = free_port();
         let mut server = Command::new("socat");
@@ -60,7 +60,8 @@ impl Others {
         let mut sender = Command::new("socat");
         sender.args(["-u", "-b", SOCAT_BLOCK_BYTES]).arg(format!("OPEN:{}", source.display()));
         finish(sender.arg(format!("TCP:127.0.0.1:{port}")))?;
-        // The file is complete when the receiver has gone; asked often, because a look every 20 ms would be the figure.
+        // The file is complete when the receiver has ended. It is polled without pause, because a look every 20 ms
+        // would distort the figure.
         while server.try_wait().is_none() {
             ensure!(start.elapsed() < PATIENCE, "socat does not end");
             std::thread::sleep(Duration::from_micros(100));
@@ -68,7 +69,7 @@ impl Others {
         Ok(start.elapsed())
     }
 
-    /// From the start of the program to its end; it compares checksums at the end by itself.
+    /// Time from the start of the program to its end; rsync compares checksums at the end by itself.
     pub(super) fn rsync(&self, source: &Path) -> Result<Duration> {
         let url = format!("rsync://127.0.0.1:{}/there/target", self.rsync.1);
         let start = Instant::now();
@@ -77,7 +78,7 @@ impl Others {
     }
 }
 
-/// What the command printed, if it succeeded.
+/// Output of the command, if it succeeded.
 fn finish(command: &mut Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).output();
     let output = output.with_context(|| format!("{command:?}: is it installed?"))?;
