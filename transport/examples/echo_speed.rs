@@ -1,4 +1,5 @@
-//! A [`Listener`](mesh_transport::Listener) that echoes, beside a bare libzmq ROUTER that does, under the same load.
+//! Compares a [`Listener`](mesh_transport::Listener) that echoes with a bare libzmq ROUTER that echoes, under the same
+//! load.
 //!
 //! ```text
 //!   cargo run --release -p mesh-transport --example echo_speed -- [MESSAGES] [BYTES]
@@ -21,12 +22,12 @@ use mesh_transport::{Admit, Context, Limits, Security};
 /// Messages under way.
 const WINDOW: usize = 256;
 
-/// Rounds of each, one after the other, so that a busy machine disturbs both.
+/// Rounds of each, in turns, so that a busy machine disturbs both.
 const ROUNDS: usize = 5;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// Processor time that the echoing thread has used, nanoseconds; told by itself now and then.
+/// Processor time of the echoing thread in nanoseconds; the thread updates it now and then.
 #[derive(Clone, Default)]
 struct Used(Arc<AtomicU64>);
 

@@ -1,11 +1,11 @@
-//! How fast a file travels from one process to another: read, sent, received, hashed, written, verified.
+//! Speed of a file between two processes: read, sent, received, hashed, written, verified.
 //!
 //! ```text
 //!   cargo run --release -p mesh-transport --example stream_speed -- serve /dev/shm/in
 //!   cargo run --release -p mesh-transport --example stream_speed -- send tcp://127.0.0.1:PORT FILE [TIMES]
 //! ```
 //!
-//! The receiver prints its address. `MESH_SPEED_KEYS=1` on both sides encrypts (with keys made from nothing, for this only).
+//! The receiver prints its address. `MESH_SPEED_KEYS=1` on both sides encrypts (with keys made only for this run).
 
 use std::{
     env, fs,
@@ -35,7 +35,8 @@ fn main() -> Result<()> {
     }
 }
 
-/// Both sides' context and, with keys, the receiver's public key (which the sender reads from a file the receiver wrote).
+/// The context of either side and, with keys, the receiver's public key (which the receiver writes to a file for the
+/// sender).
 fn context(key_file: &Path, serving: bool) -> Result<(Context, Option<PublicKey>)> {
     if env::var_os("MESH_SPEED_KEYS").is_none() {
         return Ok((Context::new(Security::None)?, None));
@@ -68,7 +69,7 @@ async fn serve(folder: &Path) -> Result<()> {
     }
 }
 
-/// One blob: announced as `SIZE DIGEST`.
+/// Receives one blob, announced as `SIZE DIGEST`.
 async fn take(door: &Door, inbox: &mut Inbox<Received>, opening: Received, target: &Path) -> Result<()> {
     let text = String::from_utf8(opening.frame.head.to_vec())?;
     let (size, digest) = text.split_once(' ').ok_or("no announcement")?;
@@ -142,7 +143,7 @@ fn attempt() -> AttemptId {
     AttemptId { task: TaskId::from_bytes([1; 16]), attempt: Attempt(1) }
 }
 
-/// The most memory this process has had, in MiB.
+/// Peak memory of this process in MiB.
 fn peak_memory_mib() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

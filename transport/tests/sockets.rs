@@ -144,7 +144,7 @@ async fn dials_given_up_at_any_moment_leave_the_others_alone() {
     for wait_us in 0..300 {
         // Dropped while libzmq's thread may just be telling of an event.
         let mut refused = other.dial(listener.endpoint(), Some(key), Limits::CONTROL).expect("an address");
-        let _given_up = timeout(Duration::from_micros(wait_us * 10), refused.connected(PATIENCE)).await;
+        let _ = timeout(Duration::from_micros(wait_us * 10), refused.connected(PATIENCE)).await; // It is given up.
         drop(refused);
     }
     let mut dialer = other.dial(open.endpoint(), Some(key), Limits::CONTROL).expect("an address");
@@ -228,7 +228,7 @@ async fn a_program_that_is_no_mesh_node_is_told_from_one() {
     let serving = tokio::spawn(async move {
         loop {
             let (mut stream, _) = web_server.accept().await.expect("a connection");
-            let _hung_up = tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
         }
     });
     let mut dialer = context.dial(&address, None, Limits::CONTROL).expect("dialled");

@@ -1,4 +1,5 @@
-//! `mesh-broker` as its neighbours see it: the real program, spoken to in frames by workers and clients made here.
+//! `mesh-broker` as its neighbours see it: the real program, tested by workers and clients made here that send single
+//! frames.
 
 use std::{
     collections::HashSet,
@@ -16,7 +17,7 @@ use crate::{
     wait_for,
 };
 
-/// A worker that is known and a client that is connected.
+/// A registered worker and a connected client.
 async fn worker_and_client(mesh: &Mesh) -> (TestWorker, TestClient) {
     let mut worker = TestWorker::new(mesh).await;
     worker.register();
@@ -240,7 +241,7 @@ async fn with_keys_only_listed_nodes_are_served_and_only_as_long_as_they_are_lis
     assert!(cluster.encrypted);
     let outsider = Mesh::with_keys(&broker, Security::Keys(unknown.clone()), own.public());
     assert!(outsider.try_dial().await.is_err());
-    // The list changes: the stranger may come in, and who was in may no longer speak.
+    // The list changes: the stranger may connect, and the peer that was listed may no longer send.
     let listed: HashSet<_> = [unknown.public()].into();
     let text: String = listed.iter().map(|key| keys::to_text(key) + "\n").collect();
     fs::write(file("nodes"), text).unwrap();

@@ -1,4 +1,4 @@
-//! The broker's tests with real neighbours: the built program, real Redis servers.
+//! The broker's tests with real neighbours: the built program and real Redis servers.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 
@@ -15,13 +15,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Nothing here takes a tenth of it on an idle machine.
+/// Limit of every wait: nothing here takes a tenth of it on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Between two looks at a condition that can only be looked at.
+/// Pause between two looks at a condition that cannot be awaited otherwise.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Waits until it is so.
+/// Waits until the condition holds.
 fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {

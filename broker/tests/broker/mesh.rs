@@ -1,4 +1,4 @@
-//! Workers and clients that say exactly what a test wants said.
+//! Workers and clients that send exactly what a test wants.
 
 use std::time::Duration;
 
@@ -11,16 +11,16 @@ use tokio::time::timeout;
 
 use crate::process::Broker;
 
-/// Nothing here takes a tenth of it on an idle machine.
+/// Limit of every wait: nothing here takes a tenth of it on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long a node that is not let in is waited for.
+/// Longest wait for a node that is not admitted.
 const REFUSAL: Duration = Duration::from_secs(3);
 
-/// Time between repetitions, as real clients do it.
+/// Interval of repetitions, as in real clients.
 const REPEAT: Duration = Duration::from_millis(200);
 
-/// The way to one broker.
+/// The address of one broker, and the keys for it.
 pub(crate) struct Mesh {
     context: Context,
     endpoint: String,
@@ -28,7 +28,7 @@ pub(crate) struct Mesh {
 }
 
 impl Mesh {
-    /// Without keys.
+    /// A mesh without keys.
     pub(crate) fn open(broker: &Broker) -> Self {
         let context = Context::new(Security::None).unwrap();
         Self { context, endpoint: broker.endpoint.clone(), broker_key: None }
@@ -45,14 +45,14 @@ impl Mesh {
         dialer
     }
 
-    /// For a node that should not be let in.
+    /// Tries to connect a node that should not be admitted.
     pub(crate) async fn try_dial(&self) -> Result<(), DialError> {
         let mut dialer = self.context.dial(&self.endpoint, self.broker_key, Limits::CONTROL)?;
         dialer.connected(REFUSAL).await
     }
 }
 
-/// The next thing heard, within reason.
+/// The next event, within [`PATIENCE`].
 pub(crate) async fn next(dialer: &mut Dialer) -> Heard {
     timeout(PATIENCE, dialer.recv()).await.expect("the broker answers")
 }
@@ -79,7 +79,7 @@ impl TestWorker {
         self.send(WorkerToBroker::Register(self.register.clone()));
     }
 
-    /// One heartbeat.
+    /// Sends one heartbeat.
     pub(crate) fn beat(&mut self) {
         self.seq += 1;
         let mut heartbeat = mesh_samples::heartbeat(&self.register, self.seq);
@@ -87,7 +87,7 @@ impl TestWorker {
         self.send(WorkerToBroker::Heartbeat(heartbeat));
     }
 
-    /// One heartbeat and the answer to it.
+    /// Sends one heartbeat and returns its answer.
     pub(crate) async fn heartbeat(&mut self) -> HeartbeatAck {
         self.beat();
         loop {
@@ -114,7 +114,7 @@ pub(crate) struct TestClient {
 }
 
 impl TestClient {
-    /// A client with one task of its own.
+    /// A client with one task.
     pub(crate) async fn new(mesh: &Mesh) -> Self {
         let dialer = mesh.dial().await;
         let submit = Submit {
@@ -128,7 +128,7 @@ impl TestClient {
         Self { submit, dialer }
     }
 
-    /// The same client over a new connection.
+    /// The same client with a new connection.
     pub(crate) async fn again(self, mesh: &Mesh) -> Self {
         Self { dialer: mesh.dial().await, ..self }
     }
@@ -137,12 +137,12 @@ impl TestClient {
         self.submit.task
     }
 
-    /// Says how its task stands.
+    /// Sends the client's view of its task.
     pub(crate) fn say(&mut self) {
         self.send(ClientToBroker::Submit(self.submit.clone()));
     }
 
-    /// Submits once; the first answer.
+    /// Submits once and returns the first answer.
     pub(crate) async fn submit(&mut self, detached: bool) -> BrokerToClient {
         self.submit.detached = detached;
         self.say();
@@ -160,7 +160,7 @@ impl TestClient {
         timeout(PATIENCE, repeated).await.expect("a grant")
     }
 
-    /// Submits detached until the broker says that the store has it.
+    /// Submits detached until the broker says that the store has the task.
     pub(crate) async fn submit_until_durable(&mut self) {
         let repeated = async {
             loop {

@@ -1,4 +1,4 @@
-//! The program under test as a process: started on free ports, killed by its handle when the test ends.
+//! The program under test as a process: started on free ports, killed through its handle when the test ends.
 
 use std::{
     fs::File,
@@ -21,7 +21,7 @@ pub(crate) struct Broker {
     own: TempDir,
 }
 
-/// The broker's command line: free ports and a folder of its own unless `flags` say otherwise.
+/// The broker's command line: free ports and its own folder unless `flags` say otherwise.
 fn command(flags: &[&str], own: &TempDir) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-broker"));
     command.args(flags).stdout(Stdio::piped()).stderr(File::create(own.path().join("log")).unwrap());
@@ -35,7 +35,7 @@ fn command(flags: &[&str], own: &TempDir) -> Command {
 }
 
 impl Broker {
-    /// Starts one and waits until it listens.
+    /// Starts a broker and waits until it listens.
     pub(crate) fn start(flags: &[&str]) -> Self {
         let own = tempfile::tempdir().unwrap();
         let mut process = command(flags, &own).spawn().unwrap();
@@ -49,14 +49,14 @@ impl Broker {
         Self { endpoint, admin, process, own }
     }
 
-    /// Its exit code and log, where it does not come up.
+    /// Exit code and log of a broker that does not start.
     pub(crate) fn fail(flags: &[&str]) -> (Option<i32>, String) {
         let own = tempfile::tempdir().unwrap();
         let code = command(flags, &own).stdout(Stdio::null()).status().unwrap().code();
         (code, log(&own))
     }
 
-    /// What another command prints.
+    /// Standard output of another command of the program.
     pub(crate) fn run(arguments: &[&str]) -> String {
         let output = Command::new(env!("CARGO_BIN_EXE_mesh-broker")).args(arguments).output().unwrap();
         assert!(output.status.success(), "{output:?}");
@@ -67,13 +67,13 @@ impl Broker {
         log(&self.own)
     }
 
-    /// kill -9.
+    /// Kills the broker with SIGKILL.
     pub(crate) fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 
-    /// SIGTERM; its exit code.
+    /// Stops the broker with SIGTERM and returns its exit code.
     pub(crate) fn terminate(&mut self) -> Option<i32> {
         self.signal("TERM");
         wait_for("the broker ends", || self.process.try_wait().unwrap().is_some());

@@ -13,7 +13,7 @@ use crate::{
     wait_for,
 };
 
-/// Longer than the lease of a broker that was killed, and than a failover.
+/// Longer than a killed broker's lease, and than a failover.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn settings(url: &str, holder: &str) -> RedisSettings {
@@ -140,7 +140,7 @@ async fn an_outage_is_told_and_made_up_for_even_if_the_server_comes_back_empty()
     opened.handle.save(save_task(2));
     opened.handle.save(Change::PutWorker(Box::new(worker(1))));
     server.start_again();
-    // Both tasks are confirmed, in whatever order, before the store counts as back.
+    // Both tasks are confirmed, in any order, before the store counts as back.
     let mut confirmed = Vec::new();
     loop {
         match timeout(PATIENCE, opened.events.recv()).await.unwrap().unwrap() {

@@ -1,4 +1,4 @@
-//! Real Redis servers: started on free ports of this machine, gone with the test.
+//! Real Redis servers: started on free ports of this machine, ended with the test.
 
 use std::{
     fs,
@@ -20,7 +20,8 @@ pub(crate) struct Server {
     process: Option<Child>,
 }
 
-/// `false`, loudly, where a person has said that there is no Redis; a failure where there is none and nobody said so.
+/// `false`, with a message, if a person has declared that there is no Redis. Without such a declaration, a missing
+/// Redis is a failure.
 pub(crate) fn redis_is_there() -> bool {
     if std::env::var_os("MESH_SKIP_REDIS").is_some_and(|value| value == "1") {
         eprintln!("skipped: MESH_SKIP_REDIS=1");
@@ -57,7 +58,7 @@ impl Server {
         Self::start(&["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "2000"])
     }
 
-    /// A sentinel that watches this master alone.
+    /// A sentinel that watches only this master.
     pub(crate) fn start_sentinel(master_port: u16) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = free_port();
@@ -74,7 +75,7 @@ impl Server {
         server
     }
 
-    /// From the next start on.
+    /// Sets the settings of the next start.
     pub(crate) fn use_settings(&mut self, settings: &[&str]) {
         self.arguments.extend(settings.iter().map(|setting| (*setting).to_owned()));
     }
@@ -83,7 +84,7 @@ impl Server {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Starts the process (again, on its old files) and waits until it takes connections.
+    /// Starts the process (again, on its old files) and waits until it accepts connections.
     pub(crate) fn start_again(&mut self) {
         let mut command = Command::new("redis-server");
         command.args(&self.arguments).stdout(Stdio::null()).stderr(Stdio::null());
@@ -91,7 +92,7 @@ impl Server {
         wait_for("redis-server takes connections", || TcpStream::connect(("127.0.0.1", self.port)).is_ok());
     }
 
-    /// kill -9.
+    /// Kills the server with SIGKILL.
     pub(crate) fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().unwrap();
@@ -135,7 +136,7 @@ pub(crate) fn start_watched() -> (Server, Server, Server) {
     (master, replica, sentinel)
 }
 
-/// A server that speaks nothing but TLS, and the file of the certificate that vouches for it; both files are made in `folder`.
+/// A server that speaks only TLS, and the file of the certificate that signed its own. Both files are made in `folder`.
 pub(crate) fn start_with_tls(folder: &Path) -> (Server, String) {
     let file = |name: &str| folder.join(name).display().to_string();
     let (cert, key) = (file("cert.pem"), file("key.pem"));

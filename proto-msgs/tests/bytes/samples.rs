@@ -1,5 +1,5 @@
-//! One message of every kind, with a value in every field. Numbers are chosen so that each width of the
-//! variable-length encoding occurs: below 251, 16, 32 and 64 bits.
+//! One message of every kind, with a value in every field. The numbers cover each width of the variable-length
+//! encoding: below 251, 16, 32 and 64 bits.
 
 use proto_msgs::*;
 
@@ -14,7 +14,7 @@ pub(crate) enum Any {
     WorkerToClient(WorkerToClient),
 }
 
-/// Calls the same method of whichever message it is.
+/// Calls the same method of the message, whichever direction it has.
 macro_rules! each {
     ($any:expr, $message:ident => $body:expr) => {
         match $any {

