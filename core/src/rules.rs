@@ -1,66 +1,70 @@
-//! The rules that keep the mesh right, each of which a test can switch off to see the simulator notice.
+//! The rules that keep the mesh right. A test can switch off each of them to show that the simulator notices.
 //!
 //! Without the feature `sabotage` there is nothing to switch: [`Rules::holds`] is `true` at compile time.
 
-/// A rule and what would happen without it.
+/// A rule, and the damage without it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Rule {
-    /// The client takes a result only from the attempt it follows; else a zombie's result counts.
+    /// The client takes a result only from the attempt that it follows; else a zombie's result counts.
     FenceOldAttempts,
     /// A restarted broker believes a client that holds an attempt; else it places the task a second time.
     BelieveHoldingClients,
-    /// The broker tells a worker which finished attempts it may forget; else the worker's list grows.
+    /// The broker tells a worker which finished attempts it may forget; else the worker's list grows for ever.
     ForgetFinished,
-    /// The worker counts its own slots; else two brokers' lives can overfill it.
+    /// The worker counts its own slots; else two lives of the broker can overfill it.
     WorkerCountsSlots,
     /// The broker reserves a slot with the grant, not with the first heartbeat that names the attempt.
     ReserveWithGrant,
-    /// The client says everything again while it waits; else one lost message is for ever.
+    /// The client repeats everything while it waits; else one lost message stops its task for ever.
     ClientRepeats,
-    /// A grant that nobody takes up gives its slot back.
+    /// A grant that its client does not take up gives its slot back.
     ExpireGrants,
     /// A worker stops attempts whose client has gone.
     NoticeGoneClients,
     /// The broker closes tasks whose client has gone.
     CloseAbandoned,
-    /// A worker that is silent for three heartbeats is not used.
+    /// The broker does not use a worker that has missed three heartbeats.
     NoticeDeadWorkers,
     /// A detached task is acknowledged only after the store has it.
     AcknowledgeAfterStore,
-    /// A client hears that its detached task is safe only once the store has where it is; else a restart looks for it in vain.
+    /// A client hears that its detached task is safe only once the store has the task's worker; else a restarted broker
+    /// looks for the task in vain.
     PlaceBeforeDurable,
-    /// A worker may forget how a detached attempt ended only once the store has it; else a restart never hears of it.
+    /// A worker may forget the end of a detached attempt only once the store has it; else a restarted broker never
+    /// hears of it.
     StoreBeforeForget,
-    /// That a detached task is cancelled is answered only once the store has it; else a restart brings it back.
+    /// The broker confirms the cancel of a detached task only once the store has it; else a restart brings the task
+    /// back.
     StoreBeforeCancelled,
-    /// A worker tells the end of a detached attempt only once its disk has it; else the worker's death undoes what was told.
+    /// A worker reports the end of a detached attempt only once its disk has it; else the worker's death undoes the
+    /// report.
     KeepBeforeReport,
-    /// A ticket is honoured only by the life of the worker it was made for.
+    /// Only the life of a worker that a ticket names honours it.
     TicketNamesEpoch,
     /// The broker answers only the owner of a task.
     AnswerOwnerOnly,
     /// A worker repeats a finished attempt until the broker has acknowledged it.
     RepeatFinished,
-    /// The broker shares a lane out among the clients that wait in it; else who submits most gets most.
+    /// The broker shares a lane among the clients that wait in it; else the client that submits most gets most.
     FairShares,
-    /// The longer a task has waited the sooner it goes; else a low priority waits for ever.
+    /// A task's rank rises while it waits; else a low priority waits for ever.
     AgeingRank,
     /// The broker lends idle batch slots to realtime and never the other way.
     LendOnlyToRealtime,
-    /// A worker runs the batch lane in slots of its own; else a flood of it takes those that realtime needs.
+    /// A worker runs the batch lane in its own slots; else a flood of it takes the slots that realtime needs.
     LaneSlots,
-    /// What failed in company is run again alone; else one client's rows fail another's.
+    /// Rows of a failed batch are run again alone; else one client's rows fail another's.
     IsolateFailedBatch,
-    /// Rows are cut without gap and overlap, and each comes back to where it was cut.
+    /// Rows are cut without gap and overlap, and each returns to the place where it was cut.
     RowsInOrder,
-    /// A worker that violated a service level is tried with a few tasks first before it gets all of them again.
+    /// A worker that violated a service level gets a few probes before it gets all tasks again.
     SloHysteresis,
     /// A task that took three workers down is given up.
     PoisonStops,
-    /// A broker that has just started refuses nobody for what workers cannot do; else those who waited before are turned away
-    /// because the one worker that they wait for is the last to come back.
+    /// A restarted broker at first refuses no task because no worker can run it; else waiting tasks are refused because
+    /// their only worker comes back last.
     SettleFirst,
-    /// While a process stands still so does its clock; else a broker that was stopped gives up everybody who has waited for it.
+    /// While a process stands still, so does its clock; else a stopped broker gives up all tasks that waited for it.
     PauseIsNoSilence,
 }
 
@@ -98,7 +102,7 @@ impl Rule {
     ];
 }
 
-/// The rules in force: all of them, but for one in a test that wants to see its absence noticed.
+/// The rules in force: all of them, except one in a test that shows its absence.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Rules {
     #[cfg(feature = "sabotage")]
@@ -106,7 +110,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// All rules but this one.
+    /// All rules except this one.
     #[cfg(feature = "sabotage")]
     pub const fn without(rule: Rule) -> Self {
         Self { broken: Some(rule) }

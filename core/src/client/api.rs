@@ -1,4 +1,4 @@
-//! What happens to a client and what it orders.
+//! Events, actions and settings of the client's machine.
 
 use std::time::Duration;
 
@@ -9,77 +9,77 @@ use proto_msgs::{
 
 use crate::Rules;
 
-/// What the user wants done.
+/// A task as its user describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskSpec {
-    /// Made by the shell.
+    /// The task's id, made by the shell.
     pub task: TaskId,
-    /// The `submit` it belongs to.
+    /// The `submit` that the task belongs to.
     pub job: JobId,
-    /// What a person calls the model.
+    /// The model's name for people.
     pub model_name: String,
     /// The model.
     pub model: ModelRef,
-    /// Models that it passes through after the first.
+    /// Later stages: models that the outputs pass through after the first one.
     pub then: Vec<Stage>,
     /// Bytes of all inputs.
     pub input_bytes: u64,
-    /// Items in it.
+    /// Items in this task.
     pub items: u32,
-    /// Items of the whole `submit`.
+    /// Items of the whole job.
     pub job_items: u32,
-    /// The lane it wants; `None`: by the number of items.
+    /// The lane that the user asks for; `None`: by the number of items.
     pub lane: Option<Lane>,
-    /// What it was promised.
+    /// The service level of the task's stream, if it has one.
     pub slo: Option<Slo>,
-    /// Wishes for labels.
+    /// Required and preferred labels of workers.
     pub labels: Vec<LabelRule>,
-    /// 0 to 100.
+    /// User priority, 0 to 100.
     pub priority: u8,
-    /// The answer is worthless after this long.
+    /// The result is worthless after this time.
     pub deadline: Option<Duration>,
     /// What the run may use.
     pub demands: Demands,
-    /// Leave once the worker has everything.
+    /// Whether the client leaves once the worker has everything.
     pub detached: bool,
-    /// Only this direction.
+    /// The only direction allowed; `None`: either.
     pub direction: Option<Direction>,
 }
 
-/// Something happened.
+/// An event for the client's machine.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// The user submits.
+    /// The user submits a task.
     Submit(Box<TaskSpec>),
     /// The user wants the result of a detached task.
     Fetch { task: TaskId },
-    /// The user takes the task back.
+    /// The user cancels the task.
     Cancel { task: TaskId },
-    /// The broker's message arrived. (Answers to questions do not come here; they change nothing.)
+    /// A message of the broker arrived. (Answers to questions do not come here, since they change nothing.)
     BrokerSaid(BrokerToClient),
     /// No advertised address of the attempt's worker could be reached, or it did not dial in.
     ConnectFailed { id: AttemptId, text: String },
     /// The connection that carried the attempt broke.
     LinkBroken { id: AttemptId },
-    /// The worker's message arrived. (Chunks and credits do not come here.)
+    /// A message of the worker arrived. (Chunks and credits do not come here.)
     WorkerSaid(WorkerToClient),
     /// The attempt's link brought a chunk or a credit: the worker lives.
     WorkerAlive { id: AttemptId },
     /// The worker has acknowledged every byte of model and inputs.
     Sent { id: AttemptId },
-    /// The inputs cannot be sent: a file vanished or changed.
+    /// The inputs cannot be sent, because a file vanished or changed.
     SendFailed { id: AttemptId, outcome: Outcome },
-    /// All outputs are here and verified.
+    /// All outputs have arrived and are verified.
     ResultVerified { id: AttemptId },
-    /// Outputs arrived that are not what was announced, which another attempt may mend, or could not be kept here, which none
-    /// will.
+    /// The outputs differ from what was announced, which another attempt may cure; or they could not be kept here,
+    /// which no attempt can cure.
     ResultBroken { id: AttemptId, outcome: Outcome },
     /// The time that `next_deadline` named has come.
     Deadline,
 }
 
 impl Event {
-    /// The task it is about.
+    /// The task that the event is about.
     pub(super) fn task(&self) -> Option<TaskId> {
         match self {
             Self::Submit(spec) => Some(spec.task),
@@ -98,30 +98,30 @@ impl Event {
     }
 }
 
-/// Something to be done.
+/// An order to the client's shell.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Send to the broker.
+    /// Send this message to the broker.
     TellBroker(ClientToBroker),
-    /// Send to the attempt's worker, if there is a link.
+    /// Send this message to the attempt's worker, if there is a link.
     TellWorker { id: AttemptId, message: ClientToWorker },
-    /// Dial the worker, or wait for it to dial in; then send `Open` and, unless `resume`, the data right behind it. With
-    /// `resume`, a new connection replaces the old one and data goes on where `Accept` says.
+    /// Dial the worker, or wait for it to dial in. Then send `Open` and, unless `resume`, the data right behind it.
+    /// With `resume`, a new link replaces the old one, and data goes on where `Accept` says.
     Connect { grant: Box<Grant>, resume: bool },
-    /// Take the outputs in; ends in `ResultVerified` or `ResultBroken`. Their chunks follow this message.
+    /// Receive the outputs, whose chunks follow. Ends in `ResultVerified` or `ResultBroken`.
     TakeResult { result: Box<RunResult> },
-    /// Drop the attempt's session; its connection may stay for other attempts.
+    /// Drop the attempt's session. Its link may stay for other attempts.
     Disconnect { id: AttemptId },
-    /// Tell the user.
+    /// Tell the user about the task's progress.
     Report { task: TaskId, news: News },
-    /// The task is over; nothing more will be said of it.
+    /// The task is over. Nothing more will be reported about it.
     End { task: TaskId, end: End },
 }
 
-/// What a user may want to see on the way.
+/// Progress of a task, for its user.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum News {
-    /// Waiting for a worker.
+    /// The task waits for a worker.
     Queued { position: u32, reason: String, starts_in_ms: Option<u32> },
     /// A worker was found.
     Placed {
@@ -132,9 +132,9 @@ pub enum News {
         lane: Lane,
         predicted_ms: Option<u32>,
     },
-    /// The worker is doing this.
+    /// The worker is in this phase.
     Phase(Phase),
-    /// The attempt came to nothing; another is asked for.
+    /// The attempt failed, and the client asks for another.
     Retrying { attempt: Attempt, worker_name: String, why: String },
     /// The broker has not answered for a while.
     BrokerSilent,
@@ -143,9 +143,10 @@ pub enum News {
 /// How a task ended for the user.
 #[derive(Clone, Debug, PartialEq)]
 pub struct End {
-    /// Result, failure or cancelled. For a detached submit `Done` with zero times means that the worker has everything.
+    /// Result, failure or cancelled. For a detached submit, `Done` with zero times means that the worker has
+    /// everything.
     pub outcome: Outcome,
-    /// The result that was verified; `None` unless done.
+    /// The verified result; `None` unless done.
     pub result: Option<Box<RunResult>>,
     /// The worker of the last attempt.
     pub worker: Option<(WorkerId, String)>,
@@ -153,39 +154,39 @@ pub struct End {
     pub attempt: Attempt,
     /// The lane of the last attempt; `None` if there was none.
     pub lane: Option<Lane>,
-    /// The broker has no room now: submit it anew after this long.
+    /// The broker has no room now: submit the task anew after this time.
     pub retry_after_ms: Option<u32>,
 }
 
-/// A client's settings.
+/// Settings of the client's machine.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Whose tasks.
+    /// The client's id.
     pub client: ClientId,
-    /// Key of its connections; `None` in a mesh without keys.
+    /// Key of the client's connections; `None` in a mesh without keys.
     pub key: Option<PublicKey>,
-    /// Where it can be dialled; empty if nowhere.
+    /// Where the client can be dialled; empty if it cannot.
     pub endpoints: Vec<String>,
-    /// While a task waits or runs, the broker hears of it this often.
+    /// Interval of `Submit` while a task waits or runs.
     pub repeat_every: Duration,
-    /// The first repetitions come faster: a lost first message should not cost seconds.
+    /// The first interval, which is shorter: a lost first message should not cost seconds.
     pub repeat_first: Duration,
-    /// Signs of life to workers.
+    /// Interval of signs of life to workers.
     pub alive_every: Duration,
-    /// A worker that says nothing for this long has lost the link: connect again.
+    /// After this silence of a worker the link counts as lost, and the client connects again.
     pub worker_silence: Duration,
-    /// Links are mended for this long before the attempt is given up.
+    /// Time for reconnecting before the attempt is given up.
     pub mend_for: Duration,
-    /// A connection must come about in this time.
+    /// Longest time to connect.
     pub connect_wait: Duration,
-    /// The user hears of a silent broker after this long.
+    /// After this silence of the broker the user hears of it.
     pub broker_silence: Duration,
-    /// Rules in force.
+    /// The rules in force.
     pub rules: Rules,
 }
 
 impl Config {
-    /// Settings with the usual times.
+    /// Settings with the default times.
     pub fn new(client: ClientId) -> Self {
         Self {
             client,
@@ -194,9 +195,9 @@ impl Config {
             repeat_every: Duration::from_secs(2),
             repeat_first: Duration::from_millis(500),
             alive_every: Duration::from_secs(1),
-            // Workers speak every second: two may be lost.
+            // Workers send every second, so two messages may be lost.
             worker_silence: Duration::from_secs(3),
-            // A worker that reboots is a new worker; this only has to outlast a flapping link.
+            // A worker that reboots has a new epoch, so this must only outlast a flapping link.
             mend_for: Duration::from_secs(6),
             connect_wait: Duration::from_secs(3),
             broker_silence: Duration::from_secs(5),
