@@ -57,6 +57,25 @@ fn a_client_says_that_the_broker_is_of_another_version() {
     mesh_tests::Submission::start(command).wait().failed_with(10, "version");
 }
 
+#[test]
+fn a_worker_says_that_the_broker_is_of_another_version() {
+    let mesh = Mesh::start();
+    let mut worker = mesh.unregistered_worker("w1", &["--broker", &fake_broker(7, 9)]);
+    worker.process().wait_for_line("which versions there are", PATIENCE, |line| {
+        line.contains("speaks protocol versions 7 to 9").then_some(())
+    });
+    assert!(worker.process().try_wait().is_none(), "it waits for a broker that it understands");
+}
+
+#[test]
+fn a_client_says_that_a_worker_is_of_another_version() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker_with("w1", &["--advertise", &fake_broker(7, 9)]);
+    let answer = Job::small(&mesh).start(&mesh, &["--direction", "client-dials"]).answer();
+    let answer = answer.failed_with(6, "speaks protocol versions 7 to 9");
+    answer.failed_with(6, "upgrade the older of the two");
+}
+
 /// A listener that speaks just enough ZMTP to answer each message with a refusal.
 fn fake_broker(min: u16, max: u16) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");

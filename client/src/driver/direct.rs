@@ -11,8 +11,8 @@ use mesh_transport::{
     blob::{IncomingError, UploadEnd, UploadError},
 };
 use proto_msgs::{
-    AttemptId, ClientToWorker, Digest, Direction, ErrorCode, Frame, Grant, Outcome, Phase, TaskId, WorkerId,
-    WorkerToClient,
+    AttemptId, ClientToWorker, DecodeError, Digest, Direction, ErrorCode, Frame, Grant, Outcome, Phase, TaskId,
+    WorkerId, WorkerToClient,
 };
 
 use super::Driver;
@@ -232,6 +232,9 @@ impl Driver {
     fn worker_said(&mut self, link: LinkId, frame: Frame) {
         let message = match WorkerToClient::from_frame(&frame) {
             Ok(message) => message,
+            Err(error @ (DecodeError::Version { .. } | DecodeError::Unsupported { .. })) => {
+                return self.not_understood(link, &error);
+            }
             Err(error) => {
                 tracing::debug!(%error, "message of a worker dropped");
                 return;
@@ -279,6 +282,15 @@ impl Driver {
                 }
                 self.step(Event::WorkerSaid(message));
             }
+        }
+    }
+
+    /// The worker is of another version of the mesh: another one may do.
+    fn not_understood(&mut self, link: LinkId, error: &DecodeError) {
+        let on_it = self.sessions.iter().filter(|(_, session)| session.link() == Some(link));
+        let failed: Vec<AttemptId> = on_it.map(|(id, _)| *id).collect();
+        for id in failed {
+            self.step(Event::ConnectFailed { id, text: format!("the worker is of another version: {error}") });
         }
     }
 
