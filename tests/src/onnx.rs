@@ -81,8 +81,13 @@ fn one_f32(name: &str, value: f32) -> Message {
 
 /// `y = x + 1`; `x`: FP32, any length.
 pub fn add_one() -> Vec<u8> {
+    add_one_to(&[0])
+}
+
+/// `y = x + 1`; `x`: FP32 of this shape.
+pub fn add_one_to(shape: &[u64]) -> Vec<u8> {
     let sum = node("Add", &["x", "one"], &["y"], &[]);
-    model(graph(&[sum], &[one_f32("one", 1.0)], &[value("x", FLOAT, &[0])], &[value("y", FLOAT, &[0])]))
+    model(graph(&[sum], &[one_f32("one", 1.0)], &[value("x", FLOAT, shape)], &[value("y", FLOAT, shape)]))
 }
 
 /// `y = max(x)`; `x`: FP32, any length. For heavy inputs, since reading them is the whole work.
@@ -94,6 +99,11 @@ pub fn maximum() -> Vec<u8> {
 /// A model file of about `bytes` bytes that do not compress; each `seed` gives another one. `y = x + w[0]`, where
 /// `w[0]` is `seed`; `x`: FP32 `[1]`.
 pub fn heavy(bytes: usize, seed: u16) -> Vec<u8> {
+    heavy_with_zeros(bytes, seed, 0..0)
+}
+
+/// The same, but of each twenty KiB of it those in `zeros` are zeros, which do compress.
+pub fn heavy_with_zeros(bytes: usize, seed: u16, zeros: std::ops::Range<usize>) -> Vec<u8> {
     let count = bytes / 4;
     let mut weights = Vec::with_capacity(count * 4);
     weights.extend(f32::from(seed).to_le_bytes());
@@ -104,7 +114,8 @@ pub fn heavy(bytes: usize, seed: u16) -> Vec<u8> {
         state ^= state << 25;
         state ^= state >> 27;
         let word = (state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32) as u32;
-        weights.extend((word & 0xBFFF_FFFF).to_le_bytes());
+        let word = if zeros.contains(&(weights.len() / 1024 % 20)) { 0 } else { word & 0xBFFF_FFFF };
+        weights.extend(word.to_le_bytes());
     }
     let first = node("Gather", &["w", "zero"], &["first"], &[]);
     let sum = node("Add", &["x", "first"], &["y"], &[]);

@@ -1,8 +1,8 @@
 //! Many items in one submit: a folder, spread over the workers, each answered for itself.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, process::Command};
 
-use mesh_tests::{Mesh, PATIENCE, npy::Array, onnx};
+use mesh_tests::{Mesh, PATIENCE, Submission, npy::Array, onnx};
 use serde_json::Value;
 
 /// The number of a chunk on its way to the worker.
@@ -125,6 +125,39 @@ fn a_pattern_names_items_too_and_a_table_sums_up() {
     assert_eq!(mesh.metric("tasks_done_total"), Some(10.0));
     let all = said.stdout + &said.stderr;
     assert!(all.contains("w1") && all.contains("10"), "a table of items per worker: {all}");
+}
+
+#[test]
+fn a_person_at_a_terminal_sees_a_bar_with_rate_and_time_left() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let (model, items) = (mesh.file("counting.onnx", &onnx::counting()), mesh.folder().join("items"));
+    std::fs::create_dir(&items).expect("the folder is ours");
+    for item in 0..20 {
+        // A tenth of a second each, as long as it takes to draw the bar again.
+        Array::of_i64(&[1], &[100_000]).write(&items.join(format!("item{item:03}.npy")));
+    }
+    let submit = mesh.client_command(&["submit", &model, items.to_str().unwrap(), "--split", "1"]);
+    let words = [submit.get_program()].into_iter().chain(submit.get_args());
+    let words: Vec<String> = words.map(|word| format!("'{}'", word.display())).collect();
+    // On a terminal of its own, wide enough for all of the bar.
+    let line = format!("stty cols 150; exec {}", words.join(" "));
+    let mut terminal = Command::new("script");
+    terminal.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+    terminal.env("MESH_BROKER", mesh.endpoint()).env("TERM", "xterm");
+
+    let answer = Submission::start(terminal).wait().succeeded();
+
+    let seen: Vec<&str> = answer.stdout.split(['\r', '\n']).collect();
+    let done = |line: &&str| {
+        let before = line.split_once("/20 ")?.0;
+        before.rsplit(' ').next()?.parse::<u16>().ok()
+    };
+    let bars: Vec<u16> = seen.iter().filter_map(done).collect();
+    assert!(bars.is_sorted() && bars.first() < bars.last() && bars.last() <= Some(&20), "{bars:?}: {seen:?}");
+    let is_whole = |line: &&&str| line.contains("/20 ") && line.contains("/s") && line.contains(" left");
+    assert!(seen.iter().any(|line| is_whole(&line)), "{seen:?}");
+    assert!(answer.stdout.contains("w1"), "the table comes after it: {seen:?}");
 }
 
 #[test]
