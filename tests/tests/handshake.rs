@@ -1,7 +1,9 @@
 //! One handshake, then data, directly: counted on the wire between real processes.
 
+use std::ops::Range;
+
 use bytes::Bytes;
-use mesh_tests::{Job, Mesh, PATIENCE, Proxy, npy::Array, proxy::Side, wait_until, zmtp::Peer};
+use mesh_tests::{Job, Mesh, PATIENCE, Proxy, npy::Array, onnx, proxy::Side, redis::free_port, wait_until, zmtp::Peer};
 use proto_msgs::{ClientToWorker, ErrorCode, Frame, WorkerToClient, limits::WINDOW_BYTES};
 
 const SUBMIT: u16 = 1;
@@ -137,6 +139,76 @@ fn a_worker_that_cannot_be_dialled_dials() {
     assert!(introductions >= 1, "the broker told the worker to dial");
     // Chunks went neither through the broker nor, as there is no other way, over a connection to the worker.
     assert_eq!(worker_to_broker.count(CHUNK_OF_INPUT), 0);
+}
+
+/// The address at which workers dial a client, which can be watched and hurt, and the client's arguments for it.
+fn door_of_client() -> (Proxy, [String; 6]) {
+    let port = free_port();
+    let proxy = Proxy::before(&format!("127.0.0.1:{port}"));
+    let [direction, listen, advertise] = ["--direction", "--listen", "--advertise"].map(str::to_owned);
+    let listened = format!("tcp://127.0.0.1:{port}");
+    let arguments = [direction, "worker-dials".into(), listen, listened, advertise, proxy.address()];
+    (proxy, arguments)
+}
+
+#[test]
+fn a_worker_that_is_told_to_dial_does_and_a_broken_link_costs_at_most_one_window() {
+    let mesh = Mesh::start();
+    let (unused, _worker) = mesh.worker_behind_proxy("w1", &[]);
+    let (door, arguments) = door_of_client();
+    let job = Job::heavy(&mesh, 64, 8);
+    let size_bytes = std::fs::metadata(&job.model).unwrap().len();
+    door.throttle(Some(32 << 20));
+
+    let started = job.start(&mesh, &arguments.each_ref().map(String::as_str));
+    wait_until("half the model to be sent", PATIENCE, || door.bytes_from(Side::Listener) > 30 << 20);
+    door.cut();
+    assert!(door.bytes_from(Side::Listener) < 60 << 20, "it was on its way");
+    door.throttle(None);
+    let done = started.done(&job);
+
+    assert!(door.connections() >= 2, "it was to be made again");
+    assert_eq!((unused.connections(), done.attempts()), (0, 1), "only the worker dials, and the place stays");
+    let sent_bytes = door.payload_bytes(CHUNK_OF_INPUT);
+    assert!(
+        (size_bytes..=size_bytes + u64::from(WINDOW_BYTES) + 4).contains(&sent_bytes),
+        "{sent_bytes} bytes for a model of {size_bytes}"
+    );
+}
+
+#[test]
+fn a_worker_that_cannot_dial_where_it_is_told_is_named_the_address() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let arguments = ["--direction", "worker-dials", "--advertise", "127.0.0.1:1"];
+    let answer = Job::small(&mesh).start(&mesh, &arguments).answer().failed_with(6, "127.0.0.1:1");
+    answer.failed_with(6, "did not connect to tcp://127.0.0.1:1");
+}
+
+/// What was sent of a model of 64 MiB in which so many of each twenty KiB are zeros, and its size.
+fn sent_of(zeros: Range<usize>, seed: u16) -> (u64, u64) {
+    let mesh = Mesh::start();
+    let (door, _worker) = mesh.worker_behind_proxy("w1", &[]);
+    let model = onnx::heavy_with_zeros(64 << 20, seed, zeros);
+    let input = mesh.array("one.npy", &Array::of_f32(&[1], &[1.0]));
+    let expected = vec![f64::from(seed) + 1.0];
+    let job = Job { model: mesh.file("model.onnx", &model), input, expected };
+    door.throttle(Some(16 << 20));
+    job.start(&mesh, &[]).done(&job);
+    (door.payload_bytes(CHUNK_OF_INPUT), model.len() as u64)
+}
+
+#[test]
+fn what_compresses_well_is_compressed_on_a_slow_link() {
+    let (sent_bytes, size_bytes) = sent_of(0..20, 9);
+    // A window of it is on its way before anybody knows how slow the link is.
+    assert!(sent_bytes < size_bytes / 2, "{sent_bytes} of {size_bytes}");
+}
+
+#[test]
+fn what_hardly_compresses_is_sent_as_it_is() {
+    let (sent_bytes, size_bytes) = sent_of(0..1, 10);
+    assert_eq!(sent_bytes, size_bytes + 4, "a gain of a twentieth is not worth the work");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use mesh_tests::{Job, Mesh, MeshOptions, PATIENCE, Proxy, Submission, process::binary, proxy::Side};
+use mesh_tests::{Job, Mesh, MeshOptions, PATIENCE, Proxy, Submission, process::binary, proxy::Side, redis::free_port};
 
 fn mesh_with_keys() -> Mesh {
     Mesh::with(MeshOptions { keys: true, ..MeshOptions::default() })
@@ -27,8 +27,16 @@ fn the_main_job_runs_and_nothing_of_it_can_be_read_on_the_way() {
 fn workers_that_dial_are_encrypted_too() {
     let mesh = mesh_with_keys();
     let _worker = mesh.worker_with("nat", &["--no-listen"]);
-    let job = Job::small(&mesh);
-    assert_eq!(job.run(&mesh).worker(), "nat");
+    let port = free_port();
+    let door = Proxy::before(&format!("127.0.0.1:{port}"));
+    let (listen, advertise) = (format!("tcp://127.0.0.1:{port}"), door.address());
+    let job = Job::heavy(&mesh, 2, 42);
+
+    let done = job.start(&mesh, &["--listen", &listen, "--advertise", &advertise]).done(&job);
+
+    assert_eq!(done.worker(), "nat");
+    assert!(door.bytes_from(Side::Listener) > 2 << 20, "the model went this way");
+    assert!(door.seen().iter().all(|seen| seen.message.kind.is_none()), "a message of the mesh can be read");
 }
 
 #[test]
