@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use proto_msgs::Phase;
 
 // Exit codes of mesh-client, as its help lists them.
+const INTERNAL: i32 = 1;
 const BAD_INPUT: i32 = 3;
 const RUN_FAILED: i32 = 4;
 const NO_PLACE: i32 = 5;
@@ -184,13 +185,13 @@ fn the_quota_is_kept_by_forgetting_what_was_not_used_for_long() {
     assert!(bytes < 21 << 20, "{bytes} bytes are kept under a quota of 20 MiB");
 }
 
-/// A file system of so many MiB, while it lives.
+/// A file system of so many MiB in place of a folder of the mesh, while it lives.
 struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
     /// `None` where the test may not mount, which is noted.
-    fn mount(mesh: &Mesh, mib: usize) -> Option<Self> {
-        let path = mesh.folder().join("small-disk");
+    fn mount(mesh: &Mesh, folder: &str, mib: usize) -> Option<Self> {
+        let path = mesh.folder().join(folder);
         std::fs::create_dir(&path).expect("the folder is ours");
         let size = format!("size={mib}m");
         let status = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&path).status();
@@ -199,6 +200,14 @@ impl SmallDisk {
         }
         mesh_tests::skip("a disk that is full", "mounting a small disk needs root");
         None
+    }
+
+    /// Takes all the room that is left, until it is dropped.
+    fn fill(&self) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new_in(&self.0).expect("room for a name");
+        let full = std::io::copy(&mut std::io::repeat(0), &mut file).expect_err("a disk has an end");
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+        file
     }
 }
 
@@ -211,29 +220,67 @@ impl Drop for SmallDisk {
 #[test]
 fn a_disk_that_is_full() {
     let mesh = Mesh::start();
-    let Some(disk) = SmallDisk::mount(&mesh, 16) else { return };
-    let state = disk.0.join("worker").display().to_string();
-    let worker = mesh.worker_with("w1", &["--state-dir", &state, "--quota", "1GiB"]);
+    let Some(disk) = SmallDisk::mount(&mesh, "w1", 16) else { return };
+    let worker = mesh.worker_with("w1", &["--quota", "1GiB"]);
 
     Job::heavy(&mesh, 32, 58).start(&mesh, &[]).answer().failed_with(NO_PLACE, "do not fit on the worker's disk");
 
     still_works(&mesh);
-    drop(worker);
+    drop((worker, disk));
+}
+
+#[test]
+fn a_disk_that_fills_up_while_the_model_comes_in() {
+    let mesh = Mesh::start();
+    let Some(disk) = SmallDisk::mount(&mesh, "w1", 64) else { return };
+    let (door, worker) = mesh.worker_behind_proxy("w1", &["--quota", "1GiB"]);
+    door.throttle(Some(10 << 20));
+    let started = Job::heavy(&mesh, 32, 62).start(&mesh, &[]);
+    wait_until("a part of the model to arrive", PATIENCE, || door.bytes_from(Side::Dialler) > 4 << 20);
+
+    let others = disk.fill();
+
+    let answer = started.answer().failed_with(NO_PLACE, "attempt 1 on w1 failed, trying another place: no space left");
+    answer.failed_with(NO_PLACE, "ATTEMPTS_EXHAUSTED");
+    drop(others);
+    still_works(&mesh);
+    let kept: u64 = worker.files().iter().filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum();
+    assert!(kept < 1 << 20, "nothing of the half is kept");
+    drop((worker, disk));
+}
+
+#[test]
+fn a_result_that_does_not_fit_on_the_client_s_disk() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let job = Job::voluminous(&mesh, 32);
+    // Where it is kept while it comes in.
+    let Some(disk) = SmallDisk::mount(&mesh, "client", 8) else { return };
+    let answer = job.start(&mesh, &[]).answer().failed_with(INTERNAL, "RESULT_NOT_KEPT");
+    answer.failed_with(INTERNAL, "see to the state folder's disk and submit again");
+    drop(disk);
+
+    // Where the user wants it.
+    let Some(disk) = SmallDisk::mount(&mesh, "out", 8) else { return };
+    let output = disk.0.display().to_string();
+    mesh.client(&job.submit(&["--output", &output])).failed_with(INTERNAL, &output);
+    let left: Vec<_> = std::fs::read_dir(&disk.0).unwrap().flatten().map(|file| file.path()).collect();
+    assert!(!left.iter().any(|file| file.ends_with("y.npy")), "half an output looks like a whole one: {left:?}");
+    mesh.wait_idle();
 }
 
 #[test]
 fn a_full_disk_at_one_worker_is_not_the_end() {
     let mesh = Mesh::start();
-    let Some(disk) = SmallDisk::mount(&mesh, 16) else { return };
-    let state = disk.0.join("worker").display().to_string();
-    let full = mesh.worker_with("full", &["--state-dir", &state, "--quota", "1GiB"]);
+    let Some(disk) = SmallDisk::mount(&mesh, "full", 16) else { return };
+    let full = mesh.worker_with("full", &["--quota", "1GiB"]);
     let _roomy = mesh.worker("roomy");
 
     // Of two that are equally idle the older one is asked first.
     let done = Job::heavy(&mesh, 32, 59).run(&mesh);
 
     assert_eq!((done.worker(), done.attempts()), ("roomy", 2));
-    drop(full);
+    drop((full, disk));
 }
 
 #[test]
