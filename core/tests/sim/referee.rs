@@ -36,7 +36,7 @@ pub(super) const ACTIVE_MAX: usize = 192;
 const KILLS_MAX: u32 = 3;
 
 /// Something that must not be.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Violation {
     /// The law, in a few words that name it everywhere.
     pub(crate) law: &'static str,

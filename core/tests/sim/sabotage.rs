@@ -41,3 +41,26 @@ fn days_notice_that_nothing_ages_and_that_a_slow_worker_is_not_left_for_long() {
     let restless = days::a_promise(1, Rules::without(Rule::SloHysteresis)).referee.violation;
     assert_eq!(restless.map(|violation| violation.law), Some("a slow worker is left and stays left"));
 }
+
+#[test]
+fn a_seed_that_fails_is_told_with_the_command_that_plays_it_again() {
+    let rules = Rules::without(Rule::TicketNamesEpoch);
+    let first = (0..SEEDS_MAX).find(|seed| seeds::play_safely(*seed, rules, false).violation.is_some());
+    let first = first.expect("this rule's absence is noticed");
+    let played = seeds::play_all(first..first + 1, rules);
+
+    let told = seeds::verdict(&played, rules).expect("it failed");
+
+    let replay = told.split_once("replay: ").expect("the command").1;
+    let number = |name: &str| {
+        let value = replay.split_once(name).and_then(|(_, rest)| rest.split(' ').next()?.parse::<u64>().ok());
+        value.unwrap_or_else(|| panic!("no {name} in {replay}"))
+    };
+    let from = number("MESH_SIM_FIRST=");
+    let again = seeds::play_all(from..from + number("MESH_SIM_SEEDS="), rules);
+    assert_eq!(again.failed, played.failed);
+    assert_eq!(again.failed.keys().collect::<Vec<_>>(), [&first]);
+    assert!(replay.contains("--test sim -- seeds::seeds"), "{replay}");
+    let story = told.lines().skip(1).take_while(|line| !line.contains("replay: "));
+    assert!(story.count() > 1, "what happened before is told: {told}");
+}

@@ -4,6 +4,7 @@ use proto_msgs::{Attempt, AttemptId, Demands, Digest, ModelFormat, ModelRef, Tas
 
 use super::*;
 use crate::{
+    batch::tests::skip,
     blobs::BlobStore,
     pool::{Pool, RunnerDefaults, Wanted},
 };
@@ -74,7 +75,7 @@ async fn a_container_may_use_what_was_asked_and_the_head_room() {
     let settings = DockerSettings { host: None, image: "mesh-runner:latest".to_owned(), worker };
     let docker = match Docker::connect(settings).await {
         Ok(docker) => docker,
-        Err(error) => return eprintln!("skipped: {error}"),
+        Err(error) => return skip(&error.to_string()),
     };
     let home = tempfile::tempdir().expect("a temporary folder");
     let store = BlobStore::open(&home.path().join("blobs"), 1 << 30).expect("a store");
