@@ -1,6 +1,7 @@
 //! Figures of the mesh as ratios against the bare thing, measured in turns in one run on one machine.
 //!
-//! Owns the load, the baselines and the report. Never: thresholds that make a build fail; machines differ, people read.
+//! Owns the load, the baselines and the report. Never: thresholds that make a build fail, since machines differ and
+//! people read the figures.
 
 mod aims;
 mod broker;
@@ -28,7 +29,7 @@ use report::Report;
     Takes the programs in target/release (or $MESH_BIN_DIR); needs what ./test fetches. Let the machine be idle."
 )]
 struct Args {
-    /// Tiny sizes and short runs, nothing is written: shows that everything works, says nothing about speed.
+    /// Use tiny sizes and short runs and write nothing: shows that everything works, but nothing about speed
     #[arg(long, global = true)]
     quick: bool,
     /// Where the tables and their JSON go; bench/results if not named (and nowhere if the sizes are not the usual ones).
@@ -40,7 +41,7 @@ struct Args {
 
 #[derive(Clone, Debug, Subcommand)]
 enum Bench {
-    /// Everything below, one after the other.
+    /// Run all of the following, one after the other
     All,
     /// Grants per second and their latency, with 10, 1,000 and 10,000 workers.
     Broker,
@@ -52,11 +53,11 @@ enum Bench {
     Idle,
     /// Heartbeats per second into Redis.
     Redis,
-    /// What scheduling is worth, on devices of stated cost: every experiment, or those named.
+    /// The value of scheduling, on devices of stated cost: every experiment, or those named.
     Schedule(schedule::Schedule),
-    /// Keeps a running broker busy: for a profiler.
+    /// Keep a running broker busy, for a profiler.
     Load(broker::Load),
-    /// The echo server that `broker` compares with; started by it.
+    /// The echo server that `broker` compares with and starts.
     #[command(hide = true)]
     Echo,
 }
@@ -97,7 +98,8 @@ fn run(bench: &Bench, quick: bool) -> Result<Report> {
     }
 }
 
-/// Ten thousand workers are as many connections, here and in the servers that inherit the limit.
+/// Raises the limit of open files: ten thousand workers are as many connections, here and in the servers that inherit
+/// it.
 fn raise_file_limit() -> Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the limit of open files")

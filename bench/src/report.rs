@@ -1,6 +1,6 @@
 //! A bench's outcome: tables for people, the same figures as JSON for scripts, and beside each figure the aim that it has.
 //!
-//! Owns how figures are shown and summed up. Never: measuring.
+//! Owns how figures are shown and summarised. Never: measuring.
 
 use std::{fmt::Write as _, fs, path::Path, process::Command, time::Duration};
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::aims::{self, Judged};
 
-/// What one command of the bench found.
+/// The result of one command of the bench.
 #[derive(Debug)]
 pub(crate) struct Report {
     name: &'static str,
@@ -18,7 +18,7 @@ pub(crate) struct Report {
     notes: Vec<String>,
     /// What stood on the command line behind the name.
     arguments: String,
-    /// Of the machine when the bench began.
+    /// Load of the machine when the bench began.
     load_before: String,
     /// Of the checkout when the bench began.
     commit: String,
@@ -37,7 +37,7 @@ impl Table {
         Self { title, columns, rows: Vec::new() }
     }
 
-    /// A row: one value per column. Also said at once, so that a long run shows where it is.
+    /// Adds a row: one value per column. It is printed at once, so that a long run shows its progress.
     pub(crate) fn row(&mut self, values: Vec<Value>) {
         assert_eq!(values.len(), self.columns.len(), "a value for each column of '{}'", self.title);
         eprintln!("  {}", values.iter().map(shown).collect::<Vec<_>>().join(" | "));
@@ -92,7 +92,7 @@ impl Report {
         self.tables.push(table);
     }
 
-    /// A sentence under the tables.
+    /// Adds a sentence under the tables.
     pub(crate) fn note(&mut self, text: impl Into<String>) {
         self.notes.push(text.into());
     }
@@ -153,12 +153,12 @@ impl Report {
         Ok(())
     }
 
-    /// `schedule-mixed-small` is made by `mesh-bench schedule mixed-small`.
+    /// The command that makes this report: for `schedule-mixed-small`, `mesh-bench schedule mixed-small`.
     fn command(&self) -> String {
         format!("mesh-bench {}{}", self.name.replacen('-', " ", 1), self.arguments)
     }
 
-    /// The machine in general words: what decides the figures, nothing that names it.
+    /// The machine in general words: what decides the figures, but nothing that identifies it.
     fn machine(&self) -> String {
         let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
         let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -169,7 +169,7 @@ impl Report {
     }
 }
 
-/// Three digits that count, more only before the point.
+/// A number with three significant digits; more only before the decimal point.
 fn shown(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -205,7 +205,7 @@ fn load_average() -> String {
     load.split_whitespace().next().unwrap_or("?").to_owned()
 }
 
-/// The value at this share (0 to 1) of the durations, in milliseconds. Sorts them.
+/// The percentile of the durations at `share` (0 to 1), in milliseconds. Sorts them.
 pub(crate) fn percentile_ms(durations: &mut [Duration], share: f64) -> f64 {
     durations.sort_unstable();
     let last = durations.len().saturating_sub(1);
@@ -213,7 +213,7 @@ pub(crate) fn percentile_ms(durations: &mut [Duration], share: f64) -> f64 {
     durations.get(at).map_or(f64::NAN, |duration| duration.as_secs_f64() * 1000.0)
 }
 
-/// The middle of several measurements.
+/// The median of several measurements.
 pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_unstable_by(f64::total_cmp);

@@ -1,7 +1,7 @@
-//! What scheduling is worth: users' experiments on a real mesh whose devices have stated costs, each with scheduling on and,
-//! in the same run, off.
+//! The value of scheduling: users' experiments on a real mesh whose devices have stated costs, each with scheduling on
+//! and, in the same run, off.
 //!
-//! Owns the experiments and the ideal that each is held against. Never: the device (`device.rs`), a threshold that fails.
+//! Owns the experiments and the ideal value of each. Never: the device (`device.rs`), a threshold that fails.
 
 mod closed;
 mod decision;
@@ -24,7 +24,7 @@ use crate::report::Report;
 /// The experiments with schedules.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Schedule {
-    /// Which of them; all if none is named.
+    /// Experiments to run; default: all
     #[arg(value_enum)]
     experiments: Vec<Experiment>,
     #[command(flatten)]
@@ -59,27 +59,27 @@ impl Sizes {
 /// One experiment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(crate) enum Experiment {
-    /// 16, 32, 64 and 128 clients with 8 items each at the same moment.
+    /// 16, 32, 64 and 128 clients with 8 items each, at the same moment.
     Realtime,
-    /// Four bulk jobs of 1000 items, then 8, 24 and 48 clients with 8.
+    /// Four bulk jobs of 1000 items, then 8, 24 and 48 clients with 8 items.
     Mixed,
-    /// The same behind four jobs of 128.
+    /// As `mixed`, behind four jobs of 128 items.
     MixedSmall,
-    /// Closed loops of small and larger requests on a device to which batches are all.
+    /// Closed loops of small and larger requests on a device whose time depends mostly on the number of batches.
     Gpu,
     /// Two equal clients at the same time.
     Fair,
     /// One job over four workers.
     Skew,
-    /// Two models one behind the other, overlapping and not.
+    /// Two models in a row, overlapping and not.
     Stages,
-    /// A worker becomes slow under a stream with a promised latency.
+    /// A worker becomes slow under a stream with a service level.
     Switch,
     /// Real models: one that batches well, one that only seems to, one that cannot.
     Models,
     /// Each placement policy, on workers that are not equally fast.
     Policies,
-    /// What one decision of the broker costs, in this process.
+    /// The cost of one decision of the broker, in this process.
     Decision,
 }
 
@@ -91,7 +91,7 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// The number for a full run, or for one that only shows that everything works.
+    /// The number for a full run, or for a quick one that only shows that everything works.
     fn or<T>(self, full: T, quick: T) -> T {
         if self.quick { quick } else { full }
     }
@@ -110,7 +110,7 @@ impl Plan<'_> {
 }
 
 impl Schedule {
-    /// A report for each.
+    /// Runs the chosen experiments and shows a report of each.
     pub(crate) fn run(&self, quick: bool, mut show: impl FnMut(&Report) -> Result<()>) -> Result<()> {
         let all = if self.experiments.is_empty() { Experiment::value_variants() } else { &self.experiments };
         all.iter().try_for_each(|experiment| {
@@ -143,7 +143,7 @@ impl Experiment {
     }
 }
 
-/// All clients of an experiment live in this process. Its own thread starts the mesh, which ends with that thread.
+/// Runs an experiment. All its clients live in this process; the mesh ends with the thread that starts it.
 fn block_on<T>(experiment: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(experiment)
 }

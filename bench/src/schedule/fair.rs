@@ -1,4 +1,4 @@
-//! Whether equals are treated so: two clients at one device, one job over four workers.
+//! Whether equals are treated alike: two clients at one device, one job over four workers.
 
 use std::time::Instant;
 
@@ -15,13 +15,13 @@ use super::{
 };
 use crate::report::{Report, Table, median};
 
-/// Items, and how the second of two clients differs from the first.
+/// Items of two clients, and how the second one differs from the first.
 #[derive(Clone, Copy)]
 struct Pair {
     name: &'static str,
     items: [u32; 2],
     split: [u32; 2],
-    /// The second comes when the first has so many answers' worth of time behind it.
+    /// The second client starts this much later than the first.
     later_ms: u64,
 }
 
@@ -55,7 +55,7 @@ pub(super) async fn run(plan: Plan<'_>) -> Result<Report> {
         for pair in pairs(plan).into_iter().filter(|pair| Job::fits(scheduling, pair.split[0])) {
             let items = pair.items;
             let [first, second] = both(&field, &model, &clients, &pair).await?;
-            // Fairness is about the time in which both wanted something.
+            // Only the time in which both clients wanted something counts.
             let until = last(&first).min(last(&second));
             let from = second.first().map_or(until, |answer| answer.began);
             let in_time = |answers: &[Answered]| {

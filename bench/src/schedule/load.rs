@@ -1,4 +1,4 @@
-//! Jobs as users have them: so many items of one model, cut into tasks, all answers awaited and checked.
+//! Owns users' jobs: many items of one model, cut into tasks; all answers are awaited and checked.
 
 use std::{
     sync::Arc,
@@ -18,18 +18,18 @@ use super::{
     figures::cut,
 };
 
-/// Items in a task, as clients cut jobs.
+/// Items per task, as clients cut jobs.
 pub(super) const SPLIT: u32 = 8;
 
 /// Rows of a run that a device of stated cost takes at most.
 const DEVICE_ROWS_MAX: u32 = 64;
 
-/// What one user wants done.
+/// One user's job.
 #[derive(Clone, Debug)]
 pub(super) struct Job {
     pub(super) model: Model,
     pub(super) rows: Rows,
-    /// The answers' way through a further model.
+    /// A second model that takes the first one's outputs.
     pub(super) then: Option<Model>,
     pub(super) items: u32,
     pub(super) split: u32,
@@ -37,34 +37,34 @@ pub(super) struct Job {
     pub(super) scheduling: Scheduling,
 }
 
-/// What goes into a job's items and must come out.
+/// Inputs of a job's items, and the outputs that must come back.
 #[derive(Clone, Debug)]
 pub(super) enum Rows {
-    /// FP32 numbers, counted up; one more comes out of each model of stated cost.
+    /// FP32 numbers, counted up; each model of stated cost adds one.
     Counted,
-    /// These, again and again.
+    /// Given inputs, used again and again.
     Given {
         /// What an item is.
         dtype: DType,
         shape: &'static [u64],
-        /// Bytes of an item.
+        /// Bytes of each item.
         inputs: Arc<Vec<Vec<u8>>>,
-        /// FP32 outputs of each of them, by output; empty: not known.
+        /// FP32 outputs of each item, by output; empty if they are not known.
         outputs: Arc<Vec<Vec<Bytes>>>,
     },
 }
 
-/// Far more than any task of an experiment takes.
+/// Longest wait for an answer: far more than any task of an experiment takes.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
-/// How far a row of FP32 may be from that of a single run: runtimes add in another order when rows are many.
+/// Largest difference of an FP32 row from that of a single run: with many rows, runtimes add in another order.
 const TOLERANCE: f32 = 1e-3;
 
-/// One task of a job, answered.
+/// An answered task of a job.
 #[derive(Clone, Debug)]
 pub(super) struct Answered {
     pub(super) items: u32,
-    /// When it was meant to be sent.
+    /// Time at which it was meant to be sent.
     pub(super) began: Instant,
     pub(super) ended: Instant,
     /// The worker's name.
@@ -78,7 +78,7 @@ impl Answered {
 }
 
 impl Job {
-    /// Items of a model of stated cost, cut as usual.
+    /// A job of items for a model of stated cost, cut as usual.
     pub(super) fn new(field: &Field, model: &Model, items: u32) -> Self {
         let (model, scheduling, rows) = (model.clone(), field.scheduling(), Rows::Counted);
         Self { model, rows, then: None, items, split: SPLIT, slo: None, scheduling }
@@ -90,7 +90,7 @@ impl Job {
         scheduling == Scheduling::On || split <= DEVICE_ROWS_MAX
     }
 
-    /// Submits all of it and waits for all of it; the answers come in the order in which they came.
+    /// Submits the whole job and waits for all answers, which are returned in the order of their arrival.
     pub(super) async fn run(&self, client: &Mesh, began: Instant) -> Result<Vec<Answered>> {
         let (id, mut tasks, mut first) = (new_job(), JoinSet::new(), 0);
         for items in cut(self.items, self.split) {
@@ -112,7 +112,7 @@ impl Job {
         Ok(answers)
     }
 
-    /// The outputs of a job of one item.
+    /// The outputs of a job with one item.
     pub(super) async fn outputs_of_one(&self, client: &Mesh) -> Result<Vec<Bytes>> {
         let result = client.submit(self.task(0, 1)).await?.wait().await?;
         Ok(result.outputs.iter().map(mesh_sdk::Output::bytes).collect::<Result<_, _>>()?)
@@ -130,7 +130,7 @@ impl Job {
         let task = Task::new(self.model.clone()).input(input);
         let task = match self.scheduling {
             Scheduling::On => self.slo.into_iter().fold(task.items(items).job_items(self.items), Task::slo),
-            // What a task was before there were items: one run of what is given, and no lane but one.
+            // As if there were no items: one run per task, and only one lane.
             Scheduling::Off => task.lane(Some(Lane::Batch)),
         };
         self.then.iter().fold(task, |task, model| task.then("second", model.clone()))
@@ -168,7 +168,7 @@ fn is_close(got: &[u8], expected: &[u8]) -> bool {
             .all(|(got, expected)| (got - expected).abs() <= TOLERANCE * expected.abs().max(1.0))
 }
 
-/// Every client runs this job once, all at the same moment.
+/// Runs this job once for every client, all at the same moment.
 pub(super) async fn burst(clients: &[Mesh], job: &Job) -> Result<Vec<Answered>> {
     let began = Instant::now();
     let mut jobs = JoinSet::new();
@@ -183,17 +183,17 @@ pub(super) async fn burst(clients: &[Mesh], job: &Job) -> Result<Vec<Answered>> 
     Ok(answers)
 }
 
-/// What closed loops gave.
+/// The result of closed loops.
 #[derive(Debug)]
 pub(super) struct Looped {
-    /// What came in the time.
+    /// Answers that came within the time.
     pub(super) answers: Vec<Answered>,
-    /// What was still under way then, and how long it took until all of it had come.
+    /// Number of tasks that were still under way at the end, and below the time until all of them had come.
     pub(super) later: usize,
     pub(super) all: Duration,
 }
 
-/// Every client runs this job again and again until so much time has passed.
+/// Runs this job again and again for every client until the time has passed.
 pub(super) async fn closed_loop(clients: &[Mesh], job: &Job, run_for: Duration) -> Result<Looped> {
     let began = Instant::now();
     let until = began + run_for;
@@ -242,15 +242,15 @@ pub(super) async fn stream(
     Ok(answers)
 }
 
-/// What came of a task or a client of ours.
+/// The result of a task or a client of the bench.
 ///
 /// # Panics
-/// If it failed: then the last lines of broker and workers are shown.
+/// If it failed. Then the last lines of broker and workers are shown.
 fn settled<T>(joined: Result<Result<T>, JoinError>) -> T {
     joined.expect("invariant: clients do not panic").unwrap_or_else(|error| panic!("an experiment failed: {error:#}"))
 }
 
-/// Lets the workers learn what the model costs, in both lanes, and start what they need to be warm.
+/// Lets the workers measure the model in both lanes, and start the runners that they need to be warm.
 pub(super) async fn warm_up(field: &Field, model: &Model, then: Option<&Model>, items: u32) -> Result<()> {
     let clients = field.clients("warm", 4).await?;
     let mut small = Job::new(field, model, SPLIT);
@@ -266,12 +266,12 @@ pub(super) async fn warm_up(field: &Field, model: &Model, then: Option<&Model>, 
     Ok(())
 }
 
-/// Items in these answers.
+/// Number of items in these answers.
 pub(super) fn items_in(answers: &[Answered]) -> u64 {
     answers.iter().map(|answer| u64::from(answer.items)).sum()
 }
 
-/// From the first that was sent to the last that came.
+/// Time from the first send to the last answer.
 pub(super) fn span(answers: &[Answered]) -> Duration {
     let began = answers.iter().map(|answer| answer.began).min();
     let ended = answers.iter().map(|answer| answer.ended).max();

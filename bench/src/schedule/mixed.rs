@@ -1,5 +1,5 @@
-//! Bulk first, then people in a hurry: four jobs of many items and, two seconds later, 8, 24 or 48 clients with 8 items, on
-//! one device of 5 ms a batch and 5 ms an item.
+//! Bulk first, then clients in a hurry: four jobs of many items and, two seconds later, 8, 24 or 48 clients with 8
+//! items each, on one device of 5 ms per batch and 5 ms per item.
 
 use std::time::{Duration, Instant};
 
@@ -18,12 +18,13 @@ use crate::report::{Report, Table, percentile_ms};
 
 pub(super) const BULK_CLIENTS: usize = 4;
 pub(super) const ITEMS: u32 = 8;
-/// The hurried ones come this long after the bulk.
+/// Time between the bulk and the clients in a hurry.
 const LATER: Duration = Duration::from_secs(2);
-/// Of bursts on an idle mesh.
+/// Rounds of bursts on an idle mesh.
 const IDLE_ROUNDS: usize = 3;
 
-/// How much bulk, and what Triton with priorities is said to reach: realtime p50 in seconds for each number of clients.
+/// Amount of bulk, and the figures reported for Triton with priorities: realtime p50 in seconds for each number of
+/// clients.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kind {
     name: &'static str,
@@ -45,7 +46,7 @@ pub(super) const SMALL: Kind = Kind {
     triton_p50_s: None,
 };
 
-/// What one run gave.
+/// Figures of one run.
 pub(super) struct Mixed {
     /// What each task of those in a hurry took.
     pub(super) realtime: Vec<Duration>,
@@ -134,7 +135,7 @@ fn notes(report: &mut Report, kind: Kind) {
     report.note("Off: one FIFO lane, workers in turn, each task of 8 rows a run of its own (45 ms).");
 }
 
-/// Bulk, then the hurried.
+/// Runs the bulk and then the clients in a hurry.
 pub(super) async fn mix(bulk_clients: &[Mesh], bulk: &Job, clients: &[Mesh], small: &Job) -> Result<Mixed> {
     let began = Instant::now();
     let hurried = async {

@@ -1,5 +1,5 @@
-//! Real models: one whose rows may be packed, one that takes any number of rows but gives others then, and one that takes
-//! exactly one; and bulk before realtime with the first.
+//! Real models: one whose rows may be packed; one that takes any number of rows, but then returns other results; and one
+//! that takes exactly one row. With the first one also bulk before realtime.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,22 +17,22 @@ use super::{
 };
 use crate::report::{Report, Table, percentile_ms};
 
-/// Inputs that differ, and whose answers are known from single runs.
+/// Number of different inputs; their answers are known from single runs.
 const KINDS: u32 = 16;
 const CLIENTS: usize = 8;
 
-/// Of each of the bulk's clients: so many that the bulk is still at work when those in a hurry come.
+/// Items of each bulk client: enough that the bulk still runs when the clients in a hurry come.
 const BULK_ITEMS: u32 = 2500;
 
-/// Of bursts on an idle mesh.
+/// Rounds of bursts on an idle mesh.
 const IDLE_ROUNDS: usize = 3;
 
-/// A model, what goes in, and whether it takes many rows at once.
+/// A model, its inputs, and whether it takes many rows at once.
 struct Subject {
     file: &'static str,
     title: &'static str,
     dtype: DType,
-    /// Of an item.
+    /// Shape of one item.
     shape: &'static [u64],
     item: fn(u32) -> Vec<u8>,
     takes_rows: bool,
@@ -72,12 +72,12 @@ fn spectrum(kind: u32) -> Vec<u8> {
     (0..10 * 161_u32).flat_map(|at| (((at * (kind + 7)) % 241) as f32 / 24.1 - 8.0).to_le_bytes()).collect()
 }
 
-/// 2048 INT32 tokens.
+/// An input of 2048 INT32 tokens.
 fn text(kind: u32) -> Vec<u8> {
     (0..2048_u32).flat_map(|at| ((at * (kind + 3) + kind) % 256).to_le_bytes()).collect()
 }
 
-/// 128 × 128 × 3 FP32 between 0 and 1.
+/// An input of 128 × 128 × 3 FP32 values between 0 and 1.
 fn picture(kind: u32) -> Vec<u8> {
     (0..128 * 128 * 3_u32).flat_map(|at| (((at * (kind + 5)) % 251) as f32 / 251.0).to_le_bytes()).collect()
 }
@@ -192,7 +192,7 @@ async fn behind_bulk(plan: Plan<'_>) -> Result<Table> {
     Ok(table)
 }
 
-/// What the worker found about packing this model, and its best batch; nothing if it has not said so yet.
+/// The worker's verdict on packing this model, and its best batch; nulls if it has not reported them yet.
 async fn packing(client: &Mesh, model: &Model) -> Result<[Value; 2]> {
     let costs = client.models().await?;
     let cost = costs.iter().find(|row| row.cost.model == model.reference().digest).map(|row| &row.cost);
@@ -200,7 +200,7 @@ async fn packing(client: &Mesh, model: &Model) -> Result<[Value; 2]> {
 }
 
 impl Subject {
-    /// Eight items, whose answers are known.
+    /// A job of eight items with known answers.
     async fn job(&self, field: &Field, client: &Mesh) -> Result<Job> {
         let model = Model::from_file(cache::model(self.file)).await?;
         let inputs: Vec<Vec<u8>> = (0..KINDS).map(self.item).collect();

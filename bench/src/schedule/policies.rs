@@ -1,5 +1,5 @@
-//! Each placement policy in one run, on three workers of which the second takes twice and the third four times as long as the
-//! first: a stream of small tasks, then one bulk job.
+//! Each placement policy in one run, on three workers: the second takes twice as long as the first, the third four times
+//! as long. A stream of small tasks comes first, then one bulk job.
 
 use std::time::{Duration, Instant};
 
@@ -16,11 +16,11 @@ use super::{
 };
 use crate::report::{Report, Table, percentile_ms};
 
-/// Thousandths of the stated cost that each worker takes.
+/// Run time of each worker, in thousandths of the stated cost.
 const PERMILLE: [u64; 3] = [1000, 2000, 4000];
 
-/// Tasks a second, and items in each: a third of them each would keep the slowest worker busy for 72 % of its time, as single
-/// runs.
+/// Tasks per second, of [`ITEMS`] items each. If each worker ran a third of them one by one, the slowest would be busy
+/// for 72 % of the time.
 const RATE: u32 = 60;
 const ITEMS: u32 = 4;
 
@@ -83,13 +83,13 @@ pub(super) async fn run(plan: Plan<'_>) -> Result<Report> {
     Ok(report)
 }
 
-/// The time of so many items if no device ever waits.
+/// Ideal time of this many items: no device ever waits.
 fn ideal(cost: &Cost, items: u32) -> Duration {
     let rate: f64 = PERMILLE.iter().map(|permille| cost.rows_per_s(64) * 1000.0 / *permille as f64).sum();
     Duration::from_secs_f64(f64::from(items) / rate)
 }
 
-/// What part of the answers each worker gave, in whole percent.
+/// The share of each worker in the answers, in whole percent.
 fn shares(field: &Field, answers: &[Answered]) -> String {
     let share = |name: &str| {
         let count = answers.iter().filter(|answer| answer.worker == name).count();

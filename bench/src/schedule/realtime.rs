@@ -1,5 +1,5 @@
-//! Many users with little each, all at the same moment, and nothing else: 4 realtime slots, no batch slots, one device that
-//! runs one batch at a time.
+//! Many users with few items each, all at the same moment, and nothing else: 4 realtime slots, no batch slots, one
+//! device that runs one batch at a time.
 
 use anyhow::Result;
 use mesh_bench::device::Cost;
@@ -14,7 +14,7 @@ use crate::report::{Report, Table, percentile_ms};
 
 const ITEMS: u32 = 8;
 
-/// Cost of the device, its name, bursts for each number of clients.
+/// Name of a device, its cost, and the bursts for each number of clients.
 fn devices(plan: Plan<'_>) -> [(&'static str, Cost, usize); 2] {
     [
         ("5 ms + 5 ms an item", Cost::new(5000, 5000), plan.or(3, 1)),
@@ -45,7 +45,7 @@ pub(super) async fn run(plan: Plan<'_>) -> Result<Report> {
         let field = Field::start(layout)?;
         for (name, cost, rounds) in devices(plan) {
             let model = model_of(&cost).await?;
-            // More than 64 items would be bulk, for which there are no slots.
+            // More than 64 items would be bulk, which has no slots here.
             for _ in 0..3 {
                 warm_up(&field, &model, None, 64).await?;
             }

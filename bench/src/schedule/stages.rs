@@ -1,4 +1,4 @@
-//! Two models one behind the other, each on a device of its own: overlapping, and one at a time.
+//! Two models in a row, each on its own device: overlapping, and one at a time.
 
 use std::time::Instant;
 
@@ -15,14 +15,14 @@ use super::{
 };
 use crate::report::{Report, Table, median};
 
-/// How the two models are passed through.
+/// How a job passes through the two models.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Way {
-    /// One job with two stages; a slot for each.
+    /// One job with two stages, and a slot for each.
     Pipelined,
     /// The same job with one slot: one stage at a time.
     OneSlot,
-    /// A job for the first model and, when all of it is there, one for the second.
+    /// A job for the first model and, when all its answers have come, one for the second.
     TwoJobs,
 }
 
@@ -126,7 +126,7 @@ async fn warm(field: &Field, way: Way, encode: &Model, decode: &Model) -> Result
     }
 }
 
-/// Seconds that the job takes.
+/// Duration of the job.
 async fn pass(
     field: &Field,
     way: Way,

@@ -1,4 +1,4 @@
-//! A stream of tasks with a promised latency, and a worker that becomes slow in the middle of it.
+//! A stream of tasks with a service level, and a worker that becomes slow in the middle of it.
 
 use std::time::{Duration, Instant};
 
@@ -16,12 +16,12 @@ use crate::report::{Report, Table, percentile_ms};
 
 const SLO: Slo = Slo { latency_ms: 60, max_violation_permille: 50 };
 const ITEMS: u32 = 4;
-/// Tasks a second: nearly half of what the two workers can do without packing, nearly all of what one can.
+/// Tasks per second: nearly half of what the two workers can do without packing, nearly all of what one can.
 const RATE: u32 = 100;
-/// Thousandths of its usual time that the slow worker takes: 90 ms a task, more than is promised.
+/// Slowness of the slow worker, thousandths of its usual time: 90 ms per task, more than the service level allows.
 const SLOW_PERMILLE: u64 = 10_000;
 
-/// When the first worker becomes slow, when it is well again, when the stream ends; seconds.
+/// Seconds at which the first worker becomes slow, at which it recovers, and at which the stream ends.
 const FULL: [u64; 3] = [6, 18, 36];
 const QUICK: [u64; 3] = [1, 2, 3];
 
