@@ -76,7 +76,7 @@ impl Broker {
     pub fn new(config: Config) -> Self {
         Self {
             workers: Workers::new(config.rules),
-            worker_looks: Due::new(),
+            worker_looks: Due::default(),
             tasks: Tasks::default(),
             queue: Queue::default(),
             slos: Slos::new(config.rules),
@@ -117,7 +117,7 @@ impl Broker {
     /// When to come back with [`Event::Deadline`] if nothing else happens.
     pub fn next_deadline(&self) -> Option<MonoTime> {
         let worker = self.worker_looks.first();
-        let task = self.tasks.first_due().map(|(at, _)| at);
+        let task = self.tasks.first_due();
         let first = [worker, task, self.tasks.first_forgotten()].into_iter().flatten().min();
         first.map(|at| self.clock.outside(at))
     }
@@ -401,7 +401,7 @@ impl Broker {
         while let Some(id) = self.worker_looks.pop(now) {
             self.look_at_worker(now, id);
         }
-        while let Some((_, id)) = self.tasks.first_due().filter(|(at, _)| *at <= now) {
+        while let Some(id) = self.tasks.pop_due(now) {
             self.look_at_task(now, id);
         }
         while let Some(task) = self.tasks.forget_one(now, &self.config) {

@@ -51,7 +51,7 @@ impl Client {
             clock: Clock::new(config.rules),
             config,
             tasks: BTreeMap::new(),
-            due: Due::new(),
+            due: Due::default(),
             next_alive: MonoTime::ZERO,
             broker_heard: None,
             broker_missed: false,

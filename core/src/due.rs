@@ -13,18 +13,25 @@ pub(crate) struct Due<Id> {
     of: BTreeMap<Id, MonoTime>,
 }
 
-impl<Id: Copy + Ord> Due<Id> {
-    pub(crate) const fn new() -> Self {
+impl<Id> Default for Due<Id> {
+    fn default() -> Self {
         Self { order: BTreeSet::new(), of: BTreeMap::new() }
     }
+}
 
+impl<Id: Copy + Ord> Due<Id> {
     /// It wants to be looked at by then. An earlier look stays: it costs little to find that nothing is due yet.
     pub(crate) fn by(&mut self, id: Id, at: MonoTime) {
         if self.of.get(&id).is_none_or(|planned| at < *planned) {
-            self.remove(id);
-            self.of.insert(id, at);
-            self.order.insert((at, id));
+            self.set(id, at);
         }
+    }
+
+    /// It wants to be looked at then and no earlier.
+    pub(crate) fn set(&mut self, id: Id, at: MonoTime) {
+        self.remove(id);
+        self.of.insert(id, at);
+        self.order.insert((at, id));
     }
 
     pub(crate) fn remove(&mut self, id: Id) {
@@ -40,13 +47,17 @@ impl<Id: Copy + Ord> Due<Id> {
 
     /// Takes one out that wants to be looked at by now.
     pub(crate) fn pop(&mut self, now: MonoTime) -> Option<Id> {
-        let (_, id) = self.order.first().filter(|(at, _)| *at <= now)?;
-        let id = *id;
-        self.remove(id);
+        self.order.first().filter(|(at, _)| *at <= now)?;
+        self.pop_first()
+    }
+
+    /// Takes the first of them out, whenever it wants to be looked at.
+    pub(crate) fn pop_first(&mut self) -> Option<Id> {
+        let (_, id) = self.order.pop_first()?;
+        self.of.remove(&id);
         Some(id)
     }
 
-    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.order.len()
     }
@@ -59,7 +70,7 @@ mod tests {
     #[test]
     fn each_thing_has_one_entry_and_the_earliest_stands() {
         let at = MonoTime::from_micros;
-        let mut due = Due::new();
+        let mut due = Due::default();
         for micros in [5, 9, 3, 7] {
             due.by('a', at(micros));
         }
@@ -67,6 +78,8 @@ mod tests {
         assert_eq!((due.len(), due.first()), (2, Some(at(3))));
         assert_eq!([due.pop(at(3)), due.pop(at(3)), due.pop(at(4))], [Some('a'), None, Some('b')]);
         due.by('a', at(9));
+        due.set('a', at(11));
+        assert_eq!(due.first(), Some(at(11)));
         due.remove('a');
         assert_eq!((due.len(), due.first(), due.of.len()), (0, None, 0));
     }

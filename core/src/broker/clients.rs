@@ -111,11 +111,11 @@ impl Broker {
         task.stream = self.slos.stream(now, &task.spec);
         task.stored = detached;
         let must_store = detached && self.config.rules.holds(Rule::AcknowledgeAfterStore);
-        task.due = self.due_of(&task);
+        let due = self.due_of(&task);
         if detached {
             self.actions.push(Action::Save(Change::PutTask { record: Box::new(task.record()), durable: true }));
         }
-        self.tasks.insert(task);
+        self.tasks.insert(task, due);
         if !must_store {
             self.enqueue(now, id);
         }

@@ -13,9 +13,6 @@ use crate::{DEADLINE_PASSED, MonoTime, Rule};
 /// A task that lives this long is shown in the store. Shorter ones would cost more to show than anybody has time to look.
 const SHOWN_AFTER: Duration = Duration::from_secs(1);
 
-/// The worker ends an expired attempt itself and its client sees that at once; the broker only clears up what is left.
-const DEADLINE_GRACE: Duration = Duration::from_secs(2);
-
 /// A look that found nothing to change is not repeated before this, whatever is overdue.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -81,9 +78,9 @@ impl Broker {
                 (None, None) => State::Storing,
             };
             task.away_since = Some(now);
-            task.due = if task.is_ended() { now + self.config.ended_kept } else { self.due_of(&task) };
+            let due = if task.is_ended() { now + self.config.ended_kept } else { self.due_of(&task) };
             let waits = task.state == State::Storing;
-            self.tasks.insert(task);
+            self.tasks.insert(task, due);
             if waits {
                 self.enqueue(now, id);
             }
@@ -105,8 +102,8 @@ impl Broker {
         if task.peer.is_some() && task.place().is_none() {
             due = due.min(task.heard + self.config.client_silence);
         }
-        if let Some(deadline) = task.deadline {
-            due = due.min(if task.place().is_some() { deadline + DEADLINE_GRACE } else { deadline });
+        if let Some(expires_at) = task.expires_at() {
+            due = due.min(expires_at);
         }
         if let State::Granted { until, .. } | State::Placed { unnamed_until: Some(until), .. } = task.state {
             due = due.min(until);
@@ -131,10 +128,7 @@ impl Broker {
 
     pub(super) fn look_at_task(&mut self, now: MonoTime, id: TaskId) {
         let Some(task) = self.tasks.get(id) else { return };
-        let expired = task
-            .deadline
-            .is_some_and(|deadline| now >= if task.place().is_some() { deadline + DEADLINE_GRACE } else { deadline });
-        if expired {
+        if task.expires_at().is_some_and(|at| now >= at) {
             return self.end_and_tell(now, id, Outcome::failed(ErrorCode::Expired, DEADLINE_PASSED));
         }
         if let Some(outcome) = self.abandoned(now, task) {

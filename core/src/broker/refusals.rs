@@ -199,8 +199,7 @@ impl Broker {
         let outcome = Outcome::Failed(failure);
         let ended = ended(task.id(), outcome.clone());
         task.state = State::Ended { outcome, ended_unix_ms: self.unix_ms(now) };
-        task.due = now + self.config.ended_kept;
-        self.tasks.insert(task);
+        self.tasks.insert(task, now + self.config.ended_kept);
         self.tell_client(Some(peer), BrokerToClient::Ended(ended));
     }
 }

@@ -31,7 +31,7 @@ use super::{
     queue::{QueueKey, Rank},
     slo::StreamId,
 };
-use crate::MonoTime;
+use crate::{MonoTime, due::Due};
 
 /// Where a task stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +47,9 @@ pub(super) enum State {
     /// Over.
     Ended { outcome: Outcome, ended_unix_ms: u64 },
 }
+
+/// The broker clears up this much later what its worker should have ended at the deadline.
+const DEADLINE_GRACE: Duration = Duration::from_secs(2);
 
 /// A worker in one of its lives.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -129,8 +132,6 @@ pub(super) struct Task {
     pub(super) stored: bool,
     /// What the store has of it, as far as it has said.
     pub(super) in_store: Option<Footing>,
-    /// When the task wants to be looked at; once it has ended, when it may be forgotten.
-    pub(super) due: MonoTime,
 }
 
 /// A client that asked for a result.
@@ -181,7 +182,6 @@ impl Task {
             abandoned: false,
             stored: false,
             in_store: None,
-            due: now,
         }
     }
 
@@ -229,6 +229,12 @@ impl Task {
 
     pub(super) fn belongs_to(&self, client: ClientId, key: Option<PublicKey>) -> bool {
         self.spec.client == client && self.spec.key == key
+    }
+
+    /// When the broker ends it for its deadline. The worker ends an attempt itself, and its client sees that at once.
+    pub(super) fn expires_at(&self) -> Option<MonoTime> {
+        let grace = if self.place().is_some() { DEADLINE_GRACE } else { Duration::ZERO };
+        self.deadline.map(|deadline| deadline + grace)
     }
 
     pub(super) fn deadline_unix_ms(&self) -> Option<u64> {
@@ -335,19 +341,20 @@ pub(super) struct Tasks {
     // of them, and nearly every look is for one of them.
     live: BTreeMap<TaskId, Box<Task>>,
     over: BTreeMap<TaskId, Box<Task>>,
-    due: BTreeSet<(MonoTime, TaskId)>,
+    /// When the unfinished ones want to be looked at.
+    due: Due<TaskId>,
     /// All tasks by whose they are: a question for a client's own looks at no others.
     owners: BTreeSet<(ClientId, TaskId)>,
-    /// Ended tasks in order of when they may be forgotten.
-    ended: BTreeSet<(MonoTime, TaskId)>,
-    /// The same of those that somebody may still come for. However many others end, these stay.
-    ended_for_later: BTreeSet<(MonoTime, TaskId)>,
+    /// When ended tasks may be forgotten.
+    ended: Due<TaskId>,
+    /// When those may be that somebody may still come for. However many others end, these stay.
+    ended_for_later: Due<TaskId>,
 }
 
 impl Tasks {
     /// Unfinished tasks.
     pub(super) fn live(&self) -> usize {
-        self.due.len()
+        self.live.len()
     }
 
     pub(super) fn get(&self, id: TaskId) -> Option<&Task> {
@@ -372,50 +379,54 @@ impl Tasks {
         storing.map(|task| task.id()).collect()
     }
 
-    pub(super) fn insert(&mut self, task: Task) {
+    /// A new task, and when it wants to be looked at or, if it has ended, may be forgotten.
+    pub(super) fn insert(&mut self, task: Task, due: MonoTime) {
         let (id, task) = (task.id(), Box::new(task));
         self.owners.insert((task.spec.client, id));
         if task.is_ended() {
-            self.ends(&task).insert((task.due, id));
+            self.ends(&task).set(id, due);
             self.over.insert(id, task);
         } else {
-            self.due.insert((task.due, id));
+            self.due.set(id, due);
             self.live.insert(id, task);
         }
     }
 
-    /// The order in which an ended task is forgotten.
-    fn ends(&mut self, task: &Task) -> &mut BTreeSet<(MonoTime, TaskId)> {
+    /// Where it stands when an ended task may be forgotten.
+    fn ends(&mut self, task: &Task) -> &mut Due<TaskId> {
         if task.outlives_client() { &mut self.ended_for_later } else { &mut self.ended }
     }
 
     /// The task wants to be looked at then.
     pub(super) fn set_due(&mut self, id: TaskId, due: MonoTime) {
-        if let Some(task) = self.live.get_mut(&id) {
-            self.due.remove(&(task.due, id));
-            task.due = due;
-            self.due.insert((due, id));
+        if self.live.contains_key(&id) {
+            self.due.set(id, due);
         }
     }
 
     /// The task wants to be looked at then, if not earlier.
     pub(super) fn due_by(&mut self, id: TaskId, due: MonoTime) {
-        if self.live.get(&id).is_some_and(|task| task.due > due) {
-            self.set_due(id, due);
+        if self.live.contains_key(&id) {
+            self.due.by(id, due);
         }
     }
 
-    /// The next task that wants to be looked at, and when.
-    pub(super) fn first_due(&self) -> Option<(MonoTime, TaskId)> {
-        self.due.first().copied()
+    /// When the next task wants to be looked at.
+    pub(super) fn first_due(&self) -> Option<MonoTime> {
+        self.due.first()
+    }
+
+    /// A task that wants to be looked at by now; it says when it does again.
+    pub(super) fn pop_due(&mut self, now: MonoTime) -> Option<TaskId> {
+        self.due.pop(now)
     }
 
     /// The task is over: it is only remembered from now on, until then.
     pub(super) fn end(&mut self, id: TaskId, outcome: Outcome, ended_unix_ms: u64, until: MonoTime) {
         if let Some(mut task) = self.live.remove(&id) {
-            self.due.remove(&(task.due, id));
-            (task.state, task.due) = (State::Ended { outcome, ended_unix_ms }, until);
-            self.ends(&task).insert((until, id));
+            self.due.remove(id);
+            task.state = State::Ended { outcome, ended_unix_ms };
+            self.ends(&task).set(id, until);
             self.over.insert(id, task);
         }
     }
@@ -423,10 +434,9 @@ impl Tasks {
     /// The task is not over after all: it is about to wait again.
     pub(super) fn revive(&mut self, now: MonoTime, id: TaskId) {
         if let Some(mut task) = self.over.remove(&id) {
-            let until = task.due;
-            self.ends(&task).remove(&(until, id));
-            (task.state, task.abandoned, task.finished, task.due) = (State::Storing, false, None, now);
-            self.due.insert((now, id));
+            self.ends(&task).remove(id);
+            (task.state, task.abandoned, task.finished) = (State::Storing, false, None);
+            self.due.set(id, now);
             self.live.insert(id, task);
         }
     }
@@ -434,10 +444,8 @@ impl Tasks {
     /// Takes one ended task away whose time is over, or that is the oldest of too many.
     pub(super) fn forget_one(&mut self, now: MonoTime, config: &Config) -> Option<Box<Task>> {
         let ends = [(&mut self.ended, config.ended_max), (&mut self.ended_for_later, config.ended_for_later_max)];
-        let id = ends.into_iter().find_map(|(ends, max)| {
-            let (until, id) = ends.first().copied().filter(|(until, _)| now >= *until || ends.len() > max)?;
-            ends.remove(&(until, id)).then_some(id)
-        })?;
+        let id =
+            ends.into_iter().find_map(|(ends, max)| if ends.len() > max { ends.pop_first() } else { ends.pop(now) })?;
         let task = self.over.remove(&id)?;
         self.owners.remove(&(task.spec.client, id));
         Some(task)
@@ -446,6 +454,6 @@ impl Tasks {
     /// When the next ended task may be forgotten.
     pub(super) fn first_forgotten(&self) -> Option<MonoTime> {
         let firsts = [self.ended.first(), self.ended_for_later.first()];
-        firsts.into_iter().flatten().map(|(until, _)| *until).min()
+        firsts.into_iter().flatten().min()
     }
 }
