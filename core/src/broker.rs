@@ -99,7 +99,6 @@ impl Broker {
         let (now, has_stood) = self.clock.turn(now, due);
         self.counters.pauses += u64::from(has_stood);
         self.last_handled = self.last_handled.max(now);
-        self.workers.set_now(now);
         self.weigh_again(now);
         match event {
             Event::ClientSaid { peer, key, message } => self.client_said(now, peer, key, message),
@@ -224,7 +223,7 @@ impl Broker {
                 }
             }
         }
-        for vanished in self.workers.heartbeat(id, heartbeat) {
+        for vanished in self.workers.heartbeat(now, id, heartbeat) {
             self.attempt_vanished(now, id, vanished);
         }
         self.save_worker(now, id);
@@ -271,7 +270,7 @@ impl Broker {
         if task.attempt == id.attempt && task.state == (State::Placed { at, unnamed_until: None }) {
             let known = self.workers.get(worker).filter(|known| known.occupancy.is_stranger(id));
             if let Some(held) = known.map(|known| predict::held(task, Some(known))) {
-                self.workers.occupy(worker, id, held); // From before a restart, and now it is known whose it is.
+                self.workers.occupy(now, worker, id, held); // From before a restart, and now it is known whose it is.
             }
             return;
         }
@@ -299,13 +298,13 @@ impl Broker {
         let is_named = unnamed_until.is_none() || known.is_some_and(|known| known.has(id));
         let (held, detached) = (predict::held(task, known), task.spec.detached);
         if is_named || here || !self.is_settled(now) {
-            self.workers.occupy(at.worker, id, held);
+            self.workers.occupy(now, at.worker, id, held);
         }
         if detached {
             self.save_task(id.task);
         }
         if let Some(other) = elsewhere {
-            self.workers.release_unnamed(other.worker, promised);
+            self.workers.release_unnamed(now, other.worker, promised);
         }
         if let Some(other) = elsewhere.filter(|other| other.worker != at.worker) {
             self.fill(now, other.worker);
@@ -319,7 +318,7 @@ impl Broker {
             return; // From before a restart: its client has asked for another place since.
         }
         self.attempt_named(now, worker, epoch, id);
-        self.workers.release(worker, id);
+        self.workers.release(now, worker, id);
         let Some(task) = self.tasks.get_mut(id.task) else { return };
         let is_missed = matches!(&outcome, Outcome::Failed(failure) if failure.code == ErrorCode::ClientGone);
         if task.spec.detached && !is_missed {

@@ -231,10 +231,10 @@ impl Broker {
             self.suspect(now, id, at, &outcome);
         }
         self.counters.retried += 1;
-        self.free_place(worker, lost);
+        self.free_place(now, worker, lost);
         if let Some(at) = place {
             // After a restart, another place may have been promised meanwhile.
-            self.workers.release_unnamed(at.worker, current);
+            self.workers.release_unnamed(now, at.worker, current);
         }
         if self.tasks.get(id).is_some_and(|task| !matches!(task.state, State::Queued(_))) {
             self.enqueue(now, id);
@@ -261,8 +261,8 @@ impl Broker {
     }
 
     /// The attempt shall not go on and its slot is free, unless a heartbeat has named it: then heartbeats say when.
-    pub(super) fn free_place(&mut self, worker: WorkerId, id: AttemptId) {
-        self.workers.release_unnamed(worker, id);
+    pub(super) fn free_place(&mut self, now: MonoTime, worker: WorkerId, id: AttemptId) {
+        self.workers.release_unnamed(now, worker, id);
         self.tell_worker(worker, BrokerToWorker::Stop(id));
     }
 
@@ -274,7 +274,7 @@ impl Broker {
         let is_over = !matches!(close.outcome, Outcome::Cancelled);
         if let Some(at) = place.filter(|_| is_over && close.attempt == id.attempt) {
             // The run was over at the worker before its client had the result, so the slot is free.
-            self.workers.release(at.worker, id);
+            self.workers.release(now, at.worker, id);
         }
         self.end(now, close.task, close.outcome);
         if let Some(at) = place {

@@ -58,7 +58,7 @@ impl Broker {
         let attempt_id = task.attempt_id();
         self.last_chosen = Some(worker);
         if self.config.rules.holds(Rule::ReserveWithGrant) {
-            self.workers.occupy(worker, attempt_id, held);
+            self.workers.occupy(now, worker, attempt_id, held);
         }
         if is_shared {
             self.workers.lent(worker, held.lane == Some(Lane::Realtime) && self.queue.lane_len(Lane::Batch) > 0);
@@ -86,7 +86,7 @@ impl Broker {
                     }
                     *unnamed_until = Some(until);
                     let worker = at.worker;
-                    self.workers.occupy(worker, attempt_id, held);
+                    self.workers.occupy(now, worker, attempt_id, held);
                 }
             }
             State::Storing | State::Queued(_) | State::Ended { .. } => return,

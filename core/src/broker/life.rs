@@ -219,14 +219,14 @@ impl Broker {
             State::Granted { at, until } if now >= *until => {
                 let worker = at.worker;
                 task.granted_at = None;
-                self.workers.release_unnamed(worker, attempt_id);
+                self.workers.release_unnamed(now, worker, attempt_id);
                 self.enqueue(now, id);
                 self.fill(now, worker);
             }
             State::Placed { at, unnamed_until } if unnamed_until.is_some_and(|until| now >= until) => {
                 let worker = at.worker;
                 *unnamed_until = None;
-                self.workers.release_unnamed(worker, attempt_id);
+                self.workers.release_unnamed(now, worker, attempt_id);
                 self.note(id);
                 self.fill(now, worker);
             }
@@ -265,8 +265,8 @@ impl Broker {
         }
         match (place, &outcome) {
             // The worker keeps the result for its client.
-            (Some(at), Outcome::Done { .. }) => self.workers.release_unnamed(at.worker, attempt_id),
-            (Some(at), _) => self.free_place(at.worker, attempt_id),
+            (Some(at), Outcome::Done { .. }) => self.workers.release_unnamed(now, at.worker, attempt_id),
+            (Some(at), _) => self.free_place(now, at.worker, attempt_id),
             (None, _) => {}
         }
         self.tasks.end(id, outcome, ended_unix_ms, now + self.config.ended_kept);

@@ -44,8 +44,6 @@ impl Holders {
 #[derive(Debug, Default)]
 pub(super) struct Workers {
     rules: Rules,
-    /// Time of the event that is being handled.
-    now: MonoTime,
     ids: BTreeMap<WorkerId, Seat>,
     seats: Vec<Option<Box<Worker>>>,
     /// Seats that somebody has left.
@@ -63,10 +61,6 @@ pub(super) struct Workers {
 impl Workers {
     pub(super) fn new(rules: Rules) -> Self {
         Self { rules, ..Self::default() }
-    }
-
-    pub(super) fn set_now(&mut self, now: MonoTime) {
-        self.now = now;
     }
 
     pub(super) fn len(&self) -> usize {
@@ -174,7 +168,7 @@ impl Workers {
         self.members.entry(number).or_default().seats.insert(seat);
         self.seats[seat as usize] = Some(worker);
         if let Some(heartbeat) = heartbeat {
-            self.set_heartbeat(id, heartbeat);
+            self.set_heartbeat(now, id, heartbeat);
         }
     }
 
@@ -209,18 +203,18 @@ impl Workers {
     }
 
     /// A place is promised, or more is known of what has it.
-    pub(super) fn occupy(&mut self, id: WorkerId, attempt: AttemptId, held: Held) {
-        self.change(id, |worker| worker.occupancy.put(attempt, held));
+    pub(super) fn occupy(&mut self, now: MonoTime, id: WorkerId, attempt: AttemptId, held: Held) {
+        self.change(now, id, |worker| worker.occupancy.put(attempt, held));
     }
 
     /// A promised place is free again, unless a heartbeat has named the attempt: then heartbeats say when it is.
-    pub(super) fn release_unnamed(&mut self, id: WorkerId, attempt: AttemptId) {
-        self.change(id, |worker| worker.occupancy.remove_unnamed(attempt));
+    pub(super) fn release_unnamed(&mut self, now: MonoTime, id: WorkerId, attempt: AttemptId) {
+        self.change(now, id, |worker| worker.occupancy.remove_unnamed(attempt));
     }
 
     /// A place is free again.
-    pub(super) fn release(&mut self, id: WorkerId, attempt: AttemptId) {
-        self.change(id, |worker| worker.occupancy.remove(attempt));
+    pub(super) fn release(&mut self, now: MonoTime, id: WorkerId, attempt: AttemptId) {
+        self.change(now, id, |worker| worker.occupancy.remove(attempt));
     }
 
     /// One of the worker's shared slots went to this lane while the other waited, or the count begins anew.
@@ -266,15 +260,15 @@ impl Workers {
     }
 
     /// A heartbeat arrived. Gives the attempts that earlier ones named and this one does not.
-    pub(super) fn heartbeat(&mut self, id: WorkerId, heartbeat: Heartbeat) -> Vec<AttemptId> {
+    pub(super) fn heartbeat(&mut self, now: MonoTime, id: WorkerId, heartbeat: Heartbeat) -> Vec<AttemptId> {
         let mut vanished = Vec::new();
-        self.change(id, |worker| {
+        self.change(now, id, |worker| {
             let active = heartbeat.attempts.iter().filter(|report| !matches!(report.state, AttemptState::Finished(_)));
             vanished = worker.occupancy.named(active.map(|report| report.id), heartbeat.names_all);
             let running = heartbeat.attempts.iter().filter(|report| report.state == AttemptState::Running);
             worker.occupancy.begun(running.map(|report| report.id));
         });
-        self.set_heartbeat(id, heartbeat);
+        self.set_heartbeat(now, id, heartbeat);
         vanished
     }
 
@@ -284,7 +278,7 @@ impl Workers {
         worker.heartbeat.as_ref().map(|heartbeat| heartbeat.seq)
     }
 
-    fn set_heartbeat(&mut self, id: WorkerId, heartbeat: Heartbeat) {
+    fn set_heartbeat(&mut self, now: MonoTime, id: WorkerId, heartbeat: Heartbeat) {
         let Some(seat) = self.ids.get(&id).copied() else { return };
         let Some(worker) = self.seats.get(seat as usize).and_then(Option::as_deref) else { return };
         let old = worker.heartbeat.as_ref();
@@ -299,18 +293,18 @@ impl Workers {
                 self.holders.entry(*digest).or_default().seats.insert(seat);
             }
         }
-        self.change(id, |worker| worker.set_heartbeat(heartbeat));
+        self.change(now, id, |worker| worker.set_heartbeat(heartbeat));
     }
 
     /// Changes a worker and keeps the indexes true.
-    fn change(&mut self, id: WorkerId, change: impl FnOnce(&mut Worker)) {
+    fn change(&mut self, now: MonoTime, id: WorkerId, change: impl FnOnce(&mut Worker)) {
         let Some(seat) = self.ids.get(&id).copied() else { return };
         let Some(worker) = self.seats.get_mut(seat as usize).and_then(Option::as_deref_mut) else { return };
         let Some(members) = self.members.get_mut(&worker.kind) else { return };
         let room = |worker: &Worker| Lane::ALL.map(|lane| (worker.free(lane) > 0).then(|| worker.busy_permille()));
         self.totals.remove(worker);
         let before = room(worker);
-        worker.occupancy.work_until(self.now, worker.counted_slots());
+        worker.occupancy.work_until(now, worker.counted_slots());
         change(worker);
         self.totals.add(worker);
         let after = room(worker);
