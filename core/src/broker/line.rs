@@ -64,7 +64,7 @@ mod tests {
     fn each_place_knows_how_many_are_before_it_however_they_come_and_go() {
         let (mut line, mut all) = (Line::default(), BTreeSet::new());
         // Spread out, each once.
-        let place = |number: u64| (Reverse((number * 48_271 % 4001) as i64), number);
+        let place = |number: u64| Order { points: Reverse((number * 48_271 % 4001) as i64), arrival: number };
         let is_right = |line: &Line, all: &BTreeSet<Order>| {
             assert!(all.iter().enumerate().all(|(before, place)| line.before(*place) == before));
         };

@@ -46,7 +46,11 @@ const MICRO_PER_MILLI: i64 = 1000;
 
 /// Place in a lane's queue: what is left of the effective priority when everything is taken off that grows with time, then
 /// order of arrival.
-pub(super) type Order = (Reverse<i64>, u64);
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Order {
+    pub(super) points: Reverse<i64>,
+    pub(super) arrival: u64,
+}
 
 /// Place in the queue.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -163,7 +167,7 @@ impl Queue {
             - over_time(weights.wait_milli, came.as_micros())
             - i64::from(weights.data_milli) * doublings_milli(task.input_bytes)
             - over_time(weights.share_milli, start_tag_us);
-        Rank { key: QueueKey { lane, order: (Reverse(points), arrival) }, start_tag_us, cost_us, came }
+        Rank { key: QueueKey { lane, order: Order { points: Reverse(points), arrival } }, start_tag_us, cost_us, came }
     }
 
     /// A task waits, or waits again.
@@ -204,7 +208,7 @@ impl Queue {
         let Some(lane) = self.lanes.iter_mut().find(is_due) else { return Vec::new() };
         let mut waiting: Vec<(u64, TaskId)> = std::mem::take(&mut lane.waiting)
             .into_iter()
-            .map(|((_, arrival), waiting)| (arrival, waiting.task))
+            .map(|(order, waiting)| (order.arrival, waiting.task))
             .collect();
         waiting.sort_unstable_by_key(|(arrival, _)| *arrival);
         (lane.is_stale, lane.weigh_at, lane.cost_us) = (false, now + WEIGH_EVERY, 0);
@@ -223,8 +227,7 @@ impl Queue {
         weights: &Weights,
         tenant: Tenant,
     ) -> Rank {
-        let (_, arrival) = rank.key.order;
-        let rank = self.rate_as((rank.came, arrival), task, item_us, weights, tenant);
+        let rank = self.rate_as((rank.came, rank.key.order.arrival), task, item_us, weights, tenant);
         self.push(rank, task.task);
         rank
     }

@@ -22,7 +22,7 @@ use super::{
     costs::CostKey,
     curve::{PROBE_ROWS_MAX, Plan},
     dispatch::Order,
-    packer::{Kind, Limits, Piece, QueueId},
+    packer::{Company, Kind, Limits, Piece, QueueId},
 };
 use crate::{DEADLINE_PASSED, MonoTime, Rule};
 
@@ -92,7 +92,7 @@ impl Worker {
             rows,
             arrived: now,
             next: work.way.get(stage + 1).copied(),
-            alone: work.is_suspect.then_some(None),
+            company: if work.is_suspect { Company::Alone } else { Company::Any },
         };
         self.packer.push(now, queue, piece);
     }
@@ -250,14 +250,15 @@ impl Worker {
                 cost.doubted(running.rows);
             }
         }
+        let company = if is_packed { Company::AloneAfter(batch) } else { Company::Alone };
         for piece in wanted {
-            self.packer.push_back(running.order.queue, Piece { alone: Some(is_packed.then_some(batch)), ..piece });
+            self.packer.push_back(running.order.queue, Piece { company, ..piece });
         }
     }
 
     /// Rows of a failed batch ran well alone. If all of them did, the batch was too large.
     fn acquit(&mut self, piece: &Piece) {
-        let Some(batch) = piece.alone.flatten() else { return };
+        let Company::AloneAfter(batch) = piece.company else { return };
         let Some(trial) = self.batches.trials.get_mut(&batch) else { return };
         if let Some(rows_left) = trial.members.get_mut(&piece.id) {
             *rows_left = rows_left.saturating_sub(piece.len());

@@ -20,7 +20,7 @@ use super::{
     api::{BatchKind, SlotId},
     costs::CostKey,
     curve::{Cost, Plan},
-    packer::{Piece, Queue, QueueId, Rank},
+    packer::{Company, Piece, Queue, QueueId, Rank},
 };
 use crate::{MonoTime, Rule};
 
@@ -96,7 +96,7 @@ impl Worker {
         let candidates = self.packer.waiting().filter(|(_, queue)| fits(queue)).filter_map(|(id, queue)| {
             let (rank, piece) = queue.in_order(oldest).find(|(_, piece)| !self.is_blocked(piece, device))?;
             let importance = if oldest { Reverse(0) } else { Reverse(piece.priority) };
-            let order = (importance, if oldest { 0 } else { queue.running }, Reverse(queue.stage()), rank.2);
+            let order = (importance, if oldest { 0 } else { queue.running }, Reverse(queue.stage()), rank.arrival);
             (!waits(queue)).then_some((order, id, queue))
         });
         let (_, id, queue) = candidates.min_by_key(|(order, ..)| *order)?;
@@ -123,7 +123,7 @@ impl Worker {
         let mut plan = cost.map_or_else(|| Cost::new(self.config.rows_max).plan(false), |cost| cost.plan(is_cut));
         let mut pieces = queue.in_order(oldest).filter(|(_, piece)| !self.is_blocked(piece, device)).peekable();
         let (rank, first) = pieces.peek().map(|(rank, first)| (*rank, *first))?;
-        if first.alone.is_some() {
+        if first.company != Company::Any {
             plan = Plan::Single;
         }
         let share = queue.rows.div_ceil(self.slots.spare(lane).max(1));
@@ -185,7 +185,7 @@ fn gather<'a>(pieces: impl Iterator<Item = (Rank, &'a Piece)>, rows_max: u32) ->
         if left == 0 {
             break;
         }
-        if piece.alone.is_none() && !ids.contains(&piece.id) {
+        if piece.company == Company::Any && !ids.contains(&piece.id) {
             let rows = piece.len().min(left);
             left -= rows;
             ids.push(piece.id);

@@ -86,8 +86,18 @@ pub(super) struct Piece {
     pub(super) arrived: MonoTime,
     /// Where the rows go next.
     pub(super) next: Option<QueueId>,
-    /// Not together with others: `Some` of the batch that failed with it if one did.
-    pub(super) alone: Option<Option<BatchId>>,
+    pub(super) company: Company,
+}
+
+/// Whom rows may run with.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Company {
+    /// With others.
+    Any,
+    /// With nobody.
+    Alone,
+    /// With nobody, because this batch of several failed with them in it.
+    AloneAfter(BatchId),
 }
 
 impl Piece {
@@ -96,8 +106,14 @@ impl Piece {
     }
 }
 
-/// Place in a queue: priority, then what the client has had before in rows, then arrival.
-pub(super) type Rank = (Reverse<u8>, u64, u64);
+/// Place in a queue, smaller first.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Rank {
+    priority: Reverse<u8>,
+    /// What the client has had before, in rows.
+    start_rows: u64,
+    pub(super) arrival: u64,
+}
 
 /// Rows that may run together.
 #[derive(Debug)]
@@ -165,13 +181,13 @@ impl Queue {
 
     fn insert(&mut self, rank: Rank, piece: Piece) {
         self.rows += piece.len();
-        self.by_arrival.insert(rank.2, rank);
+        self.by_arrival.insert(rank.arrival, rank);
         self.pieces.insert(rank, piece);
     }
 
     fn remove(&mut self, rank: Rank) -> Option<Piece> {
         let piece = self.pieces.remove(&rank)?;
-        self.by_arrival.remove(&rank.2);
+        self.by_arrival.remove(&rank.arrival);
         self.rows -= piece.len();
         Some(piece)
     }
@@ -179,12 +195,13 @@ impl Queue {
     /// Takes up to so many rows of a piece; the others keep their turn, behind what other clients are due.
     pub(super) fn take(&mut self, rank: Rank, rows: u32) -> Option<Piece> {
         let mut piece = self.remove(rank)?;
-        self.virtual_rows = self.virtual_rows.max(rank.1);
+        self.virtual_rows = self.virtual_rows.max(rank.start_rows);
         if rows < piece.len() {
             let middle = piece.rows.start + rows;
             let rest = Piece { rows: middle..piece.rows.end, ..piece.clone() };
             piece.rows.end = middle;
-            self.insert((rank.0, rank.1.saturating_add(u64::from(rows)), rank.2), rest);
+            let start_rows = rank.start_rows.saturating_add(u64::from(rows));
+            self.insert(Rank { start_rows, ..rank }, rest);
         }
         if self.pieces.is_empty() {
             self.ends.clear();
@@ -278,7 +295,8 @@ impl Packer {
     pub(super) fn push_back(&mut self, id: QueueId, piece: Piece) {
         self.arrivals += 1;
         if let Some(queue) = self.queues.get_mut(&id) {
-            queue.insert((Reverse(piece.priority), 0, self.arrivals), piece);
+            let rank = Rank { priority: Reverse(piece.priority), start_rows: 0, arrival: self.arrivals };
+            queue.insert(rank, piece);
         }
     }
 
@@ -293,16 +311,16 @@ impl Packer {
         queue.linger.arrived(now, piece.len());
         queue.used = now;
         let end = queue.ends.entry(piece.client).or_default();
-        let start = queue.virtual_rows.max(*end);
-        *end = start.saturating_add(u64::from(piece.len()));
+        let start_rows = queue.virtual_rows.max(*end);
+        *end = start_rows.saturating_add(u64::from(piece.len()));
         if queue.ends.len() > CLIENTS_MAX {
             // Whose last piece ended before what is taken now starts like a stranger.
             let virtual_rows = queue.virtual_rows;
             queue.ends.retain(|_, end| *end > virtual_rows);
         }
-        let rank = (Reverse(piece.priority), start, arrival);
+        let rank = Rank { priority: Reverse(piece.priority), start_rows, arrival };
         // What one batch cut in two is one again at the next stage.
-        let touches = |other: &Piece| other.id == piece.id && other.alone.is_none() && piece.alone.is_none();
+        let touches = |other: &Piece| other.id == piece.id && [other.company, piece.company] == [Company::Any; 2];
         let beside = |other: &Piece| other.rows.end == piece.rows.start || piece.rows.end == other.rows.start;
         let found = queue.pieces.iter().find(|(_, other)| touches(other) && beside(other)).map(|(rank, _)| *rank);
         match found.and_then(|rank| Some((rank, queue.remove(rank)?))) {
@@ -336,7 +354,7 @@ mod tests {
             rows,
             arrived: MonoTime::ZERO,
             next: None,
-            alone: None,
+            company: Company::Any,
         }
     }
 
