@@ -13,6 +13,11 @@ const ROWS_MAX: u32 = 64;
 /// Nobody waits longer while a slot is free.
 const WAIT_MAX: Micros = 100_000;
 
+/// For so much of a device that the realtime lane has had while the batch lane waited, the batch lane is owed one part: a
+/// tenth is its own. More than the other is never owed.
+const REALTIME_PARTS: Micros = 9;
+const OWED_MAX: Micros = 2_000_000;
+
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Row {
     /// Waits since then.
@@ -33,9 +38,8 @@ pub(crate) struct Referee {
     machine: Machine,
     open: BTreeMap<AttemptId, Attempt>,
     over: BTreeSet<AttemptId>,
-    /// While realtime rows wait: a device's time since then, of each lane.
-    backlog: BTreeMap<i16, [Micros; 2]>,
-    largest: BTreeMap<i16, Micros>,
+    /// What each device owes the batch lane, at most.
+    owed: BTreeMap<i16, Micros>,
     /// Rows of one model that waited between two stages, at most.
     pub(crate) most_between_stages: u32,
     /// Whose batches were killed in this moment.
@@ -50,8 +54,7 @@ impl Referee {
             machine,
             open: BTreeMap::new(),
             over: BTreeSet::new(),
-            backlog: BTreeMap::new(),
-            largest: BTreeMap::new(),
+            owed: BTreeMap::new(),
             most_between_stages: 0,
             killed: Vec::new(),
             ways: BTreeMap::new(),
@@ -129,25 +132,31 @@ impl Referee {
         }
     }
 
-    /// While realtime rows wait for a device, the batch lane gets no more of it than its share.
-    fn keeps_realtime_waiting_for_one_batch(&mut self, batch: &Running, others: &BTreeMap<BatchId, Running>) {
-        let lane = self.lane_of(&batch.parts[0]);
+    /// A batch of the batch lane takes the place of realtime rows that wait only if the device owes it: they wait for one batch,
+    /// the one that runs when they come, and for what is owed.
+    fn keeps_realtime_waiting_for_one_batch(&self, batch: &Running, others: &BTreeMap<BatchId, Running>) {
         let is_free = |slot: u16| others.values().all(|other| other.slot.0 != slot);
         let mut realtime_slots = 0..self.machine.slots[0];
         let takes_its_place = realtime_slots.any(|slot| self.device_of_slot(slot) == batch.device && is_free(slot));
         let is_contended = self.machine.slots[0] == 0 || batch.device >= 0 && takes_its_place;
-        if !self.waits(Lane::Realtime) || lane == Lane::Batch && !is_contended {
-            return;
+        if self.lane_of(&batch.parts[0]) == Lane::Batch
+            && is_contended
+            && self.longest_waiting(Lane::Realtime).is_some()
+        {
+            let owed = self.owed.get(&batch.device).copied().unwrap_or(0);
+            assert!(owed > 0, "{} µs of the batch lane begin before realtime rows, and nothing is owed", batch.took);
         }
-        let spent = self.backlog.entry(batch.device).or_default();
-        let largest = self.largest.entry(batch.device).or_default();
-        if lane == Lane::Batch {
-            // What the share left over before this backlog is at most a batch and the limit of the machine's books.
-            let allowed = spent[0] / 9 + *largest + 2_000_000;
-            assert!(spent[1] <= allowed, "{} µs of the batch lane beside {} of realtime", spent[1], spent[0]);
-        }
-        *largest = (*largest).max(batch.took);
-        spent[lane.index()] += batch.took;
+    }
+
+    /// A device was used by a lane.
+    fn spent(&mut self, batch: &Running) {
+        let (lane, is_wanted) = (self.lane_of(&batch.parts[0]), self.waits(Lane::Batch));
+        let owed = self.owed.entry(batch.device).or_default();
+        *owed = match lane {
+            Lane::Realtime if is_wanted => (*owed + batch.took / REALTIME_PARTS).min(OWED_MAX),
+            Lane::Realtime => 0,
+            Lane::Batch => owed.saturating_sub(batch.took),
+        };
     }
 
     fn waits(&self, lane: Lane) -> bool {
@@ -156,6 +165,7 @@ impl Referee {
     }
 
     pub(crate) fn over(&mut self, now: Micros, batch: &Running, went_well: bool) {
+        self.spent(batch);
         for Part { id, stage, rows } in &batch.parts {
             let Some(attempt) = self.open.get_mut(id) else { continue };
             let stage = usize::from(*stage);
@@ -171,6 +181,10 @@ impl Referee {
     }
 
     pub(crate) fn killed(&mut self, batch: &Running) {
+        if self.lane_of(&batch.parts[0]) == Lane::Realtime {
+            // At most: it did not run to its end.
+            *self.owed.entry(batch.device).or_default() += batch.took / REALTIME_PARTS;
+        }
         self.killed.extend(batch.parts.iter().map(|part| part.id));
     }
 
@@ -197,9 +211,6 @@ impl Referee {
 
     /// After each event.
     pub(crate) fn look(&mut self, now: Micros, running: &BTreeMap<BatchId, Running>) {
-        if !self.waits(Lane::Realtime) {
-            self.backlog.clear();
-        }
         for lane in Lane::ALL {
             if let Some((id, since)) = self.longest_waiting(lane)
                 && now > since + WAIT_MAX

@@ -87,6 +87,28 @@ fn the_batch_lane_keeps_its_tenth_however_much_realtime_there_is() {
     println!("the batch lane has {share:.3} of the device while realtime could take all of it");
     assert!((0.08..0.13).contains(&share), "{share}");
     assert!(!world.ends.contains_key(&bulk));
+    // One batch at a time: nobody of the realtime lane waits for two of them.
+    let lanes: Vec<Lane> = world.batches.iter().map(|(lane, ..)| *lane).collect();
+    assert!(lanes[1..].windows(2).all(|two| two != [Lane::Batch; 2]), "{lanes:?}");
+}
+
+#[test]
+fn a_realtime_item_waits_for_the_batch_that_runs_and_for_no_other() {
+    for slots in [[1, 1], [2, 2], [0, 2]] {
+        let machine = Machine { slots, ..one_gpu() };
+        let mut world = practised(machine, Model::packs(5 * MS, 5 * MS));
+        let now = world.now;
+        world.submit(now, Task::new(1, Lane::Batch, 2000));
+        let one_by_one = (1..40).map(|round| now + round * 137 * MS);
+        let items: Vec<usize> = one_by_one.map(|at| world.submit(at, Task::new(2, Lane::Realtime, 1))).collect();
+        world.run_until(now + 8 * SECOND);
+        let largest = world.batches.iter().filter(|(lane, ..)| *lane == Lane::Batch).map(|(.., rows)| *rows).max();
+        let one_batch = 5 * MS + 5 * MS * u64::from(largest.expect("there is bulk"));
+        for item in items {
+            let waited = world.ends[&item].began.expect("it has run") - world.tasks[item].0;
+            assert!(waited <= one_batch, "{slots:?}: {waited} µs behind batches of {one_batch}");
+        }
+    }
 }
 
 #[test]
