@@ -226,6 +226,31 @@ mod tests {
     }
 
     #[test]
+    fn every_flag_of_the_schedule_reaches_the_machine_in_its_own_place() {
+        let flags = [
+            "--weight-priority=1.5",
+            "--weight-wait=2.25",
+            "--weight-data=0.125",
+            "--weight-share=3",
+            "--tenant=018f3c5e-0000-7000-8000-00000000000a=60:2.5",
+            "--tenant-default=80:0.5",
+            "--policy=round-robin",
+            "--realtime-items-max=8",
+            "--queue-max=11",
+            "--state-dir=/x",
+        ];
+        let machine = config(&flags).unwrap().machine;
+        let weights = broker::Weights { priority_milli: 1500, wait_milli: 2250, data_milli: 125, share_milli: 3000 };
+        assert_eq!(machine.weights, weights);
+        let named = "018f3c5e-0000-7000-8000-00000000000a".parse().unwrap();
+        assert_eq!(machine.tenant(named), broker::Tenant { priority_max: 60, share_milli: 2500 });
+        let other = ClientId::from_bytes([1; 16]);
+        assert_eq!(machine.tenant(other), broker::Tenant { priority_max: 80, share_milli: 500 });
+        assert_eq!((machine.policy, machine.realtime_items_max), (broker::Policy::RoundRobin, 8));
+        assert_eq!(machine.queue_max, 11);
+    }
+
+    #[test]
     fn only_an_address_of_this_machine_is_closed_without_keys() {
         for (bind, open) in [
             ("tcp://127.0.0.1:5555", false),

@@ -8,6 +8,7 @@ mod lives;
 mod mesh;
 mod promises;
 mod waiting;
+mod weights;
 mod why;
 
 use std::{collections::BTreeMap, time::Duration};
