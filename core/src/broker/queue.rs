@@ -120,6 +120,8 @@ impl LaneQueue {
 pub(super) struct Queue {
     lanes: [LaneQueue; 2],
     arrivals: u64,
+    /// Waiting tasks that were gone through: tried, passed over, or weighed again.
+    pub(super) walked: u64,
 }
 
 impl Queue {
@@ -211,6 +213,7 @@ impl Queue {
             .map(|(order, waiting)| (order.arrival, waiting.task))
             .collect();
         waiting.sort_unstable_by_key(|(arrival, _)| *arrival);
+        self.walked += waiting.len() as u64;
         (lane.is_stale, lane.weigh_at, lane.cost_us) = (false, now + WEIGH_EVERY, 0);
         lane.line = Line::default();
         lane.items_us.clear();
@@ -239,12 +242,13 @@ impl Queue {
 
     /// Up to so many tasks behind this place, or the first of all, that may be for workers of this kind; of the others eight
     /// times as many are passed over.
-    pub(super) fn stretch(&self, lane: Lane, after: Option<Order>, kind: u32, tasks_max: usize) -> Stretch {
+    pub(super) fn stretch(&mut self, lane: Lane, after: Option<Order>, kind: u32, tasks_max: usize) -> Stretch {
         use std::ops::Bound::{Excluded, Unbounded};
         let mut behind = self.lanes[lane.index()].waiting.range((after.map_or(Unbounded, Excluded), Unbounded));
         let (mut tasks, mut last) = (Vec::new(), after);
         for (order, waiting) in behind.by_ref().take(tasks_max * UNFIT_PASSED_MAX) {
             last = Some(*order);
+            self.walked += 1;
             if !waiting.unfit.contains(&kind) {
                 tasks.push((*order, waiting.task));
             }

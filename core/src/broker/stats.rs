@@ -68,6 +68,8 @@ pub struct Counters {
     pub candidates_looked: u64,
     /// Waiting tasks looked at in order to fill workers.
     pub waiting_looked: u64,
+    /// Rows of the tables of workers and of waiting tasks that were gone through, looked at or not.
+    pub walked: u64,
     /// Attempts lost and asked for again.
     pub retried: u64,
     /// Heartbeats.
@@ -109,6 +111,11 @@ impl Broker {
 
     /// What has happened so far.
     pub fn counters(&self) -> Counters {
-        Counters { slo_violations: self.slos.violations, slo_trips: self.slos.trips, ..self.counters }
+        Counters {
+            slo_violations: self.slos.violations,
+            slo_trips: self.slos.trips,
+            walked: self.workers.walked() + self.queue.walked,
+            ..self.counters
+        }
     }
 }

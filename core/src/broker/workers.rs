@@ -2,7 +2,10 @@
 //!
 //! Owns the rows and what is derived from all of them. Never decides who gets a task.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use proto_msgs::{AttemptId, AttemptState, Digest, Epoch, Heartbeat, Lane, PeerId, Register, TaskId, WorkerId};
 
@@ -56,6 +59,8 @@ pub(super) struct Workers {
     holders: BTreeMap<Digest, Holders>,
     fleet: Fleet,
     totals: Totals,
+    /// Rows of this table that somebody went through. Counted here, so that no loop over workers can go unnoticed.
+    walked: Cell<u64>,
 }
 
 impl Workers {
@@ -85,10 +90,20 @@ impl Workers {
         self.get(id).is_some_and(|worker| worker.register.epoch == epoch)
     }
 
+    /// Rows of this table that somebody went through so far.
+    pub(super) fn walked(&self) -> u64 {
+        self.walked.get()
+    }
+
+    fn counted<'a, T: 'a>(&'a self, rows: impl Iterator<Item = T> + 'a) -> impl Iterator<Item = T> + 'a {
+        rows.inspect(|_| self.walked.set(self.walked.get() + 1))
+    }
+
     /// In order of id, those after the given one.
     pub(super) fn after(&self, id: Option<WorkerId>) -> impl Iterator<Item = &Worker> {
         use std::ops::Bound::{Excluded, Unbounded};
-        self.ids.range((id.map_or(Unbounded, Excluded), Unbounded)).filter_map(|(_, seat)| self.at(*seat))
+        let rows = self.ids.range((id.map_or(Unbounded, Excluded), Unbounded));
+        self.counted(rows.filter_map(|(_, seat)| self.at(*seat)))
     }
 
     /// Sums over all workers.
@@ -104,7 +119,7 @@ impl Workers {
     /// One worker of each kind.
     pub(super) fn kinds(&self) -> impl Iterator<Item = (u32, &Worker)> {
         let from_begin = self.members.range(self.begin_kind..).chain(self.members.range(..self.begin_kind));
-        from_begin.filter_map(|(kind, members)| Some((*kind, self.at(*members.seats.first()?)?)))
+        self.counted(from_begin.filter_map(|(kind, members)| Some((*kind, self.at(*members.seats.first()?)?))))
     }
 
     pub(super) fn kinds_len(&self) -> usize {
@@ -119,12 +134,13 @@ impl Workers {
     /// Workers of the kind with a free slot of the lane, least busy first.
     pub(super) fn with_room(&self, kind: u32, lane: Lane) -> impl Iterator<Item = &Worker> {
         let room = self.members.get(&kind).into_iter().flat_map(move |members| &members.room[lane.index()]);
-        room.filter_map(|(_, seat)| self.at(*seat))
+        self.counted(room.filter_map(|(_, seat)| self.at(*seat)))
     }
 
     /// Workers that have the model, each once, beginning elsewhere with each [`Self::turn`].
     pub(super) fn holders(&self, model: Digest) -> impl Iterator<Item = &Worker> {
-        self.holders.get(&model).into_iter().flat_map(Holders::in_turn).filter_map(|seat| self.at(*seat))
+        let in_turn = self.holders.get(&model).into_iter().flat_map(Holders::in_turn);
+        self.counted(in_turn.filter_map(|seat| self.at(*seat)))
     }
 
     /// How many have it.

@@ -8,8 +8,8 @@ use mesh_core::{
 };
 use mesh_samples::{client_peer, task_id, worker_id, worker_peer};
 use proto_msgs::{
-    Arch, AttemptId, AttemptReport, AttemptState, BrokerToClient, ClientToBroker, Demands, Heartbeat, Register, Submit,
-    WorkerId, WorkerToBroker,
+    Arch, AttemptId, AttemptReport, AttemptState, BrokerToClient, ClientToBroker, Demands, Digest, Heartbeat,
+    LabelRule, ModelCost, Packing, Register, Slo, Submit, WorkerId, WorkerToBroker,
 };
 
 fn registered(number: u32) -> Event {
@@ -82,53 +82,163 @@ fn ten_thousand_workers_are_filled_one_by_one_and_the_next_task_waits_for_the_fi
     }
 }
 
-/// Workers and waiting tasks looked at so far.
-fn looks(broker: &Broker) -> u64 {
-    let counters = broker.counters();
-    counters.candidates_looked + counters.waiting_looked
+/// What workers have measured and what tasks want.
+#[derive(Clone, Copy, Debug)]
+enum Fleet {
+    /// Nobody has run anything, and tasks only want a processor.
+    New,
+    /// Each worker has two of 32 models, loaded and measured, and half of them a label. Tasks want one of the models; some
+    /// of them the label, cores, a latency or an end in time.
+    Practised,
 }
 
-/// Looks for one grant: at an idle mesh, and at a full one in which ten thousand tasks wait and one worker gets room.
-fn looks_per_grant(workers: u32) -> (u64, u64) {
+const MODELS: u32 = 32;
+
+fn model(number: u32) -> Digest {
+    Digest::from_bytes([(number % MODELS) as u8; 32])
+}
+
+impl Fleet {
+    fn registered(self, number: u32) -> Event {
+        let Event::WorkerSaid { peer, key, message: WorkerToBroker::Register(mut register) } = registered(number)
+        else {
+            panic!("a worker introduces itself")
+        };
+        if let Self::Practised = self {
+            let room = if number % 4 < 2 { "attic" } else { "cellar" };
+            register.labels = vec![("room".to_owned(), room.to_owned())];
+        }
+        Event::WorkerSaid { peer, key, message: WorkerToBroker::Register(register) }
+    }
+
+    fn heartbeat(self, number: u32, seq: u64, held: &[AttemptId]) -> Event {
+        let Event::WorkerSaid { peer, key, message: WorkerToBroker::Heartbeat(mut heartbeat) } =
+            heartbeat(number, seq, held)
+        else {
+            panic!("a worker says how it is")
+        };
+        if let Self::Practised = self {
+            // Not in step with the kinds of workers.
+            let models = [model(number / 4), model(number / 4 + 7)];
+            (heartbeat.held, heartbeat.warm) = (models.to_vec(), models.to_vec());
+            (heartbeat.costs, heartbeat.link_bytes_per_s) =
+                (models.map(|model| cost(model, number)).to_vec(), 100_000_000);
+        }
+        Event::WorkerSaid { peer, key, message: WorkerToBroker::Heartbeat(heartbeat) }
+    }
+
+    fn submit(self, number: u32) -> Event {
+        let Event::ClientSaid { peer, key, message: ClientToBroker::Submit(mut submit) } = submit(number) else {
+            panic!("a client submits")
+        };
+        if let Self::Practised = self {
+            let room = |required| LabelRule { key: "room".to_owned(), value: "attic".to_owned(), required };
+            submit.model.digest = model(number / 3);
+            submit.labels = if number.is_multiple_of(5) { vec![room(number.is_multiple_of(10))] } else { Vec::new() };
+            submit.demands.cpu_millis = if number.is_multiple_of(7) { 1000 } else { 0 };
+            submit.slo = number.is_multiple_of(3).then_some(Slo { latency_ms: 1000, max_violation_permille: 50 });
+            submit.deadline_ms = number.is_multiple_of(11).then_some(86_400_000);
+        }
+        Event::ClientSaid { peer, key, message: ClientToBroker::Submit(submit) }
+    }
+}
+
+fn cost(model: Digest, number: u32) -> ModelCost {
+    let (curve, packing) = (vec![(1, 1_000_000 + number % 1000)], Packing::NoGain);
+    ModelCost { model, packing, best_batch: 1, curve, load_us: 50_000, dispatched: [0; 4] }
+}
+
+/// What has been done so far: workers and waiting tasks looked at, and rows of their tables gone through.
+#[derive(Clone, Copy, Debug)]
+struct Work {
+    looks: u64,
+    steps: u64,
+}
+
+impl Work {
+    fn of(broker: &Broker) -> Self {
+        let counters = broker.counters();
+        Self { looks: counters.candidates_looked + counters.waiting_looked, steps: counters.walked }
+    }
+
+    /// A part of what has been done since.
+    fn since(self, before: Self, parts: usize) -> Self {
+        let part = |now: u64, before: u64| (now - before) / parts as u64;
+        Self { looks: part(self.looks, before.looks), steps: part(self.steps, before.steps) }
+    }
+}
+
+/// Work for one grant: at an idle mesh, and at a full one in which ten thousand tasks wait and one worker gets room. And for
+/// one submit at the full one.
+fn work_per_grant(fleet: Fleet, workers: u32) -> [Work; 3] {
     let mut broker = Broker::new(Config::default());
     let now = MonoTime::from_micros(1_000_000);
     for number in 0..workers {
-        let _ = broker.handle(now, registered(number));
-        let _ = broker.handle(now, heartbeat(number, 1, &[]));
+        let _ = broker.handle(now, fleet.registered(number));
+        let _ = broker.handle(now, fleet.heartbeat(number, 1, &[]));
     }
-    let (before, few) = (looks(&broker), (workers / 4).min(100));
-    let granted: usize = (0..few).map(|number| grants_in(&broker.handle(now, submit(number))).len()).sum();
-    assert_eq!(granted, few as usize, "there is room for {few} of {workers}");
-    let idle = (looks(&broker) - before) / u64::from(few);
+    let (before, few) = (Work::of(&broker), (workers / 4).min(100));
+    let granted: usize = (0..few).map(|number| grants_in(&broker.handle(now, fleet.submit(number))).len()).sum();
+    assert!(granted * 2 > few as usize, "{granted} of {few} are placed at once by {workers}");
+    let idle = Work::of(&broker).since(before, granted);
 
     let foreign = |number: u32| AttemptId { task: task_id(u32::MAX - number), attempt: proto_msgs::Attempt(1) };
     for number in 0..workers {
-        let _ = broker.handle(now, heartbeat(number, 2, &[foreign(number)]));
+        let _ = broker.handle(now, fleet.heartbeat(number, 2, &[foreign(number)]));
     }
+    let before = Work::of(&broker);
     for number in 0..10_000 {
-        let _ = broker.handle(now, submit(1_000_000 + number));
+        let _ = broker.handle(now, fleet.submit(1_000_000 + number));
     }
+    let submit = Work::of(&broker).since(before, 10_000);
     let waiting = broker.gauges().queued;
     assert!(waiting >= 9_000, "{waiting} tasks wait");
-    let (before, mut granted) = (looks(&broker), 0);
+    let (before, mut granted) = (Work::of(&broker), 0);
     for number in 0..workers {
         if granted < 50 {
-            granted += grants_in(&broker.handle(now, heartbeat(number, 3, &[]))).len();
+            granted += grants_in(&broker.handle(now, fleet.heartbeat(number, 3, &[]))).len();
         }
     }
     assert!(granted > 0, "no grant although all {workers} workers got room");
-    (idle, (looks(&broker) - before) / granted as u64)
+    [idle, Work::of(&broker).since(before, granted), submit]
 }
 
 #[test]
 fn the_work_for_one_decision_grows_neither_with_the_workers_nor_with_the_queue() {
     let sizes: &[u32] = if cfg!(debug_assertions) { &[10, 1_000] } else { &[10, 100, 1_000, 10_000, 100_000] };
-    for workers in sizes {
-        let (idle, full) = looks_per_grant(*workers);
-        println!("{workers:>6} workers: {idle} looks for a grant at once, {full} for one of ten thousand that wait");
+    for (fleet, workers) in
+        [Fleet::New, Fleet::Practised].iter().flat_map(|fleet| sizes.iter().map(move |size| (fleet, size)))
+    {
+        let [idle, full, submit] = work_per_grant(*fleet, *workers);
+        println!(
+            "{fleet:?}, {workers} workers: {idle:?} for a grant at once, {full:?} for one of ten thousand that wait"
+        );
+        println!("    {submit:?} for a task that begins to wait");
         // Sixty-four of those that have the model and as many of the least busy, whatever there are besides; and sixty-four
         // waiting tasks, of which a few are compared with what other workers could do for them.
-        assert!(idle <= 128, "{idle} looks with {workers} workers");
-        assert!(full <= 512, "{full} looks with {workers} workers and ten thousand tasks");
+        assert!(idle.looks <= 128 && submit.looks <= 128, "{idle:?} {submit:?} with {workers} workers");
+        assert!(full.looks <= 512, "{full:?} with {workers} workers and ten thousand tasks");
+        // Rows that are passed over cost little, and are bounded all the same.
+        assert!(idle.steps <= 256 && submit.steps <= 256, "{idle:?} {submit:?} with {workers} workers");
+        assert!(full.steps <= 2048, "{full:?} with {workers} workers and ten thousand tasks");
     }
+}
+
+#[test]
+fn what_waits_is_weighed_again_once_when_its_costs_become_known_and_not_with_each_submit() {
+    let (waiting, newcomers) = (5_000, 200);
+    let mut broker = Broker::new(Config::default());
+    let now = MonoTime::from_micros(1_000_000);
+    let foreign = AttemptId { task: task_id(u32::MAX), attempt: proto_msgs::Attempt(1) };
+    let _ = broker.handle(now, Fleet::New.registered(0));
+    let _ = broker.handle(now, Fleet::New.heartbeat(0, 1, &[foreign]));
+    (0..waiting).for_each(|number| drop(broker.handle(now, Fleet::Practised.submit(number))));
+    // Its models cost ten times what is assumed of a model that nobody has run.
+    let _ = broker.handle(now, Fleet::Practised.heartbeat(0, 2, &[foreign]));
+    let before = Work::of(&broker);
+    (0..newcomers).for_each(|number| drop(broker.handle(now, Fleet::Practised.submit(waiting + number))));
+    let steps = Work::of(&broker).since(before, 1).steps;
+    println!("{steps} rows gone through for {newcomers} submits beside {waiting} that wait");
+    assert!(steps >= u64::from(waiting), "{steps}: they were not weighed again");
+    assert!(steps <= u64::from(waiting) + 256 * u64::from(newcomers), "{steps}");
 }
