@@ -1,28 +1,28 @@
-//! Which figures have an aim, and what keeps one from it: one list for all reports. Owns the aims and whether a figure meets
-//! its own; never a threshold that fails anything: machines differ, people read.
+//! Owns the aims of figures, one list for all reports: which figure has one, whether it meets it, and what keeps it
+//! from it. Never: a threshold that makes anything fail, since machines differ and people read the figures.
 
 use std::fmt;
 
 use serde_json::Value;
 
-/// What a figure should be.
+/// The bound that a figure should keep.
 #[derive(Clone, Copy, Debug)]
 enum Bound {
     AtLeast(f64),
     AtMost(f64),
-    /// At most so many times the figure of another column in the same row.
+    /// At most N times the figure of another column in the same row.
     AtMostOf(f64, &'static str),
 }
 
-/// An aim of some rows of a report.
+/// An aim for some rows of a report.
 #[derive(Debug)]
 pub(crate) struct Aim {
     report: &'static str,
     column: &'static str,
-    /// Columns, and what one of them must say for a row to have this aim.
+    /// Columns, each with its possible values. A row has this aim if all of them match.
     rows: &'static [(&'static str, &'static [&'static str])],
     bound: Bound,
-    /// What keeps a figure from it where it is missed.
+    /// What keeps a figure from the aim, if it misses it.
     because: &'static str,
 }
 
@@ -105,7 +105,7 @@ pub(crate) struct Judged {
     figure: f64,
 }
 
-/// `of the ideal ≥ 0.9: met`, `of the ideal ≥ 0.9: missed (0.706)`.
+/// For example `of the ideal ≥ 0.9: met`, or `of the ideal ≥ 0.9: missed (0.706)`.
 impl fmt::Display for Judged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Aim { column, bound, .. } = self.aim;
@@ -118,12 +118,12 @@ impl fmt::Display for Judged {
 }
 
 impl Aim {
-    /// `of the ideal ≥ 0.9`, and what keeps figures from it.
+    /// The aim as text, such as `of the ideal ≥ 0.9`, and what keeps figures from it.
     pub(crate) fn in_words(&self) -> (String, &'static str) {
         (format!("{} {}", self.column, self.bound), self.because)
     }
 
-    /// Whether a figure that should be a number meets it; `None` where the row has none, or nothing to compare it with.
+    /// Whether the row's figure meets the aim; `None` if the row has no such number, or nothing to compare it with.
     fn judge(&'static self, columns: &[&str], row: &[Value]) -> Option<Judged> {
         let cell = |column: &str| columns.iter().position(|name| *name == column).and_then(|at| row.get(at));
         let says =
@@ -147,7 +147,7 @@ pub(crate) fn judge(report: &str, columns: &[&str], row: &[Value]) -> Vec<Judged
     AIMS.iter().filter(|aim| aim.report == report).filter_map(|aim| aim.judge(columns, row)).collect()
 }
 
-/// Columns that aims of this report name.
+/// The columns that this report's aims name.
 pub(crate) fn columns_named(report: &str) -> impl Iterator<Item = &'static str> {
     AIMS.iter().filter(move |aim| aim.report == report).flat_map(|aim| {
         let other = match aim.bound {

@@ -32,7 +32,8 @@ struct Args {
     /// Use tiny sizes and short runs and write nothing: shows that everything works, but nothing about speed
     #[arg(long, global = true)]
     quick: bool,
-    /// Where the tables and their JSON go; bench/results if not named (and nowhere if the sizes are not the usual ones).
+    /// Folder for the tables and their JSON; default: bench/results (nothing is written if the sizes are not the usual
+    /// ones)
     #[arg(long, global = true, value_name = "DIR")]
     results: Option<PathBuf>,
     #[command(subcommand)]

@@ -1,4 +1,4 @@
-//! A bench's outcome: tables for people, the same figures as JSON for scripts, and beside each figure the aim that it has.
+//! The outcome of a bench: tables for people, the same figures as JSON for scripts, and each figure's aim beside it.
 //!
 //! Owns how figures are shown and summarised. Never: measuring.
 

@@ -5,11 +5,10 @@
 //! reported as stuck.
 //!
 //! ```text
-//!   /healthz   200 while the run loop turns. A store that is away is told in the body ("degraded") but does not fail it:
-//!              deciding goes on, and a restart would not bring the store back.
-//!   /readyz    200 from the moment workers and clients are served until the stop; 503 before (store not read yet) and after.
-//!              A store that goes away later is told in the body but does not make the broker unready: attached tasks need
-//!              none.
+//!   /healthz   200 while the run loop turns. A store that is away is reported in the body ("degraded") with 200:
+//!              decisions go on, and a restart would not bring the store back.
+//!   /readyz    200 while workers and clients are served; 503 before (store not read yet) and after the stop.
+//!              A store that goes away later is reported in the body with 200: attached tasks need none.
 //!   /metrics   OpenMetrics text
 //! ```
 

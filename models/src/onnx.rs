@@ -22,8 +22,8 @@ use crate::{
 /// some ten thousand.
 const INITIALIZERS_MAX: usize = 1 << 18;
 
-/// Fields of `ModelProto` with their wire types (0 number, 2 bytes): numbers, strings, opset imports, the graph, metadata,
-/// training info, functions, device configurations.
+/// Fields of `ModelProto` with their wire types (0 number, 2 bytes): numbers, strings, opset imports, the graph,
+/// metadata, training info, functions, device configurations.
 const MODEL_FIELDS: [(u64, u64); 12] =
     [(1, 0), (2, 2), (3, 2), (4, 2), (5, 0), (6, 2), (7, 2), (8, 2), (14, 2), (20, 2), (25, 2), (26, 2)];
 

@@ -1,7 +1,7 @@
 //! WIRE: the messages between the nodes of the mesh, and their bytes.
 //!
-//! Owns ids, messages, the fixed header, the ticket, the codec and every limit on what a peer may send; and the units in which
-//! people write times and sizes. Never: sockets, clocks, async, files.
+//! Owns ids, messages, the fixed header, the ticket, the codec, every limit on what a peer may send, and the units in
+//! which people write times and sizes. Never: sockets, clocks, async, files.
 //!
 //! ```text
 //!            control (ROUTER at the broker)                 direct (ROUTER at whichever side listens)

@@ -1,8 +1,8 @@
 //! Every limit on what a peer can make a node hold, in one place. A value from the network is checked against one of
 //! these before anything is allocated for it.
 
-/// Bytes of one control message: a page of 200 worker views fits with room to spare, and so does a heartbeat with every list
-/// full, whose attempts are a page ([`PAGE_BYTES_MAX`]) too.
+/// Bytes of one control message. A page of 200 worker views fits with room to spare. So does a heartbeat with every
+/// list full, since its attempts are a page ([`PAGE_BYTES_MAX`]), too.
 pub const CONTROL_BYTES_MAX: usize = 512 * 1024;
 
 /// Bytes of payload in one chunk of the direct stream. Larger chunks gain nothing on libzmq, and on a slow link one of

@@ -84,8 +84,7 @@ impl Job {
         Self { model, rows, then: None, items, split: SPLIT, slo: None, scheduling }
     }
 
-    /// Whether tasks of so many items can be run this way: switched off, each is one run, and a device takes no more than 64
-    /// rows.
+    /// Whether tasks of `split` items can run. With scheduling off each is one run, and a device takes at most 64 rows.
     pub(super) fn fits(scheduling: Scheduling, split: u32) -> bool {
         scheduling == Scheduling::On || split <= DEVICE_ROWS_MAX
     }
