@@ -1,17 +1,17 @@
 //! DECISIONS: everything that broker, worker and client decide, as pure state machines.
 //!
 //! Owns what is decided and when. Never: a socket, a clock, a store, a thread, a random source. The same events at the
-//! same times give the same actions, which is what the simulator in `tests/` and every replay rest on.
+//! same times give the same actions. The simulator in `tests/` and every replay rely on that.
 //!
 //! # The contract, the same for [`broker::Broker`], [`worker::Worker`] and [`client::Client`]
 //!
 //! * `handle(now, event) -> Vec<Action>` is the only way in. It never blocks and never fails.
-//! * `next_deadline()` says when to call `handle(now, Event::Deadline)` if nothing else happens before. Whoever comes much later
-//!   stood still: that time counts as nobody's silence.
-//! * Events are things that happened, actions are orders. An action that takes time ends in an event, success or failure.
-//! * Messages may be lost, doubled, late: an order to send is only ever a hint, the next heartbeat or the next `Submit`
-//!   says everything again.
-//! * Whatever the network says has a defined answer. A panic is a bug.
+//! * `next_deadline()` says when to call `handle(now, Event::Deadline)` if nothing else happens before. A shell that
+//!   calls much later stood still, and the machine does not count that time as silence of its peers.
+//! * Events are facts, actions are orders. An action that takes time ends in an event, success or failure.
+//! * Messages may be lost, doubled or late. An order to send is only a hint: the next heartbeat or `Submit` repeats
+//!   everything.
+//! * Whatever the network sends has a defined answer. A panic is a bug.
 //!
 //! Where to begin: [`broker`].
 
