@@ -84,7 +84,8 @@ fn mixed(bulk_items: u32, realtime_clients: u8) -> Mixed {
     let mut realtime_ms: Vec<f64> = realtime.iter().map(|task| (at(task) - realtime_at) as f64 / 1000.0).collect();
     realtime_ms.sort_by(f64::total_cmp);
     let items = 4 * bulk_items + 8 * u32::from(realtime_clients);
-    let ideal_us = u64::from(items / 64) * model.batch_us(64) + model.batch_us(items % 64);
+    // What the items need; what each batch costs besides is not part of the ideal.
+    let ideal_us = u64::from(items) * model.each_us;
     let bulk_us = bulk.iter().map(at).max().expect("there is bulk") - start;
     Mixed { bulk_s: bulk_us as f64 / 1e6, ideal_bulk_s: ideal_us as f64 / 1e6, realtime_ms }
 }

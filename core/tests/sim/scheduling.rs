@@ -193,11 +193,11 @@ fn two_stages_overlap_and_keep_their_order() {
 
 #[test]
 fn equal_workers_get_equal_parts() {
-    for items in [100, 500, 2000] {
+    for items in [100_u32, 500, 2000] {
         let mut mesh = mesh(&[(); 4].map(|()| Place::lanes(0, 1)));
-        // Cut into parts of at most eight, and as many of them as four workers can share evenly.
-        let count: u32 = (items / 8_u32 + 1).next_multiple_of(4);
-        let sizes: Vec<u32> = (0..count).map(|nth| items * (nth + 1) / count - items * nth / count).collect();
+        // As clients cut for four slots: ten parts for each, of at most eight items.
+        let each = items.div_ceil(4 * 10).min(8);
+        let sizes: Vec<u32> = (0..items).step_by(each as usize).map(|first| each.min(items - first)).collect();
         let job = |size: u32| Job { job_items: items, ..Job::runs(ms(60)).light().items(size) };
         let tasks: Vec<TaskId> = sizes.iter().map(|size| mesh.submit(C0, job(*size))).collect();
         mesh.until_all_over(&tasks);
@@ -206,6 +206,7 @@ fn equal_workers_get_equal_parts() {
             by_worker[mesh.referee.task(*task).runs[0].1] += size;
         }
         let (most, least) = (by_worker.iter().max().unwrap_or(&0), by_worker.iter().min().unwrap_or(&0));
+        println!("{items} items in parts of {each}: {by_worker:?}");
         assert!(most * 100 <= least * 115, "{items} items: {by_worker:?}");
         mesh.end_well();
     }

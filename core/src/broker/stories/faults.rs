@@ -56,9 +56,14 @@ fn a_task_that_kills_before_anybody_has_heard_of_it_goes_to_three_workers_and_no
     }
     assert_eq!((mesh.grants.len(), mesh.code(0)), (3, None), "it is not known yet");
     assert_eq!(mesh.last_worker(), 2);
-    mesh.beats(4, 3..5);
+    mesh.beats(2, 3..5);
+    assert!(mesh.shown.contains(&task(0)), "it is under way");
+    mesh.beats(2, 3..5);
     assert_eq!(mesh.code(0), Some(ErrorCode::Poisonous));
     assert_eq!(mesh.grants.len(), 3);
+    // It ended while it was looked at: nothing brings its row back.
+    mesh.beats(10, 3..5);
+    assert!(mesh.shown.is_empty(), "{:?}", mesh.shown);
 }
 
 #[test]

@@ -42,6 +42,8 @@ pub(super) struct Mesh {
     /// What the store was given, and what of it it has not confirmed.
     pub(super) rows: BTreeMap<TaskId, TaskRecord>,
     unstored: BTreeSet<TaskId>,
+    /// Attached tasks whose rows the store shows to people.
+    pub(super) shown: BTreeSet<TaskId>,
     pub(super) models: Vec<(WorkerId, Digest)>,
 }
 
@@ -65,6 +67,7 @@ impl Mesh {
             tasks: Vec::new(),
             rows: BTreeMap::new(),
             unstored: BTreeSet::new(),
+            shown: BTreeSet::new(),
             models: Vec::new(),
         }
     }
@@ -97,6 +100,12 @@ impl Mesh {
                 Action::Save(Change::PutTask { record, durable: true }) => {
                     self.unstored.insert(record.task);
                     self.rows.insert(record.task, *record);
+                }
+                Action::Save(Change::PutTask { record, durable: false }) => {
+                    self.shown.insert(record.task);
+                }
+                Action::Save(Change::DropTask(task)) => {
+                    self.shown.remove(&task);
                 }
                 _ => {}
             }
