@@ -95,11 +95,6 @@ impl Client {
         Some(self.clock.outside(due))
     }
 
-    /// Tasks that have not ended.
-    pub fn tasks_open(&self) -> usize {
-        self.tasks.len()
-    }
-
     fn begin(&mut self, now: MonoTime, id: TaskId, wish: Wish) {
         if self.tasks.is_empty() {
             // Nobody was asked, so nobody was silent.
@@ -363,18 +358,12 @@ impl Client {
 
     /// The link broke or the worker fell silent: connect again and go on where it stopped.
     fn mend(&mut self, now: MonoTime, id: AttemptId) {
-        let (mend_for, retry) = (self.config.mend_for, now + self.config.connect_wait);
-        let Some(at) = self.following(id) else { return };
-        let resume = match at.way {
-            Way::Connecting { .. } => return, // Its own time limit judges it.
-            Way::Mending { .. } => return,
-            Way::Up => {
-                at.way = Way::Mending { give_up: now + mend_for, retry };
-                true
-            }
-        };
+        let (give_up, retry) = (now + self.config.mend_for, now + self.config.connect_wait);
+        // One that is being made has its own time limit.
+        let Some(at) = self.following(id).filter(|at| at.way == Way::Up) else { return };
+        at.way = Way::Mending { give_up, retry };
         let grant = Box::new(at.grant.clone());
-        self.actions.push(Action::Connect { grant, resume });
+        self.actions.push(Action::Connect { grant, resume: true });
     }
 
     /// The attempt came to nothing; ask for another.

@@ -169,11 +169,6 @@ impl Worker {
         first.map(|at| self.clock.outside(at))
     }
 
-    /// Slots in use.
-    pub fn slots_used(&self) -> usize {
-        self.slots.used()
-    }
-
     /// Attempts held, finished ones included.
     pub fn attempts_held(&self) -> usize {
         self.attempts.len()

@@ -152,25 +152,22 @@ const HANDOVER_STEP_US: u64 = 4_000;
 
 impl Worker {
     pub(super) fn new(register: Register, peer: PeerId, now: MonoTime, seat: Seat, occupancy: Occupancy) -> Self {
-        let gpus = usable_gpus(&register).collect();
-        let (heartbeat, kind, lent_in_a_row, fill_on, models) = (None, 0, 0, [None; 2], Vec::new());
-        let (awaited, claims, rules) = ([None; 2], [None; 2], Rules::default());
         Self {
+            gpus: usable_gpus(&register).collect(),
             register,
             peer,
-            heartbeat,
+            heartbeat: None,
             seen: now,
             seat,
-            kind,
+            kind: 0,
             occupancy,
-            lent_in_a_row,
-            fill_on,
-            awaited,
-            claims,
-            models,
-            gpus,
+            lent_in_a_row: 0,
+            fill_on: [None; 2],
+            awaited: [None; 2],
+            claims: [None; 2],
+            models: Vec::new(),
             handover_us: 0,
-            rules,
+            rules: Rules::default(),
         }
     }
 

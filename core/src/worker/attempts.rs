@@ -101,8 +101,18 @@ pub(super) struct Attempt {
 
 impl Attempt {
     pub(super) fn new(ticket: TicketBody, state: State, now: MonoTime) -> Self {
-        let (work, deadline, link, window_bytes) = (Work::default(), None, None, WINDOW_BYTES);
-        Self { ticket, work, state, deadline, link, heard: now, window_bytes, has_news: false, is_kept: true, told: 0 }
+        Self {
+            ticket,
+            work: Work::default(),
+            state,
+            deadline: None,
+            link: None,
+            heard: now,
+            window_bytes: WINDOW_BYTES,
+            has_news: false,
+            is_kept: true,
+            told: 0,
+        }
     }
 
     /// What was announced first stands: others' rows may have been put beside these since.

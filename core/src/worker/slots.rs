@@ -66,10 +66,6 @@ impl Slots {
         self.slots.iter().any(|slot| slot.device >= 0 && (slot.lane == lane || lane == Lane::Realtime))
     }
 
-    pub(super) fn used(&self) -> usize {
-        self.slots.iter().filter(|slot| slot.batch.is_some()).count()
-    }
-
     /// Where a batch can begin now: realtime slots first, and of each lane those on the least busy device.
     pub(super) fn open(&self) -> Vec<SlotId> {
         let is_open = |slot: &&(usize, &Slot)| !self.counts || slot.1.batch.is_none() && self.has_room(slot.1.device);
@@ -195,7 +191,7 @@ mod tests {
         assert_eq!(slots.open(), [SlotId(3)]);
         slots.release(BatchId(1));
         assert_eq!(slots.open(), [SlotId(0), SlotId(2), SlotId(3)]);
-        assert_eq!(slots.used(), 1);
+        assert_eq!(slots.slots.iter().filter(|slot| slot.batch.is_some()).count(), 1);
     }
 
     #[test]
