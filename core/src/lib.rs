@@ -15,6 +15,8 @@
 //!
 //! Where to begin: [`broker`].
 
+use std::time::Duration;
+
 pub mod broker;
 pub mod client;
 mod due;
@@ -25,6 +27,10 @@ pub mod worker;
 pub use rules::{Rule, Rules};
 use time::Clock;
 pub use time::MonoTime;
+
+/// How long a grant stands that nobody takes up, and a worker waits for a client that it dialled. Longer than a connection takes
+/// on a bad link, shorter than anybody's patience with a lost slot.
+const GRANT_WAIT: Duration = Duration::from_secs(6);
 
 /// What a person reads of a task whose time ran out, whoever of the three noticed first.
 const DEADLINE_PASSED: &str = "the deadline passed before there was a result";

@@ -28,15 +28,12 @@ pub use api::{
     Action, BatchId, BatchKind, BatchTimes, Config, Equality, Event, LinkId, Part, Restored, Sample, SlotId,
 };
 
-use crate::{Clock, MonoTime, Rule};
+use crate::{Clock, GRANT_WAIT, MonoTime, Rule};
 use attempts::{Attempt, Attempts, State, Work};
 use batches::Batches;
 use costs::Costs;
 use packer::Packer;
 use slots::Slots;
-
-/// A client that was dialled has this long to open: as long as its grant.
-const DIAL_WAIT: Duration = Duration::from_secs(6);
 
 /// Clients are told of a phase that lasts so long: of a shorter one nobody is the wiser, and each word wakes four threads.
 const NEWS_AFTER: Duration = Duration::from_millis(50);
@@ -282,7 +279,7 @@ impl Worker {
         }
         // Where there is no room, or no result any more, the client is dialled too: it opens, and is told so at once.
         if is_run && self.refusal(&ticket.body, now).is_none() {
-            self.admit(Attempt::new(ticket.body, State::Dialling { until: now + DIAL_WAIT }, now));
+            self.admit(Attempt::new(ticket.body, State::Dialling { until: now + GRANT_WAIT }, now));
         }
         let is_held = self.attempts.get(id).is_some();
         self.actions.push(Action::Dial { id, endpoints, client_key, is_held });

@@ -64,6 +64,12 @@ pub const DECISION_CANDIDATES_MAX: usize = 8;
 /// stops.
 pub const ATTEMPTS_MAX: usize = 256;
 
+/// Attempts of one worker whose end is still to come, sent ahead ones included: enough for every slot, and fewer than one
+/// heartbeat names, so that it has room for ends too.
+pub const ACTIVE_ATTEMPTS_MAX: usize = 192;
+
+const _: () = assert!(SLOTS_MAX <= ACTIVE_ATTEMPTS_MAX && ACTIVE_ATTEMPTS_MAX < ATTEMPTS_MAX);
+
 /// Models that one worker reports as held: the most recently used ones if it has more.
 pub const HELD_MAX: usize = 256;
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use proto_msgs::{ClientId, Epoch, Lane, Submit, limits::PRIORITY_MAX};
 
-use crate::{Rule, Rules};
+use crate::{GRANT_WAIT, Rule, Rules};
 
 /// How a worker is chosen among those with room.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
@@ -177,8 +177,7 @@ impl Default for Config {
             store_name: "embedded".to_owned(),
             encrypted: false,
             liveness_beats: 3,
-            // Longer than a connection takes on a bad link, shorter than anybody's patience with a lost slot.
-            grant_wait: Duration::from_secs(6),
+            grant_wait: GRANT_WAIT,
             // Clients repeat themselves every two seconds: seven may be lost.
             client_silence: Duration::from_secs(15),
             detached_patience: Duration::from_secs(600),

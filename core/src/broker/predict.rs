@@ -2,7 +2,10 @@
 //!
 //! Owns the sums and whether a worker has room. Never chooses.
 
-use proto_msgs::{Digest, Lane, Packing, Prediction, limits::STAGES_AFTER_MAX};
+use proto_msgs::{
+    Digest, Lane, Packing, Prediction,
+    limits::{ACTIVE_ATTEMPTS_MAX, STAGES_AFTER_MAX},
+};
 
 use super::{
     fleet::Fleet,
@@ -20,9 +23,6 @@ const AHEAD_US_MAX: u64 = 50_000;
 /// Where each slot has its task and no other waits, one more may be sent for each, unless they take longer than this: until
 /// then a better place for it may come up, and the pause between two tasks weighs little.
 const NEXT_US_MAX: u64 = 500_000;
-
-/// Attempts that one worker is sent, below what its heartbeats can name.
-const ATTEMPTS_AHEAD_MAX: usize = 192;
 
 /// Batches of the best size, for each slot, that may be at a worker: one runs, one is being gathered.
 const BATCHES_AHEAD_MAX: u64 = 2;
@@ -125,7 +125,7 @@ pub(super) fn takes_any(worker: &Worker, lane: Lane, own: bool) -> bool {
     if free > 0 {
         return true;
     }
-    let takes_ahead = worker.is_open() && worker.occupancy.len() < ATTEMPTS_AHEAD_MAX;
+    let takes_ahead = worker.is_open() && worker.occupancy.len() < ACTIVE_ATTEMPTS_MAX;
     takes_ahead && (worker.packs() || (worker.has_measured() && is_nearly_done(worker, lane)))
 }
 
@@ -142,7 +142,7 @@ fn is_nearly_done(worker: &Worker, lane: Lane) -> bool {
 /// Whether the task may be sent although no slot is free, so that it is there when one is.
 pub(super) fn has_room_ahead(task: &Task, worker: &Worker) -> bool {
     let lane = task.lane();
-    if !obstacle::may_go_ahead(task) || !worker.is_open() || worker.occupancy.len() >= ATTEMPTS_AHEAD_MAX {
+    if !obstacle::may_go_ahead(task) || !worker.is_open() || worker.occupancy.len() >= ACTIVE_ATTEMPTS_MAX {
         return false;
     }
     let is_behind = |order| task.rank.is_some_and(|rank| order < rank.key.order);

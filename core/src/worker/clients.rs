@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use proto_msgs::{
     Accept, AttemptId, ErrorCode, Manifest, Open, Outcome, PublicKey, Purpose, Refuse, Ticket, TicketBody, TicketError,
-    WorkerToClient, limits::WINDOW_BYTES,
+    WorkerToClient,
+    limits::{ACTIVE_ATTEMPTS_MAX, WINDOW_BYTES},
 };
 
 use super::{
@@ -19,10 +20,6 @@ const ATTACHED_MAX: usize = 1024;
 /// Detached attempts held at the same time: two a second, if their results wait for an hour. Some KiB of memory each, and a
 /// folder on the disk. Neither kind keeps the other out.
 const DETACHED_MAX: usize = 8192;
-
-/// Attempts taken in, waiting or running at the same time, so that rows are here when a slot becomes free. The heartbeat names
-/// [`ATTEMPTS_MAX`](proto_msgs::limits::ATTEMPTS_MAX), finished ones included.
-const ACTIVE_ATTEMPTS_MAX: usize = 192;
 
 impl Worker {
     pub(super) fn check(

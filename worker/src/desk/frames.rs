@@ -9,7 +9,8 @@ use bytes::Bytes;
 use mesh_core::worker::{Event, LinkId};
 use mesh_transport::blob::Feedback;
 use proto_msgs::{
-    AttemptId, Chunk, ClientToWorker, Credit, DecodeError, Frame, Open, WorkerToClient, limits::WINDOW_BYTES,
+    AttemptId, Chunk, ClientToWorker, Credit, DecodeError, Frame, Open, WorkerToClient,
+    limits::{ACTIVE_ATTEMPTS_MAX, WINDOW_BYTES},
 };
 use tracing::debug;
 
@@ -22,7 +23,7 @@ use super::{
 const ALIVE_EVERY: Duration = Duration::from_millis(500);
 
 /// Attempts whose data may wait until the machine has looked at their ticket, which takes microseconds: as many as it takes in.
-const EARLY_ATTEMPTS_MAX: usize = 192;
+const EARLY_ATTEMPTS_MAX: usize = ACTIVE_ATTEMPTS_MAX;
 
 /// Bytes of all of them. What is dropped is asked for again.
 const EARLY_BYTES_MAX: usize = 4 * WINDOW_BYTES as usize;
