@@ -148,21 +148,13 @@ impl Worker {
         if self.exited {
             return None;
         }
-        let silence = self.config.client_silence;
-        let notices = self.config.rules.holds(Rule::NoticeGoneClients);
-        let attempts = self.attempts.iter().filter_map(|attempt| match attempt.state {
-            State::Dialling { until } => Some(until),
-            _ if attempt.needs_client() && notices => Some(attempt.heard + silence),
-            State::Finished { ended, taken: false, .. } => Some(ended + self.config.result_kept),
-            _ => None,
-        });
+        let given_up = self.attempts.iter().filter_map(|attempt| attempt.given_up_at(&self.config));
+        let expiries = self.attempts.iter().filter_map(Attempt::expires_at);
         let rested = self.attempts.first_rest().map(|since| since + self.config.result_kept);
         let speaks = self.attempts.iter().any(|attempt| attempt.link.is_some());
         let progress = speaks.then_some(self.next_progress);
-        let here = self.attempts.iter().filter(|attempt| attempt.is_here());
-        let expiries = here.filter_map(|attempt| attempt.deadline);
         let others = [Some(self.next_heartbeat), self.drain_until, self.wake, self.next_news, progress, rested];
-        let first = attempts.chain(expiries).chain(others.into_iter().flatten()).min();
+        let first = given_up.chain(expiries).chain(others.into_iter().flatten()).min();
         first.map(|at| self.clock.outside(at))
     }
 
@@ -379,12 +371,7 @@ impl Worker {
     }
 
     fn look_at_attempts(&mut self, now: MonoTime) {
-        let silent = |attempt: &Attempt| attempt.needs_client() && now >= attempt.heard + self.config.client_silence;
-        let due = |attempt: &&Attempt| match attempt.state {
-            State::Dialling { until } => now >= until,
-            State::Finished { ended, taken: false, .. } if now >= ended + self.config.result_kept => true,
-            _ => silent(attempt) && self.config.rules.holds(Rule::NoticeGoneClients),
-        };
+        let due = |attempt: &&Attempt| attempt.given_up_at(&self.config).is_some_and(|at| now >= at);
         let mut due: Vec<AttemptId> = self.attempts.iter().filter(due).map(Attempt::id).collect();
         due.extend(self.attempts.rested(now, self.config.result_kept));
         for id in due {

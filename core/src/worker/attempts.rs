@@ -26,10 +26,10 @@ use proto_msgs::{
 };
 
 use super::{
-    api::LinkId,
+    api::{Config, LinkId},
     packer::{Form, QueueId},
 };
-use crate::MonoTime;
+use crate::{MonoTime, Rule};
 
 /// Where an attempt stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -152,6 +152,25 @@ impl Attempt {
             State::Ready | State::Running(_) => !self.ticket.detached,
             State::Finished { taken, .. } => !self.ticket.detached && !taken,
         }
+    }
+
+    /// When it is given up if nothing else happens: its client has not come, or is gone, or has left the result for too long.
+    pub(super) fn given_up_at(&self, config: &Config) -> Option<MonoTime> {
+        let notices = self.needs_client() && config.rules.holds(Rule::NoticeGoneClients);
+        let silent_at = notices.then_some(self.heard + config.client_silence);
+        match self.state {
+            State::Dialling { until } => Some(until),
+            State::Finished { ended, taken: false, .. } => {
+                let kept_until = ended + config.result_kept;
+                Some(silent_at.map_or(kept_until, |at| at.min(kept_until)))
+            }
+            _ => silent_at,
+        }
+    }
+
+    /// When its answer becomes worthless, if it is at work by then.
+    pub(super) fn expires_at(&self) -> Option<MonoTime> {
+        self.deadline.filter(|_| self.is_here())
     }
 
     /// When it ended, if its result only waits to be fetched.

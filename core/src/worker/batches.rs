@@ -18,7 +18,7 @@ use proto_msgs::{AttemptId, ErrorCode, Failure, Lane, LaneLoad, Outcome, Phase, 
 
 use super::{
     Action, BatchId, BatchKind, BatchTimes, NEWS_AFTER, Part, Worker,
-    attempts::{State, Work},
+    attempts::{Attempt, State, Work},
     costs::CostKey,
     curve::{PROBE_ROWS_MAX, Plan},
     dispatch::Order,
@@ -301,9 +301,11 @@ impl Worker {
 
     /// Ends attempts whose deadline has passed, whether they wait or run.
     pub(super) fn expire(&mut self, now: MonoTime) {
-        let is_late = |deadline: Option<MonoTime>| deadline.is_some_and(|deadline| now >= deadline);
-        let here = self.attempts.iter().filter(|attempt| attempt.is_here() && is_late(attempt.deadline));
-        let late: Vec<(AttemptId, &str)> = here
+        let is_late = |attempt: &&Attempt| attempt.expires_at().is_some_and(|at| now >= at);
+        let late: Vec<(AttemptId, &str)> = self
+            .attempts
+            .iter()
+            .filter(is_late)
             .map(|attempt| {
                 (attempt.id(), if attempt.state == State::Ready { "had not begun" } else { "was cut short" })
             })
