@@ -12,7 +12,7 @@ use super::{
     predict,
     queue::{Order, Queue, QueueKey, Rank, Stretch},
     tasks::{State, Task},
-    worker::{Claim, LENT_IN_A_ROW_MAX, Seat, Worker},
+    worker::{Claim, LENT_IN_A_ROW_MAX, Seat, Slots, Worker},
     workers::Workers,
 };
 use crate::MonoTime;
@@ -78,42 +78,42 @@ impl Broker {
         let Some(worker) = self.workers.get(id).filter(|worker| worker.is_open()) else { return };
         let is_shared = worker.register.slots[Lane::Realtime.index()] == 0;
         if !is_shared {
-            self.fill_lane(now, id, Lane::Realtime, true);
+            self.fill_lane(now, id, Lane::Realtime, Slots::Own);
         } else if worker.lent_in_a_row < LENT_IN_A_ROW_MAX {
             return self.fill_shared(now, id);
         }
-        self.fill_lane(now, id, Lane::Batch, false);
-        self.fill_lane(now, id, Lane::Realtime, false);
+        self.fill_lane(now, id, Lane::Batch, Slots::Usable);
+        self.fill_lane(now, id, Lane::Realtime, Slots::Usable);
     }
 
     fn fill_shared(&mut self, now: MonoTime, id: WorkerId) {
-        self.fill_lane(now, id, Lane::Realtime, false);
-        self.fill_lane(now, id, Lane::Batch, false);
+        self.fill_lane(now, id, Lane::Realtime, Slots::Usable);
+        self.fill_lane(now, id, Lane::Batch, Slots::Usable);
     }
 
     /// Tries the first waiting tasks of the lane, then as many further on: where those in front are not for this worker, each
     /// fill gets on where the last one ended, so that none of those behind is overlooked for ever.
-    fn fill_lane(&mut self, now: MonoTime, id: WorkerId, lane: Lane, own: bool) {
-        if !self.takes_any(id, lane, own) {
+    fn fill_lane(&mut self, now: MonoTime, id: WorkerId, lane: Lane, slots: Slots) {
+        if !self.takes_any(id, lane, slots) {
             return;
         }
         self.workers.await_slot(id, lane, None);
         let mut left = Left::default();
-        let end = match self.fill_from(now, id, lane, own, None, &mut left) {
+        let end = match self.fill_from(now, id, lane, slots, None, &mut left) {
             End::Last => return self.workers.fill_on(id, lane, None),
             End::Full(_) => return,
             End::There(end) => end,
         };
         let on = self.workers.get(id).and_then(|worker| worker.fill_on[lane.index()]);
-        let next = match self.fill_from(now, id, lane, own, on.max(end), &mut left) {
+        let next = match self.fill_from(now, id, lane, slots, on.max(end), &mut left) {
             End::Last => None,
             End::Full(on) | End::There(on) => on,
         };
         self.workers.fill_on(id, lane, next);
     }
 
-    fn takes_any(&self, id: WorkerId, lane: Lane, own: bool) -> bool {
-        self.workers.get(id).is_some_and(|worker| predict::takes_any(worker, lane, own))
+    fn takes_any(&self, id: WorkerId, lane: Lane, slots: Slots) -> bool {
+        self.workers.get(id).is_some_and(|worker| predict::takes_any(worker, lane, slots))
     }
 
     /// Tries the tasks behind this place.
@@ -122,18 +122,18 @@ impl Broker {
         now: MonoTime,
         id: WorkerId,
         lane: Lane,
-        own: bool,
+        slots: Slots,
         mut after: Option<Order>,
         left: &mut Left,
     ) -> End {
         let Some(kind) = self.workers.get(id).map(|worker| worker.kind) else { return End::Last };
         let Stretch { tasks, last } = self.queue.stretch(lane, after, kind, FILL_LOOK_MAX / 2);
         for (order, task) in tasks {
-            if !self.takes_any(id, lane, own) {
+            if !self.takes_any(id, lane, slots) {
                 return End::Full(after);
             }
             self.counters.waiting_looked += 1;
-            match self.try_here(now, task, id, own, left) {
+            match self.try_here(now, task, id, slots, left) {
                 Tried::NeedsSlot => {
                     self.workers.await_slot(id, lane, Some(order));
                     return End::Full(after); // The next fill finds it again.
@@ -175,9 +175,9 @@ impl Broker {
     }
 
     /// Gives a waiting task to the worker if it fits, has room, and nobody else is worth waiting for.
-    fn try_here(&mut self, now: MonoTime, id: TaskId, here: WorkerId, own: bool, left: &mut Left) -> Tried {
+    fn try_here(&mut self, now: MonoTime, id: TaskId, here: WorkerId, slots: Slots, left: &mut Left) -> Tried {
         let (Some(task), Some(worker)) = (self.tasks.get(id), self.workers.get(here)) else { return Tried::Passed };
-        let has_slot = predict::has_slot(task, worker, own);
+        let has_slot = predict::has_slot(task, worker, slots);
         let model = task.spec.model.digest;
         // What is not compared with others is not sent ahead either: it would be taken from them unseen.
         let compare = left.has_looks();

@@ -76,7 +76,7 @@ impl Broker {
         let attempt_id = task.attempt_id();
         let known = task.place().and_then(|at| self.workers.get(at.worker));
         let held = predict::held(task, known);
-        let has_room = known.is_some_and(|worker| predict::has_room(task, worker, false));
+        let has_room = known.is_some_and(|worker| predict::has_room(task, worker));
         match &mut task.state {
             State::Granted { until: old, .. } => *old = until,
             State::Placed { at, unnamed_until } => {

@@ -283,7 +283,7 @@ impl<'a> Survey<'a> {
     }
 
     fn look(&mut self, worker: &Worker) {
-        let has_room = has_room(self.task, worker, false);
+        let has_room = has_room(self.task, worker);
         self.rate(worker, has_room);
     }
 

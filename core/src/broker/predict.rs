@@ -12,7 +12,7 @@ use super::{
     obstacle,
     occupancy::Held,
     tasks::Task,
-    worker::{ModelHere, Worker},
+    worker::{ModelHere, Slots, Worker},
 };
 use crate::MonoTime;
 
@@ -108,21 +108,19 @@ pub(super) fn lane_slots(worker: &Worker, lane: Lane) -> u16 {
     worker.counted_slots()[lane.index()]
 }
 
-/// Whether the task could go to the worker as far as slots are concerned. `own`: only to slots of its own lane.
-pub(super) fn has_room(task: &Task, worker: &Worker, own: bool) -> bool {
-    has_slot(task, worker, own) || has_room_ahead(task, worker)
+/// Whether the task could go to the worker as far as slots are concerned.
+pub(super) fn has_room(task: &Task, worker: &Worker) -> bool {
+    has_slot(task, worker, Slots::Usable) || has_room_ahead(task, worker)
 }
 
 /// Whether a slot is free for it.
-pub(super) fn has_slot(task: &Task, worker: &Worker, own: bool) -> bool {
-    let free = if own { worker.own_free(task.lane()) } else { worker.free(task.lane()) };
-    free > 0
+pub(super) fn has_slot(task: &Task, worker: &Worker, slots: Slots) -> bool {
+    worker.free_of(task.lane(), slots) > 0
 }
 
 /// Whether some task of the lane may find room at the worker: if not, none needs to be looked at.
-pub(super) fn takes_any(worker: &Worker, lane: Lane, own: bool) -> bool {
-    let free = if own { worker.own_free(lane) } else { worker.free(lane) };
-    if free > 0 {
+pub(super) fn takes_any(worker: &Worker, lane: Lane, slots: Slots) -> bool {
+    if worker.free_of(lane, slots) > 0 {
         return true;
     }
     let takes_ahead = worker.is_open() && worker.occupancy.len() < ACTIVE_ATTEMPTS_MAX;

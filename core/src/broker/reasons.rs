@@ -64,7 +64,7 @@ pub(super) fn candidates<'a>(task: &'a Task, scene: Scene<'a>) -> impl Iterator<
     scene.workers.after(None).map(move |worker| {
         let mut against: Vec<String> =
             obstacle::now(task, worker, scene.now).map(|against| against.text(task)).collect();
-        if worker.is_open() && !has_room(task, worker, false) {
+        if worker.is_open() && !has_room(task, worker) {
             let (lane, slots) = (task.lane(), worker.usable_slots(task.lane()));
             against.push(Obstacle::SlotsInUse { lane, slots }.text(task));
         }

@@ -23,6 +23,15 @@ const LIVENESS_GRACE: Duration = Duration::from_millis(250);
 /// nine of ten. The batch lane keeps moving.
 pub(super) const LENT_IN_A_ROW_MAX: u8 = 9;
 
+/// Which slots a task may take at a worker.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Slots {
+    /// Those of its own lane.
+    Own,
+    /// Those too that another lane lends.
+    Usable,
+}
+
 /// Where a worker stands in the table. Cheaper to follow than its id.
 pub(super) type Seat = u32;
 
@@ -227,7 +236,15 @@ impl Worker {
         if self.is_open() { self.occupancy.free(lane, self.register.slots) } else { 0 }
     }
 
-    pub(super) fn own_free(&self, lane: Lane) -> u16 {
+    /// Slots that are free for a task of the lane, of those that it may take.
+    pub(super) fn free_of(&self, lane: Lane, slots: Slots) -> u16 {
+        match slots {
+            Slots::Own => self.own_free(lane),
+            Slots::Usable => self.free(lane),
+        }
+    }
+
+    fn own_free(&self, lane: Lane) -> u16 {
         if !self.rules.holds(Rule::LendOnlyToRealtime) {
             return self.free(lane);
         }
