@@ -51,6 +51,9 @@ const FILE_BYTES_MAX: i64 = 64 << 20;
 /// `/tmp` in the container is all that it can write.
 const TMPFS: &str = "rw,noexec,nosuid,nodev,size=64m";
 
+/// Where an engine puts a folder in memory that nobody wants.
+const TMPFS_CLOSED: &str = "ro,noexec,nosuid,nodev,size=64k";
+
 /// The kernel ends containers before it ends the worker.
 const OOM_SCORE_ADJ: i64 = 500;
 
@@ -217,7 +220,7 @@ impl Docker {
             cpu_period: Some(CPU_PERIOD_US),
             cpu_quota: Some(i64::from(spec.cpu_millis) * CPU_PERIOD_US / 1000),
             ulimits: Some(self.flavour.ulimits()),
-            tmpfs: Some(HashMap::from([("/tmp".to_owned(), TMPFS.to_owned())])),
+            tmpfs: Some(self.flavour.tmpfs()),
             ipc_mode: Some("none".to_owned()),
             log_config: Some(self.flavour.log_config()),
             oom_score_adj: Some(OOM_SCORE_ADJ),
@@ -346,6 +349,17 @@ impl Flavour {
             limits.push(limit("nproc", i64::try_from(hard).unwrap_or(PROCESSES_MAX).min(PROCESSES_MAX)));
         }
         limits
+    }
+
+    /// The folders in memory, with their options.
+    fn tmpfs(self) -> HashMap<String, String> {
+        let closed: &[&str] = match self {
+            Self::Docker => &[],
+            // Unless it is told, Podman lets anybody write there, without end, and run what was written.
+            Self::Podman { .. } => &["/run", "/var/tmp"],
+        };
+        let closed = closed.iter().map(|folder| ((*folder).to_owned(), TMPFS_CLOSED.to_owned()));
+        closed.chain([("/tmp".to_owned(), TMPFS.to_owned())]).collect()
     }
 
     /// A log of at most a megabyte that can be read back.

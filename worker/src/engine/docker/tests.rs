@@ -39,6 +39,17 @@ fn podman_is_told_how_many_processes_the_host_allows_and_docker_is_not() {
 }
 
 #[test]
+fn nothing_but_its_own_tmp_can_be_written_in_a_container_of_either_engine() {
+    assert_eq!(Flavour::Docker.tmpfs(), HashMap::from([("/tmp".to_owned(), TMPFS.to_owned())]));
+    let podman = Flavour::Podman { major: 4, minor: 3 }.tmpfs();
+    let is_writable = |(_, options): &(&String, &String)| options.split(',').any(|option| option == "rw");
+    let writable: Vec<_> = podman.iter().filter(is_writable).map(|(folder, _)| folder.as_str()).collect();
+    assert_eq!(writable, ["/tmp"]);
+    // What Podman would make writable by itself.
+    assert!(["/run", "/var/tmp"].iter().all(|folder| podman.contains_key(*folder)), "{podman:?}");
+}
+
+#[test]
 fn gpus_are_asked_for_in_the_way_the_engine_obeys() {
     let asked = |flavour: Flavour, device| flavour.gpu_request(device).expect("a form for it");
     let podman = Flavour::Podman { major: 5, minor: 4 };
