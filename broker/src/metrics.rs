@@ -90,7 +90,7 @@ impl LoopMetrics {
         );
         registry.register(
             UNDECODABLE_FRAMES,
-            "Frames received that are no messages, by reason",
+            "Frames received that are not messages, by reason",
             metrics.undecodable.clone(),
         );
         registry.register(

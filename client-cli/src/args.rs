@@ -53,7 +53,7 @@ pub(crate) struct Global {
     /// This client's secret key; made by `keygen`
     #[arg(long, global = true, value_name = "FILE", env = "MESH_KEY_FILE")]
     pub(crate) key_file: Option<PathBuf>,
-    /// Where this client keeps who it is
+    /// Folder of this client's identity
     #[arg(long, global = true, value_name = "DIR", env = "MESH_CLIENT_STATE_DIR", default_value_os_t = default_state_dir().unwrap_or_default())]
     pub(crate) state_dir: PathBuf,
     /// Give up after this long; without it, connecting is given up after 10s and a running task never
@@ -65,7 +65,7 @@ pub(crate) struct Global {
     /// No progress and no advice, only results and errors
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
-    /// Say what happens on the way (-vv: messages, too)
+    /// Log what happens (-vv: messages as well)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
 }
@@ -80,19 +80,19 @@ pub(crate) enum Command {
     Submit(Box<Submit>),
     /// Put a load on the mesh and measure throughput and latency
     ///
-    /// Levels of load are measured one after the other: so many requests at a time, so many per second, the times of a file, or
-    /// a search for the highest rate that keeps a latency.
+    /// Measures one level of load after the other: a number of requests at a time, a number per second, the
+    /// times in a file, or a search for the highest rate that keeps to a latency.
     Bench(Box<crate::bench::flags::Bench>),
     /// List the workers
     Workers(Workers),
-    /// Show what models cost at which workers, and whether their items are run together
+    /// Show what each model costs at each worker, and whether items are run together
     ///
-    /// PACKING says what a trial with several items gave: on (they give what they give alone, and sooner), or why not. CURVE
-    /// holds measured batches, ROWS:TIME. A model is called what this client's tasks called it, else by its digest.
+    /// PACKING is the result of a trial with several items in one run: on (same results as alone, in less time), or why not.
+    /// CURVE lists measured batches as ROWS:TIME. A model has the name that this client's tasks gave it, else its digest.
     Models,
     /// List this client's tasks
     Tasks(Tasks),
-    /// Show where a task stands, or without TASK how the mesh is
+    /// Show the state of a task; without TASK, the state of the mesh
     Status(Status),
     /// Take the result of a detached task that is done
     Result(Fetch),
@@ -100,7 +100,7 @@ pub(crate) enum Command {
     Wait(Fetch),
     /// Stop a task
     Cancel(OneTask),
-    /// Explain why a task is where it is, or nowhere
+    /// Explain why a task runs where it does, or why it does not run
     Why(OneTask),
     /// Show format, inputs and outputs of a model file
     Inspect(Inspect),
@@ -122,7 +122,7 @@ pub(crate) struct Submit {
     /// 0 (whenever there is room) to 100 (first of all)
     #[arg(long, default_value_t = limits::PRIORITY_DEFAULT, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(crate) priority: u8,
-    /// The answer is worthless after this long (500ms, 2m); the task then fails
+    /// Fail if there is no answer within this time (500ms, 2m)
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     pub(crate) deadline: Option<Duration>,
     /// Do not wait: print the task's id once the worker has everything; `wait` and `result` take the outputs
@@ -131,10 +131,10 @@ pub(crate) struct Submit {
     /// Give what comes out to this model next, and so on (may be repeated; NAME is for people)
     #[arg(long, value_name = "[NAME=]MODEL", value_parser = stages::parse)]
     pub(crate) then: Vec<Then>,
-    /// Whose slots to use: realtime or batch (default: by the number of items)
+    /// The lane: realtime or batch (default: by the number of items)
     #[arg(long)]
     pub(crate) lane: Option<Lane>,
-    /// At most so many items of equal types and shapes share a task (default: 8, fewer if that keeps slots idle; with --detach 1)
+    /// The most items (of equal types and shapes) that share a task (default: 8, fewer if slots would stay idle; with --detach 1)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     split: Option<u16>,
     /// Tasks under way at the same time (default: enough for two full batches in each slot, at most 256)
@@ -307,14 +307,14 @@ mod tests {
         for (line, named) in [
             ("submit", "<MODEL>"),
             ("submit m.onnx x --priority 101", "101 is not in 0..=100"),
-            ("submit m.onnx x --deadline 5", "'5' is no time"),
-            ("submit m.onnx x --memory much", "'much' is no size"),
+            ("submit m.onnx x --deadline 5", "'5' is not a time"),
+            ("submit m.onnx x --memory much", "'much' is not a size"),
             ("submit m.onnx x --lane fast", "'fast' is not a lane: realtime or batch"),
             ("submit m.onnx x --slo 1us", "'1us' is out of range"),
             ("submit m.onnx x --max-violation 5%", "--slo <TIME>"),
-            ("submit m.onnx x --slo 1s --max-violation 200%", "'200%' is no part"),
+            ("submit m.onnx x --slo 1s --max-violation 200%", "'200%' is not a part"),
             ("submit m.onnx x --split 0", "0 is not in 1..=1024"),
-            ("submit m.onnx x --require attic", "'attic' is no label"),
+            ("submit m.onnx x --require attic", "'attic' is not a label"),
             ("submit m.onnx x --json --json-lines", "cannot be used with"),
             ("submit m.onnx x --arch sparc", "unknown Arch 'sparc': use one of amd64, arm64"),
             ("submit m.onnx x --normalize 0-1", "use auto, raw, or a range"),

@@ -109,7 +109,7 @@ pub(crate) async fn cancel(global: &Global, flags: &OneTask) -> Result<u8, Faile
     }
     match outcome {
         Outcome::Cancelled => print(&format!("{task} cancelled\n")),
-        Outcome::Done { .. } | Outcome::Failed(_) => print(&format!("{task} had ended before: {state}\n")),
+        Outcome::Done { .. } | Outcome::Failed(_) => print(&format!("{task} had already ended: {state}\n")),
     }
 }
 

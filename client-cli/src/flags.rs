@@ -15,10 +15,10 @@ use crate::{
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Service level")]
 pub(crate) struct PromiseFlags {
-    /// A task that takes longer than this (50ms, 2s) violates the service level; workers that do so too often are passed over
+    /// A task that takes longer than this (50ms, 2s) violates the service level; workers where this happens too often are passed over
     #[arg(long, value_name = "TIME", value_parser = parse_slo_ms)]
     slo: Option<u32>,
-    /// What "too often" is: the part of a worker's tasks that may
+    /// The part of a worker's tasks that may violate --slo before it is passed over
     #[arg(long, value_name = "PERCENT", requires = "slo", default_value = "5%", value_parser = units::parse_permille)]
     max_violation: u16,
 }
@@ -41,7 +41,7 @@ pub(crate) struct LabelFlags {
     /// Only workers with this label (may be repeated)
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
     require: Vec<(String, String)>,
-    /// Rather workers with this label (may be repeated)
+    /// Prefer workers with this label (may be repeated)
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
     prefer: Vec<(String, String)>,
 }
@@ -58,7 +58,7 @@ impl LabelFlags {
 fn parse_label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(format!("'{text}' is no label: write KEY=VALUE, as `mesh-client workers` shows them")),
+        _ => Err(format!("'{text}' is not a label: write KEY=VALUE, as `mesh-client workers` shows them")),
     }
 }
 
@@ -109,7 +109,7 @@ pub(crate) struct FormFlags {
     /// Pictures: order of the colours
     #[arg(long, value_enum, default_value_t)]
     colors: Colors,
-    /// Pictures: how other proportions are fitted
+    /// Pictures: what to do if the proportions differ from the model's
     #[arg(long, value_enum, default_value_t)]
     resize: Resize,
     /// Pictures: what 0 to 255 becomes: a range (-1..1), raw, or auto (0..1 for models of real numbers, the type's whole range for integers)
@@ -144,7 +144,7 @@ impl FormFlags {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Connections")]
 pub(crate) struct PathFlags {
-    /// Who opens the connection (default: the client, but for workers that cannot be dialled)
+    /// Who opens the connection (default: the client, except for workers that cannot be dialled)
     #[arg(long, value_enum)]
     direction: Option<DirectionFlag>,
     /// Where workers may dial this client (tcp://0.0.0.0:7000); default: any free port towards the broker

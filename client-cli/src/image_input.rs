@@ -90,7 +90,7 @@ pub(crate) struct Wishes {
 /// Why a picture does not become a tensor.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ImageError {
-    #[error("is no picture that can be read: {0}")]
+    #[error("is not a readable picture: {0}")]
     Decode(#[from] image::ImageError),
     #[error("is a picture, but the model's input {spec} takes none: give a .npy, .json or raw file")]
     NotForPictures { spec: String },

@@ -335,10 +335,8 @@ mod tests {
     #[test]
     fn a_file_that_is_not_what_it_is_called_is_named() {
         let model = signature(&[("x", DType::U8, &[1, 1, 3])]);
-        assert_eq!(load_one("x.npy", b"hello, world", &model, false).unwrap_err(), "x.npy is no .npy file");
-        assert!(
-            load_one("x.png", b"hello", &model, false).unwrap_err().starts_with("x.png is no picture that can be read")
-        );
-        assert!(load_one("x.npz", b"hello", &model, false).unwrap_err().starts_with("x.npz is no .npz archive"));
+        assert_eq!(load_one("x.npy", b"hello, world", &model, false).unwrap_err(), "x.npy is not a .npy file");
+        assert!(load_one("x.png", b"hello", &model, false).unwrap_err().starts_with("x.png is not a readable picture"));
+        assert!(load_one("x.npz", b"hello", &model, false).unwrap_err().starts_with("x.npz is not a .npz archive"));
     }
 }

@@ -30,7 +30,7 @@ pub(crate) enum ItemsError {
     Nothing(String),
     #[error("{}: the folder holds no file", .0.display())]
     EmptyFolder(PathBuf),
-    #[error("{0}: the pattern makes no sense: {1}")]
+    #[error("{0}: not a valid pattern: {1}")]
     Pattern(String, glob::PatternError),
     #[error("{path}: one input of the model ('{name}') takes one file, not a folder or a pattern")]
     NamedMany { name: String, path: String },

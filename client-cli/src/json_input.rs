@@ -16,7 +16,7 @@ use crate::tensor::{self, Number, Tensor};
 /// Why a JSON text holds no tensors.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JsonError {
-    #[error("is no JSON: {0}")]
+    #[error("is not valid JSON: {0}")]
     Syntax(#[from] serde_json::Error),
     #[error("holds no tensor: expected nested lists of numbers, or an object of them")]
     NoTensor,
@@ -26,13 +26,13 @@ pub(crate) enum JsonError {
     TooDeep,
     #[error("holds {got} numbers for shape {shape:?}")]
     Count { got: u64, shape: Vec<u64> },
-    #[error("says shape {0}, which is none")]
+    #[error("has the shape {0}, which is not a list of whole numbers")]
     Shape(Value),
     #[error("{0}")]
     DType(#[from] proto_msgs::model::UnknownName),
     #[error("{0}")]
     Number(#[from] tensor::Misfit),
-    #[error("holds {value}, which is no {dtype}")]
+    #[error("holds {value}, which is not a value of type {dtype}")]
     Element { value: String, dtype: DType },
     #[error("holds {0} tensors, the limit is {max}", max = limits::TENSORS_MAX)]
     TooMany(usize),
@@ -199,10 +199,10 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said() {
         let error = |text| read_as(text, None).unwrap_err().to_string();
-        assert!(error("[1, 2").starts_with("is no JSON"));
+        assert!(error("[1, 2").starts_with("is not valid JSON"));
         assert_eq!(error("[[1], [2, 3]]"), "has lists of different lengths (or numbers beside lists) at depth 1");
         assert_eq!(error("[1, [2]]"), "has lists of different lengths (or numbers beside lists) at depth 1");
-        assert_eq!(error(r#"[1, "x"]"#), "holds \"x\", which is no FP32");
+        assert_eq!(error(r#"[1, "x"]"#), "holds \"x\", which is not a value of type FP32");
         assert_eq!(error(r#"{"shape": [3], "data": [1]}"#), "holds 1 numbers for shape [3]");
         assert_eq!(error(r#"{"dtype": "F32", "data": [1]}"#).split(':').next(), Some("unknown DType 'F32'"));
         assert_eq!(error("{}"), "holds no tensor: expected nested lists of numbers, or an object of them");

@@ -22,15 +22,15 @@ const HEADER_BYTES_MAX: usize = 10_000;
 pub(crate) enum NpyError {
     #[error("cannot be read: {0}")]
     Read(#[from] io::Error),
-    #[error("is no .npy file")]
+    #[error("is not a .npy file")]
     NotNpy,
-    #[error("has a header that makes no sense: {0}")]
+    #[error("has an invalid header: {0}")]
     Header(&'static str),
     #[error("holds elements of type '{0}', which the mesh does not carry")]
     Type(String),
     #[error("should hold {expected} bytes of data by its header, but holds {got}")]
     Length { expected: u64, got: u64 },
-    #[error("is no .npz archive: {0}")]
+    #[error("is not a .npz archive: {0}")]
     Archive(#[from] zip::result::ZipError),
     #[error("holds {0}, which {1}")]
     Member(String, Box<Self>),
@@ -124,7 +124,7 @@ impl Header {
         let shape: Vec<u64> = dimensions
             .map(|dimension| dimension.trim_end_matches('L').parse())
             .collect::<Result<_, _>>()
-            .map_err(|_| NpyError::Header("its shape is none"))?;
+            .map_err(|_| NpyError::Header("its shape cannot be read"))?;
         if shape.len() > limits::RANK_MAX {
             return Err(NpyError::Header("it has too many dimensions"));
         }
@@ -214,7 +214,7 @@ fn strings(kind: Kind, element_bytes: usize, is_big_endian: bool, data: &[u8]) -
             if is_big_endian { u32::from_be_bytes(four) } else { u32::from_le_bytes(four) }
         };
         let text: Option<String> = element.chunks_exact(4).map(code).map(char::from_u32).collect();
-        let text = text.ok_or(NpyError::Header("a string in it is no Unicode"))?;
+        let text = text.ok_or(NpyError::Header("a string in it is not valid Unicode"))?;
         tensor::push_string(text.trim_end_matches('\0').as_bytes(), &mut out);
     }
     Ok(out)
@@ -352,7 +352,7 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_file_is_said() {
         let error = |result: Result<Tensor, NpyError>| result.unwrap_err().to_string();
-        assert_eq!(error(read_from(&b"PK\x03\x04...."[..])), "is no .npy file");
+        assert_eq!(error(read_from(&b"PK\x03\x04...."[..])), "is not a .npy file");
         assert_eq!(
             error(of("<c8", "False", "(1,)", &[0; 8])),
             "holds elements of type '<c8', which the mesh does not carry"
@@ -365,7 +365,7 @@ mod tests {
         assert_eq!(error(of("<f4", "False", "(2,)", &[0; 4])), short);
         assert_eq!(
             error(of("<f4", "False", "(99999999999, 99999999999)", &[])),
-            "has a header that makes no sense: it is too large"
+            "has an invalid header: it is too large"
         );
     }
 

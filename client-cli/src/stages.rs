@@ -27,7 +27,7 @@ pub(crate) fn parse(text: &str) -> Result<Then, String> {
         _ => {
             let path = PathBuf::from(text);
             let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-            (stem.ok_or_else(|| format!("'{text}' is no model file: write MODEL or NAME=MODEL"))?, path)
+            (stem.ok_or_else(|| format!("'{text}' is not a model file: write MODEL or NAME=MODEL"))?, path)
         }
     };
     Ok(Then { name, path })

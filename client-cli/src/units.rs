@@ -6,7 +6,7 @@ pub(crate) use proto_msgs::units::{duration, show_bytes, size_bytes};
 
 /// Cores in thousandths: `2`, `0.5`, `500m`.
 pub(crate) fn parse_cpu(text: &str) -> Result<u32, String> {
-    let advice = || format!("'{text}' is no number of cores: write 2, 0.5 or 500m");
+    let advice = || format!("'{text}' is not a number of cores: write 2, 0.5 or 500m");
     let millis = match text.strip_suffix('m') {
         Some(millis) => millis.parse::<f64>().map_err(|_| advice())?,
         None => text.parse::<f64>().map_err(|_| advice())? * 1000.0,
@@ -16,7 +16,7 @@ pub(crate) fn parse_cpu(text: &str) -> Result<u32, String> {
 
 /// Thousandths: `5%`, `0.5%`, `0.05`.
 pub(crate) fn parse_permille(text: &str) -> Result<u16, String> {
-    let advice = || format!("'{text}' is no part of a whole: write 5%, 0.5% or 0.05, at most 100%");
+    let advice = || format!("'{text}' is not a part of a whole: write 5%, 0.5% or 0.05, at most 100%");
     let (number, thousandths) = match text.strip_suffix('%') {
         Some(percent) => (percent, 10.0),
         None => (text, 1000.0),

@@ -132,7 +132,7 @@ pub(crate) fn cluster_text(cluster: &ClusterView, broker: &str, now_unix_ms: u64
     let up = Duration::from_millis(now_unix_ms.saturating_sub(cluster.started_unix_ms));
     let error = cluster
         .prediction_error_permille
-        .map(|permille| format!(", wrong by {} in the median", units::percent(permille)));
+        .map(|permille| format!(", median error of its predictions {}", units::percent(permille)));
     format!(
         "broker    {broker} (version {}, up {})\nstore     {}{}\nkeys      {}\npolicy    {}{}\nworkers   {}\nslots     {} of {} in use\ntasks     {} placed, {} waiting\n",
         printable(&cluster.version),

@@ -15,7 +15,7 @@ const SIZE_BYTES_MAX: f64 = (1_u64 << 53) as f64;
 /// # Errors
 /// If the text is not a time, or is longer than a year.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("'{text}' is no time up to a year: write 500ms, 1.5s, 2m or 1h");
+    let wrong = || format!("'{text}' is not a time up to a year: write 500ms, 1.5s, 2m or 1h");
     let (number, unit) = split(text).ok_or_else(wrong)?;
     let seconds_each = match unit {
         "us" => 1e-6,
@@ -35,7 +35,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// If the text is not a size, or is larger than 2⁵³ bytes.
 pub fn size_bytes(text: &str) -> Result<u64, String> {
-    let wrong = || format!("'{text}' is no size: write 512MiB, 1.5GiB, 2GB or, for single bytes, 4096B");
+    let wrong = || format!("'{text}' is not a size: write 512MiB, 1.5GiB, 2GB or, for single bytes, 4096B");
     let (number, unit) = split(text).ok_or_else(wrong)?;
     let bytes_each = match unit {
         "B" => 1.0,

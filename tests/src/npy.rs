@@ -32,7 +32,7 @@ impl Array {
     /// If it is not a file that NumPy would write on a little-endian machine.
     pub fn read(path: &Path) -> Self {
         let file = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        assert!(file.starts_with(b"\x93NUMPY\x01"), "{} is no .npy file of version 1", path.display());
+        assert!(file.starts_with(b"\x93NUMPY\x01"), "{} is not a .npy file of version 1", path.display());
         let header_bytes = usize::from(u16::from_le_bytes([file[8], file[9]]));
         let header = String::from_utf8_lossy(&file[10..10 + header_bytes]).into_owned();
         let between = |from: &str, to: &str| {

@@ -15,7 +15,7 @@ fn bench<'a>(job: &'a Job, flags: &'a str) -> Vec<&'a str> {
 }
 
 fn number(value: &Value) -> f64 {
-    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+    value.as_f64().unwrap_or_else(|| panic!("{value} is not a number"))
 }
 
 fn levels(report: &Value) -> &[Value] {

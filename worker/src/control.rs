@@ -200,7 +200,7 @@ impl Control {
                 Ok(())
             }
             Err(error) => {
-                debug!(%error, "the broker sent what is no message: dropped");
+                debug!(%error, "the broker sent something that is not a message: dropped");
                 Ok(())
             }
         }

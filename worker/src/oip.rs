@@ -328,5 +328,5 @@ fn parse<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, Failure> {
 }
 
 fn nonsense(what: &str) -> Failure {
-    Failure::new(ErrorCode::RunProtocol, format!("the runner answered nonsense: {what}"))
+    Failure::new(ErrorCode::RunProtocol, format!("the runner's answer is invalid: {what}"))
 }

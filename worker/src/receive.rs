@@ -363,7 +363,8 @@ impl Way {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
-    let panicked = |error| Failure::new(ErrorCode::WorkerLost, format!("the worker stumbled: {error}"));
+    let panicked =
+        |error| Failure::new(ErrorCode::WorkerLost, format!("the worker failed while it received (a bug): {error}"));
     spawn_blocking(work).await.map_err(panicked)?
 }
 

@@ -40,14 +40,14 @@ Examples:
   mesh-client bench model.onnx x.npy --schedule monday.txt --csv monday.csv
 
 What is measured:
-  The latency of a request counts from the time at which it was meant to be sent: a rate or a schedule never waits for
-  earlier answers, and a request that could only be sent late is not made to look fast. Up to --max-outstanding requests
-  may be under way; what is due beyond that is not sent, counts as failed (NOT_SENT) at its time, and is reported.
+  The latency of a request counts from the time at which it should have been sent: a rate or a schedule never waits for
+  earlier answers, and a request that was sent late does not look fast. At most --max-outstanding requests are under way;
+  a request that is due beyond that is not sent, counts as failed (NOT_SENT) at its time, and is reported.
   A level is warmed up, then measured in windows until the last three agree within --stability; its figures are those
-  of the last three windows. Of a schedule every window counts. With --latency-threshold (or --slo) a request violates it
-  that is answered later, fails, or is older when the level ends; a window or level in which nothing ended has no
-  verdict. A sweep stops behind the first level with more than --max-violation.
-  Before anything is measured each client sends one request, so that a mistake in model or input is told at once.";
+  of the last three windows. With a schedule every window counts. A request violates --latency-threshold (or --slo) if it
+  is answered later than that, fails, or is older than that when the level ends. A window or level in which no request
+  ended has no verdict. A sweep stops after the first level with more violations than --max-violation.
+  Before anything is measured each client sends one request: a mistake in model or input shows at once.";
 
 /// Put a load on the mesh and measure what comes of it.
 #[derive(Args, Debug)]
@@ -89,7 +89,7 @@ struct LoadFlags {
     /// Open loop: this many requests per second, whatever becomes of them (200, 100:500:50, 10:1000:x2)
     #[arg(long, value_name = "A[:B[:STEP]]", value_parser = range::parse_rates)]
     rate: Option<Levels<f64>>,
-    /// Open loop: at the times in FILE, each line ms from the beginning and perhaps a number of items
+    /// Open loop: at the times in FILE; each line holds ms from the beginning and optionally a number of items
     #[arg(long, value_name = "FILE")]
     schedule: Option<PathBuf>,
     /// Search for the highest rate that keeps --latency-threshold (10:1000:5); the resolution is BOUND/50 if not said
@@ -107,7 +107,7 @@ struct PacingFlags {
     /// The same seed gives the same poisson times again
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Requests of an open loop that may be under way; what is due beyond is counted, not sent
+    /// The most unanswered requests of an open loop; further ones are counted but not sent
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     max_outstanding: u32,
     /// Connections, each a client of its own to the mesh; requests go over them in turn
@@ -128,10 +128,10 @@ pub(crate) struct RequestFlags {
     /// 0 (whenever there is room) to 100 (first of all)
     #[arg(long, default_value_t = limits::PRIORITY_DEFAULT, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(crate) priority: u8,
-    /// An answer is worthless after this long (500ms, 2m); the request then fails
+    /// A request fails if there is no answer within this time (500ms, 2m)
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     pub(crate) deadline: Option<Duration>,
-    /// The promise that the broker is told: it moves traffic off workers that break it. Also the --latency-threshold
+    /// The promised latency: the broker moves traffic away from workers that break it. Also sets --latency-threshold
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     slo: Option<Duration>,
     /// The part of requests that may violate --slo or --latency-threshold
@@ -164,7 +164,7 @@ struct MeasuringFlags {
     /// A request that takes longer violates it (default: --slo)
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     latency_threshold: Option<Duration>,
-    /// Tell when a worker's share of the answers fell by this many points
+    /// Report when a worker's share of the answers falls by this many points
     #[arg(long, value_name = "PERCENT", default_value = "20%", value_parser = range::parse_percent)]
     moved: f64,
 }
@@ -301,14 +301,14 @@ fn parse_warmup(text: &str) -> Result<Warmup, String> {
 fn parse_percentile(text: &str) -> Result<f64, String> {
     match text.trim_start_matches(['p', 'P']).parse::<f64>() {
         Ok(percentile) if percentile > 0.0 && percentile < 100.0 => Ok(percentile),
-        _ => Err(format!("'{text}' is no percentile: write 50, 95 or 99.9")),
+        _ => Err(format!("'{text}' is not a percentile: write 50, 95 or 99.9")),
     }
 }
 
 fn help() -> String {
     format!(
         "{EXAMPLES}\n\n{}\n\
-        For bench: 0 once anything was measured, failed requests being figures like others; 7 if there is a threshold and\n\
+        For bench: 0 if anything was measured (failed requests are part of the figures); 7 if there is a threshold and\n\
         no level kept it; if no request was answered, the code of the first failure.",
         exit::HELP
     )
@@ -385,12 +385,12 @@ mod tests {
         }
         for (line, named) in [
             ("--rate 1 --concurrency 1", "cannot be used with"),
-            ("--rate 0", "0 requests per second are no rate"),
+            ("--rate 0", "0 requests per second is not a rate"),
             ("--windows-max 2", "2 is not in 3..="),
             ("--items 0", "0 is not in 1..="),
             ("--lane slow", "'slow' is not a lane"),
-            ("--percentile 100", "'100' is no percentile"),
-            ("--warmup soon", "'soon' is no time"),
+            ("--percentile 100", "'100' is not a percentile"),
+            ("--warmup soon", "'soon' is not a time"),
             ("--max-violation 5", "write 5% or 0.1%"),
         ] {
             let error = parse(line).unwrap_err().to_string();

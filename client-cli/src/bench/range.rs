@@ -36,7 +36,7 @@ pub(crate) fn parse_concurrency(text: &str) -> Result<Levels<u32>, String> {
     let levels = levels(text).map_err(advice)?;
     let whole = levels.iter().map(|level| {
         let is_whole = level.fract() == 0.0 && (1.0..=f64::from(CONCURRENCY_MAX)).contains(level);
-        if is_whole { Ok(*level as u32) } else { Err(advice(format!("{level} requests at a time are no level"))) }
+        if is_whole { Ok(*level as u32) } else { Err(advice(format!("{level} requests at a time is not a level"))) }
     });
     Ok(Levels(whole.collect::<Result<_, _>>()?))
 }
@@ -48,7 +48,7 @@ pub(crate) fn parse_rates(text: &str) -> Result<Levels<f64>, String> {
     };
     let levels = levels(text).map_err(advice)?;
     match levels.iter().find(|rate| !is_rate(**rate)) {
-        Some(wrong) => Err(advice(format!("{wrong} requests per second are no rate"))),
+        Some(wrong) => Err(advice(format!("{wrong} requests per second is not a rate"))),
         None => Ok(Levels(levels)),
     }
 }
@@ -62,7 +62,7 @@ pub(crate) fn parse_search(text: &str) -> Result<SearchRange, String> {
     let (start, bound, resolution) = match parts[..] {
         [start, bound] => (start, bound, bound / 50.0),
         [start, bound, resolution] => (start, bound, resolution),
-        _ => return Err(advice(&format!("'{text}' is no range to search in"))),
+        _ => return Err(advice(&format!("'{text}' is not a range to search in"))),
     };
     if !is_rate(start) || !is_rate(bound) || bound < start {
         return Err(advice("the search needs two rates above 0, the lower one first"));
@@ -76,7 +76,7 @@ pub(crate) fn parse_search(text: &str) -> Result<SearchRange, String> {
 
 /// `5%`, `0.1%`: as a part of 1.
 pub(crate) fn parse_percent(text: &str) -> Result<f64, String> {
-    let advice = || format!("'{text}' is no percentage: write 5% or 0.1%");
+    let advice = || format!("'{text}' is not a percentage: write 5% or 0.1%");
     let percent: f64 = text.strip_suffix('%').ok_or_else(advice)?.trim().parse().map_err(|_| advice())?;
     if (0.0..=100.0).contains(&percent) { Ok(percent / 100.0) } else { Err(advice()) }
 }
@@ -88,7 +88,7 @@ fn is_rate(rate: f64) -> bool {
 fn number(text: &str) -> Result<f64, String> {
     match text.trim().parse::<f64>() {
         Ok(number) if number.is_finite() && number >= 0.0 => Ok(number),
-        _ => Err(format!("'{text}' is no number")),
+        _ => Err(format!("'{text}' is not a number")),
     }
 }
 
@@ -155,15 +155,15 @@ mod tests {
     #[test]
     fn nonsense_is_told_with_the_way_out() {
         for (text, named) in [
-            ("", "'' is no number"),
-            ("0", "0 requests at a time are no level"),
+            ("", "'' is not a number"),
+            ("0", "0 requests at a time is not a level"),
             ("1.5", "1.5 requests"),
             ("8:4", "ends before it begins"),
             ("1:4:0", "the step of 1:4:0 is 0"),
             ("1:4:x1", "does not lead upwards"),
             ("1:2:3:4", "too many parts"),
             ("1:9999", "more than 1000 levels"),
-            ("-1", "'-1' is no number"),
+            ("-1", "'-1' is not a number"),
             ("4096", "from 1 to 1024"),
         ] {
             let error = parse_concurrency(text).unwrap_err();

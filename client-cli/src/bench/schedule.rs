@@ -57,7 +57,7 @@ pub(crate) fn parse(text: &str, items: u32, items_max: u32) -> Result<Vec<Arriva
         let line = line.split_once('#').map_or(line, |(line, _)| line);
         let mut words = line.split([' ', '\t', ',']).filter(|word| !word.is_empty());
         let Some(time) = words.next() else { continue };
-        let at_ms: f64 = time.parse().map_err(|_| format!("line {number}: '{time}' is no time in ms"))?;
+        let at_ms: f64 = time.parse().map_err(|_| format!("line {number}: '{time}' is not a time in ms"))?;
         if !(0.0..=MS_MAX).contains(&at_ms) {
             return Err(format!("line {number}: {time} ms is out of range: use 0 to {MS_MAX}"));
         }
@@ -65,7 +65,7 @@ pub(crate) fn parse(text: &str, items: u32, items_max: u32) -> Result<Vec<Arriva
             None => items,
             Some(word) => match word.parse() {
                 Ok(items) if (1..=items_max).contains(&items) => items,
-                _ => return Err(format!("line {number}: '{word}' is no number of items from 1 to {items_max}")),
+                _ => return Err(format!("line {number}: '{word}' is not a number of items from 1 to {items_max}")),
             },
         };
         if let Some(more) = words.next() {
@@ -144,12 +144,12 @@ mod tests {
     fn a_wrong_line_is_named() {
         for (text, named) in [
             ("", "no time in it"),
-            ("0\nsoon", "line 2: 'soon' is no time in ms"),
+            ("0\nsoon", "line 2: 'soon' is not a time in ms"),
             ("-1", "line 1: -1 ms is out of range"),
             ("NaN", "line 1: NaN ms is out of range"),
             ("5\n4", "line 2: 4 ms is before the line above"),
-            ("5 0", "'0' is no number of items from 1 to 64"),
-            ("5 65", "'65' is no number of items"),
+            ("5 0", "'0' is not a number of items from 1 to 64"),
+            ("5 65", "'65' is not a number of items"),
             ("5 1 x", "'x' is one word too many"),
         ] {
             let error = parse(text, 1, 64).unwrap_err();

@@ -167,7 +167,7 @@ fn the_cluster_says_what_is_not_well() {
 broker    tcp://cloud:5555 (version 0.1.0, up 1m01s)
 store     redis (away: detached tasks are refused)
 keys      none: connections are neither encrypted nor authenticated
-policy    predicted, wrong by 12.5% in the median
+policy    predicted, median error of its predictions 12.5%
 workers   2
 slots     3 of 8 in use
 tasks     3 placed, 5 waiting

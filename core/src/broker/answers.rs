@@ -148,7 +148,7 @@ fn model_view(worker: &Worker, here: ModelHere<'_>) -> Option<ModelView> {
 fn summary(task: &Task, view: &TaskView) -> String {
     let at = view.worker.as_ref().map_or("", |(_, name)| name.as_str());
     match &task.state {
-        State::Storing => "the store does not have the task yet; it is placed as soon as it has".to_owned(),
+        State::Storing => "the task is not in the store yet; it is placed as soon as it is".to_owned(),
         State::Queued(_) => match &view.standing {
             TaskStanding::Queued { position, reason } => {
                 format!("waiting in the {} lane: {reason}; {position} tasks are before it", task.lane())

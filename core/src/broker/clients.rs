@@ -370,10 +370,10 @@ impl Broker {
     /// What a waiting task waits for.
     pub(super) fn waits_for(&self, now: MonoTime, task: &Task) -> String {
         if task.peer.is_none() {
-            return "neither its client nor a worker that may have its inputs has been heard of late".to_owned();
+            return "nothing has been heard lately of its client, nor of a worker that may have its inputs".to_owned();
         }
         if task.held_back.is_some() {
-            return "workers were lost with it, and whether they died of it is not known yet".to_owned();
+            return "workers were lost while they had it, and it is not known yet whether it was the cause".to_owned();
         }
         if now < task.pause_until && self.workers.len() <= task.avoid.len() {
             return "the workers that fit failed it a moment ago and get a while to recover".to_owned();

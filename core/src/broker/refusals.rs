@@ -167,9 +167,7 @@ impl Broker {
         task.decision = Some(Box::new(Decision { at_unix_ms, chosen: None, rated }));
         let finish = Duration::from_micros(earliest_us).as_secs_f64();
         let wanted = Duration::from_micros(deadline_us).as_secs_f64();
-        let text = format!(
-            "the answer could be there in {finish:.3} s at best, as predicted, and the deadline is in {wanted:.3} s"
-        );
+        let text = format!("the predicted finish is in {finish:.3} s at best, and the deadline is in {wanted:.3} s");
         Some(Failure::new(ErrorCode::DeadlineUnmeetable, text))
     }
 
