@@ -128,7 +128,9 @@ fn the_highest_rate_that_holds_is_found() {
     let highest = &report["highest_rate"];
     let (held, broken) = (number(&highest["held"]), number(&highest["broken"]));
     assert!(held < broken && broken - held <= 8.1, "{highest}");
-    assert!(held <= 1.5 * before.max(after), "{highest}, but a closed loop gets {before} and {after} answers a second");
+    // Where it was busy then it need not have been meanwhile: fifty a second are what it bears when it is not.
+    let most = 1.5 * before.max(after).max(50.0);
+    assert!(held <= most, "{highest}, but a closed loop gets {before} and {after} answers a second");
     assert!(held >= before.min(after) / 6.0, "{highest}, but a closed loop gets {before} and {after} answers a second");
     let beyond = flags.replace("4:512:8", "512:512:512");
     let text = mesh.client(&bench(&job, &beyond)).failed_with(7, "no rate was found");
