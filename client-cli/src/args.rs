@@ -87,8 +87,8 @@ pub(crate) enum Command {
     Workers(Workers),
     /// Show what each model costs at each worker, and whether items are run together
     ///
-    /// PACKING is the result of a trial with several items in one run: on (same results as alone, in less time), or why not.
-    /// CURVE lists measured batches as ROWS:TIME. A model has the name that this client's tasks gave it, else its digest.
+    /// PACKING is the result of a trial with several items in one run: on (same results as alone, in less time), or why
+    /// not. CURVE lists measured batches as ROWS:TIME. A model has the name that this client's tasks gave it, else its digest.
     Models,
     /// List this client's tasks
     Tasks(Tasks),
@@ -134,7 +134,8 @@ pub(crate) struct Submit {
     /// The lane: realtime or batch (default: by the number of items)
     #[arg(long)]
     pub(crate) lane: Option<Lane>,
-    /// The most items (of equal types and shapes) that share a task (default: 8, fewer if slots would stay idle; with --detach 1)
+    /// The most items (of equal types and shapes) that share a task (default: 8, fewer if slots would stay idle; with
+    /// --detach 1)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     split: Option<u16>,
     /// Tasks under way at the same time (default: enough for two full batches in each slot, at most 256)
