@@ -206,7 +206,6 @@ fn equal_workers_get_equal_parts() {
             by_worker[mesh.referee.task(*task).runs[0].1] += size;
         }
         let (most, least) = (by_worker.iter().max().unwrap_or(&0), by_worker.iter().min().unwrap_or(&0));
-        println!("{items} items in parts of {each}: {by_worker:?}");
         assert!(most * 100 <= least * 115, "{items} items: {by_worker:?}");
         mesh.end_well();
     }
