@@ -1,14 +1,16 @@
-//! What an attempt's end teaches: how good the prediction was, whether a service level was kept, whom a task took down.
+//! What an attempt's end teaches: how good the prediction was, whether a service level was kept, whom to avoid, whom a task
+//! took down.
 //!
 //! Owns those lessons. Never ends a task.
 
 use std::{collections::VecDeque, time::Duration};
 
-use proto_msgs::{Epoch, ErrorCode, Failure, Outcome, TaskId, WorkerId};
+use proto_msgs::{Direction, Epoch, ErrorCode, Failure, Outcome, TaskId, WorkerId};
 
 use super::{
-    Broker,
+    Broker, obstacle,
     tasks::{Place, Task},
+    worker::Worker,
     workers::Workers,
 };
 use crate::{MonoTime, Rule};
@@ -165,6 +167,79 @@ impl Task {
         Outcome::failed(ErrorCode::Poisonous, text)
     }
 }
+
+impl Task {
+    /// Books a lost attempt: whom to avoid, which way is shut, whether it counts against the task, what to tell a person.
+    pub(super) fn blame(
+        &mut self,
+        now: MonoTime,
+        known: Option<&Worker>,
+        worker: WorkerId,
+        place: Option<Place>,
+        outcome: &Outcome,
+    ) {
+        let Outcome::Failed(Failure { code, text }) = outcome else { return };
+        let name = self.last.as_ref().map_or_else(|| worker.to_string(), |(_, _, name)| name.clone());
+        self.remember(format!("attempt {} at {name}: {code}: {text}", self.attempt));
+        if *code == ErrorCode::Unreachable {
+            let direction = place.map_or(Direction::ClientDials, |at| at.direction);
+            remember(&mut self.unreachable, (worker, direction));
+        }
+        let counts = match code {
+            // Not the task's fault and soon over: the place was taken, or the ticket had grown old.
+            ErrorCode::Busy | ErrorCode::Draining | ErrorCode::BadTicket => false,
+            // It may still be reached the other way round.
+            ErrorCode::Unreachable => !known.is_some_and(|worker| {
+                let next = obstacle::direction(self, worker);
+                next.is_some_and(|next| !self.unreachable.contains(&(worker.id(), next)))
+            }),
+            _ => true,
+        };
+        // One that is only tried the other way round is tried at once.
+        if counts || *code != ErrorCode::Unreachable {
+            self.pause_until = now + PAUSE_FIRST * 2_u32.saturating_pow(self.failures.min(PAUSE_DOUBLINGS_MAX));
+            self.failures += u32::from(counts);
+            remember(&mut self.avoid, worker);
+        }
+    }
+
+    /// One more line of what it went through.
+    pub(super) fn remember(&mut self, mut line: String) {
+        line.truncate(line.floor_char_boundary(HISTORY_LINE_BYTES_MAX));
+        self.history.push(line);
+        if self.history.len() > HISTORY_MAX {
+            self.history.remove(0);
+        }
+    }
+}
+
+/// Notes one that went wrong; of too many the oldest is given another chance.
+fn remember<T: PartialEq>(list: &mut Vec<T>, blamed: T) {
+    if list.contains(&blamed) {
+        return;
+    }
+    if list.len() == BLAMED_MAX {
+        list.remove(0);
+    }
+    list.push(blamed);
+}
+
+/// Workers that a task remembers for having failed or refused it, or for being out of its reach. Each worker that is rated
+/// for the task is compared with them; it is not rated for many more in one look.
+const BLAMED_MAX: usize = 64;
+
+/// A worker that failed a task, or refused it, is not asked again for this long if there is no other; twice as long after each
+/// further failure. What made it do so is rarely over in less.
+const PAUSE_FIRST: Duration = Duration::from_secs(1);
+
+/// Longest pause: about half a minute.
+const PAUSE_DOUBLINGS_MAX: u32 = 5;
+
+/// Bytes kept of what went wrong in one attempt.
+const HISTORY_LINE_BYTES_MAX: usize = 512;
+
+/// Lines kept of a task's attempts.
+const HISTORY_MAX: usize = 16;
 
 #[cfg(test)]
 mod tests {
