@@ -445,21 +445,11 @@ fn client_and_worker() -> Vec<Any> {
         digest: Digest::from_bytes([0x1A; 32]),
         size_bytes: 196_608,
     };
-    let manifest = Manifest {
-        model: model(),
-        model_name: "face.tflite".into(),
-        then: vec![stage()],
-        items: 8,
-        inputs: vec![input],
-    };
-    let open = Open {
-        ticket: ticket(),
-        manifest: Some(manifest),
-        model_held: true,
-        window_bytes: 16 << 20,
-        resume: false,
-        outputs_here: vec![OutputPart { digest: Digest::from_bytes([5; 32]), received_bytes: 7 << 20 }],
-    };
+    let (model_name, then, inputs) = ("face.tflite".into(), vec![stage()], vec![input]);
+    let manifest = Some(Manifest { model: model(), model_name, then, items: 8, inputs });
+    let outputs_here = vec![OutputPart { digest: Digest::from_bytes([5; 32]), received_bytes: 7 << 20 }];
+    let (model_held, window_bytes) = (true, 16 << 20);
+    let open = Open { ticket: ticket(), manifest, model_held, window_bytes, resume: false, outputs_here };
     let output = OutputDecl {
         name: "scores".into(),
         dtype: DType::F32,
