@@ -8,10 +8,10 @@ use serde_json::Value;
 /// The bound that a figure should keep.
 #[derive(Clone, Copy, Debug)]
 enum Bound {
-    AtLeast(f64),
-    AtMost(f64),
+    Least(f64),
+    Most(f64),
     /// At most N times the figure of another column in the same row.
-    AtMostOf(f64, &'static str),
+    MostOf(f64, &'static str),
 }
 
 /// An aim for some rows of a report.
@@ -38,61 +38,61 @@ const BULK_OVERHEAD: &str =
 
 #[rustfmt::skip]
 const AIMS: &[Aim] = &[
-    Aim { report: "broker", column: "ratio", rows: &[("workers", &["1000"]), ONE_CONNECTION], bound: Bound::AtLeast(0.5),
+    Aim { report: "broker", column: "ratio", rows: &[("workers", &["1000"]), ONE_CONNECTION], bound: Bound::Least(0.5),
         because: ONE_THREAD },
-    Aim { report: "broker", column: "ratio", rows: &[("workers", &["10000"]), ONE_CONNECTION], bound: Bound::AtLeast(0.25),
+    Aim { report: "broker", column: "ratio", rows: &[("workers", &["10000"]), ONE_CONNECTION], bound: Bound::Least(0.25),
         because: ONE_THREAD },
-    Aim { report: "broker", column: "ratio", rows: &[("workers", &["1000"]), MANY], bound: Bound::AtLeast(0.5),
+    Aim { report: "broker", column: "ratio", rows: &[("workers", &["1000"]), MANY], bound: Bound::Least(0.5),
         because: SYSTEM_CALLS },
-    Aim { report: "broker", column: "ratio", rows: &[("workers", &["10000"]), MANY], bound: Bound::AtLeast(0.25),
+    Aim { report: "broker", column: "ratio", rows: &[("workers", &["10000"]), MANY], bound: Bound::Least(0.25),
         because: SYSTEM_CALLS },
-    Aim { report: "transfer", column: "ratio to the best verified", rows: &[], bound: Bound::AtLeast(1.0),
+    Aim { report: "transfer", column: "ratio to the best verified", rows: &[], bound: Bound::Least(1.0),
         because: "each byte is copied by kernel and libzmq on both sides, and hashed, on two cores" },
-    Aim { report: "transfer", column: "client extra MiB", rows: &[], bound: Bound::AtMost(64.0), because: "chunks under way" },
-    Aim { report: "transfer", column: "worker extra MiB", rows: &[], bound: Bound::AtMost(64.0), because: "chunks under way" },
+    Aim { report: "transfer", column: "client extra MiB", rows: &[], bound: Bound::Most(64.0), because: "chunks under way" },
+    Aim { report: "transfer", column: "worker extra MiB", rows: &[], bound: Bound::Most(64.0), because: "chunks under way" },
     Aim { report: "submit", column: "p50 over direct", rows: &[("way", &["mesh, child process", "mesh, container"])],
-        bound: Bound::AtMost(3.0), because: "each hand-over between client, broker, worker and runner is a wake-up" },
-    Aim { report: "idle", column: "RSS MiB", rows: &[("program", &["mesh-worker"])], bound: Bound::AtMost(20.0),
+        bound: Bound::Most(3.0), because: "each hand-over between client, broker, worker and runner is a wake-up" },
+    Aim { report: "idle", column: "RSS MiB", rows: &[("program", &["mesh-worker"])], bound: Bound::Most(20.0),
         because: "the program itself is most of it" },
-    Aim { report: "idle", column: "% of a core", rows: &[("program", &["mesh-worker"])], bound: Bound::AtMost(0.5),
+    Aim { report: "idle", column: "% of a core", rows: &[("program", &["mesh-worker"])], bound: Bound::Most(0.5),
         because: "each heartbeat looks at the machine" },
-    Aim { report: "schedule-realtime", column: "of the ideal", rows: &[ON, GPU_LIKE], bound: Bound::AtLeast(0.9),
+    Aim { report: "schedule-realtime", column: "of the ideal", rows: &[ON, GPU_LIKE], bound: Bound::Least(0.9),
         because: "a burst lasts a few batches: the device waits for the first tasks, and the last batches are not full" },
-    Aim { report: "schedule-mixed", column: "p50 s", rows: &[ON], bound: Bound::AtMostOf(1.0, "Triton's p50 s"),
+    Aim { report: "schedule-mixed", column: "p50 s", rows: &[ON], bound: Bound::MostOf(1.0, "Triton's p50 s"),
         because: "the batch of the bulk that runs already must end first" },
-    Aim { report: "schedule-mixed", column: "p99 to idle p99", rows: &[ON], bound: Bound::AtMost(2.0),
+    Aim { report: "schedule-mixed", column: "p99 to idle p99", rows: &[ON], bound: Bound::Most(2.0),
         because: "the batch of the bulk that runs already must end first" },
-    Aim { report: "schedule-mixed", column: "of the ideal", rows: &[ON], bound: Bound::AtMost(1.03), because: BULK_OVERHEAD },
-    Aim { report: "schedule-mixed-small", column: "p99 to idle p99", rows: &[ON], bound: Bound::AtMost(2.0),
+    Aim { report: "schedule-mixed", column: "of the ideal", rows: &[ON], bound: Bound::Most(1.03), because: BULK_OVERHEAD },
+    Aim { report: "schedule-mixed-small", column: "p99 to idle p99", rows: &[ON], bound: Bound::Most(2.0),
         because: "the batch of the bulk that runs already must end first" },
-    Aim { report: "schedule-mixed-small", column: "of the ideal", rows: &[ON], bound: Bound::AtMost(1.03), because: BULK_OVERHEAD },
-    Aim { report: "schedule-gpu", column: "of the ideal", rows: &[ON, ("clients", &["8", "64"])], bound: Bound::AtLeast(0.9),
+    Aim { report: "schedule-mixed-small", column: "of the ideal", rows: &[ON], bound: Bound::Most(1.03), because: BULK_OVERHEAD },
+    Aim { report: "schedule-gpu", column: "of the ideal", rows: &[ON, ("clients", &["8", "64"])], bound: Bound::Least(0.9),
         because: "what all clients of a closed loop have outstanding fits one or two batches: the device waits while answers go \
                   out and the next requests come in, or has half batches (of 64 single items in halves 0.78 is all there is)" },
-    Aim { report: "schedule-gpu", column: "to bulk", rows: &[ON, ("items each", &["1", "8"])], bound: Bound::AtLeast(0.9),
+    Aim { report: "schedule-gpu", column: "to bulk", rows: &[ON, ("items each", &["1", "8"])], bound: Bound::Least(0.9),
         because: "as above; and 8 clients with one item each make batches of 8, whose ideal is 0.34 of that of 64" },
-    Aim { report: "schedule-fair", column: "Jain", rows: &[ON, ("clients", &["equal"])], bound: Bound::AtLeast(0.99),
+    Aim { report: "schedule-fair", column: "Jain", rows: &[ON, ("clients", &["equal"])], bound: Bound::Least(0.99),
         because: "what was begun for one client before the other came is not taken back" },
-    Aim { report: "schedule-skew", column: "max/min", rows: &[ON], bound: Bound::AtMost(1.15),
+    Aim { report: "schedule-skew", column: "max/min", rows: &[ON], bound: Bound::Most(1.15),
         because: "tasks of that size cannot be dealt out more evenly (`least possible`); a client that is not told a size makes \
                   them smaller" },
-    Aim { report: "schedule-stages", column: "to one slot", rows: &[("way", &["pipelined"])], bound: Bound::AtLeast(1.8),
+    Aim { report: "schedule-stages", column: "to one slot", rows: &[("way", &["pipelined"])], bound: Bound::Least(1.8),
         because: "the first batch has nobody behind it and the last one nobody before it: with few batches that counts" },
-    Aim { report: "schedule-models", column: "p99 to idle p99", rows: &[ON], bound: Bound::AtMost(2.0),
+    Aim { report: "schedule-models", column: "p99 to idle p99", rows: &[ON], bound: Bound::Most(2.0),
         because: "the batch of the bulk that runs already must end first, and the model shares two cores with its clients" },
-    Aim { report: "schedule-decision", column: "decision mean µs", rows: &[("workers", &["1000"])], bound: Bound::AtMost(20.0),
+    Aim { report: "schedule-decision", column: "decision mean µs", rows: &[("workers", &["1000"])], bound: Bound::Most(20.0),
         because: "memory that is not in the processor's caches" },
-    Aim { report: "schedule-decision", column: "to 10 workers", rows: &[], bound: Bound::AtMostOf(0.1, "workers"),
+    Aim { report: "schedule-decision", column: "to 10 workers", rows: &[], bound: Bound::MostOf(0.1, "workers"),
         because: "it would grow as fast as the number of workers" },
 ];
 
 impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AtLeast(least) => write!(f, "≥ {least}"),
-            Self::AtMost(most) => write!(f, "≤ {most}"),
-            Self::AtMostOf(1.0, column) => write!(f, "≤ {column}"),
-            Self::AtMostOf(factor, column) => write!(f, "≤ {factor} × {column}"),
+            Self::Least(least) => write!(f, "≥ {least}"),
+            Self::Most(most) => write!(f, "≤ {most}"),
+            Self::MostOf(1.0, column) => write!(f, "≤ {column}"),
+            Self::MostOf(factor, column) => write!(f, "≤ {factor} × {column}"),
         }
     }
 }
@@ -126,17 +126,18 @@ impl Aim {
     /// Whether the row's figure meets the aim; `None` if the row has no such number, or nothing to compare it with.
     fn judge(&'static self, columns: &[&str], row: &[Value]) -> Option<Judged> {
         let cell = |column: &str| columns.iter().position(|name| *name == column).and_then(|at| row.get(at));
-        let says =
-            |value: &Value, word: &str| value.as_str().map_or_else(|| value.to_string() == word, |it| it == word);
+        let says = |value: &Value, word: &str| {
+            value.as_str() == Some(word) || value.as_u64().is_some_and(|it| it.to_string() == word)
+        };
         let is_meant = self
             .rows
             .iter()
             .all(|(column, words)| cell(column).is_some_and(|value| words.iter().any(|word| says(value, word))));
         let figure = cell(self.column)?.as_f64().filter(|_| is_meant)?;
         let is_met = match self.bound {
-            Bound::AtLeast(least) => figure >= least,
-            Bound::AtMost(most) => figure <= most,
-            Bound::AtMostOf(factor, other) => figure <= factor * cell(other)?.as_f64()?,
+            Bound::Least(least) => figure >= least,
+            Bound::Most(most) => figure <= most,
+            Bound::MostOf(factor, other) => figure <= factor * cell(other)?.as_f64()?,
         };
         Some(Judged { aim: self, is_met, figure })
     }
@@ -151,8 +152,8 @@ pub(crate) fn judge(report: &str, columns: &[&str], row: &[Value]) -> Vec<Judged
 pub(crate) fn columns_named(report: &str) -> impl Iterator<Item = &'static str> {
     AIMS.iter().filter(move |aim| aim.report == report).flat_map(|aim| {
         let other = match aim.bound {
-            Bound::AtMostOf(_, column) => Some(column),
-            Bound::AtLeast(_) | Bound::AtMost(_) => None,
+            Bound::MostOf(_, column) => Some(column),
+            Bound::Least(_) | Bound::Most(_) => None,
         };
         aim.rows.iter().map(|(column, _)| *column).chain([aim.column]).chain(other)
     })
