@@ -36,6 +36,7 @@ fn model(worker: u32, model: u8) -> ModelView {
         model: Digest::from_bytes([model; 32]),
         packing: Packing::On,
         best_batch: 4,
+        next_batch: 4,
         curve: vec![(1, 100)],
         load_us: 0,
         dispatched: [0; 4],

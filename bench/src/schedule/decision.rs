@@ -235,6 +235,7 @@ fn heartbeat(number: u32, seq: u64) -> Heartbeat {
         model,
         packing: Packing::NoGain,
         best_batch: 1,
+        next_batch: 1,
         curve: vec![(1, 100_000 + number % 1000)],
         load_us: 50_000,
         dispatched: [0; 4],

@@ -63,6 +63,7 @@ pub(crate) fn worker(number: u8) -> WorkerRecord {
             model: Digest::of(b"model"),
             packing: Packing::On,
             best_batch: 8,
+            next_batch: 16,
             curve: vec![(1, 10_000), (8, 45_000)],
             load_us: 20_000,
             dispatched: [0; 4],

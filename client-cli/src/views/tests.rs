@@ -288,6 +288,7 @@ fn model_view(packing: Packing, best_batch: u16, curve: &[(u16, u32)]) -> ModelV
             model: Digest::from_bytes([7; 32]),
             packing,
             best_batch,
+            next_batch: best_batch,
             curve: curve.to_vec(),
             load_us: 20_000,
             dispatched: [12, 0, 0, 3],

@@ -30,9 +30,6 @@ const BATCHES_AHEAD_MAX: u64 = 2;
 /// The same where the best size may still grow: the worker tries the double size only if it has so many items.
 const BATCHES_GROWING_MAX: u64 = 4;
 
-/// Batches do not grow beyond this.
-const BATCH_ITEMS_MAX: u16 = 64;
-
 /// Microseconds in a second.
 const SECOND_US: u128 = 1_000_000;
 
@@ -150,7 +147,7 @@ pub(super) fn has_room_ahead(task: &Task, worker: &Worker) -> bool {
     let model = task.spec.model.digest;
     let Some(cost) = worker.model(model).cost.filter(|cost| cost.batch_us(1) > 0) else { return false };
     if cost.packing == Packing::On {
-        let grows = cost.best_batch < BATCH_ITEMS_MAX;
+        let grows = cost.next_batch > cost.best_batch;
         let batches = if grows { BATCHES_GROWING_MAX } else { BATCHES_AHEAD_MAX } * u64::from(lane_slots(worker, lane));
         if worker.occupancy.items(model, lane) < batches * u64::from(cost.best_batch.max(1)) {
             return true;

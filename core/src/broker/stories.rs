@@ -265,15 +265,26 @@ fn short_tasks_are_sent_ahead_of_their_slot_and_those_with_demands_are_not() {
     assert!(slow.submit(1, 1, |_| {}).is_none());
 }
 
-#[test]
-fn where_items_are_packed_there_is_room_for_the_next_batches() {
+/// Tasks of eight items that go to a worker whose best batch is this, and whose next one may have so many items.
+fn placed_where_items_are_packed(best_batch: u16, next_batch: u16) -> usize {
     let mut mesh = mesh();
     mesh.measured(0, [0, 1], 5_000);
-    let packed = ModelCost { packing: Packing::On, best_batch: 64, curve: vec![(1, 5000), (64, 20_000)], ..cost(0) };
+    let curve = vec![(1, 5_000), (64, 20_000), (128, 25_000)];
+    let packed = ModelCost { packing: Packing::On, best_batch, next_batch, curve, ..cost(0) };
     mesh.beat(0, |heartbeat| heartbeat.costs = vec![packed]);
-    let eight = |submit: &mut Submit| submit.items = 8;
-    let placed = (0..100).filter(|number| mesh.submit(*number, 1, eight).is_some()).count();
+    (0..100).filter(|number| mesh.submit(*number, 1, |submit| submit.items = 8).is_some()).count()
+}
+
+#[test]
+fn where_items_are_packed_there_is_room_for_the_next_batches() {
+    let placed = placed_where_items_are_packed(64, 64);
     assert!((16..=25).contains(&placed), "{placed} tasks of eight items where two batches of 64 may be");
+}
+
+#[test]
+fn where_a_larger_batch_has_yet_to_be_tried_there_is_room_for_it_however_large() {
+    let placed = placed_where_items_are_packed(64, 128);
+    assert!((32..=41).contains(&placed), "{placed} tasks of eight items where four batches of 64 may be");
 }
 
 #[test]

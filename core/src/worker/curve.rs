@@ -293,6 +293,7 @@ impl Cost {
             model,
             packing,
             best_batch: u16::try_from(self.best()).unwrap_or(u16::MAX),
+            next_batch: u16::try_from(self.size()).unwrap_or(u16::MAX),
             curve,
             load_us: narrow(self.load_us),
             dispatched: self.dispatched,
@@ -334,6 +335,7 @@ mod tests {
         let mut cost = probed(8, time);
         for expected in [16, 32, 64, 64, 64] {
             assert_eq!(size(&cost), expected);
+            assert_eq!(u32::from(cost.said(proto_msgs::Digest::from_bytes([0; 32])).next_batch), expected);
             cost.learn(expected, time(expected));
         }
         assert_eq!(cost.best(), 64);

@@ -145,7 +145,7 @@ impl Fleet {
 
 fn cost(model: Digest, number: u32) -> ModelCost {
     let (curve, packing) = (vec![(1, 1_000_000 + number % 1000)], Packing::NoGain);
-    ModelCost { model, packing, best_batch: 1, curve, load_us: 50_000, dispatched: [0; 4] }
+    ModelCost { model, packing, best_batch: 1, next_batch: 1, curve, load_us: 50_000, dispatched: [0; 4] }
 }
 
 /// What has been done so far: workers and waiting tasks looked at, and rows of their tables gone through.

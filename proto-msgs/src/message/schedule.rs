@@ -146,6 +146,8 @@ pub struct ModelCost {
     pub packing: Packing,
     /// Rows of a batch of the best size; 1 unless packing is on.
     pub best_batch: u16,
+    /// Items in the next batch at most: the best size, or more where a larger one has yet to be tried.
+    pub next_batch: u16,
     /// Points of (rows, microseconds per batch of these rows), fewest rows first; the first point is a single item's.
     /// At most [`CURVE_POINTS_MAX`](crate::limits::CURVE_POINTS_MAX).
     pub curve: Vec<(u16, u32)>,
@@ -252,6 +254,7 @@ mod tests {
             model: Digest::from_bytes([0; 32]),
             packing: Packing::On,
             best_batch,
+            next_batch: best_batch,
             curve,
             load_us: 0,
             dispatched,

@@ -108,6 +108,7 @@ fn cost() -> ModelCost {
         model: model().digest,
         packing: Packing::On,
         best_batch: 64,
+        next_batch: 300,
         curve: vec![(1, 5_200), (64, 70_000)],
         load_us: 40_000,
         dispatched: [1, 250, 251, 65_536],

@@ -25,7 +25,7 @@ pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
 /// A model that takes so long for one item, and is never packed.
 pub(super) fn cost(run_us: u32) -> ModelCost {
     let (curve, dispatched) = (vec![(1, run_us)], [0; 4]);
-    ModelCost { model: MODEL, packing: Packing::NoGain, best_batch: 1, curve, load_us: 0, dispatched }
+    ModelCost { model: MODEL, packing: Packing::NoGain, best_batch: 1, next_batch: 1, curve, load_us: 0, dispatched }
 }
 
 /// A mesh in which time passes only when a test says so.

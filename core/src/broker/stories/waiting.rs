@@ -16,7 +16,8 @@ fn gone_before(packs: bool, change: impl Fn(&mut Submit)) -> usize {
     if packs {
         let curve = vec![(1, 5_000), (8, 6_000)];
         mesh.beat(0, |heartbeat| {
-            heartbeat.costs = vec![ModelCost { packing: Packing::On, best_batch: 8, curve, ..cost(5_000) }];
+            heartbeat.costs =
+                vec![ModelCost { packing: Packing::On, best_batch: 8, next_batch: 16, curve, ..cost(5_000) }];
         });
     }
     mesh.submit_all(0..300, 1, |submit| submit.priority = 0);
