@@ -366,8 +366,8 @@ impl Desk {
 
     async fn frame_of_peer(&mut self, Received { peer, key, frame }: Received) {
         let attempts = &self.attempts;
-        let is_used = |link| attempts.values().any(|attempt| attempt.link == link);
-        if let Some(link) = self.links.of_peer(peer, key, is_used) {
+        let used = || attempts.values().map(|attempt| attempt.link).collect();
+        if let Some(link) = self.links.of_peer(peer, key, used) {
             self.frame(link, frame).await;
         }
     }

@@ -2,7 +2,10 @@
 //!
 //! A listener never hears that a peer has gone, so links that carry nothing make way for new ones, the most silent first.
 
-use std::{collections::HashMap, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Instant,
+};
 
 use mesh_core::worker::LinkId;
 use mesh_transport::{Door, Outlet};
@@ -43,12 +46,13 @@ impl Links {
         Self { door, links: HashMap::new(), peers: HashMap::new(), next: 0 }
     }
 
-    /// The link of a peer of the door, which has just spoken. A new one may cost an old one that is not used.
+    /// The link of a peer of the door, which has just spoken. A new one may cost an old one that is not used: only then is
+    /// asked which are, once.
     pub(crate) fn of_peer(
         &mut self,
         peer: PeerId,
         key: Option<PublicKey>,
-        is_used: impl Fn(LinkId) -> bool,
+        used: impl FnOnce() -> HashSet<LinkId>,
     ) -> Option<LinkId> {
         if let Some(id) = self.peers.get(&peer) {
             if let Some(link) = self.links.get_mut(id) {
@@ -58,7 +62,7 @@ impl Links {
         }
         let outlet = self.door.as_ref()?.to(peer);
         if self.links.len() >= LINKS_MAX {
-            self.forget_oldest_unused(is_used);
+            self.forget_oldest_unused(&used());
         }
         let id = self.reserve();
         self.links.insert(id, Link { outlet, key, heard: Instant::now(), from: From::Door(peer) });
@@ -171,9 +175,9 @@ impl Links {
         }
     }
 
-    fn forget_oldest_unused(&mut self, is_used: impl Fn(LinkId) -> bool) {
+    fn forget_oldest_unused(&mut self, used: &HashSet<LinkId>) {
         let of_door = self.links.iter().filter(|(_, link)| matches!(link.from, From::Door(_)));
-        let unused = of_door.filter(|(id, _)| !is_used(**id));
+        let unused = of_door.filter(|(id, _)| !used.contains(*id));
         if let Some(oldest) = unused.min_by_key(|(_, link)| link.heard).map(|(id, _)| *id) {
             self.remove(oldest);
         }
@@ -196,7 +200,7 @@ mod tests {
         let mut knock = |links: &mut Links, used: Option<LinkId>| {
             next += 1;
             let peer = PeerId::from_slice(&next.to_be_bytes()).expect("a name");
-            links.of_peer(peer, None, |link| Some(link) == used).expect("a link")
+            links.of_peer(peer, None, || used.into_iter().collect()).expect("a link")
         };
         let client = knock(&mut links, None);
         let idle = knock(&mut links, None);

@@ -5,7 +5,7 @@ use std::{fs, sync::Arc, thread, time::Duration};
 use anyhow::{Context, anyhow};
 use mesh_core::worker::{Config as MachineConfig, Event, Sample, Worker};
 use mesh_transport::{Admit, Door, Inbox, Limits, Received};
-use proto_msgs::{Arch, ModelFormat, Register, TicketKey};
+use proto_msgs::{Arch, ModelFormat, Register, TicketKey, limits::SLOTS_MAX};
 use tokio::{
     runtime::{Builder, Runtime},
     sync::mpsc,
@@ -34,6 +34,10 @@ use crate::{
 /// One thread carries out: sockets, transfers and runners' answers. Large blobs are hashed and written by threads of their own,
 /// and a second one here would only be woken for every message.
 const CARRYING_THREADS: usize = 1;
+
+/// Threads for what waits for disks and peers: a transfer of a large blob holds one for as long as its peer takes. One for the
+/// inputs and one for the result of each attempt that may be at work, and as many again for results that are fetched.
+const BLOCKING_THREADS_MAX: usize = 4 * SLOTS_MAX;
 
 /// Runners get this long to end and be cleaned up when the worker leaves.
 const END_WAIT: Duration = Duration::from_secs(10);
@@ -129,7 +133,8 @@ fn warn_of_devices(config: &Config, machine: &Machine) {
 
 fn carrying_runtime() -> Result<Runtime, StartError> {
     let mut builder = Builder::new_multi_thread();
-    let runtime = builder.worker_threads(CARRYING_THREADS).thread_name("mesh-carry").enable_all().build();
+    builder.worker_threads(CARRYING_THREADS).max_blocking_threads(BLOCKING_THREADS_MAX);
+    let runtime = builder.thread_name("mesh-carry").enable_all().build();
     Ok(runtime.context("cannot start threads")?)
 }
 

@@ -262,6 +262,29 @@ async fn another_number_of_rows_fails_the_batch_and_names_what_came() {
 }
 
 #[tokio::test]
+async fn a_model_that_gives_other_rows_than_its_probe_saw_fails_the_batch_and_goes_on() {
+    let Some(home) = Home::new() else { return };
+    let model = models::moody();
+    let task = |number, rows: &[f32]| home.task(number, std::slice::from_ref(&model), rows.len() as u32, &[rows]);
+    let probed = task(1, &[1.0, 2.0, 3.0]);
+    let times = home.run(BatchKind::Probe, 0, &[(&probed, 0..3)]).await.expect("a row for each number");
+    assert_eq!(times.equal, Some(Equality::Same));
+    for (number, rows, shape) in [(2, [-1.0, -2.0], "[2]"), (3, [0.0, 0.0], "[0]")] {
+        let mingled = task(number, &rows);
+        let failure =
+            home.run(BatchKind::Packed, 0, &[(&mingled, 0..2)]).await.expect_err("not one row for each number");
+        assert_eq!(failure.code, ErrorCode::RunProtocol);
+        let saw = format!("came with {shape} for each item, the probe saw [1]");
+        assert!(failure.text.contains(&saw), "{}", failure.text);
+        assert!(mingled.result().is_none(), "whose rows these are, nobody can tell");
+    }
+    assert_eq!(home.tools.pool.warm(), [Digest::of(&model)], "the runner is not to blame");
+    let well = task(4, &[5.0, 6.0]);
+    home.run(BatchKind::Packed, 0, &[(&well, 0..2)]).await.expect("a row for each number");
+    assert_eq!(result(&well), (vec![1], vec![5.0, 6.0]));
+}
+
+#[tokio::test]
 async fn a_probe_answers_with_single_runs_and_tells_whether_packing_is_safe() {
     let Some(home) = Home::new() else { return };
     let rows = [1.0, 2.0, 3.0, 4.0, 5.0, 7.0];

@@ -25,6 +25,9 @@ const ALIVE_EVERY: Duration = Duration::from_millis(500);
 /// Attempts whose data may wait until the machine has looked at their ticket, which takes microseconds: as many as it takes in.
 const EARLY_ATTEMPTS_MAX: usize = ACTIVE_ATTEMPTS_MAX;
 
+/// A ticket that the machine has not answered for by then is answered for no more: its refusal found no place in a queue.
+const EARLY_LASTS: Duration = Duration::from_secs(10);
+
 /// Bytes of all of them. What is dropped is asked for again.
 const EARLY_BYTES_MAX: usize = 4 * WINDOW_BYTES as usize;
 
@@ -36,21 +39,32 @@ const PREPARING_BYTES_MAX: usize = 4 * WINDOW_BYTES as usize;
 /// opening in another client's name does that client no harm.
 #[derive(Default)]
 pub(super) struct Early {
-    attempts: HashMap<(AttemptId, LinkId), Chunks>,
+    attempts: HashMap<(AttemptId, LinkId), Waiting>,
     bytes: usize,
 }
 
+struct Waiting {
+    since: Instant,
+    chunks: Chunks,
+}
+
 impl Early {
-    fn expect(&mut self, id: AttemptId, link: LinkId) {
+    fn expect(&mut self, now: Instant, id: AttemptId, link: LinkId) {
         self.forget(id, link);
+        self.keep(|_, waiting| now < waiting.since + EARLY_LASTS);
         if self.attempts.len() < EARLY_ATTEMPTS_MAX {
-            self.attempts.insert((id, link), Chunks::default());
+            self.attempts.insert((id, link), Waiting { since: now, chunks: Chunks::default() });
         }
+    }
+
+    fn keep(&mut self, is_kept: impl Fn(AttemptId, &Waiting) -> bool) {
+        self.attempts.retain(|(id, _), waiting| is_kept(*id, waiting));
+        self.bytes = self.attempts.values().map(|waiting| waiting.chunks.size_bytes()).sum();
     }
 
     /// Whether the chunk belongs to an attempt that was opened on this link.
     fn push(&mut self, link: LinkId, chunk: Chunk, payload: &Bytes) -> bool {
-        let Some(chunks) = self.attempts.get_mut(&(chunk.id, link)) else { return false };
+        let Some(Waiting { chunks, .. }) = self.attempts.get_mut(&(chunk.id, link)) else { return false };
         let before_bytes = chunks.size_bytes();
         if self.bytes + payload.len() > EARLY_BYTES_MAX || chunks.push(chunk, payload.clone()).is_err() {
             chunks.cut();
@@ -61,7 +75,7 @@ impl Early {
 
     /// The attempt was let in.
     pub(super) fn take(&mut self, id: AttemptId, link: LinkId) -> Chunks {
-        let chunks = self.attempts.remove(&(id, link)).unwrap_or_default();
+        let chunks = self.attempts.remove(&(id, link)).map(|waiting| waiting.chunks).unwrap_or_default();
         self.bytes -= chunks.size_bytes();
         chunks
     }
@@ -73,8 +87,7 @@ impl Early {
 
     /// The attempt is over, whoever opened it.
     pub(super) fn forget_attempt(&mut self, id: AttemptId) {
-        self.attempts.retain(|(of, _), _| *of != id);
-        self.bytes = self.attempts.values().map(Chunks::size_bytes).sum();
+        self.keep(|of, _| of != id);
     }
 }
 
@@ -100,7 +113,7 @@ impl Desk {
     async fn open(&mut self, link: LinkId, open: Open) {
         let id = open.ticket.body.attempt_id();
         if open.manifest.is_some() && !open.resume && !self.attempts.contains_key(&id) {
-            self.early.expect(id, link);
+            self.early.expect(Instant::now(), id, link);
         }
         if let Some(attempt) = self.attempts.get_mut(&id) {
             attempt.note_arrived(link, open.outputs_here.clone());
@@ -176,6 +189,10 @@ mod tests {
         AttemptId { task: TaskId::from_bytes([number; 16]), attempt: proto_msgs::Attempt(1) }
     }
 
+    fn now() -> Instant {
+        Instant::now()
+    }
+
     fn chunk(number: u8, offset: u64) -> Chunk {
         Chunk { id: id(number), blob: 1, offset, inflated_bytes: None }
     }
@@ -185,7 +202,7 @@ mod tests {
         let mut early = Early::default();
         let payload = Bytes::from_static(b"data");
         assert!(!early.push(LINK, chunk(1, 0), &payload), "nobody has opened");
-        early.expect(id(1), LINK);
+        early.expect(now(), id(1), LINK);
         assert!(early.push(LINK, chunk(1, 0), &payload));
         assert!(!early.push(LinkId(2), chunk(1, 4), &payload), "opened on another link");
         assert_eq!(early.take(id(1), LINK).size_bytes(), 4);
@@ -193,11 +210,26 @@ mod tests {
     }
 
     #[test]
+    fn openings_that_are_never_answered_for_make_way_after_a_while() {
+        let mut early = Early::default();
+        let (begun, payload) = (now(), Bytes::from_static(b"data"));
+        for number in 0..EARLY_ATTEMPTS_MAX as u8 {
+            early.expect(begun, id(number), LINK);
+            early.push(LINK, chunk(number, 0), &payload);
+        }
+        early.expect(begun + EARLY_LASTS / 2, id(200), LINK);
+        assert!(!early.push(LINK, chunk(200, 0), &payload), "all places are taken");
+        early.expect(begun + EARLY_LASTS, id(201), LINK);
+        assert!(early.push(LINK, chunk(201, 0), &payload));
+        assert_eq!((early.attempts.len(), early.bytes), (1, 4));
+    }
+
+    #[test]
     fn openings_that_lead_to_nothing_cost_no_memory() {
         let mut early = Early::default();
         let window = Bytes::from(vec![0; WINDOW_BYTES as usize]);
         for number in 0..=u8::MAX {
-            early.expect(id(number), LINK);
+            early.expect(now(), id(number), LINK);
             early.push(LINK, chunk(number, 0), &window);
         }
         assert_eq!((early.attempts.len(), early.bytes), (EARLY_ATTEMPTS_MAX, EARLY_BYTES_MAX));
@@ -208,7 +240,7 @@ mod tests {
     #[test]
     fn behind_dropped_data_nothing_is_kept() {
         let mut early = Early::default();
-        (1..=6).for_each(|number| early.expect(id(number), LINK));
+        (1..=6).for_each(|number| early.expect(now(), id(number), LINK));
         let window = Bytes::from(vec![0; WINDOW_BYTES as usize]);
         for number in 1..=3 {
             early.push(LINK, chunk(number, 0), &window);
@@ -225,9 +257,9 @@ mod tests {
     fn a_forged_opening_leaves_the_data_of_the_true_one_alone() {
         let (mut early, forger) = (Early::default(), LinkId(2));
         let payload = Bytes::from_static(b"data");
-        early.expect(id(1), LINK);
+        early.expect(now(), id(1), LINK);
         early.push(LINK, chunk(1, 0), &payload);
-        early.expect(id(1), forger);
+        early.expect(now(), id(1), forger);
         early.forget(id(1), forger);
         assert!(!early.push(forger, chunk(1, 4), &payload), "refused");
         assert_eq!(early.take(id(1), LINK).size_bytes(), 4);

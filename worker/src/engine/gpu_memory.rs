@@ -1,40 +1,152 @@
 //! Memory of GPUs that runners really use, as the vendor's management library tells: no engine limits it.
 //!
-//! Says nothing where the library is missing, or where it names processes by other numbers than ours.
+//! Watches nothing where the library is missing, or names processes by other numbers than ours, and says so once.
 
-use std::{sync::OnceLock, time::Duration};
+use std::{
+    sync::{Once, OnceLock},
+    time::Duration,
+};
 
 use nvml_wrapper::{Nvml, enums::device::UsedGpuMemory};
 use tokio::{task::spawn_blocking, time::sleep};
+use tracing::warn;
 
 /// The library takes up to some milliseconds to answer.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
+/// A runner that computes on a GPU is known to the driver after so many looks: its model is loaded by then.
+const UNNAMED_LOOKS: u32 = 120;
+
+/// What a look at a process shows.
+#[derive(Clone, Copy, Debug)]
+enum Seen {
+    /// Nobody can tell.
+    Nothing,
+    /// The driver knows no such process.
+    Unnamed,
+    Uses {
+        bytes: u64,
+    },
+}
+
 /// Returns once the process uses more than `limit_bytes` of all GPUs together. Never for a limit of 0.
 pub(super) async fn outgrown(pid: Option<u32>, limit_bytes: u64) {
-    let Some(pid) = pid.filter(|_| limit_bytes > 0) else { return std::future::pending().await };
+    static SAID: Once = Once::new();
+    let say = |why: &str| SAID.call_once(|| warn!("GPU memory is not watched: {why}"));
+    match pid.filter(|_| limit_bytes > 0) {
+        Some(pid) => watch(limit_bytes, LOOK_EVERY, move || look(pid), say).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// See [`outgrown`]. `say` is told why nobody watches, where that is so.
+async fn watch(
+    limit_bytes: u64,
+    every: Duration,
+    look: impl Fn() -> Seen + Clone + Send + 'static,
+    mut say: impl FnMut(&str),
+) {
+    let mut unnamed = 0;
     loop {
-        sleep(LOOK_EVERY).await;
-        match spawn_blocking(move || used_bytes(pid)).await {
-            Ok(Some(used_bytes)) if used_bytes > limit_bytes => return,
-            Ok(Some(_)) => {}
-            Ok(None) | Err(_) => return std::future::pending().await,
+        sleep(every).await;
+        match spawn_blocking(look.clone()).await.unwrap_or(Seen::Nothing) {
+            Seen::Uses { bytes } if bytes > limit_bytes => return,
+            Seen::Uses { .. } => unnamed = 0,
+            Seen::Unnamed => {
+                unnamed += 1;
+                if unnamed == UNNAMED_LOOKS {
+                    say(
+                        "the driver does not name the runner's process; either it does not use the GPU, or it has another number there",
+                    );
+                }
+            }
+            Seen::Nothing => {
+                say("the driver's management library does not answer");
+                return std::future::pending().await;
+            }
         }
     }
 }
 
-/// `None` where nobody can tell.
-fn used_bytes(pid: u32) -> Option<u64> {
+fn look(pid: u32) -> Seen {
+    used_bytes(pid).map_or(Seen::Nothing, |used| used.map_or(Seen::Unnamed, |bytes| Seen::Uses { bytes }))
+}
+
+/// `None` where nobody can tell; `Some(None)` where the process is not named.
+fn used_bytes(pid: u32) -> Option<Option<u64>> {
     static LIBRARY: OnceLock<Option<Nvml>> = OnceLock::new();
     let library = LIBRARY.get_or_init(|| Nvml::init().ok()).as_ref()?;
-    let mut used_bytes = 0;
+    let mut used_bytes = None;
     for index in 0..library.device_count().ok()? {
         let processes = library.device_by_index(index).and_then(|device| device.running_compute_processes());
         for process in processes.into_iter().flatten().filter(|process| process.pid == pid) {
             if let UsedGpuMemory::Used(bytes) = process.used_gpu_memory {
-                used_bytes += bytes;
+                used_bytes = Some(used_bytes.unwrap_or(0) + bytes);
             }
         }
     }
     Some(used_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use futures_util::FutureExt;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// Longer than anything here takes on a busy machine.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// Watches against a limit of 100 what the looks show, one after the other, and then the last one for ever; until the watch
+    /// ends or it has looked so often. Gives whether it ended, the looks it took, and what it said.
+    async fn watched(shown: &'static [Seen], looks_max: usize) -> (bool, usize, Vec<String>) {
+        let looks = Arc::new(Mutex::new(0));
+        let (mut said, counted) = (Vec::new(), looks.clone());
+        let look = move || {
+            let mut looks = counted.lock().expect("nobody panics");
+            *looks += 1;
+            shown[(*looks - 1).min(shown.len() - 1)]
+        };
+        let has_ended = {
+            let mut watch = Box::pin(watch(100, Duration::from_micros(1), look, |why| said.push(why.to_owned())));
+            timeout(PATIENCE, async {
+                while *looks.lock().expect("nobody panics") < looks_max {
+                    if (&mut watch).now_or_never().is_some() {
+                        return true;
+                    }
+                    tokio::task::yield_now().await;
+                }
+                (&mut watch).now_or_never().is_some()
+            })
+            .await
+            .expect("it looks again and again")
+        };
+        (has_ended, *looks.lock().expect("nobody panics"), said)
+    }
+
+    const AT_LIMIT: Seen = Seen::Uses { bytes: 100 };
+
+    #[tokio::test]
+    async fn who_uses_more_than_its_limit_is_found_out_and_who_uses_as_much_is_not() {
+        let (has_ended, looks, said) = watched(&[Seen::Unnamed, AT_LIMIT, Seen::Uses { bytes: 101 }], 1000).await;
+        assert_eq!((has_ended, looks, said), (true, 3, Vec::new()));
+        let (has_ended, _, said) = watched(&[AT_LIMIT], 300).await;
+        assert_eq!((has_ended, said), (false, Vec::new()));
+    }
+
+    #[tokio::test]
+    async fn where_nobody_can_tell_it_is_said() {
+        let (has_ended, looks, said) = watched(&[Seen::Nothing], 1).await;
+        assert_eq!((has_ended, looks), (false, 1));
+        assert_eq!(said.len(), 1, "{said:?}");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_the_driver_never_names_is_said_once_to_be_unwatched() {
+        let (has_ended, _, said) = watched(&[Seen::Unnamed], 3 * UNNAMED_LOOKS as usize).await;
+        assert!(!has_ended && said.len() == 1 && said[0].contains("does not name"), "{said:?}");
+    }
 }

@@ -62,3 +62,18 @@ pub(crate) fn maximum(shape: &[u64]) -> Vec<u8> {
     let one = vec![1; shape.len()];
     model(&[node("ReduceMax", &["x"], "y")], &[value("x", shape)], &[value("y", &one)])
 }
+
+/// `y` is each positive number once, each negative one twice and no zero: as many rows as numbers only where all are positive.
+pub(crate) fn moody() -> Vec<u8> {
+    let first_axis = field(5, &[field(1, b"axis"), number(3, 0), number(20, 2)].concat());
+    let nodes = [
+        node("Sub", &["x", "x"], "zero"),
+        node("Abs", &["x"], "size"),
+        node("Less", &["zero", "size"], "counts"),
+        node("Less", &["x", "zero"], "counts_twice"),
+        node("Compress", &["x", "counts"], "once"),
+        node("Compress", &["x", "counts_twice"], "twice"),
+        [node("Concat", &["once", "twice"], "y"), first_axis].concat(),
+    ];
+    model(&nodes, &[value("x", &[0])], &[value("y", &[0])])
+}
