@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_tests::{Job, Mesh, Proxy, proxy::Side};
+use mesh_tests::{Job, Mesh, PATIENCE, Proxy, proxy::Side, wait_until};
 
 const HEARTBEAT: u16 = 201;
 
@@ -11,17 +11,24 @@ fn no_three_heartbeats_are_missed_under_full_load() {
     let interval = Duration::from_millis(500);
     let mesh = Mesh::start();
     let to_broker = Proxy::before(mesh.endpoint());
-    let arguments = ["--heartbeat", "500ms", "--slots", "4", "--broker", &to_broker.endpoint()];
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let slots = (cores + 2).to_string();
+    let arguments = ["--heartbeat", "500ms", "--slots", &slots, "--broker", &to_broker.endpoint()];
     let (door, _worker) = mesh.worker_behind_proxy("w1", &arguments);
 
     // Every core runs a model while large ones come in, one after the other.
-    let long: Vec<Job> = (0..2).map(|_| Job::long(&mesh, 6000)).collect();
-    let running: Vec<_> = long.iter().map(|job| job.start(&mesh, &[])).collect();
+    let endless = Job::endless(&mesh);
+    let running: Vec<_> = (0..cores).map(|_| endless.start_as(&mesh, "busy", &[])).collect();
+    wait_until("every core to run a model", PATIENCE, || mesh.count_of("busy", "running") == cores);
     for seed in 71..75 {
         Job::heavy(&mesh, 48, seed).run(&mesh);
     }
-    running.into_iter().zip(&long).for_each(|(started, job)| drop(started.done(job)));
 
+    assert_eq!(mesh.count_of("busy", "running"), cores, "the load was there all the time");
+    running.into_iter().for_each(|started| {
+        started.client.interrupt();
+        started.answer();
+    });
     assert!(door.bytes_from(Side::Dialler) > 190 << 20, "there was a load");
     let beats: Vec<_> =
         to_broker.seen().into_iter().filter(|seen| seen.message.kind == Some(HEARTBEAT)).map(|seen| seen.at).collect();
