@@ -49,7 +49,7 @@ pub(super) async fn read(
     signature: &Signature,
     body_bytes_max: u64,
 ) -> Result<Order, Failure> {
-    let mut body = Body { body, rest: Bytes::new(), left_bytes: body_bytes_max };
+    let mut body = Body { body, rest: Bytes::new(), most_bytes: body_bytes_max, left_bytes: body_bytes_max };
     let order = match number(headers, CONTENT_LENGTH.as_str()) {
         Ok(Some(announced)) if announced > body_bytes_max => Err(too_large(body_bytes_max)),
         Ok(_) => read_order(headers, &mut body, signature).await,
@@ -112,7 +112,7 @@ async fn read_input(input: RequestInput, spec: &mesh_models::TensorSpec, body: &
             if bytes > body.left_bytes {
                 return Err(bad(format!("input '{}' has more bytes than the request", input.name)));
             }
-            let bytes = usize::try_from(bytes).map_err(|_| too_large(body.left_bytes))?;
+            let bytes = usize::try_from(bytes).map_err(|_| too_large(body.most_bytes))?;
             engine::check(spec, dtype, &input.shape, Some(bytes))?;
             let mut data = AlignedBytes::zeroed(bytes);
             body.fill(data.as_mut()).await?;
@@ -213,6 +213,8 @@ struct Body {
     body: Incoming,
     /// Bytes that have arrived and are not used yet.
     rest: Bytes,
+    /// Bytes that the whole body may have.
+    most_bytes: u64,
     /// Bytes that may still arrive.
     left_bytes: u64,
 }
@@ -227,7 +229,7 @@ impl Body {
             let frame = frame.map_err(|error| bad(format!("the request broke off: {error}")))?;
             let Ok(piece) = frame.into_data() else { continue };
             self.left_bytes =
-                self.left_bytes.checked_sub(piece.len() as u64).ok_or_else(|| too_large(self.left_bytes))?;
+                self.left_bytes.checked_sub(piece.len() as u64).ok_or_else(|| too_large(self.most_bytes))?;
             if !piece.is_empty() {
                 return Ok(Some(piece));
             }

@@ -8,7 +8,10 @@ use mesh_transport::{
     blob::{Arrival, Compression, Feedback, Incoming, IncomingError, Intake, Outgoing, Role, Source, UploadError},
 };
 use proto_msgs::{BlobIndex, Chunk, Digest, Frame, PeerId, WorkerToClient, limits::CHUNK_BYTES_MAX};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval, timeout},
+};
 
 mod light;
 mod pair;
@@ -107,7 +110,11 @@ async fn an_upload_cut_anywhere_goes_on_where_it_was() {
 
 #[tokio::test]
 async fn on_a_slow_link_little_is_under_way_so_that_what_is_sent_behind_it_comes_soon() {
-    let (bytes_per_s, window, size) = (2 * MIB, 16 * MIB as u32, 6 * MIB);
+    // The link lets this much through with each tick.
+    let (piece, bytes_per_s) = (16 * 1024, 2 * MIB);
+    let mut link = interval(Duration::from_secs(1) * piece / bytes_per_s as u32);
+    link.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (window, size) = (16 * MIB as u32, 6 * MIB);
     let (mut pair, bytes) = (Pair::connected().await, noise(size));
     let outgoing = Outgoing::new(Role::Client, attempt(), vec![(0, Source::memory(bytes.into()))], window);
     let mut sender = Sender::start(outgoing, &pair.outlet);
@@ -116,8 +123,9 @@ async fn on_a_slow_link_little_is_under_way_so_that_what_is_sent_behind_it_comes
     while arrived < size {
         let received = within("a chunk", pair.arriving.recv()).await.expect("the door is open");
         let chunk = received.frame.payload.len();
-        // The link: a chunk is through when its time is over.
-        tokio::time::sleep(Duration::from_secs_f64(chunk as f64 / bytes_per_s as f64)).await;
+        for _ in 0..chunk.div_ceil(piece as usize) {
+            link.tick().await;
+        }
         arrived += chunk;
         sender.credit(0, arrived as u64);
         if arrived > size / 2 {

@@ -59,8 +59,8 @@ impl Redis {
         Ok(taken.is_some())
     }
 
-    /// Renews the lease, or takes it again if it expired. Another broker may take it between reading and renewing; then
-    /// its lease is prolonged.
+    /// Renews the lease, or takes it again if it expired. Another broker may take it between reading and renewing. Then its
+    /// lease is prolonged, and the second look finds it.
     pub(super) async fn keep_lease(&mut self) -> Result<Kept, StoreError> {
         let mut read = Pipeline::new();
         read.cmd("GET").arg(self.key("broker"));
@@ -69,9 +69,14 @@ impl Redis {
             Some(holder) if holder == self.settings.holder => {
                 let mut renew = Pipeline::new();
                 renew.cmd("PEXPIRE").arg(self.key("broker")).arg(millis(LEASE_TTL)).ignore();
-                self.ask::<()>(&renew).await?;
-                self.leased_at = Some(asked_at);
-                Ok(Kept::Same)
+                renew.cmd("GET").arg(self.key("broker"));
+                match self.ask::<(Option<String>,)>(&renew).await?.0 {
+                    Some(holder) if holder != self.settings.holder => Err(self.taken(holder)),
+                    _ => {
+                        self.leased_at = Some(asked_at);
+                        Ok(Kept::Same)
+                    }
+                }
             }
             None if self.try_take().await? => Ok(Kept::Emptied),
             None => Err(self.taken("a broker that has just started".to_owned())),
