@@ -1,8 +1,10 @@
-//! The client's machine: it owns its tasks, asks until it has a worker, and follows one attempt at a time.
+//! The client's machine: it owns its tasks, asks the broker until a task has a worker, and follows one attempt per
+//! task.
 //!
 //! Owns the user's tasks until their end. Never: sockets, files, terminals.
 //!
-//! It is the client that judges its attempts, since it alone sees the direct link: the broker only tells it when to look.
+//! The client judges its attempts itself, since only the client sees the direct link. The broker only tells it when to
+//! look.
 
 mod api;
 mod tasks;
@@ -19,27 +21,27 @@ pub use api::{Action, Config, End, Event, News, TaskSpec};
 use crate::{Clock, DEADLINE_PASSED, MonoTime, Rule, due::Due};
 use tasks::{At, Lost, State, Task, Way, Wish};
 
-/// Between two tries to mend a link: soon enough to win back a flapping one, slow enough not to storm a dead one.
+/// Interval of tries to mend a link: short enough to win back a flapping link, long enough not to storm a dead one.
 const MEND_RETRY: Duration = Duration::from_millis(500);
 
-/// A worker that has been silent this long when the broker misses it too has a link worth looking at.
+/// When the broker misses a worker that has been silent to the client this long, the client checks the link.
 const DOUBT_AFTER: Duration = Duration::from_millis(1100);
 
-/// Ways to a detached result that may fail before the user is told.
+/// Failed attempts to fetch a detached result after which the user is told.
 const FETCHES_MAX: u32 = 3;
 
-/// A client with any number of tasks.
+/// The state machine of a client with any number of tasks.
 #[derive(Debug)]
 pub struct Client {
     config: Config,
     clock: Clock,
     tasks: BTreeMap<TaskId, Task>,
-    /// When to look at them.
+    /// When to look at each task.
     due: Due<TaskId>,
     next_alive: MonoTime,
-    /// When the broker last spoke, or was first asked.
+    /// When the broker last spoke, or else when it was first asked.
     broker_heard: Option<MonoTime>,
-    /// The user was told that the broker is silent.
+    /// Whether the user was told that the broker is silent.
     broker_missed: bool,
     actions: Vec<Action>,
 }
@@ -59,7 +61,7 @@ impl Client {
         }
     }
 
-    /// The one door.
+    /// Handles one event and returns the actions that the shell must carry out.
     #[must_use]
     pub fn handle(&mut self, now: MonoTime, event: Event) -> Vec<Action> {
         let due = self.clock.is_late(now).then(|| self.next_deadline()).flatten();
@@ -89,7 +91,7 @@ impl Client {
         std::mem::take(&mut self.actions)
     }
 
-    /// When to come back with [`Event::Deadline`] if nothing else happens.
+    /// When the shell must send [`Event::Deadline`] if no other event comes first.
     pub fn next_deadline(&self) -> Option<MonoTime> {
         let due = self.due.first()?.min(self.next_alive);
         Some(self.clock.outside(due))
@@ -97,7 +99,7 @@ impl Client {
 
     fn begin(&mut self, now: MonoTime, id: TaskId, wish: Wish) {
         if self.tasks.is_empty() {
-            // Nobody was asked, so nobody was silent.
+            // The broker was not asked anything, so its silence does not count.
             (self.broker_heard, self.broker_missed) = (None, false);
         }
         self.tasks.insert(id, Task::new(id, wish, now));
@@ -106,7 +108,7 @@ impl Client {
 
     // To the broker.
 
-    /// Says everything about one task, and when to say it again.
+    /// Sends the broker the full state of one task, and plans the next repeat.
     fn say_standing(&mut self, now: MonoTime, id: TaskId) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let first = self.config.repeat_first * 2_u32.saturating_pow(task.repeats.min(8));
@@ -175,7 +177,8 @@ impl Client {
         self.actions.push(Action::Report { task: id, news });
     }
 
-    /// A place for a task that has ended here: the broker missed its end. A detached one goes on without us.
+    /// Answers a grant for a task that has ended here: the broker missed its end. A detached task goes on without this
+    /// client.
     fn decline(&mut self, grant: &Grant) {
         if grant.ticket.body.purpose == Purpose::Run && !grant.ticket.body.detached {
             self.close(grant.id, Outcome::Cancelled);
@@ -189,7 +192,7 @@ impl Client {
         }
     }
 
-    /// The broker misses the worker: if we do too, it is time to look.
+    /// The broker knows the task. If it misses the worker and the client does too, the client checks the link.
     fn noted(&mut self, now: MonoTime, noted: Noted) {
         let Some(task) = self.tasks.get(&noted.id.task) else { return };
         match task.at().filter(|at| at.id() == noted.id) {
@@ -216,7 +219,7 @@ impl Client {
 
     fn ended(&mut self, ended: Ended) {
         let Some(task) = self.tasks.get_mut(&ended.task) else { return };
-        // A result that is ours to take is not over before we have it. What became of it meanwhile, the worker will say.
+        // A result that this client takes is not over before it is here. The worker will say what became of it.
         let is_ours = matches!(ended.outcome, Outcome::Done { .. }) && !task.leaves_result();
         if !is_ours {
             task.retry_after_ms = ended.retry_after_ms;
@@ -231,7 +234,7 @@ impl Client {
 
     // To and from workers.
 
-    /// The task of an attempt that is being followed; earlier attempts are fenced off.
+    /// The attempt with this id, if the client follows it; earlier attempts are fenced off.
     fn following(&mut self, id: AttemptId) -> Option<&mut At> {
         let fenced = self.config.rules.holds(Rule::FenceOldAttempts);
         let at = self.tasks.get_mut(&id.task)?.at_mut()?;
@@ -253,7 +256,7 @@ impl Client {
             WorkerToClient::Refuse(Refuse { id, code, text }) => {
                 let was_in = self.following(id).is_some_and(|at| !matches!(at.way, Way::Connecting { .. }));
                 let outcome = match code {
-                    // It was good before, so the worker that knew it is no more.
+                    // The ticket was good before, so the life of the worker that knew it has ended.
                     ErrorCode::BadTicket if was_in => {
                         Outcome::failed(ErrorCode::WorkerLost, "the worker was restarted")
                     }
@@ -266,7 +269,8 @@ impl Client {
                 self.result(now, result);
             }
             WorkerToClient::Reopen(id) => {
-                // It speaks over the new connection, and has dropped what came over it: `Accept` alone would not say so.
+                // The worker speaks over the new connection and has dropped what came over it; `Accept` alone would not
+                // say so.
                 self.worker_alive(now, id);
                 self.mend(now, id);
             }
@@ -277,7 +281,7 @@ impl Client {
     fn worker_alive(&mut self, now: MonoTime, id: AttemptId) {
         if let Some(at) = self.following(id) {
             at.heard = now;
-            // This ends no mending: only `Accept`, or the result, says that the new connection is known at the other side.
+            // This does not end mending: only `Accept` or the result shows that the worker knows the new connection.
             if let Way::Connecting { .. } = at.way {
                 at.way = Way::Up;
             }
@@ -321,20 +325,20 @@ impl Client {
         self.end_here(task, outcome, Some(result));
     }
 
-    /// A detached task is in good hands once its worker has everything and the broker knows that it is there.
+    /// A detached task is safe once its worker has everything and the broker knows that.
     fn sent(&mut self, now: MonoTime, id: AttemptId) {
         self.worker_alive(now, id);
         let is_detached = self.tasks.get(&id.task).is_some_and(Task::leaves_result);
         let Some(at) = self.following(id).filter(|at| is_detached && !at.all_sent) else { return };
         at.all_sent = true;
         if let Some(task) = self.tasks.get_mut(&id.task) {
-            // From here on worker and broker see to it.
+            // From now on worker and broker watch the deadline.
             task.deadline = None;
         }
         self.say_standing(now, id.task);
     }
 
-    /// The attempt has failed, as the worker or the way to it says: for good, or to be tried elsewhere.
+    /// Ends a failed attempt: the task ends too, or is tried elsewhere if the outcome is retryable.
     fn attempt_failed(&mut self, now: MonoTime, id: AttemptId, outcome: Outcome) {
         if self.following(id).is_none() {
             return;
@@ -351,22 +355,22 @@ impl Client {
         match &mut at.way {
             Way::Connecting { .. } => self.lose(now, id.task, Outcome::failed(ErrorCode::Unreachable, text)),
             Way::Mending { retry, .. } => *retry = now + MEND_RETRY,
-            // A connection that was being replaced; the new one works.
+            // The old connection failed while it was being replaced; the new one works.
             Way::Up => {}
         }
     }
 
-    /// The link broke or the worker fell silent: connect again and go on where it stopped.
+    /// Connects again after the link broke or the worker fell silent, and resumes the transfer.
     fn mend(&mut self, now: MonoTime, id: AttemptId) {
         let (give_up, retry) = (now + self.config.mend_for, now + self.config.connect_wait);
-        // One that is being made has its own time limit.
+        // A link that is being made has its own time limit.
         let Some(at) = self.following(id).filter(|at| at.way == Way::Up) else { return };
         at.way = Way::Mending { give_up, retry };
         let grant = Box::new(at.grant.clone());
         self.actions.push(Action::Connect { grant, resume: true });
     }
 
-    /// The attempt came to nothing; ask for another.
+    /// Gives the attempt up and asks the broker for another.
     fn lose(&mut self, now: MonoTime, id: TaskId, outcome: Outcome) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let State::At(at) = std::mem::replace(&mut task.state, State::Asking) else { return };
@@ -389,7 +393,7 @@ impl Client {
             }
             return;
         }
-        // A detached attempt may have everything without our knowing: whether it goes on, the broker decides.
+        // A detached attempt may be complete without the client knowing it: the broker decides whether it goes on.
         if !leaves_result {
             let message = ClientToWorker::Abort(attempt);
             self.actions.push(Action::TellWorker { id: attempt, message });
@@ -401,7 +405,7 @@ impl Client {
 
     // Ends.
 
-    /// The client ends the task: worker and broker are told.
+    /// Ends the task on the client's side: worker and broker are told.
     fn finish(&mut self, id: TaskId, outcome: Outcome) {
         let Some(task) = self.tasks.get(&id) else { return };
         let attempt = AttemptId { task: id, attempt: task.attempt() };
@@ -429,7 +433,7 @@ impl Client {
 
     // Time.
 
-    /// Sees to it that the task is looked at when it wants to be.
+    /// Plans when to look at the task next.
     fn plan(&mut self, id: TaskId) {
         let due = self.tasks.get(&id).map(|task| task.due(self.config.worker_silence));
         due.into_iter().for_each(|at| self.due.by(id, at));

@@ -2,8 +2,8 @@
 //!
 //! Owns its attempts and its slots. Never: sockets, files, engines; those are the shell's, which reports how they fare.
 //!
-//! The worker trusts tickets, not the broker's presence: with the broker away it goes on with what it has and lets in
-//! whoever holds a ticket.
+//! The worker trusts tickets, not the broker's presence. While the broker is away, the worker goes on with the attempts
+//! it holds and admits clients that hold a ticket.
 
 mod api;
 mod attempts;
@@ -35,51 +35,53 @@ use costs::Costs;
 use packer::Packer;
 use slots::Slots;
 
-/// Clients are told of a phase that lasts so long: of a shorter one nobody is the wiser, and each word wakes four threads.
+/// Clients hear of a phase only after it has lasted this long. Nobody misses a shorter phase, and each message wakes
+/// four threads.
 const NEWS_AFTER: Duration = Duration::from_millis(50);
 
-/// The end of a detached attempt is told after this part of the time between heartbeats, and with it those that end meanwhile.
+/// The end of a detached attempt is reported within this part (1/4) of the heartbeat interval, together with others
+/// that end meanwhile.
 const SOON: u32 = 4;
 
-/// A detached attempt whose runs ended with the worker's death so often is to blame for it.
+/// A detached attempt is to blame if the worker died during its runs this many times.
 const DEADLY_RUNS_MAX: u32 = 3;
 
-/// A worker.
+/// The state machine of a worker.
 #[derive(Debug)]
 pub struct Worker {
     config: Config,
     clock: Clock,
     attempts: Attempts,
     sample: Sample,
-    /// The machine was measured at least once.
+    /// Whether the machine was measured at least once.
     sampled: bool,
     seq: u64,
     next_heartbeat: MonoTime,
-    /// Not before then does a broker that does not know us hear who we are.
+    /// Earliest time of the next `Register` to a broker that does not know this worker.
     next_register: MonoTime,
     next_progress: MonoTime,
-    /// The broker's clock and when it was told.
+    /// The broker's clock and the time at which it was told.
     broker_clock: Option<(u64, MonoTime)>,
-    /// When the broker last answered.
+    /// When the broker last acknowledged a heartbeat.
     broker_heard: MonoTime,
-    /// When clients are told of phases that were reached.
+    /// When clients are told of new phases.
     next_news: Option<MonoTime>,
-    /// Set once draining: when patience ends.
+    /// Set while draining: when the remaining attempts are stopped.
     drain_until: Option<MonoTime>,
     exited: bool,
     slots: Slots,
     packer: Packer,
     costs: Costs,
     batches: Batches,
-    /// Batches begun of each lane.
+    /// Batches begun in each lane.
     turns: [u64; 2],
-    /// When the first queue stops waiting for more.
+    /// When the first lingering queue stops waiting for more rows.
     wake: Option<MonoTime>,
     actions: Vec<Action>,
 }
 
 impl Worker {
-    /// A worker that has not said a word yet.
+    /// A worker before its first event.
     pub fn new(config: Config) -> Self {
         let counts = config.rules.holds(Rule::WorkerCountsSlots);
         Self {
@@ -107,7 +109,7 @@ impl Worker {
         }
     }
 
-    /// The one door.
+    /// Handles one event and returns the actions that the shell must carry out.
     #[must_use]
     pub fn handle(&mut self, now: MonoTime, event: Event) -> Vec<Action> {
         let due = self.clock.is_late(now).then(|| self.next_deadline()).flatten();
@@ -143,7 +145,7 @@ impl Worker {
         std::mem::take(&mut self.actions)
     }
 
-    /// When to come back with [`Event::Deadline`] if nothing else happens.
+    /// When the shell must send [`Event::Deadline`] if no other event comes first.
     pub fn next_deadline(&self) -> Option<MonoTime> {
         if self.exited {
             return None;
@@ -158,7 +160,7 @@ impl Worker {
         first.map(|at| self.clock.outside(at))
     }
 
-    /// Attempts held, finished ones included.
+    /// The number of attempts held, finished ones included.
     pub fn attempts_held(&self) -> usize {
         self.attempts.len()
     }
@@ -186,7 +188,8 @@ impl Worker {
         self.say_heartbeat(now);
     }
 
-    /// What the machine is like is told at once, and so is a new model: the next task should not bring it again.
+    /// Stores a measurement. The first one and a new model are reported at once: the next task should not send that
+    /// model again.
     fn sampled(&mut self, now: MonoTime, sample: Sample) {
         let is_new = |model| !self.sample.held.contains(model);
         let is_first = !std::mem::replace(&mut self.sampled, true);
@@ -232,7 +235,7 @@ impl Worker {
         }
         self.broker_heard = now;
         self.clock_told(ack.broker_unix_ms, now);
-        // Once an interval: a broker that will not have us is not asked as fast as it can answer.
+        // Once per heartbeat interval: a broker that keeps refusing is not asked as fast as it can answer.
         if !ack.known && now >= self.next_register {
             self.next_register = now + self.config.heartbeat;
             self.register();
@@ -253,7 +256,7 @@ impl Worker {
         }
     }
 
-    /// The broker's wall clock, if it was ever told.
+    /// The broker's wall clock now; `None` if the broker never told it.
     fn broker_unix_ms(&self, now: MonoTime) -> Option<u64> {
         let (told, at) = self.broker_clock?;
         Some(told + u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX))
@@ -269,7 +272,7 @@ impl Worker {
         if is_run && self.attempts.get(id).is_some() {
             return; // Dialled already.
         }
-        // Where there is no room, or no result any more, the client is dialled too: it opens, and is told so at once.
+        // Without room, or without a result, the client is dialled too: it opens, and hears so at once.
         if is_run && self.refusal(&ticket.body, now).is_none() {
             self.admit(Attempt::new(ticket.body, State::Dialling { until: now + GRANT_WAIT }, now));
         }
@@ -301,7 +304,7 @@ impl Worker {
         self.give_up(now, id, Outcome::failed(code, text));
     }
 
-    /// The attempt has its end, and the client is told.
+    /// Ends the attempt and sends the outcome to its client.
     fn finish(&mut self, now: MonoTime, id: AttemptId, outcome: Outcome) {
         let Some(attempt) = self.attempts.get_mut(id) else { return };
         attempt.state = State::Finished { outcome: outcome.clone(), ended: now, taken: false, reported: false };
@@ -318,7 +321,7 @@ impl Worker {
         }
     }
 
-    /// The end of a detached attempt outlives this process: the broker may be told, and soon, because somebody may wait for it.
+    /// The end of a detached attempt is safe on disk: the broker is told soon, because somebody may wait for it.
     fn kept(&mut self, now: MonoTime, id: AttemptId) {
         if let Some(attempt) = self.attempts.get_mut(id) {
             attempt.is_kept = true;
@@ -326,7 +329,7 @@ impl Worker {
         }
     }
 
-    /// Tells clients how far their attempts are: those that have news, or all, so that they know that the worker lives.
+    /// Sends progress to clients: only for attempts with news, or for all, so that clients know that the worker lives.
     fn say_progress(&mut self, only_news: bool) {
         let due = self.attempts.iter_mut().filter(|attempt| !only_news || attempt.has_news && attempt.is_here());
         for attempt in due {
@@ -336,7 +339,7 @@ impl Worker {
                 State::Dialling { .. } | State::Receiving => Phase::Receiving,
                 State::Ready => Phase::Waiting,
                 State::Running(phase) => phase,
-                // The result is on its way; this only says that the worker lives.
+                // The result is on its way. This message only shows that the worker lives.
                 State::Finished { .. } => Phase::Running,
             };
             let message = WorkerToClient::Progress(Progress { id: attempt.id(), phase });
@@ -383,7 +386,7 @@ impl Worker {
             }
         }
         for attempt in self.attempts.iter_mut() {
-            // Nobody listens: a detached attempt goes on in silence.
+            // The client is silent: a detached attempt goes on without a link.
             if now >= attempt.heard + self.config.client_silence && attempt.link.take().is_some() {
                 self.actions.push(Action::Silence { id: attempt.id() });
             }
@@ -391,7 +394,7 @@ impl Worker {
     }
 
     fn drain(&mut self, now: MonoTime) {
-        // Asked twice: now.
+        // A second request to drain stops the worker at once.
         let wait = if self.drain_until.is_none() { self.config.drain_wait } else { Duration::ZERO };
         self.drain_until = Some(now + wait);
         self.say_heartbeat(now);

@@ -1,4 +1,4 @@
-//! A client's tasks.
+//! The tasks of one client.
 //!
 //! ```text
 //!             ┌────────────────── lost: the attempt came to nothing ◄─────────────────┐
@@ -9,7 +9,7 @@
 //!             └────────────────────────────► End ◄────────┘ result verified, failed for good, cancelled, expired
 //! ```
 //!
-//! Owns one task's state, timers and what the broker is told of it. Never decides.
+//! Owns the state and timers of one task, and what the broker hears of it. Never decides.
 
 use std::time::Duration;
 
@@ -20,16 +20,16 @@ use proto_msgs::{
 use super::api::{Config, TaskSpec};
 use crate::MonoTime;
 
-/// What the user wants of a task.
+/// What the user wants with a task.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Wish {
-    /// Have it run.
+    /// Run the task.
     Run(Box<TaskSpec>),
-    /// Have the result of a detached one.
+    /// Fetch the result of a detached task.
     Fetch,
 }
 
-/// An attempt that came to nothing.
+/// A lost attempt: it ended without a result.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Lost {
     pub(super) attempt: Attempt,
@@ -37,27 +37,27 @@ pub(super) struct Lost {
     pub(super) outcome: Outcome,
 }
 
-/// The way to the worker.
+/// The link to the worker.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Way {
-    /// Being made for the first time.
+    /// The first connection is being made.
     Connecting { until: MonoTime },
-    /// The worker speaks.
+    /// The worker has spoken over the link.
     Up,
-    /// It broke or fell silent and is being made anew.
+    /// The link broke or the worker fell silent, and the client reconnects.
     Mending { give_up: MonoTime, retry: MonoTime },
 }
 
-/// Where a task stands.
+/// Whether a task has a worker.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum State {
-    /// Without a worker.
+    /// The task has no worker.
     Asking,
-    /// With one.
+    /// The task has a worker.
     At(Box<At>),
 }
 
-/// An attempt the client follows.
+/// The attempt that the client follows.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct At {
     pub(super) grant: Grant,
@@ -65,9 +65,9 @@ pub(super) struct At {
     /// When the worker last spoke.
     pub(super) heard: MonoTime,
     pub(super) phase: Option<Phase>,
-    /// The worker has everything of a detached task, and the broker has been told.
+    /// A detached task: the worker has everything, and the broker has been told.
     pub(super) all_sent: bool,
-    /// The result that is being taken in.
+    /// The result whose outputs are arriving.
     pub(super) result: Option<Box<RunResult>>,
 }
 
@@ -77,28 +77,28 @@ impl At {
     }
 }
 
-/// A task.
+/// One task of the client.
 #[derive(Debug)]
 pub(super) struct Task {
     pub(super) id: TaskId,
     pub(super) wish: Wish,
     pub(super) state: State,
-    /// The last attempt that came to nothing; the broker hears of it until it names another worker.
+    /// The last lost attempt. The broker hears of it until it names another worker.
     pub(super) lost: Option<Lost>,
-    /// Lost attempts of a fetch, which no broker counts.
+    /// Lost attempts of a fetch. No broker counts them.
     pub(super) fetches_failed: u32,
-    /// The way that a fetch tried last, in vain.
+    /// The direction that a fetch last tried without success.
     pub(super) unreachable: Option<Direction>,
     /// The worker of the last attempt.
     pub(super) last: Option<(WorkerId, String)>,
     /// The lane of the last attempt.
     pub(super) lane: Option<Lane>,
-    /// When it may be submitted again, if the broker refused it for now.
+    /// After this time the task may be submitted again, if the broker refused it for now.
     pub(super) retry_after_ms: Option<u32>,
     pub(super) deadline: Option<MonoTime>,
-    /// When the broker is told again.
+    /// When the broker is told the state again.
     pub(super) repeat_at: MonoTime,
-    /// Times it was told since the last change.
+    /// Times the broker was told the state since its last change.
     pub(super) repeats: u32,
 }
 
@@ -124,7 +124,7 @@ impl Task {
         }
     }
 
-    /// Whether this process leaves the result with the worker, until somebody fetches it.
+    /// Whether this process leaves the result with the worker until somebody fetches it.
     pub(super) fn leaves_result(&self) -> bool {
         matches!(&self.wish, Wish::Run(spec) if spec.detached)
     }
@@ -149,7 +149,7 @@ impl Task {
         self.at().map(|at| at.id().attempt).or(lost).unwrap_or_default()
     }
 
-    /// When the task wants to be looked at, told how long a worker may be silent.
+    /// When the client must look at the task, given the longest silence of a worker.
     pub(super) fn due(&self, worker_silence: Duration) -> MonoTime {
         let way = self.at().map(|at| match at.way {
             Way::Connecting { until } => until,
@@ -160,7 +160,7 @@ impl Task {
     }
 }
 
-/// The client's whole view of a task.
+/// The `Submit` that tells the broker the client's whole view of a task.
 pub(super) fn submit(now: MonoTime, config: &Config, spec: &TaskSpec, task: &Task) -> Submit {
     let standing = match (&task.state, &task.lost) {
         (State::At(at), _) => Standing::Holding { attempt: at.id().attempt, worker: at.grant.worker },
@@ -183,7 +183,7 @@ pub(super) fn submit(now: MonoTime, config: &Config, spec: &TaskSpec, task: &Tas
         lane: spec.lane,
         slo: spec.slo,
         labels: spec.labels.clone(),
-        // What is left of it: to a broker that was restarted this message is the first one.
+        // The time left: for a restarted broker this message is the first one.
         deadline_ms: task.deadline.map(|at| u64::try_from(at.since(now).as_millis()).unwrap_or(u64::MAX)),
         demands: spec.demands,
         detached: spec.detached,
