@@ -321,7 +321,7 @@ impl Worker {
         }
     }
 
-    /// The end of a detached attempt is safe on disk: the broker is told soon, because somebody may wait for it.
+    /// The end of a detached attempt is on disk, or cannot be kept: the broker is told soon, because somebody may wait.
     fn kept(&mut self, now: MonoTime, id: AttemptId) {
         if let Some(attempt) = self.attempts.get_mut(id) {
             attempt.is_kept = true;

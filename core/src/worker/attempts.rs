@@ -1,4 +1,4 @@
-//! The attempts of one worker.
+//! The table of one worker's attempts.
 //!
 //! ```text
 //!   Introduce ──► Dialling ──┐ the client opens
@@ -11,8 +11,9 @@
 //!
 //! Owns the table. Never decides.
 //!
-//! A finished detached attempt that the broker knows of *rests*: its result waits to be fetched, perhaps for an hour, and nothing
-//! else happens to it. There may be thousands, so they stand apart from those that are looked at after every event.
+//! A finished detached attempt that the broker knows of *rests*: its result waits to be fetched, perhaps for an hour,
+//! and nothing else happens to it. Thousands may rest, so they are kept apart from the attempts that are checked after
+//! every event.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,38 +32,38 @@ use super::{
 };
 use crate::{MonoTime, Rule};
 
-/// Where an attempt stands.
+/// How far an attempt has come.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum State {
-    /// The client was dialled and has not opened.
+    /// The client is being dialled and has not opened the attempt.
     Dialling { until: MonoTime },
-    /// Model and inputs are on their way.
+    /// Model and inputs are arriving.
     Receiving,
-    /// All is here, no row of it has run.
+    /// Everything has arrived, and no row has run.
     Ready,
-    /// Some of its rows run or have run; this is how far the last batch of them has come.
+    /// Some rows run or have run. The phase is that of the last batch with rows of the attempt.
     Running(Phase),
-    /// Over. `taken`: nobody needs the result any more. `reported`: the broker knows.
+    /// The attempt has ended. `taken`: nobody needs the result any more. `reported`: the broker knows.
     Finished { outcome: Outcome, ended: MonoTime, taken: bool, reported: bool },
 }
 
-/// What an attempt consists of and how far it has come.
+/// Models, items and progress of an attempt.
 #[derive(Debug, Default)]
 pub(super) struct Work {
     /// The models of its stages.
     pub(super) models: Vec<Digest>,
     pub(super) items: u32,
-    /// What one item looks like.
+    /// The form of one item, per input.
     pub(super) forms: Vec<Form>,
-    /// An earlier life of the worker ended during a run of it: it runs with nobody else.
+    /// An earlier life of the worker ended during a run of this attempt, so its rows run alone.
     pub(super) is_suspect: bool,
-    /// Since when everything is here; `None` before, and where an earlier life of the worker saw it.
+    /// When everything had arrived; `None` before that, and if an earlier life of the worker saw it.
     pub(super) here_since: Option<MonoTime>,
-    /// The queues of its stages, once everything is here.
+    /// The queues of its stages, once everything has arrived.
     pub(super) way: Vec<QueueId>,
-    /// Rows that are through the last stage.
+    /// Rows that have passed the last stage.
     pub(super) rows_done: u32,
-    /// Its share of the time its batches took.
+    /// The attempt's share of its batches' run time.
     pub(super) run_us: u64,
     pub(super) load_us: u64,
     pub(super) runs: Vec<RunNote>,
@@ -76,26 +77,26 @@ impl Work {
     }
 }
 
-/// An attempt.
+/// An attempt held by the worker.
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub(super) ticket: TicketBody,
-    /// What it consists of; nothing until it is opened.
+    /// Models, items and progress; empty until the client opens the attempt.
     pub(super) work: Work,
     pub(super) state: State,
-    /// When its answer becomes worthless; `None` if that was not said, or the broker's clock was never told.
+    /// When the result becomes worthless; `None` if the ticket sets no deadline or the broker's clock is unknown.
     pub(super) deadline: Option<MonoTime>,
-    /// The way to its client; `None` while there is none.
+    /// The link to the client; `None` while there is none.
     pub(super) link: Option<LinkId>,
     /// When the client last spoke.
     pub(super) heard: MonoTime,
-    /// Result bytes the client lets be under way.
+    /// Most result bytes in flight that the client allows.
     pub(super) window_bytes: u32,
-    /// Its client has not been told of the phase.
+    /// The client has not been told of the current phase.
     pub(super) has_news: bool,
-    /// Its end is not on its way to the disk. While it is, a death of this process would undo it.
+    /// False while the attempt's end is on its way to disk: a death of this process would then undo it.
     pub(super) is_kept: bool,
-    /// Heartbeats that told its end.
+    /// Heartbeats that reported the attempt's end.
     pub(super) told: u32,
 }
 
@@ -115,7 +116,7 @@ impl Attempt {
         }
     }
 
-    /// What was announced first stands: others' rows may have been put beside these since.
+    /// Checks that a reopened attempt brings the same work as before: other attempts' rows may run beside its rows.
     pub(super) fn may_bring(&self, work: &Work) -> Result<(), (ErrorCode, String)> {
         let same = |of: &Work| (of.models.clone(), of.items, of.forms.clone());
         if self.work.models.is_empty() || same(&self.work) == same(work) {
@@ -128,23 +129,24 @@ impl Attempt {
         AttemptId { task: self.ticket.task, attempt: self.ticket.attempt }
     }
 
-    /// Whether everything of it is here and its end is not.
+    /// Whether everything has arrived and the attempt has not ended.
     pub(super) fn is_here(&self) -> bool {
         matches!(self.state, State::Ready | State::Running(_))
     }
 
-    /// Between the arrival of everything and the end, microseconds; 0 if unknown.
+    /// Time from the arrival of everything to the end, microseconds; 0 if unknown.
     pub(super) fn held_us(&self) -> u64 {
         let State::Finished { ended, .. } = self.state else { return 0 };
         self.work.here_since.map_or(0, |since| ended.since(since).as_micros() as u64)
     }
 
-    /// Whether its end is still to come.
+    /// Whether the attempt has not ended yet.
     pub(super) fn is_active(&self) -> bool {
         !matches!(self.state, State::Finished { .. })
     }
 
-    /// Whether it ends when its client goes: an attached one always, a detached one until everything is here.
+    /// Whether the attempt ends when its client goes: an attached one always, a detached one until everything has
+    /// arrived.
     pub(super) fn needs_client(&self) -> bool {
         match self.state {
             State::Dialling { .. } => false,
@@ -154,7 +156,8 @@ impl Attempt {
         }
     }
 
-    /// When it is given up if nothing else happens: its client has not come, or is gone, or has left the result for too long.
+    /// When the attempt is given up if nothing else happens: its client has not come, is gone, or leaves the result too
+    /// long.
     pub(super) fn given_up_at(&self, config: &Config) -> Option<MonoTime> {
         let notices = self.needs_client() && config.rules.holds(Rule::NoticeGoneClients);
         let silent_at = notices.then_some(self.heard + config.client_silence);
@@ -168,12 +171,12 @@ impl Attempt {
         }
     }
 
-    /// When its answer becomes worthless, if it is at work by then.
+    /// When the result becomes worthless, if the attempt waits or runs until then.
     pub(super) fn expires_at(&self) -> Option<MonoTime> {
         self.deadline.filter(|_| self.is_here())
     }
 
-    /// When it ended, if its result only waits to be fetched.
+    /// When the attempt ended, if its result only waits to be fetched.
     fn rests_since(&self) -> Option<MonoTime> {
         match self.state {
             State::Finished { ended, taken: false, reported: true, .. } => {
@@ -194,17 +197,17 @@ impl Attempt {
     }
 }
 
-/// Finished attempts that nobody needs but the broker has not acknowledged: those beyond are dropped, oldest first. Their
-/// clients have told the broker themselves.
+/// Most finished attempts that nobody needs and the broker has not acknowledged. Beyond that the oldest are dropped:
+/// their clients have told the broker themselves.
 const UNREPORTED_MAX: usize = 64;
 
 /// All attempts of a worker.
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
     table: BTreeMap<AttemptId, Attempt>,
-    /// Those that rest.
+    /// Attempts that rest.
     resting: BTreeMap<AttemptId, Attempt>,
-    /// When they ended.
+    /// Resting attempts by the time of their end.
     rest_since: BTreeSet<(MonoTime, AttemptId)>,
 }
 
@@ -213,13 +216,13 @@ impl Attempts {
         self.table.len() + self.resting.len()
     }
 
-    /// Attached or detached attempts, whatever they do.
+    /// The number of attached or of detached attempts, in any state.
     pub(super) fn count(&self, detached: bool) -> usize {
         let resting = if detached { self.resting.len() } else { 0 };
         self.table.values().filter(|attempt| attempt.ticket.detached == detached).count() + resting
     }
 
-    /// Attempts whose end is still to come.
+    /// The number of attempts that have not ended.
     pub(super) fn active(&self) -> usize {
         self.table.values().filter(|attempt| attempt.is_active()).count()
     }
@@ -228,7 +231,7 @@ impl Attempts {
         self.table.get(&id).or_else(|| self.resting.get(&id))
     }
 
-    /// One that rested is looked at again from now on.
+    /// The attempt for changes. If it rested, it is checked after every event again.
     pub(super) fn get_mut(&mut self, id: AttemptId) -> Option<&mut Attempt> {
         if let Some(attempt) = self.resting.remove(&id) {
             attempt.rests_since().map(|since| self.rest_since.remove(&(since, id)));
@@ -237,12 +240,12 @@ impl Attempts {
         self.table.get_mut(&id)
     }
 
-    /// Those to which something may happen by itself: all that do not rest.
+    /// Attempts that time alone may change: all that do not rest.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Attempt> {
         self.table.values()
     }
 
-    /// See [`Self::iter`].
+    /// As [`Self::iter`], for changes.
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Attempt> {
         self.table.values_mut()
     }
@@ -251,17 +254,17 @@ impl Attempts {
         self.table.insert(attempt.id(), attempt);
     }
 
-    /// When the first of those that rest ended.
+    /// When the first of the resting attempts ended.
     pub(super) fn first_rest(&self) -> Option<MonoTime> {
         self.rest_since.first().map(|(since, _)| *since)
     }
 
-    /// Those that have rested for so long.
+    /// Attempts that have rested at least this long.
     pub(super) fn rested(&self, now: MonoTime, rest: Duration) -> Vec<AttemptId> {
         self.rest_since.iter().take_while(|(since, _)| now >= *since + rest).map(|(_, id)| *id).collect()
     }
 
-    /// After every event: drops what nobody needs, and lays to rest what only waits to be fetched.
+    /// After every event: drops attempts that nobody needs, and lets those rest that only wait to be fetched.
     pub(super) fn tidy(&mut self) {
         self.forget();
         for (id, attempt) in self.table.extract_if(.., |_, attempt| attempt.rests_since().is_some()) {
@@ -270,7 +273,7 @@ impl Attempts {
         }
     }
 
-    /// Drops taken and reported attempts, and the oldest taken ones beyond the limit.
+    /// Drops attempts that are taken and reported, and the oldest taken ones beyond the limit.
     fn forget(&mut self) {
         let is_done = |attempt: &Attempt| matches!(attempt.state, State::Finished { taken: true, reported: true, .. });
         self.table.retain(|_, attempt| !is_done(attempt));
@@ -278,7 +281,7 @@ impl Attempts {
             State::Finished { ended, taken: true, .. } => Some((ended, attempt.id())),
             _ => None,
         };
-        // Hardly ever more than one too many: this is asked after every event.
+        // This runs after every event, so the surplus is hardly ever more than one.
         let surplus = self.table.values().filter_map(taken_at).count().saturating_sub(UNREPORTED_MAX);
         for _ in 0..surplus {
             if let Some((_, oldest)) = self.table.values().filter_map(taken_at).min() {
@@ -287,9 +290,9 @@ impl Attempts {
         }
     }
 
-    /// What the heartbeat says, and whether that is all: the active ones first, then those that the broker has not
-    /// acknowledged. Where these are too many, or their texts too long, those that were told least often: some may have to wait
-    /// long for the broker's store.
+    /// The attempts that the heartbeat names, and whether these are all: active ones first, then ends that the broker
+    /// has not acknowledged. If these are too many, or their texts too long, the ends reported least often go first:
+    /// some may wait long for the broker's store.
     pub(super) fn reports(&mut self) -> (Vec<AttemptReport>, bool) {
         let is_going_on = |attempt: &&Attempt| attempt.is_active() || !attempt.is_kept;
         let active: Vec<AttemptReport> = self.table.values().filter(is_going_on).map(Attempt::report).collect();
@@ -315,7 +318,7 @@ mod tests {
 
     use super::*;
 
-    /// An attempt that is over, of which the broker does not say that it may be forgotten.
+    /// A finished attempt that the broker has not acknowledged.
     fn over(number: u32) -> Attempt {
         let outcome = Outcome::Done { run_us: 1, load_us: 0 };
         let state = State::Finished { outcome, ended: MonoTime::ZERO, taken: false, reported: false };

@@ -1,4 +1,4 @@
-//! Batches from their start to their end, and what becomes of their rows.
+//! Batches from start to end, and where their rows go next.
 //!
 //! ```text
 //!            order                       ended well
@@ -10,7 +10,7 @@
 //!                        └──► the attempt failed
 //! ```
 //!
-//! Owns the running batches. Which rows run where is decided in `dispatch`.
+//! Owns the running batches. `dispatch` decides which rows run where.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -26,27 +26,27 @@ use super::{
 };
 use crate::{DEADLINE_PASSED, MonoTime, Rule};
 
-/// A batch that runs.
+/// A running batch.
 #[derive(Debug)]
 pub(super) struct Running {
     order: Order,
     stage: u8,
     rows: u32,
     begun: MonoTime,
-    /// What runs, and whether anybody still wants it.
+    /// The pieces that run, and whether each is still wanted.
     pieces: Vec<(Piece, bool)>,
 }
 
-/// A packed batch that failed: if all its parts run alone, it was too large.
+/// A packed batch that failed. If all its parts run well alone, the batch was too large.
 #[derive(Debug)]
 pub(super) struct Trial {
-    /// Rows of each that have not run alone yet.
+    /// Rows of each attempt that have not run alone yet.
     members: BTreeMap<AttemptId, u32>,
     rows: u32,
     cost: CostKey,
 }
 
-/// Batches that run, and trials of those that failed.
+/// Running batches, and trials of failed ones.
 #[derive(Debug, Default)]
 pub(super) struct Batches {
     made: u64,
@@ -55,7 +55,7 @@ pub(super) struct Batches {
 }
 
 impl Worker {
-    /// Lets rows run as long as there are slots and rows.
+    /// Starts batches as long as there are slots and rows.
     pub(super) fn pump(&mut self, now: MonoTime) {
         while let Some(order) = self.next_order(now) {
             self.start(now, order);
@@ -63,11 +63,11 @@ impl Worker {
         self.wake = self.next_wake(now);
     }
 
-    /// Everything of the attempt is here: its rows wait from now on.
+    /// Queues the rows of an attempt whose model and inputs have all arrived.
     pub(super) fn enqueue(&mut self, now: MonoTime, id: AttemptId) {
         let Some(attempt) = self.attempts.get_mut(id) else { return };
         let (lane, work) = (attempt.ticket.lane, &mut attempt.work);
-        // Without batch slots all are realtime ones.
+        // Without batch slots every attempt runs in the realtime lane.
         let lane = if self.slots.of_lane(Lane::Batch) == 0 { Lane::Realtime } else { lane };
         let limits = Limits::from(&attempt.ticket.demands);
         let mut enter = |stages: usize| {
@@ -114,7 +114,8 @@ impl Worker {
         }
         self.slots.occupy(order.slot, batch, order.cost.limits.gpu_memory_bytes);
         self.turns[order.lane.index()] += 1;
-        // Not less for a deadline: one that passes ends its attempt here, as expired and not as a model that takes too long.
+        // No shorter limit near a deadline: a deadline that passes ends its attempt as expired, not as a model that
+        // takes too long.
         let limit = self.config.run_limit;
         let part = |(piece, _): &(Piece, bool)| Part { id: piece.id, stage, rows: self.cut(piece) };
         let parts = pieces.iter().map(part).collect();
@@ -129,7 +130,7 @@ impl Worker {
         }
     }
 
-    /// The rows of a piece; in a test that wants to see it noticed, others.
+    /// The rows of a piece. A test that breaks the rule gets wrong rows, to see them noticed.
     fn cut(&self, piece: &Piece) -> Range<u32> {
         let slip = u32::from(piece.rows.start > 0 && !self.config.rules.holds(Rule::RowsInOrder));
         piece.rows.start - slip..piece.rows.end - slip
@@ -170,7 +171,7 @@ impl Worker {
         }
     }
 
-    /// Takes a batch off its slot, however it came to its end.
+    /// Removes a batch that ended in any way, and frees its slot.
     fn close(&mut self, now: MonoTime, batch: BatchId) -> Option<Running> {
         let running = self.batches.running.remove(&batch)?;
         let (lane, device) = (running.order.lane, self.slots.device(running.order.slot));
@@ -198,7 +199,7 @@ impl Worker {
         }
         let (is_unknown, size) = (matches!(cost.plan(false), Plan::Probe { .. }), cost.size());
         let limit = if is_unknown { PROBE_ROWS_MAX } else { size };
-        // What nobody knows is hoped for: a second row costs nothing.
+        // Before a probe the hope is that a second row costs nothing.
         let batch_us = |rows| cost.batch_us(if is_unknown { 1 } else { rows });
         if limit > 1
             && let Some(queue) = self.packer.get_mut(running.order.queue)
@@ -207,7 +208,7 @@ impl Worker {
         }
     }
 
-    /// Rows have been through their stage.
+    /// Credits a piece with a finished batch, and passes its rows on to the next stage.
     fn ran(&mut self, now: MonoTime, running: &Running, piece: Piece, times: &BatchTimes) {
         self.acquit(&piece);
         let Some(attempt) = self.attempts.get_mut(piece.id) else { return };
@@ -217,7 +218,7 @@ impl Worker {
         work.load_us = work.load_us.saturating_add(times.load_us);
         if work.runs.len() < RUN_NOTES_MAX {
             let is_packed = running.order.kind == BatchKind::Packed;
-            // Rows that ran one after the other have each their own time, not that of all.
+            // A row that ran by itself has its own time, not that of the whole batch.
             let run_us = if is_packed { times.run_us } else { share_us };
             work.runs.push(RunNote {
                 stage: running.stage,
@@ -238,7 +239,7 @@ impl Worker {
         }
     }
 
-    /// A packed batch failed: whose fault it was shows when each part runs by itself.
+    /// A packed batch failed: each part runs again by itself, which shows the culprit.
     fn try_alone(&mut self, batch: BatchId, running: &Running, wanted: Vec<Piece>) {
         let rows_left: u32 = wanted.iter().map(Piece::len).sum();
         let is_packed = running.order.kind == BatchKind::Packed;
@@ -256,7 +257,7 @@ impl Worker {
         }
     }
 
-    /// Rows of a failed batch ran well alone. If all of them did, the batch was too large.
+    /// Rows of a failed batch ran well alone. If all of its rows did, the batch was too large.
     fn acquit(&mut self, piece: &Piece) {
         let Company::AloneAfter(batch) = piece.company else { return };
         let Some(trial) = self.batches.trials.get_mut(&batch) else { return };
@@ -271,12 +272,12 @@ impl Worker {
         }
     }
 
-    /// None of the attempt's rows is wanted any more, waiting or running.
+    /// Drops all rows of an attempt, waiting or running. A batch that nobody wants any more is killed.
     pub(super) fn withdraw(&mut self, now: MonoTime, id: AttemptId) {
         let Some(attempt) = self.attempts.get_mut(id) else { return };
         let way = std::mem::take(&mut attempt.work.way);
         self.packer.leave(id, &way);
-        // One that failed alone, or that nobody wants any more, leaves it open whether the batch was too large.
+        // An attempt that failed alone, or is unwanted, leaves it open whether the batch was too large.
         let is_open = |trial: &Trial| trial.members.get(&id).is_some_and(|rows_left| *rows_left > 0);
         for (_, trial) in self.batches.trials.extract_if(.., |_, trial| is_open(trial)) {
             if let Some(cost) = self.costs.get_mut(&trial.cost) {
@@ -316,7 +317,7 @@ impl Worker {
         }
     }
 
-    /// As the heartbeat says it.
+    /// The load of each lane, for the heartbeat.
     pub(super) fn lane_loads(&self) -> [LaneLoad; 2] {
         Lane::ALL.map(|lane| {
             let used = self.batches.running.values().filter(|running| running.order.lane == lane).count();

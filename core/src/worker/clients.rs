@@ -1,4 +1,4 @@
-//! What clients of a worker ask, and whether they are let in: the other half of [`Worker`]'s door.
+//! Requests of clients and their admission: the client half of [`Worker::handle`].
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use super::{
 };
 use crate::{DEADLINE_PASSED, MonoTime, Rule};
 
-/// Attached attempts held at the same time, results that wait to be taken included. Beyond, new ones are refused.
+/// Most attached attempts held at once, results that wait to be taken included. Beyond that new ones are refused.
 const ATTACHED_MAX: usize = 1024;
 
-/// Detached attempts held at the same time: two a second, if their results wait for an hour. Some KiB of memory each, and a
-/// folder on the disk. Neither kind keeps the other out.
+/// Most detached attempts held at once: two per second if results wait an hour. Each takes some KiB of memory and a
+/// folder on disk. Attached and detached attempts do not keep each other out.
 const DETACHED_MAX: usize = 8192;
 
 impl Worker {
@@ -31,12 +31,12 @@ impl Worker {
     ) -> Result<(), TicketError> {
         let register = &self.config.register;
         let epoch = if self.config.rules.holds(Rule::TicketNamesEpoch) { register.epoch } else { ticket.body.epoch };
-        // An attempt that was let in may come back over a new link however long it has taken.
+        // An admitted attempt may come back over a new link, however long it has taken.
         let clock = self.broker_unix_ms(now).filter(|_| !known).unwrap_or(0);
         ticket.verify(&register.ticket_key, (register.worker, epoch), bearer, clock)
     }
 
-    /// Why a new attempt cannot be let in.
+    /// Why a new attempt is refused; `None` if it is admitted.
     pub(super) fn refusal(&self, ticket: &TicketBody, now: MonoTime) -> Option<(ErrorCode, &'static str)> {
         if self.drain_until.is_some() {
             return Some((ErrorCode::Draining, "the worker is shutting down"));
@@ -48,18 +48,18 @@ impl Worker {
         is_late.then_some((ErrorCode::Expired, DEADLINE_PASSED))
     }
 
-    /// Whether it holds as many attempts of a kind as it may.
+    /// Whether the worker is full of attached or of detached attempts.
     pub(super) fn is_full(&self, detached: bool) -> bool {
         self.attempts.count(detached) >= if detached { DETACHED_MAX } else { ATTACHED_MAX }
     }
 
-    /// A new attempt. Its deadline is translated to this machine's clock here and now: that of the next broker may differ.
+    /// Adds a new attempt. Its deadline is converted to this machine's clock now: the next broker's clock may differ.
     pub(super) fn admit(&mut self, attempt: Attempt) {
         let deadline = deadline_of(&attempt.ticket, self.broker_clock);
         self.attempts.insert(Attempt { deadline, ..attempt });
     }
 
-    /// The broker's clock is known from now on, also to attempts from before this process was started.
+    /// Stores the broker's clock. The first time, attempts from before this process started get their deadlines too.
     pub(super) fn clock_told(&mut self, told_unix_ms: u64, now: MonoTime) {
         let is_first = self.broker_clock.replace((told_unix_ms, now)).is_none();
         for attempt in self.attempts.iter_mut().filter(|_| is_first) {
@@ -96,7 +96,7 @@ impl Worker {
         self.actions.push(Action::Receive { id, link, manifest, ticket });
     }
 
-    /// A client comes back over a new link, or for the first time after it was dialled, or to fetch a result.
+    /// A client opens an attempt that the worker knows: over a new link, after it was dialled, or to fetch a result.
     pub(super) fn opened_again(&mut self, now: MonoTime, link: LinkId, id: AttemptId, open: Open) {
         let Some(attempt) = self.attempts.get_mut(id) else { return };
         if attempt.ticket.client != open.ticket.body.client {
@@ -106,7 +106,8 @@ impl Worker {
         let window_bytes = attempt.window_bytes;
         match &attempt.state {
             State::Dialling { .. } if open.resume => {
-                // Of an earlier life of the attempt, which has ended; a late message had it dialled again.
+                // The opening resumes an earlier life of the attempt, which has ended: a late message had it dialled
+                // again.
                 self.refuse(link, id, ErrorCode::WorkerLost, "the worker no longer has this attempt");
                 self.give_up(now, id, Outcome::Cancelled);
             }
@@ -124,7 +125,7 @@ impl Worker {
             State::Ready | State::Running(_) => {
                 let accept = Accept { id, needs: Vec::new(), window_bytes: WINDOW_BYTES };
                 self.actions.push(Action::TellClient { link, message: WorkerToClient::Accept(accept) });
-                // Told at once.
+                // The phase is told at once.
                 attempt.has_news = true;
                 self.next_news = Some(now);
             }
@@ -161,7 +162,7 @@ impl Worker {
         }
     }
 
-    /// The attempt must not go on: the client or the broker does not want it.
+    /// Stops the attempt, because the client or the broker does not want it.
     pub(super) fn stop(&mut self, now: MonoTime, id: AttemptId) {
         match self.attempts.get(id) {
             Some(attempt) if attempt.is_active() => self.give_up(now, id, Outcome::Cancelled),
@@ -170,7 +171,7 @@ impl Worker {
         }
     }
 
-    /// Nobody needs the result any more.
+    /// Marks the result as not needed any more, and frees its data.
     pub(super) fn taken(&mut self, id: AttemptId) {
         let Some(attempt) = self.attempts.get_mut(id) else { return };
         (attempt.link, attempt.is_kept) = (None, true);
@@ -192,14 +193,14 @@ impl Worker {
     }
 }
 
-/// When the deadline passes by this machine's clock, told the broker's and when that was told; nothing if there is none.
+/// The deadline by this machine's clock, given the broker's clock and when it was told; `None` if there is none.
 fn deadline_of(ticket: &TicketBody, broker_clock: Option<(u64, MonoTime)>) -> Option<MonoTime> {
     let (deadline, (told, at)) = (ticket.deadline_unix_ms?, broker_clock?);
     let passed = Duration::from_millis(told.saturating_sub(deadline));
     Some(at + Duration::from_millis(deadline.saturating_sub(told)) - passed)
 }
 
-/// Whether what a client brings is what its ticket is for.
+/// Checks that the client brings what its ticket is for.
 fn is_as_allowed(ticket: &TicketBody, manifest: &Manifest) -> Result<(), (ErrorCode, String)> {
     let models = manifest.then.iter().map(|stage| stage.model.size_bytes).chain([manifest.model.size_bytes]);
     let bytes = models.chain(manifest.inputs.iter().map(|input| input.size_bytes)).fold(0, u64::saturating_add);

@@ -1,6 +1,6 @@
-//! What every model costs here: one [`Cost`] for each model, limits and device.
+//! The table of model costs: one [`Cost`] for each model, limits and device.
 //!
-//! Owns the table and its bound. Never: what is measured, nor what follows.
+//! Owns the table and its bound. Never: what is measured, or what follows from it.
 
 use std::collections::BTreeMap;
 
@@ -8,19 +8,19 @@ use proto_msgs::{Digest, ModelCost, limits::COSTS_MAX};
 
 use super::{curve::Cost, packer::Limits};
 
-/// Entries kept: with several limits or devices a model has several. The one not run for longest is forgotten.
+/// Most entries kept: a model has several if its limits or devices differ. The entry not used for longest is dropped.
 const KEPT_MAX: usize = 256;
 
-/// Whose costs.
+/// What a [`Cost`] belongs to.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct CostKey {
     pub(super) model: Digest,
     pub(super) limits: Limits,
-    /// A GPU's number, or that of the CPU: two of one worker need not be alike.
+    /// The GPU's number, or −1 for the CPU: two devices of one worker may differ.
     pub(super) device: i16,
 }
 
-/// All costs.
+/// The costs of all models at this worker.
 #[derive(Debug)]
 pub(super) struct Costs {
     table: BTreeMap<CostKey, Cost>,
@@ -40,7 +40,7 @@ impl Costs {
         self.table.get_mut(key)
     }
 
-    /// The costs of what runs now, for the so-manieth batch.
+    /// The costs for a batch that starts now. `batch` is the batch's number.
     pub(super) fn touch(&mut self, key: CostKey, batch: u64) -> &mut Cost {
         if self.table.len() >= KEPT_MAX
             && !self.table.contains_key(&key)
@@ -53,7 +53,7 @@ impl Costs {
         cost
     }
 
-    /// As a heartbeat says it: of each model what was run last, most recently run models first.
+    /// The costs for a heartbeat: of each model its latest entry, the most recently run models first.
     pub(super) fn said(&self) -> Vec<ModelCost> {
         let mut latest: BTreeMap<Digest, &Cost> = BTreeMap::new();
         for (key, cost) in &self.table {

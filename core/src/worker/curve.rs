@@ -1,4 +1,4 @@
-//! What batches of one model cost, and whether its items may be packed at all.
+//! The run times of one model's batches, and the verdict whether its items may be packed.
 //!
 //! ```text
 //!              Same                            the largest size measured pays and is the best: twice it may be tried
@@ -8,9 +8,9 @@
 //!      └────► Differs, Unsupported: one by one for ever
 //! ```
 //!
-//! That nothing is gained may be true only beside other work: it is asked again now and then, and ever more rarely.
+//! A verdict of no gain may hold only beside other work: it is reviewed now and then, ever more rarely.
 //!
-//! Owns t(N) as measured, the verdict and the sizes that follow. Never starts anything.
+//! Owns the measured t(N), the verdict and the resulting sizes. Never starts anything.
 
 mod point;
 
@@ -19,41 +19,43 @@ use proto_msgs::{ModelCost, Packing, curve_us, limits::CURVE_POINTS_MAX};
 use super::api::{BatchTimes, Equality};
 use point::{JUDGED_AFTER, Point};
 
-/// Sizes at which a curve keeps a point; a batch counts for the largest that is not above it.
+/// Sizes at which a curve has a point. A batch counts for the largest size that is not above its own.
 const SIZES: [u32; CURVE_POINTS_MAX] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1024];
 
-/// Items in the batch that shows whether packing is right: enough to tell rows apart, few enough to run one by one.
+/// Most items in a probe batch: enough to tell rows apart, few enough to run one by one.
 pub(super) const PROBE_ROWS_MAX: u32 = 8;
 
-/// The same where an item takes long or nobody knows how long: others wait meanwhile.
+/// Most items in a probe if an item takes long, or its time is unknown: others wait meanwhile.
 const PROBE_ROWS_SLOW: u32 = 4;
 
-/// Up to here an item does not take long.
+/// Longest time of an item that counts as quick, microseconds.
 const PROBE_QUICK_US: u64 = 10_000;
 
-/// A batch must take less than this share of what its items take alone: below it the gain is not worth the risk.
+/// A batch must take less than this share of its items' single runs: a smaller gain is not worth the risk.
 const PAYS_PERCENT: u64 = 80;
 
-/// Batches of the batch lane have the smallest size this near to the best: the next realtime item waits for less.
+/// Cut batches have the smallest size whose cost per item is this near the best: the next realtime item waits for less.
 const CUT_PERMILLE: u64 = 1020;
 
-/// A size of which an item costs so much of the best is still good where more slots are idle than there are full batches.
+/// A size with at most this cost per item, relative to the best, still pays if there are more idle slots than full
+/// batches.
 const SPREAD_PERMILLE: u64 = 1500;
 
-/// Of sizes at which an item costs no more than this part of the least, the smallest is as good: they differ by noise.
+/// Sizes with a cost per item up to this, relative to the least, differ only by noise: the smallest of them is the
+/// best.
 const BEST_PERMILLE: u64 = 1005;
 
-/// Batches after which it is asked again whether a model gains by packing; twice as many after each time that it did not, up
-/// to 2 to the power of the other. The question costs one packed run.
+/// Batches after which a model without gain is reviewed. The number doubles with each review, at most `REVIEWS_MAX`
+/// times. A review costs one packed run.
 const REVIEW_AFTER: u32 = 256;
 const REVIEWS_MAX: u32 = 6;
-/// After so many, if a single item takes another time than it did then.
+/// Batches after which the review may come earlier, if a single item takes another time than at the verdict.
 const REVIEW_NOT_BEFORE: u32 = 32;
 
-/// Probes that told nothing put the next one off by twice as many batches, up to 2 to the power of this.
+/// After a probe without answer, the wait for the next one doubles, up to 2^`PATIENCE_MAX` batches.
 const PATIENCE_MAX: u32 = 10;
 
-/// What was found about many rows.
+/// The verdict on packing a model's rows.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Proof {
     Unknown,
@@ -62,37 +64,37 @@ enum Proof {
     Unsupported,
 }
 
-/// How items are to be run now.
+/// How items are run now.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Plan {
-    /// One after the other.
+    /// Run items one after the other.
     Single,
-    /// So many one after the other, and then together to see whether that gives the same.
+    /// Run `size` items one after the other, then together, and compare the outputs.
     Probe { size: u32 },
-    /// Up to `size` together. `floor`: smaller batches than this are wasteful even if slots are idle.
+    /// Run up to `size` items together. `floor`: smaller batches are wasteful even if slots are idle.
     Pack { size: u32, floor: u32 },
 }
 
-/// The costs of one model with certain limits on one kind of device.
+/// The costs of one model with given limits on one device.
 #[derive(Debug)]
 pub(super) struct Cost {
     points: [Point; CURVE_POINTS_MAX],
     proof: Proof,
     is_probing: bool,
-    /// Probes that told nothing, and batches until the next one.
+    /// Probes without answer, and batches until the next probe.
     fruitless: u32,
     wait_batches: u32,
-    /// Batches since it was found that nothing is gained, what a single item took then, and how often that was found before.
+    /// For a model without gain: batches since that verdict, time of a single item then, and earlier such verdicts.
     gainless_batches: u32,
     gainless_us: u64,
     reviews: u32,
-    /// Items in a batch at most.
+    /// Most items in a batch.
     rows_max: u32,
-    /// A larger batch failed, and whether its size was to blame is not known yet.
+    /// Size limit after a larger batch failed, while it is unknown whether the size was to blame.
     doubted_max: Option<u32>,
     load_us: u64,
     dispatched: [u32; 4],
-    /// Which batch of the worker was the last of this model.
+    /// The number of the last batch of this model.
     pub(super) touched: u64,
 }
 
@@ -137,7 +139,7 @@ impl Cost {
         self.review();
     }
 
-    /// Asks again, now and then, whether a model gains by packing that did not.
+    /// Counts a batch of a model without gain, and resets the verdict when a review is due.
     fn review(&mut self) {
         let is_gainless = self.proof == Proof::Same && self.size() == 1;
         self.gainless_batches = if is_gainless { self.gainless_batches + 1 } else { 0 };
@@ -158,7 +160,7 @@ impl Cost {
         self.is_probing = true;
     }
 
-    /// The probe is over; `None` if it came to nothing.
+    /// Takes in the result of a probe; `None` if the probe failed.
     pub(super) fn probe_ended(&mut self, rows: u32, times: Option<&BatchTimes>) {
         self.is_probing = false;
         if let Some(single_us) = times.and_then(|times| times.single_us) {
@@ -179,17 +181,17 @@ impl Cost {
         }
     }
 
-    /// So many rows together failed: until it is known why, half as many at most.
+    /// A packed batch of `rows` failed: until the cause is known, the limit is half as many.
     pub(super) fn doubted(&mut self, rows: u32) {
         self.doubted_max = Some(rows / 2);
     }
 
-    /// It was not their number.
+    /// The size of the failed batch was not to blame.
     pub(super) fn cleared(&mut self) {
         self.doubted_max = None;
     }
 
-    /// So many rows together fail though each runs alone.
+    /// A batch of `rows` fails although each row runs alone: the limit is half as many from now on.
     pub(super) fn too_large(&mut self, rows: u32) {
         self.doubted_max = None;
         self.rows_max = self.rows_max.min(rows / 2).max(1);
@@ -209,7 +211,7 @@ impl Cost {
         self.points.iter().filter(|point| point.count > 0)
     }
 
-    /// Microseconds of a batch of `rows`; 0 if nothing is known.
+    /// Run time of a batch of `rows`, microseconds; 0 if unknown.
     pub(super) fn batch_us(&self, rows: u32) -> u64 {
         curve_us(self.measured().map(|point| (point.rows_milli, point.us)), u64::from(rows) * 1000)
     }
@@ -219,7 +221,7 @@ impl Cost {
         point.us.saturating_mul(100) < alone_us.saturating_mul(PAYS_PERCENT)
     }
 
-    /// The best size as measured; 1 if none pays.
+    /// The best measured size; 1 if none pays.
     pub(super) fn best(&self) -> u32 {
         if self.proof != Proof::Same {
             return 1;
@@ -230,7 +232,7 @@ impl Cost {
         paying().find(near).map_or(1, |point| point.rows().min(self.rows_max))
     }
 
-    /// The most that may be packed: the best size, or more where nobody has tried.
+    /// Most items to pack now: the best size, or a larger one that has not been judged yet.
     pub(super) fn size(&self) -> u32 {
         self.open_size().min(self.doubted_max.unwrap_or(u32::MAX)).max(1)
     }
@@ -246,14 +248,14 @@ impl Cost {
         }
     }
 
-    /// The smallest size whose item costs at most so much of the best one's.
+    /// The smallest size whose cost per item is within `permille` of that of `size`.
     fn smallest_within(&self, size: u32, permille: u64) -> u32 {
         let item_ns = |rows: u32| self.batch_us(rows).saturating_mul(1000) / u64::from(rows.max(1));
         let limit_ns = item_ns(size).saturating_mul(permille) / 1000;
         SIZES.into_iter().find(|rows| *rows < size && item_ns(*rows) <= limit_ns).unwrap_or(size)
     }
 
-    /// How items are to be run now, by a batch lane that must not keep the other waiting or by one that need not care.
+    /// How items are run now. `is_cut`: the batch lane takes smaller batches, to keep realtime rows from waiting.
     pub(super) fn plan(&self, is_cut: bool) -> Plan {
         match self.proof {
             Proof::Unknown if self.rows_max > 1 && !self.is_probing && self.wait_batches == 0 => {
@@ -272,7 +274,7 @@ impl Cost {
         }
     }
 
-    /// As the wire says it.
+    /// The costs as a message for the broker.
     pub(super) fn said(&self, model: proto_msgs::Digest) -> ModelCost {
         let narrow = |us: u64| u32::try_from(us).unwrap_or(u32::MAX);
         let mut curve: Vec<(u16, u32)> = Vec::new();
@@ -305,7 +307,7 @@ impl Cost {
 mod tests {
     use super::*;
 
-    /// A probe of so many rows shows that packing is right.
+    /// A probe of `rows` rows shows that packing is right.
     fn probe(cost: &mut Cost, rows: u32, time: impl Fn(u32) -> u64) {
         assert!(matches!(cost.plan(false), Plan::Probe { .. }));
         cost.probe_begins();
@@ -315,7 +317,7 @@ mod tests {
         cost.probe_ended(rows, Some(&times));
     }
 
-    /// A model that takes so long for so many rows, just probed.
+    /// A model with these run times, just probed.
     fn probed(rows: u32, time: impl Fn(u32) -> u64) -> Cost {
         let mut cost = Cost::new(64);
         probe(&mut cost, rows, time);
@@ -358,7 +360,7 @@ mod tests {
     #[test]
     fn a_batch_is_worth_it_only_where_it_saves_a_fifth() {
         let verdict = |permille: u64| {
-            // Any number of rows takes this part of what they take one by one.
+            // A batch takes this share of its rows' single runs.
             let time = |rows: u32| 1000 * u64::from(rows) * if rows == 1 { 1000 } else { permille } / 1000;
             let mut cost = probed(4, time);
             (0..100).for_each(|_| cost.learn(size(&cost), time(size(&cost))));
@@ -418,7 +420,7 @@ mod tests {
             assert_eq!(batches, (REVIEW_AFTER << review) as usize);
         }
         find_no_gain(&mut cost);
-        // A single item takes less than half of what it did: the verdict is of another time.
+        // A single item takes less than half of its former time, so the verdict is out of date.
         cost.dispatched(proto_msgs::Dispatch::Idle);
         (0..3).for_each(|_| cost.learn(1, 2000));
         (0..REVIEW_NOT_BEFORE).for_each(|_| cost.dispatched(proto_msgs::Dispatch::Idle));

@@ -1,4 +1,4 @@
-//! Which rows run next and where.
+//! Decides which rows run next, and where.
 //!
 //! ```text
 //!   for each slot that is open, realtime slots first:
@@ -9,7 +9,7 @@
 //!   of the queue:     as many rows as the model's plan says, or one task's rows by themselves
 //! ```
 //!
-//! Decides, and changes nothing: `batches` carries it out.
+//! Changes nothing itself: `batches` carries the decision out.
 
 use std::{cmp::Reverse, time::Duration};
 
@@ -24,23 +24,24 @@ use super::{
 };
 use crate::{MonoTime, Rule};
 
-/// An item that waits so long goes with whoever is there, if a slot is free.
+/// Longest time that an item waits for company while a slot is free.
 const WAIT_MAX: Duration = Duration::from_millis(100);
 
-/// Rows that run one by one are cut into runs of about so many microseconds: long enough that starting them costs nothing,
-/// short enough for whoever waits behind.
+/// Rows that run one by one are cut into batches of about this length, microseconds: long enough that starting them
+/// costs nothing, short enough for the rows that wait behind.
 const SINGLES_US: u64 = 20_000;
 
-/// Each so-manieth batch of a lane is for its oldest item, so that no priority lets another one starve.
+/// Every Nth batch of a lane begins with its oldest item, so that no priority starves another.
 const OLDEST_EVERY: u64 = 8;
 
-/// Batches of the batch lane are cut while realtime items come that often; who comes out of the blue waits for a whole one.
+/// Batches of the batch lane are cut for this long after realtime rows came. Realtime rows after a longer pause wait
+/// for a whole batch.
 const REALTIME_NEAR: Duration = Duration::from_secs(1);
 
-/// Between the end of a run and its answer at the client.
+/// Time from the end of a run until the client has the result.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(5);
 
-/// Rows to run.
+/// A decision to run rows.
 #[derive(Debug)]
 pub(super) struct Order {
     pub(super) queue: QueueId,
@@ -49,13 +50,13 @@ pub(super) struct Order {
     pub(super) slot: SlotId,
     pub(super) kind: BatchKind,
     pub(super) dispatch: Dispatch,
-    /// Pieces, and how many of the rows of each.
+    /// The pieces, and the number of rows of each.
     pub(super) taken: Vec<(Rank, u32)>,
     pub(super) run_us: u64,
 }
 
 impl Worker {
-    /// The next batch; nothing if no slot is open, nobody waits, or waiting pays.
+    /// The next batch; `None` if no slot is open, no row waits, or lingering pays.
     pub(super) fn next_order(&self, now: MonoTime) -> Option<Order> {
         let open = self.slots.open();
         open.iter().find_map(|slot| self.order_for(now, *slot, &open))
@@ -83,7 +84,8 @@ impl Worker {
         if is_due { batch } else { realtime(batch.is_some()).or(batch) }
     }
 
-    /// What a lane would run in this slot. In a hurry it does not wait for more: somebody else would take the device.
+    /// The batch that a lane would run in this slot. With `hurry` the lane does not linger: the other lane would take
+    /// the device.
     fn order_of(&self, now: MonoTime, lane: Lane, slot: SlotId, hurry: bool) -> Option<Order> {
         let oldest = self.turns[lane.index()] % OLDEST_EVERY == OLDEST_EVERY - 1;
         let device = self.slots.device(slot);
@@ -107,7 +109,7 @@ impl Worker {
         CostKey { model: queue.model(), limits: queue.kind.limits, device }
     }
 
-    /// Enough waits at the next stage: two full batches of two tasks.
+    /// Whether enough rows wait at the next stage: two full batches, from at least two pieces.
     fn is_blocked(&self, piece: &Piece, device: i16) -> bool {
         piece.next.and_then(|next| self.packer.get(next)).is_some_and(|next| {
             let best = self.costs.get(&self.cost_key(next, device)).map_or(1, Cost::best);
@@ -153,7 +155,7 @@ impl Worker {
         Some(Order { queue: id, cost: key, lane, slot, kind, dispatch, taken, run_us })
     }
 
-    /// Until when a queue waits for clients that will be back in a moment; nothing if it does not.
+    /// Until when a queue lingers for clients that will be back soon; `None` if it does not.
     fn lingers_until(&self, now: MonoTime, queue: &Queue, device: i16) -> Option<MonoTime> {
         let until = queue.linger.until(now, queue.rows)?;
         let cost = self.costs.get(&self.cost_key(queue, device))?;
@@ -163,7 +165,7 @@ impl Worker {
         (now < until).then_some(until)
     }
 
-    /// When the first queue stops waiting for more.
+    /// When the first lingering queue stops waiting for more rows.
     pub(super) fn next_wake(&self, now: MonoTime) -> Option<MonoTime> {
         let open = self.slots.open();
         let devices: Vec<i16> = open.iter().map(|slot| self.slots.device(*slot)).collect();
@@ -172,13 +174,13 @@ impl Worker {
     }
 }
 
-/// When a batch must begin for the first deadline in the queue to be met, with a quarter of its time to spare.
+/// When a batch must begin to meet the queue's first deadline, with a quarter of its run time to spare.
 fn presses_at(queue: &Queue, run_us: u64) -> Option<MonoTime> {
     let needs = Duration::from_micros(run_us.saturating_add(run_us / 4)) + DEADLINE_MARGIN;
     queue.first_deadline().map(|deadline| deadline - needs)
 }
 
-/// Up to so many rows in this order, each attempt once, none of those that run by themselves.
+/// Takes up to `rows_max` rows in this order: at most one piece of each attempt, and none that must run alone.
 fn gather<'a>(pieces: impl Iterator<Item = (Rank, &'a Piece)>, rows_max: u32) -> Vec<(Rank, u32)> {
     let (mut taken, mut ids, mut left) = (Vec::new(), Vec::<AttemptId>::new(), rows_max);
     for (rank, piece) in pieces {

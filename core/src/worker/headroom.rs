@@ -1,28 +1,29 @@
-//! How much of the processor a run is granted for what it asked: a little more, and relatively less the more it is.
+//! The share of the processor that a run is granted: a little more than it asked for, relatively less for larger
+//! requests.
 //!
 //! Owns the curve. Never: the limits of a container, which the shell sets.
 
 use std::str::FromStr;
 
-/// Points a curve may have.
+/// Most points of a curve.
 const POINTS_MAX: usize = 16;
 
-/// Piecewise linear through its points, thousandths of a core asked and granted; in proportion before the first and beyond the
-/// last.
+/// The curve from requested to granted thousandths of a core: piecewise linear through its points, and proportional
+/// before the first and beyond the last point.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Headroom {
     points: Vec<(u32, u32)>,
 }
 
 impl Default for Headroom {
-    /// 2 cores become 2.2, 5 become 5.3.
+    /// The default curve: 2 cores become 2.2, 5 become 5.3.
     fn default() -> Self {
         Self { points: vec![(2000, 2200), (5000, 5300)] }
     }
 }
 
 impl Headroom {
-    /// What is granted to a run that asked for so much; 0, no wish, stays no wish. Never less than was asked.
+    /// Thousandths of a core granted to a run that asked for `asked_millis`; never less. 0 means no wish and stays 0.
     pub fn granted_millis(&self, asked_millis: u32) -> u32 {
         let asked = u64::from(asked_millis);
         let points = || self.points.iter().map(|(at, grant)| (u64::from(*at), u64::from(*grant)));
@@ -43,7 +44,7 @@ impl Headroom {
 impl FromStr for Headroom {
     type Err = String;
 
-    /// `2:2.2,5:5.3`: cores asked and cores granted. Empty: what is asked is granted.
+    /// Parses `2:2.2,5:5.3`: cores requested and cores granted. An empty text grants what is requested.
     fn from_str(text: &str) -> Result<Self, String> {
         let points: Vec<(u32, u32)> =
             text.split(',').filter(|point| !point.trim().is_empty()).map(point).collect::<Result<_, _>>()?;
@@ -68,7 +69,7 @@ fn point(text: &str) -> Result<(u32, u32), String> {
     Ok((asked, granted))
 }
 
-/// Thousandths of a positive number of cores.
+/// A positive number of cores, in thousandths.
 fn millis(cores: &str) -> Option<u32> {
     let millis = cores.trim().parse::<f64>().ok()? * 1000.0;
     (0.5..1e9).contains(&millis).then_some(millis.round() as u32)

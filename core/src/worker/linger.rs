@@ -1,4 +1,4 @@
-//! How long an idle device waits for clients that will be back in a moment.
+//! How long an idle device waits for clients that will be back soon.
 //!
 //! ```text
 //!   a batch of 4 ends ─► 4 clients have their answers      3 are waiting
@@ -6,35 +6,36 @@
 //!     └── they come back within a moment ────────────────────┴──► one batch of 7 instead of one of 3 and one of 4
 //! ```
 //!
-//! Owns the expectation, learned from how long earlier ones took to come back, which is seen whether they were waited for or
-//! not. Never holds anything itself.
+//! Owns the expected time, learned from how long earlier clients took to come back, whether or not they were waited
+//! for. Never holds rows itself.
 
 use std::time::Duration;
 
 use crate::MonoTime;
 
-/// Who has not come back after so many times the usual time will not come soon.
+/// Rows that are not back after this multiple of the usual time will not come soon.
 const PATIENCE: u64 = 2;
 
-/// This part of what waiting may save is always spent on it: usual times are not exact.
+/// This part (1/10) of the possible saving is always spent on waiting: usual times are not exact.
 const GAIN_PART: u64 = 10;
 
-/// One queue's expectations.
+/// The expectations of one queue.
 #[derive(Debug, Default)]
 pub(super) struct Linger {
-    /// When the last batch ended, and with how many rows.
+    /// When the last batch ended, and its number of rows.
     ended: MonoTime,
     ended_rows: u32,
-    /// Rows that came since.
+    /// Rows that came since the last batch ended.
     returned_rows: u32,
-    /// How long as many rows as left take to come back, a running mean; nothing before it was seen.
+    /// Running mean of the time until as many rows are back as left; `None` until seen.
     return_us: Option<u64>,
-    /// Until when to wait, and for how many.
+    /// Until when to wait, and for how many rows.
     waits: Option<(MonoTime, u32)>,
 }
 
 impl Linger {
-    /// A batch has ended, `waiting` rows are here and `limit` fit in a batch. `batch_us(n)` is what n rows take.
+    /// Notes the end of a batch of `rows`. `waiting` rows are here, `limit` fit into a batch, `batch_us(n)` is the time
+    /// of n rows.
     pub(super) fn batch_ended(
         &mut self,
         now: MonoTime,
@@ -44,7 +45,7 @@ impl Linger {
         batch_us: impl Fn(u32) -> u64,
     ) {
         if self.returned_rows < self.ended_rows {
-            // Perhaps they never come; it was at least as long as this.
+            // Perhaps these rows never come back; this is the least time they take.
             self.took(now);
         }
         (self.ended, self.ended_rows, self.returned_rows, self.waits) = (now, rows, 0, None);
@@ -55,7 +56,7 @@ impl Linger {
         let batch_us = |rows| if rows == 0 { 0 } else { batch_us(rows) };
         let apart_us = batch_us(waiting.max(1)).saturating_add(batch_us(rows));
         let together_us = batch_us(target).saturating_add(batch_us(all - target));
-        // What the device saves when they go together is what it may stand still for.
+        // The device may stand still for as long as one common batch saves.
         let gain_us = apart_us.saturating_sub(together_us);
         if let Some(return_us) = self.return_us.filter(|return_us| *return_us < gain_us) {
             let wait_us = (return_us * PATIENCE).max(gain_us / GAIN_PART).min(gain_us);
@@ -63,7 +64,7 @@ impl Linger {
         }
     }
 
-    /// Rows have come.
+    /// Notes that rows have come.
     pub(super) fn arrived(&mut self, now: MonoTime, rows: u32) {
         let before = self.returned_rows;
         self.returned_rows = before.saturating_add(rows);
@@ -72,18 +73,18 @@ impl Linger {
         }
     }
 
-    /// As many rows as left are back, or were waited for so long.
+    /// Learns the time until as many rows were back as left, or until the next batch ended without them.
     fn took(&mut self, now: MonoTime) {
         let took_us = u64::try_from(now.since(self.ended).as_micros()).unwrap_or(u64::MAX);
         self.return_us = Some(self.return_us.map_or(took_us, |usual_us| usual_us.midpoint(took_us)));
     }
 
-    /// Until when to wait with so many rows here; `None`: go.
+    /// Until when to wait with `waiting` rows here; `None`: begin now.
     pub(super) fn until(&self, now: MonoTime, waiting: u32) -> Option<MonoTime> {
         self.waits.filter(|(until, target)| now < *until && waiting < *target).map(|(until, _)| until)
     }
 
-    /// A batch begins.
+    /// Notes that a batch begins.
     pub(super) fn begins(&mut self) {
         self.waits = None;
     }
@@ -108,7 +109,7 @@ mod tests {
         assert_eq!(linger.until(at(0), 4), None, "nobody knows whether they come back");
         linger.begins();
         linger.arrived(at(2000), 4);
-        // A second batch costs 5 ms more, and they need 2.
+        // A second batch costs 5 ms more, and the rows need 2 ms to come back.
         linger.batch_ended(at(5800), 4, 4, 64, batch_us);
         assert_eq!(linger.until(at(5800), 4), Some(at(5800 + 4000)));
         assert_eq!(linger.until(at(7000), 8), None, "all are back");

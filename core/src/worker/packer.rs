@@ -1,4 +1,4 @@
-//! Rows that wait: a queue for each lane, model, place in the way to it, shape of item and demands.
+//! Waiting rows: a queue for each lane, model, stage, form of item and limits.
 //!
 //! ```text
 //!   task ── rows 0..8 ──►  queue (realtime, encode)  ──►  rows of several tasks, one batch
@@ -6,8 +6,8 @@
 //!                          queue (realtime, decode)  ◄───────────┘ rows 0..8, of this task
 //! ```
 //!
-//! Owns who waits and in which order: by priority, clients of equal priority in turn, of one client the first come. Never
-//! knows slots, devices or costs.
+//! Owns which rows wait and their order: by priority, then clients in turn, then within a client first come first
+//! served. Never knows slots, devices or costs.
 
 use std::{cmp::Reverse, collections::BTreeMap, ops::Range, time::Duration};
 
@@ -16,13 +16,13 @@ use proto_msgs::{AttemptId, ClientId, DType, Demands, Digest, InputDecl, Lane};
 use super::{api::BatchId, linger::Linger};
 use crate::MonoTime;
 
-/// Queues that nobody uses are kept for what they know of their clients' habits; beyond this many the stalest is dropped.
+/// Most unused queues kept for what they know of their clients' habits; beyond that the stalest is dropped.
 const IDLE_QUEUES_MAX: usize = 64;
 
-/// Clients of one queue that are remembered without looking who is not ahead of the others: more than attempts at a worker.
+/// Clients of one queue beyond which those not ahead of the others are forgotten: more than attempts at a worker.
 const CLIENTS_MAX: usize = 256;
 
-/// Limits of a run: batches and costs are of one set of them.
+/// Limits of a run. A batch and a cost have one set of them.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Limits {
     cpu_millis: u32,
@@ -37,12 +37,12 @@ impl From<&Demands> for Limits {
     }
 }
 
-/// What one item of an input looks like: rows of others may stand beside it only if theirs look the same.
+/// The form of one item of an input. Rows may share a batch only if their forms are equal.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Form {
     name: Option<String>,
     dtype: Option<u8>,
-    /// The first dimension divided by the items, and the others.
+    /// The first dimension divided by the number of items, and the other dimensions.
     shape: Option<Vec<u64>>,
     item_bytes: u64,
 }
@@ -61,21 +61,21 @@ impl Form {
     }
 }
 
-/// What rows must have in common to run together.
+/// The properties that rows must share to run together.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Kind {
     pub(super) lane: Lane,
-    /// The models passed through so far and, last, the one whose turn it is.
+    /// The models passed so far, then the model that is next.
     pub(super) way: Vec<Digest>,
     pub(super) limits: Limits,
     pub(super) forms: Vec<Form>,
 }
 
-/// One queue. Numbers are not used twice.
+/// The number of a queue. Numbers are never reused.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct QueueId(u64);
 
-/// Consecutive rows of one attempt that wait.
+/// Consecutive waiting rows of one attempt.
 #[derive(Clone, Debug)]
 pub(super) struct Piece {
     pub(super) id: AttemptId,
@@ -84,19 +84,19 @@ pub(super) struct Piece {
     pub(super) deadline: Option<MonoTime>,
     pub(super) rows: Range<u32>,
     pub(super) arrived: MonoTime,
-    /// Where the rows go next.
+    /// The queue of the next stage; `None` after the last one.
     pub(super) next: Option<QueueId>,
     pub(super) company: Company,
 }
 
-/// Whom rows may run with.
+/// Which other rows a piece may run with.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Company {
-    /// With others.
+    /// With rows of other attempts.
     Any,
-    /// With nobody.
+    /// With no other attempt.
     Alone,
-    /// With nobody, because this batch of several failed with them in it.
+    /// With no other attempt, because this batch of several attempts failed with these rows in it.
     AloneAfter(BatchId),
 }
 
@@ -106,16 +106,16 @@ impl Piece {
     }
 }
 
-/// Place in a queue, smaller first.
+/// A place in a queue; the smallest goes first.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Rank {
     priority: Reverse<u8>,
-    /// What the client has had before, in rows.
+    /// Rows that the client was given before.
     start_rows: u64,
     pub(super) arrival: u64,
 }
 
-/// Rows that may run together.
+/// Waiting rows that may run together.
 #[derive(Debug)]
 pub(super) struct Queue {
     pub(super) kind: Kind,
@@ -123,13 +123,13 @@ pub(super) struct Queue {
     by_arrival: BTreeMap<u64, Rank>,
     /// Rows in all pieces.
     pub(super) rows: u32,
-    /// Start-time fair queueing in rows: where each client's last piece ended, and the start of what was taken last.
+    /// Start-time fair queueing in rows: the end of each client's last piece, and the start of the last piece taken.
     ends: BTreeMap<ClientId, u64>,
     virtual_rows: u64,
-    /// Batches of it that run.
+    /// Running batches of this queue.
     pub(super) running: u32,
     pub(super) linger: Linger,
-    /// Attempts whose way leads through it.
+    /// Attempts that pass through this queue.
     users: u32,
     used: MonoTime,
 }
@@ -150,7 +150,7 @@ impl Queue {
         }
     }
 
-    /// Which stage of its attempts this is.
+    /// The stage of its attempts that this queue is for.
     pub(super) fn stage(&self) -> u8 {
         u8::try_from(self.kind.way.len().saturating_sub(1)).unwrap_or(u8::MAX)
     }
@@ -163,7 +163,7 @@ impl Queue {
         self.pieces.len()
     }
 
-    /// In the order in which they are to go; `oldest` lets the first come go first, whoever it is.
+    /// The pieces in the order in which they go. With `oldest` the piece that came first leads, whoever sent it.
     pub(super) fn in_order(&self, oldest: bool) -> impl Iterator<Item = (Rank, &Piece)> {
         let first = self.by_arrival.values().next().filter(|_| oldest).copied();
         let head = first.and_then(|rank| Some((rank, self.pieces.get(&rank)?)));
@@ -192,7 +192,7 @@ impl Queue {
         Some(piece)
     }
 
-    /// Takes up to so many rows of a piece; the others keep their turn, behind what other clients are due.
+    /// Takes up to `rows` rows of a piece. The rest keeps its turn, behind what other clients are due.
     pub(super) fn take(&mut self, rank: Rank, rows: u32) -> Option<Piece> {
         let mut piece = self.remove(rank)?;
         self.virtual_rows = self.virtual_rows.max(rank.start_rows);
@@ -211,19 +211,19 @@ impl Queue {
     }
 }
 
-/// All rows that wait.
+/// All waiting rows of a worker.
 #[derive(Debug, Default)]
 pub(super) struct Packer {
     ids: BTreeMap<Kind, QueueId>,
     queues: BTreeMap<QueueId, Queue>,
     made: u64,
     arrivals: u64,
-    /// When the last rows of the realtime lane came.
+    /// When realtime rows last came.
     realtime_came: Option<MonoTime>,
 }
 
 impl Packer {
-    /// The queue for such rows, for one more attempt.
+    /// Enters one more attempt into the queue of this kind, which is created if needed.
     pub(super) fn enter(&mut self, now: MonoTime, kind: Kind) -> QueueId {
         let id = *self.ids.entry(kind).or_insert_with_key(|kind| {
             self.made += 1;
@@ -238,7 +238,7 @@ impl Packer {
         id
     }
 
-    /// An attempt whose way led through these queues is over: none of its rows waits any more.
+    /// Removes an ended attempt from its queues, with all rows that still wait.
     pub(super) fn leave(&mut self, id: AttemptId, way: &[QueueId]) {
         for number in way {
             let Some(queue) = self.queues.get_mut(number) else { continue };
@@ -252,7 +252,7 @@ impl Packer {
         self.drop_stalest();
     }
 
-    /// An attempt leaves up to as many queues as it has stages.
+    /// Drops the stalest unused queues. An attempt may leave one for each of its stages.
     fn drop_stalest(&mut self) {
         let idle = || self.queues.iter().filter(|(_, queue)| queue.users == 0);
         let surplus = idle().count().saturating_sub(IDLE_QUEUES_MAX);
@@ -276,22 +276,22 @@ impl Packer {
         self.queues.get_mut(&id)
     }
 
-    /// Rows of the realtime lane came not longer ago than this: more are to be expected.
+    /// Whether realtime rows came within this time: more are to be expected.
     pub(super) fn is_realtime_near(&self, now: MonoTime, within: Duration) -> bool {
         self.realtime_came.is_some_and(|came| now < came + within)
     }
 
-    /// Queues in which somebody waits.
+    /// Queues with waiting rows.
     pub(super) fn waiting(&self) -> impl Iterator<Item = (QueueId, &Queue)> {
         self.queues.iter().filter(|(_, queue)| queue.rows > 0).map(|(id, queue)| (*id, queue))
     }
 
-    /// Rows of a lane that wait.
+    /// The number of waiting rows of a lane.
     pub(super) fn rows_of(&self, lane: Lane) -> u32 {
         self.waiting().filter(|(_, queue)| queue.kind.lane == lane).map(|(_, queue)| queue.rows).sum()
     }
 
-    /// Rows wait again, before all others of their priority.
+    /// Puts rows back into the queue, ahead of all others of their priority.
     pub(super) fn push_back(&mut self, id: QueueId, piece: Piece) {
         self.arrivals += 1;
         if let Some(queue) = self.queues.get_mut(&id) {
@@ -300,7 +300,7 @@ impl Packer {
         }
     }
 
-    /// Rows wait from now on.
+    /// Adds rows that wait from now on.
     pub(super) fn push(&mut self, now: MonoTime, id: QueueId, piece: Piece) {
         self.arrivals += 1;
         let arrival = self.arrivals;
@@ -314,12 +314,12 @@ impl Packer {
         let start_rows = queue.virtual_rows.max(*end);
         *end = start_rows.saturating_add(u64::from(piece.len()));
         if queue.ends.len() > CLIENTS_MAX {
-            // Whose last piece ended before what is taken now starts like a stranger.
+            // A client whose last piece ended before the piece taken now starts like a new client.
             let virtual_rows = queue.virtual_rows;
             queue.ends.retain(|_, end| *end > virtual_rows);
         }
         let rank = Rank { priority: Reverse(piece.priority), start_rows, arrival };
-        // What one batch cut in two is one again at the next stage.
+        // Rows that a batch cut in two are one piece again at the next stage.
         let touches = |other: &Piece| other.id == piece.id && [other.company, piece.company] == [Company::Any; 2];
         let beside = |other: &Piece| other.rows.end == piece.rows.start || piece.rows.end == other.rows.start;
         let found = queue.pieces.iter().find(|(_, other)| touches(other) && beside(other)).map(|(rank, _)| *rank);

@@ -1,4 +1,4 @@
-//! Slots: in each of them one batch runs at a time, on a device.
+//! The slots of a worker: each runs one batch at a time, on one device.
 //!
 //! ```text
 //!   slots     realtime 0 · realtime 1 · batch 2 · batch 3       slot i sits on entry i of the device map
@@ -7,7 +7,7 @@
 //!             batch ─────► batch slots
 //! ```
 //!
-//! Owns which slot is free on which device, and what a device owes the batch lane. Never knows what runs.
+//! Owns which slot is free on which device, and the device time owed to the batch lane. Never knows what runs.
 
 use std::collections::BTreeMap;
 
@@ -15,11 +15,11 @@ use proto_msgs::{Lane, Register};
 
 use super::api::{BatchId, SlotId};
 
-/// The batch lane's share of a device for which realtime work competes: a tenth. For nine parts that the realtime lane has, it
-/// is owed one.
+/// While realtime work competes, the batch lane's share of a device is a tenth: it is owed one part for every nine of
+/// the realtime lane.
 const REALTIME_PARTS: i64 = 9;
 
-/// More than this is not owed, microseconds: after hours of realtime work the batch lane does not get minutes at once.
+/// Most device time owed, microseconds: after hours of realtime work the batch lane does not get minutes at once.
 const OWED_US_MAX: i64 = 2_000_000;
 
 #[derive(Debug)]
@@ -27,7 +27,7 @@ struct Slot {
     lane: Lane,
     device: i16,
     batch: Option<BatchId>,
-    /// Memory of the GPU that the batch was promised.
+    /// GPU memory promised to the running batch.
     gpu_memory_bytes: u64,
 }
 
@@ -35,20 +35,20 @@ struct Slot {
 #[derive(Debug)]
 pub(super) struct Slots {
     slots: Vec<Slot>,
-    /// Batches that run on one GPU at once.
+    /// Batches that may run on one GPU at once.
     width: usize,
     /// Memory of each GPU, in the driver's order.
     gpus_bytes: Vec<u64>,
-    /// Device time the batch lane should have had, microseconds; negative if it had more while realtime work waited.
+    /// Device time that the batch lane is owed, microseconds; negative if it had too much while realtime work waited.
     owed_us: BTreeMap<i16, i64>,
-    /// Off only in a test: then every slot counts as free.
+    /// False only in a test: then every slot counts as free.
     counts: bool,
 }
 
 impl Slots {
     pub(super) fn new(register: &Register, width: u16, counts: bool) -> Self {
         let [realtime, batch] = register.slots;
-        // A worker without any would take tasks in and never run them.
+        // A worker without slots would admit tasks and never run them.
         let batch = if realtime == 0 { batch.max(1) } else { batch };
         let lanes = (0..realtime).map(|_| Lane::Realtime).chain((0..batch).map(|_| Lane::Batch));
         let map = if register.device_map.is_empty() { &[-1][..] } else { &register.device_map };
@@ -66,7 +66,7 @@ impl Slots {
         self.slots.iter().any(|slot| slot.device >= 0 && (slot.lane == lane || lane == Lane::Realtime))
     }
 
-    /// Where a batch can begin now: realtime slots first, and of each lane those on the least busy device.
+    /// Slots in which a batch can begin now: realtime slots first, and within a lane those on the least busy device.
     pub(super) fn open(&self) -> Vec<SlotId> {
         let is_open = |slot: &&(usize, &Slot)| !self.counts || slot.1.batch.is_none() && self.has_room(slot.1.device);
         let mut open: Vec<(usize, &Slot)> = self.slots.iter().enumerate().filter(|slot| is_open(&slot)).collect();
@@ -82,12 +82,12 @@ impl Slots {
         self.slots[usize::from(slot.0)].device
     }
 
-    /// Both lanes share what slots there are: the realtime lane has none of its own.
+    /// Whether both lanes share all slots: the realtime lane has none of its own.
     pub(super) fn are_shared(&self) -> bool {
         self.of_lane(Lane::Realtime) == 0
     }
 
-    /// A batch of one lane can keep the other one waiting on this device.
+    /// Whether a batch of one lane can make the other lane wait on this device.
     pub(super) fn is_contended(&self, device: i16) -> bool {
         device >= 0 || self.are_shared()
     }
@@ -100,8 +100,8 @@ impl Slots {
         device < 0 || self.running_on(device) < self.width
     }
 
-    /// Whether the device has that much memory beside what those that run on it were promised. A device on which nobody has any
-    /// is tried, whatever it has.
+    /// Whether the device has this much memory left beside what its running batches were promised. A device without any
+    /// promise is tried in any case.
     pub(super) fn has_memory(&self, device: i16, wanted_bytes: u64) -> bool {
         let running = self.slots.iter().filter(|slot| slot.device == device && slot.batch.is_some());
         let promised_bytes = running.fold(0_u64, |sum, slot| sum.saturating_add(slot.gpu_memory_bytes));
@@ -111,7 +111,7 @@ impl Slots {
             || size_bytes.is_none_or(|size| promised_bytes.saturating_add(wanted_bytes) <= *size)
     }
 
-    /// Batches of a lane that can begin now in its own slots, with what devices have room for.
+    /// The number of batches that can begin now in a lane's own slots, within the width of each device.
     pub(super) fn spare(&self, lane: Lane) -> u32 {
         let lane = if self.are_shared() { Lane::Batch } else { lane };
         let mut room: BTreeMap<i16, usize> = BTreeMap::new();
@@ -135,8 +135,9 @@ impl Slots {
         }
     }
 
-    /// The device was used by a lane, while these lanes wait for it. What the batch lane is owed grows only while it has work
-    /// for it; what it had too much, because a batch took longer than expected, counts only if that kept realtime work waiting.
+    /// Books device time used by a lane; `waits` names the lanes that wait. The batch lane's claim grows only while it
+    /// has work. What it had too much, because a batch took longer than expected, counts only if realtime work waited
+    /// for it.
     pub(super) fn spent(&mut self, device: i16, lane: Lane, run_us: u64, waits: [bool; 2]) {
         let run_us = i64::try_from(run_us).unwrap_or(i64::MAX);
         let owed_us = self.owed_us.entry(device).or_default();
@@ -149,7 +150,7 @@ impl Slots {
         *owed_us = (*owed_us).min(OWED_US_MAX);
     }
 
-    /// It is the batch lane's turn on this device, for a batch that takes so long.
+    /// Whether the batch lane is owed this device for a batch that takes `run_us`.
     pub(super) fn owes(&self, device: i16, run_us: u64) -> bool {
         let owed_us = self.owed_us.get(&device).copied().unwrap_or(0);
         owed_us >= i64::try_from(run_us).unwrap_or(i64::MAX).clamp(1, OWED_US_MAX)

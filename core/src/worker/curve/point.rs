@@ -1,26 +1,27 @@
-//! What batches of about one size take: a running mean that forgives an outlier and believes a new speed.
+//! The run time of batches of about one size: a running mean that forgives an outlier and adopts a new speed.
 //!
-//! Owns how a measurement is taken in. Never what follows from it.
+//! Owns how a measurement is taken in. Never decides what follows from it.
 
-/// The first runs of a size prepare buffers and kernels: only then is it believed that the size does not pay.
+/// Runs of a size before it may be judged not to pay: the first ones prepare buffers and kernels.
 pub(super) const JUDGED_AFTER: u32 = 3;
 
-/// So many times in a row far from what was expected is no outlier but another speed.
+/// After this many surprises in a row the speed counts as new, not as an outlier.
 const SURPRISES: u8 = 3;
 
-/// A point of the curve: running means.
+/// A point of the curve, as running means.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Point {
     pub(super) rows_milli: u64,
     pub(super) us: u64,
     pub(super) count: u32,
-    /// Times in a row that took less than half or more than twice of what was expected.
+    /// Latest runs in a row that took less than half or more than twice the expected time.
     surprises: u8,
 }
 
 impl Point {
-    /// The first few are a minimum, for what is cold is slow; then each moves the mean by an eighth, and an outlier by no
-    /// more than as if it had taken twice as long as expected. Several outliers in a row are the truth.
+    /// Takes in one run. The first runs give a minimum, since cold ones are slow. Then each run moves the mean by an
+    /// eighth, where an outlier counts as at most twice, or at least half, the expected time. Several outliers in a row
+    /// replace the mean.
     pub(super) fn learn(&mut self, rows: u32, us: u64) {
         let rows_milli = u64::from(rows) * 1000;
         let expected_us = self.us.saturating_mul(rows_milli) / self.rows_milli.max(1);
@@ -46,7 +47,7 @@ impl Point {
         u32::try_from((self.rows_milli + 500) / 1000).unwrap_or(u32::MAX)
     }
 
-    /// Nanoseconds for one item.
+    /// Nanoseconds per item.
     pub(super) fn item_ns(&self) -> u64 {
         self.us.saturating_mul(1_000_000) / self.rows_milli.max(1)
     }
