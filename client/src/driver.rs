@@ -1,6 +1,6 @@
-//! The one task that owns a client: every source becomes an event of the core's machine, every action is carried out here.
-//! Owns the broker's connection, the links and the sessions. Never decides: between an event and the last of its actions
-//! nothing is awaited.
+//! The async task that owns a client: turns every source into an event of the core's machine and carries out every
+//! action. Owns the broker's connection, the links and the sessions. Never decides: between an event and the last of
+//! its actions nothing is awaited.
 
 mod direct;
 
@@ -35,16 +35,16 @@ use crate::{
     task::Payload,
 };
 
-/// Reports of links and transfers that may wait; beyond, links are not read and transfers pause.
+/// Reports of links and transfers that may wait. Beyond, links are not read and transfers pause.
 const HAPPENED_MAX: usize = 256;
 
-/// Questions are repeated, abandoned tasks noticed and idle links closed this often.
+/// How often questions are repeated, abandoned tasks noticed and idle links closed.
 const TICK: Duration = Duration::from_secs(1);
 
-/// What is said last gets this long to leave.
+/// Time that the last messages get to leave.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
-/// What a driver is made of.
+/// The parts of a new driver.
 pub(crate) struct Setup {
     pub(crate) client: ClientId,
     pub(crate) context: Context,
@@ -84,11 +84,11 @@ pub(crate) struct Driver {
     questions: Questions,
     endpoints: Vec<String>,
     spool: Spool,
-    /// Ends that the broker has not been told of.
+    /// `Close` messages not yet sent to the broker.
     closes: Vec<Frame>,
-    /// … and of which everybody else here knows by now.
+    /// Whether `closes` has waited for one turn of the loop, so that the tasks' callers know their ends.
     closes_have_waited: bool,
-    /// Events that carrying out an action brought about; handled when its siblings are done.
+    /// Events raised while an action is carried out. They are handled after its sibling actions.
     raised: VecDeque<Event>,
     is_stepping: bool,
     waits: u64,
@@ -102,7 +102,7 @@ impl Driver {
         let (door, listened) = setup.listener.map(Listener::spawn).unzip();
         Self {
             origin: Instant::now(),
-            // A little sooner than the machine gives up, so that the user learns which address was tried.
+            // A little shorter than the machine's own limit, so that the user learns which address was tried.
             connect_wait: config.connect_wait.mul_f32(0.9),
             machine: Client::new(config),
             broker: setup.broker,
@@ -131,7 +131,7 @@ impl Driver {
             let deadline = self.machine.next_deadline();
             let at = self.origin + Duration::from_micros(deadline.map_or(0, MonoTime::as_micros));
             let later = self.links.later_due().unwrap_or(self.origin);
-            // Whoever waited for a task has its turn first: what it submits next leaves together with the close.
+            // The task's caller gets a turn first: its next submission leaves together with the close.
             if self.closes_have_waited {
                 self.say_closes();
             }
@@ -153,12 +153,12 @@ impl Driver {
         };
         self.close().await;
         if let Some(reply) = closed {
-            // Whoever asked may have left.
+            // The caller may have left.
             let _ = reply.send(());
         }
     }
 
-    /// One event, all its actions, and the events that these bring about at once.
+    /// Handles one event: carries out its actions, and handles the events that these raise at once.
     fn step(&mut self, event: Event) {
         self.raised.push_back(event);
         if std::mem::replace(&mut self.is_stepping, true) {
@@ -202,7 +202,7 @@ impl Driver {
             }
             Command::Fetch { task, watcher } if self.live.contains_key(&task) => {
                 let failure = Failure::new(ErrorCode::Conflict, "this program waits for the task already");
-                // Whoever asked may have left.
+                // The caller may have left.
                 let _ = watcher.done.send(Err(TaskError::Failed(failure)));
             }
             Command::Fetch { task, watcher } => {
@@ -225,7 +225,7 @@ impl Driver {
                 let message = self.questions.ask(question, reply);
                 self.tell_broker(&message);
             }
-            // Taken by the loop itself.
+            // Handled by `run`.
             Command::Close { .. } => {}
         }
     }
@@ -254,7 +254,7 @@ impl Driver {
             Ok(frame) if matches!(message, ClientToBroker::Close(_)) => self.closes.push(frame),
             Ok(frame) => {
                 self.say_closes();
-                // What cannot be queued is said again: the machine and the questions repeat themselves.
+                // A message that cannot be queued is sent again later: the machine and the questions repeat theirs.
                 let _ = self.broker.send(frame);
             }
             Err(error) => tracing::warn!(%error, message = message.name(), "message not sent"),
@@ -282,7 +282,7 @@ impl Driver {
             }
             Err(error @ (DecodeError::Version { .. } | DecodeError::Unsupported { .. })) => {
                 if matches!(error, DecodeError::Version { .. }) {
-                    // Queue full: it will hear it another time.
+                    // If the queue is full, the broker hears it another time.
                     let _ = self.broker.send(Frame::unsupported());
                 }
                 self.refused(&format!("the broker at {} cannot be used: {error}", self.broker.endpoint()));
@@ -291,7 +291,7 @@ impl Driver {
         }
     }
 
-    /// The broker will never answer: nothing is to be hoped for.
+    /// Ends all questions and tasks: the broker will never answer.
     fn refused(&mut self, why: &str) {
         self.questions.fail(why);
         for (task, live) in std::mem::take(&mut self.live) {
@@ -323,7 +323,7 @@ impl Driver {
 
     fn tell_user(&self, task: TaskId, news: News) {
         if let Some(live) = self.live.get(&task) {
-            // News is for watching; whoever does not read it misses nothing that matters.
+            // News is only informative, so unread news may be lost.
             let _ = live.watcher.news.try_send(news);
         }
     }
@@ -354,7 +354,7 @@ impl Driver {
         let _ = live.watcher.done.send(result);
     }
 
-    /// Takes back what is still attached, then lets everything that was said leave.
+    /// Cancels all attached tasks, then waits until queued messages have left.
     async fn close(mut self) {
         let tasks: Vec<TaskId> = self.live.keys().copied().collect();
         for task in tasks {
@@ -407,7 +407,7 @@ fn live_timings(
     }
 }
 
-/// The next message at the listener; never, if there is none.
+/// The listener's next message; pending for ever if there is no listener.
 async fn next_of(listened: &mut Option<Inbox<Received>>) -> Received {
     if let Some(inbox) = listened
         && let Some(received) = inbox.recv().await

@@ -1,5 +1,5 @@
-//! What the driver is told: by the handles of tasks, and by the tasks of links and transfers. Owns the messages; never acts on
-//! one, so that everybody may know them and they know nobody.
+//! Messages to the driver, from the handles of tasks and from the async tasks of links and transfers. Owns the
+//! messages. Never acts on one, so every module may depend on it and it depends on none of them.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{News, TaskError, TaskResult, questions::Reply, task::Payload};
 
-/// A connection as this process numbers it; never used twice.
+/// The number of a connection in this process; never reused.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct LinkId(pub(crate) u64);
 
-/// What the handles want.
+/// A request of a [`Mesh`](crate::Mesh) or task handle.
 #[derive(Debug)]
 pub(crate) enum Command {
     Submit { spec: Box<TaskSpec>, payload: Arc<Payload>, watcher: Watcher },
@@ -27,14 +27,14 @@ pub(crate) enum Command {
     Close { reply: oneshot::Sender<()> },
 }
 
-/// Who waits for a task.
+/// The channels to the handle that waits for a task.
 #[derive(Debug)]
 pub(crate) struct Watcher {
     pub(crate) news: mpsc::Sender<News>,
     pub(crate) done: oneshot::Sender<Result<TaskResult, TaskError>>,
 }
 
-/// What the tasks of links and transfers report.
+/// A report of a link's or transfer's async task.
 #[derive(Debug)]
 pub(crate) enum Happened {
     Dialled { link: LinkId, result: Result<Dialer, DialError> },

@@ -1,5 +1,5 @@
-//! Inputs as the user has them, in memory or in files. Owns their digests, the check that a file is still the one that was
-//! hashed, and how items are put one behind the other; never what the model wants.
+//! Inputs as the user has them, in memory or in files. Owns their digests, the check that a file has not changed since
+//! it was hashed, and the stacking of items. Never: what the model expects.
 
 use std::{
     fmt,
@@ -31,35 +31,35 @@ pub(crate) enum Data {
 }
 
 impl Input {
-    /// Raw little-endian elements in row-major order, as the model wants them.
+    /// Raw little-endian elements in row-major order, as the model expects them.
     pub fn raw(bytes: impl Into<Bytes>) -> Self {
         Self { name: None, dtype: None, shape: None, data: Data::Memory(bytes.into()) }
     }
 
-    /// A file of raw little-endian elements in row-major order. Hashed when the task is submitted, read again when sent.
+    /// A file of raw little-endian elements in row-major order. Hashed at submission, read again when sent.
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Self { name: None, dtype: None, shape: None, data: Data::File(path.into()) }
     }
 
-    /// A tensor: the worker compares type and shape with the model's.
+    /// A tensor. The worker compares its type and shape with the model's.
     pub fn tensor(dtype: DType, shape: impl Into<Vec<u64>>, bytes: impl Into<Bytes>) -> Self {
         Self::raw(bytes).shaped(dtype, shape)
     }
 
-    /// Says what the bytes are, where the model leaves it open.
+    /// Sets type and shape of the bytes, where the model leaves them open.
     pub fn shaped(mut self, dtype: DType, shape: impl Into<Vec<u64>>) -> Self {
         self.dtype = Some(dtype);
         self.shape = Some(shape.into());
         self
     }
 
-    /// For the model's input of this name; without a name inputs are taken by position.
+    /// Sets the name of the model's input. Inputs without a name are assigned by position.
     pub fn named(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// Length of the data, if it is in memory.
+    /// Length of the data in bytes, if it is in memory.
     pub(crate) fn memory_bytes(&self) -> Option<usize> {
         match &self.data {
             Data::Memory(bytes) => Some(bytes.len()),
@@ -67,10 +67,10 @@ impl Input {
         }
     }
 
-    /// Length of the data, now.
+    /// Length of the data in bytes, now.
     ///
     /// # Errors
-    /// If its file cannot be looked at.
+    /// If the file's size cannot be read.
     pub fn size_bytes(&self) -> io::Result<u64> {
         match &self.data {
             Data::Memory(bytes) => Ok(bytes.len() as u64),
@@ -78,19 +78,19 @@ impl Input {
         }
     }
 
-    /// Whether the two can stand one behind the other: the same input of the model, of one known type and shape. Strings
-    /// cannot, since nobody could tell where one item's end.
+    /// Whether two inputs can be stacked: the same input of the model, of one known type and shape. Strings cannot,
+    /// since the end of an item's strings would be unknown.
     pub fn joins(&self, other: &Self) -> bool {
         let has_rows = self.shape.as_ref().is_some_and(|shape| !shape.is_empty());
         let has_size = self.dtype.is_some_and(|dtype| dtype.size_bytes().is_some());
         has_rows && has_size && (&self.name, self.dtype, &self.shape) == (&other.name, other.dtype, &other.shape)
     }
 
-    /// The same input of several items, one behind the other along the first dimension, for [`Task::items`]. Blocks while it reads files: in async code, call it
-    /// in `spawn_blocking` if they are large.
+    /// Stacks the same input of several items along the first dimension, for [`Task::items`]. Blocks while it reads
+    /// files: in async code, call it in `spawn_blocking` if they are large.
     ///
     /// # Errors
-    /// If they do not [join](Self::joins), or a file cannot be read or is not as long as its shape says.
+    /// If the items do not [join](Self::joins), or a file cannot be read or is not as long as its shape says.
     ///
     /// [`Task::items`]: crate::Task::items
     pub fn join(items: Vec<Self>) -> Result<Self, SubmitError> {
@@ -110,7 +110,7 @@ impl Input {
         for item in &items {
             let before = joined.len();
             item.data.append_to(&mut joined)?;
-            // Each by itself: one that is too long and one that is too short would shift all rows between them.
+            // Each item is checked: one too long and one too short would shift all rows between them.
             if joined.len() - before != each {
                 let text = format!("{item}: {} bytes are not what its shape says", joined.len() - before);
                 return Err(SubmitError::Invalid(text));
@@ -123,10 +123,10 @@ impl Input {
         Ok(Self { shape, data: Data::Memory(joined.into()), ..first })
     }
 
-    /// One of the items that were [joined](Self::join). Nothing is copied.
+    /// Returns one of the [joined](Self::join) items, without a copy.
     ///
     /// # Errors
-    /// If the input was not made of `items` items in memory, or there is no such item.
+    /// If the input does not consist of `items` items in memory, or there is no such item.
     pub fn part(&self, index: u32, items: u32) -> Result<Self, SubmitError> {
         let (index, items) = (index as usize, items as usize);
         match (&self.data, &self.shape) {
@@ -146,7 +146,7 @@ impl Input {
         }
     }
 
-    /// What type and shape say its length is; `None` if they do not.
+    /// The length in bytes according to type and shape; `None` if one of them is unknown.
     fn data_bytes(&self) -> Option<u64> {
         let element_bytes = self.dtype?.size_bytes()? as u64;
         self.shape.as_ref()?.iter().try_fold(element_bytes, |bytes, dimension| bytes.checked_mul(*dimension))
@@ -161,7 +161,7 @@ impl Input {
     }
 }
 
-/// `x: FP32 [1, 3]`, with what is known of it.
+/// `x: FP32 [1, 3]`, as far as name, type and shape are known.
 impl fmt::Display for Input {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(name) = &self.name {
@@ -195,7 +195,7 @@ fn unreadable(error: UploadError) -> SubmitError {
     }
 }
 
-/// Bytes that were hashed.
+/// Bytes that were hashed, and how to notice a changed file.
 #[derive(Clone, Debug)]
 pub(crate) struct Blob {
     data: Data,
@@ -203,7 +203,7 @@ pub(crate) struct Blob {
     size_bytes: u64,
 }
 
-/// What changes with a file's content.
+/// File attributes that change with its content.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Stamp {
     inode: u64,
@@ -218,8 +218,8 @@ impl Stamp {
     }
 }
 
-/// Files up to this size are read once and kept until their task ends: to be opened, read and watched for changes a second time
-/// costs more.
+/// Files up to this size are read once and kept until their task ends: opening, reading and checking them for changes a
+/// second time costs more.
 const KEPT_BYTES_MAX: u64 = 1 << 20;
 
 impl Blob {
@@ -241,20 +241,20 @@ impl Blob {
         }
         let digest = source.digest()?;
         let blob = Self { data, stamp, size_bytes: source.size_bytes() };
-        // Also notices a file that changed between the stamp and the end of the hashing.
+        // This check also notices a file that changed between the stamp and the end of the hashing.
         blob.source()?;
         Ok((blob, digest))
     }
 
-    /// Length.
+    /// Length in bytes.
     pub(crate) fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
 
-    /// The bytes, to be sent.
+    /// The bytes to send.
     ///
     /// # Errors
-    /// If the file is gone, or not the one that was hashed.
+    /// If the file is gone, or has changed since it was hashed.
     pub(crate) fn source(&self) -> Result<Source, UploadError> {
         if let (Some(stamp), Data::File(path)) = (self.stamp, &self.data)
             && Stamp::of(path)? != stamp
@@ -265,7 +265,7 @@ impl Blob {
     }
 }
 
-/// A file's bytes, not more than so many.
+/// The first `bytes_max` bytes of a file.
 fn read(path: &Path, bytes_max: u64) -> Result<Bytes, UploadError> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(bytes_max).read_to_end(&mut bytes));

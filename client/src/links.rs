@@ -1,5 +1,5 @@
-//! Direct connections to workers: one for each worker, kept for all its attempts, dialled by either side. Owns sockets and
-//! the tasks that read them; never knows what is said on them.
+//! Direct connections to workers: one per worker, shared by all its attempts, dialled by either side. Owns sockets and
+//! the async tasks that read them. Never: the meaning of the messages.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,21 +12,21 @@ use tokio::{sync::mpsc, task::AbortHandle};
 
 use crate::happened::{Happened, LinkId};
 
-/// A connection that no attempt has used for this long is closed: it costs the worker a socket.
+/// A link unused for this long is closed: it costs the worker a socket.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
-/// What is queued on a connection gets this long to leave when it is closed.
+/// Time that queued messages get to leave when a link closes.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
-/// A message that nobody waits for gets this long to find company. Closed loops open their next attempt in less.
+/// Longest delay of a message that nobody waits for, until others join it. Closed loops open their next attempt sooner.
 const LATER_WAIT: Duration = Duration::from_millis(10);
 
-/// So many of them are company enough.
+/// Delayed messages that are sent at once, without waiting for more.
 const LATER_MAX: usize = 64;
 
 #[derive(Debug)]
 enum State {
-    /// Being made, for these attempts.
+    /// The connection is being made; these attempts wait for it.
     Dialling(Vec<AttemptId>),
     Up(Outlet),
 }
@@ -35,14 +35,14 @@ enum State {
 struct Link {
     worker: WorkerId,
     state: State,
-    /// Reads the connection, or makes it. None where the worker dialled: the listener is read by the driver.
+    /// Reads the connection, or makes it. `None` if the worker dialled: the driver reads the listener.
     task: Option<AbortHandle>,
     used: Instant,
-    /// What it carried when it was busy; 0 if unknown.
+    /// Speed measured under load; 0 if unknown.
     bytes_per_s: u64,
-    /// Models that the worker was seen to have: the broker learns of them a heartbeat later.
+    /// Models that the worker was seen to have. The broker learns of them one heartbeat later.
     delivered: BTreeSet<Digest>,
-    /// What goes with the next message.
+    /// Messages that are sent with the next one.
     later: Vec<Frame>,
 }
 
@@ -54,13 +54,13 @@ impl Drop for Link {
     }
 }
 
-/// What a link to a worker can do for an attempt right now.
+/// The state of the link to a worker, for an attempt.
 pub(crate) enum Way {
-    /// Use it.
+    /// The link is up.
     Up(LinkId, Outlet),
-    /// It is being made; the attempt will be named when it stands, or not.
+    /// The link is being made. [`Links::dialled`] will name the attempt when it is up or has failed.
     Coming,
-    /// There is none.
+    /// There is no link.
     None,
 }
 
@@ -99,7 +99,7 @@ impl Links {
         Self { context, happened, door, admitted, made: 0, links, by_worker, by_peer, later_due: None }
     }
 
-    /// The way to the worker for this attempt.
+    /// The link to the worker for this attempt.
     pub(crate) fn way(&mut self, worker: WorkerId, id: AttemptId) -> Way {
         let Some(link_id) = self.by_worker.get(&worker).copied() else { return Way::None };
         let Some(link) = self.links.get_mut(&link_id) else { return Way::None };
@@ -115,14 +115,14 @@ impl Links {
         }
     }
 
-    /// Begins to dial the grant's worker; ends in [`Happened::Dialled`].
+    /// Starts dialling the grant's worker. The result arrives as [`Happened::Dialled`].
     pub(crate) fn dial(&mut self, grant: &Grant, within: Duration) {
         let link_id = self.next_id();
         let (context, happened) = (self.context.clone(), self.happened.clone());
         let (endpoints, key) = (grant.endpoints.clone(), grant.worker_key);
         let task = tokio::spawn(async move {
             let result = dial_first(&context, &endpoints, key, Limits::DIRECT, within).await;
-            // If the driver is gone nobody wants the connection.
+            // If the driver is gone, the connection is not needed.
             let _ = happened.send(Happened::Dialled { link: link_id, result }).await;
         });
         let state = State::Dialling(vec![grant.id]);
@@ -140,7 +140,7 @@ impl Links {
         );
     }
 
-    /// The connection stands, or not: the attempts that waited for it.
+    /// Handles the result of dialling. Returns the attempts that waited for the link.
     pub(crate) fn dialled(
         &mut self,
         link_id: LinkId,
@@ -172,19 +172,19 @@ impl Links {
         }
     }
 
-    /// An upload has measured the link.
+    /// Stores the speed that an upload has measured.
     pub(crate) fn measured(&mut self, link_id: LinkId, bytes_per_s: u64) {
         if let Some(link) = self.links.get_mut(&link_id).filter(|_| bytes_per_s > 0) {
             link.bytes_per_s = bytes_per_s;
         }
     }
 
-    /// What the link carried when it was busy; 0 if unknown.
+    /// The link's speed under load in bytes per second; 0 if unknown.
     pub(crate) fn bytes_per_s(&self, link_id: LinkId) -> u64 {
         self.links.get(&link_id).map_or(0, |link| link.bytes_per_s)
     }
 
-    /// The worker has this model. Should it drop it again, it asks for it.
+    /// Notes that the worker has this model. If the worker drops it later, it asks for it.
     pub(crate) fn delivered(&mut self, link_id: LinkId, model: Digest) {
         if let Some(link) = self.links.get_mut(&link_id) {
             if link.delivered.len() >= limits::HELD_MAX {
@@ -199,14 +199,14 @@ impl Links {
         self.links.get(&link_id).is_some_and(|link| link.delivered.contains(&model))
     }
 
-    /// Lets the worker's key in at the listener.
+    /// Admits the worker's key at the listener.
     pub(crate) fn expect(&self, key: Option<PublicKey>) {
         if let Some(key) = key {
             self.admitted.insert(key);
         }
     }
 
-    /// A worker has dialled in: its connection replaces any other to the same worker.
+    /// Registers a worker that dialled in. Its connection replaces any other to the same worker.
     pub(crate) fn dialled_in(&mut self, worker: WorkerId, peer: PeerId) -> Option<(LinkId, Outlet)> {
         let outlet = self.door.as_ref()?.to(peer);
         if let Some(old) = self.by_worker.get(&worker).copied() {
@@ -229,12 +229,12 @@ impl Links {
         Some((link_id, outlet))
     }
 
-    /// The link on which a peer of the listener speaks.
+    /// The link of a peer at the listener.
     pub(crate) fn of_peer(&self, peer: PeerId) -> Option<LinkId> {
         self.by_peer.get(&peer).copied()
     }
 
-    /// Sends without waiting; a message that cannot be sent is lost, as any message may be.
+    /// Sends without waiting. A message that cannot be sent is lost, as any message may be.
     pub(crate) fn send(&mut self, link_id: LinkId, frame: Frame) {
         let Some(link) = self.links.get_mut(&link_id) else { return };
         link.used = Instant::now();
@@ -242,7 +242,7 @@ impl Links {
         link.say_all();
     }
 
-    /// Sends with the next message, or at [`Self::later_due`]: what nobody waits for is not worth a packet of its own.
+    /// Sends a message with the next one, or at [`Self::later_due`]: it is not worth its own packet.
     pub(crate) fn send_later(&mut self, link_id: LinkId, frame: Frame) {
         let Some(link) = self.links.get_mut(&link_id) else { return };
         link.later.push(frame);
@@ -253,18 +253,18 @@ impl Links {
         }
     }
 
-    /// When [`Self::say_later`] is wanted.
+    /// When to call [`Self::say_later`].
     pub(crate) fn later_due(&self) -> Option<Instant> {
         self.later_due
     }
 
-    /// Sends what had no company.
+    /// Sends the messages that still wait.
     pub(crate) fn say_later(&mut self) {
         self.later_due = None;
         self.links.values_mut().for_each(Link::say_all);
     }
 
-    /// The connection is of no use any more.
+    /// Forgets a link and closes it.
     pub(crate) fn drop_link(&mut self, link_id: LinkId) {
         if let Some(link) = self.links.remove(&link_id)
             && self.by_worker.get(&link.worker) == Some(&link_id)
@@ -274,7 +274,7 @@ impl Links {
         self.by_peer.retain(|_, of| *of != link_id);
     }
 
-    /// Closes what has been idle too long; `busy` are links that attempts use.
+    /// Closes links that have been idle too long; `busy` tells whether attempts use a link.
     pub(crate) fn retire_idle(&mut self, busy: impl Fn(LinkId) -> bool) {
         let idle = |(id, link): (&LinkId, &Link)| {
             (link.used.elapsed() > IDLE_MAX && matches!(link.state, State::Up(_)) && !busy(*id)).then_some(*id)
@@ -285,7 +285,7 @@ impl Links {
         }
     }
 
-    /// Closes everything once what is queued has left.
+    /// Closes all links after their queued messages have left.
     pub(crate) async fn close(&mut self) {
         self.say_later();
         let outlets = self.links.values().filter_map(|link| match &link.state {
@@ -301,7 +301,7 @@ impl Links {
                 door.close().await;
             }
         };
-        // Whoever does not read by now will learn it from the silence.
+        // A worker that does not read by now will notice the silence.
         let _ = tokio::time::timeout(CLOSE_WAIT, all).await;
         self.links.clear();
     }

@@ -1,5 +1,5 @@
-//! The door of the SDK: a connection to the mesh, and the tasks submitted through it. Owns no state of its own: everything
-//! is asked of the driver.
+//! The entry of the SDK: a connection to the mesh, and the tasks submitted through it. Owns no state: every call asks
+//! the driver.
 
 use std::{cmp::Reverse, sync::Arc, time::Duration};
 
@@ -20,16 +20,16 @@ use crate::{
     task::blocking,
 };
 
-/// Commands that may wait for the driver: callers beyond wait themselves.
+/// Commands that may wait for the driver. Further callers wait themselves.
 const COMMANDS_MAX: usize = 256;
 
-/// News of one task that may wait to be read; later news is dropped until there is room, the result never is.
+/// Unread news of one task. Later news is dropped until there is room; the result is never dropped.
 const NEWS_MAX: usize = 64;
 
-/// A question is given up after this long unless [`Mesh::asking_within`] says otherwise.
+/// Time limit of a question, unless [`Mesh::asking_within`] sets another.
 const ASK_WITHIN: Duration = Duration::from_secs(10);
 
-/// A connection to the mesh. Cheap to clone; the connection is closed with the last clone and [`TaskHandle`], see also
+/// A connection to the mesh. Cheap to clone. It closes with its last clone and [`TaskHandle`], see also
 /// [`Mesh::close`].
 #[derive(Clone, Debug)]
 pub struct Mesh {
@@ -46,10 +46,10 @@ struct Shared {
 }
 
 impl Mesh {
-    /// Joins the mesh: waits until the broker's connection stands. From then on a broker that goes away is waited for.
+    /// Joins the mesh: waits until the broker's connection is up. If the broker goes away later, waits for it.
     ///
     /// # Errors
-    /// If the broker does not answer in time or refuses, or keys, addresses or the state folder cannot be used.
+    /// If the broker does not answer in time or refuses, or if keys, addresses or the state folder cannot be used.
     pub async fn connect(options: Options) -> Result<Self, ConnectError> {
         options::check_advertised(&options.advertise)?;
         let client = options::client_id(&options.state_dir)?;
@@ -84,22 +84,22 @@ impl Mesh {
         Ok(Self { commands, shared, ask_within: ASK_WITHIN })
     }
 
-    /// Who this client is.
+    /// The id of this client.
     pub fn client_id(&self) -> ClientId {
         self.shared.client
     }
 
-    /// The same connection, with another patience for answers of the broker (tasks are not questions).
+    /// Sets the time limit for answers to questions. Tasks are not questions.
     pub fn asking_within(mut self, within: Duration) -> Self {
         self.ask_within = within;
         self
     }
 
-    /// Submits a task. Returns once its inputs are hashed; the task then runs its course whether it is waited for or not,
-    /// until the handle is dropped: that cancels it.
+    /// Submits a task. Returns once its inputs are hashed. The task then runs whether or not the caller waits for it.
+    /// Dropping the handle cancels it.
     ///
     /// # Errors
-    /// If an input cannot be read or something is beyond a limit: nothing was sent then.
+    /// If an input cannot be read or a limit is exceeded. Nothing has been sent then.
     pub async fn submit(&self, task: Task) -> Result<TaskHandle, SubmitError> {
         let id: TaskId = Uuid::now_v7().into();
         let direction = self.shared.direction;
@@ -114,10 +114,10 @@ impl Mesh {
         Ok(handle)
     }
 
-    /// The result of a detached task, also of one that another process of this client submitted. Waits until it is there.
+    /// Waits for the result of a detached task, even if another process of this client submitted it.
     pub async fn fetch(&self, task: TaskId) -> TaskHandle {
         let (watcher, handle) = self.watch(task);
-        // If the driver is gone the handle says so.
+        // If the driver is gone, the handle reports it.
         let _ = self.commands.send(Command::Fetch { task, watcher }).await;
         handle
     }
@@ -129,11 +129,11 @@ impl Mesh {
         (Watcher { news, done }, handle)
     }
 
-    /// Stops a task, also one that another process of this client submitted. `Ok` holds how the task ended: cancelled, or
-    /// as it had ended before.
+    /// Stops a task, even if another process of this client submitted it. `Ok` holds the task's outcome: cancelled, or
+    /// how it had ended before.
     ///
     /// # Errors
-    /// If there is no such task, or no answer.
+    /// If there is no such task, or the broker does not answer.
     pub async fn cancel(&self, task: TaskId) -> Result<Outcome, AskError> {
         let (reply, answer) = oneshot::channel();
         let outcome = self.answered(Command::Cancel { task, reply: Some(reply) }, answer).await?;
@@ -146,7 +146,7 @@ impl Mesh {
         }
     }
 
-    /// The broker's own view of the mesh.
+    /// The broker's view of the mesh.
     ///
     /// # Errors
     /// If the broker does not answer.
@@ -157,7 +157,7 @@ impl Mesh {
         }
     }
 
-    /// All workers alive, in order of id.
+    /// All live workers, in order of id.
     ///
     /// # Errors
     /// If the broker does not answer.
@@ -176,7 +176,7 @@ impl Mesh {
         self.pages(ask, rows, |view| Reverse(view.task), rows_max).await
     }
 
-    /// What models cost at the workers that have run them, in order of worker and model.
+    /// The cost of each model at each worker that has run it, in order of worker and model.
     ///
     /// # Errors
     /// If the broker does not answer.
@@ -185,7 +185,7 @@ impl Mesh {
         self.pages(|after| Question::Models { after }, rows, |view| (view.worker, view.cost.model), usize::MAX).await
     }
 
-    /// Asks page by page, each for what stands behind the last row of the one before, until there are enough rows or no more.
+    /// Asks page by page, each time for the rows after the last one received, until there are enough rows or no more.
     async fn pages<R, K: Copy + PartialOrd>(
         &self,
         ask: impl Fn(Option<K>) -> Question,
@@ -197,7 +197,7 @@ impl Mesh {
         loop {
             let after = all.last().map(&key);
             let page = rows(self.ask(ask(after)).await?).ok_or_else(unexpected)?;
-            // A page that does not go on behind the last one would be asked for without end.
+            // A page that does not continue after the last row would be asked for without end.
             let goes_on = page.first().is_some_and(|first| after.is_none_or(|after| key(first) > after));
             if goes_on {
                 all.extend(page);
@@ -209,10 +209,10 @@ impl Mesh {
         }
     }
 
-    /// One task.
+    /// The broker's view of one task.
     ///
     /// # Errors
-    /// If there is no such task, or no answer.
+    /// If there is no such task, or the broker does not answer.
     pub async fn status(&self, task: TaskId) -> Result<TaskView, AskError> {
         match self.ask(Question::Task(task)).await? {
             AnswerBody::Task(view) => Ok(view),
@@ -221,10 +221,10 @@ impl Mesh {
         }
     }
 
-    /// Why a task is where it is, or nowhere.
+    /// Why a task is at its worker, or still has none.
     ///
     /// # Errors
-    /// If there is no such task, or no answer.
+    /// If there is no such task, or the broker does not answer.
     pub async fn why(&self, task: TaskId) -> Result<WhyView, AskError> {
         match self.ask(Question::Why(task)).await? {
             AnswerBody::Why(view) => Ok(view),
@@ -233,12 +233,12 @@ impl Mesh {
         }
     }
 
-    /// Closes the connection: tasks that are still attached are cancelled at their workers, and what has been said is
-    /// given a moment to leave. Without it a program that ends at once may leave that to the timeouts of the others.
+    /// Closes the connection: cancels tasks that are still attached at their workers, and waits a moment for queued
+    /// messages to leave. If a program ends without it, the others may notice only by their timeouts.
     pub async fn close(self) {
         let (reply, closed) = oneshot::channel();
         if self.commands.send(Command::Close { reply }).await.is_ok() {
-            // An error means that the driver has ended already.
+            // An error means that the driver has already ended.
             let _ = closed.await;
         }
     }
@@ -279,29 +279,29 @@ fn read_keys(options: &Options) -> Result<(Option<KeyPair>, Option<proto_msgs::P
     }
 }
 
-/// A task on its way.
+/// A submitted task.
 ///
-/// **To drop the handle cancels the task**, within a second, unless its end has been given. That is so for a
-/// [detached](crate::Task::detached) task, too: its [`Self::wait`] ends as soon as the worker has everything, and the program
-/// may leave then.
+/// **Dropping the handle cancels the task** within a second, unless it has already returned the task's end. This holds
+/// for a [detached](crate::Task::detached) task, too: its [`Self::wait`] ends as soon as the worker has everything, and
+/// then the program may exit.
 #[must_use = "to drop the handle cancels the task: keep it, and wait for its end"]
 #[derive(Debug)]
 pub struct TaskHandle {
     task: TaskId,
     news: mpsc::Receiver<News>,
-    /// `None` once it has been read.
+    /// `None` once the end has been read.
     done: Option<oneshot::Receiver<Result<TaskResult, TaskError>>>,
     commands: mpsc::Sender<Command>,
 }
 
 impl TaskHandle {
-    /// Its id, for every other command.
+    /// The task's id, for every other command.
     pub fn id(&self) -> TaskId {
         self.task
     }
 
-    /// Waits for what happens next: news, or the end, which is given once. May be dropped half-way (in a `select!`) and called
-    /// again. News that is not read in time is dropped, the end never is.
+    /// Waits for the next news or for the end, which is returned once. The future may be dropped halfway (in a
+    /// `select!`) and `next` called again. Unread news may be dropped, the end never is.
     pub async fn next(&mut self) -> Update {
         let Some(done) = &mut self.done else { return Update::End(Err(TaskError::Closed)) };
         let end = tokio::select! {
@@ -313,17 +313,17 @@ impl TaskHandle {
         Update::End(end)
     }
 
-    /// Takes the task back: the worker stops it. [`Self::wait`] then gives [`TaskError::Cancelled`], or the result if that
-    /// was faster.
+    /// Cancels the task: the worker stops it. [`Self::wait`] then returns [`TaskError::Cancelled`], or the result if
+    /// that came first.
     pub async fn cancel(&self) {
-        // If the driver is gone the task is over anyway.
+        // If the driver is gone, the task is over anyway.
         let _ = self.commands.send(Command::Cancel { task: self.task, reply: None }).await;
     }
 
-    /// Waits for the end, which is given once.
+    /// Waits for the end, which is returned once.
     ///
     /// # Errors
-    /// Why there is no result.
+    /// If the task has no result; the error says why.
     pub async fn wait(&mut self) -> Result<TaskResult, TaskError> {
         loop {
             if let Update::End(end) = self.next().await {

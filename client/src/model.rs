@@ -1,5 +1,5 @@
-//! A model as the user has it: its name, digest, size and format. Owns that it is read and hashed once, however many tasks
-//! want it; never its signature.
+//! A model as the user has it: name, digest, size and format. Owns that it is read and hashed once for any number of
+//! tasks. Never: its signature.
 
 use std::{
     fs,
@@ -23,29 +23,29 @@ pub enum ModelError {
     /// The file cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// It is in no known format.
+    /// The data is in no known format.
     #[error("{name} is not a model: neither a TensorFlow Lite (.tflite) nor an ONNX (.onnx) file")]
     UnknownFormat {
-        /// What it is called.
+        /// The model's name.
         name: String,
     },
-    /// It is larger than the mesh takes.
+    /// The model is larger than the mesh accepts.
     #[error("{name} has {size_bytes} bytes, the limit for a model is {}", limits::MODEL_BYTES_MAX)]
     TooLarge {
-        /// What it is called.
+        /// The model's name.
         name: String,
-        /// How large it is.
+        /// The model's size in bytes.
         size_bytes: u64,
     },
     /// The file changed while it was read.
     #[error("{} changed while it was read: use it once it is written completely", path.display())]
     Changed {
-        /// Which file.
+        /// The file.
         path: PathBuf,
     },
     /// The program's runtime was shut down before the model was hashed.
@@ -67,20 +67,20 @@ struct ModelInner {
 }
 
 impl Model {
-    /// The model in a file. Reads it once to hash it (about 5 GB/s a core); it is not kept in memory.
+    /// Opens the model in a file. Reads it once to hash it (about 5 GB/s per core), and does not keep it in memory.
     ///
     /// # Errors
-    /// If it cannot be read or is not a model.
+    /// If the file cannot be read or is not a model.
     pub async fn from_file(path: impl Into<PathBuf>) -> Result<Self, ModelError> {
         let path = path.into();
         let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         blocking(move || Self::new(name, Data::File(path))).await.unwrap_or(Err(ModelError::Stopped))
     }
 
-    /// A model in memory.
+    /// Uses a model in memory.
     ///
     /// # Errors
-    /// If they are not a model.
+    /// If the bytes are not a model.
     pub async fn from_bytes(name: impl Into<String>, bytes: impl Into<Bytes>) -> Result<Self, ModelError> {
         let (name, bytes) = (name.into(), bytes.into());
         blocking(move || Self::new(name, Data::Memory(bytes))).await.unwrap_or(Err(ModelError::Stopped))
@@ -97,7 +97,7 @@ impl Model {
         Ok(Self { inner: Arc::new(ModelInner { name, reference, blob }) })
     }
 
-    /// What a person calls it: the file's name.
+    /// The model's name for people: the file's name.
     pub fn name(&self) -> &str {
         &self.inner.name
     }
@@ -117,7 +117,7 @@ impl From<UploadError> for ModelError {
         match error {
             UploadError::Read { path, source } => Self::Read { path, source },
             UploadError::Changed { path } => Self::Changed { path },
-            // Said of peers, and hashing has none.
+            // Errors of a peer; hashing has no peer.
             UploadError::Protocol(_) | UploadError::Stopped => Self::Stopped,
         }
     }

@@ -1,4 +1,4 @@
-//! How a program joins the mesh. Owns the settings and the files of a client's state folder; never talks to anybody.
+//! How a program joins the mesh. Owns the settings and the files of a client's state folder. Never sends or receives.
 //!
 //! ```text
 //!   state_dir/client-id      who this user is: results of detached tasks go to this id alone
@@ -17,7 +17,7 @@ use mesh_transport::{ContextError, DialError, ListenError, address, keys::KeyErr
 use proto_msgs::{ClientId, Direction, limits};
 use uuid::Uuid;
 
-/// Where the broker listens if nobody says otherwise.
+/// The broker's address by default.
 pub const BROKER_DEFAULT: &str = "tcp://127.0.0.1:5555";
 
 /// Settings of a connection to the mesh.
@@ -29,27 +29,27 @@ pub struct Options {
     pub broker_key: Option<String>,
     /// This node's secret key file. Without one, connections are neither encrypted nor authenticated.
     pub key_file: Option<PathBuf>,
-    /// Where this client keeps who it is. Two programs with the same folder are the same user. Empty where there is no usual
-    /// one: it must be named then.
+    /// The folder with this client's identity. Two programs with the same folder are the same user. Empty if there is
+    /// no default folder; then it must be set.
     pub state_dir: PathBuf,
-    /// Only this direction; `None`: whatever the broker finds reachable.
+    /// The only direction to use; `None`: whichever the broker finds reachable.
     pub direction: Option<Direction>,
     /// Whether workers may dial this client.
     pub listen: Listen,
-    /// Addresses (`HOST` or `HOST:PORT`) that workers are told, in place of the one listened on.
+    /// Addresses (`HOST` or `HOST:PORT`) to give to workers instead of the bound one.
     pub advertise: Vec<String>,
-    /// [`Mesh::connect`](crate::Mesh::connect) gives up if the broker has not answered in this time.
+    /// Time limit for the broker's first answer in [`Mesh::connect`](crate::Mesh::connect).
     pub connect_within: Duration,
 }
 
 /// Whether and where workers may dial the client.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub enum Listen {
-    /// On a free port of the interface that leads to the broker, unless the direction is forced to `ClientDials`. Only
-    /// workers that cannot be dialled themselves make use of it.
+    /// On a free port of the interface towards the broker, unless the direction is forced to `ClientDials`. Only
+    /// workers that cannot be dialled themselves use it.
     #[default]
     Auto,
-    /// Here (`tcp://0.0.0.0:7000`).
+    /// At this endpoint (`tcp://0.0.0.0:7000`).
     At(String),
     /// Nowhere.
     Never,
@@ -62,7 +62,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The usual settings for this broker.
+    /// The default settings for this broker.
     pub fn new(broker: impl Into<String>) -> Self {
         Self {
             broker: broker.into(),
@@ -72,14 +72,14 @@ impl Options {
             direction: None,
             listen: Listen::Auto,
             advertise: Vec::new(),
-            // A broker that restarts needs a second or two; a wrong address should not cost a minute.
+            // A restarting broker needs a second or two; a wrong address should not cost a minute.
             connect_within: Duration::from_secs(10),
         }
     }
 }
 
-/// `$XDG_STATE_HOME/mesh/client`, else `~/.local/state/mesh/client`; `None` where neither is known. Not in `/tmp`: whoever
-/// came first would own the folder, and with the id in it all results.
+/// `$XDG_STATE_HOME/mesh/client`, else `~/.local/state/mesh/client`; `None` if neither is known. Not in `/tmp`: the
+/// first user there would own the folder, and with its id all results.
 pub fn default_state_dir() -> Option<PathBuf> {
     state_dir_of(|name| std::env::var_os(name))
 }
@@ -96,38 +96,38 @@ pub enum ConnectError {
     /// The broker did not answer, or refused.
     #[error("cannot reach the broker: {0}")]
     Broker(#[source] DialError),
-    /// Keys cannot be used.
+    /// The keys cannot be used.
     #[error(transparent)]
     Keys(#[from] KeyError),
-    /// A key file is there, but no key of the broker, or the other way round.
+    /// A key file is given without the broker's key, or the other way round.
     #[error("{0}")]
     HalfKeyed(&'static str),
-    /// No sockets.
+    /// Sockets are not available.
     #[error(transparent)]
     System(#[from] ContextError),
-    /// Nobody can listen there.
+    /// The listening address cannot be used.
     #[error("workers cannot dial this client: {0}")]
     Listen(#[from] ListenError),
     /// The state folder cannot be used.
     #[error("cannot use state folder {}: {source}", path.display())]
     State {
-        /// Which file or folder.
+        /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// No state folder is named, and there is no usual one.
+    /// No state folder is given, and there is no default.
     #[error(
         "neither HOME nor XDG_STATE_HOME is set, so there is no folder for this client's id: set one of them, or name a folder \
          (mesh-client: --state-dir or MESH_CLIENT_STATE_DIR; in a program: Options::state_dir)"
     )]
     NoHome,
-    /// An option that makes no sense.
+    /// An option has no valid meaning.
     #[error("{0}")]
     Invalid(String),
 }
 
-/// The id in the state folder, made if there is none yet. Processes that start at the same time agree.
+/// The client id in the state folder, created if it is missing. Processes that start at the same time agree on one.
 pub(crate) fn client_id(state_dir: &Path) -> Result<ClientId, ConnectError> {
     if state_dir.as_os_str().is_empty() {
         return Err(ConnectError::NoHome);
@@ -138,7 +138,7 @@ pub(crate) fn client_id(state_dir: &Path) -> Result<ClientId, ConnectError> {
     if !path.exists() {
         let fresh = state_dir.join(format!("client-id.{}", Uuid::new_v4()));
         fs::write(&fresh, format!("{}\n", Uuid::new_v4())).map_err(failed)?;
-        // A link does not replace a file that another process has put there meanwhile.
+        // A hard link does not replace a file that another process has created meanwhile.
         let linked = fs::hard_link(&fresh, &path);
         fs::remove_file(&fresh).map_err(failed)?;
         if let Err(error) = linked
@@ -151,18 +151,18 @@ pub(crate) fn client_id(state_dir: &Path) -> Result<ClientId, ConnectError> {
     text.trim().parse().map_err(|_| failed(io::Error::new(io::ErrorKind::InvalidData, "not a client id: remove it")))
 }
 
-/// What workers are told: `advertise` with the real port where it names none, else the bound address.
+/// The endpoints to give to workers: `advertise`, completed with the bound port, else the bound address.
 pub(crate) fn advertised(advertise: &[String], bound: &str, towards: Option<IpAddr>) -> Vec<String> {
     let (host, port) = address::parts(bound).unwrap_or((bound, "0"));
     if !advertise.is_empty() {
         return advertise.iter().map(|told| address::advertised(told, port)).collect();
     }
-    // Nobody can dial "any address": name the one that the broker, and so most likely the workers, can see.
+    // "Any address" cannot be dialled: use the one that the broker, and so most likely the workers, can see.
     let is_any = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
     vec![towards.filter(|_| is_any).map_or_else(|| bound.to_owned(), |own| address::of_ip(own, port))]
 }
 
-/// Whether messages have room for these addresses. The broker drops what names too many, and says nothing.
+/// Checks that messages have room for these addresses. The broker silently drops messages with too many.
 pub(crate) fn check_advertised(advertise: &[String]) -> Result<(), ConnectError> {
     if advertise.len() > limits::ENDPOINTS_MAX {
         let (given, most) = (advertise.len(), limits::ENDPOINTS_MAX);

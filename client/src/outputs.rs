@@ -1,4 +1,4 @@
-//! What the model gave: outputs in memory or in spooled files, whole or item by item. Never talks to anybody.
+//! Outputs of a task, in memory or in spooled files, whole or item by item. Never sends or receives.
 
 use std::{
     fs,
@@ -13,8 +13,8 @@ use proto_msgs::{DType, OutputDecl};
 
 use crate::spool::Spooled;
 
-/// The outputs of a task, in the model's order, verified against the worker's digests. Those of several items stand one
-/// behind the other along the first dimension.
+/// The outputs of a task, in the model's order, verified against the worker's digests. Outputs of several items are
+/// stacked along the first dimension.
 #[derive(Clone, Debug, Default)]
 pub struct Outputs {
     all: Vec<Output>,
@@ -26,12 +26,12 @@ impl Outputs {
         Self { all, items }
     }
 
-    /// How many items they are of.
+    /// Number of items in these outputs.
     pub fn items(&self) -> u32 {
         self.items
     }
 
-    /// What the model gave for one of the items, as if that had been alone. Nothing is copied.
+    /// The outputs of one item, with the shapes they would have if it had run alone. Nothing is copied.
     ///
     /// # Errors
     /// If there is no such item, or an output cannot be divided among the items.
@@ -70,14 +70,14 @@ impl<'a> IntoIterator for &'a Outputs {
     }
 }
 
-/// One output.
+/// One output of the model.
 #[derive(Clone, Debug)]
 pub struct Output {
-    /// Name in the model.
+    /// The output's name in the model.
     pub name: String,
     /// Element type.
     pub dtype: DType,
-    /// Shape, of all items together.
+    /// Shape of all items together.
     pub shape: Vec<u64>,
     item_shape: Vec<u64>,
     items: u32,
@@ -87,7 +87,7 @@ pub struct Output {
 #[derive(Clone, Debug)]
 pub(crate) enum OutputData {
     Memory(Bytes),
-    /// These bytes of the file.
+    /// A range of bytes of the file.
     File(Arc<Spooled>, Range<u64>),
 }
 
@@ -112,12 +112,12 @@ impl Output {
         Self { name, dtype, shape, item_shape, items, data }
     }
 
-    /// How many items it is of.
+    /// Number of items in this output.
     pub(crate) fn items(&self) -> u32 {
         self.items
     }
 
-    /// Length of the data.
+    /// Length of the data in bytes.
     pub fn size_bytes(&self) -> u64 {
         match &self.data {
             OutputData::Memory(bytes) => bytes.len() as u64,
@@ -155,7 +155,7 @@ impl Output {
         }
     }
 
-    /// The file that holds this output and nothing else, if it is large. It is removed with the last clone of this output.
+    /// The file of a large output, if it holds nothing else. It is removed with the output's last clone.
     pub fn path(&self) -> Option<&Path> {
         match &self.data {
             OutputData::File(file, range) if *range == (0..file.size_bytes()) => Some(file.path()),
@@ -163,7 +163,7 @@ impl Output {
         }
     }
 
-    /// The part that belongs to one of the items.
+    /// The part of one item.
     fn item(&self, index: u32) -> io::Result<Self> {
         let (items, shape) = (self.items, self.item_shape.clone());
         if items == 1 {
@@ -198,7 +198,7 @@ impl Output {
         Ok(Self::of_items(self.name.clone(), self.dtype, shape, 1, data))
     }
 
-    /// Where the strings of an item stand, each of which has `count`: they are as long as they are.
+    /// The byte range of one item's `count` strings. Strings vary in length, so all before it are read.
     fn strings(&self, index: u64, count: u64) -> io::Result<Range<u64>> {
         let mut reader = io::BufReader::new(self.reader()?);
         let mut at = 0;

@@ -1,5 +1,5 @@
-//! Questions to the broker, and cancellations of tasks that are not this process'. Both are repeated until they are
-//! answered or nobody waits any more, since any message may be lost. Owns who waits for what; never sends.
+//! Questions to the broker, and cancellations of other processes' tasks. Both are repeated until they are answered or
+//! their caller leaves, since any message may be lost. Owns which caller waits for which answer. Never sends.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use tokio::sync::oneshot;
 
 use crate::AskError;
 
-/// Where an answer goes.
+/// The channel for an answer.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, AskError>>;
 
-/// Everything asked and not answered yet. Bounded by the callers, each of whom waits for one thing.
+/// All unanswered questions and cancellations. Bounded by the callers, each of whom waits for one answer.
 #[derive(Debug)]
 pub(crate) struct Questions {
     client: ClientId,
@@ -25,14 +25,14 @@ impl Questions {
         Self { client, requests: 0, asked: BTreeMap::new(), cancelled: BTreeMap::new() }
     }
 
-    /// The message that asks.
+    /// Registers a question. Returns its message.
     pub(crate) fn ask(&mut self, question: Question, reply: Reply<AnswerBody>) -> ClientToBroker {
         self.requests += 1;
         self.asked.insert(self.requests, (question.clone(), reply));
         ClientToBroker::Ask(Ask { request: self.requests, client: self.client, question })
     }
 
-    /// The message that cancels.
+    /// Registers a cancellation. Returns its message.
     pub(crate) fn cancel(&mut self, task: TaskId, reply: Reply<Outcome>) -> ClientToBroker {
         self.cancelled.entry(task).or_default().push(reply);
         ClientToBroker::Cancel(CancelTask { task, client: self.client })
@@ -40,7 +40,7 @@ impl Questions {
 
     pub(crate) fn answered(&mut self, answer: Answer) {
         if let Some((_, reply)) = self.asked.remove(&answer.request) {
-            // The asker may have given up.
+            // The caller may have given up.
             let _ = reply.send(Ok(answer.body));
         }
     }
@@ -51,7 +51,7 @@ impl Questions {
         }
     }
 
-    /// Everything once more, without what nobody waits for.
+    /// All unanswered messages again. Forgets those whose caller has left.
     pub(crate) fn repeat(&mut self) -> Vec<ClientToBroker> {
         self.asked.retain(|_, (_, reply)| !reply.is_closed());
         self.cancelled.retain(|_, replies| replies.iter().any(|reply| !reply.is_closed()));
@@ -62,7 +62,7 @@ impl Questions {
         self.asked.iter().map(ask).chain(self.cancelled.keys().map(cancel)).collect()
     }
 
-    /// The broker is of another version: nothing will be answered.
+    /// Fails everything: the broker speaks another protocol version, so no answer will come.
     pub(crate) fn fail(&mut self, why: &str) {
         for (_, reply) in std::mem::take(&mut self.asked).into_values() {
             let _ = reply.send(Err(AskError::Version(why.to_owned())));

@@ -1,4 +1,4 @@
-//! What comes of a task: news on the way, the result, or why there is none.
+//! What a task returns: news on the way, and its result or error.
 
 use std::time::Duration;
 
@@ -6,78 +6,78 @@ use proto_msgs::{Attempt, ErrorCode, Failure, Lane, Phase, RunNote, TaskId, Work
 
 use crate::Outputs;
 
-/// What happens to a task before it ends.
+/// An event in the life of a task before its end.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum News {
-    /// No worker yet.
+    /// The task has no worker yet.
     Queued {
-        /// Tasks before it; 0 if it is the next.
+        /// Number of tasks ahead in the queue; 0 for the next one.
         position: u32,
-        /// What it waits for.
+        /// What the task waits for.
         reason: String,
-        /// Until it is placed, as predicted; `None` if the mesh has nothing to go by.
+        /// Predicted time until the placement; `None` if there is no prediction.
         starts_in: Option<Duration>,
     },
-    /// A worker was found.
+    /// The task was placed on a worker.
     Placed {
-        /// The number of this placement, from 1.
+        /// The number of the attempt, from 1.
         attempt: Attempt,
         /// The worker.
         worker: WorkerId,
-        /// What a person calls it.
+        /// The worker's display name.
         worker_name: String,
-        /// It has the model already: only inputs are sent.
+        /// Whether the worker already has the model, so that only inputs are sent.
         model_held: bool,
-        /// The lane whose slots it uses.
+        /// The lane whose slot the task uses.
         lane: Lane,
-        /// Until the run's end, as predicted; `None` if nobody has run the model yet.
+        /// Predicted time until the end of the run; `None` if the model has never run.
         predicted: Option<Duration>,
     },
-    /// Model and inputs are on their way. Told at most every [`SENDING_EVERY`](crate::SENDING_EVERY).
+    /// Model and inputs are being sent. Reported at most every [`SENDING_EVERY`](crate::SENDING_EVERY).
     Sending {
-        /// Bytes the worker has acknowledged.
+        /// Bytes that the worker has acknowledged.
         sent_bytes: u64,
-        /// Bytes to be sent.
+        /// Bytes to send in all.
         total_bytes: u64,
     },
-    /// The worker is doing this.
+    /// The worker has entered this phase.
     Phase(Phase),
-    /// This attempt came to nothing; another worker is asked for.
+    /// The attempt failed; the client asks for another worker.
     Retrying {
-        /// The number of the placement that failed.
+        /// The number of the failed attempt.
         attempt: Attempt,
         /// The worker's name.
         worker_name: String,
-        /// How it failed.
+        /// Why the attempt failed.
         why: String,
     },
-    /// The broker has not answered for a while; the task goes on as soon as it does.
+    /// The broker has not answered for a while. The task continues when it does.
     BrokerSilent,
 }
 
-/// What a [`TaskHandle`](crate::TaskHandle) tells.
+/// What a [`TaskHandle`](crate::TaskHandle) returns.
 #[derive(Clone, Debug)]
 pub enum Update {
-    /// The task goes on.
+    /// News of a task that continues.
     News(News),
-    /// It is over.
+    /// The end of the task.
     End(Result<TaskResult, TaskError>),
 }
 
-/// A task that was done.
+/// The result of a completed task.
 #[derive(Clone, Debug)]
 pub struct TaskResult {
-    /// Which.
+    /// The task.
     pub task: TaskId,
     /// The outputs, in the model's order. Empty for a detached task: see [`Mesh::fetch`](crate::Mesh::fetch).
     pub outputs: Outputs,
-    /// The runs that the task's items were part of, in the order in which they ended; the first ones if there were many.
+    /// The runs that contained the task's items, in the order of their ends; only the first ones if there were many.
     pub runs: Vec<RunNote>,
-    /// The lane that it was run in; `None` if it ended without a worker.
+    /// The lane of the run; `None` if the task ended without a worker.
     pub lane: Option<Lane>,
-    /// The worker that did it.
+    /// The worker that ran the task, with its name.
     pub worker: Option<(WorkerId, String)>,
-    /// How often the task was placed.
+    /// The number of placements.
     pub attempts: Attempt,
     /// Where the time went.
     pub timings: Timings,
@@ -92,29 +92,29 @@ pub struct Timings {
     pub queued: Duration,
     /// From the last placement until the worker had model and inputs.
     pub sending: Duration,
-    /// Loading the model, as the worker measured it; zero if it was warm.
+    /// Loading the model, as the worker measured it; zero if it was already loaded.
     pub loading: Duration,
-    /// In the model, as the worker measured it.
+    /// Running the model, as the worker measured it.
     pub running: Duration,
-    /// Bytes of model and inputs that were sent in the last attempt; repeated ones included.
+    /// Bytes of model and inputs sent in the last attempt, repeated ones included.
     pub sent_bytes: u64,
 }
 
 /// Why a task has no result.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum TaskError {
-    /// It failed.
+    /// The task failed.
     #[error("{0}")]
     Failed(Failure),
-    /// The mesh has no room for it now. Submit it anew after `retry_after`.
+    /// The mesh has no room for the task now. Submit it again after `retry_after`.
     #[error("{failure}")]
     Busy {
-        /// What is full.
+        /// The part of the mesh that is full.
         failure: Failure,
-        /// How long that will last, as the broker predicts.
+        /// The broker's prediction of how long it stays full.
         retry_after: Duration,
     },
-    /// It was taken back.
+    /// The task was cancelled.
     #[error("cancelled")]
     Cancelled,
     /// The broker speaks another version of the protocol.
@@ -126,7 +126,7 @@ pub enum TaskError {
 }
 
 impl TaskError {
-    /// The code if the mesh said why.
+    /// The error code, if the mesh gave one.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
             Self::Failed(failure) | Self::Busy { failure, .. } => Some(failure.code),
@@ -138,21 +138,21 @@ impl TaskError {
 /// Why a question to the broker has no answer.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum AskError {
-    /// The broker said nothing.
+    /// The broker did not answer.
     #[error(
         "no answer from the broker at {broker} within {} s: check that it runs and is not overloaded",
         within.as_secs_f32()
     )]
     Silent {
-        /// Its address.
+        /// The broker's address.
         broker: String,
-        /// How long was waited.
+        /// How long the client waited.
         within: Duration,
     },
-    /// There is no such task, or it is somebody else's.
+    /// The task does not exist, or belongs to another client.
     #[error("there is no task {0} of this client: `tasks` lists those that the broker remembers")]
     NotFound(TaskId),
-    /// The broker refuses.
+    /// The broker refused.
     #[error("{0}")]
     Refused(Failure),
     /// The broker speaks another version of the protocol.

@@ -1,5 +1,5 @@
-//! One attempt at its worker. Owns how far it is opened there, what goes out (`sending`) and what comes in (`taking`); never
-//! decides whether the attempt is still wanted.
+//! One attempt at its worker. Owns how far the attempt is opened there, its upload (`sending`) and its outputs
+//! (`taking`). Never decides whether the attempt is still wanted.
 //!
 //! ```text
 //!              ┌──► Patient: a neighbour brings the model ──┐
@@ -33,11 +33,11 @@ use crate::{
 pub use self::sending::SENDING_EVERY;
 pub(crate) use self::{sending::Road, taking::Taken};
 
-/// Attempts wait this long for a model that a neighbour is sending to the same worker; then each opens all the same. A ticket is
-/// good for a minute, and what is opened behind so much data comes no sooner than the data.
+/// Longest wait for a model that another attempt is sending to the same worker; then the waiting attempt is opened
+/// anyway. A ticket is valid for a minute, and an `Open` queued behind that much data arrives no sooner than the data.
 const PATIENCE: Duration = Duration::from_secs(45);
 
-/// The same where the worker dialled: it waits for the opening, and longer than this for nobody.
+/// [`PATIENCE`] if the worker dialled: it waits only a little longer than this for an `Open`.
 const PATIENCE_DIALLED: Duration = Duration::from_secs(4);
 
 /// One attempt at its worker.
@@ -47,26 +47,26 @@ pub(crate) struct Session {
     state: State,
     sending: Sending,
     taking: Option<Taking>,
-    /// Results that were begun to be taken.
+    /// Results whose intake was started.
     results: u64,
 }
 
-/// How far it is opened. The head of this file draws it.
+/// How far an attempt is opened. The head of this file draws the states.
 #[derive(Debug)]
 enum State {
-    /// It is opened as soon as there is a link. `dial_in` counts the waits for a worker that is told to make it.
+    /// Opened as soon as there is a link. `dial_in` numbers the wait for a worker that was told to dial in.
     Waiting { resume: Resume, dial_in: Option<u64> },
-    /// There is a link, and a neighbour on it sends a model that this attempt needs, too.
+    /// There is a link, and another attempt on it is sending a model that this attempt also needs.
     Patient { since: Instant },
-    /// On this link; what the worker needs it has still to say.
+    /// Opened on this link. The worker has not yet said what it needs.
     Opened(LinkId),
     /// The worker has said what it needs, or that it has everything.
     Accepted(LinkId),
-    /// There is no link, and nobody has asked for another one yet.
+    /// There is no link, and nothing has asked for another one yet.
     Broken,
 }
 
-/// Whether an attempt is opened for the first time.
+/// Whether an attempt is resumed, or opened for the first time.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Resume {
     No,
@@ -83,7 +83,7 @@ impl Session {
         &self.grant
     }
 
-    /// Where it is open.
+    /// The link on which the attempt is open.
     pub(crate) fn link(&self) -> Option<LinkId> {
         match self.state {
             State::Opened(link) | State::Accepted(link) => Some(link),
@@ -91,7 +91,7 @@ impl Session {
         }
     }
 
-    /// Whether it is to be opened on the next link, and how.
+    /// Whether and how to open the attempt on the next link; `None`: not to be opened.
     pub(crate) fn to_open(&self) -> Option<Resume> {
         match self.state {
             State::Waiting { resume, .. } => Some(resume),
@@ -100,14 +100,14 @@ impl Session {
         }
     }
 
-    /// It waits for a worker that was told to dial in; `count` names this wait.
+    /// Notes that the attempt waits for a worker that was told to dial in; `count` is the number of this wait.
     pub(crate) fn wait_for_dial_in(&mut self, count: u64) {
         if let State::Waiting { dial_in, .. } = &mut self.state {
             *dial_in = Some(count);
         }
     }
 
-    /// Whether that worker still has not come.
+    /// Whether the attempt is still in the dial-in wait with this number.
     pub(crate) fn waits_for_dial_in(&self, count: u64) -> bool {
         matches!(self.state, State::Waiting { dial_in: Some(waits), .. } if waits == count)
     }
@@ -116,8 +116,8 @@ impl Session {
         matches!(self.state, State::Patient { .. })
     }
 
-    /// Whether it waits, or goes on waiting, for a neighbour: one of the models that are `coming` will not have to be sent
-    /// twice. Bounded by [`PATIENCE`], or [`PATIENCE_DIALLED`].
+    /// Starts or continues the wait for another attempt that sends a needed model, one that `is_coming`, so that it is
+    /// not sent twice. True while waiting, at most [`PATIENCE`] or [`PATIENCE_DIALLED`].
     pub(crate) fn be_patient(&mut self, is_coming: impl Fn(Digest) -> bool) -> bool {
         let since = if let State::Patient { since } = self.state { since } else { Instant::now() };
         let model_held = self.grant.model_held;
@@ -133,12 +133,12 @@ impl Session {
         waits
     }
 
-    /// The models that it brings to the worker.
+    /// The models that this attempt sends to the worker.
     pub(crate) fn brings(&self) -> &BTreeSet<Digest> {
         self.sending.models()
     }
 
-    /// The worker has everything, whether or not it has said so with an `Accept`. Gives the models that it was not known to have.
+    /// Notes that the worker has everything, even without an `Accept`. Returns the models not yet known to be there.
     pub(crate) fn received(&mut self) -> (BTreeSet<Digest>, Option<UploadEnd>) {
         let end = match self.state {
             State::Opened(link) => {
@@ -150,13 +150,13 @@ impl Session {
         (self.sending.delivered(), end)
     }
 
-    /// The worker may have the model though the broker does not know it yet.
+    /// Notes that the worker has the model, even if the broker does not know it yet.
     pub(crate) fn note_held(&mut self, is_held: impl Fn(Digest) -> bool) {
         let is_held = self.sending.all_models().next().is_some_and(|(_, model)| is_held(model));
         self.grant.model_held |= is_held;
     }
 
-    /// The first message of the attempt on a link. A result that was coming in when the last one broke goes on from there.
+    /// The attempt's first message on a link. A result that was arriving when the last link broke continues from there.
     pub(crate) fn open_message(&self, resume: Resume) -> ClientToWorker {
         ClientToWorker::Open(Open {
             ticket: self.grant.ticket.clone(),
@@ -168,7 +168,7 @@ impl Session {
         })
     }
 
-    /// `Open` has been sent on this link: the data follows, at once or, after a break, once the worker has said from where.
+    /// Starts the upload after `Open` on this link: at once, or after a break once the worker has said from where.
     pub(crate) fn opened(&mut self, link: LinkId, resume: Resume, road: &Road<'_>) -> Option<UploadEnd> {
         self.state = State::Opened(link);
         match resume {
@@ -177,7 +177,7 @@ impl Session {
         }
     }
 
-    /// The worker has said what it needs. Gives the models that it does not name: it has them.
+    /// Handles what the worker needs. Returns the models that it does not name, because it has them.
     pub(crate) fn accepted(&mut self, accept: &Accept, road: &Road<'_>) -> (BTreeSet<Digest>, Option<UploadEnd>) {
         if let State::Opened(link) = self.state {
             self.state = State::Accepted(link);
@@ -185,49 +185,49 @@ impl Session {
         self.sending.accepted(accept, road)
     }
 
-    /// The link is broken: uploads wait.
+    /// Handles a broken link: uploads pause.
     pub(crate) fn unlink(&mut self) {
         self.state = State::Broken;
         self.sending.unlink();
     }
 
-    /// It is to be opened again, on another link. Gives the one that it was open on.
+    /// Prepares to open the attempt again on another link. Returns the link on which it was open.
     pub(crate) fn reopen(&mut self) -> Option<LinkId> {
         let broken = self.link();
-        // What was never opened is not resumed.
+        // An attempt that was never opened is not resumed.
         let resume = self.to_open().unwrap_or(Resume::Yes);
         self.unlink();
         self.state = State::Waiting { resume, dial_in: None };
         broken
     }
 
-    /// The machine wants it opened again, with this grant.
+    /// Prepares to open the attempt again with this grant. Returns the link on which it was open.
     pub(crate) fn resume(&mut self, grant: Box<Grant>) -> Option<LinkId> {
         self.grant = grant;
         self.reopen()
     }
 
-    /// The worker has this much of a blob. Gives bytes acknowledged and bytes in all if it is time to tell the user.
+    /// Handles a credit. Returns acknowledged and total bytes if it is time to tell the user.
     pub(crate) fn credit(&mut self, credit: Credit) -> (Option<(u64, u64)>, Option<UploadEnd>) {
         self.sending.credit(credit)
     }
 
-    /// Whether this upload was the attempt's; if so, it has ended.
+    /// Notes the end of the attempt's upload. False if another upload has begun since.
     pub(crate) fn is_upload_ended(&mut self, serial: u64) -> bool {
         self.sending.has_ended(serial)
     }
 
-    /// An upload has ended well.
+    /// Counts the bytes of a completed upload.
     pub(crate) fn uploaded(&mut self, uploaded: &Uploaded) {
         self.sending.carried(uploaded.wire_bytes);
     }
 
-    /// Once, when the worker has everything it needs: the bytes that were put on the wire for it.
+    /// Returns the bytes put on the wire, once, when the worker has everything it needs.
     pub(crate) fn newly_sent(&mut self) -> Option<u64> {
         matches!(self.state, State::Accepted(_)).then(|| self.sending.newly_sent()).flatten()
     }
 
-    /// Begins to take outputs in, or goes on where the last link broke.
+    /// Starts the intake of outputs, or continues it where the last link broke.
     pub(crate) fn take(
         &mut self,
         result: &RunResult,
@@ -247,7 +247,7 @@ impl Session {
         Ok(self.arrived_at_once())
     }
 
-    /// A chunk of an output; one that nobody waits for any more is dropped. Gives what is known of it at once.
+    /// Takes a chunk of an output, or drops it if no intake waits for it. Returns the events that are already known.
     pub(crate) fn chunk(&mut self, chunk: Chunk, payload: bytes::Bytes) -> Result<Vec<Taken>, IncomingError> {
         self.taking.as_ref().map_or(Ok(()), |taking| taking.push(chunk, payload))?;
         Ok(self.arrived_at_once())
@@ -258,8 +258,8 @@ impl Session {
         while let Some(arrival) = self.taking.as_mut().and_then(Taking::next_here) {
             all.push(self.taken(arrival));
         }
-        // An attempt that ran for this client is released now, and credits would change nothing. One that was only fetched from
-        // goes on holding its result, and whoever sends it waits for them.
+        // An attempt that ran for this client is released now, so credits would change nothing. A fetched result stays
+        // at its worker, and the sender waits for the credits.
         let is_released = self.grant.ticket.body.purpose == Purpose::Run;
         match all.pop() {
             Some(whole @ Taken::All(_)) if is_released => vec![whole],
@@ -267,7 +267,7 @@ impl Session {
         }
     }
 
-    /// What the intake says.
+    /// Handles an event of the intake with this number.
     pub(crate) fn arrived(&mut self, serial: u64, arrival: Arrival) -> Taken {
         if self.taking.as_ref().is_some_and(|taking| taking.is(serial)) { self.taken(arrival) } else { Taken::More }
     }

@@ -1,5 +1,5 @@
-//! Where large outputs are while somebody wants them. Owns the files and that nothing stays behind, not even of a process that
-//! was killed; never what is in them.
+//! Files of large outputs. Owns the files, and that none stays behind, even if a process was killed. Never: their
+//! content.
 //!
 //! ```text
 //!   state_dir/spool/lock         held while a folder is made or swept
@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::ConnectError;
 
-/// The folder of one connection.
+/// The folder with the large outputs of one connection.
 #[derive(Debug)]
 pub(crate) struct Spool {
     folder: Arc<Folder>,
@@ -32,12 +32,12 @@ struct Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // What cannot be removed now is swept by the next to come.
+        // If this fails, the next process to start sweeps the folder.
         let _ = fs::remove_dir_all(&self.path);
     }
 }
 
-/// A place for one output. The file, if there is one, is removed when this is dropped.
+/// A place for one output. Dropping it removes the file, if there is one.
 #[derive(Debug)]
 pub(crate) struct Spooled {
     path: PathBuf,
@@ -47,7 +47,7 @@ pub(crate) struct Spooled {
 
 impl Drop for Spooled {
     fn drop(&mut self) {
-        // It may never have been written; and the folder takes along what cannot be removed.
+        // The file may never have been written. If it cannot be removed, it goes with the folder.
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -57,14 +57,14 @@ impl Spooled {
         &self.path
     }
 
-    /// Its length once it is whole.
+    /// The output's length once it is complete.
     pub(crate) fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
 }
 
 impl Spool {
-    /// A new folder within the state folder, which is freed of what killed processes left.
+    /// Creates a folder within the state folder, and removes the folders that killed processes left.
     pub(crate) fn new(state_dir: &Path) -> Result<Self, ConnectError> {
         let spool = state_dir.join("spool");
         Self::within(&spool).map_err(|source| ConnectError::State { path: spool, source })
@@ -72,7 +72,7 @@ impl Spool {
 
     fn within(spool: &Path) -> io::Result<Self> {
         fs::create_dir_all(spool)?;
-        // Nobody sweeps a folder between its making and its locking.
+        // This lock keeps others from sweeping the folder between its creation and its locking.
         let _making = locked(&spool.join("lock"))?;
         for entry in fs::read_dir(spool)?.flatten() {
             sweep(&entry.path());
@@ -83,7 +83,7 @@ impl Spool {
         Ok(Self { folder: Arc::new(Folder { path, _lock: lock }) })
     }
 
-    /// A place for an output of this length.
+    /// Reserves a path for an output of this length.
     pub(crate) fn place(&self, size_bytes: u64) -> Spooled {
         let path = self.folder.path.join(Uuid::new_v4().to_string());
         Spooled { path, size_bytes, _folder: self.folder.clone() }
@@ -97,11 +97,11 @@ fn locked(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Removes a folder that nobody holds. What is no folder has no lock in it and is left alone.
+/// Removes a folder whose lock nobody holds. A plain file cannot contain a lock and is left alone.
 fn sweep(folder: &Path) {
     let lock = File::options().write(true).create(true).truncate(false).open(folder.join("lock"));
     if lock.is_ok_and(|lock| lock.try_lock().is_ok()) {
-        // Tried again by the next to come.
+        // If this fails, the next process to start tries again.
         let _ = fs::remove_dir_all(folder);
     }
 }

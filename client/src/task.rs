@@ -1,4 +1,4 @@
-//! What is submitted. Owns the wishes of a task and the check of everything that the mesh would refuse; never: connections.
+//! A task to submit. Owns its settings and the check for everything that the mesh would refuse. Never: connections.
 
 use std::{io, path::PathBuf, time::Duration};
 
@@ -8,10 +8,10 @@ use uuid::Uuid;
 
 use crate::{Input, Model, input::Blob};
 
-/// Inputs in memory up to this length are hashed at once: it takes less time than a hand-over to another thread and back.
+/// Inputs in memory up to this length are hashed at once: that is faster than a hand-over to another thread and back.
 const QUICK_BYTES_MAX: usize = 64 * 1024;
 
-/// What the user wants done.
+/// A task to submit: a model, its inputs and the settings of the run.
 #[derive(Clone, Debug)]
 pub struct Task {
     pub(crate) model: Model,
@@ -35,12 +35,12 @@ pub enum SubmitError {
     /// A file cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// Something in the task is beyond a limit.
+    /// A part of the task exceeds a limit.
     #[error("{0}")]
     Invalid(String),
     /// The connection to the mesh was closed.
@@ -49,7 +49,7 @@ pub enum SubmitError {
 }
 
 impl Task {
-    /// A task for this model, without inputs yet.
+    /// A task for this model, still without inputs.
     pub fn new(model: Model) -> Self {
         Self {
             model,
@@ -68,20 +68,20 @@ impl Task {
         }
     }
 
-    /// One more input.
+    /// Adds an input.
     pub fn input(mut self, input: Input) -> Self {
         self.inputs.push(input);
         self
     }
 
-    /// More inputs.
+    /// Adds inputs.
     pub fn inputs(mut self, inputs: impl IntoIterator<Item = Input>) -> Self {
         self.inputs.extend(inputs);
         self
     }
 
-    /// The inputs of several items, each item's in the model's order, put one behind the other: a task of as many items.
-    /// Blocks while it reads files: in async code, call it in `spawn_blocking` if they are large.
+    /// Adds the inputs of several items, each item's in the model's order, stacked into one task with that number of
+    /// items. Blocks while it reads files: in async code, call it in `spawn_blocking` if they are large.
     ///
     /// # Errors
     /// If items differ in the number, type or shape of their inputs, or a file cannot be read.
@@ -99,76 +99,76 @@ impl Task {
         Ok(self.items(count))
     }
 
-    /// 0 (whenever there is room) to 100 (first of all); 50 if not said.
+    /// Sets the priority: 0 (when there is room) to 100 (before all others). The default is 50.
     pub fn priority(mut self, priority: u8) -> Self {
         self.priority = priority;
         self
     }
 
-    /// The answer is worthless after this long.
+    /// Sets the deadline: the time after which the result is worthless.
     pub fn deadline(mut self, deadline: Option<Duration>) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// What a worker must have, and the run may use.
+    /// Sets what a worker must have and what the run may use.
     pub fn demands(mut self, demands: Demands) -> Self {
         self.demands = demands;
         self
     }
 
-    /// Go on when this program ends, and keep the result for [`Mesh::fetch`](crate::Mesh::fetch).
-    /// [`TaskHandle::wait`](crate::TaskHandle::wait) then ends as soon as the worker has everything, without outputs: until
-    /// then, to drop the handle cancels the task.
+    /// Lets the task continue after this program ends, and keeps the result for [`Mesh::fetch`](crate::Mesh::fetch).
+    /// [`TaskHandle::wait`](crate::TaskHandle::wait) then ends without outputs, as soon as the worker has everything.
+    /// Before that, dropping the handle cancels the task.
     pub fn detached(mut self, detached: bool) -> Self {
         self.detached = detached;
         self
     }
 
-    /// Tasks of one job are shown together.
+    /// Sets the task's job. Tasks of one job are shown together.
     pub fn job(mut self, job: JobId) -> Self {
         self.job = job;
         self
     }
 
-    /// How many complete sets of the model's inputs the inputs hold, one behind the other along the first dimension. The
-    /// outputs come back the same way; [`Outputs::item`](crate::Outputs::item) takes them apart.
+    /// Sets the number of items: complete sets of the model's inputs, stacked along the first dimension. The outputs
+    /// are stacked the same way; [`Outputs::item`](crate::Outputs::item) takes them apart.
     pub fn items(mut self, items: u32) -> Self {
         self.items = items;
         self
     }
 
-    /// Items of the whole job, this task's included: what the broker chooses the lane by.
+    /// Sets the number of items in the whole job, this task's included. The broker chooses the lane by it.
     pub fn job_items(mut self, job_items: u32) -> Self {
         self.job_items = job_items;
         self
     }
 
-    /// The lane whose slots it may use; `None`: by the number of the job's items.
+    /// Sets the lane whose slots the task may use. `None`: the number of the job's items decides.
     pub fn lane(mut self, lane: Option<Lane>) -> Self {
         self.lane = lane;
         self
     }
 
-    /// What its stream of tasks is promised: workers that break it too often are passed over.
+    /// Sets the service level of the task's stream. Workers that break it too often are passed over.
     pub fn slo(mut self, slo: Slo) -> Self {
         self.slo = Some(slo);
         self
     }
 
-    /// One more wish for a label of the worker.
+    /// Adds a rule for a label of the worker.
     pub fn label(mut self, rule: LabelRule) -> Self {
         self.labels.push(rule);
         self
     }
 
-    /// One more model, which takes what the one before it gave.
+    /// Adds a stage: a model that takes the outputs of the model before it.
     pub fn then(mut self, name: impl Into<String>, model: Model) -> Self {
         self.then.push((name.into(), model));
         self
     }
 
-    /// Whether preparing it takes less time than handing it to another thread.
+    /// Whether preparing the task takes less time than handing it to another thread.
     pub(crate) fn is_quickly_prepared(&self) -> bool {
         let sizes: Option<Vec<usize>> = self.inputs.iter().map(Input::memory_bytes).collect();
         sizes.is_some_and(|sizes| sizes.into_iter().fold(0, usize::saturating_add) <= QUICK_BYTES_MAX)
@@ -213,7 +213,7 @@ impl Task {
         Ok((spec, Payload { manifest, blobs }))
     }
 
-    /// What the mesh would refuse is said before anything is read.
+    /// Checks the mesh's limits before anything is read.
     fn check(&self) -> Result<(), SubmitError> {
         if self.priority > limits::PRIORITY_MAX {
             let text = format!("priority {} is out of range: use 0 to {}", self.priority, limits::PRIORITY_MAX);
@@ -242,7 +242,7 @@ pub fn new_job() -> JobId {
     Uuid::now_v7().into()
 }
 
-/// What a task sends, as often as it takes.
+/// The data that a task sends, once per attempt.
 #[derive(Debug)]
 pub(crate) struct Payload {
     pub(crate) manifest: Manifest,
@@ -257,7 +257,7 @@ pub(crate) fn at_most(what: &str, got: u64, max: u64, unit: &str) -> Result<(), 
     Err(SubmitError::Invalid(format!("{what} has {got} {unit}, the limit is {max}")))
 }
 
-/// Runs file work where it holds nobody up; `None` if the runtime is being shut down. A panic in it goes on in the caller.
+/// Runs file work on a blocking thread. `None` if the runtime is shutting down. A panic in it continues in the caller.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => Some(done),

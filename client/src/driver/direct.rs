@@ -1,4 +1,4 @@
-//! The driver's side towards workers: connections made by either side, attempts opened on them, transfers that end.
+//! The driver's dealings with workers: connections made by either side, attempts opened on them, ends of transfers.
 
 use std::{
     collections::BTreeSet,
@@ -34,7 +34,7 @@ impl Driver {
                 None
             }
         };
-        // The attempt's own link is of no use any more, unless a neighbour on it has replaced it already.
+        // The attempt's old link is useless now, unless another attempt on it has already replaced it.
         if let Some(link) = broken {
             self.links.drop_link(link);
         }
@@ -61,8 +61,8 @@ impl Driver {
         });
     }
 
-    /// The attempt's worker can be spoken to: say what is wanted, send what it needs. A model that a neighbour on the link
-    /// sends need not go twice: that is waited for.
+    /// Opens an attempt on its worker's link: sends `Open` and starts the upload. If another attempt on the link is
+    /// sending a model that this one needs, waits for it instead of sending the model twice.
     fn open(&mut self, id: AttemptId, link: LinkId) {
         let neighbours = self.sessions.values().filter(|other| other.link() == Some(link));
         let coming: BTreeSet<Digest> = neighbours.flat_map(Session::brings).copied().collect();
@@ -85,7 +85,7 @@ impl Driver {
         patient.map(|(id, session)| (*id, session.grant().worker)).collect()
     }
 
-    /// Attempts that waited for a neighbour's model look again: it is there, or will not come.
+    /// Checks the attempts that wait for another attempt's model: it has arrived, or will not come.
     pub(super) fn open_patient(&mut self) {
         for (id, worker) in self.patient() {
             if let Way::Up(link, _) = self.links.way(worker, id) {
@@ -94,8 +94,8 @@ impl Driver {
         }
     }
 
-    /// Their worker lives as long as the link does on which a neighbour's transfer goes on; when that is over or takes too long,
-    /// they look again.
+    /// Checks the waiting attempts, and reports their worker alive as long as the link of the other attempt's transfer
+    /// is up.
     pub(super) fn keep_patient_alive(&mut self) {
         self.open_patient();
         for (id, worker) in self.patient() {
@@ -105,7 +105,7 @@ impl Driver {
         }
     }
 
-    /// The worker has said that an attempt is beyond receiving: everything is there, its models for all.
+    /// Notes that an attempt is past receiving: the worker has all its blobs, and its models serve all attempts.
     fn note_received(&mut self, id: AttemptId, link: LinkId) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let (delivered, end) = session.received();
@@ -113,7 +113,7 @@ impl Driver {
         self.upload_went_on(id, end);
     }
 
-    /// The worker says how long it has had everything: when it came there is known better than by when that was told.
+    /// Corrects the time of arrival: how long the worker has had everything is more precise than when it said so.
     fn note_held(&mut self, task: TaskId, held_us: u64) {
         let sent = Instant::now().checked_sub(Duration::from_micros(held_us));
         if let (Some(live), Some(sent)) = (self.live.get_mut(&task), sent.filter(|_| held_us > 0)) {
@@ -171,7 +171,7 @@ impl Driver {
         }
     }
 
-    /// libzmq would make the connection again by itself, but to the worker it would be a stranger's: a new one is made.
+    /// Drops a broken link. libzmq would reconnect by itself, but as a stranger to the worker: a new link is made.
     fn link_broken(&mut self, link: LinkId) {
         self.links.drop_link(link);
         let on_it = self.sessions.iter_mut().filter(|(_, session)| session.link() == Some(link));
@@ -189,20 +189,20 @@ impl Driver {
     pub(super) fn tell_worker(&mut self, id: AttemptId, message: &ClientToWorker) {
         if let Some(link) = self.sessions.get(&id).and_then(Session::link) {
             match message {
-                // The result is here, and whether its worker forgets it now or a moment later is all one.
+                // The result is here, so it does not matter if the worker forgets it a moment later.
                 ClientToWorker::Release(_) => framed(message, |frame| self.links.send_later(link, frame)),
                 _ => framed(message, |frame| self.links.send(link, frame)),
             }
         }
     }
 
-    /// Something came in at the listener.
+    /// Handles a message that arrived at the listener.
     pub(super) fn dialler_said(&mut self, received: Received) {
         let Received { peer, key, frame } = received;
         if let Some(link) = self.links.of_peer(peer) {
             return self.worker_said(link, frame);
         }
-        // A connection nobody knows: a worker that was told to dial in, or one whose connection broke and was made again.
+        // An unknown connection: a worker that was told to dial in, or one that reconnected after a break.
         let id = match WorkerToClient::from_frame(&frame) {
             Ok(WorkerToClient::DialIn(id) | WorkerToClient::Reopen(id)) => id,
             Ok(WorkerToClient::Progress(progress)) => progress.id,
@@ -228,7 +228,7 @@ impl Driver {
         waiting.into_iter().for_each(|id| self.open(id, link));
     }
 
-    /// A frame on a link that is known to be the worker's.
+    /// Handles a frame on a link that is known to be the worker's.
     fn worker_said(&mut self, link: LinkId, frame: Frame) {
         let message = match WorkerToClient::from_frame(&frame) {
             Ok(message) => message,
@@ -241,7 +241,7 @@ impl Driver {
             }
         };
         let id = message.attempt();
-        // A worker speaks of its own attempts, on the link on which they are open; anything else is late or forged.
+        // A worker names only its own attempts, on the link on which they are open; anything else is late or forged.
         let Some(session) = self.sessions.get_mut(&id).filter(|session| session.link() == Some(link)) else { return };
         match message {
             WorkerToClient::Chunk(chunk) => {
@@ -257,7 +257,7 @@ impl Driver {
                 self.step(Event::WorkerAlive { id });
                 self.upload_went_on(id, end);
             }
-            // It has dialled in, and the attempt is open: nothing new.
+            // The worker has dialled in and the attempt is open: nothing new.
             WorkerToClient::DialIn(_) => {}
             WorkerToClient::Accept(accept) => {
                 let Way::Up(_, outlet) = self.links.way(session.grant().worker, id) else { return };
@@ -285,7 +285,7 @@ impl Driver {
         }
     }
 
-    /// The worker is of another version of the mesh: another one may do.
+    /// Fails the link's attempts: the worker speaks another protocol version, another worker may not.
     fn not_understood(&mut self, link: LinkId, error: &DecodeError) {
         let on_it = self.sessions.iter().filter(|(_, session)| session.link() == Some(link));
         let failed: Vec<AttemptId> = on_it.map(|(id, _)| *id).collect();
@@ -294,7 +294,7 @@ impl Driver {
         }
     }
 
-    /// It has been told something: that may have been its end, or all that was missing for it to count.
+    /// Handles a message to an upload: it may have ended the upload, or completed what the worker needs.
     fn upload_went_on(&mut self, id: AttemptId, end: Option<UploadEnd>) {
         match end {
             Some(end) => self.upload_ended(id, end),
@@ -353,7 +353,7 @@ impl Driver {
     }
 }
 
-/// Whose fault it is that outputs did not come in: the worker's or the way's, or this machine's.
+/// The outcome when outputs did not arrive, by cause: the worker or the network, or this machine.
 fn broken(error: &IncomingError) -> Outcome {
     match error {
         IncomingError::DiskFull { .. } | IncomingError::Write { .. } => {

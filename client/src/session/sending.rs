@@ -1,5 +1,5 @@
-//! Model and inputs on their way out. Owns the upload, what of it the worker has, and which models it is thought to have; never
-//! when an attempt is opened.
+//! Model and inputs on their way to the worker. Owns the upload, how much of it the worker has, and which models the
+//! worker is thought to have. Never: when an attempt is opened.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,35 +16,35 @@ use tokio::sync::mpsc;
 
 use crate::{happened::Happened, task::Payload};
 
-/// News of an upload's progress is told at most this often.
+/// Shortest interval between two reports of an upload's progress.
 pub const SENDING_EVERY: Duration = Duration::from_millis(100);
 
-/// What an upload goes by.
+/// The link that an upload uses.
 pub(crate) struct Road<'a> {
     pub(crate) outlet: &'a Outlet,
-    /// What the link has carried so far; 0 if unknown.
+    /// The link's measured speed; 0 if unknown.
     pub(crate) bytes_per_s: u64,
-    /// Where an end is reported that comes later.
+    /// The channel for an end that comes later.
     pub(crate) happened: &'a mpsc::Sender<Happened>,
 }
 
-/// The transfer of one attempt. Each call may be the upload's last, and gives its end then.
+/// The upload of one attempt. Each call may end the upload; then it returns the end.
 #[derive(Debug)]
 pub(crate) struct Sending {
     id: AttemptId,
     window_bytes: u32,
-    /// `None` for a result that is fetched.
+    /// `None` if a result is fetched.
     payload: Option<Arc<Payload>>,
     upload: Option<Upload>,
-    /// Which upload of the attempt it is: news of an earlier one may still come.
+    /// The number of the attempt's upload: events of an earlier one may still come.
     serial: u64,
-    /// Models that are being sent, or will be if the worker asks for them: it has not said yet that it has them.
+    /// Models that are being sent, or will be if the worker asks for them: it has not yet said that it has them.
     models: BTreeSet<Digest>,
-    /// Models that are sent only if the worker asks for them.
+    /// Blobs of models that are sent only if the worker asks for them.
     held: BTreeSet<BlobIndex>,
     acknowledged: BTreeMap<BlobIndex, u64>,
     told_at: Option<Instant>,
-    /// That the worker has everything has been told.
+    /// Whether [`Self::newly_sent`] has reported that the worker has everything.
     told_sent: bool,
     wire_bytes: u64,
 }
@@ -76,7 +76,7 @@ impl Sending {
         self.payload.as_ref().map(|payload| &payload.manifest)
     }
 
-    /// The attempt's models and their blobs, the first one's first.
+    /// The attempt's models with their blob indexes, the first stage's model first.
     pub(super) fn all_models(&self) -> impl Iterator<Item = (BlobIndex, Digest)> {
         let after_inputs = self.manifest().map_or(0, |manifest| manifest.inputs.len() as BlobIndex + 1);
         let first = self.manifest().map(|manifest| (MODEL_BLOB, manifest.model.digest));
@@ -84,17 +84,17 @@ impl Sending {
         first.into_iter().chain((after_inputs..).zip(stages))
     }
 
-    /// The models that it brings to the worker.
+    /// The models that this attempt sends to the worker.
     pub(super) fn models(&self) -> &BTreeSet<Digest> {
         &self.models
     }
 
-    /// The worker has its models. Gives those that it was not known to have.
+    /// Notes that the worker has the models. Returns those that it was not yet known to have.
     pub(super) fn delivered(&mut self) -> BTreeSet<Digest> {
         std::mem::take(&mut self.models)
     }
 
-    /// Everything from its beginning. Models of later stages the worker has to ask for, and the first one if it holds that.
+    /// Starts the upload from the beginning. Later stages' models and held ones only if the worker asks.
     pub(super) fn begin(&mut self, road: &Road<'_>, model_held: bool) -> Option<UploadEnd> {
         self.upload = None;
         self.acknowledged.clear();
@@ -106,25 +106,25 @@ impl Sending {
         self.start(road, |outgoing| held.into_iter().fold(outgoing, Outgoing::held))
     }
 
-    /// The link is broken: the upload waits.
+    /// Handles a broken link: the upload pauses.
     pub(super) fn unlink(&mut self) {
-        // Nothing is whole by this; a peer that floods is noticed by its silence.
+        // This cannot complete an upload, and a peer that floods is noticed by its silence.
         let _ = self.tell(Feedback::Unlinked);
     }
 
-    /// There is another link: the upload goes on once the worker has said from where.
+    /// Moves the upload to another link. It continues once the worker has said from where.
     pub(super) fn relink(&mut self, road: &Road<'_>) -> Option<UploadEnd> {
         self.tell(Feedback::Relinked(road.outlet.clone()))
     }
 
-    /// The worker has said what it needs. Gives the models that it does not name, since it has them.
+    /// Handles what the worker needs. Returns the models that it does not name, because it has them.
     pub(super) fn accepted(&mut self, accept: &Accept, road: &Road<'_>) -> (BTreeSet<Digest>, Option<UploadEnd>) {
         let needs = |blob: BlobIndex| accept.needs.iter().any(|(needed, _)| *needed == blob);
         self.held.retain(|blob| !needs(*blob));
         let needed = self.all_models().filter(|(blob, _)| needs(*blob)).map(|(_, model)| model).collect();
         let has = std::mem::replace(&mut self.models, needed).difference(&self.models).copied().collect();
         if self.upload.is_none() && !accept.needs.is_empty() {
-            // It has lost what it had, or never had the model it was thought to hold.
+            // The worker has lost its data, or never had the model that it was thought to hold.
             self.told_sent = false;
             if let Some(end) = self.start(road, Outgoing::wait_for_needs) {
                 return (has, Some(end));
@@ -134,12 +134,12 @@ impl Sending {
         (has, self.tell(Feedback::Needs { blobs, window_bytes: accept.window_bytes }))
     }
 
-    /// The worker has everything, and has not said before what it needs.
+    /// Handles that the worker has everything although it has not said what it needs.
     pub(super) fn needs_nothing(&mut self) -> Option<UploadEnd> {
         self.tell(Feedback::Needs { blobs: Vec::new(), window_bytes: self.window_bytes })
     }
 
-    /// The worker has this much of a blob. Gives bytes acknowledged and bytes in all if it is time to tell the user.
+    /// Handles a credit. Returns acknowledged and total bytes if it is time to tell the user.
     pub(super) fn credit(&mut self, credit: Credit) -> (Option<(u64, u64)>, Option<UploadEnd>) {
         let Credit { blob, received_bytes, .. } = credit;
         let end = self.tell(Feedback::Credit { blob, received_bytes });
@@ -149,7 +149,7 @@ impl Sending {
     }
 
     fn progress(&mut self) -> Option<(u64, u64)> {
-        // A model that is held counts as nothing, until the worker asks for it after all.
+        // A held model does not count until the worker asks for it after all.
         let counts = |blob: BlobIndex| !self.held.contains(&blob) || self.acknowledged.contains_key(&blob);
         let payload = self.payload.as_ref()?;
         let sizes = payload.blobs.iter().zip(MODEL_BLOB..).filter(|(_, blob)| counts(*blob));
@@ -163,17 +163,17 @@ impl Sending {
         })
     }
 
-    /// Whether this upload is the one under way; if so, it has ended.
+    /// Notes the end of this upload. False if it is not the one under way.
     pub(super) fn has_ended(&mut self, serial: u64) -> bool {
         self.upload.take_if(|upload| upload.serial == serial).is_some()
     }
 
-    /// An upload has put so much on the wire.
+    /// Adds to the bytes that uploads have put on the wire.
     pub(super) fn carried(&mut self, wire_bytes: u64) {
         self.wire_bytes += wire_bytes;
     }
 
-    /// True once, when nothing is left to be sent. Gives what was put on the wire for it.
+    /// Returns the bytes put on the wire, once, when nothing is left to send.
     pub(super) fn newly_sent(&mut self) -> Option<u64> {
         let is_sent = self.upload.is_none() && self.payload.is_some();
         let newly = is_sent && !self.told_sent;
@@ -181,7 +181,7 @@ impl Sending {
         newly.then_some(self.wire_bytes)
     }
 
-    /// All blobs of the attempt; which of them are sent is for `shape` and the worker's needs to say.
+    /// Starts an upload of all blobs of the attempt. `shape` and the worker's needs choose which are sent.
     fn start(&mut self, road: &Road<'_>, shape: impl FnOnce(Outgoing) -> Outgoing) -> Option<UploadEnd> {
         let payload = self.payload.as_ref()?;
         let blobs = payload.blobs.iter().zip(MODEL_BLOB..);
@@ -194,7 +194,7 @@ impl Sending {
         let (id, serial, happened) = (self.id, self.serial, road.happened.clone());
         let outgoing = shape(outgoing.link(road.bytes_per_s));
         let (uploading, end) = Uploading::start(outgoing, road.outlet.clone(), async move |result| {
-            // If the driver is gone nobody waits for it.
+            // If the driver is gone, the end does not matter.
             let _ = happened.send(Happened::UploadEnded { id, serial, result }).await;
         });
         self.upload = end.is_none().then_some(Upload { serial, uploading });

@@ -1,4 +1,4 @@
-//! Outputs on their way in. Owns the intake, and the files of what is not whole yet; never what a broken one means.
+//! Incoming outputs. Owns the intake, and the files of incomplete outputs. Never: what a broken output means.
 
 use std::collections::BTreeMap;
 
@@ -15,39 +15,39 @@ use crate::{
 /// Outputs up to this size stay in memory.
 pub(super) const MEMORY_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// What an arrival means for the attempt.
+/// The effect of an arrival on the attempt.
 pub(crate) enum Taken {
-    /// Send this.
+    /// Send this credit to the worker.
     Credit(ClientToWorker),
-    /// All outputs are here and right.
+    /// All outputs have arrived and are verified.
     All(Vec<Output>),
-    /// They will not be.
+    /// The outputs will not arrive.
     Broken(IncomingError),
-    /// Nothing new.
+    /// There is nothing to do.
     More,
 }
 
-/// The outputs of one result. A link may break meanwhile: what is here stays.
+/// The intake of one result's outputs. If a link breaks meanwhile, what has arrived stays.
 #[derive(Debug)]
 pub(super) struct Taking {
     id: AttemptId,
-    /// Which results of the attempt this is: news of an earlier one may still come.
+    /// The number of the attempt's result: events of an earlier one may still come.
     serial: u64,
     items: u32,
     intake: Intake,
     outputs: Vec<OutputDecl>,
-    /// Files of those that are not whole: they go with the attempt, wherever the news is that they are whole.
+    /// Files of incomplete outputs. They are removed with the attempt, wherever the event of their completion is.
     files: BTreeMap<BlobIndex, Spooled>,
     whole: BTreeMap<BlobIndex, Output>,
     arrivals: Arrivals,
 }
 
-/// How the intake's arrivals come to the driver.
+/// How the intake's arrivals reach the driver.
 #[derive(Debug)]
 enum Arrivals {
-    /// Each with the chunk that brought it about.
+    /// Read at once after the chunk that caused them.
     Here(mpsc::Receiver<Arrival>),
-    /// By a task that passes them on.
+    /// Passed on by an async task.
     Forwarded(AbortHandle),
 }
 
@@ -89,12 +89,12 @@ impl Taking {
         self.serial == serial
     }
 
-    /// The same outputs are announced again.
+    /// Whether a result announces the same outputs.
     pub(super) fn is_of(&self, result: &RunResult) -> bool {
         self.outputs == result.outputs
     }
 
-    /// How much of each output is here.
+    /// How many bytes of each output have arrived.
     pub(super) fn parts(&self) -> Vec<OutputPart> {
         let needs: BTreeMap<BlobIndex, u64> = self.intake.needs().into_iter().collect();
         let part = |(output, blob): (&OutputDecl, BlobIndex)| {
@@ -108,7 +108,7 @@ impl Taking {
         self.intake.push(chunk, payload)
     }
 
-    /// What the last chunk brought about, one by one, where that is known at once.
+    /// The next arrival that the last chunk caused, if it is known at once.
     pub(super) fn next_here(&mut self) -> Option<Arrival> {
         match &mut self.arrivals {
             Arrivals::Here(arrivals) => arrivals.try_recv().ok(),
@@ -133,7 +133,7 @@ impl Taking {
                 if self.whole.len() < self.outputs.len() {
                     return Taken::More;
                 }
-                // The map is in the order of the blobs, which is the order of the outputs.
+                // The map is in blob order, which is the outputs' order.
                 Taken::All(std::mem::take(&mut self.whole).into_values().collect())
             }
         }

@@ -1,4 +1,4 @@
-//! How an attempt is opened, and what becomes of its transfers when it ends before they do.
+//! How an attempt is opened, and what happens to its transfers if it ends first.
 
 use mesh_samples::{ticket_body, worker_id};
 use proto_msgs::{Attempt, AttemptId, DType, Direction, Outcome, OutputDecl, TaskId, Ticket, TicketKey};
@@ -53,7 +53,7 @@ async fn a_large_output_that_nobody_wants_any_more_leaves_no_file_though_it_is_w
 
     let mut offset = 0;
     let whole = loop {
-        // A window's worth at first, and the last byte when there is room for it.
+        // A full window first, and the last byte when there is room for it.
         for piece in bytes[offset..].chunks(limits::CHUNK_BYTES_MAX).take(16) {
             let chunk = Chunk { id: ID, blob: 1, offset: offset as u64, inflated_bytes: None };
             session.chunk(chunk, bytes::Bytes::copy_from_slice(piece)).unwrap();
@@ -65,7 +65,7 @@ async fn a_large_output_that_nobody_wants_any_more_leaves_no_file_though_it_is_w
             other => panic!("{other:?}"),
         }
     };
-    // Cancelled just now: the news comes too late for anybody.
+    // Cancelled now: the event comes too late for anyone.
     drop((session, whole));
 
     assert_eq!(files(), 0);
@@ -79,7 +79,7 @@ async fn a_worker_that_has_dialled_in_is_not_late_while_a_neighbour_brings_the_m
     session.wait_for_dial_in(1);
     assert!(session.waits_for_dial_in(1) && !session.waits_for_dial_in(2));
 
-    // It comes, and another attempt on its link sends the model.
+    // The worker dials in, and another attempt on its link sends the model.
     assert!(session.be_patient(|_| true));
 
     assert!(!session.waits_for_dial_in(1));
