@@ -1,9 +1,9 @@
-//! The broker's machine: who is alive, who has room, who runs what.
+//! The broker's state machine: which workers live, which have free slots, and which attempts they run.
 //!
 //! Owns the Metric Table, the tasks and the queue. Never: payload, files, sockets, the store.
 //!
-//! A client owns its attached tasks: it says again and again how they stand and the broker believes it, so the broker
-//! may forget everything. A detached task has no such owner; it exists from the moment the store has it.
+//! A client owns its attached tasks. It repeats their standing in every message and the broker believes it, so the
+//! broker may forget everything. A detached task has no such owner: it exists from the moment the store has it.
 
 mod answers;
 mod api;
@@ -53,18 +53,18 @@ use workers::Workers;
 pub struct Broker {
     config: Config,
     workers: Workers,
-    /// When to look whether a worker still lives.
+    /// When to check whether a worker is still alive.
     worker_looks: Due<WorkerId>,
     tasks: Tasks,
     queue: Queue,
     slos: Slos,
     turned_away: TurnedAway,
-    /// How far predictions were off.
+    /// Errors of earlier predictions.
     errors: Errors,
-    /// Who got the last task.
+    /// The worker that was granted the last task.
     last_chosen: Option<WorkerId>,
     clock: Clock,
-    /// The machine's time when something last happened.
+    /// Time of the last event, on the broker's own clock.
     last_handled: MonoTime,
     store_ok: bool,
     counters: Counters,
@@ -72,7 +72,7 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// A broker that knows nobody yet.
+    /// A broker without workers and tasks.
     pub fn new(config: Config) -> Self {
         Self {
             workers: Workers::new(config.rules),
@@ -92,7 +92,7 @@ impl Broker {
         }
     }
 
-    /// The one door.
+    /// Handles one event and returns what the caller must do: the only way to change the broker.
     #[must_use]
     pub fn handle(&mut self, now: MonoTime, event: Event) -> Vec<Action> {
         let due = self.clock.is_late(now).then(|| self.next_deadline()).flatten();
@@ -113,7 +113,7 @@ impl Broker {
         std::mem::take(&mut self.actions)
     }
 
-    /// When to come back with [`Event::Deadline`] if nothing else happens.
+    /// When the caller must pass [`Event::Deadline`] if no other event comes first.
     pub fn next_deadline(&self) -> Option<MonoTime> {
         let worker = self.worker_looks.first();
         let task = self.tasks.first_due();
@@ -147,7 +147,7 @@ impl Broker {
         }
     }
 
-    /// Whether the message comes from the connection key that the worker registered with.
+    /// Whether a message about the worker came over a connection with the key that the worker registered.
     fn is_workers_key(&self, id: WorkerId, key: Option<PublicKey>) -> bool {
         !self.config.encrypted || self.workers.get(id).is_none_or(|worker| worker.register.key == key)
     }
@@ -199,7 +199,8 @@ impl Broker {
         self.actions.push(Action::TellWorker { peer, message: BrokerToWorker::HeartbeatAck(ack) });
     }
 
-    /// Compares what the worker holds with what it should hold.
+    /// Compares the attempts in a heartbeat with those the worker should hold. Returns which to forget and which to
+    /// stop.
     fn news(&mut self, now: MonoTime, id: WorkerId, heartbeat: Heartbeat) -> (Vec<AttemptId>, Vec<AttemptId>) {
         let (mut forget, mut stop) = (Vec::new(), Vec::new());
         let epoch = heartbeat.epoch;
@@ -234,8 +235,9 @@ impl Broker {
         (forget, stop)
     }
 
-    /// Whether the task still wants the attempt. A task that nobody knows may be from before a restart of the broker: its
-    /// worker sees for itself whether the client is still there. Of others a worker has only what it was given.
+    /// Whether an attempt that a worker reports should go on. An unknown task counts as wanted: it may be from before a
+    /// restart of the broker, and the worker itself sees whether the client is still there. A task of this broker's
+    /// life is wanted only where it was granted.
     fn is_wanted(&self, worker: WorkerId, id: AttemptId) -> bool {
         let Some(task) = self.tasks.get(id.task) else {
             return true;
@@ -243,24 +245,24 @@ impl Broker {
         if !task.is_from_before && !task.was_given_to(worker, id.attempt) {
             return false;
         }
-        // A mere promise elsewhere counts for nothing: the client has gone to this worker.
+        // Only a placement elsewhere counts, not a grant: the client has gone to this worker.
         let is_placed = matches!(task.state, State::Placed { .. });
         let elsewhere = is_placed && task.attempt == id.attempt && task.place().is_some_and(|at| at.worker != worker);
         !task.is_ended() && !elsewhere && id.attempt >= task.attempt && id.attempt >= task.fence
     }
 
-    /// Whether a finished attempt need not be named again. The end of a detached task is in safety only in the store: until
-    /// then its worker goes on telling it, should this broker die.
+    /// Whether the worker may stop reporting a finished attempt. The end of a detached task is safe only once it is
+    /// stored: until then the worker repeats it, in case this broker dies.
     fn may_be_forgotten(&self, id: AttemptId) -> bool {
         !self.tasks.get(id.task).is_some_and(Task::awaits_store) || !self.config.rules.holds(Rule::StoreBeforeForget)
     }
 
-    /// Whether another attempt of the task has taken its place.
+    /// Whether a later attempt of the task has replaced this one.
     fn is_superseded(&self, id: AttemptId) -> bool {
         self.tasks.get(id.task).is_some_and(|task| id.attempt < task.attempt.max(task.fence))
     }
 
-    /// A heartbeat names an attempt that is wanted: there it is, whatever was thought before.
+    /// A heartbeat names a wanted attempt: the task is placed at that worker, whatever the broker assumed before.
     fn attempt_named(&mut self, now: MonoTime, worker: WorkerId, epoch: Epoch, id: AttemptId) {
         let Some(task) = self.tasks.get_mut(id.task) else {
             return;
@@ -278,8 +280,9 @@ impl Broker {
         self.reschedule(id.task);
     }
 
-    /// The attempt has turned up at this worker: what its task waited for or was promised elsewhere is given back. Where only its
-    /// client says so, it takes room that this broker gave it, or one before it may have given it: no words buy a place.
+    /// Places the task where its attempt has turned up, and frees its place in the queue or at another worker. If only
+    /// the client names the attempt, it takes a slot only if this broker granted it or an earlier one may have: a
+    /// client's word alone takes no slot.
     fn turned_up(&mut self, now: MonoTime, id: AttemptId, at: Place, unnamed_until: Option<MonoTime>) {
         self.leave_queue(id.task);
         let Some(task) = self.tasks.get_mut(id.task) else { return };
@@ -311,7 +314,7 @@ impl Broker {
         }
     }
 
-    /// A heartbeat says that a wanted attempt is over.
+    /// A heartbeat reports that a wanted attempt has ended.
     fn attempt_finished(&mut self, now: MonoTime, worker: WorkerId, epoch: Epoch, id: AttemptId, outcome: Outcome) {
         let Some(task) = self.tasks.get(id.task) else { return };
         if !task.spec.detached && task.place().is_some_and(|at| at.worker != worker) {
@@ -324,12 +327,13 @@ impl Broker {
         if task.spec.detached && !is_missed {
             return self.end(now, id.task, outcome);
         }
-        // Also where the worker missed its client: perhaps only their link broke, and it will ask for another place.
+        // Also if the worker missed its client: perhaps only their link broke, and the client will ask for another
+        // place.
         task.finished = Some(outcome);
         self.reschedule(id.task);
     }
 
-    /// A heartbeat no longer names an attempt that earlier ones did.
+    /// A heartbeat no longer names an attempt that an earlier heartbeat named.
     fn attempt_vanished(&mut self, now: MonoTime, worker: WorkerId, id: AttemptId) {
         let Some(task) = self.tasks.get(id.task) else { return };
         let is_current = task.attempt == id.attempt && task.place().is_some_and(|at| at.worker == worker);
@@ -354,7 +358,8 @@ impl Broker {
         }
     }
 
-    /// A worker, or a life of it, is gone. Clients are told, so that they look at their links; they decide.
+    /// Removes a worker, or an earlier life of it. Its clients are told to look at their links; they decide what
+    /// follows.
     fn lose_worker(&mut self, now: MonoTime, id: WorkerId) {
         let Some(worker) = self.workers.remove(id) else { return };
         self.worker_looks.remove(id);

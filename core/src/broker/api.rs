@@ -1,4 +1,4 @@
-//! What happens to the broker and what it orders.
+//! The broker's input (events) and output (actions).
 
 use std::time::Duration;
 
@@ -7,126 +7,127 @@ use proto_msgs::{
     LabelRule, Lane, ModelRef, Outcome, PeerId, PublicKey, Register, Slo, Stage, TaskId, WorkerId, WorkerToBroker,
 };
 
-/// Something happened.
+/// An input of the broker.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// A client's message arrived on connection `peer`, proven to hold `key` if the mesh has keys.
+    /// A client's message arrived on connection `peer`. In a mesh with keys, the peer has proven that it holds `key`.
     ClientSaid { peer: PeerId, key: Option<PublicKey>, message: ClientToBroker },
-    /// A worker's message arrived on connection `peer`, proven to hold `key` if the mesh has keys.
+    /// A worker's message arrived on connection `peer`. In a mesh with keys, the peer has proven that it holds `key`.
     WorkerSaid { peer: PeerId, key: Option<PublicKey>, message: WorkerToBroker },
-    /// What the store remembers from before the restart. Given once, first, and only if there is something.
+    /// The tasks that the store has from before a restart. Comes once, as the first event, and only if there are any.
     Restored(Vec<TaskRecord>),
-    /// The store has a record of this task on disk, and this stands in it.
+    /// The store has a record of `task` on disk; `footing` is what that record says.
     Stored { task: TaskId, footing: Footing },
     /// The store does not answer.
     StoreAway,
     /// The store answers again.
     StoreBack,
-    /// The time that `next_deadline` named has come.
+    /// The time that `next_deadline` returned has come.
     Deadline,
 }
 
-/// Something to be done.
+/// An order of the broker to its caller.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Send; a message that cannot be sent is dropped.
+    /// Send a message to a client; drop it if it cannot be sent.
     TellClient { peer: PeerId, message: BrokerToClient },
-    /// Send; a message that cannot be sent is dropped.
+    /// Send a message to a worker; drop it if it cannot be sent.
     TellWorker { peer: PeerId, message: BrokerToWorker },
-    /// Tell the store.
+    /// Pass a change to the store.
     Save(Change),
 }
 
-/// A change that the store is told. Changes of the same key may be merged, the last one wins.
+/// A change for the store. Changes with the same key may be merged; the last one wins.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// The worker's row in the Metric Table.
+    /// Write the worker's row in the Metric Table.
     PutWorker(Box<WorkerRecord>),
-    /// The worker has left or died.
+    /// Remove the worker's row: the worker has left or died.
     DropWorker(WorkerId),
-    /// A task. If `durable`, the broker waits for [`Event::Stored`]; if not, it is a copy for people to read.
+    /// Write a task. If `durable`, the broker waits for [`Event::Stored`]; otherwise it is a copy for people to read.
     PutTask { record: Box<TaskRecord>, durable: bool },
-    /// The task need not be remembered.
+    /// Remove the task's record.
     DropTask(TaskId),
 }
 
-/// A worker as the Metric Table shows it.
+/// A worker's row in the Metric Table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WorkerRecord {
-    /// What it said of itself.
+    /// The worker's registration.
     pub register: Register,
-    /// What it last said of its state; `None` before the first heartbeat.
+    /// The worker's last heartbeat; `None` before the first one.
     pub heartbeat: Option<Heartbeat>,
-    /// Tasks at work or promised in each lane.
+    /// Slots taken in each lane, by running and by granted tasks.
     pub slots_used: [u16; 2],
-    /// Thousandths of its tasks that missed their service level in the last window; `None`: no verdict.
+    /// Thousandths of the worker's tasks that missed their service level in the last window; `None`: no verdict.
     pub violation_permille: Option<u16>,
-    /// When it was last heard, milliseconds since 1970.
+    /// When the worker was last heard, milliseconds since 1970.
     pub seen_unix_ms: u64,
-    /// The row is worthless after this long without news.
+    /// Time without news after which the row is worthless.
     pub expires_after: Duration,
 }
 
-/// What the promise that a detached task is safe rests on: it holds while the store has just this.
+/// The facts that the promise "this detached task is safe" rests on. It holds while the stored record has exactly
+/// these.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Footing {
     /// Placements so far.
     pub attempt: Attempt,
-    /// Whose disk the last of them is for.
+    /// The worker of the last placement, on whose disk the attempt is.
     pub worker: Option<WorkerId>,
-    /// The task is over.
+    /// The task has ended.
     pub is_over: bool,
 }
 
 /// A task as the store keeps it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskRecord {
-    /// Which.
+    /// The task's id.
     pub task: TaskId,
-    /// Whose.
+    /// The client that submitted the task.
     pub client: ClientId,
-    /// The key its owner must hold; `None` in a mesh without keys.
+    /// The key that the task's owner must hold; `None` in a mesh without keys.
     pub key: Option<PublicKey>,
-    /// Of which `submit`.
+    /// The `submit` that the task belongs to.
     pub job: JobId,
-    /// What a person calls the model.
+    /// The model's name for people.
     pub model_name: String,
-    /// The model.
+    /// The first model of the task.
     pub model: ModelRef,
-    /// Models that it passes through after the first.
+    /// The models that follow the first one.
     pub then: Vec<Stage>,
     /// Bytes of all inputs.
     pub input_bytes: u64,
-    /// Items in it.
+    /// Number of items.
     pub items: u32,
-    /// Its lane.
+    /// The task's lane.
     pub lane: Lane,
-    /// What it was promised.
+    /// The service level promised to the task.
     pub slo: Option<Slo>,
-    /// Wishes for labels.
+    /// Labels that the task requires or prefers.
     pub labels: Vec<LabelRule>,
-    /// User priority.
+    /// The user's priority.
     pub priority: u8,
-    /// What the run may use.
+    /// Resources that the run may use.
     pub demands: Demands,
-    /// Who must open the direct connection, if that matters.
+    /// The side that must open the direct connection; `None` if either may.
     pub direction: Option<Direction>,
-    /// Goes on without its client.
+    /// The task goes on without its client.
     pub detached: bool,
     /// Placements so far.
     pub attempt: Attempt,
-    /// Where the attempt is, and in which life of that worker it was placed.
+    /// The worker of the last attempt, and its epoch at that placement.
     pub worker: Option<(WorkerId, Epoch)>,
-    /// When it was submitted, milliseconds since 1970.
+    /// When the task was submitted, milliseconds since 1970.
     pub submitted_unix_ms: u64,
-    /// When its answer becomes worthless, milliseconds since 1970.
+    /// When the task's answer becomes worthless, milliseconds since 1970.
     pub deadline_unix_ms: Option<u64>,
-    /// How it ended, and when (milliseconds since 1970); `None` while it lives.
+    /// How and when (milliseconds since 1970) the task ended; `None` while it is unfinished.
     pub ended: Option<(Outcome, u64)>,
 }
 
 impl TaskRecord {
-    /// What promises rest on once the store has this record.
+    /// The footing of the task's promise once the store has this record.
     pub fn footing(&self) -> Footing {
         Footing { attempt: self.attempt, worker: self.worker.map(|(worker, _)| worker), is_over: self.ended.is_some() }
     }

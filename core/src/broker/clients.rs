@@ -1,4 +1,4 @@
-//! What clients say and what is answered: the other half of [`Broker`]'s door.
+//! Handles the messages of clients and answers them.
 
 use proto_msgs::{
     Attempt, AttemptId, BrokerToClient, BrokerToWorker, CancelTask, ClientId, ClientToBroker, Close, Direction,
@@ -37,7 +37,7 @@ impl Broker {
         self.tasks.get(id).filter(|task| self.is_owner(task, client, key))
     }
 
-    /// The same, or what is remembered of one that was turned away.
+    /// The task, or the remembered record of a task that was turned away, if it is this client's.
     pub(super) fn shown(&self, id: TaskId, client: ClientId, key: Option<PublicKey>) -> Option<&Task> {
         let task = self.tasks.get(id).or_else(|| self.turned_away.get(id));
         task.filter(|task| self.is_owner(task, client, key))
@@ -60,7 +60,7 @@ impl Broker {
         let Some(task) = self.tasks.get_mut(id) else { return };
         (task.heard, task.peer) = (now, Some(peer));
         if task.abandoned {
-            // It was only silent, for long, and still wants its result.
+            // The client was only silent for long, and still wants its result.
             self.tasks.revive(now, id);
             self.enqueue(now, id);
         }
@@ -68,7 +68,7 @@ impl Broker {
         // A client's addresses may change while it waits.
         task.spec.endpoints.clone_from(&submit.endpoints);
         if let State::Ended { outcome, .. } = &task.state {
-            // Its client leaves when it hears that a detached task is done, or cancelled.
+            // A client leaves when it hears that its detached task is done or cancelled, so that must be stored first.
             let waits = task.awaits_store() && !matches!(outcome, Outcome::Failed(_));
             return if waits { self.note(id) } else { self.say_ended(id, Some(peer)) };
         }
@@ -84,7 +84,7 @@ impl Broker {
         }
     }
 
-    /// A task that is not known: new, or from before a restart.
+    /// Handles the submit of an unknown task: it is new, or from before a restart.
     fn first_submit(&mut self, now: MonoTime, peer: PeerId, mut submit: Submit) {
         let id = submit.task;
         let standing = submit.standing.clone();
@@ -126,7 +126,7 @@ impl Broker {
         }
     }
 
-    /// A late message changes nothing; what it is answered may be news.
+    /// Repeats the current answer. A late message changes nothing, but the answer may be news to the client.
     fn answer_again(&mut self, now: MonoTime, id: TaskId) {
         match self.tasks.get(id).map(|task| &task.state) {
             Some(State::Granted { .. }) => self.say_granted(now, id),
@@ -136,7 +136,7 @@ impl Broker {
         }
     }
 
-    /// The client has no worker: name one, or say what it waits for.
+    /// The client has no worker: grants it one, or tells it what the task waits for.
     pub(super) fn asking(&mut self, now: MonoTime, id: TaskId) {
         let Some(task) = self.tasks.get(id) else { return };
         match task.state {
@@ -155,14 +155,15 @@ impl Broker {
         }
     }
 
-    /// Whether the place of a task whose client is still asking has gone with its worker.
+    /// Whether the worker of a grant or placement is gone, so that the task must wait again. Its client is still
+    /// asking.
     fn is_void(&self, task: &Task) -> bool {
         match task.state {
             State::Granted { at, .. } => {
                 let promised = self.workers.get(at.worker).is_some_and(|worker| worker.has(task.attempt_id()));
                 !promised || !self.workers.has_life(at.worker, at.epoch)
             }
-            // A detached task may be all there, and this a late message: its worker comes back with it, or patience ends.
+            // A detached task may be fine and this message late: its worker comes back with it, or patience ends.
             State::Placed { at, .. } => {
                 let is_over = task.finished.is_some() || !self.workers.has_life(at.worker, at.epoch);
                 is_over && !task.spec.detached
@@ -171,7 +172,7 @@ impl Broker {
         }
     }
 
-    /// The client is at work with a worker: so it is, whatever was thought before.
+    /// The client holds an attempt at a worker: the task is placed there, whatever the broker assumed before.
     fn holding(&mut self, now: MonoTime, id: TaskId, attempt: Attempt, worker: WorkerId) {
         let Some(task) = self.tasks.get_mut(id) else { return };
         if attempt < task.attempt || attempt < task.fence {
@@ -188,19 +189,19 @@ impl Broker {
             let at = here.unwrap_or(Place { worker, epoch, direction: Direction::ClientDials });
             self.turned_up(now, AttemptId { task: id, attempt }, at, Some(now + self.config.grant_wait));
         } else if self.awaits_dial(id) {
-            // The order to dial may have been lost.
+            // The order to dial may have got lost.
             self.say_granted(now, id);
         }
         self.note(id);
     }
 
-    /// Whether a worker was told to dial and has not said that it does.
+    /// Whether the worker was told to dial the client and has not named the attempt yet.
     fn awaits_dial(&self, id: TaskId) -> bool {
         matches!(self.tasks.get(id).map(|task| &task.state), Some(State::Placed { at, unnamed_until: Some(_) })
             if at.direction == Direction::WorkerDials)
     }
 
-    /// The client's attempt came to nothing.
+    /// The client reports that its attempt was lost.
     fn lost(&mut self, now: MonoTime, id: TaskId, attempt: Attempt, worker: WorkerId, outcome: Outcome) {
         let Some(task) = self.tasks.get_mut(id) else { return };
         if attempt < task.attempt || attempt < task.fence {
@@ -209,7 +210,7 @@ impl Broker {
         let (place, current) = (task.place(), task.attempt_id());
         let lost = AttemptId { task: id, attempt };
         let is_current = attempt == task.attempt && place.is_some_and(|at| at.worker == worker);
-        // If this broker has not placed it, one before may have: its client alone knows where.
+        // If this broker has not placed the task, an earlier one may have: only the client knows where.
         let is_to_blame = task.was_given_to(worker, attempt) || task.attempt == Attempt(0);
         if is_current {
             self.learn(now, id, &outcome);
@@ -230,7 +231,7 @@ impl Broker {
         self.counters.retried += 1;
         self.free_place(now, worker, lost);
         if let Some(at) = place {
-            // After a restart, another place may have been promised meanwhile.
+            // After a restart, the task may have been granted another place meanwhile.
             self.workers.release_unnamed(now, at.worker, current);
         }
         if self.tasks.get(id).is_some_and(|task| !matches!(task.state, State::Queued(_))) {
@@ -240,7 +241,7 @@ impl Broker {
         self.fill(now, worker);
     }
 
-    /// A task whose attempt came to nothing goes on, or is given up, or waits until it is known which.
+    /// Continues a task after a lost attempt: it waits again, is given up, or is held back until it is known which.
     pub(super) fn after_loss(&mut self, now: MonoTime, id: TaskId, outcome: Outcome) {
         let Some(task) = self.tasks.get_mut(id) else { return };
         task.convict(now, &self.workers);
@@ -257,7 +258,7 @@ impl Broker {
         self.asking(now, id);
     }
 
-    /// The attempt shall not go on and its slot is free, unless a heartbeat has named it: then heartbeats say when.
+    /// Stops an attempt and frees its slot. If a heartbeat has named the attempt, heartbeats say when the slot is free.
     pub(super) fn free_place(&mut self, now: MonoTime, worker: WorkerId, id: AttemptId) {
         self.workers.release_unnamed(now, worker, id);
         self.tell_worker(worker, BrokerToWorker::Stop(id));
@@ -270,7 +271,7 @@ impl Broker {
         let (id, place) = (task.attempt_id(), task.place());
         let is_over = !matches!(close.outcome, Outcome::Cancelled);
         if let Some(at) = place.filter(|_| is_over && close.attempt == id.attempt) {
-            // The run was over at the worker before its client had the result, so the slot is free.
+            // The run ended at the worker before the client had the result, so the slot is free.
             self.workers.release(now, at.worker, id);
         }
         self.end(now, close.task, close.outcome);
@@ -334,14 +335,14 @@ impl Broker {
         self.introduce(now, locate.task, Purpose::Fetch, Some(peer), way);
     }
 
-    /// How whoever asks for a result comes to it: as the task came to its worker, or the other way round if that failed.
+    /// The direction of the connection that fetches a result: the task's own, or the other one if that failed.
     fn way_to_result(&mut self, locate: &Locate, worker: WorkerId) -> Direction {
         let (Some(task), Some(worker)) = (self.tasks.get_mut(locate.task), self.workers.get(worker)) else {
             return Direction::ClientDials;
         };
         task.spec.endpoints.clone_from(&locate.endpoints);
         if let Some(direction) = locate.unreachable {
-            // What failed before may work by now.
+            // A direction that failed before may work by now.
             task.unreachable.retain(|(at, _)| *at != worker.id());
             task.unreachable.push((worker.id(), direction));
         }
@@ -364,7 +365,7 @@ impl Broker {
         self.tell_client(peer, BrokerToClient::Queued(queued));
     }
 
-    /// What a waiting task waits for.
+    /// The reason, as text for people, why a task still waits.
     pub(super) fn waits_for(&self, now: MonoTime, task: &Task) -> String {
         if task.peer.is_none() {
             return "nothing has been heard lately of its client, nor of a worker that may have its inputs".to_owned();
@@ -378,7 +379,7 @@ impl Broker {
         reasons::waits_for(task, &self.workers)
     }
 
-    /// Until a waiting task is placed, as predicted; `None` if nobody has measured its model.
+    /// Predicted time until a waiting task is placed; `None` if nobody has measured its model.
     fn starts_in_ms(&self, task: &Task, position: u32) -> Option<u32> {
         let State::Queued(key) = task.state else { return None };
         let is_measured = self.workers.fleet().run_us(task.spec.model.digest, 1) > 0;
@@ -387,7 +388,7 @@ impl Broker {
         Some(u32::try_from(before_us / 1000).unwrap_or(u32::MAX))
     }
 
-    /// Tells a client that holds an attempt whether its worker is heard.
+    /// Tells a client that holds an attempt whether the attempt's worker is heard.
     pub(super) fn note(&mut self, id: TaskId) {
         let Some(task) = self.tasks.get(id) else { return };
         let attempt_id = task.attempt_id();
@@ -407,7 +408,7 @@ impl Broker {
     }
 }
 
-/// The newest attempt that a client knows of.
+/// The newest attempt that this message's sender knows of.
 fn named_in(standing: &Standing) -> Attempt {
     match standing {
         Standing::Asking => Attempt(0),
@@ -415,7 +416,7 @@ fn named_in(standing: &Standing) -> Attempt {
     }
 }
 
-/// The end of a task that no worker could finish: the last failure, and how often.
+/// The outcome of a task that no worker could finish: the last failure, and the number of attempts.
 fn exhausted(task: &Task, last: Outcome) -> Outcome {
     match last {
         Outcome::Failed(Failure { code, text }) if code.is_retryable() => {

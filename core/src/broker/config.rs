@@ -6,19 +6,19 @@ use proto_msgs::{ClientId, Epoch, Lane, Submit, limits::PRIORITY_MAX};
 
 use crate::{GRANT_WAIT, Rule, Rules};
 
-/// How a worker is chosen among those with room.
+/// The rule that picks a worker among those with room.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub enum Policy {
-    /// The one that is predicted to finish first.
+    /// The worker that is predicted to finish first.
     #[default]
     Predicted,
-    /// The one with the fewest tasks for its slots.
+    /// The worker with the fewest tasks per slot.
     LeastLoaded,
-    /// The one heard last.
+    /// The worker with the latest heartbeat.
     LatestHeartbeat,
-    /// One after the other.
+    /// Each worker in turn.
     RoundRobin,
-    /// Any; the task's id decides, so that the same events give the same choice.
+    /// Any worker. The task's id decides, so that the same events lead to the same choice.
     Random,
 }
 
@@ -27,7 +27,7 @@ impl Policy {
     pub const ALL: [Self; 5] =
         [Self::Predicted, Self::LeastLoaded, Self::LatestHeartbeat, Self::RoundRobin, Self::Random];
 
-    /// The name as people write it.
+    /// The policy's name in options and messages.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Predicted => "predicted",
@@ -56,33 +56,33 @@ impl FromStr for Policy {
     }
 }
 
-/// What makes a waiting task go before another, in thousandths of a point.
+/// Weights of the terms of a waiting task's rank, in thousandths of a point. The highest rank goes first.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Weights {
-    /// For each step of user priority.
+    /// Points per step of user priority.
     pub priority_milli: u32,
-    /// For each second it has waited: what makes sure that nothing waits for ever.
+    /// Points per second of waiting; they make sure that no task waits for ever.
     pub wait_milli: u32,
-    /// Taken off for each doubling of its inputs beyond 1 MiB.
+    /// Points taken off for each doubling of the inputs beyond 1 MiB.
     pub data_milli: u32,
-    /// Taken off for each second of slot time that its client is ahead of the others.
+    /// Points taken off for each second of slot time that the client is ahead of the others.
     pub share_milli: u32,
 }
 
 impl Default for Weights {
     fn default() -> Self {
-        // A second of waiting weighs as much as one step of priority, so 100 s bridge the widest gap. A client that is
-        // 12 s of slot time ahead of the others loses the 50 points between the usual priority and the highest.
+        // One second of waiting weighs as much as one step of priority, so 100 s bridge the widest gap. A client that
+        // is 12 s of slot time ahead of the others loses the 50 points between the usual priority and the highest.
         Self { priority_milli: 1000, wait_milli: 1000, data_milli: 1000, share_milli: 4000 }
     }
 }
 
-/// What a client may take.
+/// Limits and share of a client.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Tenant {
-    /// Higher priorities count as this one.
+    /// Cap of the user priority; higher ones count as this one.
     pub priority_max: u8,
-    /// Thousandths of the slot time that an ordinary client gets while both wait.
+    /// Slot time relative to an ordinary client's while both have tasks waiting, in thousandths.
     pub share_milli: u32,
 }
 
@@ -95,61 +95,61 @@ impl Default for Tenant {
 /// The broker's settings.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// This start of the broker.
+    /// Epoch of this start of the broker.
     pub epoch: Epoch,
     /// Wall clock at [`MonoTime::ZERO`](crate::MonoTime::ZERO), milliseconds since 1970.
     pub origin_unix_ms: u64,
-    /// Version of the program, for people.
+    /// Version of the program, shown to people.
     pub version: String,
-    /// `redis` or `embedded`, for people.
+    /// `redis` or `embedded`, shown to people.
     pub store_name: String,
-    /// Connections are encrypted: a message counts only with the key it was registered with.
+    /// Connections are encrypted: a message counts only with the key that its sender registered.
     pub encrypted: bool,
-    /// Heartbeats a worker may miss. Three: one may be lost, one late.
+    /// Heartbeats that a worker may miss. Three: one may be lost, one late.
     pub liveness_beats: u32,
-    /// A grant that neither client nor worker has taken up in this time is taken back.
+    /// Time after which a grant is taken back if neither client nor worker has taken it up.
     pub grant_wait: Duration,
-    /// A client that has been silent this long has left its attached tasks.
+    /// Silence after which a client counts as having left its attached tasks.
     pub client_silence: Duration,
-    /// A detached task whose worker has been away this long has failed.
+    /// Absence of its worker after which a detached task has failed.
     pub detached_patience: Duration,
-    /// Ended tasks are shown this long; results of detached tasks are found this long, if their workers keep them.
+    /// How long ended tasks are shown, and results of detached tasks can be found if their workers keep them.
     pub ended_kept: Duration,
-    /// Workers may fail a task this often.
+    /// Failed attempts after which a task is given up.
     pub attempts_max: u32,
-    /// Tasks waiting in each lane at the same time, over all clients.
+    /// Limit of waiting tasks in each lane, over all clients.
     pub queue_max: usize,
-    /// Unfinished tasks at the same time, over all clients.
+    /// Limit of unfinished tasks, over all clients.
     pub tasks_max: usize,
-    /// Ended tasks remembered at the same time for people who ask; the oldest go first.
+    /// Limit of ended tasks kept for people who ask; the oldest go first.
     pub ended_max: usize,
-    /// Ended detached tasks remembered at the same time, whose results may still be fetched; the oldest go first.
+    /// Limit of ended detached tasks kept because their results may still be fetched; the oldest go first.
     pub ended_for_later_max: usize,
-    /// Workers known at the same time.
+    /// Limit of known workers.
     pub workers_max: usize,
-    /// How a worker is chosen.
+    /// The rule that picks a worker.
     pub policy: Policy,
-    /// Jobs of more items go to the batch lane unless they say otherwise.
+    /// Jobs with more items than this go to the batch lane unless they name a lane.
     pub realtime_items_max: u32,
-    /// What makes a waiting task go first.
+    /// Weights of a waiting task's rank.
     pub weights: Weights,
-    /// What clients may take that are not in `tenants`.
+    /// Limits of the clients that are not in `tenants`.
     pub tenant_default: Tenant,
-    /// What particular clients may take.
+    /// Limits of particular clients.
     pub tenants: BTreeMap<ClientId, Tenant>,
-    /// The store shows workers: it wants their rows.
+    /// The store shows workers, so it needs their rows.
     pub shows_workers: bool,
-    /// Rules in force.
+    /// The rules in force; tests switch some off.
     pub rules: Rules,
 }
 
 impl Config {
-    /// What this client may take.
+    /// Limits of this client.
     pub fn tenant(&self, client: ClientId) -> Tenant {
         self.tenants.get(&client).copied().unwrap_or(self.tenant_default)
     }
 
-    /// The weights, but for those of rules that a test has switched off.
+    /// The weights, without those whose rule a test has switched off.
     pub(super) fn weights_in_force(&self) -> Weights {
         let mut weights = self.weights;
         if !self.rules.holds(Rule::AgeingRank) {
@@ -161,7 +161,7 @@ impl Config {
         weights
     }
 
-    /// The lane of a task: its own wish, else by the size of its job.
+    /// The lane that a task names, otherwise the lane for the size of its job.
     pub(super) fn lane(&self, submit: &Submit) -> Lane {
         let by_size = if submit.job_items > self.realtime_items_max { Lane::Batch } else { Lane::Realtime };
         submit.lane.unwrap_or(by_size)
@@ -178,7 +178,7 @@ impl Default for Config {
             encrypted: false,
             liveness_beats: 3,
             grant_wait: GRANT_WAIT,
-            // Clients repeat themselves every two seconds: seven may be lost.
+            // Clients repeat themselves every two seconds: seven messages may be lost.
             client_silence: Duration::from_secs(15),
             detached_patience: Duration::from_secs(600),
             ended_kept: Duration::from_secs(3600),
@@ -186,7 +186,7 @@ impl Default for Config {
             queue_max: 100_000,
             tasks_max: 200_000,
             ended_max: 20_000,
-            // A hundred megabytes; over the usual hour, 27 ends a second.
+            // A hundred megabytes. Over the usual hour this is 27 ended tasks per second.
             ended_for_later_max: 100_000,
             workers_max: 100_000,
             policy: Policy::default(),

@@ -1,5 +1,5 @@
-//! Waiting tasks find a worker: one of them among all workers when its client speaks, many of them at one worker when that
-//! gets room.
+//! Matches waiting tasks with workers: one task with all workers when its client speaks, many tasks with one worker
+//! when it gets room.
 //!
 //! Owns whose turn it is. Never rates; that is `placement`.
 
@@ -17,51 +17,51 @@ use super::{
 };
 use crate::MonoTime;
 
-/// Waiting tasks of one lane that are tried when one worker gets room. Those in front may want more than it has.
+/// Waiting tasks of one lane that one worker's fill tries. Those in front may need more than the worker has free.
 const FILL_LOOK_MAX: usize = 64;
 
-/// Of one look's waiting tasks, those that are compared with what other workers could do for them. Each costs a look at
-/// several workers.
+/// Waiting tasks of one fill that are compared with what other workers could do. Each comparison looks at several
+/// workers.
 const COMPARED_MAX: usize = 8;
 
-/// How far a look at waiting tasks came.
+/// Where a walk through waiting tasks ended.
 enum End {
-    /// None waits behind.
+    /// At the end of the queue.
     Last,
-    /// The worker takes no more.
+    /// Behind this task: the worker takes no more.
     Full(Option<Order>),
-    /// As many as one look takes.
+    /// Behind this task: the limit of one walk is reached.
     There(Option<Order>),
 }
 
-/// What came of trying to give a waiting task to a worker.
+/// The result of trying to give a waiting task to a worker.
 enum Tried {
-    /// It went there.
+    /// The worker was granted the task.
     Placed,
-    /// It does not fit, or another worker is the better one.
+    /// The task does not fit, or another worker is better for it.
     Passed,
-    /// All it lacks is a free slot.
+    /// The task fits but for a free slot.
     NeedsSlot,
-    /// All it lacks are cores or memory that were promised to others.
+    /// The task fits but for cores or memory that were promised to other tasks.
     NeedsPromised,
 }
 
-/// What one look at waiting tasks leaves to other workers.
+/// Tasks that one fill leaves to other workers.
 #[derive(Debug, Default)]
 struct Left {
-    /// Work for those that will be done with it earlier than the one that is being filled, and how long it takes there.
+    /// Tasks that another worker will finish earlier: that worker, and the run time there in microseconds.
     sooner: Vec<(Seat, u64)>,
-    /// Models of which it has its share.
+    /// Models of which the filled worker already has its share.
     shared: Vec<Digest>,
 }
 
 impl Left {
-    /// Whether one more task may be compared with what other workers could do for it.
+    /// Whether one more task may be compared with what other workers could do.
     fn has_looks(&self) -> bool {
         self.sooner.len() + self.shared.len() < COMPARED_MAX
     }
 
-    /// What goes there before the next one, microseconds.
+    /// Run time of the tasks that this fill has left to that worker, microseconds.
     fn before_us(&self, seat: Seat) -> u64 {
         let there = self.sooner.iter().filter(|(skipped, _)| *skipped == seat);
         there.map(|(_, run_us)| *run_us).fold(0, u64::saturating_add)
@@ -69,8 +69,9 @@ impl Left {
 }
 
 impl Broker {
-    /// Gives a worker's room to waiting tasks: its realtime slots to realtime tasks, its batch slots to batch tasks, and what
-    /// batch slots are left to realtime tasks. Where the lanes share all slots, realtime goes first in nine of ten cases.
+    /// Gives a worker's room to waiting tasks: realtime slots to realtime tasks, batch slots to batch tasks, and the
+    /// batch slots that are left to realtime tasks. Where the lanes share all slots, realtime goes first in nine of ten
+    /// cases.
     pub(super) fn fill(&mut self, now: MonoTime, id: WorkerId) {
         if self.queue.len() == 0 {
             return;
@@ -91,8 +92,8 @@ impl Broker {
         self.fill_lane(now, id, Lane::Batch, Slots::Usable);
     }
 
-    /// Tries the first waiting tasks of the lane, then as many further on: where those in front are not for this worker, each
-    /// fill gets on where the last one ended, so that none of those behind is overlooked for ever.
+    /// Tries the first waiting tasks of the lane, then as many further back. The second part begins where the last fill
+    /// ended: no task is overlooked for ever because those in front do not suit this worker.
     fn fill_lane(&mut self, now: MonoTime, id: WorkerId, lane: Lane, slots: Slots) {
         if !self.takes_any(id, lane, slots) {
             return;
@@ -116,7 +117,7 @@ impl Broker {
         self.workers.get(id).is_some_and(|worker| predict::takes_any(worker, lane, slots))
     }
 
-    /// Tries the tasks behind this place.
+    /// Tries the waiting tasks behind this place.
     fn fill_from(
         &mut self,
         now: MonoTime,
@@ -146,7 +147,7 @@ impl Broker {
         last.map_or(End::Last, |last| End::There(Some(last)))
     }
 
-    /// Of the tasks that lack what was promised to others, the first one claims what they give back.
+    /// The first task that lacks only what was promised to other tasks claims what those free.
     fn claim(&mut self, now: MonoTime, at: WorkerId, key: QueueKey, id: TaskId) {
         let Some(worker) = self.workers.get(at) else { return };
         let old = worker.claims[key.lane.index()];
@@ -163,7 +164,7 @@ impl Broker {
         self.workers.claim(at, key.lane, Claim { task: id, order: key.order, since });
     }
 
-    /// The task waits no longer, and nothing is kept for it.
+    /// Takes a task out of the queue and drops its claim.
     pub(super) fn leave_queue(&mut self, id: TaskId) {
         let Some(task) = self.tasks.get_mut(id) else { return };
         if let State::Queued(key) = task.state {
@@ -174,21 +175,21 @@ impl Broker {
         }
     }
 
-    /// Gives a waiting task to the worker if it fits, has room, and nobody else is worth waiting for.
+    /// Grants the worker a waiting task if the task fits, has room there, and no other worker is worth waiting for.
     fn try_here(&mut self, now: MonoTime, id: TaskId, here: WorkerId, slots: Slots, left: &mut Left) -> Tried {
         let (Some(task), Some(worker)) = (self.tasks.get(id), self.workers.get(here)) else { return Tried::Passed };
         let has_slot = predict::has_slot(task, worker, slots);
         let model = task.spec.model.digest;
-        // What is not compared with others is not sent ahead either: it would be taken from them unseen.
+        // A task that is not compared is not sent ahead either: that would take it unseen from a better worker.
         let compare = left.has_looks();
         let has_room = has_slot || compare && predict::has_room_ahead(task, worker);
         let has_its_share = !has_slot && left.shared.contains(&model);
-        // Without a peer, from before a restart: room is kept for its client once that is heard.
+        // Without a peer, the task is from before a restart: it gets room once its client is heard.
         if task.peer.is_none() || has_its_share || !(has_room || compare && predict::needs_slot(task, worker)) {
             return Tried::Passed;
         }
         if let Some(obstacle) = obstacle::ever(task, worker).next() {
-            // A way may be found yet: its client may come to listen somewhere.
+            // Not final: its client may become reachable.
             if let State::Queued(key) = task.state
                 && obstacle != Obstacle::NoWay
             {
@@ -221,7 +222,7 @@ impl Broker {
         Tried::Passed
     }
 
-    /// Finds room for a waiting task at any worker, and tells its client; false if there is none.
+    /// Grants a waiting task room at any worker and tells its client; false if no worker has room.
     pub(super) fn place(&mut self, now: MonoTime, id: TaskId) -> bool {
         let Some(task) = self.tasks.get(id) else { return true };
         let State::Queued(key) = task.state else { return true };
@@ -249,20 +250,20 @@ impl Broker {
         }
     }
 
-    /// Who goes from one worker to the next begins behind those that the last look found full.
+    /// Under `round-robin`, the next look begins behind the workers that the last one found full.
     fn go_round(&mut self) {
         if self.config.policy == Policy::RoundRobin {
             self.last_chosen = self.workers.after(self.last_chosen).nth(LOOK_MAX - 1).map(Worker::id);
         }
     }
 
-    /// What decisions rest on.
+    /// The input of a placement decision.
     pub(super) fn scene(&self, now: MonoTime) -> Scene<'_> {
         let (policy, workers, slos) = (self.config.policy, &self.workers, &self.slos);
         Scene { now, policy, workers, slos, last_chosen: self.last_chosen }
     }
 
-    /// A task begins to wait, or waits again where it was.
+    /// Puts a task into the queue. A task that was there before returns to its old place.
     pub(super) fn enqueue(&mut self, now: MonoTime, id: TaskId) {
         let Some(task) = self.tasks.get_mut(id) else { return };
         let rank = match task.rank {
@@ -273,7 +274,7 @@ impl Broker {
         task.state = State::Queued(self.queue.push(rank, id));
     }
 
-    /// Once models are known to cost much more or less than was assumed, what waits is put in order again.
+    /// Reorders a lane once its models prove to cost much more or less than was assumed.
     pub(super) fn weigh_again(&mut self, now: MonoTime) {
         for id in self.queue.take_stale(now) {
             let Some(task) = self.tasks.get_mut(id) else { continue };
@@ -284,7 +285,7 @@ impl Broker {
         }
     }
 
-    /// Rates a task that has just come.
+    /// Rates a task on its arrival.
     pub(super) fn rate(&mut self, now: MonoTime, task: &Task) -> Rank {
         rate(now, task, &mut self.queue, &self.workers, &self.config)
     }

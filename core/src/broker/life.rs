@@ -1,4 +1,4 @@
-//! What time and the store do to tasks: storing, waiting too long, ending, coming back after a restart.
+//! Effects of time and of the store on tasks: storing, waiting too long, ending, coming back after a restart.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use super::{
 };
 use crate::{DEADLINE_PASSED, MonoTime, Rule};
 
-/// A task that lives this long is shown in the store. Shorter ones would cost more to show than anybody has time to look.
+/// Age at which a task is shown in the store. To show shorter ones costs more than it helps: nobody could look in time.
 const SHOWN_AFTER: Duration = Duration::from_secs(1);
 
-/// A look that found nothing to change is not repeated before this, whatever is overdue.
+/// Shortest pause after a look at a task that found nothing to change, whatever is overdue.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Broker {
-    /// What the store has decides what clients of detached tasks may be told, and those who wait for it are told at once.
+    /// The store has a record of a task. Clients that wait for that are told at once.
     pub(super) fn stored(&mut self, now: MonoTime, id: TaskId, footing: Footing) {
         let Some(task) = self.tasks.get_mut(id) else { return };
         task.in_store = Some(footing);
@@ -37,13 +37,13 @@ impl Broker {
         }
     }
 
-    /// Whether the client of a detached task may leave: the store has where it is, or that it is over.
+    /// Whether the client of a detached task may leave: the store knows the task's place, or its end.
     pub(super) fn is_durable(&self, task: &Task) -> bool {
         let has_place = task.is_in_store() || !self.config.rules.holds(Rule::PlaceBeforeDurable);
         task.spec.detached && task.last.is_some() && has_place
     }
 
-    /// Tasks that were to be stored are given back to their clients, who can try again.
+    /// The store does not answer: fails the tasks that wait for it, so that their clients can try again.
     pub(super) fn store_away(&mut self, now: MonoTime) {
         self.store_ok = false;
         for id in self.tasks.storing() {
@@ -51,12 +51,12 @@ impl Broker {
         }
     }
 
-    /// What the store remembers: detached tasks. Those with a worker have time to be named by it, those without wait for
-    /// their client, or for a worker that was given them last, and those that ended are still told of.
+    /// Takes over the store's detached tasks. One with a worker has time to be named by it. One without waits for its
+    /// client, or for a worker that an earlier broker gave it to. Ended ones can still be asked for.
     pub(super) fn restored(&mut self, now: MonoTime, records: Vec<TaskRecord>) {
         let now_unix_ms = self.unix_ms(now);
         let (kept, shown): (Vec<TaskRecord>, Vec<TaskRecord>) = records.into_iter().partition(|record| record.detached);
-        // Rows of attached tasks were for people to look at; those that still live will be shown again.
+        // Rows of attached tasks were for people to read; those that still live will be shown again.
         self.actions.extend(shown.into_iter().map(|record| Action::Save(Change::DropTask(record.task))));
         // All of them: each was within the limits when it came, and nobody else would ever end it.
         for record in kept {
@@ -87,8 +87,8 @@ impl Broker {
         }
     }
 
-    /// Something has happened to the task: it is looked at as early as it wants now. Later never: a look that comes too early
-    /// finds when the next one is due.
+    /// After an event: looks at the task earlier if it is due earlier now. Never later: a look that comes too early
+    /// finds out when the next one is due.
     pub(super) fn reschedule(&mut self, id: TaskId) {
         if let Some(task) = self.tasks.get(id) {
             let due = self.due_of(task);
@@ -96,7 +96,7 @@ impl Broker {
         }
     }
 
-    /// When a task next wants to be looked at, whatever happens.
+    /// When a task must be looked at next if no event comes.
     pub(super) fn due_of(&self, task: &Task) -> MonoTime {
         let mut due = self.patience_end(task);
         if task.peer.is_some() && task.place().is_none() {
@@ -161,7 +161,7 @@ impl Broker {
         self.tasks.set_due(id, if due > now { due } else { now + LOOK_AGAIN });
     }
 
-    /// When a task that nobody speaks of has no one left who could.
+    /// When a task of which nobody speaks is given up.
     fn patience_end(&self, task: &Task) -> MonoTime {
         if task.is_in_good_hands() {
             task.away_since.unwrap_or(task.heard) + self.config.detached_patience
@@ -172,7 +172,7 @@ impl Broker {
         }
     }
 
-    /// The end of a task that nobody looks after any more.
+    /// The outcome of a task whose patience has ended; `None` if somebody still cares for it.
     fn abandoned(&self, now: MonoTime, task: &Task) -> Option<Outcome> {
         let is_over = now >= self.patience_end(task);
         if let Some(at) = task.place().filter(|_| task.is_in_good_hands()) {
@@ -187,7 +187,7 @@ impl Broker {
         })
     }
 
-    /// Workers that may have died with the task by now have done so, or live.
+    /// Continues a task that was held back, now that its suspects have died or live.
     fn after_suspicion(&mut self, now: MonoTime, id: TaskId) {
         let Some(task) = self.tasks.get_mut(id) else { return };
         task.convict(now, &self.workers);
@@ -196,7 +196,7 @@ impl Broker {
         }
     }
 
-    /// A task that waited for the workers that failed it to recover is tried again.
+    /// Tries a task again whose pause, which lets the workers that failed it recover, is over.
     fn after_pause(&mut self, now: MonoTime, id: TaskId) {
         let pause =
             self.tasks.get(id).filter(|task| matches!(task.state, State::Queued(_))).map(|task| task.pause_until);
@@ -208,7 +208,7 @@ impl Broker {
         }
     }
 
-    /// A slot that was promised and that neither client nor worker has spoken of since is free again.
+    /// Frees a granted slot that neither client nor worker has taken up in time.
     fn take_back(&mut self, now: MonoTime, id: TaskId) {
         if !self.config.rules.holds(Rule::ExpireGrants) {
             return;
@@ -241,7 +241,7 @@ impl Broker {
         }
     }
 
-    /// The task is over: its place is given back, its row goes, and only the memory of it stays.
+    /// Ends a task: frees its place, drops its row, and keeps it only for those who ask.
     pub(super) fn end(&mut self, now: MonoTime, id: TaskId, outcome: Outcome) {
         let ended_unix_ms = self.unix_ms(now);
         let Some(task) = self.tasks.get(id).filter(|task| !task.is_ended()) else {
@@ -264,7 +264,7 @@ impl Broker {
             Outcome::Cancelled => self.counters.cancelled += 1,
         }
         match (place, &outcome) {
-            // The worker keeps the result for its client.
+            // The worker keeps the result for the client.
             (Some(at), Outcome::Done { .. }) => self.workers.release_unnamed(now, at.worker, attempt_id),
             (Some(at), _) => self.free_place(now, at.worker, attempt_id),
             (None, _) => {}
@@ -294,7 +294,7 @@ impl Broker {
     }
 }
 
-/// A stored task as its client had submitted it.
+/// The submit that a stored task came from.
 fn submit_of(record: TaskRecord) -> Submit {
     Submit {
         task: record.task,

@@ -1,6 +1,6 @@
-//! What attempts take up at one worker: slots of lanes, cores, memory, items of models.
+//! The resources that attempts take up at one worker: slots of lanes, cores, memory, items of models.
 //!
-//! Owns the sums, which are kept up with each change so that a look at a worker costs nothing. Never decides who comes.
+//! Owns the sums; each change updates them, so that a look at a worker costs nothing. Never decides which task comes.
 
 use std::collections::BTreeMap;
 
@@ -8,33 +8,34 @@ use proto_msgs::{AttemptId, Demands, Digest, Lane, limits::ATTEMPTS_MAX};
 
 use crate::MonoTime;
 
-/// No estimate of one attempt counts for more: sums of them stay far from an overflow.
+/// Cap of one attempt's estimate: sums stay far from an overflow.
 const ESTIMATE_US_MAX: u64 = 24 * 3_600 * 1_000_000;
 
-/// Attempts of one worker beyond which no stranger is booked: what it was sent and as many as a heartbeat names are far fewer.
-/// More are invented, or were left over while heartbeats could not name all.
+/// Attempts of one worker beyond which no stranger is added. The attempts that it was sent and that one heartbeat names
+/// are far fewer: more are invented, or left over from heartbeats that could not name all.
 const ENTRIES_MAX: usize = 4 * ATTEMPTS_MAX;
 
-/// What one attempt takes up.
+/// The resources that one attempt takes up.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Held {
-    /// `None` for an attempt of which only a heartbeat has told, as after a restart: until its client tells more, it may be in
-    /// the way of either lane.
+    /// The attempt's lane; `None` if only a heartbeat has named it, as after a restart. Until its client tells more, it
+    /// may block either lane.
     pub(super) lane: Option<Lane>,
     pub(super) demands: Demands,
-    /// The GPU whose memory it was promised.
+    /// The GPU whose memory the attempt was promised.
     pub(super) gpu: Option<u8>,
-    /// `None` for an attempt of which only a heartbeat has told.
+    /// The attempt's model; `None` if only a heartbeat has named it.
     pub(super) model: Option<Digest>,
     pub(super) items: u32,
-    /// Slot time that it was predicted to need, microseconds; `None` if nobody knows.
+    /// Slot time that the attempt was predicted to need, microseconds; `None` if unknown.
     pub(super) slot_us: Option<u64>,
-    /// The same of all that may run with it, itself included: where items are packed, a batch of the best size.
+    /// Predicted slot time of all that may run together with the attempt, itself included, microseconds: if items are
+    /// packed, a batch of the best size.
     pub(super) batch_us: u64,
 }
 
 impl Held {
-    /// An attempt that a heartbeat names and of which nothing is known.
+    /// An attempt that a heartbeat names and of which nothing else is known.
     pub(super) const UNKNOWN: Self = Self {
         lane: None,
         demands: Demands { cpu_millis: 0, memory_bytes: 0, gpu_memory_bytes: 0, arch: None },
@@ -48,59 +49,59 @@ impl Held {
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    /// A heartbeat has named the attempt. From then on heartbeats alone say when it is gone.
+    /// A heartbeat has named the attempt. From then on only heartbeats say when it is gone.
     named: bool,
-    /// A heartbeat has said that it runs: what it takes of its GPU's memory shows there.
+    /// A heartbeat has said that the attempt runs: the GPU's measured use now includes its memory.
     begun: bool,
     held: Held,
 }
 
-/// Memory of one GPU that was promised.
+/// Promised memory of one GPU.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct Promised {
     pub(super) all_bytes: u128,
-    /// Of it, to those that do not run yet.
+    /// The part promised to attempts that do not run yet.
     pub(super) coming_bytes: u128,
 }
 
-/// One lane's part.
+/// Sums over the attempts of one lane.
 #[derive(Clone, Copy, Debug, Default)]
 struct LaneUse {
     tasks: u32,
-    /// Of them, those of which nobody knows how long they take.
+    /// Attempts without an estimate.
     unmeasured: u32,
-    /// Slot time that the others were predicted to need.
+    /// Predicted slot time of the other attempts, microseconds.
     backlog_us: u64,
-    /// The same of the batches that each of them may be part of.
+    /// Predicted slot time of the batches that they may be part of, microseconds.
     batches_us: u64,
-    /// Slot time that they have had already.
+    /// Slot time that the attempts have already had, microseconds.
     served_us: u64,
 }
 
 impl LaneUse {
-    /// Slot time that they have had some time later.
+    /// Slot time that the attempts will have had `later_us` after the last count.
     fn served_us(&self, slots: u16, later_us: u64) -> u64 {
         let running = u64::from(self.tasks.min(u32::from(slots)));
-        // Nobody has had more than it needs, and those that wait nothing.
+        // An attempt gets no more than it needs, and a waiting one gets nothing.
         let most_us = (self.batches_us / u64::from(self.tasks.max(1))).saturating_mul(running).min(self.backlog_us);
         later_us.saturating_mul(running).saturating_add(self.served_us).min(most_us)
     }
 }
 
-/// See the head of this file.
+/// The attempts at one worker and the sums of their resources.
 #[derive(Debug, Default)]
 pub(super) struct Occupancy {
     entries: BTreeMap<AttemptId, Entry>,
     lanes: [LaneUse; 2],
-    /// Up to when what the lanes have had is counted.
+    /// Time up to which `served_us` of the lanes is counted.
     served_until: MonoTime,
-    /// Attempts of which nobody knows the lane.
+    /// Attempts of unknown lane.
     strangers: u32,
     cpu_millis: u64,
-    // Wider than the demands, which the network chooses: no sum of them can overflow.
+    // Wider than the demands, which come from the network: no sum of them can overflow.
     memory_bytes: u128,
     gpu_memory_bytes: u128,
-    /// Items at work or waiting, by model and lane. A worker is at few models at a time.
+    /// Items running or waiting, by model and lane. A worker has few models at a time.
     items: Vec<((Digest, Lane), u64)>,
 }
 
@@ -113,7 +114,7 @@ impl Occupancy {
         self.entries.contains_key(&id)
     }
 
-    /// Whether of this attempt only heartbeats have told.
+    /// Whether only heartbeats have named this attempt.
     pub(super) fn is_stranger(&self, id: AttemptId) -> bool {
         self.strangers > 0 && self.entries.get(&id).is_some_and(|entry| entry.held.lane.is_none())
     }
@@ -122,12 +123,12 @@ impl Occupancy {
         self.entries.keys().copied()
     }
 
-    /// Attempts in each lane; those of which nobody knows count with the lane that has no hurry.
+    /// Attempts in each lane. Attempts of unknown lane count in the batch lane, which has no hurry.
     pub(super) fn tasks(&self) -> [u16; 2] {
         [self.lanes[0].tasks, self.lanes[1].tasks + self.strangers].map(slots_of)
     }
 
-    /// Slots that a task of this lane could have at once. Idle slots of the batch lane serve realtime, never the other way.
+    /// Free slots for tasks of this lane. Idle batch slots serve realtime, never the other way round.
     pub(super) fn free(&self, lane: Lane, slots: [u16; 2]) -> u16 {
         let [realtime, batch] = self.lanes.map(|lane| slots_of(lane.tasks));
         let free = match lane {
@@ -143,7 +144,7 @@ impl Occupancy {
         free.saturating_sub(slots_of(self.strangers))
     }
 
-    /// Slots of the lane's own that are free.
+    /// Free slots among the lane's own.
     pub(super) fn own_free(&self, lane: Lane, slots: [u16; 2]) -> u16 {
         match lane {
             Lane::Realtime => slots[0].saturating_sub(slots_of(self.lanes[0].tasks)).min(self.free(lane, slots)),
@@ -151,20 +152,21 @@ impl Occupancy {
         }
     }
 
-    /// Slot time that the lane's attempts need, microseconds; `None` if for one of them nobody knows.
+    /// Slot time that the lane's attempts need, microseconds; `None` if that of one attempt is unknown.
     pub(super) fn backlog_us(&self, lane: Lane) -> Option<u64> {
         let lane = self.lanes[lane.index()];
         (lane.unmeasured == 0 && self.strangers == 0).then_some(lane.backlog_us)
     }
 
-    /// The same, with nothing for those that nobody knows, less what those that run have had of it.
+    /// Slot time that the lane's attempts still need, microseconds. Unknown attempts count as zero; time already had is
+    /// off.
     pub(super) fn remaining_us(&self, lane: Lane, slots: [u16; 2], now: MonoTime) -> u64 {
         let used = &self.lanes[lane.index()];
         let later_us = now.as_micros().saturating_sub(self.served_until.as_micros());
         used.backlog_us - used.served_us(slots[lane.index()], later_us)
     }
 
-    /// The lanes have worked until now, with so many slots.
+    /// Counts the work of the lanes up to now, with these slots.
     pub(super) fn work_until(&mut self, now: MonoTime, slots: [u16; 2]) {
         let later_us = now.as_micros().saturating_sub(self.served_until.as_micros());
         for (used, slots) in self.lanes.iter_mut().zip(slots) {
@@ -178,12 +180,12 @@ impl Occupancy {
         self.items.iter().find(|(key, _)| *key == (model, lane)).map_or(0, |(_, items)| *items)
     }
 
-    /// Promised: thousandths of a core, bytes of memory, bytes of GPU memory.
+    /// Promised sums: thousandths of a core, bytes of memory, bytes of GPU memory.
     pub(super) fn reserved(&self) -> (u64, u128, u128) {
         (self.cpu_millis, self.memory_bytes, self.gpu_memory_bytes)
     }
 
-    /// What was promised of a GPU's memory. Few tasks ask for any, so it is summed up when one does.
+    /// Promised memory of one GPU. Few tasks ask for any, so it is summed up on demand.
     pub(super) fn gpu_memory(&self, gpu: u8) -> Promised {
         let mut promised = Promised::default();
         if self.gpu_memory_bytes > 0 {
@@ -196,7 +198,7 @@ impl Occupancy {
         promised
     }
 
-    /// An attempt is promised, or more is known of it.
+    /// Adds a granted attempt, or updates it when more is known.
     pub(super) fn put(&mut self, id: AttemptId, held: Held) {
         let slot_us = held.slot_us.map(|us| us.min(ESTIMATE_US_MAX));
         let batch_us = held.batch_us.clamp(slot_us.unwrap_or(0), ESTIMATE_US_MAX);
@@ -205,13 +207,14 @@ impl Occupancy {
         let (named, begun) = before.map_or((false, false), |entry| (entry.named, entry.begun));
         let gpu = before.and_then(|entry| entry.held.gpu).or(held.gpu);
         self.insert(id, Entry { named, begun, held: Held { gpu, slot_us, batch_us, ..held } });
-        // That more is known of one of them takes nothing from what they have had.
+        // More knowledge about one attempt takes nothing from the time that the lane has had.
         for (used, served_us) in self.lanes.iter_mut().zip(served_us) {
             used.served_us = served_us.min(used.backlog_us);
         }
     }
 
-    /// A heartbeat names these and, if it names all, no others. Gives those that earlier ones named and this one does not.
+    /// A heartbeat names these attempts; if `are_all`, no others are there. Returns those that vanished since earlier
+    /// ones.
     pub(super) fn named(&mut self, active: impl Iterator<Item = AttemptId> + Clone, are_all: bool) -> Vec<AttemptId> {
         let known = self.entries.iter().filter(|(_, entry)| entry.named).map(|(id, _)| *id);
         let before: Vec<AttemptId> = known.collect();
@@ -234,7 +237,7 @@ impl Occupancy {
         vanished
     }
 
-    /// A heartbeat says that these run.
+    /// A heartbeat says that these attempts run.
     pub(super) fn begun(&mut self, running: impl Iterator<Item = AttemptId>) {
         for id in running {
             if let Some(entry) = self.entries.get_mut(&id) {
@@ -247,7 +250,7 @@ impl Occupancy {
         self.take(id);
     }
 
-    /// Removes a promise that no heartbeat has taken up.
+    /// Removes an attempt that no heartbeat has named.
     pub(super) fn remove_unnamed(&mut self, id: AttemptId) {
         if self.entries.get(&id).is_some_and(|entry| !entry.named) {
             self.take(id);
@@ -303,7 +306,7 @@ impl Occupancy {
     }
 }
 
-/// Attempts as slots are counted.
+/// A number of attempts as a number of slots.
 fn slots_of(attempts: u32) -> u16 {
     u16::try_from(attempts).unwrap_or(u16::MAX)
 }

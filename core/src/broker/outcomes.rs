@@ -1,5 +1,5 @@
-//! What an attempt's end teaches: how good the prediction was, whether a service level was kept, whom to avoid, whom a task
-//! took down.
+//! Lessons from an attempt's end: prediction error, service level kept or not, workers to avoid, workers that died of a
+//! task.
 //!
 //! Owns those lessons. Never ends a task.
 
@@ -15,29 +15,29 @@ use super::{
 };
 use crate::{MonoTime, Rule};
 
-/// Comparisons that the median is taken of: the last ones, so that it follows when machines change.
+/// Number of latest comparisons in the median, so that it follows when machines change.
 const ERRORS_MAX: usize = 512;
 
 /// Workers that a task may take down before it is given up.
 const LOST_WITH_MAX: usize = 3;
 
-/// Whether a worker died of a task is known after this long at the latest: usual heartbeats are missed by then.
+/// Longest time until it is known whether a worker died of a task: usual heartbeats are missed by then.
 const SUSPECT_MAX: Duration = Duration::from_secs(10);
 
-/// A life of a worker at which an attempt came to nothing. Clients cannot tell a dead worker from a broken link; the broker
+/// A life of a worker at which an attempt was lost. A client cannot tell a dead worker from a broken link. The broker
 /// can, but only once heartbeats are missed or the next life has registered.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Suspect {
     worker: WorkerId,
     epoch: Epoch,
-    /// By then it is known.
+    /// Time by which it is known whether the worker died.
     until: MonoTime,
 }
 
-/// How far predictions were off.
+/// Errors of the latest predictions.
 #[derive(Debug, Default)]
 pub(super) struct Errors {
-    /// |predicted − actual| / actual, thousandths, oldest first.
+    /// |predicted − actual| / actual in thousandths, oldest first.
     last_permille: VecDeque<u32>,
 }
 
@@ -50,7 +50,7 @@ impl Errors {
         self.last_permille.push_back(u32::try_from(off).unwrap_or(u32::MAX));
     }
 
-    /// `None` before the first comparison.
+    /// Median error in thousandths; `None` before the first comparison.
     pub(super) fn median_permille(&self) -> Option<u32> {
         let mut sorted: Vec<u32> = self.last_permille.iter().copied().collect();
         let middle = sorted.len() / 2;
@@ -59,7 +59,7 @@ impl Errors {
 }
 
 impl Broker {
-    /// The current attempt is over, and with it the task or not.
+    /// Learns from the end of a task's current attempt, whether or not the task ends with it.
     pub(super) fn learn(&mut self, now: MonoTime, task: TaskId, outcome: &Outcome) {
         let Some(task) = self.tasks.get_mut(task) else { return };
         let Some((granted_at, place)) = task.granted_at.take().zip(task.place()) else { return };
@@ -77,13 +77,13 @@ impl Broker {
                 }
             }
         }
-        // What broke its promise was counted when it did.
+        // A broken service level was counted when it broke.
         let Some(late_at) = task.late_at.take() else { return };
         let Some((stream, slo)) = task.stream.zip(task.spec.slo) else { return };
         let is_late = now >= late_at;
-        // One that was taken back early says nothing; one that failed did not keep its promise.
+        // An attempt taken back early says nothing; a failed one did not keep its service level.
         let is_failure = matches!(outcome, Outcome::Failed(failure) if failure.code.is_retryable());
-        // It had no room, is about to leave, or was never reached: the worker is not slow.
+        // The worker had no room, is about to leave, or was never reached: it is not slow.
         let says_nothing = matches!(outcome, Outcome::Failed(Failure { code, .. }) if matches!(
             code,
             ErrorCode::Busy
@@ -98,7 +98,7 @@ impl Broker {
         }
     }
 
-    /// The promise passes while the task is at work: that counts now. A worker that hangs ends nothing.
+    /// Counts a service level that breaks while the task is at work. A hanging worker would never end the task.
     pub(super) fn is_late(&mut self, now: MonoTime, id: TaskId) {
         let Some(task) = self.tasks.get_mut(id) else { return };
         if task.breaks_promise_at().is_none_or(|late_at| now < late_at) {
@@ -112,7 +112,7 @@ impl Broker {
 }
 
 impl Broker {
-    /// The client lost its worker: whether that died, only time or its next life will tell.
+    /// The client lost its worker: the broker learns whether the worker died only from time or its next life.
     pub(super) fn suspect(&mut self, now: MonoTime, id: TaskId, at: Place, outcome: &Outcome) {
         let is_sign = matches!(outcome, Outcome::Failed(Failure { code, .. })
             if matches!(code, ErrorCode::WorkerLost | ErrorCode::Unreachable));
@@ -130,7 +130,7 @@ impl Broker {
 }
 
 impl Task {
-    /// Books the workers that are known to have died with an attempt of it, and clears those that live.
+    /// Records the suspects that have died with an attempt of the task, and clears those that live.
     pub(super) fn convict(&mut self, now: MonoTime, workers: &Workers) {
         let lost_with = &mut self.lost_with;
         self.suspects.retain(|suspect| {
@@ -142,22 +142,22 @@ impl Task {
         });
     }
 
-    /// It took too many workers down.
+    /// Whether the task took too many workers down.
     pub(super) fn is_poisonous(&self) -> bool {
         self.lost_with.len() >= LOST_WITH_MAX
     }
 
-    /// So it would be if all died that may have: it goes to no other before that is known.
+    /// Whether the task is poisonous if all its suspects died: it goes to no other worker before that is known.
     pub(super) fn may_be_poisonous(&self) -> bool {
         !self.suspects.is_empty() && self.lost_with.len() + self.suspects.len() >= LOST_WITH_MAX
     }
 
-    /// When it is known of the next worker whether it died.
+    /// When the next suspect's fate is known.
     pub(super) fn verdict_by(&self) -> Option<MonoTime> {
         self.suspects.iter().map(|suspect| suspect.until).min()
     }
 
-    /// The end of a task that took worker after worker down with it.
+    /// The outcome of a task that took worker after worker down.
     pub(super) fn poisonous(&self) -> Outcome {
         let text = format!(
             "{} workers died while they had this task: it is given up before it takes another; \
@@ -169,7 +169,8 @@ impl Task {
 }
 
 impl Task {
-    /// Books a lost attempt: whom to avoid, which way is shut, whether it counts against the task, what to tell a person.
+    /// Records a lost attempt: the worker to avoid, the direction that failed, whether it counts, and a line for
+    /// people.
     pub(super) fn blame(
         &mut self,
         now: MonoTime,
@@ -186,16 +187,16 @@ impl Task {
             remember(&mut self.unreachable, (worker, direction));
         }
         let counts = match code {
-            // Not the task's fault and soon over: the place was taken, or the ticket had grown old.
+            // Not the task's fault and soon over: the worker had no place, or the ticket was too old.
             ErrorCode::Busy | ErrorCode::Draining | ErrorCode::BadTicket => false,
-            // It may still be reached the other way round.
+            // The worker may still be reached in the other direction.
             ErrorCode::Unreachable => !known.is_some_and(|worker| {
                 let next = obstacle::direction(self, worker);
                 next.is_some_and(|next| !self.unreachable.contains(&(worker.id(), next)))
             }),
             _ => true,
         };
-        // One that is only tried the other way round is tried at once.
+        // A worker that only needs the other direction is tried at once.
         if counts || *code != ErrorCode::Unreachable {
             self.pause_until = now + PAUSE_FIRST * 2_u32.saturating_pow(self.failures.min(PAUSE_DOUBLINGS_MAX));
             self.failures += u32::from(counts);
@@ -203,7 +204,7 @@ impl Task {
         }
     }
 
-    /// One more line of what it went through.
+    /// Adds a line to the task's history.
     pub(super) fn remember(&mut self, mut line: String) {
         line.truncate(line.floor_char_boundary(HISTORY_LINE_BYTES_MAX));
         self.history.push(line);
@@ -213,7 +214,7 @@ impl Task {
     }
 }
 
-/// Notes one that went wrong; of too many the oldest is given another chance.
+/// Adds a blamed worker; if the list is full, the oldest entry gets another chance.
 fn remember<T: PartialEq>(list: &mut Vec<T>, blamed: T) {
     if list.contains(&blamed) {
         return;
@@ -224,21 +225,21 @@ fn remember<T: PartialEq>(list: &mut Vec<T>, blamed: T) {
     list.push(blamed);
 }
 
-/// Workers that a task remembers for having failed or refused it, or for being out of its reach. Each worker that is rated
-/// for the task is compared with them; it is not rated for many more in one look.
+/// Workers that a task remembers because they failed or refused it, or were out of reach. Each worker rated for the
+/// task is compared with them, and one look does not rate many more.
 const BLAMED_MAX: usize = 64;
 
-/// A worker that failed a task, or refused it, is not asked again for this long if there is no other; twice as long after each
-/// further failure. What made it do so is rarely over in less.
+/// Pause before a worker that failed or refused the task is asked again if there is no other; doubled after each
+/// further failure. The cause is rarely gone sooner.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 
-/// Longest pause: about half a minute.
+/// Doublings up to the longest pause, about half a minute.
 const PAUSE_DOUBLINGS_MAX: u32 = 5;
 
-/// Bytes kept of what went wrong in one attempt.
+/// Longest line of a task's history, bytes.
 const HISTORY_LINE_BYTES_MAX: usize = 512;
 
-/// Lines kept of a task's attempts.
+/// Most lines of a task's history.
 const HISTORY_MAX: usize = 16;
 
 #[cfg(test)]

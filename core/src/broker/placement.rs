@@ -1,11 +1,11 @@
-//! Where a task goes: pure functions of the task and the table.
+//! Placement: pure functions of a task and the Metric Table that pick the task's worker.
 //!
-//! A worker must fit ([`obstacle`]) and have room. Of those that do, the policy's best one is taken; one that has failed the
-//! task, or misses its service level, only if there is no other. Under `predicted` a task is held back from a worker with
-//! room if another one, full as it is, would still be done with it clearly earlier.
+//! A worker must fit ([`obstacle`]) and have room. The policy takes the best of these. A worker that has failed the
+//! task or misses its service level is taken only if there is no other. Under `predicted`, a task is held back from a
+//! worker with room if a full one would still finish it clearly earlier.
 //!
-//! What is looked at is bounded, however many workers there are: the indexes give the promising ones first, and what a
-//! look misses the next heartbeat of a worker with room brings.
+//! One look visits a bounded number of workers, however many there are: the indexes list the promising ones first. What
+//! a look misses, the next heartbeat of a worker with room makes up for.
 
 use proto_msgs::{Direction, Packing, Prediction, WorkerId, limits::DECISION_CANDIDATES_MAX};
 
@@ -20,32 +20,33 @@ use super::{
 };
 use crate::MonoTime;
 
-/// Workers looked at for one task: so many of those that have the model, and so many of the least busy. Of many, a better
-/// one is rarely missed by much; and a longer look would cost every task what it gains a few.
+/// Workers looked at for one task: this many that have the model, and this many of the least busy. Among many, a better
+/// one is rarely missed by much; a longer look would cost every task as much as it gains a few.
 pub(super) const LOOK_MAX: usize = 32;
 
-/// Other workers looked at before a waiting task is given to one that has room.
+/// Other workers looked at before a waiting task is given to one with room.
 const ELSEWHERE_LOOK_MAX: usize = 16;
 
-/// Added for each label that the task would rather have: so much sooner must a worker without it be.
+/// Added to a worker's predicted time for each preferred label that it lacks, besides a tenth of that time,
+/// microseconds.
 const UNLIKED_US: u64 = 5_000;
 
-/// A task is held back only if it would be done in less than this part of the time, percent: machines that stand still cost
-/// more than a small gain brings.
+/// A task is held back only if it would end elsewhere within this part of the time, percent: idle machines cost more
+/// than a small gain brings.
 const SOONER_PERCENT: u64 = 90;
 
-/// What a decision rests on.
+/// The input of a placement decision.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scene<'a> {
     pub(super) now: MonoTime,
     pub(super) policy: Policy,
     pub(super) workers: &'a Workers,
     pub(super) slos: &'a Slos,
-    /// Who got the task before, for the policy that goes around.
+    /// The worker that got the last task, for `round-robin`.
     pub(super) last_chosen: Option<WorkerId>,
 }
 
-/// A worker as it was rated for a task.
+/// A worker's rating for a task.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rated {
     pub(super) worker: WorkerId,
@@ -57,7 +58,7 @@ pub(super) struct Rated {
     pub(super) best_batch: u16,
 }
 
-/// A decision, for whoever asks why.
+/// A decision, kept for people who ask why.
 #[derive(Clone, Debug)]
 pub(super) struct Decision {
     pub(super) at_unix_ms: u64,
@@ -65,7 +66,7 @@ pub(super) struct Decision {
     pub(super) rated: Vec<Rated>,
 }
 
-/// The worker that was chosen.
+/// The chosen worker.
 #[derive(Debug)]
 pub(super) struct Choice {
     pub(super) worker: WorkerId,
@@ -74,18 +75,18 @@ pub(super) struct Choice {
     pub(super) rated: Vec<Rated>,
 }
 
-/// What comes of a look.
+/// The result of a look.
 #[derive(Debug)]
 pub(super) enum Verdict {
-    /// This one.
+    /// The task goes to this worker.
     Place(Choice),
-    /// Nobody with room fits.
+    /// No worker with room fits.
     Wait,
-    /// That worker will be done with it earlier although it has no room, by running it so long.
+    /// Worker `elsewhere` has no room, but ends the task earlier; it runs it for `run_us`.
     HeldBack { elsewhere: Seat, run_us: u64 },
 }
 
-/// Smaller is better. The last field decides between equals, so that the same events give the same choice.
+/// Sort key of a rated worker, smaller is better. The worker's id comes last, so that equal events give equal choices.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 struct Key {
     is_obstructed: bool,
@@ -105,7 +106,7 @@ struct Best {
     prediction: Prediction,
 }
 
-/// The first worker that would be done with the task, of those without room.
+/// Of the workers without room, the one that would end the task first.
 #[derive(Clone, Copy, Debug)]
 struct Sooner {
     seat: Seat,
@@ -113,16 +114,16 @@ struct Sooner {
     run_us: u64,
 }
 
-/// The workers that fit, with or without room, taken together.
+/// Sums over the fitting workers, with or without room.
 #[derive(Debug, Default)]
 struct Fitting {
-    /// When the first of them would be done, and whether it has room.
+    /// Shortest predicted time among them, microseconds, and whether that worker has room.
     earliest: Option<(u64, bool)>,
-    /// Nobody has measured what the task costs one of them.
+    /// One of them has no measured cost for this task.
     is_unmeasured: bool,
-    /// Slots of the lane.
+    /// Slots of the task's lane.
     slots: u64,
-    /// Until when those are taken, summed up.
+    /// Time until each of these slots is free, summed up, microseconds.
     queues_us: u64,
 }
 
@@ -138,11 +139,11 @@ impl Fitting {
     }
 }
 
-/// The best few that were rated, for whoever asks why.
+/// The best few rated workers, for people who ask why.
 #[derive(Debug)]
 struct Shortlist {
     rated: Vec<(Key, Rated)>,
-    /// Place of the worst of them.
+    /// Index of the worst of them.
     worst: usize,
 }
 
@@ -169,17 +170,17 @@ impl Shortlist {
     }
 }
 
-/// The workers that were looked at for one task.
+/// A look at workers for one task.
 #[derive(Debug)]
 pub(super) struct Survey<'a> {
     task: &'a Task,
     scene: Scene<'a>,
     guess: Guess,
-    /// The stream's turn.
+    /// The turn of the task's stream.
     turn: u32,
-    /// Workers that were rated.
+    /// Number of workers rated.
     workers: u64,
-    /// What speaks for good against the kinds of workers that were met.
+    /// The permanent obstacle of each worker kind met so far, if any.
     kinds: Vec<(u32, Option<Obstacle>)>,
     best: Option<Best>,
     sooner: Option<Sooner>,
@@ -219,7 +220,7 @@ pub(super) fn survey_all<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
     survey
 }
 
-/// Looks for a place as [`survey_all`] does; where there was nothing to look at, at the first workers: they show what is wrong.
+/// Looks like [`survey_all`]; if that finds no worker, looks at the first ones, since they show what is wrong.
 pub(super) fn survey_some<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
     let mut survey = survey_all(task, scene);
     if survey.workers == 0 {
@@ -228,7 +229,7 @@ pub(super) fn survey_some<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
     survey
 }
 
-/// Looks whether a waiting task should go to a worker once that has room; if `compare`, also what others could do for it.
+/// Rates one worker for a waiting task as if it had room; if `compare`, also looks what other workers could do.
 pub(super) fn survey_here<'a>(task: &'a Task, scene: Scene<'a>, here: &Worker, compare: bool) -> Survey<'a> {
     let mut survey = Survey::new(task, scene);
     survey.rate(here, true);
@@ -255,12 +256,12 @@ impl<'a> Survey<'a> {
         }
     }
 
-    /// Looks that it took: at workers, and at kinds of them.
+    /// Number of looks taken, at workers and at worker kinds.
     pub(super) fn looked(&self) -> u64 {
         self.workers + self.kinds.len() as u64
     }
 
-    /// What speaks against the worker for good. Its kind is asked only once.
+    /// The worker's permanent obstacle. Each kind is examined only once.
     fn ever(&mut self, worker: &Worker) -> Option<Obstacle> {
         if let Some((_, known)) = self.kinds.iter().find(|(kind, _)| *kind == worker.kind) {
             return *known;
@@ -270,8 +271,8 @@ impl<'a> Survey<'a> {
         found
     }
 
-    /// Whether the best one has all that the task needs and does it at once, as soon as an average worker that has it, too:
-    /// those that lack the model need not be looked at.
+    /// Whether workers that lack the model need not be looked at: the best worker is ready, starts at once, and is as
+    /// fast as an average worker that is ready.
     fn is_content(&self) -> bool {
         let is_plain = self.scene.policy == Policy::Predicted && self.task.spec.labels.is_empty();
         self.best.filter(|_| is_plain).is_some_and(|Best { key, prediction, .. }| {
@@ -287,7 +288,7 @@ impl<'a> Survey<'a> {
         self.rate(worker, has_room);
     }
 
-    /// Another worker than the one that is to be filled: what it is worth waiting for, not where the task could go.
+    /// Rates a worker other than the one being filled: it may be worth waiting for, but the task cannot go there.
     fn look_elsewhere(&mut self, worker: &Worker) {
         self.rate(worker, false);
     }
@@ -337,7 +338,7 @@ impl<'a> Survey<'a> {
         self.shortlist.add(key, rated);
     }
 
-    /// Books a worker that fits, whether or not it has room.
+    /// Counts a fitting worker, with or without room.
     fn fits(&mut self, key: &Key, worker: &Worker, prediction: &Prediction, has_room: bool) {
         let (seat, total_us, run_us) = (worker.seat, prediction.total_us(), prediction.run_us);
         self.fitting.add(predict::lane_slots(worker, self.task.lane()), prediction, has_room);
@@ -347,19 +348,19 @@ impl<'a> Survey<'a> {
         }
     }
 
-    /// Whether some worker without room may be worth waiting for.
+    /// Whether a worker without room may be worth waiting for.
     pub(super) fn has_sooner(&self) -> bool {
         self.best.is_some() && self.sooner.is_some()
     }
 
-    /// The worker that is worth waiting for, if there is one.
+    /// The worker without room that may be worth waiting for.
     pub(super) fn sooner(&self) -> Option<Seat> {
         self.sooner.map(|sooner| sooner.seat)
     }
 
-    /// Whether the worker with room is busy beyond the time at which all that were looked at would be done together, told the
-    /// slot time of all that waits. Beyond that it would only take from those that fall idle before it. Half of the task
-    /// may lie behind that time: so rounded, nobody gets more than the others.
+    /// Whether the best worker is busy beyond the time at which all workers looked at would be done together.
+    /// `waits_us` is the slot time of all waiting tasks. More work would only come from workers that fall idle before
+    /// it. Half of the task may lie behind that time: rounded like this, no worker gets more than the others.
     pub(super) fn has_its_share(&self, waits_us: u64) -> bool {
         let Some(Best { prediction, .. }) = self.best.filter(|_| self.scene.policy == Policy::Predicted) else {
             return false;
@@ -370,13 +371,13 @@ impl<'a> Survey<'a> {
         prediction.measured && prediction.queue_us.saturating_add(prediction.run_us / 2) > together_us
     }
 
-    /// The kinds of workers that were met and can never run the task, but for those that only lack a way to its client.
+    /// The worker kinds met that can never run the task, without those that only lack a way to its client.
     pub(super) fn unfit_kinds(&self) -> impl Iterator<Item = u32> {
         let unfit = |found: Option<Obstacle>| found.is_some_and(|obstacle| obstacle != Obstacle::NoWay);
         self.kinds.iter().filter(move |(_, found)| unfit(*found)).map(|(kind, _)| *kind)
     }
 
-    /// The decision, told how much goes before this task at the worker that is worth waiting for.
+    /// Decides. `before_us` is the work that goes before this task at the worker that is worth waiting for.
     pub(super) fn decide(self, before_us: u64) -> Verdict {
         let Some(Best { key, seat, prediction }) = self.best else { return Verdict::Wait };
         let may_wait = self.scene.policy == Policy::Predicted && key.stance != Stance::Probe;
@@ -396,13 +397,13 @@ impl<'a> Survey<'a> {
         Verdict::Place(Choice { worker: key.worker, direction, prediction, rated })
     }
 
-    /// Those that were rated best, best first.
+    /// The best rated workers, best first.
     pub(super) fn into_rated(self) -> Vec<Rated> {
         self.shortlist.into_best_first()
     }
 
-    /// Microseconds until the task could be done at best, if that was measured everywhere; told what goes before it where
-    /// nobody has room.
+    /// Earliest predicted end of the task, microseconds from now; `None` if a worker has not measured it. `before_us`
+    /// is added if the earliest worker has no room.
     pub(super) fn earliest_us(&self, before_us: u64) -> Option<u64> {
         let (us, has_room) = self.fitting.earliest.filter(|_| !self.fitting.is_unmeasured)?;
         Some(us.saturating_add(if has_room { 0 } else { before_us }))
@@ -415,7 +416,7 @@ fn is_doubtful(task: &Task, worker: &Worker) -> bool {
     task.avoid.contains(&id) || task.unreachable.iter().any(|(unreachable, _)| *unreachable == id)
 }
 
-/// The policy's opinion; smaller is better.
+/// The policy's score; smaller is better.
 fn score(task: &Task, worker: &Worker, scene: &Scene<'_>, prediction: &Prediction) -> u64 {
     match scene.policy {
         Policy::Predicted => {
@@ -426,13 +427,13 @@ fn score(task: &Task, worker: &Worker, scene: &Scene<'_>, prediction: &Predictio
         }
         Policy::LeastLoaded => u64::from(worker.busy_permille()),
         Policy::LatestHeartbeat => u64::MAX - worker.seen.as_micros(),
-        // Equal ones are taken in order of id.
+        // Equal scores: the id decides.
         Policy::RoundRobin => u64::from(Some(worker.id()) <= scene.last_chosen),
         Policy::Random => mixed(task.id().as_bytes(), worker.id().as_bytes()),
     }
 }
 
-/// A number that looks random and always is the same (FNV-1a, then the bits spread).
+/// A number that looks random but is always the same (FNV-1a, then the bits spread).
 fn mixed(task: &[u8; 16], worker: &[u8; 16]) -> u64 {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
     let hash = task.iter().chain(worker).fold(0xcbf2_9ce4_8422_2325, step);

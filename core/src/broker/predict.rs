@@ -1,4 +1,4 @@
-//! How long a task would take at a worker, made of what was measured: queue, transfer, load, run.
+//! Predicts a task's time at a worker from measured parts: queue, transfer, load, run.
 //!
 //! Owns the sums and whether a worker has room. Never chooses.
 
@@ -16,36 +16,36 @@ use super::{
 };
 use crate::MonoTime;
 
-/// Work that may wait at a worker in front of a task that is sent ahead. Enough that the next task is there before the
-/// one that runs is over, little enough that a more urgent one does not come too late.
+/// Longest work at a worker, per slot, before a task that is sent ahead, microseconds. The next task arrives before the
+/// running one ends, and a more urgent one does not come too late.
 const AHEAD_US_MAX: u64 = 50_000;
 
-/// Where each slot has its task and no other waits, one more may be sent for each, unless they take longer than this: until
-/// then a better place for it may come up, and the pause between two tasks weighs little.
+/// Longest work per slot, microseconds, at which one more task per slot is sent although only the running ones are
+/// there. Above it, a better place may come up, and the pause between two tasks weighs little.
 const NEXT_US_MAX: u64 = 500_000;
 
-/// Batches of the best size, for each slot, that may be at a worker: one runs, one is being gathered.
+/// Batches of the best size, per slot, that may be at a worker: one runs, one is being gathered.
 const BATCHES_AHEAD_MAX: u64 = 2;
 
-/// The same where the best size may still grow: the worker tries the double size only if it has so many items.
+/// The same limit while the best size may still grow: the worker tries the double size only if it has that many items.
 const BATCHES_GROWING_MAX: u64 = 4;
 
 /// Microseconds in a second.
 const SECOND_US: u128 = 1_000_000;
 
-/// Models that the task passes through.
+/// Digest and size in bytes of each model that the task passes through.
 pub(super) fn models(task: &Task) -> impl Iterator<Item = (Digest, u64)> + Clone + '_ {
     let then = task.spec.then.iter().map(|stage| &stage.model);
     std::iter::once(&task.spec.model).chain(then).map(|model| (model.digest, model.size_bytes))
 }
 
-/// What is assumed of a worker that has not measured it itself: the fleet's mean, looked up once for all candidates.
+/// Assumptions for a worker without own measurements: the fleet's means, looked up once for all candidates.
 #[derive(Debug)]
 pub(super) struct Guess {
-    /// Run and load of each model, microseconds.
+    /// Run and load time of each model, microseconds.
     models: [(u64, u64); 1 + STAGES_AFTER_MAX],
     link_bytes_per_s: u64,
-    /// Inputs on their way and runs, at an average worker that has everything and nothing to do, microseconds.
+    /// Transfer and runs at an average idle worker that has every model loaded, microseconds.
     pub(super) ready_us: u64,
 }
 
@@ -67,7 +67,7 @@ fn transfer_us(bytes: u64, link_bytes_per_s: u64) -> u64 {
     u64::try_from(us).unwrap_or(u64::MAX)
 }
 
-/// The time the task would take at the worker, told what that knows of the first model. What nobody knows counts as nothing.
+/// The predicted time of the task at the worker; `first` is its state of the first model. Unknown parts count as zero.
 pub(super) fn predict(task: &Task, worker: &Worker, first: ModelHere<'_>, guess: &Guess, now: MonoTime) -> Prediction {
     let handover_us = worker.handover_us;
     let mut prediction = Prediction { handover_us, measured: true, ..Prediction::default() };
@@ -95,27 +95,27 @@ pub(super) fn predict(task: &Task, worker: &Worker, first: ModelHere<'_>, guess:
     prediction
 }
 
-/// Until everything in the lane has run, as far as that is known.
+/// Time until everything in the lane has run, microseconds. Unknown runs count as zero.
 fn backlog_us(worker: &Worker, lane: Lane, now: MonoTime) -> u64 {
     worker.occupancy.remaining_us(lane, worker.counted_slots(), now) / u64::from(lane_slots(worker, lane))
 }
 
-/// Slots that the lane can count on there.
+/// Slots that the lane can count on at the worker.
 pub(super) fn lane_slots(worker: &Worker, lane: Lane) -> u16 {
     worker.counted_slots()[lane.index()]
 }
 
-/// Whether the task could go to the worker as far as slots are concerned.
+/// Whether the worker has room for the task: a free slot, or room to send it ahead.
 pub(super) fn has_room(task: &Task, worker: &Worker) -> bool {
     has_slot(task, worker, Slots::Usable) || has_room_ahead(task, worker)
 }
 
-/// Whether a slot is free for it.
+/// Whether a slot is free for the task.
 pub(super) fn has_slot(task: &Task, worker: &Worker, slots: Slots) -> bool {
     worker.free_of(task.lane(), slots) > 0
 }
 
-/// Whether some task of the lane may find room at the worker: if not, none needs to be looked at.
+/// Whether the worker may have room for some task of the lane. If not, no task needs to be looked at.
 pub(super) fn takes_any(worker: &Worker, lane: Lane, slots: Slots) -> bool {
     if worker.free_of(lane, slots) > 0 {
         return true;
@@ -124,7 +124,7 @@ pub(super) fn takes_any(worker: &Worker, lane: Lane, slots: Slots) -> bool {
     takes_ahead && (worker.packs() || (worker.has_measured() && is_nearly_done(worker, lane)))
 }
 
-/// Whether the lane's work is over so soon that the next task should be on its way.
+/// Whether the lane's work ends so soon that the next task should be on its way.
 fn is_nearly_done(worker: &Worker, lane: Lane) -> bool {
     let slots = lane_slots(worker, lane);
     worker.occupancy.backlog_us(lane).is_some_and(|us| {
@@ -134,7 +134,7 @@ fn is_nearly_done(worker: &Worker, lane: Lane) -> bool {
     })
 }
 
-/// Whether the task may be sent although no slot is free, so that it is there when one is.
+/// Whether the task may be sent before a slot is free, to be there when one is.
 pub(super) fn has_room_ahead(task: &Task, worker: &Worker) -> bool {
     let lane = task.lane();
     if !obstacle::may_go_ahead(task) || !worker.is_open() || worker.occupancy.len() >= ACTIVE_ATTEMPTS_MAX {
@@ -156,14 +156,14 @@ pub(super) fn has_room_ahead(task: &Task, worker: &Worker) -> bool {
     is_nearly_done(worker, lane)
 }
 
-/// Whether the task can only get room at the worker if that has less to do. Others have a number of items that they may
-/// always have there.
+/// Whether the task gets room only once the worker has less to do. If its items are packed, the worker may always have
+/// a number of them.
 pub(super) fn needs_slot(task: &Task, worker: &Worker) -> bool {
     let cost = worker.model(task.spec.model.digest).cost;
     !obstacle::may_go_ahead(task) || cost.is_none_or(|cost| cost.packing != Packing::On)
 }
 
-/// What the task takes up at a worker.
+/// The resources that the task takes up at a worker.
 pub(super) fn held(task: &Task, worker: Option<&Worker>) -> Held {
     let (lane, demands, items) = (Some(task.lane()), task.spec.demands, task.spec.items);
     let (slot_us, batch_us) = worker.and_then(|worker| slot_us(task, worker)).unzip();
@@ -173,8 +173,8 @@ pub(super) fn held(task: &Task, worker: Option<&Worker>) -> Held {
     Held { lane, demands, gpu, model: Some(task.spec.model.digest), items, slot_us, batch_us }
 }
 
-/// Slot time that the task needs at the worker, loading included, and that of all that may run with it; `None` if its runs
-/// were never measured. Where items are packed its share of full batches, else its runs one after the other.
+/// Slot time that the task needs at the worker, and that of its whole batch, both with loading; `None` if its runs were
+/// never measured. If items are packed, the first is its share of full batches, otherwise its runs one after the other.
 fn slot_us(task: &Task, worker: &Worker) -> Option<(u64, u64)> {
     let (mut sum, mut batches) = (0_u64, 0_u64);
     for (digest, _) in models(task) {

@@ -1,4 +1,4 @@
-//! Tasks that wait for room, a queue for each lane.
+//! The waiting tasks: one queue per lane.
 //!
 //! Effective priority, in points, larger first:
 //!
@@ -9,11 +9,11 @@
 //!   − share weight    · seconds of slot time that the client is ahead of the others
 //! ```
 //!
-//! With time, every waiting task's priority grows alike: by the wait weight, and by the lane's virtual time. So their order
-//! does not change with it, and the queue is an ordered map; tasks are rated again only where a model proves to cost much more
-//! or less than was assumed. Among equals the first to come is the first.
+//! Over time, the priority of all waiting tasks grows equally: by the wait weight, and by the lane's virtual time. So
+//! their order stays and the queue is an ordered map. Tasks are rated again only if a model proves to cost much more or
+//! less than was assumed. Equal tasks go in order of arrival.
 //!
-//! Owns that order. Never places.
+//! Owns the order of waiting tasks. Never places.
 
 use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
@@ -26,46 +26,46 @@ use super::{
 };
 use crate::MonoTime;
 
-/// Kinds of workers that a waiting task is known not to be for. A fleet has a handful.
+/// Unfit worker kinds remembered per waiting task. A fleet has a handful of kinds.
 const UNFIT_KINDS_MAX: usize = 4;
 
-/// Models of which a lane remembers what they are taken to cost.
+/// Models whose assumed cost a lane remembers.
 const MODELS_MAX: usize = 1024;
 
-/// Tasks of a lane that are weighed again when costs turn out to be others: some milliseconds of work.
+/// Longest queue that is weighed again when costs prove different: some milliseconds of work.
 const WEIGHED_AGAIN_MAX: usize = 10_000;
 
-/// For each task that a worker looks at, as many are passed over that are known not to be for it. That costs next to nothing.
+/// Waiting tasks walked per task that a worker tries. The others are known to be unfit; to pass one costs next to
+/// nothing.
 const UNFIT_PASSED_MAX: usize = 8;
 
-/// Between two times of that.
+/// Shortest time between two times that a lane is weighed again.
 const WEIGH_EVERY: Duration = Duration::from_secs(5);
 
-/// Points are compared in millionths.
+/// Millionths per thousandth: points are compared in millionths.
 const MICRO_PER_MILLI: i64 = 1000;
 
-/// Place in a lane's queue: what is left of the effective priority when everything is taken off that grows with time, then
-/// order of arrival.
+/// Sort key in a lane's queue: the effective priority without the parts that grow with time, then the order of arrival.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Order {
     pub(super) points: Reverse<i64>,
     pub(super) arrival: u64,
 }
 
-/// Place in the queue.
+/// A task's place in the queues: its lane, and its order there.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct QueueKey {
     pub(super) lane: Lane,
     pub(super) order: Order,
 }
 
-/// How a task was rated when it came. It keeps that for life: one that comes back is where it was.
+/// A task's rating on arrival. The task keeps it: if it waits again, it is back in its old place.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Rank {
     pub(super) key: QueueKey,
-    /// See [`Shares`].
+    /// Start tag of the task, see [`Shares`].
     start_tag_us: u64,
-    /// Slot time that it is expected to need, microseconds.
+    /// Slot time that the task is expected to need, microseconds.
     pub(super) cost_us: u64,
     pub(super) came: MonoTime,
 }
@@ -74,37 +74,37 @@ pub(super) struct Rank {
 struct Waiting {
     task: TaskId,
     cost_us: u64,
-    /// Kinds of workers that it is not for, 0 for none, the last found first: those need not look at it again.
+    /// Worker kinds that the task does not suit, the last found first, 0 for none: they need not look at it again.
     unfit: [u32; UNFIT_KINDS_MAX],
 }
 
-/// Some of those that wait, one behind the other.
+/// A stretch of a lane's queue, in order.
 #[derive(Debug)]
 pub(super) struct Stretch {
-    /// Those that are not known to be for others.
+    /// The tasks that may suit the asking worker kind.
     pub(super) tasks: Vec<(Order, TaskId)>,
-    /// The last one; `None` if there is none behind it.
+    /// The last task walked; `None` if no task is behind it.
     pub(super) last: Option<Order>,
 }
 
 #[derive(Debug, Default)]
 struct LaneQueue {
     waiting: BTreeMap<Order, Waiting>,
-    /// The places of those.
+    /// The orders of `waiting`, to count positions.
     line: Line,
     cost_us: u64,
     shares: Shares,
-    /// Slot time that an item of a model is taken to need, microseconds. It stays while tasks wait, however better it is known
-    /// meanwhile: two clients' tasks of one model must weigh the same.
+    /// Slot time assumed per item of a model, microseconds. It stays while tasks wait, even if a better value is known:
+    /// two clients' tasks of one model must weigh the same.
     items_us: BTreeMap<Digest, u64>,
-    /// It is known so much better that all tasks should be weighed again.
+    /// An assumed cost is off by more than a factor of two: all tasks should be weighed again.
     is_stale: bool,
-    /// Not before.
+    /// Earliest time at which they are weighed again.
     weigh_at: MonoTime,
 }
 
 impl LaneQueue {
-    /// What an item is taken to need, told what is known of it today.
+    /// Slot time assumed per item of the model. `today_us` is the current estimate.
     fn item_us(&mut self, model: Digest, today_us: u64) -> u64 {
         if !self.items_us.contains_key(&model) && self.items_us.len() >= MODELS_MAX {
             return today_us;
@@ -115,12 +115,12 @@ impl LaneQueue {
     }
 }
 
-/// The queue of each lane.
+/// The waiting tasks of both lanes.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     lanes: [LaneQueue; 2],
     arrivals: u64,
-    /// Waiting tasks that were gone through: tried, passed over, or weighed again.
+    /// Waiting tasks walked so far: tried, passed over, or weighed again.
     pub(super) walked: u64,
 }
 
@@ -129,17 +129,17 @@ impl Queue {
         self.lanes.iter().map(|lane| lane.waiting.len()).sum()
     }
 
-    /// Tasks that wait in a lane.
+    /// Number of tasks that wait in a lane.
     pub(super) fn lane_len(&self, lane: Lane) -> usize {
         self.lanes[lane.index()].waiting.len()
     }
 
-    /// Slot time that they are expected to need, microseconds.
+    /// Slot time that the lane's waiting tasks are expected to need, microseconds.
     pub(super) fn cost_us(&self, lane: Lane) -> u64 {
         self.lanes[lane.index()].cost_us
     }
 
-    /// Rates a task that has just come, told the slot time that an item of it is expected to need.
+    /// Rates a task on its arrival. `item_us` is the slot time that an item of it is expected to need.
     pub(super) fn rate(
         &mut self,
         now: MonoTime,
@@ -152,7 +152,7 @@ impl Queue {
         self.rate_as((now, self.arrivals), task, item_us, weights, tenant)
     }
 
-    /// Rates a task that came then, as the arrival with that number.
+    /// Rates a task with this time and number of arrival.
     fn rate_as(
         &mut self,
         (came, arrival): (MonoTime, u64),
@@ -172,7 +172,7 @@ impl Queue {
         Rank { key: QueueKey { lane, order: Order { points: Reverse(points), arrival } }, start_tag_us, cost_us, came }
     }
 
-    /// A task waits, or waits again.
+    /// Adds a task to its lane, for the first time or again.
     pub(super) fn push(&mut self, rank: Rank, task: TaskId) -> QueueKey {
         let lane = &mut self.lanes[rank.key.lane.index()];
         let waiting = Waiting { task, cost_us: rank.cost_us, unfit: [0; UNFIT_KINDS_MAX] };
@@ -183,7 +183,7 @@ impl Queue {
         rank.key
     }
 
-    /// A task waits no more.
+    /// Takes a task out of its lane.
     pub(super) fn remove(&mut self, key: QueueKey) {
         let lane = &mut self.lanes[key.lane.index()];
         lane.line.remove(key.order);
@@ -192,7 +192,7 @@ impl Queue {
         }
     }
 
-    /// A task goes to a worker.
+    /// A task goes to a worker: charges its client's share.
     pub(super) fn dispatched(&mut self, rank: &Rank, client: ClientId, tenant: Tenant) {
         let lane = &mut self.lanes[rank.key.lane.index()];
         lane.shares.dispatched(rank.start_tag_us, client, rank.cost_us, tenant.share_milli);
@@ -203,7 +203,7 @@ impl Queue {
         }
     }
 
-    /// Takes everything out of a lane whose tasks should be weighed again, in order of arrival.
+    /// Empties a lane whose tasks should be weighed again; returns them in order of arrival.
     pub(super) fn take_stale(&mut self, now: MonoTime) -> Vec<TaskId> {
         let is_due =
             |lane: &&mut LaneQueue| lane.is_stale && now >= lane.weigh_at && lane.waiting.len() <= WEIGHED_AGAIN_MAX;
@@ -221,7 +221,7 @@ impl Queue {
         waiting.into_iter().map(|(_, task)| task).collect()
     }
 
-    /// Weighs a task again and lets it wait where it now belongs.
+    /// Rates a task again and puts it at its new place.
     pub(super) fn weigh_again(
         &mut self,
         rank: Rank,
@@ -235,13 +235,13 @@ impl Queue {
         rank
     }
 
-    /// A task that never went to a worker has ended.
+    /// A task has ended that never went to a worker: its client's share gets the cost back.
     pub(super) fn withdraw(&mut self, rank: &Rank, client: ClientId, tenant: Tenant) {
         self.lanes[rank.key.lane.index()].shares.withdraw(client, rank.cost_us, tenant.share_milli);
     }
 
-    /// Up to so many tasks behind this place, or the first of all, that may be for workers of this kind; of the others eight
-    /// times as many are passed over.
+    /// Up to `tasks_max` tasks behind `after` (`None`: from the front) that may suit workers of this kind. It walks at
+    /// most eight times as many.
     pub(super) fn stretch(&mut self, lane: Lane, after: Option<Order>, kind: u32, tasks_max: usize) -> Stretch {
         use std::ops::Bound::{Excluded, Unbounded};
         let mut behind = self.lanes[lane.index()].waiting.range((after.map_or(Unbounded, Excluded), Unbounded));
@@ -259,7 +259,7 @@ impl Queue {
         Stretch { tasks, last: behind.next().and(last) }
     }
 
-    /// A waiting task is not for workers of this kind.
+    /// Remembers that a waiting task does not suit workers of this kind.
     pub(super) fn set_unfit(&mut self, key: QueueKey, kind: u32) {
         let waiting = self.lanes[key.lane.index()].waiting.get_mut(&key.order);
         if let Some(waiting) = waiting.filter(|waiting| !waiting.unfit.contains(&kind)) {
@@ -268,24 +268,24 @@ impl Queue {
         }
     }
 
-    /// Tasks before this one in its lane.
+    /// Number of tasks before this one in its lane.
     pub(super) fn position(&self, key: QueueKey) -> u32 {
         self.lanes[key.lane.index()].line.before(key.order) as u32
     }
 
-    /// Slot time that so many tasks of a lane are expected to need, microseconds: as many times the lane's mean.
+    /// Slot time that `tasks` tasks of a lane are expected to need, microseconds, by the lane's mean.
     pub(super) fn several_us(&self, lane: Lane, tasks: u32) -> u64 {
         let lane = &self.lanes[lane.index()];
         let mean_us = lane.cost_us / (lane.waiting.len() as u64).max(1);
         mean_us.saturating_mul(u64::from(tasks))
     }
 
-    /// The same for those before this one.
+    /// Slot time that the tasks before this one are expected to need, microseconds, by the lane's mean.
     pub(super) fn before_us(&self, key: QueueKey) -> u64 {
         self.several_us(key.lane, self.position(key))
     }
 
-    /// The terms of a task's effective priority at the moment.
+    /// The current terms of a task's effective priority.
     pub(super) fn view(&self, rank: &Rank, task: &Submit, weights: &Weights, now: MonoTime) -> RankView {
         let waited_us = now.as_micros().saturating_sub(rank.came.as_micros());
         let lead_us = self.lanes[rank.key.lane.index()].shares.lead_us(rank.start_tag_us);
@@ -298,13 +298,13 @@ impl Queue {
     }
 }
 
-/// Millionths of a point for that much time.
+/// Millionths of a point for this time.
 fn over_time(weight_milli: u32, time_us: u64) -> i64 {
     let points = u128::from(weight_milli) * u128::from(time_us) / 1000;
     i64::try_from(points).unwrap_or(i64::MAX / 8).min(i64::MAX / 8)
 }
 
-/// log2(1 + MiB), thousandths; between powers of two along a straight line.
+/// log2(1 + MiB) in thousandths, linear between powers of two.
 fn doublings_milli(bytes: u64) -> i64 {
     const MIB_LOG2: u32 = 20;
     let bytes = u128::from(bytes) + (1 << MIB_LOG2);

@@ -1,6 +1,6 @@
-//! Service levels: a worker that misses them for a stream of tasks is left for a while and tried again with care.
+//! Service levels: a worker that misses them for a stream of tasks is avoided for a while, then tried again with care.
 //!
-//! A stream is what one client sends to one model under one promise. For each stream and worker there is a breaker:
+//! A stream is all tasks of one client for one model under one service level. Each stream has a breaker per worker:
 //!
 //! ```text
 //!              rate > allowed, of at least 8 tasks in 5 s
@@ -12,11 +12,11 @@
 //!              three times rate < allowed/2, of 8 tasks      1 in 16 of the stream's tasks goes there, then 1 in 8, 1 in 4
 //! ```
 //!
-//! A trial ends with the first task too many that is late, so that it costs little and can be had soon again. One that goes
-//! well sends more and more there: the worker shows that it bears it, and what it costs today is measured before it has to
-//! stand beside the others again.
+//! A trial ends with the first late task too many, so it costs little and can be repeated soon. A trial that goes well
+//! sends more and more tasks there: the worker proves that it bears them, and its present cost is measured before it
+//! competes with the others again.
 //!
-//! An empty window is no verdict. Measured is the worker's part of a task's time: from the grant to the end.
+//! An empty window is no verdict. The worker's part of a task's time counts: from the grant to the end.
 //!
 //! Owns the windows and the verdicts. Never places.
 
@@ -26,55 +26,55 @@ use proto_msgs::{ClientId, Digest, Slo, Submit, WorkerId};
 
 use crate::{MonoTime, Rule, Rules};
 
-/// Tasks without which a rate says nothing.
+/// Number of tasks below which a rate says nothing.
 const SAMPLES_MIN: u32 = 8;
 
 /// Parts of the window; the oldest is dropped as a whole.
 const PARTS: usize = 5;
 
-/// Length of one part, microseconds: the whole window is the 5 s that load tools use.
+/// Length of one part, microseconds. The whole window is the 5 s that load tools use.
 const PART_US: u64 = 1_000_000;
 
-/// First and longest time that a violating worker is left alone. The longest is what a worker that is well again may have
-/// to wait; a trial in vain costs a task or two, one in some hundreds.
+/// First and longest time that a violating worker is avoided. A worker that has recovered waits for at most the
+/// longest; a trial in vain costs a task or two, one in some hundreds.
 const COOL_FIRST: Duration = Duration::from_secs(5);
 const COOL_LAST: Duration = Duration::from_secs(20);
 
-/// A worker that violates again so soon after it was taken back is left for twice as long as the last time.
+/// A worker that violates again within this time after it was taken back is avoided twice as long as the last time.
 const RELAPSE: Duration = Duration::from_secs(60);
 
-/// Of so many tasks of a stream one goes to a worker that is being tried again; half as many after each of the steps.
+/// One in this many of a stream's tasks goes to a worker that is tried again; one in half as many after each step.
 const PROBE_EVERY: u32 = 16;
 const PROBE_STEPS: u8 = 3;
 
-/// Streams and breakers remembered at the same time; beyond, those longest unused are forgotten.
+/// Limit of streams; the one unused for longest goes first. Of too many breakers, only those unused for [`UNUSED`] go.
 const STREAMS_MAX: usize = 1024;
 
-/// Streams of one client: one for each model and promise. With more it loses its own, not those of others.
+/// Limit of streams per client, one for each model and service level. Beyond it, a client loses only its own.
 const CLIENT_STREAMS_MAX: usize = 64;
 const BREAKERS_MAX: usize = 16_384;
 
-/// What has not been used this long may be forgotten: longer than any cool-down.
+/// Time without use after which a breaker may be forgotten: longer than any cool-down.
 const UNUSED: Duration = Duration::from_secs(120);
 
-/// Between two searches for what may be forgotten, when a table is full.
+/// Shortest time between two searches for breakers to forget, while their table is full.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// What a stream is.
+/// The identity of a stream.
 type StreamKey = (ClientId, Digest, Slo);
 
-/// Number of a stream.
+/// The number of a stream.
 pub(super) type StreamId = u32;
 
-/// What a stream holds against a worker.
+/// A stream's verdict on a worker, as placement uses it.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum Stance {
-    /// It is this worker's turn to be tried.
+    /// The worker is to be tried in this turn.
     Probe,
-    /// Nothing.
+    /// No objection.
     #[default]
     Ok,
-    /// It has missed the service level this often, thousandths.
+    /// The worker is avoided; its rate of missed service levels, thousandths.
     Shunned(u16),
 }
 
@@ -97,22 +97,22 @@ impl Count {
         self.missed += u32::from(missed);
     }
 
-    /// Thousandths that missed; `None` if there are too few to say.
+    /// Thousandths of tasks that missed; `None` if there are too few tasks to say.
     fn rate_permille(self) -> Option<u16> {
         (self.total >= SAMPLES_MIN).then_some(self.least_permille())
     }
 
-    /// The same as it will be at least when there are enough.
+    /// The lowest possible rate once there are enough tasks, thousandths.
     fn least_permille(self) -> u16 {
         (u64::from(self.missed) * 1000 / u64::from(self.total.max(SAMPLES_MIN))) as u16
     }
 }
 
-/// The last five seconds.
+/// Tasks and misses of the last five seconds.
 #[derive(Clone, Copy, Debug, Default)]
 struct Window {
     parts: [Count; PARTS],
-    /// Number of the newest part since the origin of time.
+    /// Number of the newest part, counted from the origin of time.
     newest: u64,
 }
 
@@ -143,9 +143,9 @@ impl Window {
 struct Breaker {
     verdict: Verdict,
     window: Window,
-    /// Since the verdict became what it is.
+    /// Tasks at the worker in the current step of a trial.
     probes: Count,
-    /// When it was last taken back, and how long it had been left before.
+    /// When the worker was last taken back, and the length of the cool-down before.
     taken_back: Option<(MonoTime, Duration)>,
     /// The rate that led to the last violation.
     worst_permille: u16,
@@ -155,12 +155,12 @@ struct Breaker {
 #[derive(Clone, Copy, Debug)]
 struct Stream {
     id: StreamId,
-    /// Tasks given away so far.
+    /// Tasks granted so far.
     tasks: u32,
     used: MonoTime,
 }
 
-/// All breakers.
+/// All streams and breakers.
 #[derive(Debug, Default)]
 pub(super) struct Slos {
     rules: Rules,
@@ -177,7 +177,7 @@ impl Slos {
         Self { rules, ..Self::default() }
     }
 
-    /// The stream that a task belongs to, if it was promised something.
+    /// The stream of a task; `None` if the task has no service level.
     pub(super) fn stream(&mut self, now: MonoTime, task: &Submit) -> Option<StreamId> {
         Some(self.open(now, (task.client, task.model.digest, task.slo?)))
     }
@@ -206,7 +206,7 @@ impl Slos {
         self.streams.range(first..).take_while(move |((of, ..), _)| *of == client)
     }
 
-    /// A task of the stream goes to a worker.
+    /// Counts a task of a stream that goes to a worker.
     pub(super) fn granted(&mut self, task: &Submit) {
         let stream = task.slo.and_then(|slo| self.streams.get_mut(&(task.client, task.model.digest, slo)));
         if let Some(stream) = stream {
@@ -214,13 +214,13 @@ impl Slos {
         }
     }
 
-    /// How many tasks of the stream have been given away: some turns are for trying workers again.
+    /// Number of the stream's tasks granted so far, which is its turn. In some turns, workers are tried again.
     pub(super) fn turn(&self, task: &Submit) -> u32 {
         let stream = task.slo.and_then(|slo| self.streams.get(&(task.client, task.model.digest, slo)));
         stream.map_or(0, |stream| stream.tasks)
     }
 
-    /// What the stream holds against the worker when it is this turn's.
+    /// The stream's verdict on the worker in this turn.
     pub(super) fn stance(&self, now: MonoTime, stream: StreamId, worker: WorkerId, turn: u32) -> Stance {
         let Some(breaker) = self.breakers.get(&(worker, stream)) else { return Stance::Ok };
         let shunned = Stance::Shunned(breaker.worst_permille);
@@ -240,7 +240,7 @@ impl Slos {
         if turn % every == every - 1 { Stance::Probe } else { shunned }
     }
 
-    /// A task of the stream ended at the worker.
+    /// Counts a task of the stream that ended at the worker.
     pub(super) fn ended(&mut self, now: MonoTime, stream: StreamId, worker: WorkerId, slo: Slo, missed: bool) {
         self.violations += u64::from(missed);
         let key = (worker, stream);
@@ -273,7 +273,7 @@ impl Slos {
         sum.rate_permille()
     }
 
-    /// The worker is gone, and what was held against that life of it.
+    /// Drops all breakers of a worker that is gone: they concern only that life of it.
     pub(super) fn forget(&mut self, worker: WorkerId) {
         let keys = self.breakers.range((worker, 0)..=(worker, StreamId::MAX)).map(|(key, _)| *key);
         for key in keys.collect::<Vec<_>>() {
@@ -281,12 +281,12 @@ impl Slos {
         }
     }
 
-    /// Breakers that are violating, and that are being tried again.
+    /// Number of breakers in cool-down, and of those being tried again.
     pub(super) fn counts(&self, now: MonoTime) -> (u32, u32) {
         let is_cooling =
             |breaker: &&Breaker| matches!(breaker.verdict, Verdict::Violating { until, .. } if now < until);
         let is_probing = |breaker: &&Breaker| !is_cooling(breaker) && breaker.verdict != Verdict::Ok;
-        // One that nobody asks any more is only not swept yet.
+        // A breaker that nobody uses any more is only not swept yet.
         let used = || self.breakers.values().filter(|breaker| now.since(breaker.used) < UNUSED);
         let count = |of: &dyn Fn(&&Breaker) -> bool| used().filter(of).count() as u32;
         (count(&is_cooling), count(&is_probing))
@@ -302,7 +302,7 @@ impl Slos {
 }
 
 impl Breaker {
-    /// Draws the conclusion from one more task. True if the worker is left because of it.
+    /// Updates the verdict after one more task. True if the worker is avoided from now on.
     fn judge(&mut self, now: MonoTime, slo: Slo, missed: bool) -> bool {
         let (cool, step) = match self.verdict {
             Verdict::Ok => {
@@ -310,7 +310,7 @@ impl Breaker {
                 let last = self.taken_back.filter(|(at, _)| now < *at + RELAPSE).map(|(_, cool)| cool);
                 return rate.is_some_and(|rate| self.leave_if(now, slo, rate, last));
             }
-            // A task that had been given away before.
+            // A task that was granted earlier.
             Verdict::Violating { until, .. } if now < until => return false,
             Verdict::Violating { cool, .. } => {
                 (self.verdict, self.probes) = (Verdict::Probing { cool, step: 0 }, Count::default());
@@ -319,12 +319,12 @@ impl Breaker {
             Verdict::Probing { cool, step } => (cool, step),
         };
         self.probes.add(missed);
-        // Of eight, if all that are to come were in time.
+        // The rate over eight tasks if all that are still to come are in time.
         if self.leave_if(now, slo, self.probes.least_permille(), Some(cool)) {
             return true;
         }
         let Some(rate) = self.probes.rate_permille() else { return false };
-        // Between the two bounds neither is proven: the step begins anew.
+        // A rate between the two bounds proves neither: the step begins anew.
         self.probes = Count::default();
         if u32::from(rate) * 2 < u32::from(slo.max_violation_permille) || rate == 0 {
             if step + 1 < PROBE_STEPS {
@@ -336,7 +336,7 @@ impl Breaker {
         false
     }
 
-    /// Leaves the worker if it misses too often, for twice as long as the last time.
+    /// Avoids the worker if its rate is too high, twice as long as the last time.
     fn leave_if(&mut self, now: MonoTime, slo: Slo, rate: u16, last: Option<Duration>) -> bool {
         let is_bad = rate > slo.max_violation_permille;
         if is_bad {
@@ -363,7 +363,7 @@ mod tests {
         (0..count).for_each(|number| slos.ended(at(from_ms + number), S, W, PROMISE, missed));
     }
 
-    /// A turn in which workers are tried again, and one in which only those are that have shown half of what they must.
+    /// A turn in which every worker on trial gets a task, and one in which none does.
     const TURN: u32 = PROBE_EVERY - 1;
     const OTHER: u32 = PROBE_EVERY;
 
@@ -384,7 +384,7 @@ mod tests {
         many(&mut slos, 0, 8, true);
         assert_eq!((slos.stance(at(20), S, W, TURN), slos.trips), (Stance::Shunned(1000), 1));
         assert_eq!(slos.violation_permille(at(20), W), Some(1000));
-        // The cool-down is over: it is tried in its turn only, and that comes more and more often.
+        // The cool-down is over: the worker is tried only in its turn, and that comes more and more often.
         for step in 0..3 {
             let now = 6_000 + step * 100;
             let turns = (0..16).filter(|turn| slos.stance(at(now), S, W, *turn) == Stance::Probe).count();

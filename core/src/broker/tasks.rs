@@ -1,4 +1,4 @@
-//! The task half of the broker's memory.
+//! The broker's tasks and their states.
 //!
 //! ```text
 //!   (new) ── Submit ──► Queued              if it is detached, Storing first, until the store has it
@@ -33,25 +33,25 @@ use super::{
 };
 use crate::{MonoTime, due::Due};
 
-/// Where a task stands.
+/// The state of a task.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum State {
-    /// Detached, and the store does not have it yet.
+    /// The task is detached and not in the store yet.
     Storing,
-    /// Waiting for room.
+    /// The task waits for room.
     Queued(QueueKey),
-    /// A slot is promised; the client has until `until` to take it up.
+    /// A slot is promised. The client has until `until` to take it up.
     Granted { at: Place, until: MonoTime },
-    /// Client or worker has named the attempt. `unnamed_until`: only the client has, and the worker should by then.
+    /// Client or worker has named the attempt. `unnamed_until`: only the client has; the worker should by then.
     Placed { at: Place, unnamed_until: Option<MonoTime> },
-    /// Over.
+    /// The task is over.
     Ended { outcome: Outcome, ended_unix_ms: u64 },
 }
 
-/// The broker clears up this much later what its worker should have ended at the deadline.
+/// How long after the deadline the broker ends a task at a worker. The worker should have done so at the deadline.
 const DEADLINE_GRACE: Duration = Duration::from_secs(2);
 
-/// A worker in one of its lives.
+/// A worker in one of its lives, and the side that dials.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Place {
     pub(super) worker: WorkerId,
@@ -59,12 +59,12 @@ pub(super) struct Place {
     pub(super) direction: Direction,
 }
 
-/// A task.
+/// A task as the broker knows it.
 #[derive(Debug)]
 pub(super) struct Task {
-    /// As first submitted, with its lane decided and its priority within the tenant's cap; its `standing` is not looked at.
+    /// The first submit, with its lane decided and its priority within the tenant's cap. Its `standing` is not used.
     pub(super) spec: Submit,
-    /// The connection the client last spoke on; `None` after a restart.
+    /// The connection on which the client last spoke; `None` after a restart.
     pub(super) peer: Option<PeerId>,
     /// When the client last spoke.
     pub(super) heard: MonoTime,
@@ -73,68 +73,69 @@ pub(super) struct Task {
     pub(super) state: State,
     /// Placements so far.
     pub(super) attempt: Attempt,
-    /// Earlier attempts than this one are dead, whatever a worker says.
+    /// The first attempt that may count: earlier ones are dead, whatever a worker says.
     pub(super) fence: Attempt,
-    /// A broker before this one may have placed it: what workers and its client say of attempts may be news.
+    /// An earlier broker may have placed the task: reports of attempts from workers and client may be news.
     pub(super) is_from_before: bool,
-    /// Where it was placed last.
+    /// The last placement: worker, epoch, and the worker's name.
     pub(super) last: Option<(WorkerId, Epoch, String)>,
-    /// Attempts that count against the task.
+    /// Failed attempts that count against the task.
     pub(super) failures: u32,
-    /// Workers that failed it; others are tried first.
+    /// Workers that failed the task; others are tried first.
     pub(super) avoid: Vec<WorkerId>,
-    /// Directions in which a worker could not be reached.
+    /// Workers that could not be reached, with the direction that was tried.
     pub(super) unreachable: Vec<(WorkerId, Direction)>,
-    /// Workers that died with it.
+    /// Workers that died while they had the task.
     pub(super) lost_with: Vec<WorkerId>,
-    /// Workers that may have.
+    /// Workers that may have died while they had the task.
     pub(super) suspects: Vec<Suspect>,
-    /// How its last attempt came to nothing, while another one has to wait until that is known.
+    /// Outcome of the last attempt, while the task must wait until it is known whether its suspects died.
     pub(super) held_back: Option<Outcome>,
-    /// Workers that failed it are not asked again before.
+    /// Time before which the workers that failed the task are not asked again.
     pub(super) pause_until: MonoTime,
-    /// How it was rated in the queue; `None` if it never waited there.
+    /// The task's rating in the queue; `None` if it never waited there.
     pub(super) rank: Option<Rank>,
-    /// It has been asked whether any worker could ever run it.
+    /// It was checked whether any worker could ever run the task.
     pub(super) is_judged: bool,
-    /// The worker that keeps cores and memory for it, if that still does.
+    /// The worker that was asked to keep cores and memory for the task; it may have stopped since.
     pub(super) claims_at: Option<WorkerId>,
-    /// It has gone to a worker once: what it costs its client's share is spent.
+    /// The task has gone to a worker once: its cost is charged to its client's share.
     pub(super) is_dispatched: bool,
-    /// The stream with a promise that it belongs to.
+    /// The task's stream; `None` if it has no service level.
     pub(super) stream: Option<StreamId>,
-    /// When its current attempt was given away, by this life of the broker.
+    /// When the current attempt was granted; `None` if an earlier broker did that.
     pub(super) granted_at: Option<MonoTime>,
-    /// When that attempt will have broken the promise of its stream; `None` once it has, or if there is none.
+    /// When the current attempt breaks its service level; `None` once it has, or without one.
     pub(super) late_at: Option<MonoTime>,
-    /// How long that attempt was predicted to take.
+    /// Predicted time of the current attempt.
     pub(super) predicted: Option<Prediction>,
-    /// How long it took.
+    /// Actual time of the attempt that ended with a result.
     pub(super) took: Option<Duration>,
-    /// The last decision where it goes.
+    /// The last placement decision.
     pub(super) decision: Option<Box<Decision>>,
-    /// How its attempts went, for people.
+    /// What happened to the attempts, as lines for people.
     pub(super) history: Vec<String>,
-    /// How the worker says that the current attempt ended, where the client has the last word: of an attached task, and of a
-    /// detached one whose client the worker missed.
+    /// The current attempt's outcome as reported by its worker, where the client has the last word: for an attached
+    /// task, and for a detached one whose client the worker missed.
     pub(super) finished: Option<Outcome>,
-    /// Since when the worker of an attempt has not been there to name it: since its loss, or since the broker's restart.
+    /// Since when the attempt's worker is absent: since its loss, or since the broker's restart.
     pub(super) away_since: Option<MonoTime>,
-    /// The newest attempt that its client has named. A message that knows less is a late one.
+    /// The newest attempt that the client has named. A message that names an earlier one is late.
     pub(super) named_by_client: Attempt,
-    /// Who took it back and is told so once the store has it.
+    /// The client connection that cancelled the task, to be told once the store has that.
     pub(super) cancelled_by: Option<PeerId>,
-    /// Who asked last for the result of a detached task that had none yet, and is shown the way when there is one.
+    /// The last client that asked for a detached task's result before there was one. It is told the way when there is
+    /// one.
     pub(super) awaited_by: Option<Box<Awaiting>>,
-    /// It ended because its client was silent.
+    /// The task ended because its client was silent.
     pub(super) abandoned: bool,
-    /// The store has been told of it.
+    /// The store was told of the task.
     pub(super) stored: bool,
-    /// What the store has of it, as far as it has said.
+    /// The state that the store has confirmed; `None` before the first confirmation.
     pub(super) in_store: Option<Footing>,
 }
 
-/// A client that asked for a result.
+/// A client that waits for a result.
 #[derive(Debug)]
 pub(super) struct Awaiting {
     pub(super) peer: PeerId,
@@ -201,12 +202,12 @@ impl Task {
         matches!(self.state, State::Ended { .. })
     }
 
-    /// Whether the worker was given this attempt, the last one that was given to any, or took it with it from before.
+    /// Whether this worker was the last to get the task, with this attempt, be it by this broker or an earlier one.
     pub(super) fn was_given_to(&self, worker: WorkerId, attempt: Attempt) -> bool {
         attempt == self.attempt && self.last.as_ref().is_some_and(|(last, ..)| *last == worker)
     }
 
-    /// The worker that has, or was promised to, the current attempt.
+    /// The worker that has the current attempt, or was granted it.
     pub(super) fn place(&self) -> Option<Place> {
         match self.state {
             State::Granted { at, .. } | State::Placed { at, .. } => Some(at),
@@ -214,14 +215,14 @@ impl Task {
         }
     }
 
-    /// When it will have broken its promise where it is at work. Before that nobody knows whether its worker could be reached,
-    /// and once its run is over, only whether its client comes for the result.
+    /// When the task breaks its service level at work. `None` before: nobody knows then whether the worker can be
+    /// reached. `None` after the run: then only the client's fetch is missing.
     pub(super) fn breaks_promise_at(&self) -> Option<MonoTime> {
         let is_at_work = matches!(self.state, State::Placed { .. }) && self.finished.is_none();
         self.late_at.filter(|_| is_at_work && self.granted_at.is_some())
     }
 
-    /// From its placement to its end, as predicted; `None` if nobody has run the model before.
+    /// Predicted time from placement to end; `None` if nobody has run the model before.
     pub(super) fn predicted_ms(&self) -> Option<u32> {
         let predicted = self.predicted.filter(|predicted| predicted.measured)?;
         Some(u32::try_from(predicted.total_us().div_ceil(1000)).unwrap_or(u32::MAX))
@@ -231,7 +232,8 @@ impl Task {
         self.spec.client == client && self.spec.key == key
     }
 
-    /// When the broker ends it for its deadline. The worker ends an attempt itself, and its client sees that at once.
+    /// When the broker ends the task for its deadline. A worker ends its attempt itself, and the client sees that at
+    /// once.
     pub(super) fn expires_at(&self) -> Option<MonoTime> {
         let grace = if self.place().is_some() { DEADLINE_GRACE } else { Duration::ZERO };
         self.deadline.map(|deadline| deadline + grace)
@@ -246,29 +248,29 @@ impl Task {
         Footing { attempt: self.attempt, worker, is_over: self.is_ended() }
     }
 
-    /// Whether the store has said that it has what a restart must know: where the task is, or that it is over.
+    /// Whether the store has confirmed what a restart must know: the task's place, or its end.
     pub(super) fn is_in_store(&self) -> bool {
         self.in_store == Some(self.footing())
     }
 
-    /// Whether it is over and a restart would not know of it yet.
+    /// Whether the task is over and a restart would not know of it yet.
     pub(super) fn awaits_store(&self) -> bool {
         self.outlives_client() && self.is_ended() && !self.is_in_store()
     }
 
-    /// Whether its end is for whoever comes for it later: the store has been told of it, and a worker may keep its result.
+    /// Whether the task's end is kept for later: the store knows the task, and a worker may keep its result.
     fn outlives_client(&self) -> bool {
         self.spec.detached && self.stored
     }
 
-    /// Whether its inputs may be at a worker that has not been heard: its last attempt was given away, or a broker before this
-    /// one may have done so, and its client has not taken that back.
+    /// Whether the task's inputs may be at a worker that has not been heard: this broker or an earlier one may have
+    /// granted the last attempt, and the client has not taken it back.
     pub(super) fn may_be_at_worker(&self) -> bool {
         let was_given_away = self.attempt > Attempt(0) || self.away_since.is_some();
         self.spec.detached && was_given_away && self.fence <= self.attempt && self.finished.is_none()
     }
 
-    /// Whether it is at a worker that goes on with it, whatever its client does.
+    /// Whether the task is at a worker that goes on with it, whatever its client does.
     pub(super) fn is_in_good_hands(&self) -> bool {
         matches!(self.state, State::Placed { .. }) && self.spec.detached && self.finished.is_none()
     }
@@ -334,25 +336,26 @@ impl Task {
     }
 }
 
-/// All tasks, the unfinished ones in order of when they want to be looked at.
+/// All tasks. The unfinished ones are ordered by their next look.
 #[derive(Debug, Default)]
 pub(super) struct Tasks {
-    // Boxed: a task is some hundred bytes, and the tree moves its entries about. The unfinished ones are apart: there are few
-    // of them, and nearly every look is for one of them.
+    // Boxed: a task has some hundred bytes, and the tree moves its entries. Unfinished tasks have their own map: they
+    // are few, and nearly every look-up is for one of them.
     live: BTreeMap<TaskId, Box<Task>>,
     over: BTreeMap<TaskId, Box<Task>>,
-    /// When the unfinished ones want to be looked at.
+    /// When each unfinished task must be looked at.
     due: Due<TaskId>,
-    /// All tasks by whose they are: a question for a client's own looks at no others.
+    /// All tasks by owner: a client's question looks only at its own tasks.
     owners: BTreeSet<(ClientId, TaskId)>,
-    /// When ended tasks may be forgotten.
+    /// When each ended task may be forgotten.
     ended: Due<TaskId>,
-    /// When those may be that somebody may still come for. However many others end, these stay.
+    /// When each ended task that a client may still come for may be forgotten. Other ends, however many, do not push it
+    /// out.
     ended_for_later: Due<TaskId>,
 }
 
 impl Tasks {
-    /// Unfinished tasks.
+    /// Number of unfinished tasks.
     pub(super) fn live(&self) -> usize {
         self.live.len()
     }
@@ -365,7 +368,7 @@ impl Tasks {
         self.live.get_mut(&id).or_else(|| self.over.get_mut(&id)).map(Box::as_mut)
     }
 
-    /// Those of the client, newest first, before the given one.
+    /// The client's tasks before the given one, newest first.
     pub(super) fn before(&self, client: ClientId, id: Option<TaskId>) -> impl Iterator<Item = &Task> {
         const FIRST: TaskId = TaskId::from_bytes([0; 16]);
         const LAST: TaskId = TaskId::from_bytes([0xff; 16]);
@@ -373,13 +376,13 @@ impl Tasks {
         self.owners.range((Included((client, FIRST)), end)).rev().filter_map(|(_, id)| self.get(*id))
     }
 
-    /// Those that wait for the store to have them.
+    /// The tasks that wait for the store.
     pub(super) fn storing(&self) -> Vec<TaskId> {
         let storing = self.live.values().filter(|task| task.state == State::Storing);
         storing.map(|task| task.id()).collect()
     }
 
-    /// A new task, and when it wants to be looked at or, if it has ended, may be forgotten.
+    /// Adds a task. `due` is its next look or, if it has ended, when it may be forgotten.
     pub(super) fn insert(&mut self, task: Task, due: MonoTime) {
         let (id, task) = (task.id(), Box::new(task));
         self.owners.insert((task.spec.client, id));
@@ -392,36 +395,36 @@ impl Tasks {
         }
     }
 
-    /// Where it stands when an ended task may be forgotten.
+    /// The schedule that forgets this ended task.
     fn ends(&mut self, task: &Task) -> &mut Due<TaskId> {
         if task.outlives_client() { &mut self.ended_for_later } else { &mut self.ended }
     }
 
-    /// The task wants to be looked at then.
+    /// Sets a task's next look.
     pub(super) fn set_due(&mut self, id: TaskId, due: MonoTime) {
         if self.live.contains_key(&id) {
             self.due.set(id, due);
         }
     }
 
-    /// The task wants to be looked at then, if not earlier.
+    /// Sets a task's next look unless an earlier one is set.
     pub(super) fn due_by(&mut self, id: TaskId, due: MonoTime) {
         if self.live.contains_key(&id) {
             self.due.by(id, due);
         }
     }
 
-    /// When the next task wants to be looked at.
+    /// Time of the next look at any task.
     pub(super) fn first_due(&self) -> Option<MonoTime> {
         self.due.first()
     }
 
-    /// A task that wants to be looked at by now; it says when it does again.
+    /// Takes a task that is due; the caller sets its next look.
     pub(super) fn pop_due(&mut self, now: MonoTime) -> Option<TaskId> {
         self.due.pop(now)
     }
 
-    /// The task is over: it is only remembered from now on, until then.
+    /// Ends a task; it is remembered until `until`.
     pub(super) fn end(&mut self, id: TaskId, outcome: Outcome, ended_unix_ms: u64, until: MonoTime) {
         if let Some(mut task) = self.live.remove(&id) {
             self.due.remove(id);
@@ -431,7 +434,7 @@ impl Tasks {
         }
     }
 
-    /// The task is not over after all: it is about to wait again.
+    /// Makes an ended task unfinished again: it is about to wait.
     pub(super) fn revive(&mut self, now: MonoTime, id: TaskId) {
         if let Some(mut task) = self.over.remove(&id) {
             self.ends(&task).remove(id);
@@ -441,7 +444,7 @@ impl Tasks {
         }
     }
 
-    /// Takes one ended task away whose time is over, or that is the oldest of too many.
+    /// Removes one ended task whose time is over, or the oldest one of too many.
     pub(super) fn forget_one(&mut self, now: MonoTime, config: &Config) -> Option<Box<Task>> {
         let ends = [(&mut self.ended, config.ended_max), (&mut self.ended_for_later, config.ended_for_later_max)];
         let id =
