@@ -1,7 +1,7 @@
-//! The control loop: the machine, the connection to the broker, the clock. Alone on its thread, so that heartbeats leave in
-//! time whatever transfers and models do.
+//! The control loop: the machine, the connection to the broker, the clock. It has its own thread, so heartbeats leave
+//! in time whatever transfers and models do.
 //!
-//! Between `handle` and the last action nothing is awaited, and an order is handed to the desk without waiting for it.
+//! Nothing is awaited between `handle` and the last action. An order goes to the desk without waiting for the desk.
 
 use std::{
     io::{self, Write},
@@ -22,26 +22,26 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-/// Events that wait for the machine, which takes microseconds for each.
+/// Events queued for the machine, which takes microseconds for each.
 pub(crate) const EVENTS_MAX: usize = 1024;
 
-/// Orders that wait for the desk: several for each attempt there may be. A desk this far behind hangs.
+/// Orders queued for the desk: several for each possible attempt. A desk this far behind hangs.
 pub(crate) const ORDERS_MAX: usize = 8192;
 
-/// A broker that is there answers in this time; one that is not is spoken of.
+/// A live broker answers within this time; otherwise the worker logs a warning.
 const CONNECT_WAIT: Duration = Duration::from_secs(3);
 
-/// The last words (Leave) get this long to leave.
+/// Time for the last message (Leave) to leave.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
-/// Events taken at once before anything else has its turn.
+/// Events handled in a row before other work has its turn.
 const EVENTS_AT_ONCE: usize = 64;
 
-/// A broker that says nothing for this long is dialled anew: a connection that was refused once, because the key was not
-/// authorized yet, is not tried again by itself.
+/// A broker that is silent this long is dialled again: a connection that was refused once, because the key was not yet
+/// authorized, is not retried by itself.
 const REDIAL_AFTER: Duration = Duration::from_secs(5);
 
-/// How the broker is reached.
+/// The broker's address and key, and the transport that dials it.
 pub(crate) struct BrokerAddress {
     pub(crate) transport: mesh_transport::Context,
     pub(crate) endpoint: String,
@@ -54,17 +54,17 @@ impl BrokerAddress {
     }
 }
 
-/// The loop and what it owns.
+/// The control loop and everything it owns.
 pub(crate) struct Control {
     machine: Worker,
     address: BrokerAddress,
     broker: Dialer,
-    /// When the broker last spoke, or was last dialled.
+    /// Time of the broker's last message, or of the last dial.
     broker_heard: Instant,
     events: mpsc::Receiver<Event>,
     desk: mpsc::Sender<Action>,
     origin: Instant,
-    /// Said once, on standard output, when the broker knows this worker.
+    /// The ready line, printed once on standard output when the broker knows this worker.
     ready: Option<String>,
     is_over: bool,
     terminate: Signal,
@@ -83,7 +83,7 @@ pub(crate) enum ControlError {
 }
 
 impl Control {
-    /// A loop that has done nothing yet. `ready` is the line for scripts.
+    /// A control loop that has not run yet. `ready` is the ready line for scripts.
     pub(crate) fn new(
         machine: Worker,
         address: BrokerAddress,
@@ -108,7 +108,7 @@ impl Control {
         })
     }
 
-    /// Runs until the machine says that all is done. `first` comes before everything else.
+    /// Runs until the machine says that all is done. The event `first` comes before all others.
     pub(crate) async fn run(mut self, first: Event) -> Result<(), ControlError> {
         self.greet_broker().await;
         self.happened(first)?;
@@ -137,7 +137,7 @@ impl Control {
         Ok(())
     }
 
-    /// Says early what is wrong if the broker cannot be reached; goes on either way, because it may come.
+    /// Warns early if the broker cannot be reached. Goes on in any case, because the broker may come up.
     async fn greet_broker(&mut self) {
         tokio::select! {
             connected = self.broker.connected(CONNECT_WAIT) => if let Err(error) = connected {
@@ -157,7 +157,7 @@ impl Control {
         self.happened(Event::DrainAsked)
     }
 
-    /// Heartbeats come round often enough to look at this with them.
+    /// Dials a silent broker again. Checked with the heartbeats, which come often enough.
     fn redial_silent_broker(&mut self) {
         if self.broker_heard.elapsed() < REDIAL_AFTER {
             return;
@@ -220,7 +220,7 @@ impl Control {
 
     fn tell_broker(&mut self, message: &WorkerToBroker) {
         match message.to_frame() {
-            // Full: the broker is away, and the next heartbeat says all that this one would have.
+            // Queue full: the broker is away, and the next heartbeat repeats the content of this one.
             Ok(frame) => drop(self.broker.send(frame)),
             Err(error) => error!(%error, message = message.name(), "a message cannot be encoded"),
         }
@@ -228,14 +228,14 @@ impl Control {
 
     fn order(&self, order: Action) -> Result<(), ControlError> {
         match self.desk.try_send(order) {
-            // What is said to clients is said again.
+            // Messages to clients are repeated.
             Ok(()) | Err(mpsc::error::TrySendError::Full(Action::TellClient { .. })) => Ok(()),
             Err(_) => Err(ControlError::DeskStuck),
         }
     }
 }
 
-/// On a thread of its own: a pipe that nobody reads would hold up heartbeats, one that is closed is nobody's trouble.
+/// Prints a line on a thread of its own: an unread pipe would delay heartbeats. A closed pipe is ignored.
 fn say_on_stdout(line: String) {
     let say = move || drop(writeln!(io::stdout(), "{line}"));
     if let Err(error) = thread::Builder::new().name("mesh-ready".to_owned()).spawn(say) {

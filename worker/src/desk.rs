@@ -1,7 +1,7 @@
-//! The desk: carries out what the machine orders, and tells it what clients say and how the work goes.
+//! The desk: carries out the machine's orders, and reports to it the clients' messages and the progress of the work.
 //!
-//! Owns the attempts' material: transfers, inputs, runs, outputs. Never decides; never keeps the machine waiting, because
-//! it runs on another thread. What takes time runs in tasks of the attempt, which report by [`Note`] and end with it.
+//! Owns the attempts' material: transfers, inputs, runs, outputs. Never decides, and never keeps the machine waiting,
+//! because it runs on another thread. Slow work runs in tasks of the attempt, which report by [`Note`] and end with it.
 //!
 //! ```text
 //!   clients --frames--> Desk --Event--> machine          machine --Action--> Desk --> transfers, pool, disk
@@ -29,44 +29,44 @@ use tracing::{debug, error, warn};
 use self::attempt::{Attempt, Stage};
 use crate::{batch::Batch, keep::Found, links::Links, oip::Output, receive::Inputs, tools::Tools};
 
-/// Notes of tasks that wait for the desk; each attempt has a few, dialled links pass their frames through here.
+/// Notes queued for the desk. Each attempt has a few, and frames of dialled links pass through here.
 const NOTES_MAX: usize = 256;
 
-/// A client that was named by the broker answers within this time or cannot be reached.
+/// A client whose address the broker gave counts as unreachable after this time.
 const DIAL_WAIT: Duration = Duration::from_secs(5);
 
-/// Clients get this long to take what is queued for them when the worker leaves.
+/// Time for clients to take queued frames when the worker leaves.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
-/// Frames taken from the door before anything else has its turn.
+/// Frames taken from the door in a row before other work has its turn.
 const FRAMES_AT_ONCE: usize = 32;
 
-/// Orders carried out before anything else has its turn. More than the events that a turn can cause: a flood of frames
-/// must not fill the queue of orders with its answers.
+/// Orders carried out in a row before other work has its turn. More than the events that one turn can cause: a flood of
+/// frames must not fill the order queue with its answers.
 const ORDERS_AT_ONCE: usize = 64;
 
-/// What a task of the desk reports.
+/// A report from a task of the desk.
 enum Note {
-    /// Room was made and the transfer can go on.
+    /// There is room for the attempt's blobs, and the transfer can go on.
     Prepared { id: AttemptId, number: u64, intake: Intake },
-    /// Everything is here, or will not come.
+    /// The attempt's inputs are complete, or will not come.
     Received { id: AttemptId, number: u64, inputs: Result<Inputs, Failure> },
-    /// A batch is over.
+    /// A batch has ended.
     BatchEnded { batch: BatchId, ended: Result<BatchTimes, Failure> },
-    /// A client was dialled, for this attempt; whether there is one.
+    /// A client was dialled for the attempt in `wanted`, which also says whether the worker holds that attempt.
     Dialled {
         wanted: (AttemptId, bool),
         endpoints: Vec<String>,
         key: Option<PublicKey>,
         dialled: Result<(Outlet, Inbox<Heard>), String>,
     },
-    /// A dialled link speaks.
+    /// A dialled link delivered a frame, or changed its state.
     Heard { link: LinkId, heard: Heard },
-    /// A dialled link is closed.
+    /// A dialled link was closed.
     Closed { link: LinkId },
 }
 
-/// A batch that runs. Stopped when dropped, and its runner with it.
+/// A running batch. Dropping it stops the batch and its runner.
 struct Running(AbortHandle);
 
 impl Drop for Running {
@@ -75,7 +75,7 @@ impl Drop for Running {
     }
 }
 
-/// The desk.
+/// The desk: state of all attempts, batches and links.
 pub(crate) struct Desk {
     tools: Arc<Tools>,
     orders: mpsc::Receiver<Action>,
@@ -86,12 +86,12 @@ pub(crate) struct Desk {
     early: frames::Early,
     notes: mpsc::Receiver<Note>,
     note: mpsc::Sender<Note>,
-    /// Tells an attempt from another one with the same name that came after it.
+    /// Number of the newest attempt; tells an attempt from a later one with the same id.
     next_number: u64,
 }
 
 impl Desk {
-    /// A desk with the detached attempts that were found on the disk.
+    /// A desk that holds the detached attempts found on disk.
     pub(crate) fn new(
         tools: Arc<Tools>,
         orders: mpsc::Receiver<Action>,
@@ -111,7 +111,7 @@ impl Desk {
         desk
     }
 
-    /// Works until the machine is gone.
+    /// Works until the machine has ended.
     pub(crate) async fn work(mut self) {
         loop {
             for _ in 0..ORDERS_AT_ONCE {
@@ -129,7 +129,7 @@ impl Desk {
         }
     }
 
-    /// Says the last words. Detached runs that end because the worker leaves do not count against their models.
+    /// Closes the links. Detached runs that end because the worker leaves do not count against their models.
     async fn leave(self) {
         let is_cut_short = |attempt: &&Attempt| attempt.is_detached() && attempt.is_under_way();
         for attempt in self.attempts.values().filter(is_cut_short) {
@@ -272,7 +272,7 @@ impl Desk {
         }
         let tools = self.tools.clone();
         tokio::spawn(async move {
-            // Not while it is still being written.
+            // Not while the result is still being written.
             if let Some(keeping) = attempt.keeping.take() {
                 let _ = keeping.await;
             }
@@ -292,7 +292,7 @@ impl Desk {
         });
     }
 
-    /// Says so to the client, again and again if there is an attempt to come back for.
+    /// Announces the worker to the client, and again after each reconnect if the worker holds the attempt.
     fn arrived(&mut self, link: LinkId, (id, is_held): (AttemptId, bool)) {
         if is_held {
             self.links.dialled_for(link, id);
@@ -307,7 +307,7 @@ impl Desk {
             Note::Prepared { id, number, intake } => self.prepared(id, number, intake),
             Note::Received { id, number, inputs } => self.received(id, number, inputs).await,
             Note::BatchEnded { batch, ended } => {
-                // One that was killed meanwhile has no end that anybody waits for.
+                // Nobody waits for the end of a batch that was killed meanwhile.
                 if self.batches.remove(&batch).is_some() {
                     self.tell_machine(Event::BatchEnded { batch, ended }).await;
                 }
@@ -377,7 +377,7 @@ impl Desk {
     }
 }
 
-/// How the attempt ends and with which outputs: rows that cannot be put together are no result.
+/// The attempt's outcome and outputs. It fails if the rows cannot be joined.
 fn with_outputs(outcome: Outcome, attempt: &Attempt) -> (Outcome, Vec<Output>) {
     match (outcome, attempt.result()) {
         (outcome @ Outcome::Done { .. }, Ok(outputs)) => (outcome, outputs.to_vec()),

@@ -1,6 +1,6 @@
-//! What runs models: containers (`docker.rs`) or child processes (`process.rs`), behind one trait.
+//! Engines, which run models: containers (`docker.rs`) or child processes (`process.rs`), behind one trait.
 //!
-//! Owns starting a runner, noticing its end, ending it. Never: what is said to it (`oip.rs`), when it is started (`pool.rs`).
+//! Owns starting a runner, noticing its end, ending it. Never: requests to it (`oip.rs`), when it starts (`pool.rs`).
 //!
 //! ```text
 //!   Engine::start --> Runner { folder with runner.sock, exit }     dropping the Runner ends and removes what runs
@@ -31,67 +31,67 @@ pub(crate) use process::{Process, find_runner};
 /// Name of the socket in a runner's folder.
 pub(crate) const SOCKET_NAME: &str = "runner.sock";
 
-/// What one runner is to be.
+/// Settings of one runner.
 #[derive(Clone, Debug)]
 pub(crate) struct RunnerSpec {
-    /// The model. Pinned as long as the runner lives.
+    /// The model, pinned as long as the runner lives.
     pub(crate) model: Pin,
-    /// How it is written.
+    /// File format of the model.
     pub(crate) format: ModelFormat,
-    /// Threads of the runtime.
+    /// Number of the runtime's threads.
     pub(crate) threads: u32,
-    /// Thousandths of a core that it may use, head-room included.
+    /// Thousandths of a core that the runner may use, head-room included.
     pub(crate) cpu_millis: u32,
-    /// Memory that it may use.
+    /// Bytes of memory that the runner may use.
     pub(crate) memory_bytes: u64,
-    /// What it computes on.
+    /// The device that the runner computes on.
     pub(crate) device: Device,
-    /// Memory of the GPU that it may use; 0: nobody said.
+    /// Bytes of GPU memory that the runner may use; 0 if the task sets no limit.
     pub(crate) gpu_memory_bytes: u64,
-    /// Whom it was started for; runners are used again for other attempts.
+    /// The attempt for which the runner was started. Later attempts use it, too.
     pub(crate) first_attempt: AttemptId,
 }
 
-/// What a runner computes on, and which GPUs it sees.
+/// The device that a runner computes on, and the GPUs that it sees.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Device {
-    /// The processor; no GPU is seen.
+    /// The processor; the runner sees no GPU.
     Cpu,
-    /// This GPU, as the driver counts.
+    /// The GPU with this index of the driver.
     Gpu(u16),
-    /// Whichever the runtime takes.
+    /// Any GPU that the runtime chooses.
     AnyGpu,
 }
 
-/// Something that runs models.
+/// An engine that runs models.
 pub(crate) trait Engine: Send + Sync {
-    /// For the registration.
+    /// The kind of the engine, for the registration.
     fn kind(&self) -> EngineKind;
 
-    /// Starts a runner whose socket will appear in `folder`. Does not wait for the model to be loaded.
+    /// Starts a runner whose socket will appear in `folder`. Does not wait until the model is loaded.
     fn start(&self, spec: RunnerSpec, folder: Arc<SocketFolder>) -> BoxFuture<'_, Result<Runner, Failure>>;
 }
 
-/// A runner that lives, or has ended by itself. Ended and cleaned up when dropped.
+/// A runner that lives, or has ended by itself. Dropping it ends and removes the runner.
 #[derive(Debug)]
 pub(crate) struct Runner {
     folder: Arc<SocketFolder>,
     exit: watch::Receiver<Option<Exit>>,
-    /// Whether a model is being loaded or run, so that memory is worth watching.
+    /// Whether the runner loads or runs a model, so that its memory must be watched.
     busy: watch::Sender<bool>,
     /// Dropping it tells the keeper to end the runner.
     _keep: oneshot::Sender<()>,
 }
 
-/// The other side of a [`Runner`]: what its keeper holds.
+/// The keeper's side of a [`Runner`].
 pub(crate) struct Keeper {
-    /// Kept until the runner's end: its socket lies in it.
+    /// The folder of the runner's socket, kept until the runner's end.
     pub(crate) folder: Arc<SocketFolder>,
-    /// Says how it ended.
+    /// Receives the runner's end.
     pub(crate) exit: watch::Sender<Option<Exit>>,
-    /// Whether it is loading or running.
+    /// Whether the runner loads or runs a model.
     pub(crate) busy: watch::Receiver<bool>,
-    /// Resolves when the runner is wanted no more.
+    /// Resolves when nobody needs the runner any more.
     pub(crate) unwanted: oneshot::Receiver<()>,
 }
 
@@ -105,29 +105,29 @@ impl Runner {
         (Self { folder, exit, busy, _keep: keep }, keeper)
     }
 
-    /// Where its socket is.
+    /// The folder of the runner's socket.
     pub(crate) fn folder(&self) -> &SocketFolder {
         &self.folder
     }
 
-    /// Whether it is loading or running just now.
+    /// Sets whether the runner loads or runs a model.
     pub(crate) fn set_busy(&self, busy: bool) {
         self.busy.send_replace(busy);
     }
 
-    /// Shows its end, also after this value is gone.
+    /// A channel that shows the runner's end, also after this value is dropped.
     pub(crate) fn exit(&self) -> watch::Receiver<Option<Exit>> {
         self.exit.clone()
     }
 
-    /// Waits for its end, however it comes.
+    /// Waits for the runner's end, of whatever cause.
     pub(crate) async fn exited(&self) -> Exit {
         let mut exit = self.exit.clone();
         let ended = exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
         ended.unwrap_or_else(|| Exit::without_word(Cause::Stopped))
     }
 
-    /// It has ended already.
+    /// Whether the runner has ended.
     pub(crate) fn has_exited(&self) -> bool {
         self.exit.borrow().is_some()
     }
@@ -137,12 +137,13 @@ impl Runner {
 #[derive(Debug)]
 pub(crate) struct SocketFolder {
     path: PathBuf,
-    /// Closed once all runners have ended and are cleaned up.
+    /// Closes its channel once all runners have ended and are cleaned up.
     _alive: mpsc::Sender<()>,
 }
 
 impl SocketFolder {
-    /// Makes a folder in `runners`, which only the worker's user can enter; so this one may be open to the runner's user.
+    /// Makes a folder in `runners`. Only the worker's user can enter `runners`, so the folder may be open to the
+    /// runner's.
     pub(crate) fn create(runners: &Path, number: u64, alive: mpsc::Sender<()>) -> Result<Self, Failure> {
         let path = runners.join(number.to_string());
         let made = fs::create_dir(&path).and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o777)));
@@ -154,7 +155,7 @@ impl SocketFolder {
         }
     }
 
-    /// The folder.
+    /// Path of the folder.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

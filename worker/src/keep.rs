@@ -1,4 +1,4 @@
-//! Detached attempts on disk: what was asked, and later what came out. They outlive the worker's process.
+//! Detached attempts on disk: their inputs, and later their results. They outlive the worker's process.
 //!
 //! ```text
 //!   attempts/<task>-<attempt>/open      the message that opened it (ticket and manifest), as it came over the wire
@@ -9,7 +9,7 @@
 //!   attempts/<task>-<attempt>.new       not whole yet: deleted at the next start
 //! ```
 //!
-//! A folder gets its name once everything in it is on the disk. All functions block.
+//! A folder gets its final name once everything in it is on disk. All functions block.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -31,46 +31,46 @@ use crate::{
     state::{replace_file, sync_dir},
 };
 
-/// Removed attempts that are remembered: more than may still be waiting to be saved, each of which waits for a thread.
+/// Removed attempts that are remembered: more than may still wait to be saved, each of which waits for a thread.
 const REMOVED_MAX: usize = 1024;
 
-/// The folder of all detached attempts. What lies in it counts against the quota.
+/// The folder of all detached attempts. Its content counts against the quota.
 #[derive(Clone, Debug)]
 pub(crate) struct Keep {
     root: PathBuf,
     store: BlobStore,
     rooms: Arc<Mutex<HashMap<AttemptId, Vec<Held>>>>,
-    /// The last that were removed: what is only saved afterwards would stay, and be run by the next life. Held for writing
-    /// while an attempt is removed, and for reading while one is written.
+    /// Attempts removed last: one that is saved only afterwards would stay, and the next life would run it. Locked for
+    /// writing while an attempt is removed, and for reading while one is written.
     removed: Arc<RwLock<VecDeque<AttemptId>>>,
 }
 
-/// Room for something that is kept.
+/// Room in the quota for a kept attempt.
 #[derive(Debug)]
 enum Held {
     Room {
         _room: Room,
     },
-    /// A file that had room before it got its second name here.
+    /// A file that already had room before it got its second name in the attempt's folder.
     File {
         _owner: Arc<Spooled>,
     },
 }
 
-/// A detached attempt found after a restart.
+/// A detached attempt that was found after a restart.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) id: AttemptId,
     pub(crate) ticket: Ticket,
     pub(crate) manifest: Manifest,
     pub(crate) inputs: Vec<Payload>,
-    /// Runs that were begun.
+    /// Number of runs that began.
     pub(crate) runs_begun: u32,
-    /// How it ended, if it did.
+    /// The attempt's end, if it has ended.
     pub(crate) result: Option<KeptResult>,
 }
 
-/// How a kept attempt ended.
+/// Outcome and outputs of a kept attempt.
 #[derive(Debug)]
 pub(crate) struct KeptResult {
     pub(crate) outcome: Outcome,
@@ -79,13 +79,13 @@ pub(crate) struct KeptResult {
 }
 
 impl Found {
-    /// Bytes of its inputs and outputs.
+    /// Bytes of the attempt's inputs and outputs.
     fn size_bytes(&self) -> u64 {
         let outputs = self.result.iter().flat_map(|result| &result.outputs).map(|output| &output.payload);
         self.inputs.iter().chain(outputs).map(Payload::size_bytes).sum()
     }
 
-    /// What the machine needs to know of it.
+    /// The attempt as the machine restores it.
     pub(crate) fn restored(&self) -> Restored {
         let (ticket, manifest) = (self.ticket.clone(), Box::new(self.manifest.clone()));
         let outcome = self.result.as_ref().map(|result| result.outcome.clone());
@@ -94,18 +94,18 @@ impl Found {
     }
 }
 
-/// Why what lies in the folder is not found again.
+/// Why a folder yields no attempt.
 #[derive(Debug)]
 enum Unread {
-    /// It is not whole and never will be.
+    /// The attempt is incomplete for good.
     Useless(String),
-    /// The disk does not give it now, or it is none of ours.
+    /// The disk does not deliver it now, or it is no folder of this worker.
     Perhaps(io::Error),
 }
 
 impl From<io::Error> for Unread {
     fn from(error: io::Error) -> Self {
-        // What an attempt needs and has not is missing for good.
+        // A missing file of an attempt is missing for good.
         if error.kind() == io::ErrorKind::NotFound { Self::Useless(error.to_string()) } else { Self::Perhaps(error) }
     }
 }
@@ -117,7 +117,7 @@ impl From<String> for Unread {
 }
 
 impl Keep {
-    /// Opens the folder and finds what an earlier life kept.
+    /// Opens the folder and finds the attempts of earlier lives.
     pub(crate) fn open(root: PathBuf, store: BlobStore) -> io::Result<(Self, Vec<Found>)> {
         fs::create_dir_all(&root)?;
         let keep = Self { root, store, rooms: Arc::default(), removed: Arc::default() };
@@ -150,7 +150,7 @@ impl Keep {
         self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps an attempt whose inputs are all here. Once this returns it survives a power cut.
+    /// Saves an attempt with all its inputs. After the return it survives a power cut.
     pub(crate) fn save(
         &self,
         id: AttemptId,
@@ -167,7 +167,7 @@ impl Keep {
         let new = folder.with_extension("new");
         fs::create_dir(&new)?;
         if let Err(error) = self.write(&new, &folder, ticket, manifest, &inputs) {
-            // Half an attempt only takes room.
+            // An incomplete attempt would only take room.
             let _ = fs::remove_dir_all(&new);
             return Err(error.into());
         }
@@ -203,12 +203,12 @@ impl Keep {
         sync_dir(&self.root)
     }
 
-    /// Notes that a run begins, so that the next life knows of it should this one die of it.
+    /// Counts a run that begins, so that the next life knows of it if this run kills the worker.
     pub(crate) fn begin_run(&self, id: AttemptId) -> io::Result<()> {
         self.count_run(id, |begun| begun.saturating_add(1))
     }
 
-    /// Takes that back: the worker leaves in good order and the run was not to blame.
+    /// Takes back [`Self::begin_run`]: the worker leaves in good order, and the run is not to blame.
     pub(crate) fn give_up_run(&self, id: AttemptId) -> io::Result<()> {
         self.count_run(id, |begun| begun.saturating_sub(1))
     }
@@ -218,7 +218,7 @@ impl Keep {
         replace_file(&folder.join("runs"), count(read_runs(&folder)).to_string().as_bytes())
     }
 
-    /// Keeps how a saved attempt ended.
+    /// Saves the result of a kept attempt.
     pub(crate) fn finish(
         &self,
         id: AttemptId,
@@ -228,7 +228,7 @@ impl Keep {
     ) -> io::Result<()> {
         let _not_removed_meanwhile = self.removed.read();
         let folder = self.folder(id);
-        // Room or not: without it the run was in vain. Outputs in files have theirs as long as this life keeps them.
+        // Taken even beyond the quota: else the run was in vain. Outputs in files hold their own room during this life.
         let _room = self.store.occupy(outputs.iter().map(|output| in_memory_bytes([&output.payload])).sum());
         for (index, output) in outputs.iter().enumerate() {
             place(&output.payload, &folder.join(file_name("output", index)))?;
@@ -241,7 +241,7 @@ impl Keep {
         Ok(())
     }
 
-    /// Forgets an attempt, kept or not.
+    /// Removes an attempt, kept or not.
     pub(crate) fn remove(&self, id: AttemptId) {
         let mut removed = self.removed.write().unwrap_or_else(PoisonError::into_inner);
         if removed.len() == REMOVED_MAX {
@@ -278,7 +278,7 @@ fn kept(folder: &Path, what: &str, index: usize, size_bytes: u64) -> Payload {
     Payload::File { path: folder.join(file_name(what, index)), offset: 0, size_bytes, owner: None }
 }
 
-/// Gives bytes a second name, or writes them. Replaces what a life that ended between an output and the result left.
+/// Hard-links a file, or writes bytes. Replaces the leftovers of a life that ended between an output and the result.
 fn place(payload: &Payload, path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -332,7 +332,7 @@ fn read_result(folder: &Path, head: Vec<u8>) -> Result<KeptResult, Unread> {
     Ok(KeptResult { outcome: result.outcome, outputs: outputs.collect(), runs: result.runs })
 }
 
-/// The files of an attempt, if they are all there and as long as they should be.
+/// The files of an attempt, if all exist with the right length.
 fn files(folder: &Path, what: &str, sizes: &[u64]) -> Result<Vec<Payload>, Unread> {
     let check = |(index, size_bytes): (usize, &u64)| {
         let length_bytes = fs::metadata(folder.join(file_name(what, index)))?.len();

@@ -1,6 +1,6 @@
-//! Connections to clients, whichever side dialled, under numbers that the machine knows them by.
+//! Links: connections to clients, whichever side dialled, under ids that the machine knows.
 //!
-//! A listener never hears that a peer has gone, so links that carry nothing make way for new ones, the most silent first.
+//! A listener never learns that a peer is gone, so unused links make way for new ones, the longest silent first.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,13 +12,13 @@ use mesh_transport::{Door, Outlet};
 use proto_msgs::{AttemptId, Frame, PeerId, PublicKey};
 use tokio::task::AbortHandle;
 
-/// Links remembered, beside those that carry an attempt: many more than clients that speak at the same time.
+/// Links kept, beside those that carry an attempt: many more than clients that speak at the same time.
 const LINKS_MAX: usize = 1024;
 
-/// Attempts for which one dialled link is told again after it broke: more than one client process ever has at one worker.
+/// Attempts announced again on one dialled link after it broke: more than one client process ever has at one worker.
 const DIALLED_FOR_MAX: usize = 256;
 
-/// All links.
+/// All links of the worker.
 pub(crate) struct Links {
     door: Option<Door>,
     links: HashMap<LinkId, Link>,
@@ -41,13 +41,13 @@ enum From {
 }
 
 impl Links {
-    /// No links yet; those of clients that dial come through `door`.
+    /// An empty set of links. Clients that dial come through `door`.
     pub(crate) fn new(door: Option<Door>) -> Self {
         Self { door, links: HashMap::new(), peers: HashMap::new(), next: 0 }
     }
 
-    /// The link of a peer of the door, which has just spoken. A new one may cost an old one that is not used: only then is
-    /// asked which are, once.
+    /// The link of a peer of the door that has just spoken. A new link may replace an unused old one; `used` is called
+    /// only then, once.
     pub(crate) fn of_peer(
         &mut self,
         peer: PeerId,
@@ -70,13 +70,13 @@ impl Links {
         Some(id)
     }
 
-    /// The number that the next dialled link will have.
+    /// Reserves the id of the next link.
     pub(crate) fn reserve(&mut self) -> LinkId {
         self.next += 1;
         LinkId(self.next)
     }
 
-    /// A dialled link, whose frames `reader` passes on.
+    /// Adds a dialled link. The task `reader` passes its frames on.
     pub(crate) fn add_dialled(
         &mut self,
         id: LinkId,
@@ -89,7 +89,7 @@ impl Links {
         self.links.insert(id, Link { outlet, key, heard: Instant::now(), from });
     }
 
-    /// A dialled link to the same client that stands.
+    /// The intact dialled link to this client, if there is one.
     pub(crate) fn dialled_to(&self, wanted: &[String], wanted_key: Option<PublicKey>) -> Option<LinkId> {
         self.links.iter().find_map(|(id, link)| match &link.from {
             From::Dialled { endpoints, lost: false, .. } if endpoints == wanted && link.key == wanted_key => Some(*id),
@@ -97,7 +97,7 @@ impl Links {
         })
     }
 
-    /// This attempt's client was told over this link that the worker has arrived.
+    /// Notes that the worker announced itself on this link to the attempt's client.
     pub(crate) fn dialled_for(&mut self, id: LinkId, attempt: AttemptId) {
         if let Some(Link { from: From::Dialled { attempts, .. }, .. }) = self.links.get_mut(&id) {
             attempts.retain(|known| *known != attempt);
@@ -108,7 +108,7 @@ impl Links {
         }
     }
 
-    /// The connection of a dialled link broke, or stands again. Returns the attempts to be named to the client again.
+    /// Notes that a dialled link broke, or is connected again. Returns the attempts to announce to the client again.
     pub(crate) fn set_lost(&mut self, id: LinkId, is_lost: bool) -> Vec<AttemptId> {
         let Some(Link { from: From::Dialled { attempts, lost, .. }, .. }) = self.links.get_mut(&id) else {
             return Vec::new();
@@ -123,7 +123,7 @@ impl Links {
         Vec::new()
     }
 
-    /// An attempt is over: dialled links that are broken and served only it go.
+    /// Forgets an attempt that is over. Removes dialled links that are broken and served only this attempt.
     pub(crate) fn forget_attempt(&mut self, attempt: AttemptId) {
         let mut useless = Vec::new();
         for (id, link) in &mut self.links {
@@ -139,24 +139,24 @@ impl Links {
         }
     }
 
-    /// The key that the other side of this link has proven to hold.
+    /// The public key that the link's peer has proven to hold.
     pub(crate) fn key(&self, id: LinkId) -> Option<PublicKey> {
         self.links.get(&id)?.key
     }
 
-    /// The way to the client.
+    /// The outlet to the link's client.
     pub(crate) fn outlet(&self, id: LinkId) -> Option<&Outlet> {
         Some(&self.links.get(&id)?.outlet)
     }
 
-    /// Sends now or not at all: what must arrive is said again.
+    /// Sends a frame now or drops it: important messages are repeated.
     pub(crate) fn send(&self, id: LinkId, frame: Frame) {
         if let Some(link) = self.links.get(&id) {
             let _ = link.outlet.try_send(frame);
         }
     }
 
-    /// Drops a link.
+    /// Removes a link.
     pub(crate) fn remove(&mut self, id: LinkId) {
         match self.links.remove(&id).map(|link| link.from) {
             Some(From::Door(peer)) => drop(self.peers.remove(&peer)),
@@ -165,7 +165,7 @@ impl Links {
         }
     }
 
-    /// Gives what is queued for clients a moment to leave, then closes everything.
+    /// Gives queued frames a moment to leave, then closes all links.
     pub(crate) async fn close(self) {
         for link in self.links.values().filter(|link| matches!(link.from, From::Dialled { .. })) {
             link.outlet.close().await;

@@ -48,7 +48,7 @@ use crate::{
     start::StartError,
 };
 
-/// As sysexits.h has it: something in the settings must be changed.
+/// EX_CONFIG of sysexits.h: something in the settings must be changed.
 const EXIT_CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
@@ -92,7 +92,7 @@ fn keygen(file: &std::path::Path) -> ExitCode {
     let made = mesh_transport::KeyPair::generate().and_then(|pair| pair.save(file).map(|()| pair.public()));
     match made {
         Ok(public) => {
-            // The files are there; who does not read the line finds the key in the public one.
+            // The files exist. A reader who misses this line finds the key in the public file.
             let _ = writeln!(io::stdout(), "{}", mesh_transport::keys::to_text(&public));
             ExitCode::SUCCESS
         }
@@ -106,7 +106,7 @@ fn keygen(file: &std::path::Path) -> ExitCode {
 fn start_log(args: &RunArgs) -> Result<(), String> {
     let filter = EnvFilter::try_new(&args.log).map_err(|error| error.to_string())?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    // Of a line that cannot be written (a log service that restarts) it would tell by a panic.
+    // The logger would panic about a line that it cannot write (a log service that restarts).
     let log = log.with_ansi(io::stderr().is_terminal()).log_internal_errors(false);
     match args.log_format {
         LogFormat::Text => log.init(),

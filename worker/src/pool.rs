@@ -1,7 +1,7 @@
-//! Runners, kept warm: the second run of a model costs no start and no loading.
+//! Runners, kept warm: the second run of a model needs no start and no loading.
 //!
-//! Owns which runner does which batch, and which idle one goes when room is needed. Never: how many batches there are at the
-//! same time; that is the machine's decision. A batch that is dropped takes its runner with it.
+//! Owns which runner serves which batch, and which idle runner ends when room is needed. Never: how many batches run at
+//! the same time, which the machine decides. A dropped batch ends its runner.
 //!
 //! ```text
 //!   take: idle, else start and load ──► Taken: call, call, … ──► give_back: idle again
@@ -32,85 +32,85 @@ use crate::{
     oip::{AskError, Given, Session, Tensor},
 };
 
-/// A model must be loaded in this time. The largest take minutes from a slow disk.
+/// Time limit for loading a model. The largest take minutes from a slow disk.
 const LOAD_WAIT: Duration = Duration::from_secs(180);
 
-/// A starting runner is looked at this often at first, and ever more seldom.
+/// First interval between looks at a starting runner; each further interval is longer.
 const READY_FIRST: Duration = Duration::from_millis(2);
 
-/// … but at least this often.
+/// Longest interval between looks at a starting runner.
 const READY_LAST: Duration = Duration::from_millis(50);
 
-/// A runner whose connection broke has ended, or does within this time.
+/// Time for a runner to end after its connection broke.
 const END_WAIT: Duration = Duration::from_secs(2);
 
-/// What runners may use where a task does not say, and beyond what it says.
+/// Resources of a runner where the task asks for none, and the head-room beyond what it asks for.
 #[derive(Clone, Debug)]
 pub(crate) struct RunnerDefaults {
-    /// Thousandths of a core.
+    /// Thousandths of a core for a task that asks for none.
     pub(crate) cpu_millis: u32,
-    /// Memory.
+    /// Memory for a task that asks for none.
     pub(crate) memory_bytes: u64,
-    /// What a task that asks for processors gets.
+    /// Cores granted to a task that asks for cores.
     pub(crate) headroom: Headroom,
 }
 
-/// A runner that somebody needs.
+/// The runner that a batch needs.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
-    /// Whom it is started for, if it is.
+    /// The attempt for which the runner is started, if it is.
     pub(crate) attempt: AttemptId,
     pub(crate) model: ModelRef,
     pub(crate) pin: Pin,
     pub(crate) demands: Demands,
-    /// −1 the processor, else a GPU.
+    /// −1 for the processor, else the index of a GPU.
     pub(crate) device: i16,
 }
 
-/// A runner in use. Ended when dropped.
+/// A runner in use by a batch. Dropping it ends the runner.
 pub(crate) struct Taken<'a> {
     pool: &'a Pool,
     instance: Instance,
-    /// The runner is in a known state and may be used again.
+    /// Whether the runner is in a known state and may be used again.
     in_order: bool,
-    /// Time to start the runner and load the model; zero if it was warm.
+    /// Time that starting the runner and loading the model took; zero if it was warm.
     pub(crate) load: Duration,
 }
 
-/// The runners of this worker.
+/// All runners of this worker.
 pub(crate) struct Pool {
     engine: Box<dyn Engine>,
     store: BlobStore,
-    /// Where sockets are.
+    /// The folder of the runners' sockets.
     folder: PathBuf,
     next_folder: AtomicU64,
     defaults: RunnerDefaults,
-    /// Idle runners kept.
+    /// Most idle runners kept.
     warm_max: usize,
-    /// Longest unused first.
+    /// Idle runners, longest unused first.
     idle: Mutex<Vec<Instance>>,
-    /// Models of all runners that are ready, once for each.
+    /// Models of all runners that are ready, one entry per runner.
     loaded: Arc<Mutex<Vec<Digest>>>,
-    /// Cloned into every runner's folder.
+    /// Cloned into every runner's folder; see [`AllEnded`].
     alive: Mutex<Option<mpsc::Sender<()>>>,
 }
 
-/// Closed once every runner has ended and is cleaned up.
+/// A channel that closes once every runner has ended and is cleaned up.
 pub(crate) type AllEnded = mpsc::Receiver<()>;
 
-/// What two batches must agree in to use the same runner.
+/// Properties in which two batches must agree to use the same runner.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Key {
     model: Digest,
     cpu_millis: u32,
-    /// With head-room.
+    /// Thousandths of a core with head-room.
     granted_millis: u32,
     memory_bytes: u64,
     device: Device,
     gpu_memory_bytes: u64,
 }
 
-/// A runner with its model loaded.
+/// A ready runner with its model loaded.
 struct Instance {
     key: Key,
     runner: Runner,
@@ -119,7 +119,7 @@ struct Instance {
     _loaded: Loaded,
 }
 
-/// An entry in the list of loaded models.
+/// An entry in the list of loaded models; dropping it removes the entry.
 struct Loaded {
     list: Arc<Mutex<Vec<Digest>>>,
     model: Digest,
@@ -156,7 +156,7 @@ impl Pool {
         (Self { engine, store, folder, next_folder, defaults, warm_max, idle, loaded, alive }, all_ended)
     }
 
-    /// Models that are loaded.
+    /// Digests of the loaded models, each once, at most `HELD_MAX`.
     pub(crate) fn warm(&self) -> Vec<Digest> {
         let mut warm = locked(&self.loaded).clone();
         warm.sort_unstable();
@@ -165,7 +165,7 @@ impl Pool {
         warm
     }
 
-    /// Ends all idle runners, so that their models may be evicted.
+    /// Ends all idle runners, so that their models can be evicted.
     pub(crate) async fn end_idle(&self) {
         let idle = std::mem::take(&mut *self.idle());
         let ends: Vec<_> = idle.iter().map(|instance| instance.runner.exit()).collect();
@@ -181,7 +181,7 @@ impl Pool {
         self.end_idle().await;
     }
 
-    /// An idle runner with the model, else a new one. `loading` is called if it is a new one.
+    /// An idle runner with the wanted model, else a new one; `loading` is called before a new one starts.
     pub(crate) async fn take(&self, wanted: &Wanted, loading: impl AsyncFnOnce()) -> Result<Taken<'_>, Failure> {
         let key = self.key(wanted);
         let (instance, load) = match self.take_idle(key) {
@@ -210,7 +210,7 @@ impl Pool {
             memory_bytes: or(demands.memory_bytes, self.defaults.memory_bytes),
             device: match u16::try_from(wanted.device) {
                 Ok(index) => Device::Gpu(index),
-                // The device map says nothing of GPUs, the task does.
+                // The device map names no GPU here, but the task asks for one.
                 Err(_) if demands.gpu_memory_bytes > 0 => Device::AnyGpu,
                 Err(_) => Device::Cpu,
             },
@@ -242,8 +242,8 @@ impl Pool {
         idle.drain(..surplus);
     }
 
-    /// Idle runners go, longest unused first, until the machine has the memory that a new one is likely to need. Each is gone
-    /// before there is another look: only then is its memory free.
+    /// Ends idle runners, longest unused first, until the machine has the memory that a new one probably needs. Waits
+    /// for each end before the next look: only then is its memory free.
     async fn make_room(&self, wanted: &Wanted, available_bytes: impl Fn() -> Option<u64>) {
         // Weights, a copy of them in the runtime's own layout, and the runtime.
         let guess_bytes = wanted.model.size_bytes.saturating_mul(2).saturating_add(128 << 20);
@@ -300,24 +300,24 @@ impl Pool {
 }
 
 impl Taken<'_> {
-    /// What the model takes.
+    /// Inputs that the model takes.
     pub(crate) fn inputs(&self) -> &[TensorMeta] {
         &self.instance.inputs
     }
 
-    /// Which model it is.
+    /// Digest of the runner's model.
     pub(crate) fn model(&self) -> Digest {
         self.instance.key.model
     }
 
-    /// Runs the model once. Outputs that `stays` does not want in memory go to files.
+    /// Runs the model once. Outputs that `stays` rejects go to files instead of memory.
     pub(crate) async fn call(
         &mut self,
         inputs: Vec<Given>,
         limit: Duration,
         stays: impl FnMut(u64) -> bool,
     ) -> Result<Vec<Tensor>, Failure> {
-        // Also while it runs: who drops the call leaves a runner in the middle of something.
+        // Set before the run: dropping this call leaves the runner in an unknown state.
         self.in_order = false;
         let called = timeout(limit, self.instance.session.infer(inputs, &self.pool.store, stays)).await;
         match called {
@@ -330,7 +330,7 @@ impl Taken<'_> {
                 Ok(outputs)
             }
             Ok(Err(AskError::Refused(failure))) => {
-                // After nonsense the connection is in no known state.
+                // After an invalid answer the connection is in no known state.
                 self.in_order = failure.code != ErrorCode::RunProtocol && failure.code != ErrorCode::ResultTooLarge;
                 Err(failure)
             }
@@ -341,7 +341,7 @@ impl Taken<'_> {
         }
     }
 
-    /// It is needed no more.
+    /// Returns the runner to the idle ones if it is in order; else ends it.
     pub(crate) fn give_back(self) {
         if self.in_order {
             self.pool.put_idle(self.instance);
@@ -349,7 +349,7 @@ impl Taken<'_> {
     }
 }
 
-/// Waits for the socket and for the model behind it; asks what the model takes.
+/// Waits for the runner's socket and its model, then asks for the model's inputs.
 async fn until_ready(folder: &SocketFolder) -> Result<(Session, Vec<TensorMeta>), AskError> {
     let mut wait = READY_FIRST;
     let mut session = None;

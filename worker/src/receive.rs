@@ -1,6 +1,6 @@
-//! Takes the models and the inputs of one attempt in.
+//! Receives the models and the inputs of one attempt.
 //!
-//! Room is made before the first byte; what the worker holds already is not asked for. A detached attempt is kept on disk
+//! Room is made before the first byte. The worker does not ask for what it holds already. A detached attempt is on disk
 //! before its last byte is acknowledged, because its client leaves then.
 
 use std::{
@@ -31,14 +31,14 @@ use crate::{
     tools::Tools,
 };
 
-/// A credit that cannot leave in this time is for a link that is dead.
+/// Time to send a credit. After it the link counts as dead.
 const CREDIT_WAIT: Duration = Duration::from_secs(5);
 
-/// A model that somebody else brings is waited for so long; then it is brought twice. Whoever brings it lives, or its attempt
-/// would have ended within seconds: it is slow, and a second copy on the same line would make it slower still.
+/// Time to wait for a model that another client sends; then this client sends it too. The other client lives, or its
+/// attempt would have ended within seconds: it is slow, and a second copy on the same line would slow it further.
 const OTHERS_WAIT: Duration = Duration::from_secs(600);
 
-/// What is to be taken in.
+/// What an attempt needs before it can run.
 #[derive(Clone, Debug)]
 pub(crate) struct Order {
     pub(crate) id: AttemptId,
@@ -46,25 +46,25 @@ pub(crate) struct Order {
     pub(crate) ticket: Arc<Ticket>,
 }
 
-/// Everything is here.
+/// Complete models and inputs of one attempt.
 #[derive(Debug)]
 pub(crate) struct Inputs {
-    /// By stage; `None` if it must be looked for again, after a restart.
+    /// The model of each stage; `None` if it must be looked up again, after a restart.
     pub(crate) models: Vec<Option<Pin>>,
     pub(crate) payloads: Vec<Payload>,
-    /// What of it is in memory.
+    /// The share of memory that the inputs use.
     pub(crate) memory: MemoryShare,
 }
 
-/// Room was made and the rest can come.
+/// An attempt for which there is room, so that its transfer can start.
 pub(crate) struct Prepared {
-    /// By stage; `None` if it is to come.
+    /// The model of each stage; `None` if it must still arrive.
     models: Vec<Option<Pin>>,
-    /// Files that will be written.
+    /// Files that the blobs will be written to.
     files: HashMap<BlobIndex, Spooled>,
     incoming: Vec<Incoming>,
     memory: MemoryShare,
-    /// Models that others wait for.
+    /// Models that other attempts wait for.
     arriving: Vec<Arriving>,
 }
 
@@ -73,14 +73,14 @@ impl Order {
         self.ticket.body.detached
     }
 
-    /// The models of all stages, and under which numbers their blobs come.
+    /// The models of all stages, with the numbers of their blobs.
     pub(crate) fn models(&self) -> Vec<(BlobIndex, ModelRef)> {
         let behind_inputs = (MODEL_BLOB + 1..).skip(self.manifest.inputs.len());
         let later = behind_inputs.zip(&self.manifest.then).map(|(blob, stage)| (blob, stage.model));
         std::iter::once((MODEL_BLOB, self.manifest.model)).chain(later).collect()
     }
 
-    /// Prepares without touching the disk, if that is possible: the usual case of a held model and small inputs.
+    /// Prepares without the disk, if possible: the usual case of a held model and small inputs.
     pub(crate) fn prepare_quickly(&self, store: &BlobStore, memory: &MemoryUse) -> Option<Prepared> {
         let mut memory = memory.share();
         let is_small = self.manifest.inputs.iter().all(|input| memory.take(input.size_bytes));
@@ -96,8 +96,8 @@ impl Order {
         Some(Prepared { models, files: HashMap::new(), incoming, memory, arriving: Vec::new() })
     }
 
-    /// Makes room for everything that is not here yet and that nobody else brings. Idle runners let go of their models if
-    /// nothing else helps.
+    /// Makes room for everything that is missing and that no other client sends. If nothing else helps, idle runners
+    /// release their models.
     pub(crate) async fn prepare(&self, tools: &Arc<Tools>) -> Result<Prepared, Failure> {
         let arriving = self.arriving(tools).await;
         let prepared = match self.prepare_blocking(tools).await {
@@ -110,10 +110,10 @@ impl Order {
         prepared.map(|prepared| Prepared { arriving, ..prepared })
     }
 
-    /// Waits for models that others bring; those that nobody does are ours.
+    /// Waits for models that other clients send; claims those that nobody sends.
     async fn arriving(&self, tools: &Arc<Tools>) -> Vec<Arriving> {
         let mut missing: Vec<Digest> = self.models().iter().map(|(_, model)| model.digest).collect();
-        // In one order for everybody: two who bring one model each never wait for each other.
+        // One order for all attempts, so that two of them that each receive one model never wait for each other.
         missing.sort_unstable();
         missing.dedup();
         let mut arriving = Vec::new();
@@ -173,7 +173,7 @@ impl Order {
     }
 }
 
-/// A transfer under way.
+/// A transfer under way, of one attempt.
 pub(crate) struct Receiving {
     order: Order,
     models: Vec<Option<Pin>>,
@@ -181,9 +181,9 @@ pub(crate) struct Receiving {
     memory: MemoryShare,
     arriving: Vec<Arriving>,
     arrivals: mpsc::Receiver<Arrival>,
-    /// By input.
+    /// The payload of each input.
     payloads: Vec<Option<Payload>>,
-    /// Blobs that are not complete.
+    /// Number of blobs that are not complete.
     missing: usize,
     announced_bytes: u64,
 }
@@ -202,20 +202,20 @@ impl Prepared {
     }
 }
 
-/// A transfer once the chunks that came with its opening were taken in.
+/// A transfer after the chunks that came with its `Open` were accepted.
 pub(crate) enum Begun {
-    /// That was all of it.
+    /// The transfer is over.
     Ended(Result<Inputs, Failure>),
-    /// More is to come.
+    /// More chunks must arrive.
     GoesOn(Receiving),
 }
 
 impl Receiving {
-    /// Takes what has arrived by now, without waiting. Not for detached attempts, which are kept on disk first.
+    /// Accepts what has arrived so far, without waiting. Not for detached attempts, which go to disk first.
     pub(crate) fn begin(mut self) -> Begun {
         while let Ok(arrival) = self.arrivals.try_recv() {
             match arrival {
-                // `Accept`, which is still to be sent, says as much.
+                // `Accept`, which is sent later, says the same.
                 Arrival::Credit { .. } => {}
                 Arrival::Complete { blob, content } => {
                     if let Err(failure) = self.place(blob, content) {
@@ -228,7 +228,7 @@ impl Receiving {
         if self.missing > 0 { Begun::GoesOn(self) } else { Begun::Ended(self.into_inputs()) }
     }
 
-    /// Waits for everything. `way` leads to the client and changes when the client comes back over a new link.
+    /// Waits for all blobs. `way` leads to the client, and changes when the client reconnects.
     pub(crate) async fn finish(mut self, tools: &Arc<Tools>, way: &Way) -> Result<Inputs, Failure> {
         let begun = Instant::now();
         let mut held_back = Vec::new();
@@ -260,7 +260,7 @@ impl Receiving {
         let save = move || keep.save(order.id, &order.ticket, &order.manifest, payloads).map_err(Failure::from);
         let payloads = blocking(save).await?;
         memory.change(0);
-        // Nobody waits for a link that is stuck: the client is not needed any more, and is not to be missed.
+        // In its own task, so nobody waits for a stuck link: the client is no longer needed.
         let way = way.clone();
         tokio::spawn(async move {
             for credit in held_back {
@@ -270,12 +270,12 @@ impl Receiving {
         Ok(Inputs { models, payloads, memory })
     }
 
-    /// Which input this blob is; `None` for models.
+    /// The index of the input in this blob; `None` for models.
     fn input_of(&self, blob: BlobIndex) -> Option<usize> {
         usize::from(blob).checked_sub(1).filter(|input| *input < self.payloads.len())
     }
 
-    /// An input is complete.
+    /// Stores a complete input.
     fn place(&mut self, blob: BlobIndex, content: Content) -> Result<(), Failure> {
         let payload = self.payload(blob, content)?;
         if let Some(place) = self.input_of(blob).and_then(|input| self.payloads.get_mut(input)) {
@@ -304,7 +304,7 @@ impl Receiving {
         self.order.models().into_iter().find(|(of, _)| *of == blob).map(|(_, model)| model)
     }
 
-    /// Takes a model into the store, for every stage that uses it.
+    /// Moves a received model into the store, for every stage that uses it.
     async fn adopt_model(&mut self, blob: BlobIndex, tools: &Arc<Tools>) -> Result<(), Failure> {
         let twice = || Failure::new(ErrorCode::BadChunk, "a model came twice");
         let file = self.files.remove(&blob).ok_or_else(twice)?;
@@ -333,7 +333,7 @@ impl Receiving {
     }
 }
 
-/// The way to an attempt's client, wherever it is now.
+/// The current outlet to an attempt's client. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Way {
     outlet: Arc<std::sync::Mutex<Outlet>>,
@@ -344,7 +344,7 @@ impl Way {
         Self { outlet: Arc::new(outlet.into()) }
     }
 
-    /// The client has come back over another link.
+    /// Switches to the link over which the client came back.
     pub(crate) fn replace(&self, outlet: Outlet) {
         *self.outlet.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = outlet;
     }
@@ -352,14 +352,14 @@ impl Way {
     async fn acknowledge(&self, credit: Credit) {
         let outlet = self.outlet.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         match WorkerToClient::Credit(credit).to_frame() {
-            // Gone or stuck: the client comes back over a new link and is told then how far it came.
+            // Link gone or stuck: the client reconnects and then hears how much has arrived.
             Ok(frame) => drop(timeout(CREDIT_WAIT, outlet.send(frame)).await),
             Err(error) => warn!(%error, "a credit cannot be encoded"),
         }
     }
 }
 
-/// Runs something that waits for the disk.
+/// Runs work that waits for the disk.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
@@ -368,7 +368,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
     spawn_blocking(work).await.map_err(panicked)?
 }
 
-/// What went wrong with a transfer, in the mesh's words.
+/// The failure that a transfer's error stands for.
 pub(crate) fn failed(error: IncomingError) -> Failure {
     let code = match &error {
         IncomingError::DiskFull { .. } | IncomingError::Write { .. } => ErrorCode::DiskFull,

@@ -1,4 +1,4 @@
-//! Puts the worker together, runs it, and takes it apart again.
+//! Assembles the worker, runs it, and shuts it down.
 
 use std::{fs, sync::Arc, thread, time::Duration};
 
@@ -31,41 +31,41 @@ use crate::{
     units::show_bytes,
 };
 
-/// One thread carries out: sockets, transfers and runners' answers. Large blobs are hashed and written by threads of their own,
-/// and a second one here would only be woken for every message.
+/// Threads that carry out orders: sockets, transfers and runners' answers. Blob threads hash and write large blobs, so
+/// a second thread here would only be woken for every message.
 const CARRYING_THREADS: usize = 1;
 
-/// Threads for what waits for disks and peers: a transfer of a large blob holds one for as long as its peer takes. One for the
-/// inputs and one for the result of each attempt that may be at work, and as many again for results that are fetched.
+/// Threads for work that waits for disks and peers: a transfer of a large blob holds one for as long as its peer takes.
+/// One for the inputs and one for the result of each active attempt, and as many again for fetched results.
 const BLOCKING_THREADS_MAX: usize = 4 * SLOTS_MAX;
 
-/// Runners get this long to end and be cleaned up when the worker leaves.
+/// Time for runners to end and be cleaned up when the worker leaves.
 const END_WAIT: Duration = Duration::from_secs(10);
 
-/// An engine gets this long to remove what a killed worker left in it; the worker may not even want that engine.
+/// Time for an engine to remove the containers of a killed worker; this worker may not even use that engine.
 const LEFTOVERS_WAIT: Duration = Duration::from_secs(20);
 
-/// Files being written get this long.
+/// Time for files that are still being written when the worker leaves.
 const FILES_WAIT: Duration = Duration::from_secs(2);
 
-/// A run that says nothing of memory gets at least this much, however many slots there are.
+/// Least memory of a run whose task asks for none, however many slots there are.
 const MEMORY_MIN_BYTES: u64 = 256 << 20;
 
-/// Inputs and outputs stay in memory up to this part of the machine's: the rest is the models'.
+/// Inputs and outputs may fill 1/8 of the machine's memory; the rest is for models.
 const MEMORY_PART: u64 = 8;
 
-/// Why a worker does not run.
+/// Why a worker does not start, or stops.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
-    /// Something in the settings must be changed.
+    /// A setting must be changed.
     #[error("{0}")]
     Config(String),
-    /// Anything else.
+    /// Any other error.
     #[error(transparent)]
     Failed(#[from] anyhow::Error),
 }
 
-/// Runs a worker until it is told to leave.
+/// Runs the worker until it is told to leave.
 pub(crate) fn run(config: Config) -> Result<(), StartError> {
     let state = StateDir::open(&config.state_dir).map_err(state_error)?;
     let mut probe = Probe::new(state.root().to_owned());
@@ -108,7 +108,7 @@ pub(crate) fn run(config: Config) -> Result<(), StartError> {
     start_probe(probe, tools.clone(), config.heartbeat)?;
     let desk = runtime.spawn(Desk::new(tools.clone(), orders, door, found).work());
 
-    // One thread, and only this: nothing can come between a heartbeat and its time.
+    // The control loop has its own thread, so that nothing delays a heartbeat.
     let control = Builder::new_current_thread().enable_all().build().context("control loop")?;
     let ran = control.block_on(async {
         let address = BrokerAddress { transport, endpoint: config.broker.clone(), key: config.broker_key };
@@ -123,7 +123,7 @@ pub(crate) fn run(config: Config) -> Result<(), StartError> {
     ran
 }
 
-/// Not an error: the driver may be there later, and who has no tools for it may still have a GPU.
+/// Warns of a mapped GPU that is not there. No error: its driver may come later, or the host lacks the driver's tools.
 fn warn_of_devices(config: &Config, machine: &Machine) {
     let is_missing = |device: &&i16| usize::try_from(**device).is_ok_and(|index| index >= machine.gpus.len());
     if let Some(device) = config.device_map.iter().find(is_missing) {
@@ -138,7 +138,7 @@ fn carrying_runtime() -> Result<Runtime, StartError> {
     Ok(runtime.context("cannot start threads")?)
 }
 
-/// The engine that was asked for, or the best there is. Containers that a killed worker left are removed whichever it is.
+/// The chosen engine, or the best available one. Containers of a killed worker are removed in either case.
 async fn choose_engine(config: &Config, state: &StateDir) -> Result<Box<dyn Engine>, StartError> {
     let removing = Docker::remove_leftovers(config.docker_host.as_deref(), state.worker);
     if timeout(LEFTOVERS_WAIT, removing).await.is_err() {
@@ -180,7 +180,7 @@ fn open_door(
 ) -> Result<Option<(Door, Inbox<Received>)>, StartError> {
     let Some(bind) = &config.data_bind else { return Ok(None) };
     let _inside = runtime.enter();
-    // Whoever holds a ticket may come: tickets are bound to keys.
+    // Any client with a ticket may connect: tickets are bound to keys.
     let listener = transport.listen(bind, Admit::Anyone, Limits::DIRECT).map_err(config_error)?;
     Ok(Some(listener.spawn()))
 }
@@ -193,7 +193,7 @@ fn register(
     transport: &mesh_transport::Context,
     endpoints: Vec<String>,
 ) -> Register {
-    // Twice 122 bits from the system's random source.
+    // Two UUIDs: 2 × 122 bits from the system's random source.
     let mut ticket_key = [0; 32];
     ticket_key[..16].copy_from_slice(Uuid::new_v4().as_bytes());
     ticket_key[16..].copy_from_slice(Uuid::new_v4().as_bytes());
@@ -254,7 +254,7 @@ fn stores(
     Ok((pool, all_ended, store))
 }
 
-/// Measures a little more often than heartbeats are sent, for as long as the machine listens.
+/// Measures slightly more often than heartbeats are sent, as long as the machine listens.
 fn start_probe(mut probe: Probe, tools: Arc<Tools>, heartbeat: Duration) -> Result<(), StartError> {
     let every = heartbeat.mul_f64(0.9);
     let measure = move || {
@@ -275,10 +275,10 @@ fn start_probe(mut probe: Probe, tools: Arc<Tools>, heartbeat: Duration) -> Resu
     Ok(())
 }
 
-/// Ends what still runs: first the work, then the runners, then the threads.
+/// Ends the work first, then the runners, then the threads.
 fn shut_down(runtime: Runtime, desk: tokio::task::JoinHandle<()>, tools: Arc<Tools>, mut all_ended: AllEnded) {
     runtime.block_on(async {
-        // The orders' end ends the desk, and that the attempts and their tasks.
+        // When the orders end, the desk ends, and with it the attempts and their tasks.
         if timeout(END_WAIT, desk).await.is_err() {
             warn!("orders are still being carried out");
         }

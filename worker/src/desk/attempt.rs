@@ -28,17 +28,17 @@ use crate::{
     tools::Tools,
 };
 
-/// Chunks that came before there was a place for them: at most a window.
+/// Chunks that arrived before there was a place for them: at most a window.
 #[derive(Default)]
 pub(super) struct Chunks {
     list: Vec<(Chunk, Bytes)>,
     bytes: usize,
-    /// Some were dropped, and so is all that comes behind them.
+    /// Whether chunks were dropped; later chunks are then dropped too.
     is_cut: bool,
 }
 
 impl Chunks {
-    /// Many more than a window of chunks of a usual size: no flood of tiny ones.
+    /// Most chunks kept: many more than a window of chunks of usual size. Bounds a flood of tiny ones.
     const COUNT_MAX: usize = 4096;
 
     pub(super) fn push(&mut self, chunk: Chunk, payload: Bytes) -> Result<(), Failure> {
@@ -53,7 +53,7 @@ impl Chunks {
         Ok(())
     }
 
-    /// There is no room for more. What is dropped is asked for again.
+    /// Drops all further chunks: there is no room. The client is asked for them again.
     pub(super) fn cut(&mut self) {
         self.is_cut = true;
     }
@@ -63,31 +63,31 @@ impl Chunks {
     }
 }
 
-/// An attempt.
+/// The desk's state of one attempt.
 pub(super) struct Attempt {
-    /// Not used twice.
+    /// Unique number of this attempt in the worker's life.
     pub(super) number: u64,
-    /// The link that the client uses now.
+    /// The link that the client uses at present.
     pub(super) link: LinkId,
     way: Option<Way>,
     pub(super) order: Order,
     pub(super) stage: Stage,
-    /// Early chunks were dropped: those behind them that were under way already have a gap before them.
+    /// Whether early chunks were dropped, so that chunks already under way follow a gap.
     has_gap: bool,
-    /// What is being done; ended with the attempt.
+    /// The task that works on the attempt; aborted with the attempt.
     pub(super) task: Option<AbortHandle>,
     pub(super) upload: Option<Uploading>,
-    /// What a client that came over this link has of the result; believed once the machine sends it there.
+    /// The parts of the result that a client on this link claims to have; trusted once the result goes to that link.
     arrived: Option<(LinkId, Vec<OutputPart>)>,
-    /// A result on its way to the disk.
+    /// The task that writes the result to disk.
     pub(super) keeping: Option<JoinHandle<()>>,
-    /// When the machine was last told that the client lives.
+    /// Time at which the machine was last told that the client lives.
     pub(super) alive_told: Option<Instant>,
-    /// Models that must not go before they were looked at again: an earlier life received them.
+    /// Models received in an earlier life, held so that they are not evicted before they are verified.
     _held: Vec<Pin>,
 }
 
-/// How far it is.
+/// Progress of an attempt.
 pub(super) enum Stage {
     Preparing(Chunks),
     Receiving(Intake),
@@ -106,7 +106,7 @@ impl Attempt {
         Self { number, link, way, order, stage, has_gap, task, upload, arrived, keeping, alive_told, _held: held }
     }
 
-    /// One that was found on the disk.
+    /// An attempt that was found on disk.
     pub(super) fn restored(number: u64, found: Found, tools: &Tools) -> Self {
         let order = Order { id: found.id, manifest: found.manifest.into(), ticket: found.ticket.into() };
         let mut held = Vec::new();
@@ -118,7 +118,7 @@ impl Attempt {
                 Stage::Here(Material::new(order.clone(), inputs, &tools.memory).into())
             }
         };
-        // No link has the number 0.
+        // No link has the id 0.
         Self::at(number, LinkId(0), None, order, stage, held)
     }
 
@@ -126,7 +126,7 @@ impl Attempt {
         self.order.ticket.body.detached
     }
 
-    /// The client has come over another link.
+    /// Moves the attempt to the link over which its client came back.
     pub(super) fn relink(&mut self, link: LinkId, outlet: Outlet) {
         self.link = link;
         match &self.way {
@@ -135,17 +135,17 @@ impl Attempt {
         }
     }
 
-    /// A client has come over this link and says what it has of the result.
+    /// Notes the parts of the result that a client on this link says it has.
     pub(super) fn note_arrived(&mut self, link: LinkId, outputs: Vec<OutputPart>) {
         self.arrived = (!outputs.is_empty()).then_some((link, outputs));
     }
 
-    /// What the client on this link said that it has; once: what is sent after that arrives, too.
+    /// Takes the parts that the client on this link said it has. Only once: what is sent afterwards arrives, too.
     pub(super) fn arrived_over(&mut self, link: LinkId) -> Vec<OutputPart> {
         self.arrived.take_if(|(of, _)| *of == link).map_or_else(Vec::new, |(_, outputs)| outputs)
     }
 
-    /// What the client must still send; `None` while that is not known.
+    /// Blobs that the client must still send, and from which byte; `None` while unknown.
     pub(super) fn needs(&self) -> Option<Vec<(BlobIndex, u64)>> {
         match &self.stage {
             Stage::Preparing(_) => None,
@@ -154,7 +154,7 @@ impl Attempt {
         }
     }
 
-    /// Takes a chunk in.
+    /// Accepts one chunk of the attempt's blobs.
     pub(super) fn push(&mut self, chunk: Chunk, payload: Bytes) -> Result<(), Failure> {
         match &mut self.stage {
             Stage::Preparing(early) => early.push(chunk, payload),
@@ -164,13 +164,13 @@ impl Attempt {
         }
     }
 
-    /// Takes early chunks in, now that there is a place for them.
+    /// Accepts early chunks, now that there is a place for them.
     pub(super) fn push_all(&mut self, chunks: Chunks) -> Result<(), Failure> {
         self.has_gap |= chunks.is_cut;
         chunks.list.into_iter().try_for_each(|(chunk, payload)| self.push(chunk, payload))
     }
 
-    /// Early chunks that wait for their place, if it does.
+    /// Early chunks, while the attempt waits for room.
     pub(super) fn early(&self) -> Option<&Chunks> {
         match &self.stage {
             Stage::Preparing(early) => Some(early),
@@ -178,14 +178,14 @@ impl Attempt {
         }
     }
 
-    /// There is no room for more early chunks.
+    /// Drops all further early chunks.
     pub(super) fn cut_early(&mut self) {
         if let Stage::Preparing(early) = &mut self.stage {
             early.cut();
         }
     }
 
-    /// The whole result, as far as there is one.
+    /// The complete result; empty while there is none.
     pub(super) fn result(&self) -> Result<&[Output], &Failure> {
         match &self.stage {
             Stage::Ended(outputs) => Ok(outputs),
@@ -198,12 +198,12 @@ impl Attempt {
         }
     }
 
-    /// A batch with rows of it was begun, and more must run.
+    /// Whether a batch with rows of this attempt has begun and more must run.
     pub(super) fn is_under_way(&self) -> bool {
         matches!(&self.stage, Stage::Here(material) if material.is_under_way())
     }
 
-    /// Ends everything that is being done.
+    /// Stops the attempt's task and upload, and frees its material.
     pub(super) fn stop(&mut self) {
         if let Some(task) = self.task.take() {
             task.abort();
@@ -221,7 +221,7 @@ impl Drop for Attempt {
     }
 }
 
-/// Sends the result and what has not `arrived` of its outputs; `None` if nothing is left to do.
+/// Sends the result and the parts of its outputs that have not `arrived`; `None` if nothing is left to do.
 pub(super) fn send_result(
     id: AttemptId,
     result: Frame,
@@ -246,7 +246,7 @@ pub(super) fn send_result(
     })
 }
 
-/// An upload is over: the client has everything, or comes back over a new link and says how much it has.
+/// Handles the end of an upload. The client has everything, or reconnects and says how much it has.
 pub(super) fn note_sent(id: AttemptId, end: UploadEnd, tools: &Tools) {
     match end {
         Ok(sent) => tools.link_speed.told(sent.blob_bytes, sent.link_bytes_per_s),
@@ -259,7 +259,7 @@ fn outgoing(id: AttemptId, outputs: &[Output], window_bytes: u32) -> Result<Outg
     Ok(Outgoing::new(Role::Worker, id, sources.collect::<Result<_, UploadError>>()?, window_bytes))
 }
 
-/// Results are whole files, never slices.
+/// The source of one output. Results are whole files, never slices.
 fn source(payload: &Payload) -> Result<Source, UploadError> {
     match payload {
         Payload::Memory(bytes) => Ok(Source::memory(bytes.clone())),

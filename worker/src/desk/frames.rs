@@ -1,4 +1,4 @@
-//! What clients say. Nothing here is trusted; everything unexpected has an answer.
+//! Messages from clients. Nothing in them is trusted; everything unexpected has an answer.
 
 use std::{
     collections::HashMap,
@@ -19,24 +19,25 @@ use super::{
     attempt::{Attempt, Chunks, note_sent},
 };
 
-/// A client that sends chunks lives: the machine is told so this often, not with each of them.
+/// Interval at which the machine is told that a client lives that sends chunks; not with each chunk.
 const ALIVE_EVERY: Duration = Duration::from_millis(500);
 
-/// Attempts whose data may wait until the machine has looked at their ticket, which takes microseconds: as many as it takes in.
+/// Attempts whose data may wait for the machine's check of their ticket, which takes microseconds: as many as it
+/// accepts.
 const EARLY_ATTEMPTS_MAX: usize = ACTIVE_ATTEMPTS_MAX;
 
-/// A ticket that the machine has not answered for by then is answered for no more: its refusal found no place in a queue.
+/// Time after which the machine will no longer answer for a ticket: its refusal found no place in a queue.
 const EARLY_LASTS: Duration = Duration::from_secs(10);
 
-/// Bytes of all of them. What is dropped is asked for again.
+/// Early bytes of all attempts. Dropped chunks are asked for again.
 const EARLY_BYTES_MAX: usize = 4 * WINDOW_BYTES as usize;
 
-/// Bytes that wait for room to be made for them, of all attempts: one may wait long for a model that somebody else brings,
-/// and what it was sent of that model meanwhile is of no use. What is dropped is asked for again.
+/// Bytes, over all attempts, that wait for room. An attempt may wait long for a model that another client sends; the
+/// bytes of that model that it got itself meanwhile are useless. Dropped chunks are asked for again.
 const PREPARING_BYTES_MAX: usize = 4 * WINDOW_BYTES as usize;
 
-/// Data that came right behind an opening, before the machine has let it in. Each link has its own: whoever forges an
-/// opening in another client's name does that client no harm.
+/// Data that arrived right after an `Open`, before the machine accepted it. Kept per link, so a forged `Open` in
+/// another client's name does that client no harm.
 #[derive(Default)]
 pub(super) struct Early {
     attempts: HashMap<(AttemptId, LinkId), Waiting>,
@@ -62,7 +63,7 @@ impl Early {
         self.bytes = self.attempts.values().map(|waiting| waiting.chunks.size_bytes()).sum();
     }
 
-    /// Whether the chunk belongs to an attempt that was opened on this link.
+    /// Keeps the chunk if its attempt was opened on this link; returns whether it was.
     fn push(&mut self, link: LinkId, chunk: Chunk, payload: &Bytes) -> bool {
         let Some(Waiting { chunks, .. }) = self.attempts.get_mut(&(chunk.id, link)) else { return false };
         let before_bytes = chunks.size_bytes();
@@ -73,26 +74,26 @@ impl Early {
         true
     }
 
-    /// The attempt was let in.
+    /// Takes the chunks of an attempt that was accepted.
     pub(super) fn take(&mut self, id: AttemptId, link: LinkId) -> Chunks {
         let chunks = self.attempts.remove(&(id, link)).map(|waiting| waiting.chunks).unwrap_or_default();
         self.bytes -= chunks.size_bytes();
         chunks
     }
 
-    /// The attempt was not let in.
+    /// Drops the chunks of an attempt that was refused.
     pub(super) fn forget(&mut self, id: AttemptId, link: LinkId) {
         drop(self.take(id, link));
     }
 
-    /// The attempt is over, whoever opened it.
+    /// Drops the chunks of an attempt that is over, on all links.
     pub(super) fn forget_attempt(&mut self, id: AttemptId) {
         self.keep(|of, _| of != id);
     }
 }
 
 impl Desk {
-    /// One frame of a client.
+    /// Handles one frame from a client.
     pub(super) async fn frame(&mut self, link: LinkId, frame: Frame) {
         match ClientToWorker::from_frame(&frame) {
             Ok(ClientToWorker::Open(open)) => self.open(link, open).await,
@@ -105,7 +106,7 @@ impl Desk {
                 debug!(theirs, "a client of another version");
                 self.unsupported(link);
             }
-            // Not a warning: a stranger could fill the disk with them.
+            // Not a warning: a stranger could fill the disk with warnings.
             Err(error) => debug!(%error, "a client sent what is no message: dropped"),
         }
     }
@@ -135,12 +136,12 @@ impl Desk {
                 self.alive(id, link).await;
             }
             _ if self.early.push(link, chunk, &payload) => {}
-            // Of an attempt that is not known, or over a connection that was made anew in silence.
+            // The attempt is unknown, or the client reconnected in silence.
             _ => self.tell_client(link, &WorkerToClient::Reopen(id)),
         }
     }
 
-    /// Whether the attempt waits for room, and so much more would be too much beside what all others that wait have.
+    /// Whether the attempt waits for room, and `more_bytes` would exceed the limit over all attempts that wait.
     fn is_full_with(&self, id: AttemptId, more_bytes: usize) -> bool {
         self.attempts.get(&id).is_some_and(|attempt| attempt.early().is_some()) && {
             let waiting = self.attempts.values().filter_map(Attempt::early);
@@ -148,7 +149,7 @@ impl Desk {
         }
     }
 
-    /// Only the client that opened the attempt, over the link on which it did, has a say in its end.
+    /// Passes on a `Release` or `Abort`. Only the link on which the client opened the attempt may end it.
     async fn end(&mut self, link: LinkId, id: AttemptId, event: Event) {
         match self.attempts.get(&id) {
             Some(attempt) if attempt.link != link => self.tell_client(link, &WorkerToClient::Reopen(id)),

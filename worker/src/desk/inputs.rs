@@ -1,6 +1,6 @@
-//! How an attempt's model and inputs come in: at once, once there is room, or over a new link where the last one broke.
+//! How an attempt's model and inputs arrive: at once, after room was made, or over a new link if the last one broke.
 //!
-//! Owns the answers to openings ([`Accept`]) and the way from the first byte to [`Event::Received`]. Never decides who is let in.
+//! Owns the answers to `Open` ([`Accept`]) and the way to [`Event::Received`]. Never decides who is let in.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ impl Desk {
         }
     }
 
-    /// No disk is needed before the first byte has its place, and perhaps all of them have come with the opening.
+    /// Starts a transfer that needs no disk. All bytes may have come with the `Open`.
     async fn receive_at_once(&mut self, mut attempt: Attempt, prepared: Prepared, way: Way, early: Chunks) {
         let (id, number, link) = (attempt.order.id, attempt.number, attempt.link);
         let (intake, receiving) = prepared.start(attempt.order.clone());
@@ -58,13 +58,13 @@ impl Desk {
         };
         self.attempts.insert(id, attempt);
         match ended {
-            // Its client has sent all there is, and the next word, most likely the result, says that it is here.
+            // The client has sent everything. The next message, most likely the result, tells it so.
             Some(inputs) => self.received(id, number, inputs).await,
             None => self.accept(id, link, needs),
         }
     }
 
-    /// Room is made on the disk first; what comes meanwhile waits.
+    /// Makes room on the disk first. Chunks that arrive meanwhile wait.
     fn receive_later(&mut self, mut attempt: Attempt, way: Way, early: Chunks) {
         let (id, number, order, note) = (attempt.order.id, attempt.number, attempt.order.clone(), self.note.clone());
         attempt.stage = Stage::Preparing(early);
@@ -76,7 +76,7 @@ impl Desk {
         self.attempts.insert(id, attempt);
     }
 
-    /// A task that takes an attempt's inputs in and reports them.
+    /// Spawns the task that receives an attempt's inputs and reports them.
     fn spawn_received<F>(&self, id: AttemptId, number: u64, work: impl FnOnce(Arc<Tools>) -> F) -> AbortHandle
     where
         F: Future<Output = Result<Inputs, Failure>> + Send + 'static,
@@ -94,7 +94,7 @@ impl Desk {
         self.tell_client(link, &WorkerToClient::Accept(accept));
     }
 
-    /// There is room.
+    /// Starts the transfer of an attempt for which there is now room.
     pub(super) fn prepared(&mut self, id: AttemptId, number: u64, intake: Intake) {
         let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.number == number) else { return };
         let Stage::Preparing(early) = std::mem::replace(&mut attempt.stage, Stage::Receiving(intake)) else { return };
@@ -104,7 +104,7 @@ impl Desk {
         self.accept(id, link, needs);
     }
 
-    /// Everything of an attempt is here, or will not come.
+    /// Notes that an attempt's inputs are complete, or will not come.
     pub(super) async fn received(&mut self, id: AttemptId, number: u64, inputs: Result<Inputs, Failure>) {
         let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.number == number) else { return };
         attempt.task = None;
@@ -118,7 +118,7 @@ impl Desk {
         self.tell_machine(event).await;
     }
 
-    /// A chunk that breaks the rules ends its attempt.
+    /// Ends the attempt if its chunk broke the rules.
     pub(super) fn pushed(&mut self, id: AttemptId, pushed: Result<(), Failure>) {
         let (Err(failure), Some(attempt)) = (pushed, self.attempts.get_mut(&id)) else { return };
         attempt.stop();

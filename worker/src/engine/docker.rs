@@ -1,8 +1,8 @@
 //! Runners in containers, through the socket of a Docker or Podman engine. The only file that knows bollard.
 //!
-//! The request to the engine is made here from fixed parts; nothing in it comes from a client but numbers. A container has
+//! This file builds the request to the engine from fixed parts; only numbers in it come from a client. A container has
 //! no network, no rights, a read-only root and sees two things of the host: the model, read-only, and the folder of its
-//! socket. Containers carry the worker's id, so that its next life finds and removes what a killed one left.
+//! socket. Containers carry the worker's id, so that its next life can find and remove those of a killed worker.
 
 use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
@@ -27,64 +27,64 @@ use super::{
     gpu_memory::outgrown,
 };
 
-/// An engine that answers no request in this time is broken.
+/// An engine that does not answer a request within this time is broken.
 const ENGINE_WAIT: Duration = Duration::from_secs(30);
 
-/// The user that owns nothing.
+/// User and group `nobody`, which own nothing.
 const USER: &str = "65534:65534";
 
-/// Threads of a container beside those of the runtime that were granted; no room for a fork bomb.
+/// Threads of a container beyond those granted to the runtime; too few for a fork bomb.
 const PIDS_MAX: i64 = 64;
 
-/// The kernel's own default.
+/// Period of the CPU quota: the kernel's default.
 const CPU_PERIOD_US: i64 = 100_000;
 
-/// Libraries, the model, sockets: some tens.
+/// Open files of a container: libraries, the model and sockets are some tens.
 const OPEN_FILES_MAX: i64 = 256;
 
-/// Processes of all containers of a Podman together: half of what it lets itself have on a host of usual limits.
+/// Processes of all containers of one Podman together: half of Podman's own limit on a host with usual limits.
 const PROCESSES_MAX: i64 = 16_384;
 
-/// One file that a container writes: as much as its `/tmp` holds.
+/// Largest file that a container can write: the size of its `/tmp`.
 const FILE_BYTES_MAX: i64 = 64 << 20;
 
-/// `/tmp` in the container is all that it can write.
+/// Options of the container's `/tmp`, the only place it can write to.
 const TMPFS: &str = "rw,noexec,nosuid,nodev,size=64m";
 
-/// Where an engine puts a folder in memory that nobody wants.
+/// Options that close a folder in memory which the engine adds unasked.
 const TMPFS_CLOSED: &str = "ro,noexec,nosuid,nodev,size=64k";
 
-/// The kernel ends containers before it ends the worker.
+/// Score by which the kernel, short of memory, kills containers before the worker.
 const OOM_SCORE_ADJ: i64 = 500;
 
-/// Whose container it is.
+/// Label: the worker that owns the container.
 const LABEL_WORKER: &str = "mesh.worker";
 
-/// Whom it was started for.
+/// Label: the attempt for which the container was started.
 const LABEL_ATTEMPT: &str = "mesh.attempt";
 
-/// Which model is in it.
+/// Label: the model in the container.
 const LABEL_MODEL: &str = "mesh.model";
 
-/// The first Podman that obeys CDI requests for GPUs; earlier ones start the container without any and say nothing.
+/// First Podman that obeys CDI requests for GPUs; earlier ones silently start the container without GPUs.
 const PODMAN_CDI_FROM: (u32, u32) = (5, 4);
 
-/// The first runc without the container escapes of November 2025 (CVE-2025-31133, -52565, -52881). Distributions mend older
-/// versions without a new number, so an older one is only warned of.
+/// First runc without the container escapes of November 2025 (CVE-2025-31133, -52565, -52881). Distributions fix older
+/// versions under the old number, so an older one only causes a warning.
 const RUNC_FROM: [u32; 3] = [1, 2, 8];
 
-/// Which engine and how.
+/// Settings of the container engine.
 #[derive(Clone, Debug)]
 pub(crate) struct DockerSettings {
-    /// `unix:///…` or a path; `None`: where engines usually listen.
+    /// `unix:///…` or a path; `None` for the usual sockets of engines.
     pub(crate) host: Option<String>,
-    /// Image of the runner.
+    /// Name of the runner's image.
     pub(crate) image: String,
-    /// Whose containers they are.
+    /// The worker that owns the containers.
     pub(crate) worker: WorkerId,
 }
 
-/// What answers on the socket.
+/// The kind of engine that answers on the socket.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Flavour {
     Docker,
@@ -102,18 +102,18 @@ pub(crate) enum DockerError {
     NoImage { image: String, error: Error },
 }
 
-/// The engine.
+/// A connected container engine.
 #[derive(Clone, Debug)]
 pub(crate) struct Docker {
     client: bollard::Docker,
     flavour: Flavour,
     settings: DockerSettings,
-    /// The image by its content: what was found at the start stays what is run.
+    /// Id of the image by its content: the image found at the start is the one that runs.
     image_id: String,
 }
 
 impl Docker {
-    /// Connects, looks at the engine and finds the image.
+    /// Connects to the engine, reads its version and finds the image.
     pub(crate) async fn connect(settings: DockerSettings) -> Result<Self, DockerError> {
         let client = open(settings.host.as_deref()).map_err(DockerError::NoEngine)?;
         let client = client.negotiate_version().await.map_err(DockerError::NoEngine)?;
@@ -134,7 +134,7 @@ impl Docker {
         Ok(Self { client, flavour, settings, image_id })
     }
 
-    /// Removes the containers that an earlier life of this worker left, if an engine answers; the image may be gone.
+    /// Removes the containers of earlier lives of this worker, if an engine answers. Needs no image.
     pub(crate) async fn remove_leftovers(host: Option<&str>, worker: WorkerId) {
         let Ok(client) = open(host) else { return };
         let Ok(client) = client.negotiate_version().await else { return };
@@ -195,7 +195,7 @@ impl Docker {
             format,
             "--threads",
             &threads,
-            // A container does not die with the worker.
+            // A container does not die with the worker by itself.
             "--while-connected",
         ]
         .into_iter()
@@ -214,9 +214,9 @@ impl Docker {
             privileged: Some(false),
             pids_limit: Some(PIDS_MAX + i64::from(spec.threads)),
             memory: Some(memory_bytes),
-            // As much as memory alone: no swap.
+            // The same as the memory limit: no swap.
             memory_swap: Some(memory_bytes),
-            // Not as a number of processors: the engine refuses more than the machine has, head-room may be just that.
+            // Not as a number of processors: the engine refuses more than the machine has, which head-room may exceed.
             cpu_period: Some(CPU_PERIOD_US),
             cpu_quota: Some(i64::from(spec.cpu_millis) * CPU_PERIOD_US / 1000),
             ulimits: Some(self.flavour.ulimits()),
@@ -239,7 +239,7 @@ impl Docker {
                 Some(Ok(ended)) => break ended.status_code,
                 Some(Err(Error::DockerContainerWaitError { code, .. })) => break code,
                 Some(Err(Error::RequestTimeoutError)) => {}
-                // The engine restarted, or somebody removed the container.
+                // The engine restarted, or the container was removed.
                 Some(Err(_)) | None => return Cause::Stopped,
             }
         };
@@ -248,7 +248,7 @@ impl Docker {
             return Cause::OutOfMemory { limit_bytes: memory_bytes };
         }
         match i32::try_from(code).unwrap_or(-1) {
-            // As a shell writes a death by signal.
+            // A shell's notation of a death by signal.
             code @ 129..=192 => Cause::Signal(code - 128),
             code => Cause::Code(code),
         }
@@ -281,7 +281,7 @@ impl Docker {
         };
         let log = if cause == Cause::Stopped { LogTail::default() } else { self.log_tail(&id).await };
         debug!(container = id, %cause, "runner ended");
-        // The model may be evicted as soon as the end is known.
+        // Dropped first: the model may be evicted once the end is known.
         drop(spec);
         keeper.exit.send_replace(Some(Exit::new(cause, &log)));
         remove(&self.client, &id).await;
@@ -298,7 +298,7 @@ impl Engine for Docker {
         Box::pin(async move {
             let (runner, keeper) = Runner::new(folder);
             let engine = self.clone();
-            // In a task of its own: a start that is given up half-way must still end in a removed container.
+            // In its own task: a start that is given up half-way must still remove its container.
             let started = tokio::spawn(async move {
                 let id = engine.start_container(&spec, &keeper.folder).await?;
                 tokio::spawn(engine.keep(id, keeper, spec));
@@ -318,7 +318,7 @@ fn old_runc(version: &SystemVersion) -> Option<&str> {
     (numbers(&runc.version) < RUNC_FROM).then_some(&runc.version)
 }
 
-/// Major, minor and patch of a version; 0 for what is no number. A suffix (`5+ds1`, `0-rc.1`) does not count.
+/// Major, minor and patch of a version; 0 where there is no number. Suffixes (`5+ds1`, `0-rc.1`) are ignored.
 fn numbers(version: &str) -> [u32; 3] {
     let digits = |part: &str| part.chars().take_while(char::is_ascii_digit).collect::<String>();
     let mut parts = version.split('.').map(|part| digits(part).parse().unwrap_or(0));
@@ -338,31 +338,31 @@ impl Flavour {
         }
     }
 
-    /// Limits of the container's processes beside those of its cgroup.
+    /// Limits of the container's processes, beside those of its cgroup.
     fn ulimits(self) -> Vec<ResourcesUlimits> {
         let limit =
             |name: &str, max| ResourcesUlimits { name: Some(name.to_owned()), soft: Some(max), hard: Some(max) };
         let mut limits = vec![limit("nofile", OPEN_FILES_MAX), limit("core", 0), limit("fsize", FILE_BYTES_MAX)];
         if let (Self::Podman { .. }, Ok((_, hard))) = (self, nix::sys::resource::getrlimit(Resource::RLIMIT_NPROC)) {
-            // Unless it is told, Podman asks for four million, which a host that limits its users refuses: the container does
-            // not start. The cgroup counts the container's processes; this counts those of all containers.
+            // By default Podman asks for four million, which a host with user limits refuses, so the container does not
+            // start. The cgroup counts one container's processes; this limit counts those of all containers.
             limits.push(limit("nproc", i64::try_from(hard).unwrap_or(PROCESSES_MAX).min(PROCESSES_MAX)));
         }
         limits
     }
 
-    /// The folders in memory, with their options.
+    /// Folders in memory, with their mount options.
     fn tmpfs(self) -> HashMap<String, String> {
         let closed: &[&str] = match self {
             Self::Docker => &[],
-            // Unless it is told, Podman lets anybody write there, without end, and run what was written.
+            // By default Podman lets any user write there without limit, and run what was written.
             Self::Podman { .. } => &["/run", "/var/tmp"],
         };
         let closed = closed.iter().map(|folder| ((*folder).to_owned(), TMPFS_CLOSED.to_owned()));
         closed.chain([("/tmp".to_owned(), TMPFS.to_owned())]).collect()
     }
 
-    /// A log of at most a megabyte that can be read back.
+    /// Settings of a log of at most one megabyte that can be read back.
     fn log_config(self) -> HostConfigLogConfig {
         let (driver, size) = match self {
             Self::Docker => ("local", "1m"),
@@ -376,7 +376,7 @@ impl Flavour {
         HostConfigLogConfig { typ: Some(driver.to_owned()), config: Some(config) }
     }
 
-    /// GPUs, asked for in the way that this engine really obeys.
+    /// The request for GPUs, in the form that this engine obeys.
     fn gpu_request(self, device: Device) -> Result<Option<DeviceRequest>, Failure> {
         let index = match device {
             Device::Cpu => return Ok(None),
@@ -386,7 +386,7 @@ impl Flavour {
         match self {
             Self::Docker => Ok(Some(DeviceRequest {
                 driver: Some("nvidia".to_owned()),
-                // A number and names exclude each other; −1 stands for all.
+                // A count and ids exclude each other; −1 stands for all GPUs.
                 count: index.is_none().then_some(-1),
                 device_ids: index.map(|index| vec![index]),
                 capabilities: Some(vec![vec!["gpu".to_owned()]]),
@@ -406,7 +406,7 @@ impl Flavour {
     }
 }
 
-/// A file or folder of the host in the container. Not in the short form with colons, which a path may have itself.
+/// Mounts a file or folder of the host. Not in the short form with colons, since a path may contain colons.
 fn bind(source: &Path, target: &str, read_only: bool) -> Mount {
     Mount {
         typ: Some(MountType::BIND),

@@ -1,4 +1,4 @@
-//! How a runner ended, and what that means for the attempt it was working on.
+//! How a runner ended, and what that means for its attempt.
 
 use proto_msgs::{ErrorCode, Failure};
 use serde::Deserialize;
@@ -8,32 +8,32 @@ use crate::units::show_bytes;
 /// Bytes of a runner's log that are kept for error texts.
 const LOG_BYTES_MAX: usize = 8 * 1024;
 
-/// Bytes of log that a person is shown.
+/// Bytes of the log shown in an error text.
 const LOG_SHOWN_BYTES: usize = 600;
 
 /// Why a runner ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Cause {
-    /// By itself.
+    /// The runner ended by itself with this exit code.
     Code(i32),
-    /// Killed, or crashed.
+    /// The runner was killed by this signal, or crashed.
     Signal(i32),
-    /// It used more memory than this.
+    /// The runner used more memory than this limit; 0 if no limit is known.
     OutOfMemory { limit_bytes: u64 },
-    /// It used more memory of GPUs than this.
+    /// The runner used more GPU memory than this limit.
     OutOfGpuMemory { limit_bytes: u64 },
-    /// The worker ended it.
+    /// The worker ended the runner.
     Stopped,
 }
 
-/// A runner's end.
+/// Cause and log of a runner's end.
 #[derive(Clone, Debug)]
 pub(crate) struct Exit {
     cause: Cause,
     log: String,
 }
 
-/// The runner's last word: one line of JSON.
+/// The runner's last message: one line of JSON.
 #[derive(Deserialize)]
 struct LastWord {
     code: String,
@@ -41,7 +41,7 @@ struct LastWord {
 }
 
 impl Exit {
-    /// An end of which this was the last that the runner wrote.
+    /// An end with this cause and the last lines of the runner's log.
     pub(crate) fn new(cause: Cause, log: &LogTail) -> Self {
         let log = String::from_utf8_lossy(&log.bytes).into_owned();
         // A failed allocation ends the process before any watcher sees how much it used.
@@ -58,7 +58,7 @@ impl Exit {
         Self { cause, log: String::new() }
     }
 
-    /// What it means while the model was being loaded.
+    /// The failure that this end causes while the model was loading.
     pub(crate) fn while_loading(&self) -> Failure {
         if let Some(failure) = self.last_word() {
             return failure;
@@ -76,7 +76,7 @@ impl Exit {
         self.failure(code, what)
     }
 
-    /// What it means while the model was running.
+    /// The failure that this end causes while the model was running.
     pub(crate) fn while_running(&self) -> Failure {
         let code = match self.cause {
             Cause::OutOfMemory { .. } | Cause::OutOfGpuMemory { .. } => ErrorCode::RunOutOfMemory,
@@ -121,19 +121,19 @@ impl std::fmt::Display for Cause {
     }
 }
 
-/// The code with this name, as runners write it.
+/// The error code with this name, as runners write it.
 pub(crate) fn code_named(name: &str) -> Option<ErrorCode> {
     ErrorCode::ALL.iter().copied().find(|code| code.name() == name)
 }
 
-/// The end of what a runner wrote. A runner may write without end; this does not grow.
+/// The end of a runner's log. Bounded, however much a runner writes.
 #[derive(Debug, Default)]
 pub(crate) struct LogTail {
     bytes: Vec<u8>,
 }
 
 impl LogTail {
-    /// Takes in the next piece.
+    /// Appends the next piece of the log.
     pub(crate) fn push(&mut self, piece: &[u8]) {
         let piece = &piece[piece.len().saturating_sub(LOG_BYTES_MAX)..];
         let spill = (self.bytes.len() + piece.len()).saturating_sub(LOG_BYTES_MAX);

@@ -1,6 +1,6 @@
-//! Memory of GPUs that runners really use, as the vendor's management library tells: no engine limits it.
+//! Watches the GPU memory of runners through the vendor's management library, since no engine limits it.
 //!
-//! Watches nothing where the library is missing, or names processes by other numbers than ours, and says so once.
+//! Without the library, or if it names processes by other numbers, nothing is watched; one warning says so.
 
 use std::{
     sync::{Once, OnceLock},
@@ -11,18 +11,18 @@ use nvml_wrapper::{Nvml, enums::device::UsedGpuMemory};
 use tokio::{task::spawn_blocking, time::sleep};
 use tracing::warn;
 
-/// The library takes up to some milliseconds to answer.
+/// Interval of checks: the library takes up to some milliseconds to answer.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// A runner that computes on a GPU is known to the driver after so many looks: its model is loaded by then.
+/// Looks after which the driver must know a runner on a GPU: its model is loaded by then.
 const UNNAMED_LOOKS: u32 = 120;
 
-/// What a look at a process shows.
+/// Result of one look at a process.
 #[derive(Clone, Copy, Debug)]
 enum Seen {
-    /// Nobody can tell.
+    /// The library does not answer.
     Nothing,
-    /// The driver knows no such process.
+    /// The driver does not name the process.
     Unnamed,
     Uses {
         bytes: u64,
@@ -39,7 +39,7 @@ pub(super) async fn outgrown(pid: Option<u32>, limit_bytes: u64) {
     }
 }
 
-/// See [`outgrown`]. `say` is told why nobody watches, where that is so.
+/// Like [`outgrown`]; calls `say` with the reason if nothing can be watched.
 async fn watch(
     limit_bytes: u64,
     every: Duration,
@@ -72,7 +72,7 @@ fn look(pid: u32) -> Seen {
     used_bytes(pid).map_or(Seen::Nothing, |used| used.map_or(Seen::Unnamed, |bytes| Seen::Uses { bytes }))
 }
 
-/// `None` where nobody can tell; `Some(None)` where the process is not named.
+/// GPU memory of the process; `None` without an answer, `Some(None)` if the driver does not name the process.
 fn used_bytes(pid: u32) -> Option<Option<u64>> {
     static LIBRARY: OnceLock<Option<Nvml>> = OnceLock::new();
     let library = LIBRARY.get_or_init(|| Nvml::init().ok()).as_ref()?;
@@ -97,11 +97,11 @@ mod tests {
 
     use super::*;
 
-    /// Longer than anything here takes on a busy machine.
+    /// Longer than any of these tests takes on a busy machine.
     const PATIENCE: Duration = Duration::from_secs(30);
 
-    /// Watches against a limit of 100 what the looks show, one after the other, and then the last one for ever; until the watch
-    /// ends or it has looked so often. Gives whether it ended, the looks it took, and what it said.
+    /// Watches the `shown` looks, of which the last repeats for ever, against a limit of 100, until the watch ends or
+    /// `looks_max` looks were taken. Returns whether the watch ended, the looks taken, and what was said.
     async fn watched(shown: &'static [Seen], looks_max: usize) -> (bool, usize, Vec<String>) {
         let looks = Arc::new(Mutex::new(0));
         let (mut said, counted) = (Vec::new(), looks.clone());

@@ -1,7 +1,7 @@
-//! Runners as child processes: for machines without a container engine. Limits hold what an accident would do, not what
-//! malice could: models nobody vouches for belong into containers.
+//! Runners as child processes, for machines without a container engine. The limits stop accidents, not malice:
+//! untrusted models belong into containers.
 //!
-//! A runner gets its own process group and dies with the worker, even if that is killed.
+//! A runner has its own process group and dies with the worker, even with a killed one.
 
 use std::{
     fs, io,
@@ -33,43 +33,43 @@ use super::{
     gpu_memory::outgrown,
 };
 
-/// While a model loads or runs, its memory is looked at this often: a limit is overrun by what can be touched in this time.
+/// Interval of memory checks while a model loads or runs. A limit can be exceeded by what is touched within it.
 const MEMORY_WATCH_EVERY: Duration = Duration::from_millis(50);
 
-/// A runner writes no files; a runtime that caches something may.
+/// Largest file that a runner can write. Runners write none, but a runtime may cache something.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
-/// Libraries, the model, sockets: some tens.
+/// Open files of a runner: libraries, the model and sockets are some tens.
 const OPEN_FILES_MAX: u64 = 256;
 
-/// Address space that may be written, beyond the memory limit: runtimes reserve more than they touch. Holds what grows
-/// faster than it is watched.
+/// Writable address space beyond the memory limit, since runtimes reserve more than they touch. Stops memory that grows
+/// faster than the checks see.
 const DATA_HEADROOM_BYTES: u64 = 1 << 30;
 
-/// The log of an ended runner is read to its end, but not if something it left behind keeps it open.
+/// Time to read the log of an ended runner to its end; a process left behind may keep the log open.
 const LOG_END_WAIT: Duration = Duration::from_millis(200);
 
-/// The kernel ends runners before it ends the worker.
+/// Score by which the kernel, short of memory, kills runners before the worker.
 const OOM_SCORE_ADJ: &str = "500";
 
-/// What a runner needs to know of its surroundings, and nothing else.
+/// Environment variables that a runner gets; it gets no others.
 const ENVIRONMENT: [&str; 7] =
     ["PATH", "HOME", "XDG_DATA_HOME", "MESH_RUNTIME_DIR", "LD_LIBRARY_PATH", "RUST_LOG", "RUST_BACKTRACE"];
 
-/// The engine.
+/// The engine that runs child processes.
 #[derive(Debug)]
 pub(crate) struct Process {
     runner: PathBuf,
 }
 
 impl Process {
-    /// Starts runners from this program.
+    /// An engine that starts this program as its runners.
     pub(crate) fn new(runner: PathBuf) -> Self {
         Self { runner }
     }
 }
 
-/// The runner's program: the one told, else the one beside this program, else the first in PATH.
+/// Path of the runner's program: `told`, else the one beside this program, else the first in PATH.
 pub(crate) fn find_runner(told: Option<&Path>) -> Option<PathBuf> {
     const NAME: &str = "mesh-runner";
     if let Some(path) = told {
@@ -93,7 +93,7 @@ impl Engine for Process {
                 Failure::new(ErrorCode::EngineUnavailable, text)
             })?;
             if let Some(pid) = child.id() {
-                // May be forbidden; then it is ended like any other process.
+                // May be forbidden; then the kernel treats the runner like any other process.
                 let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ);
             }
             tokio::spawn(keep(child, keeper, spec));
@@ -109,7 +109,7 @@ impl Process {
             .arg("serve")
             .arg("--model")
             .arg(spec.model.path())
-            // Relative to the folder: the path of a socket must be shorter than a state folder may be.
+            // Relative to the folder: a socket's path must be shorter than the path of a state folder may be.
             .args(["--socket", SOCKET_NAME, "--name", "model"])
             .args(["--format", spec.format.name()])
             .args(["--threads", &spec.threads.to_string()])
@@ -118,7 +118,7 @@ impl Process {
             .envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
             .args((spec.device != Device::Cpu).then_some("--gpu"))
             .envs(visible_gpus(spec.device))
-            // Its log ends up in error texts.
+            // The log ends up in error texts.
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -130,7 +130,7 @@ impl Process {
         // SAFETY: between fork and exec only async-signal-safe system calls are made and nothing is allocated.
         unsafe {
             command.pre_exec(move || {
-                // Told by the thread that spawned it: one of the runtime's workers, which live as long as the worker.
+                // Bound to the spawning thread: one of the runtime, which lives as long as the worker.
                 if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
                     return Err(io::Error::last_os_error());
                 }
@@ -149,7 +149,7 @@ impl Process {
     }
 }
 
-/// What the GPU's driver lets a runner see. Indexes are those of the management library: the order of the bus.
+/// Environment that selects the GPUs a runner sees. Indexes are those of the management library: the bus order.
 fn visible_gpus(device: Device) -> Vec<(&'static str, String)> {
     const ORDER: (&str, &str) = ("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
     let order = (ORDER.0, ORDER.1.to_owned());
@@ -160,7 +160,7 @@ fn visible_gpus(device: Device) -> Vec<(&'static str, String)> {
     }
 }
 
-/// Watches one runner until its end, which it brings about when the runner is wanted no more.
+/// Watches one runner until its end. Ends it when nobody needs it any more.
 async fn keep(mut child: Child, mut keeper: Keeper, spec: RunnerSpec) {
     let pid = child.id();
     let mut stderr = child.stderr.take();
@@ -186,7 +186,7 @@ async fn keep(mut child: Child, mut keeper: Keeper, spec: RunnerSpec) {
         }
     };
     if let Some(pid) = pid {
-        // The group outlives its leader as long as a child of it lives, and its number is not used again until then.
+        // The group lives as long as any child in it, and its number is not reused before.
         let _ = killpg(Pid::from_raw(pid as i32), Signal::SIGKILL);
     }
     let _ = child.wait().await;
@@ -200,13 +200,13 @@ async fn keep(mut child: Child, mut keeper: Keeper, spec: RunnerSpec) {
     })
     .await;
     debug!(pid, %cause, "runner ended");
-    // The model may be evicted as soon as the end is known.
+    // Dropped first: the model may be evicted once the end is known.
     drop(spec);
     keeper.exit.send_replace(Some(Exit::new(cause, &log)));
     drop(keeper.folder);
 }
 
-/// Reads a piece of the log; waits for ever once there is no more to read, as the loop above needs it.
+/// Reads a piece of the log. Waits for ever after the log's end, as the loop above needs it.
 async fn read_some(stderr: &mut Option<ChildStderr>, piece: &mut [u8]) -> usize {
     match stderr {
         Some(pipe) => pipe.read(piece).await.unwrap_or(0),
@@ -225,7 +225,7 @@ fn cause_of(status: io::Result<ExitStatus>) -> Cause {
     }
 }
 
-/// Memory in use; 0 if the process is gone.
+/// Resident memory of the process; 0 if it is gone.
 fn resident_bytes(pid: Option<u32>) -> u64 {
     let read = |pid| fs::read_to_string(format!("/proc/{pid}/statm")).ok();
     let pages = pid.and_then(read).and_then(|statm| statm.split(' ').nth(1)?.parse::<u64>().ok()).unwrap_or(0);
