@@ -1,7 +1,7 @@
-//! Whether two runs gave the same: what a probe asks before rows of several tasks are run together.
+//! Compares the outputs of two runs, for probes that decide whether rows of several tasks may run together.
 //!
-//! Integers must be equal. Floats may differ by what a runtime's other order of additions makes: that depends on the largest
-//! value of the tensor, not on each.
+//! Integers must be equal. Floats may differ by what another order of a runtime's additions causes: the difference
+//! depends on the largest value of the tensor, not on each value.
 
 use std::{io, ops::Range};
 
@@ -9,26 +9,26 @@ use proto_msgs::DType;
 
 use crate::payload::Payload;
 
-/// Of the largest value: ten times what was seen between runtimes, a tenth of what a wrong row shows.
+/// Allowed share of the largest value: ten times what was seen between runtimes, a tenth of what a wrong row causes.
 ///
-/// Not more, though there are models that it keeps apart without need: magika.onnx in ONNX Runtime 1.31 gives a row up to 3e-4
-/// otherwise in company than alone, whoever the company is, because another kernel runs it. Two files of one kind give rows
-/// that differ by 6e-5 (median of 239 pairs), so whoever forgave the one could not see the other change places.
+/// Not more, although it keeps some models apart without need: magika.onnx in ONNX Runtime 1.31 changes a row by up to
+/// 3e-4 in a packed call, whatever the other rows, because another kernel runs it. Two files of one kind give rows that
+/// differ by 6e-5 (median of 239 pairs), so a limit that forgave the one could not see the other swap places.
 const F32_RELATIVE: f64 = 2e-5;
 
-/// Half precision has three digits.
+/// Allowed share of the largest value for half precision, which has three digits.
 const F16_RELATIVE: f64 = 2e-3;
 
-/// … and brain floats two.
+/// Allowed share of the largest value for brain floats, which have two digits.
 const BF16_RELATIVE: f64 = 2e-2;
 
-/// For tensors whose values are all close to zero.
+/// Allowed absolute difference, for tensors whose values are all close to zero.
 const ABSOLUTE: f64 = 1e-6;
 
-/// Of each tensor so much is in memory at a time: tensors may be larger than that. A multiple of every element's size.
+/// Bytes of each tensor in memory at a time: tensors may be larger. A multiple of every element's size.
 const BLOCK_BYTES: u64 = 1 << 20;
 
-/// Whether the bytes of two tensors of this type are the same but for rounding. Blocks if they are in files.
+/// Whether two tensors of this type are equal except for rounding. Blocks if they are in files.
 pub(crate) fn alike(dtype: DType, reference: &Payload, other: &Payload) -> io::Result<bool> {
     if reference.size_bytes() != other.size_bytes() {
         return Ok(false);
@@ -47,7 +47,7 @@ pub(crate) fn alike(dtype: DType, reference: &Payload, other: &Payload) -> io::R
     }
 }
 
-/// Whether these are the same bytes. Blocks if they are in files.
+/// Whether two payloads have the same bytes. Blocks if they are in files.
 pub(crate) fn same_bytes(one: &Payload, other: &Payload) -> io::Result<bool> {
     if one.size_bytes() != other.size_bytes() {
         return Ok(false);
@@ -64,7 +64,7 @@ fn blocks(payload: &Payload) -> impl Iterator<Item = Range<u64>> + use<> {
     (0..payload.size_bytes()).step_by(BLOCK_BYTES as usize).map(|start| start..start + BLOCK_BYTES)
 }
 
-/// Both are of the same size. The reference is read twice: what is allowed depends on all of it.
+/// Whether floats of equally large tensors are close. Reads `reference` twice: what is allowed depends on all of it.
 fn close<const N: usize>(
     reference: &Payload,
     other: &Payload,
@@ -92,7 +92,7 @@ fn close<const N: usize>(
     Ok(true)
 }
 
-/// IEEE 754 half precision.
+/// The value of an IEEE 754 half-precision float.
 fn half(bits: u16) -> f64 {
     let sign = if bits & 0x8000 == 0 { 1.0 } else { -1.0 };
     let (exponent, fraction) = (i32::from(bits >> 10 & 0x1f), f64::from(bits & 0x3ff));
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn rows_of_one_kind_are_told_apart() {
-        // As far apart as two files of one kind are for magika.onnx, and as one is from itself in company.
+        // Differences between two files of one kind, and between single and packed runs of one file, with magika.onnx.
         let (one, other, in_company) = ([0.999_90, 0.000_02], [0.999_84, 0.000_08], [0.999_62, 0.000_10]);
         for different in [other, in_company] {
             assert!(!alike(DType::F32, &floats(&one), &floats(&different)), "{different:?}");

@@ -1,4 +1,4 @@
-//! The command line. Names and meanings only; what follows from them is in `config.rs`.
+//! The command line: names and meanings only. `config.rs` checks the values.
 
 use std::{path::PathBuf, time::Duration};
 

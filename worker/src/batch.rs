@@ -1,7 +1,7 @@
-//! Carries one batch out: finds its runner, lays rows together, calls, cuts the outputs back and hands them to their owners.
+//! Runs one batch: finds its runner, packs rows, calls the model, cuts the outputs and gives them to their tasks.
 //!
-//! Never: what is in a batch or whether its rows go together; the machine decides that, also from what a probe says here. A
-//! batch that is dropped takes its runner with it and keeps nothing.
+//! Never decides what is in a batch or whether its rows may run together: the machine does, with the results of probes.
+//! A dropped batch ends its runner and keeps nothing.
 
 mod probe;
 
@@ -27,25 +27,25 @@ use crate::{
     tools::Tools,
 };
 
-/// What is to be run.
+/// One batch: the order to run rows on a device.
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) batch: BatchId,
-    /// Whose rows, in the order in which they stand in a packed call.
+    /// The parts with their attempts' material, in the order of their rows in a packed call.
     pub(crate) parts: Vec<(Part, Arc<Material>)>,
     pub(crate) device: i16,
     pub(crate) kind: BatchKind,
-    /// Of each call.
+    /// Time limit of each call.
     pub(crate) limit: Duration,
 }
 
-/// Items of one part that are alike in type and shape.
+/// Items of one part with the same types and shapes.
 #[derive(Debug)]
 struct Chunk {
-    /// Which part.
+    /// Index of the part in its batch.
     part: usize,
     rows: Range<u32>,
-    /// One item of them.
+    /// The inputs of one of these items.
     fitted: Vec<Fitted>,
 }
 
@@ -53,7 +53,7 @@ struct Chunk {
 type Outputs = Vec<Vec<Tensor>>;
 
 impl Batch {
-    /// Runs it. The outputs are with the parts' material when this returns.
+    /// Runs the batch. On return, the outputs are in the material of each part.
     pub(crate) async fn run(&self, tools: &Arc<Tools>) -> Result<BatchTimes, Failure> {
         self.note_begun(tools).await?;
         let wanted = self.wanted(tools).await?;
@@ -96,7 +96,7 @@ impl Batch {
         }
     }
 
-    /// Notes of detached attempts, once, that a run begins.
+    /// Records on disk, once per detached attempt, that a run begins.
     async fn note_begun(&self, tools: &Arc<Tools>) -> Result<(), Failure> {
         for (_, material) in &self.parts {
             if !material.order.ticket.body.detached || !material.begins() {
@@ -108,7 +108,7 @@ impl Batch {
         Ok(())
     }
 
-    /// The runner for it. All parts want the same one.
+    /// The runner that the batch needs. All parts need the same one.
     async fn wanted(&self, tools: &Arc<Tools>) -> Result<Wanted, Failure> {
         let lost = || Failure::new(ErrorCode::WorkerLost, "the worker no longer has the model of this task");
         let (part, material) = self.parts.first().ok_or_else(lost)?;
@@ -117,7 +117,7 @@ impl Batch {
             material.model(part.stage).is_some_and(|its| its.digest == model.digest)
         };
         if !self.parts.iter().all(is_its) {
-            // Never, as the machine has it; but rows in another's model would be a leak.
+            // The machine never mixes models in a batch; if it did, rows would leak into another task's model.
             return Err(Failure::new(ErrorCode::RunProtocol, "rows of different models cannot run together"));
         }
         let pin = if material.has_pin(part.stage) {
@@ -130,7 +130,7 @@ impl Batch {
         Ok(Wanted { attempt, model, pin: pin.ok_or_else(lost)?, demands, device: self.device })
     }
 
-    /// The rows as the model wants them. Those of the first stage are alike within a part; of later ones only a look tells.
+    /// The rows fitted to the model. A part's rows are alike at stage 0; those of later stages are checked one by one.
     fn chunks(&self, runner: &Taken<'_>) -> Result<Vec<Chunk>, Failure> {
         let mut chunks: Vec<Chunk> = Vec::new();
         for (index, (part, material)) in self.parts.iter().enumerate() {
@@ -150,7 +150,7 @@ impl Batch {
         Ok(chunks)
     }
 
-    /// A call for these items: all of them must be alike.
+    /// The inputs of one call with these items, which must all be alike.
     fn given(&self, chunks: &[&Chunk]) -> Vec<Given> {
         let Some(first) = chunks.first() else { return Vec::new() };
         let items = items(chunks);
@@ -165,7 +165,7 @@ impl Batch {
         first.fitted.iter().enumerate().map(given).collect()
     }
 
-    /// Whether outputs of so many bytes, of which each part has its share, may stay in memory.
+    /// Whether outputs of `size_bytes` may stay in memory. Each part counts for its share of them.
     fn has_memory_for(&self, size_bytes: u64) -> bool {
         let all: u64 = self.parts.iter().map(|(part, _)| part.rows.len() as u64).sum();
         self.parts.iter().all(|(part, material)| {
@@ -178,14 +178,14 @@ impl Batch {
 struct Calls<'a, 'p> {
     batch: &'a Batch,
     runner: &'a mut Taken<'p>,
-    /// Of the next call: the first one shares its time with loading.
+    /// Time limit of the next call. The first call shares its time with loading.
     limit: Duration,
-    /// By the calls so far.
+    /// Duration of each call so far.
     took: Vec<Duration>,
 }
 
 impl Calls<'_, '_> {
-    /// One call; `kept_bytes` grows by what stays in memory of it.
+    /// Makes one call. Adds the bytes that stay in memory to `kept_bytes`.
     async fn call(&mut self, given: Vec<Given>, kept_bytes: &mut u64) -> Result<Vec<Tensor>, Failure> {
         let limit = std::mem::replace(&mut self.limit, self.batch.limit);
         let begun = Instant::now();
@@ -203,7 +203,7 @@ impl Calls<'_, '_> {
         self.took.iter().copied().map(micros).sum()
     }
 
-    /// Item after item.
+    /// Runs item after item, one call each.
     async fn singly(&mut self, chunks: &[Chunk]) -> Result<Vec<Outputs>, Failure> {
         let mut outputs: Vec<Outputs> = vec![Vec::new(); self.batch.parts.len()];
         let mut kept_bytes = 0;
@@ -216,7 +216,7 @@ impl Calls<'_, '_> {
         Ok(outputs)
     }
 
-    /// All items in one call, or in as many as there are shapes.
+    /// Runs all items in one call, or in one call per shape.
     async fn packed(&mut self, chunks: &[Chunk], proven: &Proven) -> Result<Vec<Outputs>, Failure> {
         let mut by_part: Vec<Vec<(u32, Vec<Tensor>)>> = vec![Vec::new(); self.batch.parts.len()];
         let mut kept_bytes = 0;
@@ -226,7 +226,7 @@ impl Calls<'_, '_> {
             let owners = alike.iter().flat_map(|chunk| chunk.rows.clone().map(|item| (chunk.part, item)));
             for ((part, item), mut outputs) in owners.zip(cut) {
                 if self.batch.parts.len() > 1 {
-                    // A slow owner of one row must not hold the rows of all others.
+                    // A slow client of one row must not keep the rows of all others in memory.
                     outputs.iter_mut().for_each(Tensor::detach);
                 }
                 by_part[part].push((item, outputs));
@@ -239,12 +239,12 @@ impl Calls<'_, '_> {
         Ok(by_part.into_iter().map(in_order).collect())
     }
 
-    /// One call with items that are alike, cut back into items.
+    /// Makes one call with items that are alike, and cuts the outputs into items.
     async fn packed_call(&mut self, alike: &[&Chunk], kept_bytes: &mut u64) -> Result<Outputs, Failure> {
         self.cut_call(alike, self.batch.given(alike), kept_bytes).await
     }
 
-    /// The same with other bytes.
+    /// [`Self::packed_call`] with other bytes.
     async fn cut_call(
         &mut self,
         alike: &[&Chunk],
@@ -270,7 +270,7 @@ fn items(chunks: &[&Chunk]) -> u32 {
     chunks.iter().map(|chunk| chunk.rows.len() as u32).sum()
 }
 
-/// Chunks that may go into one call: of the same inputs, types and shapes.
+/// Groups of chunks that may share a call: the same inputs, types and shapes.
 fn groups(chunks: &[Chunk]) -> Vec<Vec<&Chunk>> {
     let alike = |a: &Chunk, b: &Chunk| {
         let same = |(a, b): (&Fitted, &Fitted)| (&a.name, a.dtype, &a.shape) == (&b.name, b.dtype, &b.shape);

@@ -1,15 +1,15 @@
-//! The blob store: models by the BLAKE3 of their bytes, in files, within a quota.
+//! The blob store: models in files named by the BLAKE3 of their bytes, within a quota.
 //!
 //! ```text
 //!   blobs/ab/abcdef…   a whole model, mode 0444, name = digest
 //!   blobs/tmp/17       a file on its way; deleted at the next start
 //! ```
 //!
-//! A file gets its name only after its bytes were hashed and synced, so whatever has a name was right once. It is hashed
-//! again when it is first used after a start: what a bad disk or a stray hand changed is deleted and fetched anew, never
-//! run. Blobs in use are pinned; of the others the longest unused goes first when room is needed.
+//! A file gets its name only after its bytes were hashed and synced, so a named file was right once. It is hashed again
+//! at its first use after a start: a file changed by a bad disk or by hand is deleted and fetched again, never run.
+//! Blobs in use are pinned. Of the others the longest unused is evicted first when room is needed.
 //!
-//! Never: the network, async. Callers that must not wait for a disk call from a blocking thread.
+//! Never: the network, async. Callers that must not wait for a disk use a blocking thread.
 
 mod coming;
 mod spool;
@@ -35,10 +35,10 @@ use crate::{state::sync_dir, units::show_bytes};
 pub(crate) use coming::{Arriving, Claim, Coming};
 pub(crate) use spool::{BlobError, Spooled};
 
-/// What stays free on the disk, so that epochs, outcomes and logs can still be written when models have filled it.
+/// Disk space that stays free, so that epochs, outcomes and logs can still be written when models fill the disk.
 const DISK_SPARE_BYTES: u64 = 4 << 20;
 
-/// The store. Clones share it.
+/// The blob store. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct BlobStore {
     shared: Arc<Shared>,
@@ -55,11 +55,11 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Index {
     blobs: HashMap<Digest, Blob>,
-    /// Bytes of all blobs.
+    /// Sum of the sizes of all blobs.
     used_bytes: u64,
-    /// Bytes promised to files on their way.
+    /// Bytes promised to files that are still being written, and to other [`Room`]s.
     reserved_bytes: u64,
-    /// Counts uses.
+    /// Number of uses so far: the clock of [`Blob::last_use`].
     uses: u64,
 }
 
@@ -67,9 +67,9 @@ struct Index {
 struct Blob {
     size_bytes: u64,
     last_use: u64,
-    /// Hashed since this process started.
+    /// Whether the blob was hashed since this process started.
     verified: bool,
-    /// Pins hold clones.
+    /// Every [`Pin`] holds a clone.
     pin: Arc<()>,
 }
 
@@ -79,7 +79,7 @@ impl Blob {
     }
 }
 
-/// A blob that stays where it is as long as this lives.
+/// A pinned blob: it is not evicted while this lives.
 #[derive(Clone, Debug)]
 pub(crate) struct Pin {
     path: PathBuf,
@@ -88,18 +88,18 @@ pub(crate) struct Pin {
 }
 
 impl Pin {
-    /// The file. Read-only.
+    /// Path of the blob's file, which is read-only.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its length.
+    /// Length of the blob.
     pub(crate) fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
 }
 
-/// Room in the quota for what is no blob; given back when dropped.
+/// Room in the quota for bytes that are no blob; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Room {
     shared: Arc<Shared>,
@@ -113,7 +113,7 @@ impl Drop for Room {
 }
 
 impl BlobStore {
-    /// Opens the store in `dir`: deletes half-written files and finds the whole ones.
+    /// Opens the store in `dir`: deletes half-written files and indexes the whole ones.
     pub(crate) fn open(dir: &Path, quota_bytes: u64) -> io::Result<Self> {
         let tmp = dir.join("tmp");
         match fs::remove_dir_all(&tmp) {
@@ -130,14 +130,14 @@ impl BlobStore {
         Ok(Self { shared: Arc::new(shared) }.with_quota(quota_bytes))
     }
 
-    /// Holds the store to another quota from now on.
+    /// Sets another quota, and evicts blobs beyond it.
     pub(crate) fn with_quota(self, quota_bytes: u64) -> Self {
         self.shared.quota_bytes.store(quota_bytes, Ordering::Relaxed);
         let _trash = self.shared.evict_down_to(&mut self.shared.index(), quota_bytes);
         self
     }
 
-    /// Models held, most recently used first, at most as many as a heartbeat names.
+    /// Digests of the held models, most recently used first, at most as many as a heartbeat reports.
     pub(crate) fn held(&self) -> Vec<Digest> {
         let index = self.shared.index();
         let mut held: Vec<_> = index.blobs.iter().map(|(digest, blob)| (blob.last_use, *digest)).collect();
@@ -147,7 +147,7 @@ impl BlobStore {
         held.into_iter().map(|(_, digest)| digest).collect()
     }
 
-    /// Pins a blob if it is held and was found right since this process started. Does not touch the disk.
+    /// Pins a blob that is held and was verified since this process started. Does not touch the disk.
     pub(crate) fn pin_verified(&self, digest: Digest) -> Option<Pin> {
         let mut index = self.shared.index();
         index.uses += 1;
@@ -157,14 +157,14 @@ impl BlobStore {
         Some(Pin { path: self.shared.path(digest), size_bytes: blob.size_bytes, _pin: blob.pin.clone() })
     }
 
-    /// Keeps a blob from making room for others, whatever its bytes are: they are looked at when it is used.
+    /// Pins a blob against eviction without a look at its bytes: they are verified at its use.
     pub(crate) fn hold(&self, digest: Digest) -> Option<Pin> {
         let index = self.shared.index();
         let blob = index.blobs.get(&digest)?;
         Some(Pin { path: self.shared.path(digest), size_bytes: blob.size_bytes, _pin: blob.pin.clone() })
     }
 
-    /// Pins a blob if it is held and its bytes are right. Reads the whole file at its first use after a start.
+    /// Pins a blob that is held with the right bytes. Reads the whole file at its first use after a start.
     pub(crate) fn pin(&self, digest: Digest) -> Option<Pin> {
         if let Some(pin) = self.pin_verified(digest) {
             return Some(pin);
@@ -193,12 +193,12 @@ impl BlobStore {
         }
     }
 
-    /// Whether a blob is here, whatever its bytes are.
+    /// Whether the store holds a blob, verified or not.
     pub(crate) fn has(&self, digest: Digest) -> bool {
         self.shared.index().blobs.contains_key(&digest)
     }
 
-    /// Whether a pinned blob's file is still there, as long as it was; if not, the blob is forgotten.
+    /// Whether a pinned blob's file still exists with its length; if not, the store forgets the blob.
     pub(crate) fn still_has(&self, digest: Digest, pin: &Pin) -> bool {
         let is_there = fs::symlink_metadata(&pin.path).is_ok_and(|meta| meta.is_file() && meta.len() == pin.size_bytes);
         if !is_there {
@@ -208,24 +208,24 @@ impl BlobStore {
         is_there
     }
 
-    /// Room in the quota for `size_bytes` that are about to be written elsewhere.
+    /// Reserves room in the quota for `size_bytes` that are about to be written elsewhere.
     pub(crate) fn room(&self, size_bytes: u64) -> Result<Room, BlobError> {
         self.shared.reserve(size_bytes)
     }
 
-    /// Counts what lies on the disk already, whether there is room for it or not.
+    /// Counts bytes that are on disk already, even beyond the quota.
     pub(crate) fn occupy(&self, size_bytes: u64) -> Room {
         self.shared.index().reserved_bytes += size_bytes;
         Room { shared: self.shared.clone(), bytes: size_bytes }
     }
 
-    /// Makes room for `size_bytes`, and a name for the file that will take it.
+    /// Reserves room for `size_bytes`, and a name for the file that will hold them.
     pub(crate) fn spool(&self, size_bytes: u64) -> Result<Spooled, BlobError> {
         let room = self.shared.reserve(size_bytes)?;
         Ok(Spooled::new(self.shared.new_tmp(), room))
     }
 
-    /// Takes a file into the store that is whole, on the disk, and was found to have this digest.
+    /// Moves a file into the store. The caller has found it complete, synced, and of this digest.
     pub(crate) fn adopt(&self, file: Spooled, digest: Digest) -> Result<Pin, BlobError> {
         let path = self.shared.path(digest);
         let folder = path.parent().expect("invariant: a blob's path has a folder");
@@ -239,7 +239,7 @@ impl BlobStore {
         let mut index = self.shared.index();
         index.uses += 1;
         let uses = index.uses;
-        // Two clients may have sent the same model at the same time: the second file has then replaced its equal.
+        // Two clients may have sent the same model at once: then the second file has replaced an equal one.
         let mut is_new = false;
         let blob = index.blobs.entry(digest).or_insert_with(|| {
             is_new = true;
@@ -254,7 +254,7 @@ impl BlobStore {
         Ok(pin)
     }
 
-    /// Free space in the store's file system.
+    /// Free bytes in the store's file system.
     pub(crate) fn disk_free_bytes(&self) -> u64 {
         free_bytes(&self.shared.dir).unwrap_or(0)
     }
@@ -265,13 +265,13 @@ impl Shared {
         self.index.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Names never come from the wire: they are made from the digest's bytes.
+    /// Path of a blob. Made from the digest's bytes, never from a name of a peer.
     fn path(&self, digest: Digest) -> PathBuf {
         let name = digest.to_string();
         self.dir.join(&name[..2]).join(name)
     }
 
-    /// Promises room. Evicts only if that is enough: a blob that cannot fit throws nothing out.
+    /// Reserves room. Evicts only if that is enough: a blob that cannot fit evicts nothing.
     fn reserve(self: &Arc<Self>, size_bytes: u64) -> Result<Room, BlobError> {
         let mut index = self.index();
         let evictable_bytes: u64 = index.blobs.values().filter(|b| !b.is_pinned()).map(|b| b.size_bytes).sum();
@@ -306,8 +306,8 @@ impl Shared {
         trash
     }
 
-    /// Takes a blob and its name away. Its file, which may take its time to go, is deleted when what this gives is dropped:
-    /// not while others wait for the index.
+    /// Removes a blob and its name. Dropping the returned value deletes the file, which may be slow: do it after the
+    /// index is unlocked.
     fn forget(&self, index: &mut Index, digest: Digest) -> Option<Trash> {
         let blob = index.blobs.remove(&digest)?;
         index.used_bytes -= blob.size_bytes;
@@ -321,14 +321,14 @@ impl Shared {
         }
     }
 
-    /// A name that no other file has.
+    /// A path in `tmp` that no other file has.
     fn new_tmp(&self) -> PathBuf {
         let number = self.next_tmp.fetch_add(1, Ordering::Relaxed);
         self.dir.join("tmp").join(number.to_string())
     }
 }
 
-/// The file of what was a blob. Deleted when dropped.
+/// The file of a removed blob. Dropping it deletes the file.
 struct Trash(PathBuf);
 
 impl Drop for Trash {
@@ -339,7 +339,7 @@ impl Drop for Trash {
     }
 }
 
-/// Finds the blobs of an earlier life. Anything else in the folder is not ours to keep.
+/// Indexes the blobs of an earlier life. Anything else in the folder is left alone.
 fn scan(dir: &Path) -> io::Result<Index> {
     let mut found: Vec<(SystemTime, Digest, u64)> = Vec::new();
     for folder in fs::read_dir(dir)? {
@@ -370,7 +370,7 @@ fn scan(dir: &Path) -> io::Result<Index> {
     Ok(index)
 }
 
-/// Reads a blob as it lies on the disk. Also notes its use in the file's time, for the order after the next start.
+/// Hashes a blob on disk. Also notes its use in the file's time, for the eviction order after the next start.
 fn verify(path: &Path, digest: Digest, size_bytes: u64) -> Result<(), String> {
     let mut file = open_no_link(path).map_err(|error| error.to_string())?;
     let meta = file.metadata().map_err(|error| error.to_string())?;
@@ -381,7 +381,7 @@ fn verify(path: &Path, digest: Digest, size_bytes: u64) -> Result<(), String> {
         return Err(format!("{} bytes, not {size_bytes}", meta.len()));
     }
     let mut hasher = blake3::Hasher::new();
-    // As large as the second-level cache of small machines.
+    // The size of the second-level cache of small machines.
     let mut buffer = vec![0; 256 * 1024];
     loop {
         match file.read(&mut buffer).map_err(|error| error.to_string())? {

@@ -1,5 +1,5 @@
-//! From the command line to settings that can be relied on. Everything that can be wrong is found here, before anything
-//! is started, and said in one line.
+//! Turns the command line into checked settings. All mistakes are found here, before anything starts, and reported in
+//! one line.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -14,16 +14,16 @@ use proto_msgs::{
 
 use crate::args::{EngineChoice, RunArgs};
 
-/// Heartbeats faster than this only make heat.
+/// Shortest interval between heartbeats; a shorter one only makes heat.
 const HEARTBEAT_MIN: Duration = Duration::from_millis(50);
 
-/// What a broker accepts.
+/// Longest interval between heartbeats that a broker accepts.
 const HEARTBEAT_MAX: Duration = Duration::from_millis(HEARTBEAT_MS_MAX as u64);
 
-/// Space for blobs if nobody says otherwise and the disk is large.
+/// Default quota for blobs on a large disk.
 pub(crate) const QUOTA_DEFAULT_BYTES: u64 = 10 << 30;
 
-/// Settings.
+/// The worker's settings, checked and complete.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) broker: String,
@@ -33,11 +33,11 @@ pub(crate) struct Config {
     pub(crate) name: String,
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) heartbeat: Duration,
-    /// In the order of the lanes.
+    /// Slots per lane, in the order of the lanes.
     pub(crate) slots: [u16; 2],
     pub(crate) device_map: Vec<i16>,
     pub(crate) device_width: u16,
-    /// Items of one packed batch.
+    /// Most items in one packed batch.
     pub(crate) pack_max: u16,
     pub(crate) headroom: Headroom,
     pub(crate) engine: EngineChoice,
@@ -50,12 +50,12 @@ pub(crate) struct Config {
     pub(crate) run_limit: Duration,
     pub(crate) drain_wait: Duration,
     pub(crate) keep_results: Duration,
-    /// Where to listen; `None`: nowhere.
+    /// Endpoint to listen on; `None` to listen nowhere.
     pub(crate) data_bind: Option<String>,
     pub(crate) advertise: Vec<String>,
 }
 
-/// What is wrong with the settings.
+/// Why the settings are not usable.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
     #[error("--{flag} {value}: {reason}")]
@@ -69,7 +69,7 @@ pub(crate) enum ConfigError {
 }
 
 impl Config {
-    /// Checks what was given and fills in what was not.
+    /// Checks the given settings and fills in defaults.
     pub(crate) fn new(args: RunArgs) -> Result<Self, ConfigError> {
         let (host, _) = address::parts(&args.broker)
             .filter(|_| address::can_be_dialled(&args.broker))
@@ -130,10 +130,10 @@ impl Config {
         })
     }
 
-    /// Where clients are told to connect, given where the door really listens.
+    /// The endpoints announced to clients, given the endpoint that the door listens on.
     pub(crate) fn endpoints(&self, bound: Option<&str>) -> Vec<String> {
         let Some((_, port)) = bound.and_then(address::parts) else { return Vec::new() };
-        // The host as it was given: what the system makes of it may be written in a form that few understand.
+        // The host as it was given: the system's form of it may be hard to read for people.
         let Some((host, _)) = self.data_bind.as_deref().and_then(address::parts) else { return Vec::new() };
         if !self.advertise.is_empty() {
             return self.advertise.iter().map(|told| address::advertised(told, port)).collect();
@@ -141,13 +141,13 @@ impl Config {
         if !matches!(host, "0.0.0.0" | "[::]" | "*") {
             return vec![format!("tcp://{host}:{port}")];
         }
-        // The address by which this machine reaches the broker is the one by which it is most likely reached.
+        // Clients most likely reach this machine by the address from which it reaches the broker.
         let own = address::own_towards(&self.broker);
         vec![own.map_or_else(|| format!("tcp://{}:{port}", self.name), |own| address::of_ip(own, port))]
     }
 }
 
-/// Half of the slots for each lane, an odd one for the batch lane, whose idle slots both may use.
+/// Slots per lane: half each, an odd one for the batch lane, whose idle slots both lanes may use.
 fn slots_of_lanes(args: &RunArgs) -> Result<[u16; 2], ConfigError> {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(SLOTS_MAX) as u16);
     let slots = args.slots.unwrap_or(cores);

@@ -142,8 +142,8 @@ pub(crate) struct SocketFolder {
 }
 
 impl SocketFolder {
-    /// Makes a folder in `runners`. Only the worker's user can enter `runners`, so the folder may be open to the
-    /// runner's.
+    /// Makes a folder in `runners`. Only the worker's user can enter `runners`, so the folder itself is open to all
+    /// users.
     pub(crate) fn create(runners: &Path, number: u64, alive: mpsc::Sender<()>) -> Result<Self, Failure> {
         let path = runners.join(number.to_string());
         let made = fs::create_dir(&path).and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o777)));

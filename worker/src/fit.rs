@@ -1,28 +1,28 @@
-//! Fits what a client sent to what a model wants: names, element types, shapes. A raw file says only how long it is; the
-//! model's own shape says the rest. What does not fit is refused here, before the model sees a byte.
+//! Fits a client's inputs to the model's: names, element types, shapes. A raw file only has a length; the model's shape
+//! says the rest. Inputs that do not fit are refused here, before the model sees a byte.
 
 use proto_msgs::{DType, ErrorCode, Failure, InputDecl};
 
-/// An input or output as the model declares it.
+/// An input of a model, as the model declares it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct TensorMeta {
     pub(crate) name: String,
     pub(crate) dtype: DType,
-    /// -1 where any length will do.
+    /// Length of each dimension; -1 for any length.
     pub(crate) shape: Vec<i64>,
 }
 
-/// An input ready for the model.
+/// A client's input, fitted to the model.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Fitted {
     pub(crate) name: String,
     pub(crate) dtype: DType,
     pub(crate) shape: Vec<u64>,
-    /// Which of the client's inputs it is.
+    /// Index of the input among the client's inputs.
     pub(crate) index: usize,
 }
 
-/// Finds for each of the client's inputs its place in the model.
+/// Finds the place in the model for each of the client's inputs.
 pub(crate) fn fit(model: &[TensorMeta], inputs: &[InputDecl]) -> Result<Vec<Fitted>, Failure> {
     if inputs.len() > model.len() {
         return Err(mismatch(format!("the model takes {}, {} were given", describe_all(model), inputs.len())));
@@ -46,7 +46,7 @@ pub(crate) fn fit(model: &[TensorMeta], inputs: &[InputDecl]) -> Result<Vec<Fitt
         let index = place?;
         Some(fit_one(meta, &inputs[index], index))
     });
-    // Inputs left out may have defaults in the model: the runner knows.
+    // Missing inputs may have defaults in the model: the runner checks that.
     fitted.collect()
 }
 
@@ -75,7 +75,7 @@ fn check_shape(meta: &TensorMeta, shape: &[u64], size_bytes: u64) -> Result<Vec<
     Ok(shape.to_vec())
 }
 
-/// The shape that makes `size_bytes` right: with one length open, that is a division; with more there is no telling.
+/// The shape that matches `size_bytes`: a division if one length is open, an error if several are.
 fn infer_shape(meta: &TensorMeta, size_bytes: u64) -> Result<Vec<u64>, Failure> {
     let got = || wrong(meta, &format!("{size_bytes} bytes"));
     let unclear = |why: &str| {

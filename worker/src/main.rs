@@ -5,7 +5,8 @@
 //! ```text
 //!   main thread   control.rs   machine, broker's connection, clock: never held up
 //!   probe thread  probe.rs     measures
-//!   runtime       desk.rs      carries out: links.rs, receive.rs; batch.rs -> pool.rs -> engine.rs, oip.rs; blobs.rs, keep.rs
+//!   runtime       desk.rs      carries out: links.rs, receive.rs; batch.rs -> pool.rs -> engine.rs, oip.rs;
+//!                                          blobs.rs, keep.rs
 //! ```
 //!
 //! Where to begin: `control.rs`, then `desk.rs`.

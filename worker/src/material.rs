@@ -1,6 +1,6 @@
-//! What one attempt runs on and what its runs gave: inputs, models, and for each stage the outputs of each item.
+//! The material of one attempt: inputs, models, and for each stage the outputs of each item.
 //!
-//! Owns their keeping between batches. Shared by the desk and the batches that have rows of the attempt; whoever comes last
+//! Owns this data between batches. The desk and the batches with rows of the attempt share it; the last to drop it
 //! frees it. Never: when something runs.
 //!
 //! ```text
@@ -27,34 +27,34 @@ use crate::{
     rows::{bytes_of_items, common_shape, fit_items},
 };
 
-/// Results up to this size are put together where they are asked for; larger ones by a thread that may block.
+/// Results up to this size are joined where they are asked for; larger ones on a blocking thread.
 const JOIN_AT_ONCE_BYTES_MAX: u64 = 256 * 1024;
 
-/// An attempt's material.
+/// Inputs, models and outputs of one attempt.
 #[derive(Debug)]
 pub(crate) struct Material {
     pub(crate) order: Order,
     inputs: Vec<Payload>,
     _inputs_memory: MemoryShare,
-    /// By stage; `None` if it must be looked for again, after a restart.
+    /// The model of each stage; `None` if it must be looked up again, after a restart.
     models: Mutex<Vec<Option<Pin>>>,
     made: Mutex<Made>,
-    /// All rows of the last stage, once they are there.
+    /// The joined rows of the last stage, once all exist.
     result: OnceLock<Result<Vec<Output>, Failure>>,
-    /// A batch with rows of it was begun in this life.
+    /// Whether a batch with rows of the attempt began in this life.
     begun: AtomicBool,
 }
 
-/// What the runs gave so far.
+/// Outputs of the runs so far.
 #[derive(Debug)]
 struct Made {
-    /// By stage and item. Of an item that has passed the next stage nothing is kept.
+    /// Outputs by stage and item. Dropped once the item has passed the next stage.
     stages: Vec<Vec<Option<Vec<Tensor>>>>,
     memory: MemoryShare,
 }
 
 impl Material {
-    /// Everything has arrived.
+    /// The material of an attempt whose inputs have arrived.
     pub(crate) fn new(order: Order, inputs: Inputs, memory: &MemoryUse) -> Self {
         let stages = order.manifest.then.len() + 1;
         let items = order.manifest.items as usize;
@@ -77,35 +77,35 @@ impl Material {
         }
     }
 
-    /// The file of a stage's model, if it is still held. Blocks when it is used first after a restart.
+    /// The file of a stage's model, if still held. Blocks at the first use after a restart.
     pub(crate) fn pin(&self, stage: u8, store: &BlobStore) -> Option<Pin> {
         let digest = self.model(stage)?.digest;
         let held = locked(&self.models).get(usize::from(stage)).cloned().flatten();
         held.or_else(|| store.pin(digest))
     }
 
-    /// Whether nothing must be read from a disk to have a stage's model.
+    /// Whether a stage's model is pinned, so that no disk is read.
     pub(crate) fn has_pin(&self, stage: u8) -> bool {
         locked(&self.models).get(usize::from(stage)).is_some_and(Option::is_some)
     }
 
-    /// Says once that a run begins.
+    /// Marks that a run begins; true only the first time.
     pub(crate) fn begins(&self) -> bool {
         !self.begun.swap(true, Ordering::Relaxed)
     }
 
-    /// Whether a run was begun and there is no result yet.
+    /// Whether a run began and there is no result yet.
     pub(crate) fn is_under_way(&self) -> bool {
         self.begun.load(Ordering::Relaxed) && self.result.get().is_none()
     }
 
-    /// Fits one item of these rows to the stage's model. All of them fit if one does: they come from equal runs.
+    /// Fits one item to the stage's model. At stage 0 all items fit if one does; later stages may differ by item.
     pub(crate) fn fit(&self, stage: u8, item: u32, model: &[TensorMeta]) -> Result<Vec<Fitted>, Failure> {
         if stage == 0 {
             return fit_items(model, &self.order.manifest.inputs, self.order.manifest.items);
         }
         let outputs = self.made_before(stage, item);
-        // By name if the next model has all the names that it wants, else by place.
+        // By name if the outputs have all names that the model needs, else by place.
         let by_name = model.iter().all(|meta| outputs.iter().any(|output| output.name == meta.name));
         let declare = |output: &Tensor| InputDecl {
             name: by_name.then(|| output.name.clone()),
@@ -131,7 +131,7 @@ impl Material {
         Ok(fitted)
     }
 
-    /// One input of some items, piece by piece.
+    /// One input of the items `rows`, in pieces.
     pub(crate) fn pieces(&self, stage: u8, rows: &Range<u32>, input: usize) -> Vec<Payload> {
         if stage == 0 {
             let items = self.order.manifest.items;
@@ -153,12 +153,12 @@ impl Material {
         outputs.cloned().flatten().unwrap_or_default()
     }
 
-    /// Whether outputs of so many bytes may stay in memory beside those that are there.
+    /// Whether outputs of `size_bytes` may stay in memory beside the present ones.
     pub(crate) fn has_memory_for(&self, size_bytes: u64) -> bool {
         locked(&self.made).memory.has_room_for(size_bytes)
     }
 
-    /// Keeps the outputs of these items, and frees what they were made from.
+    /// Keeps the outputs of these items, and frees the outputs they were made from.
     pub(crate) fn store(&self, stage: u8, rows: Range<u32>, outputs: Vec<Vec<Tensor>>) {
         let mut made = locked(&self.made);
         let stage = usize::from(stage);
@@ -175,8 +175,8 @@ impl Material {
         made.memory.change(bytes);
     }
 
-    /// Puts the result together if all rows have passed the last stage. Done by the batch that brings the last ones, before
-    /// it says that it has ended, so that the result is there when the machine asks for it.
+    /// Joins the result if all rows have passed the last stage. The batch with the last rows does this before it ends,
+    /// so that the result exists when the machine asks for it.
     pub(crate) async fn join_if_complete(self: &std::sync::Arc<Self>, store: &BlobStore) {
         let Some(items) = self.take_complete() else { return };
         let size_bytes = items.iter().flatten().map(|output| output.payload.size_bytes()).sum::<u64>();
@@ -191,15 +191,15 @@ impl Material {
         }
     }
 
-    /// The outputs of all items once all are there. Only one of the batches that look at the same time gets them: the look
-    /// and the taking are one step, and what was taken leaves nothing that looks complete.
+    /// Takes the outputs of all items once all exist. Only one of several batches gets them: the check and the taking
+    /// are one step, and what remains does not look complete.
     fn take_complete(&self) -> Option<Vec<Vec<Tensor>>> {
         let mut made = locked(&self.made);
         let last = made.stages.last_mut().filter(|items| !items.is_empty() && items.iter().all(Option::is_some))?;
         Some(std::mem::take(last).into_iter().flatten().collect())
     }
 
-    /// The result, if all rows are there.
+    /// The joined result, if all rows exist.
     pub(crate) fn result(&self) -> Option<&Result<Vec<Output>, Failure>> {
         self.result.get()
     }
@@ -210,7 +210,7 @@ fn memory_bytes(outputs: &[Tensor]) -> u64 {
     in_memory.map(|output| output.payload.size_bytes()).sum()
 }
 
-/// The outputs of all items, one behind the other. No items are no result: nobody may take that for an empty one.
+/// Joins the outputs of all items in order. No items are an error: nobody may take them for an empty result.
 fn join(items: &[Vec<Tensor>], store: &BlobStore) -> Result<Vec<Output>, Failure> {
     let lost = || Failure::new(ErrorCode::WorkerLost, "the worker lost the outputs of this task");
     let count = items.first().ok_or_else(lost)?.len();
@@ -224,7 +224,7 @@ fn join(items: &[Vec<Tensor>], store: &BlobStore) -> Result<Vec<Output>, Failure
     outputs.collect()
 }
 
-/// The pieces in one: the only piece itself, else a copy in memory or, if there is much of it, in a file.
+/// Joins pieces: a single piece as it is, else a copy in memory or, if large, in a file.
 fn joined(pieces: &[Payload], store: &BlobStore) -> Result<(Payload, Digest), Failure> {
     let io = |error| Failure::from(BlobError::Io(error));
     let size_bytes = pieces.iter().map(Payload::size_bytes).sum::<u64>();
@@ -246,7 +246,7 @@ fn joined(pieces: &[Payload], store: &BlobStore) -> Result<(Payload, Digest), Fa
     }
     let mut file = store.spool(size_bytes)?.create()?;
     for piece in pieces {
-        // Of a file a little at a time: it is a file because there is much of it.
+        // Block by block: a file may be too large for memory.
         for start in (0..piece.size_bytes()).step_by(JOIN_AT_ONCE_BYTES_MAX as usize) {
             file.write(&piece.slice(start..start + JOIN_AT_ONCE_BYTES_MAX).read().map_err(io)?)?;
         }

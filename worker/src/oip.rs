@@ -1,6 +1,6 @@
-//! Talks to a runner: the Open Inference Protocol v2 over HTTP/1.1 on a Unix socket, tensors as raw bytes both ways.
+//! The client of a runner: Open Inference Protocol v2 over HTTP/1.1 on a Unix socket, tensors as raw bytes both ways.
 //!
-//! What a runner answers is not trusted: every length is checked before anything is kept.
+//! A runner's answers are not trusted: every length is checked before anything is kept.
 
 mod body;
 
@@ -32,10 +32,10 @@ use crate::{
 /// Name under which every runner serves its model.
 const MODEL: &str = "model";
 
-/// How many bytes of the body are JSON; tensors follow.
+/// Header with the length of the JSON at the start of the body; tensors follow it.
 const JSON_LENGTH_HEADER: &str = "inference-header-content-length";
 
-/// Bytes of JSON in an answer: names, types and shapes of as many tensors as there may be.
+/// Most bytes of JSON in an answer: names, types and shapes of the largest number of tensors.
 const JSON_BYTES_MAX: u64 = 1 << 20;
 
 /// A connection to one runner. One request at a time.
@@ -43,18 +43,18 @@ pub(crate) struct Session {
     sender: SendRequest<RequestBody>,
 }
 
-/// Why there is no answer.
+/// Why a request to a runner failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AskError {
-    /// The runner answered that it cannot.
+    /// The runner answered with an error.
     #[error(transparent)]
     Refused(#[from] Failure),
-    /// The connection ended: the runner has, too.
+    /// The connection ended, and so did the runner.
     #[error("connection to the runner: {0}")]
     Broken(#[from] hyper::Error),
 }
 
-/// What came out of a run, of one item or of several.
+/// One output of a call, for one item or several.
 #[derive(Clone, Debug)]
 pub(crate) struct Tensor {
     pub(crate) name: String,
@@ -64,14 +64,14 @@ pub(crate) struct Tensor {
 }
 
 impl Tensor {
-    /// Makes its bytes independent of those that came with it.
+    /// Copies the bytes out of the memory that they share with other outputs.
     pub(crate) fn detach(&mut self) {
         let payload = std::mem::replace(&mut self.payload, Payload::Memory(Bytes::new()));
         self.payload = payload.detached();
     }
 }
 
-/// An input as one request gives it: its pieces stand one behind the other.
+/// One input of a request. Its pieces follow one another.
 #[derive(Debug)]
 pub(crate) struct Given {
     pub(crate) name: String,
@@ -86,19 +86,19 @@ impl Given {
     }
 }
 
-/// An output of a task.
+/// One output of a task, over all items.
 #[derive(Clone, Debug)]
 pub(crate) struct Output {
     pub(crate) name: String,
     pub(crate) dtype: DType,
-    /// Of one item's.
+    /// Shape of one item's output.
     pub(crate) shape: Vec<u64>,
     pub(crate) digest: Digest,
     pub(crate) payload: Payload,
 }
 
 impl Output {
-    /// As the client is told of it.
+    /// The declaration of the output for the client.
     pub(crate) fn declaration(&self) -> OutputDecl {
         OutputDecl {
             name: self.name.clone(),
@@ -169,12 +169,12 @@ struct ErrorJson {
 impl Session {
     /// Connects to the socket in `folder`.
     pub(crate) async fn connect(folder: &SocketFolder) -> io::Result<Self> {
-        // By way of the opened folder, because the path of a socket must be shorter than a state folder may be.
+        // Through the opened folder: a socket's path must be shorter than the path of a state folder may be.
         let opened = File::open(folder.path())?;
         let path = format!("/proc/self/fd/{}/{SOCKET_NAME}", opened.as_raw_fd());
         let stream = UnixStream::connect(path).await?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        // Ends with the sender, or with the runner; its error reaches whoever waits for an answer.
+        // This task ends with the sender or the runner; the request in progress gets its error.
         tokio::spawn(async move { drop(connection.await) });
         Ok(Self { sender })
     }
@@ -187,7 +187,7 @@ impl Session {
         Ok(is_ready)
     }
 
-    /// What the model takes.
+    /// Asks for the inputs of the model.
     pub(crate) async fn inputs(&mut self) -> Result<Vec<TensorMeta>, AskError> {
         let answer = self.ask(Method::GET, &format!("/v2/models/{MODEL}"), RequestBody::empty(), None).await?;
         let answer = successful(answer).await?;
@@ -201,7 +201,7 @@ impl Session {
         Ok(inputs.collect::<Result<_, Failure>>()?)
     }
 
-    /// Runs the model. Outputs that `stays` does not want in memory go to files of `store`.
+    /// Runs the model once. Outputs that `stays` rejects go to files of `store` instead of memory.
     pub(crate) async fn infer(
         &mut self,
         inputs: Vec<Given>,
@@ -252,7 +252,7 @@ impl Session {
     }
 }
 
-/// The request's JSON length and its whole body.
+/// The length of the request's JSON, and the whole body.
 fn infer_request(inputs: Vec<Given>) -> (usize, RequestBody) {
     let json = InferJson {
         inputs: inputs
@@ -272,7 +272,7 @@ fn infer_request(inputs: Vec<Given>) -> (usize, RequestBody) {
     (length, RequestBody::new(std::iter::once(Payload::Memory(Bytes::from(json))).chain(tensors)))
 }
 
-/// Lengths and shapes must agree, so that nobody behind this has to doubt them.
+/// Checks that lengths and shapes agree, so that later code can rely on them.
 fn check_outputs(outputs: &[OutputJson], total_bytes: u64) -> Result<(), Failure> {
     if outputs.len() > TENSORS_MAX {
         return Err(nonsense("more outputs than a model may have"));
@@ -290,7 +290,7 @@ fn check_outputs(outputs: &[OutputJson], total_bytes: u64) -> Result<(), Failure
     if sum_bytes == total_bytes { Ok(()) } else { Err(nonsense("outputs longer or shorter than the answer")) }
 }
 
-/// The answer if it is one, else what the runner says is wrong.
+/// The answer if it is a success, else the runner's error.
 async fn successful(answer: Response<Incoming>) -> Result<Response<Incoming>, AskError> {
     let status = answer.status();
     if status.is_success() {

@@ -16,17 +16,17 @@ use bytes::Bytes;
 
 use crate::blobs::Spooled;
 
-/// Inputs, or outputs, of one attempt stay in memory up to this size together: a photo does, a film does not.
+/// Most bytes of one attempt's inputs, or outputs, that stay in memory together: a photo does, a film does not.
 pub(crate) const MEMORY_BYTES_MAX: u64 = 4 << 20;
 
-/// What all attempts together keep in memory. Clones share the count.
+/// Memory that the payloads of all attempts use together. Clones share the count.
 #[derive(Clone, Debug)]
 pub(crate) struct MemoryUse {
     used_bytes: Arc<AtomicU64>,
     max_bytes: u64,
 }
 
-/// What the inputs, or the outputs, of one attempt have of it. Given back when dropped.
+/// The part of [`MemoryUse`] that one attempt's inputs, or outputs, use. Given back when dropped.
 #[derive(Debug)]
 pub(crate) struct MemoryShare {
     of: MemoryUse,
@@ -34,25 +34,25 @@ pub(crate) struct MemoryShare {
 }
 
 impl MemoryUse {
-    /// Nothing is kept yet.
+    /// A count of 0 with a limit of `max_bytes`.
     pub(crate) fn new(max_bytes: u64) -> Self {
         Self { used_bytes: Arc::default(), max_bytes }
     }
 
-    /// For an attempt that keeps nothing yet.
+    /// An empty share, for an attempt that keeps nothing yet.
     pub(crate) fn share(&self) -> MemoryShare {
         MemoryShare { of: self.clone(), bytes: 0 }
     }
 }
 
 impl MemoryShare {
-    /// Whether so much more may be kept in memory.
+    /// Whether `size_bytes` more may be kept in memory.
     pub(crate) fn has_room_for(&self, size_bytes: u64) -> bool {
         let all = self.of.used_bytes.load(Ordering::Relaxed);
         self.bytes.saturating_add(size_bytes) <= MEMORY_BYTES_MAX && all.saturating_add(size_bytes) <= self.of.max_bytes
     }
 
-    /// Whether so much more may be kept in memory; if so, it is counted.
+    /// Whether `size_bytes` more may be kept in memory; if so, counts them.
     pub(crate) fn take(&mut self, size_bytes: u64) -> bool {
         let has_room = self.has_room_for(size_bytes);
         if has_room {
@@ -61,14 +61,14 @@ impl MemoryShare {
         has_room
     }
 
-    /// From now on it is so much. Rounds of the limit by what runs at the same time are small and pass.
+    /// Sets the share to `bytes`. Concurrent changes may exceed the limit slightly, for a short time.
     pub(crate) fn change(&mut self, bytes: u64) {
         self.of.used_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.of.used_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         self.bytes = bytes;
     }
 
-    /// How much it is.
+    /// Bytes of the share.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -80,32 +80,32 @@ impl Drop for MemoryShare {
     }
 }
 
-/// Where the bytes are. Clones share them.
+/// The bytes of one input or output, in memory or in a file. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) enum Payload {
-    /// Here.
+    /// The bytes are in memory.
     Memory(Bytes),
-    /// In this file.
+    /// The bytes are in a file.
     File {
-        /// Where.
+        /// Path of the file.
         path: PathBuf,
-        /// Where in the file they begin: 0 but for slices.
+        /// Start of the bytes in the file: 0 except for slices.
         offset: u64,
-        /// Their number: the file's length but for slices.
+        /// Number of bytes: the file's length except for slices.
         size_bytes: u64,
-        /// Deletes the file with the last clone; `None` if it is kept for a detached attempt.
+        /// Deletes the file with the last clone; `None` if the file belongs to a detached attempt.
         owner: Option<Arc<Spooled>>,
     },
 }
 
 impl Payload {
-    /// The file's, which is deleted with the last clone.
+    /// The content of a file, which is deleted with the last clone.
     pub(crate) fn spooled(file: Spooled) -> Self {
         let (path, size_bytes) = (file.path().to_owned(), file.size_bytes());
         Self::File { path, offset: 0, size_bytes, owner: Some(Arc::new(file)) }
     }
 
-    /// Their number.
+    /// Number of bytes.
     pub(crate) fn size_bytes(&self) -> u64 {
         match self {
             Self::Memory(bytes) => bytes.len() as u64,
@@ -113,7 +113,7 @@ impl Payload {
         }
     }
 
-    /// The file's owner, if they are in one that goes with its last owner.
+    /// The owner that deletes the file, if there is one.
     pub(crate) fn owner(&self) -> Option<Arc<Spooled>> {
         match self {
             Self::Memory(_) => None,
@@ -121,7 +121,7 @@ impl Payload {
         }
     }
 
-    /// Some of the bytes, without copying them. What lies beyond the end is left out.
+    /// A range of the bytes, without a copy. What lies beyond the end is left out.
     pub(crate) fn slice(&self, range: Range<u64>) -> Self {
         let end = range.end.min(self.size_bytes());
         let start = range.start.min(end);
@@ -133,7 +133,7 @@ impl Payload {
         }
     }
 
-    /// The same bytes in memory of their own, if they are in memory that others may hold on to.
+    /// A copy of bytes in memory, so that they do not share memory with others; files stay as they are.
     pub(crate) fn detached(self) -> Self {
         match self {
             Self::Memory(bytes) => Self::Memory(Bytes::copy_from_slice(&bytes)),
@@ -141,7 +141,7 @@ impl Payload {
         }
     }
 
-    /// All of them. Blocks if they are in a file.
+    /// Reads all bytes. Blocks if they are in a file.
     pub(crate) fn read(&self) -> io::Result<Bytes> {
         match self {
             Self::Memory(bytes) => Ok(bytes.clone()),

@@ -1,7 +1,7 @@
-//! Measures the machine: processor, memory, network, temperature, GPUs.
+//! The probe: measures processor, memory, network, temperature and GPUs of the machine.
 //!
-//! Runs on a thread of its own, because some sensors and drivers take their time. Never fails: what the system does not
-//! tell stays zero or `None`. Never asks for everything (`refresh_all` costs 8–16 ms, a sample here 0.2 ms).
+//! Runs on its own thread, because some sensors and drivers are slow. Never fails: a value that the system does not
+//! provide stays zero or `None`. Never refreshes everything (`refresh_all` costs 8–16 ms, a sample here 0.2 ms).
 
 mod gpu;
 
@@ -18,16 +18,16 @@ use sysinfo::{Components, Networks, System};
 
 use self::gpu::Gpus;
 
-/// Where the vendor's kernel of a Raspberry Pi shows its throttle bits, in hexadecimal. The folder differs by model.
+/// Files of a Raspberry Pi's vendor kernel with its throttle bits, in hexadecimal. The folder differs by model.
 const THROTTLE_FILES: [&str; 2] = [
     "/sys/devices/platform/soc/soc:firmware/get_throttled",
     "/sys/devices/platform/soc@107c000000/soc@107c000000:firmware/get_throttled",
 ];
 
-/// Sensors are asked this often: their values move slowly, and some take milliseconds to answer.
+/// Interval of sensor reads: values change slowly, and some sensors take milliseconds.
 const SENSORS_EVERY: Duration = Duration::from_secs(5);
 
-/// What is measured with, and what is remembered between two samples.
+/// The sources of measurements, and the state between two samples.
 pub(crate) struct Probe {
     state_dir: PathBuf,
     system: Option<System>,
@@ -39,21 +39,21 @@ pub(crate) struct Probe {
     last: Instant,
 }
 
-/// What does not change while the worker runs.
+/// Properties of the machine that do not change while the worker runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
-    /// Processors this process may use.
+    /// Processors that this process may use.
     pub(crate) cores: u32,
-    /// Memory this process may use: of the machine, or of the container it is in.
+    /// Bytes of memory that this process may use: of the machine, or of its container.
     pub(crate) memory_bytes: u64,
-    /// GPUs.
+    /// The machine's GPUs.
     pub(crate) gpus: Vec<Gpu>,
-    /// For people.
+    /// Name of the operating system, for people.
     pub(crate) os: String,
 }
 
 impl Probe {
-    /// Looks at what there is to measure. Disk space is that of `state_dir`'s file system.
+    /// Finds what can be measured. Disk space is that of `state_dir`'s file system.
     pub(crate) fn new(state_dir: PathBuf) -> Self {
         Self {
             state_dir,
@@ -67,7 +67,7 @@ impl Probe {
         }
     }
 
-    /// The machine as it is.
+    /// Measures the properties that do not change.
     pub(crate) fn machine(&mut self) -> Machine {
         let (memory_bytes, _) = self.memory_total_and_free_bytes();
         Machine {
@@ -78,7 +78,7 @@ impl Probe {
         }
     }
 
-    /// How busy the machine is now; rates are since the last call.
+    /// Measures the load. Rates cover the time since the last call.
     pub(crate) fn sample(&mut self) -> Load {
         let elapsed = self.last.elapsed();
         self.last = Instant::now();
@@ -101,7 +101,7 @@ impl Probe {
         let Some(system) = &mut self.system else { return 0 };
         system.refresh_cpu_usage();
         let percent = system.global_cpu_usage();
-        // Without /proc the library divides zero by zero.
+        // Without /proc, the library divides zero by zero.
         if percent.is_finite() { (percent * 10.0).clamp(0.0, 1000.0) as u16 } else { 0 }
     }
 
@@ -110,7 +110,7 @@ impl Probe {
         system.refresh_memory();
         let (total, available) = (system.total_memory(), system.available_memory());
         match system.cgroup_limits() {
-            // Inside a container the machine's size is not ours.
+            // Inside a container, the container's limit counts, not the machine's size.
             Some(limits) if limits.total_memory > 0 && limits.total_memory < total => {
                 (limits.total_memory, available.min(limits.free_memory))
             }
@@ -146,7 +146,7 @@ impl Probe {
     }
 }
 
-/// The way to have the next sample taken at once: when a model has arrived, the broker should know before the next task.
+/// Triggers the next sample at once: when a model has arrived, the broker should know before the next task.
 #[derive(Debug, Default)]
 pub(crate) struct Look {
     wanted: Mutex<bool>,
@@ -154,7 +154,7 @@ pub(crate) struct Look {
 }
 
 impl Look {
-    /// Ends the wait.
+    /// Ends the wait for the next sample.
     pub(crate) fn at_once(&self) {
         *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.now.notify_one();

@@ -38,7 +38,7 @@ const CREDIT_WAIT: Duration = Duration::from_secs(5);
 /// attempt would have ended within seconds: it is slow, and a second copy on the same line would slow it further.
 const OTHERS_WAIT: Duration = Duration::from_secs(600);
 
-/// What an attempt needs before it can run.
+/// The attempt whose models and inputs are received.
 #[derive(Clone, Debug)]
 pub(crate) struct Order {
     pub(crate) id: AttemptId,

@@ -1,5 +1,4 @@
-//! Items and rows: how the inputs of a task are cut into items, items laid together for one call, and what came out of it
-//! cut back.
+//! Items and rows: cuts a task's inputs into items, packs items together for one call, and cuts the outputs back.
 //!
 //! Owns the arithmetic. Never: bytes, models, runners.
 
@@ -12,7 +11,7 @@ use crate::{
     oip::Tensor,
 };
 
-/// Fits inputs that hold `items` items to the model. The shapes are those of one item.
+/// Fits inputs that hold `items` items to the model. Returns the shapes of one item.
 pub(crate) fn fit_items(model: &[TensorMeta], inputs: &[InputDecl], items: u32) -> Result<Vec<Fitted>, Failure> {
     if items == 1 {
         return fit(model, inputs);
@@ -24,13 +23,13 @@ pub(crate) fn fit_items(model: &[TensorMeta], inputs: &[InputDecl], items: u32) 
         Failure::new(failure.code, text)
     })?;
     match fitted.iter().find(|input| input.dtype.size_bytes().is_none()) {
-        // Nobody knows where one item's strings end.
+        // The end of one item's strings is unknown.
         Some(input) => Err(mismatch(format!("input '{}' takes strings: submit one item at a time", input.name))),
         None => Ok(fitted),
     }
 }
 
-/// One item of an input that holds several.
+/// Declaration of one item of an input that holds `items` items.
 fn single(index: usize, input: &InputDecl, items: u64) -> Result<InputDecl, Failure> {
     let named = || input.name.as_ref().map_or_else(|| format!("input {index}"), |name| format!("input '{name}'"));
     if !input.size_bytes.is_multiple_of(items) {
@@ -57,13 +56,13 @@ fn bytes_of(shape: &[u64], element_bytes: usize) -> Option<u64> {
     shape.iter().try_fold(element_bytes as u64, |product, dim| product.checked_mul(*dim))
 }
 
-/// Which bytes of an input that holds `items` items are those of some of them.
+/// The byte range of the items `rows` in an input that holds `items` items.
 pub(crate) fn bytes_of_items(size_bytes: u64, items: u32, rows: &Range<u32>) -> Range<u64> {
     let each = size_bytes / u64::from(items.max(1));
     each * u64::from(rows.start)..each * u64::from(rows.end)
 }
 
-/// Whether the model says that it takes any number of rows; if not, which input does not.
+/// Fails, with the input's name, unless the model takes any number of rows in every input.
 pub(crate) fn takes_many(model: &[TensorMeta], fitted: &[Fitted]) -> Result<(), String> {
     for input in fitted {
         let meta = model.iter().find(|meta| meta.name == input.name);
@@ -75,7 +74,7 @@ pub(crate) fn takes_many(model: &[TensorMeta], fitted: &[Fitted]) -> Result<(), 
     Ok(())
 }
 
-/// The shape of `items` items one behind the other.
+/// The shape of `items` items packed one behind the other.
 pub(crate) fn packed_shape(item: &[u64], items: u64) -> Vec<u64> {
     match item.split_first() {
         Some((first, rest)) => [&[first.saturating_mul(items)], rest].concat(),
@@ -83,7 +82,7 @@ pub(crate) fn packed_shape(item: &[u64], items: u64) -> Vec<u64> {
     }
 }
 
-/// Cuts what one call gave for `items` items into what it gave for each.
+/// Cuts the outputs of one call with `items` items into the outputs of each item.
 pub(crate) fn cut(outputs: &[Tensor], items: u32) -> Result<Vec<Vec<Tensor>>, Failure> {
     if items == 1 {
         return Ok(vec![outputs.to_vec()]);
@@ -109,7 +108,7 @@ pub(crate) fn cut(outputs: &[Tensor], items: u32) -> Result<Vec<Vec<Tensor>>, Fa
     Ok((0..items).map(of_item).collect())
 }
 
-/// The shape that an output has for each item: they must agree, so that they can stand one behind the other.
+/// The shape that an output has for every item. Fails if items differ: they could not be joined.
 pub(crate) fn common_shape<'a>(items: impl Iterator<Item = &'a Tensor>) -> Result<Vec<u64>, Failure> {
     let mut first: Option<&Tensor> = None;
     for item in items {

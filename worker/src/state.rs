@@ -1,6 +1,6 @@
-//! The state folder: whose it is, who uses it now, which life this is.
+//! The state folder: its worker, its lock, and the count of lives.
 //!
-//! Owns `lock`, `worker-id`, `epoch` and the names of the subfolders. Never what is inside them.
+//! Owns `lock`, `worker-id`, `epoch` and the names of the subfolders. Never: what is inside the subfolders.
 
 use std::{
     fs::{self, File},
@@ -13,13 +13,13 @@ use nix::fcntl::{Flock, FlockArg};
 use proto_msgs::{Epoch, WorkerId};
 use uuid::Uuid;
 
-/// The state folder of a running worker. While this lives, no second worker uses the folder.
+/// The locked state folder of a running worker. While this value lives, no second worker uses the folder.
 #[derive(Debug)]
 pub(crate) struct StateDir {
     root: PathBuf,
-    /// Stays across restarts.
+    /// The worker's id, which stays across restarts.
     pub(crate) worker: WorkerId,
-    /// One more than at the last start.
+    /// The epoch of this life: one more than at the last start.
     pub(crate) epoch: Epoch,
     _lock: Flock<File>,
 }
@@ -36,10 +36,10 @@ pub(crate) enum StateError {
 }
 
 impl StateDir {
-    /// Takes the folder into use: makes it if need be, locks it, and counts this start.
+    /// Opens the folder: creates it if needed, locks it, and counts this start.
     pub(crate) fn open(root: &Path) -> Result<Self, StateError> {
         make_private_dir(root)?;
-        // Absolute, because runners are started in folders of their own and engines resolve paths elsewhere.
+        // Absolute, because runners start in other folders and engines resolve paths elsewhere.
         let root = root.canonicalize().map_err(|error| io_error(root, error))?;
         let lock = lock(&root)?;
         let worker = read_or_make_id(&root.join("worker-id"))?;
@@ -47,33 +47,33 @@ impl StateDir {
         Ok(Self { root, worker, epoch, _lock: lock })
     }
 
-    /// The folder itself.
+    /// Path of the state folder.
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Models.
+    /// Folder of the blob store.
     pub(crate) fn blobs(&self) -> PathBuf {
         self.root.join("blobs")
     }
 
-    /// Detached attempts.
+    /// Folder of detached attempts.
     pub(crate) fn attempts(&self) -> PathBuf {
         self.root.join("attempts")
     }
 
-    /// Sockets of runners.
+    /// Folder of the runners' sockets.
     pub(crate) fn runners(&self) -> PathBuf {
         self.root.join("runners")
     }
 }
 
-/// Makes a folder that only this user can enter, with its parents.
+/// Creates a folder that only this user can enter, with its parents.
 pub(crate) fn make_private_dir(path: &Path) -> Result<(), StateError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| io_error(path, error))
 }
 
-/// Replaces a small file so that after a power cut either the old or the new content is there.
+/// Replaces a small file. After a power cut it has either the old or the new content.
 pub(crate) fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
@@ -83,7 +83,7 @@ pub(crate) fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
     sync_dir(path.parent().unwrap_or(Path::new("/")))
 }
 
-/// Makes renames and new files in a folder last through a power cut.
+/// Syncs a folder, so that renames and new files in it survive a power cut.
 pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }

@@ -1,4 +1,4 @@
-//! What everything that carries out orders shares.
+//! The tools that everything shares that carries out orders.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -17,22 +17,22 @@ use crate::{
     probe::Look,
 };
 
-/// Shared by the desk and its tasks.
+/// Stores, pool, link speed and channels, shared by the desk and its tasks.
 pub(crate) struct Tools {
     pub(crate) store: BlobStore,
-    /// Models that clients bring just now.
+    /// Models that attempts receive at present.
     pub(crate) coming: Coming,
-    /// What attempts keep in memory.
+    /// Memory that attempts use for payloads.
     pub(crate) memory: MemoryUse,
     pub(crate) pool: Pool,
     pub(crate) keep: Keep,
     pub(crate) link_speed: LinkSpeed,
-    /// Makes the probe look at once.
+    /// Triggers a sample of the probe at once.
     pub(crate) look: Look,
     pub(crate) transport: mesh_transport::Context,
-    /// What probes showed.
+    /// Output shapes that batch probes saw.
     pub(crate) proven: Proven,
-    /// To the machine.
+    /// Events for the machine.
     pub(crate) machine: mpsc::Sender<Event>,
 }
 
@@ -43,15 +43,15 @@ pub(crate) struct LinkSpeed {
 }
 
 impl LinkSpeed {
-    /// Less than this says more about the round trip than about the link.
+    /// Smallest transfer that counts: the speed of a smaller one shows the round trip, not the link.
     const BYTES_MIN: u64 = 1 << 20;
 
-    /// Bytes per second; 0 if nothing was seen.
+    /// Smoothed bytes per second; 0 before the first transfer.
     pub(crate) fn get(&self) -> u64 {
         self.bytes_per_s.load(Ordering::Relaxed)
     }
 
-    /// Takes a transfer into account.
+    /// Adds a transfer that took this long.
     pub(crate) fn saw(&self, bytes: u64, took: Duration) {
         if bytes < Self::BYTES_MIN {
             return;
@@ -59,13 +59,13 @@ impl LinkSpeed {
         self.told(bytes, (bytes as f64 / took.as_secs_f64().max(1e-6)) as u64);
     }
 
-    /// Takes a transfer into account whose speed was measured elsewhere.
+    /// Adds a transfer whose speed was measured elsewhere.
     pub(crate) fn told(&self, bytes: u64, now: u64) {
         if bytes < Self::BYTES_MIN || now == 0 {
             return;
         }
         let old = self.get();
-        // The latest counts a quarter: one transfer beside another says little.
+        // The latest transfer counts a quarter: one that shared its link says little.
         let smoothed = if old == 0 { now } else { old - old / 4 + now / 4 };
         self.bytes_per_s.store(smoothed, Ordering::Relaxed);
     }

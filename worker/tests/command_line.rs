@@ -1,11 +1,11 @@
-//! What the program says and how it ends when it cannot begin.
+//! Messages and exit codes of the program when it cannot start.
 
 use std::{
     path::Path,
     process::{Command, Output, Stdio},
 };
 
-/// As sysexits.h has it.
+/// EX_CONFIG of sysexits.h.
 const EXIT_CONFIG: i32 = 78;
 
 fn worker(state: &Path, args: &[&str]) -> Output {
@@ -50,7 +50,7 @@ fn a_second_worker_does_not_take_the_firsts_state() {
     let mut first = Command::new(env!("CARGO_BIN_EXE_mesh-worker"))
         .arg("--state-dir")
         .arg(home.path())
-        // Nobody listens there: the worker waits for its broker.
+        // No broker listens there: the worker waits for its broker.
         .args(["--engine", "process", "--runner", "/bin/true", "--broker", "tcp://127.0.0.1:1", "--log", "off"])
         .stdout(Stdio::null())
         .spawn()

@@ -1,4 +1,4 @@
-//! Whether a model's rows may run together: the same items one by one and in one call, compared.
+//! Probes whether a model's rows may run together: compares the same items run one by one and in one call.
 
 use std::{
     collections::HashMap,
@@ -16,31 +16,31 @@ use crate::{
     payload::Payload,
 };
 
-/// Models and shapes of which is remembered what a probe showed; the rest is forgotten together, and only loses a check.
+/// Pairs of model and shapes whose probe results are kept. At the limit all are forgotten, which only loses a check.
 const PROVEN_MAX: usize = 256;
 
-/// Items whose inputs and outputs are more than this together are not compared: they are read from a disk that others want,
-/// too, and a runner has them all at once in its memory. Rows of such a size gain little by a common call.
+/// Most bytes of inputs and outputs that a probe compares. More would be read from a disk that others need, too, and a
+/// runner holds it all in memory at once. Rows of this size gain little from a common call.
 const PROBE_BYTES_MAX: u64 = 256 << 20;
 
-/// An item whose inputs are larger than this together is not copied into memory to make another one of it.
+/// Most bytes of an item's inputs that are copied into memory to make a different item from them.
 const OTHER_BYTES_MAX: u64 = 16 << 20;
 
-/// Runs a probe: single runs, whose outputs are the answers, then one packed call.
+/// Runs a probe: single runs, whose outputs are the tasks' results, then one packed call.
 pub(super) async fn probe(
     mut calls: Calls<'_, '_>,
     chunks: &[Chunk],
     proven: &Proven,
 ) -> Result<(Vec<Outputs>, BatchTimes), Failure> {
     let outputs = calls.singly(chunks).await?;
-    // The first one may still warm something up.
+    // The first call may still warm something up.
     let counted = if calls.took.len() > 1 { &calls.took[1..] } else { &calls.took[..] };
     let single_us = counted.iter().copied().map(micros).sum::<u64>() / counted.len().max(1) as u64;
     let mut times = BatchTimes { run_us: calls.sum_us(), single_us: Some(single_us), ..BatchTimes::default() };
     let singles: Outputs = outputs.iter().flatten().cloned().collect();
     let alike = groups(chunks);
     let [alike] = &alike[..] else {
-        // Items of several shapes never go into one call.
+        // Items of different shapes never go into one call.
         times.equal = Some(Equality::Inconclusive);
         return Ok((outputs, times));
     };
@@ -69,7 +69,7 @@ pub(super) async fn probe(
         }
         Err(failure) => match failure.code {
             ErrorCode::RunTimeout => Equality::Inconclusive,
-            // Cut to items: the call itself went well.
+            // The call itself succeeded; its outputs could not be cut into items.
             ErrorCode::RunProtocol if times.packed_us.is_some() => Equality::Differs,
             _ => Equality::Unsupported,
         },
@@ -78,13 +78,13 @@ pub(super) async fn probe(
     Ok((outputs, times))
 }
 
-/// An item that nobody sent, for a probe whose items are all the same: mixed-up rows would not show among them.
+/// A made-up item, for a probe whose items are all equal: swapped rows would not show among equal ones.
 struct Other {
     inputs: Vec<Payload>,
     outputs: Vec<Tensor>,
 }
 
-/// Makes another item of the first one. `None` if the model does not, or if it makes no difference.
+/// Makes a different item from the first one. `None` if the model fails on it, or gives the same outputs.
 async fn another(calls: &mut Calls<'_, '_>, chunk: &Chunk, single: &[Tensor]) -> Option<Other> {
     let first = Chunk { part: chunk.part, rows: chunk.rows.start..chunk.rows.start + 1, fitted: chunk.fitted.clone() };
     let mut given = calls.batch.given(&[&first]);
@@ -107,9 +107,9 @@ async fn another(calls: &mut Calls<'_, '_>, chunk: &Chunk, single: &[Tensor]) ->
     differs.then_some(Other { inputs, outputs })
 }
 
-/// Elements moved on by one and half as large: a model that takes the ones takes the others, be they pixels or words, and one
-/// that looks at all rows at once, for their largest value or their sum, shows it. Elements that are all the same, as those of
-/// a black picture, have another one among them: a model may make nothing of a mere scale.
+/// Shifts the elements by one and halves them. A model that takes the original takes this too, be it pixels or words,
+/// and one that looks at all rows at once, for their maximum or their sum, shows it. If all elements are equal, as in a
+/// black picture, one is changed: a model may ignore a mere scale. `None` without an element size.
 fn altered(dtype: DType, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
     macro_rules! halve {
         ($type:ty, $half:expr) => {
@@ -147,7 +147,7 @@ fn altered(dtype: DType, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The bits of a 1, at their lower end.
+/// The bits of the number 1, at the low end.
 fn one(dtype: DType) -> u64 {
     match dtype {
         DType::F32 => 1_f32.to_bits().into(),
@@ -175,7 +175,7 @@ impl Other {
     }
 }
 
-/// Item by item, output by output.
+/// Compares the outputs of single and packed runs, item by item.
 async fn compare(singles: Outputs, packed: Outputs) -> Equality {
     let same = |a: &Tensor, b: &Tensor| -> std::io::Result<bool> {
         let declared = (&a.name, a.dtype, &a.shape) == (&b.name, b.dtype, &b.shape);
@@ -194,24 +194,24 @@ async fn compare(singles: Outputs, packed: Outputs) -> Equality {
         }
         Ok(Equality::Same)
     };
-    // Files are read, and much is compared: not where others wait.
+    // On a blocking thread: files are read, and much is compared.
     spawn_blocking(compare).await.ok().and_then(Result::ok).unwrap_or(Equality::Inconclusive)
 }
 
-/// What a comparison has to do with: of inputs and outputs together.
+/// Bytes that a comparison reads: inputs and outputs together.
 fn bytes_of(given: &[Given], outputs: &[Vec<Tensor>]) -> u64 {
     let inputs = given.iter().flat_map(|input| &input.pieces).map(Payload::size_bytes);
     inputs.chain(outputs.iter().flatten().map(|output| output.payload.size_bytes())).sum()
 }
 
-/// Whether at least two items have other inputs.
+/// Whether at least two items have different inputs.
 async fn are_distinct(given: &[Given], items: usize) -> bool {
     let inputs: Vec<Vec<Payload>> = given.iter().map(|input| input.pieces.clone()).collect();
     let look = move || -> std::io::Result<bool> {
         for pieces in inputs {
             let all_bytes = pieces.iter().map(Payload::size_bytes).sum::<u64>();
             let item_bytes = (all_bytes / items.max(1) as u64).max(1);
-            // A piece has whole items.
+            // A piece holds whole items.
             let mut each = pieces.iter().flat_map(|piece| {
                 let starts = (0..piece.size_bytes()).step_by(usize::try_from(item_bytes).unwrap_or(usize::MAX));
                 starts.map(|start| piece.slice(start..start + item_bytes))
@@ -228,14 +228,14 @@ async fn are_distinct(given: &[Given], items: usize) -> bool {
     spawn_blocking(look).await.ok().and_then(Result::ok).unwrap_or(false)
 }
 
-/// How many rows one item gives, as probes showed. A model whose outputs depend on more than the number of rows may pass a
-/// probe and still give others later.
+/// Output shapes of one item, as probes saw them. A model whose outputs depend on more than the number of rows may pass
+/// a probe and still give other shapes later.
 #[derive(Debug, Default)]
 pub(crate) struct Proven {
     shapes: Mutex<HashMap<Shapes, Vec<Vec<u64>>>>,
 }
 
-/// A model and the shapes of an item's inputs.
+/// A model's digest and the shapes of an item's inputs.
 type Shapes = (Digest, Vec<Vec<u64>>);
 
 impl Proven {
@@ -252,7 +252,7 @@ impl Proven {
         shapes.insert(Self::key(model, chunk), item.iter().map(|output| output.shape.clone()).collect());
     }
 
-    /// Whether items came out in the shape that the probe saw, if there was one for inputs of this shape.
+    /// Fails if items have other output shapes than a probe saw for inputs of these shapes.
     pub(super) fn check(&self, model: Digest, chunk: &Chunk, items: &Outputs) -> Result<(), Failure> {
         let shapes = self.shapes.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(known) = shapes.get(&Self::key(model, chunk)) else { return Ok(()) };

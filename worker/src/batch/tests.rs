@@ -1,4 +1,4 @@
-//! Batches in a real runner, on models whose answers are known.
+//! Batches in a real runner, with models whose results are known.
 
 pub(crate) mod models;
 
@@ -24,7 +24,7 @@ use crate::{
     tools::LinkSpeed,
 };
 
-/// Longer than anything here takes on a busy machine.
+/// Longer than any of these tests takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Home {
@@ -33,7 +33,7 @@ struct Home {
     _dir: tempfile::TempDir,
 }
 
-/// The real runner beside the test's own folder, if it was built and its library is there.
+/// The real runner beside the test's folder, if it was built and its library exists.
 pub(crate) fn real_runner() -> Option<PathBuf> {
     let runner = std::env::current_exe().ok()?.parent()?.parent()?.join("mesh-runner");
     if runner.is_file() {
@@ -43,7 +43,7 @@ pub(crate) fn real_runner() -> Option<PathBuf> {
     None
 }
 
-/// Notes that this test can show nothing here, for `./test` to count. In CI it must: skipping is for users' machines.
+/// Records for `./test` that a test cannot run here. In CI it must run: only users' machines may skip.
 pub(crate) fn skip(why: &str) {
     assert!(std::env::var_os("MESH_REQUIRE_ALL").is_none(), "this test must run here, but {why}");
     eprintln!("SKIPPED: {why}");
@@ -89,7 +89,7 @@ impl Home {
         self.tools.store.adopt(file.finish().0, digest).expect("adopted")
     }
 
-    /// A task of these models one after the other; each input holds `items` items.
+    /// A task with these models as stages. Each input holds `items` items.
     fn task(&self, number: u8, models: &[Vec<u8>], items: u32, inputs: &[&[f32]]) -> Arc<Material> {
         let payloads: Vec<Payload> = inputs.iter().map(|input| Payload::Memory(floats(input).into())).collect();
         let declare = |payload: &Payload| {
@@ -138,7 +138,7 @@ fn floats(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
-/// Shape of one item and all values of a task's only output.
+/// Shape of one item, and all values, of a task's only output.
 fn result(material: &Material) -> (Vec<u64>, Vec<f32>) {
     let outputs: &[Output] = material.result().expect("all rows ran").as_ref().expect("they fit together");
     let bytes = outputs[0].payload.read().expect("readable");
@@ -235,7 +235,7 @@ async fn items_of_several_shapes_never_share_a_call() {
     let Some(home) = Home::new() else { return };
     let model = models::relative(&[0, 2]);
     let one = home.task(1, std::slice::from_ref(&model), 1, &[&[1.0, 2.0]]);
-    // Two rows that belong together: one item.
+    // Two rows that form one item.
     let other = home.task(2, std::slice::from_ref(&model), 1, &[&[3.0, 4.0, 5.0, 6.0]]);
     home.run(BatchKind::Packed, 0, &[(&one, 0..1), (&other, 0..1)]).await.expect("two calls");
     assert_eq!(result(&one), (vec![1, 2], vec![-1.0, 0.0]));

@@ -1,4 +1,4 @@
-//! Models on their way in: of two clients that send the same one, the second waits for what the first brings.
+//! Models under way: if two clients would send the same one, the second attempt waits for the first one's copy.
 
 use std::{
     collections::HashMap,
@@ -8,32 +8,32 @@ use std::{
 use proto_msgs::Digest;
 use tokio::sync::watch;
 
-/// The models that somebody brings. Clones share the list.
+/// The models that an attempt receives at present. Clones share the list.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Coming {
     models: Arc<Mutex<HashMap<Digest, watch::Receiver<()>>>>,
 }
 
-/// Who brings a model.
+/// The attempt that receives a model: the one that asks, or another.
 #[derive(Debug)]
 pub(crate) enum Claim {
-    /// Whoever asked.
+    /// The attempt that asked.
     Mine(Arriving),
-    /// Somebody else; ends when that has come to an end, good or bad.
+    /// Another attempt; the channel closes when its transfer has ended, good or bad.
     Theirs(watch::Receiver<()>),
 }
 
-/// A model that its holder brings. Dropped when it is here, or will not come.
+/// The right to receive a model. Dropped when the model has arrived or will not come.
 #[derive(Debug)]
 pub(crate) struct Arriving {
     coming: Coming,
     pub(crate) model: Digest,
-    /// Closed when dropped.
+    /// Closes the channel of those that wait.
     _done: watch::Sender<()>,
 }
 
 impl Coming {
-    /// Takes it on to bring a model, unless somebody has.
+    /// Claims a model for the caller, unless another attempt receives it.
     pub(crate) fn claim(&self, model: Digest) -> Claim {
         let mut models = self.models();
         if let Some(theirs) = models.get(&model) {

@@ -1,4 +1,4 @@
-//! Files with room in the quota that are not (yet) models: what is on its way in, large inputs, large outputs.
+//! Files with room in the quota that are not (yet) models: incoming blobs, large inputs, large outputs.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use super::Room;
 use crate::units::show_bytes;
 
-/// Why bytes could not be kept.
+/// Why the store could not keep bytes.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BlobError {
     #[error(
@@ -32,25 +32,25 @@ impl From<BlobError> for Failure {
     fn from(error: BlobError) -> Self {
         let code = match &error {
             BlobError::QuotaExceeded { .. } => ErrorCode::QuotaExceeded,
-            // Any other trouble with the disk has the same remedy: another worker.
+            // All disk errors have the same remedy: another worker.
             BlobError::DiskFull { .. } | BlobError::Io(_) => ErrorCode::DiskFull,
         };
         Self::new(code, error.to_string())
     }
 }
 
-/// The name of a file with room in the quota; the file, if there is one, is deleted when this is dropped.
+/// A path with room in the quota. Dropping it deletes the file, if there is one.
 #[derive(Debug)]
 pub(crate) struct Spooled {
     path: PathBuf,
     size_bytes: u64,
-    /// Of its bytes, if it was written here.
+    /// Digest of the file's bytes, if the worker hashed them while writing.
     digest: Option<Digest>,
-    /// Given back when the file is gone.
+    /// The file's room, given back after the file is deleted.
     room: Option<Room>,
 }
 
-/// A slow disk deletes so much in a moment; for more it may need seconds.
+/// Bytes that even a slow disk deletes in a moment; more may take seconds.
 const QUICKLY_GONE_BYTES: u64 = 16 << 20;
 
 impl Spooled {
@@ -58,28 +58,28 @@ impl Spooled {
         Self { path, size_bytes: room.bytes, digest: None, room: Some(room) }
     }
 
-    /// Where it is now.
+    /// Path of the file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its length once it is whole.
+    /// Length of the complete file.
     pub(crate) fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
 
-    /// The digest of its bytes, if they were hashed while they were written.
+    /// Digest of the file's bytes, if they were hashed while they were written.
     pub(crate) fn digest(&self) -> Option<Digest> {
         self.digest
     }
 
-    /// Opens it for writing.
+    /// Creates the file for writing.
     pub(crate) fn create(self) -> Result<Writing, BlobError> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path)?;
         Ok(Writing { file, hasher: blake3::Hasher::new(), spooled: self })
     }
 
-    /// The file has got another name and owner: gives the room back and deletes nothing.
+    /// Gives up a file that now has another name and owner: returns the room, deletes nothing.
     pub(super) fn disown(mut self) {
         self.path = PathBuf::new();
     }
@@ -92,19 +92,19 @@ impl Drop for Spooled {
         }
         let (path, room) = (mem::take(&mut self.path), self.room.take());
         let remove = move || {
-            // Not there when it was never written, or when a folder above went as a whole; the next start sweeps the rest.
+            // Fails if the file was never written or its folder is gone; the next start removes leftovers.
             let _ = fs::remove_file(path);
             drop(room);
         };
         match Handle::try_current() {
-            // Whoever lets go of it may be the one thread that carries everybody's bytes.
+            // The caller may be the one thread that carries all transfers.
             Ok(runtime) if self.size_bytes > QUICKLY_GONE_BYTES => drop(runtime.spawn_blocking(remove)),
             _ => remove(),
         }
     }
 }
 
-/// A file being written, hashed on the way.
+/// A file that is being written and hashed.
 #[derive(Debug)]
 pub(crate) struct Writing {
     file: File,
@@ -113,7 +113,7 @@ pub(crate) struct Writing {
 }
 
 impl Writing {
-    /// Appends. The caller keeps to the size that room was made for.
+    /// Appends bytes. The caller stays within the reserved size.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
         self.file.write_all(bytes).map_err(|error| match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
@@ -125,7 +125,7 @@ impl Writing {
         Ok(())
     }
 
-    /// Ends the file.
+    /// Ends the file and returns its digest.
     pub(crate) fn finish(mut self) -> (Spooled, Digest) {
         let digest = self.hasher.finalize().into();
         self.spooled.digest = Some(digest);

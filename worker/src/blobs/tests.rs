@@ -145,7 +145,7 @@ fn a_file_that_is_given_up_leaves_nothing() {
     store.spool(MIB).expect("its room is free again");
 }
 
-/// A disk of 24 MiB; gone when dropped.
+/// A mounted disk of 24 MiB; unmounted when dropped.
 struct SmallDisk<'a>(&'a Path);
 
 impl<'a> SmallDisk<'a> {
@@ -164,7 +164,7 @@ fn run(program: &str, args: &[&str], path: &Path) -> bool {
     std::process::Command::new(program).args(args).arg(path).status().is_ok_and(|status| status.success())
 }
 
-/// Needs the right to mount.
+/// This test needs the right to mount.
 #[test]
 fn a_full_disk_is_told_from_a_full_quota() {
     if !nix::unistd::geteuid().is_root() {

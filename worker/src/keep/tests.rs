@@ -1,4 +1,4 @@
-//! What is kept, lost and left alone over restarts.
+//! Tests of what the kept attempts keep, lose and leave alone over restarts.
 
 use bytes::Bytes;
 use proto_msgs::{Attempt, DType, Digest, Dispatch, InputDecl, ModelFormat, ModelRef, TaskId, TicketBody, TicketKey};
@@ -152,7 +152,7 @@ fn what_cannot_be_read_just_now_is_left_for_the_next_start() {
     fs::write(keep.root.join("notes.txt"), b"a stranger's").expect("a file");
     let (open_file, aside) = (keep.folder(id()).join("open"), home.path().join("open"));
     fs::rename(&open_file, &aside).expect("moved away");
-    // A folder where a file should be: opened, and then not read. Any other trouble of the disk looks alike.
+    // A folder instead of a file: it opens but cannot be read, like a file on a bad disk.
     fs::create_dir(&open_file).expect("a folder");
     assert!(open(&home).1.is_empty());
 

@@ -1,4 +1,4 @@
-//! Bodies of requests and answers: tensors pass through without being copied together, large ones from and to files.
+//! Bodies of requests and answers: tensors pass through without being joined in memory, large ones from and to files.
 
 use std::{
     collections::VecDeque,
@@ -21,25 +21,25 @@ use crate::{blobs::BlobStore, payload::Payload};
 /// Bytes read from a file at once.
 const PIECE_BYTES: usize = 256 * 1024;
 
-/// Pieces between a file and the connection: enough for both to be busy.
+/// Pieces queued between a file and the connection: enough to keep both busy.
 const PIECES_UNDER_WAY: usize = 4;
 
-/// A body made of parts.
+/// A request body that consists of parts.
 #[derive(Debug, Default)]
 pub(super) struct RequestBody {
     parts: VecDeque<Payload>,
-    /// The file being read.
+    /// Pieces of the file that is being read.
     reading: Option<mpsc::Receiver<io::Result<Bytes>>>,
     left_bytes: u64,
 }
 
 impl RequestBody {
-    /// No body.
+    /// An empty body.
     pub(super) fn empty() -> Self {
         Self::default()
     }
 
-    /// These parts, one after the other.
+    /// A body of these parts, in order.
     pub(super) fn new(parts: impl Iterator<Item = Payload>) -> Self {
         let parts: VecDeque<_> = parts.filter(|part| part.size_bytes() > 0).collect();
         let left_bytes = parts.iter().map(Payload::size_bytes).sum();
@@ -108,10 +108,10 @@ fn read_file(path: &Path, offset: u64, size_bytes: u64, pieces: &mpsc::Sender<io
     }
 }
 
-/// Takes an answer's body apart.
+/// Reads an answer's body in pieces.
 pub(super) struct BodyReader {
     body: Incoming,
-    /// Arrived and not taken.
+    /// Bytes that have arrived and were not taken yet.
     ahead: Bytes,
 }
 
@@ -120,7 +120,7 @@ impl BodyReader {
         Self { body, ahead: Bytes::new() }
     }
 
-    /// The next `count` bytes; copied only if they arrived in several pieces.
+    /// Takes the next `count` bytes. Copies them only if they arrived in several pieces.
     pub(super) async fn take(&mut self, count: usize) -> Result<Bytes, AskError> {
         if self.ahead.is_empty() {
             self.ahead = self.next_piece(count).await?;
@@ -139,7 +139,7 @@ impl BodyReader {
         }
     }
 
-    /// The next `count` bytes into a file.
+    /// Writes the next `count` bytes into a file.
     pub(super) async fn spool(&mut self, count: u64, store: &BlobStore) -> Result<Payload, AskError> {
         let (pieces, mut to_write) = mpsc::channel::<Bytes>(PIECES_UNDER_WAY);
         let store = store.clone();
@@ -166,7 +166,7 @@ impl BodyReader {
         Ok(Payload::spooled(written?))
     }
 
-    /// The next piece that is not empty; nothing if nothing is wanted.
+    /// Waits for the next piece that is not empty; returns nothing if nothing is wanted.
     async fn next_piece(&mut self, wanted: usize) -> Result<Bytes, AskError> {
         if wanted == 0 {
             return Ok(Bytes::new());

@@ -1,5 +1,5 @@
-//! The pool with real processes: small scripts in place of the runner show each way to fail. What a real runner does with
-//! rows is shown in `batch/tests.rs`.
+//! The pool with real processes: shell scripts in place of the runner cause each failure. `batch/tests.rs` tests a real
+//! runner with rows.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
@@ -11,7 +11,7 @@ use crate::{
     engine::Process,
 };
 
-/// Longer than anything here takes on a busy machine.
+/// Longer than any of these tests takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Home {
@@ -64,7 +64,7 @@ impl Home {
     }
 }
 
-/// Of a runner that never has its model loaded.
+/// The failure of a runner that never has its model loaded.
 async fn failure(pool: &Pool, wanted: &Wanted) -> Failure {
     pool.take(wanted, async || ()).await.map(|_| ()).expect_err("no model is ever loaded")
 }
@@ -94,7 +94,7 @@ async fn a_program_that_is_not_there_is_the_workers_fault() {
 #[tokio::test]
 async fn a_model_that_eats_memory_while_loading_is_rejected() {
     let home = Home::new();
-    // Without a line's end in sight, tail keeps everything.
+    // Without a line's end, tail keeps everything in memory.
     let (pool, _) = home.pool_of_script("exec tail /dev/zero");
     let mut wanted = home.wanted();
     wanted.demands.memory_bytes = 64 << 20;
@@ -124,7 +124,7 @@ async fn only_as_many_idle_runners_end_as_a_new_one_needs_memory() {
         pool.take(wanted, async || ()).await.expect("loaded").give_back();
     }
     assert_eq!(pool.warm().len(), 2);
-    // Memory is free once one of them has ended, not when it is told to.
+    // Memory is free when a runner has ended, not when it is told to end.
     let ended = pool.idle()[0].runner.exit();
     let available_bytes = || Some(if ended.borrow().is_some() { u64::MAX } else { 0 });
     pool.make_room(&wanted[0], available_bytes).await;
@@ -144,7 +144,7 @@ async fn a_batch_that_is_dropped_takes_its_whole_process_group_with_it() {
     timeout(PATIENCE, all_ended.recv()).await.expect("the runner is cleaned up");
     let pids = fs::read_to_string(pids).expect("the script began");
     let is_alive = |pid: &str| {
-        // An orphan waits for init to reap it; it runs no more.
+        // An orphan that waits for init to reap it no longer runs.
         fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
     };
     let deadline = Instant::now() + PATIENCE;

@@ -1,18 +1,18 @@
-//! GPUs as the vendor's management library sees them; none where that library or its driver is missing.
+//! GPUs as the vendor's management library reports them; none without that library or its driver.
 
 use nvml_wrapper::{Device, Nvml};
 use proto_msgs::{Gpu, GpuLoad, limits::GPUS_MAX};
 use tracing::{debug, info};
 
-/// The GPUs of this machine.
+/// The GPUs of this machine, through the management library.
 pub(super) struct Gpus {
     library: Option<Nvml>,
-    /// The library's numbers of the GPUs that answered at the start. The order is the one in which the worker names its GPUs.
+    /// The library's indexes of the GPUs that answered at the start, in the order of the worker's own GPU indexes.
     indices: Vec<u32>,
 }
 
 impl Gpus {
-    /// Opens the library if it is there.
+    /// Opens the library, if it exists, and finds the GPUs that answer.
     pub(super) fn find() -> Self {
         let library = Nvml::init().inspect_err(|error| debug!(%error, "no GPU library")).ok();
         let count = library.as_ref().and_then(|library| library.device_count().ok()).unwrap_or(0);
@@ -31,7 +31,7 @@ impl Gpus {
         })
     }
 
-    /// As many as [`Self::list`] names, in its order: a GPU that stops answering shows zeros.
+    /// Load of every GPU of [`Self::list`], in its order. A GPU that no longer answers shows zeros.
     pub(super) fn load(&self) -> Vec<GpuLoad> {
         self.each(|device| GpuLoad {
             memory_used_bytes: device.and_then(|device| device.memory_info().ok()).map_or(0, |memory| memory.used),
@@ -41,7 +41,7 @@ impl Gpus {
         })
     }
 
-    /// One value for each GPU, whether it answers or not.
+    /// One value per GPU, whether it answers or not.
     fn each<T>(&self, look: impl Fn(Option<&Device<'_>>) -> T) -> Vec<T> {
         let Some(library) = &self.library else { return Vec::new() };
         self.indices.iter().map(|index| look(library.device_by_index(*index).ok().as_ref())).collect()

@@ -1,4 +1,4 @@
-//! Small ONNX files, written field by field.
+//! Small ONNX models, written field by field.
 
 fn varint(mut value: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -18,7 +18,7 @@ fn number(field: u64, value: u64) -> Vec<u8> {
     [varint(field << 3), varint(value)].concat()
 }
 
-/// Floats of this shape; a dimension of 0 is open.
+/// Description of a float tensor of this shape; a dimension of 0 is open.
 fn value(name: &str, shape: &[u64]) -> Vec<u8> {
     let dim = |dim: &u64| field(1, &if *dim == 0 { field(2, b"N") } else { number(1, *dim) });
     let tensor = [number(1, 1), field(2, &shape.iter().flat_map(dim).collect::<Vec<u8>>())].concat();
@@ -41,7 +41,7 @@ pub(crate) fn negate(shape: &[u64]) -> Vec<u8> {
     model(&[node("Neg", &["x"], "y")], &[value("x", shape)], &[value("y", shape)])
 }
 
-/// `z = |a|`: its names are others than those of [`negate`].
+/// `z = |a|`: its tensor names differ from those of [`negate`].
 pub(crate) fn absolute(shape: &[u64]) -> Vec<u8> {
     model(&[node("Abs", &["a"], "z")], &[value("a", shape)], &[value("z", shape)])
 }
@@ -63,7 +63,7 @@ pub(crate) fn maximum(shape: &[u64]) -> Vec<u8> {
     model(&[node("ReduceMax", &["x"], "y")], &[value("x", shape)], &[value("y", &one)])
 }
 
-/// `y` is each positive number once, each negative one twice and no zero: as many rows as numbers only where all are positive.
+/// `y` has each positive number once, each negative one twice, no zero: one row per number only if all are positive.
 pub(crate) fn moody() -> Vec<u8> {
     let first_axis = field(5, &[field(1, b"axis"), number(3, 0), number(20, 2)].concat());
     let nodes = [

@@ -45,7 +45,7 @@ fn nothing_but_its_own_tmp_can_be_written_in_a_container_of_either_engine() {
     let is_writable = |(_, options): &(&String, &String)| options.split(',').any(|option| option == "rw");
     let writable: Vec<_> = podman.iter().filter(is_writable).map(|(folder, _)| folder.as_str()).collect();
     assert_eq!(writable, ["/tmp"]);
-    // What Podman would make writable by itself.
+    // Folders that Podman would make writable by default.
     assert!(["/run", "/var/tmp"].iter().all(|folder| podman.contains_key(*folder)), "{podman:?}");
 }
 
@@ -74,7 +74,7 @@ fn a_path_with_colons_stays_one_path() {
     assert_eq!((model.typ, model.read_only), (Some(MountType::BIND), Some(true)));
 }
 
-/// y = −x for one number.
+/// An ONNX model of y = −x for one number.
 const NEGATE: &[u8] = b"\x08\x08\x3a\x32\x0a\x0b\x0a\x01x\x12\x01y\x22\x03Neg\x12\x01g\
     \x5a\x0f\x0a\x01x\x12\x0a\x0a\x08\x08\x01\x12\x04\x0a\x02\x08\x01\
     \x62\x0f\x0a\x01y\x12\x0a\x0a\x08\x08\x01\x12\x04\x0a\x02\x08\x01\
@@ -113,7 +113,7 @@ async fn a_container_may_use_what_was_asked_and_the_head_room() {
     tokio::time::timeout(ENGINE_WAIT, all_ended.recv()).await.expect("all containers are removed");
 }
 
-/// Processors that the container of this attempt may use, as the engine says.
+/// Processors that this attempt's container may use, as the engine reports.
 async fn cores_of(docker: &Docker, wanted: &Wanted) -> f64 {
     let label = format!("{LABEL_ATTEMPT}={}-{}", wanted.attempt.task, wanted.attempt.attempt);
     let worker = format!("{LABEL_WORKER}={}", docker.settings.worker);
