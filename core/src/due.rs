@@ -1,12 +1,12 @@
-//! When each of many things wants to be looked at.
+//! A schedule: when each of many things must be looked at.
 //!
-//! Owns one entry for each of them, however often that changes. Never the things themselves.
+//! Owns one entry for each thing, however often its time changes. Never the things themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::MonoTime;
 
-/// See the head of this file.
+/// One entry per thing, ordered by time.
 #[derive(Debug)]
 pub(crate) struct Due<Id> {
     order: BTreeSet<(MonoTime, Id)>,
@@ -20,14 +20,14 @@ impl<Id> Default for Due<Id> {
 }
 
 impl<Id: Copy + Ord> Due<Id> {
-    /// It wants to be looked at by then. An earlier look stays: it costs little to find that nothing is due yet.
+    /// Plans a look at this time or earlier. An earlier one stays: it costs little to find that nothing is due yet.
     pub(crate) fn by(&mut self, id: Id, at: MonoTime) {
         if self.of.get(&id).is_none_or(|planned| at < *planned) {
             self.set(id, at);
         }
     }
 
-    /// It wants to be looked at then and no earlier.
+    /// Plans a look at this time and no earlier.
     pub(crate) fn set(&mut self, id: Id, at: MonoTime) {
         self.remove(id);
         self.of.insert(id, at);
@@ -40,18 +40,18 @@ impl<Id: Copy + Ord> Due<Id> {
         }
     }
 
-    /// When the first of them wants to be looked at.
+    /// Time of the first look.
     pub(crate) fn first(&self) -> Option<MonoTime> {
         self.order.first().map(|(at, _)| *at)
     }
 
-    /// Takes one out that wants to be looked at by now.
+    /// Takes out one thing that is due by now.
     pub(crate) fn pop(&mut self, now: MonoTime) -> Option<Id> {
         self.order.first().filter(|(at, _)| *at <= now)?;
         self.pop_first()
     }
 
-    /// Takes the first of them out, whenever it wants to be looked at.
+    /// Takes out the first thing, whenever it is due.
     pub(crate) fn pop_first(&mut self) -> Option<Id> {
         let (_, id) = self.order.pop_first()?;
         self.of.remove(&id);

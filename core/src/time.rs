@@ -1,4 +1,4 @@
-//! Time as the machines are told it, and as it passes for them.
+//! Time: as the shell tells it to the state machines, and as it passes for them.
 
 use std::{
     ops::{Add, Sub},
@@ -7,17 +7,17 @@ use std::{
 
 use crate::{Rule, Rules};
 
-/// Microseconds since an origin that the shell chose at its start. Never goes back, knows no time zone.
+/// Microseconds since an origin that the shell chose at its start. It never goes back and knows no time zone.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct MonoTime {
     micros: u64,
 }
 
 impl MonoTime {
-    /// The origin.
+    /// The origin of time.
     pub const ZERO: Self = Self { micros: 0 };
 
-    /// That many microseconds after the origin.
+    /// The time this many microseconds after the origin.
     pub const fn from_micros(micros: u64) -> Self {
         Self { micros }
     }
@@ -32,7 +32,7 @@ impl MonoTime {
         self.micros / 1000
     }
 
-    /// Time since `earlier`; zero if that lies ahead.
+    /// Time since `earlier`; zero if `earlier` lies ahead.
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(self.micros.saturating_sub(earlier.micros))
     }
@@ -54,21 +54,22 @@ impl Sub<Duration> for MonoTime {
     }
 }
 
-/// A machine that is turned later than this after it wanted to be was not busy: its process stood still.
+/// A state machine that is called later than this after its deadline was not busy: its process stood still.
 const LATE_MAX: Duration = Duration::from_millis(100);
 
-/// Time as it passes for one machine: it stands still while its process does.
+/// Time as it passes for one state machine: it stands still while the process does.
 ///
-/// Whoever was stopped for a while, or moved to another host, has heard nobody; but everybody spoke, and what they said waits
-/// in the sockets. Without this it would all come too late: the first turn would find everybody silent for too long.
+/// A process that was stopped for a while, or moved to another host, has heard nobody. But its peers spoke, and their
+/// messages wait in the sockets. Without this clock they would all come too late: the first call would find every peer
+/// silent for too long.
 #[derive(Debug)]
 pub(crate) struct Clock {
     rules: Rules,
-    /// When the machine was last turned, as its shell tells the time.
+    /// Time of the last call, as the shell tells it.
     turned: MonoTime,
-    /// What it has stood still in all.
+    /// Total time for which the process stood still.
     stood: Duration,
-    /// It stood still before its last turn.
+    /// The process stood still before the last call.
     has_stood: bool,
 }
 
@@ -77,22 +78,23 @@ impl Clock {
         Self { rules, turned: MonoTime::ZERO, stood: Duration::ZERO, has_stood: false }
     }
 
-    /// Whether so much time has passed since the last turn that the process may have stood still.
+    /// Whether so much time has passed since the last call that the process may have stood still.
     pub(crate) fn is_late(&self, now: MonoTime) -> bool {
         now.since(self.turned) >= LATE_MAX
     }
 
-    /// The shell turns the machine, which wanted to be turned at `due`. Gives the machine's time, and whether it stood still.
+    /// Starts a call of the machine, whose deadline was `due`. Returns the machine's time, and whether the process
+    /// stood still.
     pub(crate) fn turn(&mut self, now: MonoTime, due: Option<MonoTime>) -> (MonoTime, bool) {
         let late = due.filter(|due| now.since(*due) >= LATE_MAX && self.rules.holds(Rule::PauseIsNoSilence));
-        // It goes on where it was when it was last turned. Late twice in a row, it goes on at what was due: for a machine that is
-        // always late no time would pass else.
+        // The machine goes on at the time of its last call. If it is late twice in a row, it goes on at its deadline:
+        // otherwise no time would pass for a machine that is always late.
         self.stood += late.map_or(Duration::ZERO, |due| now.since(if self.has_stood { due } else { self.turned }));
         (self.has_stood, self.turned) = (late.is_some(), self.turned.max(now));
         (now - self.stood, self.has_stood)
     }
 
-    /// A time of the machine as its shell tells it.
+    /// Converts a time of the machine to the shell's time.
     pub(crate) fn outside(&self, at: MonoTime) -> MonoTime {
         at + self.stood
     }

@@ -61,7 +61,7 @@ impl Broker {
         }
     }
 
-    /// What models cost, in order of worker and model.
+    /// Measured costs of models, in order of worker and model, after the given pair.
     fn models_after(&self, after: Option<(WorkerId, Digest)>) -> impl Iterator<Item = ModelView> {
         let first = after.and_then(|(worker, digest)| Some((self.workers.get(worker)?, digest)));
         let rest_of_first = first.into_iter().flat_map(|(worker, digest)| models_of(worker, Some(digest)));
@@ -81,7 +81,7 @@ impl Broker {
             _ => None,
         };
         let took_ms = task.took.map(|took| u32::try_from(took.as_micros().div_ceil(1000)).unwrap_or(u32::MAX));
-        // All else comes on top of the page.
+        // The rest of the answer comes on top of the page.
         let candidates = page(reasons::candidates(task, self.scene(now)));
         WhyView {
             task: view,
@@ -96,7 +96,7 @@ impl Broker {
         }
     }
 
-    /// What the task's models cost where it went last, or before the first where it could be done soonest.
+    /// Costs of the task's models at its last worker. Before the first worker: where the task could end soonest.
     fn costs_of(&self, task: &Task, candidates: &[Candidate]) -> Vec<ModelView> {
         let soonest = || {
             let able = candidates.iter().filter_map(|candidate| {
@@ -114,7 +114,7 @@ impl Broker {
         models.filter_map(|(worker, (digest, _))| model_view(worker, worker.model(digest))).collect()
     }
 
-    /// A decision as it was made; only the names of workers are of today.
+    /// A decision as it was made; only the names of workers are today's.
     fn decision_view(&self, task: &Task, decision: &Decision) -> DecisionView {
         let candidate = |rated: &Rated| Candidate {
             worker: rated.worker,
@@ -144,7 +144,7 @@ fn model_view(worker: &Worker, here: ModelHere<'_>) -> Option<ModelView> {
     Some(ModelView { worker: worker.id(), worker_name: worker.register.name.clone(), warm: here.warm, cost })
 }
 
-/// Why the task is where it is, in one sentence.
+/// One sentence for people: why the task is in its state.
 fn summary(task: &Task, view: &TaskView) -> String {
     let at = view.worker.as_ref().map_or("", |(_, name)| name.as_str());
     match &task.state {
@@ -161,7 +161,7 @@ fn summary(task: &Task, view: &TaskView) -> String {
     }
 }
 
-/// How it came to its end; `at` is the last worker it had.
+/// One sentence for people: how the task ended; `at` is its last worker.
 fn ended(outcome: &Outcome, at: &str) -> String {
     use ErrorCode::{Busy, DeadlineUnmeetable, NoWorkerFits, StoreAway};
     let had_worker = !at.is_empty();

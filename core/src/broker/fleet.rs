@@ -1,11 +1,11 @@
-//! What models cost on average over all workers: the guess for a worker that has not run a model itself.
+//! Average costs of models over all workers: the guess for a worker that has not run a model itself.
 
 use std::collections::BTreeMap;
 
 use proto_msgs::{Digest, Heartbeat, ModelCost};
 
-/// Slot time assumed of a model that nobody has measured, per item, microseconds. Only shares between clients rest on it:
-/// as long as all are equally unknown, any value will do.
+/// Slot time per item of a model that nobody has measured, microseconds. Only shares between clients use it: while all
+/// are equally unknown, any value will do.
 const ITEM_UNKNOWN_US: u64 = 100_000;
 
 /// Sums over the workers that have measured one model.
@@ -18,7 +18,7 @@ struct Sums {
     load_us: u64,
 }
 
-/// See the head of this file.
+/// Sums over the last heartbeats of all workers.
 #[derive(Debug, Default)]
 pub(super) struct Fleet {
     models: BTreeMap<Digest, Sums>,
@@ -26,7 +26,7 @@ pub(super) struct Fleet {
     link_bytes_per_s: u128,
 }
 
-/// Microseconds of one item in a batch of the best size.
+/// Time of one item in a batch of the best size, microseconds.
 pub(super) fn item_us(cost: &ModelCost) -> u64 {
     let best = u32::from(cost.best_batch.max(1));
     cost.batch_us(best) / u64::from(best)
@@ -62,14 +62,14 @@ impl Fleet {
         self.link_bytes_per_s -= u128::from(heartbeat.link_bytes_per_s);
     }
 
-    /// Microseconds that items take at an average worker; 0 if nobody has run the model.
+    /// Time that this many items take at an average worker, microseconds; 0 if nobody has run the model.
     pub(super) fn run_us(&self, model: Digest, items: u32) -> u64 {
         let Some(sums) = self.models.get(&model).filter(|sums| sums.workers > 0) else { return 0 };
         let packed = (sums.item_us / sums.workers).saturating_mul(u64::from(items));
         packed.max(sums.single_us / sums.workers)
     }
 
-    /// Microseconds to load it at an average worker; 0 if nobody has.
+    /// Time to load the model at an average worker, microseconds; 0 if nobody has measured it.
     pub(super) fn load_us(&self, model: Digest) -> u64 {
         self.models.get(&model).and_then(|sums| sums.load_us.checked_div(sums.loaded)).unwrap_or(0)
     }
@@ -82,7 +82,7 @@ impl Fleet {
             .unwrap_or(0)
     }
 
-    /// Slot time that one item takes through these models, microseconds, as a mean or else as a guess.
+    /// Mean slot time of one item through these models, microseconds; a model without a mean counts with a guess.
     pub(super) fn item_us(&self, models: impl Iterator<Item = Digest>) -> u64 {
         let one = |model: Digest| {
             let sums = self.models.get(&model);

@@ -1,6 +1,6 @@
-//! Grants: room is promised, a ticket signed, and both sides are told how they come together.
+//! Grants: promises room, signs a ticket, and tells both sides how to connect.
 //!
-//! Owns what is said in a grant and when it is said again. Never chooses the worker; that is `placement`.
+//! Owns the content of a grant and when it is repeated. Never chooses the worker; that is `placement`.
 
 use std::time::Duration;
 
@@ -18,21 +18,21 @@ use super::{
 };
 use crate::{MonoTime, Rule};
 
-/// A ticket is good for so long: on a slow line its opening may have to wait behind another attempt's data. The room that it is
-/// for is given away much sooner if nobody speaks of it, and who comes too late for that is stopped by the next heartbeat.
+/// How long a ticket is valid: on a slow line, its opening may wait behind another attempt's data. The granted room is
+/// taken back much sooner if nobody claims it; a client that comes too late for it is stopped by the next heartbeat.
 const TICKET_LASTS: Duration = Duration::from_secs(60);
 
-/// How client and worker come together.
+/// How client and worker connect.
 pub(super) struct Way {
     pub(super) worker: WorkerId,
     pub(super) direction: Direction,
-    /// Where the client listens.
+    /// Addresses where the client listens.
     pub(super) endpoints: Vec<String>,
     pub(super) client_key: Option<PublicKey>,
 }
 
 impl Broker {
-    /// Promises the chosen place to a waiting task and tells its client.
+    /// Grants the chosen place to a waiting task and tells its client.
     pub(super) fn grant(&mut self, now: MonoTime, id: TaskId, choice: Choice) {
         let Choice { worker, direction, prediction, rated } = choice;
         let Some(chosen) = self.workers.get(worker) else { return };
@@ -50,7 +50,7 @@ impl Broker {
         task.state = State::Granted { at: Place { worker, epoch, direction }, until };
         task.last = Some((worker, epoch, name));
         (task.granted_at, task.predicted, task.took, task.finished) = (Some(now), Some(prediction), None, None);
-        // The last moment that keeps the promise is still within it.
+        // A result in the last moment still keeps the service level.
         task.late_at =
             task.spec.slo.map(|slo| now + Duration::from_millis(slo.latency_ms.into()) + Duration::from_micros(1));
         task.decision = Some(Box::new(Decision { at_unix_ms, chosen: Some(worker), rated }));
@@ -69,7 +69,7 @@ impl Broker {
         self.say_granted(now, id);
     }
 
-    /// The client did not hear of its grant, or not in time. After a restart the slot has to be found again.
+    /// Repeats a grant that the client did not hear, or not in time. After a restart the slot has to be found again.
     pub(super) fn grant_again(&mut self, now: MonoTime, id: TaskId) {
         let until = now + self.config.grant_wait;
         let Some(task) = self.tasks.get_mut(id) else { return };
@@ -103,7 +103,7 @@ impl Broker {
         self.introduce(now, id, Purpose::Run, peer, Way { worker, direction, endpoints, client_key });
     }
 
-    /// Signs a ticket and hands it to whoever has to dial: the client always gets it, a dialling worker too.
+    /// Signs a ticket and hands it out: the client always gets it, the worker if it has to dial.
     pub(super) fn introduce(&mut self, now: MonoTime, id: TaskId, purpose: Purpose, peer: Option<PeerId>, way: Way) {
         let (Some(task), Some(worker)) = (self.tasks.get(id), self.workers.get(way.worker)) else {
             return;
@@ -147,7 +147,7 @@ impl Broker {
     }
 }
 
-/// All that a task may bring.
+/// Most bytes that a task may send: its models and its inputs.
 fn bytes_max(task: &Submit) -> u64 {
     let models = task.then.iter().map(|stage| stage.model.size_bytes).chain([task.model.size_bytes]);
     let models = models.fold(0, |sum: u64, bytes| sum.saturating_add(bytes.min(MODEL_BYTES_MAX)));

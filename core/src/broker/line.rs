@@ -1,20 +1,20 @@
-//! Places in a queue, and how many are before each of them: counted exactly, at a cost that hardly grows with the queue.
+//! The places of a queue, and the exact number of places before each, at a cost that hardly grows with the queue.
 //!
-//! Owns the count. Never knows who waits there, or why in this order.
+//! Owns the count. Never knows which tasks wait, or why in this order.
 
 use super::queue::Order;
 
-/// Places in one bucket: moving them up costs about as much as summing up the buckets of a queue of 100,000.
+/// Most places in one bucket: to shift them costs about as much as to sum up the buckets of a queue of 100,000.
 const BUCKET_MAX: usize = 512;
 
-/// Places in order, cut into buckets of which none is empty.
+/// Places in order, cut into non-empty buckets.
 #[derive(Debug, Default)]
 pub(super) struct Line {
     buckets: Vec<Vec<Order>>,
 }
 
 impl Line {
-    /// The first bucket that does not end before the place.
+    /// Index of the first bucket that does not end before the place.
     fn bucket_of(&self, place: Order) -> usize {
         self.buckets.partition_point(|bucket| bucket.last().is_some_and(|last| *last < place))
     }
@@ -46,7 +46,7 @@ impl Line {
         }
     }
 
-    /// Places before this one, which need not be taken.
+    /// Number of places before this one, which need not be in the line.
     pub(super) fn before(&self, place: Order) -> usize {
         let at = self.bucket_of(place);
         let within = self.buckets.get(at).map_or(0, |bucket| bucket.partition_point(|other| *other < place));
@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn each_place_knows_how_many_are_before_it_however_they_come_and_go() {
         let (mut line, mut all) = (Line::default(), BTreeSet::new());
-        // Spread out, each once.
+        // Each number's place is spread out and unique.
         let place = |number: u64| Order { points: Reverse((number * 48_271 % 4001) as i64), arrival: number };
         let is_right = |line: &Line, all: &BTreeSet<Order>| {
             assert!(all.iter().enumerate().all(|(before, place)| line.before(*place) == before));

@@ -1,4 +1,4 @@
-//! What can speak against a worker: cheap values while workers are gone through, sentences only for a person who asks.
+//! Reasons against a worker: cheap values while workers are rated, sentences only for people who ask.
 //!
 //! Owns the filters and their texts. Never rates what passes them.
 
@@ -7,10 +7,10 @@ use proto_msgs::{Arch, Demands, Direction, Lane, ModelFormat};
 use super::{tasks::Task, worker::Worker};
 use crate::MonoTime;
 
-/// One thing that speaks against a worker.
+/// One reason against a worker.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Obstacle {
-    // For good: it could never run the task, however idle.
+    // Permanent: the worker could never run the task, however idle.
     Format(ModelFormat),
     Arch(Arch),
     Cores(u32),
@@ -20,23 +20,23 @@ pub(super) enum Obstacle {
     GpuMemory,
     NoWay,
     NoSlots(Lane),
-    /// Which of the task's label rules.
+    /// Index of the label rule of the task that is broken.
     Label(u8),
-    // At the moment.
+    // Temporary.
     Unheard,
     Draining,
-    /// It keeps as many results of detached tasks as it may.
+    /// The worker keeps as many results of detached tasks as it may.
     KeepsNoMore,
-    /// Whether the task kills workers is not known yet.
+    /// It is not known yet whether the task kills workers.
     Suspicion,
-    /// It failed the task and nobody else can take it: it gets a while to recover.
+    /// The worker failed the task, and no other can take it: it gets a while to recover.
     Pausing,
     CoresPromised,
     MemoryPromised,
     GpuMemoryTaken,
-    /// What others give back is kept for a task that has waited longer.
+    /// Freed resources are kept for a task that has waited longer.
     Claimed,
-    /// No free slot, and sending ahead would gain nothing.
+    /// No slot is free, and sending ahead would gain nothing.
     SlotsInUse {
         lane: Lane,
         slots: u16,
@@ -46,29 +46,30 @@ pub(super) enum Obstacle {
 type Ever = fn(&Task, &Worker) -> Option<Obstacle>;
 type Now = fn(&Task, &Worker, MonoTime) -> Option<Obstacle>;
 
-/// The filters that never change while a worker lives: workers of one [`Kind`](super::worker::Kind) are alike to them.
+/// The permanent filters: workers of one [`Kind`](super::worker::Kind) are alike to them.
 const EVER: &[Ever] = &[format, arch, cores, memory, gpu_memory, way, lane_slots, label];
 
-/// The filters that do.
+/// The temporary filters.
 const NOW: &[Now] =
     &[open, keeps_no_more, suspicion, pausing, cores_promised, memory_promised, gpu_memory_taken, claimed];
 
-/// What speaks against a worker for good.
+/// The permanent obstacles of a worker.
 pub(super) fn ever<'a>(task: &'a Task, worker: &'a Worker) -> impl Iterator<Item = Obstacle> + 'a {
     EVER.iter().filter_map(move |filter| filter(task, worker))
 }
 
-/// What speaks against a worker at the moment, and not for good, but for a lack of room.
+/// The temporary obstacles of a worker, without a lack of room.
 pub(super) fn for_now<'a>(task: &'a Task, worker: &'a Worker, at: MonoTime) -> impl Iterator<Item = Obstacle> + 'a {
     NOW.iter().filter_map(move |filter| filter(task, worker, at))
 }
 
-/// All that speaks against a worker now, but for a lack of room.
+/// All obstacles of a worker at present, without a lack of room.
 pub(super) fn now<'a>(task: &'a Task, worker: &'a Worker, at: MonoTime) -> impl Iterator<Item = Obstacle> + 'a {
     ever(task, worker).chain(for_now(task, worker, at))
 }
 
-/// Who dials: the wish if there is one, else the client wherever the worker has a door that is not known to be shut.
+/// The side that dials: as wished, otherwise the client if the worker has an endpoint that is not known to be
+/// unreachable.
 pub(super) fn direction(task: &Task, worker: &Worker) -> Option<Direction> {
     use Direction::{ClientDials, WorkerDials};
     let is_open = |direction: &Direction| match direction {
@@ -177,14 +178,14 @@ fn has_demands(task: &Task) -> bool {
     cpu_millis > 0 || memory_bytes > 0 || gpu_memory_bytes > 0
 }
 
-/// Whether a task may be sent where no slot is free: not if it was promised cores or memory of its own, or lives on there
-/// without its client.
+/// Whether a task may be sent before a slot is free: not if it was promised cores or memory of its own, or lives on at
+/// the worker without its client.
 pub(super) fn may_go_ahead(task: &Task) -> bool {
     !task.spec.detached && !has_demands(task)
 }
 
 impl Obstacle {
-    /// Whether it is gone once other tasks have given back what they were promised.
+    /// Whether the obstacle goes away once other tasks free what they were promised.
     pub(super) fn is_promise(self, worker: &Worker) -> bool {
         let (_, _, gpu_memory_bytes) = worker.occupancy.reserved();
         match self {
@@ -194,7 +195,7 @@ impl Obstacle {
         }
     }
 
-    /// For a person, said of the worker.
+    /// The obstacle as text for people; the worker is the subject.
     pub(super) fn text(self, task: &Task) -> String {
         match self {
             Self::Format(format) => format!("cannot run {format} models"),

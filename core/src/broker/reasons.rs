@@ -1,4 +1,4 @@
-//! Why a task has no worker, and what speaks for and against each: for people who ask.
+//! Explains to people why a task has no worker, and what speaks for and against each worker.
 //!
 //! Owns those sentences and rows. Never decides.
 
@@ -13,14 +13,14 @@ use super::{
     workers::Workers,
 };
 
-/// Kinds of workers tried before it is left open whether a task can ever run. A fleet has a handful.
+/// Worker kinds tried before it stays open whether a task can ever run. A fleet has a handful.
 const NEVER_LOOK_MAX: usize = 1024;
 
-/// Workers that a refusal names.
+/// Workers that one refusal names.
 const REASONS_MAX: usize = 8;
 
-/// The refusal if there are workers and none of them could ever run the task. With no worker at all the task waits. Also
-/// how many kinds of workers were looked at.
+/// The refusal if there are workers and none could ever run the task; without any worker the task waits. Also returns
+/// the number of worker kinds looked at.
 pub(super) fn never_fits(task: &Task, workers: &Workers) -> (Option<Failure>, u64) {
     let mut reasons = Vec::new();
     let mut looked = 0;
@@ -44,7 +44,7 @@ pub(super) fn never_fits(task: &Task, workers: &Workers) -> (Option<Failure>, u6
     (Some(Failure::new(ErrorCode::NoWorkerFits, text)), looked)
 }
 
-/// What a waiting task waits for, in one sentence.
+/// One sentence for people: what a waiting task waits for.
 pub(super) fn waits_for(task: &Task, workers: &Workers) -> String {
     if workers.len() == 0 {
         return "no worker is registered".to_owned();
@@ -58,7 +58,7 @@ pub(super) fn waits_for(task: &Task, workers: &Workers) -> String {
     }
 }
 
-/// Every worker with what speaks for and against it at the moment.
+/// Every worker, with what speaks for and against it at present.
 pub(super) fn candidates<'a>(task: &'a Task, scene: Scene<'a>) -> impl Iterator<Item = Candidate> + 'a {
     let guess = Guess::new(task, scene.workers.fleet());
     scene.workers.after(None).map(move |worker| {

@@ -1,6 +1,6 @@
-//! Tasks that are not taken: because something is full, because nobody can ever run them, because they would come too late.
+//! Refuses tasks: because something is full, because no worker can ever run them, because they would come too late.
 //!
-//! Owns when and in which words. A refusal for good is remembered like any other end, so that `why` can tell.
+//! Owns when and in which words. A permanent refusal is remembered like any other end, so that `why` can tell.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -19,30 +19,30 @@ use super::{
 };
 use crate::{MonoTime, Rule};
 
-/// What a client is told to wait when something is full or away: long enough to matter, short enough not to annoy.
+/// Wait before a retry when something is full or away: long enough to matter, short enough not to annoy.
 const RETRY_AFTER_MS: u32 = 1000;
 
-/// A full lane's refusal asks for no more patience than this, however long the lane is.
+/// Longest wait before a retry when a lane is full, however long the lane is.
 const RETRY_AFTER_MS_MAX: u64 = 60_000;
 
-/// A client comes back when this part of the lane has drained: late enough for room, early enough not to find it empty.
+/// A client retries when one of this many parts of the lane has drained: there is room, and the lane is not empty yet.
 const DRAINED_PART: u64 = 10;
 
-/// Workers have found a broker that has just started by then: a new connection, a heartbeat, and room for one to be lost.
-/// Before, nobody can say what no worker could do, or when: a task waits, and is judged then.
+/// Age of a broker at which its workers have found it: a new connection, a heartbeat, and room for one to be lost.
+/// Before that, nobody can say what no worker could do, or when: a task waits and is judged then.
 const SETTLED_AFTER: MonoTime = MonoTime::from_micros(5_000_000);
 
 /// Microseconds in a millisecond.
 const MS_US: u64 = 1000;
 
-/// Tasks turned away that are remembered: the last ones, for who asks at once. Refusals come in floods.
+/// Limit of remembered refusals: the latest ones, for clients that ask at once. Refusals come in floods.
 const TURNED_AWAY_MAX: usize = 1024;
 
-/// What was turned away, only to be shown: nothing else knows of these tasks.
+/// Tasks that were turned away, only to be shown: nothing else knows of them.
 #[derive(Debug, Default)]
 pub(super) struct TurnedAway {
     tasks: BTreeMap<TaskId, Task>,
-    /// Oldest first. A task that came again stands here several times, and goes with the first of them.
+    /// Oldest first. A task that was turned away several times is listed as often, and goes with its first entry.
     order: VecDeque<TaskId>,
 }
 
@@ -59,13 +59,13 @@ impl TurnedAway {
         self.tasks.get(&id)
     }
 
-    /// It has come again and was taken.
+    /// Drops the record of a task that came again and was accepted.
     pub(super) fn forget(&mut self, id: TaskId) {
         self.tasks.remove(&id);
     }
 }
 
-/// What a client is told of an end. It may come again where nothing but the store was to blame.
+/// The message about a task's end. The task may come again if only the store was to blame.
 pub(super) fn ended(task: TaskId, outcome: Outcome) -> Ended {
     let is_away = matches!(&outcome, Outcome::Failed(failure) if failure.code == ErrorCode::StoreAway);
     Ended { task, outcome, retry_after_ms: is_away.then_some(RETRY_AFTER_MS) }
@@ -78,10 +78,10 @@ impl Broker {
         self.tell_client(Some(peer), BrokerToClient::Ended(ended));
     }
 
-    /// Why there is no place for a new task, if so, and when to come again.
+    /// The reason why there is no place for a new task, if so, and the wait before a retry in milliseconds.
     pub(super) fn no_place_for(&mut self, submit: &Submit, lane: Lane) -> Option<(Failure, u32)> {
         let is_waiting = !matches!(submit.standing, Standing::Holding { .. });
-        // Who is at work already, as after a restart, is not turned away by those who wait.
+        // A task that is already at work, as after a restart, is not turned away because of waiting tasks.
         let tasks_max = if is_waiting { self.config.tasks_max } else { self.config.tasks_max.saturating_mul(2) };
         if self.tasks.live() >= tasks_max {
             self.counters.refused_busy += 1;
@@ -108,7 +108,7 @@ impl Broker {
         None
     }
 
-    /// Tells the client that there is no place for its new task, which is not taken and may come again.
+    /// Tells a client that there is no place for its new task. The task is not accepted and may come again.
     pub(super) fn turn_away(&mut self, now: MonoTime, peer: PeerId, submit: Submit, failure: Failure, retry_ms: u32) {
         let outcome = Outcome::Failed(failure);
         let ended = Ended { task: submit.task, outcome: outcome.clone(), retry_after_ms: Some(retry_ms) };
@@ -119,13 +119,13 @@ impl Broker {
         self.tell_client(Some(peer), BrokerToClient::Ended(ended));
     }
 
-    /// Time until everything that waits in the lane now has gone to a worker, as predicted, microseconds.
+    /// Predicted time until all tasks that now wait in the lane have gone to a worker, microseconds.
     fn drain_us(&self, lane: Lane) -> u64 {
         self.queue.cost_us(lane) / u64::from(self.workers.totals().usable_slots(lane).max(1))
     }
 
-    /// Why the task cannot be taken at all, if so. One whose client is at work with a worker, as after a restart, is taken; one
-    /// that was at work is not new, and whether it comes too late is its client's affair.
+    /// The reason to refuse a task for good, if any. A task that its client holds at a worker, as after a restart, is
+    /// accepted. A lost task is not new: whether it comes too late is its client's affair.
     pub(super) fn hopeless(&mut self, now: MonoTime, task: &mut Task, standing: &Standing) -> Option<Failure> {
         match standing {
             Standing::Holding { .. } if self.config.rules.holds(Rule::BelieveHoldingClients) => None,
@@ -135,17 +135,18 @@ impl Broker {
         }
     }
 
-    /// Whether the workers had time to come since this start of the broker.
+    /// Whether workers had time to register since this start of the broker.
     pub(super) fn is_settled(&self, now: MonoTime) -> bool {
         now >= SETTLED_AFTER || !self.config.rules.holds(Rule::SettleFirst)
     }
 
-    /// When a task is judged that came before the workers did; `None` once it was.
+    /// When a task that came before the workers is judged; `None` once it was.
     pub(super) fn judged_at(&self, task: &Task) -> Option<MonoTime> {
         (!task.is_judged).then_some(SETTLED_AFTER)
     }
 
-    /// Why a task that came before the workers did cannot be taken. A deadline that is too near by now will simply pass.
+    /// The reason to refuse a task that came before the workers, if any. A deadline that is too near by now will simply
+    /// pass.
     pub(super) fn judge(&mut self, now: MonoTime, id: TaskId) -> Option<Failure> {
         let is_settled = self.is_settled(now);
         let task = self.tasks.get_mut(id).filter(|task| is_settled && !task.is_judged)?;
@@ -171,7 +172,7 @@ impl Broker {
         Some(Failure::new(ErrorCode::DeadlineUnmeetable, text))
     }
 
-    /// A deadline passed while its task waited: what for is remembered, for whoever asks why.
+    /// Remembers, for people who ask why, what a task waited for when its deadline passed.
     pub(super) fn waited_in_vain(&mut self, now: MonoTime, id: TaskId) {
         let Some(task) = self.tasks.get(id) else { return };
         let line = format!("in the queue when its deadline passed: {}", self.waits_for(now, task));
@@ -185,7 +186,7 @@ impl Broker {
         }
     }
 
-    /// Tells the client that its new task is over before it began, and remembers it.
+    /// Tells the client that its new task is refused for good, and remembers the task.
     pub(super) fn refuse_for_good(&mut self, now: MonoTime, peer: PeerId, mut task: Task, failure: Failure) {
         match failure.code {
             ErrorCode::DeadlineUnmeetable => self.counters.refused_deadline += 1,
@@ -202,7 +203,7 @@ impl Broker {
     }
 }
 
-/// Why no worker could ever run the task, if so.
+/// The reason why no worker could ever run the task, if so.
 fn unfit(task: &Task, workers: &Workers, counters: &mut Counters) -> Option<Failure> {
     let (failure, looked) = reasons::never_fits(task, workers);
     counters.candidates_looked += looked;

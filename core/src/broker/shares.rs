@@ -1,7 +1,7 @@
 //! Fair shares inside one lane: start-time fair queueing over clients.
 //!
-//! Each task gets a start tag, the slot time at which it would begin if every client had a server of its own, as fast as
-//! its share. The lane's virtual time is the largest tag that was dispatched; who comes late begins there.
+//! Each task gets a start tag: the slot time at which it would begin if every client had its own server, as fast as its
+//! share. The lane's virtual time is the largest tag dispatched; a client that comes late begins there.
 //!
 //! Owns the tags. Never orders tasks; that is `queue`.
 
@@ -9,31 +9,31 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proto_msgs::ClientId;
 
-/// Clients of whom it is remembered what they have had. More only wait at once in an attack; those least ahead are then
-/// taken for newcomers.
+/// Limit of clients whose lead is remembered. Only an attack makes more wait at once; those least ahead then count as
+/// newcomers.
 const CLIENTS_MAX: usize = 65_536;
 
-/// How far one client is.
+/// The lead of one client.
 #[derive(Clone, Copy, Debug, Default)]
 struct Ahead {
-    /// Where its last task would end.
+    /// Slot time at which the client's last task would end.
     finish_us: u64,
-    /// Its part for tasks that are still to go to a worker.
+    /// The part of it for tasks that have not gone to a worker yet.
     waiting_us: u64,
 }
 
-/// See the head of this file.
+/// The tags of one lane.
 #[derive(Debug, Default)]
 pub(super) struct Shares {
     virtual_us: u64,
-    /// Clients that are ahead of the virtual time: the others are equal.
+    /// Clients that are ahead of the virtual time; all others are equal.
     ahead: BTreeMap<ClientId, Ahead>,
-    /// The same in order of time.
+    /// The clients of `ahead` in order of `finish_us`.
     order: BTreeSet<(u64, ClientId)>,
 }
 
 impl Shares {
-    /// A new task's start tag; the client's next one begins after it.
+    /// Gives a new task its start tag; the client's next task begins after this one.
     pub(super) fn begin(&mut self, client: ClientId, cost_us: u64, share_milli: u32) -> u64 {
         let (start, cost_us) = (self.finish_of(client), scaled(cost_us, share_milli));
         self.set(client, start.saturating_add(cost_us), self.waiting_of(client).saturating_add(cost_us));
@@ -46,15 +46,15 @@ impl Shares {
         start
     }
 
-    /// A task that had been given its tag will not run.
+    /// Gives back the cost of a task that has a tag and will not run.
     pub(super) fn withdraw(&mut self, client: ClientId, cost_us: u64, share_milli: u32) {
         let cost_us = scaled(cost_us, share_milli);
         let finish = self.finish_of(client).saturating_sub(cost_us);
         self.set(client, finish, self.waiting_of(client).saturating_sub(cost_us));
     }
 
-    /// A task with this tag goes to a worker. If it goes before earlier ones of its client, that has had no more than if one of
-    /// those had gone: the virtual time must not jump over what waits.
+    /// Charges a task that goes to a worker. If it goes before earlier tasks of its client, the virtual time grows only
+    /// as if one of those had gone: it must not jump over waiting tasks.
     pub(super) fn dispatched(&mut self, start: u64, client: ClientId, cost_us: u64, share_milli: u32) {
         let (finish, waiting_us) = (self.finish_of(client), self.waiting_of(client));
         self.set(client, finish, waiting_us.saturating_sub(scaled(cost_us, share_milli)));
@@ -66,7 +66,7 @@ impl Shares {
         }
     }
 
-    /// Nobody waits: what was is forgotten.
+    /// No task waits: forgets all leads.
     pub(super) fn idle(&mut self) {
         if let Some((finish, _)) = self.order.last() {
             self.virtual_us = self.virtual_us.max(*finish);
@@ -75,7 +75,7 @@ impl Shares {
         self.ahead.clear();
     }
 
-    /// All tags are given anew: those who are ahead begin where the others do.
+    /// All tags are given anew: clients that are ahead begin where the others do.
     pub(super) fn restart(&mut self) {
         self.order.clear();
         self.ahead.clear();

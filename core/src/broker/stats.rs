@@ -4,47 +4,47 @@ use proto_msgs::Lane;
 
 use super::Broker;
 
-/// How things stand.
+/// The present state of the broker, in numbers.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Gauges {
-    /// Workers alive.
+    /// Live workers.
     pub workers: u32,
-    /// Slots of workers alive.
+    /// Slots of live workers.
     pub slots: u32,
-    /// Slots in use or promised.
+    /// Slots taken by running and granted tasks.
     pub slots_used: u32,
     /// Slots of each lane.
     pub lane_slots: [u32; 2],
-    /// Tasks at work or promised in each lane.
+    /// Tasks running or granted in each lane.
     pub lane_placed: [u32; 2],
-    /// Items that wait at workers for a slot, by lane.
+    /// Items that wait for a slot at workers, by lane.
     pub lane_waiting_items: [u64; 2],
-    /// Tasks waiting.
+    /// Waiting tasks.
     pub queued: u32,
-    /// Tasks waiting in each lane.
+    /// Waiting tasks in each lane.
     pub lane_queued: [u32; 2],
-    /// Slot time that the tasks waiting in each lane are predicted to need, microseconds.
+    /// Slot time that the waiting tasks of each lane are predicted to need, microseconds.
     pub lane_queued_us: [u64; 2],
-    /// Workers that violate a service level at the moment, counted once for each stream of tasks.
+    /// Workers that violate a service level at present, counted once per stream of tasks.
     pub slo_violating: u32,
-    /// Workers that are being tried again after a violation, counted once for each stream of tasks.
+    /// Workers tried again after a violation, counted once per stream of tasks.
     pub slo_probing: u32,
     /// Median of |predicted − actual| / actual over the last predictions, thousandths.
     pub prediction_error_permille: Option<u32>,
-    /// Tasks placed.
+    /// Unfinished tasks that wait in no lane.
     pub placed: u32,
 }
 
-/// What has happened so far. These numbers only grow.
+/// Counts of events since the start. They only grow.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Counters {
-    /// First submits taken.
+    /// First submits accepted.
     pub submitted: u64,
-    /// Grants given.
+    /// Tasks granted to a worker.
     pub granted: u64,
     /// Tasks ended with a result.
     pub done: u64,
-    /// Tasks that were taken and ended without.
+    /// Accepted tasks that failed.
     pub failed: u64,
     /// Tasks cancelled.
     pub cancelled: u64,
@@ -56,38 +56,38 @@ pub struct Counters {
     pub refused_deadline: u64,
     /// First submits refused because the store was away.
     pub refused_store: u64,
-    /// Tasks given up because they took worker after worker down.
+    /// Tasks given up because they took down one worker after another.
     pub poisonous: u64,
-    /// Predictions that were compared with what came.
+    /// Predictions compared with the actual time.
     pub predictions: u64,
-    /// Tasks of streams that took longer than promised.
+    /// Tasks that missed their service level.
     pub slo_violations: u64,
-    /// Times a worker was left for violating a service level.
+    /// Times that a worker was avoided because it violated a service level.
     pub slo_trips: u64,
-    /// Workers looked at in order to place tasks.
+    /// Workers looked at to place tasks.
     pub candidates_looked: u64,
-    /// Waiting tasks looked at in order to fill workers.
+    /// Waiting tasks looked at to fill workers.
     pub waiting_looked: u64,
-    /// Rows of the tables of workers and of waiting tasks that were gone through, looked at or not.
+    /// Rows walked in the tables of workers and of waiting tasks, looked at or not.
     pub walked: u64,
-    /// Attempts lost and asked for again.
+    /// Attempts that clients reported lost.
     pub retried: u64,
-    /// Heartbeats.
+    /// Heartbeats received.
     pub heartbeats: u64,
-    /// Times this process stood still for longer than any timer is late.
+    /// Times that this process stood still for longer than a timer is ever late.
     pub pauses: u64,
-    /// Registrations refused because as many workers are known as may be.
+    /// Registrations refused because the limit of workers is reached.
     pub workers_refused: u64,
-    /// Workers that fell silent.
+    /// Workers that were lost because they fell silent.
     pub workers_lost: u64,
-    /// Reports of attempts that are no longer the task's.
+    /// Heartbeats of an earlier life, and reports of attempts that their task no longer wants.
     pub fenced: u64,
-    /// Messages from the wrong key or on the wrong task.
+    /// Messages with the wrong key, or about another client's task.
     pub forbidden: u64,
 }
 
 impl Broker {
-    /// How things stood when something last happened.
+    /// The broker's state at the last event.
     pub fn gauges(&self) -> Gauges {
         let totals = self.workers.totals();
         let queued = self.queue.len() as u32;
@@ -109,7 +109,7 @@ impl Broker {
         }
     }
 
-    /// What has happened so far.
+    /// The counts since the start.
     pub fn counters(&self) -> Counters {
         Counters {
             slo_violations: self.slos.violations,

@@ -1,4 +1,4 @@
-//! One live worker: what it said of itself, what it holds, what occupies its slots.
+//! One live worker: its registration, its last heartbeat, and the attempts that occupy its slots.
 //!
 //! Owns the questions that placement asks of a single row. Never decides who gets a task.
 
@@ -16,26 +16,28 @@ use super::{
 };
 use crate::{MonoTime, Rule, Rules};
 
-/// Added to the missed heartbeats before a worker counts as dead: a heartbeat's own way and the sender's scheduling.
+/// Added to the missed heartbeats before a worker counts as dead: a heartbeat's travel time and its sender's
+/// scheduling.
 const LIVENESS_GRACE: Duration = Duration::from_millis(250);
 
-/// Slots of the batch lane that realtime gets one after the other at a worker that has none for it, while batch tasks wait:
-/// nine of ten. The batch lane keeps moving.
+/// Batch slots that realtime may get in a row, at a worker without realtime slots, while batch tasks wait: nine of ten.
+/// The batch lane keeps moving.
 pub(super) const LENT_IN_A_ROW_MAX: u8 = 9;
 
-/// Which slots a task may take at a worker.
+/// The slots that a task may take at a worker.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Slots {
-    /// Those of its own lane.
+    /// The slots of the task's own lane.
     Own,
-    /// Those too that another lane lends.
+    /// Also the slots that the other lane lends.
     Usable,
 }
 
-/// Where a worker stands in the table. Cheaper to follow than its id.
+/// A worker's index in the table. Cheaper to follow than its id.
 pub(super) type Seat = u32;
 
-/// What workers have in common that are equal as far as anything goes that never changes.
+/// The unchanging properties of a worker that decide which tasks it can ever run. Workers of one kind are alike in
+/// these.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Kind {
     formats: Vec<ModelFormat>,
@@ -67,8 +69,7 @@ impl Kind {
     }
 }
 
-/// Index and memory of the GPUs that tasks may get: those of the device map; where it names none, a task that asks for a GPU
-/// gets any.
+/// Index and memory of the GPUs that tasks may get: those of the device map, or all if it names none.
 fn usable_gpus(register: &Register) -> impl Iterator<Item = (u8, u64)> {
     let mut named: Vec<usize> = register.device_map.iter().filter_map(|device| usize::try_from(*device).ok()).collect();
     named.sort_unstable();
@@ -77,16 +78,16 @@ fn usable_gpus(register: &Register) -> impl Iterator<Item = (u8, u64)> {
     gpus.filter_map(|(index, gpu)| Some((u8::try_from(index).ok()?, gpu.memory_bytes)))
 }
 
-/// What a worker knows of one model.
+/// A worker's state of one model.
 #[derive(Clone, Copy, Debug, Default)]
 struct Known {
     held: bool,
     warm: bool,
-    /// Place in the heartbeat's list of costs.
+    /// Index in the heartbeat's list of costs.
     cost: Option<u16>,
 }
 
-/// A model as one worker has it.
+/// A model's state at one worker.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ModelHere<'a> {
     pub(super) held: bool,
@@ -95,17 +96,17 @@ pub(super) struct ModelHere<'a> {
 }
 
 impl ModelHere<'_> {
-    /// Whether its items are run together, and how many at best.
+    /// Whether items of the model are run together, and the best batch size.
     pub(super) fn packing(&self) -> (Packing, u16) {
         self.cost.map_or((Packing::Unknown, 1), |cost| (cost.packing, cost.best_batch))
     }
 }
 
-/// What others give back is kept for a task for so long, as long as a call of a runner may take, and then given away as
-/// long: nothing stands idle for ever for a task that does not get enough.
+/// Seconds for which freed resources are kept for a claim: as long as a runner's call may take. Then they are given
+/// away for as long: nothing stands idle for ever for a task that does not get enough.
 const CLAIM_LASTS_S: u64 = 300;
 
-/// A worker's cores and memory are kept for a waiting task that needs more of them than others have left.
+/// A waiting task that a worker keeps cores and memory for, because it needs more of them than others have left.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Claim {
     pub(super) task: TaskId,
@@ -118,7 +119,7 @@ impl Claim {
         (now.since(self.since).as_secs() / CLAIM_LASTS_S).is_multiple_of(2)
     }
 
-    /// Whether the task is behind the one that claims, in a lane. Of the other lane, those are that came later.
+    /// Whether the claim comes before a task of this rank: within a lane by queue order, between lanes by time.
     fn is_before(&self, lane: Lane, rank: &Rank) -> bool {
         if rank.key.lane == lane { self.order < rank.key.order } else { self.since < rank.came }
     }
@@ -132,31 +133,32 @@ pub(super) struct Worker {
     pub(super) heartbeat: Option<Heartbeat>,
     pub(super) seen: MonoTime,
     pub(super) seat: Seat,
-    /// Number of its [`Kind`].
+    /// Number of the worker's [`Kind`].
     pub(super) kind: u32,
     pub(super) occupancy: Occupancy,
-    /// Slots of its batch lane that went to realtime one after the other while batch tasks waited.
+    /// Slots that went to realtime in a row while batch tasks waited.
     pub(super) lent_in_a_row: u8,
-    /// For each lane: the last waiting task that it was compared with, if there were more.
+    /// For each lane: the last waiting task that this worker was compared with; `None` after the queue's end.
     pub(super) fill_on: [Option<Order>; 2],
-    /// For each lane: the first waiting task that needs a free slot here. None behind it is sent ahead, or it would never get
-    /// one.
+    /// For each lane: the first waiting task that needs a free slot here. No task behind it is sent ahead, or it would
+    /// never get one.
     pub(super) awaited: [Option<Order>; 2],
-    /// For each lane: the first waiting task that needs cores or memory that others have here. None behind it gets any.
+    /// For each lane: the first waiting task that needs cores or memory that others have here. No task behind it gets
+    /// any.
     pub(super) claims: [Option<Claim>; 2],
-    /// Of the heartbeat's models, in order of digest: found by halving, for every candidate of every task.
+    /// The heartbeat's models in order of digest, for a binary search per candidate of each task.
     models: Vec<(Digest, Known)>,
-    /// GPUs that tasks may get: index and memory.
+    /// Index and memory of the GPUs that tasks may get.
     gpus: Vec<(u8, u64)>,
-    /// What a task takes here besides its predicted parts, a running mean, microseconds.
+    /// Time that a task takes here besides its predicted parts, a running mean, microseconds.
     pub(super) handover_us: u64,
     pub(super) rules: Rules,
 }
 
-/// More than this is no hand-over, but something that went wrong.
+/// Cap of one hand-over time, microseconds: more is no hand-over, but a fault.
 const HANDOVER_US_MAX: u64 = 200_000;
 
-/// One outlier counts as so much, or as twice the mean.
+/// An outlier counts as no more than this, or twice the mean if that is more, microseconds.
 const HANDOVER_STEP_US: u64 = 4_000;
 
 impl Worker {
@@ -180,7 +182,7 @@ impl Worker {
         }
     }
 
-    /// A task that found a free slot took so much longer than its parts.
+    /// Learns how much longer than its predicted parts a task took that found a free slot, microseconds.
     pub(super) fn learn_handover(&mut self, us: u64) {
         let us = us.min(self.handover_us.saturating_mul(2).max(HANDOVER_STEP_US)).min(HANDOVER_US_MAX);
         self.handover_us = (self.handover_us * 7 + us) / 8;
@@ -194,17 +196,18 @@ impl Worker {
         self.heartbeat.as_ref().is_some_and(|heartbeat| heartbeat.draining)
     }
 
-    /// It gets nothing to do before its first heartbeat has said what it has already.
+    /// Whether the worker may get tasks: it is not draining, and its first heartbeat has named the attempts it already
+    /// has.
     pub(super) fn is_open(&self) -> bool {
         self.heartbeat.as_ref().is_some_and(|heartbeat| !heartbeat.draining)
     }
 
-    /// Slots of both lanes.
+    /// Number of slots of both lanes.
     pub(super) fn slots(&self) -> u16 {
         self.register.slots.iter().fold(0, |sum: u16, slots| sum.saturating_add(*slots))
     }
 
-    /// Slots that a lane can come to use, lent ones included.
+    /// Slots that a lane can use, lent ones included.
     pub(super) fn usable_slots(&self, lane: Lane) -> u16 {
         match lane {
             Lane::Realtime => self.slots(),
@@ -212,7 +215,7 @@ impl Worker {
         }
     }
 
-    /// Slots that each lane can count on: its own, or where it has none the ones that it shares.
+    /// Slots that each lane can count on: its own, or the shared ones if it has none.
     pub(super) fn counted_slots(&self) -> [u16; 2] {
         Lane::ALL.map(|lane| {
             let own = self.register.slots[lane.index()];
@@ -220,13 +223,13 @@ impl Worker {
         })
     }
 
-    /// Attempts for each slot, thousandths; more than 1000 where tasks are sent ahead, or after a broker's restart.
+    /// Attempts per slot, thousandths; over 1000 if tasks are sent ahead, or after a restart of the broker.
     pub(super) fn busy_permille(&self) -> u16 {
         let total = u32::from(self.slots()).max(1);
         u16::try_from(self.occupancy.len() as u32 * 1000 / total).unwrap_or(u16::MAX)
     }
 
-    /// Whether an attempt is here or promised.
+    /// Whether the worker has the attempt, or was granted it.
     pub(super) fn has(&self, id: AttemptId) -> bool {
         self.occupancy.has(id)
     }
@@ -236,7 +239,7 @@ impl Worker {
         if self.is_open() { self.occupancy.free(lane, self.register.slots) } else { 0 }
     }
 
-    /// Slots that are free for a task of the lane, of those that it may take.
+    /// Free slots for a task of the lane, among those that it may take.
     pub(super) fn free_of(&self, lane: Lane, slots: Slots) -> u16 {
         match slots {
             Slots::Own => self.own_free(lane),
@@ -251,8 +254,8 @@ impl Worker {
         if self.is_open() { self.occupancy.own_free(lane, self.register.slots) } else { 0 }
     }
 
-    /// Whether a task of the other lane waits for a slot that those of this lane would take from it if they were sent ahead.
-    /// A slot of the batch lane's own is its own; one that the lanes share is that of the lane whose turn it is.
+    /// Whether the other lane waits for a slot that tasks of this lane would take from it if they were sent ahead.
+    /// Batch owns the slots of its lane; a shared slot belongs to the lane whose turn it is.
     pub(super) fn owes_slot(&self, lane: Lane) -> bool {
         let is_shared = self.register.slots[Lane::Realtime.index()] == 0;
         let is_batch_turn = self.lent_in_a_row >= LENT_IN_A_ROW_MAX;
@@ -265,29 +268,29 @@ impl Worker {
         }
     }
 
-    /// Whether it keeps cores or memory for this task.
+    /// Whether the worker keeps cores or memory for this task.
     pub(super) fn keeps_for(&self, task: TaskId) -> bool {
         self.claims.iter().flatten().any(|claim| claim.task == task)
     }
 
-    /// Whether it keeps them from one that was rated so, for another one.
+    /// Whether the worker keeps cores and memory from a task of this rank, for a claim before it.
     pub(super) fn keeps_from(&self, rank: &Rank, now: MonoTime) -> bool {
         let mut claims = Lane::ALL.into_iter().zip(self.claims);
         claims.any(|(lane, claim)| claim.is_some_and(|claim| claim.holds(now) && claim.is_before(lane, rank)))
     }
 
-    /// It has run some model often enough to say what it costs.
+    /// Whether the worker has run some model often enough to know its cost.
     pub(super) fn has_measured(&self) -> bool {
         self.heartbeat.as_ref().is_some_and(|heartbeat| !heartbeat.costs.is_empty())
     }
 
-    /// It runs items of some model together.
+    /// Whether the worker runs items of some model together.
     pub(super) fn packs(&self) -> bool {
         let mut costs = self.heartbeat.iter().flat_map(|heartbeat| &heartbeat.costs);
         costs.any(|cost| cost.packing == Packing::On)
     }
 
-    /// What it knows of a model.
+    /// The worker's state of a model.
     pub(super) fn model(&self, digest: Digest) -> ModelHere<'_> {
         let Ok(at) = self.models.binary_search_by(|(known, _)| known.cmp(&digest)) else {
             return ModelHere::default();
@@ -301,13 +304,13 @@ impl Worker {
         self.model(model).held
     }
 
-    /// The models that it knows, in order of digest, those after the given one.
+    /// The models that the worker reports, in order of digest, after the given one.
     pub(super) fn models(&self, after: Option<Digest>) -> impl Iterator<Item = ModelHere<'_>> {
         let rows = self.models.iter().filter(move |(digest, _)| Some(*digest) > after);
         rows.map(|(digest, _)| self.model(*digest))
     }
 
-    /// The GPU with the most memory that is neither promised nor used, and how much that is.
+    /// The GPU with the most memory that is neither promised nor used, and that memory in bytes.
     pub(super) fn roomiest_gpu(&self) -> Option<(u8, u64)> {
         let free = self.gpus.iter().map(|(index, bytes)| (*index, self.gpu_free_bytes(*index, *bytes)));
         free.max_by_key(|(index, free_bytes)| (*free_bytes, std::cmp::Reverse(*index)))
@@ -317,7 +320,7 @@ impl Worker {
         let loads = self.heartbeat.as_ref().map_or(&[][..], |heartbeat| &heartbeat.load.gpus);
         let used_bytes = loads.get(usize::from(index)).map_or(0, |gpu| u128::from(gpu.memory_used_bytes));
         let promised = self.occupancy.gpu_memory(index);
-        // What is promised shows up as used once it runs, and what runs may grow to what it was promised.
+        // Promised memory shows as used once its attempt runs, and a running attempt may grow to its promise.
         let gone_bytes = promised.all_bytes.max(used_bytes + promised.coming_bytes);
         u64::try_from(u128::from(bytes).saturating_sub(gone_bytes)).unwrap_or(u64::MAX)
     }
@@ -327,17 +330,17 @@ impl Worker {
         self.gpus.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0)
     }
 
-    /// Whether the model is loaded here and nobody uses it: what it needs, it has.
+    /// Whether the model is loaded here and idle: it already has the memory that it needs.
     pub(super) fn is_loaded_and_idle(&self, model: Digest) -> bool {
         self.model(model).warm && Lane::ALL.iter().all(|lane| self.occupancy.items(model, *lane) == 0)
     }
 
-    /// When silence becomes death.
+    /// When the worker counts as dead if it stays silent.
     pub(super) fn dead_at(&self, beats: u32) -> MonoTime {
         self.seen + Duration::from_millis(u64::from(self.register.heartbeat_ms)) * beats + LIVENESS_GRACE
     }
 
-    /// Takes a heartbeat's words in; its attempts are counted elsewhere.
+    /// Stores a heartbeat. Its attempts are counted elsewhere.
     pub(super) fn set_heartbeat(&mut self, heartbeat: Heartbeat) {
         let old = self.heartbeat.as_ref();
         let same = old.is_some_and(|old| {

@@ -1,4 +1,4 @@
-//! The worker half of the Metric Table: who is alive, and the indexes that keep placement fast.
+//! The worker half of the Metric Table: the live workers, and the indexes that keep placement fast.
 //!
 //! Owns the rows and what is derived from all of them. Never decides who gets a task.
 
@@ -17,15 +17,15 @@ use super::{
 };
 use crate::{MonoTime, Rules};
 
-/// Kinds of workers that one look for room goes through. A fleet has a handful; where each worker is its own, those after
-/// the last look come first in the next.
+/// Worker kinds that one look for room visits. A fleet has a handful. If each worker is its own kind, the next look
+/// begins behind this one.
 pub(super) const KINDS_LOOK_MAX: usize = 64;
 
 /// Workers of one kind.
 #[derive(Debug, Default)]
 struct Members {
     seats: BTreeSet<Seat>,
-    /// Those with a free slot for a lane, least busy first.
+    /// For each lane, the workers with a free slot, least busy first.
     room: [BTreeSet<(u16, Seat)>; 2],
 }
 
@@ -33,7 +33,7 @@ struct Members {
 #[derive(Debug, Default)]
 struct Holders {
     seats: BTreeSet<Seat>,
-    /// Where the next look begins if there are more than one look takes.
+    /// Where the next look begins if there are more workers than one look visits.
     begin: Seat,
 }
 
@@ -49,17 +49,17 @@ pub(super) struct Workers {
     rules: Rules,
     ids: BTreeMap<WorkerId, Seat>,
     seats: Vec<Option<Box<Worker>>>,
-    /// Seats that somebody has left.
+    /// Seats whose worker is gone.
     empty: Vec<Seat>,
     kinds: BTreeMap<Kind, u32>,
     members: BTreeMap<u32, Members>,
     kinds_made: u32,
-    /// Where the next look through the kinds begins.
+    /// Where the next look at the kinds begins.
     begin_kind: u32,
     holders: BTreeMap<Digest, Holders>,
     fleet: Fleet,
     totals: Totals,
-    /// Rows of this table that somebody went through. Counted here, so that no loop over workers can go unnoticed.
+    /// Rows of this table walked so far. Counted here, so that no loop over workers goes unnoticed.
     walked: Cell<u64>,
 }
 
@@ -85,12 +85,12 @@ impl Workers {
         self.seats.get_mut(seat as usize)?.as_deref_mut()
     }
 
-    /// Whether this life of the worker is there.
+    /// Whether this life of the worker is registered and alive.
     pub(super) fn has_life(&self, id: WorkerId, epoch: Epoch) -> bool {
         self.get(id).is_some_and(|worker| worker.register.epoch == epoch)
     }
 
-    /// Rows of this table that somebody went through so far.
+    /// Number of rows of this table walked so far.
     pub(super) fn walked(&self) -> u64 {
         self.walked.get()
     }
@@ -99,7 +99,7 @@ impl Workers {
         rows.inspect(|_| self.walked.set(self.walked.get() + 1))
     }
 
-    /// In order of id, those after the given one.
+    /// Workers in order of id, after the given one.
     pub(super) fn after(&self, id: Option<WorkerId>) -> impl Iterator<Item = &Worker> {
         use std::ops::Bound::{Excluded, Unbounded};
         let rows = self.ids.range((id.map_or(Unbounded, Excluded), Unbounded));
@@ -111,7 +111,7 @@ impl Workers {
         &self.totals
     }
 
-    /// What models cost on average.
+    /// Average costs of models over all workers.
     pub(super) fn fleet(&self) -> &Fleet {
         &self.fleet
     }
@@ -126,29 +126,29 @@ impl Workers {
         self.members.len()
     }
 
-    /// How many are of the kind.
+    /// Number of workers of the kind.
     pub(super) fn kind_len(&self, kind: u32) -> usize {
         self.members.get(&kind).map_or(0, |members| members.seats.len())
     }
 
-    /// Workers of the kind with a free slot of the lane, least busy first.
+    /// Workers of the kind with a free slot for the lane, least busy first.
     pub(super) fn with_room(&self, kind: u32, lane: Lane) -> impl Iterator<Item = &Worker> {
         let room = self.members.get(&kind).into_iter().flat_map(move |members| &members.room[lane.index()]);
         self.counted(room.filter_map(|(_, seat)| self.at(*seat)))
     }
 
-    /// Workers that have the model, each once, beginning elsewhere with each [`Self::turn`].
+    /// Workers that have the model, each once; the first one changes with each [`Self::turn`].
     pub(super) fn holders(&self, model: Digest) -> impl Iterator<Item = &Worker> {
         let in_turn = self.holders.get(&model).into_iter().flat_map(Holders::in_turn);
         self.counted(in_turn.filter_map(|seat| self.at(*seat)))
     }
 
-    /// How many have it.
+    /// Number of workers that have the model.
     pub(super) fn holders_len(&self, model: Digest) -> usize {
         self.holders.get(&model).map_or(0, |holders| holders.seats.len())
     }
 
-    /// The next looks begin behind what this one saw, where there is more to see than one look takes.
+    /// Lets the next looks begin behind the workers that this one saw, if there are more than one look visits.
     pub(super) fn turn(&mut self, model: Digest, looked_max: usize) {
         if let Some(holders) = self.holders.get_mut(&model).filter(|holders| holders.seats.len() > looked_max) {
             let next = holders.in_turn().nth(looked_max).copied();
@@ -161,7 +161,7 @@ impl Workers {
         }
     }
 
-    /// A worker introduces itself. What it had been given in this life stays.
+    /// Registers a worker. It keeps the attempts that it was granted in this life.
     pub(super) fn register(&mut self, now: MonoTime, peer: PeerId, register: Register) {
         let id = register.worker;
         let old = self.remove(id).filter(|old| old.register.epoch == register.epoch);
@@ -210,7 +210,7 @@ impl Workers {
         Some(worker)
     }
 
-    /// Any message of a worker is a sign of life.
+    /// Notes a sign of life: any message of a worker is one.
     pub(super) fn seen(&mut self, id: WorkerId, now: MonoTime, peer: PeerId) {
         if let Some(worker) = self.get_mut(id) {
             worker.seen = now;
@@ -218,64 +218,64 @@ impl Workers {
         }
     }
 
-    /// A place is promised, or more is known of what has it.
+    /// Books an attempt at a worker, or updates it when more is known.
     pub(super) fn occupy(&mut self, now: MonoTime, id: WorkerId, attempt: AttemptId, held: Held) {
         self.change(now, id, |worker| worker.occupancy.put(attempt, held));
     }
 
-    /// A promised place is free again, unless a heartbeat has named the attempt: then heartbeats say when it is.
+    /// Frees a granted place, unless a heartbeat has named the attempt: then heartbeats say when it is free.
     pub(super) fn release_unnamed(&mut self, now: MonoTime, id: WorkerId, attempt: AttemptId) {
         self.change(now, id, |worker| worker.occupancy.remove_unnamed(attempt));
     }
 
-    /// A place is free again.
+    /// Frees an attempt's place.
     pub(super) fn release(&mut self, now: MonoTime, id: WorkerId, attempt: AttemptId) {
         self.change(now, id, |worker| worker.occupancy.remove(attempt));
     }
 
-    /// One of the worker's shared slots went to this lane while the other waited, or the count begins anew.
+    /// Counts one more shared slot that went to realtime while batch waited; if not `in_a_row`, the count begins anew.
     pub(super) fn lent(&mut self, id: WorkerId, in_a_row: bool) {
         if let Some(worker) = self.get_mut(id) {
             worker.lent_in_a_row = if in_a_row { worker.lent_in_a_row.saturating_add(1) } else { 0 };
         }
     }
 
-    /// A task that found a free slot took so much longer than its predicted parts.
+    /// Learns how much longer than its predicted parts a task took that found a free slot.
     pub(super) fn learn_handover(&mut self, id: WorkerId, us: u64) {
         if let Some(worker) = self.get_mut(id) {
             worker.learn_handover(us);
         }
     }
 
-    /// Where the next fill of a lane gets on.
+    /// Sets where the next fill of a lane continues.
     pub(super) fn fill_on(&mut self, id: WorkerId, lane: Lane, on: Option<Order>) {
         if let Some(worker) = self.get_mut(id) {
             worker.fill_on[lane.index()] = on;
         }
     }
 
-    /// Which task waits for a slot of a lane.
+    /// Sets the task that waits for a slot of a lane.
     pub(super) fn await_slot(&mut self, id: WorkerId, lane: Lane, order: Option<Order>) {
         if let Some(worker) = self.get_mut(id) {
             worker.awaited[lane.index()] = order;
         }
     }
 
-    /// Which task cores and memory are kept for, of a lane.
+    /// Sets the task of a lane that cores and memory are kept for.
     pub(super) fn claim(&mut self, id: WorkerId, lane: Lane, claim: Claim) {
         if let Some(worker) = self.get_mut(id) {
             worker.claims[lane.index()] = Some(claim);
         }
     }
 
-    /// Nothing is kept for this task any more.
+    /// Drops the claim of this task.
     pub(super) fn unclaim(&mut self, id: WorkerId, task: TaskId) {
         if let Some(worker) = self.get_mut(id) {
             worker.claims.iter_mut().for_each(|claim| *claim = claim.filter(|claim| claim.task != task));
         }
     }
 
-    /// A heartbeat arrived. Gives the attempts that earlier ones named and this one does not.
+    /// Takes in a heartbeat. Returns the attempts that earlier ones named and this one does not.
     pub(super) fn heartbeat(&mut self, now: MonoTime, id: WorkerId, heartbeat: Heartbeat) -> Vec<AttemptId> {
         let mut vanished = Vec::new();
         self.change(now, id, |worker| {
@@ -288,7 +288,7 @@ impl Workers {
         vanished
     }
 
-    /// Newest heartbeat number seen from this life of the worker.
+    /// The newest heartbeat number from this life of the worker.
     pub(super) fn last_seq(&self, id: WorkerId, epoch: Epoch) -> Option<u64> {
         let worker = self.get(id).filter(|worker| worker.register.epoch == epoch)?;
         worker.heartbeat.as_ref().map(|heartbeat| heartbeat.seq)
@@ -312,7 +312,7 @@ impl Workers {
         self.change(now, id, |worker| worker.set_heartbeat(heartbeat));
     }
 
-    /// Changes a worker and keeps the indexes true.
+    /// Changes a worker and keeps the indexes up to date.
     fn change(&mut self, now: MonoTime, id: WorkerId, change: impl FnOnce(&mut Worker)) {
         let Some(seat) = self.ids.get(&id).copied() else { return };
         let Some(worker) = self.seats.get_mut(seat as usize).and_then(Option::as_deref_mut) else { return };
@@ -338,7 +338,7 @@ impl Workers {
 pub(super) struct Totals {
     /// Slots of each lane.
     pub(super) slots: [u32; 2],
-    /// Attempts at work or promised in each lane.
+    /// Attempts running or granted in each lane.
     pub(super) tasks: [u32; 2],
     /// Items that wait at workers for a slot, by lane.
     pub(super) waiting_items: [u64; 2],
@@ -363,7 +363,7 @@ impl Totals {
         }
     }
 
-    /// Slots that a lane can come to use, lent ones included.
+    /// Slots that a lane can use, lent ones included.
     pub(super) fn usable_slots(&self, lane: Lane) -> u32 {
         match lane {
             Lane::Realtime => self.slots[0] + self.slots[1],
