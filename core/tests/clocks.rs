@@ -1,5 +1,5 @@
-//! What time is to workers and clients. A deadline is a moment: neither a restarted broker nor a wall clock that is put
-//! right moves it.
+//! Time for workers and clients. A deadline is a moment: neither a restarted broker nor a corrected wall clock moves
+//! it.
 
 use std::time::Duration;
 
@@ -18,13 +18,13 @@ const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// So long, in steps that are short enough for a machine not to think that it stood still.
+/// Times over this span, in steps short enough that a machine does not think it stood still.
 fn in_time(from: MonoTime, lasts: Duration) -> impl Iterator<Item = MonoTime> {
     let step = Duration::from_millis(50);
     (1..).map(move |steps| from + step * steps).take_while(move |now| now.since(from) <= lasts)
 }
 
-/// The broker answers the worker's first heartbeat, or tells the time again.
+/// The broker answers the worker's first heartbeat, or tells its clock again.
 fn broker_says(worker: &mut Worker, now: MonoTime, broker_unix_ms: u64) -> Vec<Action> {
     let (register, forget, stop) = (register(1), Vec::new(), Vec::new());
     let (epoch, seq) = (register.epoch, 1);
@@ -61,14 +61,14 @@ fn a_broker_whose_clock_was_put_forward_expires_nothing_that_is_at_work() {
     let _ = worker.handle(start, Event::Opened { link: LinkId(1), key: None, open });
     let _ = worker.handle(start, Event::Received { id });
 
-    // A broker is started anew, and its machine has been told the right time meanwhile.
+    // The broker restarts on a machine whose clock has been corrected meanwhile.
     assert!(!has_expired(&broker_says(&mut worker, start, 9_000_000)));
     let expired = in_time(start, s(100))
         .find(|now| has_expired(&worker.handle(*now, Event::ClientAlive { id, link: LinkId(1) })));
     assert_eq!(expired, Some(start + s(60)));
 }
 
-/// What the broker is told of the deadline.
+/// The deadline that the broker is told.
 fn told(actions: &[client::Action]) -> Option<u64> {
     actions.iter().find_map(|action| match action {
         client::Action::TellBroker(ClientToBroker::Submit(submit)) => submit.deadline_ms,
@@ -76,7 +76,7 @@ fn told(actions: &[client::Action]) -> Option<u64> {
     })
 }
 
-/// The user submits a task that has ten seconds.
+/// The user submits a task with a deadline of ten seconds.
 fn submits(client: &mut Client, now: MonoTime, number: u32) -> Vec<client::Action> {
     let like = submit(number, 1);
     let spec = TaskSpec {

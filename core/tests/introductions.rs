@@ -1,4 +1,5 @@
-//! A worker that is asked to dial a client and has no room dials all the same: the client opens, and hears why not.
+//! A worker without room still dials the client that it is asked to dial: the client opens, and hears why it is
+//! refused.
 
 use mesh_core::{
     MonoTime,
@@ -10,7 +11,7 @@ use proto_msgs::{
     PublicKey, Purpose, Ticket, TicketBody, WorkerToClient,
 };
 
-/// More than a worker takes in at the same time.
+/// More tasks than a worker admits at once.
 const MANY: u32 = 300;
 
 const NOW: MonoTime = MonoTime::from_micros(1);
@@ -21,7 +22,7 @@ fn introduce(worker: &mut Worker, body: TicketBody) -> Vec<Action> {
     worker.handle(NOW, Event::BrokerSaid(BrokerToWorker::Introduce(introduce)))
 }
 
-/// Whether the client is dialled, and if so whether for an attempt that the worker has.
+/// Whether the client is dialled: `Some(is_held)` if it is.
 fn dials(actions: &[Action]) -> Option<bool> {
     actions.iter().find_map(|action| match action {
         Action::Dial { is_held, .. } => Some(*is_held),
@@ -29,12 +30,12 @@ fn dials(actions: &[Action]) -> Option<bool> {
     })
 }
 
-/// What the client hears when it opens.
+/// The refusal that the client gets when it opens.
 fn opened(worker: &mut Worker, body: TicketBody) -> Option<ErrorCode> {
     shown(worker, Ticket::sign(body, &TICKET_KEY), None)
 }
 
-/// What is heard by whoever opens with this ticket over a link of this key.
+/// The refusal for an opening with this ticket, over a link with this key.
 fn shown(worker: &mut Worker, ticket: Ticket, key: Option<PublicKey>) -> Option<ErrorCode> {
     let model = ModelRef { digest: Digest::from_bytes([1; 32]), size_bytes: 1, format: ModelFormat::Onnx };
     let manifest = Manifest { model, model_name: "m".into(), then: Vec::new(), items: 1, inputs: Vec::new() };

@@ -1,4 +1,5 @@
-//! A worker that keeps as many results as it may: clients that wait for theirs do not suffer, and the broker is told.
+//! A worker that keeps as many results as it may: clients that wait for results are still served, and the broker is
+//! told.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -13,7 +14,7 @@ use proto_msgs::{
     limits::{HELD_MAX, TEXT_BYTES_MAX},
 };
 
-/// As many results of detached tasks as a worker keeps.
+/// The most results of detached tasks that a worker keeps.
 const KEPT: u32 = 8192;
 
 const NOW: MonoTime = MonoTime::from_micros(1);
@@ -27,7 +28,7 @@ fn ticket(task: u32, detached: bool) -> Ticket {
     Ticket::sign(TicketBody { detached, ..ticket_body(task, 2, 1) }, &TICKET_KEY)
 }
 
-/// A worker that was started anew with so many ends of detached tasks on its disk, and what it says first.
+/// A restarted worker with `ends` ended detached tasks on its disk, and its first actions.
 fn started(ends: u32, outcome: &Outcome) -> (Worker, Vec<Action>) {
     let kept = |task| Restored {
         ticket: ticket(task, true),
@@ -41,7 +42,7 @@ fn started(ends: u32, outcome: &Outcome) -> (Worker, Vec<Action>) {
     (worker, said)
 }
 
-/// A worker that was started anew with so many results on its disk, and whether it says that it keeps no more.
+/// A restarted worker with `results` results on its disk, and whether it reports that it keeps no more.
 fn keeps(results: u32) -> (Worker, bool) {
     let (worker, said) = started(results, &Outcome::Done { run_us: 1, load_us: 0 });
     let is_full = said.iter().find_map(|action| match action {
@@ -51,7 +52,7 @@ fn keeps(results: u32) -> (Worker, bool) {
     (worker, is_full.expect("a worker begins with a heartbeat"))
 }
 
-/// What a client hears that opens an attempt.
+/// The refusal that a client gets when it opens an attempt.
 fn opens(worker: &mut Worker, task: u32, detached: bool) -> Option<ErrorCode> {
     let (ticket, manifest) = (ticket(task, detached), Some(manifest()));
     let open = Box::new(Open {

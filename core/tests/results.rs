@@ -1,4 +1,4 @@
-//! Results: what is told with them, and that a kept one is sent for as long as somebody listens, and no longer.
+//! Results: what is sent with them, and that a kept result is sent only as long as its client listens.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use mesh_core::{
 use mesh_samples::{TICKET_KEY, register, ticket_body};
 use proto_msgs::{AttemptId, Digest, Manifest, ModelFormat, ModelRef, Open, Outcome, Purpose, Ticket, TicketBody};
 
-/// Longer than a client may say nothing.
+/// Longer than a client may be silent.
 const SILENCE: Duration = Duration::from_secs(6);
 
 fn body() -> TicketBody {
@@ -21,7 +21,7 @@ fn manifest() -> Manifest {
     Manifest { model, model_name: "m".into(), then: Vec::new(), items: 1, inputs: Vec::new() }
 }
 
-/// A worker that found the end of a detached task on its disk.
+/// A worker that found an ended detached task on its disk.
 fn worker_with_a_result() -> Worker {
     let found = Restored {
         ticket: Ticket::sign(body(), &TICKET_KEY),
@@ -48,7 +48,7 @@ fn fetch(worker: &mut Worker, now: MonoTime) -> Vec<Action> {
     worker.handle(now, Event::Opened { link: LinkId(1), key: None, open })
 }
 
-/// Nobody says anything for so long.
+/// Lets time pass without any message.
 fn silence(worker: &mut Worker, now: &mut MonoTime) -> Vec<Action> {
     let end = *now + SILENCE;
     let mut actions = Vec::new();

@@ -1,4 +1,4 @@
-//! Nobody is spoken to faster than the clock asks for, whatever the other side answers.
+//! No peer gets messages faster than the clock asks for, whatever the other side answers.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Cases of several devices, and of what is promised of one.
+//! Cases with several devices, and with memory promised of a GPU.
 
 use mesh_core::worker::BatchKind;
 use proto_msgs::Lane;
@@ -11,7 +11,7 @@ const SECOND: Micros = 1_000_000;
 #[test]
 fn what_is_learned_on_one_device_says_nothing_of_another() {
     let machine = Machine { slots: [0, 2], device_map: vec![0, 1], device_width: 1 };
-    // Where rows cost nearly nothing in company, and where each costs as much as the first.
+    // On device 0 more rows in a batch cost nearly nothing; on device 1 each row costs as much as the first.
     let mut world = World::new(machine, vec![Model::packs(20 * MS, MS / 10)]);
     world.elsewhere.insert(1, Model::packs(0, 4 * MS));
     let start = world.now;
@@ -32,7 +32,7 @@ fn what_is_learned_on_one_device_says_nothing_of_another() {
     let rows = |device| on(device).iter().map(|(_, rows)| rows).sum::<u32>();
     assert!(rows(0) > 1000 && rows(1) > 100, "both are used: {} and {}", rows(0), rows(1));
     assert!(packed_rows(0) * 10 > rows(0) * 9, "{} of {} packed where it pays", packed_rows(0), rows(0));
-    // Now and then it is asked again.
+    // Now and then packing is tried again.
     assert!(packed_rows(1) * 20 < rows(1), "{} of {} packed where it does not", packed_rows(1), rows(1));
 }
 

@@ -1,4 +1,4 @@
-//! Random clients, tasks, cancels, failures, models and machines: every row runs once, well, for its owner.
+//! Random clients, tasks, cancels, failures, models and machines: every row runs once, successfully, for its owner.
 
 use mesh_core::worker::{BatchKind, Equality};
 use proptest::{collection::vec, option, prelude::*, test_runner::RngSeed};
@@ -45,7 +45,7 @@ fn task() -> impl Strategy<Value = Task> {
     })
 }
 
-/// Whether this may be what became of the task.
+/// Whether the task may have this outcome.
 fn is_right(task: &Task, sent: Micros, at: Micros, outcome: &Outcome, is_cancelled: bool) -> bool {
     let is_poisoned = task.poison_at.is_some_and(|stage| usize::from(stage) < task.way.len());
     match outcome {
@@ -64,7 +64,7 @@ proptest! {
         cases: 400,
         max_shrink_iters: 400,
         failure_persistence: None,
-        // The same worlds each time; others with another number here.
+        // The same worlds in each run; another number gives others.
         rng_seed: RngSeed::Fixed(1),
         ..ProptestConfig::default()
     })]
@@ -101,7 +101,7 @@ fn one_tasks_failure_is_nobody_elses() {
     let machine = Machine { slots: [0, 1], device_map: vec![-1], device_width: 1 };
     let mut world = World::new(machine, vec![Model::packs(5000, 200)]);
     let start = world.now;
-    // The model is known to pack before the bad one comes.
+    // The model is known to pack before the failing task comes.
     for client in 0..32 {
         world.submit(start, Task::new(client, Lane::Realtime, 4));
     }

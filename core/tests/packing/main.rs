@@ -1,5 +1,5 @@
-//! One worker's machine with clients before it and devices behind it, in a time of its own: which rows run together, where
-//! and when.
+//! One worker's machine between simulated clients and devices, in its own time: which rows run together, where and
+//! when.
 
 mod devices;
 mod laws;

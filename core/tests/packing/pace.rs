@@ -1,4 +1,4 @@
-//! How near the machine comes to what the device could do.
+//! How close the machine comes to the device's best possible speed.
 
 use mesh_core::worker::{BatchKind, Equality};
 use proto_msgs::Lane;
@@ -8,12 +8,12 @@ use super::world::{Machine, Micros, Model, Task, World};
 const MS: Micros = 1000;
 const SECOND: Micros = 1_000_000;
 
-/// Two slots of each lane on one device that takes one batch at a time.
+/// Two slots per lane, on one device that takes one batch at a time.
 fn one_device() -> Machine {
     Machine { slots: [2, 2], device_map: vec![0], device_width: 1 }
 }
 
-/// Share of the ideal that clients get who send one item, wait for the answer and come back so much later.
+/// Throughput as a share of the ideal, for clients that send one item, wait for the answer and return after this time.
 fn closed_loop(clients: u8, model: Model, returns_after: Micros) -> f64 {
     let mut world = World::new(one_device(), vec![model]);
     world.returns_after = Some(returns_after);
@@ -39,7 +39,7 @@ fn a_closed_loop_gets_nine_tenths_of_the_device() {
             let share = closed_loop(clients, model, returns_after);
             assert!(share >= 0.9, "{share}");
         }
-        // The device cannot be busy while everybody is on the way.
+        // The device cannot be busy while all clients are on their way back.
         let share = closed_loop(clients, model, 1500);
         let batch_us = model.batch_us(u32::from(clients)) as f64;
         assert!(share >= 0.9 * batch_us / (batch_us + 1500.0), "{share}");
@@ -48,7 +48,7 @@ fn a_closed_loop_gets_nine_tenths_of_the_device() {
 
 #[test]
 fn two_clients_before_one_slot_are_soon_packed() {
-    // When the first has its answer only the second one's item is there: without a moment's wait nothing is ever tried.
+    // When the first client has its answer, only the other's item waits: without a short wait packing is never tried.
     let machine = Machine { slots: [0, 1], device_map: vec![-1], device_width: 1 };
     let mut world = World::new(machine, vec![Model::packs(5 * MS, MS / 5)]);
     world.returns_after = Some(1500);
@@ -61,14 +61,14 @@ fn two_clients_before_one_slot_are_soon_packed() {
     assert!(packed * 10 >= world.batches.len() * 9, "{packed} of {}", world.batches.len());
 }
 
-/// What came of a mixed run: when the bulk was done in seconds, and the realtime answers' times in milliseconds.
+/// Result of a mixed run: time until the bulk was done, seconds, and realtime response times, milliseconds.
 struct Mixed {
     bulk_s: f64,
     ideal_bulk_s: f64,
     realtime_ms: Vec<f64>,
 }
 
-/// Four clients of the batch lane bring so many items each, and two seconds later so many realtime clients eight each.
+/// Four clients of the batch lane bring `bulk_items` items each; two seconds later each realtime client brings eight.
 fn mixed(bulk_items: u32, realtime_clients: u8) -> Mixed {
     let model = Model::packs(5 * MS, 5 * MS);
     let mut world = World::new(one_device(), vec![model]);
@@ -84,7 +84,7 @@ fn mixed(bulk_items: u32, realtime_clients: u8) -> Mixed {
     let mut realtime_ms: Vec<f64> = realtime.iter().map(|task| (at(task) - realtime_at) as f64 / 1000.0).collect();
     realtime_ms.sort_by(f64::total_cmp);
     let items = 4 * bulk_items + 8 * u32::from(realtime_clients);
-    // What the items need; what each batch costs besides is not part of the ideal.
+    // The run time of the items; the fixed cost of a batch is not part of the ideal.
     let ideal_us = u64::from(items) * model.each_us;
     let bulk_us = bulk.iter().map(at).max().expect("there is bulk") - start;
     Mixed { bulk_s: bulk_us as f64 / 1e6, ideal_bulk_s: ideal_us as f64 / 1e6, realtime_ms }
@@ -102,7 +102,7 @@ fn realtime_goes_first_and_the_bulk_loses_nothing() {
         println!("    realtime median {middle:.0} ms, last {last:.0} ms");
         assert!(ratio <= 1.03, "{ratio}");
         assert!(middle <= median_ms, "{middle}");
-        // Its own time at the device, one batch before it, and the batch lane's tenth.
+        // Its own time on the device, one batch ahead of it, and the batch lane's tenth.
         let alone_ms = f64::from(clients) * 8.0 * 5.0 + 5.0 * (f64::from(clients) / 8.0).ceil();
         assert!(*last <= (alone_ms + 170.0) / 0.9 + 170.0, "{last}");
     }
@@ -110,7 +110,7 @@ fn realtime_goes_first_and_the_bulk_loses_nothing() {
 
 #[test]
 fn two_stages_overlap() {
-    // Two models of 20 ms an item on a processor, no gain from packing, one client with 100 items.
+    // Two models of 20 ms per item on a CPU, no gain from packing, one client with 100 items.
     let model = Model { many: Equality::Unsupported, ..Model::packs(20 * MS, 0) };
     let took = |slots| {
         let mut world = World::new(Machine { slots, device_map: vec![-1], device_width: 1 }, vec![model, model]);

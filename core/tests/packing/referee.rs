@@ -1,4 +1,4 @@
-//! What must hold whatever happens, checked at each batch. Never steers.
+//! The laws that must always hold, checked at each batch. Never steers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,30 +7,30 @@ use proto_msgs::{AttemptId, Heartbeat, Lane, Outcome};
 
 use super::world::{Machine, Micros, Model, Running, Task, number_of};
 
-/// Rows that run together at most.
+/// Most rows in one batch.
 const ROWS_MAX: u32 = 64;
 
-/// Nobody waits longer while a slot is free.
+/// Longest wait while a slot is free, microseconds.
 const WAIT_MAX: Micros = 100_000;
 
-/// For so much of a device that the realtime lane has had while the batch lane waited, the batch lane is owed one part: a
-/// tenth is its own. More than the other is never owed.
+/// The batch lane is owed one part of device time for this many of the realtime lane while it waited: its share is a
+/// tenth. It is never owed more than `OWED_MAX`, microseconds.
 const REALTIME_PARTS: Micros = 9;
 const OWED_MAX: Micros = 2_000_000;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Row {
-    /// Waits since then.
+    /// The row waits since then.
     Waits(Micros),
     Runs,
-    /// Through this stage.
+    /// The row has passed this stage.
     Done,
 }
 
-/// What is known of an attempt that has not ended.
+/// Everything known of an attempt that has not ended.
 struct Attempt {
     task: Task,
-    /// By stage and item; a row that has not reached a stage is not in it.
+    /// By stage and item. A row that has not reached a stage is missing there.
     rows: Vec<BTreeMap<u32, Row>>,
 }
 
@@ -38,11 +38,11 @@ pub(crate) struct Referee {
     machine: Machine,
     open: BTreeMap<AttemptId, Attempt>,
     over: BTreeSet<AttemptId>,
-    /// What each device owes the batch lane, at most.
+    /// Most device time that each device owes the batch lane.
     owed: BTreeMap<i16, Micros>,
-    /// Rows of one model that waited between two stages, at most.
+    /// Most rows of one model that ever waited between two stages.
     pub(crate) most_between_stages: u32,
-    /// Whose batches were killed in this moment.
+    /// Attempts whose batches were killed by the current event.
     killed: Vec<AttemptId>,
     ways: BTreeMap<AttemptId, Vec<usize>>,
     lanes: BTreeMap<AttemptId, Lane>,
@@ -132,8 +132,8 @@ impl Referee {
         }
     }
 
-    /// A batch of the batch lane takes the place of realtime rows that wait only if the device owes it: they wait for one batch,
-    /// the one that runs when they come, and for what is owed.
+    /// A batch of the batch lane may start ahead of waiting realtime rows only if the device owes it: realtime rows
+    /// wait for the batch that runs when they come, and for what is owed.
     fn keeps_realtime_waiting_for_one_batch(&self, batch: &Running, others: &BTreeMap<BatchId, Running>) {
         let is_free = |slot: u16| others.values().all(|other| other.slot.0 != slot);
         let mut realtime_slots = 0..self.machine.slots[0];
@@ -148,7 +148,7 @@ impl Referee {
         }
     }
 
-    /// A device was used by a lane.
+    /// Books device time that a lane used.
     fn spent(&mut self, batch: &Running) {
         let (lane, is_wanted) = (self.lane_of(&batch.parts[0]), self.waits(Lane::Batch));
         let owed = self.owed.entry(batch.device).or_default();
@@ -182,7 +182,7 @@ impl Referee {
 
     pub(crate) fn killed(&mut self, batch: &Running) {
         if self.lane_of(&batch.parts[0]) == Lane::Realtime {
-            // At most: it did not run to its end.
+            // The upper bound: the batch did not run to its end.
             *self.owed.entry(batch.device).or_default() += batch.took / REALTIME_PARTS;
         }
         self.killed.extend(batch.parts.iter().map(|part| part.id));
@@ -209,7 +209,7 @@ impl Referee {
         assert!(heartbeat.costs.iter().all(|cost| u32::from(cost.best_batch) <= ROWS_MAX));
     }
 
-    /// After each event.
+    /// Checks the laws after each event.
     pub(crate) fn look(&mut self, now: Micros, running: &BTreeMap<BatchId, Running>) {
         for lane in Lane::ALL {
             if let Some((id, since)) = self.longest_waiting(lane)
@@ -224,7 +224,7 @@ impl Referee {
         assert!(killed.iter().all(|id| self.over.contains(id)), "killed although wanted: {killed:?}");
     }
 
-    /// Rows of the last stage: earlier ones may wait for those after them.
+    /// The row of the last stage that waits longest. Earlier stages may wait for later ones.
     fn longest_waiting(&self, lane: Lane) -> Option<(AttemptId, Micros)> {
         let of_lane = self.open.iter().filter(|(_, attempt)| attempt.task.lane == lane);
         let waits = of_lane.filter_map(|(id, attempt)| {
@@ -248,7 +248,7 @@ impl Referee {
         })
     }
 
-    /// Between two models at most two full batches wait, what the running ones bring, and one task more.
+    /// Checks the rows between two models: at most two full batches, the outputs of running batches, and one more task.
     fn stages_are_bounded(&mut self) {
         let mut waiting: BTreeMap<(Lane, &[usize]), u32> = BTreeMap::new();
         let mut items_max = 0;
@@ -266,7 +266,7 @@ impl Referee {
         self.most_between_stages = self.most_between_stages.max(most);
     }
 
-    /// Tasks that were taken in and have not ended.
+    /// Admitted tasks that have not ended.
     pub(crate) fn left(&self) -> Vec<usize> {
         self.open.keys().copied().map(number_of).collect()
     }

@@ -1,4 +1,4 @@
-//! Single cases, told one by one.
+//! Single cases, each told as a story.
 
 use mesh_core::worker::{BatchKind, Equality};
 use proto_msgs::{Dispatch, ErrorCode, Lane, Outcome};
@@ -12,7 +12,7 @@ fn one_gpu() -> Machine {
     Machine { slots: [1, 1], device_map: vec![0], device_width: 1 }
 }
 
-/// A world in which it is known that the model packs up to 64 rows.
+/// A world in which the model is known to pack up to 64 rows.
 fn practised(machine: Machine, model: Model) -> World {
     let mut world = World::new(machine, vec![model]);
     let start = world.now;
@@ -77,7 +77,7 @@ fn the_batch_lane_keeps_its_tenth_however_much_realtime_there_is() {
     let mut world = practised(one_gpu(), Model::packs(5 * MS, 5 * MS));
     let now = world.now;
     let bulk = world.submit(now, Task::new(1, Lane::Batch, 1000));
-    // More realtime work than the device can do in twenty seconds.
+    // More realtime work than the device can do in 20 s.
     for client in 2..100 {
         world.submit(now + MS, Task::new(client, Lane::Realtime, 64));
     }
@@ -87,7 +87,7 @@ fn the_batch_lane_keeps_its_tenth_however_much_realtime_there_is() {
     println!("the batch lane has {share:.3} of the device while realtime could take all of it");
     assert!((0.08..0.13).contains(&share), "{share}");
     assert!(!world.ends.contains_key(&bulk));
-    // One batch at a time: nobody of the realtime lane waits for two of them.
+    // One batch at a time: no realtime task waits for two batches of the batch lane.
     let lanes: Vec<Lane> = world.batches.iter().map(|(lane, ..)| *lane).collect();
     assert!(lanes[1..].windows(2).all(|two| two != [Lane::Batch; 2]), "{lanes:?}");
 }
@@ -122,13 +122,13 @@ fn a_low_priority_is_late_and_not_forgotten() {
     }
     world.run_until(now + 100 * SECOND);
     let waited = world.ends[&humble].at - now;
-    // 150 x 32 items take 24 s; every eighth batch is the oldest item's, whoever's that is.
+    // 150 × 32 items take 24 s. Every eighth batch is for the oldest item, whoever owns it.
     assert!((650 * MS..3 * SECOND).contains(&waited), "{waited}");
 }
 
 #[test]
 fn stages_wait_for_each_other() {
-    // The second model is ten times as slow: the first one must not run away.
+    // The second model is ten times as slow: the first must not run far ahead.
     let fast = Model { many: Equality::Unsupported, ..Model::packs(10 * MS, 0) };
     let slow = Model { base_us: 100 * MS, ..fast };
     let machine = Machine { slots: [0, 2], device_map: vec![-1], device_width: 1 };
@@ -137,10 +137,10 @@ fn stages_wait_for_each_other() {
     let task = |client| Task { way: vec![0, 1], ..Task::new(client, Lane::Batch, 1) };
     let tasks: Vec<usize> = (0..20).map(|client| world.submit(now, task(client))).collect();
     world.run_until(now + 60 * SECOND);
-    // Two that wait, and what the first batch brings, which is the four items of a probe.
+    // Two waiting rows, and those that the first batch brings: the four items of a probe.
     assert!(world.referee.most_between_stages <= 6, "{}", world.referee.most_between_stages);
     let last = tasks.iter().map(|task| world.ends[task].at - now).max().expect("there are some");
-    // Both slots share 20 x 110 ms.
+    // Both slots share 20 × 110 ms.
     assert!(last <= 1300 * MS, "{last}");
 }
 
@@ -174,10 +174,10 @@ fn an_attempt_that_is_open_cannot_become_another_one() {
     assert_eq!(world.opens_again_as(&ticket, &more_items), Some(ErrorCode::BadRequest));
 }
 
-/// A model whose batches take so long that waiting for more to join always pays.
+/// A model with batches so long that waiting for more rows always pays.
 const SLOW: Model = Model::packs(500 * MS, MS);
 
-/// A world in which a client with one item comes back 200 ms after each answer. Gives when its last batch ends.
+/// A world in which a client with one item comes back 200 ms after each answer, and the end of its last batch.
 fn with_one_that_comes_back() -> (World, Micros) {
     let mut world = practised(one_gpu(), SLOW);
     for _ in 0..16 {
@@ -190,7 +190,7 @@ fn with_one_that_comes_back() -> (World, Micros) {
     (world, back + SLOW.batch_us(1))
 }
 
-/// When a task began to run, with how many rows, and why then.
+/// When a task began to run, with how many rows, and why at that time.
 fn dispatched(world: &World, task: usize) -> (Micros, u32, Dispatch) {
     let end = &world.ends[&task];
     let note = end.runs.first().unwrap_or_else(|| panic!("{end:?}"));
@@ -205,7 +205,7 @@ fn an_item_waits_for_company_at_most_a_hundred_milliseconds() {
     let back = world.submit(over + 200 * MS, Task::new(1, Lane::Realtime, 1));
     world.run_until(over + 10 * SECOND);
     assert_eq!(dispatched(&world, other), (came + 100 * MS, 1, Dispatch::Waited));
-    // Who comes back finds the device taken, and more than a hundred milliseconds have passed when it is free.
+    // The client that comes back finds the device taken. When it is free, more than 100 ms have passed.
     let (began, rows, why) = dispatched(&world, back);
     assert_eq!((began, rows, why), (came + 100 * MS + SLOW.batch_us(1), 1, Dispatch::Waited));
 }
@@ -224,13 +224,13 @@ fn an_item_goes_as_soon_as_the_company_that_it_waited_for_is_there() {
 fn a_deadline_cuts_the_wait_for_company_short() {
     let (mut world, over) = with_one_that_comes_back();
     let came = over - 30 * MS;
-    // A quarter of the run and 5 ms to spare: what then is left of it is the wait.
+    // The wait is what remains after the run with a quarter and 5 ms to spare.
     let needs = SLOW.batch_us(1) * 5 / 4 + 5 * MS;
     let hurried = Task { deadline_us: Some(60 * MS + needs), ..Task::new(2, Lane::Realtime, 1) };
     let hurried = world.submit(came, hurried);
     world.run_until(over + 10 * SECOND);
     let (began, rows, why) = dispatched(&world, hurried);
-    // Deadlines are told in milliseconds.
+    // Deadlines are rounded to milliseconds.
     assert!((came + 59 * MS..=came + 60 * MS).contains(&began), "{} µs after it came", began - came);
     assert_eq!((rows, why), (1, Dispatch::Deadline));
     assert!(is_done(&world, hurried));

@@ -1,4 +1,4 @@
-//! Clients, a worker's machine and its devices. Time is a number, a device takes `base + each · rows`.
+//! Clients, a worker's machine and its devices. Time is a number; a device takes `base + each · rows`.
 
 use std::{
     cmp::Reverse,
@@ -18,21 +18,21 @@ use proto_msgs::{
 
 use super::referee::Referee;
 
-/// Microseconds.
+/// A time in microseconds.
 pub(crate) type Micros = u64;
 
 const KEY: TicketKey = TicketKey([7; 32]);
 const GIB: u64 = 1 << 30;
 const WORKER: WorkerId = WorkerId::from_bytes([1; 16]);
 
-/// What a model is like.
+/// The run times and limits of a model.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Model {
     pub(crate) base_us: Micros,
     pub(crate) each_us: Micros,
-    /// What many rows give.
+    /// How a packed call compares with single runs.
     pub(crate) many: Equality,
-    /// More rows than this together fail.
+    /// Calls with more rows than this fail.
     pub(crate) rows_max: u32,
 }
 
@@ -46,7 +46,7 @@ impl Model {
     }
 }
 
-/// A machine.
+/// The slots and devices of the worker.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
     pub(crate) slots: [u16; 2],
@@ -54,19 +54,19 @@ pub(crate) struct Machine {
     pub(crate) device_width: u16,
 }
 
-/// A task as a client sends it.
+/// A task as its client sends it.
 #[derive(Clone, Debug)]
 pub(crate) struct Task {
     pub(crate) client: u8,
     pub(crate) lane: Lane,
     pub(crate) priority: u8,
     pub(crate) items: u32,
-    /// Numbers of the models it goes through.
+    /// Numbers of the models that the task passes through.
     pub(crate) way: Vec<usize>,
-    /// Its last row makes the model of this stage fail.
+    /// The task's last row makes the model of this stage fail.
     pub(crate) poison_at: Option<u8>,
     pub(crate) deadline_us: Option<Micros>,
-    /// What it was promised of a GPU, each of which has ten.
+    /// GiB promised of a GPU; each GPU has ten.
     pub(crate) gpu_gib: u64,
 }
 
@@ -84,7 +84,7 @@ enum Happening {
     Wake,
 }
 
-/// A batch that runs.
+/// A running batch.
 #[derive(Clone, Debug)]
 pub(crate) struct Running {
     pub(crate) parts: Vec<Part>,
@@ -100,38 +100,38 @@ impl Running {
     }
 }
 
-/// What became of a task.
+/// How a task ended.
 #[derive(Clone, Debug)]
 pub(crate) struct End {
     pub(crate) at: Micros,
     pub(crate) outcome: Outcome,
-    /// The runs that its rows went through, and when the first of them began.
+    /// The runs of its rows, and when the first of them began.
     pub(crate) runs: Vec<RunNote>,
     pub(crate) began: Option<Micros>,
 }
 
-/// All of it.
+/// The worker with its clients, models and devices.
 pub(crate) struct World {
     pub(crate) now: Micros,
     machine: Worker,
     models: Vec<Model>,
-    /// What they are like on devices that are unlike the others.
+    /// Models of the devices that differ from the others.
     pub(crate) elsewhere: BTreeMap<i16, Model>,
-    /// Tasks by number, with when they were sent.
+    /// When each task was sent, and the task, by number.
     pub(crate) tasks: Vec<(Micros, Task)>,
     pub(crate) ends: BTreeMap<usize, End>,
     running: BTreeMap<BatchId, Running>,
-    /// When the first rows of a task began to run.
+    /// When the first row of each task began to run.
     began: BTreeMap<usize, Micros>,
     pub(crate) referee: Referee,
     happenings: BinaryHeap<Reverse<(Micros, u64, Happening)>>,
     count: u64,
     wake: Option<Micros>,
-    /// Clients in a closed loop send the next task so long after an answer.
+    /// In a closed loop: the time from an answer to the client's next task.
     pub(crate) returns_after: Option<Micros>,
-    /// Lane, kind and rows of each batch, in the order of their ends.
+    /// Lane, kind and rows of each batch, in the order in which they ended.
     pub(crate) batches: Vec<(Lane, BatchKind, u32)>,
-    /// The device of each.
+    /// The device of each batch.
     pub(crate) devices: Vec<i16>,
 }
 
@@ -139,7 +139,7 @@ impl World {
     pub(crate) fn new(machine: Machine, models: Vec<Model>) -> Self {
         let config = Config {
             device_width: machine.device_width,
-            // These clients do not go away.
+            // The clients of this test never go away.
             client_silence: Duration::from_secs(100_000),
             ..Config::new(register(&machine))
         };
@@ -179,7 +179,7 @@ impl World {
         self.happenings.push(Reverse((at, self.count, happening)));
     }
 
-    /// A task is sent at that time.
+    /// Sends a task at this time.
     pub(crate) fn submit(&mut self, at: Micros, task: Task) -> usize {
         self.tasks.push((at, task));
         self.at(at, Happening::Submit(self.tasks.len() - 1));
@@ -190,7 +190,7 @@ impl World {
         self.at(at, Happening::Cancel(task));
     }
 
-    /// Lets time pass until then, or until nothing is under way.
+    /// Lets time pass until `end`, or until nothing is in progress.
     pub(crate) fn run_until(&mut self, end: Micros) {
         while let Some(Reverse((at, _, happening))) = self.happenings.peek().copied() {
             let is_over = self.ends.len() == self.tasks.len() && self.running.is_empty();
@@ -222,7 +222,7 @@ impl World {
         self.handle(Event::Opened { link: LinkId(number as u64), key: None, open });
     }
 
-    /// A client opens an attempt as its ticket says, and then as something else. Gives how the second was refused.
+    /// Opens an attempt as its ticket says, and then with other work. Returns how the second opening was refused.
     pub(crate) fn opens_again_as(&mut self, ticket: &Task, other: &Task) -> Option<ErrorCode> {
         let number = self.tasks.len();
         let mut answers = Vec::new();
@@ -237,7 +237,7 @@ impl World {
         })
     }
 
-    /// Opening of an attempt with the ticket of one task and the manifest of another.
+    /// The opening of an attempt with the ticket of one task and the manifest of another.
     fn opening(&self, number: usize, task: &Task, brought: &Task) -> Open {
         let id = id_of(number);
         let model = |number: &usize| ModelRef {

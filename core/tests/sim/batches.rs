@@ -1,4 +1,4 @@
-//! Batches at a simulated worker: the rows of its attempts go through models of stated cost.
+//! Batches at a simulated worker: the rows of its attempts go through models of known cost.
 
 use mesh_core::worker::{BatchId, BatchKind, BatchTimes, Equality, Event, Part, SlotId};
 use proto_msgs::{AttemptId, Digest, ErrorCode, Failure, Phase};
@@ -11,31 +11,31 @@ use super::{
     worker_shell::{Session, Stage},
 };
 
-/// What an attempt's rows have come to: for each stage and row what the stage made of it.
+/// The outputs of an attempt's rows so far, by stage and row.
 pub(super) type Rows = Vec<Vec<Option<u64>>>;
 
-/// How long it takes to load a model that is not warm.
+/// Time to load a model that is not warm.
 const LOAD: Micros = 20 * MS;
 
-/// A batch that runs.
+/// A running batch.
 #[derive(Clone, Debug)]
 pub(super) struct Batch {
     pub(super) parts: Vec<Part>,
     pub(super) slot: SlotId,
     pub(super) device: i16,
     pub(super) kind: BatchKind,
-    /// How long its model takes to load, 0 if it is warm.
+    /// Time to load the model, 0 if it is warm.
     pub(super) load: Micros,
 }
 
 impl Batch {
-    /// Rows of all parts.
+    /// Number of rows of all parts.
     pub(super) fn rows(&self) -> u32 {
         self.parts.iter().map(|part| part.rows.end.saturating_sub(part.rows.start)).sum()
     }
 }
 
-/// The number of the model of a stage.
+/// The number of a stage's model.
 pub(super) fn model_of(job: &Job, stage: u8) -> u8 {
     match stage {
         0 => job.model,
@@ -119,7 +119,7 @@ impl Mesh {
         self.worker_handle(worker, Event::BatchEnded { batch: id, ended });
     }
 
-    /// How the runtime says that the batch went.
+    /// How the batch ended, as the runtime reports it.
     fn end_of(&self, worker: usize, batch: &Batch) -> Result<BatchTimes, Failure> {
         let jobs = || batch.parts.iter().map(|part| (self.referee.job(part.id.task), part));
         let ends = || jobs().filter(|(job, part)| is_last(job, part.stage));
@@ -166,7 +166,7 @@ impl Mesh {
         }
     }
 
-    /// The outputs of a part stay with its attempt, if that is still there.
+    /// Keeps the outputs of a part with its attempt, if the attempt still exists.
     fn keep_rows(&mut self, worker: usize, batch: &Batch, part: &Part) {
         let job = self.referee.job(part.id.task);
         let (model, stages) = (model_of(job, part.stage), job.then.len() + 1);
@@ -192,7 +192,7 @@ impl Mesh {
     }
 }
 
-/// What a row is before it goes through a stage.
+/// A row's value before it goes through a stage.
 fn row_before(session: &Session, stage: u8, row: u32) -> Option<u64> {
     match stage {
         0 => Some(models::input_row(session.manifest.inputs.first()?.digest, row)),
@@ -200,12 +200,12 @@ fn row_before(session: &Session, stage: u8, row: u32) -> Option<u64> {
     }
 }
 
-/// Whether the task ends with this stage: that is where it behaves as it does.
+/// Whether this is the task's last stage, where its behaviour shows.
 fn is_last(job: &Job, stage: u8) -> bool {
     usize::from(stage) == job.then.len()
 }
 
-/// How long the calls of a batch take, none of them longer than `limit`.
+/// Run time of a batch, whose calls are each cut at `limit`.
 fn time_within(kind: BatchKind, law: Law, singles: &[(u32, Micros)], limit: Micros) -> Micros {
     let packed = models::call_us(law, singles).min(limit);
     let mut one_by_one: Micros = 0;
@@ -223,13 +223,13 @@ fn time_within(kind: BatchKind, law: Law, singles: &[(u32, Micros)], limit: Micr
     }
 }
 
-/// Parts as the story names them.
+/// Parts in the words of the story.
 pub(super) fn brief(parts: &[Part]) -> String {
     let part = |part: &Part| format!("{}/{} {}..{}", short_id(part.id), part.stage, part.rows.start, part.rows.end);
     parts.iter().map(part).collect::<Vec<_>>().join(", ")
 }
 
-/// Whose rows are in a batch.
+/// The owners of a batch's rows.
 pub(super) fn has(batch: &Batch, id: AttemptId) -> bool {
     batch.parts.iter().any(|part| part.id == id)
 }

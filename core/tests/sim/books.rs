@@ -1,4 +1,4 @@
-//! The referee's books about the broker: what it has heard, and whether what it says follows from that.
+//! The referee's books about the broker: what it has heard, and whether its messages follow from that.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,25 +14,25 @@ use super::{
     referee::{ACTIVE_MAX, Referee},
 };
 
-/// Heartbeats come every two seconds at most, and a connection is made anew within one.
+/// A heartbeat comes at least every two seconds, and a connection is remade within one.
 const WORKERS_COME_BACK: Micros = 4 * SECOND;
 
-/// What the broker owes a worker's slots, as its own words and ears have it.
+/// Slots that the broker has promised at a worker, by the messages it sent and got.
 #[derive(Debug)]
 pub(super) struct Promises {
     epoch: Epoch,
     slots: [usize; 2],
     seq: u64,
-    /// Models of which the worker has told what they cost.
+    /// Models whose cost the worker has reported.
     measured: Vec<Digest>,
-    /// When it was promised, and whether a heartbeat has named it.
+    /// When the attempt was promised, and whether a heartbeat has named it.
     attempts: BTreeMap<AttemptId, (Micros, bool)>,
 }
 
 impl Referee {
     // What the broker hears.
 
-    /// Whether a message says something of a task that the broker cannot know to be another's.
+    /// Whether a client submits another client's task before the broker has heard of that task.
     pub(super) fn is_squatting(&self, user: ClientId, message: &ClientToBroker) -> bool {
         let ClientToBroker::Submit(submit) = message else { return false };
         self.task(submit.task).owner != user && !self.heard_of.contains(&submit.task)
@@ -112,7 +112,8 @@ impl Referee {
         for id in &active {
             promises.attempts.entry(*id).or_insert((0, true)).1 = true;
         }
-        // An attempt that has turned up here is not waited for elsewhere, nor is one before it anywhere, though this one be over.
+        // An attempt that has turned up here is not awaited elsewhere, nor is an earlier one anywhere, even if this one
+        // is over.
         let is_past = |id: &AttemptId| {
             let is_after = |here: AttemptId| here.task == id.task && here.attempt > id.attempt;
             active.contains(id) || heartbeat.attempts.iter().any(|report| is_after(report.id))
@@ -122,7 +123,7 @@ impl Referee {
         }
     }
 
-    /// The broker counts with the worker, or has given it up: what that life of it was promised is void.
+    /// The broker stores a life of a worker, or drops the worker: promises to the earlier life are void.
     pub(super) fn broker_saves(&mut self, change: &Change) {
         match change {
             Change::PutWorker(record) => {
@@ -200,7 +201,7 @@ impl Referee {
         }
     }
 
-    /// Whoever was taken once is not turned away before the workers had time to come back to a new broker.
+    /// An accepted task is not refused before the workers had time to come back to a new broker.
     fn refused(&mut self, now: Micros, ended: &Ended) {
         let Outcome::Failed(failure) = &ended.outcome else { return };
         let is_verdict = matches!(failure.code, ErrorCode::NoWorkerFits | ErrorCode::DeadlineUnmeetable);
@@ -212,7 +213,7 @@ impl Referee {
     fn granted(&mut self, now: Micros, grant: &Grant) {
         let (id, worker, life) = (grant.id, grant.worker, self.broker_life);
         let old = self.placed.insert(id, (life, worker));
-        // A restarted broker counts anew until it hears what its earlier lives have placed.
+        // A restarted broker counts anew until it hears what its earlier lives placed.
         if let Some((_, other)) = old.filter(|(_, other)| life == 1 && *other != worker) {
             let detail = format!("{} was granted at {other}, now at {worker}", short_id(id));
             return self.fail("an attempt has one place", detail);
@@ -234,7 +235,7 @@ impl Referee {
         let Some(promises) = self.promises.get(&grant.worker) else {
             return self.fail("a grant names a known worker", format!("{} at {}", short_id(grant.id), grant.worker));
         };
-        // A promise that nobody has taken up lapses.
+        // A promise that no worker has taken up expires.
         let lasts = micros(Config::default().grant_wait);
         let lives = |(_, (at, named)): &(&AttemptId, &(Micros, bool))| *named || now < *at + lasts;
         let others: Vec<AttemptId> =
@@ -265,7 +266,7 @@ impl Referee {
 }
 
 impl Promises {
-    /// Whether a slot of the lane is free with so many in use in each. Idle slots of the batch lane are lent to realtime.
+    /// Whether a lane has a free slot while this many are used in each lane. Idle batch slots are lent to realtime.
     fn has_slot(&self, lane: Lane, [realtime, batch]: [usize; 2]) -> bool {
         let [own, lent] = self.slots;
         match lane {

@@ -1,4 +1,4 @@
-//! The broker's process and its store: thin, and as forgetful as the real ones.
+//! The broker's process and its store, as thin and forgetful as the real ones.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ pub(super) struct BrokerShell {
     pub(super) store: Store,
 }
 
-/// What survives the broker, and what was on its way there and does not.
+/// What survives the broker, and orders on their way to the store, which do not.
 #[derive(Debug, Default)]
 pub(super) struct Store {
     pub(super) tasks: BTreeMap<TaskId, TaskRecord>,
@@ -35,7 +35,7 @@ impl Mesh {
             return;
         }
         if self.broker.store.is_away {
-            // A broker that cannot read its store has no business to start: it would have forgotten what it promised.
+            // A broker that cannot read its store must not start: it would have forgotten its promises.
             return self.after(SECOND, Happening::Start(Node::Broker));
         }
         self.broker.life += 1;
@@ -59,7 +59,7 @@ impl Mesh {
         }
     }
 
-    /// The broker is started anew, before anybody has come, to choose places in another way.
+    /// Restarts the broker before any node has come, with another way of choosing places.
     pub(crate) fn restart_with_policy(&mut self, policy: Policy) {
         self.setup.policy = policy;
         self.crash_broker();
@@ -184,7 +184,7 @@ impl Mesh {
             }
         }
         for (task, footing) in durable_ones {
-            // The broker may die between the store's having it and its own hearing of it.
+            // The broker may die after the store has the task and before it hears of it.
             self.after(MS, Happening::Stored { life, task, footing });
         }
     }
@@ -195,7 +195,7 @@ impl Mesh {
         }
     }
 
-    /// The store goes away, and the broker notices a little later.
+    /// Takes the store away; the broker notices a little later.
     pub(crate) fn store_away(&mut self, away: bool) {
         tell!(self, "the store is {}", if away { "away" } else { "back" });
         self.broker.store.is_away = away;

@@ -1,4 +1,4 @@
-//! A client's process: its machine, its connections and the files it sends and takes in.
+//! A client process: its machine, its connections, and the files that it sends and receives.
 
 use std::collections::BTreeMap;
 
@@ -15,37 +15,37 @@ use super::{
     story::tell,
 };
 
-/// A client's process.
+/// A client process.
 #[derive(Debug)]
 pub(super) struct ClientShell {
     pub(super) machine: Option<Client>,
     pub(super) user: usize,
     pub(super) pulse: Pulse,
-    /// Which connection to the broker it is on.
+    /// The number of its connection to the broker.
     pub(super) conn: u8,
-    /// It listens for workers that dial, and can be reached.
+    /// Whether the client listens for workers that dial, and can be reached.
     listens: bool,
     sessions: BTreeMap<AttemptId, Session>,
-    /// Connections it dialled, by worker. They are used again.
+    /// Connections that the client dialled, by worker. They are reused.
     dialled: BTreeMap<usize, usize>,
-    /// Workers that have dialled in for an attempt that was not asked for yet.
+    /// Workers that dialled in for an attempt before the client asked for it.
     dialled_in: BTreeMap<AttemptId, usize>,
 }
 
-/// An attempt in the shell's hands.
+/// An attempt that the shell works on.
 #[derive(Debug)]
 struct Session {
     grant: Grant,
     link: Option<usize>,
     /// `Some(resume)` while a worker is to dial in.
     awaits_dial_in: Option<bool>,
-    /// Attempts to connect; an earlier one's end means nothing.
+    /// Number of the last attempt to connect; results of earlier ones are ignored.
     try_no: u32,
     taking: Option<Digest>,
 }
 
 impl ClientShell {
-    /// Whether it has this attempt on this link, and so goes on sending.
+    /// Whether the client has this attempt on this link, and so keeps sending.
     pub(super) fn sends(&self, id: AttemptId, link: usize) -> bool {
         self.machine.is_some() && self.sessions.get(&id).is_some_and(|session| session.link == Some(link))
     }
@@ -54,14 +54,14 @@ impl ClientShell {
         self.machine.is_some() && self.listens
     }
 
-    /// Things it still keeps for attempts.
+    /// Number of attempts that it still keeps data for.
     pub(super) fn session_count(&self) -> usize {
         self.sessions.len()
     }
 }
 
 impl Mesh {
-    /// A new process of a user.
+    /// Starts a new process of a user.
     pub(crate) fn add_client(&mut self, user: usize, listens: bool) -> Node {
         let number = self.clients.len();
         let mut config = Config::new(self.users[user].id);
@@ -100,7 +100,7 @@ impl Mesh {
         }
     }
 
-    /// The user takes the task back, at the process that submitted it.
+    /// The user cancels the task in the process that submitted it.
     pub(crate) fn cancel(&mut self, task: TaskId) {
         let client = self.referee.task(task).process;
         if self.clients[client].machine.is_some() {
@@ -110,7 +110,7 @@ impl Mesh {
         }
     }
 
-    /// Another process of the same user wants the result of a detached task.
+    /// Another process of the same user asks for the result of a detached task.
     pub(crate) fn fetch(&mut self, client: Node, task: TaskId) {
         let Node::Client(client) = client else { panic!("only clients fetch") };
         tell!(self, "C{client} fetches {}", short(task));
@@ -118,7 +118,7 @@ impl Mesh {
         self.client_handle(client, Event::Fetch { task });
     }
 
-    /// A message that no machine of ours would send.
+    /// Sends a message that no real machine would send.
     pub(crate) fn say(&mut self, client: usize, message: ClientToBroker) {
         self.send_to_broker(Node::Client(client), ToBroker::Client(message));
     }
@@ -160,7 +160,7 @@ impl Mesh {
                 let shell = &mut self.clients[client];
                 let link = shell.sessions.remove(&id).and_then(|session| session.link);
                 shell.dialled_in.remove(&id);
-                // A connection over which nothing came is not used again.
+                // A connection that brought nothing is not reused.
                 if let Some(dead) = link.filter(|link| !self.links[*link].is_up) {
                     shell.dialled.retain(|_, dialled| *dialled != dead);
                 }
@@ -223,7 +223,7 @@ impl Mesh {
             self.clients[client].dialled.insert(worker, link);
             return self.open(client, id, link, resume);
         }
-        // Refused at once, or nobody answers.
+        // The dial is refused at once, or nothing answers.
         let wait = if self.rng.permille(500) { MS } else { 3 * SECOND };
         self.after(wait, Happening::DialFailed { client, id, try_no });
     }
@@ -295,7 +295,7 @@ impl Mesh {
         }
     }
 
-    /// Whether anything of this process still goes over the link.
+    /// Whether this process still uses the link.
     pub(super) fn client_uses(&self, client: usize, link: usize) -> bool {
         let shell = &self.clients[client];
         shell.dialled.values().any(|dialled| *dialled == link)
@@ -311,7 +311,7 @@ fn endpoint_of(client: usize) -> String {
     format!("tcp://client-{client}")
 }
 
-/// The process that listens at an endpoint.
+/// The process that listens at this endpoint.
 pub(super) fn client_at(endpoint: &str) -> Option<usize> {
     endpoint.strip_prefix("tcp://client-")?.parse().ok()
 }

@@ -1,5 +1,5 @@
-//! Crowds: nothing fails but what is said here, and many want much at once. What the schedule promises is demanded in
-//! figures, on top of the referee's laws.
+//! Crowds: many clients want much at once, and only the stated faults happen. On top of the referee's laws, figures
+//! must meet what the schedule promises.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use super::{
     worker_shell::Place,
 };
 
-/// What a crowd wants; a seed draws one of these and its figures.
+/// The kinds of crowds. A seed draws one of them and its figures.
 const CROWDS: [fn(&mut Mesh, &mut Rng); 8] = [
     equal_shares,
     a_low_priority,
@@ -30,7 +30,7 @@ const CROWDS: [fn(&mut Mesh, &mut Rng); 8] = [
     a_lossy_network,
 ];
 
-/// From connecting to the first row: dialling, the way of the inputs, loading the model.
+/// Time from connecting to the first row: dialling, sending the inputs, loading the model.
 const BEFORE_RUN: Micros = 600 * MS;
 
 /// Plays one seed.
@@ -57,7 +57,7 @@ fn workers(mesh: &mut Mesh, count: u64, place: &Place) -> Vec<Node> {
     workers
 }
 
-/// So many users with a process each.
+/// Adds `count` users with one process each.
 fn clients(mesh: &mut Mesh, count: u64) -> Vec<Node> {
     let client = |_| {
         let user = mesh.add_user();
@@ -78,7 +78,7 @@ impl Mesh {
         })
     }
 
-    /// Plays on until all tasks of these streams have ended; it is a violation if they do not.
+    /// Plays on until all tasks of these streams have ended; if they do not end in time, that is a violation.
     fn play_out(&mut self, streams: &[usize], limit: Duration) {
         let is_over = self.run_until(limit, |mesh| mesh.streams_over(streams));
         if !is_over && self.violation().is_none() {
@@ -91,13 +91,13 @@ impl Mesh {
         self.streams[stream].tasks.iter().copied()
     }
 
-    /// How long a task waited until its rows began to run, at most so far.
+    /// Time until the rows of a task began to run, or until now.
     fn waited(&self, task: TaskId) -> Micros {
         let truth = self.referee.task(task);
         truth.began.or(truth.ended).unwrap_or(self.now).saturating_sub(truth.submitted)
     }
 
-    /// Of the tasks of a stream that were submitted in this span, the thousandths that ran at a worker.
+    /// Of the stream's tasks submitted in this span: the thousandths that ran at `worker`.
     pub(super) fn share_at(&self, worker: Node, stream: usize, span: std::ops::Range<Micros>) -> u64 {
         let truths = self.tasks_of(stream).map(|task| self.referee.task(task));
         let ran_at: Vec<usize> = truths
@@ -109,7 +109,7 @@ impl Mesh {
     }
 }
 
-/// One client comes early with much, another later with little: from then on they get the same.
+/// One client comes early with many tasks, another later with few: from then on both get the same share.
 fn equal_shares(mesh: &mut Mesh, plan: &mut Rng) {
     let count = plan.among(1..4);
     workers(mesh, count, &plan.pick(&[Place::lanes(0, 1), Place::lanes(1, 1), Place::lanes(0, 2)]));
@@ -125,7 +125,7 @@ fn equal_shares(mesh: &mut Mesh, plan: &mut Rng) {
     let ended_since = |task: &TaskId| mesh.referee.task(*task).ended.is_some_and(|ended| ended >= from);
     let others = mesh.tasks_of(much).filter(ended_since).count() as u32;
     let all_ended = mesh.streams_over(&[much]);
-    // What was placed before, and the grain of both.
+    // Tasks placed before, and the granularity of both clients.
     let slack = 10 + 4 * count as u32;
     if others > little_count * 5 / 4 + slack || !all_ended && others + slack < little_count * 3 / 4 {
         let detail = format!("{little_count} tasks of one client ended beside {others} of the other");
@@ -134,7 +134,7 @@ fn equal_shares(mesh: &mut Mesh, plan: &mut Rng) {
     mesh.play_out(&[much], Duration::from_secs(120));
 }
 
-/// Somebody has time, and forty others always have something more important.
+/// A low-priority client has time, and forty others always have more important tasks.
 fn a_low_priority(mesh: &mut Mesh, plan: &mut Rng) {
     workers(mesh, 1, &Place::lanes(0, 1));
     let people = clients(mesh, 41);
@@ -146,7 +146,7 @@ fn a_low_priority(mesh: &mut Mesh, plan: &mut Rng) {
     mesh.run_for(Duration::from_secs(5));
     let low = mesh.submit(people[0], Job::runs(run).light().lane(Lane::Realtime).priority(0));
     mesh.run_for(Duration::from_secs(130));
-    // A hundred points of priority are a hundred seconds; the rest is for what runs already.
+    // A hundred points of priority count a hundred seconds; the rest is for tasks that already run.
     if mesh.waited(low) > 115 * SECOND {
         mesh.referee
             .fail("nothing starves", format!("a task of low priority has waited {} s", mesh.waited(low) / SECOND));
@@ -158,7 +158,7 @@ fn a_low_priority(mesh: &mut Mesh, plan: &mut Rng) {
     mesh.play_out(&streams, Duration::from_secs(60));
 }
 
-/// The batch lane is flooded first; then come those who wait for their answer.
+/// The batch lane is flooded first. Then realtime clients come.
 fn a_flood_of_batches(mesh: &mut Mesh, plan: &mut Rng) {
     let count = plan.among(1..3);
     let (realtime, batch) = plan.pick(&[(1, 1), (2, 2), (1, 2), (0, 1)]);
@@ -186,7 +186,7 @@ fn a_flood_of_batches(mesh: &mut Mesh, plan: &mut Rng) {
     mesh.play_out(&[asked, floods[0], floods[1]], Duration::from_secs(240));
 }
 
-/// Rows of many run together, and some of them are rotten.
+/// Rows of many tasks run together, and some of these tasks fail.
 fn mixed_company(mesh: &mut Mesh, plan: &mut Rng) {
     let count = plan.among(1..3);
     workers(mesh, count, &plan.pick(&[Place::lanes(1, 1), Place::lanes(0, 2), Place::lanes(1, 1).devices(&[0])]));
@@ -214,7 +214,7 @@ fn mixed_company(mesh: &mut Mesh, plan: &mut Rng) {
     mesh.play_out(&streams, Duration::from_secs(60));
 }
 
-/// A stream with a promise, and a worker that does not hold it for a while.
+/// A stream with a service level, and a worker that misses it for a while.
 fn a_slow_worker(mesh: &mut Mesh, plan: &mut Rng) {
     mesh.restart_with_policy(Policy::RoundRobin);
     let nodes = workers(mesh, 2, &Place::lanes(2, 1));
@@ -229,9 +229,9 @@ fn a_slow_worker(mesh: &mut Mesh, plan: &mut Rng) {
     let healed = mesh.now;
     mesh.slow_down(nodes[0], 1000);
     mesh.run_for(Duration::from_secs(100));
-    // It tries now and then whether the worker is well again, one in sixteen at a time.
+    // The scheduler tries now and then whether the worker is well again, with one task in sixteen.
     let while_slow = mesh.share_at(nodes[0], stream, onset + 15 * SECOND..healed);
-    // Up to twenty seconds alone, then a trial of 24 tasks, at first one in sixteen.
+    // Up to twenty seconds alone, then a trial of 24 tasks, at first one task in sixteen.
     let afterwards = mesh.share_at(nodes[0], stream, healed + 45 * SECOND..mesh.now);
     if while_slow > 100 {
         let detail = format!("{while_slow} thousandths ran at the slow worker");
@@ -245,7 +245,7 @@ fn a_slow_worker(mesh: &mut Mesh, plan: &mut Rng) {
     mesh.play_out(&[stream], Duration::from_secs(60));
 }
 
-/// A task that kills whoever runs it, among others that do not.
+/// A task that kills each worker that runs it, among harmless ones.
 fn poison(mesh: &mut Mesh, plan: &mut Rng) {
     let count = plan.among(4..6);
     workers(mesh, count, &Place::lanes(0, 1));
@@ -268,7 +268,7 @@ fn poison(mesh: &mut Mesh, plan: &mut Rng) {
     mesh.play_out(&[stream], Duration::from_secs(60));
 }
 
-/// Rows go through one model and then through another, of many clients at once.
+/// Rows of many clients go through one model and then another.
 fn two_stages(mesh: &mut Mesh, plan: &mut Rng) {
     let count = plan.among(1..3);
     workers(mesh, count, &plan.pick(&[Place::lanes(1, 1), Place::lanes(2, 2), Place::lanes(1, 1).devices(&[0, 1])]));
@@ -287,7 +287,7 @@ fn two_stages(mesh: &mut Mesh, plan: &mut Rng) {
     mesh.play_out(&streams, Duration::from_secs(240));
 }
 
-/// One message in four is lost, and every detached task comes to its end all the same.
+/// One message in four is lost, and every detached task still ends.
 fn a_lossy_network(mesh: &mut Mesh, plan: &mut Rng) {
     let count = plan.among(1..4);
     workers(mesh, count, &Place::slots(2));
@@ -304,7 +304,7 @@ fn a_lossy_network(mesh: &mut Mesh, plan: &mut Rng) {
         .collect();
     mesh.play_out(&streams, Duration::from_secs(200));
     mesh.run_for(Duration::from_secs(20));
-    // Whoever fetches now finds every result: all tasks were acknowledged.
+    // All tasks were acknowledged, so every fetch finds a result.
     let tasks: Vec<TaskId> = streams.iter().flat_map(|stream| mesh.tasks_of(*stream).collect::<Vec<_>>()).collect();
     for task in tasks {
         let owner = mesh.referee.task(task).owner;

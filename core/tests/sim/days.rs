@@ -1,5 +1,5 @@
-//! Days of mixed traffic with slow, throttled and dying workers: nobody starves, what waits goes when there is room,
-//! everything ends; and hours of a promised latency, with one worker after the other that does not hold it.
+//! Days of mixed traffic with slow, throttled and dying workers: nothing starves, waiting tasks run when there is room,
+//! and all end. Also hours of a promised latency while one worker after the other misses it.
 
 use std::time::Duration;
 
@@ -21,21 +21,21 @@ const MINUTE: Micros = 60 * SECOND;
 pub(crate) const HOUR: Micros = 60 * MINUTE;
 const DAY: Micros = 24 * HOUR;
 
-/// Nobody who waits for his answer waits longer, whatever dies: a worker is given up after 15 s of silence, and that may
-/// happen to a task twice.
+/// Longest wait of a realtime task, whatever dies: a worker is given up after 15 s of silence, and this may happen to a
+/// task twice.
 const REALTIME_WAIT_MAX: Micros = 45 * SECOND;
 
-/// A hundred points of priority are a hundred seconds, and the flood's are ninety; the rest is for workers that are slow or
-/// die. Without ageing the lowest priority waits for its share, which is small beside so many.
+/// A hundred points of priority count a hundred seconds, the flood's ninety; the rest is for workers that are slow or
+/// die. Without ageing the lowest priority waits for its share, which is small beside so many tasks.
 const BATCH_WAIT_MAX: Micros = 500 * SECOND;
 
-/// A mountain is 40 minutes of work for all slots.
+/// Longest wait behind a mountain, which is 40 minutes of work for all slots.
 const MOUNTAIN_WAIT_MAX: Micros = 2 * HOUR;
 
-/// Clients of the flood, each of whom has the next task when the last one has ended.
+/// Clients of the flood. Each submits its next task when the last one has ended.
 const FLOOD_CLIENTS: usize = 120;
 
-/// Long beside what anybody may wait behind it.
+/// Length of the flood: long compared with the longest wait behind it.
 const FLOOD_LASTS: Micros = 40 * MINUTE;
 
 #[test]
@@ -56,16 +56,16 @@ fn hours_of_a_promised_latency_leave_each_slow_worker_and_come_back_to_it() {
     println!("{episodes} slow workers, {} events in {:.1?}", mesh.steps, began.elapsed());
 }
 
-/// Streams and how long their tasks may take.
+/// Streams with the longest wait of their tasks.
 type Streams = Vec<(usize, Micros)>;
 
-/// So much of the mixed traffic. What was wrong with it is the mesh's violation.
+/// Plays mixed traffic for this long. Errors are violations of the returned mesh.
 pub(crate) fn mixed_traffic(lasts: Micros, rules: Rules) -> Mesh {
     let mut mesh = Mesh::new(Setup { through_bytes: false, rules, ..Setup::new(7) }, Story::default());
-    // In the last one both lanes share a device that takes one batch at a time.
+    // In the last setup both lanes share a device that takes one batch at a time.
     let places = [Place::lanes(1, 1), Place::lanes(1, 2), Place::lanes(0, 1), Place::lanes(2, 1).devices(&[0])];
     for place in places {
-        // A heartbeat each five seconds: days are long.
+        // Heartbeats come every five seconds, because days are long.
         mesh.add_worker(Place { heartbeat: Duration::from_secs(5), ..place });
     }
     let mut streams = usual_traffic(&mut mesh, lasts);
@@ -86,7 +86,7 @@ pub(crate) fn mixed_traffic(lasts: Micros, rules: Rules) -> Mesh {
     mesh
 }
 
-/// All tasks of the stream are done, and none has waited too long.
+/// Checks that all tasks of the stream are done, and that none waited too long.
 fn judge(mesh: &mut Mesh, stream: usize, longest: Micros) {
     let took = mesh.latencies(stream);
     let last = took.last().copied().unwrap_or_default();
@@ -110,7 +110,7 @@ fn client(mesh: &mut Mesh) -> Node {
     mesh.add_client(user, true)
 }
 
-/// What comes day and night.
+/// The constant traffic of day and night.
 fn usual_traffic(mesh: &mut Mesh, lasts: Micros) -> Streams {
     let (s, ms) = (Duration::from_secs, Duration::from_millis);
     let usual = [
@@ -127,7 +127,7 @@ fn usual_traffic(mesh: &mut Mesh, lasts: Micros) -> Streams {
     usual.into_iter().map(begin).collect()
 }
 
-/// A stream of which so many tasks come at once, later.
+/// A stream whose tasks all come at once, later.
 fn later(mesh: &mut Mesh, at: Micros, client: Node, job: &Job, pace: Pace, at_once: u32) -> usize {
     let stream = mesh.stream(client, job.clone(), pace, 0);
     for _ in 0..at_once {
@@ -136,7 +136,7 @@ fn later(mesh: &mut Mesh, at: Micros, client: Node, job: &Job, pace: Pace, at_on
     stream
 }
 
-/// Many people always have something more important than what has the lowest priority.
+/// Many users always have tasks more important than the lowest priority.
 fn flood(mesh: &mut Mesh, at: Micros, crowd: &[Node]) -> Streams {
     let job = Job::runs(Duration::from_secs(4)).light().priority(90).lane(Lane::Batch);
     let begin = |client: &Node| {
@@ -147,7 +147,7 @@ fn flood(mesh: &mut Mesh, at: Micros, crowd: &[Node]) -> Streams {
     crowd.iter().map(begin).collect()
 }
 
-/// Somebody comes with everything at once.
+/// One user submits all tasks at once.
 fn mountain(mesh: &mut Mesh, at: Micros, client: Node) -> (usize, Micros) {
     let mut job = Job::runs(Duration::from_millis(500)).items(16).priority(80);
     job.job_items = 10_000;
@@ -178,8 +178,8 @@ fn plan_faults(mesh: &mut Mesh, lasts: Micros) {
     }
 }
 
-/// A stream with a promise beside other work. Every twenty minutes another worker is slow for seven of them, and later yet
-/// another one dies. Who looks at the measured times would not go there anyway: so that the promise decides, they take turns.
+/// A stream with a service level beside other work. Every twenty minutes another worker is slow for seven of them, and
+/// later yet another dies. Measured times alone would keep tasks away, so workers take turns and the promise decides.
 pub(crate) fn a_promise(episodes: usize, rules: Rules) -> Mesh {
     let setup = Setup { through_bytes: false, rules, policy: Policy::RoundRobin, ..Setup::new(11) };
     let mut mesh = Mesh::new(setup, Story::default());
@@ -202,7 +202,7 @@ pub(crate) fn a_promise(episodes: usize, rules: Rules) -> Mesh {
         let healed = mesh.now;
         mesh.slow_down(slow, 1000);
         mesh.run_for(Duration::from_micros(5 * MINUTE));
-        // Up to twenty seconds alone, then a trial of 24 tasks, at first one in sixteen.
+        // Up to twenty seconds alone, then a trial of 24 tasks, at first one task in sixteen.
         let while_slow = mesh.share_at(slow, stream, onset + 15 * SECOND..healed);
         let afterwards = mesh.share_at(slow, stream, healed + MINUTE..mesh.now);
         println!("of 1000, {while_slow} ran at the slow worker, {afterwards} when it was well again");

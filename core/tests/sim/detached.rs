@@ -1,4 +1,4 @@
-//! Stories about detached tasks: what their clients were told before they left stays true, whoever dies.
+//! Stories about detached tasks: what a client was told before it left stays true, whichever node dies.
 
 use proto_msgs::{ErrorCode, TaskId};
 
@@ -10,7 +10,7 @@ use super::{
 };
 
 impl Mesh {
-    /// A new process of the user asks for the result and gets it.
+    /// A new process of the user fetches the result.
     #[track_caller]
     fn is_fetched(&mut self, task: TaskId) {
         let later = self.add_client(0, false);
@@ -48,7 +48,7 @@ fn an_end_that_the_store_does_not_have_is_told_again_to_the_next_broker() {
     mesh.crash(C0);
     mesh.setup.store_wait = (20 * SECOND, 20 * SECOND + MS);
     mesh.until("it has run", s(5), |mesh| !mesh.is_running(task));
-    // Its worker has told the end twice, and the broker knows it.
+    // The worker has reported the end twice, and the broker knows it.
     mesh.run_for(s(3));
     mesh.crash(B);
     mesh.restart(B);
@@ -64,7 +64,7 @@ fn a_worker_that_dies_before_its_result_is_on_the_disk_runs_it_again() {
     mesh.until_over(task);
     mesh.setup.disk_wait = (3 * SECOND, 3 * SECOND + MS);
     mesh.until("it has run", s(5), |mesh| !mesh.is_running(task));
-    // Heartbeats have left since.
+    // Heartbeats have been sent since.
     mesh.run_for(s(2));
     mesh.crash(W0);
     mesh.restart(W0);
@@ -84,7 +84,7 @@ fn after_a_restart_a_worker_may_bring_a_task_that_the_store_knows_without_a_plac
     mesh.crash(C0);
     mesh.crash(W0);
     mesh.restart(B);
-    // Longer than any client may be silent.
+    // Longer than a client may be silent.
     mesh.run_for(s(18));
     mesh.restart(W0);
     mesh.is_fetched(task);
@@ -106,7 +106,7 @@ fn what_was_cancelled_does_not_come_back_with_the_broker() {
 
 #[test]
 fn a_result_is_fetched_the_way_that_its_task_came() {
-    // Its door cannot be reached, and it does not know.
+    // The client's endpoint cannot be reached, and the client does not know it.
     let mut mesh = mesh(&[Place { reachable: false, ..Place::slots(1) }]);
     mesh.referee.is_harmed = true;
     let task = mesh.submit(C0, Job::runs(s(1)).detached());
@@ -116,7 +116,7 @@ fn a_result_is_fetched_the_way_that_its_task_came() {
     mesh.fetch(later, task);
     mesh.until("the result is there", s(2), |mesh| mesh.expect(task).is_over());
     mesh.expect(task).done();
-    // A broker that was restarted has to be told.
+    // A restarted broker must be told.
     mesh.crash(B);
     mesh.restart(B);
     mesh.run_for(s(3));

@@ -1,4 +1,5 @@
-//! Whom the broker has heard when, and when it stood still: nobody is given up for what it slept through.
+//! When the broker heard each node, and when it stood still: no node may be given up for silence that the broker slept
+//! through.
 
 use std::collections::BTreeMap;
 
@@ -12,23 +13,23 @@ use super::{
     referee::Referee,
 };
 
-/// A broker that is no later than this was not stopped, and counts the time.
+/// A broker that is at most this late was not stopped, and the time counts.
 const LATE_MAX: Micros = 100 * MS;
 
 /// What one life of the broker has heard.
 #[derive(Debug, Default)]
 pub(super) struct Ears {
     tasks: BTreeMap<TaskId, Micros>,
-    /// In which life, with which of its heartbeats, when.
+    /// The worker's life, the number of its last heartbeat, and when that was heard.
     workers: BTreeMap<WorkerId, (Epoch, u64, Micros)>,
-    /// In order.
+    /// Pauses of the broker, in order.
     pauses: Vec<Pause>,
 }
 
-/// The broker stands still.
+/// A time in which the broker stands still.
 #[derive(Debug)]
 struct Pause {
-    /// When it first had something to do. It notices no pause in which it has not.
+    /// When the broker first had something to do. Before that it does not notice the pause.
     due: Micros,
     end: Micros,
 }
@@ -44,7 +45,7 @@ impl Pause {
 }
 
 impl Ears {
-    /// The broker, which has something to do at `due`, stands still from now on.
+    /// The broker stands still from now on; its next deadline is `due`.
     pub(super) fn pauses(&mut self, now: Micros, due: Micros, end: Micros) {
         match self.pauses.last_mut() {
             Some(pause) if pause.end > now => pause.end = end,
@@ -73,7 +74,7 @@ impl Ears {
         }
     }
 
-    /// Whether the broker has been awake for less than `patience` since then, and stood still for the rest.
+    /// Whether the broker was awake for less than `patience` since `heard`, and stood still for the rest.
     fn slept_through(&self, heard: Micros, now: Micros, patience: Micros) -> bool {
         let noticed = self.pauses.iter().filter(|pause| pause.is_noticed());
         let stood: Micros = noticed.map(|pause| pause.within(heard, now)).sum();
@@ -82,7 +83,7 @@ impl Ears {
 }
 
 impl Referee {
-    /// The broker tells a client how its task ended.
+    /// Checks an end that the broker tells a client.
     pub(super) fn broker_ends(&mut self, now: Micros, message: &BrokerToClient) {
         let BrokerToClient::Ended(ended) = message else { return };
         let is_gone = matches!(&ended.outcome, Outcome::Failed(failure) if failure.code == ErrorCode::ClientGone);
@@ -98,7 +99,7 @@ impl Referee {
         }
     }
 
-    /// The broker gives a worker up.
+    /// Checks that the broker may give this worker up.
     pub(super) fn broker_drops(&mut self, now: Micros, id: WorkerId, heartbeat: Micros) {
         let Some((_, _, heard)) = self.ears.workers.get(&id).copied() else { return };
         if self.ears.slept_through(heard, now, heartbeat * Micros::from(Config::default().liveness_beats)) {

@@ -1,4 +1,4 @@
-//! What a story may ask about a task, in the words of the story.
+//! Questions of a story about a task, in the story's words.
 
 use proto_msgs::{ErrorCode, Outcome, TaskId};
 
@@ -7,7 +7,7 @@ use super::{
     referee::Truth,
 };
 
-/// A task under question. Each question panics with the last lines of the story if the answer is another.
+/// A task under question. Each question panics with the last lines of the story if the answer is unexpected.
 pub(crate) struct Expect<'mesh> {
     pub(super) mesh: &'mesh Mesh,
     pub(super) task: TaskId,
@@ -37,7 +37,7 @@ impl Expect<'_> {
         self.truth().ends.last().map(|(_, end)| &end.outcome)
     }
 
-    /// Ended with the right result (the referee has seen to that).
+    /// The task ended with the right result, which the referee has checked.
     #[track_caller]
     pub(crate) fn done(self) -> Self {
         let good = matches!(self.last_outcome(), Some(Outcome::Done { .. }));
@@ -62,21 +62,21 @@ impl Expect<'_> {
         self.that(good, "still open")
     }
 
-    /// The broker has placed it so often.
+    /// The broker placed the task this many times.
     #[track_caller]
     pub(crate) fn placed_times(self, times: usize) -> Self {
         let good = self.truth().placements.len() == times;
         self.that(good, &format!("placed {times} times"))
     }
 
-    /// It has begun to run so often, wherever.
+    /// The task began to run this many times, at any workers.
     #[track_caller]
     pub(crate) fn ran_times(self, times: usize) -> Self {
         let good = self.truth().runs.len() == times;
         self.that(good, &format!("run {times} times"))
     }
 
-    /// The last run was there.
+    /// The last run was at this worker.
     #[track_caller]
     pub(crate) fn ran_at(self, worker: Node) -> Self {
         let good = self.truth().runs.last().is_some_and(|(_, ran_at)| Node::Worker(*ran_at) == worker);
@@ -91,7 +91,7 @@ impl Expect<'_> {
         self.truth().placements.len()
     }
 
-    /// Where the broker placed it last.
+    /// The worker where the broker placed the task last.
     pub(crate) fn placed_at(&self) -> Node {
         let (_, worker) = self.truth().placements.last().expect("the task was placed");
         let number = self.mesh.workers.iter().position(|shell| shell.id == *worker);

@@ -1,4 +1,4 @@
-//! What is done to the mesh: the verbs of stories and seeds, and what "all is well again" means.
+//! Faults of the mesh: the verbs of stories and seeds, and the meaning of "all is well again".
 
 use std::time::Duration;
 
@@ -12,34 +12,34 @@ use super::{
     story::tell,
 };
 
-/// Something that a seed has planned.
+/// A planned step of a seed.
 #[derive(Clone, Debug)]
 pub(crate) enum Fault {
     Crash(Node),
     Restart(Node),
-    /// The machine is lost, with all that is on it.
+    /// The machine is lost for good with all its data.
     Lose(usize),
     Freeze(Node, Micros),
     CutOff(Node),
     Rejoin(Node),
-    /// Worker and client cannot reach each other any more.
+    /// Worker and client can no longer reach each other.
     Part(usize, usize),
     /// A direct link breaks, chosen by this number.
     BreakLink(u64),
-    /// The connection to the broker is made anew: it gets another name there.
+    /// The connection to the broker is remade, and the broker knows it by a new name.
     Reconnect(Node),
     StoreAway(bool),
     Drain(usize),
     ForgetModels(usize),
-    /// All that a worker does takes so many thousandths of what it should.
+    /// Everything that a worker does takes this many thousandths of its normal time.
     Slow(usize, u64),
-    /// A task is submitted by a process.
+    /// A process submits a task.
     Submit(Node, Box<Job>),
-    /// A task is taken back by the process that submitted it, chosen by this number.
+    /// The process that submitted the task cancels it; the number chooses the task.
     Cancel(u64),
-    /// A task is taken back by another process of its user.
+    /// Another process of the same user cancels the task.
     CancelElsewhere(u64),
-    /// A client asks for the tasks of another.
+    /// A client asks for another client's tasks.
     Pry {
         client: usize,
         which: u64,
@@ -67,11 +67,11 @@ impl Mesh {
         }
     }
 
-    /// The process stands still: nothing reaches it, and it does not notice.
+    /// Freezes a process: nothing reaches it, and it does not notice.
     pub(crate) fn freeze(&mut self, node: Node, duration: Duration) {
         self.referee.is_harmed = true;
         tell!(self, "{node} freezes for {duration:?}");
-        // What waits for it comes when a longer pause ends that began before.
+        // If a longer pause began before, waiting messages come at its end.
         let until = self.pulse(node).frozen_until.max(self.now + micros(duration));
         self.pulse_mut(node).frozen_until = until;
         if let Node::Worker(worker) = node {
@@ -82,7 +82,7 @@ impl Mesh {
         }
     }
 
-    /// The broker neither hears nor reaches the node.
+    /// Cuts a node off: the broker cannot hear or reach it.
     pub(crate) fn cut_off(&mut self, node: Node) {
         self.referee.is_harmed = true;
         tell!(self, "{node} is cut off from B");
@@ -94,7 +94,7 @@ impl Mesh {
         self.net.cut_off.retain(|cut_off| *cut_off != node);
     }
 
-    /// Worker and client cannot reach each other.
+    /// Parts a worker and a client: they cannot reach each other.
     pub(crate) fn part(&mut self, worker: Node, client: Node) {
         let (Node::Worker(worker), Node::Client(client)) = (worker, client) else { panic!("a worker and a client") };
         self.referee.is_harmed = true;
@@ -110,14 +110,14 @@ impl Mesh {
         self.worker_handle(worker, WorkerEvent::DrainAsked);
     }
 
-    /// Whatever the worker runs from now on takes so many thousandths of what it should.
+    /// Slows a worker: everything that it runs from now on takes this many thousandths of its normal time.
     pub(crate) fn slow_down(&mut self, worker: Node, permille: u64) {
         let Node::Worker(worker) = worker else { panic!("workers are slow") };
         tell!(self, "W{worker} takes {permille} thousandths of the time");
         self.workers[worker].slowness_permille = permille;
     }
 
-    /// All is well again, and from now on nothing excuses anything. Who stands still goes on by itself, and finds what it missed.
+    /// Heals all faults. A frozen process goes on by itself and finds what it missed.
     pub(crate) fn heal(&mut self) {
         tell!(self, "all heals");
         self.net = Net::calm();
@@ -192,7 +192,7 @@ impl Mesh {
         (tasks > 0).then(|| super::referee::task_id(which as usize % tasks))
     }
 
-    /// The connection to the broker is made anew; what is on its way on the old one is lost.
+    /// Remakes the connection to the broker. Messages on the old connection are lost.
     pub(crate) fn reconnect(&mut self, node: Node) {
         tell!(self, "{node} connects to B anew");
         match node {
@@ -202,7 +202,7 @@ impl Mesh {
         }
     }
 
-    /// The owner's other process says `cancel`.
+    /// Another process of the owner cancels the task.
     pub(crate) fn cancel_elsewhere(&mut self, task: TaskId) {
         let owner = self.referee.task(task).owner;
         let user = self.users.iter().position(|user| user.id == owner).expect("tasks belong to users");
@@ -213,7 +213,7 @@ impl Mesh {
         self.say(process, ClientToBroker::Cancel(CancelTask { task, client: owner }));
     }
 
-    /// A client wants to know, have or stop what is not its own.
+    /// A client asks for, fetches or stops a task of another client.
     fn pry(&mut self, client: usize, task: TaskId, how: u64) {
         let user = self.users[self.clients[client].user];
         let truth = self.referee.task(task);
@@ -221,7 +221,7 @@ impl Mesh {
             return;
         }
         tell!(self, "C{client} pries at {}", short(task));
-        // With keys it may even claim to be the owner.
+        // In a mesh with keys the client may even claim to be the owner.
         let claimed = if self.setup.encrypted && how.is_multiple_of(2) { truth.owner } else { user.id };
         let spec = truth.job.spec(task);
         let message = match how / 2 % 5 {
@@ -263,17 +263,17 @@ impl Mesh {
 
     // Questions.
 
-    /// Whether some worker is running it.
+    /// Whether any worker runs the task.
     pub(crate) fn is_running(&self, task: TaskId) -> bool {
         self.workers.iter().any(|worker| worker.is_running(task))
     }
 
-    /// Whether model and inputs are on their way to some worker.
+    /// Whether any worker is receiving model and inputs of the task.
     pub(crate) fn is_receiving(&self, task: TaskId) -> bool {
         self.workers.iter().any(|worker| worker.is_receiving(task))
     }
 
-    /// What is left to be done before all is quiet; nothing if it is.
+    /// What is left to do before all is quiet; `None` if nothing is.
     pub(crate) fn unsettled(&self) -> Option<String> {
         for (number, truth) in self.referee.tasks.iter().enumerate() {
             if let Some((process, _)) = truth.open.first_key_value() {
@@ -303,7 +303,7 @@ impl Mesh {
         (rows > 0).then(|| format!("the store still has {rows} tasks"))
     }
 
-    /// Plays on until all is quiet; a mesh that is not within `limit` is a violation.
+    /// Plays on until all is quiet. If that takes longer than `limit`, it is a violation.
     pub(crate) fn settle(&mut self, limit: Duration) {
         let end = self.now + micros(limit);
         while self.violation().is_none() {

@@ -1,4 +1,4 @@
-//! What a simulated user submits: an honest description of how the model will behave, which only the simulator knows.
+//! What a simulated user submits, with the model's true behaviour, which only the simulator knows.
 
 use std::time::Duration;
 
@@ -16,38 +16,38 @@ use super::{
 /// How a model behaves once it runs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Behaviour {
-    /// Runs and gives a result.
+    /// Runs and returns a result.
     Works,
-    /// Fails for good with this code, and with it whatever runs in the same call.
+    /// Fails for good with this code, together with all rows in the same call.
     Fails(ErrorCode),
-    /// Fails at the first so many attempts in a way that another worker may mend.
+    /// The first N attempts fail in a way that another worker may cure.
     FailsFirst(u32),
-    /// In a call with other rows, one row is missing from what comes out.
+    /// In a call with other rows, the output lacks one row.
     LosesRow,
     /// Runs until it is stopped.
     NeverEnds,
-    /// Takes the whole worker down with it.
+    /// Kills the whole worker.
     KillsWorker,
     /// A file vanishes while it is sent.
     FileVanishes,
-    /// There is no room for its result at its client.
+    /// The client has no room for the result.
     FillsDisk,
-    /// The disk of the first worker that takes it is full.
+    /// The disk of the first worker that gets the task is full.
     DiskFullFirst,
 }
 
-/// A job of more items is in the batch lane unless it wants another.
+/// A job with more items runs in the batch lane, unless it asks for another lane.
 const REALTIME_ITEMS_MAX: u32 = 64;
 
-/// A task in the making.
+/// A task as it will be submitted.
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
     pub(crate) behaviour: Behaviour,
-    /// How long one item takes alone, in each stage.
+    /// Time of one item alone, in each stage.
     pub(crate) run: Micros,
     pub(crate) model: u8,
     pub(crate) model_bytes: u64,
-    /// Models behind the first.
+    /// Models of the later stages.
     pub(crate) then: Vec<u8>,
     pub(crate) items: u32,
     /// Items of the whole `submit`; at least those of this task.
@@ -56,7 +56,7 @@ pub(crate) struct Job {
     pub(crate) slo: Option<Slo>,
     pub(crate) labels: Vec<LabelRule>,
     pub(crate) input_bytes: u64,
-    /// How long the result is on its way.
+    /// Transfer time of the result.
     pub(crate) output: Micros,
     pub(crate) priority: u8,
     pub(crate) deadline: Option<Duration>,
@@ -66,7 +66,7 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// A small model that works and takes this long.
+    /// A task with a small model that works and takes this long.
     pub(crate) fn runs(run: Duration) -> Self {
         Self {
             behaviour: Behaviour::Works,
@@ -97,7 +97,7 @@ impl Job {
         Self { model, model_bytes, ..self }
     }
 
-    /// Of this many items, one for each of which the model runs.
+    /// Sets the number of items; the model runs once for each.
     pub(crate) fn items(self, items: u32) -> Self {
         Self { items, job_items: self.job_items.max(items), ..self }
     }
@@ -132,12 +132,12 @@ impl Job {
         Self { direction: Some(direction), ..self }
     }
 
-    /// Bytes that are small enough not to matter.
+    /// Sets input bytes that are too few to matter.
     pub(crate) fn light(self) -> Self {
         Self { model_bytes: 4 << 10, input_bytes: 1 << 10, output: 1_000, ..self }
     }
 
-    /// The lane it is in: its wish, or by the number of items.
+    /// The task's lane: as asked for, or by the number of items.
     pub(crate) fn lane_in_force(&self) -> Lane {
         let by_items = if self.job_items > REALTIME_ITEMS_MAX { Lane::Batch } else { Lane::Realtime };
         self.lane.unwrap_or(by_items)
@@ -190,7 +190,7 @@ impl Job {
         }
     }
 
-    /// What the owner of the task must get.
+    /// The output that the task's owner must get.
     pub(super) fn right_output(&self, task: TaskId, client: ClientId) -> Digest {
         let input = input_of(task);
         let models: Vec<Digest> =
@@ -203,7 +203,7 @@ impl Job {
     }
 }
 
-/// The input of a task: no two tasks have the same.
+/// The input of a task. No two tasks have the same.
 fn input_of(task: TaskId) -> Digest {
     let mut bytes = [0; 32];
     bytes[..16].copy_from_slice(task.as_bytes());

@@ -1,4 +1,4 @@
-//! The referee's books about workers' slots: which batch may run where, and what waits while there is room.
+//! The referee's books about workers' slots: which batch may run where, and which items wait while there is room.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -13,20 +13,20 @@ use super::{
     worker_shell::WorkerShell,
 };
 
-/// Rows of one runner call.
+/// Most rows of one runner call.
 const ROWS_MAX: u32 = 64;
 
-/// So long an item may wait although there is room for it: for company, and for a moment of the machine's own time.
+/// Longest wait of an item that there is room for: for company, plus a moment of the machine's own time.
 const WAIT_MAX: Duration = Duration::from_millis(105);
 
 /// What the referee knows of a worker's slots.
 #[derive(Debug, Default)]
 pub(super) struct Rooms {
-    /// Attempts whose rows are all there and of which none has run yet, and since when.
+    /// Attempts whose rows have all arrived but none has run, and when they arrived.
     ready: BTreeMap<(usize, AttemptId), Micros>,
     /// When a lane of a worker last had no room, or until when the worker stands still.
     full: BTreeMap<(usize, Lane), Micros>,
-    /// What workers last told of their models.
+    /// Costs of models, as each worker last reported them.
     costs: BTreeMap<usize, Vec<ModelCost>>,
     of_many: usize,
 }
@@ -40,14 +40,14 @@ impl Rooms {
         self.costs.insert(worker, costs.to_vec());
     }
 
-    /// Batches with rows of several tasks, so far.
+    /// Number of batches so far with rows of several tasks.
     pub(super) fn batches_of_many(&self) -> usize {
         self.of_many
     }
 }
 
 impl Referee {
-    /// All of an attempt is there.
+    /// Notes that model and inputs of an attempt have arrived.
     pub(super) fn is_ready(&mut self, now: Micros, worker: usize, id: AttemptId) {
         self.rooms.ready.insert((worker, id), now);
     }
@@ -72,7 +72,7 @@ impl Referee {
         }
     }
 
-    /// What speaks against running these rows together, there and now.
+    /// The law that this batch breaks in this slot now; `None` if it breaks none.
     fn misplaced(&self, shell: &WorkerShell, batch: &Batch) -> Option<(&'static str, String)> {
         let job = |index: usize| batch.parts.get(index).map(|part| (self.job(part.id.task), part));
         let (first, first_part) = job(0)?;
@@ -123,14 +123,14 @@ impl Referee {
         Some(("every row runs once", format!("{} {:?}", short_id(bad.1.id), bad.1.rows)))
     }
 
-    /// Until then the worker's process was down, or is stopped in its tracks.
+    /// Notes that the worker's process was down, or is frozen, until this time.
     pub(super) fn stands_still(&mut self, worker: usize, until: Micros) {
         for lane in Lane::ALL {
             self.rooms.full.insert((worker, lane), until);
         }
     }
 
-    /// Keeps book of which lanes have room, after anything that may have changed it.
+    /// Updates which lanes have room, after any change that may matter.
     pub(super) fn worker_acted(&mut self, now: Micros, worker: usize, shell: &WorkerShell) {
         for lane in Lane::ALL {
             if !has_room(shell, lane) {
@@ -146,7 +146,7 @@ impl Referee {
         let ready = self.rooms.ready.remove(&(worker, id))?;
         let lane = self.job(id.task).lane_in_force();
         let since = self.rooms.full.get(&(worker, lane)).map_or(ready, |full| ready.max(*full));
-        // A first stage also waits for those behind it.
+        // A first stage also waits for the stages behind it.
         let has_stages = !self.job(id.task).then.is_empty();
         let excused = has_stages || now <= since + micros(WAIT_MAX);
         (!excused).then(|| format!("{} had room at W{worker} for {} ms", short_id(id), (now - since) / 1000))

@@ -9,7 +9,7 @@
 //!   scale      many workers
 //! ```
 //!
-//! Where to begin: `stories`, then `referee`, which says what must always hold.
+//! Begin with `stories`, then read `referee`, which states what must always hold.
 
 mod batches;
 mod books;

@@ -1,7 +1,7 @@
-//! The mesh in one thread: virtual time, one heap of things to come, and the real machines of all three roles.
+//! The mesh in one thread: virtual time, one heap of future happenings, and the real machines of all three roles.
 //!
-//! Owns time and order. The nodes' shells are in `broker_shell`, `worker_shell` and `client_shell`, what lies between them
-//! in `net`, what must always hold in `referee`.
+//! Owns time and order. The shells of the nodes are in `broker_shell`, `worker_shell` and `client_shell`, the network
+//! between them is in `net`, and the laws that must always hold are in `referee`.
 
 use std::{cmp::Ordering, collections::BinaryHeap, fmt, time::Duration};
 
@@ -39,7 +39,7 @@ pub(crate) const fn micros(duration: Duration) -> Micros {
     duration.as_micros() as Micros
 }
 
-/// A process. Workers are machines that live again and again; a client is one process and dies once.
+/// A process. A worker is a machine with many lives; a client is one process and dies once.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Node {
     Broker,
@@ -57,48 +57,48 @@ impl fmt::Display for Node {
     }
 }
 
-/// Something that will happen. What belongs to one life of a process names that life and comes to nothing in the next.
+/// A future happening. If it belongs to one life of a process, it names that life and has no effect in the next one.
 #[derive(Debug)]
 pub(super) enum Happening {
     /// A machine's own deadline.
     Wake { node: Node, life: u32 },
-    /// A control message arrives at the broker, sent on that connection of its sender.
+    /// A control message arrives at the broker, over this connection of its sender.
     AtBroker { from: Node, conn: u8, broker_life: u32, message: ToBroker },
     /// A control message arrives at a worker.
     AtWorker { worker: usize, conn: u8, message: BrokerToWorker },
     /// A control message arrives at a client.
     AtClient { client: usize, conn: u8, message: BrokerToClient },
-    /// Something arrives on a direct link, unless the link was cut meanwhile.
+    /// Cargo arrives on a direct link, unless the link was cut meanwhile.
     Direct { link: usize, cuts: u32, to_worker: bool, cargo: Cargo },
     /// A silently broken link comes back.
     Relink { link: usize },
-    /// A client's attempt to connect comes to its end.
+    /// A client's attempt to connect ends.
     Dialled { client: usize, id: AttemptId, try_no: u32, resume: bool },
     /// A client's attempt to connect is given up.
     DialFailed { client: usize, id: AttemptId, try_no: u32 },
-    /// A worker's attempt to reach a client comes to its end.
+    /// A worker's attempt to reach a client ends.
     WorkerDialled { worker: usize, life: u32, id: AttemptId, client: Option<usize> },
-    /// Bytes arrived, a piece of a result goes out: `turn` says of which order.
+    /// Bytes arrive, or a piece of a result goes out. `turn` names the order that it belongs to.
     Session { worker: usize, life: u32, id: AttemptId, turn: u32, step: Step },
-    /// A batch has its model, or is over.
+    /// The model of a batch is loaded, or the batch is over.
     Batch { worker: usize, life: u32, batch: BatchId, is_over: bool },
     /// The end of a detached attempt is on its worker's disk.
     Kept { worker: usize, life: u32, id: AttemptId, outcome: Outcome, runs: Vec<RunNote> },
-    /// Somebody with a stream of tasks has the next one.
+    /// A user of a stream has the next task.
     Arrive { stream: usize },
     /// A worker is measured.
     Sample { worker: usize, life: u32 },
-    /// The store takes what it was told.
+    /// The store takes its next order.
     Flush { life: u32 },
-    /// The store says that it has the task.
+    /// The store reports that it has the task.
     Stored { life: u32, task: TaskId, footing: Footing },
-    /// The broker hears how the store is.
+    /// The broker hears whether the store is reachable.
     StoreNews { life: u32, away: bool },
-    /// A file vanishes under a client's hands.
+    /// A file vanishes while a client uses it.
     FileVanished { client: usize, id: AttemptId },
     /// A process starts.
     Start(Node),
-    /// The plan of the seed.
+    /// The seed's plan acts.
     Fault(Fault),
 }
 
@@ -135,14 +135,14 @@ impl PartialEq for Entry {
 
 impl Eq for Entry {}
 
-/// A person with a client.
+/// A user, who may have several client processes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct User {
     pub(crate) id: ClientId,
     pub(crate) key: Option<PublicKey>,
 }
 
-/// When a process is woken by its own machine, and until when it is stopped in its tracks.
+/// When a process is woken by its own machine, and until when it is frozen.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pulse {
     pub(super) wake_at: Option<Micros>,
@@ -151,27 +151,27 @@ pub(super) struct Pulse {
 }
 
 impl Pulse {
-    /// The time as the process's own clock shows it.
+    /// The time by the process's own clock.
     pub(super) fn clock(&self, now: Micros) -> MonoTime {
         MonoTime::from_micros(now - self.started)
     }
 }
 
-/// Settings of a run that the verbs do not change.
+/// Settings of a run that no verb changes.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
     pub(crate) seed: u64,
     pub(crate) rules: Rules,
     pub(crate) encrypted: bool,
-    /// Every message goes through its bytes.
+    /// Every message is encoded and decoded on its way.
     pub(crate) through_bytes: bool,
     pub(crate) store_wait: (Micros, Micros),
-    /// A result is on its way to its worker's disk so long: a small one, and a large one where the disk is busy.
+    /// How long a result takes to its worker's disk: a small one, and a large one while the disk is busy.
     pub(crate) disk_wait: (Micros, Micros),
     pub(crate) policy: Policy,
-    /// A worker that was given a detached task is waited for this long.
+    /// How long the broker waits for a worker that was given a detached task.
     pub(crate) patience: Duration,
-    /// Ended tasks are shown, and results of detached ones kept, this long.
+    /// How long ended tasks are shown and detached results kept.
     pub(crate) kept: Duration,
 }
 
@@ -191,7 +191,7 @@ impl Setup {
     }
 }
 
-/// The whole mesh.
+/// The simulated mesh.
 pub(crate) struct Mesh {
     pub(crate) now: Micros,
     pub(crate) setup: Setup,
@@ -254,7 +254,7 @@ impl Mesh {
         }
     }
 
-    /// Plays on until `done`, at most this long. Whether it came to pass.
+    /// Plays on until `done`, at most this long. Returns whether `done` came true.
     pub(crate) fn run_until(&mut self, limit: Duration, mut done: impl FnMut(&Self) -> bool) -> bool {
         let end = self.now + micros(limit);
         while !done(self) {
@@ -269,7 +269,7 @@ impl Mesh {
         self.referee.violation.as_ref()
     }
 
-    /// One thing happens, if it does so before `end` and all is well.
+    /// Lets one thing happen, if it comes before `end` and there is no violation.
     fn step(&mut self, end: Micros) -> bool {
         if self.referee.violation.is_some() || self.queue.peek().is_none_or(|entry| entry.at > end) {
             return false;
@@ -353,7 +353,7 @@ impl Mesh {
         Some(self.pulse(node).started.saturating_add(deadline.as_micros()))
     }
 
-    /// Sees to it that the machine is woken when it wants to be.
+    /// Plans the wake-up that the machine asks for.
     pub(super) fn set_wake(&mut self, node: Node) {
         let (Some(life), Some(deadline)) = (self.life(node), self.deadline(node)) else { return };
         let at = deadline.max(self.now);
@@ -387,7 +387,7 @@ impl Mesh {
 
     // The stage.
 
-    /// Adds a user; processes of the same user share the identity.
+    /// Adds a user. All processes of a user share the identity.
     pub(crate) fn add_user(&mut self) -> usize {
         let user = self.users.len();
         let byte = user as u8 + 1;
@@ -413,13 +413,13 @@ impl Mesh {
         task
     }
 
-    /// What has become of a task.
+    /// A view of a task for questions about it.
     pub(crate) fn expect(&self, task: TaskId) -> Expect<'_> {
         Expect { mesh: self, task }
     }
 }
 
-/// Whose time a happening takes, so that it waits while that process is frozen.
+/// The process whose time a happening takes: while it is frozen, the happening waits.
 fn addressee(happening: &Happening) -> Option<Node> {
     Some(match happening {
         Happening::Wake { node, .. } => *node,
@@ -434,18 +434,18 @@ fn addressee(happening: &Happening) -> Option<Node> {
         | Happening::Dialled { client, .. }
         | Happening::DialFailed { client, .. }
         | Happening::FileVanished { client, .. } => Node::Client(*client),
-        // A link knows its two ends itself.
+        // A link knows its two ends by itself.
         Happening::Direct { .. } | Happening::Relink { .. } => return None,
         Happening::Flush { .. } | Happening::Start(_) | Happening::Fault(_) | Happening::Arrive { .. } => return None,
     })
 }
 
-/// A task as the story names it.
+/// A task's name in the story.
 pub(super) fn short(task: TaskId) -> String {
     format!("T{}", super::referee::number(task))
 }
 
-/// An attempt as the story names it.
+/// An attempt's name in the story.
 pub(super) fn short_id(id: AttemptId) -> String {
     format!("T{}.{}", super::referee::number(id.task), id.attempt)
 }

@@ -1,5 +1,5 @@
-//! What lies between the nodes: control messages that may be lost, doubled and late, and direct links that keep order
-//! until they break.
+//! The network between the nodes: control messages that may be lost, duplicated and late, and direct links that keep
+//! order until they break.
 
 use mesh_core::{client::Event as ClientEvent, worker::LinkId};
 use proto_msgs::{AttemptId, BrokerToClient, BrokerToWorker, ClientToWorker, Digest, PeerId, ToBroker, WorkerToClient};
@@ -14,9 +14,9 @@ use super::{
 pub(crate) struct Net {
     pub(crate) lost_permille: u64,
     pub(crate) doubled_permille: u64,
-    /// Shortest and longest way. A wide range reorders.
+    /// Shortest and longest delay. A wide range reorders messages.
     pub(crate) delay: (Micros, Micros),
-    /// Nodes that the broker cannot hear nor reach.
+    /// Nodes that the broker can neither hear nor reach.
     pub(crate) cut_off: Vec<Node>,
     /// Pairs of worker and client that cannot reach each other.
     pub(crate) apart: Vec<(usize, usize)>,
@@ -28,16 +28,16 @@ impl Net {
     }
 }
 
-/// What travels on a direct link.
+/// Cargo of a direct link.
 #[derive(Clone, Debug)]
 pub(super) enum Cargo {
     ToWorker(ClientToWorker),
     ToClient(WorkerToClient),
-    /// Some bytes of model or input were acknowledged.
+    /// Some bytes of model or inputs were acknowledged.
     Credit(AttemptId),
-    /// All of them were.
+    /// All bytes of model and inputs were acknowledged.
     AllAcknowledged(AttemptId),
-    /// A piece of the result; the last one brings the whole content with it.
+    /// A piece of the result. The last piece carries the whole content.
     Piece(AttemptId, Option<Digest>),
     /// A piece of the result was acknowledged.
     PieceAcknowledged(AttemptId),
@@ -50,16 +50,16 @@ pub(super) struct Link {
     pub(super) worker: usize,
     pub(super) client_dialled: bool,
     pub(super) is_up: bool,
-    /// As the worker numbers it; changes when the link comes back after a silent break.
+    /// The worker's number for the link. It changes when the link comes back after a silent break.
     pub(super) number: LinkId,
     pub(super) worker_life: u32,
-    /// What is on its way when the link is cut never arrives.
+    /// Number of cuts so far: cargo sent before a cut never arrives after it.
     cuts: u32,
     last_arrival: [Micros; 2],
     latency: Micros,
-    /// Of model and inputs, bytes per second.
+    /// Speed for model and inputs, bytes per second.
     pub(super) speed: u64,
-    /// What the client's socket keeps for the time when the link is back.
+    /// Messages that the client's socket keeps until the link is back.
     kept: Vec<Cargo>,
 }
 
@@ -146,7 +146,7 @@ impl Mesh {
         PeerId::from_slice(&name).expect("five bytes are a name")
     }
 
-    /// Whose connection a name is; `None` if it is of an earlier life of the broker.
+    /// The node that a connection's name belongs to; `None` if the name is from an earlier life of the broker.
     pub(super) fn node_of(&self, peer: PeerId) -> Option<(Node, u8)> {
         let [kind, high, low, conn, life] = *<&[u8; 5]>::try_from(peer.as_slice()).ok()?;
         let number = usize::from(high) << 8 | usize::from(low);
@@ -154,8 +154,8 @@ impl Mesh {
         (life == self.broker.life as u8).then_some((node, conn))
     }
 
-    /// A control message arrives at the broker's door. A message for an earlier life of the broker was either lost with
-    /// the connection or waited in its sender's socket.
+    /// A control message arrives at the broker's door. One for an earlier life of the broker was either lost with the
+    /// connection or waited in its sender's socket.
     pub(super) fn at_broker(&mut self, from: Node, conn: u8, broker_life: u32, message: ToBroker) {
         let broker_is_up = self.broker.machine.is_some();
         if !broker_is_up || broker_life != self.broker.life {
@@ -205,7 +205,7 @@ impl Mesh {
         link
     }
 
-    /// All links are equally far from now on.
+    /// Gives all links the same latency from now on.
     pub(crate) fn level_links(&mut self, latency: Micros) {
         self.links.iter_mut().for_each(|link| link.latency = latency);
     }
@@ -250,7 +250,7 @@ impl Mesh {
         }
     }
 
-    /// The link breaks: what is on its way is lost. A link that the client dialled comes back by itself, silently, if its
+    /// Breaks the link: cargo on its way is lost. A link that the client dialled comes back silently by itself, if its
     /// other end can be reached; one that the worker dialled does not.
     pub(crate) fn break_link(&mut self, number: usize) {
         if !self.links[number].is_up {
@@ -304,7 +304,7 @@ impl Mesh {
         }
     }
 
-    /// What a client's process makes of what arrives on a link.
+    /// Handles cargo that arrives at a client's process.
     fn client_receives(&mut self, client: usize, link: usize, cargo: Cargo) {
         match cargo {
             Cargo::ToClient(message) => self.worker_said(client, link, message),
@@ -319,7 +319,7 @@ impl Mesh {
     }
 }
 
-/// The message after its way through bytes, which must not change it.
+/// The message after encoding and decoding, which must not change it.
 pub(super) fn through_bytes<M: Clone + PartialEq + std::fmt::Debug>(
     message: &M,
     encode: impl Fn(&M) -> Result<proto_msgs::Frame, proto_msgs::EncodeError>,

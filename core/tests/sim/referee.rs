@@ -1,7 +1,7 @@
-//! What must always hold, checked at every event from outside of the machines.
+//! The laws that must always hold, checked at every event from outside the machines.
 //!
-//! Keeps its own books: whom a task belongs to and what its result must be, what the broker has been told and has promised,
-//! what each client follows. Never asks a machine what it thinks of itself, but for its counters once all is quiet.
+//! Keeps its own books: who owns a task and what its result must be, what the broker was told and has promised, what
+//! each client follows. Never asks a machine about itself, except for its counters once all is quiet.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,30 +20,30 @@ use super::{
     worker_shell::{Disk, WorkerShell},
 };
 
-/// Deadlines of one machine in one second. Twenty tasks that each want two looks are far below.
+/// Most deadlines of one machine in a second. Twenty tasks with two looks each need far fewer.
 const WAKES_PER_SECOND_MAX: u32 = 200;
 
-/// And so many more for each task beyond those.
+/// More deadlines allowed for each task beyond those.
 const WAKES_PER_TASK_MAX: usize = 20;
 
-/// Attempts in one heartbeat: those at work, and 64 unacknowledged ones.
+/// Most attempts in one heartbeat: active ones, and 64 unacknowledged ones.
 const REPORTS_MAX: usize = ACTIVE_MAX + 64;
 
-/// Attempts at work at one worker: no more are brought there ahead of time.
+/// Most active attempts of one worker: the broker brings it no more ahead of time.
 pub(super) const ACTIVE_MAX: usize = 192;
 
 /// Workers that a task may take down before it is given up.
 const KILLS_MAX: u32 = 3;
 
-/// Something that must not be.
+/// A law was broken.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Violation {
-    /// The law, in a few words that name it everywhere.
+    /// The law in a few words, which name it everywhere.
     pub(crate) law: &'static str,
     pub(crate) detail: String,
 }
 
-/// All that is known of a task.
+/// Everything known of a task.
 #[derive(Debug)]
 pub(crate) struct Truth {
     pub(crate) owner: ClientId,
@@ -51,28 +51,28 @@ pub(crate) struct Truth {
     pub(crate) process: usize,
     pub(crate) job: Job,
     pub(crate) submitted: Micros,
-    /// When its first rows began to run, in the attempt that answered.
+    /// When the first rows of the attempt that answered began to run.
     pub(crate) began: Option<Micros>,
     pub(crate) ended: Option<Micros>,
-    /// The stream that it is part of.
+    /// The stream that the task is part of.
     pub(crate) stream: Option<usize>,
-    /// Workers that went down with it.
+    /// Workers that died with this task.
     pub(crate) kills: u32,
     pub(crate) cancelled: bool,
-    /// Submitted when all was well again: nothing may go wrong with it.
+    /// The task was submitted after all had healed: nothing may go wrong with it.
     pub(crate) in_calm: bool,
-    /// Its client heard that the store has it.
+    /// The client heard that the store has the task.
     pub(crate) durable: bool,
-    /// Its client was told that it is safe, and has gone: from then on nobody but the mesh can lose it.
+    /// The client heard that the task is safe, and left: from then on only the mesh can lose it.
     pub(crate) left: bool,
-    /// Processes that wait for its end.
+    /// Processes that wait for the task's end.
     pub(super) open: BTreeMap<usize, Follow>,
     pub(crate) ends: Vec<(usize, End)>,
     pub(crate) placements: Vec<(Attempt, WorkerId)>,
     pub(crate) runs: Vec<(Attempt, usize)>,
 }
 
-/// What a process is doing about a task.
+/// What a process does about a task.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Follow {
     fetch: bool,
@@ -80,27 +80,27 @@ pub(super) struct Follow {
     verified: Option<Digest>,
 }
 
-/// The referee.
+/// The referee of one run.
 #[derive(Debug, Default)]
 pub(crate) struct Referee {
     pub(crate) violation: Option<Violation>,
     pub(crate) tasks: Vec<Truth>,
-    /// Something was done to the mesh that excuses retryable failures.
+    /// A fault happened that excuses retryable failures.
     pub(crate) is_harmed: bool,
-    /// A machine was lost for good, and the results it kept.
+    /// A machine was lost for good, with the results that it kept.
     pub(crate) a_worker_is_gone: bool,
-    /// No worker that comes back at all comes back too late for its detached tasks.
+    /// Every worker that comes back is in time for its detached tasks.
     pub(crate) is_patient: bool,
-    /// From now on nothing excuses anything.
+    /// From now on no fault excuses a failure.
     pub(crate) is_calm: bool,
     pub(super) broker_life: u32,
-    /// When that life began.
+    /// When the current life of the broker began.
     pub(super) broker_since: Micros,
-    /// Tasks that some life of the broker has taken.
+    /// Tasks that any life of the broker accepted.
     pub(super) taken: BTreeSet<TaskId>,
     pub(super) promises: BTreeMap<WorkerId, Promises>,
     pub(super) placed: BTreeMap<AttemptId, (u32, WorkerId)>,
-    /// Of the broker's current life: the last attempt granted, held and lost by the client.
+    /// In the broker's current life: the last attempt that was granted, held and lost by the client.
     pub(super) granted: BTreeMap<TaskId, Attempt>,
     pub(super) held: BTreeMap<TaskId, (Attempt, WorkerId)>,
     pub(super) heard_of: BTreeSet<TaskId>,
@@ -114,7 +114,7 @@ pub(crate) struct Referee {
     wakes: BTreeMap<Node, (Micros, u32)>,
 }
 
-/// The task's number: which of the run's tasks it is.
+/// The number of a task in this run.
 pub(super) fn number(task: TaskId) -> usize {
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&task.as_bytes()[..8]);
@@ -251,7 +251,7 @@ impl Referee {
         }
     }
 
-    /// What speaks against this failure; nothing if it had to be.
+    /// Why this failure is not justified; `None` if it is.
     fn unjustified(&self, now: Micros, truth: &Truth, follow: Follow, code: ErrorCode) -> Option<String> {
         let is_late = truth.job.deadline.is_some_and(|deadline| now >= truth.submitted + micros(deadline));
         let behaviour = truth.job.behaviour;
@@ -266,21 +266,21 @@ impl Referee {
                 let is_choosy = truth.job.direction.is_some() || !truth.job.labels.is_empty();
                 excused || is_choosy || truth.job.lane_in_force() == Lane::Batch
             }
-            // The broker promises the unfetched result of an acknowledged task for as long as its worker is there.
+            // The broker promises the unfetched result of an acknowledged task as long as its worker is there.
             ErrorCode::NotFound | ErrorCode::ResultGone if !self.a_worker_is_gone => {
                 follow.fetch && (!truth.durable || truth.was_fetched() || truth.was_given_up())
             }
             ErrorCode::NotFound | ErrorCode::ResultGone => self.a_worker_is_gone,
-            // That it has gone is what a detached task is for.
+            // A detached task is meant to outlive its client.
             ErrorCode::ClientGone => excused && !truth.left,
             ErrorCode::WorkerLost if truth.left && self.is_patient => self.a_worker_is_gone,
             ErrorCode::RunCrashed if truth.job.detached && excused => true,
             ErrorCode::RunCrashed | ErrorCode::Poisonous if behaviour == Behaviour::KillsWorker => true,
-            // Three workers were lost around it.
+            // Three workers died while they ran it.
             ErrorCode::Poisonous => excused,
             code if behaviour == Behaviour::Fails(code) => true,
             code if code.is_retryable() || code == ErrorCode::AttemptsExhausted => {
-                // A detached task is not tried again: the inputs have gone with its client.
+                // A detached task is not retried: the inputs left with its client.
                 let tried_again = behaviour == Behaviour::FailsFirst(1) && !truth.job.detached;
                 let works = matches!(behaviour, Behaviour::Works | Behaviour::LosesRow);
                 excused || !works && !tried_again
@@ -340,13 +340,13 @@ impl Referee {
         self.lives.get(&worker).copied().unwrap_or(0)
     }
 
-    /// A worker has gone down with a task.
+    /// Counts a worker that died while it ran this task.
     pub(super) fn killed(&mut self, worker: usize, task: TaskId) {
         let (life, workers) = (self.broker_life, self.lives.len());
         let truth = self.task_mut(task);
         truth.kills += 1;
-        // A broker that was restarted counts anew, and a detached task comes back with its worker. A worker that dies before
-        // its client has heard of it counts as one that cannot be reached, which is tried the other way round, too.
+        // A restarted broker counts anew, and a detached task comes back with its worker. A worker that dies before its
+        // client heard of it counts as unreachable, and is tried in the other direction, too.
         if truth.kills > KILLS_MAX + workers as u32 && life == 1 && !truth.job.detached {
             let detail = format!("{} takes W{worker} down, the {}. time", short(task), self.task(task).kills);
             self.fail("poison stops", detail);
@@ -372,7 +372,7 @@ impl Referee {
 }
 
 impl Truth {
-    /// Its client ended it without a result, so that its worker may have been stopped.
+    /// Whether its client ended the task without a result, so that its worker may have been stopped.
     fn was_given_up(&self) -> bool {
         self.ends.iter().any(|(_, end)| !matches!(end.outcome, Outcome::Done { .. }))
     }
@@ -396,7 +396,7 @@ fn wrong_result(task: TaskId, truth: &Truth, follow: Follow, end: &End) -> Optio
     wrong_notes(&truth.job, &result.runs)
 }
 
-/// What is wrong with the account of the runs: they must cover each stage's rows once.
+/// What is wrong with the notes about the runs; they must cover each stage's rows once.
 fn wrong_notes(job: &Job, runs: &[RunNote]) -> Option<String> {
     if runs.len() >= RUN_NOTES_MAX {
         return None; // Cut off.

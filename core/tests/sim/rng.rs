@@ -1,8 +1,8 @@
-//! The simulator's only source of chance: splitmix64, so that a seed means the same run everywhere and for ever.
+//! The simulator's only source of randomness: splitmix64, so that a seed always means the same run everywhere.
 
 use std::ops::Range;
 
-/// A stream of numbers that depends on its seed alone.
+/// A stream of random numbers that depends only on its seed.
 #[derive(Clone, Debug)]
 pub(crate) struct Rng(u64);
 
@@ -22,17 +22,17 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// Evenly among `range`, which must not be empty.
+    /// A number from `range`, evenly distributed. The range must not be empty.
     pub(crate) fn among(&mut self, range: Range<u64>) -> u64 {
         range.start + self.next() % (range.end - range.start)
     }
 
-    /// An index into a list of `len`.
+    /// A random index into a list of `len` entries.
     pub(crate) fn index(&mut self, len: usize) -> usize {
         (self.next() % len as u64) as usize
     }
 
-    /// True this often in a thousand.
+    /// True with this probability, in thousandths.
     pub(crate) fn permille(&mut self, chance: u64) -> bool {
         chance > 0 && self.next() % 1000 < chance
     }

@@ -1,16 +1,17 @@
-//! Shows that the referee sees: every rule of the machines is broken in turn, and some law must be found broken too.
+//! Proves that the referee notices: every rule of the machines is broken in turn, and some law must then be broken,
+//! too.
 
 use mesh_core::{Rule, Rules};
 
 use super::{crowds, days, seeds};
 
-/// A broken rule must be noticed within so many seeds.
+/// Most seeds until a broken rule is noticed.
 const SEEDS_MAX: u64 = 10_000;
 
-/// So many are tried before crowds are.
+/// Seeds tried before crowds are tried.
 const SEEDS_MIN: u64 = 100;
 
-/// So many crowds are tried for each rule: eight kinds of them, four times.
+/// Crowds tried for each rule: eight kinds, four times each.
 const CROWDS_MAX: u64 = 32;
 
 #[test]

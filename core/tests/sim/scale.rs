@@ -1,4 +1,4 @@
-//! Many workers: the broker still finds the right one, and what it does for one grant does not grow with their number.
+//! Many workers: the broker still finds the right one, and its work for one grant does not grow with their number.
 
 use std::collections::BTreeSet;
 
@@ -58,12 +58,12 @@ fn ten_thousand_workers_are_filled_one_by_one_and_the_next_task_waits_for_the_fi
         let mut grants = Vec::new();
         for number in 0..right_kind {
             let actions = broker.handle(now, submit(number));
-            // Its client hears one message, the store of one task at most: nothing is said to anybody else.
+            // The client hears one message, and the store is told of one task at most; no other node hears anything.
             assert!(actions.len() <= 2, "{} orders for one task", actions.len());
             grants.extend(grants_in(&actions));
         }
         assert!(grants.len() >= 16, "those next to hand are given at once");
-        // The others had to look past too many workers of the wrong kind; one heartbeat of each settles it.
+        // The other tasks passed over too many workers of the wrong kind; one heartbeat of each corrects it.
         for number in 0..workers {
             grants.extend(grants_in(&broker.handle(now, heartbeat(number, 2, &[]))));
         }
@@ -72,7 +72,7 @@ fn ten_thousand_workers_are_filled_one_by_one_and_the_next_task_waits_for_the_fi
         assert_eq!(broker.gauges().slots_used, right_kind);
         assert!(grants_in(&broker.handle(now, submit(right_kind))).is_empty());
         assert_eq!(broker.gauges().queued, 1);
-        // One worker reports that it has its task, then that it has it no more.
+        // One worker reports that it has its task, and later that it does not have it any more.
         let (id, worker) = grants[0];
         let number = (0..workers).find(|number| worker_id(*number) == worker);
         let number = number.expect("grants name workers that registered");
@@ -82,13 +82,13 @@ fn ten_thousand_workers_are_filled_one_by_one_and_the_next_task_waits_for_the_fi
     }
 }
 
-/// What workers have measured and what tasks want.
+/// What workers have measured and tasks want.
 #[derive(Clone, Copy, Debug)]
 enum Fleet {
-    /// Nobody has run anything, and tasks only want a processor.
+    /// No worker has run anything, and tasks want only a processor.
     New,
-    /// Each worker has two of 32 models, loaded and measured, and half of them a label. Tasks want one of the models; some
-    /// of them the label, cores, a latency or an end in time.
+    /// Each worker has two of 32 models, loaded and measured, and half of the workers have a label. A task wants one
+    /// model; some also want the label, cores, a latency or a deadline.
     Practised,
 }
 
@@ -118,7 +118,7 @@ impl Fleet {
             panic!("a worker says how it is")
         };
         if let Self::Practised = self {
-            // Not in step with the kinds of workers.
+            // Out of step with the kinds of workers.
             let models = [model(number / 4), model(number / 4 + 7)];
             (heartbeat.held, heartbeat.warm) = (models.to_vec(), models.to_vec());
             (heartbeat.costs, heartbeat.link_bytes_per_s) =
@@ -148,7 +148,7 @@ fn cost(model: Digest, number: u32) -> ModelCost {
     ModelCost { model, packing, best_batch: 1, next_batch: 1, curve, load_us: 50_000, dispatched: [0; 4] }
 }
 
-/// What has been done so far: workers and waiting tasks looked at, and rows of their tables gone through.
+/// Work done so far: workers and waiting tasks looked at, and table rows passed.
 #[derive(Clone, Copy, Debug)]
 struct Work {
     looks: u64,
@@ -161,15 +161,15 @@ impl Work {
         Self { looks: counters.candidates_looked + counters.waiting_looked, steps: counters.walked }
     }
 
-    /// A part of what has been done since.
+    /// The work done since `before`, divided by `parts`.
     fn since(self, before: Self, parts: usize) -> Self {
         let part = |now: u64, before: u64| (now - before) / parts as u64;
         Self { looks: part(self.looks, before.looks), steps: part(self.steps, before.steps) }
     }
 }
 
-/// Work for one grant: at an idle mesh, and at a full one in which ten thousand tasks wait and one worker gets room. And for
-/// one submit at the full one.
+/// The work for one grant, in an idle mesh and in a full one where ten thousand tasks wait and one worker gets room.
+/// Also for one submit in the full mesh.
 fn work_per_grant(fleet: Fleet, workers: u32) -> [Work; 3] {
     let mut broker = Broker::new(Config::default());
     let now = MonoTime::from_micros(1_000_000);
@@ -214,11 +214,11 @@ fn the_work_for_one_decision_grows_neither_with_the_workers_nor_with_the_queue()
             "{fleet:?}, {workers} workers: {idle:?} for a grant at once, {full:?} for one of ten thousand that wait"
         );
         println!("    {submit:?} for a task that begins to wait");
-        // Sixty-four of those that have the model and as many of the least busy, whatever there are besides; and sixty-four
-        // waiting tasks, of which a few are compared with what other workers could do for them.
+        // 64 of the workers that have the model and 64 of the least busy, however many there are; and 64 waiting tasks,
+        // a few of which are compared with what other workers could do for them.
         assert!(idle.looks <= 128 && submit.looks <= 128, "{idle:?} {submit:?} with {workers} workers");
         assert!(full.looks <= 512, "{full:?} with {workers} workers and ten thousand tasks");
-        // Rows that are passed over cost little, and are bounded all the same.
+        // Rows that are passed over cost little, but their number is bounded, too.
         assert!(idle.steps <= 256 && submit.steps <= 256, "{idle:?} {submit:?} with {workers} workers");
         assert!(full.steps <= 2048, "{full:?} with {workers} workers and ten thousand tasks");
     }
@@ -233,7 +233,7 @@ fn what_waits_is_weighed_again_once_when_its_costs_become_known_and_not_with_eac
     let _ = broker.handle(now, Fleet::New.registered(0));
     let _ = broker.handle(now, Fleet::New.heartbeat(0, 1, &[foreign]));
     (0..waiting).for_each(|number| drop(broker.handle(now, Fleet::Practised.submit(number))));
-    // Its models cost ten times what is assumed of a model that nobody has run.
+    // Its models cost ten times the estimate for a model that no worker has run.
     let _ = broker.handle(now, Fleet::Practised.heartbeat(0, 2, &[foreign]));
     let before = Work::of(&broker);
     (0..newcomers).for_each(|number| drop(broker.handle(now, Fleet::Practised.submit(waiting + number))));

@@ -1,4 +1,4 @@
-//! Short stories about who goes when, where, and in whose company. The referee watches these, too.
+//! Short stories about which task runs when, where and with which others. The referee watches these, too.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ impl Mesh {
         }
     }
 
-    /// How a model is run at the worker, as its heartbeats tell.
+    /// How a worker runs the model, according to its heartbeats.
     fn packing(&self, worker: usize, model: u8) -> Packing {
         let costs = self.referee.rooms.costs_of(worker);
         let cost = costs.iter().find(|cost| cost.model == Job::runs(ms(1)).model(model, 1).model_digest());
@@ -83,7 +83,7 @@ fn a_deadline_is_refused_at_once_when_it_cannot_be_met_and_never_by_guess() {
     let unmeasured = mesh.submit(C0, Job::runs(s(1)).deadline(ms(2500)));
     mesh.until_over(unmeasured);
     mesh.expect(unmeasured).done();
-    // Long after the broker has started.
+    // Long after the broker started.
     mesh.run_for(s(5));
     let before: Vec<TaskId> = (0..8).map(|_| mesh.submit(C0, Job::runs(s(1)))).collect();
     mesh.run_for(ms(500));
@@ -143,7 +143,7 @@ fn what_is_rotten_spoils_nobody_elses_rows() {
                 _ => mesh.expect(task).failed(ErrorCode::RunFailed),
             };
         }
-        // That the others' results are right and in time the referee has seen.
+        // The referee has checked that the other results are right and in time.
         mesh.end_well();
     }
 }
@@ -185,7 +185,7 @@ fn two_stages_overlap_and_keep_their_order() {
     let from = mesh.now;
     let tasks: Vec<TaskId> = (0..10).map(|_| mesh.submit(C0, job())).collect();
     mesh.until_all_over(&tasks);
-    // One after the other they are 10 s of work; side by side a little more than half of it.
+    // One after the other the items are 10 s of work; side by side a little more than half of that.
     let took = mesh.now - from;
     assert!(took < 6500 * 1000, "{} ms", took / 1000);
     mesh.end_well();
@@ -195,7 +195,7 @@ fn two_stages_overlap_and_keep_their_order() {
 fn equal_workers_get_equal_parts() {
     for items in [100_u32, 500, 2000] {
         let mut mesh = mesh(&[(); 4].map(|()| Place::lanes(0, 1)));
-        // As clients cut for four slots: ten parts for each, of at most eight items.
+        // As a client cuts for four slots: ten parts for each, of at most eight items.
         let each = items.div_ceil(4 * 10).min(8);
         let sizes: Vec<u32> = (0..items).step_by(each as usize).map(|first| each.min(items - first)).collect();
         let job = |size: u32| Job { job_items: items, ..Job::runs(ms(60)).light().items(size) };
@@ -211,7 +211,7 @@ fn equal_workers_get_equal_parts() {
     }
 }
 
-/// Tasks of a job of so many items, cut into parts of at most eight.
+/// Tasks of a job of `items` items, cut into parts of at most eight.
 fn submit_cut(mesh: &mut Mesh, job: &Job, items: u32) -> Vec<TaskId> {
     let count = items.div_ceil(8);
     let sizes = (0..count).map(|nth| items * (nth + 1) / count - items * nth / count);
@@ -219,7 +219,7 @@ fn submit_cut(mesh: &mut Mesh, job: &Job, items: u32) -> Vec<TaskId> {
     sizes.map(|size| mesh.submit(C0, Job { items: size, ..job.clone() })).collect()
 }
 
-/// A model that packs, known at four workers with a device each.
+/// A model that packs, known at four workers with one device each.
 fn four_that_pack(seed: u64, job: &Job) -> Mesh {
     let mut mesh = Mesh::new(Setup::new(seed), Story::default());
     for _ in 0..4 {
@@ -270,7 +270,7 @@ fn a_required_label_binds_and_a_preferred_one_is_a_wish() {
             mesh.expect(task).done().ran_at(worker);
         }
     }
-    // The worker is free for the broker, too.
+    // The broker counts the worker as free, too.
     mesh.run_for(s(1));
     let rather = mesh.submit(C0, job(wish("south", false)));
     mesh.until("it runs", s(2), |mesh| mesh.is_running(rather));
@@ -293,7 +293,7 @@ fn on_a_device_for_one_realtime_goes_first_and_the_batch_lane_is_not_forgotten()
     mesh.run_for(s(20));
     let (answers, batches) = (mesh.latencies(asked).len(), mesh.latencies(flood).len());
     assert!(batches >= 8, "{batches} batches beside {answers} answers");
-    // Between an answer and the next question the device is free for a moment.
+    // Between an answer and the next task the device is free for a moment.
     assert!(2 * answers > 3 * batches, "{batches} batches beside {answers} answers");
     mesh.streams[asked].left = 0;
     mesh.end_well();
@@ -308,7 +308,7 @@ fn items_that_do_not_gain_by_company_run_side_by_side_where_slots_are_free() {
     let task = mesh.submit(C0, job);
     mesh.until_over(task);
     mesh.expect(task).done();
-    // Nine items are 2.7 s of work; in three slots a third of that.
+    // Nine items are 2.7 s of work; three slots need a third of that.
     let took = mesh.latencies_of(&[task])[0];
     assert!(took < ms(1700), "{took:?}");
     mesh.end_well();

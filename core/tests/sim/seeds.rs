@@ -1,6 +1,6 @@
-//! Runs that a seed has planned: a time of faults, then all heals, then everything must come to its end.
+//! Runs planned by a seed: a time of faults, then all heals, then everything must end.
 //!
-//! Each seed draws which kinds of faults it has at all, so that some runs see one kind in abundance and others all at once.
+//! Each seed draws which kinds of faults it has at all: some runs see one kind often, others all kinds at once.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -22,20 +22,20 @@ use super::{
     worker_shell::Place,
 };
 
-/// Faults are drawn from this long; healing comes with its end.
+/// How long faults happen; then all heals.
 const FAULTS_LAST: Micros = 34 * SECOND;
 
-/// After healing, the mesh needs so long to notice: silence of clients, old grants and dead workers.
+/// Time that the mesh needs after healing to notice silent clients, old grants and dead workers.
 const CALM_AFTER: Duration = Duration::from_secs(16);
 
-/// Results of detached tasks are kept this long, and ended tasks remembered.
+/// How long results of detached tasks are kept and ended tasks remembered.
 const KEPT: Duration = Duration::from_secs(60);
 
-/// In half of the runs a worker is waited for until all has healed: there nothing that was left as safe may be lost but with
-/// a machine. In the others it may come back too late.
+/// How long a worker is waited for. In half of the runs until all has healed: a task that was left as safe is lost only
+/// with a machine. In the others the worker may come back too late.
 const PATIENCE: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(20)];
 
-/// By then, after healing, all is quiet: everything kept has been kept long enough, twice.
+/// All is quiet this long after healing: twice the time that anything is kept, and more.
 const QUIET_AFTER: Duration = Duration::from_secs(160);
 
 /// How a run ended.
@@ -52,7 +52,7 @@ pub(crate) fn play(seed: u64, rules: Rules, story: Story) -> Ran {
     let setup = Setup {
         rules,
         encrypted: plan.permille(300),
-        // One in eight: each machine's messages are within the limits of the wire, and nothing is slower for it.
+        // In one run of eight each machine's messages are checked against the limits of the wire, which slows nothing.
         through_bytes: seed.is_multiple_of(8),
         store_wait: plan.pick(&[(MS, 3 * MS), (2 * MS, 80 * MS), (200 * MS, 1500 * MS)]),
         patience: PATIENCE[seed as usize % 2],
@@ -65,7 +65,7 @@ pub(crate) fn play(seed: u64, rules: Rules, story: Story) -> Ran {
     stage.plan(&mut mesh, &mut plan);
     mesh.run_for(Duration::from_micros(FAULTS_LAST));
     mesh.heal();
-    // Whatever stood in the way of the others, this one fits and can be reached.
+    // Whatever stopped the other tasks, this one fits and can be reached.
     mesh.add_worker(Place::slots(2));
     mesh.run_for(CALM_AFTER);
     mesh.referee.is_calm = true;
@@ -77,7 +77,7 @@ pub(crate) fn play(seed: u64, rules: Rules, story: Story) -> Ran {
 }
 
 impl Ran {
-    /// The account of a run that is over.
+    /// The account of a finished run.
     pub(crate) fn of(mut mesh: Mesh) -> Self {
         Self {
             violation: mesh.referee.violation.take(),
@@ -88,7 +88,7 @@ impl Ran {
     }
 }
 
-/// Who is there.
+/// Adds the nodes of a run.
 struct Stage {
     workers: Vec<Node>,
     clients: Vec<Node>,
@@ -110,13 +110,13 @@ impl Stage {
             let (realtime, batch) = plan.pick(&[(0, 1), (0, 1), (1, 1), (1, 2), (2, 1), (1, 0)]);
             let gpus = plan.pick(&[&[-1][..], &[-1], &[0], &[0, 1], &[-1, 0]]);
             let place = Place {
-                // Behind NAT it may know so and not advertise, or advertise an address that nobody reaches.
+                // Behind NAT a worker may know it and not advertise, or advertise an address that nobody can reach.
                 advertises: !behind_nat || plan.permille(500),
                 reachable: !behind_nat,
                 heartbeat: Duration::from_millis(plan.pick(&[500, 1000, 1000, 2000])),
                 ..Place::lanes(realtime, batch).devices(gpus)
             };
-            // A worker that cannot be reached excuses as much as a fault does.
+            // An unreachable worker excuses as much as a fault.
             mesh.referee.is_harmed |= behind_nat;
             mesh.add_worker(place)
         });
@@ -143,7 +143,7 @@ impl Stage {
                 job.direction = None;
             }
             if job.detached && plan.permille(100) {
-                // Often before its worker has heard of it.
+                // Often before its worker has heard of the task.
                 mesh.at(at + plan.among(SECOND..4 * SECOND), Happening::Fault(Fault::Crash(client)));
             }
             mesh.at(at, Happening::Fault(Fault::Submit(client, job)));
@@ -157,7 +157,7 @@ impl Stage {
             let kind = plan.pick(&kinds);
             self.plan_fault(mesh, plan, at, kind);
         }
-        // A lossy network excuses as much as a fault does.
+        // A lossy network excuses as much as a fault.
         mesh.referee.is_harmed = true;
     }
 
@@ -193,7 +193,7 @@ impl Stage {
         }
     }
 
-    /// Results of detached tasks that were promised are asked for by a new process of their user.
+    /// A new process of each user asks for the promised results of detached tasks.
     fn fetch_all(&self, mesh: &mut Mesh) {
         let listens = mesh.workers.iter().any(|worker| !worker.place.reachable);
         let fetchers: Vec<Node> = (0..self.users).map(|user| mesh.add_client(user, listens)).collect();
@@ -270,7 +270,7 @@ pub(crate) fn play_safely(seed: u64, rules: Rules, told: bool) -> Ran {
     guarded(|| play(seed, rules, if told { Story::told() } else { Story::default() }))
 }
 
-/// A panic of a machine is a violation like any other.
+/// Plays a seed; a panic of a machine counts as a violation.
 pub(crate) fn guarded(play: impl FnOnce() -> Ran) -> Ran {
     catch_unwind(AssertUnwindSafe(play)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -284,15 +284,15 @@ pub(crate) fn number_from(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).ok().map_or(otherwise, |text| text.parse().expect("a number of seeds"))
 }
 
-/// What came of many seeds.
+/// The outcome of many seeds.
 #[derive(Default)]
 pub(crate) struct Played {
     pub(crate) failed: std::collections::BTreeMap<u64, Violation>,
     steps: u64,
     mesh_seconds: u64,
-    /// The shortest story that was not cut off by a violation.
+    /// The shortest story without a violation.
     shortest_s: Option<u64>,
-    /// What the threads used of the processors: the time on a machine that does nothing else, times its cores.
+    /// Processor time of all threads: the run time on an otherwise idle machine, times its cores.
     cpu: Duration,
 }
 
@@ -328,15 +328,15 @@ pub(crate) fn play_all(seeds: std::ops::Range<u64>, rules: Rules) -> Played {
     played.into_inner().expect("no panic under the lock")
 }
 
-/// What this thread has used of a processor; nothing where the system does not tell.
+/// Processor time that this thread has used; `None` if the system does not tell.
 fn thread_cpu_time() -> Duration {
     let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap_or_default();
-    // Fields 14 and 15, in ticks of 10 ms; counted behind the name, which may hold blanks.
+    // Fields 14 and 15, in ticks of 10 ms. Fields are counted after the name, which may hold blanks.
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
     fields.filter_map(|ticks| ticks.parse::<u64>().ok()).map(|ticks| Duration::from_millis(ticks * 10)).sum()
 }
 
-/// What is said of the first seed that failed: its story, and the command that plays it again.
+/// The report about the first failed seed: its story, and the command that plays it again.
 pub(crate) fn verdict(played: &Played, rules: Rules) -> Option<String> {
     let (seed, violation) = played.failed.first_key_value()?;
     let story = play_safely(*seed, rules, true).story.last_lines();
@@ -365,7 +365,7 @@ fn seeds() {
     assert!(played.shortest_s >= Some(60), "a story of {:?} s", played.shortest_s);
     if std::env::var_os("MESH_REQUIRE_ALL").is_some() {
         assert!(count >= 10_000, "only {count} seeds: unset MESH_SIM_SEEDS");
-        // Not by the clock on the wall: the machine may have other work.
+        // Not wall-clock time: the machine may have other work.
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
         assert!(played.cpu / cores < Duration::from_secs(120), "{:?} on each of {cores} cores", played.cpu / cores);
     }

@@ -1,4 +1,4 @@
-//! Short stories about one thing going wrong at a time. The referee watches these, too.
+//! Short stories, each about one fault. The referee watches these, too.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub(super) const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// A calm mesh with these workers, one client `C0`, and everybody registered.
+/// A calm mesh with these workers and one client `C0`, after all have registered.
 pub(super) fn mesh(workers: &[Place]) -> Mesh {
     let mut mesh = Mesh::new(Setup::new(1), Story::told());
     for place in workers {
@@ -37,7 +37,7 @@ pub(super) fn mesh(workers: &[Place]) -> Mesh {
 }
 
 impl Mesh {
-    /// Plays on until the task has ended for everybody who waits for it.
+    /// Plays on until the task has ended for every process that waits for it.
     #[track_caller]
     pub(super) fn until_over(&mut self, task: TaskId) {
         self.until("the task ends", s(120), |mesh| mesh.expect(task).is_over());
@@ -50,7 +50,7 @@ impl Mesh {
         assert!(came, "waited in vain until {what}\n{}", self.story.last_lines());
     }
 
-    /// The story is over: nothing may be left anywhere.
+    /// Ends the story: nothing may be left anywhere.
     #[track_caller]
     pub(super) fn end_well(mut self) {
         self.heal();
@@ -63,7 +63,7 @@ fn two_workers() -> Mesh {
     mesh(&[Place::slots(1), Place::slots(1)])
 }
 
-/// A model that takes a second and more to transfer on any of the simulated links.
+/// A model whose transfer takes more than a second on each simulated link.
 fn large() -> Job {
     Job::runs(s(1)).model(9, 800 << 20)
 }
@@ -162,7 +162,7 @@ fn a_lost_grant_is_said_again() {
     let mut mesh = two_workers();
     let task = mesh.submit(C0, Job::runs(ms(100)));
     mesh.until("the task is placed", s(2), |mesh| mesh.expect(task).placements() == 1);
-    // The answer is on its way; the connection it goes to is no more.
+    // The answer is on its way, but its connection no longer exists.
     mesh.reconnect(C0);
     mesh.until_over(task);
     mesh.expect(task).done().placed_times(1).ran_times(1);
@@ -293,7 +293,7 @@ fn a_killed_client_frees_its_slot() {
     let waiting = mesh.submit(other, Job::runs(s(1)));
     mesh.run_for(s(1));
     mesh.crash(C0);
-    // Five seconds of silence, and a heartbeat that says so.
+    // Five seconds of silence, and a heartbeat that reports it.
     mesh.until("the other one runs", s(8), |mesh| mesh.is_running(waiting));
     mesh.until_over(waiting);
     mesh.expect(waiting).done();

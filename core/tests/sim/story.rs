@@ -1,4 +1,4 @@
-//! What happened, for a person who looks into a failed run. Costs nothing while nobody listens: a failing seed is played
+//! The story of a run, for a person who looks into a failure. It costs nothing unless told: a failing seed is played
 //! again with the story on.
 
 use std::collections::VecDeque;
@@ -9,10 +9,10 @@ use proto_msgs::{
 
 use super::mesh::{Micros, short, short_id};
 
-/// Lines a person is shown: enough to see the cause of most faults, little enough to be read.
+/// Lines shown to a person: enough to see the cause of most failures, few enough to read.
 const LINES_KEPT: usize = 48;
 
-/// The last lines, and a hash over all of them.
+/// The last lines of a run, and a hash over all its lines.
 #[derive(Debug, Default)]
 pub(crate) struct Story {
     pub(crate) is_told: bool,
@@ -34,7 +34,7 @@ impl Story {
         if std::env::var_os("MESH_SIM_WHOLE_STORY").is_some() {
             println!("{line}");
         }
-        // Heartbeats that say nothing new would push everything else out of sight.
+        // Heartbeats without news would push all other lines out.
         if line.contains("[]") && (line.ends_with("[]") || line.contains("forget []")) {
             return;
         }
@@ -44,7 +44,7 @@ impl Story {
         }
     }
 
-    /// Equal for equal stories.
+    /// A hash that is equal for equal stories.
     pub(crate) fn hash(&self) -> u64 {
         self.hash
     }
@@ -54,7 +54,7 @@ impl Story {
     }
 }
 
-/// Adds a line to the story if it is told; the arguments are not even looked at if not.
+/// Adds a line to the story if it is told; otherwise the arguments are not even evaluated.
 macro_rules! tell {
     ($mesh:expr, $($line:tt)*) => {
         if $mesh.story.is_told {

@@ -1,4 +1,4 @@
-//! People who come again and again: tasks at a rate, or as fast as the answers come.
+//! Users who submit again and again: at a rate, or as fast as answers come.
 
 use std::time::Duration;
 
@@ -12,29 +12,29 @@ use super::{
 /// When the next task of a stream is submitted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pace {
-    /// So long after the last one was submitted, give or take a half.
+    /// This long after the last submit, give or take a half.
     Every(Duration),
-    /// As soon as one of so many at once has ended.
+    /// When one of N tasks in flight has ended.
     Closed(u32),
-    /// All at once.
+    /// All tasks at once.
     AtOnce,
 }
 
-/// Tasks of one client's process.
+/// Tasks submitted by one client process.
 #[derive(Clone, Debug)]
 pub(crate) struct Stream {
     pub(crate) client: Node,
     pub(crate) job: Job,
     pub(crate) pace: Pace,
-    /// Tasks still to be submitted.
+    /// Number of tasks still to be submitted.
     pub(crate) left: u32,
-    /// None is submitted from then on.
+    /// No task is submitted after this time.
     pub(crate) until: Micros,
     pub(crate) tasks: Vec<TaskId>,
 }
 
 impl Mesh {
-    /// Begins a stream of so many tasks; gives its number.
+    /// Begins a stream of `count` tasks and returns its number.
     pub(crate) fn stream(&mut self, client: Node, job: Job, pace: Pace, count: u32) -> usize {
         let stream = self.streams.len();
         self.streams.push(Stream { client, job, pace, left: count, until: Micros::MAX, tasks: Vec::new() });
@@ -49,7 +49,7 @@ impl Mesh {
         stream
     }
 
-    /// Begins a stream that ends with the time.
+    /// Begins a stream that ends at a given time.
     pub(crate) fn stream_for(&mut self, client: Node, job: Job, pace: Pace, lasts: Duration) -> usize {
         let stream = self.stream(client, job, pace, u32::MAX);
         self.streams[stream].until = self.now + micros(lasts);
@@ -70,13 +70,13 @@ impl Mesh {
             let wait = self.rng.among(gap / 2..gap * 3 / 2 + 1);
             self.after(wait, Happening::Arrive { stream: number });
         }
-        // Known before it is submitted: it may be refused at once.
+        // The stream knows the task before the submit, which may be refused at once.
         let task = super::referee::task_id(self.referee.tasks.len());
         self.streams[number].tasks.push(task);
         self.submit_in(client, job, Some(number));
     }
 
-    /// A task has ended: who waited for it goes on.
+    /// A task has ended: a stream that waited for it goes on.
     pub(super) fn stream_goes_on(&mut self, task: TaskId) {
         let Some(stream) = self.referee.task(task).stream else { return };
         if matches!(self.streams[stream].pace, Pace::Closed(_)) {
@@ -84,7 +84,7 @@ impl Mesh {
         }
     }
 
-    /// How long the tasks of a stream took, those that have ended, shortest first.
+    /// Times of the stream's ended tasks, shortest first.
     pub(crate) fn latencies(&self, stream: usize) -> Vec<Duration> {
         self.latencies_of(&self.streams[stream].tasks)
     }

@@ -1,4 +1,4 @@
-//! The worker's process: its machine, its disk and its door. What takes time is in `worker_work`.
+//! The worker's process: its machine, its disk and its door. `worker_work` has what takes time.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -16,29 +16,29 @@ use super::{
     story::{brief_from_door, brief_to_door, tell},
 };
 
-/// Time between measurements: a little less than between heartbeats.
+/// Interval of measurements: a little shorter than that of heartbeats.
 fn sample_every(place: &Place) -> Micros {
     micros(place.heartbeat) * 9 / 10
 }
 
-/// How a worker stands in the network and what it has.
+/// A worker's equipment and its place in the network.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
-    /// Of the lanes: realtime, batch.
+    /// Slots of the realtime and the batch lane.
     pub(crate) slots: [u16; 2],
     pub(crate) device_map: Vec<i16>,
     /// Batches at once on one GPU.
     pub(crate) device_width: u16,
     pub(crate) labels: Vec<(String, String)>,
-    /// It has a door and says where.
+    /// The worker listens for clients and advertises where.
     pub(crate) advertises: bool,
-    /// That door can be reached.
+    /// The worker's endpoint can be reached.
     pub(crate) reachable: bool,
     pub(crate) heartbeat: Duration,
 }
 
 impl Place {
-    /// As `--slots` shares them out.
+    /// A worker whose slots are shared out as `--slots` does.
     pub(crate) fn slots(slots: u16) -> Self {
         Self::lanes(slots / 2, slots - slots / 2)
     }
@@ -55,13 +55,13 @@ impl Place {
         }
     }
 
-    /// Slots sit on these devices in turn.
+    /// Puts the slots on these devices in turn.
     pub(crate) fn devices(self, device_map: &[i16]) -> Self {
         Self { device_map: device_map.to_vec(), ..self }
     }
 }
 
-/// The worker's machine room: what survives the process, and the process.
+/// A worker: its process, and what survives the process.
 #[derive(Debug)]
 pub(super) struct WorkerShell {
     pub(super) machine: Option<Worker>,
@@ -70,18 +70,18 @@ pub(super) struct WorkerShell {
     pub(super) key: Option<PublicKey>,
     pub(super) life: u32,
     pub(super) pulse: Pulse,
-    /// Which connection to the broker it is on.
+    /// The number of its connection to the broker.
     pub(super) conn: u8,
     pub(super) sessions: BTreeMap<AttemptId, Session>,
     pub(super) batches: BTreeMap<BatchId, Batch>,
     /// Models that were loaded in this life.
     pub(super) warm: Vec<Digest>,
-    /// How long anything takes here, thousandths of what it should.
+    /// Duration of everything at this worker, in thousandths of the normal time.
     pub(super) slowness_permille: u64,
     pub(super) links: BTreeMap<LinkId, usize>,
     pub(super) links_made: u64,
     pub(super) disk: Disk,
-    /// It will not be started again.
+    /// The worker will not be started again.
     pub(super) is_gone: bool,
 }
 
@@ -99,18 +99,18 @@ pub(super) struct Kept {
     pub(super) runs: Vec<RunNote>,
     pub(super) rows: Rows,
     pub(super) runs_begun: u32,
-    /// The life in which that was last counted.
+    /// The life in which `runs_begun` was last counted.
     pub(super) begun_in: u32,
 }
 
-/// An attempt in the shell's hands.
+/// An attempt that the shell works on.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) ticket: Ticket,
     pub(super) manifest: Manifest,
     pub(super) link: Option<usize>,
     pub(super) stage: Stage,
-    /// Orders that are under way and meant for an earlier turn come to nothing.
+    /// Number of the current order. Steps of an earlier order have no effect.
     pub(super) turn: u32,
     pub(super) needed_bytes: u64,
     pub(super) received_bytes: u64,
@@ -162,7 +162,7 @@ impl WorkerShell {
         self.batches.values().any(|batch| batch.parts.iter().any(|part| part.id.task == task))
     }
 
-    /// Attempts of which anything is left on the disk.
+    /// Attempts with any data left on the disk.
     pub(super) fn files(&self) -> Vec<AttemptId> {
         self.sessions.keys().chain(self.disk.detached.keys()).copied().collect()
     }
@@ -180,7 +180,7 @@ impl WorkerShell {
             memory_bytes: 4 << 30,
             endpoints: self.place.advertises.then(|| format!("tcp://w{number}:7000")).into_iter().collect(),
             key: self.key,
-            // The same key in each life: a ticket of an earlier life must be refused for what it says, too.
+            // Each life has the same key: a ticket of an earlier life must be refused for its epoch, too.
             ticket_key: TicketKey([number as u8; 32]),
             slots: self.place.slots,
             device_map: self.place.device_map.clone(),
@@ -310,7 +310,7 @@ impl Mesh {
                 }
             }
             Action::SendResult { id, link, outcome, runs, .. } => self.send_result(worker, id, link, outcome, runs),
-            // What it had sent before lies in the network.
+            // Messages sent before are still in the network.
             Action::Silence { .. } => {}
             Action::Keep { id, outcome, runs } => {
                 let Some(session) = self.workers[worker].sessions.get_mut(&id) else { return };
@@ -328,13 +328,13 @@ impl Mesh {
             Action::Exit => {
                 tell!(self, "W{worker} leaves");
                 self.crash_worker(worker);
-                // Whoever looks after the machine starts it again.
+                // The machine's supervisor starts the worker again.
                 self.after(3 * SECOND, Happening::Start(Node::Worker(worker)));
             }
         }
     }
 
-    /// A result that was on its way to the disk is there, unless the worker died meanwhile.
+    /// A result arrives on the disk, unless the worker died meanwhile.
     pub(super) fn kept(&mut self, worker: usize, life: u32, id: AttemptId, outcome: Outcome, runs: Vec<RunNote>) {
         let shell = &mut self.workers[worker];
         if shell.life != life || shell.machine.is_none() {
@@ -357,7 +357,7 @@ impl Mesh {
 }
 
 impl WorkerShell {
-    /// What is found on the disk at a start: detached attempts, whose inputs or results are there.
+    /// Attempts found on the disk at a start: detached ones with complete inputs or results.
     fn restore(&mut self) -> Vec<Restored> {
         let sessions = self.disk.detached.iter().map(|(id, kept)| {
             let stage = if kept.outcome.is_some() { Stage::Over } else { Stage::Here };
@@ -386,7 +386,7 @@ impl WorkerShell {
 }
 
 impl Session {
-    /// What all rows came to; nothing if one of them has not been through all stages.
+    /// The outputs of all rows; `None` if any row has not passed all stages.
     pub(super) fn output(&self) -> Option<Digest> {
         let rows = self.rows.last()?.iter().copied().collect::<Option<Vec<u64>>>()?;
         Some(output_of(self.ticket.body.task, self.ticket.body.client, rows.into_iter()))

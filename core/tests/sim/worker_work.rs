@@ -1,4 +1,4 @@
-//! What a worker's process does with an attempt and what takes time: transfers, results, dialling. Runs are in `batches`.
+//! Work of a worker's process that takes time: transfers, results, dialling. Runs are in `batches`.
 
 use mesh_core::worker::{Event, LinkId};
 use proto_msgs::{
@@ -16,7 +16,7 @@ use super::{
     worker_shell::{Kept, Session, Stage},
 };
 
-/// So much comes with its opening, and its worker need not ask for it.
+/// Most bytes that come with the opening, so that the worker need not ask for them.
 const LITTLE_BYTES: u64 = 64 << 10;
 
 impl Mesh {
@@ -64,7 +64,7 @@ impl Mesh {
         self.after(wait, Happening::Session { worker, life, id, turn, step: Step::Transfer { bytes } });
     }
 
-    /// Some bytes of model and inputs arrive, if the link and the client's process still are there to bring them.
+    /// Some bytes of model and inputs arrive, if link and client process still exist.
     fn bytes_arrive(&mut self, worker: usize, id: AttemptId, bytes: u64) {
         let shell = &mut self.workers[worker];
         let Some(session) = shell.sessions.get_mut(&id).filter(|session| session.stage == Stage::Receiving) else {
