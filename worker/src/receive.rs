@@ -113,7 +113,8 @@ impl Order {
     /// Waits for models that other clients send; claims those that nobody sends.
     async fn arriving(&self, tools: &Arc<Tools>) -> Vec<Arriving> {
         let mut missing: Vec<Digest> = self.models().iter().map(|(_, model)| model.digest).collect();
-        // One order for all attempts, so that two of them that each receive one model never wait for each other.
+        // All attempts claim in the same order, so that two attempts that each receive one model never wait for each
+        // other.
         missing.sort_unstable();
         missing.dedup();
         let mut arriving = Vec::new();

@@ -1,4 +1,4 @@
-//! The tools that everything shares that carries out orders.
+//! The tools shared by all code that carries out orders.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},

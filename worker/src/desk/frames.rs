@@ -19,7 +19,7 @@ use super::{
     attempt::{Attempt, Chunks, note_sent},
 };
 
-/// Interval at which the machine is told that a client lives that sends chunks; not with each chunk.
+/// Interval at which a client's chunks are reported to the machine as a sign of life, instead of with each chunk.
 const ALIVE_EVERY: Duration = Duration::from_millis(500);
 
 /// Attempts whose data may wait for the machine's check of their ticket, which takes microseconds: as many as it
@@ -33,7 +33,7 @@ const EARLY_LASTS: Duration = Duration::from_secs(10);
 const EARLY_BYTES_MAX: usize = 4 * WINDOW_BYTES as usize;
 
 /// Bytes, over all attempts, that wait for room. An attempt may wait long for a model that another client sends; the
-/// bytes of that model that it got itself meanwhile are useless. Dropped chunks are asked for again.
+/// bytes of that model that its own client sent meanwhile are useless. Dropped chunks are asked for again.
 const PREPARING_BYTES_MAX: usize = 4 * WINDOW_BYTES as usize;
 
 /// Data that arrived right after an `Open`, before the machine accepted it. Kept per link, so a forged `Open` in
