@@ -33,7 +33,7 @@ fn two_equal_clients_get_equal_parts_though_one_came_first_with_everything() {
     mesh.submit_all(0..100, 1, |_| {});
     mesh.submit_all(100..150, 2, |_| {});
     let order = mesh.drain(1000 * MS);
-    // While both wait, that is until the second has had its fifty.
+    // Both clients wait until the second one has had its fifty tasks.
     let both = &order[1..100];
     let second = both.iter().filter(|id| mesh.specs[*id].client == client(2)).count() as f64;
     let first = both.len() as f64 - second;
@@ -75,7 +75,7 @@ fn a_flood_of_the_highest_priority_delays_the_lowest_but_does_not_starve_it() {
     }
     mesh.submit(1000, 999, |submit| submit.priority = 0);
     let mut waited_s = 0;
-    // One comes for each that goes, from ever new clients, and each of them is worth more.
+    // For each task that ends, a new client brings one with a higher rank than the old task.
     while !mesh.grants.iter().any(|grant| grant.id.task == task(1000)) {
         let grant = mesh.grants[waited_s].clone();
         mesh.wait(1000 * MS);
@@ -170,7 +170,7 @@ fn a_task_waits_for_a_fast_worker_rather_than_begin_at_a_slow_one() {
     assert_eq!(mesh.grants.len(), 1);
     mesh.close(mesh.grants[0].id);
     assert_eq!(mesh.grants[1].worker, worker(0));
-    // With a hundred seconds of work before it, the slow worker is the sooner one.
+    // With a hundred seconds of work before the last task, the slow worker is done with it sooner.
     mesh.submit_all(2..102, 1, |_| {});
     assert!(mesh.grants.iter().any(|grant| grant.worker == worker(1)));
 }
@@ -246,7 +246,7 @@ fn a_full_lane_says_when_to_come_back_and_the_other_lane_is_open() {
     let batch = |submit: &mut Submit| submit.lane = Some(Lane::Batch);
     mesh.submit_all(0..12, 1, batch);
     assert_eq!(mesh.code(11), Some(ErrorCode::Busy));
-    // Ten tasks of a minute; a tenth of that.
+    // Ten tasks of one minute each; the wait is a tenth of that.
     assert_eq!(mesh.ends[&task(11)].1, Some(60_000));
     assert!(mesh.submit(12, 1, |_| {}).is_some());
     assert_eq!(mesh.broker.counters().refused_busy, 1);
@@ -265,7 +265,7 @@ fn short_tasks_are_sent_ahead_of_their_slot_and_those_with_demands_are_not() {
     assert!(slow.submit(1, 1, |_| {}).is_none());
 }
 
-/// Tasks of eight items that go to a worker whose best batch is this, and whose next one may have so many items.
+/// Number of tasks of eight items that a worker gets whose best and next batch sizes are these.
 fn placed_where_items_are_packed(best_batch: u16, next_batch: u16) -> usize {
     let mut mesh = mesh();
     mesh.measured(0, [0, 1], 5_000);

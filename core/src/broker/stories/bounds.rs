@@ -1,4 +1,4 @@
-//! Short stories of what peers say too much of, or invent. Owns what the broker believes and keeps of it.
+//! Short stories of peers that claim too much, or invent things. Owns what the broker believes and keeps of it.
 
 use proto_msgs::{Attempt, AttemptId, AttemptReport, AttemptState, ErrorCode, Outcome, Standing, WorkerId};
 
@@ -21,7 +21,7 @@ fn an_end_that_found_no_place_in_a_heartbeat_is_waited_for() {
     assert!(!mesh.is_at_work(task(0)), "nothing was left out");
 }
 
-/// A task at the first of two workers, and what its client says next.
+/// Grants the first of two workers a task; `says` is what its client says next.
 fn at_work(says: impl Fn(&mut Mesh)) -> Mesh {
     let mut mesh = Mesh::new(Config::default());
     (0..2).for_each(|number| mesh.register(number, [1, 0], |_| {}));
@@ -74,7 +74,7 @@ fn a_worker_that_invents_attempts_fills_no_memory() {
     assert_eq!(mesh.submit(1_000_000, 1, |_| {}), Some(worker(0)), "it holds none of them");
 }
 
-/// What a worker says of an attempt.
+/// A worker's report of one attempt.
 fn report(number: u32, attempt: u32, state: AttemptState) -> Vec<AttemptReport> {
     let id = AttemptId { task: task(number), attempt: Attempt(attempt) };
     vec![AttemptReport { id, state, detached: true }]

@@ -1,4 +1,4 @@
-//! Short stories of attempts that come to nothing, and of whose fault that was. Owns what is expected of the broker there.
+//! Short stories of failed attempts and of who is to blame. Owns what is expected of the broker there.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::{
     mesh::{DONE, Mesh, task, worker},
 };
 
-/// Five workers that speak each second, and a task that may be lost often.
+/// Five workers with a heartbeat per second, and a task that may be lost often.
 fn five_workers() -> Mesh {
     let mut mesh = Mesh::new(Config { attempts_max: 10, ..Config::default() });
     (0..5).for_each(|number| mesh.register(number, [0, 1], |register| register.heartbeat_ms = 1000));
@@ -19,7 +19,7 @@ fn five_workers() -> Mesh {
 }
 
 impl Mesh {
-    /// So long passes, in which these workers speak.
+    /// Lets these seconds pass with heartbeats of these workers.
     fn beats(&mut self, seconds: u32, workers: std::ops::Range<u32>) {
         for _ in 0..seconds {
             self.wait(1000 * MS);
@@ -27,7 +27,7 @@ impl Mesh {
         }
     }
 
-    /// The worker of the last grant, by its number.
+    /// Number of the worker that got the last grant.
     fn last_worker(&self) -> u32 {
         let last = self.grants.last().expect("there was a grant").worker;
         (0..5).find(|number| worker(*number) == last).expect("workers have numbers")
@@ -61,7 +61,7 @@ fn a_task_that_kills_before_anybody_has_heard_of_it_goes_to_three_workers_and_no
     mesh.beats(2, 3..5);
     assert_eq!(mesh.code(0), Some(ErrorCode::Poisonous));
     assert_eq!(mesh.grants.len(), 3);
-    // It ended while it was looked at: nothing brings its row back.
+    // The task ended during a look at it: nothing brings its row back.
     mesh.beats(10, 3..5);
     assert!(mesh.shown.is_empty(), "{:?}", mesh.shown);
 }
@@ -77,7 +77,7 @@ fn links_that_break_at_workers_that_live_do_not_make_a_task_poisonous() {
     }
 }
 
-/// A detached task whose client was missed by its worker.
+/// A detached task whose worker missed its client.
 fn missed() -> Mesh {
     let mut mesh = Mesh::exactly(Config::default());
     (0..2).for_each(|number| mesh.register(number, [0, 1], |_| {}));
@@ -103,7 +103,7 @@ fn a_detached_task_whose_client_was_missed_by_its_worker_only_goes_to_another() 
     assert_eq!(mesh.code(0), Some(ErrorCode::ClientGone), "gone for good");
 }
 
-/// Tasks of a stream with a promise at one worker, each of which ends as told; gives how often that was found too slow.
+/// Runs tasks with a service level at one worker; `ends` ends each. Returns how often the worker was found too slow.
 fn trips(ends: impl Fn(&mut Mesh, &Grant)) -> u64 {
     let mut mesh = Mesh::exactly(Config::default());
     mesh.register(0, [0, 128], |_| {});

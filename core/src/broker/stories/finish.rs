@@ -1,5 +1,5 @@
-//! Short stories of the predicted finish: each of its parts is what was measured, and each of them decides. Owns what is
-//! expected of the prediction and of the choice between two workers that differ in one part.
+//! Short stories of the predicted finish: each of its parts is measured, and each can decide. Owns what is expected of
+//! the prediction, and of the choice between two workers that differ in one part.
 
 use proto_msgs::{Digest, Heartbeat, ModelCost, ModelFormat, ModelRef, Prediction, Stage, Submit};
 
@@ -11,10 +11,10 @@ use super::{
 /// The model of the second stage.
 const SECOND: Digest = Digest::from_bytes([9; 32]);
 
-/// Bytes of each model: a second on the usual link.
+/// Bytes of each model: one second on the usual link.
 const MODEL_BYTES: u64 = 1_000_000;
 
-/// What the usual worker would take: inputs of 100 kB on a link of 1 MB/s, two models to load, two to run.
+/// Prediction for the usual worker: inputs of 100 kB on a link of 1 MB/s, two models to load, two to run.
 const USUAL: Prediction = Prediction {
     queue_us: 0,
     transfer_us: 100_000,
@@ -24,7 +24,7 @@ const USUAL: Prediction = Prediction {
     measured: true,
 };
 
-/// What the usual worker says: it holds both models, has loaded neither, and has measured everything.
+/// Heartbeat of the usual worker: it holds both models, has loaded neither, and has measured everything.
 fn usual(heartbeat: &mut Heartbeat) {
     heartbeat.link_bytes_per_s = 1_000_000;
     heartbeat.held = vec![MODEL, SECOND];
@@ -47,7 +47,7 @@ fn join(mesh: &mut Mesh, number: u32, change: impl Fn(&mut Heartbeat)) {
     mesh.beat(number, |heartbeat| (usual(heartbeat), change(heartbeat)).0);
 }
 
-/// What a placed task was predicted to take at each worker that was rated.
+/// The prediction for each worker that was rated for a placed task.
 fn predictions<const N: usize>(mesh: &mut Mesh, number: u32) -> [Prediction; N] {
     let mut candidates = mesh.why(number, 1).decision.expect("it was placed").candidates;
     candidates.sort_by_key(|candidate| candidate.worker);
@@ -55,11 +55,11 @@ fn predictions<const N: usize>(mesh: &mut Mesh, number: u32) -> [Prediction; N] 
     all.try_into().expect("each worker was rated")
 }
 
-/// Something in which a worker differs from the usual one, and the prediction that follows.
+/// One property in which a worker differs from the usual one, and the prediction that follows.
 type Difference = (&'static str, fn(&mut Heartbeat), Prediction);
 
-/// Of the usual worker and one that differs, the one that is done first is taken. It has the higher number: nothing else
-/// speaks for it.
+/// Of the usual worker and one that differs, the one that is done first is taken. Nothing else speaks for it: its id is
+/// the higher one.
 fn is_decided_by((what, change, expected): Difference) {
     let is_better = expected.total_us() < USUAL.total_us();
     let mut mesh = mesh();
@@ -105,7 +105,7 @@ fn the_work_in_front_is_part_of_the_predicted_finish_less_what_has_run_of_it() {
     join(&mut mesh, 1, |_| {});
     mesh.wait(150 * MS);
     assert_eq!(mesh.submit(1, 1, two_stages), Some(worker(1)));
-    // The slot is taken for loading and running what is in it.
+    // The slot is busy with loading and running its task.
     let taken_us = USUAL.load_us + USUAL.run_us;
     assert_eq!(predictions(&mut mesh, 1), [Prediction { queue_us: taken_us - 150_000, ..USUAL }, USUAL]);
 }
@@ -121,10 +121,10 @@ fn a_model_on_its_way_is_weighed_against_a_slower_run() {
         });
         mesh.submit(0, 1, two_stages).expect("there is room")
     };
-    // On the usual link a model needs a second: as much as the holder may be slower.
+    // On the usual link, a model takes one second: the holder of the model may be slower by as much.
     assert_eq!(chosen(1_090_000, 1_000_000), worker(0));
     assert_eq!(chosen(1_110_000, 1_000_000), worker(1));
-    // On one of ten times the speed a tenth, and of the inputs' time it saves nine tenths.
+    // A link ten times as fast needs a tenth for the model, and saves nine tenths of the time for the inputs.
     assert_eq!(chosen(109_000, 10_000_000), worker(0));
     assert_eq!(chosen(121_000, 10_000_000), worker(1));
 }
@@ -141,7 +141,7 @@ fn what_a_worker_has_not_measured_is_taken_to_be_as_at_the_others() {
     mesh.submit(0, 1, two_stages);
     let [.., stranger] = predictions::<3>(&mut mesh, 0);
     assert_eq!(stranger, Prediction { load_us: 600_000 + 300_000, run_us: 200_000 + 50_000, ..USUAL });
-    // What nobody has measured is not predicted.
+    // A part that nobody has measured is not predicted.
     assert_eq!(
         mesh.submit(1, 1, |submit| (two_stages(submit), submit.model.digest = Digest::from_bytes([8; 32])).0),
         Some(worker(1))

@@ -1,4 +1,4 @@
-//! Short stories of tasks that were promised memory of a GPU.
+//! Short stories of tasks that are promised memory of a GPU.
 
 use proto_msgs::{AttemptId, AttemptReport, AttemptState, ErrorCode, Gpu, GpuLoad, Submit};
 
@@ -20,7 +20,7 @@ fn wants(gib: u64) -> impl Fn(&mut Submit) {
     move |submit| submit.demands.gpu_memory_bytes = gib * GIB
 }
 
-/// A heartbeat: so much is used of each GPU, and these attempts run.
+/// Sends a heartbeat with this memory in use on each GPU and these running attempts.
 fn beat(mesh: &mut Mesh, used_gib: &[u64], running: &[AttemptId]) {
     let load = |gib: &u64| GpuLoad { memory_used_bytes: gib * GIB, busy_permille: 0 };
     let report = |id: &AttemptId| AttemptReport { id: *id, state: AttemptState::Running, detached: false };
@@ -40,7 +40,7 @@ fn gpu_memory_is_what_is_neither_promised_nor_in_use() {
     mesh.close(mesh.grants[1].id);
     assert_eq!(mesh.grants[2].id.task, task(1));
     mesh.close(mesh.grants[2].id);
-    // Somebody else's process has most of it.
+    // A process outside of the mesh uses most of the memory.
     beat(&mut mesh, &[7], &[]);
     assert!(mesh.submit(3, 1, wants(4)).is_none());
     mesh.submit(4, 1, wants(11));
@@ -67,7 +67,7 @@ fn what_others_use_and_what_was_promised_and_has_not_begun_is_gone_together() {
     beat(&mut mesh, &[5], &[]);
     assert!(mesh.submit(0, 1, wants(4)).is_some());
     assert!(mesh.submit(1, 1, wants(4)).is_none(), "five are used by others and four promised");
-    // It runs, and what it uses shows: nothing is counted twice.
+    // The task runs, and its memory shows as used: nothing is counted twice.
     let first = mesh.grants[0].id;
     beat(&mut mesh, &[9], &[first]);
     assert_eq!(mesh.grants.len(), 1);

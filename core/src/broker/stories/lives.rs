@@ -1,4 +1,5 @@
-//! Short stories of how tasks live and end, and of what time does to them. Owns what is expected of the broker there.
+//! Short stories of how tasks live and end, and of the effects of time on them. Owns what is expected of the broker
+//! there.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::{
 use crate::MonoTime;
 
 impl Mesh {
-    /// A detached task is submitted to the only worker, and is done.
+    /// Submits a detached task to the only worker, which ends it with a result.
     fn has_done(&mut self, number: u32) {
         self.submit(number, 1, |submit| submit.detached = true);
         self.store();

@@ -1,4 +1,4 @@
-//! A broker, workers that say what a test wants, and clients: time passes only when a test says so.
+//! A broker with workers and clients that say what a test wants. Time passes only when the test says so.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,13 +22,13 @@ pub(super) const DONE: Outcome = Outcome::Done { run_us: 1, load_us: 0 };
 
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// A model that takes so long for one item, and is never packed.
+/// Cost of a model that takes this long for one item and is never packed.
 pub(super) fn cost(run_us: u32) -> ModelCost {
     let (curve, dispatched) = (vec![(1, run_us)], [0; 4]);
     ModelCost { model: MODEL, packing: Packing::NoGain, best_batch: 1, next_batch: 1, curve, load_us: 0, dispatched }
 }
 
-/// A mesh in which time passes only when a test says so.
+/// A broker with its peers and its store; time passes only when a test says so.
 pub(super) struct Mesh {
     pub(super) broker: Broker,
     pub(super) now: MonoTime,
@@ -39,7 +39,7 @@ pub(super) struct Mesh {
     pub(super) ends: BTreeMap<TaskId, (Outcome, Option<u32>)>,
     why: Option<WhyView>,
     tasks: Vec<TaskId>,
-    /// What the store was given, and what of it it has not confirmed.
+    /// The rows given to the store; `unstored` are those that it has not confirmed.
     pub(super) rows: BTreeMap<TaskId, TaskRecord>,
     unstored: BTreeSet<TaskId>,
     /// Attached tasks whose rows the store shows to people.
@@ -48,7 +48,7 @@ pub(super) struct Mesh {
 }
 
 impl Mesh {
-    /// Nobody is silent here, however much time passes.
+    /// A mesh in which no peer counts as silent, however much time passes.
     pub(super) fn new(config: Config) -> Self {
         Self::exactly(Config { client_silence: DAY, grant_wait: DAY, ..config })
     }
@@ -56,7 +56,7 @@ impl Mesh {
     pub(super) fn exactly(config: Config) -> Self {
         Self {
             broker: Broker::new(config),
-            // The broker has been there for long.
+            // The broker started long ago.
             now: MonoTime::from_micros(60_000_000),
             seqs: BTreeMap::new(),
             heartbeats: BTreeMap::new(),
@@ -112,14 +112,14 @@ impl Mesh {
         }
     }
 
-    /// The store has all that it was given.
+    /// The store confirms all rows that it was given.
     pub(super) fn store(&mut self) {
         while let Some(task) = self.unstored.pop_first() {
             self.handle(Event::Stored { task, footing: self.rows[&task].footing() });
         }
     }
 
-    /// A worker with these slots, four cores and no GPU; the rest as the test wants it.
+    /// Registers a worker with these slots, four cores and no GPU; `change` sets the rest.
     pub(super) fn register(&mut self, number: u32, slots: [u16; 2], change: impl FnOnce(&mut Register)) {
         let mut register = Register {
             formats: vec![ModelFormat::TfLite],
@@ -134,7 +134,7 @@ impl Mesh {
         self.beat(number, |_| {});
     }
 
-    /// A heartbeat that says what the last one said, but for the change.
+    /// Repeats a worker's last heartbeat with this change.
     pub(super) fn beat(&mut self, number: u32, change: impl FnOnce(&mut Heartbeat)) {
         let seq = self.seqs.entry(number).or_default();
         *seq += 1;
@@ -146,14 +146,14 @@ impl Mesh {
         self.handle(Event::WorkerSaid { peer: worker_peer(number), key: None, message });
     }
 
-    /// The worker says that it goes.
+    /// A worker leaves.
     pub(super) fn leave(&mut self, number: u32) {
         let Register { worker, epoch, .. } = mesh_samples::register(number);
         let message = WorkerToBroker::Leave(Leave { worker, epoch });
         self.handle(Event::WorkerSaid { peer: worker_peer(number), key: None, message });
     }
 
-    /// A worker that has run the model and takes so long for an item.
+    /// Registers a worker that has run the model and takes this long for one item.
     pub(super) fn measured(&mut self, number: u32, slots: [u16; 2], run_us: u32) {
         self.register(number, slots, |_| {});
         self.beat(number, |heartbeat| {
@@ -161,7 +161,7 @@ impl Mesh {
         });
     }
 
-    /// Submits a task; gives the worker if one was named at once.
+    /// Submits a task; returns its worker if it was granted one at once.
     pub(super) fn submit(&mut self, number: u32, of: u32, change: impl FnOnce(&mut Submit)) -> Option<WorkerId> {
         let mut submit = mesh_samples::submit(number, of);
         change(&mut submit);
@@ -179,13 +179,13 @@ impl Mesh {
         }
     }
 
-    /// The client of a task says how it stands.
+    /// A client repeats its submit with this standing.
     pub(super) fn says(&mut self, id: TaskId, standing: Standing) {
         let submit = Submit { standing, ..self.specs[&id].clone() };
         self.handle(Event::ClientSaid { peer: client_peer(0), key: None, message: ClientToBroker::Submit(submit) });
     }
 
-    /// The client of a task says that it came to nothing at its worker.
+    /// A client says that the granted attempt was lost.
     pub(super) fn lost(&mut self, grant: &Grant, code: ErrorCode) {
         let Grant { id, worker, .. } = *grant;
         self.says(id.task, Standing::Lost { attempt: id.attempt, worker, outcome: Outcome::failed(code, "gone") });
@@ -205,7 +205,7 @@ impl Mesh {
         self.broker.tasks.get(id).is_some_and(|task| task.place().is_some())
     }
 
-    /// Ends what runs, each after so long, until nothing waits; gives the tasks in the order in which they went.
+    /// Ends each granted task after this time until none waits. Returns the tasks in the order of their grants.
     pub(super) fn drain(&mut self, each: Duration) -> Vec<TaskId> {
         let mut done = 0;
         while let Some(grant) = self.grants.get(done).cloned() {
@@ -222,7 +222,7 @@ impl Mesh {
         self.handle(Event::ClientSaid { peer: client_peer(of), key: None, message: ClientToBroker::Ask(ask) });
     }
 
-    /// The tasks of a client, page by page.
+    /// All tasks of a client, read page by page.
     pub(super) fn tasks(&mut self, of: u32) -> Vec<TaskId> {
         let mut all = Vec::new();
         loop {
@@ -238,13 +238,13 @@ impl Mesh {
         self.asks_why(number, of).expect("there is such a task")
     }
 
-    /// The same where there may be no such task.
+    /// Asks why a task is in its state; `None` if the broker does not know the task.
     pub(super) fn asks_why(&mut self, number: u32, of: u32) -> Option<WhyView> {
         self.ask(of, Question::Why(task(number)));
         self.why.take()
     }
 
-    /// How many are before a waiting task of the client `1`, as that is told.
+    /// Number of tasks before a waiting task of client `1`, as told by the broker.
     pub(super) fn tasks_before(&mut self, number: u32) -> Option<u32> {
         match self.why(number, 1).task.standing {
             TaskStanding::Queued { position, .. } => Some(position),
@@ -252,13 +252,13 @@ impl Mesh {
         }
     }
 
-    /// The client takes a task back, from another process.
+    /// A client cancels a task from another process.
     pub(super) fn cancel(&mut self, number: u32, of: u32) {
         let message = ClientToBroker::Cancel(CancelTask { task: task(number), client: client(of) });
         self.handle(Event::ClientSaid { peer: client_peer(1000), key: None, message });
     }
 
-    /// The client comes for the result of a detached task.
+    /// A client asks for the result of a detached task.
     pub(super) fn fetch(&mut self, number: u32, of: u32) {
         let (endpoints, unreachable) = (Vec::new(), None);
         let locate = Locate { task: task(number), client: client(of), key: None, endpoints, unreachable };

@@ -1,4 +1,4 @@
-//! Short stories of streams with a promise, and of workers that break it.
+//! Short stories of streams with a service level, and of workers that miss it.
 
 use proto_msgs::{AttemptReport, AttemptState, Grant, Slo, Standing};
 
@@ -30,12 +30,13 @@ fn a_stream_leaves_a_worker_that_breaks_its_promise_and_comes_back_with_care() {
     assert!(later > 1000, "{later} of 3000 after it is well again");
 }
 
-/// Twenty tasks a second for ten seconds between two workers. The second one does each in time, the first one takes all in, says
-/// so with each heartbeat, and ends none. Gives what the first one was given in each second.
+/// Gives twenty tasks a second to two workers for ten seconds. The second worker ends each in time. The first one
+/// accepts all, names them in each heartbeat, and ends none. Returns the number of tasks that the first one got in each
+/// second.
 fn given_to_one_that_hangs() -> Vec<usize> {
     let promise = Slo { latency_ms: 200, max_violation_permille: 100 };
     let mut mesh = mesh();
-    // The one that hangs was the better one before.
+    // The worker that hangs was the better one before.
     mesh.measured(0, [0, 100], 50_000);
     mesh.measured(1, [0, 100], 60_000);
     let mut given = vec![0; 10];
@@ -86,7 +87,7 @@ fn a_promise_counts_as_broken_once_for_each_attempt_and_only_where_the_task_is_a
     mesh.close(grant.id);
     assert_eq!(broken(&mesh), 1, "its end says nothing new");
 
-    // Nobody has heard of this one: whether its client or the worker is to blame shows later.
+    // Neither client nor worker has named this attempt: it shows later which of them is to blame.
     let grant = begin(&mut mesh, 1);
     mesh.wait(1000 * MS);
     assert_eq!(broken(&mesh), 1);

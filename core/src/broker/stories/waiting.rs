@@ -9,7 +9,7 @@ use super::{
 };
 use crate::MonoTime;
 
-/// How many of a flood's short tasks go before one that came with more priority and may not be sent ahead.
+/// Number of short tasks of a flood that go before one with a higher priority that may not be sent ahead.
 fn gone_before(packs: bool, change: impl Fn(&mut Submit)) -> usize {
     let mut mesh = mesh();
     mesh.measured(0, [1, 1], 5_000);
@@ -49,7 +49,7 @@ fn tasks_that_are_sent_ahead_do_not_keep_one_that_needs_a_free_slot_from_it() {
     }
 }
 
-/// A worker of four cores at which tasks of one core come and go, and one that needs all of them; gives how many went before.
+/// Number of one-core tasks that a worker of four cores gets before a waiting task that needs all four.
 fn gone_before_all_cores(of_newcomers: Lane) -> u32 {
     let mut mesh = mesh();
     mesh.register(0, [2, 4], |_| {});
@@ -256,7 +256,7 @@ fn a_task_in_the_middle_of_a_long_queue_is_told_how_many_are_before_it() {
 fn a_deadline_is_held_against_all_that_is_before_the_task_in_a_long_queue() {
     let mut mesh = mesh();
     mesh.measured(0, [0, 1], 100_000);
-    // Each has a client of its own, so priorities alone decide.
+    // Each task has a client of its own, so only priorities decide.
     for number in 0..600 {
         mesh.submit(number, 10_000 + number, |submit| submit.priority = 100);
         mesh.submit(1000 + number, 20_000 + number, |submit| submit.priority = 0);

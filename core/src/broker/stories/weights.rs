@@ -1,4 +1,5 @@
-//! Short stories of the weights: each of them changes which of two waiting tasks goes first. Owns what is expected of them.
+//! Short stories of the weights: each of them decides which of two waiting tasks goes first. Owns what is expected of
+//! them.
 
 use proto_msgs::{Submit, TaskId};
 
@@ -8,13 +9,13 @@ use super::{
     mesh::{Mesh, task},
 };
 
-/// A task that waits: when it comes in seconds, of which client, and what it wants.
+/// A waiting task: its arrival in seconds, its client, and a change of its submit.
 type Comer = (u64, u32, fn(&mut Submit));
 
-/// Those who come, other weights than the usual ones, and the order in which they go with the usual ones and with these.
+/// Tasks, a set of weights, the order with the usual weights, and the order with these.
 type Row<'a> = (&'a [Comer], Weights, &'a [u32], &'a [u32]);
 
-/// The order in which they go with these weights, once the only slot is free.
+/// The order in which the tasks go with these weights, once the only slot is free.
 fn order(weights: Weights, comers: &[Comer]) -> Vec<TaskId> {
     let mut mesh = Mesh::new(Config { weights, ..Config::default() });
     mesh.measured(0, [0, 1], 1_000_000);
@@ -27,7 +28,7 @@ fn order(weights: Weights, comers: &[Comer]) -> Vec<TaskId> {
     mesh.drain(1000 * MS).split_off(1)
 }
 
-/// The usual weights but for one.
+/// The usual weights with one change.
 fn with(change: impl FnOnce(&mut Weights)) -> Weights {
     let mut weights = Weights::default();
     change(&mut weights);
@@ -36,13 +37,13 @@ fn with(change: impl FnOnce(&mut Weights)) -> Weights {
 
 #[test]
 fn each_weight_decides_which_of_two_terms_counts_more() {
-    // Three points more for priority against five seconds more of waiting.
+    // Three more points for priority against five seconds of waiting.
     let more_important: [Comer; 2] = [(0, 1, |_| {}), (5, 2, |submit| submit.priority = 53)];
-    // Eight points for priority against five seconds.
+    // Eight more points for priority against five seconds of waiting.
     let much_more_important: [Comer; 2] = [(0, 1, |_| {}), (5, 2, |submit| submit.priority = 58)];
-    // Twelve doublings of its inputs beyond 1 MiB against five seconds.
+    // Twelve doublings of the inputs beyond 1 MiB against five seconds of waiting.
     let large: [Comer; 2] = [(0, 1, |submit| submit.input_bytes = 4 << 30), (5, 2, |_| {})];
-    // A client whose second task is a second of slot time ahead, against two points of priority.
+    // A second task whose client is one second of slot time ahead, against two points of priority.
     let ahead: [Comer; 3] = [(0, 1, |_| {}), (0, 1, |_| {}), (0, 2, |submit| submit.priority = 48)];
     let rows: [Row<'_>; 5] = [
         (&more_important, with(|weights| weights.priority_milli = 2000), &[1, 2], &[2, 1]),

@@ -1,4 +1,4 @@
-//! Short stories of questions: what a person is told of a task that waits, runs, has ended or was not taken.
+//! Short stories of questions: what people are told of a task that waits, runs, has ended or was refused.
 
 use proto_msgs::{ErrorCode, LabelRule, ModelCost, Outcome, Packing, RankView, TaskStanding, WhyView, WorkerId};
 
@@ -8,7 +8,7 @@ use super::{
     mesh::{MODEL, Mesh, cost, task, worker},
 };
 
-/// Two workers with the model, a fast one that packs it and a slow one that found that it may not.
+/// Two workers with the model: a fast one that packs it, and a slow one that may not pack it.
 fn unlike_workers() -> Mesh {
     let mut mesh = mesh();
     mesh.measured(0, [0, 1], 40_000);
@@ -44,10 +44,10 @@ fn why_shows_a_waiting_task_the_curve_of_the_worker_that_could_do_it_soonest() {
     let why = mesh.why(waiting, 1);
     assert!(why.decision.is_none() && why.task.worker.is_none(), "{why:?}");
     assert_eq!(why.models.iter().map(|model| model.worker).collect::<Vec<_>>(), [worker(0)]);
-    // Where it could never run says nothing.
+    // A worker that could never run the task says nothing.
     mesh.submit(2000, 1, |submit| submit.demands.memory_bytes = 1 << 50);
     assert!(mesh.why(2000, 1).models.is_empty());
-    // Nor does a worker that has not run it.
+    // A worker that has not run the model says nothing.
     let mut fresh = self::mesh();
     fresh.register(0, [0, 1], |_| {});
     fresh.submit_all(0..2, 1, |submit| submit.demands.cpu_millis = 1);
@@ -56,7 +56,7 @@ fn why_shows_a_waiting_task_the_curve_of_the_worker_that_could_do_it_soonest() {
     assert_eq!(fresh.why(1, 1).candidates[0].packing, Packing::Unknown);
 }
 
-/// What speaks against each worker now.
+/// The present obstacles of each worker.
 fn against(why: &WhyView) -> Vec<(WorkerId, Vec<&str>)> {
     why.candidates.iter().map(|row| (row.worker, row.against.iter().map(String::as_str).collect())).collect()
 }
@@ -97,7 +97,7 @@ fn why_tells_of_a_task_that_was_turned_away_until_it_comes_again_and_is_taken() 
     assert_eq!(why.summary, expected);
     assert_eq!(against(&why), [(worker(0), vec!["all 1 slots are in use"])]);
 
-    // Nothing but questions knows of it.
+    // Only questions know of the refused task.
     assert!(!mesh.tasks(1).contains(&task(2)));
     mesh.close(mesh.grants[0].id);
     mesh.submit(2, 1, |_| {});
@@ -114,7 +114,7 @@ fn why_tells_of_a_task_that_was_turned_away_until_it_comes_again_and_is_taken() 
     let why = mesh.why(3, 1);
     assert!(why.summary.starts_with("refused, STORE_AWAY: the store does not answer"), "{}", why.summary);
 
-    // Once the task that was taken is forgotten, the refusal before it does not come up again.
+    // Once the accepted task is forgotten, the refusal before it does not come up again.
     mesh.close(mesh.grants[2].id);
     mesh.wait(2 * 3_600_000 * MS);
     assert!(mesh.asks_why(2, 1).is_none());
@@ -156,7 +156,7 @@ fn why_shows_each_term_of_a_waiting_tasks_rank_with_its_sign() {
     mesh.submit(2, 1, |submit| (submit.priority, submit.input_bytes) = (0, 0));
     mesh.wait(5000 * MS);
     let rank = |mesh: &mut Mesh, number| mesh.why(number, 1).rank.expect("it waits");
-    // A point for each of priority, for each second that it has waited and for each doubling of 1 + MiB; four for a second of share.
+    // One point for each step of priority, second of waiting and doubling of 1 + MiB; four for a second of share.
     let first = RankView { priority_milli: 70_000, waited_milli: 5_000, data_milli: -2_000, share_milli: 0 };
     assert_eq!(rank(&mut mesh, 1), first);
     let second = RankView { priority_milli: 0, waited_milli: 5_000, data_milli: 0, share_milli: -4_000 };
