@@ -241,7 +241,7 @@ impl Broker {
         self.fill(now, worker);
     }
 
-    /// Continues a task after a lost attempt: it waits again, is given up, or is held back until it is known which.
+    /// Continues a task after a lost attempt: it waits again, is given up, or is held back until either is clear.
     pub(super) fn after_loss(&mut self, now: MonoTime, id: TaskId, outcome: Outcome) {
         let Some(task) = self.tasks.get_mut(id) else { return };
         task.convict(now, &self.workers);

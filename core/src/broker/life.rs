@@ -17,7 +17,8 @@ const SHOWN_AFTER: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Broker {
-    /// The store has a record of a task. Clients that wait for that are told at once.
+    /// The store has a record of a task. That decides what clients of detached tasks may hear; waiting ones hear it at
+    /// once.
     pub(super) fn stored(&mut self, now: MonoTime, id: TaskId, footing: Footing) {
         let Some(task) = self.tasks.get_mut(id) else { return };
         task.in_store = Some(footing);
@@ -161,7 +162,7 @@ impl Broker {
         self.tasks.set_due(id, if due > now { due } else { now + LOOK_AGAIN });
     }
 
-    /// When a task of which nobody speaks is given up.
+    /// When the broker gives up a task if no peer names it.
     fn patience_end(&self, task: &Task) -> MonoTime {
         if task.is_in_good_hands() {
             task.away_since.unwrap_or(task.heard) + self.config.detached_patience

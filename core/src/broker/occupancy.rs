@@ -213,8 +213,7 @@ impl Occupancy {
         }
     }
 
-    /// A heartbeat names these attempts; if `are_all`, no others are there. Returns those that vanished since earlier
-    /// ones.
+    /// Takes in the attempts that a heartbeat names, all there are if `are_all`. Returns those that have vanished.
     pub(super) fn named(&mut self, active: impl Iterator<Item = AttemptId> + Clone, are_all: bool) -> Vec<AttemptId> {
         let known = self.entries.iter().filter(|(_, entry)| entry.named).map(|(id, _)| *id);
         let before: Vec<AttemptId> = known.collect();

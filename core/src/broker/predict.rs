@@ -27,7 +27,8 @@ const NEXT_US_MAX: u64 = 500_000;
 /// Batches of the best size, per slot, that may be at a worker: one runs, one is being gathered.
 const BATCHES_AHEAD_MAX: u64 = 2;
 
-/// The same limit while the best size may still grow: the worker tries the double size only if it has that many items.
+/// Batches, per slot, while the best size may still grow: the worker tries the double size only if it has that many
+/// items.
 const BATCHES_GROWING_MAX: u64 = 4;
 
 /// Microseconds in a second.

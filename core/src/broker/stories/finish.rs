@@ -58,8 +58,8 @@ fn predictions<const N: usize>(mesh: &mut Mesh, number: u32) -> [Prediction; N] 
 /// One property in which a worker differs from the usual one, and the prediction that follows.
 type Difference = (&'static str, fn(&mut Heartbeat), Prediction);
 
-/// Of the usual worker and one that differs, the one that is done first is taken. Nothing else speaks for it: its id is
-/// the higher one.
+/// Checks that the better one of the usual and a different worker is taken. Its id is higher: nothing else speaks for
+/// it.
 fn is_decided_by((what, change, expected): Difference) {
     let is_better = expected.total_us() < USUAL.total_us();
     let mut mesh = mesh();

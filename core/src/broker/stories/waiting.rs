@@ -1,4 +1,4 @@
-//! Short stories of tasks that wait, and of those that must not overtake them. Owns what is expected of the scheduler there.
+//! Short stories of waiting tasks and those that must not overtake them. Owns what is expected of the scheduler there.
 
 use proto_msgs::{Attempt, Digest, ErrorCode, LabelRule, Lane, ModelCost, Packing, Slo, Standing, Submit};
 
