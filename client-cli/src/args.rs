@@ -162,8 +162,8 @@ pub(crate) struct Submit {
 }
 
 impl Submit {
-    /// Items that may share a task, if that is not for the mesh to say. A detached task is fetched as a whole, so each item
-    /// has its own.
+    /// Items that may share a task; `None` if the mesh decides. Each item of a detached submit has its own task, since
+    /// a task is fetched as a whole.
     pub(crate) fn items_per_task(&self) -> Option<usize> {
         self.split.or(self.detach.then_some(1)).map(usize::from)
     }

@@ -1,4 +1,4 @@
-//! Every command but `submit`: one question to the broker, or one task to be fetched or stopped.
+//! All commands except `submit` and `bench`: most ask the broker one question, or fetch or stop one task.
 
 use std::{
     fs::File,
@@ -37,12 +37,12 @@ fn now_unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64)
 }
 
-/// Connects, asks, closes.
+/// Connects, asks one question and closes.
 async fn asking<T>(global: &Global, question: impl AsyncFnOnce(&Mesh) -> Result<T, AskError>) -> Result<T, Failed> {
     let progress = Progress::new(1, global.quiet, global.json);
     let mut stop = stop_signal(None);
     let mesh = connect(global, None, &progress, &mut stop).await.inspect_err(|_| progress.finish())?;
-    // Here the question is all there is to wait for.
+    // Here `--timeout` limits the question, since there is nothing else to wait for.
     let mesh = global.timeout.into_iter().fold(mesh, Mesh::asking_within);
     let answer = unless_stopped(&mut stop, question(&mesh)).await;
     progress.finish();
@@ -55,7 +55,7 @@ pub(crate) async fn workers(global: &Global) -> Result<u8, Failed> {
     if global.json { print_json(&views::workers_json(&workers)) } else { print(&views::workers_text(&workers)) }
 }
 
-/// Tasks that are looked through for the names of models.
+/// Tasks that are searched for the names of models.
 const NAMES_LOOK_MAX: usize = 2_000;
 
 pub(crate) async fn models(global: &Global) -> Result<u8, Failed> {
@@ -113,14 +113,14 @@ pub(crate) async fn cancel(global: &Global, flags: &OneTask) -> Result<u8, Faile
     }
 }
 
-/// Whether a task that still runs is waited for.
+/// Whether to wait for a task that still runs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Patience {
     None,
     UntilItEnds,
 }
 
-/// There is nothing to take yet.
+/// Returns an error if the task has not ended.
 async fn check_ended(mesh: &Mesh, task: TaskId) -> Result<(), Failed> {
     let view = mesh.status(task).await.map_err(|error| ask_failed(&error))?;
     if matches!(view.standing, TaskStanding::Ended(_)) {
@@ -147,7 +147,7 @@ pub(crate) async fn fetch(global: &Global, flags: &Fetch, patience: Patience) ->
     progress.finish();
     let reports = fetched(flags, followed);
     let is_one = reports.len() == 1;
-    // What the document says of the whole job. A broker that has forgotten the task, or is gone, is a rare thing.
+    // Data of the whole job for the document. It is rarely missing: if the broker has forgotten the task, or is gone.
     let view = match is_one {
         true => None,
         false => unless_stopped(&mut stop, mesh.status(flags.task)).await.ok().and_then(Result::ok),
@@ -170,7 +170,7 @@ pub(crate) async fn fetch(global: &Global, flags: &Fetch, patience: Patience) ->
     show_job(global, &mut job, flags.output.output.is_some())
 }
 
-/// A report for each item of the task; they are numbered, since nobody else knows what they were called.
+/// One report per item of the task. Items are numbered, since their names are known only to the submitting process.
 fn fetched(flags: &Fetch, followed: Result<TaskResult, Unfinished>) -> Vec<Report> {
     let task = Some(flags.task);
     let folder = flags.output.output.as_deref();
@@ -222,7 +222,7 @@ pub(crate) fn inspect(global: &Global, flags: &Inspect) -> Result<u8, Failed> {
     }
 }
 
-/// Prints the public key: what the broker's list of authorized keys wants.
+/// Makes a key pair and prints the public key, for the broker's list of authorized keys.
 pub(crate) fn keygen(global: &Global, flags: &Keygen) -> Result<u8, Failed> {
     let made = KeyPair::generate().and_then(|pair| pair.save(&flags.file).map(|()| pair));
     let pair = made.map_err(|error| Failed::new(exit::USAGE, "BAD_CONFIGURATION", error))?;

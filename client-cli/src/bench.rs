@@ -1,5 +1,5 @@
-//! `bench`: a load is put on the mesh, and what comes of it is measured. Owns the order of things: connect, one request of
-//! each client, level after level, report. Never decides where a request runs, nor what a figure means.
+//! `bench`: puts a load on the mesh and measures the result. Owns the order of the steps: connect, one request per
+//! client, level after level, report. Never decides where a request runs or what a figure means.
 //!
 //! ```text
 //!   flags -> Plan -> Sweep --load--> drive (SDK) --samples--> Measurement -> windows, stability
@@ -7,7 +7,7 @@
 //!                      '------------- verdict (Promise) <----------'--> Report -> text, JSON, CSV, SVG
 //! ```
 //!
-//! Everything but `drive` and this file is told the time and does no I/O. Begin with `measurement`.
+//! Except for `drive` and this file, the modules are told the time and do no I/O. Begin with `measurement`.
 
 mod drive;
 pub(crate) mod flags;
@@ -50,15 +50,15 @@ use crate::{
     stages,
 };
 
-/// Runs the command; gives what is to be printed.
+/// Runs the command. Returns the report to print.
 pub(crate) async fn bench(global: &Global, flags: &Bench) -> Result<Report, Failed> {
     let mut plan = flags.plan()?;
     let payloads = read_inputs(flags)?;
     for file in [&flags.files.csv, &flags.files.plot].into_iter().flatten() {
-        // Found out before an hour's measuring, not after it.
+        // An unwritable file is found before an hour of measuring, not after it.
         try_to_write(file)?;
     }
-    // One line of progress, whatever the number of requests.
+    // One line of progress for any number of requests.
     let progress = Progress::new(1, global.quiet, global.json);
     let mut stop = stop_signal(global.timeout);
     let begun = begin(global, flags, &mut plan, payloads, &progress, &mut stop).await;
@@ -77,7 +77,7 @@ pub(crate) async fn bench(global: &Global, flags: &Bench) -> Result<Report, Fail
     Ok(report)
 }
 
-/// Sees that the file can be written. What an earlier bench has left in it stays until there is something better.
+/// Checks that the file can be written. It keeps the content of an earlier bench until there is a new one.
 fn try_to_write(path: &Path) -> Result<(), Failed> {
     let opened = File::options().append(true).create(true).open(path);
     opened.map(|_| ()).map_err(|error| output_failed(path, &error))
@@ -87,7 +87,7 @@ fn output_failed(path: &Path, error: &std::io::Error) -> Failed {
     Failed::new(exit::USAGE, "OUTPUT", format!("cannot write {}: {error}", path.display()))
 }
 
-/// The items that requests are made of. Everything is read before anybody is asked: a mistake costs no connection.
+/// The items of the requests. All files are read before connecting, so that an error costs no connection.
 fn read_inputs(flags: &Bench) -> Result<Payloads, Failed> {
     let bad = |error: &dyn std::fmt::Display| Failed::new(exit::BAD_INPUT, "BAD_INPUT", error);
     let signature = stages::read_signature(&flags.model)?;
@@ -95,7 +95,7 @@ fn read_inputs(flags: &Bench) -> Result<Payloads, Failed> {
     let wishes = flags.forms.wishes();
     let load = |item: &items::Item| inputs::load(item, signature.as_ref(), &wishes).map_err(|error| bad(&error));
     let payloads = Payloads::new(items.iter().map(load).collect::<Result<_, Failed>>()?);
-    // Items that cannot share a request are told apart from what the mesh thinks of them.
+    // Items that cannot be joined are reported here, apart from the mesh's errors.
     payloads.of(0, flags.request.items).map_err(|error| bad(&error))?;
     stages::check(&flags.model, signature.as_ref(), &stages::read(&flags.request.then)?)?;
     Ok(payloads)
@@ -131,7 +131,7 @@ async fn begin(
     Ok(drive)
 }
 
-/// A connection. The first has the user's own identity; each other one its own, which stays from run to run.
+/// Connects one client. The first has the user's own identity, each other one its own, which stays from run to run.
 async fn client_of(
     global: &Global,
     flags: &Bench,
@@ -146,7 +146,7 @@ async fn client_of(
     connect(&Global { state_dir, ..global.clone() }, Some(&flags.path), progress, stop).await
 }
 
-/// What all requests have in common.
+/// The settings common to all requests.
 async fn template(flags: &Bench, plan: &Plan) -> Result<Task, Failed> {
     let request = &flags.request;
     let task = Task::new(stages::load(&flags.model).await?)
@@ -160,7 +160,7 @@ async fn template(flags: &Bench, plan: &Plan) -> Result<Task, Failed> {
     stages::add(task, stages::read(&request.then)?).await
 }
 
-/// Level after level, until there is none left or it is time to stop.
+/// Measures level after level, until none is left or it is time to stop.
 async fn sweep(
     drive: &Arc<Drive>,
     flags: &Bench,
@@ -195,7 +195,7 @@ async fn sweep(
     }
 }
 
-/// The live line, and events as they are seen.
+/// Shows the progress line and events.
 fn show(progress: &Progress, drive: &Drive, load: Load, seen: Seen<'_>) {
     match seen {
         Seen::Window(window) => {

@@ -1,4 +1,4 @@
-//! From the flags to a connection. Owns the waiting for a broker that is not there yet, Ctrl-C and `--timeout`.
+//! From the flags to a connection. Owns the wait for a broker that does not answer yet, Ctrl-C and `--timeout`.
 
 use std::{
     process,
@@ -13,26 +13,26 @@ use tokio::{
 
 use crate::{args::Global, exit, flags::PathFlags, progress::Progress, report::Failed};
 
-/// Before this the user need not know that the broker has not answered yet.
+/// Time without the broker's answer before the user is told.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// The broker's connection is waited for this long unless `--timeout` says otherwise.
+/// Time limit for the broker's connection, unless `--timeout` sets another.
 const WAIT_DEFAULT: Duration = Duration::from_secs(10);
 
-/// Answers are waited for this long at most: where a task or a watch has an hour, a question beside it has not.
+/// Longest wait for an answer: a task or a watch may have an hour, a question beside it may not.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Why everything is to stop.
+/// Why the program has to stop.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Stop {
     CtrlC,
-    /// The system wants the program to end.
+    /// The system asks the program to end.
     Terminate,
     Timeout,
 }
 
 impl Stop {
-    /// What becomes of a task that was stopped.
+    /// The failure of a task that was stopped.
     pub(crate) fn failed(self) -> Failed {
         match self {
             Self::CtrlC => Failed::new(exit::INTERRUPTED, "INTERRUPTED", "cancelled by Ctrl-C"),
@@ -42,7 +42,7 @@ impl Stop {
     }
 }
 
-/// Tells everybody when to stop. A second Ctrl-C ends the program at once.
+/// A receiver that learns when to stop. A second Ctrl-C ends the program at once.
 pub(crate) fn stop_signal(timeout: Option<Duration>) -> watch::Receiver<Option<Stop>> {
     let (sender, receiver) = watch::channel(None);
     tokio::spawn(async move {
@@ -52,7 +52,7 @@ pub(crate) fn stop_signal(timeout: Option<Duration>) -> watch::Receiver<Option<S
                 None => std::future::pending().await,
             }
         };
-        // Where no handler can be put, the signal ends the program by itself.
+        // If no handler can be installed, the signal itself ends the program.
         let terminated = async {
             match signal(SignalKind::terminate()) {
                 Ok(mut signals) => signals.recv().await,
@@ -71,7 +71,7 @@ pub(crate) fn stop_signal(timeout: Option<Duration>) -> watch::Receiver<Option<S
     receiver
 }
 
-/// Waits until it is time to stop; for ever, if it never is.
+/// Waits for the stop signal; for ever if there is none.
 pub(crate) async fn stopped(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
     match stop.wait_for(Option::is_some).await.map(|stop| *stop) {
         Ok(Some(stop)) => stop,
@@ -79,7 +79,7 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
     }
 }
 
-/// What comes of it, unless it is time to stop before.
+/// The result of the future, or the stop signal if that comes first.
 pub(crate) async fn unless_stopped<T>(
     stop: &mut watch::Receiver<Option<Stop>>,
     work: impl Future<Output = T>,
@@ -90,7 +90,7 @@ pub(crate) async fn unless_stopped<T>(
     }
 }
 
-/// Joins the mesh; says so if that takes long.
+/// Joins the mesh. Tells the user if that takes long.
 pub(crate) async fn connect(
     global: &Global,
     path: Option<&PathFlags>,
@@ -103,7 +103,7 @@ pub(crate) async fn connect(
     options.key_file.clone_from(&global.key_file);
     options.state_dir.clone_from(&global.state_dir);
     options.connect_within = within;
-    // Only what takes tasks or results needs to be dialled.
+    // Only commands that submit or fetch tasks need to be dialled.
     options.listen = Listen::Never;
     if let Some(path) = path {
         options.direction = path.direction();
@@ -119,7 +119,7 @@ pub(crate) async fn connect(
             result = &mut connecting => break result,
             stop = stopped(stop) => match stop {
                 Stop::CtrlC | Stop::Terminate => return Err(stop.failed()),
-                // The connection's own wait ends now, too, and names the address.
+                // The connection's own time limit ends now, too, and its error names the address.
                 Stop::Timeout => break connecting.await,
             },
             () = tokio::time::sleep(left), if !left.is_zero() => {

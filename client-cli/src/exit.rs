@@ -1,17 +1,16 @@
-//! Exit codes: what a script learns without reading a word. Owns the mapping from everything that can go wrong; the numbers
-//! are a promise.
+//! Exit codes for scripts. Owns the mapping from every error; the numbers are a promise.
 
 use mesh_sdk::{AskError, ConnectError, ErrorCode, ModelError, SubmitError, TaskError};
 
-/// Everything is as it was asked.
+/// Success.
 pub(crate) const OK: u8 = 0;
-/// Something else went wrong: a file cannot be written, or a bug.
+/// Another error: a file cannot be written, or a bug.
 pub(crate) const INTERNAL: u8 = 1;
-/// The command line makes no sense, or key or state files cannot be used.
+/// The command line is invalid, or key or state files cannot be used.
 pub(crate) const USAGE: u8 = 2;
 /// Model or input is bad: not a model, refused by its runtime, of the wrong size or type, changed during the upload.
 pub(crate) const BAD_INPUT: u8 = 3;
-/// The run failed: crash, out of memory, time limit, an error of the runtime, or it took worker after worker down.
+/// The run failed: crash, out of memory, time limit, an error of the runtime, or the task took several workers down.
 pub(crate) const RUN_FAILED: u8 = 4;
 /// No place: no worker fits, all attempts failed, queue full, store away.
 pub(crate) const NO_PLACE: u8 = 5;

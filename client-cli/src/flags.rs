@@ -1,4 +1,4 @@
-//! Flags that several commands have, in groups as the help shows them. Owns what they mean together; never a command.
+//! Flags that several commands share, in groups as the help shows them. Owns their combined meaning. Never: a command.
 
 use std::path::PathBuf;
 

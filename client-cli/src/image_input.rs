@@ -1,5 +1,5 @@
-//! Pictures as tensors: decoded, turned upright, resized, normalised, laid out. Owns that arithmetic; never files' names or
-//! what else a model takes.
+//! Pictures as tensors: decoded, rotated upright, resized, normalised, laid out. Owns that arithmetic. Never: file
+//! names, a model's other inputs.
 
 use std::{io::Cursor, str::FromStr};
 
@@ -9,7 +9,7 @@ use proto_msgs::{DType, ModelFormat};
 
 use crate::tensor::{Number, Tensor};
 
-/// Memory that one decoded picture may take: 16,000 by 8,000 pixels. A small file can claim any size.
+/// Memory for one decoded picture: 16,000 by 8,000 pixels. A small file can claim any size.
 const DECODED_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
 /// Order of the dimensions.
@@ -46,15 +46,15 @@ pub(crate) enum Resize {
     Pad,
 }
 
-/// What the pixel values 0 to 255 become.
+/// The target range of the pixel values 0 to 255.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) enum Normalize {
-    /// 0 to 1 for models of real numbers, the whole range of the type for models of integers.
+    /// 0 to 1 for models of real numbers, the whole range of the type for integer models.
     #[default]
     Auto,
-    /// Themselves.
+    /// Unchanged.
     Raw,
-    /// From the first to the second number.
+    /// The range from the first to the second number.
     To(f64, f64),
 }
 
@@ -74,20 +74,20 @@ impl FromStr for Normalize {
     }
 }
 
-/// Everything the user may say of pictures.
+/// The user's options for pictures.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wishes {
     pub(crate) layout: Layout,
     pub(crate) colors: Colors,
     pub(crate) resize: Resize,
     pub(crate) normalize: Normalize,
-    /// Subtracted after normalising, one for all channels or one each.
+    /// Subtracted after normalising: one number for all channels, or one per channel.
     pub(crate) mean: Vec<f64>,
-    /// Divided by after that.
+    /// Divided by after `mean` is subtracted.
     pub(crate) std: Vec<f64>,
 }
 
-/// Why a picture does not become a tensor.
+/// Why a picture cannot become a tensor.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ImageError {
     #[error("is not a readable picture: {0}")]
@@ -100,18 +100,18 @@ pub(crate) enum ImageError {
     Ambiguous,
 }
 
-/// Where height, width and channels stand in the model's input.
+/// Positions and sizes of height, width and channels in the model's input.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Frame {
     is_channels_first: bool,
-    /// `None`: as the picture is.
+    /// `None`: the picture's own height.
     height: Option<u32>,
     width: Option<u32>,
     channels: usize,
     has_batch: bool,
 }
 
-/// The picture in these bytes as the model's input `spec` wants it.
+/// Decodes a picture into the form of the model's input `spec`.
 pub(crate) fn read(
     bytes: &[u8],
     spec: &TensorSpec,
@@ -150,7 +150,7 @@ fn frame_of(spec: &TensorSpec, format: ModelFormat, layout: Layout) -> Result<Fr
     let not_for_pictures = || ImageError::NotForPictures { spec: spec.to_string() };
     let shape = spec.shape.as_deref().ok_or_else(not_for_pictures)?;
     let (has_batch, three) = match shape {
-        // A batch of one picture, or of as many as are given.
+        // A batch of one picture, or an open number of pictures.
         [1 | -1, three @ ..] if three.len() == 3 => (true, three),
         three if three.len() == 3 => (false, three),
         _ => return Err(not_for_pictures()),
@@ -159,7 +159,7 @@ fn frame_of(spec: &TensorSpec, format: ModelFormat, layout: Layout) -> Result<Fr
     let is_channels_first = match (layout, could_be(three[0]), could_be(three[2])) {
         (Layout::Nchw, true, _) | (Layout::Auto, true, false) => true,
         (Layout::Nhwc, _, true) | (Layout::Auto, false, true) => false,
-        // Both could be: what the format's makers do.
+        // Both are possible: the convention of the model format decides.
         (Layout::Auto, true, true) if three[0] != three[2] => format == ModelFormat::Onnx,
         (Layout::Auto, true, true) => return Err(ImageError::Ambiguous),
         _ => return Err(not_for_pictures()),
@@ -170,7 +170,7 @@ fn frame_of(spec: &TensorSpec, format: ModelFormat, layout: Layout) -> Result<Fr
     Ok(Frame { is_channels_first, height: side(height), width: side(width), channels: channels as usize, has_batch })
 }
 
-/// Decoded within limits and turned as its camera was held.
+/// Decodes a picture within limits and rotates it by its camera orientation.
 fn decode(bytes: &[u8]) -> Result<DynamicImage, ImageError> {
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(image::ImageError::IoError)?;
     let mut limits = image::Limits::default();
@@ -183,7 +183,7 @@ fn decode(bytes: &[u8]) -> Result<DynamicImage, ImageError> {
     Ok(picture)
 }
 
-/// In the model's size, with the filter that averages what it leaves out (as Pillow's `BILINEAR` does).
+/// Resizes the picture to the model's size, with a filter that averages skipped pixels (like Pillow's `BILINEAR`).
 fn fit(picture: DynamicImage, frame: &Frame, resize: Resize) -> DynamicImage {
     let (width, height) = (frame.width.unwrap_or(picture.width()), frame.height.unwrap_or(picture.height()));
     if (width, height) == (picture.width(), picture.height()) {
@@ -202,14 +202,14 @@ fn fit(picture: DynamicImage, frame: &Frame, resize: Resize) -> DynamicImage {
     }
 }
 
-/// Pixels as elements in the order of the model.
+/// Converts pixels to elements in the model's order.
 fn lay_out(pixels: &[u8], frame: &Frame, dtype: DType, quantization: Option<Quantization>, wishes: &Wishes) -> Vec<u8> {
     let channels = frame.channels;
-    // 256 values per channel: each is worked out once.
+    // Each of the 256 values per channel is computed once.
     let tables: Vec<Vec<Vec<u8>>> = (0..channels)
         .map(|channel| (0..=255).map(|pixel| element(pixel, channel, dtype, quantization, wishes)).collect())
         .collect();
-    // The channel of the picture that stands at a place of the tensor.
+    // The picture's channel for a channel of the tensor.
     let picked = |place: usize| match wishes.colors {
         Colors::Bgr if channels >= 3 && place < 3 => 2 - place,
         _ => place,
@@ -235,7 +235,7 @@ fn element(pixel: u8, channel: usize, dtype: DType, quantization: Option<Quantiz
     let is_plain = wishes.mean.is_empty() && wishes.std.is_empty();
     let mut out = Vec::new();
     if is_integer && is_plain && wishes.normalize == Normalize::Auto {
-        // The whole range of a quantised type is the whole range of what it stands for.
+        // The whole range of a quantised type stands for the whole range of its real values.
         let value = if dtype == DType::I8 { i128::from(pixel) - 128 } else { pixel.into() };
         Number::Int(value).push_nearest(dtype, &mut out);
         return out;
@@ -329,7 +329,7 @@ mod tests {
 
     #[test]
     fn resizing_averages_what_it_leaves_out() {
-        // Four columns to two with a triangle of twice the width, worked out by hand: weights 3, 3, 1 of 7.
+        // Four columns to two with a triangle filter of twice the width, computed by hand: weights 3, 3, 1 of 7.
         let picture = png(4, 1, &[0, 0, 0, 70, 70, 70, 140, 140, 140, 210, 210, 210]);
         let wishes = Wishes { normalize: Normalize::Raw, layout: Layout::Nhwc, ..Wishes::default() };
         let tensor = read_as(&picture, &spec(DType::F32, &[1, 2, 1]), &wishes).unwrap();

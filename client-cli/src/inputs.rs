@@ -1,5 +1,5 @@
-//! From an item's files to the inputs of a task. Owns which form a file has, and the check against the model's signature
-//! before anything is sent; never what the worker thinks of it, which has the last word.
+//! From an item's files to the inputs of a task. Owns the form of a file, and the check against the model's signature
+//! before anything is sent. Never: the worker's own check, which decides.
 
 use std::{
     fs,
@@ -19,18 +19,18 @@ use crate::{
     tensor::{self, Tensor},
 };
 
-/// A picture's file may not be larger; it is decoded in memory.
+/// Largest file of a picture: it is decoded in memory.
 const PICTURE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
-/// How inputs are turned into what the model wants.
+/// How inputs are converted to the model's form.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wishes {
     pub(crate) image: image_input::Wishes,
-    /// Numbers of another type are converted; without it they are refused, since it may lose what they mean.
+    /// Whether numbers of another type are converted or, since that may change their meaning, refused.
     pub(crate) cast: bool,
 }
 
-/// Why a file cannot be this input.
+/// Why a file cannot be used as an input.
 #[derive(Debug, thiserror::Error)]
 #[error("{} {problem}", path.display())]
 pub(crate) struct InputError {
@@ -82,13 +82,13 @@ pub(crate) fn load(item: &Item, signature: Option<&Signature>, wishes: &Wishes) 
     Ok(inputs)
 }
 
-/// One file and what it is for.
+/// One file and its purpose.
 struct Source<'a> {
     path: &'a Path,
     name: Option<&'a str>,
-    /// The model's input of this name or place.
+    /// The model's input that the file is for, by name or position.
     spec: Option<&'a TensorSpec>,
-    /// No other file belongs to the item: it may hold every input.
+    /// Whether the item has no other file, so that this one may hold every input.
     is_alone: bool,
 }
 
@@ -102,7 +102,7 @@ impl Source<'_> {
             _ => return Ok(vec![self.raw()?]),
         };
         match &tensors[..] {
-            // One tensor is for the input that was meant, whatever the file calls it.
+            // A single tensor is for the intended input, whatever name it has in the file.
             [(_, tensor)] if self.name.is_some() || !self.is_alone || is_for_one(signature) => {
                 Ok(vec![named(fit(tensor, self.spec, wishes.cast)?, self.name)])
             }
@@ -125,13 +125,13 @@ impl Source<'_> {
         Ok(image_input::read(&fs::read(self.path)?, spec, signature.format, &wishes.image)?)
     }
 
-    /// The file's bytes as they are; a file is read only when it is sent.
+    /// The file's unchanged bytes. A regular file is read only when it is sent.
     fn raw(&self) -> Result<Input, Problem> {
         let meta = fs::metadata(self.path)?;
         let (input, got) = if meta.is_file() {
             (Input::file(self.path), meta.len())
         } else {
-            // A pipe can be read once only.
+            // A pipe can be read only once.
             let mut bytes = Vec::new();
             fs::File::open(self.path)?.take(limits::INPUT_BYTES_MAX).read_to_end(&mut bytes)?;
             let got = bytes.len() as u64;
@@ -165,14 +165,14 @@ fn named(input: Input, name: Option<&str>) -> Input {
     }
 }
 
-/// Bytes of a tensor with every open dimension 1; `None` if they cannot be said.
+/// Length in bytes of a tensor with every open dimension 1; `None` if it is unknown.
 fn bytes_of_fixed(spec: &TensorSpec) -> Option<u64> {
     let element_bytes = spec.dtype?.size_bytes()? as u64;
     let fixed = spec.shape.as_ref()?.iter().filter_map(|dimension| u64::try_from(*dimension).ok());
     Some(fixed.fold(element_bytes, u64::saturating_mul))
 }
 
-/// The model's shape if at most one dimension is open: then the file's length says how long that one is.
+/// The model's shape if at most one dimension is open, which is then `open`, known from the file's length.
 fn shape_by_size(spec: &TensorSpec, open: u64) -> Option<Vec<u64>> {
     let shape = spec.shape.as_ref()?;
     let is_one_open = shape.iter().filter(|dimension| **dimension < 0).count() <= 1;
@@ -192,7 +192,7 @@ fn all(tensors: &[(Option<String>, Tensor)], signature: Option<&Signature>, cast
     }
     let fitted = tensors.iter().zip(&signature.inputs).map(|((name, tensor), by_place)| {
         let spec = match name {
-            // `numpy.savez(file, a, b)` calls them arr_0, arr_1: by their order.
+            // `numpy.savez(file, a, b)` names them arr_0, arr_1, by their order.
             Some(name) if !is_numbered(name) => {
                 signature.input(name).ok_or_else(|| Problem::UnknownName { got: name.clone(), known: known() })?
             }
@@ -207,7 +207,7 @@ fn is_numbered(name: &str) -> bool {
     name.strip_prefix("arr_").is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// The tensor in the model's type and rank, or why it cannot be.
+/// The tensor in the model's type and rank, or why that is impossible.
 fn fit(tensor: &Tensor, spec: Option<&TensorSpec>, cast: bool) -> Result<Input, Problem> {
     let Some(spec) = spec else {
         return Ok(Input::tensor(tensor.dtype, tensor.shape.clone(), tensor.data.clone()));
@@ -231,7 +231,7 @@ fn fit(tensor: &Tensor, spec: Option<&TensorSpec>, cast: bool) -> Result<Input, 
     Ok(Input::tensor(wanted, shape, data))
 }
 
-/// The shape with as many leading ones as the model's rank asks for, if it then is the model's.
+/// The shape with leading ones up to the model's rank, if it then fits the model's shape.
 fn fitted_shape(got: &[u64], wanted: &[i64]) -> Option<Vec<u64>> {
     let missing = wanted.len().checked_sub(got.len()).filter(|_| wanted.len() <= limits::RANK_MAX)?;
     let shape: Vec<u64> = std::iter::repeat_n(1, missing).chain(got.iter().copied()).collect();
@@ -257,7 +257,7 @@ mod tests {
         Signature { format: ModelFormat::Onnx, inputs: inputs.iter().map(spec).collect(), outputs: Vec::new() }
     }
 
-    /// What becomes of one file of this name and content.
+    /// The inputs loaded from one file of this name and content.
     fn load_one(file: &str, content: &[u8], signature: &Signature, cast: bool) -> Result<Vec<String>, String> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(file);

@@ -1,5 +1,5 @@
-//! From what stands on the command line to items: one item, one task. Owns folders, patterns, `name=path` and the names of
-//! items; never reads a file's content.
+//! From the command line to items. Owns folders, patterns, `name=path` and the names of items. Never reads a file's
+//! content.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,19 +9,19 @@ use std::{
 
 use mesh_models::Signature;
 
-/// Files in one submit: more belong in several.
+/// Most files in one submit; more belong into several.
 const ITEMS_MAX: usize = 1_000_000;
 
-/// What becomes one task.
+/// One item: a set of the model's inputs.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Item {
-    /// Unlike every other item's; also its folder's name under `--output`.
+    /// The item's unique name, also the name of its folder under `--output`.
     pub(crate) name: String,
-    /// The files with the model's input that each is for, if the user said so.
+    /// The item's files, with the names of the model's inputs if the user gave them.
     pub(crate) files: Vec<(Option<String>, PathBuf)>,
 }
 
-/// Why the inputs cannot be understood.
+/// Why the inputs on the command line are invalid.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ItemsError {
     #[error("{path}: {source}", path = path.display())]
@@ -51,7 +51,7 @@ pub(crate) enum ItemsError {
     TooMany(usize),
 }
 
-/// The items that these arguments mean for a model of this signature (`None`: it could not be read).
+/// The items named by these arguments, for a model with this signature (`None`: it could not be read).
 pub(crate) fn items(arguments: &[String], signature: Option<&Signature>) -> Result<Vec<Item>, ItemsError> {
     let known = || names(signature);
     if arguments.is_empty() {
@@ -78,7 +78,7 @@ fn names(signature: Option<&Signature>) -> String {
     inputs.unwrap_or_default().join(", ")
 }
 
-/// `name=path`, unless a file of that whole name exists.
+/// Splits `name=path`, unless a file with that whole name exists.
 fn split_name(argument: &str) -> (Option<&str>, &str) {
     match argument.split_once('=') {
         Some((name, path)) if !name.is_empty() && !name.contains('/') && !Path::new(argument).exists() => {
@@ -126,7 +126,7 @@ fn plain_items(arguments: &[String], signature: Option<&Signature>) -> Result<Ve
     let inputs = signature.map_or(1, |signature| signature.inputs.len());
     let holds_all = |path: &PathBuf| matches!(extension(path).as_str(), "npz" | "json");
     if inputs != 1 && !paths.iter().all(holds_all) {
-        // One file for each input, in the model's order; but a folder's order is nobody's intention.
+        // One file per input, in the model's order. A folder's order is not the user's choice, so it does not count.
         if paths.len() != inputs || arguments.len() != inputs {
             return Err(ItemsError::Count { known: names(signature), got: paths.len() });
         }
@@ -138,9 +138,9 @@ fn plain_items(arguments: &[String], signature: Option<&Signature>) -> Result<Ve
     Ok(paths.into_iter().map(item).collect())
 }
 
-/// The files that an argument means: itself, those of a folder, or those that match a pattern; in order of their names.
+/// The files named by an argument: the file itself, a folder's files, or a pattern's matches; sorted by name.
 fn expand(argument: &str) -> Result<Vec<PathBuf>, ItemsError> {
-    // What is piped in, as every other program names it.
+    // Standard input, by the name that other programs use.
     let path = PathBuf::from(if argument == "-" { "/dev/stdin" } else { argument });
     match fs::metadata(&path) {
         Ok(meta) if meta.is_dir() => files_in(&path),
@@ -168,7 +168,7 @@ fn files_in(folder: &Path) -> Result<Vec<PathBuf>, ItemsError> {
     if files.is_empty() { Err(ItemsError::EmptyFolder(folder.to_owned())) } else { Ok(files) }
 }
 
-/// The ending of a file's name in small letters.
+/// The extension of a file name in lower case.
 pub(crate) fn extension(path: &Path) -> String {
     path.extension().map_or_else(String::new, |extension| extension.to_string_lossy().to_lowercase())
 }
@@ -177,13 +177,13 @@ fn stem(path: &Path) -> String {
     safe_name(&path.file_stem().map_or_else(|| "item".to_owned(), |stem| stem.to_string_lossy().into_owned()))
 }
 
-/// A name that is one file name and nothing else, wherever it came from: no separators, not hidden, not too long.
+/// A safe single file name for any text: no separators, not hidden, not too long.
 pub(crate) fn safe_name(name: &str) -> String {
     let plain = |character: char| {
         if character.is_alphanumeric() || matches!(character, '.' | '_' | '-' | ' ') { character } else { '_' }
     };
     let mut safe: String = name.chars().map(plain).collect();
-    // File systems take 255 bytes; room is left for a number and an ending.
+    // File systems allow 255 bytes; this leaves room for a number and an extension.
     safe.truncate(safe.floor_char_boundary(200));
     if safe.starts_with('.') || safe.is_empty() {
         safe.insert(0, '_');
@@ -191,10 +191,10 @@ pub(crate) fn safe_name(name: &str) -> String {
     safe
 }
 
-/// Names that are given, each with the number that its next namesake tries first.
+/// Names in use, each with the next number to try for the same name.
 pub(crate) type Taken = BTreeMap<String, u32>;
 
-/// The name, or the name with a number that is not taken.
+/// The name, with a free number added if it is taken.
 pub(crate) fn unique(name: &str, taken: &mut Taken) -> String {
     let Some(first) = taken.get(name).copied() else {
         taken.insert(name.to_owned(), 2);
@@ -282,7 +282,7 @@ mod tests {
         let mut taken = Taken::new();
         let named: Vec<String> = ["a", "a-2", "a", "a", "a-2"].map(|name| unique(name, &mut taken)).into();
         assert_eq!(named, ["a", "a-2", "a-3", "a-4", "a-2-2"]);
-        // A camera's frames. With each number tried anew for each of them this would take minutes.
+        // Frames of a camera. If every frame tried all numbers anew, this would take minutes.
         let many: BTreeSet<String> = (0..100_000).map(|_| unique("frame", &mut taken)).collect();
         assert!(many.len() == 100_000 && many.contains("frame-100000"));
     }

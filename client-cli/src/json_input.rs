@@ -1,5 +1,5 @@
-//! Tensors written as JSON. Owns the forms that are understood; never what type or shape the model wants, beyond the element
-//! type that numbers are turned into.
+//! Tensors written as JSON. Owns the accepted forms. Never: the type or shape that the model expects, except for the
+//! element type of converted numbers.
 //!
 //! ```text
 //!   [[1, 2], [3, 4]]                                              one tensor; its nesting is its shape
@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::tensor::{self, Number, Tensor};
 
-/// Why a JSON text holds no tensors.
+/// Why a JSON text contains no tensors.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JsonError {
     #[error("is not valid JSON: {0}")]
@@ -38,8 +38,8 @@ pub(crate) enum JsonError {
     TooMany(usize),
 }
 
-/// The tensors in a text with their names if it gives any; those of an object in the order of their names. `wanted` is the model's element type for the
-/// input of a name (or of a place), if that is known; where neither says, numbers become `FP32` and strings `BYTES`.
+/// The tensors in a text, with their names if any; those of an object sorted by name. `wanted` is the model's element
+/// type of an input by name or position, if known. The default is `FP32` for numbers, `BYTES` for strings.
 pub(crate) fn read(
     text: &[u8],
     wanted: impl Fn(Option<&str>, usize) -> Option<DType>,
@@ -73,7 +73,7 @@ pub(crate) fn read(
     tensors.collect()
 }
 
-/// `{"shape": …, "dtype": …, "data": …}`
+/// A tensor of the form `{"shape": …, "dtype": …, "data": …}`.
 fn described(object: &Map<String, Value>, wanted: Option<DType>) -> Result<Tensor, JsonError> {
     let data = object.get("data").ok_or(JsonError::NoTensor)?;
     let said = object.get("dtype").or_else(|| object.get("datatype")).and_then(Value::as_str);
@@ -93,7 +93,7 @@ fn described(object: &Map<String, Value>, wanted: Option<DType>) -> Result<Tenso
     Ok(tensor)
 }
 
-/// Nested lists, or a single value.
+/// A tensor of nested lists, or of a single value.
 fn one(value: &Value, wanted: Option<DType>) -> Result<Tensor, JsonError> {
     let mut shape = Vec::new();
     let mut level = value;
@@ -121,7 +121,7 @@ fn one(value: &Value, wanted: Option<DType>) -> Result<Tensor, JsonError> {
     Ok(Tensor { dtype, shape, data: data.into() })
 }
 
-/// As deep as the shape is long, which is limited.
+/// Appends all elements to `out`. Recurses as deep as the shape's length, which is limited.
 fn flatten(value: &Value, shape: &[u64], depth: usize, dtype: DType, out: &mut Vec<u8>) -> Result<(), JsonError> {
     match (value, shape.get(depth)) {
         (Value::Array(items), Some(length)) if items.len() as u64 == *length => {

@@ -1,14 +1,14 @@
-//! `mesh-client`: submit tasks from the command line and see what became of them.
+//! `mesh-client`: submit tasks from the command line and see their results.
 //!
-//! Owns arguments, the forms of inputs and outputs, progress and exit codes. Never decides where a task runs, or when to try
-//! again: that is the SDK's and the broker's. Results go to standard output, everything else to standard error.
+//! Owns arguments, the forms of inputs and outputs, progress and exit codes. Never decides where a task runs or when to
+//! try again: the SDK and the broker do. Results go to standard output, everything else to standard error.
 //!
 //! ```text
 //!   args --> submit: items -> inputs (npy, json, image) -> mesh_sdk -> report (outputs, table) --> exit code
 //!        '-> ask: workers, models, tasks, status, why, cancel -> views
 //! ```
 
-// Both panic when their reader has left; `streams` does not.
+// `print!` and `eprint!` panic when their reader has left; `streams` does not.
 #![warn(clippy::print_stderr, clippy::print_stdout)]
 
 mod args;
@@ -71,7 +71,7 @@ async fn command(arguments: &Arguments) -> Result<u8, Failed> {
         Command::Submit(flags) => {
             let mut job = submit::submit(global, flags).await?;
             if flags.json_lines {
-                // The items have been told; what is left is for people.
+                // Each item has already been printed; only the summary for people is left.
                 if !global.quiet {
                     say(&job.summary_text());
                 }
@@ -107,7 +107,7 @@ async fn command(arguments: &Arguments) -> Result<u8, Failed> {
     }
 }
 
-/// Text, or the document.
+/// Prints the job's result as text or as the JSON document.
 fn show_job(global: &Global, job: &mut Job, is_saved: bool) -> Result<u8, Failed> {
     if global.json {
         write(|out| job.write_json(out).and_then(|()| out.write_all(b"\n")))?;
@@ -122,17 +122,17 @@ fn show_job(global: &Global, job: &mut Job, is_saved: bool) -> Result<u8, Failed
     Ok(job.exit())
 }
 
-/// What went wrong before there was anything to show.
+/// Prints an error that occurred before there was anything to show.
 fn complain(global: &Global, failed: &Failed) {
     if global.json {
         let document = json!({ "error": { "code": failed.code, "text": failed.text, "exit": failed.exit } });
-        // Standard output may be closed; the exit code says it all the same.
+        // Standard output may be closed; the exit code reports the error anyway.
         let _ = print_json(&document);
     }
     say(&format!("mesh-client: {}\n", printable_lines(&failed.text)));
 }
 
-/// `RUST_LOG`, else by `-v`.
+/// Starts the log at the level of `RUST_LOG`, else of `-v`.
 fn start_log(global: &Global) {
     let level = match global.verbose {
         0 => "error",
@@ -142,6 +142,6 @@ fn start_log(global: &Global) {
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    // Of a line that cannot be written it would tell by a panic.
+    // Reporting a log line that cannot be written would panic.
     log.log_internal_errors(false).init();
 }

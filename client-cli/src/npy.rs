@@ -1,6 +1,6 @@
-//! NumPy's files: `.npy` read and written, `.npz` read. Owns their headers and limits; never what a tensor is for.
+//! NumPy's files: reads and writes `.npy`, reads `.npz`. Owns their headers and limits. Never: a tensor's use.
 //!
-//! A file is someone else's: the header is looked at piece by piece, a length is believed only if the file has as much.
+//! Files are not trusted: headers are parsed piece by piece, a length counts only if the file is that long.
 
 use std::{
     fs::File,
@@ -14,10 +14,10 @@ use crate::tensor::{self, Tensor};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 
-/// NumPy itself refuses longer headers when they come from strangers.
+/// Longest header. NumPy itself refuses longer ones in untrusted files.
 const HEADER_BYTES_MAX: usize = 10_000;
 
-/// Why a file is no tensor.
+/// Why a file contains no tensor.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NpyError {
     #[error("cannot be read: {0}")]
@@ -38,12 +38,12 @@ pub(crate) enum NpyError {
     TooMany(usize),
 }
 
-/// The tensor in a `.npy` file.
+/// Reads the tensor of a `.npy` file.
 pub(crate) fn read(path: &Path) -> Result<Tensor, NpyError> {
     read_from(File::open(path)?)
 }
 
-/// The tensors in a `.npz` archive by their names, in its order.
+/// Reads the tensors of a `.npz` archive with their names, in the archive's order.
 pub(crate) fn read_npz(path: &Path) -> Result<Vec<(String, Tensor)>, NpyError> {
     let mut archive = zip::ZipArchive::new(io::BufReader::new(File::open(path)?))?;
     if archive.len() > limits::TENSORS_MAX {
@@ -82,7 +82,7 @@ fn read_from(mut file: impl Read) -> Result<Tensor, NpyError> {
     let expected =
         expected.filter(|bytes| *bytes <= limits::INPUT_BYTES_MAX).ok_or(NpyError::Header("it is too large"))?;
     let mut data = Vec::new();
-    // Grows with what is there; one byte more shows that there is too much.
+    // The buffer grows with the bytes read; one byte more than expected shows that the file is too long.
     let got = file.take(expected + 1).read_to_end(&mut data)? as u64;
     if got != expected {
         return Err(NpyError::Length { expected, got });
@@ -90,7 +90,7 @@ fn read_from(mut file: impl Read) -> Result<Tensor, NpyError> {
     header.tensor(data)
 }
 
-/// What a header says.
+/// The content of a header.
 #[derive(Debug, PartialEq)]
 struct Header {
     kind: Kind,
@@ -110,7 +110,7 @@ enum Kind {
 }
 
 impl Header {
-    /// `{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3), }`
+    /// Parses a header such as `{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3), }`.
     fn parse(text: &str) -> Result<Self, NpyError> {
         let after = |key: &'static str| {
             let found = text.split_once(key).map(|(_, rest)| rest.trim_start_matches([' ', ':', '"', '\'']));
@@ -170,7 +170,7 @@ fn kind_of(descr: &str) -> Option<(Kind, usize)> {
         "f8" => DType::F64,
         _ => {
             let (letter, width) = kind.split_at_checked(1)?;
-            // An empty string still has a place of one in NumPy's files.
+            // In NumPy's files even empty strings have a width of one.
             let width = width.parse::<usize>().ok().filter(|width| (1..=1 << 20).contains(width))?;
             return match letter {
                 "S" => Some((Kind::Ascii, width)),
@@ -182,7 +182,7 @@ fn kind_of(descr: &str) -> Option<(Kind, usize)> {
     Some((Kind::Number(dtype), dtype.size_bytes()?))
 }
 
-/// Column-major elements in row-major order.
+/// Reorders column-major elements to row-major.
 fn row_major(data: &[u8], shape: &[u64], element_bytes: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(data.len());
     let mut index = vec![0_u64; shape.len()];
@@ -220,11 +220,11 @@ fn strings(kind: Kind, element_bytes: usize, is_big_endian: bool, data: &[u8]) -
     Ok(out)
 }
 
-/// Writes a tensor as `.npy`, its data from a reader. Brain floats, which NumPy does not know, become single precision;
-/// strings become byte strings of one width.
+/// Writes a tensor as `.npy` from a reader of its data. Brain floats, which NumPy does not know, become single
+/// precision; strings become byte strings of one width.
 ///
 /// # Errors
-/// If reading or writing fails, or strings are cut.
+/// If reading or writing fails, or a string is cut off.
 pub(crate) fn write(out: &mut impl Write, dtype: DType, shape: &[u64], mut data: impl Read) -> io::Result<()> {
     match dtype {
         DType::BF16 => {
@@ -274,7 +274,7 @@ fn write_header(out: &mut impl Write, descr: &str, shape: &[u64]) -> io::Result<
     let comma = if shape.len() == 1 { "," } else { "" };
     let shape = shape.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
     let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape}{comma}), }}");
-    // The data begins at a multiple of 64 bytes, behind a line end.
+    // The data begins at a multiple of 64 bytes, after a line end.
     let before = MAGIC.len() + 4;
     while !(before + header.len() + 1).is_multiple_of(64) {
         header.push(' ');

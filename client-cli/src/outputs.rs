@@ -1,5 +1,5 @@
-//! What comes back, for people and for files: a summary of each output, and `.npy` files that keep it. Owns how numbers are
-//! summed up and where files go; never talks to the mesh.
+//! Outputs for people and for files: a summary of each output, and `.npy` files with the data. Owns how numbers are
+//! summarised and where files go. Never talks to the mesh.
 
 use std::{
     fs,
@@ -21,38 +21,38 @@ use crate::{
     units,
 };
 
-/// Outputs up to this many elements are told as numbers in JSON; larger ones are for `--output`.
+/// Outputs up to this many elements are listed in JSON; larger ones need `--output`.
 const DATA_ELEMENTS_MAX: u64 = 1024;
 
-/// Outputs up to this many elements are shown whole on the terminal.
+/// Outputs up to this many elements are shown completely on the terminal.
 const SHOWN_ELEMENTS_MAX: u64 = 8;
 
-/// The highest values of a vector that are shown.
+/// Number of highest values shown for a vector.
 const TOP: usize = 5;
 
-/// A vector of more elements than this is no list of classes.
+/// Vectors with more elements than this are not lists of classes.
 const CLASSES_MAX: u64 = 100_000;
 
-/// What an output looks like from afar.
+/// The summary of one output.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Summary {
     pub(crate) name: String,
     pub(crate) dtype: DType,
     pub(crate) shape: Vec<u64>,
     pub(crate) size_bytes: u64,
-    /// Smallest, largest, mean; without those that are no numbers. `None` for strings and empty outputs.
+    /// Smallest, largest and mean value, without elements that are not finite. `None` for strings and empty outputs.
     pub(crate) spread: Option<(f64, f64, f64)>,
-    /// Elements that are not a number, or infinite.
+    /// Number of elements that are infinite or not a number.
     pub(crate) not_finite: u64,
-    /// Index and value of the highest elements, if this is a vector.
+    /// Index and value of the highest elements, if the output is a vector.
     pub(crate) top: Vec<(u64, f64)>,
-    /// The elements, if they are few.
+    /// The elements, if there are few.
     pub(crate) data: Option<Vec<Value>>,
     /// The file under `--output`.
     pub(crate) file: Option<String>,
 }
 
-/// Reads an output once, from memory or its file, in pieces.
+/// Summarises an output. Reads it once, from memory or its file, in pieces.
 pub(crate) fn summarize(output: &Output) -> io::Result<Summary> {
     summarize_from(&output.name, output.dtype, &output.shape, output.size_bytes(), output.reader()?)
 }
@@ -81,7 +81,7 @@ fn summarize_from(name: &str, dtype: DType, shape: &[u64], size_bytes: u64, data
     let is_vector = (2..=CLASSES_MAX).contains(&count) && shape.contains(&count);
     let mut gathered = Gathered { keeps_top: is_vector && dtype != DType::Bool, ..Gathered::default() };
     let mut reader = BufReader::new(data);
-    // Whole elements of every type.
+    // A piece holds whole elements of every type.
     let mut piece = vec![0; 64 * 1024];
     loop {
         let got = read_full(&mut reader, &mut piece)?;
@@ -154,7 +154,7 @@ impl Gathered {
 }
 
 impl Summary {
-    /// For `result.json` and `--json`.
+    /// The summary for `result.json` and `--json`.
     pub(crate) fn to_json(&self) -> Value {
         let spread = |pick: fn((f64, f64, f64)) -> f64| self.spread.map(pick);
         json!({
@@ -171,7 +171,7 @@ impl Summary {
         })
     }
 
-    /// A few words, for a table of items.
+    /// The summary in a few words, for a table of items.
     pub(crate) fn in_short(&self) -> String {
         match (&self.data, self.top.first(), self.spread) {
             (Some(data), ..) if data.len() as u64 <= SHOWN_ELEMENTS_MAX => {
@@ -183,7 +183,7 @@ impl Summary {
         }
     }
 
-    /// For the terminal: one line, and the highest values of a vector below it.
+    /// The summary for the terminal: one line, and the highest values of a vector below it.
     pub(crate) fn to_text(&self) -> String {
         let shape = self.shape.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
         let mut text = format!("{}  {} [{shape}]", self.name, self.dtype);
@@ -199,7 +199,7 @@ impl Summary {
         if self.not_finite > 0 {
             text.push_str(&format!("  {} not finite", self.not_finite));
         }
-        // The name and strings are the model's.
+        // Name and strings come from the model.
         text = printable(&text);
         text.push('\n');
         if few.is_none() && !self.top.is_empty() {
@@ -217,7 +217,7 @@ fn shown(value: &Value, dtype: DType) -> String {
     }
 }
 
-/// Six significant digits, without zeros that say nothing.
+/// Six significant digits, without trailing zeros.
 fn short(value: f64) -> String {
     if value == 0.0 {
         return "0".to_owned();
@@ -230,23 +230,23 @@ fn short(value: f64) -> String {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
-/// Makes the folder and tries that it can be written to: told before a model has run for nothing.
+/// Creates the folder and checks that it is writable, before a model runs in vain.
 ///
 /// # Errors
-/// If it cannot be; the text names the folder.
+/// If one of these fails; the text names the folder.
 pub(crate) fn prepare(folder: &Path) -> io::Result<()> {
     make_folder(folder)?;
     write_whole(&folder.join(".mesh-client-probe"), |_| Ok(()))?;
     fs::remove_file(folder.join(".mesh-client-probe"))
 }
 
-/// Makes the folder, and those above it, where they are missing; an error names it.
+/// Creates the folder and its missing parents. An error names the folder.
 pub(crate) fn make_folder(folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)
         .map_err(|error| io::Error::new(error.kind(), format!("cannot make folder {}: {error}", folder.display())))
 }
 
-/// Writes each output as `FOLDER/<name>.npy` and puts the file's name into its summary. A file appears when it is whole.
+/// Writes each output as `FOLDER/<name>.npy` and notes the file in its summary. Files appear only when complete.
 ///
 /// # Errors
 /// If a file cannot be written.
@@ -261,7 +261,7 @@ pub(crate) fn save(folder: &Path, outputs: &[Output], summaries: &mut [Summary])
     Ok(())
 }
 
-/// What an earlier `result.json` says of the files beside it; of a whole job's, which has none, nothing is kept in memory.
+/// The file names in an earlier `result.json`. A whole job's document has none, and nothing of it is kept in memory.
 #[derive(Deserialize)]
 struct Earlier {
     #[serde(default)]
@@ -273,11 +273,11 @@ struct EarlierOutput {
     file: Option<String>,
 }
 
-/// Removes the outputs of an earlier result but for `files`, the new one's: beside that they would be taken for its own.
-/// Nothing else is touched, whatever the earlier result names.
+/// Removes the outputs of an earlier result except for `files`, those of the new result: otherwise they would look like
+/// its own. Nothing else is removed, whatever the earlier result names.
 ///
 /// # Errors
-/// If one of them cannot be removed.
+/// If a file cannot be removed.
 pub(crate) fn remove_earlier(folder: &Path, files: &[&str]) -> io::Result<()> {
     let Ok(document) = fs::File::open(folder.join("result.json")) else { return Ok(()) };
     let Ok(earlier) = serde_json::from_reader::<_, Earlier>(BufReader::new(document)) else { return Ok(()) };
@@ -296,7 +296,7 @@ pub(crate) fn remove_earlier(folder: &Path, files: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes a file beside its place and moves it there.
+/// Writes a temporary file beside `path` and moves it there.
 pub(crate) fn write_whole(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<fs::File>) -> io::Result<()>,
@@ -311,7 +311,7 @@ pub(crate) fn write_whole(
         fs::rename(&partial, path)
     })();
     if written.is_err() {
-        // There may be nothing to remove.
+        // There may be no file to remove.
         let _ = fs::remove_file(&partial);
     }
     written.map_err(named)

@@ -1,5 +1,5 @@
-//! What a person sees while waiting: a spinner with phases for one item, a bar with rate and time left for many. Owns
-//! standard error while it lives; on a pipe, with `--quiet` or `--json` it shows nothing but warnings.
+//! The display while a command waits: a spinner with phases for one item, a bar with rate and time left for many. Owns
+//! standard error while it lives. On a pipe, or with `--quiet` or `--json`, it shows only warnings.
 
 use std::{
     io::IsTerminal,
@@ -15,15 +15,15 @@ use crate::{
     units,
 };
 
-/// The bar is drawn again this often even if nothing happens, so that the times in it go on.
+/// Interval of redrawing the bar without news, so that its times advance.
 const REDRAW: Duration = Duration::from_millis(120);
 
 #[derive(Debug)]
 enum Shown {
     Nothing,
-    /// One item's phases.
+    /// A spinner with the phases of one item.
     One(ProgressBar),
-    /// Items done.
+    /// A bar with the number of completed items.
     Many(ProgressBar),
 }
 
@@ -32,16 +32,16 @@ enum Shown {
 pub(crate) struct Progress {
     shown: Shown,
     is_quiet: bool,
-    /// The broker's silence has been told.
+    /// Whether the broker's silence has been reported.
     told_silent: bool,
-    /// That the mesh is full has been told.
+    /// Whether a full mesh has been reported.
     told_full: bool,
     worker: String,
     sending_since: Option<Instant>,
 }
 
 impl Progress {
-    /// For this many items; nothing is drawn where no person looks.
+    /// A display for this many items. Nothing is drawn unless standard error is a terminal.
     pub(crate) fn new(items: usize, is_quiet: bool, is_json: bool) -> Self {
         let is_seen = std::io::stderr().is_terminal() && !is_quiet && !is_json;
         let style = |template: &str| ProgressStyle::with_template(template).expect("invariant: the template is ours");
@@ -59,7 +59,7 @@ impl Progress {
         Self { shown, is_quiet, told_silent: false, told_full: false, worker: String::new(), sending_since: None }
     }
 
-    /// A line that stays, above the bar; also on a pipe.
+    /// Prints a line that stays above the bar; on a pipe, too.
     pub(crate) fn say(&self, line: &str) {
         if self.is_quiet {
             return;
@@ -67,7 +67,7 @@ impl Progress {
         self.aside(|| streams::say(&format!("mesh-client: {}\n", printable_lines(line))));
     }
 
-    /// Something else writes to the terminal: the bar makes room.
+    /// Clears the bar while `write` writes to the terminal.
     pub(crate) fn aside(&self, write: impl FnOnce()) {
         match &self.shown {
             Shown::Nothing => write(),
@@ -75,7 +75,7 @@ impl Progress {
         }
     }
 
-    /// The mesh has no room; it is tried again after `wait`.
+    /// Reports that the mesh is full and will be tried again after `wait`.
     pub(crate) fn full(&mut self, why: &str, wait: Duration) {
         if !std::mem::replace(&mut self.told_full, true) {
             self.say(&format!("{why} (waiting for room; --no-wait fails instead)"));
@@ -89,7 +89,7 @@ impl Progress {
         }
     }
 
-    /// Something happened to an item.
+    /// Shows news of an item.
     pub(crate) fn news(&mut self, item: &str, news: News, broker: &str) {
         match &news {
             News::BrokerSilent if !self.told_silent => {
@@ -137,7 +137,7 @@ impl Progress {
         }
     }
 
-    /// An item has ended.
+    /// Counts an item that has ended.
     pub(crate) fn item_done(&self, failed: usize) {
         if let Shown::Many(bar) = &self.shown {
             bar.inc(1);
@@ -147,7 +147,7 @@ impl Progress {
         }
     }
 
-    /// Leaves no trace.
+    /// Removes the display from the terminal.
     pub(crate) fn finish(&self) {
         if let Shown::One(bar) | Shown::Many(bar) = &self.shown {
             bar.finish_and_clear();
@@ -155,9 +155,9 @@ impl Progress {
     }
 }
 
-/// Items per second, in as many digits as anybody reads.
+/// Writes items per second with one decimal.
 fn write_rate(state: &ProgressState, out: &mut dyn std::fmt::Write) {
-    // Only memory is written to.
+    // Writing to memory does not fail.
     let _ = write!(out, "{:.1}/s", state.per_sec());
 }
 

@@ -1,5 +1,5 @@
-//! What became of one item: its text, its line and its part of the JSON document. Owns its fields, which are a promise; never
-//! waits for anything. `job` has all items of a submit.
+//! The end of one item: its text, its table row and its part of the JSON document. Owns the field names, which are a
+//! promise. Never waits. `job` has all items of a submit.
 
 use std::{
     io::{self, Write},
@@ -26,7 +26,7 @@ pub(crate) use self::{
     kept::Kept,
 };
 
-/// One item's end.
+/// The end of one item.
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) item: String,
@@ -35,28 +35,28 @@ pub(crate) struct Report {
     pub(crate) end: Result<Done, Failed>,
 }
 
-/// It was done.
+/// A completed item.
 #[derive(Debug)]
 pub(crate) struct Done {
-    /// The worker has everything, the result is fetched later.
+    /// Whether the task is detached: the worker has everything, and the result is fetched later.
     pub(crate) is_detached: bool,
     pub(crate) worker: Option<(WorkerId, String)>,
     pub(crate) attempts: u32,
-    /// Of its task.
+    /// Timings of the item's task.
     pub(crate) timings: Timings,
     pub(crate) lane: Option<Lane>,
-    /// Items that shared its task, itself included.
+    /// Number of items in the task, this one included.
     pub(crate) task_items: u32,
-    /// The runs that it was part of, a stage after the other; empty if the task was cut into too many to tell.
+    /// The runs that contained the item, by stage; empty if the task was cut into too many to report.
     pub(crate) runs: Vec<RunNote>,
     pub(crate) outputs: Vec<Summary>,
 }
 
-/// It was not.
+/// A failed item.
 #[derive(Clone, Debug)]
 pub(crate) struct Failed {
     pub(crate) exit: u8,
-    /// Code of the mesh, or a name of the same kind.
+    /// Error code of the mesh, or a code of the same kind.
     pub(crate) code: &'static str,
     pub(crate) text: String,
 }
@@ -82,7 +82,7 @@ impl Failed {
 }
 
 impl Done {
-    /// Sums the outputs of one of the task's items up and writes them to `folder` if there is one.
+    /// Summarises the outputs of one of the task's items, and writes them to `folder` if there is one.
     ///
     /// # Errors
     /// If an output cannot be read or written.
@@ -101,17 +101,17 @@ impl Done {
         Ok(Self { is_detached, worker, attempts, timings, lane, task_items, runs, outputs: summaries })
     }
 
-    /// Its own part of the time in the models: what it was run together with has the rest.
+    /// The item's own share of the time in the models; the items in the same batch have the rest.
     pub(crate) fn running_alone(&self) -> Duration {
         if self.runs.is_empty() {
             return self.timings.running / self.task_items.max(1);
         }
-        // Rows of the task that ran one after the other count as runs of one row, but the time is that of all of them.
+        // Rows of a task that ran one by one are reported as runs of one row with the time of all of them.
         let sharing = |run: &RunNote| run.batch_rows.max(run.rows.1.saturating_sub(run.rows.0)).max(1);
         self.runs.iter().map(|run| Duration::from_micros(run.run_us.into()) / sharing(run)).sum()
     }
 
-    /// `8 full`, and so on for each stage: rows it was run together with and why then.
+    /// For each stage the rows of its batch and why it was run then, such as `8 full`.
     fn batches(&self) -> String {
         let batches = self.runs.iter().map(|run| format!("{} {}", run.batch_rows, run.dispatch.name()));
         if self.runs.is_empty() { "-".to_owned() } else { batches.collect::<Vec<_>>().join(" > ") }
@@ -144,7 +144,7 @@ impl Report {
         Some(self.end.as_ref().ok()?.worker.as_ref()?.1.as_str())
     }
 
-    /// The item's part of the document; also its `result.json`.
+    /// The item's part of the document, also its `result.json`.
     pub(crate) fn to_json(&self) -> Value {
         let done = self.end.as_ref().ok();
         let failed = self.end.as_ref().err();
@@ -171,20 +171,20 @@ impl Report {
         })
     }
 
-    /// The item's part of the document on a line of its own, at once.
+    /// Prints the item's part of the document at once, on its own line.
     pub(crate) fn print_line(&self) {
-        // Standard output may be closed; the end of the command says what there is to say.
+        // Standard output may be closed; the end of the command reports that.
         let _ = print(&format!("{}\n", self.to_json()));
     }
 
-    /// Nothing more is told of its outputs: what it holds of them is let go.
+    /// Frees the output summaries, which are not shown again.
     pub(crate) fn forget_outputs(&mut self) {
         if let Ok(done) = &mut self.end {
             done.outputs = Vec::new();
         }
     }
 
-    /// `result.json` beside the outputs.
+    /// Writes `result.json` beside the outputs.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -194,7 +194,7 @@ impl Report {
         write_document(folder, &files, |out| Ok(serde_json::to_writer_pretty(out, &self.to_json())?))
     }
 
-    /// Its line in the table of a submit of several items.
+    /// The item's row in the table of a submit of several items.
     fn line(&self) -> Vec<String> {
         let done = self.end.as_ref().ok();
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
@@ -214,7 +214,7 @@ impl Report {
         ]
     }
 
-    /// For a submit of one item.
+    /// The text for a submit of one item.
     pub(crate) fn to_text(&self) -> String {
         let Ok(done) = &self.end else { return String::new() };
         let task = self.task.map(|task| task.to_string()).unwrap_or_default();
@@ -235,7 +235,7 @@ impl Report {
     }
 }
 
-/// The `result.json` of a folder that holds these outputs, in place of an earlier one and its outputs.
+/// Writes the `result.json` of a folder with these outputs, and removes an earlier one and its outputs.
 fn write_document(
     folder: &Path,
     files: &[&str],

@@ -1,5 +1,5 @@
-//! `--then`: models that take what the one before gave. Owns how they are named, and the check that each takes what comes
-//! before it, as far as their files tell; never what the worker thinks of it, which has the last word.
+//! `--then`: models that take the outputs of the model before. Owns their names, and the check that each stage fits the
+//! one before, as far as the files show. Never: the worker's own check, which decides.
 
 use std::{
     fs::File,
@@ -11,14 +11,14 @@ use mesh_sdk::{Model, ModelFormat, Task};
 
 use crate::{exit, report::Failed};
 
-/// A `--then` as it was written.
+/// One `--then` argument.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Then {
     pub(crate) name: String,
     pub(crate) path: PathBuf,
 }
 
-/// `NAME=MODEL`, or `MODEL`, which is then called like its file. A file whose whole name has the sign in it goes first.
+/// Parses `NAME=MODEL`, or `MODEL` with the file's name. An existing file with `=` in its name has precedence.
 pub(crate) fn parse(text: &str) -> Result<Then, String> {
     let (name, path) = match text.split_once('=') {
         Some((name, path)) if !name.is_empty() && !name.contains('/') && !Path::new(text).exists() => {
@@ -33,26 +33,26 @@ pub(crate) fn parse(text: &str) -> Result<Then, String> {
     Ok(Then { name, path })
 }
 
-/// A stage whose file has been looked at.
+/// A stage whose file has been inspected.
 #[derive(Debug)]
 pub(crate) struct Stage {
     then: Then,
-    /// `None` if only its runtime can say.
+    /// `None` if only the runtime knows it.
     signature: Option<Signature>,
 }
 
-/// Looks at the stages' files.
+/// Inspects the stages' files.
 ///
 /// # Errors
-/// If one is no model.
+/// If one is not a model.
 pub(crate) fn read(stages: &[Then]) -> Result<Vec<Stage>, Failed> {
     stages.iter().map(|then| Ok(Stage { then: then.clone(), signature: read_signature(&then.path)? })).collect()
 }
 
-/// What a model takes and gives; `None` if only its runtime can say.
+/// The inputs and outputs of a model; `None` if only the runtime knows them.
 ///
 /// # Errors
-/// If it cannot be read or is no model.
+/// If the file cannot be read or is not a model.
 pub(crate) fn read_signature(path: &Path) -> Result<Option<Signature>, Failed> {
     use mesh_models::SignatureError;
     let bad = |error: &dyn std::fmt::Display| {
@@ -69,10 +69,10 @@ pub(crate) fn read_signature(path: &Path) -> Result<Option<Signature>, Failed> {
     }
 }
 
-/// Whether each stage takes what the one before gives. What the files do not tell is left to the worker.
+/// Checks that each stage accepts the outputs of the one before. The worker checks what the files do not show.
 ///
 /// # Errors
-/// The first one that does not.
+/// If a stage does not fit; names the first one.
 pub(crate) fn check(model: &Path, signature: Option<&Signature>, stages: &[Stage]) -> Result<(), Failed> {
     let first = (model.display().to_string(), signature);
     let named = stages.iter().map(|stage| (stage.then.path.display().to_string(), stage.signature.as_ref()));
@@ -87,7 +87,7 @@ pub(crate) fn check(model: &Path, signature: Option<&Signature>, stages: &[Stage
     Ok(())
 }
 
-/// By name if the outputs have all the names that the next model wants, else by place: as the worker does it.
+/// Checks by name if the outputs have all names of the next model's inputs, else by position, like the worker.
 fn fits(before: &Signature, after: &Signature) -> Result<(), String> {
     let output = |name: &str| before.outputs.iter().find(|output| output.name == name);
     let by_name: Option<Vec<&TensorSpec>> = after.inputs.iter().map(|input| output(&input.name)).collect();
@@ -111,26 +111,26 @@ fn fits(before: &Signature, after: &Signature) -> Result<(), String> {
     })
 }
 
-/// Whether type and shape do not contradict each other.
+/// Whether type and shape are compatible.
 fn agrees(format: ModelFormat, output: &TensorSpec, input: &TensorSpec) -> bool {
     let same_type = output.dtype.is_none() || input.dtype.is_none() || output.dtype == input.dtype;
     let (Some(gives), Some(takes)) = (&output.shape, &input.shape) else { return same_type };
-    // A TensorFlow Lite file says so of outputs whose shape only shows when they are made.
+    // TensorFlow Lite files contain such shapes for outputs whose shape is known only at run time.
     let is_unknown = format == ModelFormat::TfLite && (gives.is_empty() || gives.contains(&0));
     let same = |(gives, takes): (&i64, &i64)| *gives < 0 || *takes < 0 || gives == takes;
     same_type && (is_unknown || gives.len() == takes.len() && gives.iter().zip(takes).all(same))
 }
 
-/// The model in a file, hashed.
+/// Reads and hashes the model in a file.
 ///
 /// # Errors
-/// If it cannot be read, or is not a model.
+/// If the file cannot be read or is not a model.
 pub(crate) async fn load(path: &Path) -> Result<Model, Failed> {
     let failed = |error| Failed::new(exit::of_model(&error), "BAD_INPUT", error);
     Model::from_file(path).await.map_err(failed)
 }
 
-/// The task with its stages.
+/// Adds the stages to the task.
 ///
 /// # Errors
 /// If a model cannot be read.

@@ -1,5 +1,5 @@
-//! Standard output for results, standard error for everything else. Owns that a reader who leaves (`| head`, a terminal that
-//! is gone) costs nobody their work; never what is said.
+//! Standard output for results, standard error for everything else. Owns that no work is lost if the reader leaves (`|
+//! head`, a closed terminal). Never: the text.
 
 use std::io::{self, Write};
 
@@ -7,14 +7,14 @@ use serde_json::Value;
 
 use crate::{exit, report::Failed};
 
-/// Whether anybody reads standard output. Who prints one result need not care.
+/// Whether standard output still has a reader. A command that prints only one result need not care.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Reader {
     There,
     Gone,
 }
 
-/// Says something to a person, in whole lines. Nobody may be there to read it: `eprintln!` would end a task for that.
+/// Prints whole lines on standard error. Without a reader `eprintln!` would panic and end a task.
 pub(crate) fn say(text: &str) {
     let _nobody_reads_it = io::stderr().write_all(text.as_bytes());
 }
@@ -27,7 +27,7 @@ pub(crate) fn print_json(document: &Value) -> Result<u8, Failed> {
     print(&format!("{document:#}\n"))
 }
 
-/// Writes to standard output; a reader who has left is no failure.
+/// Writes to standard output. A reader who has left is not an error.
 pub(crate) fn write(what: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<Reader, Failed> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     match what(&mut out).and_then(|()| out.flush()) {

@@ -1,5 +1,5 @@
-//! `submit`: items become tasks, some of them at a time. Owns the order of things and that one bad item does not stop the
-//! others; never the form of inputs or outputs.
+//! `submit`: turns items into tasks, several at a time. Owns the order of the steps, and that one bad item does not
+//! stop the others. Never: the form of inputs or outputs.
 //!
 //! ```text
 //!   files ► items ──(at most --split)──► load ► bunches of one shape ► follow: task ► reports, item by item
@@ -46,10 +46,10 @@ use crate::{
 
 pub(crate) use self::follow::{Unfinished, until_end};
 
-/// Reports that may wait to be taken.
+/// Reports that may wait for the collector.
 const REPORTS_MAX: usize = 1024;
 
-/// What all items have in common.
+/// The data common to all items.
 struct Shared {
     mesh: Mesh,
     signature: Option<Signature>,
@@ -58,33 +58,33 @@ struct Shared {
     deadline: Option<Duration>,
     detach: bool,
     no_wait: bool,
-    /// Each item is told as soon as it has ended.
+    /// Whether each item is printed as soon as it has ended.
     json_lines: bool,
-    /// The end of the command tells people of the outputs.
+    /// Whether the outputs are shown to people at the end of the command.
     shows_outputs: bool,
-    /// All items are told in one document, on standard output or in a file.
+    /// Whether all items are in one document, on standard output or in a file.
     wants_document: bool,
     /// Items that may share a task.
     split: usize,
-    /// Where outputs go, and whether each item has a folder of its own there.
+    /// The folder for outputs, and whether each item has its own subfolder.
     output: Option<(PathBuf, bool)>,
     broker: String,
     progress: Mutex<Progress>,
-    /// Files that are read and pictures that are decoded at the same time: one for each core.
+    /// Permits to read files and decode pictures at the same time: one per core.
     loading: Semaphore,
-    /// Inputs of the largest task so far.
+    /// Input bytes of the largest task so far.
     largest_bytes: AtomicU64,
 }
 
-/// One item on its way.
+/// One item to submit.
 struct Work {
     index: usize,
     item: Item,
-    /// If its files have been read already.
+    /// The item's inputs, if its files have already been read.
     inputs: Option<Vec<Input>>,
 }
 
-/// Runs the command; gives what is to be printed.
+/// Runs the command. Returns the job to print.
 pub(crate) async fn submit(global: &Global, flags: &Submit) -> Result<Job, Failed> {
     let started = Instant::now();
     check_output(flags)?;
@@ -135,7 +135,7 @@ pub(crate) async fn submit(global: &Global, flags: &Submit) -> Result<Job, Faile
     Ok(job)
 }
 
-/// Who does not wait for outputs gets none.
+/// Refuses `--output` with `--detach`, which does not wait for outputs.
 fn check_output(flags: &Submit) -> Result<(), Failed> {
     if flags.detach && flags.output.output.is_some() {
         let text = "--detach does not wait for outputs: leave --output away here, and take them with \
@@ -145,17 +145,17 @@ fn check_output(flags: &Submit) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Whether people are told at the end what each item gave. If not, it need not be kept so long.
+/// Whether each item's outputs are shown to people at the end. If not, they need not be kept so long.
 fn shows_outputs(global: &Global, flags: &Submit, items: usize) -> bool {
     !flags.json_lines && !global.json && items <= LINES_MAX
 }
 
-/// Whether all items stand in one document at the end.
+/// Whether all items are in one document at the end.
 fn wants_document(global: &Global, flags: &Submit) -> bool {
     global.json && !flags.json_lines || flags.output.output.is_some()
 }
 
-/// The items that the arguments mean. A mistake in the only one is told before anybody is asked.
+/// The items named by the arguments. If there is only one, an error in it is reported before anything is sent.
 fn works(flags: &Submit, signature: Option<&Signature>) -> Result<Vec<Work>, Failed> {
     let items = items::items(&flags.inputs, signature).map_err(|error| items_failed(&error))?;
     let one = |(index, item)| Work { index, item, inputs: None };
@@ -166,7 +166,7 @@ fn works(flags: &Submit, signature: Option<&Signature>) -> Result<Vec<Work>, Fai
     Ok(work)
 }
 
-/// A task as the flags want it, without inputs.
+/// A task with the flags' settings, without inputs.
 fn template(flags: &Submit, model: Model, items: usize) -> Task {
     let task = Task::new(model)
         .priority(flags.priority)
@@ -199,7 +199,7 @@ fn submit_failed(error: &mesh_sdk::SubmitError) -> Failed {
     Failed::new(exit::of_submit(error), "BAD_INPUT", error)
 }
 
-/// How many items share a task, and how many tasks are under way.
+/// Returns how many items share a task, and how many tasks are under way.
 async fn pace(flags: &Submit, mesh: &Mesh, items: usize, stop: &mut watch::Receiver<Option<Stop>>) -> (usize, Pace) {
     let slots = match items {
         1 => None,
@@ -210,7 +210,7 @@ async fn pace(flags: &Submit, mesh: &Mesh, items: usize, stop: &mut watch::Recei
     (split, pace.unwrap_or_else(|| Pace::of_mesh(slots, split)))
 }
 
-/// All items, some tasks at a time; their ends in the order in which the items were given.
+/// Runs all items, several tasks at a time. Returns the reports in the order of the items.
 async fn run(
     shared: &Arc<Shared>,
     work: Vec<Work>,
@@ -242,7 +242,7 @@ async fn run(
     ends.all(names)
 }
 
-/// A few items: loaded, put together and followed to their ends.
+/// Loads a few items, bunches them and follows the bunches to their ends.
 async fn some(shared: Arc<Shared>, work: Vec<Work>, reports: Reports, stop: watch::Receiver<Option<Stop>>) {
     let stopped = *stop.borrow();
     let mut failed: Vec<(usize, String, Failed)> = Vec::new();
@@ -252,7 +252,7 @@ async fn some(shared: Arc<Shared>, work: Vec<Work>, reports: Reports, stop: watc
         None => (loaded, failed) = load(&shared, work).await,
     }
     for (index, item, failure) in failed {
-        // The collector outlives everybody who reports to it.
+        // The collector outlives everything that reports to it.
         let _ = reports.send((index, Report { item, task: None, end: Err(failure) })).await;
     }
     let mut running = JoinSet::new();
@@ -262,7 +262,7 @@ async fn some(shared: Arc<Shared>, work: Vec<Work>, reports: Reports, stop: watc
     while running.join_next().await.is_some() {}
 }
 
-/// Reads the items' files and puts the items together that can share a task; and those that cannot be read.
+/// Reads the items' files. Returns bunches of items that can share a task, and the items that cannot be read.
 async fn load(shared: &Arc<Shared>, work: Vec<Work>) -> (Vec<Bunch>, Vec<(usize, String, Failed)>) {
     let names: Vec<(usize, String)> = work.iter().map(|work| (work.index, work.item.name.clone())).collect();
     let _turn = shared.loading.acquire().await;
@@ -288,11 +288,11 @@ async fn load(shared: &Arc<Shared>, work: Vec<Work>) -> (Vec<Bunch>, Vec<(usize,
 
 impl Shared {
     fn progress(&self) -> std::sync::MutexGuard<'_, Progress> {
-        // A display has no state that a panic could spoil.
+        // The display has no state that a panic could corrupt.
         self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Where an item's outputs go.
+    /// The folder for an item's outputs.
     fn folder(&self, item: &str) -> Option<PathBuf> {
         let (folder, is_own) = self.output.as_ref()?;
         Some(if *is_own { folder.join(item) } else { folder.clone() })

@@ -1,22 +1,22 @@
-//! Tables as `docker ps` and `kubectl get` print them: capital headings, columns three spaces apart, no lines. And what may
-//! reach a terminal: names and reasons come from other machines and models.
+//! Tables in the style of `docker ps` and `kubectl get`: capital headings, columns three spaces apart, no lines. Also
+//! filters text for the terminal, since names and reasons come from other machines and models.
 
-/// One line for a terminal: whatever would move the cursor, change colours or turn the writing round becomes `U+FFFD`.
+/// One line for a terminal: characters that move the cursor, change colours or reverse text become `U+FFFD`.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|character| if is_command(character) { char::REPLACEMENT_CHARACTER } else { character }).collect()
 }
 
-/// [`printable`] for what may have several lines.
+/// [`printable`] for text of several lines.
 pub(crate) fn printable_lines(text: &str) -> String {
     text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
 }
 
-/// Control characters, and those that change the direction of writing.
+/// Whether a character is a control character or changes the direction of text.
 fn is_command(character: char) -> bool {
     character.is_control() || matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Rows under headings, [`printable`], each column as wide as its widest cell, ending with a line end.
+/// A table of [`printable`] cells under headings, each column as wide as its widest cell. Ends with a line end.
 pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
     let width = |column: usize| {

@@ -1,5 +1,5 @@
-//! A tensor in memory, and numbers in and out of it. Owns what each element type means as bytes; never files or shapes of
-//! models.
+//! A tensor in memory, and the conversion of numbers to and from it. Owns the bytes of each element type. Never: files,
+//! shapes of models.
 
 use bytes::Bytes;
 use proto_msgs::DType;
@@ -12,7 +12,7 @@ pub(crate) struct Tensor {
     pub(crate) data: Bytes,
 }
 
-/// A number as JSON and pixels have it: integers stay exact beyond 2^53.
+/// A number from JSON or a pixel. Integers stay exact beyond 2^53.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Number {
     Int(i128),
@@ -27,7 +27,7 @@ pub(crate) struct Misfit {
     dtype: DType,
 }
 
-/// The number of elements in a shape; `None` if it is beyond what can be addressed.
+/// Number of elements of a shape; `None` if it is too large to address.
 pub(crate) fn elements(shape: &[u64]) -> Option<u64> {
     shape.iter().try_fold(1_u64, |product, dimension| product.checked_mul(*dimension))
 }
@@ -40,11 +40,11 @@ impl Number {
         }
     }
 
-    /// The integer that it is, if it is one.
+    /// The number as an integer, if it is one.
     fn int(self) -> Option<i128> {
         match self {
             Self::Int(value) => Some(value),
-            // Beyond this an f64 is no exact integer any more in the user's mind either.
+            // Beyond this limit an `f64` is no exact integer for the user either.
             Self::Real(value) => (value.fract() == 0.0 && value.abs() < 1e18).then_some(value as i128),
         }
     }
@@ -52,7 +52,7 @@ impl Number {
     /// Appends the number as an element of this type.
     ///
     /// # Errors
-    /// If the type cannot hold it: out of range, or a fraction where integers are wanted.
+    /// If the type cannot hold it: out of range, or a fraction for an integer type.
     pub(crate) fn push(self, dtype: DType, out: &mut Vec<u8>) -> Result<(), Misfit> {
         let misfit = || Misfit { number: self.to_string(), dtype };
         macro_rules! integer {
@@ -82,7 +82,7 @@ impl Number {
         Ok(())
     }
 
-    /// Appends the nearest element of this type: rounded, and cut to its range.
+    /// Appends the nearest element of this type: rounded, and clamped to its range.
     pub(crate) fn push_nearest(self, dtype: DType, out: &mut Vec<u8>) {
         let (low, high) = range(dtype);
         let number = match self {
@@ -90,7 +90,7 @@ impl Number {
             number => number,
         };
         if number.push(dtype, out).is_err() {
-            // An integer beyond the range, or no number at all.
+            // An integer out of range, or not a number.
             let edge = number.real().clamp(low, high);
             let edge = if edge.is_nan() { 0.0 } else { edge };
             let pushed = Self::Int(edge as i128).push(dtype, out);
@@ -108,14 +108,14 @@ impl std::fmt::Display for Number {
     }
 }
 
-/// Smallest and largest value of an integer type, infinite for the others.
+/// Smallest and largest value of an integer type; infinite for other types.
 fn range(dtype: DType) -> (f64, f64) {
     match dtype {
         DType::Bool => (0.0, 1.0),
         DType::U8 => (0.0, f64::from(u8::MAX)),
         DType::U16 => (0.0, f64::from(u16::MAX)),
         DType::U32 => (0.0, f64::from(u32::MAX)),
-        // The largest f64 below the limit, so that the conversion stays inside.
+        // The largest `f64` below the limit, so that the conversion stays in range.
         DType::U64 => (0.0, 18_446_744_073_709_549_568.0),
         DType::I8 => (f64::from(i8::MIN), f64::from(i8::MAX)),
         DType::I16 => (f64::from(i16::MIN), f64::from(i16::MAX)),
@@ -125,14 +125,14 @@ fn range(dtype: DType) -> (f64, f64) {
     }
 }
 
-/// The elements of these bytes as numbers. Empty for strings; a rest that is no whole element is left out.
+/// The elements of these bytes as numbers. Empty for strings; an incomplete last element is skipped.
 pub(crate) fn numbers(dtype: DType, data: &[u8]) -> impl Iterator<Item = Number> + '_ {
     let size_bytes = dtype.size_bytes().unwrap_or(usize::MAX);
     data.chunks_exact(size_bytes).map(move |element| number(dtype, element))
 }
 
 fn number(dtype: DType, element: &[u8]) -> Number {
-    // `chunks_exact` gives slices of just the type's size.
+    // `chunks_exact` returns slices of exactly the type's size.
     fn array<const N: usize>(element: &[u8]) -> [u8; N] {
         element.try_into().expect("invariant: an element has its type's size")
     }
@@ -153,18 +153,18 @@ fn number(dtype: DType, element: &[u8]) -> Number {
     }
 }
 
-/// A value as JSON, as short as it can be said exactly: `0.1` and not the f64 nearest to that f32.
+/// A value as the shortest exact JSON number: `0.1`, not the `f64` nearest to that `f32`.
 pub(crate) fn to_json(number: Number, dtype: DType) -> serde_json::Value {
     match number {
         Number::Int(value) if dtype == DType::Bool => (value != 0).into(),
         Number::Int(value) => i64::try_from(value).map_or_else(|_| (value as u64).into(), Into::into),
         Number::Real(value) if dtype == DType::F64 => value.into(),
-        // JSON has no infinity: `null`, as everywhere else.
+        // JSON has no infinity: `null`, as is usual.
         Number::Real(value) => (value as f32).to_string().parse::<f64>().map_or(serde_json::Value::Null, Into::into),
     }
 }
 
-/// The strings of a `BYTES` tensor; `None` if it is cut.
+/// The strings of a `BYTES` tensor; `None` if the data is cut off.
 pub(crate) fn strings(mut data: &[u8]) -> Option<Vec<&[u8]>> {
     let mut all = Vec::new();
     while let Some((length, rest)) = data.split_first_chunk::<4>() {
@@ -181,7 +181,7 @@ pub(crate) fn push_string(text: &[u8], out: &mut Vec<u8>) {
     out.extend(text);
 }
 
-/// Half precision to single: exact.
+/// Converts half precision to single precision, exactly.
 fn f32_from_f16(half: u16) -> f32 {
     let sign = if half & 0x8000 == 0 { 1.0 } else { -1.0 };
     let (exponent, fraction) = (i32::from(half >> 10 & 0x1f), f32::from(half & 0x3ff));
@@ -193,26 +193,26 @@ fn f32_from_f16(half: u16) -> f32 {
     }
 }
 
-/// Single precision to half: to nearest, ties to even.
+/// Converts single precision to half precision: to nearest, ties to even.
 fn f16_from_f32(value: f32) -> u16 {
     let sign = ((value.to_bits() >> 16) & 0x8000) as u16;
     let magnitude = value.abs();
     if magnitude.is_nan() {
         return sign | 0x7e00;
     }
-    // From halfway between the largest half and the next power of two on, it is infinite.
+    // Infinite from halfway between the largest half and the next power of two.
     if magnitude >= 65520.0 {
         return sign | 0x7c00;
     }
-    // The step between halves near the value; below 2^-14 it no longer shrinks.
+    // The step between halves near the value; below 2^-14 it stays constant.
     let exponent = ((magnitude.to_bits() >> 23) as i32 - 127).max(-14);
-    // Exact: a division by a power of two of a number that is far from f32's own limits.
+    // Exact: a number far from `f32`'s own limits is divided by a power of two.
     let steps = (f64::from(magnitude) / 2_f64.powi(exponent - 10)).round_ties_even() as u16;
-    // 1024 steps are the implied one of the next exponent, so the sum carries by itself.
+    // 1024 steps are the implied one of the next exponent, so the addition carries by itself.
     sign | (((exponent + 14) as u16) << 10).wrapping_add(steps)
 }
 
-/// Single precision to brain float: to nearest, ties to even.
+/// Converts single precision to brain float: to nearest, ties to even.
 fn bf16_from_f32(value: f32) -> u16 {
     let bits = value.to_bits();
     if value.is_nan() {
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn halves_and_brain_floats_are_rounded_to_the_nearest_even() {
-        // Known from numpy.float16 and from the first sixteen bits of an f32.
+        // Expected values from numpy.float16 and from the first 16 bits of an f32.
         let halves = [(1.0, 0x3c00), (0.1, 0x2e66), (65504.0, 0x7bff), (65519.9, 0x7bff), (65520.0, 0x7c00), (6e-8, 1)];
         for (value, half) in halves {
             assert_eq!(f16_from_f32(value), half, "{value}");

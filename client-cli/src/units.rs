@@ -1,10 +1,10 @@
-//! Times, sizes, cores and parts as people write and read them. What other programs of the mesh read, too, is in `proto_msgs`.
+//! Times, sizes, cores and percentages for people. Units that other programs of the mesh read are in `proto_msgs`.
 
 use std::time::Duration;
 
 pub(crate) use proto_msgs::units::{duration, show_bytes, size_bytes};
 
-/// Cores in thousandths: `2`, `0.5`, `500m`.
+/// Parses cores into thousandths: `2`, `0.5`, `500m`.
 pub(crate) fn parse_cpu(text: &str) -> Result<u32, String> {
     let advice = || format!("'{text}' is not a number of cores: write 2, 0.5 or 500m");
     let millis = match text.strip_suffix('m') {
@@ -14,7 +14,7 @@ pub(crate) fn parse_cpu(text: &str) -> Result<u32, String> {
     if (1.0..=1e7).contains(&millis) { Ok(millis.round() as u32) } else { Err(advice()) }
 }
 
-/// Thousandths: `5%`, `0.5%`, `0.05`.
+/// Parses a part of a whole into thousandths: `5%`, `0.5%`, `0.05`.
 pub(crate) fn parse_permille(text: &str) -> Result<u16, String> {
     let advice = || format!("'{text}' is not a part of a whole: write 5%, 0.5% or 0.05, at most 100%");
     let (number, thousandths) = match text.strip_suffix('%') {
@@ -25,7 +25,7 @@ pub(crate) fn parse_permille(text: &str) -> Result<u16, String> {
     if (0.0..=1000.0).contains(&permille) { Ok(permille.round() as u16) } else { Err(advice()) }
 }
 
-/// `5%`, `0.5%`.
+/// Thousandths as a percentage: `5%`, `0.5%`.
 pub(crate) fn percent(permille: u32) -> String {
     if permille.is_multiple_of(10) {
         format!("{}%", permille / 10)
@@ -34,7 +34,7 @@ pub(crate) fn percent(permille: u32) -> String {
     }
 }
 
-/// `850 µs`, `4.2 ms`, `12 ms`, `4.56 s`, `3m07s`, `2h05m`, `3d04h`.
+/// A time for people: `850 µs`, `4.2 ms`, `12 ms`, `4.56 s`, `3m07s`, `2h05m`, `3d04h`.
 pub(crate) fn time(duration: Duration) -> String {
     let (seconds, micros) = (duration.as_secs(), duration.as_micros());
     match seconds {

@@ -1,5 +1,5 @@
-//! What the broker knows, for people and for scripts: here the cluster and tasks, and workers, models and explanations in files
-//! of their own. Owns the tables and the JSON fields, which are a promise; never asks for anything.
+//! The broker's views for people and scripts: the cluster and tasks here, workers, models and explanations in their own
+//! files. Owns the tables and the JSON fields, which are a promise. Never asks.
 
 mod models;
 mod why;
@@ -46,7 +46,7 @@ pub(crate) fn tasks_text(tasks: &[TaskView], now_unix_ms: u64) -> String {
     table(&headings, &tasks.iter().map(row).collect::<Vec<_>>())
 }
 
-/// One word for where a task stands.
+/// The state of a task in one word.
 pub(crate) fn state(task: &TaskView) -> &'static str {
     match &task.standing {
         TaskStanding::Queued { .. } => "queued",

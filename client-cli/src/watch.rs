@@ -1,5 +1,5 @@
-//! `workers --watch`: the workers, again and again. Owns when it asks and when it ends: by Ctrl-C, with `--timeout`, or when
-//! nobody reads any more. Never a worker's line.
+//! `workers --watch`: shows the workers repeatedly. Owns when it asks and when it ends: by Ctrl-C, with `--timeout`, or
+//! when the reader leaves. Never: a worker's line.
 
 use std::{io::IsTerminal, time::Duration};
 
@@ -17,10 +17,10 @@ use crate::{
     views,
 };
 
-/// It is asked again after this long: two heartbeats.
+/// Interval of the questions: two heartbeats.
 const EVERY: Duration = Duration::from_secs(2);
 
-/// Clears a terminal and goes to its first line.
+/// Clears the terminal and moves the cursor to its first line.
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
 pub(crate) async fn workers(global: &Global) -> Result<u8, Failed> {
@@ -51,7 +51,7 @@ async fn watch(
         match answer {
             Ok(workers) if show(&workers)? == Reader::Gone => return Ok(()),
             Ok(_) => {}
-            // A broker that restarts is worth a missed round, not the watch.
+            // If the broker restarts, only one round is missed and the watch continues.
             Err(error @ AskError::Silent { .. }) => say(&format!("mesh-client: {error}: asking again\n")),
             Err(error) => return Err(ask_failed(&error)),
         }

@@ -1,5 +1,5 @@
-//! Sends what a level asks for, and hands what comes back to its measurement. Owns clocks, connections and tasks; decides
-//! nothing: when a level is over is for `measurement` to say, when a request is due for `schedule`.
+//! Sends a level's requests and hands their samples to its measurement. Owns clocks, connections and tasks. Never
+//! decides: `measurement` says when a level is over, `schedule` when a request is due.
 //!
 //! ```text
 //!   pacer thread --arrivals--> level --spawns--> request (submit, wait) --sample--> level --> Measurement
@@ -32,37 +32,37 @@ use crate::{
     report::Failed,
 };
 
-/// What is still under way when a level ends may end by itself this long: cancelling a run costs its worker a warm model.
+/// Time for requests under way to end by themselves after a level: cancelling a run costs its worker a loaded model.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Answers to the last lines of a schedule are waited for this long.
+/// Longest wait for the answers to the last lines of a schedule.
 const REPLAY_GRACE: Duration = Duration::from_secs(60);
 
-/// A cancelled request has this long to say that it is over.
+/// Time that a cancelled request gets to report its end.
 const CANCEL_WAIT: Duration = Duration::from_secs(3);
 
-/// In a closed loop the next request follows a failed one after this: a refusal at once would else be repeated as fast as the
+/// Pause after a failed request in a closed loop: otherwise an immediate refusal would be repeated as fast as the
 /// processor can.
 const FAILED_PAUSE: Duration = Duration::from_millis(50);
 
-/// The progress line is written again this often.
+/// Interval of rewriting the progress line.
 const REDRAW: Duration = Duration::from_millis(250);
 
-/// Due requests that may wait for the loop; the pacer waits when there are more, and their times stay what they were.
+/// Due requests that may wait for the loop. If there are more, the pacer waits, but their due times do not change.
 const ARRIVALS_MAX: usize = 4096;
 
-/// The pacer looks this often whether anybody still listens.
+/// Longest sleep of the pacer before it checks whether the loop is still there.
 const PACER_NAP_MAX: Duration = Duration::from_millis(100);
 
-/// Everything that requests need.
+/// The resources of all requests.
 #[derive(Debug)]
 pub(crate) struct Drive {
-    /// One for each client.
+    /// One connection per client.
     pub(crate) meshes: Vec<Mesh>,
     /// A request without its inputs.
     pub(crate) template: Task,
     pub(crate) payloads: Payloads,
-    /// Items in a request, where a schedule does not say.
+    /// Items per request, unless a schedule sets another number.
     pub(crate) items: u32,
     pub(crate) distribution: Distribution,
     pub(crate) seed: u64,
@@ -71,13 +71,13 @@ pub(crate) struct Drive {
     pub(crate) notes: Mutex<Notes>,
 }
 
-/// What was met on the way.
+/// Workers and failures met so far.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
     numbers: BTreeMap<WorkerId, WorkerNo>,
-    /// Names of the workers in the order of their numbers.
+    /// Names of the workers by number.
     pub(crate) workers: Vec<String>,
-    /// The first failure of each code.
+    /// The first failure of each error code.
     pub(crate) failures: BTreeMap<&'static str, Failed>,
 }
 
@@ -85,7 +85,7 @@ impl Notes {
     fn worker(&mut self, id: WorkerId, name: String) -> WorkerNo {
         let next = WorkerNo(self.workers.len() as u32);
         *self.numbers.entry(id).or_insert_with(|| {
-            // Two workers may have one name; a person must be able to tell them apart.
+            // Two workers may have the same name; people must be able to tell them apart.
             let is_taken = self.workers.contains(&name);
             self.workers.push(if is_taken { format!("{name} {id}") } else { name });
             next
@@ -93,35 +93,35 @@ impl Notes {
     }
 }
 
-/// What can be seen while a level runs.
+/// Events of a running level.
 pub(crate) enum Seen<'a> {
-    /// Time has passed.
+    /// Progress of the level.
     Progress {
-        /// How far it is.
+        /// The measurement so far.
         measurement: &'a Measurement,
         /// Requests under way.
         outstanding: usize,
-        /// How far the current window is, of 1.
+        /// Elapsed part of the current window, 0 to 1.
         part: f64,
     },
     /// A window has ended.
     Window(&'a Window),
 }
 
-/// One request to be made.
+/// One request to send.
 #[derive(Clone, Copy, Debug)]
 struct Wish {
     number: u64,
     client: ClientNo,
     items: u32,
-    /// When the schedule wants it; `None` in a closed loop: as soon as it can be.
+    /// Due time by the schedule; `None` in a closed loop: as soon as possible.
     intended_us: Option<u64>,
     pause: Duration,
 }
 
 impl Drive {
     pub(crate) fn notes(&self) -> MutexGuard<'_, Notes> {
-        // A list of names has no state that a panic could spoil.
+        // The notes have no state that a panic could corrupt.
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -129,10 +129,10 @@ impl Drive {
         self.meshes.len() as u64
     }
 
-    /// One request of each client: the first alone, since it brings the model, then all others at once.
+    /// Sends one request per client: the first alone, since it brings the model, then all others at once.
     ///
     /// # Errors
-    /// The first failure.
+    /// If a request fails; returns the first failure.
     pub(crate) async fn prime(self: &Arc<Self>) -> Result<(), Failed> {
         self.submit(0, ClientNo(0), self.items).await?;
         let mut others = JoinSet::new();
@@ -146,7 +146,7 @@ impl Drive {
         Ok(())
     }
 
-    /// A request outside of any level.
+    /// Sends a request outside of any level.
     async fn submit(&self, number: u64, client: ClientNo, items: u32) -> Result<TaskResult, Failed> {
         let mut handle = self.begin(number, client, items).await?;
         handle.wait().await.map_err(|error| Failed::of_task(&error))
@@ -182,7 +182,7 @@ impl Drive {
         };
         let Some(ended) = ended else {
             handle.cancel().await;
-            // Silence is not this request's to judge: the mesh takes back what nobody asks for.
+            // The request does not judge the mesh's silence: the mesh drops tasks that are no longer asked for.
             let _ = tokio::time::timeout(CANCEL_WAIT, handle.wait()).await;
             return sample(sent_us, End::Unanswered);
         };
@@ -212,7 +212,7 @@ impl Drive {
         code
     }
 
-    /// When requests of this load are due; `None` in a closed loop.
+    /// Due times of this load's requests; `None` in a closed loop.
     fn arrivals(&self, load: Load, origin: Instant) -> Option<mpsc::Receiver<Arrival>> {
         match load {
             Load::Closed { .. } => None,
@@ -224,13 +224,13 @@ impl Drive {
     }
 }
 
-/// Waits until requests are to give up.
+/// Waits until requests have to give up.
 async fn closed(closing: &mut watch::Receiver<bool>) {
-    // An error means that the level is gone, which is the same.
+    // An error means that the level is gone, which has the same effect.
     let _ = closing.wait_for(|is_closing| *is_closing).await;
 }
 
-/// Measures one level. Gives why it was stopped, if it was.
+/// Measures one level. Returns the stop signal if one ended it early.
 pub(crate) async fn measure(
     drive: &Arc<Drive>,
     load: Load,
@@ -274,7 +274,7 @@ pub(crate) async fn measure(
     (level.close().await, stopped_by)
 }
 
-/// The next due request; never, where there are none.
+/// The next due request; pending for ever if there is no schedule.
 async fn next(arrivals: &mut Option<mpsc::Receiver<Arrival>>) -> Option<Arrival> {
     match arrivals {
         Some(arrivals) => arrivals.recv().await,
@@ -282,7 +282,7 @@ async fn next(arrivals: &mut Option<mpsc::Receiver<Arrival>>) -> Option<Arrival>
     }
 }
 
-/// A level while requests are under way.
+/// A running level.
 struct Level {
     drive: Arc<Drive>,
     measurement: Measurement,
@@ -291,7 +291,7 @@ struct Level {
     running: JoinSet<Sample>,
     is_closed_loop: bool,
     number: u64,
-    /// Becomes true when requests are to give up.
+    /// Becomes true when requests have to give up.
     closing: watch::Sender<bool>,
 }
 
@@ -328,7 +328,7 @@ impl Level {
         self.running.spawn(self.drive.clone().request(wish, self.origin, self.closing.subscribe()));
     }
 
-    /// A request of an open loop is due.
+    /// Sends a due request of an open loop.
     fn arrived(&mut self, arrival: Arrival) {
         let client = ClientNo((self.number % self.drive.clients()) as u16);
         if self.running.len() < self.drive.outstanding_max {
@@ -341,9 +341,9 @@ impl Level {
         self.measurement.add(&Sample { intended_us: at_us, sent_us: None, ended_us: at_us, items, client, end });
     }
 
-    /// A request has ended; in a closed loop another one follows.
+    /// Handles the end of a request. In a closed loop sends the next one.
     fn ended(&mut self, ended: Result<Sample, tokio::task::JoinError>) {
-        // A panic in a request is a bug, and has been printed; the others go on.
+        // A panic in a request is a bug and has been printed; the others continue.
         let Ok(sample) = ended else { return };
         self.measurement.add(&sample);
         if self.is_closed_loop {
@@ -358,20 +358,20 @@ impl Level {
         see(Seen::Progress { measurement: &self.measurement, outstanding: self.running.len(), part: part.max(0.0) });
     }
 
-    /// Nothing more is sent; what is under way may end, and counts as unanswered.
+    /// Ends the level: sends nothing more. Requests under way may end, but count as unanswered.
     async fn close(mut self) -> Measured {
         let now_us = self.now_us();
         let mut unanswered = Vec::new();
         let mut note = |ended: Result<Sample, tokio::task::JoinError>| {
             unanswered.extend(ended.ok().filter(|sample| sample.intended_us <= now_us));
         };
-        // A replay has had its time already.
+        // A replay has already waited for its answers.
         let grace = if self.rules.until == Until::Replayed { Duration::ZERO } else { GRACE };
         let patience = Instant::now() + grace;
         while let Ok(Some(ended)) = timeout_at(patience.into(), self.running.join_next()).await {
             note(ended);
         }
-        // Nobody listens where nothing is left.
+        // Without requests under way there is no receiver.
         let _ = self.closing.send(true);
         while let Some(ended) = self.running.join_next().await {
             note(ended);
@@ -380,8 +380,8 @@ impl Level {
     }
 }
 
-/// Gives each arrival when it is due. A thread of its own: the runtime's timers know milliseconds only, and are as late as
-/// the runtime is busy.
+/// Sends each arrival when it is due. Uses its own thread: the runtime's timers have a resolution of milliseconds, and
+/// are late when the runtime is busy.
 fn pace(arrivals: impl Iterator<Item = Arrival> + Send + 'static, origin: Instant) -> mpsc::Receiver<Arrival> {
     let (due, receiver) = mpsc::channel(ARRIVALS_MAX);
     std::thread::spawn(move || {

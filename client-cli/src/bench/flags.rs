@@ -1,4 +1,4 @@
-//! The flags of `bench` and what they mean together. Owns names, defaults and the checks between flags; never runs anything.
+//! The flags of `bench` and their meaning together. Owns names, defaults and checks between flags. Never runs them.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -21,13 +21,13 @@ use crate::{
     units,
 };
 
-/// Connections of one bench: each has sockets and a thread of its own.
+/// Most connections of one bench: each has its own sockets and thread.
 const CLIENTS_MAX: i64 = 256;
 
-/// A window below this holds a handful of requests at best.
+/// Shortest window: a shorter one holds a handful of requests at best.
 const WINDOW_MIN: Duration = Duration::from_millis(50);
 
-/// A window above this is a slip of the finger.
+/// Longest window: a longer one is a typing error.
 const WINDOW_MAX: Duration = Duration::from_secs(3600);
 
 const EXAMPLES: &str = "\
@@ -181,7 +181,7 @@ pub(crate) struct FileFlags {
     pub(crate) plot: Option<PathBuf>,
 }
 
-/// What the flags mean together.
+/// The combined meaning of the flags.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) sweep: Sweep,
@@ -190,15 +190,15 @@ pub(crate) struct Plan {
     pub(crate) distribution: Distribution,
     pub(crate) seed: u64,
     pub(crate) outstanding_max: usize,
-    /// The times of `--schedule`.
+    /// The requests of `--schedule`.
     pub(crate) replay: Vec<Arrival>,
 }
 
 impl Bench {
-    /// Checks what no single flag can see.
+    /// Checks the combination of flags.
     ///
     /// # Errors
-    /// Names the flags that do not go together, and the way out.
+    /// If flags contradict each other; the text names them and a way out.
     pub(crate) fn plan(&self) -> Result<Plan, Failed> {
         self.check()?;
         let Self { load, pacing, request, measuring, .. } = self;
@@ -211,7 +211,7 @@ impl Bench {
         let until = if is_replay { Until::Replayed } else { Until::Stable { windows_max: measuring.windows_max } };
         let rules = Rules {
             window_us: micros(measuring.window),
-            // A replay begins with its first line: its file says what is sent to warm up.
+            // A replay starts with its first line: the file itself contains the warm-up.
             warmup: if is_replay { Warmup::For(0) } else { measuring.warmup },
             until,
             stability: measuring.stability,

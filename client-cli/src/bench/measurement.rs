@@ -1,5 +1,5 @@
-//! One level measured: warm-up, windows, and when it is enough. Owns the criterion of stability; never looks at a clock, and
-//! never sends anything.
+//! The measurement of one level: warm-up, windows, and its end. Owns the criterion of stability. Never reads a clock,
+//! never sends.
 //!
 //! ```text
 //!   warming --- its time is over, or stable ---> measuring --- three stable windows, or the most ---> over
@@ -14,10 +14,10 @@ use super::{
     verdict::Promise,
 };
 
-/// Windows that must agree, and that make up a level's figures.
+/// Number of windows that must agree. They make up a level's figures.
 pub(crate) const WINDOWS_AGREEING: usize = 3;
 
-/// Windows of one level that are kept: a day of five seconds each.
+/// Most windows kept per level: a day of five seconds each.
 const WINDOWS_KEPT_MAX: usize = 20_000;
 
 /// How a level is measured.
@@ -26,47 +26,47 @@ pub(crate) struct Rules {
     pub(crate) window_us: u64,
     pub(crate) warmup: Warmup,
     pub(crate) until: Until,
-    /// Windows agree if their largest figure is at most this part of 1 above their smallest.
+    /// Windows agree if the largest figure exceeds the smallest by at most this part of 1.
     pub(crate) stability: f64,
-    /// The quantile of latency that must agree.
+    /// The latency quantile that must agree.
     pub(crate) quantile: f64,
     pub(crate) promise: Option<Promise>,
-    /// A worker's loss of traffic that is told, a part of 1.
+    /// Smallest reported loss of a worker's share of the traffic, a part of 1.
     pub(crate) moved_min: f64,
     pub(crate) clients: u16,
 }
 
-/// What happens before anything counts.
+/// The time before anything counts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Warmup {
-    /// This long.
+    /// A fixed time in microseconds.
     For(u64),
-    /// Until windows agree, or as many have passed as may be measured.
+    /// Until windows agree, or the most windows that may be measured have passed.
     UntilStable,
 }
 
-/// When a level is over.
+/// The end of a level.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Until {
-    /// Windows agree, or there were this many.
+    /// When windows agree, or after this many.
     Stable {
-        /// At most.
+        /// Most windows.
         windows_max: u32,
     },
-    /// All that was planned has been sent and answered: every window counts.
+    /// When every request of the schedule has been sent and answered. Every window counts.
     Replayed,
 }
 
-/// How sure a level's figures are.
+/// How reliable a level's figures are.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Settled {
     /// The last windows agree.
     Stable,
-    /// They never did.
+    /// The windows never agreed.
     Unstable,
-    /// A schedule was followed to its end.
+    /// A schedule was replayed to its end.
     Replayed,
-    /// It was stopped before.
+    /// The level was stopped early.
     Stopped,
 }
 
@@ -77,10 +77,10 @@ enum Phase {
     Over(Settled),
 }
 
-/// A window's figures.
+/// The figures of one window.
 #[derive(Clone, Debug)]
 pub(crate) struct Window {
-    /// From the beginning of the level.
+    /// Start, from the beginning of the level.
     pub(crate) start_ms: f64,
     pub(crate) length_ms: f64,
     pub(crate) done: u64,
@@ -88,42 +88,42 @@ pub(crate) struct Window {
     pub(crate) requests_per_s: Option<f64>,
     pub(crate) p50_ms: Option<f64>,
     pub(crate) p99_ms: Option<f64>,
-    /// The quantile that is watched for stability.
+    /// The latency quantile that decides about stability.
     watched_ms: Option<f64>,
     pub(crate) violation: Option<f64>,
     pub(crate) workers: Vec<WorkerWindow>,
     pub(crate) moved: Option<Moved>,
 }
 
-/// One worker in one window.
+/// The figures of one worker in one window.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WorkerWindow {
     pub(crate) worker: WorkerNo,
     pub(crate) done: u64,
     pub(crate) p99_ms: Option<f64>,
-    /// The part of its answers that came too late; `None` if nothing was promised.
+    /// The part of the worker's answers that came too late; `None` without a promise.
     pub(crate) violation: Option<f64>,
 }
 
-/// What came of a level.
+/// The result of a level.
 #[derive(Clone, Debug)]
 pub(crate) struct Measured {
     pub(crate) settled: Settled,
-    /// The last windows together; of a schedule, all of them.
+    /// The sum of the last windows, or of all windows of a schedule.
     pub(crate) tally: Tally,
     pub(crate) windows: Vec<Window>,
 }
 
-/// A level while it is measured.
+/// The state of a level's measurement.
 #[derive(Debug)]
 pub(crate) struct Measurement {
     rules: Rules,
     phase: Phase,
     window_start_us: u64,
     tally: Tally,
-    /// The last windows in full.
+    /// The complete tallies of the last windows.
     last: VecDeque<Tally>,
-    /// Every window in full, added up.
+    /// The sum of all windows.
     all: Tally,
     windows: Vec<Window>,
     agreeing: VecDeque<Window>,
@@ -131,7 +131,7 @@ pub(crate) struct Measurement {
 }
 
 impl Measurement {
-    /// From 0 on.
+    /// A measurement that starts at time 0.
     pub(crate) fn new(rules: Rules) -> Self {
         let empty = Tally::new(rules.clients, rules.promise);
         let phase = if rules.warmup == Warmup::For(0) { Phase::Measuring } else { Phase::Warming { windows: 0 } };
@@ -148,7 +148,7 @@ impl Measurement {
         }
     }
 
-    /// When the window, or the warm-up, is to be ended.
+    /// The time at which the window or the warm-up has to end.
     pub(crate) fn ends_us(&self) -> u64 {
         let length_us = match (self.phase, self.rules.warmup) {
             (Phase::Warming { .. }, Warmup::For(us)) => us,
@@ -165,22 +165,22 @@ impl Measurement {
         matches!(self.phase, Phase::Over(_))
     }
 
-    /// Windows that count so far.
+    /// Number of windows that count so far.
     pub(crate) fn windows_ended(&self) -> usize {
         self.windows.len()
     }
 
-    /// A request that ended in this window.
+    /// Adds a request that ended in the current window.
     pub(crate) fn add(&mut self, sample: &Sample) {
         self.tally.add(sample);
     }
 
-    /// Requests and violations of the window so far.
+    /// The tally of the current window so far.
     pub(crate) fn current(&self) -> &Tally {
         &self.tally
     }
 
-    /// The window is over. Gives its figures if it counts.
+    /// Ends the window. Returns its figures if it counts.
     pub(crate) fn end_window(&mut self, now_us: u64) -> Option<&Window> {
         let mut tally = Tally::new(self.rules.clients, self.rules.promise);
         std::mem::swap(&mut tally, &mut self.tally);
@@ -215,7 +215,7 @@ impl Measurement {
         self.windows.last()
     }
 
-    /// A window of the warm-up is over, the first or a later one.
+    /// Ends a window of the warm-up; `windows` is their number so far.
     fn warmed(&mut self, windows: u32, tally: &Tally, start_us: u64) {
         let is_warm = match (self.rules.warmup, self.rules.until) {
             (Warmup::For(_), _) | (Warmup::UntilStable, Until::Replayed) => true,
@@ -260,7 +260,7 @@ impl Measurement {
         }
     }
 
-    /// The last windows have the same throughput and latency, as near as is asked for. Empty ones agree on nothing.
+    /// Whether the last windows have the same throughput and latency within the tolerance. Empty windows never agree.
     fn agree(&self) -> bool {
         let near = |figure: fn(&Window) -> Option<f64>| {
             let figures: Option<Vec<f64>> = self.agreeing.iter().map(figure).collect();
@@ -271,7 +271,7 @@ impl Measurement {
         near(|window| window.requests_per_s) && near(|window| window.watched_ms)
     }
 
-    /// Nothing more counts. `unanswered` were still under way at `now_us`.
+    /// Ends the measurement. `unanswered` are the requests still under way at `now_us`.
     pub(crate) fn finish(mut self, now_us: u64, unanswered: &[Sample]) -> Measured {
         let is_replay = self.rules.until == Until::Replayed;
         let settled = match self.phase {
@@ -279,7 +279,7 @@ impl Measurement {
             _ if is_replay => Settled::Replayed,
             _ => Settled::Stopped,
         };
-        // Part of a window counts if it was the schedule's last, or if there is nothing better.
+        // An incomplete window counts if it was the schedule's last, or if there is no other.
         if !self.is_over() && now_us > self.window_start_us && (is_replay || self.windows.is_empty()) {
             self.phase = Phase::Measuring;
             self.end_window(now_us);
@@ -312,7 +312,7 @@ mod tests {
         }
     }
 
-    /// Windows of a second with so many requests of so many ms each; gives what came of it and the windows it took.
+    /// Measures windows of 1 s, given as requests and latency in ms. Returns the result and the windows used.
     fn measure(rules: Rules, windows: &[(u64, u64)]) -> (Measured, usize) {
         let mut measurement = Measurement::new(rules);
         let mut taken = 0;

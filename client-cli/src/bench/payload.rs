@@ -1,4 +1,4 @@
-//! What requests carry: the items in turn, joined where a request has several. Owns the turns; never the form of inputs.
+//! Inputs of requests: the items in turn, joined if a request has several. Owns the turns. Never: forms of inputs.
 
 use std::{
     collections::BTreeMap,
@@ -7,23 +7,23 @@ use std::{
 
 use mesh_sdk::{Input, SubmitError};
 
-/// Different joins of the same number of items. Made once, so that a request costs as little as sending it; more of them
+/// Most different joins per number of items. They are made once, so that a request costs only its sending; more of them
 /// would show nothing new.
 const TURNS_MAX: u64 = 16;
 
-/// Joins kept in all, for schedules whose numbers of items vary.
+/// Most joins kept in all, for schedules with varying numbers of items.
 const KEPT_MAX: usize = 256;
 
 /// The inputs of requests.
 #[derive(Debug)]
 pub(crate) struct Payloads {
     items: Vec<Vec<Input>>,
-    /// By the first item, and how many.
+    /// Joined inputs, by first item and number of items.
     joined: Mutex<BTreeMap<(usize, u32), Vec<Input>>>,
 }
 
 impl Payloads {
-    /// From the inputs of each item, at least one.
+    /// Takes the inputs of each item, at least one.
     pub(crate) fn new(items: Vec<Vec<Input>>) -> Self {
         Self { items, joined: Mutex::default() }
     }
@@ -43,7 +43,7 @@ impl Payloads {
         }
         let sets: Vec<&[Input]> =
             (first..first + items as usize).map(|item| &self.items[item % self.items.len()][..]).collect();
-        // Each input of the model by its place; items of one model have as many.
+        // Each input of the model by its position; items of one model have the same number of inputs.
         let places = sets.iter().map(|set| set.len()).min().unwrap_or(0);
         let inputs = (0..places).map(|place| Input::join(sets.iter().map(|set| set[place].clone()).collect()));
         let inputs: Vec<Input> = inputs.collect::<Result<_, SubmitError>>()?;
@@ -53,7 +53,7 @@ impl Payloads {
         Ok(inputs)
     }
 
-    /// Where the request's items begin.
+    /// The index of the request's first item.
     fn first(&self, number: u64, items: u32) -> usize {
         let all = self.items.len() as u64;
         let turn = if items == 1 { number } else { number % TURNS_MAX };

@@ -1,8 +1,8 @@
-//! Latency over load as a picture. Owns axes and lines; knows nothing of what was measured but numbers.
+//! Latency over load as a picture. Owns axes and lines. Never: the meaning of the numbers.
 
 use std::fmt::Write;
 
-/// Where a line goes from and to, in the picture's pixels.
+/// Size and margins of the picture, in pixels.
 const WIDTH: f64 = 800.0;
 const HEIGHT: f64 = 480.0;
 const LEFT: f64 = 80.0;
@@ -10,32 +10,32 @@ const RIGHT: f64 = 24.0;
 const TOP: f64 = 48.0;
 const BOTTOM: f64 = 60.0;
 
-/// Beyond this factor between the largest and the smallest latency one of them would lie on the axis: powers of ten then.
+/// Ratio of highest to lowest latency above which the axis is logarithmic: one of them would lie on a linear axis.
 const LINEAR_FACTOR_MAX: f64 = 30.0;
 
-/// Readable on white and for most eyes that see colours differently.
+/// Colours that are readable on white and for most colour-blind people.
 const COLORS: [&str; 3] = ["#0072b2", "#e69f00", "#d55e00"];
 
 /// One line of the picture.
 #[derive(Clone, Debug)]
 pub(crate) struct Line {
     pub(crate) name: &'static str,
-    /// Load, and latency in ms; in order of load.
+    /// Load and latency in ms, sorted by load.
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// What is drawn.
+/// The data of one picture.
 #[derive(Clone, Debug)]
 pub(crate) struct Picture {
     pub(crate) title: String,
-    /// What is on the axis below, with its unit.
+    /// The label of the horizontal axis, with its unit.
     pub(crate) load: &'static str,
-    /// At most three.
+    /// At most three lines.
     pub(crate) lines: Vec<Line>,
     pub(crate) threshold_ms: Option<f64>,
 }
 
-/// From values to pixels.
+/// The mapping from values to pixels.
 #[derive(Clone, Copy, Debug)]
 struct Axis {
     least: f64,
@@ -53,7 +53,7 @@ impl Axis {
         self.from + (self.to - self.from) * part
     }
 
-    /// Round values, at most about ten.
+    /// Round values for the axis, at most about ten.
     fn ticks(&self) -> Vec<f64> {
         if self.is_log {
             let powers = self.least.log10().floor() as i32..=self.most.log10().ceil() as i32;
@@ -66,7 +66,7 @@ impl Axis {
     }
 }
 
-/// 1, 2 or 5 times a power of ten, so that five to ten of them make up the span.
+/// A step of 1, 2 or 5 times a power of ten, so that five to ten steps make up the span.
 fn round_step(span: f64) -> f64 {
     if span <= 0.0 {
         return 1.0;
@@ -76,7 +76,7 @@ fn round_step(span: f64) -> f64 {
     steps.into_iter().find(|step| span / step <= 10.0).unwrap_or(10.0 * power)
 }
 
-/// The picture as an SVG document; one without points has axes only.
+/// The picture as an SVG document; without points it has only axes.
 pub(crate) fn svg(picture: &Picture) -> String {
     let points = || picture.lines.iter().flat_map(|line| line.points.iter().copied());
     let loads = points().map(|(load, _)| load);
@@ -85,7 +85,7 @@ pub(crate) fn svg(picture: &Picture) -> String {
     let most = if most > 0.0 { most } else { 1.0 };
     let least = latencies().fold(most, f64::min);
     let is_log = most > least * LINEAR_FACTOR_MAX;
-    // Air above, and below where the axis does not begin at 0.
+    // Space above, and below if the axis does not begin at 0.
     let (least, most) = if is_log { (least / 1.5, most * 1.5) } else { (0.0, most * 1.08) };
     let y = Axis { least, most, is_log, from: HEIGHT - BOTTOM, to: TOP };
     let (first, last) = loads.fold((f64::MAX, 0.0), |(first, last), load| (load.min(first), load.max(last)));
@@ -117,7 +117,7 @@ pub(crate) fn svg(picture: &Picture) -> String {
     out
 }
 
-/// Only memory is written to, which does not fail.
+/// Appends to the document. Writing to memory does not fail.
 fn put(out: &mut String, element: std::fmt::Arguments<'_>) {
     let _ = out.write_fmt(element);
     out.push('\n');
@@ -173,13 +173,13 @@ fn draw(out: &mut String, line: &Line, color: &str, index: usize, x: Axis, y: Ax
     put(out, format_args!(r#"<text x="{behind}" y="{below}">{}</text>"#, text(line.name)));
 }
 
-/// Without digits that nobody reads.
+/// The number with at most three decimals.
 fn number(value: f64) -> String {
     let rounded = (value * 1e3).round() / 1e3;
     format!("{rounded}")
 }
 
-/// A name is not markup.
+/// The text with markup characters escaped.
 fn text(text: &str) -> String {
     let printable = crate::table::printable(text);
     printable.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")

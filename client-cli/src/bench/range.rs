@@ -1,34 +1,33 @@
-//! From `A[:B[:STEP]]` to the levels of a sweep, and percentages. Owns what is a sensible range and what is not; never runs
-//! anything.
+//! From `A[:B[:STEP]]` to the levels of a sweep; also percentages. Owns which ranges are sensible. Never runs anything.
 
-/// Levels in one sweep: at the default windows a thousand take more than four hours.
+/// Most levels in one sweep: a thousand take more than four hours with default windows.
 const LEVELS_MAX: usize = 1000;
 
-/// Requests under way in a closed loop: as many as one `submit` may have.
+/// Most requests under way in a closed loop, the same as for one `submit`.
 pub(crate) const CONCURRENCY_MAX: u32 = 1024;
 
-/// Requests per second: far beyond what one process can send.
+/// Most requests per second, far beyond what one process can send.
 const RATE_MAX: f64 = 100_000.0;
 
-/// One request in a thousand seconds: below this no window would see one.
+/// Fewest requests per second: one in 1000 s. With fewer no window would contain one.
 const RATE_MIN: f64 = 0.001;
 
-/// Numbers of requests under way, or rates, in the order in which they are measured.
+/// The levels of a sweep, numbers of requests under way or rates, in the order of measuring.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Levels<T>(pub(crate) Vec<T>);
 
-/// Where a search for the highest rate begins, how far it goes, and how near it comes.
+/// Start, limit and resolution of a search for the highest rate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct SearchRange {
     /// The first rate tried.
     pub(crate) start: f64,
-    /// No rate above this is tried.
+    /// The highest rate tried.
     pub(crate) bound: f64,
-    /// The search ends when the answer is known this well.
+    /// The search ends when the answer is known to this precision.
     pub(crate) resolution: f64,
 }
 
-/// `4`, `1:16`, `1:16:5`, `1:64:x2`.
+/// Parses `4`, `1:16`, `1:16:5`, `1:64:x2`.
 pub(crate) fn parse_concurrency(text: &str) -> Result<Levels<u32>, String> {
     let advice = |why: String| {
         format!("{why}: write A, A:B, A:B:STEP or A:B:xFACTOR, whole numbers from 1 to {CONCURRENCY_MAX}")
@@ -41,7 +40,7 @@ pub(crate) fn parse_concurrency(text: &str) -> Result<Levels<u32>, String> {
     Ok(Levels(whole.collect::<Result<_, _>>()?))
 }
 
-/// `200`, `100:500`, `100:500:50`, `10:1000:x2`, in requests per second.
+/// Parses `200`, `100:500`, `100:500:50`, `10:1000:x2`, in requests per second.
 pub(crate) fn parse_rates(text: &str) -> Result<Levels<f64>, String> {
     let advice = |why: String| {
         format!("{why}: write A, A:B, A:B:STEP or A:B:xFACTOR, requests per second from {RATE_MIN} to {RATE_MAX}")
@@ -53,7 +52,7 @@ pub(crate) fn parse_rates(text: &str) -> Result<Levels<f64>, String> {
     }
 }
 
-/// `START:BOUND` or `START:BOUND:RESOLUTION`, in requests per second; without a resolution a fiftieth of the bound.
+/// Parses `START:BOUND` or `START:BOUND:RESOLUTION`, in requests per second. Default resolution: bound/50.
 pub(crate) fn parse_search(text: &str) -> Result<SearchRange, String> {
     let advice = |why: &str| {
         format!("{why}: write START:BOUND or START:BOUND:RESOLUTION in requests per second, as in 10:1000:5")
@@ -74,7 +73,7 @@ pub(crate) fn parse_search(text: &str) -> Result<SearchRange, String> {
     Ok(SearchRange { start, bound, resolution })
 }
 
-/// `5%`, `0.1%`: as a part of 1.
+/// Parses `5%` or `0.1%` into a part of 1.
 pub(crate) fn parse_percent(text: &str) -> Result<f64, String> {
     let advice = || format!("'{text}' is not a percentage: write 5% or 0.1%");
     let percent: f64 = text.strip_suffix('%').ok_or_else(advice)?.trim().parse().map_err(|_| advice())?;
@@ -128,7 +127,7 @@ fn levels(text: &str) -> Result<Vec<f64>, String> {
 }
 
 trait RoundToSense {
-    /// Without what adding and multiplying leaves behind the ninth digit: 0.1 + 0.2 is 0.3 to everybody.
+    /// Rounds off what adding and multiplying leave after the ninth digit: 0.1 + 0.2 becomes 0.3.
     fn round_to_sense(self) -> Self;
 }
 

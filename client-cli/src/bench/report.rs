@@ -1,5 +1,5 @@
-//! What came of a bench: the JSON document, the rows of the CSV file, the picture. Owns their names, which are a promise;
-//! measures nothing. The text for people is in `text`.
+//! The result of a bench: the JSON document, the rows of the CSV file, the picture. Owns their field names, which are a
+//! promise. Never measures. The text for people is in `text`.
 
 use std::fmt::Write;
 
@@ -16,16 +16,16 @@ use super::{
 };
 use crate::{connect::Stop, exit, report::Failed};
 
-/// One level and what came of it.
+/// One level and its result.
 #[derive(Debug)]
 pub(crate) struct Level {
     pub(crate) load: Load,
     pub(crate) measured: Measured,
-    /// `None` if nothing was promised.
+    /// `None` without a promise.
     pub(crate) verdict: Option<Verdict>,
 }
 
-/// A bench as a whole.
+/// The report of a whole bench.
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) model: String,
@@ -33,7 +33,7 @@ pub(crate) struct Report {
     pub(crate) window_us: u64,
     pub(crate) outstanding_max: usize,
     pub(crate) levels: Vec<Level>,
-    /// Levels that were not measured because one before them broke the promise.
+    /// Number of levels not measured because an earlier one broke the promise.
     pub(crate) left_out: usize,
     /// The search, if there was one.
     pub(crate) search: Option<Search>,
@@ -49,7 +49,7 @@ impl Level {
         &self.measured.tally
     }
 
-    /// The number on the axis of loads.
+    /// The level's value on the load axis.
     fn load_value(&self) -> f64 {
         match self.load {
             Load::Closed { concurrency } => f64::from(concurrency),
@@ -76,7 +76,7 @@ impl Report {
         self.workers.get(index as usize).map_or("?", String::as_str)
     }
 
-    /// How the program ends: figures are a success, whatever they are; a promise that no level kept is not.
+    /// The exit code. Any figures are a success, but a promise that no level kept is not.
     pub(crate) fn exit(&self) -> u8 {
         let is_answered = self.levels.iter().any(|level| level.tally().done() > 0);
         let is_kept = self.levels.iter().any(|level| level.verdict == Some(Verdict::Held));
@@ -184,7 +184,7 @@ impl Report {
         json!({ "from": side(moved.from.0, moved.from_share), "to": side(moved.to.0, moved.to_share) })
     }
 
-    /// A heading and a row for each level; a figure that there is none of is empty.
+    /// The CSV file: a heading and a row per level. A missing figure is an empty field.
     pub(crate) fn to_csv(&self) -> String {
         let mut text =
             "load,concurrency,rate,settled,verdict,requests,items,requests_per_s,items_per_s,mean_ms,".to_owned();
@@ -226,7 +226,7 @@ impl Report {
         text
     }
 
-    /// Latency over load.
+    /// The picture of latency over load.
     pub(crate) fn to_svg(&self) -> String {
         let mut levels: Vec<&Level> = self.levels.iter().collect();
         levels.sort_by(|a, b| a.load_value().total_cmp(&b.load_value()));
@@ -279,7 +279,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A level of three windows of a second, each with 60 answers of `latency_ms` from one worker, and 40 from another.
+    /// A level of three windows of a second, each with 60 answers of `latency_ms` from one worker and 40 from another.
     pub(crate) fn level(load: Load, latency_ms: u64, promise: Option<Promise>) -> Level {
         let mut measurement = Measurement::new(Rules { promise, ..rules() });
         for window in 1..=3 {

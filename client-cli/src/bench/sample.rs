@@ -1,11 +1,11 @@
-//! What one request was: when it was meant to leave, when it left, how it ended. Owns the rule that latency counts from the
-//! intended time; never sums anything up.
+//! One request's data: when it should have been sent, when it was sent, how it ended. Owns the rule that latency counts
+//! from the intended time. Never sums up.
 
-/// A worker in the order in which this run met them.
+/// A worker's number, in the order in which this run met the workers.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct WorkerNo(pub(crate) u32);
 
-/// A connection with an identity of its own, from 0.
+/// A client's number, from 0: a connection with its own identity.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct ClientNo(pub(crate) u16);
 
@@ -15,9 +15,9 @@ pub(crate) const NOT_SENT: &str = "NOT_SENT";
 /// One request. Times count from the beginning of its level.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Sample {
-    /// When the schedule wanted it sent; in a closed loop, when its turn came.
+    /// The time intended by the schedule; in a closed loop, the time of its turn.
     pub(crate) intended_us: u64,
-    /// When it was handed over; `None` if it was not.
+    /// The time of sending; `None` if the request was not sent.
     pub(crate) sent_us: Option<u64>,
     pub(crate) ended_us: u64,
     pub(crate) items: u32,
@@ -25,23 +25,23 @@ pub(crate) struct Sample {
     pub(crate) end: End,
 }
 
-/// How it ended.
+/// The end of a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum End {
-    /// Answered.
+    /// The request was answered.
     Done {
-        /// `None` if the mesh did not say.
+        /// `None` if the mesh did not name it.
         worker: Option<WorkerNo>,
-        /// Where the time went.
+        /// How the time was spent.
         parts: Parts,
     },
-    /// The code of the mesh, or [`NOT_SENT`].
+    /// The request failed, with the mesh's error code or [`NOT_SENT`].
     Failed(&'static str),
-    /// The level was over first.
+    /// The level ended before the request.
     Unanswered,
 }
 
-/// Where the time of a request went, as the SDK and the worker tell it.
+/// How the time of a request was spent, as the SDK and the worker report it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Parts {
     pub(crate) queued_us: u64,
@@ -51,12 +51,12 @@ pub(crate) struct Parts {
 }
 
 impl Sample {
-    /// From the time at which it was meant to be sent: a tool that sends late has not made the mesh faster.
+    /// Latency from the intended time of sending: a tool that sends late has not made the mesh faster.
     pub(crate) fn latency_us(&self) -> u64 {
         self.ended_us.saturating_sub(self.intended_us)
     }
 
-    /// How late it was sent; 0 if it was not.
+    /// The delay of sending; 0 if the request was not sent.
     pub(crate) fn delay_us(&self) -> u64 {
         self.sent_us.map_or(0, |sent_us| sent_us.saturating_sub(self.intended_us))
     }

@@ -1,18 +1,18 @@
-//! When requests of an open loop are meant to be sent. Owns rates, chance (seeded, so that a run can be repeated) and files of
-//! times; never waits: a schedule is a list of times from the beginning of a level.
+//! Due times of an open loop's requests. Owns rates, seeded random numbers (so that a run can be repeated) and files of
+//! times. Never waits: a schedule is a list of times from the beginning of a level.
 
-/// Lines of a schedule file: an hour at 250 a second.
+/// Most lines of a schedule file: an hour at 250 per second.
 const LINES_MAX: usize = 1_000_000;
 
-/// How far a schedule file may reach, in ms: a day.
+/// Latest time in a schedule file, in ms: a day.
 const MS_MAX: f64 = 24.0 * 3600.0 * 1000.0;
 
-/// One request to be sent.
+/// One request of a schedule.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Arrival {
-    /// From the beginning of the level.
+    /// Due time, from the beginning of the level.
     pub(crate) at_us: u64,
-    /// Items in it.
+    /// Items in the request.
     pub(crate) items: u32,
 }
 
@@ -38,7 +38,7 @@ pub(crate) fn at_rate(
     let mut at_us = 0.0;
     (0_u64..).map(move |number| {
         let arrival = Arrival { at_us: at_us as u64, items };
-        // A constant rate is multiplied, not added up: a million small errors of rounding would be a drift.
+        // A constant rate is multiplied, not added up: a million small rounding errors would be a drift.
         at_us = match distribution {
             Distribution::Constant => (number + 1) as f64 * gap_us,
             Distribution::Poisson => at_us - chance.above_0().ln() * gap_us,
@@ -47,10 +47,10 @@ pub(crate) fn at_rate(
     })
 }
 
-/// Reads a schedule: each line a time in ms from the beginning, and perhaps a number of items; what follows `#` is ignored.
+/// Parses a schedule: per line a time in ms from the beginning and optionally a number of items; `#` begins a comment.
 ///
 /// # Errors
-/// Names the line and what is wrong with it.
+/// If a line is invalid; the text names the line and the error.
 pub(crate) fn parse(text: &str, items: u32, items_max: u32) -> Result<Vec<Arrival>, String> {
     let mut arrivals: Vec<Arrival> = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
@@ -83,7 +83,7 @@ pub(crate) fn parse(text: &str, items: u32, items_max: u32) -> Result<Vec<Arriva
     if arrivals.is_empty() { Err("no time in it: write one per line, in ms".to_owned()) } else { Ok(arrivals) }
 }
 
-/// SplitMix64: a few lines, passes the usual tests, and gives the same numbers everywhere and always.
+/// SplitMix64: short, passes the usual tests, and gives the same numbers on every machine.
 struct Chance(u64);
 
 impl Chance {
@@ -94,7 +94,7 @@ impl Chance {
         mixed ^ (mixed >> 31)
     }
 
-    /// Evenly from the half-open range above 0 up to 1, so that its logarithm is finite.
+    /// A uniform number, above 0 and up to 1, so that its logarithm is finite.
     fn above_0(&mut self) -> f64 {
         ((self.next() >> 11) + 1) as f64 / (1_u64 << 53) as f64
     }

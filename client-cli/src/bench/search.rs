@@ -1,11 +1,11 @@
-//! Which rate to try next to find the highest one that holds. Owns the search; never measures.
+//! Chooses the next rate in the search for the highest one that holds. Owns the search. Never measures.
 
 use super::{range::SearchRange, verdict::Verdict};
 
-/// A rate at which nothing at all was answered is tried this often before the search gives up: it says nothing about rates.
+/// Tries of a rate without any answer before the search gives up: such a try says nothing about rates.
 const EMPTY_TRIES_MAX: u32 = 2;
 
-/// Doubles from the start until a rate does not hold (or halves until one does), then halves the gap between the two.
+/// Doubles the rate until one does not hold (or halves it until one does), then halves the gap between the two.
 ///
 /// ```text
 ///            holds: double          does not hold
@@ -38,12 +38,12 @@ impl Search {
             (None, None) => Some(start),
             (Some(held), None) => (held < bound).then(|| (held * 2.0).min(bound)),
             (None, Some(broken)) => (broken > resolution).then(|| (broken / 2.0).max(resolution)),
-            // A tiny excess is rounding: halving has reached the resolution.
+            // A tiny excess is a rounding error: halving has reached the resolution.
             (Some(held), Some(broken)) => (broken - held > resolution * 1.000_001).then(|| f64::midpoint(held, broken)),
         }
     }
 
-    /// What came of measuring the rate that [`Self::next`] gave.
+    /// Takes the verdict on the rate that [`Self::next`] returned.
     pub(crate) fn judged(&mut self, rate: f64, verdict: Verdict) {
         match verdict {
             Verdict::Held => self.held = Some(rate),
@@ -56,12 +56,12 @@ impl Search {
         self.empty_tries = 0;
     }
 
-    /// The highest rate that was seen to hold.
+    /// The highest rate that held.
     pub(crate) fn found(&self) -> Option<f64> {
         self.held
     }
 
-    /// The lowest rate that was seen not to hold; `None` if all did up to the bound.
+    /// The lowest rate that did not hold; `None` if all rates up to the bound held.
     pub(crate) fn broken(&self) -> Option<f64> {
         self.broken
     }
@@ -71,7 +71,7 @@ impl Search {
 mod tests {
     use super::*;
 
-    /// Searches in a mesh that holds up to `capacity`; gives the rates tried and the answer.
+    /// Searches in a mesh that holds up to `capacity`. Returns the tried rates and the answer.
     fn search(start: f64, bound: f64, resolution: f64, capacity: f64) -> (Vec<f64>, Option<f64>) {
         let mut search = Search::new(SearchRange { start, bound, resolution });
         let mut tried = Vec::new();

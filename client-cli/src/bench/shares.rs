@@ -1,30 +1,30 @@
-//! Whether traffic moved from one worker to another. Owns the comparison of a window's shares with those before; never says
-//! why they changed, which is the broker's to know.
+//! Whether traffic moved from one worker to another. Owns the comparison of a window's shares with earlier ones. Never:
+//! the reason, which the broker knows.
 
 use std::collections::BTreeMap;
 
 use super::sample::WorkerNo;
 
-/// A window with fewer answers says nothing about shares: chance alone moves them by a sixth.
+/// Fewest answers in a window that say something about shares: with fewer, chance alone moves them by a sixth.
 const ANSWERS_MIN: u64 = 30;
 
-/// Traffic went from one worker to another.
+/// A move of traffic from one worker to another.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Moved {
     /// The worker that lost most.
     pub(crate) from: WorkerNo,
-    /// Its share before and now, parts of 1.
+    /// The loser's share before and now, parts of 1.
     pub(crate) from_share: (f64, f64),
     /// The worker that gained most.
     pub(crate) to: WorkerNo,
-    /// Its share before and now.
+    /// The winner's share before and now.
     pub(crate) to_share: (f64, f64),
 }
 
-/// Compares windows with the last one that was a change, so that a slow move is seen, too.
+/// Compares each window with the last one that was a change, so that slow moves are noticed, too.
 #[derive(Clone, Debug)]
 pub(crate) struct Shares {
-    /// A worker's loss that counts as a move, a part of 1.
+    /// Smallest loss of a worker that counts as a move, a part of 1.
     moved_min: f64,
     before: Option<BTreeMap<WorkerNo, f64>>,
 }
@@ -34,7 +34,7 @@ impl Shares {
         Self { moved_min, before: None }
     }
 
-    /// The answers of a window by worker.
+    /// Compares a window's answers by worker with the earlier shares. Returns a move if there was one.
     pub(crate) fn window(&mut self, answers: &BTreeMap<WorkerNo, u64>) -> Option<Moved> {
         let all: u64 = answers.values().sum();
         if all < ANSWERS_MIN {
@@ -55,7 +55,7 @@ impl Shares {
         let workers = || before.keys().chain(now.keys().filter(|worker| !before.contains_key(worker)));
         let from = *workers().min_by(|a, b| gain(a).total_cmp(&gain(b)))?;
         let to = *workers().max_by(|a, b| gain(a).total_cmp(&gain(b)))?;
-        // Shares are quotients: half a millionth is no difference.
+        // Shares are quotients: a difference of half a millionth does not count.
         if -gain(&from) < self.moved_min - 5e-7 {
             return None;
         }

@@ -1,27 +1,27 @@
-//! Which load is measured next. Owns the order of levels, and that a sweep stops where the promise is broken; never measures.
+//! Chooses the next level's load. Owns the order of levels, and that a sweep stops at a broken promise. Never measures.
 
 use std::{collections::VecDeque, fmt};
 
 use super::{range::SearchRange, search::Search, verdict::Verdict};
 
-/// What is put on the mesh during one level.
+/// The load of one level.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Load {
-    /// So many requests under way: each answer is followed by the next request.
+    /// A fixed number of requests under way: each answer is followed by the next request.
     Closed {
-        /// How many.
+        /// Number of requests under way.
         concurrency: u32,
     },
-    /// So many requests per second, whatever becomes of them.
+    /// A fixed rate of requests, independent of the answers.
     Open {
         /// Requests per second.
         rate: f64,
     },
-    /// At the times of a file.
+    /// Requests at the times in a file.
     Replay,
 }
 
-/// As people read it.
+/// The load as people read it.
 impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -32,12 +32,12 @@ impl fmt::Display for Load {
     }
 }
 
-/// The levels still to be measured.
+/// The levels that remain to be measured.
 #[derive(Clone, Debug)]
 pub(crate) enum Sweep {
-    /// One after the other, until one breaks the promise.
+    /// Level after level, until one breaks the promise.
     Levels(VecDeque<Load>),
-    /// Each by what came of those before.
+    /// A search: the results so far decide the next level.
     Search(Search),
 }
 
@@ -58,8 +58,8 @@ impl Sweep {
         }
     }
 
-    /// What came of the level that [`Self::next`] gave; `None` if nothing was promised. Gives how many levels are left out
-    /// because of it.
+    /// Takes the verdict on the level that [`Self::next`] returned; `None` without a promise. Returns the number of
+    /// levels that are skipped because of it.
     pub(crate) fn judged(&mut self, load: Load, verdict: Option<Verdict>) -> usize {
         match self {
             Self::Levels(levels) => {
@@ -75,7 +75,7 @@ impl Sweep {
         }
     }
 
-    /// The search, if it is one.
+    /// The search, if the sweep is one.
     pub(crate) fn found(&self) -> Option<&Search> {
         match self {
             Self::Levels(_) => None,

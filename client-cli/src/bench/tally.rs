@@ -1,5 +1,5 @@
-//! Requests added up: latencies, throughput, errors, shares of workers and clients. Owns every figure that is reported, and
-//! that none of them comes of dividing by nothing; never decides when a window ends.
+//! Sums over requests: latencies, throughput, errors, shares of workers and clients. Owns every reported figure, and
+//! that none of them divides by zero. Never decides when a window ends.
 
 use std::collections::BTreeMap;
 
@@ -10,24 +10,24 @@ use super::{
     verdict::{Promise, share},
 };
 
-/// A request that left later than this after its time counts as delayed: the tool, not the mesh, was late. Timers and the
+/// A request sent later than this after its due time counts as delayed: the tool was late, not the mesh. Timers and
 /// scheduler of a quiet system stay well below.
 pub(crate) const DELAYED_AFTER_US: u64 = 5_000;
 
-/// Latencies above this are counted as this: an hour.
+/// Largest latency counted: an hour. Longer ones count as this.
 const LATENCY_US_MAX: u64 = 3_600_000_000;
 
-/// Digits of the latencies of all requests: one in a thousand is finer than any two runs agree.
+/// Precision of the latencies of all requests: one in a thousand is finer than the difference of any two runs.
 const DIGITS: u8 = 3;
 
-/// Digits of each worker's latencies, of which there may be hundreds in a window.
+/// Precision of each worker's latencies; a window may have hundreds of workers.
 const WORKER_DIGITS: u8 = 2;
 
 /// The quantiles that are reported, with their names.
 pub(crate) const QUANTILES: [(&str, f64); 5] =
     [("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("p99.9", 0.999)];
 
-/// How latencies are distributed. An empty one has no figures.
+/// A distribution of latencies. An empty one has no figures.
 #[derive(Clone, Debug)]
 pub(crate) struct Latencies {
     histogram: Histogram<u64>,
@@ -55,7 +55,7 @@ impl Latencies {
         self.histogram.len()
     }
 
-    /// The latency that this part of the requests did not exceed, in ms.
+    /// The latency in ms that this part of the requests did not exceed.
     pub(crate) fn quantile_ms(&self, quantile: f64) -> Option<f64> {
         (self.count() > 0).then(|| self.histogram.value_at_quantile(quantile) as f64 / 1e3)
     }
@@ -69,7 +69,7 @@ impl Latencies {
     }
 }
 
-/// One worker's part.
+/// The sums of one worker.
 #[derive(Clone, Debug)]
 pub(crate) struct WorkerTally {
     pub(crate) latencies: Latencies,
@@ -81,29 +81,29 @@ impl WorkerTally {
         Self { latencies: Latencies::new(WORKER_DIGITS), late: 0 }
     }
 
-    /// The part of its answers that came too late.
+    /// The part of the worker's answers that came too late.
     pub(crate) fn violation(&self) -> Option<f64> {
         share(self.late, self.latencies.count())
     }
 }
 
-/// Requests that ended in some span of time.
+/// The sums over the requests that ended in a span of time.
 #[derive(Clone, Debug)]
 pub(crate) struct Tally {
     promise: Option<Promise>,
     length_us: u64,
     pub(crate) latencies: Latencies,
-    /// Items of the requests that were answered, by client.
+    /// Items of answered requests, by client.
     pub(crate) client_items: Vec<u64>,
     /// Failed requests by code.
     pub(crate) errors: BTreeMap<&'static str, u64>,
-    /// Answered, but later than promised.
+    /// Requests answered later than promised.
     pub(crate) late: u64,
-    /// Never answered, and older than promised when the level ended.
+    /// Requests never answered, and older than promised when the level ended.
     pub(crate) overdue: u64,
-    /// Not answered when the level ended.
+    /// Requests not answered when the level ended.
     pub(crate) unanswered: u64,
-    /// Sent later than [`DELAYED_AFTER_US`] after their time.
+    /// Requests sent later than [`DELAYED_AFTER_US`] after their due time.
     pub(crate) delayed: u64,
     parts: Parts,
     pub(crate) workers: BTreeMap<WorkerNo, WorkerTally>,
@@ -158,18 +158,18 @@ impl Tally {
         }
     }
 
-    /// A request that was still under way when its level ended: what is known is that it took longer than its age.
+    /// Adds a request that was under way when its level ended: it took longer than its age.
     pub(crate) fn add_unanswered(&mut self, sample: &Sample, level_ended_us: u64) {
         self.unanswered += 1;
         self.overdue += u64::from(self.is_late(level_ended_us.saturating_sub(sample.intended_us)));
     }
 
-    /// The time in which all this happened is over.
+    /// Sets the length of the time span.
     pub(crate) fn lasted(&mut self, length_us: u64) {
         self.length_us = length_us;
     }
 
-    /// The other's requests and time on top.
+    /// Adds another tally's requests and time.
     pub(crate) fn merge(&mut self, other: &Self) {
         self.length_us += other.length_us;
         self.latencies.merge(&other.latencies);
@@ -198,7 +198,7 @@ impl Tally {
         self.length_us as f64 / 1e3
     }
 
-    /// Requests that were answered.
+    /// Number of answered requests.
     pub(crate) fn done(&self) -> u64 {
         self.latencies.count()
     }
@@ -207,7 +207,7 @@ impl Tally {
         self.client_items.iter().sum()
     }
 
-    /// Requests that ended without an answer, those that were not sent among them.
+    /// Number of requests that ended without an answer, unsent ones included.
     pub(crate) fn failed(&self) -> u64 {
         self.errors.values().sum()
     }
@@ -224,13 +224,13 @@ impl Tally {
         (self.length_us > 0).then(|| self.items() as f64 * 1e6 / self.length_us as f64)
     }
 
-    /// The part of all requests that were late, failed, or overdue. `None` without a promise, and of nothing.
+    /// The part of all requests that were late, failed, or overdue. `None` without a promise or without requests.
     pub(crate) fn violation(&self) -> Option<f64> {
         self.promise?;
         share(self.late + self.failed() + self.overdue, self.done() + self.failed() + self.overdue)
     }
 
-    /// Where the time of an answered request went on average, in ms: queued, sending, loading, running.
+    /// Average time of an answered request by step, in ms: queued, sending, loading, running.
     pub(crate) fn parts_ms(&self) -> Option<[(&'static str, f64); 4]> {
         let Parts { queued_us, sending_us, loading_us, running_us } = self.parts;
         let parts = [("queued", queued_us), ("sending", sending_us), ("loading", loading_us), ("running", running_us)];
@@ -238,21 +238,21 @@ impl Tally {
         (done > 0).then(|| parts.map(|(name, us)| (name, us as f64 / done as f64 / 1e3)))
     }
 
-    /// Jain's index of the clients' items: 1 if all had the same, 1/N if one had all. `None` for one client, or no items.
+    /// Jain's index of the clients' items: 1 if all had as many, 1/N if one had all. `None` for one client or no items.
     pub(crate) fn fairness(&self) -> Option<f64> {
         let items = || self.client_items.iter().map(|items| *items as f64);
         let (sum, squares) = (items().sum::<f64>(), items().map(|items| items * items).sum::<f64>());
         (self.client_items.len() > 1 && squares > 0.0).then(|| sum * sum / (self.client_items.len() as f64 * squares))
     }
 
-    /// Answers of the busiest worker over those of the idlest that answered at all. `None` for fewer than two workers.
+    /// Answers of the busiest worker by those of the idlest that answered. `None` for fewer than two workers.
     pub(crate) fn skew(&self) -> Option<f64> {
         let counts = || self.workers.values().map(|worker| worker.latencies.count());
         let (most, least) = (counts().max()?, counts().min()?);
         (self.workers.len() > 1 && least > 0).then(|| most as f64 / least as f64)
     }
 
-    /// Answers by worker.
+    /// Number of answers by worker.
     pub(crate) fn answers(&self) -> BTreeMap<WorkerNo, u64> {
         self.workers.iter().map(|(worker, part)| (*worker, part.latencies.count())).collect()
     }
@@ -262,7 +262,7 @@ impl Tally {
 pub(crate) mod tests {
     use super::{super::sample::ClientNo, *};
 
-    /// An answer of worker 0 to client 0 after so many ms, intended and sent at this time.
+    /// An answer of worker 0 to client 0 with this latency, intended and sent at this time.
     pub(crate) fn answered(at_ms: u64, latency_ms: u64) -> Sample {
         let (intended_us, ended_us) = (at_ms * 1000, (at_ms + latency_ms) * 1000);
         let end = End::Done { worker: Some(WorkerNo(0)), parts: Parts::default() };
@@ -314,7 +314,7 @@ pub(crate) mod tests {
     #[test]
     fn latency_counts_from_the_time_the_schedule_meant() {
         let mut tally = Tally::new(1, None);
-        // Meant at 0, sent at 90 ms because the tool was busy, answered 10 ms later.
+        // Due at 0, sent at 90 ms because the tool was busy, answered 10 ms later.
         tally.add(&Sample { sent_us: Some(90_000), ..answered(0, 100) });
         assert!(tally.latencies.max_ms().unwrap() >= 99.9, "100 ms, not 10");
         assert_eq!(tally.delayed, 1);

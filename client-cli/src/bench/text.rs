@@ -1,4 +1,4 @@
-//! A bench as people read it: tables, and lines for what needs a word. Owns the words; never the figures.
+//! A bench's report as text: tables, and remarks. Owns the wording. Never: the figures.
 
 use super::{
     measurement::{Measurement, Settled, WINDOWS_AGREEING, Window},
@@ -13,7 +13,7 @@ use crate::{
     units,
 };
 
-/// Windows that get a line each in the table by worker: more are in the document.
+/// Most windows listed in the table by worker; the document has all of them.
 const WINDOWS_LISTED_MAX: usize = 60;
 
 impl Report {
@@ -56,7 +56,7 @@ impl Report {
         row
     }
 
-    /// Each level's workers, if there are several.
+    /// The table of each level's workers, if there are several.
     fn workers_table(&self) -> String {
         if self.workers.len() < 2 {
             return String::new();
@@ -85,7 +85,7 @@ impl Report {
         table(&["LOAD", "WORKER", "REQUESTS", "SHARE", "P50", "P99", "VIOLATION"], &rows)
     }
 
-    /// Each worker in each window, where traffic moved.
+    /// The table of each worker in each window, if traffic moved.
     fn windows_table(&self) -> String {
         let moved = |level: &&Level| level.measured.windows.iter().any(|window| window.moved.is_some());
         let rows = self.levels.iter().filter(moved).flat_map(|level| {
@@ -151,7 +151,7 @@ impl Report {
         lines
     }
 
-    /// What makes the figures less than they seem.
+    /// Warnings that limit the meaning of the figures.
     fn warnings(&self, level: &Level, tally: &Tally) -> Vec<String> {
         let mut lines = Vec::new();
         if tally.not_sent() > 0 {
@@ -163,7 +163,7 @@ impl Report {
         if tally.delayed > 0 {
             let after = units::time(std::time::Duration::from_micros(DELAYED_AFTER_US));
             let how = match level.load {
-                // There is no time at which a request of a closed loop should have left, only how long it took to leave.
+                // A request of a closed loop has no due time, only a time that it took to leave.
                 Load::Closed { .. } => format!("took more than {after} to leave"),
                 Load::Open { .. } | Load::Replay => format!("left more than {after} after their time"),
             };
@@ -181,7 +181,7 @@ impl Report {
         lines
     }
 
-    /// Told once, however many levels it is true of.
+    /// The remark on unstable levels: one line for all of them.
     fn unstable_line(&self) -> Option<String> {
         let is_unstable = |level: &Level| level.measured.settled == Settled::Unstable;
         self.levels.iter().any(is_unstable).then(|| {
@@ -223,7 +223,7 @@ impl Report {
     }
 }
 
-/// What was kept in windows that do not agree may be broken in the next ones.
+/// The verdict as text. A promise kept in windows that do not agree may be broken in the next ones.
 fn verdict(level: &Level) -> String {
     match (level.verdict, level.measured.settled) {
         (None, _) => "-".to_owned(),
@@ -233,7 +233,7 @@ fn verdict(level: &Level) -> String {
     }
 }
 
-/// `at 15.0 s traffic moved from pi-3 (61% -> 2%) to pi-4 (39% -> 98%)`, if it did.
+/// A line such as `at 15.0 s traffic moved from pi-3 (61% -> 2%) to pi-4 (39% -> 98%)`, if traffic moved.
 pub(crate) fn moved_line(window: &Window, workers: &[String]) -> Option<String> {
     let moved = window.moved.as_ref()?;
     let side = |worker: WorkerNo, (before, now): (f64, f64)| {
@@ -244,7 +244,7 @@ pub(crate) fn moved_line(window: &Window, workers: &[String]) -> Option<String> 
     Some(format!("at {} traffic moved from {from} to {to}", seconds(window.start_ms + window.length_ms)))
 }
 
-/// `window 3 40%: 120 answered, 8 under way, p99 12.3 ms, 2.5% too late`: the window so far.
+/// The current window so far: `window 3 40%: 120 answered, 8 under way, p99 12.3 ms, 2.5% too late`.
 pub(crate) fn progress_line(measurement: &Measurement, outstanding: usize, part: f64) -> String {
     let tally = measurement.current();
     let window = measurement.windows_ended() + 1;
@@ -259,7 +259,7 @@ fn seconds(at_ms: f64) -> String {
     format!("{:.1} s", at_ms / 1e3)
 }
 
-/// `12.3 ms`, `850 µs`; `-` if there is none.
+/// A time such as `12.3 ms` or `850 µs`; `-` if there is none.
 pub(crate) fn ms(ms: Option<f64>) -> String {
     match ms {
         Some(ms) => units::time(std::time::Duration::from_micros((ms * 1e3).round() as u64)),
@@ -269,7 +269,7 @@ pub(crate) fn ms(ms: Option<f64>) -> String {
 
 pub(crate) fn percent(part: Option<f64>) -> String {
     match part {
-        // Rounding must not make nothing of something.
+        // Rounding must not turn something into nothing.
         Some(part) if part > 0.0 && part < 0.0005 => "<0.1%".to_owned(),
         Some(part) => format!("{:.1}%", part * 100.0),
         None => "-".to_owned(),

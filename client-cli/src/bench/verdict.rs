@@ -1,23 +1,23 @@
-//! Whether a latency that was promised was kept. Owns the one rule for windows, levels and searches; an empty measurement is
-//! no verdict.
+//! Whether a promised latency was kept. Owns the one rule for windows, levels and searches. An empty measurement has no
+//! verdict.
 
-/// `--latency-threshold` and `--max-violation`.
+/// The promise of `--latency-threshold` and `--max-violation`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Promise {
-    /// A request that takes longer violates it.
+    /// A request that takes longer violates the promise.
     pub(crate) latency_us: u64,
-    /// The part of all requests that may, of 1.
+    /// The part of all requests that may violate it, of 1.
     pub(crate) violation_max: f64,
 }
 
-/// What measuring has shown of a promise.
+/// The result of measuring a promise.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Verdict {
-    /// Kept.
+    /// The promise was kept.
     Held,
     /// Too many requests took too long, or failed.
     Broken,
-    /// There was nothing to judge by.
+    /// Nothing was measured.
     Empty,
 }
 
@@ -42,7 +42,7 @@ impl Verdict {
     }
 }
 
-/// `part` of `all`; `None` of nothing.
+/// The ratio of `part` to `all`; `None` if `all` is 0.
 pub(crate) fn share(part: u64, all: u64) -> Option<f64> {
     (all > 0).then(|| part as f64 / all as f64)
 }

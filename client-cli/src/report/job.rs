@@ -1,5 +1,5 @@
-//! What became of all items of a submit: the table, who did how much, the JSON document and the exit code. Owns its fields,
-//! which are a promise; never waits for anything.
+//! The ends of all items of a submit: the table, each worker's share, the JSON document and the exit code. Owns the
+//! field names, which are a promise. Never waits.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,13 +18,13 @@ use crate::{
     units,
 };
 
-/// Up to this many items get a line each on the terminal.
+/// Most items with their own row on the terminal.
 pub(crate) const LINES_MAX: usize = 40;
 
 /// Failures beyond these are counted, not listed.
 const FAILURES_LISTED_MAX: usize = 20;
 
-/// A submit as a whole.
+/// All items of one submit.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) job: Option<JobId>,
@@ -32,12 +32,12 @@ pub(crate) struct Job {
     pub(crate) model: ModelRef,
     pub(crate) took: Duration,
     pub(crate) reports: Vec<Report>,
-    /// The reports' parts of the document, if they were kept as they came.
+    /// The reports' parts of the document, if they were kept as the items ended.
     pub(crate) kept: Option<Kept>,
 }
 
 impl Job {
-    /// 0, or the code of the first item that failed.
+    /// 0, or the exit code of the first failed item.
     pub(crate) fn exit(&self) -> u8 {
         self.reports.iter().find_map(|report| Some(report.end.as_ref().err()?.exit)).unwrap_or(exit::OK)
     }
@@ -46,10 +46,10 @@ impl Job {
         self.reports.iter().filter_map(|report| Some((report, report.end.as_ref().err()?)))
     }
 
-    /// The document, an item a line: one after the other, since all at once may be more than the memory holds.
+    /// Writes the document, one line per item, one item after the other: all at once may exceed the memory.
     ///
     /// # Errors
-    /// If what was kept cannot be read, or `out` cannot be written.
+    /// If the kept parts cannot be read, or `out` cannot be written.
     pub(crate) fn write_json(&mut self, mut out: &mut dyn Write) -> io::Result<()> {
         let job = json!(self.job.map(|job| job.to_string()));
         let model = json!({
@@ -89,7 +89,7 @@ impl Job {
         })
     }
 
-    /// For a submit of several items.
+    /// The text for a submit of several items.
     pub(crate) fn to_text(&self) -> String {
         let mut text = String::new();
         if self.reports.len() <= LINES_MAX {
@@ -101,7 +101,7 @@ impl Job {
         text
     }
 
-    /// Who did how much, and how long it took.
+    /// Each worker's share, and the total time.
     pub(crate) fn summary_text(&self) -> String {
         let workers = self.workers();
         let row = |(worker, Share { items, running }): (&&str, &Share)| {
@@ -118,7 +118,7 @@ impl Job {
         text
     }
 
-    /// Tasks that the items shared; those of items tried again alone count, the one that failed for them does not.
+    /// Number of tasks. The tasks of items that were tried again alone count; their failed shared task does not.
     fn tasks(&self) -> usize {
         self.reports.iter().filter_map(|report| report.task).collect::<BTreeSet<TaskId>>().len()
     }
@@ -133,7 +133,7 @@ impl Job {
         workers
     }
 
-    /// What went wrong, for standard error.
+    /// The failures, for standard error.
     pub(crate) fn failures_text(&self) -> String {
         let lines = self.failures().take(FAILURES_LISTED_MAX).map(|(report, failed)| {
             let what = if self.reports.len() == 1 { String::new() } else { format!("{}: ", report.item) };
@@ -148,7 +148,7 @@ impl Job {
         printable_lines(&text)
     }
 
-    /// `result.json` for all items, if there are several: each of them has its own.
+    /// Writes `result.json` for all items if there are several; each item also has its own.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -160,14 +160,14 @@ impl Job {
     }
 }
 
-/// What one worker did.
+/// One worker's share of the work.
 #[derive(Clone, Copy, Debug, Default)]
 struct Share {
     items: u32,
     running: Duration,
 }
 
-/// How unevenly several workers were busy: 1 is even.
+/// How unevenly the work was spread over several workers: 1 is even.
 fn skew(workers: &BTreeMap<&str, Share>) -> Option<f64> {
     let items = || workers.values().map(|share| share.items);
     let (most, fewest) = (items().max()?, items().min().filter(|fewest| *fewest > 0)?);

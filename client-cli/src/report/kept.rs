@@ -1,5 +1,5 @@
-//! The items' parts of the document until all have ended. Owns that they do not pile up in memory, however many items there are
-//! and whatever their outputs hold; never their fields.
+//! The items' parts of the document until all items have ended. Owns that they do not fill the memory, whatever the
+//! number of items and the size of outputs. Never: their fields.
 
 use std::{
     io::{self, Read, Seek, SeekFrom, Write},
@@ -9,21 +9,21 @@ use std::{
 use serde_json::Value;
 use tempfile::SpooledTempFile;
 
-/// More than this goes to a file without a name in the folder for temporary files: an item's part has up to 1024 numbers of each
-/// output in it, some 10 KiB.
+/// Beyond this, parts go to an unnamed file in the folder for temporary files: an item's part has up to 1024 numbers
+/// per output, some 10 KiB.
 const MEMORY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// See the head of this file.
+/// The items' parts of the document, in memory or in a temporary file.
 #[derive(Debug)]
 pub(crate) struct Kept {
     parts: SpooledTempFile,
     end: u64,
-    /// By the items' places.
+    /// Byte ranges by item index.
     places: Vec<Range<u64>>,
 }
 
 impl Kept {
-    /// For so many items.
+    /// An empty store for `items` items.
     pub(crate) fn new(items: usize) -> Self {
         Self::within(MEMORY_BYTES_MAX, items)
     }
@@ -32,7 +32,7 @@ impl Kept {
         Self { parts: SpooledTempFile::new(memory_bytes_max), end: 0, places: vec![0..0; items] }
     }
 
-    /// Keeps an item's part.
+    /// Stores an item's part.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -49,12 +49,12 @@ impl Kept {
         Ok(())
     }
 
-    /// Whether there is a part of the item at this place.
+    /// Whether the item with this index has a part.
     pub(crate) fn has(&self, index: usize) -> bool {
         !self.places[index].is_empty()
     }
 
-    /// Writes an item's part as it was kept.
+    /// Writes an item's part as it was stored.
     ///
     /// # Errors
     /// If the file cannot be read, or `out` cannot be written.

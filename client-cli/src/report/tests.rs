@@ -1,4 +1,4 @@
-//! What is told of items and of a whole submit, word by word.
+//! The exact texts for items and for a whole submit.
 
 use std::fs;
 
@@ -171,7 +171,7 @@ fn a_new_result_does_not_stand_beside_the_outputs_of_an_earlier_one() {
     assert_eq!(saved(done("a", "pi-4", 0.5), &["x.npy", "y.npy"]), ["mine.npy", "result.json", "x.npy", "y.npy"]);
     assert_eq!(saved(done("a", "pi-4", 0.5), &["y.npy"]), ["mine.npy", "result.json", "y.npy"], "another model");
     assert_eq!(saved(failed("a"), &[]), ["mine.npy", "result.json"]);
-    // Whatever a result names: no other folder's files, and none that this program does not write.
+    // Whatever a result names, other folders' files and files that this program does not write are kept.
     fs::write(folder.join("notes.txt"), "the user's").unwrap();
     let forged = r#"{"outputs": [{"file": "notes.txt"}, {"file": "../y.npy"}, {"file": null}]}"#;
     fs::write(folder.join("result.json"), forged).unwrap();

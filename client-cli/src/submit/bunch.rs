@@ -1,26 +1,26 @@
-//! Items that share a task: same inputs, same types, same shapes. Owns how they are put together and taken apart again; never
-//! the mesh.
+//! Items that share a task: same inputs, same types, same shapes. Owns how they are joined and taken apart again.
+//! Never: the mesh.
 
 use mesh_sdk::{Input, SubmitError};
 
-/// Inputs of one task that were put together may not be larger: they are in memory while the task lives.
+/// Largest joined inputs of one task: they stay in memory while the task lives.
 pub(crate) const SHARED_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// An item with its inputs, ready to be sent.
 #[derive(Debug)]
 pub(crate) struct Loaded {
-    /// Its place among all items.
+    /// The item's index among all items.
     pub(crate) index: usize,
     pub(crate) name: String,
     pub(crate) inputs: Vec<Input>,
 }
 
-/// Items that make one task, at least one.
+/// The items of one task, at least one.
 #[derive(Clone, Debug)]
 pub(crate) struct Bunch {
-    /// Place and name of each.
+    /// Index and name of each item.
     pub(crate) items: Vec<(usize, String)>,
-    /// Those of all items, one behind the other.
+    /// The inputs of all items, stacked.
     pub(crate) inputs: Vec<Input>,
 }
 
@@ -29,12 +29,12 @@ impl Bunch {
         u32::try_from(self.items.len()).unwrap_or(u32::MAX)
     }
 
-    /// What its inputs weigh.
+    /// Length of the inputs in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.inputs.iter().map(|input| input.size_bytes().unwrap_or(0)).sum()
     }
 
-    /// What a person sees of it.
+    /// The bunch's display name.
     pub(crate) fn name(&self) -> String {
         match &self.items[..] {
             [] => String::new(),
@@ -43,7 +43,7 @@ impl Bunch {
         }
     }
 
-    /// Each item for itself. Nothing is copied.
+    /// One bunch per item. Nothing is copied.
     pub(crate) fn apart(&self) -> Result<Vec<Self>, SubmitError> {
         let count = self.count();
         let one = |(item, place): (&(usize, String), u32)| {
@@ -54,11 +54,11 @@ impl Bunch {
     }
 }
 
-/// Puts the items that can share a task together, in their order. Files of those that do are read.
+/// Groups the items that can share a task, in their order. Reads the files of those that do.
 pub(crate) fn bunches(items: Vec<Loaded>) -> Vec<Bunch> {
     let mut groups: Vec<(u64, Vec<Loaded>)> = Vec::new();
     for item in items {
-        // What cannot be looked at will say so when it is sent.
+        // If a file's size cannot be read, sending it will report the error.
         let bytes = item.inputs.iter().map(|input| input.size_bytes().unwrap_or(u64::MAX)).fold(0, u64::saturating_add);
         let fits = |(used, group): &&mut (u64, Vec<Loaded>)| {
             used.saturating_add(bytes) <= SHARED_BYTES_MAX && group.first().is_some_and(|first| shares(first, &item))
@@ -79,7 +79,7 @@ fn shares(one: &Loaded, other: &Loaded) -> bool {
     !one.inputs.is_empty() && one.inputs.len() == other.inputs.len() && inputs.into_iter().all(|(a, b)| a.joins(b))
 }
 
-/// One task, or, if a file cannot be read now, each item for itself, so that only that one fails.
+/// One bunch for the group. If a file cannot be read now, one bunch per item, so that only that item fails.
 fn together(group: Vec<Loaded>) -> Vec<Bunch> {
     let inputs = group.first().map_or(0, |first| first.inputs.len());
     let joined: Result<Vec<Input>, SubmitError> =

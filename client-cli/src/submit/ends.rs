@@ -1,5 +1,5 @@
-//! What becomes of the items of a submit as they end, in any order. Owns that each is told and written down at once, and that no
-//! more of it is kept than the end of the command tells; never how an item came to its end.
+//! The ends of a submit's items, in any order. Owns that each is printed and written at once, and that no more of it is
+//! kept than the end of the command shows. Never: how an item came to its end.
 
 use std::io;
 
@@ -9,15 +9,15 @@ use crate::{
     report::{Failed, Kept, Report},
 };
 
-/// The ends so far.
+/// The items that have ended so far.
 pub(super) struct Ends<'a> {
     shared: &'a Shared,
-    /// By the items' places.
+    /// Reports by item index.
     reports: Vec<Option<Report>>,
     failed: usize,
-    /// Their parts of the document, if one is wanted.
+    /// The items' parts of the document, if one is wanted.
     kept: Option<Kept>,
-    /// Why the first thing that could not be written was not.
+    /// The first error of writing.
     fault: Option<io::Error>,
 }
 
@@ -27,7 +27,7 @@ impl<'a> Ends<'a> {
         Self { shared, reports: (0..items).map(|_| None).collect(), failed: 0, kept, fault: None }
     }
 
-    /// An item has ended.
+    /// Handles the end of an item.
     pub(super) fn take(&mut self, (index, mut report): (usize, Report)) {
         self.failed += usize::from(report.end.is_err());
         self.shared.progress().item_done(self.failed);
@@ -35,7 +35,7 @@ impl<'a> Ends<'a> {
             self.shared.progress().aside(|| report.print_line());
         }
         let written = self.write_down(index, &report);
-        // The others are still worth their outputs.
+        // A failed write does not end the job: the other items' outputs still count.
         self.fault = self.fault.take().or(written.err());
         if !self.shared.shows_outputs {
             report.forget_outputs();
@@ -51,9 +51,9 @@ impl<'a> Ends<'a> {
         self.kept.as_mut().map_or(Ok(()), |kept| kept.keep(index, &document))
     }
 
-    /// All items, in the order in which they were given, and their parts of the document.
+    /// The reports in the order of the items, and the items' parts of the document.
     pub(super) fn all(self, names: Vec<String>) -> Result<(Vec<Report>, Option<Kept>), io::Error> {
-        // Only a bug, which has been printed, leaves an item without a report.
+        // An item without a report is a bug, which has been printed.
         let lost = || Failed::new(exit::INTERNAL, "INTERNAL", "the program lost track of this item");
         let report = |(report, item): (Option<Report>, String)| {
             report.unwrap_or_else(|| Report { item, task: None, end: Err(lost()) })

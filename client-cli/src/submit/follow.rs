@@ -1,5 +1,5 @@
-//! One task from its submit to its end, and what that means for its items. Owns patience with a full mesh, and that one bad
-//! item does not fail those that share its task; never the order of tasks.
+//! One task from its submission to its end, and the effect on its items. Owns the retries when the mesh is full, and
+//! that one bad item does not fail the others of its task. Never: the order of tasks.
 //!
 //! ```text
 //!   Bunch ► submit ──► done: each item its own outputs
@@ -26,29 +26,29 @@ use crate::{
     report::{Done, Failed, Report},
 };
 
-/// A cancelled task has this long to say that it is over.
+/// Time that a cancelled task gets to report its end.
 const CANCEL_WAIT: Duration = Duration::from_secs(3);
 
-/// Between two tries at a full mesh, whatever the broker predicts: it has other clients.
+/// Shortest wait before a full mesh is tried again, whatever the broker predicts: it has other clients.
 const BUSY_WAIT_MIN: Duration = Duration::from_millis(50);
 
-/// Room may come sooner than predicted.
+/// Longest wait before a full mesh is tried again: there may be room sooner than predicted.
 const BUSY_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Items of one failed task that are tried again at the same time.
 const APART_AT_ONCE: usize = 8;
 
-/// Reports by the items' places.
+/// The channel for reports, with the items' indexes.
 pub(super) type Reports = mpsc::Sender<(usize, Report)>;
 
-/// Why there is no result.
+/// Why a task has no result.
 #[derive(Debug)]
 pub(crate) enum Unfinished {
-    /// It was never sent.
+    /// The task was never sent.
     NotSent(SubmitError),
-    /// The mesh says so.
+    /// The mesh reported an error.
     Task(TaskError),
-    /// The user does not want to wait any longer.
+    /// The user stopped waiting.
     Stopped(Stop),
 }
 
@@ -61,7 +61,7 @@ impl Unfinished {
         }
     }
 
-    /// One of several items may be the cause, and the others innocent.
+    /// Whether one of several items may be the cause and the others innocent.
     fn blames_an_item(&self) -> bool {
         let Self::Task(error) = self else { return false };
         matches!(
@@ -79,7 +79,7 @@ impl Unfinished {
         )
     }
 
-    /// Whoever runs beside the cause is in danger.
+    /// Whether the cause endangers the tasks that run beside it.
     fn takes_workers_down(&self) -> bool {
         matches!(self, Self::Task(error) if error.code() == Some(ErrorCode::Poisonous))
     }
@@ -111,7 +111,7 @@ pub(super) async fn bunch(shared: Arc<Shared>, bunch: Bunch, reports: Reports, s
     while running.join_next().await.is_some() {}
 }
 
-/// One task, submitted again as long as the mesh is full.
+/// Submits one task, again as long as the mesh is full, and follows it to its end.
 async fn whole(
     shared: &Shared,
     bunch: &Bunch,
@@ -148,14 +148,14 @@ async fn whole(
     }
 }
 
-/// Up to half as long again, by the last bytes of the task's name, which are random: clients that were turned away together do
-/// not come back together.
+/// Lengthens the wait by up to a half, so that clients turned away together do not return together. The amount comes
+/// from the last bytes of the task id, which are random.
 fn spread(wait: Duration, task: TaskId) -> Duration {
     let [.., high, low] = *task.as_bytes();
     wait + wait.mul_f64(f64::from(u16::from_be_bytes([high, low])) / f64::from(u16::MAX) / 2.0)
 }
 
-/// Follows a task to its end. When it is time to stop the task is cancelled, and given a moment to be so.
+/// Follows a task to its end. On a stop signal cancels the task and gives it a moment to end.
 pub(crate) async fn until_end(
     handle: &mut TaskHandle,
     stop: &mut watch::Receiver<Option<Stop>>,
@@ -172,14 +172,14 @@ pub(crate) async fn until_end(
     };
     handle.cancel().await;
     match tokio::time::timeout(CANCEL_WAIT, handle.wait()).await {
-        // It was faster than the cancellation.
+        // The task ended before it could be cancelled.
         Ok(Ok(result)) => Ok(result),
         Ok(Err(TaskError::Failed(failure))) => Err(Unfinished::Task(TaskError::Failed(failure))),
         Ok(Err(_)) | Err(_) => Err(Unfinished::Stopped(stop)),
     }
 }
 
-/// Tells each item how the task ended for it. Outputs are summed up and written where that holds nobody up.
+/// Reports the task's end for each item. Outputs are summed up and written on a blocking thread.
 async fn report(
     shared: &Shared,
     bunch: &Bunch,
@@ -207,7 +207,7 @@ async fn report(
         }
     };
     for ((index, name), end) in bunch.items.iter().zip(ends) {
-        // The collector outlives everybody who reports to it.
+        // The collector outlives everything that reports to it.
         let _ = reports.send((*index, Report { item: name.clone(), task, end })).await;
     }
 }

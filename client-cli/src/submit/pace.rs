@@ -1,47 +1,47 @@
-//! How many items share a task, and how many tasks a submit has under way: enough that no slot waits for the client, and no
-//! more than its memory holds. Owns the numbers; never counts anything itself.
+//! How many items share a task and how many tasks are under way: enough that no slot waits for the client, and no more
+//! than its memory holds. Owns the numbers. Never counts anything itself.
 
-/// Where the mesh's size is not known.
+/// Slots assumed if the mesh's size is not known.
 const SLOTS_DEFAULT: usize = 4;
 
-/// Items of one task at most, where the user does not say: then a task's bookkeeping hardly counts, and a worker that dies
-/// takes few along.
+/// Most items of one task by default: a task's bookkeeping then hardly counts, and a worker that dies takes few items
+/// along.
 const SPLIT_MAX: usize = 8;
 
-/// Tasks that each slot should get, if that makes them smaller: with fewer some slots would stand idle at the end.
+/// Tasks per slot, if that makes tasks smaller: with fewer, some slots would be idle at the end.
 const TASKS_PER_SLOT: usize = 10;
 
-/// Items in two batches of the largest size that workers begin with: one runs, the other stands ready.
+/// Items per slot: two batches of the largest initial size of workers. One runs, the other is ready.
 const ITEMS_PER_SLOT: usize = 2 * 64;
 
-/// More under way only wait at the broker, and each costs it a place in its queue.
+/// Most tasks under way. More would only wait at the broker, and each would take a place in its queue.
 const TASKS_MAX: usize = 256;
 
-/// Inputs of tasks under way, together.
+/// Input bytes of all tasks under way.
 const UNDER_WAY_BYTES: u64 = 256 * 1024 * 1024;
 
-/// Items that share a task, for a submit of so many items and a mesh of so many slots.
+/// Number of items that share a task, for a submit of `items` items and a mesh of `slots` slots.
 pub(crate) fn split(items: usize, slots: Option<usize>) -> usize {
     let slots = slots.filter(|slots| *slots > 0).unwrap_or(SLOTS_DEFAULT);
     items.div_ceil(slots.saturating_mul(TASKS_PER_SLOT)).clamp(1, SPLIT_MAX)
 }
 
-/// Tasks that may be under way at the same time.
+/// Limits on the tasks under way at the same time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Pace {
-    /// Whatever they weigh: while one half runs, the inputs of the other half are on their way.
+    /// The number for large tasks: while one half runs, the inputs of the other half are sent.
     least: usize,
-    /// If they are light.
+    /// The number for small tasks.
     most: usize,
 }
 
 impl Pace {
-    /// As many as the user said.
+    /// A fixed number of tasks, set by the user.
     pub(crate) fn fixed(tasks: usize) -> Self {
         Self { least: tasks.max(1), most: tasks.max(1) }
     }
 
-    /// For a mesh of so many slots, if that is known, and tasks of so many items.
+    /// The limits for a mesh with this number of slots, if known, and for tasks of this number of items.
     pub(crate) fn of_mesh(slots: Option<usize>, items_per_task: usize) -> Self {
         let slots = slots.filter(|slots| *slots > 0).unwrap_or(SLOTS_DEFAULT);
         let per_slot = ITEMS_PER_SLOT.div_ceil(items_per_task.max(1)).max(2);
@@ -49,7 +49,7 @@ impl Pace {
         Self { least: (2 * slots).min(most), most }
     }
 
-    /// How many now; `largest_bytes` are the inputs of the largest task seen, 0 before the first.
+    /// Tasks to have under way now. `largest_bytes` is the largest task's input length so far, 0 before the first.
     pub(crate) fn tasks(self, largest_bytes: u64) -> usize {
         match UNDER_WAY_BYTES.checked_div(largest_bytes) {
             None => self.least,

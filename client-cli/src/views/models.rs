@@ -1,4 +1,4 @@
-//! What models cost at which workers: whether their items are run together, how long batches take, why they were run.
+//! The cost of models per worker: whether their items are run together, how long batches take, why batches were run.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{table::table, units};
 
-/// What this client's tasks called their models: workers know them by their content alone.
+/// This client's names of models: workers know models only by digest.
 pub(crate) type Names = BTreeMap<Digest, String>;
 
 /// One line per model and worker.
@@ -44,7 +44,7 @@ fn name(view: &ModelView, names: &Names) -> String {
     names.get(&digest).cloned().unwrap_or_else(|| digest.short())
 }
 
-/// For people: the verdict and, where it is no, why.
+/// The verdict for people, with the reason if it is no.
 pub(super) fn verdict(packing: Packing) -> &'static str {
     match packing {
         Packing::Unknown => "not tried",
@@ -55,7 +55,7 @@ pub(super) fn verdict(packing: Packing) -> &'static str {
     }
 }
 
-/// `12 full, 3 idle`
+/// Number of batches by reason, such as `12 full, 3 idle`.
 fn batches(dispatched: &[u32; 4]) -> String {
     let of_reason = Dispatch::ALL.iter().zip(dispatched).filter(|(_, count)| **count > 0);
     let all: Vec<String> = of_reason.map(|(reason, count)| format!("{count} {}", reason.name())).collect();
@@ -66,7 +66,7 @@ pub(crate) fn models_json(models: &[ModelView], names: &Names) -> Value {
     json!({ "models": rows_json(models, names) })
 }
 
-/// The rows alone.
+/// The rows without the document around them.
 pub(super) fn rows_json(models: &[ModelView], names: &Names) -> Vec<Value> {
     let one = |view: &ModelView| {
         let cost = &view.cost;

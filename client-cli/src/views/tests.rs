@@ -1,4 +1,4 @@
-//! What is printed, word by word.
+//! The exact texts of the views.
 
 use mesh_sdk::{
     Arch, Attempt, Digest, ErrorCode, JobId, Lane, ModelCost, ModelFormat, ModelRef, ModelView, Packing, Prediction,

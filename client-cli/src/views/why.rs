@@ -1,4 +1,4 @@
-//! Why a task is where it is, or nowhere: how workers were rated, what its turn depends on, what was predicted and what came.
+//! Why a task is where it is: the ratings of workers, the task's rank, the predicted and the actual time.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
     units,
 };
 
-/// `now_unix_ms` is this machine's clock.
+/// The explanation as text. `now_unix_ms` is this machine's clock.
 pub(crate) fn why_text(why: &WhyView, now_unix_ms: u64) -> String {
     let mut text = format!("{}\n", printable_lines(&why.summary));
     if let Some(line) = predicted(why) {
@@ -43,12 +43,12 @@ pub(crate) fn why_text(why: &WhyView, now_unix_ms: u64) -> String {
     text
 }
 
-/// Only the first of a task's models comes with its name.
+/// The name of the task's first model; later stages' models come without one.
 fn names(why: &WhyView) -> Names {
     Names::from([(why.task.model.digest, why.task.model_name.clone())])
 }
 
-/// What the broker thought it would take, and what it took.
+/// The broker's prediction and the actual time.
 fn predicted(why: &WhyView) -> Option<String> {
     let time = |ms: u32| units::time(Duration::from_millis(ms.into()));
     match (why.predicted_ms, why.took_ms) {
@@ -59,7 +59,7 @@ fn predicted(why: &WhyView) -> Option<String> {
     }
 }
 
-/// The larger sum goes first.
+/// The task's rank: the task with the larger sum goes first.
 fn rank_text(rank: &RankView) -> String {
     let points = |milli: i64| milli as f64 / 1e3;
     let terms = [rank.priority_milli, rank.waited_milli, rank.data_milli, rank.share_milli];
@@ -103,7 +103,7 @@ fn rated(candidates: &[Candidate], chosen: Option<&WorkerId>) -> String {
     table(&headings, &candidates.iter().map(row).collect::<Vec<_>>())
 }
 
-/// `on, best 8`
+/// The packing verdict, such as `on, best 8`.
 fn packing(worker: &Candidate) -> String {
     match worker.packing {
         Packing::On => format!("{}, best {}", verdict(Packing::On), worker.best_batch),

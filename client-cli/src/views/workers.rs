@@ -1,4 +1,4 @@
-//! The workers: how busy their lanes are, what they have, how often they were late.
+//! The workers: load of their lanes, equipment, and how often they were late.
 
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ pub(crate) fn workers_text(workers: &[WorkerView]) -> String {
 }
 
 fn status(worker: &WorkerView) -> &'static str {
-    // Bits 0 to 3 are what is so now, the higher ones what once was.
+    // Bits 0 to 3 are the current state, the higher bits the past.
     let is_throttled = worker.load.throttled_bits.is_some_and(|bits| bits & 0xf != 0);
     let is_busy = worker.slots.iter().zip(&worker.slots_used).all(|(slots, used)| used >= slots);
     match (worker.draining, is_busy) {
@@ -68,7 +68,7 @@ fn status(worker: &WorkerView) -> &'static str {
     }
 }
 
-/// Slots of the lane in use, of all. Those that realtime has borrowed are counted with it, so there may be more than it has.
+/// The lane's used and total slots. Slots borrowed by realtime count as used, so it may use more than it has.
 fn slots(worker: &WorkerView, lane: Lane) -> String {
     format!("{}/{}", worker.lanes[lane.index()].slots_used, worker.slots[lane.index()])
 }
@@ -78,7 +78,7 @@ fn labels(worker: &WorkerView) -> String {
     if all.is_empty() { "-".to_owned() } else { all.join(",") }
 }
 
-/// A worker that runs has some memory left: 0 says that it has not measured yet.
+/// Free memory. A running worker always has some left, so 0 means that it has not measured yet.
 fn memory_free(worker: &WorkerView) -> String {
     match worker.load.memory_available_bytes {
         0 => "-".to_owned(),
@@ -102,7 +102,7 @@ fn gpus(worker: &WorkerView) -> String {
     if all.is_empty() { "-".to_owned() } else { all.join(", ") }
 }
 
-/// `tasks` are those that the broker has given it, `slots_busy` the batches that run.
+/// The lane's load: `tasks` are the tasks given to it by the broker, `slots_busy` the running batches.
 fn lane_json(worker: &WorkerView, lane: Lane) -> Value {
     let load = worker.lanes[lane.index()];
     json!({
