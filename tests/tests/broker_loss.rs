@@ -1,4 +1,4 @@
-//! The broker goes without notice. What runs goes on, what is new waits, what it has acknowledged is still there.
+//! The broker dies without notice. Running tasks continue, new ones wait, acknowledged ones are still known later.
 
 use mesh_tests::{Job, Mesh, MeshOptions, PATIENCE, Redis, proxy::Side, wait_until};
 
@@ -26,7 +26,7 @@ fn new_submits_wait_until_it_is_back() {
     mesh.kill_broker();
 
     let mut started = job.start(&mesh, &[]);
-    // It says that it waits, and does.
+    // The client says that it waits, and does wait.
     started.client.process().wait_for_line("that the broker is awaited", PATIENCE, |line| {
         line.to_lowercase().contains("broker").then_some(())
     });
@@ -48,7 +48,7 @@ fn a_task_that_ran_meanwhile_is_known_again_after_the_restart() {
     mesh.restart_broker();
     wait_until("the worker to be back", PATIENCE, || mesh.metric("workers") == Some(1.0));
 
-    // It holds the only slot: the restarted broker must not give it away a second time.
+    // The task holds the only slot: the restarted broker must not assign it a second time.
     let other = Job::small(&mesh);
     let queued = other.start(&mesh, &[]);
     assert_eq!(started.done(&job).attempts(), 1);

@@ -1,4 +1,4 @@
-//! The client goes, in whatever way. What was its own is freed: slot, runner, files.
+//! The client dies, in several ways. Everything of it is freed: slot, runner, files.
 
 use std::time::{Duration, Instant};
 
@@ -13,17 +13,17 @@ fn runners(worker: &mut Worker) -> Vec<u32> {
     runners
 }
 
-/// The README says ten seconds; a busy machine may take a little longer.
+/// Time until all is freed. The README says ten seconds; a busy machine may need a little longer.
 const FREED_WITHIN: Duration = Duration::from_secs(15);
 
-/// Waits until all that the client had at the worker is free, in the stated time after `killed`.
+/// Waits until everything of the client at the worker is freed, within [`FREED_WITHIN`] after `killed`.
 fn wait_freed(mesh: &Mesh, killed: Instant, is_freed: impl Fn() -> bool) {
     let left = || FREED_WITHIN.saturating_sub(killed.elapsed());
     wait_until("its room to be free", left(), is_freed);
     wait_until("its slot to be free", left(), || mesh.metric("slots_used") == Some(0.0));
 }
 
-/// A run that never ends can be stopped only by ending its process.
+/// Waits until the runners are gone: an endless run can be stopped only by ending its process.
 fn wait_gone(runners: &[u32]) {
     wait_until("the runner to be stopped", PATIENCE, || !runners.iter().any(|pid| is_running(*pid)));
 }

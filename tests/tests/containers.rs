@@ -1,4 +1,4 @@
-//! Models in containers: limited, hardened, and gone when they should be.
+//! Models in containers: limited, hardened, and removed in time.
 
 use std::collections::BTreeSet;
 
@@ -6,12 +6,12 @@ use mesh_tests::{Job, Mesh, PATIENCE, Worker, docker, wait_for, wait_until};
 use proto_msgs::Phase;
 use serde_json::Value;
 
-/// A worker's own containers, told apart from those of other tests by the worker's id.
+/// The worker's own containers, found by the worker's id among those of other tests.
 fn containers_of(worker: &Worker) -> Vec<String> {
     docker::containers(&format!("mesh.worker={}", worker.id().expect("it has started")))
 }
 
-/// Cores that a container may use, in either way an engine writes it.
+/// The limit of a container's cores, in either form that an engine writes.
 fn cpu_limit(host: &Value) -> Option<f64> {
     let cpus = host["NanoCpus"].as_f64().map(|nano| nano / 1e9).filter(|cpus| *cpus > 0.0);
     cpus.or_else(|| Some(host["CpuQuota"].as_f64()? / host["CpuPeriod"].as_f64()?))
@@ -56,7 +56,7 @@ fn a_run_in_a_container_is_limited_and_hardened() {
     wait_until("the container to go", PATIENCE, || docker::inspect(&container).is_none());
 }
 
-/// What no task can change: what a container sees, may leave behind, and may take from the host.
+/// Checks what no task can change: what a container sees, may leave behind, and may take from the host.
 #[track_caller]
 fn is_hardened(facts: &Value) {
     let host = &facts["HostConfig"];
@@ -97,7 +97,7 @@ fn a_container_whose_run_takes_too_long_is_ended() {
         return;
     }
     let mesh = Mesh::start();
-    // The limit holds for loading too, which takes its time in a container on a busy machine.
+    // The limit also applies to loading, which takes long in a container on a busy machine.
     let (door, worker) = mesh.worker_behind_proxy("w1", &["--engine", "docker", "--run-limit", "15s"]);
     let started = Job::endless(&mesh).start(&mesh, &[]);
     wait_until("the model to run", PATIENCE, || door.worker_reached(Phase::Running));
@@ -154,7 +154,7 @@ fn the_processor_grant_follows_the_head_room_curve() {
     }
     let mesh = Mesh::start();
     let cores: f64 = std::thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64);
-    // Two cores are granted as 2.2 and five as 5.3, what is less in proportion; another curve says otherwise.
+    // With the first curve, 2 cores are granted as 2.2, 5 as 5.3, and fewer in proportion.
     let cases =
         [("2:2.2,5:5.3", "1", 1.1_f64), ("2:2.2,5:5.3", "0.5", 0.55), ("1:1.5", "1", 1.5), ("2:2.2,5:5.3", "2", 2.2)];
     for (number, (curve, asked, granted)) in cases.into_iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What cannot be done in time is said at once; what is not done in time ends; what is full says when to come again.
+//! Deadlines and full queues: an impossible deadline is refused, a missed one ends the task, a full mesh names a wait.
 
 use mesh_tests::{Job, Mesh, MeshOptions, PATIENCE, wait_until};
 
@@ -11,7 +11,7 @@ fn a_deadline_that_cannot_be_met_is_refused_at_once_with_the_predicted_finish() 
     let _worker = mesh.worker("w1");
     let job = Job::long(&mesh, 2000);
     job.run(&mesh);
-    // The broker hears with a heartbeat what the run has cost.
+    // The broker learns the run's cost from a heartbeat.
     wait_until("the cost to be known", PATIENCE, || {
         mesh.ask(&["models"])["models"][0]["curve"].as_array().is_some_and(|curve| !curve.is_empty())
     });
@@ -20,10 +20,10 @@ fn a_deadline_that_cannot_be_met_is_refused_at_once_with_the_predicted_finish() 
     wait_until("two to wait", PATIENCE, || mesh.count_of("client", "queued") == 2);
 
     let answer = job.start(&mesh, &["--deadline", "1s"]).answer().failed_with(EXPIRED, "DEADLINE_UNMEETABLE");
-    // Another code would say that it has passed.
+    // Another code would mean that the deadline has passed.
     assert!(answer.stdout.contains("predicted") || answer.stderr.contains("predicted"), "{}", answer.stderr);
 
-    // One that can be met is taken.
+    // A deadline that can be met is accepted.
     job.start(&mesh, &["--deadline", "60s"]).done(&job);
     drop(before);
 }
@@ -32,7 +32,7 @@ fn a_deadline_that_cannot_be_met_is_refused_at_once_with_the_predicted_finish() 
 fn nothing_is_refused_by_guess() {
     let mesh = Mesh::start();
     let _worker = mesh.worker("w1");
-    // Nobody has run this model yet, so nobody can say that a tenth of a second is too little for it.
+    // This model has never run, so no prediction can refuse the deadline.
     Job::endless(&mesh).start(&mesh, &["--deadline", "1s"]).answer().failed_with(EXPIRED, "EXPIRED");
     mesh.wait_idle();
 }
@@ -61,7 +61,7 @@ fn a_full_queue_says_when_to_come_again() {
     let said = job.start(&mesh, &["--no-wait"]).answer().failed_with(NO_PLACE, "BUSY");
     assert!((said.stdout + &said.stderr).contains("try again in"));
 
-    // Who does not mind waits and is taken when there is room; nothing that was taken before is lost for it.
+    // A client without `--no-wait` waits and is accepted when there is room. Tasks accepted before are not lost.
     let mut patient = job.start(&mesh, &[]);
     patient.client.process().wait_for_line("that it waits", PATIENCE, |line| line.contains("try again").then_some(()));
     running.client.interrupt();

@@ -1,4 +1,4 @@
-//! A worker that is asked to leave finishes what it has, takes nothing new, and says good-bye.
+//! A draining worker finishes its tasks, takes no new ones, and says good-bye.
 
 use mesh_tests::{Job, Mesh, PATIENCE, wait_until};
 use nix::sys::signal::Signal;

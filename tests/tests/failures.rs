@@ -1,4 +1,4 @@
-//! Everything that goes wrong in ordinary life, each with its exit code and a text that says what was wrong.
+//! Ordinary failures, each with its exit code and a text that names the cause.
 
 use std::process::Command;
 
@@ -14,7 +14,7 @@ const NO_PLACE: i32 = 5;
 const UNREACHABLE: i32 = 6;
 const EXPIRED: i32 = 7;
 
-/// After a failure the worker must be as good as new.
+/// Checks that the worker runs tasks again after a failure.
 fn still_works(mesh: &Mesh) {
     mesh.wait_idle();
     Job::small(mesh).run(mesh);
@@ -52,7 +52,7 @@ fn an_input_of_the_wrong_size() {
     let mesh = Mesh::start();
     let _worker = mesh.worker("w1");
     let model = mesh.file("heavy.onnx", &onnx::heavy(4096, 1));
-    // The model takes one float, four bytes.
+    // The model's input is one float, four bytes.
     for wrong in [0, 3, 8] {
         let input = mesh.file("x.bin", &vec![0; wrong]);
         let answer = mesh.client(&["submit", &model, &input]).failed_with(BAD_INPUT, "x.bin");
@@ -127,7 +127,7 @@ fn a_model_that_crashes_its_runner() {
 fn a_model_that_crashes_its_runner_while_it_is_loaded() {
     use std::os::unix::fs::PermissionsExt;
     let mesh = Mesh::start();
-    // No file is known that brings the real runtimes down, so a runner stands in that falls by itself.
+    // No file is known that crashes the real runtimes, so a runner stands in that aborts by itself.
     let runner = mesh.file("falling-runner", b"#!/bin/sh\nkill -ABRT $$\n");
     std::fs::set_permissions(&runner, std::fs::Permissions::from_mode(0o755)).unwrap();
     let _worker = mesh.worker_with("w1", &["--runner", &runner]);
@@ -135,7 +135,7 @@ fn a_model_that_crashes_its_runner_while_it_is_loaded() {
     mesh.wait_idle();
 }
 
-/// A model that takes so many MiB of memory at least, in one piece, and an input of it.
+/// A model that uses at least `mib` MiB of memory in one piece, and an input for it.
 fn hungry(mesh: &Mesh, mib: i64) -> [String; 2] {
     let elements = Array::of_i64(&[1], &[mib << 18]);
     [mesh.file("hungry.onnx", &onnx::hungry()), mesh.array(&format!("hungry{mib}.npy"), &elements)]
@@ -145,11 +145,11 @@ fn hungry(mesh: &Mesh, mib: i64) -> [String; 2] {
 fn a_model_that_takes_more_memory_than_it_may() {
     let mesh = Mesh::start();
     let _worker = mesh.worker_with("w1", &["--memory-limit", "384MiB"]);
-    // What the system lets it have, until the worker sees what it uses.
+    // The system grants this memory; the worker stops the run when it sees the use.
     let [model, input] = hungry(&mesh, 512);
     let answer = mesh.client(&["submit", &model, &input]).failed_with(RUN_FAILED, "RUN_OOM");
     answer.failed_with(RUN_FAILED, "used more than its 384.0 MiB of memory during the run");
-    // What the system does not even let it ask for.
+    // The system refuses this memory at once.
     let [model, input] = hungry(&mesh, 4096);
     mesh.client(&["submit", &model, &input]).failed_with(RUN_FAILED, "RUN_FAILED: ONNX Runtime failed");
     still_works(&mesh);
@@ -185,11 +185,11 @@ fn the_quota_is_kept_by_forgetting_what_was_not_used_for_long() {
     assert!(bytes < 21 << 20, "{bytes} bytes are kept under a quota of 20 MiB");
 }
 
-/// A file system of so many MiB in place of a folder of the mesh, while it lives.
+/// A small file system mounted over a folder of the mesh, while this value lives.
 struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
-    /// `None` where the test may not mount, which is noted.
+    /// Mounts it with `mib` MiB; `None`, with a note, if the test may not mount.
     fn mount(mesh: &Mesh, folder: &str, mib: usize) -> Option<Self> {
         let path = mesh.folder().join(folder);
         std::fs::create_dir(&path).expect("the folder is ours");
@@ -202,7 +202,7 @@ impl SmallDisk {
         None
     }
 
-    /// Takes all the room that is left, until it is dropped.
+    /// Uses up all free space, until the returned file is dropped.
     fn fill(&self) -> tempfile::NamedTempFile {
         let mut file = tempfile::NamedTempFile::new_in(&self.0).expect("room for a name");
         let full = std::io::copy(&mut std::io::repeat(0), &mut file).expect_err("a disk has an end");
@@ -254,13 +254,13 @@ fn a_result_that_does_not_fit_on_the_client_s_disk() {
     let mesh = Mesh::start();
     let _worker = mesh.worker("w1");
     let job = Job::voluminous(&mesh, 32);
-    // Where it is kept while it comes in.
+    // The disk that keeps the result while it arrives is full.
     let Some(disk) = SmallDisk::mount(&mesh, "client", 8) else { return };
     let answer = job.start(&mesh, &[]).answer().failed_with(INTERNAL, "RESULT_NOT_KEPT");
     answer.failed_with(INTERNAL, "see to the state folder's disk and submit again");
     drop(disk);
 
-    // Where the user wants it.
+    // The disk of the output folder is full.
     let Some(disk) = SmallDisk::mount(&mesh, "out", 8) else { return };
     let output = disk.0.display().to_string();
     mesh.client(&job.submit(&["--output", &output])).failed_with(INTERNAL, &output);
@@ -276,7 +276,7 @@ fn a_full_disk_at_one_worker_is_not_the_end() {
     let full = mesh.worker_with("full", &["--quota", "1GiB"]);
     let _roomy = mesh.worker("roomy");
 
-    // Of two that are equally idle the older one is asked first.
+    // If two workers are equally idle, the older one is chosen first.
     let done = Job::heavy(&mesh, 32, 59).run(&mesh);
 
     assert_eq!((done.worker(), done.attempts()), ("roomy", 2));
@@ -347,13 +347,13 @@ fn a_runtime_that_was_not_fetched() {
     command.args(["serve", "--model", model, "--socket"]).arg(mesh.folder().join("s.sock"));
     command.env("MESH_RUNTIME_DIR", &folder).env("XDG_DATA_HOME", &folder).env("HOME", &folder);
     let output = command.output().expect("mesh-runner is built");
-    // Elsewhere a package may have put the library where every runner finds it.
+    // On other machines a package may have installed the library where every runner finds it.
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(13), "{said}");
     assert!(said.contains("ENGINE_UNAVAILABLE") && said.contains("docker/fetch-runtimes"), "{said}");
 }
 
-/// A log service that is restarted closes the pipe that its programs write to.
+/// A restarted log service closes the pipe to which its programs write.
 #[test]
 fn a_worker_whose_log_nobody_takes_any_more_goes_on() {
     let mesh = Mesh::start();

@@ -1,30 +1,30 @@
-//! Who goes first: priorities as far as a tenant may, equal shares for those who wait, and nobody for ever.
+//! The order of tasks: priorities within a tenant's limits, equal shares among those who wait, and no tenant starves.
 
 use mesh_tests::{Job, Mesh, MeshOptions, PATIENCE, Worker, jobs::Started, wait_until};
 
-/// A worker that runs one task at a time: two that ran together would end together.
+/// A worker that runs one task at a time: two run together would also end together.
 fn one_by_one(mesh: &Mesh) -> Worker {
     mesh.worker_with("w1", &["--pack-max", "1"])
 }
 
-/// Something that occupies the only slot, and a way to let it go.
+/// An endless task that occupies the only slot; interrupting it frees the slot.
 fn occupied(mesh: &Mesh) -> Started {
     let started = Job::endless(mesh).start_as(mesh, "blocker", &[]);
     wait_until("the slot to be in use", PATIENCE, || mesh.count_of("blocker", "running") == 1);
     started
 }
 
-/// Submits as this user and waits until the broker has it.
+/// Submits as this user and waits until the broker has the task.
 fn queued(mesh: &Mesh, user: &str, more: &[&str]) -> Started {
     let before = mesh.tasks_of(user).len();
-    // Long enough that the clients see the ends in the order in which they were.
-    // With a demand of its own it is not sent ahead of its slot, where the quicker of two clients would be the first.
+    // Each run is long enough that the clients see the ends in their real order. Its own demand keeps the task from
+    // being sent ahead of its slot, where the faster of two clients would be first.
     let started = Job::long(mesh, 150).start_as(mesh, user, &[more, &["--cpu", "0.5"]].concat());
     wait_until("it to wait", PATIENCE, || mesh.tasks_of(user).len() == before + 1);
     started
 }
 
-/// Ids of these users' tasks in the order of their ends.
+/// The users of these tasks, in the order of the tasks' ends.
 fn order_of_ends(mesh: &Mesh, users: &[&str]) -> Vec<String> {
     let mut ends: Vec<(u64, String)> = users
         .iter()
@@ -77,11 +77,11 @@ fn a_tenant_s_priority_counts_no_more_than_it_may() {
 
 #[test]
 fn two_clients_share_whoever_came_first_with_more() {
-    // Nothing else is weighed: on a busy machine it takes long to bring so many clients up.
+    // Waiting time and data have no weight: on a busy machine it takes long to start so many clients.
     let broker_args = ["--weight-wait", "0", "--weight-data", "0"].map(str::to_owned).to_vec();
     let mesh = Mesh::with(MeshOptions { broker_args, ..MeshOptions::default() });
     let _worker = one_by_one(&mesh);
-    // How long a run takes is then known: shares are shares of time.
+    // After this run the cost is known: shares are shares of time.
     Job::long(&mesh, 150).run(&mesh);
     let blocker = occupied(&mesh);
     let _much: Vec<Started> = (0..24).map(|_| queued(&mesh, "much", &[])).collect();
@@ -92,7 +92,7 @@ fn two_clients_share_whoever_came_first_with_more() {
     all_done(&mesh, &["much", "little"]);
     let order = order_of_ends(&mesh, &["much", "little"]);
     let last_of_little = order.iter().rposition(|user| user == "little").expect("they are done");
-    // One in two: the eighth of the one comes with about eight of the other.
+    // With equal shares, the eighth task of one user ends with about eight of the other.
     assert!((12..=19).contains(&last_of_little), "the last of eight is number {last_of_little} of 32: {order:?}");
 }
 
@@ -108,7 +108,7 @@ fn equals_go_in_the_order_in_which_they_came() {
 
     all_done(&mesh, &users);
     let order = order_of_ends(&mesh, &users);
-    // One is sent ahead to the worker, and its client may be slower than that of the next.
+    // One task is sent ahead to the worker, and its client may be slower than the next one's.
     let is_near = |(place, user): (usize, &String)| {
         users.iter().position(|its| its == user).is_some_and(|its| its.abs_diff(place) <= 1)
     };

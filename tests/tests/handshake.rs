@@ -1,4 +1,4 @@
-//! One handshake, then data, directly: counted on the wire between real processes.
+//! One handshake, then direct data: messages between real processes, counted on the wire.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ const OPEN: u16 = 400;
 const CHUNK_OF_INPUT: u16 = 401;
 const CHUNK_OF_OUTPUT: u16 = 506;
 
-/// Numbers of the messages that this side sent, up to the moment.
+/// Kind numbers of the messages that this side sent before the moment.
 fn kinds_until(proxy: &Proxy, from: Side, moment: std::time::Instant) -> Vec<u16> {
     proxy
         .seen()
@@ -40,7 +40,7 @@ fn one_request_and_one_answer_stand_before_the_first_data_byte() {
     assert_eq!(kinds_until(&client_to_broker, Side::Dialler, first_data), [SUBMIT]);
     assert_eq!(kinds_until(&client_to_broker, Side::Listener, first_data), [GRANT]);
 
-    // The worker learns of the task from the client's ticket alone: it and the broker only beat.
+    // The worker learns of the task only from the client's ticket: worker and broker exchange only heartbeats.
     let beats = |side| kinds_until(&worker_to_broker, side, first_data);
     assert!(beats(Side::Dialler).iter().all(|kind| [REGISTER, HEARTBEAT].contains(kind)));
     assert!(beats(Side::Listener).iter().all(|kind| *kind == HEARTBEAT_ACK));
@@ -55,7 +55,7 @@ fn the_data_follows_the_opening_message_without_waiting_for_an_answer() {
 
     door.withhold_answers(true);
     let started = job.start(&mesh, &[]);
-    // As much as goes out on a line of unknown speed.
+    // The amount that is sent without an answer on a link of unknown speed.
     wait_until("a part of the model to be sent", PATIENCE, || door.payload_bytes(CHUNK_OF_INPUT) > size_bytes / 4);
     assert_eq!(door.worker_said(), [], "no answer came through");
     assert_eq!(door.seen()[0].message.kind, Some(OPEN));
@@ -83,11 +83,11 @@ fn a_captured_ticket_that_was_changed_opens_no_door() {
 
     open.ticket.mac[0] ^= 1;
     assert_eq!(refusal(&ClientToWorker::Open(open).to_frame().unwrap()), ErrorCode::BadTicket);
-    // As it was sent, the ticket is honoured, and of no use: what it was for is over.
+    // The unchanged ticket is valid but useless: its attempt is over.
     assert_ne!(refusal(&captured), ErrorCode::BadTicket);
 }
 
-/// The same model with another input: equal inputs are not sent twice either.
+/// The same model with another input, since equal inputs are not sent twice either.
 fn other_input(mesh: &Mesh, job: &Job) -> Job {
     let input = mesh.array("two.npy", &Array::of_f32(&[1], &[2.0]));
     Job { input, expected: vec![job.expected[0] + 1.0], ..job.clone() }
@@ -137,11 +137,11 @@ fn a_worker_that_cannot_be_dialled_dials() {
     assert_eq!(done.worker(), "nat");
     let introductions = worker_to_broker.count(301);
     assert!(introductions >= 1, "the broker told the worker to dial");
-    // Chunks went neither through the broker nor, as there is no other way, over a connection to the worker.
+    // No chunk went through the broker, nor to an address of the worker, which has none: the worker dialled.
     assert_eq!(worker_to_broker.count(CHUNK_OF_INPUT), 0);
 }
 
-/// The address at which workers dial a client, which can be watched and hurt, and the client's arguments for it.
+/// A proxy at which workers dial a client, and the client's arguments for it.
 fn door_of_client() -> (Proxy, [String; 6]) {
     let port = free_port();
     let proxy = Proxy::before(&format!("127.0.0.1:{port}"));
@@ -185,7 +185,7 @@ fn a_worker_that_cannot_dial_where_it_is_told_is_named_the_address() {
     answer.failed_with(6, "did not connect to tcp://127.0.0.1:1");
 }
 
-/// What was sent of a model of 64 MiB in which so many of each twenty KiB are zeros, and its size.
+/// Bytes sent of a 64 MiB model, and its size. `zeros` is the range of zeros in each 20 KiB.
 fn sent_of(zeros: Range<usize>, seed: u16) -> (u64, u64) {
     let mesh = Mesh::start();
     let (door, _worker) = mesh.worker_behind_proxy("w1", &[]);
@@ -201,7 +201,7 @@ fn sent_of(zeros: Range<usize>, seed: u16) -> (u64, u64) {
 #[test]
 fn what_compresses_well_is_compressed_on_a_slow_link() {
     let (sent_bytes, size_bytes) = sent_of(0..20, 9);
-    // A window of it is on its way before anybody knows how slow the link is.
+    // One window is sent before the link's speed is known.
     assert!(sent_bytes < size_bytes / 2, "{sent_bytes} of {size_bytes}");
 }
 
@@ -260,7 +260,7 @@ fn a_silent_link_is_noticed_and_mended() {
     wait_until("a part of the model to arrive", PATIENCE, || door.bytes_from(Side::Dialler) > 4 << 20);
 
     door.stall();
-    // Neither end is told: both notice by the silence, and the client comes back as soon as it is let.
+    // Neither end gets an error: both notice the silence, and the client reconnects as soon as it can.
     let connections = door.connections();
     wait_until("a new connection", PATIENCE, || door.connections() > connections);
     door.resume();

@@ -1,4 +1,4 @@
-//! Heartbeats come on time whatever else the worker has to do. Alone in its file: it wants the whole machine.
+//! Heartbeats are on time under any load. Alone in its file: the test needs the whole machine.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ fn no_three_heartbeats_are_missed_under_full_load() {
     let arguments = ["--heartbeat", "500ms", "--slots", &slots, "--broker", &to_broker.endpoint()];
     let (door, _worker) = mesh.worker_behind_proxy("w1", &arguments);
 
-    // Every core runs a model while large ones come in, one after the other.
+    // Every core runs a model while large models arrive, one after the other.
     let endless = Job::endless(&mesh);
     let running: Vec<_> = (0..cores).map(|_| endless.start_as(&mesh, "busy", &[])).collect();
     wait_until("every core to run a model", PATIENCE, || mesh.count_of("busy", "running") == cores);

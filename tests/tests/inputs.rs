@@ -1,4 +1,4 @@
-//! The forms in which inputs may be given: pictures of both formats, archives of arrays, JSON. Each gives the same answer.
+//! The forms of inputs: pictures in both layouts, archives of arrays, JSON. Each gives the same answer.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use mesh_tests::{
     onnx,
 };
 
-/// Five by two pixels: red is 20 + 10 x + 5 y, green 100 + 10 x + 7 y, blue 200 - 11 x + 9 y.
+/// A picture of 5 by 2 pixels: red is 20 + 10 x + 5 y, green 100 + 10 x + 7 y, blue 200 - 11 x + 9 y.
 const PICTURE: &[u8] = b"\x89PNG\x0d\x0a\x1a\x0a\x00\x00\x00\x0dIHDR\x00\x00\x00\x05\x00\x00\x00\x02\x08\x02\x00\x00\x00\x1f\x08\x81\x0a\x00\x00\x00)\
     IDATx\xdac\x10I9!\x97\xb7W\xa3b\x93Q\xd3r\x9b\x9e9\x0c\x92\xd9\x17\x95K\x8f\xe9\xd6\xef6\xef\xdc\xe08y)\x00\xcf\x14\x0d\x9ekS\xfc/\x00\x00\x00\x00IEND\xaeB`\x82";
 
@@ -25,7 +25,7 @@ fn answer(mesh: &Mesh, model: &str, more: &[&str]) -> Array {
 fn a_picture_is_cut_turned_around_and_counted_as_its_flags_say() {
     let mesh = Mesh::start();
     let _worker = mesh.worker("w1");
-    // Two by three pixels of three channels, or three by two: the file does not say.
+    // 2 by 3 pixels (NCHW) or 3 by 2 (NHWC), each with 3 channels: the file does not say.
     let model = mesh.file("shifted.onnx", &onnx::add_one_to(&[1, 3, 2, 3]));
     let picture = mesh.file("picture.png", PICTURE);
     mesh.client(&["submit", &model, &picture]).failed_with(3, "say --layout nhwc or nchw");
@@ -34,7 +34,7 @@ fn a_picture_is_cut_turned_around_and_counted_as_its_flags_say() {
     let scale = ["--mean", "10,20,30", "--std", "2,4,5"];
     let cut = answer(&mesh, &model, &[&[picture.as_str()][..], &flags, &scale].concat());
 
-    // Its middle, blue first.
+    // The picture's middle, blue first.
     let plane = |pixel: fn(f64, f64) -> f64, mean: f64, deviation: f64| {
         let middle = [(1.0, 0.0), (2.0, 0.0), (3.0, 0.0), (1.0, 1.0), (2.0, 1.0), (3.0, 1.0)];
         middle.map(|(x, y)| (pixel(x, y) - mean) / deviation + 1.0)

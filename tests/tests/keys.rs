@@ -1,4 +1,4 @@
-//! A mesh whose nodes have keys: encrypted on every link, and nobody else gets in.
+//! A mesh whose nodes have keys: every link is encrypted, and strangers are refused.
 
 use std::process::Command;
 

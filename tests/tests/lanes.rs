@@ -1,8 +1,8 @@
-//! Two lanes: who waits for an answer gets it, whatever amount of other work was there first.
+//! Two lanes: realtime tasks get their answers however much batch work was there before.
 
 use mesh_tests::{Job, Mesh, MeshOptions, PATIENCE, jobs::Started, npy::Array, onnx, wait_until};
 
-/// So many runs without end, and until all of them are known to the broker.
+/// Starts `count` endless runs and waits until the broker knows all of them.
 fn endless(mesh: &Mesh, count: usize, more: &[&str]) -> Vec<Started> {
     let (job, before) = (Job::endless(mesh), mesh.tasks_of("client").len());
     let started = (0..count).map(|_| job.start(mesh, more)).collect();
@@ -35,7 +35,7 @@ fn the_batch_lane_takes_no_realtime_slot_however_idle() {
     let _worker = mesh.worker_with("w1", &["--realtime-slots", "2", "--batch-slots", "1"]);
     let _flood = endless(&mesh, 3, &["--lane", "batch"]);
     wait_until("a batch to run", PATIENCE, || running(&mesh) == 1);
-    // Each of these has made the broker look whether anything fits the worker.
+    // Each of these tasks made the broker check whether anything fits the worker.
     for _ in 0..3 {
         Job::small(&mesh).run(&mesh);
     }
@@ -50,7 +50,7 @@ fn idle_batch_slots_are_lent_to_realtime() {
     let _worker = mesh.worker_with("w1", &["--realtime-slots", "1", "--batch-slots", "2"]);
     let _asked = endless(&mesh, 3, &["--lane", "realtime"]);
     wait_until("all three to run", PATIENCE, || running(&mesh) == 3);
-    // None is left for a batch, which waits until one is given back.
+    // No slot is left for the batch task, which waits until one is free.
     let batch = Job::small(&mesh).start(&mesh, &["--lane", "batch"]);
     wait_until("the batch to wait", PATIENCE, || mesh.count_of("client", "queued") == 1);
     drop(batch);

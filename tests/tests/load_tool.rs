@@ -1,15 +1,15 @@
-//! `mesh-client bench` against a real mesh: loops closed and open, thresholds, the search, and files that agree with each
-//! other. How fast anything is is not tested here, only that what is told is what happened.
+//! `mesh-client bench` against a real mesh: closed and open loops, thresholds, the search, and files that agree with
+//! each other. Tests only that the reports are true, not how fast anything is.
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
 use mesh_tests::{Job, Mesh, MeshOptions, PATIENCE, Slowed, wait_until};
 use serde_json::Value;
 
-/// Levels that take a second or two instead of half a minute.
+/// Flags for levels of a second or two instead of half a minute.
 const SHORT: &str = "--warmup 200ms --window 400ms --windows-max 4";
 
-/// `bench` of this job with these flags.
+/// The arguments of `bench` for this job with these flags.
 fn bench<'a>(job: &'a Job, flags: &'a str) -> Vec<&'a str> {
     ["bench", &job.model, &job.input].into_iter().chain(flags.split_whitespace()).collect()
 }
@@ -22,7 +22,7 @@ fn levels(report: &Value) -> &[Value] {
     report["levels"].as_array().expect("levels")
 }
 
-/// Rows of a CSV file by their headings.
+/// Rows of a CSV file, each a map by heading.
 fn read_csv(path: &str) -> Vec<BTreeMap<String, String>> {
     let text = fs::read_to_string(path).expect("the file was written");
     let mut lines = text.lines().map(|line| line.split(',').map(str::to_owned).collect::<Vec<_>>());
@@ -57,9 +57,9 @@ fn a_closed_loop_is_measured_and_all_files_say_the_same() {
             assert!((row[&format!("{name}_ms")].parse::<f64>().unwrap() - ms).abs() < 1e-3, "{name} in {row:?}");
         }
         let mean_ms = number(&level["latency_ms"]["mean"]);
-        // What a worker ran cannot have taken longer than what its client saw.
+        // A worker's run time cannot exceed the latency that its client saw.
         assert!(number(&level["parts_ms"]["running"]) < mean_ms);
-        // So many under way, each as long as its latency: that many per second (Little).
+        // Requests under way = requests per second × latency (Little's law).
         let under_way = number(&level["requests_per_s"]) * mean_ms / 1e3;
         assert!((under_way / concurrency as f64 - 1.0).abs() < 0.35, "{under_way} under way, not {concurrency}");
         let workers = level["workers"].as_array().expect("workers");
@@ -82,7 +82,7 @@ fn an_open_loop_holds_a_threshold_or_breaks_it() {
     let level = &levels(&report)[0];
     assert_eq!((level["verdict"].as_str(), level["violation"].as_f64()), (Some("held"), Some(0.0)), "{level}");
 
-    // No request is answered within a microsecond: the first level breaks it, and the others are not worth their time.
+    // No request is answered within a microsecond: the first level breaks the promise, and the others are skipped.
     let broken = format!("--rate 20:80:20 --latency-threshold 1us {SHORT} --json");
     let answer = mesh.client(&bench(&job, &broken)).failed_with(7, "broken");
     let report = answer.json();
@@ -96,7 +96,7 @@ fn what_cannot_be_sent_in_time_is_counted_not_forgotten() {
     let _worker = mesh.worker("w1");
     let job = Job::long(&mesh, 100);
 
-    // A hundred a second into one slot that does ten at best, and at most four under way.
+    // 100 requests per second into a slot that does ten at best, with at most four under way.
     let flags = format!("--rate 100 --max-outstanding 4 --latency-threshold 30s {SHORT} --json");
     let report = mesh.client(&bench(&job, &flags)).failed_with(7, "NOT_SENT").json();
 
@@ -106,7 +106,7 @@ fn what_cannot_be_sent_in_time_is_counted_not_forgotten() {
     assert!(number(&level["violation"]) > 0.5, "a request that is not sent is no success");
 }
 
-/// What a closed loop gets answered in a second.
+/// Answers per second in a closed loop.
 fn capacity(mesh: &Mesh, job: &Job) -> f64 {
     let report = mesh.ask(&bench(job, &format!("--concurrency 4 {SHORT}")));
     number(&levels(&report)[0]["requests_per_s"])
@@ -118,7 +118,7 @@ fn the_highest_rate_that_holds_is_found() {
     let _worker = mesh.worker("w1");
     let job = Job::long(&mesh, 20);
 
-    // What the worker bears is measured in the same minute, before and after: nobody knows how busy this machine is.
+    // The worker's capacity is measured before and after, since the load of this machine is unknown.
     let before = capacity(&mesh, &job);
     let promise = "--latency-threshold 2s --max-violation 20% --max-outstanding 16";
     let flags = format!("--find-max-rate 4:512:8 {promise} {SHORT}");
@@ -128,7 +128,7 @@ fn the_highest_rate_that_holds_is_found() {
     let highest = &report["highest_rate"];
     let (held, broken) = (number(&highest["held"]), number(&highest["broken"]));
     assert!(held < broken && broken - held <= 8.1, "{highest}");
-    // Where it was busy then it need not have been meanwhile: fifty a second are what it bears when it is not.
+    // The machine may have been busy only then: an idle one does fifty per second.
     let most = 1.5 * before.max(after).max(50.0);
     assert!(held <= most, "{highest}, but a closed loop gets {before} and {after} answers a second");
     assert!(held >= before.min(after) / 6.0, "{highest}, but a closed loop gets {before} and {after} answers a second");
@@ -161,7 +161,7 @@ fn traffic_that_moves_to_another_worker_is_told() {
     let _kept = mesh.worker("kept");
     let job = Job::long(&mesh, 2);
 
-    // Never stable to a hundredth of a percent, so that it goes on until told to stop.
+    // Windows never agree to 0.01%, so the bench runs until it is stopped.
     let flags = "--concurrency 4 --warmup 0s --window 1s --windows-max 10000 --stability 0.01% --verbose";
     let mut running = mesh.client_in_background(&bench(&job, flags));
     wait_until("some windows", PATIENCE, || mesh.metric("tasks_done_total").is_some_and(|done| done > 500.0));
@@ -181,21 +181,21 @@ fn a_tool_that_stood_still_has_not_made_the_mesh_faster() {
     let _worker = mesh.worker("w1");
     let job = Job::long(&mesh, 1);
 
-    // Three windows of forty requests, that do not agree to a hundredth of a percent: all of them are in the figures.
+    // Three windows of 40 requests that do not agree to 0.01%: all of them count.
     let flags = "--rate 20 --warmup 0s --window 2s --windows-max 3 --stability 0.01% --json";
     let mut running = mesh.client_in_background(&bench(&job, flags));
     wait_until("some answers", PATIENCE, || mesh.metric("tasks_done_total") >= Some(5.0));
     running.process().stand_still(Duration::from_secs(1));
     let report = running.wait().succeeded().json();
 
-    // Twenty requests were due while it stood still. Each waited from its own time on, and was sent late.
+    // 20 requests were due during the pause. Each latency counts from its due time, and each was sent late.
     let level = &levels(&report)[0];
     let latency = |quantile: &str| number(&level["latency_ms"][quantile]);
     assert!(latency("p99") >= 850.0 && latency("p90") >= 250.0, "{}", level["latency_ms"]);
     assert!(number(&level["delayed"]) >= 15.0, "{level}");
 }
 
-/// What the tool told of a worker in its windows: the part of its answers that came too late.
+/// The part of a worker's answers that came too late, by window, as the tool reported it.
 fn violations(level: &Value, worker: &str) -> Vec<f64> {
     let windows = level["windows"].as_array().expect("windows").iter();
     let parts = windows.flat_map(|window| window["workers"].as_array().expect("workers"));
@@ -219,10 +219,10 @@ fn a_switch_away_from_a_worker_that_breaks_the_promise_is_told_and_so_is_the_way
         sides.is_some_and(|(left, gained)| left.starts_with(from) && gained.starts_with(to)).then_some(())
     };
     running.process().wait_for_line("that it is left", PATIENCE, |line| told(line, "slow", "fast"));
-    // A slow worker's answers get fewer by themselves; that the broker leaves it is due to the promise.
+    // A slow worker answers less by itself; only the promise makes the broker avoid it.
     wait_until("the broker to leave it", PATIENCE, || mesh.metric("slo_trips_total") >= Some(1.0));
     drop(slowed);
-    // It is tried with one task in sixteen, in eight, in four before it has its part again.
+    // The worker is tried with one task in 16, in 8, in 4 before it has its full share again.
     running.process().wait_for_line("the way back", 2 * PATIENCE, |line| told(line, "fast", "slow"));
     running.interrupt();
 

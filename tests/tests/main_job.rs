@@ -1,7 +1,7 @@
-//! The main job on real models and real inputs: through broker, worker and both engines, against the runtimes from PyPI.
+//! The main job with real models and inputs: through broker, worker and both engines, against the runtimes from PyPI.
 //!
-//! `runner/reference/check` makes inputs and expected outputs. Tolerance: 2e-5 of the largest expected value and 1e-6 on
-//! top, for all models; what differs by that little are sums in another order, by another number of threads.
+//! `runner/reference/check` makes inputs and expected outputs. Tolerance for all models: 2e-5 of the largest expected
+//! value plus 1e-6. Such small differences come from sums in another order, by another number of threads.
 
 use std::{
     fs,
@@ -15,25 +15,25 @@ use mesh_tests::{
     npy::Array,
 };
 
-/// Name of the reference case, its model.
+/// Reference cases and their models.
 const CASES: &[(&str, &str)] = &[
-    // Vision in half precision, dense and sparse; parametric activations; a segmentation.
+    // Vision models in half precision, dense and sparse; parametric activations; a segmentation.
     ("face", "face_detection_short_range.tflite"),
     ("face_cat", "face_detection_short_range.tflite"),
     ("face_sparse", "face_detection_full_range_sparse.tflite"),
     ("landmarks", "face_landmark.tflite"),
     ("iris", "iris_landmark.tflite"),
     ("selfie", "selfie_segmentation.tflite"),
-    // 8-bit integers in and out, with a state inside.
+    // 8-bit integers in and out, with internal state.
     ("wakeword", "okay_nabu.tflite"),
-    // The same networks in both formats, with an open batch and several outputs.
+    // The same networks in both formats, with an open batch dimension and several outputs.
     ("notes_tflite", "nmp.tflite"),
     ("notes_onnx", "nmp.onnx"),
     ("embedding_tflite", "embedding_model.tflite"),
     ("embedding_onnx", "embedding_model.onnx"),
     ("melspectrogram_tflite", "melspectrogram.tflite"),
     ("melspectrogram_onnx", "melspectrogram.onnx"),
-    // 32-bit integers in; several inputs, one of them a single 64-bit integer, and a branch.
+    // 32-bit integers in; several inputs, one of them a single 64-bit integer; a branch.
     ("filetype", "magika.onnx"),
     ("speech", "silero_vad.onnx"),
 ];
@@ -45,7 +45,7 @@ fn arrays(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Submits a case's inputs and compares every output with what the reference gave.
+/// Submits a case's inputs and compares every output with the reference.
 fn run_case(mesh: &Mesh, case: &str, model_name: &str) {
     let case_folder = cached(&format!("reference/{case}/expected")).parent().expect("it has one").to_owned();
     let inputs = arrays(&case_folder.join("inputs"));

@@ -1,14 +1,14 @@
-//! Many items in one submit: a folder, spread over the workers, each answered for itself.
+//! Many items in one submit: a folder, spread over the workers, each item with its own answer.
 
 use std::{collections::BTreeSet, process::Command};
 
 use mesh_tests::{Mesh, PATIENCE, Submission, npy::Array, onnx};
 use serde_json::Value;
 
-/// The number of a chunk on its way to the worker.
+/// Kind number of a chunk from client to worker.
 const CHUNK_TO_WORKER: u16 = 401;
 
-/// A folder with so many inputs; item `i` holds the number `i`.
+/// A folder with `count` inputs; item `i` holds the number `i`.
 fn folder_of_items(mesh: &Mesh, count: u16) -> String {
     let folder = mesh.folder().join("items");
     std::fs::create_dir(&folder).expect("the folder is ours");
@@ -109,7 +109,7 @@ fn the_tasks_of_one_submit_share_a_connection_to_each_worker() {
     mesh.client(&["submit", &model, &items]).succeeded();
 
     assert_eq!(door.connections(), 1);
-    // The model went once, whatever the number of items that wanted it.
+    // The model was sent once for all items.
     let model_bytes = onnx::add_one().len() as u64;
     assert_eq!(door.payload_bytes(401), model_bytes + 20 * 8);
 }
@@ -134,13 +134,13 @@ fn a_person_at_a_terminal_sees_a_bar_with_rate_and_time_left() {
     let (model, items) = (mesh.file("counting.onnx", &onnx::counting()), mesh.folder().join("items"));
     std::fs::create_dir(&items).expect("the folder is ours");
     for item in 0..20 {
-        // A tenth of a second each, as long as it takes to draw the bar again.
+        // 0.1 s per item, as long as the bar's redraw interval.
         Array::of_i64(&[1], &[100_000]).write(&items.join(format!("item{item:03}.npy")));
     }
     let submit = mesh.client_command(&["submit", &model, items.to_str().unwrap(), "--split", "1"]);
     let words = [submit.get_program()].into_iter().chain(submit.get_args());
     let words: Vec<String> = words.map(|word| format!("'{}'", word.display())).collect();
-    // On a terminal of its own, wide enough for all of the bar.
+    // The client runs on its own terminal, wide enough for the whole bar.
     let line = format!("stty cols 150; exec {}", words.join(" "));
     let mut terminal = Command::new("script");
     terminal.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
@@ -164,7 +164,7 @@ fn a_person_at_a_terminal_sees_a_bar_with_rate_and_time_left() {
 fn a_model_that_is_sent_for_longer_than_room_is_kept_is_sent_once_for_the_whole_job() {
     let mesh = Mesh::start();
     let (door, _worker) = mesh.worker_behind_proxy("w1", &["--slots", "4"]);
-    // Ten seconds on this line; the broker keeps room for six for those that have not opened.
+    // The model takes ten seconds on this link; the broker keeps a slot only six seconds for a task that is not opened.
     let model_bytes = 10 << 20;
     door.throttle(Some(1 << 20));
     let (model, items) = (mesh.file("heavy.onnx", &onnx::heavy(model_bytes, 1)), mesh.folder().join("items"));

@@ -1,4 +1,4 @@
-//! Memory of both ends of a transfer: a few windows for each that goes on, however large the files are.
+//! Memory at both ends of a transfer: a few windows per transfer, however large the files are.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use proto_msgs::limits::WINDOW_BYTES;
 
 const MIB: u64 = 1 << 20;
 
-/// What either end may take beside a window for each transfer.
+/// Allowed memory of either end beside one window per transfer.
 const EXTRA_BYTES_MAX: u64 = 64 * MIB;
 
-/// The most that a process has had in memory so far; nothing if it has ended.
+/// Peak memory of a process so far; `None` if it has ended.
 fn peak_bytes(pid: u32) -> Option<u64> {
     Some(status_field(pid, "VmHWM:")? * 1024)
 }
 
-/// The right answer is awaited; the most that its client had in memory meanwhile.
+/// Waits for the right answer. Returns the client's peak memory meanwhile.
 fn peak_until_done(mut started: Started, job: &Job) -> u64 {
     let mut peak = 0;
     wait_for("the client to end", Duration::from_secs(120), || {
@@ -35,7 +35,7 @@ fn a_large_model_takes_no_more_memory_than_a_small_one_and_a_few_windows() {
     let of_client = peak_until_done(small.start(&mesh, &[]), &small);
     let of_worker = peak_bytes(worker.pid()).expect("it runs");
     let large = Job::heavy(&mesh, 256, 91);
-    // What the line does not take must wait somewhere: in the file.
+    // Data that the link does not take yet must wait in the file.
     door.throttle(Some(64 * MIB));
 
     let peak = peak_until_done(large.start(&mesh, &[]), &large);

@@ -1,9 +1,9 @@
-//! Rows of many clients in one call of the runner: only where it is right and pays, and to each his own.
+//! Rows of many clients in one call of the runner: only if it is correct and faster, and each client gets its own rows.
 
 use mesh_tests::{Job, Mesh, PATIENCE, cache, jobs::Started, npy::Array, onnx, wait_for, wait_until};
 use serde_json::Value;
 
-/// What the only worker says of its models.
+/// The only worker's report on its models.
 fn models(mesh: &Mesh) -> Vec<Value> {
     mesh.ask(&["models"])["models"].as_array().expect("a list of models").clone()
 }
@@ -11,7 +11,7 @@ fn models(mesh: &Mesh) -> Vec<Value> {
 fn verdict(mesh: &Mesh) -> String {
     let models = models(mesh);
     assert!(models.len() <= 1, "{models:?}");
-    // Nothing is told before the first heartbeat after the first run.
+    // Nothing is known before the first heartbeat after the first run.
     models.first().map_or("unknown", |model| model["packing"].as_str().expect("a verdict")).to_owned()
 }
 
@@ -29,7 +29,7 @@ fn rows_of_two(from: u16, count: u16) -> impl Iterator<Item = Array> {
     (from..from + count).map(|row| Array::of_f32(&[1, 2], &[f32::from(row), f32::from(row) * 2.0]))
 }
 
-/// Submits the items, and gives output `y` of each.
+/// Submits the items. Returns output `y` of each.
 #[track_caller]
 fn answers(mesh: &Mesh, model: &str, items: &str, more: &[&str]) -> Vec<Array> {
     let output = tempfile::tempdir_in(mesh.folder()).expect("the folder is ours").keep();
@@ -42,7 +42,7 @@ fn answers(mesh: &Mesh, model: &str, items: &str, more: &[&str]) -> Vec<Array> {
     names.iter().map(|path| Array::read(&path.join("y.npy"))).collect()
 }
 
-/// Plays the model a while, until the worker says what it makes of it.
+/// Runs the model until the worker reports the wanted verdict.
 fn warm_up(mesh: &Mesh, model: &str, verdict_wanted: &str) {
     let items = folder(mesh, &format!("warm-up-{verdict_wanted}"), rows_of_two(1000, 16));
     wait_until(&format!("the verdict {verdict_wanted}"), PATIENCE, || {
@@ -69,7 +69,7 @@ fn rows_of_many_clients_run_together_and_each_gets_its_own() {
     assert!(cost["best_batch"].as_u64() > Some(1), "{cost}");
     assert!(cost["curve"].as_array().is_some_and(|curve| curve.len() > 1), "{cost}");
 
-    // Who asks why of a task is shown the same.
+    // `why` of a task shows the same.
     let task = mesh.tasks_of("client")[0]["task"].as_str().expect("an id").to_owned();
     let why = mesh.ask(&["why", &task]);
     assert_eq!(
@@ -115,7 +115,7 @@ fn a_model_whose_rows_mingle_is_found_out_and_run_row_by_row() {
     wait_until("the verdict", PATIENCE, || verdict(&mesh) == "differs");
 }
 
-/// Twelve items through a real model whose file says one item a call, in company and alone; gives the verdict.
+/// Runs twelve items through a real model with a fixed batch of one, together and alone. Returns the verdict.
 fn through_fixed_batch(model: &str) -> String {
     let mesh = Mesh::start();
     let _worker = mesh.worker("w1");
@@ -157,10 +157,10 @@ fn through_fixed_batch(model: &str) -> String {
 
 #[test]
 fn models_of_a_fixed_batch_are_right_whether_or_not_they_can_be_stretched() {
-    // Stretched, this one mixes the rows of its items.
+    // With a larger batch this model mixes the rows of its items.
     let verdict = through_fixed_batch("face_detection_short_range.tflite");
     assert!(["unsupported", "differs"].contains(&verdict.as_str()), "{verdict}");
-    // This one does not, and may be run either way.
+    // This model does not, and may run either way.
     through_fixed_batch("nmp.tflite");
 }
 
@@ -176,7 +176,7 @@ fn who_brings_a_bad_row_fails_alone() {
         verdict(&mesh) == "on"
     });
 
-    // Many at once, so that they meet; one of them asks for what there is not.
+    // Many tasks at once, so that they share a run; one of them has an invalid input.
     for round in 0..5 {
         let bad = mesh.array("bad.npy", &row(99));
         let jobs: Vec<Job> = (0..10_i64)

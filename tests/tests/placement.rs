@@ -1,5 +1,5 @@
-//! Where a task goes: labels that bind and labels that are a wish, named policies, promises that a worker does not keep,
-//! and a task that takes worker after worker down.
+//! The placement of tasks: required and preferred labels, named policies, workers that break a promise, and a task that
+//! takes several workers down.
 
 use std::collections::BTreeMap;
 
@@ -21,14 +21,14 @@ fn a_required_label_binds_and_a_preferred_one_is_a_wish() {
         let require = format!("room={room}");
         assert_eq!(job.start(&mesh, &["--require", &require]).done(&job).worker(), room);
     }
-    // Of those that would be about equally soon the wish decides. What the model costs is told by heartbeats.
+    // Among workers with about equal predictions the preference decides. Heartbeats report the model's cost.
     for room in ["north", "south", "north"] {
         let prefer = format!("room={room}");
         wait_until(&format!("{room} to be chosen three times in a row"), PATIENCE, || {
             (0..3).all(|_| job.start(&mesh, &["--prefer", &prefer]).done(&job).worker() == room)
         });
     }
-    // Who prefers goes elsewhere rather than wait; who requires waits.
+    // A task with a preference goes elsewhere rather than wait; one with a requirement waits.
     let _busy = Job::endless(&mesh).start(&mesh, &["--require", "room=north"]);
     wait_until("north to be busy", PATIENCE, || mesh.count_of("client", "running") == 1);
     assert_eq!(job.start(&mesh, &["--prefer", "room=north"]).done(&job).worker(), "south");
@@ -38,7 +38,7 @@ fn a_required_label_binds_and_a_preferred_one_is_a_wish() {
     job.start(&mesh, &["--require", "room=east"]).answer().failed_with(5, "NO_WORKER_FITS");
 }
 
-/// Where so many small tasks ran, one after the other.
+/// The workers of `count` small tasks, run one after the other.
 fn places(mesh: &Mesh, count: usize) -> Vec<String> {
     let job = Job::small(mesh);
     (0..count).map(|_| job.run(mesh).worker().to_owned()).collect()
@@ -46,14 +46,14 @@ fn places(mesh: &Mesh, count: usize) -> Vec<String> {
 
 #[test]
 fn each_policy_chooses_as_its_name_says() {
-    // One after the other: each has its turn.
+    // Round-robin: each worker has its turn.
     let mesh = with_policy("round-robin");
     let _workers = [mesh.worker("w1"), mesh.worker("w2"), mesh.worker("w3")];
     let mut turns = BTreeMap::<String, usize>::new();
     places(&mesh, 9).into_iter().for_each(|name| *turns.entry(name).or_default() += 1);
     assert_eq!(turns.into_values().collect::<Vec<_>>(), [3, 3, 3]);
 
-    // The least busy: never the one that is at work.
+    // Least-loaded: never the worker that is running a task.
     let mesh = with_policy("least-loaded");
     let _workers = [mesh.worker_with("w1", &["--slots", "2"]), mesh.worker_with("w2", &["--slots", "2"])];
     let endless = Job::endless(&mesh).start(&mesh, &[]);
@@ -62,7 +62,7 @@ fn each_policy_chooses_as_its_name_says() {
     assert!(places(&mesh, 4).iter().all(|place| *place != busy), "{busy} is at work");
     drop(endless);
 
-    // Any policy serves.
+    // With any policy tasks are done.
     for policy in ["predicted", "latest-heartbeat", "random"] {
         let mesh = with_policy(policy);
         let _workers = [mesh.worker("w1"), mesh.worker("w2")];
@@ -85,7 +85,7 @@ fn who_breaks_a_promise_is_left_for_those_who_keep_it() {
     let mesh = with_policy("round-robin");
     let (slow, _fast) = (mesh.worker_with("slow", &["--slots", "8"]), mesh.worker_with("fast", &["--slots", "4"]));
     let job = Job::long(&mesh, 50);
-    // Both have the model, and both are well.
+    // Both workers have the model, and both keep the promise.
     wait_until("both to have been used", PATIENCE, || {
         job.run(&mesh);
         let workers = mesh.ask(&["workers"]);
@@ -108,7 +108,7 @@ fn who_breaks_a_promise_is_left_for_those_who_keep_it() {
     let at_slow = rows.iter().filter(|row| row["worker"]["name"] == "slow").count();
     let (trips, violations) = (mesh.metric("slo_trips_total"), mesh.metric("slo_violations_total"));
     assert!(trips >= Some(1.0), "{trips:?} trips, {violations:?} violations, {at_slow} tasks at the slow worker");
-    // Eight at a time, until enough of them have ended to tell; and one in sixteen later, to see whether it is well.
+    // Eight tasks at a time, until enough have ended to judge; later one in 16 as a probe.
     assert!((1..=60).contains(&at_slow), "{at_slow} of 200 ran at the slow worker");
 }
 
@@ -130,6 +130,6 @@ fn a_task_that_takes_three_workers_down_is_given_up() {
 
     let why = answer.stdout + &answer.stderr;
     assert!(why.contains("three") || why.contains('3'), "{why}");
-    // The last worker was spared.
+    // The last worker is still alive.
     Job::small(&mesh).run(&mesh);
 }

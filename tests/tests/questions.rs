@@ -1,4 +1,4 @@
-//! What a user can ask of the mesh, and what a detached task goes through.
+//! Questions that a user can ask, and the life of a detached task.
 
 use mesh_tests::{Job, Mesh, PATIENCE, npy::Array, wait_until};
 use serde_json::Value;
@@ -33,11 +33,11 @@ fn a_detached_task_runs_without_its_client_and_keeps_its_result() {
 
     let task = job.detach(&mesh);
 
-    // The id alone is on standard output for scripts.
+    // For scripts, standard output holds only the id.
     let output = mesh.folder().join("out");
     mesh.client(&["wait", &task, "--output", output.to_str().unwrap()]).succeeded();
     assert_eq!(Array::read(&output.join("y.npy")).numbers(), job.expected);
-    // It can be fetched again.
+    // The result can be fetched again.
     let again = mesh.folder().join("again");
     mesh.client(&["result", &task, "--output", again.to_str().unwrap()]).succeeded();
     assert_eq!(Array::read(&again.join("y.npy")).numbers(), job.expected);
@@ -106,7 +106,7 @@ fn why_explains_each_choice_with_figures_for_as_long_as_the_task_is_remembered()
         task["task"].as_str().expect("an id").to_owned()
     };
 
-    // Finished: who was rated how, and who was chosen.
+    // Done: the ratings of workers, and the chosen one.
     let why = mesh.ask(&["why", &last("done")]);
     let rows = why["candidates"].as_array().expect("candidates");
     assert!(rows.iter().any(|row| row["worker"]["name"] == "w1"), "{why}");
@@ -118,7 +118,7 @@ fn why_explains_each_choice_with_figures_for_as_long_as_the_task_is_remembered()
     let text = mesh.client(&["why", &last("done")]).succeeded().stdout;
     assert!(text.starts_with(&format!("ended; its last worker was {at}\n")), "{text}");
 
-    // Refused: why nobody would do.
+    // Refused: why no worker fits.
     job.start(&mesh, &["--require", "room=east"]).answer().failed_with(5, "NO_WORKER_FITS");
     let why = mesh.ask(&["why", &last("failed")]);
     let summary = why["summary"].as_str().expect("a summary");
@@ -127,7 +127,7 @@ fn why_explains_each_choice_with_figures_for_as_long_as_the_task_is_remembered()
         assert_eq!(row["against"], serde_json::json!(["has no label room=east"]), "{why}");
     }
 
-    // Running: where, and why not elsewhere.
+    // Running: where it runs, and why not elsewhere.
     let endless = Job::endless(&mesh).start(&mesh, &["--require", "room=south"]);
     wait_until("it to run", PATIENCE, || mesh.count_of("client", "running") == 1);
     let why = mesh.client(&["why", &last("running")]).succeeded().stdout;

@@ -1,4 +1,4 @@
-//! The README's commands: every flag that it shows is one that its program takes.
+//! The README's commands: each of their flags exists in its program.
 
 use std::{collections::BTreeSet, fs, process::Command};
 
@@ -11,7 +11,7 @@ fn flags(text: &str) -> BTreeSet<String> {
     flags.map(|flag| flag.trim_end_matches(['.', ':', ';']).to_owned()).collect()
 }
 
-/// What `PROGRAM [COMMAND] --help` shows.
+/// The output of `PROGRAM [COMMAND] --help`.
 fn help(program: &str, command: Option<&str>) -> String {
     let output = Command::new(binary(program)).args(command).arg("--help").output();
     let output = output.unwrap_or_else(|error| panic!("{program}: {error} (cargo build --release)"));
@@ -19,12 +19,12 @@ fn help(program: &str, command: Option<&str>) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Commands in the code blocks of a document, continued lines joined, and what stands between single backquotes.
+/// Commands in a document: its code blocks with continued lines joined, and its text between single backquotes.
 fn commands(document: &str) -> Vec<String> {
     let joined = document.replace("\\\n", " ");
     let blocks = joined.lines().filter(|line| line.starts_with("    ")).map(|line| {
         let line = line.trim_start();
-        // Behind two blanks a comment begins.
+        // Two spaces and `#` begin a comment.
         line.split_once("  #").map_or(line, |(command, _)| command).to_owned()
     });
     let prose: String =

@@ -1,4 +1,4 @@
-//! Redis as the store: a copy for others to read and a memory for restarts, never the place of decision.
+//! Redis as the store: a copy for other readers and the memory for restarts, never the basis of decisions.
 
 use mesh_tests::{Job, Mesh, MeshOptions, PATIENCE, Redis, redis::NOTICE_LIMIT, wait_for, wait_until};
 
@@ -6,13 +6,13 @@ fn mesh_with(redis: &Redis) -> Mesh {
     Mesh::with(MeshOptions { redis_url: Some(redis.url()), ..MeshOptions::default() })
 }
 
-/// The first key that matches, once there is one.
+/// The first key that matches, as soon as there is one.
 fn key(redis: &Redis, pattern: &str) -> String {
     let find = || redis.cli(&["--scan", "--pattern", pattern]).lines().next().map(str::to_owned);
     wait_for(&format!("a key like {pattern}"), PATIENCE, find)
 }
 
-/// A hash as `redis-cli HGETALL` shows it: fields and values in turn.
+/// A hash, read by `redis-cli HGETALL`: fields and values in turn.
 fn fields(redis: &Redis, key: &str) -> Vec<(String, String)> {
     let text = redis.cli(&["HGETALL", key]);
     let lines: Vec<&str> = text.lines().collect();
@@ -60,7 +60,7 @@ fn the_metric_table_tells_what_the_machine_is_and_does() {
     assert_eq!(number("held_models_count"), 0);
 
     let started = Job::endless(&mesh).start(&mesh, &[]);
-    // One of its cores is busy all the time.
+    // One core is busy all the time.
     let half_a_core = 500 / cores as i64;
     wait_until("the task to be told", PATIENCE, || (number("slots_used"), number("attempts")) == (1, 1));
     wait_until("the load to be told", PATIENCE, || number("cpu_permille") > half_a_core && number("load1_milli") > 0);
@@ -104,7 +104,7 @@ fn the_broker_goes_on_deciding_without_it_says_so_and_catches_up() {
     let went = "deciding goes on, detached tasks are refused";
     mesh.broker().wait_for_line("that it is away", PATIENCE, |line| line.contains(went).then_some(()));
     assert!(!mesh.broker().has_said("the store is back after"), "it is not");
-    // What must be remembered cannot be promised now.
+    // A detached task must be stored, so it is refused now.
     mesh.client(&job.submit(&["--detach", "--no-wait"])).failed_with(5, "STORE_AWAY");
 
     redis.start_again();

@@ -1,4 +1,4 @@
-//! Models behind one another: what the first gives the second takes, for one row as for many, and they work side by side.
+//! Models in stages: the second takes the outputs of the first, for one row or many, and both run at the same time.
 
 use std::{
     collections::BTreeMap,
@@ -7,13 +7,13 @@ use std::{
 
 use mesh_tests::{Job, Mesh, PATIENCE, Worker, npy::Array, onnx, process, wait_until};
 
-/// Between two looks at what the runners have used: some ticks of the system's clock.
+/// Interval between two readings of the runners' processor time: some ticks of the system's clock.
 const WINDOW: Duration = Duration::from_millis(200);
 
-/// Encoder and decoder, each of about so many milliseconds a call; together they add `2 × ms × 1000`.
+/// Encoder and decoder, each of about `ms` milliseconds per call. Together they add `2 × ms × 1000`.
 fn stages(mesh: &Mesh, ms: i64) -> [String; 2] {
     let job = Job::sociable(mesh, ms, [0.0, 0.0]);
-    // The same model with another comment in it, so that the worker has two.
+    // The same model with another comment in its file, so that the worker has two models.
     let second = mesh.file("decoder.onnx", &[onnx::sociable(ms * 1000), b"\x32\x01x".to_vec()].concat());
     [job.model, second]
 }
@@ -46,7 +46,7 @@ fn a_second_model_that_takes_something_else_is_refused_before_it_runs() {
     let mesh = Mesh::start();
     let _worker = mesh.worker("w1");
     let job = Job::small(&mesh);
-    // It takes whole numbers, and the one before it gives real ones.
+    // This model takes integers, and the one before it returns floats.
     let other = mesh.file("picky.onnx", &onnx::picky());
     let answer = mesh.client(&job.submit(&["--then", &other]));
     assert_eq!(answer.code, 3, "{}", answer.stderr);
@@ -60,7 +60,7 @@ fn a_missing_second_model_is_said_to_be_missing() {
     mesh.client(&job.submit(&["--then", "/nowhere/decode.onnx"])).failed_with(3, "/nowhere/decode.onnx");
 }
 
-/// Processor time that the worker's runners have used for each model so far.
+/// Processor time of the worker's runners so far, by model.
 fn used(worker: &Worker) -> BTreeMap<String, Duration> {
     let mut used = BTreeMap::<String, Duration>::new();
     for runner in process::children_of(worker.pid()) {
@@ -76,14 +76,14 @@ fn used(worker: &Worker) -> BTreeMap<String, Duration> {
 #[test]
 fn two_stages_work_side_by_side() {
     let mesh = Mesh::start();
-    // Item by item: otherwise each stage would run all of them in one call.
+    // Without packing: otherwise each stage would run all items in one call.
     let worker = mesh.worker_with("w1", &["--slots", "4", "--pack-max", "1"]);
     let [encode, decode] = stages(&mesh, 600);
     let items = items(&mesh, 40);
     let line = ["submit", &encode, &items, "--then", &decode, "--split", "1", "--lane", "batch"];
     let _client = mesh.client_in_background(&line);
-    // A call takes half a second or more, so one stage that waits for the other shows in two of three windows. Both move in
-    // three windows one after the other only if they run at the same time.
+    // A call takes half a second or more, so if one stage waited for the other, two of three windows would show it.
+    // Three windows in a row with both models active mean that they run at the same time.
     let (mut before, mut since, mut in_a_row) = (used(&worker), Instant::now(), 0);
     wait_until("both models to compute at the same time", PATIENCE, || {
         if since.elapsed() < WINDOW {

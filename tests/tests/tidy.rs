@@ -1,5 +1,5 @@
-//! Style that a program can check: borders between crates, purity of the core, budgets, leftovers, documents that tell the
-//! truth. A rule that has to be explained twice in review belongs here.
+//! Style rules that a program can check: edges between crates, purity of the core, budgets, leftovers, documents that
+//! are true. A rule that has to be explained twice in review belongs here.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,7 @@ use std::{
 use mesh_tests::cache::repository;
 use serde_json::Value;
 
-/// Who may depend on whom inside the workspace. `ARCHITECTURE.md` draws it.
+/// Allowed dependencies between the workspace's packages. `ARCHITECTURE.md` draws them.
 const EDGES: &[(&str, &[&str])] = &[
     ("proto-msgs", &[]),
     ("mesh-samples", &["proto-msgs"]),
@@ -27,7 +27,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("mesh-bench", &["mesh-core", "mesh-samples", "mesh-sdk", "mesh-tests", "mesh-transport", "proto-msgs"]),
 ];
 
-/// Crates from outside that only these packages may name.
+/// External crates that only these packages may use.
 const KEEPERS: &[(&str, &[&str])] = &[
     ("zmq", &["mesh-bench", "mesh-transport"]),
     ("redis", &["mesh-bench", "mesh-broker"]),
@@ -40,10 +40,10 @@ const KEEPERS: &[(&str, &[&str])] = &[
     ("edgefirst-tflite", &["mesh-runner"]),
 ];
 
-/// Packages in which nothing waits: no async runtime, whatever it is for.
+/// Packages without waiting: no async runtime for any purpose.
 const WITHOUT_TOKIO: &[&str] = &["proto-msgs", "mesh-core", "mesh-models", "mesh-tests"];
 
-/// What would make the same events give other actions.
+/// Names that could make the same events give other actions.
 const IMPURE: &[&str] = &[
     "std::time::Instant",
     "Instant::now",
@@ -64,11 +64,11 @@ const IMPURE: &[&str] = &[
 const FILE_LINES_MAX: usize = 500;
 const FUNCTION_LINES_MAX: usize = 60;
 
-/// Files and functions that are over budget, with what they have today. They may shrink, never grow; whoever brings one
-/// within the budget deletes its line.
+/// Files and functions over budget, with their present lines. They may shrink, never grow. Once one is within the
+/// budget, its line here is deleted.
 const OVER_BUDGET: &[(&str, usize)] = &[("runner/src/engine/litert/reshape.rs::rewrite", 65)];
 
-/// Files a person may read: everything that git tracks or would track, by path from the root.
+/// Text files that git tracks or would track, by path from the root.
 fn text_files() -> BTreeMap<String, String> {
     let listed = run(Command::new("git").args(["ls-files", "--cached", "--others", "--exclude-standard"]));
     listed
@@ -78,7 +78,7 @@ fn text_files() -> BTreeMap<String, String> {
 }
 
 fn rust_files() -> BTreeMap<String, String> {
-    // zeromq-src keeps the shape of the crate that it stands in for.
+    // zeromq-src keeps the form of the crate that it replaces.
     text_files().into_iter().filter(|(path, _)| path.ends_with(".rs") && !path.contains("zeromq-src")).collect()
 }
 
@@ -88,7 +88,7 @@ fn run(command: &mut Command) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// Every dependency of every package: package, dependency, whether only its tests need it.
+/// Every dependency of every package: package, dependency, whether only its tests use it.
 fn dependencies() -> Vec<(String, String, bool)> {
     let text = run(Command::new("cargo").args(["metadata", "--no-deps", "--format-version", "1", "--offline"]));
     let metadata: Value = serde_json::from_str(&text).expect("cargo writes JSON");
@@ -159,7 +159,7 @@ fn the_core_is_pure() {
     assert_none("the machines are told time and do nothing themselves", findings);
 }
 
-/// Lines without those that are comments.
+/// The lines that are not comments.
 fn code_lines(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter(|line| !line.trim_start().starts_with("//"))
 }
@@ -182,7 +182,7 @@ fn files_and_functions_can_be_read_at_one_go() {
     assert_none("over budget", findings.chain(gone));
 }
 
-/// Lines of each function, named `path::function`. Relies on rustfmt: a function ends at the indentation it began at.
+/// Lines of each function, named `path::function`. Relies on rustfmt: a function ends at its start's indentation.
 fn function_sizes(path: &str, text: &str) -> BTreeMap<String, usize> {
     let lines: Vec<&str> = text.lines().collect();
     let mut sizes = BTreeMap::new();
@@ -203,7 +203,7 @@ fn function_sizes(path: &str, text: &str) -> BTreeMap<String, usize> {
         }
         let length = lines[start + 1..].iter().position(closes).map_or(1, |end| end + 2);
         let name: String = after.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-        // Of several with one name the longest counts.
+        // Of several functions with one name, the longest counts.
         let size = sizes.entry(format!("{path}::{name}")).or_insert(0);
         *size = length.max(*size);
     }
@@ -219,7 +219,7 @@ fn every_file_says_what_it_is_for() {
 
 #[test]
 fn nothing_is_left_lying_about() {
-    // Put together here, so that this file does not contain them.
+    // The words are put together here, so that this file does not contain them.
     let leftovers = [
         ["to", "do!("],
         ["unimplement", "ed!("],
@@ -241,7 +241,7 @@ fn nothing_is_left_lying_about() {
 #[test]
 fn tests_wait_for_conditions_and_never_just_nap() {
     let nap = ["sl", "eep("].concat();
-    // A harness may, between two looks at a condition; it is called so.
+    // Only a test harness, a file `support.rs`, may sleep between two checks of a condition.
     let is_test = |path: &str| path.contains("/tests/") && !path.ends_with("/support.rs");
     let findings = rust_files()
         .into_iter()
@@ -274,7 +274,7 @@ fn readme_and_contributing_name_only_what_is_there() {
     }
 }
 
-/// Paths in `backquotes` or (links) that begin with a folder of ours and lead nowhere.
+/// Paths in `backquotes` or (links) that begin with a folder of the repository and do not exist.
 fn missing_paths(document: &str) -> Vec<String> {
     let folders: BTreeSet<String> =
         text_files().keys().filter_map(|path| Some(format!("{}/", path.split_once('/')?.0))).collect();

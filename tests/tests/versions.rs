@@ -1,4 +1,4 @@
-//! Peers of other versions, strangers and vandals: each gets a clear answer or none, and honest nodes notice nothing.
+//! Peers of other versions, strangers and attackers get a clear answer or none. Honest nodes are not affected.
 
 use std::io::{Read, Write};
 
@@ -29,7 +29,7 @@ fn the_broker_tells_older_and_newer_peers_what_it_speaks() {
             "to version {theirs}"
         );
     }
-    // The connection still serves a version that is spoken.
+    // The connection still serves a supported version.
     peer.send(&question(VERSION)).unwrap();
     let answer = peer.recv(PATIENCE).unwrap().expect("an answer");
     assert!(matches!(BrokerToClient::from_frame(&answer), Ok(BrokerToClient::Answer(_))));
@@ -50,7 +50,7 @@ fn a_worker_s_door_tells_them_too() {
 #[test]
 fn a_client_says_that_the_broker_is_of_another_version() {
     let mesh = Mesh::start();
-    // A broker of the future: answers everything with "I speak 7 to 9".
+    // A future broker: it answers every message with "I speak 7 to 9".
     let context = fake_broker(7, 9);
     let mut command = mesh.client_command(&["workers"]);
     command.env("MESH_BROKER", &context);
@@ -76,7 +76,7 @@ fn a_client_says_that_a_worker_is_of_another_version() {
     answer.failed_with(6, "upgrade the older of the two");
 }
 
-/// A listener that speaks just enough ZMTP to answer each message with a refusal.
+/// A listener with just enough ZMTP to answer each message with a refusal.
 fn fake_broker(min: u16, max: u16) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let endpoint = format!("tcp://{}", listener.local_addr().expect("just bound"));
@@ -117,7 +117,7 @@ fn strangers_and_vandals_are_counted_and_honest_nodes_are_served() {
     let head = question(VERSION).head;
     peer.send(&Frame { head, payload: Bytes::from(vec![0; 300 * 1024]) }).unwrap();
     peer.send(&Frame::new(vec![0; 600 * 1024])).unwrap();
-    // Not even ZeroMQ, and a part that claims to be 8 EiB.
+    // A peer without ZeroMQ, and a part with an announced length of 8 EiB.
     let mut raw = std::net::TcpStream::connect(mesh.endpoint().trim_start_matches("tcp://")).unwrap();
     raw.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     let mut liar = Peer::connect(mesh.endpoint()).unwrap();

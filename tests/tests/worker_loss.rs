@@ -1,4 +1,4 @@
-//! A worker goes without notice, at every stage of a task. The task ends on another one and nobody has to do anything.
+//! A worker dies without notice, at every stage of a task. The task ends on another worker without anyone's help.
 
 use mesh_tests::{Job, Mesh, PATIENCE, proxy::Side, wait_until};
 use proto_msgs::Phase;
@@ -76,7 +76,7 @@ fn between_two_tasks() {
     let _heir = mesh.worker("heir");
     doomed.kill();
 
-    // The broker may not have missed a heartbeat yet, and the dead worker is the one that holds the model.
+    // The broker may not have missed a heartbeat yet, and only the dead worker holds the model.
     assert_eq!(job.run(&mesh).worker(), "heir");
 }
 
@@ -93,7 +93,7 @@ fn a_worker_that_hangs_is_as_good_as_dead() {
     let done = started.done(&job);
     assert_eq!(done.worker(), "heir");
 
-    // When it wakes up its attempt is old: it stops it, frees its slot, and takes new work.
+    // When the worker wakes up, its attempt is outdated: it stops the attempt, frees its slot, and takes new work.
     doomed.process().thaw();
     mesh.wait_idle();
     wait_until("two workers again", PATIENCE, || mesh.metric("workers") == Some(2.0));
