@@ -1,5 +1,5 @@
-//! Standard output for results, standard error for everything else. Owns that no work is lost if the reader leaves (`|
-//! head`, a closed terminal). Never: the text.
+//! Standard output for results, standard error for everything else. Owns that no work is lost if the reader leaves
+//! (`| head`, a closed terminal). Never: the text.
 
 use std::io::{self, Write};
 

@@ -114,7 +114,7 @@ impl Mesh {
         Ok(handle)
     }
 
-    /// Waits for the result of a detached task, even if another process of this client submitted it.
+    /// A handle that waits for the result of a detached task, even if another process of this client submitted it.
     pub async fn fetch(&self, task: TaskId) -> TaskHandle {
         let (watcher, handle) = self.watch(task);
         // If the driver is gone, the handle reports it.
