@@ -101,7 +101,7 @@ fn the_broker_goes_on_deciding_without_it_says_so_and_catches_up() {
     assert!(ready.contains("away: detached tasks are refused"), "health says what is wrong: {status} {ready}");
     let health = || mesh.admin_page("/healthz").expect("the admin port answers").1;
     assert!(health().contains("degraded") && health().contains("away_s"), "{}", health());
-    let went = "deciding goes on, detached tasks are refused";
+    let went = "decisions go on, detached tasks are refused";
     mesh.broker().wait_for_line("that it is away", PATIENCE, |line| line.contains(went).then_some(()));
     assert!(!mesh.broker().has_said("the store is back after"), "it is not");
     // A detached task must be stored, so it is refused now.
