@@ -20,8 +20,11 @@ fn no_three_heartbeats_are_missed_under_full_load() {
     let endless = Job::endless(&mesh);
     let running: Vec<_> = (0..cores).map(|_| endless.start_as(&mesh, "busy", &[])).collect();
     wait_until("every core to run a model", PATIENCE, || mesh.count_of("busy", "running") == cores);
-    for seed in 71..75 {
+    for seed in 71_u16.. {
         Job::heavy(&mesh, 48, seed).run(&mesh);
+        if seed >= 74 && to_broker.count(HEARTBEAT) > 10 {
+            break;
+        }
     }
 
     assert_eq!(mesh.count_of("busy", "running"), cores, "the load was there all the time");
@@ -34,7 +37,6 @@ fn no_three_heartbeats_are_missed_under_full_load() {
         to_broker.seen().into_iter().filter(|seen| seen.message.kind == Some(HEARTBEAT)).map(|seen| seen.at).collect();
     let gaps = beats.windows(2).map(|pair| pair[1] - pair[0]);
     let longest = gaps.max().expect("there were heartbeats");
-    assert!(beats.len() > 10, "{} heartbeats", beats.len());
     assert!(longest < 3 * interval, "no heartbeat for {longest:?}");
     assert_eq!(mesh.metric("workers_lost_total"), Some(0.0));
 }

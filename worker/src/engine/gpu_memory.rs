@@ -101,19 +101,23 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(30);
 
     /// Watches the `shown` looks, of which the last repeats for ever, against a limit of 100, until the watch ends or
-    /// `looks_max` looks were taken. Returns whether the watch ended, the looks taken, and what was said.
-    async fn watched(shown: &'static [Seen], looks_max: usize) -> (bool, usize, Vec<String>) {
-        let looks = Arc::new(Mutex::new(0));
-        let (mut said, counted) = (Vec::new(), looks.clone());
+    /// `is_enough` of the number of looks and of warnings. Returns whether the watch ended, the looks taken, and what was
+    /// said.
+    async fn watched(shown: &'static [Seen], is_enough: impl Fn(usize, usize) -> bool) -> (bool, usize, Vec<String>) {
+        let (looks, said) = (Arc::new(Mutex::new(0)), Mutex::new(Vec::new()));
+        let counted = looks.clone();
         let look = move || {
             let mut looks = counted.lock().expect("nobody panics");
             *looks += 1;
             shown[(*looks - 1).min(shown.len() - 1)]
         };
         let has_ended = {
-            let mut watch = Box::pin(watch(100, Duration::from_micros(1), look, |why| said.push(why.to_owned())));
+            let say = |why: &str| said.lock().expect("nobody panics").push(why.to_owned());
+            let mut watch = Box::pin(watch(100, Duration::from_micros(1), look, say));
+            let (looks, said) =
+                (|| *looks.lock().expect("nobody panics"), || said.lock().expect("nobody panics").len());
             timeout(PATIENCE, async {
-                while *looks.lock().expect("nobody panics") < looks_max {
+                while !is_enough(looks(), said()) {
                     if (&mut watch).now_or_never().is_some() {
                         return true;
                     }
@@ -124,29 +128,31 @@ mod tests {
             .await
             .expect("it looks again and again")
         };
-        (has_ended, *looks.lock().expect("nobody panics"), said)
+        let looks = *looks.lock().expect("nobody panics");
+        (has_ended, looks, said.into_inner().expect("nobody panics"))
     }
 
     const AT_LIMIT: Seen = Seen::Uses { bytes: 100 };
 
     #[tokio::test]
     async fn who_uses_more_than_its_limit_is_found_out_and_who_uses_as_much_is_not() {
-        let (has_ended, looks, said) = watched(&[Seen::Unnamed, AT_LIMIT, Seen::Uses { bytes: 101 }], 1000).await;
+        let (has_ended, looks, said) =
+            watched(&[Seen::Unnamed, AT_LIMIT, Seen::Uses { bytes: 101 }], |looks, _| looks == 1000).await;
         assert_eq!((has_ended, looks, said), (true, 3, Vec::new()));
-        let (has_ended, _, said) = watched(&[AT_LIMIT], 300).await;
+        let (has_ended, _, said) = watched(&[AT_LIMIT], |looks, _| looks >= 300).await;
         assert_eq!((has_ended, said), (false, Vec::new()));
     }
 
     #[tokio::test]
     async fn where_nobody_can_tell_it_is_said() {
-        let (has_ended, looks, said) = watched(&[Seen::Nothing], 1).await;
+        let (has_ended, looks, said) = watched(&[Seen::Nothing], |_, said| said == 1).await;
         assert_eq!((has_ended, looks), (false, 1));
         assert_eq!(said.len(), 1, "{said:?}");
     }
 
     #[tokio::test]
     async fn a_process_that_the_driver_never_names_is_said_once_to_be_unwatched() {
-        let (has_ended, _, said) = watched(&[Seen::Unnamed], 3 * UNNAMED_LOOKS as usize).await;
+        let (has_ended, _, said) = watched(&[Seen::Unnamed], |looks, _| looks >= 3 * UNNAMED_LOOKS as usize).await;
         assert!(!has_ended && said.len() == 1 && said[0].contains("does not name"), "{said:?}");
     }
 }
