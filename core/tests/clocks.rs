@@ -8,10 +8,10 @@ use mesh_core::{
     client::{self, Client, News, TaskSpec},
     worker::{Action, Config, Event, LinkId, Worker},
 };
-use mesh_samples::{TICKET_KEY, client_id, register, submit, ticket_body};
+use mesh_samples::{TICKET_KEY, client_id, opening, register, submit, ticket_body};
 use proto_msgs::{
-    BrokerToWorker, ClientToBroker, Digest, ErrorCode, HeartbeatAck, Manifest, ModelFormat, ModelRef, Open, Outcome,
-    Ticket, TicketBody,
+    BrokerToWorker, ClientToBroker, Digest, ErrorCode, HeartbeatAck, Manifest, ModelFormat, ModelRef, Outcome, Ticket,
+    TicketBody,
 };
 
 const fn s(seconds: u64) -> Duration {
@@ -50,14 +50,7 @@ fn a_broker_whose_clock_was_put_forward_expires_nothing_that_is_at_work() {
     let model = ModelRef { digest: Digest::from_bytes([1; 32]), size_bytes: 1, format: ModelFormat::Onnx };
     let manifest = Manifest { model, model_name: "m".into(), then: Vec::new(), items: 1, inputs: Vec::new() };
     let (ticket, manifest) = (Ticket::sign(body, &TICKET_KEY), Some(manifest));
-    let open = Box::new(Open {
-        ticket,
-        manifest,
-        model_held: false,
-        window_bytes: 1,
-        resume: false,
-        outputs_here: Vec::new(),
-    });
+    let open = Box::new(opening(ticket, manifest));
     let _ = worker.handle(start, Event::Opened { link: LinkId(1), key: None, open });
     let _ = worker.handle(start, Event::Received { id });
 

@@ -5,10 +5,10 @@ use mesh_core::{
     MonoTime,
     worker::{Action, Config, Event, LinkId, Worker},
 };
-use mesh_samples::{TICKET_KEY, register, ticket_body};
+use mesh_samples::{TICKET_KEY, opening, register, ticket_body};
 use proto_msgs::{
-    BrokerToWorker, Digest, Epoch, ErrorCode, HeartbeatAck, Introduce, Manifest, ModelFormat, ModelRef, Open,
-    PublicKey, Purpose, Ticket, TicketBody, WorkerToClient,
+    BrokerToWorker, Digest, Epoch, ErrorCode, HeartbeatAck, Introduce, Manifest, ModelFormat, ModelRef, PublicKey,
+    Purpose, Ticket, TicketBody, WorkerToClient,
 };
 
 /// More tasks than a worker admits at once.
@@ -40,14 +40,7 @@ fn shown(worker: &mut Worker, ticket: Ticket, key: Option<PublicKey>) -> Option<
     let model = ModelRef { digest: Digest::from_bytes([1; 32]), size_bytes: 1, format: ModelFormat::Onnx };
     let manifest = Manifest { model, model_name: "m".into(), then: Vec::new(), items: 1, inputs: Vec::new() };
     let manifest = (ticket.body.purpose == Purpose::Run).then_some(manifest);
-    let open = Box::new(Open {
-        ticket,
-        manifest,
-        model_held: false,
-        window_bytes: 1,
-        resume: false,
-        outputs_here: Vec::new(),
-    });
+    let open = Box::new(opening(ticket, manifest));
     let said = worker.handle(NOW, Event::Opened { link: LinkId(1), key, open });
     said.into_iter().find_map(|action| match action {
         Action::TellClient { message: WorkerToClient::Refuse(refuse), .. } => Some(refuse.code),

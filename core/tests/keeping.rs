@@ -7,9 +7,9 @@ use mesh_core::{
     MonoTime,
     worker::{Action, Config, Event, LinkId, Restored, Sample, Worker},
 };
-use mesh_samples::{TICKET_KEY, register, ticket_body};
+use mesh_samples::{TICKET_KEY, opening, register, ticket_body};
 use proto_msgs::{
-    BrokerToWorker, Digest, ErrorCode, HeartbeatAck, Manifest, ModelFormat, ModelRef, Open, Outcome, Register, Ticket,
+    BrokerToWorker, Digest, ErrorCode, HeartbeatAck, Manifest, ModelFormat, ModelRef, Outcome, Register, Ticket,
     TicketBody, WorkerToBroker, WorkerToClient,
     limits::{HELD_MAX, TEXT_BYTES_MAX},
 };
@@ -55,14 +55,7 @@ fn keeps(results: u32) -> (Worker, bool) {
 /// The refusal that a client gets when it opens an attempt.
 fn opens(worker: &mut Worker, task: u32, detached: bool) -> Option<ErrorCode> {
     let (ticket, manifest) = (ticket(task, detached), Some(manifest()));
-    let open = Box::new(Open {
-        ticket,
-        manifest,
-        model_held: false,
-        window_bytes: 1,
-        resume: false,
-        outputs_here: Vec::new(),
-    });
+    let open = Box::new(opening(ticket, manifest));
     let said = worker.handle(NOW, Event::Opened { link: LinkId(1), key: None, open });
     said.into_iter().find_map(|action| match action {
         Action::TellClient { message: WorkerToClient::Refuse(refuse), .. } => Some(refuse.code),

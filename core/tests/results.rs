@@ -6,7 +6,7 @@ use mesh_core::{
     MonoTime,
     worker::{Action, BatchTimes, Config, Event, LinkId, Restored, Worker},
 };
-use mesh_samples::{TICKET_KEY, register, ticket_body};
+use mesh_samples::{TICKET_KEY, opening, register, ticket_body};
 use proto_msgs::{AttemptId, Digest, Manifest, ModelFormat, ModelRef, Open, Outcome, Purpose, Ticket, TicketBody};
 
 /// Longer than a client may be silent.
@@ -37,14 +37,7 @@ fn worker_with_a_result() -> Worker {
 
 fn fetch(worker: &mut Worker, now: MonoTime) -> Vec<Action> {
     let ticket = Ticket::sign(TicketBody { purpose: Purpose::Fetch, ..body() }, &TICKET_KEY);
-    let open = Box::new(Open {
-        ticket,
-        manifest: None,
-        model_held: false,
-        window_bytes: 1,
-        resume: false,
-        outputs_here: Vec::new(),
-    });
+    let open = Box::new(opening(ticket, None));
     worker.handle(now, Event::Opened { link: LinkId(1), key: None, open })
 }
 

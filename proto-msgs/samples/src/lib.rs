@@ -5,8 +5,8 @@
 //! The pinned bytes of `proto-msgs/tests/bytes` do not come from here, since there every field has a value.
 
 use proto_msgs::{
-    Arch, Attempt, ClientId, Demands, Digest, EngineKind, Epoch, Heartbeat, JobId, Lane, Load, ModelFormat, ModelRef,
-    PeerId, Purpose, Register, Standing, Submit, TaskId, TicketBody, TicketKey, WorkerId,
+    Arch, Attempt, ClientId, Demands, Digest, EngineKind, Epoch, Heartbeat, JobId, Lane, Load, Manifest, ModelFormat,
+    ModelRef, Open, PeerId, Purpose, Register, Standing, Submit, TaskId, Ticket, TicketBody, TicketKey, WorkerId,
 };
 
 /// The model that [`submit`] asks for.
@@ -146,4 +146,9 @@ pub fn ticket_body(task: u32, client: u32, worker: u32) -> TicketBody {
         deadline_unix_ms: None,
         expires_unix_ms: u64::MAX,
     }
+}
+
+/// An opening with this ticket, for the first time, by a client that has nothing yet and a window of one byte.
+pub fn opening(ticket: Ticket, manifest: Option<Manifest>) -> Open {
+    Open { ticket, manifest, model_held: false, window_bytes: 1, resume: false, outputs_here: Vec::new() }
 }
