@@ -1,7 +1,7 @@
 //! How fast the broker decides: the same client, messages and heartbeating workers, in turns against the broker and
 //! against an echo that decides nothing.
 
-mod driver;
+pub(crate) mod driver;
 pub(crate) mod echo;
 pub(crate) mod fleet;
 

@@ -61,6 +61,9 @@ enum Bench {
     /// The echo server that `broker` compares with and starts.
     #[command(hide = true)]
     Echo,
+    /// A server of the baseline that `schedule gpu` compares with and starts.
+    #[command(hide = true)]
+    Bare { role: schedule::bare::Role },
 }
 
 fn main() -> Result<()> {
@@ -68,6 +71,7 @@ fn main() -> Result<()> {
     raise_file_limit()?;
     let benches: &[Bench] = match &args.bench {
         Bench::Echo => return broker::echo::serve(),
+        Bench::Bare { role } => return schedule::bare::serve(*role),
         Bench::Load(load) => return broker::load(load),
         Bench::All => &[Bench::Broker, Bench::Transfer, Bench::Submit, Bench::Idle, Bench::Redis],
         one => std::slice::from_ref(one),
@@ -95,7 +99,9 @@ fn run(bench: &Bench, quick: bool) -> Result<Report> {
         Bench::Submit => submit::run(quick),
         Bench::Idle => idle::run(quick),
         Bench::Redis => redis::run(quick),
-        Bench::All | Bench::Schedule(_) | Bench::Load(_) | Bench::Echo => unreachable!("no single benches"),
+        Bench::All | Bench::Schedule(_) | Bench::Load(_) | Bench::Echo | Bench::Bare { .. } => {
+            unreachable!("no single benches")
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! Owns the experiments and the ideal value of each. Never: the device (`device.rs`), a threshold that fails.
 
+pub(crate) mod bare;
 mod closed;
 mod decision;
 mod fair;

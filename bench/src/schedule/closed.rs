@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use mesh_bench::device::Cost;
 use serde_json::json;
 
 use super::{
     Plan,
+    bare::{self, Bare},
     field::{Field, Layout, Runner, Scheduling, model_of},
     load::{Answered, Job, Looped, closed_loop, items_in, warm_up},
 };
@@ -27,6 +27,7 @@ const COLUMNS: &[&str] = &[
     "items/s",
     "ideal items/s",
     "of the ideal",
+    "of bare libzmq",
     "to bulk",
     "requests/s",
     "p50 ms",
@@ -38,18 +39,19 @@ const COLUMNS: &[&str] = &[
 ];
 
 pub(super) async fn run(plan: Plan<'_>) -> Result<Report> {
-    let cost = Cost::new(5000, 200);
+    let cost = bare::cost();
     let run_for = plan.or(Duration::from_secs(6), Duration::from_millis(300));
     let mut report = Report::new("schedule-gpu", "Closed loops on a GPU-like device");
     let mut table = Table::new("Each client sends its next request when it has the answer to the last", COLUMNS);
     let mut memory_mib = 0;
+    let bare = without_mesh(plan, run_for, &mut table)?;
     for scheduling in Scheduling::BOTH {
         let layout = Layout { scheduling, workers: 1, slots: [2, 2], runner: Runner::Device(1) };
         let mut field = Field::start(layout)?;
         let model = model_of(&cost).await?;
         warm_up(&field, &model, None, 512).await?;
         let mut bulk = None;
-        for (clients, items) in SHAPES {
+        for ((clients, items), bare) in SHAPES.into_iter().zip(&bare) {
             let clients = field.clients(&format!("{clients}x{items}-"), plan.or(clients, 2)).await?;
             let job = Job::new(&field, &model, items);
             closed_loop(&clients, &job, run_for / 4).await?;
@@ -69,6 +71,7 @@ pub(super) async fn run(plan: Plan<'_>) -> Result<Report> {
                 json!(rate.round()),
                 json!(ideal.round()),
                 json!(rate / ideal),
+                json!(bare.map(|bare| rate / bare)),
                 json!(rate / *bulk.get_or_insert(rate)),
                 json!((rate / f64::from(items)).round()),
                 json!(percentile_ms(&mut took, 0.5)),
@@ -89,6 +92,26 @@ pub(super) async fn run(plan: Plan<'_>) -> Result<Report> {
     Ok(report)
 }
 
+/// Items per second of each shape over bare libzmq; `None` for bulk, whose clients have many tasks under way.
+fn without_mesh(plan: Plan<'_>, run_for: Duration, table: &mut Table) -> Result<Vec<Option<f64>>> {
+    let (bare, cost) = (Bare::start()?, bare::cost());
+    let mut rates = vec![None];
+    for (clients, items) in &SHAPES[1..] {
+        let clients = plan.or(*clients, 2);
+        bare.closed_loop(clients, *items, run_for / 4)?;
+        let rate = bare.closed_loop(clients, *items, run_for)?;
+        let ideal = cost.rows_per_s(clients as u64 * u64::from(*items));
+        let mut row = vec![json!(null); COLUMNS.len()];
+        let shown = [json!("no mesh: bare libzmq"), json!(clients), json!(items), json!(rate.round())];
+        row[..4].clone_from_slice(&shown);
+        row[4] = json!(ideal.round());
+        row[5] = json!(rate / ideal);
+        table.row(row);
+        rates.push(Some(rate));
+    }
+    Ok(rates)
+}
+
 fn notes(report: &mut Report, run_for: Duration, memory_mib: u64) {
     report.note(format!(
         "One worker, 2 realtime and 2 batch slots, one device, one batch of at most 64 at a time; {} s each. Ideal: the \
@@ -99,6 +122,11 @@ fn notes(report: &mut Report, run_for: Duration, memory_mib: u64) {
     report.note(
         "Times of 512 items are those of their tasks, from the moment the whole job was begun. Triton's dynamic batcher is \
          said to reach 0.60 of the ideal at 64 clients (not measured here).",
+    );
+    report.note(
+        "Bare libzmq: the messages of a task, of the same sizes, between one process for all clients, one that answers every \
+         submit with a grant, and one that takes the time of a batch of all that ask. No scheduling, hashing or runner: \
+         what a mesh over ZeroMQ can reach on this machine at most.",
     );
     report.note(format!(
         "What limits: processor time. `µs a task` is what broker and worker, and all clients together, use of two cores; \
