@@ -69,7 +69,7 @@ const AIMS: &[Aim] = &[
     Aim { report: "schedule-gpu", column: "of the ideal", rows: &[ON, ("clients", &["8", "64"])], bound: Bound::Least(0.9),
         because: "what all clients of a closed loop have outstanding fits one or two batches: the device waits while answers go \
                   out and the next requests come in, or has half batches; `of bare libzmq` says what is left to win" },
-    Aim { report: "schedule-gpu", column: "to bulk", rows: &[ON, ("items each", &["1", "8"])], bound: Bound::Least(0.9),
+    Aim { report: "schedule-gpu", column: "to bulk", rows: &[ON, ("items each", &["1", "8", "16"])], bound: Bound::Least(0.9),
         because: "as above; and 8 clients with one item each make batches of 8, whose ideal is 0.34 of that of 64" },
     Aim { report: "schedule-fair", column: "Jain", rows: &[ON, ("clients", &["equal"])], bound: Bound::Least(0.99),
         because: "what was begun for one client before the other came is not taken back" },
