@@ -39,9 +39,9 @@ use slots::Slots;
 /// four threads.
 const NEWS_AFTER: Duration = Duration::from_millis(50);
 
-/// The end of a detached attempt is reported within this part (1/4) of the heartbeat interval, together with others
-/// that end meanwhile.
-const SOON: u32 = 4;
+/// The end of a detached attempt is reported at once, but within this part (1/32) of the heartbeat interval only once,
+/// with all that have ended meanwhile: a heartbeat names every attempt.
+const ENDS_APART: u32 = 32;
 
 /// A detached attempt is to blame if the worker died during its runs this many times.
 const DEADLY_RUNS_MAX: u32 = 3;
@@ -57,6 +57,8 @@ pub struct Worker {
     sampled: bool,
     seq: u64,
     next_heartbeat: MonoTime,
+    /// When the last heartbeat was sent.
+    last_heartbeat: MonoTime,
     /// Earliest time of the next `Register` to a broker that does not know this worker.
     next_register: MonoTime,
     next_progress: MonoTime,
@@ -94,6 +96,7 @@ impl Worker {
             sampled: false,
             seq: 0,
             next_heartbeat: MonoTime::ZERO,
+            last_heartbeat: MonoTime::ZERO,
             next_register: MonoTime::ZERO,
             next_progress: MonoTime::ZERO,
             next_news: None,
@@ -141,7 +144,7 @@ impl Worker {
             self.pump(now);
         }
         self.attempts.tidy();
-        self.leave_if_drained();
+        self.leave_if_drained(now);
         std::mem::take(&mut self.actions)
     }
 
@@ -206,7 +209,7 @@ impl Worker {
 
     fn say_heartbeat(&mut self, now: MonoTime) {
         self.seq += 1;
-        self.next_heartbeat = now + self.config.heartbeat;
+        (self.last_heartbeat, self.next_heartbeat) = (now, now + self.config.heartbeat);
         let (attempts, names_all) = self.attempts.reports();
         let heartbeat = Heartbeat {
             worker: self.config.register.worker,
@@ -325,7 +328,8 @@ impl Worker {
     fn kept(&mut self, now: MonoTime, id: AttemptId) {
         if let Some(attempt) = self.attempts.get_mut(id) {
             attempt.is_kept = true;
-            self.next_heartbeat = self.next_heartbeat.min(now + self.config.heartbeat / SOON);
+            let soon = self.last_heartbeat + self.config.heartbeat / ENDS_APART;
+            self.next_heartbeat = self.next_heartbeat.min(soon.max(now));
         }
     }
 
@@ -412,8 +416,13 @@ impl Worker {
         self.exit();
     }
 
-    fn leave_if_drained(&mut self) {
-        let idle = |attempt: &Attempt| !attempt.is_active() && attempt.is_kept && !attempt.needs_client();
+    /// Leaves once nobody needs this life of the worker: nothing runs, clients have their results, and the broker knows
+    /// of the ends whose results stay on disk. A silent broker hears of them in the next life.
+    fn leave_if_drained(&mut self, now: MonoTime) {
+        let is_silent = now.since(self.broker_heard) >= self.config.broker_silence;
+        let is_told = |attempt: &Attempt| is_silent || !attempt.ticket.detached || attempt.is_reported();
+        let idle =
+            |attempt: &Attempt| !attempt.is_active() && attempt.is_kept && !attempt.needs_client() && is_told(attempt);
         if self.drain_until.is_some() && !self.exited && self.attempts.iter().all(idle) {
             self.exit();
         }

@@ -9,8 +9,8 @@ use mesh_core::{
 };
 use mesh_samples::{TICKET_KEY, opening, register, ticket_body};
 use proto_msgs::{
-    BrokerToWorker, Digest, ErrorCode, HeartbeatAck, Manifest, ModelFormat, ModelRef, Outcome, Register, Ticket,
-    TicketBody, WorkerToBroker, WorkerToClient,
+    AttemptId, BrokerToWorker, Digest, ErrorCode, HeartbeatAck, Manifest, ModelFormat, ModelRef, Outcome, Register,
+    Ticket, TicketBody, WorkerToBroker, WorkerToClient,
     limits::{HELD_MAX, TEXT_BYTES_MAX},
 };
 
@@ -75,27 +75,60 @@ fn results_that_wait_to_be_fetched_keep_no_attached_task_out() {
     assert_eq!(opens(&mut worker, KEPT, true), None);
 }
 
+fn beats(said: &[Action]) -> bool {
+    said.iter().any(|action| matches!(action, Action::TellBroker(WorkerToBroker::Heartbeat(_))))
+}
+
+/// The broker's answer to a heartbeat of the first life: it knows that these attempts have ended.
+fn acknowledged(forget: Vec<AttemptId>) -> Event {
+    let Register { worker, epoch, .. } = register(1);
+    let ack = HeartbeatAck { worker, epoch, seq: 1, known: true, broker_unix_ms: 0, forget, stop: Vec::new() };
+    Event::BrokerSaid(BrokerToWorker::HeartbeatAck(ack))
+}
+
 #[test]
-fn the_end_of_a_detached_task_is_told_before_the_next_heartbeat_is_due() {
-    let (mut worker, _) = keeps(1);
+fn the_end_of_a_detached_task_is_told_at_once_and_those_behind_it_together() {
+    let (mut worker, _) = keeps(2);
     let heartbeat = Config::new(register(1)).heartbeat;
-    let _ = worker.handle(NOW, Event::Kept { id: ticket(0, true).body.attempt_id() });
+    let kept = |task| Event::Kept { id: ticket(task, true).body.attempt_id() };
+    let calm = NOW + heartbeat / 2;
+    assert!(beats(&worker.handle(calm, kept(0))), "nothing was said for long");
+    assert!(!beats(&worker.handle(calm, kept(1))), "a flood of ends is no flood of heartbeats");
     let at = worker.next_deadline().expect("it beats");
-    assert!(at.since(NOW) < heartbeat / 2, "{:?}", at.since(NOW));
-    let said = worker.handle(at, Event::Deadline);
-    assert!(said.iter().any(|action| matches!(action, Action::TellBroker(WorkerToBroker::Heartbeat(_)))), "{said:?}");
+    assert!(at.since(calm) < heartbeat / 16, "{:?}", at.since(calm));
+    assert!(beats(&worker.handle(at, Event::Deadline)));
+}
+
+#[test]
+fn a_draining_worker_leaves_when_the_broker_knows_the_ends_on_its_disk() {
+    let (mut worker, _) = keeps(1);
+    let _ = worker.handle(NOW, acknowledged(Vec::new()));
+    let said = worker.handle(NOW, Event::DrainAsked);
+    assert!(beats(&said) && !said.contains(&Action::Exit), "the broker thinks that the task runs: {said:?}");
+    let said = worker.handle(NOW, acknowledged(vec![ticket(0, true).body.attempt_id()]));
+    assert!(said.contains(&Action::Exit), "{said:?}");
+}
+
+#[test]
+fn a_draining_worker_does_not_wait_for_a_silent_broker() {
+    let (mut worker, _) = keeps(1);
+    let silence = Config::new(register(1)).broker_silence;
+    let _ = worker.handle(NOW, acknowledged(Vec::new()));
+    let _ = worker.handle(NOW, Event::DrainAsked);
+    let mut left = None;
+    while let Some(now) = worker.next_deadline() {
+        left = worker.handle(now, Event::Deadline).contains(&Action::Exit).then_some(now);
+    }
+    let waited = left.expect("it leaves").since(NOW);
+    assert!(waited >= silence && waited < 2 * silence, "{waited:?}");
 }
 
 #[test]
 fn a_result_that_nobody_fetches_is_kept_for_its_time_and_no_longer() {
     let (mut worker, _) = keeps(1);
     let kept_for = Config::new(register(1)).result_kept;
-    let body = ticket(0, true).body;
-    let id = body.attempt_id();
-    let Register { worker: name, epoch, .. } = register(1);
-    let (forget, stop) = (vec![id], Vec::new());
-    let ack = HeartbeatAck { worker: name, epoch, seq: 1, known: true, broker_unix_ms: 0, forget, stop };
-    let _ = worker.handle(NOW, Event::BrokerSaid(BrokerToWorker::HeartbeatAck(ack)));
+    let id = ticket(0, true).body.attempt_id();
+    let _ = worker.handle(NOW, acknowledged(vec![id]));
 
     let mut freed_at = None;
     while let Some(now) = worker.next_deadline().filter(|now| freed_at.is_none() && now.since(NOW) < 2 * kept_for) {

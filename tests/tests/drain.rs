@@ -40,6 +40,18 @@ fn what_does_not_finish_in_time_goes_to_another_worker() {
 }
 
 #[test]
+fn a_detached_task_that_ends_in_a_drain_is_known_to_be_done() {
+    let mesh = Mesh::start();
+    let mut leaving = mesh.worker("leaving");
+    let task = Job::long(&mesh, 2000).detach(&mesh);
+
+    leaving.drain();
+
+    assert_eq!(leaving.process().wait(PATIENCE).code(), Some(0));
+    assert_eq!(mesh.ask(&["status", &task])["state"], "done");
+}
+
+#[test]
 fn the_second_sigterm_ends_it_at_once() {
     let mesh = Mesh::start();
     let (door, mut leaving) = mesh.worker_behind_proxy("leaving", &[]);

@@ -145,6 +145,11 @@ impl Attempt {
         !matches!(self.state, State::Finished { .. })
     }
 
+    /// Whether the broker knows that the attempt has ended.
+    pub(super) fn is_reported(&self) -> bool {
+        matches!(self.state, State::Finished { reported: true, .. })
+    }
+
     /// Whether the attempt ends when its client goes: an attached one always, a detached one until everything has
     /// arrived.
     pub(super) fn needs_client(&self) -> bool {
