@@ -13,6 +13,7 @@
 pub mod cache;
 pub mod client;
 pub mod docker;
+pub mod gpus;
 pub mod jobs;
 pub mod mesh;
 pub mod npy;
@@ -29,6 +30,7 @@ use std::{
 };
 
 pub use client::{Answer, Submission};
+pub use gpus::Gpus;
 pub use jobs::Job;
 pub use mesh::{Mesh, MeshOptions, Worker};
 pub use process::Process;

@@ -26,6 +26,8 @@ pub struct MeshOptions {
     pub keys: bool,
     /// More arguments of the broker.
     pub broker_args: Vec<String>,
+    /// The folder in which workers look first for libraries.
+    pub worker_libraries: Option<PathBuf>,
 }
 
 /// One broker, and the means to start its workers and clients.
@@ -112,7 +114,9 @@ impl Mesh {
             all.extend(self.key_args("worker"));
         }
         all.extend(arguments.iter().map(Into::into));
-        Worker { process: start_worker(name, &all), name: name.to_owned(), arguments: all, state_dir }
+        let libraries = self.options.worker_libraries.clone();
+        let process = start_worker(name, &all, libraries.as_deref());
+        Worker { process, name: name.to_owned(), arguments: all, libraries, state_dir }
     }
 
     fn key_args(&self, name: &str) -> Vec<OsString> {
@@ -255,9 +259,9 @@ fn start_broker(folder: &Path, options: &MeshOptions, bind: &str, admin: &str) -
     (broker, endpoint, admin.trim_end_matches('/').to_owned())
 }
 
-fn start_worker(name: &str, arguments: &[OsString]) -> Process {
+fn start_worker(name: &str, arguments: &[OsString], libraries: Option<&Path>) -> Process {
     let mut command = Command::new(binary("mesh-worker"));
-    command.args(arguments);
+    command.args(arguments).envs(libraries.map(|folder| ("LD_LIBRARY_PATH", folder)));
     Process::start(name, command)
 }
 
@@ -280,6 +284,7 @@ pub struct Worker {
     process: Process,
     name: String,
     arguments: Vec<OsString>,
+    libraries: Option<PathBuf>,
     state_dir: PathBuf,
 }
 
@@ -317,7 +322,7 @@ impl Worker {
     /// Restarts the worker with the same arguments and state folder, and waits for its registration.
     pub fn restart(&mut self) {
         self.process.kill();
-        self.process = start_worker(&self.name, &self.arguments);
+        self.process = start_worker(&self.name, &self.arguments, self.libraries.as_deref());
         self.wait_registered();
     }
 

@@ -1,49 +1,85 @@
 //! GPUs as the vendor's management library reports them; none without that library or its driver.
 
-use nvml_wrapper::{Device, Nvml};
+use nvml_wrapper::{Nvml, error::NvmlError};
 use proto_msgs::{Gpu, GpuLoad, limits::GPUS_MAX};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 /// The GPUs of this machine, through the management library.
 pub(super) struct Gpus {
     library: Option<Nvml>,
-    /// The library's indexes of the GPUs that answered at the start, in the order of the worker's own GPU indexes.
-    indices: Vec<u32>,
+    /// The GPUs that answered at the start, in the order of the worker's own GPU indexes.
+    known: Vec<Known>,
+}
+
+struct Known {
+    /// The library's index.
+    index: u32,
+    gpu: Gpu,
+    /// Whether the last look failed; a failure is said once.
+    is_silent: bool,
 }
 
 impl Gpus {
     /// Opens the library, if it exists, and finds the GPUs that answer.
     pub(super) fn find() -> Self {
-        let library = Nvml::init().inspect_err(|error| debug!(%error, "no GPU library")).ok();
-        let count = library.as_ref().and_then(|library| library.device_count().ok()).unwrap_or(0);
-        let answers = |index: &u32| library.as_ref().is_some_and(|library| library.device_by_index(*index).is_ok());
-        let indices: Vec<u32> = (0..count).filter(answers).take(GPUS_MAX).collect();
+        let library = open();
+        let count = library.as_ref().map_or(0, |library| {
+            let counted = library.device_count();
+            counted.inspect_err(|error| warn!(%error, "the driver does not count its GPUs: none is used")).unwrap_or(0)
+        });
+        let look = |index| Known::find(library.as_ref()?, index);
+        let known: Vec<Known> = (0..count).filter_map(look).take(GPUS_MAX).collect();
         if count > 0 {
-            info!(count, usable = indices.len(), "GPUs found");
+            info!(count, usable = known.len(), "GPUs found");
         }
-        Self { library, indices }
+        Self { library, known }
     }
 
     pub(super) fn list(&self) -> Vec<Gpu> {
-        self.each(|device| Gpu {
-            name: device.and_then(|device| device.name().ok()).unwrap_or_else(|| "GPU".to_owned()),
-            memory_bytes: device.and_then(|device| device.memory_info().ok()).map_or(0, |memory| memory.total),
-        })
+        self.known.iter().map(|known| known.gpu.clone()).collect()
     }
 
-    /// Load of every GPU of [`Self::list`], in its order. A GPU that no longer answers shows zeros.
-    pub(super) fn load(&self) -> Vec<GpuLoad> {
-        self.each(|device| GpuLoad {
-            memory_used_bytes: device.and_then(|device| device.memory_info().ok()).map_or(0, |memory| memory.used),
-            busy_permille: device
-                .and_then(|device| device.utilization_rates().ok())
-                .map_or(0, |rates| rates.gpu.min(100) as u16 * 10),
-        })
-    }
-
-    /// One value per GPU, whether it answers or not.
-    fn each<T>(&self, look: impl Fn(Option<&Device<'_>>) -> T) -> Vec<T> {
+    /// Load of every GPU of [`Self::list`], in its order.
+    pub(super) fn load(&mut self) -> Vec<GpuLoad> {
         let Some(library) = &self.library else { return Vec::new() };
-        self.indices.iter().map(|index| look(library.device_by_index(*index).ok().as_ref())).collect()
+        self.known.iter_mut().map(|known| known.load(library)).collect()
     }
+}
+
+impl Known {
+    fn find(library: &Nvml, index: u32) -> Option<Self> {
+        let device = library.device_by_index(index);
+        let device = device.inspect_err(|error| warn!(index, %error, "a GPU does not answer: it is not used")).ok()?;
+        let memory = device.memory_info();
+        let memory = memory.inspect_err(|error| {
+            warn!(index, %error, "a GPU does not tell its memory: none of it is promised to tasks");
+        });
+        let name = device.name().unwrap_or_else(|_| "GPU".to_owned());
+        let gpu = Gpu { name, memory_bytes: memory.map_or(0, |memory| memory.total) };
+        Some(Self { index, gpu, is_silent: false })
+    }
+
+    /// A GPU that does not tell how much memory is in use counts as full: nothing more is promised of it.
+    fn load(&mut self, library: &Nvml) -> GpuLoad {
+        let device = library.device_by_index(self.index);
+        let told = device.and_then(|device| Ok((device.memory_info()?.used, device.utilization_rates().ok())));
+        let was_silent = std::mem::replace(&mut self.is_silent, told.is_err());
+        if let Err(error) = &told
+            && !was_silent
+        {
+            warn!(index = self.index, %error, "a GPU does not tell its use: it counts as full until it does");
+        }
+        let (memory_used_bytes, rates) = told.unwrap_or((self.gpu.memory_bytes, None));
+        GpuLoad { memory_used_bytes, busy_permille: rates.map_or(0, |rates| rates.gpu.min(100) as u16 * 10) }
+    }
+}
+
+/// The library; says why there is none, unless the machine simply lacks it.
+fn open() -> Option<Nvml> {
+    Nvml::init()
+        .inspect_err(|error| match error {
+            NvmlError::LibloadingError(_) => debug!(%error, "no GPU library"),
+            _ => warn!(%error, "the GPU library does not start: no GPU is used"),
+        })
+        .ok()
 }
