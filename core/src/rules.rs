@@ -57,6 +57,8 @@ pub enum Rule {
     IsolateFailedBatch,
     /// Rows are cut without gap and overlap, and each returns to the place where it was cut.
     RowsInOrder,
+    /// A later stage begins before the earlier one has done all rows; else two devices take turns.
+    StagesOverlap,
     /// A worker that violated a service level gets a few probes before it gets all tasks again.
     SloHysteresis,
     /// A task that took three workers down is given up.
@@ -95,6 +97,7 @@ impl Rule {
         Self::LaneSlots,
         Self::IsolateFailedBatch,
         Self::RowsInOrder,
+        Self::StagesOverlap,
         Self::SloHysteresis,
         Self::PoisonStops,
         Self::SettleFirst,

@@ -3,7 +3,7 @@
 //! A stream is all tasks of one client for one model under one service level. Each stream has a breaker per worker:
 //!
 //! ```text
-//!              rate > allowed, of at least 8 tasks in 5 s
+//!              rate > allowed, of at least 8 tasks in 5 s, or in 1 min
 //!      Ok ─────────────────────────────────────────────────► Violating
 //!      ▲                                                     │      ▲
 //!      │                                      cool-down over │      │ so many misses that it is clear:
@@ -16,7 +16,9 @@
 //! sends more and more tasks there: the worker proves that it bears them, and its present cost is measured before it
 //! competes with the others again.
 //!
-//! An empty window is no verdict. The worker's part of a task's time counts: from the grant to the end.
+//! An empty window is no verdict. The long window is for slow streams: it counts only if the short one holds too few
+//! tasks, and a worker with fewer than 8 tasks of a stream in a minute is not judged. The worker's part of a task's time
+//! counts: from the grant to the end.
 //!
 //! Owns the windows and the verdicts. Never places.
 
@@ -32,8 +34,11 @@ const SAMPLES_MIN: u32 = 8;
 /// Parts of the window; the oldest is dropped as a whole.
 const PARTS: usize = 5;
 
-/// Length of one part, microseconds. The whole window is the 5 s that load tools use.
+/// Length of one part of the short window, microseconds. The whole window is the 5 s that load tools use.
 const PART_US: u64 = 1_000_000;
+
+/// Length of one part of the long window, microseconds.
+const LONG_PART_US: u64 = 12_000_000;
 
 /// First and longest time that a violating worker is avoided. A worker that has recovered waits for at most the
 /// longest; a trial in vain costs a task or two, one in some hundreds.
@@ -108,15 +113,15 @@ impl Count {
     }
 }
 
-/// Tasks and misses of the last five seconds.
+/// Tasks and misses of the last parts of time.
 #[derive(Clone, Copy, Debug, Default)]
-struct Window {
+struct Window<const PART_US: u64> {
     parts: [Count; PARTS],
     /// Number of the newest part, counted from the origin of time.
     newest: u64,
 }
 
-impl Window {
+impl<const PART_US: u64> Window<PART_US> {
     fn forward(&mut self, now: MonoTime) {
         let part = now.as_micros() / PART_US;
         let gone = part.saturating_sub(self.newest).min(PARTS as u64);
@@ -142,7 +147,8 @@ impl Window {
 #[derive(Clone, Copy, Debug)]
 struct Breaker {
     verdict: Verdict,
-    window: Window,
+    window: Window<PART_US>,
+    long_window: Window<LONG_PART_US>,
     /// Tasks at the worker in the current step of a trial.
     probes: Count,
     /// When the worker was last taken back, and the length of the cool-down before.
@@ -250,6 +256,7 @@ impl Slos {
         let new = || Breaker {
             verdict: Verdict::Ok,
             window: Window::default(),
+            long_window: Window::default(),
             probes: Count::default(),
             taken_back: None,
             worst_permille: 0,
@@ -258,6 +265,7 @@ impl Slos {
         let breaker = self.breakers.entry(key).or_insert_with(new);
         breaker.used = now;
         breaker.window.add(now, missed);
+        breaker.long_window.add(now, missed);
         self.trips += u64::from(breaker.judge(now, slo, missed));
     }
 
@@ -307,6 +315,7 @@ impl Breaker {
         let (cool, step) = match self.verdict {
             Verdict::Ok => {
                 let rate = self.window.count(now).rate_permille();
+                let rate = rate.or_else(|| self.long_window.count(now).rate_permille());
                 let last = self.taken_back.filter(|(at, _)| now < *at + RELAPSE).map(|(_, cool)| cool);
                 return rate.is_some_and(|rate| self.leave_if(now, slo, rate, last));
             }
@@ -330,7 +339,8 @@ impl Breaker {
             if step + 1 < PROBE_STEPS {
                 self.verdict = Verdict::Probing { cool, step: step + 1 };
             } else {
-                (self.verdict, self.window, self.taken_back) = (Verdict::Ok, Window::default(), Some((now, cool)));
+                (self.verdict, self.taken_back) = (Verdict::Ok, Some((now, cool)));
+                (self.window, self.long_window) = (Window::default(), Window::default());
             }
         }
         false
@@ -374,8 +384,29 @@ mod tests {
         many(&mut slos, 0, u64::from(SAMPLES_MIN) - 1, true);
         assert_eq!(slos.stance(at(10), S, W, OTHER), Stance::Ok);
         // Seven more, but long after: the first ones no longer count.
-        many(&mut slos, 10_000, u64::from(SAMPLES_MIN) - 1, true);
-        assert_eq!(slos.stance(at(10_010), S, W, OTHER), Stance::Ok);
+        many(&mut slos, 70_000, u64::from(SAMPLES_MIN) - 1, true);
+        assert_eq!(slos.stance(at(70_010), S, W, OTHER), Stance::Ok);
+    }
+
+    #[test]
+    fn a_slow_stream_is_judged_by_its_last_minute() {
+        for every_ms in [700, 1_000, 5_000] {
+            let mut slos = Slos::default();
+            let late = (0..100).find(|number| {
+                slos.ended(at(number * every_ms), S, W, PROMISE, true);
+                slos.stance(at(number * every_ms), S, W, OTHER) != Stance::Ok
+            });
+            assert_eq!(late, Some(u64::from(SAMPLES_MIN) - 1), "one task in {every_ms} ms");
+        }
+        let mut slos = Slos::default();
+        (0..100).for_each(|number| slos.ended(at(number * 10_000), S, W, PROMISE, true));
+        assert_eq!(slos.stance(at(990_000), S, W, OTHER), Stance::Ok, "six in a minute are no rate");
+        // A worker that is well again is not judged by what was before.
+        let mut slos = Slos::default();
+        many(&mut slos, 0, 8, true);
+        (0..24).for_each(|number| slos.ended(at(6_000 + number), S, W, PROMISE, false));
+        slos.ended(at(12_000), S, W, PROMISE, true);
+        assert_eq!(slos.stance(at(12_000), S, W, OTHER), Stance::Ok);
     }
 
     #[test]

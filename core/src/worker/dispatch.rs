@@ -95,8 +95,10 @@ impl Worker {
             queue.kind.lane == lane && is_device && self.slots.has_memory(device, gpu_memory_bytes)
         };
         let waits = |queue: &Queue| !hurry && self.lingers_until(now, queue, device).is_some();
-        let candidates = self.packer.waiting().filter(|(_, queue)| fits(queue)).filter_map(|(id, queue)| {
-            let (rank, piece) = queue.in_order(oldest).find(|(_, piece)| !self.is_blocked(piece, device))?;
+        let may_go = |queue: &Queue| self.overlap_stages() || !self.packer.has_earlier_stage(queue);
+        let waiting = self.packer.waiting().filter(|(_, queue)| fits(queue) && may_go(queue));
+        let candidates = waiting.filter_map(|(id, queue)| {
+            let (rank, piece) = queue.in_order(oldest).find(|(_, piece)| !self.is_blocked(queue, piece, device))?;
             let importance = if oldest { Reverse(0) } else { Reverse(piece.priority) };
             let order = (importance, if oldest { 0 } else { queue.running }, Reverse(queue.stage()), rank.arrival);
             (!waits(queue)).then_some((order, id, queue))
@@ -109,12 +111,20 @@ impl Worker {
         CostKey { model: queue.model(), limits: queue.kind.limits, device }
     }
 
-    /// Whether enough rows wait at the next stage: two full batches, from at least two pieces.
-    fn is_blocked(&self, piece: &Piece, device: i16) -> bool {
-        piece.next.and_then(|next| self.packer.get(next)).is_some_and(|next| {
-            let best = self.costs.get(&self.cost_key(next, device)).map_or(1, Cost::best);
-            next.len() >= 2 && next.rows >= best.saturating_mul(2)
-        })
+    /// Whether stages run side by side. A test that breaks the rule gets one stage after the other.
+    fn overlap_stages(&self) -> bool {
+        self.config.rules.holds(Rule::StagesOverlap)
+    }
+
+    /// Whether enough rows wait at the next stage: two of the larger batches of both stages. Of smaller ones the next
+    /// stage would run out before more come.
+    fn is_blocked(&self, queue: &Queue, piece: &Piece, device: i16) -> bool {
+        let batch_rows = |queue: &Queue| {
+            let cost = self.costs.get(&self.cost_key(queue, device));
+            cost.map_or(1, Cost::best).max(singles_in_a_batch(cost))
+        };
+        let next = piece.next.and_then(|next| self.packer.get(next)).filter(|_| self.overlap_stages());
+        next.is_some_and(|next| next.rows >= batch_rows(next).max(batch_rows(queue)).saturating_mul(2))
     }
 
     fn compose(&self, now: MonoTime, slot: SlotId, id: QueueId, queue: &Queue, oldest: bool) -> Option<Order> {
@@ -123,15 +133,14 @@ impl Worker {
         let cost = self.costs.get(&key);
         let is_cut = lane == Lane::Batch && self.packer.is_realtime_near(now, REALTIME_NEAR);
         let mut plan = cost.map_or_else(|| Cost::new(self.config.rows_max).plan(false), |cost| cost.plan(is_cut));
-        let mut pieces = queue.in_order(oldest).filter(|(_, piece)| !self.is_blocked(piece, device)).peekable();
+        let mut pieces = queue.in_order(oldest).filter(|(_, piece)| !self.is_blocked(queue, piece, device)).peekable();
         let (rank, first) = pieces.peek().map(|(rank, first)| (*rank, *first))?;
         if first.company != Company::Any {
             plan = Plan::Single;
         }
         let share = queue.rows.div_ceil(self.slots.spare(lane).max(1));
         let single_us = cost.map_or(0, |cost| cost.batch_us(1));
-        let singles = u32::try_from(SINGLES_US.checked_div(single_us).unwrap_or(1)).unwrap_or(u32::MAX);
-        let alone = vec![(rank, first.len().min(share).min(singles).max(1))];
+        let alone = vec![(rank, first.len().min(share).min(singles_in_a_batch(cost)).max(1))];
         let (kind, taken, full) = match plan {
             Plan::Single => (BatchKind::Whole, alone, 1),
             Plan::Probe { size } => (BatchKind::Probe, gather(pieces, size), size),
@@ -148,7 +157,7 @@ impl Worker {
         };
         let dispatch = match queue.oldest() {
             _ if rows >= full => Dispatch::Full,
-            Some(oldest) if now >= oldest.arrived + WAIT_MAX => Dispatch::Waited,
+            Some(oldest) if queue.linger.has_waited(now, queue.rows, oldest.arrived, WAIT_MAX) => Dispatch::Waited,
             _ if presses_at(queue, run_us).is_some_and(|at| now >= at) => Dispatch::Deadline,
             _ => Dispatch::Idle,
         };
@@ -172,6 +181,12 @@ impl Worker {
         let until = |queue| devices.iter().filter_map(move |device| self.lingers_until(now, queue, *device)).min();
         self.packer.waiting().filter_map(|(_, queue)| until(queue)).min()
     }
+}
+
+/// Rows that run one by one in a batch.
+fn singles_in_a_batch(cost: Option<&Cost>) -> u32 {
+    let single_us = cost.map_or(0, |cost| cost.batch_us(1));
+    u32::try_from(SINGLES_US.checked_div(single_us).unwrap_or(1)).unwrap_or(u32::MAX)
 }
 
 /// When a batch must begin to meet the queue's first deadline, with a quarter of its run time to spare.

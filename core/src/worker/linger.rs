@@ -84,6 +84,16 @@ impl Linger {
         self.waits.filter(|(until, target)| now < *until && waiting < *target).map(|(until, _)| until)
     }
 
+    /// Whether the `waiting` rows, the oldest of which `arrived` then, have waited for more in vain: the time for it is
+    /// over, or their patience.
+    pub(super) fn has_waited(&self, now: MonoTime, waiting: u32, arrived: MonoTime, patience: Duration) -> bool {
+        let waited = |(until, target): (MonoTime, u32)| {
+            waiting < target && arrived < until && now >= until.min(arrived + patience)
+        };
+        // Rows that ran out of patience while the device was busy did not wait for company.
+        now > self.ended && self.waits.is_some_and(waited)
+    }
+
     /// Notes that a batch begins.
     pub(super) fn begins(&mut self) {
         self.waits = None;

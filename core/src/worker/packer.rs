@@ -159,10 +159,6 @@ impl Queue {
         *self.kind.way.last().expect("a way has at least one model")
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.pieces.len()
-    }
-
     /// The pieces in the order in which they go. With `oldest` the piece that came first leads, whoever sent it.
     pub(super) fn in_order(&self, oldest: bool) -> impl Iterator<Item = (Rank, &Piece)> {
         let first = self.by_arrival.values().next().filter(|_| oldest).copied();
@@ -284,6 +280,12 @@ impl Packer {
     /// Queues with waiting rows.
     pub(super) fn waiting(&self) -> impl Iterator<Item = (QueueId, &Queue)> {
         self.queues.iter().filter(|(_, queue)| queue.rows > 0).map(|(id, queue)| (*id, queue))
+    }
+
+    /// Whether rows of the same lane wait or run in a stage before this one.
+    pub(super) fn has_earlier_stage(&self, of: &Queue) -> bool {
+        let is_earlier = |queue: &Queue| queue.kind.lane == of.kind.lane && queue.stage() < of.stage();
+        self.queues.values().any(|queue| is_earlier(queue) && (queue.rows > 0 || queue.running > 0))
     }
 
     /// The number of waiting rows of a lane.

@@ -145,6 +145,21 @@ fn stages_wait_for_each_other() {
 }
 
 #[test]
+fn a_stage_does_not_run_far_ahead_inside_one_task_either() {
+    let fast = Model { many: Equality::Unsupported, ..Model::packs(10 * MS, 0) };
+    let slow = Model { base_us: 100 * MS, ..fast };
+    let machine = Machine { slots: [0, 2], device_map: vec![-1], device_width: 1 };
+    let mut world = World::new(machine, vec![fast, slow]);
+    let now = world.now;
+    let task = world.submit(now, Task { way: vec![0, 1], ..Task::new(1, Lane::Batch, 200) });
+    world.run_until(now + 60 * SECOND);
+    assert!(world.referee.most_between_stages <= 8, "{}", world.referee.most_between_stages);
+    let took = world.ends[&task].at - now;
+    // Both slots share 200 × 110 ms.
+    assert!(took <= 11_500 * MS, "{took}");
+}
+
+#[test]
 fn a_size_that_fails_is_not_tried_for_ever_whoever_shares_the_batch() {
     for members in [1, 2, 4] {
         let model = Model { rows_max: 16, ..Model::packs(10 * MS, MS / 10) };
@@ -205,9 +220,9 @@ fn an_item_waits_for_company_at_most_a_hundred_milliseconds() {
     let back = world.submit(over + 200 * MS, Task::new(1, Lane::Realtime, 1));
     world.run_until(over + 10 * SECOND);
     assert_eq!(dispatched(&world, other), (came + 100 * MS, 1, Dispatch::Waited));
-    // The client that comes back finds the device taken. When it is free, more than 100 ms have passed.
+    // The client that comes back finds the device taken. It waits for the device then, not for company.
     let (began, rows, why) = dispatched(&world, back);
-    assert_eq!((began, rows, why), (came + 100 * MS + SLOW.batch_us(1), 1, Dispatch::Waited));
+    assert_eq!((began, rows, why), (came + 100 * MS + SLOW.batch_us(1), 1, Dispatch::Idle));
 }
 
 #[test]

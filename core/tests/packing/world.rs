@@ -7,7 +7,7 @@ use std::{
 };
 
 use mesh_core::{
-    MonoTime,
+    MonoTime, Rules,
     worker::{Action, BatchId, BatchKind, BatchTimes, Config, Equality, Event, LinkId, Part, SlotId, Worker},
 };
 use proto_msgs::{
@@ -121,6 +121,10 @@ pub(crate) struct World {
     pub(crate) tasks: Vec<(Micros, Task)>,
     pub(crate) ends: BTreeMap<usize, End>,
     running: BTreeMap<BatchId, Running>,
+    /// Whether each model has a device of its own, which takes one call at a time, whatever the slot; and until when
+    /// each is busy.
+    pub(crate) own_devices: bool,
+    busy_until: BTreeMap<usize, Micros>,
     /// When the first row of each task began to run.
     began: BTreeMap<usize, Micros>,
     pub(crate) referee: Referee,
@@ -137,7 +141,12 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(machine: Machine, models: Vec<Model>) -> Self {
+        Self::with_rules(machine, models, Rules::default())
+    }
+
+    pub(crate) fn with_rules(machine: Machine, models: Vec<Model>, rules: Rules) -> Self {
         let config = Config {
+            rules,
             device_width: machine.device_width,
             // The clients of this test never go away.
             client_silence: Duration::from_secs(100_000),
@@ -150,6 +159,8 @@ impl World {
             tasks: Vec::new(),
             ends: BTreeMap::new(),
             running: BTreeMap::new(),
+            own_devices: false,
+            busy_until: BTreeMap::new(),
             began: BTreeMap::new(),
             referee: Referee::new(machine),
             happenings: BinaryHeap::new(),
@@ -346,6 +357,12 @@ impl World {
             BatchKind::Packed => model.batch_us(running.rows()),
             BatchKind::Probe => singles + model.batch_us(running.rows()),
         };
+        if self.own_devices {
+            let busy_until = self.busy_until.entry(self.referee.model_of(&running.parts[0])).or_default();
+            let waits = busy_until.saturating_sub(self.now);
+            running.took += waits;
+            *busy_until = self.now + running.took;
+        }
         self.referee.begins(&running, &self.running, model);
         self.at(self.now + running.took, Happening::BatchOver(batch));
         for part in &running.parts {

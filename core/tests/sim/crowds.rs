@@ -285,6 +285,9 @@ fn two_stages(mesh: &mut Mesh, plan: &mut Rng) {
         .collect();
     mesh.at(mesh.now + 3 * SECOND, Happening::Fault(Fault::Slow(0, 2500)));
     mesh.play_out(&streams, Duration::from_secs(240));
+    if mesh.referee.rooms.overlaps() == 0 {
+        mesh.referee.fail("stages overlap", "no later stage ran while rows waited for a first one".to_owned());
+    }
 }
 
 /// One message in four is lost, and every detached task still ends.

@@ -29,6 +29,8 @@ pub(super) struct Rooms {
     /// Costs of models, as each worker last reported them.
     costs: BTreeMap<usize, Vec<ModelCost>>,
     of_many: usize,
+    /// Batches of a later stage that began while rows of their lane waited for a first one.
+    overlaps: usize,
 }
 
 impl Rooms {
@@ -44,6 +46,11 @@ impl Rooms {
     pub(super) fn batches_of_many(&self) -> usize {
         self.of_many
     }
+
+    /// Number of batches so far that show stages side by side.
+    pub(super) fn overlaps(&self) -> usize {
+        self.overlaps
+    }
 }
 
 impl Referee {
@@ -58,6 +65,7 @@ impl Referee {
             return self.fail(law, format!("W{worker} {id:?} {:?} of {parts}: {detail}", batch.kind));
         }
         self.rooms.of_many += usize::from(batch.parts.len() > 1);
+        self.rooms.overlaps += usize::from(self.is_ahead_of_first_stages(worker, batch));
         for part in &batch.parts {
             if let Some(detail) = self.waited_in_vain(now, worker, part.id) {
                 self.fail("what waits goes when there is room", detail);
@@ -70,6 +78,13 @@ impl Referee {
                 truth.began = Some(now);
             }
         }
+    }
+
+    /// Whether a batch of a later stage begins although rows of its lane wait for a first stage.
+    fn is_ahead_of_first_stages(&self, worker: usize, batch: &Batch) -> bool {
+        let Some(part) = batch.parts.first().filter(|part| part.stage > 0) else { return false };
+        let lane = |id: AttemptId| self.job(id.task).lane_in_force();
+        self.rooms.ready.keys().any(|(at, id)| *at == worker && lane(*id) == lane(part.id))
     }
 
     /// The law that this batch breaks in this slot now; `None` if it breaks none.

@@ -85,11 +85,11 @@ pub struct Stage {
 pub enum Dispatch {
     /// The batch had the best size.
     Full,
-    /// Its oldest item had waited as long as an item may.
+    /// Its items had waited for company, while a slot was free, for as long as that pays or is allowed.
     Waited,
     /// An item's deadline would have passed.
     Deadline,
-    /// The device had nothing else to run.
+    /// A slot came free, or was free.
     Idle,
 }
 
