@@ -25,7 +25,8 @@ use proto_msgs::{
 };
 
 pub use api::{
-    Action, BatchId, BatchKind, BatchTimes, Config, Equality, Event, LinkId, Part, Restored, Sample, SlotId,
+    Action, BatchId, BatchKind, BatchTimes, CHECKED_ROWS, Config, Equality, Event, LinkId, Part, Restored, Sample,
+    SlotId,
 };
 
 use crate::{Clock, GRANT_WAIT, MonoTime, Rule};

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 pub(crate) use self::probe::Proven;
 use crate::{
     blobs::BlobError,
-    fit::Fitted,
+    fit::{Fitted, TensorMeta},
     material::Material,
     oip::{Given, Tensor},
     pool::{Taken, Wanted},
@@ -47,6 +47,13 @@ struct Chunk {
     rows: Range<u32>,
     /// The inputs of one of these items.
     fitted: Vec<Fitted>,
+}
+
+impl Chunk {
+    /// One item of the chunk.
+    fn single(&self, item: u32) -> Self {
+        Self { part: self.part, rows: item..item + 1, fitted: self.fitted.clone() }
+    }
 }
 
 /// The outputs of each item of a part.
@@ -81,7 +88,7 @@ impl Batch {
         tools: &Tools,
         first_limit: Duration,
     ) -> Result<(Vec<Outputs>, BatchTimes), Failure> {
-        let chunks = self.chunks(runner)?;
+        let chunks = self.chunks(runner.inputs())?;
         let mut calls = Calls { batch: self, runner, limit: first_limit, took: Vec::new() };
         match self.kind {
             BatchKind::Packed => {
@@ -92,6 +99,7 @@ impl Batch {
                 let outputs = calls.singly(&chunks).await?;
                 Ok((outputs, BatchTimes { run_us: calls.sum_us(), ..BatchTimes::default() }))
             }
+            BatchKind::Check => probe::check(calls, &chunks, &tools.proven).await,
             BatchKind::Probe => probe::probe(calls, &chunks, &tools.proven).await,
         }
     }
@@ -131,16 +139,16 @@ impl Batch {
     }
 
     /// The rows fitted to the model. A part's rows are alike at stage 0; those of later stages are checked one by one.
-    fn chunks(&self, runner: &Taken<'_>) -> Result<Vec<Chunk>, Failure> {
+    fn chunks(&self, model: &[TensorMeta]) -> Result<Vec<Chunk>, Failure> {
         let mut chunks: Vec<Chunk> = Vec::new();
         for (index, (part, material)) in self.parts.iter().enumerate() {
             if part.stage == 0 {
-                let fitted = material.fit(0, part.rows.start, runner.inputs())?;
+                let fitted = material.fit(0, part.rows.start, model)?;
                 chunks.push(Chunk { part: index, rows: part.rows.clone(), fitted });
                 continue;
             }
             for item in part.rows.clone() {
-                let fitted = material.fit(part.stage, item, runner.inputs())?;
+                let fitted = material.fit(part.stage, item, model)?;
                 match chunks.last_mut() {
                     Some(last) if last.part == index && last.fitted == fitted => last.rows.end = item + 1,
                     _ => chunks.push(Chunk { part: index, rows: item..item + 1, fitted }),
@@ -148,6 +156,10 @@ impl Batch {
             }
         }
         Ok(chunks)
+    }
+
+    fn is_first_stage(&self) -> bool {
+        self.parts.iter().all(|(part, _)| part.stage == 0)
     }
 
     /// The inputs of one call with these items, which must all be alike.
@@ -208,10 +220,7 @@ impl Calls<'_, '_> {
         let mut outputs: Vec<Outputs> = vec![Vec::new(); self.batch.parts.len()];
         let mut kept_bytes = 0;
         for chunk in chunks {
-            for item in chunk.rows.clone() {
-                let item = Chunk { part: chunk.part, rows: item..item + 1, fitted: chunk.fitted.clone() };
-                outputs[chunk.part].push(self.call(self.batch.given(&[&item]), &mut kept_bytes).await?);
-            }
+            outputs[chunk.part].extend(self.each_alone(&[chunk], &mut kept_bytes).await?);
         }
         Ok(outputs)
     }
@@ -221,22 +230,29 @@ impl Calls<'_, '_> {
         let mut by_part: Vec<Vec<(u32, Vec<Tensor>)>> = vec![Vec::new(); self.batch.parts.len()];
         let mut kept_bytes = 0;
         for alike in groups(chunks) {
-            let cut = self.packed_call(&alike, &mut kept_bytes).await?;
-            proven.check(self.model(), alike[0], &cut)?;
-            let owners = alike.iter().flat_map(|chunk| chunk.rows.clone().map(|item| (chunk.part, item)));
-            for ((part, item), mut outputs) in owners.zip(cut) {
-                if self.batch.parts.len() > 1 {
-                    // A slow client of one row must not keep the rows of all others in memory.
-                    outputs.iter_mut().for_each(Tensor::detach);
-                }
-                by_part[part].push((item, outputs));
+            // The machine has a verdict for what tasks bring. What an earlier stage made of it may have any shape.
+            let is_known = self.batch.is_first_stage() || proven.knows(self.model(), alike[0]);
+            let cut = if is_known {
+                let cut = self.packed_call(&alike, &mut kept_bytes).await?;
+                proven.check(self.model(), alike[0], &cut)?;
+                cut
+            } else {
+                self.each_alone(&alike, &mut kept_bytes).await?
+            };
+            hand_out(&alike, cut, &mut by_part);
+        }
+        Ok(by_part.into_iter().map(in_order).collect())
+    }
+
+    /// Runs items that are alike one after the other.
+    async fn each_alone(&mut self, alike: &[&Chunk], kept_bytes: &mut u64) -> Result<Outputs, Failure> {
+        let mut outputs = Outputs::new();
+        for chunk in alike {
+            for item in chunk.rows.clone() {
+                outputs.push(self.call(self.batch.given(&[&chunk.single(item)]), kept_bytes).await?);
             }
         }
-        let in_order = |mut items: Vec<(u32, Vec<Tensor>)>| {
-            items.sort_unstable_by_key(|(item, _)| *item);
-            items.into_iter().map(|(_, outputs)| outputs).collect()
-        };
-        Ok(by_part.into_iter().map(in_order).collect())
+        Ok(outputs)
     }
 
     /// Makes one call with items that are alike, and cuts the outputs into items.
@@ -264,6 +280,25 @@ impl Calls<'_, '_> {
     fn model(&self) -> proto_msgs::Digest {
         self.runner.model()
     }
+}
+
+/// Gives the outputs of items that ran in one call to the parts of the batch, with the number of each item.
+fn hand_out(alike: &[&Chunk], outputs: Outputs, by_part: &mut [Vec<(u32, Vec<Tensor>)>]) {
+    let owners = alike.iter().flat_map(|chunk| chunk.rows.clone().map(|item| (chunk.part, item)));
+    let is_shared = by_part.len() > 1;
+    for ((part, item), mut outputs) in owners.zip(outputs) {
+        if is_shared {
+            // A slow client of one row must not keep the rows of all others in memory.
+            outputs.iter_mut().for_each(Tensor::detach);
+        }
+        by_part[part].push((item, outputs));
+    }
+}
+
+/// A part's outputs in the order of its items.
+fn in_order(mut items: Vec<(u32, Vec<Tensor>)>) -> Outputs {
+    items.sort_unstable_by_key(|(item, _)| *item);
+    items.into_iter().map(|(_, outputs)| outputs).collect()
 }
 
 fn items(chunks: &[&Chunk]) -> u32 {

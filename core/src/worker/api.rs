@@ -43,10 +43,24 @@ pub enum BatchKind {
     /// equally many rows per item (`outputs' rows ÷ items`, without rest); otherwise the batch fails with
     /// `RUN_PROTOCOL`.
     Packed,
+    /// Like `Packed`, for a size whose results have not been seen yet: up to [`CHECKED_ROWS`] of its rows also run by
+    /// themselves, and [`BatchTimes::equal`] tells how they compare. Unless they are the same, the outputs kept are
+    /// those of single runs of all rows.
+    Check,
     /// Each item in its own runner call, whose outputs are kept; then all items in one packed call, whose outputs are
     /// only compared with them. [`BatchTimes::equal`] reports a failure of the packed call: the batch ended well if the
     /// single runs did.
     Probe,
+}
+
+/// Rows of a [`BatchKind::Check`] that run by themselves: the first, the middle and the last.
+pub const CHECKED_ROWS: u32 = 3;
+
+impl BatchKind {
+    /// Whether the rows run in one call whose outputs are meant to be kept.
+    pub fn is_packed(self) -> bool {
+        matches!(self, Self::Packed | Self::Check)
+    }
 }
 
 /// Times measured during one batch.
@@ -60,7 +74,7 @@ pub struct BatchTimes {
     pub single_us: Option<u64>,
     /// Probe only: time of the packed call, microseconds; `None` if it failed.
     pub packed_us: Option<u64>,
-    /// Probe only: result of the comparison.
+    /// Probe and check only: result of the comparison.
     pub equal: Option<Equality>,
 }
 

@@ -17,6 +17,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -54,7 +55,7 @@ pub(super) struct Work {
     pub(super) models: Vec<Digest>,
     pub(super) items: u32,
     /// The form of one item, per input.
-    pub(super) forms: Vec<Form>,
+    pub(super) forms: Arc<[Form]>,
     /// An earlier life of the worker ended during a run of this attempt, so its rows run alone.
     pub(super) is_suspect: bool,
     /// When everything had arrived; `None` before that, and if an earlier life of the worker saw it.

@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, ops::Range};
 use proto_msgs::{AttemptId, ErrorCode, Failure, Lane, LaneLoad, Outcome, Phase, RunNote, limits::RUN_NOTES_MAX};
 
 use super::{
-    Action, BatchId, BatchKind, BatchTimes, NEWS_AFTER, Part, Worker,
+    Action, BatchId, BatchKind, BatchTimes, Equality, NEWS_AFTER, Part, Worker,
     attempts::{Attempt, State, Work},
     costs::CostKey,
     curve::{PROBE_ROWS_MAX, Plan},
@@ -107,7 +107,7 @@ impl Worker {
         let pieces: Vec<(Piece, bool)> =
             order.taken.iter().filter_map(|(rank, rows)| Some((queue.take(*rank, *rows)?, true))).collect();
         let rows = pieces.iter().map(|(piece, _)| piece.len()).sum();
-        let cost = self.costs.touch(order.cost, batch.0);
+        let cost = self.costs.touch(&order.cost, batch.0);
         cost.dispatched(order.dispatch);
         if order.kind == BatchKind::Probe {
             cost.probe_begins();
@@ -195,6 +195,7 @@ impl Worker {
         match running.order.kind {
             BatchKind::Whole => cost.learn(1, times.run_us / u64::from(running.rows.max(1))),
             BatchKind::Packed => cost.learn(running.rows, times.run_us),
+            BatchKind::Check => cost.checked(running.rows, times),
             BatchKind::Probe => {}
         }
         let (is_unknown, size) = (matches!(cost.plan(false), Plan::Probe { .. }), cost.size());
@@ -217,7 +218,8 @@ impl Worker {
         work.run_us = work.run_us.saturating_add(share_us);
         work.load_us = work.load_us.saturating_add(times.load_us);
         if work.runs.len() < RUN_NOTES_MAX {
-            let is_packed = running.order.kind == BatchKind::Packed;
+            let is_single = running.order.kind == BatchKind::Check && times.equal != Some(Equality::Same);
+            let is_packed = running.order.kind.is_packed() && !is_single;
             // A row that ran by itself has its own time, not that of the whole batch.
             let run_us = if is_packed { times.run_us } else { share_us };
             work.runs.push(RunNote {
@@ -242,10 +244,10 @@ impl Worker {
     /// A packed batch failed: each part runs again by itself, which shows the culprit.
     fn try_alone(&mut self, batch: BatchId, running: &Running, wanted: Vec<Piece>) {
         let rows_left: u32 = wanted.iter().map(Piece::len).sum();
-        let is_packed = running.order.kind == BatchKind::Packed;
+        let is_packed = running.order.kind.is_packed();
         if is_packed && rows_left == running.rows {
             let members = wanted.iter().map(|piece| (piece.id, piece.len())).collect();
-            let trial = Trial { members, rows: running.rows, cost: running.order.cost };
+            let trial = Trial { members, rows: running.rows, cost: running.order.cost.clone() };
             self.batches.trials.insert(batch, trial);
             if let Some(cost) = self.costs.get_mut(&running.order.cost) {
                 cost.doubted(running.rows);

@@ -17,7 +17,7 @@ use proto_msgs::{AttemptId, Dispatch, Lane};
 
 use super::{
     Worker,
-    api::{BatchKind, SlotId},
+    api::{BatchKind, CHECKED_ROWS, SlotId},
     costs::CostKey,
     curve::{Cost, Plan},
     packer::{Company, Piece, Queue, QueueId, Rank},
@@ -108,7 +108,7 @@ impl Worker {
     }
 
     pub(super) fn cost_key(&self, queue: &Queue, device: i16) -> CostKey {
-        CostKey { model: queue.model(), limits: queue.kind.limits, device }
+        CostKey { model: queue.model(), device, limits: queue.kind.limits, forms: queue.kind.forms.clone() }
     }
 
     /// Whether stages run side by side. A test that breaks the rule gets one stage after the other.
@@ -150,9 +150,17 @@ impl Worker {
             }
         };
         let rows: u32 = taken.iter().map(|(_, rows)| rows).sum();
-        let kind = if rows == 1 { BatchKind::Whole } else { kind };
+        let kind = match kind {
+            _ if rows == 1 => BatchKind::Whole,
+            BatchKind::Packed if cost.is_some_and(|cost| cost.is_unproven(rows)) => BatchKind::Check,
+            kind => kind,
+        };
         let run_us = match kind {
             BatchKind::Packed => cost.map_or(0, |cost| cost.batch_us(rows)),
+            BatchKind::Check => {
+                let check_us = single_us.saturating_mul(CHECKED_ROWS.min(rows).into());
+                cost.map_or(0, |cost| cost.batch_us(rows)).saturating_add(check_us)
+            }
             BatchKind::Whole | BatchKind::Probe => single_us.saturating_mul(u64::from(rows)),
         };
         let dispatch = match queue.oldest() {

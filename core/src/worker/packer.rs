@@ -9,7 +9,7 @@
 //! Owns which rows wait and their order: by priority, then clients in turn, then within a client first come first
 //! served. Never knows slots, devices or costs.
 
-use std::{cmp::Reverse, collections::BTreeMap, ops::Range, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
 
 use proto_msgs::{AttemptId, ClientId, DType, Demands, Digest, InputDecl, Lane};
 
@@ -68,7 +68,7 @@ pub(super) struct Kind {
     /// The models passed so far, then the model that is next.
     pub(super) way: Vec<Digest>,
     pub(super) limits: Limits,
-    pub(super) forms: Vec<Form>,
+    pub(super) forms: Arc<[Form]>,
 }
 
 /// The number of a queue. Numbers are never reused.
@@ -343,7 +343,7 @@ mod tests {
 
     fn queue(packer: &mut Packer) -> QueueId {
         let limits = Limits::from(&Demands::default());
-        let kind = Kind { lane: Lane::Realtime, way: vec![Digest::from_bytes([1; 32])], limits, forms: Vec::new() };
+        let kind = Kind { lane: Lane::Realtime, way: vec![Digest::from_bytes([1; 32])], limits, forms: Arc::default() };
         packer.enter(MonoTime::ZERO, kind)
     }
 
@@ -418,7 +418,8 @@ mod tests {
         let attempt = piece(1, 1, 50, 0..1).id;
         for number in 0..200 {
             let limits = Limits::from(&Demands { cpu_millis: number, ..Demands::default() });
-            let kind = Kind { lane: Lane::Batch, way: vec![Digest::from_bytes([1; 32])], limits, forms: Vec::new() };
+            let kind =
+                Kind { lane: Lane::Batch, way: vec![Digest::from_bytes([1; 32])], limits, forms: Arc::default() };
             let id = packer.enter(MonoTime::from_micros(u64::from(number)), kind);
             packer.leave(attempt, &[id]);
         }
@@ -434,7 +435,7 @@ mod tests {
             let limits = Limits::from(&Demands { cpu_millis: number.into(), ..Demands::default() });
             let stage = |stages: u8| {
                 let way = (0..stages).map(|stage| Digest::from_bytes([stage; 32])).collect();
-                packer.enter(MonoTime::ZERO, Kind { lane: Lane::Batch, way, limits, forms: Vec::new() })
+                packer.enter(MonoTime::ZERO, Kind { lane: Lane::Batch, way, limits, forms: Arc::default() })
             };
             let way: Vec<QueueId> = (1..=8).map(stage).collect();
             packer.leave(attempt, &way);

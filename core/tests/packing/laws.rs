@@ -1,6 +1,6 @@
 //! Random clients, tasks, cancels, failures, models and machines: every row runs once, successfully, for its owner.
 
-use mesh_core::worker::{BatchKind, Equality};
+use mesh_core::worker::Equality;
 use proptest::{collection::vec, option, prelude::*, test_runner::RngSeed};
 use proto_msgs::{ErrorCode, Lane, Outcome};
 
@@ -22,8 +22,9 @@ fn model() -> impl Strategy<Value = Model> {
         1 => Just(Equality::Inconclusive),
     ];
     let rows_max = prop_oneof![3 => Just(u32::MAX), 1 => 1..64_u32];
-    let parts = (100..20_000_u64, 0..5_000_u64, many, rows_max);
-    parts.prop_map(|(base_us, each_us, many, rows_max)| Model { base_us, each_us, many, rows_max })
+    let right_to = prop_oneof![3 => Just(u32::MAX), 1 => 1..64_u32];
+    let parts = (100..20_000_u64, 0..5_000_u64, many, rows_max, right_to);
+    parts.prop_map(|(base_us, each_us, many, rows_max, right_to)| Model { base_us, each_us, many, rows_max, right_to })
 }
 
 fn task() -> impl Strategy<Value = Task> {
@@ -32,12 +33,14 @@ fn task() -> impl Strategy<Value = Task> {
     let lane = prop_oneof![Just(Lane::Realtime), Just(Lane::Batch)];
     let poison_at = option::weighted(0.1, 0..2_u8);
     let deadline_us = option::weighted(0.1, 1_000..2_000_000_u64);
-    let parts = (0..6_u8, lane, 0..101_u8, items, way, poison_at, deadline_us);
-    parts.prop_map(|(client, lane, priority, items, way, poison_at, deadline_us)| Task {
+    let length = prop_oneof![3 => Just(4_u64), 1 => 5..8_u64];
+    let parts = (0..6_u8, lane, 0..101_u8, items, length, way, poison_at, deadline_us);
+    parts.prop_map(|(client, lane, priority, items, length, way, poison_at, deadline_us)| Task {
         client,
         lane,
         priority,
         items,
+        length,
         way,
         poison_at,
         gpu_gib: 0,
@@ -73,9 +76,11 @@ proptest! {
     fn every_row_runs_once_for_its_owner(
         machine in machine(),
         models in vec(model(), 3),
+        longer in model(),
         tasks in vec((0..3 * SECOND, task(), option::weighted(0.15, 0..SECOND)), 1..120),
     ) {
         let mut world = World::new(machine, models);
+        world.by_length.insert(5, longer);
         let start = world.now;
         let mut cancelled = Vec::new();
         for (after, task, cancel) in tasks {
@@ -109,7 +114,7 @@ fn one_tasks_failure_is_nobody_elses() {
     let good: Vec<usize> = (0..8).map(|client| world.submit(later, Task::new(client, Lane::Realtime, 2))).collect();
     let bad = world.submit(later, Task { poison_at: Some(0), ..Task::new(9, Lane::Realtime, 2) });
     world.run_until(start + 10 * SECOND);
-    assert!(world.batches.iter().any(|(_, kind, _)| *kind == BatchKind::Packed), "{:?}", world.batches);
+    assert!(world.batches.iter().any(|(_, kind, _)| kind.is_packed()), "{:?}", world.batches);
     assert!(good.iter().all(|task| matches!(world.ends[task].outcome, Outcome::Done { .. })));
     assert!(matches!(&world.ends[&bad].outcome, Outcome::Failed(failure) if failure.code == ErrorCode::RunFailed));
 }
@@ -122,6 +127,6 @@ fn a_size_at_which_the_model_fails_is_found_and_avoided() {
     let task = world.submit(start, Task::new(1, Lane::Batch, 1000));
     world.run_until(start + 60 * SECOND);
     assert!(matches!(world.ends[&task].outcome, Outcome::Done { .. }), "{:?}", world.ends);
-    let large = world.batches.iter().filter(|(_, kind, rows)| *kind == BatchKind::Packed && *rows > 20).count();
+    let large = world.batches.iter().filter(|(_, kind, rows)| kind.is_packed() && *rows > 20).count();
     assert_eq!(large, 1);
 }

@@ -18,8 +18,8 @@ const WAIT_MAX: Micros = 100_000;
 
 /// The batch lane is owed one part of device time for this many of the realtime lane while it waited: its share is a
 /// tenth. It is never owed more than `OWED_MAX`, microseconds.
-const REALTIME_PARTS: Micros = 9;
-const OWED_MAX: Micros = 2_000_000;
+const REALTIME_PARTS: i64 = 9;
+const OWED_MAX: i64 = 2_000_000;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Row {
@@ -41,8 +41,8 @@ pub(crate) struct Referee {
     machine: Machine,
     open: BTreeMap<AttemptId, Attempt>,
     over: BTreeSet<AttemptId>,
-    /// Most device time that each device owes the batch lane.
-    owed: BTreeMap<i16, Micros>,
+    /// Most device time that each device owes the batch lane; negative if realtime rows waited longer than was owed.
+    owed: BTreeMap<i16, i64>,
     /// Most rows of one model that ever waited between two stages.
     pub(crate) most_between_stages: u32,
     /// Attempts whose batches were killed by the current event.
@@ -124,10 +124,16 @@ impl Referee {
             assert_eq!(part.stage, first.stage);
             assert_eq!(self.model_of(part), self.model_of(first));
             assert_eq!(self.lane_of(part), self.lane_of(first));
+            assert_eq!(self.open[&part.id].task.length, self.open[&first.id].task.length);
         }
         match batch.kind {
             BatchKind::Whole => assert_eq!(count, 1),
             BatchKind::Packed => {
+                assert!((2..=ROWS_MAX).contains(&rows), "{rows} rows");
+                assert_eq!(model.many, Equality::Same, "packed without proof");
+                assert!(rows <= model.right_to, "{rows} rows packed, and only {} are right", model.right_to);
+            }
+            BatchKind::Check => {
                 assert!((2..=ROWS_MAX).contains(&rows), "{rows} rows");
                 assert_eq!(model.many, Equality::Same, "packed without proof");
             }
@@ -154,11 +160,12 @@ impl Referee {
     /// Books device time that a lane used.
     fn spent(&mut self, batch: &Running) {
         let (lane, is_wanted) = (self.lane_of(&batch.parts[0]), self.waits(Lane::Batch));
+        let (took, least) = (batch.took as i64, if self.waits(Lane::Realtime) { -OWED_MAX } else { 0 });
         let owed = self.owed.entry(batch.device).or_default();
         *owed = match lane {
-            Lane::Realtime if is_wanted => (*owed + batch.took / REALTIME_PARTS).min(OWED_MAX),
+            Lane::Realtime if is_wanted => (*owed + took / REALTIME_PARTS).min(OWED_MAX),
             Lane::Realtime => 0,
-            Lane::Batch => owed.saturating_sub(batch.took),
+            Lane::Batch => (*owed - took).max(least),
         };
     }
 
@@ -186,7 +193,7 @@ impl Referee {
     pub(crate) fn killed(&mut self, batch: &Running) {
         if self.lane_of(&batch.parts[0]) == Lane::Realtime {
             // The upper bound: the batch did not run to its end.
-            *self.owed.entry(batch.device).or_default() += batch.took / REALTIME_PARTS;
+            *self.owed.entry(batch.device).or_default() += batch.took as i64 / REALTIME_PARTS;
         }
         self.killed.extend(batch.parts.iter().map(|part| part.id));
     }

@@ -16,7 +16,7 @@ fn one_gpu() -> Machine {
 fn practised(machine: Machine, model: Model) -> World {
     let mut world = World::new(machine, vec![model]);
     let start = world.now;
-    for round in 0..16 {
+    for round in 0..40 {
         world.submit(start + round * SECOND, Task::new(200, Lane::Realtime, 64));
     }
     world.run_until(start + 60 * SECOND);
@@ -171,10 +171,42 @@ fn a_size_that_fails_is_not_tried_for_ever_whoever_shares_the_batch() {
             }
         }
         world.run_until(start + 200 * SECOND);
-        let packed = || world.batches.iter().filter(|(_, kind, _)| *kind == BatchKind::Packed);
+        let packed = || world.batches.iter().filter(|(_, kind, _)| kind.is_packed());
         let failed = packed().filter(|(_, _, rows)| *rows > 16).count();
         assert!(failed <= 8, "{members} clients: {failed} of {} batches were too large", packed().count());
     }
+}
+
+#[test]
+fn a_model_that_is_right_for_few_rows_only_is_never_trusted_with_more() {
+    for right_to in [8, 20] {
+        let model = Model { right_to, ..Model::packs(10 * MS, MS / 10) };
+        let mut world = World::new(one_gpu(), vec![model]);
+        let start = world.now;
+        for round in 0..60 {
+            world.submit(start + round * SECOND, Task::new(1, Lane::Realtime, 64));
+        }
+        world.run_until(start + 200 * SECOND);
+        let of = |wanted: BatchKind| world.batches.iter().filter(move |(_, kind, _)| *kind == wanted);
+        let wrong = of(BatchKind::Check).filter(|(_, _, rows)| *rows > right_to).count();
+        assert_eq!(wrong, 1, "{:?}", world.batches);
+        let packed: u32 = of(BatchKind::Packed).map(|(_, _, rows)| rows).sum();
+        assert!(packed > 50 * 64, "{packed} rows of {} are packed in sizes that are right", 60 * 64);
+    }
+}
+
+#[test]
+fn items_of_another_length_have_a_verdict_and_a_curve_of_their_own() {
+    let mut world = practised(one_gpu(), Model::packs(5 * MS, MS / 10));
+    // Fifty frames in an item instead of four numbers: together they are wrong, and one takes 100 ms.
+    world.by_length.insert(50, Model { many: Equality::Differs, ..Model::packs(100 * MS, 0) });
+    let now = world.now;
+    let long = Task { length: 50, ..Task::new(2, Lane::Realtime, 16) };
+    let tasks = [world.submit(now, long), world.submit(now + 10 * SECOND, Task::new(1, Lane::Realtime, 64))];
+    world.run_until(now + 20 * SECOND);
+    assert!(tasks.iter().all(|task| is_done(&world, *task)));
+    // The usual items still go all at once, in the time that they always took.
+    assert_eq!(world.ends[&tasks[1]].at, now + 10 * SECOND + 5 * MS + 64 * MS / 10);
 }
 
 #[test]

@@ -8,7 +8,9 @@ use std::{
 
 use mesh_core::{
     MonoTime, Rules,
-    worker::{Action, BatchId, BatchKind, BatchTimes, Config, Equality, Event, LinkId, Part, SlotId, Worker},
+    worker::{
+        Action, BatchId, BatchKind, BatchTimes, CHECKED_ROWS, Config, Equality, Event, LinkId, Part, SlotId, Worker,
+    },
 };
 use proto_msgs::{
     Attempt, AttemptId, BrokerToWorker, ClientId, DType, Demands, Digest, Epoch, ErrorCode, Failure, Gpu, HeartbeatAck,
@@ -34,15 +36,22 @@ pub(crate) struct Model {
     pub(crate) many: Equality,
     /// Calls with more rows than this fail.
     pub(crate) rows_max: u32,
+    /// Calls with more rows than this give wrong rows, and nothing else shows it.
+    pub(crate) right_to: u32,
 }
 
 impl Model {
     pub(crate) const fn packs(base_us: Micros, each_us: Micros) -> Self {
-        Self { base_us, each_us, many: Equality::Same, rows_max: u32::MAX }
+        Self { base_us, each_us, many: Equality::Same, rows_max: u32::MAX, right_to: u32::MAX }
     }
 
     pub(crate) fn batch_us(&self, rows: u32) -> Micros {
         self.base_us + self.each_us * u64::from(rows)
+    }
+
+    /// How a packed call with so many rows compares with single runs.
+    fn compared(&self, rows: u32) -> Equality {
+        if self.many == Equality::Same && rows > self.right_to { Equality::Differs } else { self.many }
     }
 }
 
@@ -61,6 +70,8 @@ pub(crate) struct Task {
     pub(crate) lane: Lane,
     pub(crate) priority: u8,
     pub(crate) items: u32,
+    /// Numbers in each item.
+    pub(crate) length: u64,
     /// Numbers of the models that the task passes through.
     pub(crate) way: Vec<usize>,
     /// The task's last row makes the model of this stage fail.
@@ -72,7 +83,8 @@ pub(crate) struct Task {
 
 impl Task {
     pub(crate) fn new(client: u8, lane: Lane, items: u32) -> Self {
-        Self { client, lane, priority: 50, items, way: vec![0], poison_at: None, deadline_us: None, gpu_gib: 0 }
+        let way = vec![0];
+        Self { client, lane, priority: 50, items, length: 4, way, poison_at: None, deadline_us: None, gpu_gib: 0 }
     }
 }
 
@@ -117,6 +129,8 @@ pub(crate) struct World {
     models: Vec<Model>,
     /// Models of the devices that differ from the others.
     pub(crate) elsewhere: BTreeMap<i16, Model>,
+    /// Models for items of other lengths than usual.
+    pub(crate) by_length: BTreeMap<u64, Model>,
     /// When each task was sent, and the task, by number.
     pub(crate) tasks: Vec<(Micros, Task)>,
     pub(crate) ends: BTreeMap<usize, End>,
@@ -168,6 +182,7 @@ impl World {
             wake: None,
             returns_after: None,
             elsewhere: BTreeMap::new(),
+            by_length: BTreeMap::new(),
             devices: Vec::new(),
             batches: Vec::new(),
         };
@@ -271,9 +286,9 @@ impl World {
         let input = InputDecl {
             name: None,
             dtype: Some(DType::F32),
-            shape: Some(vec![u64::from(brought.items), 4]),
+            shape: Some(vec![u64::from(brought.items), brought.length]),
             digest: Digest::from_bytes([0; 32]),
-            size_bytes: u64::from(brought.items) * 16,
+            size_bytes: u64::from(brought.items) * brought.length * 4,
         };
         let stage = |number: &usize| Stage { name: format!("m{number}"), model: model(number) };
         let manifest = Manifest {
@@ -345,17 +360,23 @@ impl World {
     }
 
     fn model_on(&self, device: i16, part: &Part) -> Model {
-        self.elsewhere.get(&device).copied().unwrap_or(self.models[self.referee.model_of(part)])
+        let length = self.tasks[number_of(part.id)].1.length;
+        let special = self.by_length.get(&length).or_else(|| self.elsewhere.get(&device));
+        special.copied().unwrap_or(self.models[self.referee.model_of(part)])
     }
 
     fn begin(&mut self, batch: BatchId, parts: Vec<Part>, slot: SlotId, device: i16, kind: BatchKind) {
         let model = self.model_on(device, &parts[0]);
         let mut running = Running { parts, slot, device, kind, took: 0 };
         let singles = model.batch_us(1) * u64::from(running.rows());
+        let packed = model.batch_us(running.rows());
+        let checks = singles.min(model.batch_us(1) * u64::from(CHECKED_ROWS));
         running.took = match kind {
             BatchKind::Whole => singles,
-            BatchKind::Packed => model.batch_us(running.rows()),
-            BatchKind::Probe => singles + model.batch_us(running.rows()),
+            BatchKind::Packed => packed,
+            BatchKind::Check if model.compared(running.rows()) == Equality::Same => packed + checks,
+            BatchKind::Check => packed + checks + singles,
+            BatchKind::Probe => singles + packed,
         };
         if self.own_devices {
             let busy_until = self.busy_until.entry(self.referee.model_of(&running.parts[0])).or_default();
@@ -385,18 +406,19 @@ impl World {
             let task = &self.tasks[number_of(part.id)].1;
             task.poison_at == Some(part.stage) && part.rows.end == task.items
         };
-        let is_too_large = running.kind == BatchKind::Packed && rows > model.rows_max;
+        let is_too_large = running.kind.is_packed() && rows > model.rows_max;
         let ended = if running.parts.iter().any(is_poisoned) || is_too_large {
             Err(Failure::new(ErrorCode::RunFailed, "as the model does"))
         } else {
             let singles = model.batch_us(1) * u64::from(rows);
-            let is_probe = running.kind == BatchKind::Probe;
+            let (is_probe, equal) = (running.kind == BatchKind::Probe, model.compared(rows));
+            let keeps_packed = running.kind.is_packed() && equal == Equality::Same;
             Ok(BatchTimes {
-                run_us: if running.kind == BatchKind::Packed { running.took } else { singles },
+                run_us: if keeps_packed { model.batch_us(rows) } else { singles },
                 load_us: 0,
                 single_us: is_probe.then_some(model.batch_us(1)),
-                packed_us: (is_probe && model.many != Equality::Unsupported).then_some(model.batch_us(rows)),
-                equal: is_probe.then_some(model.many),
+                packed_us: (is_probe && equal != Equality::Unsupported).then_some(model.batch_us(rows)),
+                equal: matches!(running.kind, BatchKind::Probe | BatchKind::Check).then_some(equal),
             })
         };
         self.referee.over(self.now, &running, ended.is_ok());

@@ -1,6 +1,6 @@
 //! Batches at a simulated worker: the rows of its attempts go through models of known cost.
 
-use mesh_core::worker::{BatchId, BatchKind, BatchTimes, Equality, Event, Part, SlotId};
+use mesh_core::worker::{BatchId, BatchKind, BatchTimes, CHECKED_ROWS, Equality, Event, Part, SlotId};
 use proto_msgs::{AttemptId, Digest, ErrorCode, Failure, Phase};
 
 use super::{
@@ -145,13 +145,14 @@ impl Mesh {
         let times = BatchTimes { run_us: one_by_one, load_us: batch.load, ..BatchTimes::default() };
         match batch.kind {
             BatchKind::Whole => Ok(times),
-            BatchKind::Packed if has_company && law == Law::Unsupported => {
+            kind if kind.is_packed() && has_company && law == Law::Unsupported => {
                 Err(Failure::new(ErrorCode::RunFailed, "got 2 rows for dimension 0, expected 1"))
             }
-            BatchKind::Packed if has_company && loses_row => {
+            kind if kind.is_packed() && has_company && loses_row => {
                 Err(Failure::new(ErrorCode::RunProtocol, "one row less came out than went in"))
             }
             BatchKind::Packed => Ok(BatchTimes { run_us: packed_us, ..times }),
+            BatchKind::Check => Ok(BatchTimes { run_us: packed_us, equal: Some(Equality::Same), ..times }),
             BatchKind::Probe => {
                 let equal = match law {
                     Law::Unsupported => Equality::Unsupported,
@@ -170,7 +171,7 @@ impl Mesh {
     fn keep_rows(&mut self, worker: usize, batch: &Batch, part: &Part) {
         let job = self.referee.job(part.id.task);
         let (model, stages) = (model_of(job, part.stage), job.then.len() + 1);
-        let spoils = batch.kind == BatchKind::Packed && batch.rows() > 1 && law_of(model) == Law::Differs;
+        let spoils = batch.kind.is_packed() && batch.rows() > 1 && law_of(model) == Law::Differs;
         let Some(session) = self.workers[worker].sessions.get_mut(&part.id) else { return };
         if session.stage == Stage::Over {
             return;
@@ -219,6 +220,10 @@ fn time_within(kind: BatchKind, law: Law, singles: &[(u32, Micros)], limit: Micr
     match kind {
         BatchKind::Whole => one_by_one,
         BatchKind::Packed => packed,
+        BatchKind::Check => {
+            let rows = singles.iter().map(|(rows, _)| u64::from(*rows)).sum::<u64>().max(1);
+            packed + one_by_one / rows * rows.min(CHECKED_ROWS.into())
+        }
         BatchKind::Probe => one_by_one + packed,
     }
 }

@@ -161,11 +161,14 @@ fn a_low_priority(mesh: &mut Mesh, plan: &mut Rng) {
 /// The batch lane is flooded first. Then realtime clients come.
 fn a_flood_of_batches(mesh: &mut Mesh, plan: &mut Rng) {
     let count = plan.among(1..3);
-    let (realtime, batch) = plan.pick(&[(1, 1), (2, 2), (1, 2), (0, 1)]);
-    workers(mesh, count, &Place::lanes(realtime, batch));
+    let (realtime, batch, is_contended) =
+        plan.pick(&[(1, 1, false), (2, 2, false), (1, 2, false), (0, 1, false), (1, 1, true), (1, 1, true)]);
+    let place = Place::lanes(realtime, batch);
+    workers(mesh, count, &if is_contended { place.devices(&[0]) } else { place });
     let people = clients(mesh, 3);
     let each = plan.among(10 * MS..60 * MS);
     let model = plan.pick(&[0, 0, PACKS]);
+    let model = if is_contended { 0 } else { model };
     let job = |items: u32| Job::runs(lasts(each)).model(model, 4 << 10).light().items(items);
     let mut bulk = job(8);
     bulk.job_items = 1000;
@@ -175,8 +178,9 @@ fn a_flood_of_batches(mesh: &mut Mesh, plan: &mut Rng) {
     let asked = mesh.stream_for(people[2], job(1), Pace::Closed(at_once), Duration::from_secs(6));
     mesh.run_for(Duration::from_secs(6));
     let longest = mesh.tasks_of(asked).map(|task| mesh.waited(task)).max().unwrap_or(0);
-    // One batch that runs already; where both lanes share one slot, one more that was on its way.
-    let batches = if realtime == 0 { 3 } else { 1 };
+    // One batch that runs already. On a device of both lanes one more, which is owed to the batch lane; where both
+    // share one slot, also one that was on its way.
+    let batches = if realtime == 0 { 3 } else { 1 + u64::from(is_contended) };
     let one_batch = each * 8;
     if longest > batches * one_batch + BEFORE_RUN {
         let detail = format!("{} ms with batches of {} ms", longest / MS, one_batch / MS);

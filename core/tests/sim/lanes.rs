@@ -120,7 +120,7 @@ impl Referee {
         if !parts.iter().all(is_like) {
             return Some(("only like runs with like", String::new()));
         }
-        let packs = matches!(batch.kind, BatchKind::Packed | BatchKind::Probe);
+        let packs = batch.kind != BatchKind::Whole;
         if (parts.len() > 1 && !packs) || (packs && batch.rows() > ROWS_MAX) {
             return Some(("a call has its limits", format!("{} rows", batch.rows())));
         }

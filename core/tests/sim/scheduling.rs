@@ -228,7 +228,7 @@ fn four_that_pack(seed: u64, job: &Job) -> Mesh {
     let user = mesh.add_user();
     mesh.add_client(user, true);
     mesh.run_for(s(1));
-    for _ in 0..2 {
+    for _ in 0..3 {
         let warm_up = submit_cut(&mut mesh, job, 1024);
         mesh.until_all_over(&warm_up);
         mesh.run_for(s(2));

@@ -1,11 +1,12 @@
-//! Probes whether a model's rows may run together: compares the same items run one by one and in one call.
+//! Probes whether a model's rows may run together, and checks it for larger batches: compares the same items run one by
+//! one and in one call.
 
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
 };
 
-use mesh_core::worker::{BatchTimes, Equality};
+use mesh_core::worker::{BatchTimes, CHECKED_ROWS, Equality};
 use proto_msgs::{DType, Digest, ErrorCode, Failure};
 use tokio::task::spawn_blocking;
 
@@ -16,7 +17,7 @@ use crate::{
     payload::Payload,
 };
 
-/// Pairs of model and shapes whose probe results are kept. At the limit all are forgotten, which only loses a check.
+/// Pairs of model and shapes whose probe results are kept. At the limit one is forgotten, which only loses a check.
 const PROVEN_MAX: usize = 256;
 
 /// Most bytes of inputs and outputs that a probe compares. More would be read from a disk that others need, too, and a
@@ -78,6 +79,62 @@ pub(super) async fn probe(
     Ok((outputs, times))
 }
 
+/// Runs all rows in one call, whose outputs are the tasks' results if some of the rows give the same by themselves.
+/// Otherwise all rows run one by one.
+pub(super) async fn check(
+    mut calls: Calls<'_, '_>,
+    chunks: &[Chunk],
+    proven: &Proven,
+) -> Result<(Vec<Outputs>, BatchTimes), Failure> {
+    let outputs = calls.packed(chunks, proven).await?;
+    let run_us = calls.sum_us();
+    let equal = compare_some(&mut calls, chunks, &outputs).await?;
+    let times = BatchTimes { run_us, equal: Some(equal), ..BatchTimes::default() };
+    if equal == Equality::Same {
+        return Ok((outputs, times));
+    }
+    drop(outputs);
+    let before_us = calls.sum_us();
+    let outputs = calls.singly(chunks).await?;
+    Ok((outputs, BatchTimes { run_us: calls.sum_us().saturating_sub(before_us), ..times }))
+}
+
+/// Compares some rows of a packed call with single runs: the first, the middle and the last.
+async fn compare_some(calls: &mut Calls<'_, '_>, chunks: &[Chunk], outputs: &[Outputs]) -> Result<Equality, Failure> {
+    let alike = groups(chunks);
+    let [alike] = &alike[..] else { return Ok(Equality::Inconclusive) };
+    let rows: Vec<Chunk> = alike.iter().flat_map(|chunk| chunk.rows.clone().map(|item| chunk.single(item))).collect();
+    // In the order of their parts, as the rows are.
+    let packed: Vec<&Vec<Tensor>> = outputs.iter().flatten().collect();
+    if packed.len() != rows.len() {
+        return Ok(Equality::Differs);
+    }
+    let (last, steps) = (rows.len() - 1, CHECKED_ROWS as usize - 1);
+    let mut places: Vec<usize> = (0..=steps).map(|step| last * step / steps).collect();
+    places.dedup();
+    let sample: Vec<&Chunk> = places.iter().map(|place| &rows[*place]).collect();
+    let together: Outputs = places.iter().map(|place| packed[*place].clone()).collect();
+    let alone = calls.each_alone(&sample, &mut 0).await?;
+    let given = calls.batch.given(&sample);
+    if bytes_of(&given, &alone) > PROBE_BYTES_MAX {
+        return Ok(Equality::Inconclusive);
+    }
+    let equal = compare(alone.clone(), together).await;
+    if equal != Equality::Same || are_distinct(&given, sample.len()).await {
+        return Ok(equal);
+    }
+    // Rows that are all alike would hide that they changed places.
+    let mut given = calls.batch.given(alike);
+    let mut expected = vec![alone[0].clone(); rows.len()];
+    if bytes_of(&given, &expected) > PROBE_BYTES_MAX {
+        return Ok(Equality::Inconclusive);
+    }
+    let Some(other) = another(calls, alike[0], &alone[0]).await else { return Ok(Equality::Inconclusive) };
+    other.take_every_second_place(&mut given, &mut expected);
+    let Ok(together) = calls.cut_call(alike, given, &mut 0).await else { return Ok(Equality::Inconclusive) };
+    Ok(compare(expected, together).await)
+}
+
 /// A made-up item, for a probe whose items are all equal: swapped rows would not show among equal ones.
 struct Other {
     inputs: Vec<Payload>,
@@ -86,8 +143,7 @@ struct Other {
 
 /// Makes a different item from the first one. `None` if the model fails on it, or gives the same outputs.
 async fn another(calls: &mut Calls<'_, '_>, chunk: &Chunk, single: &[Tensor]) -> Option<Other> {
-    let first = Chunk { part: chunk.part, rows: chunk.rows.start..chunk.rows.start + 1, fitted: chunk.fitted.clone() };
-    let mut given = calls.batch.given(&[&first]);
+    let mut given = calls.batch.given(&[&chunk.single(chunk.rows.start)]);
     if bytes_of(&given, &[]) > OTHER_BYTES_MAX {
         return None;
     }
@@ -246,10 +302,17 @@ impl Proven {
     fn remember(&self, model: Digest, chunk: &Chunk, outputs: &[Outputs]) {
         let Some(item) = outputs.iter().flatten().next() else { return };
         let mut shapes = self.shapes.lock().unwrap_or_else(PoisonError::into_inner);
-        if shapes.len() == PROVEN_MAX {
-            shapes.clear();
+        if shapes.len() == PROVEN_MAX
+            && let Some(any) = shapes.keys().next().cloned()
+        {
+            shapes.remove(&any);
         }
         shapes.insert(Self::key(model, chunk), item.iter().map(|output| output.shape.clone()).collect());
+    }
+
+    /// Whether a probe saw the model with inputs of these shapes.
+    pub(super) fn knows(&self, model: Digest, chunk: &Chunk) -> bool {
+        self.shapes.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&Self::key(model, chunk))
     }
 
     /// Fails if items have other output shapes than a probe saw for inputs of these shapes.

@@ -1,5 +1,6 @@
 //! Batches in a real runner, with models whose results are known.
 
+mod laws;
 pub(crate) mod models;
 
 use std::{fs, path::PathBuf, sync::Barrier};
@@ -316,6 +317,44 @@ async fn a_probe_answers_with_single_runs_and_tells_whether_packing_is_safe() {
         };
         assert_eq!(values, expected, "model {number}: answers are those of single runs");
     }
+}
+
+#[tokio::test]
+async fn a_larger_batch_is_compared_and_its_wrong_rows_reach_nobody() {
+    let Some(home) = Home::new() else { return };
+    let model = models::right_up_to(8.0, &[0, 2]);
+    let distinct: Vec<f32> = (0..32).map(|value| value as f32).collect();
+    let equal_rows = [1.0, 2.0].repeat(16);
+    let mut number = 0;
+    for rows in [&distinct, &equal_rows] {
+        for (items, equal) in [(8, Equality::Same), (9, Equality::Differs), (16, Equality::Differs)] {
+            number += 2;
+            let values = &rows[..2 * items as usize];
+            let half = values.len() / 4 * 2;
+            // Two tasks share the batch, the later rows first.
+            let [one, other] = [(number, &values[..half]), (number + 1, &values[half..])].map(|(number, values)| {
+                home.task(number, std::slice::from_ref(&model), values.len() as u32 / 2, &[values])
+            });
+            let parts = [(&other, 0..items - half as u32 / 2), (&one, 0..half as u32 / 2)];
+            let times = home.run(BatchKind::Check, 0, &parts).await.expect("it answers");
+            assert_eq!(times.equal, Some(equal), "{items} rows");
+            assert_eq!([result(&one).1, result(&other).1].concat(), values, "{items} rows");
+        }
+    }
+    let mingling = home.task(100, &[models::relative(&[0, 2])], 4, &[&[1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0, 2.0]]);
+    let times = home.run(BatchKind::Check, 0, &[(&mingling, 0..4)]).await.expect("it answers");
+    assert_eq!(times.equal, Some(Equality::Differs), "equal rows do not hide that they mingle");
+}
+
+#[tokio::test]
+async fn what_an_earlier_stage_made_runs_together_only_in_a_shape_that_was_probed() {
+    let Some(home) = Home::new() else { return };
+    // The second model mingles rows, and no probe has seen it.
+    let stages = [models::negate(&[0, 2]), models::relative(&[0, 2])];
+    let task = home.task(1, &stages, 2, &[&[1.0, 2.0, 3.0, 4.0]]);
+    home.run(BatchKind::Packed, 0, &[(&task, 0..2)]).await.expect("first stage");
+    home.run(BatchKind::Packed, 1, &[(&task, 0..2)]).await.expect("second stage");
+    assert_eq!(result(&task), (vec![1, 2], vec![0.0, -1.0, 0.0, -1.0]));
 }
 
 #[tokio::test]

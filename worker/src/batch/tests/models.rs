@@ -63,6 +63,25 @@ pub(crate) fn maximum(shape: &[u64]) -> Vec<u8> {
     model(&[node("ReduceMax", &["x"], "y")], &[value("x", shape)], &[value("y", &one)])
 }
 
+/// `y = x`, less the number of rows beyond `rows_max` in each value: right for few rows, wrong in the right shape for
+/// more. Rows have at most `rows_max` numbers.
+pub(crate) fn right_up_to(rows_max: f32, shape: &[u64]) -> Vec<u8> {
+    let attribute = |name: &str, kind: u64, value: Vec<u8>| {
+        field(5, &[field(1, name.as_bytes()), value, number(20, kind)].concat())
+    };
+    let float = [varint(2 << 3 | 5), rows_max.to_le_bytes().to_vec()].concat();
+    let nodes = [
+        [node("Constant", &[], "most"), attribute("value_float", 1, float)].concat(),
+        node("Shape", &["x"], "dims"),
+        [node("Cast", &["dims"], "sizes"), attribute("to", 2, number(3, 1))].concat(),
+        node("ReduceMax", &["sizes"], "rows"),
+        node("Sub", &["rows", "most"], "beyond"),
+        node("Relu", &["beyond"], "error"),
+        node("Sub", &["x", "error"], "y"),
+    ];
+    model(&nodes, &[value("x", shape)], &[value("y", shape)])
+}
+
 /// `y` has each positive number once, each negative one twice, no zero: one row per number only if all are positive.
 pub(crate) fn moody() -> Vec<u8> {
     let first_axis = field(5, &[field(1, b"axis"), number(3, 0), number(20, 2)].concat());

@@ -1,0 +1,195 @@
+//! Curves and verdicts, from measured and made-up times.
+
+use super::*;
+
+/// A probe of `rows` rows shows that packing is right.
+fn probe(cost: &mut Cost, rows: u32, time: impl Fn(u32) -> u64) {
+    assert!(matches!(cost.plan(false), Plan::Probe { .. }));
+    cost.probe_begins();
+    assert_eq!(cost.plan(false), Plan::Single, "one probe at a time");
+    let (single_us, packed_us) = (Some(time(1)), Some(time(rows)));
+    let times = BatchTimes { single_us, packed_us, equal: Some(Equality::Same), ..BatchTimes::default() };
+    cost.probe_ended(rows, Some(&times));
+}
+
+/// A model with these run times, just probed.
+fn probed(rows: u32, time: impl Fn(u32) -> u64) -> Cost {
+    let mut cost = Cost::new(64);
+    probe(&mut cost, rows, time);
+    cost
+}
+
+fn size(cost: &Cost) -> u32 {
+    match cost.plan(false) {
+        Plan::Pack { size, .. } => size,
+        Plan::Single | Plan::Probe { .. } => 1,
+    }
+}
+
+#[test]
+fn sizes_double_while_they_pay() {
+    let time = |rows| 5000 + 200 * u64::from(rows);
+    let mut cost = probed(8, time);
+    for expected in [16, 32, 64, 64, 64] {
+        assert_eq!(size(&cost), expected);
+        assert_eq!(u32::from(cost.said(proto_msgs::Digest::from_bytes([0; 32])).next_batch), expected);
+        cost.learn(expected, time(expected));
+    }
+    assert_eq!(cost.best(), 64);
+    assert_eq!(cost.said(proto_msgs::Digest::from_bytes([0; 32])).packing, Packing::On);
+}
+
+#[test]
+fn sizes_stop_where_an_item_gets_no_cheaper() {
+    // Beyond 16 the device needs a second pass.
+    let time = |rows: u32| 5000 * u64::from(rows.div_ceil(16)) + 100 * u64::from(rows) + u64::from(rows > 16) * 3000;
+    let mut cost = probed(8, time);
+    for _ in 0..10 {
+        let rows = size(&cost);
+        cost.learn(rows, time(rows));
+    }
+    assert_eq!((cost.best(), size(&cost)), (16, 16));
+}
+
+#[test]
+fn a_batch_is_worth_it_only_where_it_saves_a_fifth() {
+    let verdict = |permille: u64| {
+        // A batch takes this share of its rows' single runs.
+        let time = |rows: u32| 1000 * u64::from(rows) * if rows == 1 { 1000 } else { permille } / 1000;
+        let mut cost = probed(4, time);
+        (0..100).for_each(|_| cost.learn(size(&cost), time(size(&cost))));
+        (cost.said(proto_msgs::Digest::from_bytes([0; 32])).packing, size(&cost) > 1)
+    };
+    assert_eq!(verdict(790), (Packing::On, true));
+    assert_eq!(verdict(799), (Packing::On, true));
+    assert_eq!(verdict(801), (Packing::NoGain, false));
+    assert_eq!(verdict(810), (Packing::NoGain, false));
+}
+
+#[test]
+fn no_gain_is_believed_only_of_what_is_warm() {
+    let time = |rows| 1000 * u64::from(rows);
+    let mut cost = probed(4, time);
+    for _ in 0..2 {
+        assert_eq!(size(&cost), 4);
+        cost.learn(4, time(4));
+    }
+    assert_eq!(cost.plan(false), Plan::Single);
+    assert_eq!(cost.said(proto_msgs::Digest::from_bytes([0; 32])).packing, Packing::NoGain);
+}
+
+#[test]
+fn a_first_packed_run_that_compiles_does_not_spoil_the_verdict() {
+    let time = |rows| 5000 + 200 * u64::from(rows);
+    let mut cost = probed(8, |rows| if rows == 8 { 300_000 } else { time(rows) });
+    assert_eq!(size(&cost), 8);
+    cost.learn(8, time(8));
+    assert_eq!(size(&cost), 16);
+}
+
+#[test]
+fn the_batch_lane_is_cut_where_it_costs_nothing() {
+    let time = |rows| 5000 + 5000 * u64::from(rows);
+    let mut cost = probed(8, time);
+    for rows in [16, 32, 64] {
+        (0..3).for_each(|_| cost.learn(rows, time(rows)));
+    }
+    assert_eq!(cost.plan(false), Plan::Pack { size: 64, floor: 2 });
+    assert_eq!(cost.plan(true), Plan::Pack { size: 32, floor: 2 });
+}
+
+#[test]
+fn a_model_that_gained_nothing_beside_other_work_is_tried_again_and_ever_more_rarely() {
+    let beside_others = |rows: u32| 5000 * u64::from(rows);
+    let mut cost = Cost::new(64);
+    let find_no_gain = |cost: &mut Cost| {
+        probe(cost, 4, beside_others);
+        (0..2).for_each(|_| cost.learn(4, beside_others(4)));
+        assert_eq!(cost.plan(false), Plan::Single);
+    };
+    for review in 0..3 {
+        find_no_gain(&mut cost);
+        let run = || (cost.dispatched(proto_msgs::Dispatch::Idle), cost.plan(false)).1;
+        let batches = std::iter::repeat_with(run).take_while(|plan| *plan == Plan::Single).count() + 1;
+        assert_eq!(batches, (REVIEW_AFTER << review) as usize);
+    }
+    find_no_gain(&mut cost);
+    // A single item takes less than half of its former time, so the verdict is out of date.
+    cost.dispatched(proto_msgs::Dispatch::Idle);
+    (0..3).for_each(|_| cost.learn(1, 2000));
+    (0..REVIEW_NOT_BEFORE).for_each(|_| cost.dispatched(proto_msgs::Dispatch::Idle));
+    probe(&mut cost, 4, |rows| 5000 + 200 * u64::from(rows));
+    assert_eq!(size(&cost), 8, "and now it gains");
+}
+
+#[test]
+fn a_probe_that_tells_nothing_is_repeated_later_and_ever_later() {
+    let mut cost = Cost::new(64);
+    for patience in [2, 4, 8] {
+        cost.probe_begins();
+        let times = BatchTimes { equal: Some(Equality::Inconclusive), ..BatchTimes::default() };
+        cost.probe_ended(4, Some(&times));
+        for _ in 0..patience {
+            assert_eq!(cost.plan(false), Plan::Single);
+            cost.dispatched(proto_msgs::Dispatch::Idle);
+        }
+        assert!(matches!(cost.plan(false), Plan::Probe { .. }));
+    }
+}
+
+/// A packed batch of this many rows was compared with single runs.
+fn check(cost: &mut Cost, rows: u32, us: u64, equal: Equality) {
+    assert!(cost.is_unproven(rows) && rows <= size(cost));
+    cost.checked(rows, &BatchTimes { run_us: us, equal: Some(equal), ..BatchTimes::default() });
+}
+
+#[test]
+fn each_larger_size_is_compared_once_and_one_that_is_wrong_is_not_used() {
+    let time = |rows| 5000 + 200 * u64::from(rows);
+    let mut cost = probed(8, time);
+    assert!(!cost.is_unproven(8) && cost.is_unproven(9));
+    check(&mut cost, 16, time(16), Equality::Same);
+    assert!(!cost.is_unproven(16));
+    check(&mut cost, 20, 20 * time(1), Equality::Differs);
+    for _ in 0..10 {
+        assert_eq!(size(&cost), 16);
+        cost.learn(16, time(16));
+    }
+    assert_eq!(cost.said(proto_msgs::Digest::from_bytes([0; 32])).packing, Packing::On);
+}
+
+#[test]
+fn a_comparison_that_tells_nothing_leaves_the_size_as_it_is_for_a_while() {
+    let time = |rows| 5000 + 200 * u64::from(rows);
+    let mut cost = probed(8, time);
+    for patience in [2, 4, 8] {
+        check(&mut cost, 16, 16 * time(1), Equality::Inconclusive);
+        for _ in 0..patience {
+            assert_eq!(size(&cost), 8);
+            cost.dispatched(proto_msgs::Dispatch::Idle);
+        }
+        assert_eq!(size(&cost), 16);
+    }
+}
+
+#[test]
+fn what_differs_is_never_packed() {
+    let mut cost = Cost::new(64);
+    cost.probe_begins();
+    let times = BatchTimes { equal: Some(Equality::Differs), packed_us: Some(1), ..BatchTimes::default() };
+    cost.probe_ended(4, Some(&times));
+    (0..2000).for_each(|_| cost.dispatched(proto_msgs::Dispatch::Idle));
+    assert_eq!(cost.plan(false), Plan::Single);
+}
+
+#[test]
+fn a_size_that_fails_is_not_tried_again() {
+    let time = |rows| 5000 + 200 * u64::from(rows);
+    let mut cost = probed(8, time);
+    cost.learn(16, time(16));
+    cost.too_large(32);
+    cost.learn(16, time(16));
+    assert_eq!(size(&cost), 16);
+    cost.too_large(3);
+    assert_eq!(cost.plan(false), Plan::Single);
+}
