@@ -128,7 +128,8 @@ pub(crate) struct Submit {
     /// Do not wait: print the task's id once the worker has everything; `wait` and `result` take the outputs
     #[arg(short, long)]
     pub(crate) detach: bool,
-    /// Give what comes out to this model next, and so on (may be repeated; NAME is for people)
+    /// Give what comes out to this model next, and so on (may be repeated; NAME is for people). Models run side by side
+    /// at workers with two slots for the lane; in the batch lane these are --batch-slots, by default half of the cores
     #[arg(long, value_name = "[NAME=]MODEL", value_parser = stages::parse)]
     pub(crate) then: Vec<Then>,
     /// The lane: realtime or batch (default: by the number of items)

@@ -163,7 +163,8 @@ pub(crate) async fn fetch(global: &Global, flags: &Fetch, patience: Patience) ->
     };
     let took = view.ended_unix_ms.map_or(0, |ended| ended.saturating_sub(view.submitted_unix_ms));
     let (job, model_name, model) = (Some(view.job), view.model_name, view.model);
-    let mut job = Job { job, model_name, model, took: Duration::from_millis(took), reports, kept: None };
+    let mut job =
+        Job { job, model_name, model, took: Duration::from_millis(took), reports, idle: Vec::new(), kept: None };
     if let Some(folder) = &flags.output.output {
         job.save(folder).map_err(failed)?;
     }

@@ -140,6 +140,11 @@ impl Report {
         }
     }
 
+    /// The worker that did the item.
+    pub(crate) fn worker_id(&self) -> Option<WorkerId> {
+        Some(self.end.as_ref().ok()?.worker.as_ref()?.0)
+    }
+
     fn worker(&self) -> Option<&str> {
         Some(self.end.as_ref().ok()?.worker.as_ref()?.1.as_str())
     }

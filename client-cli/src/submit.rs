@@ -11,6 +11,7 @@ mod follow;
 mod pace;
 
 use std::{
+    collections::BTreeSet,
     io,
     path::PathBuf,
     sync::{
@@ -21,7 +22,7 @@ use std::{
 };
 
 use mesh_models::Signature;
-use mesh_sdk::{Input, Mesh, Model, Task, new_job};
+use mesh_sdk::{Input, Mesh, Model, Task, WorkerId, new_job};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     task::JoinSet,
@@ -48,6 +49,9 @@ pub(crate) use self::follow::{Unfinished, until_end};
 
 /// Reports that may wait for the collector.
 const REPORTS_MAX: usize = 1024;
+
+/// Longest wait for the broker's word on workers that got nothing.
+const WHY_WAIT: Duration = Duration::from_millis(500);
 
 /// The data common to all items.
 struct Shared {
@@ -124,15 +128,31 @@ pub(crate) async fn submit(global: &Global, flags: &Submit) -> Result<Job, Faile
     });
     let ended = run(&shared, work, pace, &stop).await;
     shared.progress().finish();
+    let took = started.elapsed();
+    let idle = match &ended {
+        Ok((reports, _)) => idle_workers(&shared.mesh, reports).await,
+        Err(_) => Vec::new(),
+    };
     shared.mesh.clone().close().await;
     let (model_name, model) = (model.name().to_owned(), model.reference());
     let unwritten = |error| Failed::new(exit::INTERNAL, "OUTPUT", error);
     let (reports, kept) = ended.map_err(unwritten)?;
-    let mut job = Job { job: Some(job), model_name, model, took: started.elapsed(), reports, kept };
+    let mut job = Job { job: Some(job), model_name, model, took, reports, idle, kept };
     if let Some((folder, _)) = &shared.output {
         job.save(folder).map_err(unwritten)?;
     }
     Ok(job)
+}
+
+/// Names of workers that fit the job's tasks now and did none of them. Empty if the broker does not say at once.
+async fn idle_workers(mesh: &Mesh, reports: &[Report]) -> Vec<String> {
+    let Some(task) = reports.iter().rev().find_map(|report| report.task).filter(|_| reports.len() > 1) else {
+        return Vec::new();
+    };
+    let Ok(Ok(why)) = tokio::time::timeout(WHY_WAIT, mesh.why(task)).await else { return Vec::new() };
+    let busy: BTreeSet<WorkerId> = reports.iter().filter_map(Report::worker_id).collect();
+    let idle = why.candidates.into_iter().filter(|worker| worker.against.is_empty() && !busy.contains(&worker.worker));
+    idle.map(|worker| worker.name).collect()
 }
 
 /// Refuses `--output` with `--detach`, which does not wait for outputs.

@@ -136,7 +136,8 @@ impl Report {
             let parts: Vec<String> = parts.map(|(name, part_ms)| format!("{name} {}", ms(Some(*part_ms)))).collect();
             about.push(format!("on average {}", parts.join(", ")));
         }
-        about.extend(tally.skew().map(|skew| format!("busiest worker over idlest {skew:.2}")));
+        let answered = tally.workers.len();
+        about.extend(tally.skew().map(|skew| format!("busiest of {answered} workers over idlest {skew:.2}")));
         let clients = tally.client_items.len();
         about.extend(tally.fairness().map(|index| format!("fairness between {clients} clients (Jain) {index:.4}")));
         let mut lines = Vec::new();
@@ -313,7 +314,10 @@ mod tests {
         assert!(row.starts_with("100/s   100.0    100.0     90 ms"), "{text}");
         assert!(row.contains("100.0%      broken") && row.ends_with("3 stable"), "{text}");
         assert!(text.contains("pi-4     120        40.0%"), "{text}");
-        assert!(text.contains("busiest worker over idlest 1.50; fairness between 2 clients (Jain) 0.5000"), "{text}");
+        assert!(
+            text.contains("busiest of 2 workers over idlest 1.50; fairness between 2 clients (Jain) 0.5000"),
+            "{text}"
+        );
     }
 
     #[test]

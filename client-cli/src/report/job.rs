@@ -32,6 +32,8 @@ pub(crate) struct Job {
     pub(crate) model: ModelRef,
     pub(crate) took: Duration,
     pub(crate) reports: Vec<Report>,
+    /// Names of workers without a share although the job's tasks fit there.
+    pub(crate) idle: Vec<String>,
     /// The reports' parts of the document, if they were kept as the items ended.
     pub(crate) kept: Option<Kept>,
 }
@@ -108,6 +110,10 @@ impl Job {
             vec![(*worker).to_owned(), items.to_string(), units::time(*running / (*items).max(1))]
         };
         let mut text = table(&["WORKER", "ITEMS", "RUN EACH"], &workers.iter().map(row).collect::<Vec<_>>());
+        let idle = workers.values().filter(|share| share.items == 0).count();
+        if idle > 0 {
+            text.push_str(&format!("skew: {idle} of {} workers got nothing\n", workers.len()));
+        }
         if let Some(skew) = skew(&workers) {
             text.push_str(&format!("skew {skew:.2} (most items of a worker / fewest)\n"));
         }
@@ -129,6 +135,12 @@ impl Job {
             let share = workers.entry(report.worker().unwrap_or("-")).or_default();
             share.items += 1;
             share.running += done.running_alone();
+        }
+        // With fewer tasks than workers, some must be idle.
+        if workers.len() + self.idle.len() <= self.tasks() {
+            for name in &self.idle {
+                workers.entry(name).or_default();
+            }
         }
         workers
     }
@@ -167,7 +179,7 @@ struct Share {
     running: Duration,
 }
 
-/// How unevenly the work was spread over several workers: 1 is even.
+/// How unevenly the work was spread over several workers: 1 is even. `None` also if a worker got nothing.
 fn skew(workers: &BTreeMap<&str, Share>) -> Option<f64> {
     let items = || workers.values().map(|share| share.items);
     let (most, fewest) = (items().max()?, items().min().filter(|fewest| *fewest > 0)?);

@@ -36,7 +36,15 @@ fn failed(item: &str) -> Report {
 
 fn job(reports: Vec<Report>) -> Job {
     let model = ModelRef { digest: Digest::from_bytes([7; 32]), size_bytes: 2048, format: ModelFormat::Onnx };
-    Job { job: None, model_name: "m.onnx".into(), model, took: Duration::from_millis(90), reports, kept: None }
+    Job {
+        job: None,
+        model_name: "m.onnx".into(),
+        model,
+        took: Duration::from_millis(90),
+        reports,
+        idle: Vec::new(),
+        kept: None,
+    }
 }
 
 fn document(mut job: Job) -> Value {
@@ -78,6 +86,18 @@ skew 2.00 (most items of a worker / fewest)
     assert_eq!(job.to_text(), expected);
     assert_eq!(job.failures_text(), "mesh-client: b: MODEL_INPUT_MISMATCH: x has 3 bytes\n");
     assert_eq!(job.exit(), exit::BAD_INPUT);
+}
+
+#[test]
+fn workers_that_could_have_had_items_and_got_none_are_counted() {
+    let numbered = |number: u8| Report { task: Some(TaskId::from_bytes([number; 16])), ..done("a", "pi-4", 0.5) };
+    let job_of = |tasks: u8| Job { idle: vec!["pi-5".into()], ..job((0..tasks).map(numbered).collect()) };
+    let text = job_of(2).to_text();
+    assert!(text.contains("\npi-5     0 "), "{text}");
+    assert!(text.contains("skew: 1 of 2 workers got nothing\n"), "{text}");
+    let summary = &document(job_of(2))["summary"];
+    assert_eq!((&summary["skew"], &summary["workers"][1]["items"]), (&Value::Null, &json!(0)));
+    assert!(!job_of(1).to_text().contains("pi-5"), "one task goes to one worker");
 }
 
 #[test]
