@@ -129,10 +129,14 @@ pub(crate) struct ModelOptions {
     /// Use the GPU if the runtime library supports it
     #[arg(long)]
     pub(crate) gpu: bool,
+    /// Refuse the model with ENGINE_UNAVAILABLE if the runtime library cannot use the GPU
+    #[arg(long)]
+    pub(crate) gpu_required: bool,
 }
 
 impl ModelOptions {
     pub(crate) fn options(&self) -> LoadOptions {
-        LoadOptions { format: self.format, threads: self.threads, gpu: self.gpu }
+        let Self { format, threads, gpu, gpu_required } = *self;
+        LoadOptions { format, threads, gpu: gpu || gpu_required, gpu_required }
     }
 }

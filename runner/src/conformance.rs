@@ -133,7 +133,7 @@ fn run_named(folder: &Path) -> Result<()> {
 }
 
 fn run_test(folder: &Path) -> Result<()> {
-    let options = LoadOptions { format: Some(ModelFormat::Onnx), threads: 1, gpu: false };
+    let options = LoadOptions { format: Some(ModelFormat::Onnx), threads: 1, gpu: false, gpu_required: false };
     let mut model = Model::load(&folder.join("model.onnx"), options)?;
     for set in 0.. {
         let data = folder.join(format!("test_data_set_{set}"));

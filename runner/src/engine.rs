@@ -45,6 +45,8 @@ pub(crate) struct LoadOptions {
     pub(crate) threads: u16,
     /// Whether to try a GPU first.
     pub(crate) gpu: bool,
+    /// Whether to refuse the model if the runtime cannot use a GPU.
+    pub(crate) gpu_required: bool,
 }
 
 /// A model that is ready to run.

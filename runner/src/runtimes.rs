@@ -38,6 +38,16 @@ pub(crate) fn unusable(path: &Path, why: impl fmt::Display) -> Failure {
     Failure::new(ErrorCode::EngineUnavailable, text)
 }
 
+/// The failure for a task that demands a GPU, which this library cannot use.
+pub(crate) fn no_gpu(path: &Path, why: impl fmt::Display) -> Failure {
+    let text = format!(
+        "{} cannot compute on a GPU: {why}; submit without --gpu-memory to compute on the processor, or put a library with \
+         CUDA in its place at this worker",
+        path.display()
+    );
+    Failure::new(ErrorCode::EngineUnavailable, text)
+}
+
 const FETCH: &str = "run docker/fetch-runtimes to fetch the libraries for this machine";
 
 fn folders() -> Vec<PathBuf> {

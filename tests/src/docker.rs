@@ -1,6 +1,6 @@
 //! The container engine's view of the containers that workers start.
 
-use std::process::Command;
+use std::{fs, path::Path, process::Command};
 
 use serde_json::Value;
 
@@ -55,6 +55,45 @@ pub fn kill(container: &str) {
 /// The runner's image by its content.
 pub fn runner_image() -> String {
     docker(&["image", "inspect", "--format", "{{.Id}}", RUNNER_IMAGE]).trim().to_owned()
+}
+
+/// An image with a shell script in place of the runner; removed when dropped.
+#[derive(Debug)]
+pub struct ScriptImage {
+    /// The image's name.
+    pub name: String,
+}
+
+impl ScriptImage {
+    /// An image of the shell, the shared objects that it needs, and `script`. `folder` is for its files.
+    ///
+    /// # Panics
+    /// If the engine does not take it.
+    pub fn make(folder: &Path, name: &str, script: &str) -> Self {
+        let (root, archive) = (folder.join(name), folder.join(format!("{name}.tar")));
+        let place = |from: &str| {
+            let to = root.join(from.trim_start_matches('/'));
+            fs::create_dir_all(to.parent().expect("a file is in a folder")).expect("the folder is ours");
+            fs::copy(from, to).expect("it was found by the loader");
+        };
+        place("/bin/sh");
+        let needed = Command::new("ldd").arg("/bin/sh").output().expect("ldd comes with the C library").stdout;
+        let needed = String::from_utf8_lossy(&needed).into_owned();
+        needed.split_whitespace().filter(|word| word.starts_with('/')).for_each(place);
+        fs::write(root.join("script"), script).expect("the folder is ours");
+        let tar = Command::new("tar").arg("-cf").arg(&archive).arg("-C").arg(&root).arg(".").status();
+        assert!(tar.is_ok_and(|status| status.success()), "no archive");
+        let name = format!("mesh-tests-{name}-{}", std::process::id());
+        let entry = "ENTRYPOINT [\"/bin/sh\", \"/script\"]";
+        docker(&["import", "--change", entry, &archive.display().to_string(), &name]);
+        Self { name }
+    }
+}
+
+impl Drop for ScriptImage {
+    fn drop(&mut self) {
+        docker(&["image", "rm", "--force", &self.name]);
+    }
 }
 
 /// The output of `docker inspect` for a container; `None` if it is gone.

@@ -278,6 +278,11 @@ fn write_keys(folder: &Path, names: &[&str]) {
     fs::write(folder.join("authorized_keys"), list).expect("the folder is ours");
 }
 
+/// The folder in memory for the sockets of a worker's containers.
+fn sockets_of(worker_id: &str) -> PathBuf {
+    Path::new("/dev/shm").join(format!("mesh-worker-{worker_id}"))
+}
+
 /// A worker's process.
 #[derive(Debug)]
 pub struct Worker {
@@ -336,10 +341,11 @@ impl Worker {
         fs::read_to_string(self.state_dir.join("worker-id")).ok().map(|id| id.trim().to_owned())
     }
 
-    /// All files under the worker's state folder: models, inputs, results, and the program's own (ids, locks).
+    /// All files of the worker: models, inputs, results, sockets of containers, and the program's own (ids, locks).
     pub fn files(&self) -> Vec<PathBuf> {
         let mut files = Vec::new();
         let mut folders = vec![self.state_dir.clone()];
+        folders.extend(self.id().map(|id| sockets_of(&id)));
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
                 let path = entry.path();
@@ -356,6 +362,7 @@ impl Drop for Worker {
         let may_have_containers = self.arguments.iter().any(|argument| argument == "docker" || argument == "auto");
         if let Some(id) = self.id().filter(|_| may_have_containers) {
             docker::remove_containers_of(&id);
+            let _ = fs::remove_dir_all(sockets_of(&id));
         }
     }
 }

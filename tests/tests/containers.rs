@@ -278,3 +278,54 @@ fn auto_takes_child_processes_where_it_must() {
     assert_eq!(mesh.ask(&["workers"])["workers"][0]["engine"], "process");
     Job::small(&mesh).run(&mesh);
 }
+
+/// A worker that was told an image which the engine does not have.
+#[test]
+fn without_the_image_auto_takes_child_processes_and_docker_names_the_command_that_builds_it() {
+    if !docker::is_ready("without_the_image_auto_takes_child_processes_and_docker_names_the_command_that_builds_it") {
+        return;
+    }
+    let mesh = Mesh::start();
+    let image = ["--image", "nobody-built-this:latest"];
+    let _worker = mesh.worker_with("w1", &[&["--engine", "auto"], &image[..]].concat());
+    assert_eq!(mesh.ask(&["workers"])["workers"][0]["engine"], "process");
+
+    let mut strict = mesh.unregistered_worker("w2", &[&["--engine", "docker"], &image[..]].concat());
+    strict.process().wait_for_line("the command", PATIENCE, |line| line.contains("docker/build-image").then_some(()));
+    assert_eq!(strict.process().wait(PATIENCE).code(), Some(78));
+}
+
+#[test]
+fn a_model_that_crashes_its_container_while_it_is_loaded_is_rejected() {
+    if !docker::is_ready("a_model_that_crashes_its_container_while_it_is_loaded_is_rejected") {
+        return;
+    }
+    let mesh = Mesh::start();
+    // No file is known that crashes the real runtimes, so a script stands in. The first process of a container cannot
+    // kill itself, so it ends as the engine reports a SIGSEGV.
+    let script = "echo the graph is twisted >&2; exit 139";
+    let image = docker::ScriptImage::make(mesh.folder(), "falling", script);
+    let worker = mesh.worker_with("w1", &["--engine", "docker", "--image", &image.name]);
+    let answer = Job::small(&mesh).start(&mesh, &[]).answer().failed_with(3, "MODEL_REJECTED");
+    answer.failed_with(3, "SIGSEGV").failed_with(3, "the graph is twisted");
+    mesh.wait_idle();
+    wait_until("the container to go", PATIENCE, || containers_of(&worker).is_empty());
+}
+
+/// A model that gained control of its runner can write files beside its socket. They are memory of its container.
+#[test]
+fn a_container_that_writes_files_without_end_fills_its_own_memory_and_not_the_disk() {
+    if !docker::is_ready("a_container_that_writes_files_without_end_fills_its_own_memory_and_not_the_disk") {
+        return;
+    }
+    let mesh = Mesh::start();
+    // An end all the same: 512 files of one megabyte.
+    let script = "i=0; while [ $i -lt 512 ]; do printf %01048576d 0 >/mesh/$i || exit 9; i=$((i+1)); done; exit 8";
+    let image = docker::ScriptImage::make(mesh.folder(), "writing", script);
+    let worker = mesh.worker_with("w1", &["--engine", "docker", "--image", &image.name, "--memory-limit", "256MiB"]);
+    let answer = Job::small(&mesh).start(&mesh, &[]).answer().failed_with(3, "MODEL_REJECTED");
+    answer.failed_with(3, "used more than its 256.0 MiB of memory");
+    mesh.wait_idle();
+    let kept = || worker.files().iter().filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum::<u64>();
+    wait_until("the files to go with their container", PATIENCE, || kept() < 1 << 20);
+}

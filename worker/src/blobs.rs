@@ -59,8 +59,20 @@ struct Index {
     used_bytes: u64,
     /// Bytes promised to files that are still being written, and to other [`Room`]s.
     reserved_bytes: u64,
+    /// The files that are still being written, with their lengths once they are complete.
+    coming: HashMap<PathBuf, u64>,
     /// Number of uses so far: the clock of [`Blob::last_use`].
     uses: u64,
+    /// Number of uses that [`BlobStore::note_uses`] has written to the disk.
+    noted_uses: u64,
+}
+
+impl Index {
+    /// Bytes that were promised to files and are not on the disk yet.
+    fn unwritten_bytes(&self) -> u64 {
+        let on_disk_bytes = |path: &PathBuf| fs::metadata(path).map_or(0, |meta| meta.blocks() * 512);
+        self.coming.iter().map(|(path, bytes)| bytes.saturating_sub(on_disk_bytes(path))).sum()
+    }
 }
 
 #[derive(Debug)]
@@ -104,11 +116,15 @@ impl Pin {
 pub(crate) struct Room {
     shared: Arc<Shared>,
     bytes: u64,
+    /// The file that will hold the bytes, if the store named it.
+    file: Option<PathBuf>,
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        self.shared.index().reserved_bytes -= self.bytes;
+        let mut index = self.shared.index();
+        index.reserved_bytes -= self.bytes;
+        self.file.as_ref().map(|file| index.coming.remove(file));
     }
 }
 
@@ -193,6 +209,23 @@ impl BlobStore {
         }
     }
 
+    /// Writes the order of use since the last call into the files' times, for the eviction order of the next life.
+    pub(crate) fn note_uses(&self) {
+        let mut used = {
+            let mut index = self.shared.index();
+            let is_new = |(_, blob): &(&Digest, &Blob)| blob.last_use > index.noted_uses;
+            let used = index.blobs.iter().filter(is_new).map(|(digest, blob)| (blob.last_use, *digest));
+            let used = used.collect::<Vec<_>>();
+            index.noted_uses = index.uses;
+            used
+        };
+        used.sort_unstable();
+        for (_, digest) in used {
+            // Fails if the blob was evicted meanwhile.
+            let _ = open_no_link(&self.shared.path(digest)).and_then(|file| file.set_modified(SystemTime::now()));
+        }
+    }
+
     /// Whether the store holds a blob, verified or not.
     pub(crate) fn has(&self, digest: Digest) -> bool {
         self.shared.index().blobs.contains_key(&digest)
@@ -210,19 +243,20 @@ impl BlobStore {
 
     /// Reserves room in the quota for `size_bytes` that are about to be written elsewhere.
     pub(crate) fn room(&self, size_bytes: u64) -> Result<Room, BlobError> {
-        self.shared.reserve(size_bytes)
+        self.shared.reserve(size_bytes, None)
     }
 
     /// Counts bytes that are on disk already, even beyond the quota.
     pub(crate) fn occupy(&self, size_bytes: u64) -> Room {
         self.shared.index().reserved_bytes += size_bytes;
-        Room { shared: self.shared.clone(), bytes: size_bytes }
+        Room { shared: self.shared.clone(), bytes: size_bytes, file: None }
     }
 
     /// Reserves room for `size_bytes`, and a name for the file that will hold them.
     pub(crate) fn spool(&self, size_bytes: u64) -> Result<Spooled, BlobError> {
-        let room = self.shared.reserve(size_bytes)?;
-        Ok(Spooled::new(self.shared.new_tmp(), room))
+        let path = self.shared.new_tmp();
+        let room = self.shared.reserve(size_bytes, Some(path.clone()))?;
+        Ok(Spooled::new(path, room))
     }
 
     /// Moves a file into the store. The caller has found it complete, synced, and of this digest.
@@ -271,8 +305,9 @@ impl Shared {
         self.dir.join(&name[..2]).join(name)
     }
 
-    /// Reserves room. Evicts only if that is enough: a blob that cannot fit evicts nothing.
-    fn reserve(self: &Arc<Self>, size_bytes: u64) -> Result<Room, BlobError> {
+    /// Reserves room, for this file if the store names it. Evicts only if that is enough: a blob that cannot fit evicts
+    /// nothing.
+    fn reserve(self: &Arc<Self>, size_bytes: u64, file: Option<PathBuf>) -> Result<Room, BlobError> {
         let mut index = self.index();
         let evictable_bytes: u64 = index.blobs.values().filter(|b| !b.is_pinned()).map(|b| b.size_bytes).sum();
         let used_bytes = index.used_bytes + index.reserved_bytes;
@@ -281,7 +316,7 @@ impl Shared {
         if over_quota_bytes > evictable_bytes {
             return Err(BlobError::QuotaExceeded { size_bytes, quota_bytes });
         }
-        let free_bytes = free_bytes(&self.dir)?.saturating_sub(DISK_SPARE_BYTES);
+        let free_bytes = free_bytes(&self.dir)?.saturating_sub(DISK_SPARE_BYTES + index.unwritten_bytes());
         let over_disk_bytes = size_bytes.saturating_sub(free_bytes);
         if over_disk_bytes > evictable_bytes {
             return Err(BlobError::DiskFull { size_bytes, free_bytes: free_bytes + evictable_bytes });
@@ -289,9 +324,10 @@ impl Shared {
         let used_max_bytes = index.used_bytes - over_quota_bytes.max(over_disk_bytes);
         let trash = self.evict_down_to(&mut index, used_max_bytes);
         index.reserved_bytes += size_bytes;
+        index.coming.extend(file.clone().map(|file| (file, size_bytes)));
         drop(index);
         drop(trash);
-        Ok(Room { shared: self.clone(), bytes: size_bytes })
+        Ok(Room { shared: self.clone(), bytes: size_bytes, file })
     }
 
     fn evict_down_to(&self, index: &mut Index, used_max_bytes: u64) -> Vec<Trash> {
@@ -367,10 +403,11 @@ fn scan(dir: &Path) -> io::Result<Index> {
         let blob = Blob { size_bytes, last_use: index.uses, verified: false, pin: Arc::default() };
         index.blobs.insert(digest, blob);
     }
+    index.noted_uses = index.uses;
     Ok(index)
 }
 
-/// Hashes a blob on disk. Also notes its use in the file's time, for the eviction order after the next start.
+/// Hashes a blob on disk.
 fn verify(path: &Path, digest: Digest, size_bytes: u64) -> Result<(), String> {
     let mut file = open_no_link(path).map_err(|error| error.to_string())?;
     let meta = file.metadata().map_err(|error| error.to_string())?;
@@ -392,7 +429,6 @@ fn verify(path: &Path, digest: Digest, size_bytes: u64) -> Result<(), String> {
     if Digest::from(hasher.finalize()) != digest {
         return Err("its bytes have changed".to_owned());
     }
-    let _ = file.set_modified(SystemTime::now());
     Ok(())
 }
 

@@ -52,6 +52,17 @@ pub(crate) struct RunnerSpec {
     pub(crate) first_attempt: AttemptId,
 }
 
+impl RunnerSpec {
+    /// The runner's argument for its device. A model whose task asks for GPU memory must not compute on the processor.
+    fn device_argument(&self) -> Option<&'static str> {
+        match self.device {
+            Device::Cpu => None,
+            _ if self.gpu_memory_bytes > 0 => Some("--gpu-required"),
+            _ => Some("--gpu"),
+        }
+    }
+}
+
 /// The device that a runner computes on, and the GPUs that it sees.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Device {

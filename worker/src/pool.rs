@@ -87,6 +87,8 @@ pub(crate) struct Pool {
     defaults: RunnerDefaults,
     /// Most idle runners kept.
     warm_max: usize,
+    /// [`LOAD_WAIT`], except in tests.
+    load_wait: Duration,
     /// Idle runners, longest unused first.
     idle: Mutex<Vec<Instance>>,
     /// Models of all runners that are ready, one entry per runner.
@@ -153,7 +155,8 @@ impl Pool {
         let (alive, all_ended) = mpsc::channel(1);
         let (idle, alive) = (Mutex::default(), Mutex::new(Some(alive)));
         let (next_folder, loaded) = (AtomicU64::new(0), Arc::default());
-        (Self { engine, store, folder, next_folder, defaults, warm_max, idle, loaded, alive }, all_ended)
+        let load_wait = LOAD_WAIT;
+        (Self { engine, store, folder, next_folder, defaults, warm_max, load_wait, idle, loaded, alive }, all_ended)
     }
 
     /// Digests of the loaded models, each once, at most `HELD_MAX`.
@@ -194,6 +197,11 @@ impl Pool {
         };
         instance.runner.set_busy(true);
         Ok(Taken { pool: self, instance, in_order: true, load })
+    }
+
+    /// Removes the folder of the runners' sockets if all runners have ended.
+    pub(crate) fn remove_folder(&self) {
+        let _ = std::fs::remove_dir(&self.folder);
     }
 
     fn key(&self, wanted: &Wanted) -> Key {
@@ -282,11 +290,12 @@ impl Pool {
         let ready = tokio::select! {
             biased;
             exit = runner.exited() => return Err(exit.while_loading()),
-            ready = timeout(LOAD_WAIT, until_ready(runner.folder())) => ready,
+            ready = timeout(self.load_wait, until_ready(runner.folder())) => ready,
         };
         let Ok(session) = ready else {
-            let text = format!("the model was not loaded within {} s", LOAD_WAIT.as_secs());
-            return Err(Failure::new(ErrorCode::ModelRejected, text));
+            // A slow disk or a machine short of memory takes that long, so another worker may do better.
+            let text = format!("the model was not loaded within {} s at this worker", self.load_wait.as_secs());
+            return Err(Failure::new(ErrorCode::EngineUnavailable, text));
         };
         let (session, inputs) = match session {
             Ok(ready) => ready,

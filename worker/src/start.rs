@@ -1,11 +1,16 @@
 //! Assembles the worker, runs it, and shuts it down.
 
-use std::{fs, sync::Arc, thread, time::Duration};
+use std::{
+    fs,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, anyhow};
 use mesh_core::worker::{Config as MachineConfig, Event, Sample, Worker};
 use mesh_transport::{Admit, Door, Inbox, Limits, Received};
-use proto_msgs::{Arch, ModelFormat, Register, TicketKey, limits::SLOTS_MAX};
+use proto_msgs::{Arch, EngineKind, ModelFormat, Register, TicketKey, limits::SLOTS_MAX};
 use tokio::{
     runtime::{Builder, Runtime},
     sync::mpsc,
@@ -26,7 +31,7 @@ use crate::{
     payload::MemoryUse,
     pool::{AllEnded, Pool, RunnerDefaults},
     probe::{Look, Machine, Probe},
-    state::{StateDir, StateError, make_private_dir},
+    state::{StateDir, StateError},
     tools::{LinkSpeed, Tools},
     units::show_bytes,
 };
@@ -47,6 +52,9 @@ const LEFTOVERS_WAIT: Duration = Duration::from_secs(20);
 
 /// Time for files that are still being written when the worker leaves.
 const FILES_WAIT: Duration = Duration::from_secs(2);
+
+/// Interval at which uses of models are noted on the disk: after a kill, the uses since then are forgotten.
+const NOTE_EVERY: Duration = Duration::from_secs(60);
 
 /// Least memory of a run whose task asks for none, however many slots there are.
 const MEMORY_MIN_BYTES: u64 = 256 << 20;
@@ -238,11 +246,11 @@ fn stores(
     let store = store.with_quota(quota_bytes);
     info!(quota = %show_bytes(quota_bytes), models = store.held().len(), "blob store open");
 
-    let runners = state.runners();
-    if runners.exists() {
-        fs::remove_dir_all(&runners).context("sockets of an earlier life")?;
-    }
-    make_private_dir(&runners).map_err(state_error)?;
+    let runners = match engine.kind() {
+        EngineKind::Docker => state.runners_in_memory(),
+        EngineKind::Process => state.runners(),
+    };
+    let runners = runners.map_err(state_error)?;
     let slots = u32::from(config.slots[0]) + u32::from(config.slots[1]);
     let memory_share_bytes = (machine.memory_bytes / u64::from(slots)).max(MEMORY_MIN_BYTES);
     let defaults = RunnerDefaults {
@@ -258,6 +266,7 @@ fn stores(
 fn start_probe(mut probe: Probe, tools: Arc<Tools>, heartbeat: Duration) -> Result<(), StartError> {
     let every = heartbeat.mul_f64(0.9);
     let measure = move || {
+        let mut noted = Instant::now();
         loop {
             let sample = Sample {
                 load: probe.sample(),
@@ -267,6 +276,10 @@ fn start_probe(mut probe: Probe, tools: Arc<Tools>, heartbeat: Duration) -> Resu
             };
             if tools.machine.blocking_send(Event::Sampled(sample)).is_err() {
                 return;
+            }
+            if noted.elapsed() >= NOTE_EVERY {
+                tools.store.note_uses();
+                noted = Instant::now();
             }
             tools.look.wait(every);
         }
@@ -286,6 +299,7 @@ fn shut_down(runtime: Runtime, desk: tokio::task::JoinHandle<()>, tools: Arc<Too
         if timeout(END_WAIT, all_ended.recv()).await.is_err() {
             warn!("some runners did not end in time; the next start removes what is left");
         }
+        tools.pool.remove_folder();
     });
     runtime.shutdown_timeout(FILES_WAIT);
     info!("left");

@@ -9,9 +9,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::statfs::{TMPFS_MAGIC, statfs},
+};
 use proto_msgs::{Epoch, WorkerId};
+use tracing::warn;
 use uuid::Uuid;
+
+/// A file system in memory that every Linux has.
+const SHARED_MEMORY: &str = "/dev/shm";
 
 /// The locked state folder of a running worker. While this value lives, no second worker uses the folder.
 #[derive(Debug)]
@@ -62,9 +69,34 @@ impl StateDir {
         self.root.join("attempts")
     }
 
-    /// Folder of the runners' sockets.
-    pub(crate) fn runners(&self) -> PathBuf {
-        self.root.join("runners")
+    /// A new folder for the sockets of runners that are child processes.
+    pub(crate) fn runners(&self) -> Result<PathBuf, StateError> {
+        let path = self.root.join("runners");
+        make_anew(&path).map_err(|error| io_error(&path, error))?;
+        Ok(path)
+    }
+
+    /// A new folder for the sockets of runners in containers. A container can write there: in memory that counts as the
+    /// container's, on the disk it could fill the disk.
+    pub(crate) fn runners_in_memory(&self) -> Result<PathBuf, StateError> {
+        let path = Path::new(SHARED_MEMORY).join(format!("mesh-worker-{}", self.worker));
+        let is_memory = statfs(SHARED_MEMORY).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC);
+        let made = if is_memory { make_anew(&path) } else { Err(io::Error::other("not a file system in memory")) };
+        match made {
+            Ok(()) => Ok(path),
+            Err(error) => {
+                warn!(path = %path.display(), %error, "a hostile model in a container could fill this worker's disk");
+                self.runners()
+            }
+        }
+    }
+}
+
+/// Makes a folder that only this user can enter. Deletes the one of an earlier life.
+fn make_anew(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => fs::DirBuilder::new().mode(0o700).create(path),
     }
 }
 

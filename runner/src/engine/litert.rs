@@ -55,6 +55,9 @@ impl LiteRt {
             let text = format!("'{}' holds strings, which LiteRT cannot be given", strings.name);
             return Err(Failure::new(ErrorCode::ModelUnsupported, text));
         }
+        if options.gpu_required {
+            return Err(runtimes::no_gpu(library, "TensorFlow Lite models run on the processor only"));
+        }
         let api = opened(library)?;
         let bytes = reshape::with_constant_shapes(&bytes, signature).unwrap_or(bytes);
         let said = Said::listen();

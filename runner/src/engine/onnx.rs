@@ -11,7 +11,7 @@ use ort::{
     ep::{self, ExecutionProvider},
     logging::LogLevel,
     memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType},
-    session::{Session, SessionInputValue},
+    session::{Session, SessionInputValue, builder::SessionBuilder},
     sys::ONNXTensorElementDataType as Element,
     value::{DynValue, TensorElementType, ValueType},
 };
@@ -44,13 +44,20 @@ impl OnnxRuntime {
         signature: &Signature,
         options: LoadOptions,
     ) -> Result<Self, Failure> {
-        let session = session(environment(library)?, bytes, options).map_err(refused)?;
+        let builder = builder(environment(library)?, options);
+        let mut builder = builder.map_err(|error| runtimes::unusable(library, error))?;
+        let provider = match options.gpu.then(|| ep::CUDA::default().register(&mut builder)) {
+            Some(Ok(())) => "CUDA",
+            Some(Err(error)) if options.gpu_required => return Err(runtimes::no_gpu(library, error)),
+            _ => "CPU",
+        };
+        let session = builder.commit_from_memory(bytes).map_err(refused)?;
         let names = |specs: &[mesh_models::TensorSpec]| specs.iter().map(|spec| spec.name.clone()).collect();
         Ok(Self {
             session,
             inputs: names(&signature.inputs),
             outputs: names(&signature.outputs),
-            runtime: format!("ONNX Runtime ({})", provider(options)),
+            runtime: format!("ONNX Runtime ({provider})"),
         })
     }
 }
@@ -94,23 +101,15 @@ fn environment(library: &Path) -> Result<&'static Environment, Failure> {
     Ok(ENVIRONMENT.get_or_init(|| environment))
 }
 
-fn session(environment: &Environment, bytes: &[u8], options: LoadOptions) -> ort::Result<Session> {
+fn builder(environment: &Environment, options: LoadOptions) -> ort::Result<SessionBuilder> {
     let threads = usize::from(options.threads);
-    let mut builder = Session::builder(environment)?
+    let builder = Session::builder(environment)?
         .with_log_level(LogLevel::Fatal)?
         .with_intra_threads(threads)?
         .with_inter_threads(1)?
         // A runner that waits for its next request leaves the processor to other processes.
         .with_intra_op_spinning(false)?;
-    if options.gpu {
-        builder = builder.with_execution_providers([ep::CUDA::default().build()])?;
-    }
-    builder.commit_from_memory(bytes)
-}
-
-fn provider(options: LoadOptions) -> &'static str {
-    let cuda = options.gpu && ep::CUDA::is_available().unwrap_or(false);
-    if cuda { "CUDA" } else { "CPU" }
+    Ok(builder)
 }
 
 /// The failure of a refused model. The runtime's codes do not distinguish an unknown operator from a broken graph, but

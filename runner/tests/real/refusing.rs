@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use crate::support::{model, refusal};
+use crate::support::{Runner, model, refusal};
 
 fn refusal_of(bytes: &[u8]) -> (Option<i32>, String, String) {
     let folder = tempfile::tempdir().unwrap();
@@ -50,6 +50,18 @@ fn a_cut_model_is_refused_wherever_it_is_cut() {
     }
 }
 
+/// The libraries that docker/fetch-runtimes brings compute on the processor.
+#[test]
+fn a_gpu_that_is_demanded_and_cannot_be_used_is_not_replaced_by_the_processor() {
+    for name in ["nmp.onnx", "okay_nabu.tflite"] {
+        let (status, code, text) = refusal(&model(name), &["--gpu-required"], &[]);
+        assert_eq!((status, code.as_str()), (Some(13), "ENGINE_UNAVAILABLE"), "{name}: {text}");
+        assert!(text.contains("cannot compute on a GPU") && text.contains("without --gpu-memory"), "{text}");
+        let wish = Runner::serve(&model(name), &["--gpu"]);
+        assert_eq!(wish.connect().get("/v2/models/model").status, 200, "{name}: a wish only");
+    }
+}
+
 #[test]
 fn without_its_library_the_runner_names_the_command_that_fetches_it() {
     let (face, magika) = (model("face_detection_short_range.tflite"), model("magika.onnx"));
@@ -60,10 +72,20 @@ fn without_its_library_the_runner_names_the_command_that_fetches_it() {
         assert_eq!((status, code.as_str()), (Some(13), "ENGINE_UNAVAILABLE"));
         assert!(text.contains(library) && text.contains("docker/fetch-runtimes"), "{text}");
 
-        let wrong = tempfile::tempdir().unwrap();
-        fs::write(wrong.path().join(library), "no library").unwrap();
-        let (status, code, text) = refusal(model, &[], &[("MESH_RUNTIME_DIR", wrong.path())]);
-        assert_eq!((status, code.as_str()), (Some(13), "ENGINE_UNAVAILABLE"));
-        assert!(text.contains("docker/fetch-runtimes"), "{text}");
+        for other in [&b"no library"[..], &another_library()] {
+            let wrong = tempfile::tempdir().unwrap();
+            fs::write(wrong.path().join(library), other).unwrap();
+            let (status, code, text) = refusal(model, &[], &[("MESH_RUNTIME_DIR", wrong.path())]);
+            assert_eq!((status, code.as_str()), (Some(13), "ENGINE_UNAVAILABLE"));
+            assert!(text.contains(library) && text.contains("docker/fetch-runtimes"), "{text}");
+        }
     }
+}
+
+/// A real library that can be opened, but is none of the runtimes: one of the compiler's.
+fn another_library() -> Vec<u8> {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let path =
+        maps.lines().find_map(|line| line.split_whitespace().last().filter(|path| path.contains("/libgcc_s.so")));
+    fs::read(path.expect("Rust programs are linked with it")).unwrap()
 }

@@ -108,6 +108,20 @@ fn the_store_survives_a_restart_and_sweeps_half_written_files() {
 }
 
 #[test]
+fn the_order_of_use_survives_a_restart() {
+    let home = Home::new();
+    let digests = [1, 2, 3].map(|seed| Digest::of(&model(seed, MIB)));
+    let store = home.store(3 * MIB);
+    (1..=3).for_each(|seed| drop(put(&store, &model(seed, MIB)).expect("room")));
+    // Hashed at its first use after the start, and then used again, behind the second one.
+    for used in [digests[0], digests[1], digests[0]] {
+        store.pin(used).expect("it is held");
+    }
+    store.note_uses();
+    assert_eq!(home.store(3 * MIB).held(), [digests[0], digests[1], digests[2]]);
+}
+
+#[test]
 fn a_model_that_changed_on_the_disk_is_found_and_deleted() {
     let home = Home::new();
     let digest = Digest::of(&model(1, MIB));
@@ -180,4 +194,26 @@ fn a_full_disk_is_told_from_a_full_quota() {
     drop(store);
     assert_eq!(Failure::from(refused).code, ErrorCode::DiskFull);
     assert_eq!(held.len(), 2, "what cannot fit throws nothing out");
+}
+
+/// This test needs the right to mount.
+#[test]
+fn room_on_the_disk_is_promised_once() {
+    if !nix::unistd::geteuid().is_root() {
+        return skip("mounting a small disk needs root");
+    }
+    let home = Home::new();
+    let Some(_disk) = SmallDisk::mount(home.dir.path()) else { return skip("no small disk can be mounted") };
+    let store = home.store(1 << 30);
+    put(&store, &model(1, 8 * MIB)).expect("room");
+    let mut first = store.spool(10 * MIB).and_then(Spooled::create).expect("room beside the model");
+    first.write(&model(2, 4 * MIB)).expect("room");
+
+    let mut second = store.spool(8 * MIB).and_then(Spooled::create).expect("room instead of the model");
+
+    first.write(&model(2, 6 * MIB)).and_then(|()| second.write(&model(3, 8 * MIB))).expect("room as promised");
+    assert!(store.held().is_empty(), "the model made room");
+    assert!(matches!(store.spool(4 * MIB), Err(BlobError::DiskFull { .. })));
+    drop(first);
+    store.spool(4 * MIB).expect("the room of what is given up is free again");
 }

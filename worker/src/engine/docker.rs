@@ -48,7 +48,8 @@ const PROCESSES_MAX: i64 = 16_384;
 /// Largest file that a container can write: the size of its `/tmp`.
 const FILE_BYTES_MAX: i64 = 64 << 20;
 
-/// Options of the container's `/tmp`, the only place it can write to.
+/// Options of the container's `/tmp`. It can write only there and into its socket's folder, both of them memory that
+/// counts as the container's.
 const TMPFS: &str = "rw,noexec,nosuid,nodev,size=64m";
 
 /// Options that close a folder in memory which the engine adds unasked.
@@ -199,7 +200,7 @@ impl Docker {
             "--while-connected",
         ]
         .into_iter()
-        .chain((spec.device != Device::Cpu).then_some("--gpu"))
+        .chain(spec.device_argument())
         .map(str::to_owned)
         .collect()
     }

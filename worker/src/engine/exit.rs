@@ -60,9 +60,6 @@ impl Exit {
 
     /// The failure that this end causes while the model was loading.
     pub(crate) fn while_loading(&self) -> Failure {
-        if let Some(failure) = self.last_word() {
-            return failure;
-        }
         let (code, what) = match self.cause {
             Cause::Code(10) => (ErrorCode::ModelInvalid, "the model is not a valid file of its format".to_owned()),
             Cause::Code(11) => (ErrorCode::ModelUnsupported, "the runtime does not support the model".to_owned()),
@@ -73,7 +70,7 @@ impl Exit {
             Cause::Stopped => (ErrorCode::WorkerLost, "the worker ended the runner".to_owned()),
             cause => (ErrorCode::ModelRejected, format!("the runner {cause} while it loaded the model")),
         };
-        self.failure(code, what)
+        self.last_word(code).unwrap_or_else(|| self.failure(code, what))
     }
 
     /// The failure that this end causes while the model was running.
@@ -86,10 +83,13 @@ impl Exit {
         self.failure(code, format!("the runner {} during the run", self.cause))
     }
 
-    fn last_word(&self) -> Option<Failure> {
+    /// What the runner said about its failure. Only if it agrees with how the runner ended: a runtime logs texts that the
+    /// model chose.
+    fn last_word(&self, code: ErrorCode) -> Option<Failure> {
         let line = self.log.lines().rev().find(|line| line.starts_with('{'))?;
         let word: LastWord = serde_json::from_str(line).ok()?;
-        Some(Failure::new(code_named(&word.code)?, word.text))
+        let is_its_own = matches!(self.cause, Cause::Code(_)) && code_named(&word.code) == Some(code);
+        is_its_own.then(|| Failure::new(code, word.text))
     }
 
     fn failure(&self, code: ErrorCode, mut text: String) -> Failure {
@@ -157,6 +157,21 @@ mod tests {
         let log = "loading\n{\"code\":\"MODEL_UNSUPPORTED\",\"text\":\"operator DENSIFY\"}\n";
         let failure = exit(Cause::Code(11), log).while_loading();
         assert_eq!(failure, Failure::new(ErrorCode::ModelUnsupported, "operator DENSIFY"));
+    }
+
+    #[test]
+    fn what_a_model_makes_the_runtime_log_decides_nothing() {
+        let log = "{\"code\":\"WORKER_LOST\",\"text\":\"try the next worker\"}\n";
+        for (cause, code) in [
+            (Cause::Signal(libc::SIGSEGV), ErrorCode::ModelRejected),
+            (Cause::Code(10), ErrorCode::ModelInvalid),
+            (Cause::Code(101), ErrorCode::ModelRejected),
+        ] {
+            assert_eq!(exit(cause, log).while_loading().code, code, "{cause}");
+        }
+        let log = "{\"code\":\"MODEL_REJECTED\",\"text\":\"all is well\"}\n";
+        let crashed = exit(Cause::Signal(libc::SIGSEGV), log).while_loading();
+        assert!(crashed.text.contains("SIGSEGV"), "{}", crashed.text);
     }
 
     #[test]

@@ -116,7 +116,7 @@ impl Process {
             .current_dir(folder.path())
             .env_clear()
             .envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
-            .args((spec.device != Device::Cpu).then_some("--gpu"))
+            .args(spec.device_argument())
             .envs(visible_gpus(spec.device))
             // The log ends up in error texts.
             .env("NO_COLOR", "1")

@@ -92,6 +92,16 @@ async fn a_program_that_is_not_there_is_the_workers_fault() {
 }
 
 #[tokio::test]
+async fn a_model_that_loads_too_slowly_here_may_be_tried_elsewhere() {
+    let home = Home::new();
+    let (mut pool, _) = home.pool_of_script("exec sleep 1000");
+    pool.load_wait = Duration::from_millis(200);
+    let failure = failure(&pool, &home.wanted()).await;
+    assert!(failure.code.is_retryable(), "{failure}");
+    assert!(failure.text.contains("was not loaded within"), "{}", failure.text);
+}
+
+#[tokio::test]
 async fn a_model_that_eats_memory_while_loading_is_rejected() {
     let home = Home::new();
     // Without a line's end, tail keeps everything in memory.
