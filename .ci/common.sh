@@ -27,7 +27,12 @@ need_packages() {
 
 # What every build needs: a C++ compiler for libzmq, libsodium for its encryption, pip to fetch the runtimes' wheels.
 need_build_tools() {
-    command -v cargo >/dev/null || fail "cargo is missing: install Rust 1.95 or newer (https://rustup.rs)"
+    local needed have
+    needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    command -v cargo >/dev/null || fail "cargo is missing: install Rust $needed or newer (https://rustup.rs)"
+    have=$(cargo --version | cut -d ' ' -f 2)
+    [ "$(printf '%s\n' "$needed" "$have" | sort -V | head -n 1)" = "$needed" ] ||
+        fail "cargo $have is too old: install Rust $needed or newer (https://rustup.rs; Debian's own is older)"
     need_packages gcc g++ make pkg-config libsodium-dev unzip
     # Whichever python3 comes first in PATH is the one that fetches; only Debian's own can be completed here.
     python3 -m pip --version >/dev/null 2>&1 || need_packages python3 python3-pip

@@ -61,3 +61,27 @@ fn every_flag_in_the_readme_is_one_that_its_program_takes() {
     }
     assert!(looked_at > 30, "only {looked_at} flags were found in the README");
 }
+
+/// Debian's own Rust passes for one that is there, and then fails somewhere in the build.
+#[test]
+fn a_cargo_that_is_too_old_is_told_which_version_is_needed() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cargo = folder.path().join("cargo");
+    let check = |version: &str| {
+        fs::write(&cargo, format!("#!/bin/sh\necho cargo {version} \\(of a test\\)\n")).expect("the folder is ours");
+        fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755)).expect("the file is ours");
+        let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").expect("there is one"));
+        let script = ". .ci/common.sh; need_packages() { :; }; need_build_tools";
+        let mut shell = Command::new("bash");
+        let output = shell.args(["-c", script]).env("PATH", path).current_dir(repository()).output().expect("bash");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for old in ["1.63.0", "1.9.0", "1.94.1"] {
+        let (is_good, said) = check(old);
+        assert!(!is_good && said.contains(&format!("cargo {old} is too old")) && said.contains("Rust 1."), "{said}");
+    }
+    for good in ["1.95.0", "1.100.0", "2.0.0"] {
+        assert!(check(good).0, "{good}");
+    }
+}

@@ -27,9 +27,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("mesh-bench", &["mesh-core", "mesh-samples", "mesh-sdk", "mesh-tests", "mesh-transport", "proto-msgs"]),
 ];
 
-/// External crates that only these packages may use.
+/// External crates that only these packages may use. `deny.toml` has more of them.
 const KEEPERS: &[(&str, &[&str])] = &[
-    ("zmq", &["mesh-bench", "mesh-transport"]),
     ("redis", &["mesh-bench", "mesh-broker"]),
     ("redb", &["mesh-broker"]),
     ("bollard", &["mesh-worker"]),
@@ -285,20 +284,4 @@ fn missing_paths(document: &str) -> Vec<String> {
     });
     let missing = ours.filter(|word| !repository().join(Path::new(word)).exists());
     missing.map(str::to_owned).collect()
-}
-
-#[test]
-fn what_is_banned_does_not_come_in() {
-    let lock = fs::read_to_string(repository().join("Cargo.lock")).expect("Cargo.lock is there");
-    let locked = lock.split("[[package]]").filter_map(|entry| {
-        let field = |name: &str| Some(entry.split_once(&format!("\n{name} = \""))?.1.split_once('"')?.0);
-        Some((field("name")?, field("version")?))
-    });
-    // The reasons are in deny.toml.
-    let banned = locked.filter(|(name, version)| match *name {
-        "bincode" => *version != "2.0.1",
-        "tmq" | "sled" | "openssl-sys" => true,
-        _ => false,
-    });
-    assert_none("banned in deny.toml", banned.map(|(name, version)| format!("{name} {version}")));
 }
