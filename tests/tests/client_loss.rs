@@ -2,7 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use mesh_tests::{Job, Mesh, PATIENCE, Worker, process::is_running, proxy::Side, wait_until};
+use mesh_tests::{
+    Job, Mesh, PATIENCE, Worker,
+    process::{is_running, status_field},
+    proxy::Side,
+    wait_until,
+};
 use nix::sys::signal::Signal;
 use proto_msgs::Phase;
 
@@ -56,6 +61,26 @@ fn killed_during_the_transfer() {
 
     let stored = || worker.files().iter().filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum::<u64>();
     wait_freed(&mesh, Instant::now(), || stored() < 1 << 20);
+}
+
+#[test]
+fn killed_while_the_result_comes_back() {
+    let mesh = Mesh::start();
+    let (door, worker) = mesh.worker_behind_proxy("w1", &[]);
+    let memory_bytes = || status_field(worker.pid(), "VmRSS:").unwrap_or(0) * 1024;
+    let before_bytes = memory_bytes();
+    let job = Job::voluminous(&mesh, 64);
+    let mut started = job.start(&mesh, &[]);
+    wait_until("all of the input to arrive", PATIENCE, || door.bytes_from(Side::Dialler) > 64 << 20);
+    door.throttle(Some(4 << 20));
+    wait_until("a part of the result to be sent", PATIENCE, || door.bytes_from(Side::Listener) > 4 << 20);
+
+    started.client.process().kill();
+    let killed = Instant::now();
+    assert!(door.bytes_from(Side::Listener) < 60 << 20, "most of the result is still at the worker");
+
+    wait_freed(&mesh, killed, || memory_bytes() < before_bytes + (32 << 20));
+    Job::small(&mesh).run(&mesh);
 }
 
 #[test]

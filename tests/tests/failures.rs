@@ -314,7 +314,21 @@ fn a_worker_that_cannot_be_reached_where_it_says() {
     let mesh = Mesh::start();
     let _worker = mesh.worker_with("w1", &["--advertise", "127.0.0.1:1"]);
     let answer = Job::small(&mesh).start(&mesh, &["--direction", "client-dials"]).answer();
-    answer.failed_with(UNREACHABLE, "127.0.0.1:1");
+    answer.failed_with(UNREACHABLE, "127.0.0.1:1").failed_with(UNREACHABLE, ADVICE);
+}
+
+/// What a person may do where an address does not answer.
+const ADVICE: &str = "check that the program runs there and that no firewall is between";
+
+#[test]
+fn a_worker_behind_an_address_that_takes_everything_and_says_nothing() {
+    let mesh = Mesh::start();
+    // Connections are accepted by the system, and nobody reads from them.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let _worker = mesh.worker_with("w1", &["--advertise", &address]);
+    let answer = Job::small(&mesh).start(&mesh, &["--direction", "client-dials"]).answer();
+    answer.failed_with(UNREACHABLE, &address).failed_with(UNREACHABLE, "it accepts connections but says nothing");
 }
 
 #[test]

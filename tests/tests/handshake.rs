@@ -7,7 +7,9 @@ use mesh_tests::{Job, Mesh, PATIENCE, Proxy, npy::Array, onnx, proxy::Side, redi
 use proto_msgs::{ClientToWorker, ErrorCode, Frame, WorkerToClient, limits::WINDOW_BYTES};
 
 const SUBMIT: u16 = 1;
+const ASK: u16 = 3;
 const GRANT: u16 = 100;
+const ANSWER: u16 = 104;
 const REGISTER: u16 = 200;
 const HEARTBEAT: u16 = 201;
 const HEARTBEAT_ACK: u16 = 300;
@@ -44,6 +46,33 @@ fn one_request_and_one_answer_stand_before_the_first_data_byte() {
     let beats = |side| kinds_until(&worker_to_broker, side, first_data);
     assert!(beats(Side::Dialler).iter().all(|kind| [REGISTER, HEARTBEAT].contains(kind)));
     assert!(beats(Side::Listener).iter().all(|kind| *kind == HEARTBEAT_ACK));
+}
+
+/// With several items the client first asks how large the mesh is: that decides how many items share a task.
+#[test]
+fn a_submit_of_many_items_asks_one_question_more_and_only_once() {
+    let mesh = Mesh::start();
+    let client_to_broker = Proxy::before(mesh.endpoint());
+    let (door, _worker) = mesh.worker_behind_proxy("w1", &[]);
+    let model = mesh.file("add_one.onnx", &onnx::add_one());
+    let items = mesh.folder().join("items");
+    std::fs::create_dir(&items).unwrap();
+    for item in 0..12_u16 {
+        Array::of_f32(&[1], &[f32::from(item)]).write(&items.join(format!("{item}.npy")));
+    }
+
+    let arguments = ["submit", &model, items.to_str().unwrap()];
+    let command = mesh.client_command_at(&client_to_broker.endpoint(), &arguments);
+    mesh_tests::Submission::start(command).wait().succeeded();
+
+    let seen = door.seen();
+    let first_data = seen.iter().find(|seen| seen.message.kind == Some(CHUNK_OF_INPUT)).expect("a chunk was sent").at;
+    let asked = kinds_until(&client_to_broker, Side::Dialler, first_data);
+    let told = kinds_until(&client_to_broker, Side::Listener, first_data);
+    assert!(asked.starts_with(&[ASK, SUBMIT]) && asked[1..].iter().all(|kind| *kind == SUBMIT), "{asked:?}");
+    assert!(told.starts_with(&[ANSWER, GRANT]), "{told:?}");
+    let everything = kinds_until(&client_to_broker, Side::Dialler, std::time::Instant::now());
+    assert_eq!(everything.iter().filter(|kind| **kind == ASK).count(), 1, "{everything:?}");
 }
 
 #[test]

@@ -33,6 +33,10 @@ const CASES: &[(&str, &str)] = &[
     ("embedding_onnx", "embedding_model.onnx"),
     ("melspectrogram_tflite", "melspectrogram.tflite"),
     ("melspectrogram_onnx", "melspectrogram.onnx"),
+    // Several inputs, which the signature names in another order than the graph; a result that tells them apart.
+    ("difference", "difference.tflite"),
+    // An ONNX model with weights and activations of 8 bits.
+    ("embedding_int8", "embedding_int8.onnx"),
     // 32-bit integers in; several inputs, one of them a single 64-bit integer; a branch.
     ("filetype", "magika.onnx"),
     ("speech", "silero_vad.onnx"),

@@ -36,6 +36,10 @@ fn a_folder_is_spread_over_the_workers_and_each_item_gets_its_own_answer() {
     let workers: BTreeSet<String> = rows.iter().map(|row| row["worker"]["name"].to_string()).collect();
     assert_eq!(workers.len(), 2, "both workers had their share: {workers:?}");
     assert!(output.join("result.json").is_file());
+    let shares = report["summary"]["workers"].as_array().expect("a share per worker");
+    assert_eq!(shares.iter().filter_map(|share| share["items"].as_u64()).sum::<u64>(), 40, "{shares:?}");
+    let [total_ms, each_ms] = ["total_ms", "per_item_ms"].map(|name| report["summary"][name].as_f64().expect("a time"));
+    assert!(total_ms > 0.0 && (total_ms / 40.0 - each_ms).abs() < 1e-3, "{total_ms} and {each_ms}");
     let tasks = report["summary"]["tasks"].as_f64();
     assert!(tasks < Some(40.0), "items of one shape share tasks: {tasks:?}");
     assert_eq!(mesh.metric("tasks_done_total"), tasks);
@@ -124,7 +128,14 @@ fn a_pattern_names_items_too_and_a_table_sums_up() {
 
     assert_eq!(mesh.metric("tasks_done_total"), Some(10.0));
     let all = said.stdout + &said.stderr;
-    assert!(all.contains("w1") && all.contains("10"), "a table of items per worker: {all}");
+    let rows: Vec<Vec<&str>> = all.lines().map(|line| line.split_whitespace().collect()).collect();
+    let heads = rows.iter().position(|row| row[..] == ["WORKER", "ITEMS", "RUN", "EACH"]).expect("a table of workers");
+    let is_time = |word: &str| word.starts_with(|digit: char| digit.is_ascii_digit());
+    let share = &rows[heads + 1];
+    assert!(share[..2] == ["w1", "10"] && is_time(share[2]), "{all}");
+    let sum = rows.iter().find(|row| row.starts_with(&["10", "items", "in", "10", "tasks", "in"])).expect("the sum");
+    let each = sum.iter().position(|word| *word == "per").expect("a time per item");
+    assert!(is_time(sum[6]) && is_time(sum[each - 2]) && sum.ends_with(&["0", "failed"]), "{all}");
 }
 
 #[test]

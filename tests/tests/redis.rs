@@ -119,6 +119,40 @@ fn the_broker_goes_on_deciding_without_it_says_so_and_catches_up() {
     job.detach(&mesh);
 }
 
+/// Longer than every pause, reminder and lease of the store. To be run by hand: `-- --ignored`.
+#[test]
+#[ignore = "takes more than two minutes"]
+fn two_minutes_without_it_are_said_again_and_cost_neither_memory_nor_tasks() {
+    let mut redis = Redis::start();
+    let mut mesh = mesh_with(&redis);
+    let _workers = [mesh.worker("w1"), mesh.worker("w2")];
+    let detached = Job::endless(&mesh).detach(&mesh);
+    let job = Job::small(&mesh);
+    job.run(&mesh);
+
+    redis.kill();
+    let killed = std::time::Instant::now();
+    let mut most_pending = 0.0_f64;
+    while killed.elapsed().as_secs() < 130 {
+        job.run(&mesh);
+        most_pending = most_pending.max(mesh.metric("store_pending_changes").expect("it is counted"));
+    }
+    assert!(most_pending < 20.0, "changes to the same rows are merged: {most_pending}");
+    assert!(mesh.broker().has_said("the store has been away for 6"), "after a minute");
+    assert!(mesh.broker().has_said("the store has been away for 12"), "and after another");
+    assert_eq!(mesh.ask(&["workers"])["workers"].as_array().map(Vec::len), Some(2), "nobody was lost");
+
+    redis.start_again();
+    wait_until("the store to be back", NOTICE_LIMIT, || mesh.metric("store_up") == Some(1.0));
+    wait_until("everything to be written", PATIENCE, || mesh.metric("store_pending_changes") == Some(0.0));
+    for row in ["mesh:{default}:worker:*", &format!("mesh:{{default}}:task:{detached}")] {
+        key(&redis, row);
+    }
+    mesh.restart_broker();
+    mesh.client(&["cancel", &detached]).succeeded();
+    job.detach(&mesh);
+}
+
 #[test]
 fn a_detached_task_can_be_read_while_it_lives() {
     let redis = Redis::start();
