@@ -1,14 +1,17 @@
 //! GPUs that do not exist: a stand-in for the vendor's management library, which workers load in its place.
 //!
-//! Owns the library, built with the system's C compiler, and the figures that it shows. Never ships, and runs nothing.
+//! Owns the library, built with the system's C compiler, and the figures that it shows. Never ships, and no model runs on it.
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use tempfile::TempDir;
+
+use super::process::binary;
 
 /// What the library shows of one GPU.
 #[derive(Clone, Debug)]
@@ -56,6 +59,20 @@ impl Gpus {
     /// The folder for the workers' loader path.
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// A runner that computes on the processor what demands a GPU: these GPUs do not exist.
+    pub fn runner(&self) -> String {
+        let path = self.folder.path().join("runner");
+        let other = "[ \"$it\" = --gpu-required ] && it=--gpu";
+        let script = format!(
+            "#!/bin/sh\nfor it; do shift; {other}; set -- \"$@\" \"$it\"; done\nexec {} \"$@\"\n",
+            binary("mesh-runner").canonicalize().expect("mesh-runner is built").display()
+        );
+        fs::write(&path, script)
+            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755)))
+            .expect("the folder is ours");
+        path.display().to_string()
     }
 
     /// Shows these GPUs from now on.

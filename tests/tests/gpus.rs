@@ -52,7 +52,7 @@ fn gpu_memory_is_promised_as_the_library_tells_of_it() {
     let gpus = Gpus::new();
     gpus.show(&[LARGE, SMALL]);
     let mesh = mesh_with(&gpus);
-    let _worker = mesh.worker_with("w1", &["--device-map", "0,1", "--slots", "2"]);
+    let _worker = mesh.worker_with("w1", &["--device-map", "0,1", "--slots", "2", "--runner", &gpus.runner()]);
     let job = Job::small(&mesh);
     job.start(&mesh, &["--gpu-memory", "8GiB"]).done(&job);
     job.start(&mesh, &["--gpu-memory", "11GiB"]).answer().failed_with(5, "NO_WORKER_FITS");
@@ -67,6 +67,20 @@ fn gpu_memory_is_promised_as_the_library_tells_of_it() {
     waits.done(&job);
 }
 
+/// The libraries that docker/fetch-runtimes brings compute on the processor.
+#[test]
+fn a_demand_for_a_gpu_that_the_runtime_cannot_use_is_not_met_by_the_processor() {
+    let gpus = Gpus::new();
+    gpus.show(&[LARGE]);
+    let mesh = mesh_with(&gpus);
+    let _worker = mesh.worker_with("w1", &["--device-map", "0"]);
+    let job = Job::small(&mesh);
+    let answer = job.start(&mesh, &["--gpu-memory", "8GiB"]).answer();
+    answer.failed_with(5, "cannot compute on a GPU").failed_with(5, "submit without --gpu-memory");
+    // Without the demand the slot's GPU is a wish.
+    job.run(&mesh);
+}
+
 /// The only runner of the worker.
 fn runner_of(worker: &Worker) -> u32 {
     wait_for("a runner", PATIENCE, || children_of(worker.pid()).first().copied())
@@ -77,7 +91,7 @@ fn a_run_that_takes_more_gpu_memory_than_it_was_promised_is_ended() {
     let gpus = Gpus::new();
     gpus.show(&[LARGE, SMALL]);
     let mesh = mesh_with(&gpus);
-    let worker = mesh.worker_with("w1", &["--device-map", "0"]);
+    let worker = mesh.worker_with("w1", &["--device-map", "0", "--runner", &gpus.runner()]);
     let started = Job::endless(&mesh).start(&mesh, &["--gpu-memory", "2GiB"]);
     wait_until("it to run", PATIENCE, || mesh.count_of("client", "running") == 1);
 
@@ -122,7 +136,7 @@ fn a_gpu_that_falls_silent_counts_as_full_until_it_answers_again() {
     let gpus = Gpus::new();
     gpus.show(&[LARGE]);
     let mesh = mesh_with(&gpus);
-    let mut worker = mesh.worker("w1");
+    let mut worker = mesh.worker_with("w1", &["--runner", &gpus.runner()]);
     wait_used(&mesh, &[1]);
 
     gpus.show(&[Shown { faults: "m", ..LARGE }]);
