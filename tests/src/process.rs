@@ -240,6 +240,13 @@ pub fn cpu_time(pid: u32) -> Option<Duration> {
     Some(Duration::from_millis(ticks * 10))
 }
 
+/// Whether a thread of the process computes, or waits for a processor to go on, at this moment.
+pub fn is_computing(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let stats = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
+    stats.filter_map(|stat| stat.rsplit(')').next()?.split_whitespace().next().map(|state| state == "R")).any(|is| is)
+}
+
 /// A number of `/proc/PID/status`, as printed there (kB for memory).
 pub fn status_field(pid: u32, field: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;

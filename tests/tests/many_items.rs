@@ -35,6 +35,11 @@ fn a_folder_is_spread_over_the_workers_and_each_item_gets_its_own_answer() {
     assert_eq!(rows.len(), 40);
     let workers: BTreeSet<String> = rows.iter().map(|row| row["worker"]["name"].to_string()).collect();
     assert_eq!(workers.len(), 2, "both workers had their share: {workers:?}");
+    let shares = report["summary"]["workers"].as_array().expect("shares");
+    let shares: Vec<f64> = shares.iter().filter_map(|share| share["items"].as_f64()).collect();
+    assert_eq!((shares.len(), shares.iter().sum()), (2, 40.0), "{report}");
+    let skew = shares[0].max(shares[1]) / shares[0].min(shares[1]);
+    assert_eq!(report["summary"]["skew"].as_f64(), Some(skew), "{report}");
     assert!(output.join("result.json").is_file());
     let shares = report["summary"]["workers"].as_array().expect("a share per worker");
     assert_eq!(shares.iter().filter_map(|share| share["items"].as_u64()).sum::<u64>(), 40, "{shares:?}");

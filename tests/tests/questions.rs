@@ -93,6 +93,18 @@ fn why_explains_the_choice_and_the_waiting() {
 }
 
 #[test]
+fn the_error_of_predictions_is_told_and_small_for_equal_tasks() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let error = || mesh.ask(&["status"])["prediction_error_permille"].as_u64();
+    assert_eq!(error(), None, "nothing was predicted yet");
+    let job = Job::long(&mesh, 100);
+    (0..25).for_each(|_| drop(job.run(&mesh)));
+    let error = error().expect("most of them were predicted");
+    assert!(error < 500, "the median prediction was off by {error} thousandths");
+}
+
+#[test]
 fn why_explains_each_choice_with_figures_for_as_long_as_the_task_is_remembered() {
     let mesh = Mesh::start();
     let _workers = [mesh.worker("w1"), mesh.worker_with("w2", &["--label", "room=south"])];
