@@ -56,6 +56,8 @@ pub struct TicketBody {
     pub detached: bool,
     /// What the run may use.
     pub demands: Demands,
+    /// The worker's GPU whose memory is promised; `None` if the task asks for none.
+    pub gpu: Option<u8>,
     /// Deadline after which the result is worthless, in the broker's wall clock (milliseconds since 1970).
     pub deadline_unix_ms: Option<u64>,
     /// When the ticket expires, in the broker's wall clock. Heartbeat answers tell the worker that clock.

@@ -1,7 +1,10 @@
 //! GPUs as their management library tells of them: seen, promised, watched; and a library that fails half-way.
 
 use mesh_tests::{
-    Gpus, Job, Mesh, MeshOptions, PATIENCE, Worker, gpus::Shown, process::children_of, wait_for, wait_until,
+    Gpus, Job, Mesh, MeshOptions, PATIENCE, Worker,
+    gpus::Shown,
+    process::{children_of, is_running},
+    wait_for, wait_until,
 };
 use serde_json::{Value, json};
 
@@ -149,4 +152,39 @@ fn a_gpu_that_falls_silent_counts_as_full_until_it_answers_again() {
     wait_until("it to wait", PATIENCE, || mesh.count_of("client", "queued") == 1);
     gpus.show(&[LARGE]);
     waits.done(&job);
+}
+
+#[test]
+fn an_idle_runner_makes_room_for_a_task_that_needs_the_memory_of_its_gpu() {
+    let gpus = Gpus::new();
+    gpus.show(&[Shown { used_gib: 10, ..LARGE }, SMALL]);
+    let mesh = mesh_with(&gpus);
+    let worker = mesh.worker_with("w1", &["--device-map", "0,1", "--slots", "2"]);
+    let run = |job: &Job, gpu_memory: &str| {
+        let before = children_of(worker.pid());
+        job.start(&mesh, &["--gpu-memory", gpu_memory]).done(job);
+        children_of(worker.pid()).into_iter().find(|pid| !before.contains(pid)).expect("a new runner, kept warm")
+    };
+    let elsewhere = run(&Job::small(&mesh), "3GiB");
+    gpus.show(&[LARGE, SMALL]);
+    wait_used(&mesh, &[1, 0]);
+    let idle = run(&Job::sociable(&mesh, 1, [1.0, 2.0]), "6GiB");
+    assert_eq!([elsewhere, idle].map(visible_gpu), ["1", "0"], "each on the GPU that had room");
+
+    gpus.show_using(
+        &[Shown { used_gib: 7, ..LARGE }, Shown { used_gib: 3, ..SMALL }],
+        &[(0, idle, 6), (1, elsewhere, 3)],
+    );
+    wait_used(&mesh, &[1, 0]);
+    let newest = run(&Job::long(&mesh, 1), "6GiB");
+
+    assert_eq!(visible_gpu(newest), "0");
+    assert!(!is_running(idle) && is_running(elsewhere), "only who is in the way has gone");
+}
+
+/// The GPU that a runner sees, by the driver's index.
+fn visible_gpu(runner: u32) -> String {
+    let environment = std::fs::read_to_string(format!("/proc/{runner}/environ")).expect("it lives");
+    let seen = environment.split('\0').find_map(|entry| entry.strip_prefix("CUDA_VISIBLE_DEVICES="));
+    seen.expect("it was told").to_owned()
 }

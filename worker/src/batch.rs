@@ -134,8 +134,10 @@ impl Batch {
             let (material, store, stage) = (material.clone(), tools.store.clone(), part.stage);
             blocking(move || Ok(material.pin(stage, &store))).await?
         };
-        let (attempt, demands) = (part.id, material.order.ticket.body.demands);
-        Ok(Wanted { attempt, model, pin: pin.ok_or_else(lost)?, demands, device: self.device })
+        let ticket = &material.order.ticket.body;
+        // The slot may sit on the processor although the task was promised memory of a GPU.
+        let device = if self.device < 0 { ticket.gpu.map_or(self.device, i16::from) } else { self.device };
+        Ok(Wanted { attempt: part.id, model, pin: pin.ok_or_else(lost)?, demands: ticket.demands, device })
     }
 
     /// The rows fitted to the model. A part's rows are alike at stage 0; those of later stages are checked one by one.

@@ -8,14 +8,14 @@
 
 mod docker;
 mod exit;
-mod gpu_memory;
+pub(crate) mod gpu_memory;
 mod process;
 
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use futures_util::future::BoxFuture;
@@ -90,6 +90,7 @@ pub(crate) struct Runner {
     exit: watch::Receiver<Option<Exit>>,
     /// Whether the runner loads or runs a model, so that its memory must be watched.
     busy: watch::Sender<bool>,
+    pid: Arc<OnceLock<u32>>,
     /// Dropping it tells the keeper to end the runner.
     _keep: oneshot::Sender<()>,
 }
@@ -102,6 +103,8 @@ pub(crate) struct Keeper {
     pub(crate) exit: watch::Sender<Option<Exit>>,
     /// Whether the runner loads or runs a model.
     pub(crate) busy: watch::Receiver<bool>,
+    /// Receives the process id, once it is known.
+    pub(crate) pid: Arc<OnceLock<u32>>,
     /// Resolves when nobody needs the runner any more.
     pub(crate) unwanted: oneshot::Receiver<()>,
 }
@@ -112,13 +115,19 @@ impl Runner {
         let (exit_tx, exit) = watch::channel(None);
         let (busy, busy_rx) = watch::channel(true);
         let (keep, unwanted) = oneshot::channel();
-        let keeper = Keeper { folder: folder.clone(), exit: exit_tx, busy: busy_rx, unwanted };
-        (Self { folder, exit, busy, _keep: keep }, keeper)
+        let pid: Arc<OnceLock<u32>> = Arc::default();
+        let keeper = Keeper { folder: folder.clone(), exit: exit_tx, busy: busy_rx, pid: pid.clone(), unwanted };
+        (Self { folder, exit, busy, pid, _keep: keep }, keeper)
     }
 
     /// The folder of the runner's socket.
     pub(crate) fn folder(&self) -> &SocketFolder {
         &self.folder
+    }
+
+    /// The process id; `None` until the engine tells it.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.pid.get().copied()
     }
 
     /// Sets whether the runner loads or runs a model.

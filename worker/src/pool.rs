@@ -18,7 +18,7 @@ use std::{
 };
 
 use mesh_core::worker::headroom::Headroom;
-use proto_msgs::{AttemptId, Demands, Digest, ErrorCode, Failure, ModelRef, limits::HELD_MAX};
+use proto_msgs::{AttemptId, Demands, Digest, ErrorCode, Failure, GpuLoad, ModelRef, limits::HELD_MAX};
 use tokio::{
     sync::mpsc,
     time::{sleep, timeout},
@@ -27,7 +27,7 @@ use tracing::{debug, info};
 
 use crate::{
     blobs::{BlobStore, Pin},
-    engine::{Device, Engine, Runner, RunnerSpec, SocketFolder},
+    engine::{Device, Engine, Runner, RunnerSpec, SocketFolder, gpu_memory},
     fit::TensorMeta,
     oip::{AskError, Given, Session, Tensor},
 };
@@ -237,9 +237,10 @@ impl Pool {
         Some(idle.remove(index))
     }
 
-    fn take_oldest_idle(&self) -> Option<Instance> {
+    fn take_oldest_idle(&self, helps: impl Fn(&Key) -> bool) -> Option<Instance> {
         let mut idle = self.idle();
-        (!idle.is_empty()).then(|| idle.remove(0))
+        let oldest = idle.iter().position(|instance| helps(&instance.key))?;
+        Some(idle.remove(oldest))
     }
 
     fn put_idle(&self, instance: Instance) {
@@ -250,14 +251,29 @@ impl Pool {
         idle.drain(..surplus);
     }
 
-    /// Ends idle runners, longest unused first, until the machine has the memory that a new one probably needs. Waits
-    /// for each end before the next look: only then is its memory free.
-    async fn make_room(&self, wanted: &Wanted, available_bytes: impl Fn() -> Option<u64>) {
+    /// Ends idle runners until the machine, and the GPU that the new runner computes on, have the memory that it
+    /// probably needs.
+    async fn make_room(&self, key: Key, wanted: &Wanted) {
         // Weights, a copy of them in the runtime's own layout, and the runtime.
         let guess_bytes = wanted.model.size_bytes.saturating_mul(2).saturating_add(128 << 20);
-        let need_bytes = if wanted.demands.memory_bytes > 0 { wanted.demands.memory_bytes } else { guess_bytes };
+        let need = |asked_bytes: u64| if asked_bytes > 0 { asked_bytes } else { guess_bytes };
+        self.end_idle_until(need(wanted.demands.memory_bytes), available_memory_bytes, |_| true).await;
+        if let Device::Gpu(gpu) = key.device {
+            let free_bytes = || gpu_memory::free_bytes(gpu.into());
+            self.end_idle_until(need(key.gpu_memory_bytes), free_bytes, |idle| idle.device == key.device).await;
+        }
+    }
+
+    /// Ends idle runners of which it `helps`, longest unused first, until as much memory is available as is needed.
+    /// Waits for each end before the next look: only then is its memory free.
+    async fn end_idle_until(
+        &self,
+        need_bytes: u64,
+        available_bytes: impl Fn() -> Option<u64>,
+        helps: impl Fn(&Key) -> bool,
+    ) {
         while available_bytes().is_some_and(|available| available < need_bytes) {
-            let Some(oldest) = self.take_oldest_idle() else { return };
+            let Some(oldest) = self.take_oldest_idle(&helps) else { return };
             debug!(model = %oldest.key.model.short(), "an idle runner makes room");
             let mut end = oldest.runner.exit();
             drop(oldest);
@@ -265,8 +281,24 @@ impl Pool {
         }
     }
 
+    /// Takes the memory of idle runners off what is in use: they end for a task that needs it.
+    pub(crate) fn discount_idle(&self, gpus: &mut [GpuLoad]) {
+        let on_gpu = |instance: &Instance| match instance.key.device {
+            Device::Gpu(gpu) => Some((gpu, instance.runner.pid()?)),
+            Device::Cpu | Device::AnyGpu => None,
+        };
+        let on_gpus: Vec<_> = self.idle().iter().filter_map(on_gpu).collect();
+        // Looked up without the lock: the driver may take milliseconds.
+        for (gpu, pid) in on_gpus {
+            if let Some(load) = gpus.get_mut(usize::from(gpu)) {
+                let used_bytes = gpu_memory::used_on(gpu.into(), pid).unwrap_or(0);
+                load.memory_used_bytes = load.memory_used_bytes.saturating_sub(used_bytes);
+            }
+        }
+    }
+
     async fn load(&self, key: Key, wanted: &Wanted) -> Result<Instance, Failure> {
-        self.make_room(wanted, available_memory_bytes).await;
+        self.make_room(key, wanted).await;
         if !self.store.still_has(key.model, &wanted.pin) {
             let text = "the worker's copy of the model has gone from its disk or was changed: it has to be sent again";
             return Err(Failure::new(ErrorCode::WorkerLost, text));

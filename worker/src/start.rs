@@ -268,8 +268,10 @@ fn start_probe(mut probe: Probe, tools: Arc<Tools>, heartbeat: Duration) -> Resu
     let measure = move || {
         let mut noted = Instant::now();
         loop {
+            let mut load = probe.sample();
+            tools.pool.discount_idle(&mut load.gpus);
             let sample = Sample {
-                load: probe.sample(),
+                load,
                 held: tools.store.held(),
                 warm: tools.pool.warm(),
                 link_bytes_per_s: tools.link_speed.get(),

@@ -122,6 +122,7 @@ impl Broker {
             items: task.spec.items,
             detached: task.spec.detached,
             demands: task.spec.demands,
+            gpu: worker.occupancy.gpu(task.attempt_id()),
             deadline_unix_ms: task.deadline_unix_ms(),
             expires_unix_ms: self.unix_ms(now + TICKET_LASTS.max(self.config.grant_wait)),
         };

@@ -104,7 +104,7 @@ fn memory(task: &Task, worker: &Worker) -> Option<Obstacle> {
 }
 
 fn gpu_memory(task: &Task, worker: &Worker) -> Option<Obstacle> {
-    (task.spec.demands.gpu_memory_bytes > worker.gpu_memory_bytes()).then_some(Obstacle::GpuMemory)
+    (task.spec.demands.gpu_memory_bytes > worker.gpu_memory_bytes(task.lane())).then_some(Obstacle::GpuMemory)
 }
 
 fn way(task: &Task, worker: &Worker) -> Option<Obstacle> {
@@ -161,10 +161,14 @@ fn memory_promised(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle
 
 fn gpu_memory_taken(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle> {
     let wanted = task.spec.demands.gpu_memory_bytes;
-    if wanted == 0 || wanted > worker.gpu_memory_bytes() || worker.is_loaded_and_idle(task.spec.model.digest) {
+    let too_large = wanted > worker.gpu_memory_bytes(task.lane());
+    if wanted == 0 || too_large || worker.is_loaded_and_idle(task.spec.model.digest) {
         return None;
     }
-    worker.roomiest_gpu().is_none_or(|(_, free_bytes)| wanted > free_bytes).then_some(Obstacle::GpuMemoryTaken)
+    worker
+        .roomiest_gpu(task.lane(), wanted)
+        .is_none_or(|(_, free_bytes)| wanted > free_bytes)
+        .then_some(Obstacle::GpuMemoryTaken)
 }
 
 fn claimed(task: &Task, worker: &Worker, at: MonoTime) -> Option<Obstacle> {

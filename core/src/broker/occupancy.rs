@@ -185,6 +185,11 @@ impl Occupancy {
         (self.cpu_millis, self.memory_bytes, self.gpu_memory_bytes)
     }
 
+    /// The GPU whose memory this attempt was promised.
+    pub(super) fn gpu(&self, id: AttemptId) -> Option<u8> {
+        self.entries.get(&id)?.held.gpu
+    }
+
     /// Promised memory of one GPU. Few tasks ask for any, so it is summed up on demand.
     pub(super) fn gpu_memory(&self, gpu: u8) -> Promised {
         let mut promised = Promised::default();

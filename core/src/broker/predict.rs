@@ -166,12 +166,13 @@ pub(super) fn needs_slot(task: &Task, worker: &Worker) -> bool {
 
 /// The resources that the task takes up at a worker.
 pub(super) fn held(task: &Task, worker: Option<&Worker>) -> Held {
-    let (lane, demands, items) = (Some(task.lane()), task.spec.demands, task.spec.items);
+    let (lane, demands, items) = (task.lane(), task.spec.demands, task.spec.items);
     let (slot_us, batch_us) = worker.and_then(|worker| slot_us(task, worker)).unzip();
     let batch_us = batch_us.unwrap_or(0);
-    let wants_gpu = demands.gpu_memory_bytes > 0;
-    let gpu = worker.filter(|_| wants_gpu).and_then(Worker::roomiest_gpu).map(|(gpu, _)| gpu);
-    Held { lane, demands, gpu, model: Some(task.spec.model.digest), items, slot_us, batch_us }
+    let wanted_bytes = demands.gpu_memory_bytes;
+    let gpu = worker.filter(|_| wanted_bytes > 0).and_then(|worker| worker.roomiest_gpu(lane, wanted_bytes));
+    let gpu = gpu.map(|(gpu, _)| gpu);
+    Held { lane: Some(lane), demands, gpu, model: Some(task.spec.model.digest), items, slot_us, batch_us }
 }
 
 /// Slot time that the task needs at the worker, and that of its whole batch, both with loading; `None` if its runs were

@@ -2,10 +2,10 @@
 //!
 //! Owns the questions that placement asks of a single row. Never decides who gets a task.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use proto_msgs::{
-    Arch, AttemptId, Digest, Heartbeat, Lane, ModelCost, ModelFormat, Packing, PeerId, Register, TaskId, WorkerId,
+    Arch, AttemptId, Digest, Gpu, Heartbeat, Lane, ModelCost, ModelFormat, Packing, PeerId, Register, TaskId, WorkerId,
     WorkerView,
 };
 
@@ -44,7 +44,8 @@ pub(super) struct Kind {
     arch: Arch,
     cores: u32,
     memory_bytes: u64,
-    gpu_memory_bytes: u64,
+    /// By lane, as [`lane_gpus`] says.
+    gpu_memory_bytes: [u64; 2],
     has_door: bool,
     has_slots: [bool; 2],
     labels: Vec<(String, String)>,
@@ -61,7 +62,7 @@ impl Kind {
             arch: register.arch,
             cores: register.cores,
             memory_bytes: register.memory_bytes,
-            gpu_memory_bytes: usable_gpus(register).map(|(_, bytes)| bytes).max().unwrap_or(0),
+            gpu_memory_bytes: Lane::ALL.map(|lane| largest_bytes(&lane_gpus(register, lane))),
             has_door: !register.endpoints.is_empty(),
             has_slots: register.slots.map(|slots| slots > 0),
             labels,
@@ -69,13 +70,40 @@ impl Kind {
     }
 }
 
-/// Index and memory of the GPUs that tasks may get: those of the device map, or all if it names none.
-fn usable_gpus(register: &Register) -> impl Iterator<Item = (u8, u64)> {
-    let mut named: Vec<usize> = register.device_map.iter().filter_map(|device| usize::try_from(*device).ok()).collect();
-    named.sort_unstable();
-    let is_usable = move |index: usize| named.is_empty() || named.binary_search(&index).is_ok();
-    let gpus = register.gpus.iter().enumerate().filter(move |(index, _)| is_usable(*index));
-    gpus.filter_map(|(index, gpu)| Some((u8::try_from(index).ok()?, gpu.memory_bytes)))
+/// A GPU of a worker, as tasks of one lane may get it.
+#[derive(Clone, Copy, Debug)]
+struct LaneGpu {
+    index: u8,
+    bytes: u64,
+    /// Whether a slot of the lane itself sits on it, or none of its slots sits on a GPU.
+    is_own: bool,
+}
+
+/// The GPUs that tasks of the lane may get: those on which slots open to it sit; if none does, those of the whole device
+/// map; if it names none, all.
+fn lane_gpus(register: &Register, lane: Lane) -> Vec<LaneGpu> {
+    let [realtime, batch] = register.slots.map(usize::from);
+    let map = &register.device_map;
+    let of = |slots: Range<usize>| -> Vec<i16> {
+        slots.filter_map(|slot| map.get(slot.checked_rem(map.len())?).copied()).collect()
+    };
+    let (own, open) = match lane {
+        Lane::Realtime => (of(0..realtime), of(0..realtime + batch)),
+        Lane::Batch => (of(realtime..realtime + batch), of(realtime..realtime + batch)),
+    };
+    // Of these lists, the first that names a GPU decides.
+    let is_in = |lists: &[&[i16]], gpu: i16| {
+        let named = lists.iter().find(|devices| devices.iter().any(|device| *device >= 0));
+        named.is_none_or(|devices| devices.contains(&gpu))
+    };
+    let gpus = (0_u8..).zip(&register.gpus).filter(|(index, _)| is_in(&[&open, map], i16::from(*index)));
+    let lane_gpu =
+        |(index, gpu): (u8, &Gpu)| LaneGpu { index, bytes: gpu.memory_bytes, is_own: is_in(&[&own], i16::from(index)) };
+    gpus.map(lane_gpu).collect()
+}
+
+fn largest_bytes(gpus: &[LaneGpu]) -> u64 {
+    gpus.iter().map(|gpu| gpu.bytes).max().unwrap_or(0)
 }
 
 /// A worker's state of one model.
@@ -148,8 +176,8 @@ pub(super) struct Worker {
     pub(super) claims: [Option<Claim>; 2],
     /// The heartbeat's models in order of digest, for a binary search per candidate of each task.
     models: Vec<(Digest, Known)>,
-    /// Index and memory of the GPUs that tasks may get.
-    gpus: Vec<(u8, u64)>,
+    /// The GPUs that tasks of each lane may get.
+    gpus: [Vec<LaneGpu>; 2],
     /// Time that a task takes here besides its predicted parts, a running mean, microseconds.
     pub(super) handover_us: u64,
     pub(super) rules: Rules,
@@ -164,7 +192,7 @@ const HANDOVER_STEP_US: u64 = 4_000;
 impl Worker {
     pub(super) fn new(register: Register, peer: PeerId, now: MonoTime, seat: Seat, occupancy: Occupancy) -> Self {
         Self {
-            gpus: usable_gpus(&register).collect(),
+            gpus: Lane::ALL.map(|lane| lane_gpus(&register, lane)),
             register,
             peer,
             heartbeat: None,
@@ -310,10 +338,15 @@ impl Worker {
         rows.map(|(digest, _)| self.model(*digest))
     }
 
-    /// The GPU with the most memory that is neither promised nor used, and that memory in bytes.
-    pub(super) fn roomiest_gpu(&self) -> Option<(u8, u64)> {
-        let free = self.gpus.iter().map(|(index, bytes)| (*index, self.gpu_free_bytes(*index, *bytes)));
-        free.max_by_key(|(index, free_bytes)| (*free_bytes, std::cmp::Reverse(*index)))
+    /// The GPU with the most memory that is neither promised nor used, and that memory in bytes. A GPU that the lane
+    /// only borrows comes last, unless the others lack the wanted memory.
+    pub(super) fn roomiest_gpu(&self, lane: Lane, wanted_bytes: u64) -> Option<(u8, u64)> {
+        let free = self.gpus[lane.index()].iter().map(|gpu| (gpu, self.gpu_free_bytes(gpu.index, gpu.bytes)));
+        let best = free.max_by_key(|(gpu, free_bytes)| {
+            let has_room = gpu.is_own && *free_bytes >= wanted_bytes;
+            (has_room, gpu.bytes >= wanted_bytes, *free_bytes, std::cmp::Reverse(gpu.index))
+        });
+        best.map(|(gpu, free_bytes)| (gpu.index, free_bytes))
     }
 
     fn gpu_free_bytes(&self, index: u8, bytes: u64) -> u64 {
@@ -325,9 +358,9 @@ impl Worker {
         u64::try_from(u128::from(bytes).saturating_sub(gone_bytes)).unwrap_or(u64::MAX)
     }
 
-    /// Memory of the largest GPU that a task may get.
-    pub(super) fn gpu_memory_bytes(&self) -> u64 {
-        self.gpus.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0)
+    /// Memory of the largest GPU that a task of the lane may get.
+    pub(super) fn gpu_memory_bytes(&self, lane: Lane) -> u64 {
+        largest_bytes(&self.gpus[lane.index()])
     }
 
     /// Whether the model is loaded here and idle: it already has the memory that it needs.

@@ -69,7 +69,7 @@ impl Worker {
         let (lane, work) = (attempt.ticket.lane, &mut attempt.work);
         // Without batch slots every attempt runs in the realtime lane.
         let lane = if self.slots.of_lane(Lane::Batch) == 0 { Lane::Realtime } else { lane };
-        let limits = Limits::from(&attempt.ticket.demands);
+        let limits = Limits::from(&attempt.ticket);
         let mut enter = |stages: usize| {
             let (way, forms) = (work.models.iter().take(stages).copied().collect(), work.forms.clone());
             self.packer.enter(now, Kind { lane, way, limits, forms })

@@ -116,7 +116,7 @@ impl Costs {
 
 #[cfg(test)]
 mod tests {
-    use proto_msgs::{DType, Demands, Dispatch, InputDecl};
+    use proto_msgs::{DType, Dispatch, InputDecl};
 
     use super::*;
 
@@ -129,7 +129,7 @@ mod tests {
             digest: Digest::from_bytes([0; 32]),
             size_bytes,
         };
-        let limits = Limits::from(&Demands::default());
+        let limits = Limits::from(&mesh_samples::ticket_body(1, 1, 1));
         CostKey { model: Digest::from_bytes([model; 32]), device, limits, forms: [Form::of(&input, 1)].into() }
     }
 

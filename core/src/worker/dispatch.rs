@@ -20,7 +20,7 @@ use super::{
     api::{BatchKind, CHECKED_ROWS, SlotId},
     costs::CostKey,
     curve::{Cost, Plan},
-    packer::{Company, Piece, Queue, QueueId, Rank},
+    packer::{Company, Limits, Piece, Queue, QueueId, Rank},
 };
 use crate::{MonoTime, Rule};
 
@@ -90,8 +90,10 @@ impl Worker {
         let oldest = self.turns[lane.index()] % OLDEST_EVERY == OLDEST_EVERY - 1;
         let device = self.slots.device(slot);
         let fits = |queue: &Queue| {
-            let gpu_memory_bytes = queue.kind.limits.gpu_memory_bytes;
-            let is_device = gpu_memory_bytes == 0 || device >= 0 || !self.slots.has_gpu(lane);
+            let Limits { gpu, gpu_memory_bytes, .. } = queue.kind.limits;
+            // Where no slot of the lane sits on the promised GPU, the runner sees it all the same.
+            let is_device =
+                gpu.is_none_or(|gpu| device == i16::from(gpu) || !self.slots.has_device(lane, i16::from(gpu)));
             queue.kind.lane == lane && is_device && self.slots.has_memory(device, gpu_memory_bytes)
         };
         let waits = |queue: &Queue| !hurry && self.lingers_until(now, queue, device).is_some();

@@ -11,7 +11,7 @@
 
 use std::{cmp::Reverse, collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
 
-use proto_msgs::{AttemptId, ClientId, DType, Demands, Digest, InputDecl, Lane};
+use proto_msgs::{AttemptId, ClientId, DType, Demands, Digest, InputDecl, Lane, TicketBody};
 
 use super::{api::BatchId, linger::Linger};
 use crate::MonoTime;
@@ -28,12 +28,14 @@ pub(super) struct Limits {
     cpu_millis: u32,
     memory_bytes: u64,
     pub(super) gpu_memory_bytes: u64,
+    /// The GPU whose memory is promised.
+    pub(super) gpu: Option<u8>,
 }
 
-impl From<&Demands> for Limits {
-    fn from(demands: &Demands) -> Self {
-        let Demands { cpu_millis, memory_bytes, gpu_memory_bytes, arch: _ } = *demands;
-        Self { cpu_millis, memory_bytes, gpu_memory_bytes }
+impl From<&TicketBody> for Limits {
+    fn from(ticket: &TicketBody) -> Self {
+        let Demands { cpu_millis, memory_bytes, gpu_memory_bytes, arch: _ } = ticket.demands;
+        Self { cpu_millis, memory_bytes, gpu_memory_bytes, gpu: ticket.gpu }
     }
 }
 
@@ -341,9 +343,18 @@ mod tests {
 
     use super::*;
 
+    fn limits(cpu_millis: u32) -> Limits {
+        let demands = Demands { cpu_millis, ..Demands::default() };
+        Limits::from(&TicketBody { demands, ..mesh_samples::ticket_body(1, 1, 1) })
+    }
+
     fn queue(packer: &mut Packer) -> QueueId {
-        let limits = Limits::from(&Demands::default());
-        let kind = Kind { lane: Lane::Realtime, way: vec![Digest::from_bytes([1; 32])], limits, forms: Arc::default() };
+        let kind = Kind {
+            lane: Lane::Realtime,
+            way: vec![Digest::from_bytes([1; 32])],
+            limits: limits(0),
+            forms: Arc::default(),
+        };
         packer.enter(MonoTime::ZERO, kind)
     }
 
@@ -417,7 +428,7 @@ mod tests {
         let mut packer = Packer::default();
         let attempt = piece(1, 1, 50, 0..1).id;
         for number in 0..200 {
-            let limits = Limits::from(&Demands { cpu_millis: number, ..Demands::default() });
+            let limits = limits(number);
             let kind =
                 Kind { lane: Lane::Batch, way: vec![Digest::from_bytes([1; 32])], limits, forms: Arc::default() };
             let id = packer.enter(MonoTime::from_micros(u64::from(number)), kind);
@@ -432,7 +443,7 @@ mod tests {
         let mut packer = Packer::default();
         let attempt = piece(1, 1, 50, 0..1).id;
         for number in 0..100_u8 {
-            let limits = Limits::from(&Demands { cpu_millis: number.into(), ..Demands::default() });
+            let limits = limits(number.into());
             let stage = |stages: u8| {
                 let way = (0..stages).map(|stage| Digest::from_bytes([stage; 32])).collect();
                 packer.enter(MonoTime::ZERO, Kind { lane: Lane::Batch, way, limits, forms: Arc::default() })

@@ -62,8 +62,9 @@ impl Slots {
         self.slots.iter().filter(|slot| slot.lane == lane).count()
     }
 
-    pub(super) fn has_gpu(&self, lane: Lane) -> bool {
-        self.slots.iter().any(|slot| slot.device >= 0 && (slot.lane == lane || lane == Lane::Realtime))
+    /// Whether a slot that is open to the lane sits on this device.
+    pub(super) fn has_device(&self, lane: Lane, device: i16) -> bool {
+        self.slots.iter().any(|slot| slot.device == device && (slot.lane == lane || lane == Lane::Realtime))
     }
 
     /// Slots in which a batch can begin now: realtime slots first, and within a lane those on the least busy device.

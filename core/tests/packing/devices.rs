@@ -43,11 +43,31 @@ fn who_was_promised_memory_of_a_gpu_runs_only_beside_those_that_leave_so_much() 
         let mut world =
             World::new(machine, vec![Model { many: mesh_core::worker::Equality::Differs, ..Model::packs(60 * MS, 0) }]);
         let now = world.now;
-        let tasks = [1, 2].map(|client| world.submit(now, Task { gpu_gib, ..Task::new(client, Lane::Realtime, 1) }));
+        let tasks = [1, 2]
+            .map(|client| world.submit(now, Task { gpu_gib, gpu: Some(0), ..Task::new(client, Lane::Realtime, 1) }));
         world.run_until(now + SECOND);
         tasks.map(|task| (world.ends[&task].at - now) / MS)
     };
     assert_eq!(ends(5), [60, 60]);
     assert_eq!(ends(6), [60, 120]);
     assert_eq!(ends(0), [60, 60]);
+}
+
+#[test]
+fn who_was_promised_memory_of_a_gpu_runs_on_that_one() {
+    let devices = |device_map: Vec<i16>, promised: [Option<u8>; 2]| {
+        let machine = Machine { slots: [0, 2], device_map, device_width: 1 };
+        let mut world = World::new(machine, vec![Model::packs(20 * MS, 0)]);
+        let now = world.now;
+        for gpu in promised {
+            let gpu_gib = if gpu.is_some() { 4 } else { 0 };
+            world.submit(now, Task { gpu_gib, gpu, ..Task::new(1, Lane::Batch, 1) });
+        }
+        world.run_until(now + SECOND);
+        world.devices.clone()
+    };
+    assert_eq!(devices(vec![0, 1], [Some(1); 2]), [1, 1], "the other one is idle all the time");
+    assert_eq!(devices(vec![0, 1], [None, Some(1)]), [0, 1]);
+    // Its slots sit on the processor; the runner is shown the GPU.
+    assert_eq!(devices(vec![-1], [Some(1); 2]), [-1, -1]);
 }

@@ -44,6 +44,7 @@ fn task() -> impl Strategy<Value = Task> {
         way,
         poison_at,
         gpu_gib: 0,
+        gpu: None,
         deadline_us,
     })
 }

@@ -79,12 +79,24 @@ pub(crate) struct Task {
     pub(crate) deadline_us: Option<Micros>,
     /// GiB promised of a GPU; each GPU has ten.
     pub(crate) gpu_gib: u64,
+    /// The GPU of which it is promised.
+    pub(crate) gpu: Option<u8>,
 }
 
 impl Task {
     pub(crate) fn new(client: u8, lane: Lane, items: u32) -> Self {
-        let way = vec![0];
-        Self { client, lane, priority: 50, items, length: 4, way, poison_at: None, deadline_us: None, gpu_gib: 0 }
+        Self {
+            client,
+            lane,
+            priority: 50,
+            items,
+            length: 4,
+            way: vec![0],
+            poison_at: None,
+            deadline_us: None,
+            gpu_gib: 0,
+            gpu: None,
+        }
     }
 }
 
@@ -280,6 +292,7 @@ impl World {
             lane: task.lane,
             items: task.items,
             demands: Demands { gpu_memory_bytes: task.gpu_gib * GIB, ..Demands::default() },
+            gpu: task.gpu,
             deadline_unix_ms: task.deadline_us.map(|after| (self.now + after) / 1000),
             ..mesh_samples::ticket_body(0, 0, 0)
         };

@@ -94,7 +94,7 @@ pub struct Load {
 /// How busy a GPU is.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct GpuLoad {
-    /// Memory in use.
+    /// Memory in use, without that of the worker's idle runners, which end for a task that needs it.
     pub memory_used_bytes: u64,
     /// Use, thousandths.
     pub busy_permille: u16,

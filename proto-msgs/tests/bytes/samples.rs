@@ -146,6 +146,7 @@ pub(crate) fn ticket() -> Ticket {
         items: 8,
         detached: true,
         demands: demands(),
+        gpu: Some(1),
         deadline_unix_ms: Some(1_795_000_000_500),
         expires_unix_ms: 1_795_000_010_000,
     };

@@ -4,7 +4,12 @@
 //! no network, no rights, a read-only root and sees two things of the host: the model, read-only, and the folder of its
 //! socket. Containers carry the worker's id, so that its next life can find and remove those of a killed worker.
 
-use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bollard::{
     API_DEFAULT_VERSION,
@@ -255,13 +260,17 @@ impl Docker {
         }
     }
 
-    async fn outgrown(&self, id: &str, limit_bytes: u64) {
-        let state = match limit_bytes {
-            0 => None,
+    /// Returns once the container uses more than its limit of GPU memory.
+    async fn outgrown(&self, id: &str, keeper_pid: &OnceLock<u32>, spec: &RunnerSpec) {
+        let state = match spec.device {
+            Device::Cpu => None,
             _ => self.client.inspect_container(id, None).await.ok().and_then(|container| container.state),
         };
         let pid = state.and_then(|state| u32::try_from(state.pid?).ok()).filter(|pid| *pid > 0);
-        outgrown(pid, limit_bytes).await;
+        if let Some(pid) = pid {
+            let _ = keeper_pid.set(pid);
+        }
+        outgrown(pid, spec.gpu_memory_bytes).await;
     }
 
     async fn log_tail(&self, id: &str) -> LogTail {
@@ -277,7 +286,7 @@ impl Docker {
     async fn keep(self, id: String, keeper: Keeper, spec: RunnerSpec) {
         let cause = tokio::select! {
             cause = self.wait(&id, spec.memory_bytes) => cause,
-            () = self.outgrown(&id, spec.gpu_memory_bytes) => Cause::OutOfGpuMemory { limit_bytes: spec.gpu_memory_bytes },
+            () = self.outgrown(&id, &keeper.pid, &spec) => Cause::OutOfGpuMemory { limit_bytes: spec.gpu_memory_bytes },
             _ = keeper.unwanted => Cause::Stopped,
         };
         let log = if cause == Cause::Stopped { LogTail::default() } else { self.log_tail(&id).await };

@@ -1,4 +1,4 @@
-//! Watches the GPU memory of runners through the vendor's management library, since no engine limits it.
+//! GPU memory of runners and what is left beside it, through the vendor's management library, since no engine limits it.
 //!
 //! Without the library, or if it names processes by other numbers, nothing is watched; one warning says so.
 
@@ -74,18 +74,29 @@ fn look(pid: u32) -> Seen {
 
 /// GPU memory of the process; `None` without an answer, `Some(None)` if the driver does not name the process.
 fn used_bytes(pid: u32) -> Option<Option<u64>> {
+    let used = (0..library()?.device_count().ok()?).filter_map(|gpu| used_on(gpu, pid));
+    Some(used.reduce(u64::saturating_add))
+}
+
+/// Memory of one GPU that the process uses; `None` if the driver does not tell.
+pub(crate) fn used_on(gpu: u32, pid: u32) -> Option<u64> {
+    let processes = library()?.device_by_index(gpu).and_then(|device| device.running_compute_processes()).ok()?;
+    let used = processes.into_iter().filter(|process| process.pid == pid).filter_map(|process| {
+        let UsedGpuMemory::Used(bytes) = process.used_gpu_memory else { return None };
+        Some(bytes)
+    });
+    used.reduce(u64::saturating_add)
+}
+
+/// Memory of one GPU that nobody uses; `None` if the driver does not tell.
+pub(crate) fn free_bytes(gpu: u32) -> Option<u64> {
+    let memory = library()?.device_by_index(gpu).and_then(|device| device.memory_info()).ok()?;
+    Some(memory.total.saturating_sub(memory.used))
+}
+
+fn library() -> Option<&'static Nvml> {
     static LIBRARY: OnceLock<Option<Nvml>> = OnceLock::new();
-    let library = LIBRARY.get_or_init(|| Nvml::init().ok()).as_ref()?;
-    let mut used_bytes = None;
-    for index in 0..library.device_count().ok()? {
-        let processes = library.device_by_index(index).and_then(|device| device.running_compute_processes());
-        for process in processes.into_iter().flatten().filter(|process| process.pid == pid) {
-            if let UsedGpuMemory::Used(bytes) = process.used_gpu_memory {
-                used_bytes = Some(used_bytes.unwrap_or(0) + bytes);
-            }
-        }
-    }
-    Some(used_bytes)
+    LIBRARY.get_or_init(|| Nvml::init().ok()).as_ref()
 }
 
 #[cfg(test)]

@@ -93,6 +93,7 @@ impl Engine for Process {
                 Failure::new(ErrorCode::EngineUnavailable, text)
             })?;
             if let Some(pid) = child.id() {
+                let _ = keeper.pid.set(pid);
                 // May be forbidden; then the kernel treats the runner like any other process.
                 let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ);
             }

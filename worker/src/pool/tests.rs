@@ -137,7 +137,7 @@ async fn only_as_many_idle_runners_end_as_a_new_one_needs_memory() {
     // Memory is free when a runner has ended, not when it is told to end.
     let ended = pool.idle()[0].runner.exit();
     let available_bytes = || Some(if ended.borrow().is_some() { u64::MAX } else { 0 });
-    pool.make_room(&wanted[0], available_bytes).await;
+    pool.end_idle_until(1, available_bytes, |_| true).await;
     assert_eq!(pool.warm(), [wanted[1].model.digest], "the longest unused one has gone");
 }
 

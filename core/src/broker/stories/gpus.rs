@@ -1,6 +1,6 @@
 //! Short stories of tasks that are promised memory of a GPU.
 
-use proto_msgs::{AttemptId, AttemptReport, AttemptState, ErrorCode, Gpu, GpuLoad, Submit};
+use proto_msgs::{AttemptId, AttemptReport, AttemptState, ErrorCode, Gpu, GpuLoad, Lane, Submit};
 
 use super::{
     mesh,
@@ -62,6 +62,42 @@ fn each_gpu_of_a_worker_has_its_own_memory() {
 }
 
 #[test]
+fn the_ticket_names_the_gpu_whose_memory_is_promised() {
+    let mut mesh = with_gpus(&[4, 10, 10]);
+    for number in 0..4 {
+        mesh.submit(number, 1, wants(4));
+    }
+    mesh.submit(4, 1, |_| ());
+    let named: Vec<Option<u8>> = mesh.grants.iter().map(|grant| grant.ticket.body.gpu).collect();
+    assert_eq!(
+        named,
+        [Some(1), Some(2), Some(1), Some(2), None],
+        "the roomiest each time, and none for who asks for none"
+    );
+    // Said again, it is the same one.
+    mesh.submit(0, 1, wants(4));
+    assert_eq!(mesh.grants.last().expect("some").ticket.body.gpu, Some(1));
+}
+
+#[test]
+fn a_lane_is_promised_gpus_on_which_its_slots_sit_and_lent_ones_last() {
+    let gpus = [10, 10, 20].map(|gib| Gpu { name: "G".to_owned(), memory_bytes: gib * GIB }).to_vec();
+    let promised = |lane: Lane, count: u32| {
+        let mut mesh = mesh();
+        mesh.register(0, [1, 2], |register| (register.gpus, register.device_map) = (gpus.clone(), vec![0, 1, -1]));
+        for number in 0..count {
+            mesh.submit(number, 1, |submit| {
+                submit.demands.gpu_memory_bytes = 8 * GIB;
+                submit.lane = Some(lane);
+            });
+        }
+        mesh.grants.iter().filter_map(|grant| grant.ticket.body.gpu).collect::<Vec<_>>()
+    };
+    assert_eq!(promised(Lane::Realtime, 3), [0, 1], "its own, then the lent one; nothing sits on the largest");
+    assert_eq!(promised(Lane::Batch, 2), [1]);
+}
+
+#[test]
 fn what_others_use_and_what_was_promised_and_has_not_begun_is_gone_together() {
     let mut mesh = with_gpus(&[10]);
     beat(&mut mesh, &[5], &[]);
@@ -100,9 +136,10 @@ fn only_gpus_of_the_device_map_are_promised() {
 
 #[test]
 fn a_model_that_is_loaded_and_idle_has_the_memory_that_its_next_task_wants() {
-    let mut mesh = with_gpus(&[10]);
+    let mut mesh = with_gpus(&[5, 10]);
     mesh.beat(0, |heartbeat| (heartbeat.held, heartbeat.warm) = (vec![MODEL], vec![MODEL]));
-    beat(&mut mesh, &[6], &[]);
+    beat(&mut mesh, &[0, 6], &[]);
     assert_eq!(mesh.submit(0, 1, wants(6)), Some(worker(0)));
+    assert_eq!(mesh.grants[0].ticket.body.gpu, Some(1), "the other one is too small, however empty");
     assert!(mesh.submit(1, 1, wants(6)).is_none(), "a second one needs memory of its own");
 }
