@@ -75,6 +75,10 @@ const LABEL_MODEL: &str = "mesh.model";
 /// First Podman that obeys CDI requests for GPUs; earlier ones silently start the container without GPUs.
 const PODMAN_CDI_FROM: (u32, u32) = (5, 4);
 
+/// First Podman that tells of an end by the memory limit. The monitor of earlier ones notes it in a file that they look
+/// for in another folder, and the container's cgroup, which counts such ends, is removed with the container.
+const PODMAN_TELLS_MEMORY_FROM: u32 = 5;
+
 /// First runc without the container escapes of November 2025 (CVE-2025-31133, -52565, -52881). Distributions fix older
 /// versions under the old number, so an older one only causes a warning.
 const RUNC_FROM: [u32; 3] = [1, 2, 8];
@@ -250,14 +254,7 @@ impl Docker {
             }
         };
         let state = self.client.inspect_container(id, None).await.ok().and_then(|container| container.state);
-        if state.is_some_and(|state| state.oom_killed == Some(true)) {
-            return Cause::OutOfMemory { limit_bytes: memory_bytes };
-        }
-        match i32::try_from(code).unwrap_or(-1) {
-            // A shell's notation of a death by signal.
-            code @ 129..=192 => Cause::Signal(code - 128),
-            code => Cause::Code(code),
-        }
+        self.flavour.cause_of(code, state.is_some_and(|state| state.oom_killed == Some(true)), memory_bytes)
     }
 
     /// Returns once the container uses more than its limit of GPU memory.
@@ -345,6 +342,20 @@ impl Flavour {
                 let [major, minor, _] = numbers(&podman.version);
                 Self::Podman { major, minor }
             }
+        }
+    }
+
+    /// Why a container with this exit code ended.
+    fn cause_of(self, code: i64, oom_killed: bool, memory_bytes: u64) -> Cause {
+        let tells_memory = !matches!(self, Self::Podman { major, .. } if major < PODMAN_TELLS_MEMORY_FROM);
+        // A shell's notation of a death by signal.
+        let signal = i32::try_from(code.saturating_sub(128)).ok().filter(|signal| (1..=64).contains(signal));
+        match signal {
+            _ if oom_killed => Cause::OutOfMemory { limit_bytes: memory_bytes },
+            // A person may have killed it, too.
+            Some(libc::SIGKILL) if !tells_memory => Cause::Killed { limit_bytes: memory_bytes },
+            Some(signal) => Cause::Signal(signal),
+            None => Cause::Code(i32::try_from(code).unwrap_or(-1)),
         }
     }
 

@@ -18,6 +18,8 @@ pub(crate) enum Cause {
     Code(i32),
     /// The runner was killed by this signal, or crashed.
     Signal(i32),
+    /// The runner was killed, perhaps because it used more memory than this limit: the engine does not tell.
+    Killed { limit_bytes: u64 },
     /// The runner used more memory than this limit; 0 if no limit is known.
     OutOfMemory { limit_bytes: u64 },
     /// The runner used more GPU memory than this limit.
@@ -78,7 +80,7 @@ impl Exit {
         let code = match self.cause {
             Cause::OutOfMemory { .. } | Cause::OutOfGpuMemory { .. } => ErrorCode::RunOutOfMemory,
             Cause::Stopped => ErrorCode::WorkerLost,
-            Cause::Code(_) | Cause::Signal(_) => ErrorCode::RunCrashed,
+            Cause::Code(_) | Cause::Signal(_) | Cause::Killed { .. } => ErrorCode::RunCrashed,
         };
         self.failure(code, format!("the runner {} during the run", self.cause))
     }
@@ -111,6 +113,13 @@ impl std::fmt::Display for Cause {
                 Ok(name) => write!(f, "was killed by signal {number} ({name})"),
                 Err(_) => write!(f, "was killed by signal {number}"),
             },
+            Self::Killed { limit_bytes } => {
+                let limit = show_bytes(*limit_bytes);
+                write!(
+                    f,
+                    "was killed by SIGKILL, perhaps for more than its {limit} of memory (Podman tells from 5.0 on)"
+                )
+            }
             Self::OutOfMemory { limit_bytes: 0 } => f.write_str("ran out of memory"),
             Self::OutOfMemory { limit_bytes } => write!(f, "used more than its {} of memory", show_bytes(*limit_bytes)),
             Self::OutOfGpuMemory { limit_bytes } => {

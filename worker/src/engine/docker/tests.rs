@@ -22,6 +22,23 @@ fn docker_and_podman_are_told_apart() {
 }
 
 #[test]
+fn an_end_by_the_memory_limit_is_told_and_where_the_engine_cannot_tell_it_is_not_guessed() {
+    let podman = |major| Flavour::Podman { major, minor: 3 };
+    let limit_bytes = 64 << 20;
+    for flavour in [Flavour::Docker, podman(4), podman(5)] {
+        assert_eq!(flavour.cause_of(137, true, limit_bytes), Cause::OutOfMemory { limit_bytes }, "{flavour:?}");
+        assert_eq!(flavour.cause_of(139, false, limit_bytes), Cause::Signal(libc::SIGSEGV), "{flavour:?}");
+        assert_eq!(flavour.cause_of(11, false, limit_bytes), Cause::Code(11), "{flavour:?}");
+    }
+    for flavour in [Flavour::Docker, podman(5)] {
+        assert_eq!(flavour.cause_of(137, false, limit_bytes), Cause::Signal(libc::SIGKILL), "{flavour:?}");
+    }
+    let untold = Exit::without_word(podman(4).cause_of(137, false, limit_bytes)).while_running();
+    assert_eq!(untold.code, ErrorCode::RunCrashed);
+    assert!(untold.text.contains("SIGKILL") && untold.text.contains("64.0 MiB"), "{}", untold.text);
+}
+
+#[test]
 fn an_old_runc_is_noticed() {
     let old = version("runc", "1.1.5+ds1");
     assert_eq!(old_runc(&old), Some("1.1.5+ds1"));
