@@ -77,6 +77,9 @@ async fn command(arguments: &Arguments) -> Result<u8, Failed> {
                 }
                 return Ok(job.exit());
             }
+            if flags.detach && !global.json {
+                return show_accepted(global, &job);
+            }
             show_job(global, &mut job, flags.output.output.is_some())
         }
         Command::Bench(flags) => {
@@ -118,6 +121,16 @@ fn show_job(global: &Global, job: &mut Job, is_saved: bool) -> Result<u8, Failed
     say(&job.failures_text());
     if job.reports.len() > 1 && !is_saved && !global.json && !global.quiet && job.exit() == exit::OK {
         say("mesh-client: outputs were not kept: use --output DIR or --json\n");
+    }
+    Ok(job.exit())
+}
+
+/// Prints the ids of a detached job's tasks for `$(…)`, and everything else on standard error.
+fn show_accepted(global: &Global, job: &Job) -> Result<u8, Failed> {
+    print(&job.ids_text())?;
+    say(&job.failures_text());
+    if job.reports.len() > 1 && !global.quiet {
+        say(&format!("mesh-client: {}", job.count_text()));
     }
     Ok(job.exit())
 }

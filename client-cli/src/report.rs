@@ -154,6 +154,8 @@ impl Report {
         let done = self.end.as_ref().ok();
         let failed = self.end.as_ref().err();
         let ms = |time: Duration| time.as_micros() as f64 / 1e3;
+        // A run that takes no time has not taken place, and a model loaded for it neither.
+        let of_run = |time: Duration, run: Duration| (!run.is_zero()).then(|| ms(time));
         json!({
             "item": self.item,
             "task": self.task.map(|task| task.to_string()),
@@ -167,8 +169,8 @@ impl Report {
                 "total_ms": ms(timings.total),
                 "queued_ms": ms(timings.queued),
                 "sending_ms": ms(timings.sending),
-                "loading_ms": ms(timings.loading),
-                "running_ms": ms(timings.running),
+                "loading_ms": of_run(timings.loading, timings.running),
+                "running_ms": of_run(timings.running, timings.running),
             })),
             "sent_bytes": done.map(|done| done.timings.sent_bytes / u64::from(done.task_items.max(1))),
             "outputs": done.map_or_else(Vec::new, |done| done.outputs.iter().map(Summary::to_json).collect()),
@@ -222,10 +224,6 @@ impl Report {
     /// The text for a submit of one item.
     pub(crate) fn to_text(&self) -> String {
         let Ok(done) = &self.end else { return String::new() };
-        let task = self.task.map(|task| task.to_string()).unwrap_or_default();
-        if done.is_detached {
-            return format!("{task}\n");
-        }
         let Timings { total, queued, sending, loading, running, .. } = done.timings;
         let again = if done.attempts > 1 { format!(", attempt {}", done.attempts) } else { String::new() };
         let parts = [("queued", queued), ("sending", sending), ("loading", loading), ("running", running)];

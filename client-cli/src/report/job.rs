@@ -83,7 +83,7 @@ impl Job {
             "workers": workers.iter().map(|(name, share)| json!({
                 "name": name,
                 "items": share.items,
-                "run_each_ms": ms(share.running / share.items.max(1)),
+                "run_each_ms": share.run_each().map(ms),
             })).collect::<Vec<_>>(),
             "skew": skew(&workers),
             "total_ms": ms(self.took),
@@ -106,8 +106,9 @@ impl Job {
     /// Each worker's share, and the total time.
     pub(crate) fn summary_text(&self) -> String {
         let workers = self.workers();
-        let row = |(worker, Share { items, running }): (&&str, &Share)| {
-            vec![(*worker).to_owned(), items.to_string(), units::time(*running / (*items).max(1))]
+        let row = |(worker, share): (&&str, &Share)| {
+            let each = share.run_each().map_or_else(|| "-".to_owned(), units::time);
+            vec![(*worker).to_owned(), share.items.to_string(), each]
         };
         let mut text = table(&["WORKER", "ITEMS", "RUN EACH"], &workers.iter().map(row).collect::<Vec<_>>());
         let idle = workers.values().filter(|share| share.items == 0).count();
@@ -117,11 +118,23 @@ impl Job {
         if let Some(skew) = skew(&workers) {
             text.push_str(&format!("skew {skew:.2} (most items of a worker / fewest)\n"));
         }
+        text.push_str(&format!("\n{}", self.count_text()));
+        text
+    }
+
+    /// The ids of the accepted tasks, one a line.
+    pub(crate) fn ids_text(&self) -> String {
+        let accepted = self.reports.iter().filter(|report| report.end.is_ok()).filter_map(|report| report.task);
+        let mut seen = BTreeSet::new();
+        accepted.filter(|task| seen.insert(*task)).map(|task| format!("{task}\n")).collect()
+    }
+
+    /// The number of items and tasks, and the total time, in one line.
+    pub(crate) fn count_text(&self) -> String {
         let (items, tasks, took) = (self.reports.len(), self.tasks(), units::time(self.took));
         let each = units::time(self.took / u32::try_from(items.max(1)).unwrap_or(u32::MAX));
         let failed = self.failures().count();
-        text.push_str(&format!("\n{items} items in {tasks} tasks in {took}, {each} per item, {failed} failed\n"));
-        text
+        format!("{items} items in {tasks} tasks in {took}, {each} per item, {failed} failed\n")
     }
 
     /// Number of tasks. The tasks of items that were tried again alone count; their failed shared task does not.
@@ -177,6 +190,13 @@ impl Job {
 struct Share {
     items: u32,
     running: Duration,
+}
+
+impl Share {
+    /// The mean time of a run; `None` if none of the items has run, such as those of detached tasks.
+    fn run_each(&self) -> Option<Duration> {
+        (!self.running.is_zero()).then(|| self.running / self.items.max(1))
+    }
 }
 
 /// How unevenly the work was spread over several workers: 1 is even. `None` also if a worker got nothing.

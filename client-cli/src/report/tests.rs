@@ -212,3 +212,24 @@ fn the_time_of_a_batch_is_shared_among_its_rows() {
     done.task_items = 8;
     assert_eq!(done.running_alone(), Duration::from_micros(500), "with no word of the runs, an equal part of all");
 }
+
+#[test]
+fn a_detached_job_prints_each_task_once_and_no_run() {
+    let accepted = |item: &str, task: u8| {
+        let mut report = done(item, "pi-4", 0.5);
+        report.task = Some(TaskId::from_bytes([task; 16]));
+        if let Ok(done) = &mut report.end {
+            (done.is_detached, done.outputs, done.runs) = (true, Vec::new(), Vec::new());
+            (done.timings.loading, done.timings.running) = (Duration::ZERO, Duration::ZERO);
+        }
+        report
+    };
+    let job = job(vec![accepted("a", 1), accepted("b", 2), accepted("c", 2), failed("d")]);
+    let ids = "01010101-0101-0101-0101-010101010101\n02020202-0202-0202-0202-020202020202\n";
+    assert_eq!(job.ids_text(), ids);
+    assert!(job.summary_text().contains("\npi-4     3       -\n"), "{}", job.summary_text());
+    let document = document(job);
+    assert_eq!(document["items"][0]["state"], "accepted");
+    assert_eq!(document["items"][0]["timings"]["running_ms"], Value::Null);
+    assert_eq!(document["summary"]["workers"][0]["run_each_ms"], Value::Null);
+}
