@@ -10,6 +10,7 @@ use proto_msgs::limits;
 use crate::{
     exit,
     flags::{DemandFlags, FormFlags, LabelFlags, OutputFlags, PathFlags, PromiseFlags},
+    outputs,
     stages::{self, Then},
     units,
 };
@@ -248,7 +249,9 @@ fn submit_help() -> String {
         mesh-client submit --lane batch --split 64 --prefer room=attic model.onnx inputs/\n  \
         mesh-client submit --slo 50ms --max-violation 5% model.onnx x.npy\n  \
         mesh-client submit --json-lines model.onnx inputs/ | jq -c '[.item, .worker.name]'\n  \
-        mesh-client submit --json model.tflite input.bin | jq '.items[0].outputs[0].data'\n\n{}",
+        mesh-client submit --json model.tflite input.bin | jq '.items[0].outputs[0].data'\n\n\
+        JSON lists outputs of up to {} elements; --output DIR writes all of them to files.\n\n{}",
+        outputs::DATA_ELEMENTS_MAX,
         exit::HELP
     )
 }
@@ -320,6 +323,9 @@ mod tests {
             ("submit m.onnx x --json --json-lines", "cannot be used with"),
             ("submit m.onnx x --arch sparc", "unknown Arch 'sparc': use one of amd64, arm64"),
             ("submit m.onnx x --normalize 0-1", "use auto, raw, or a range"),
+            ("submit m.onnx x --normalize=5..1", "use auto, raw, or a range"),
+            ("submit m.onnx x --std 0.5,0", "use numbers above 0"),
+            ("submit m.onnx x --mean nan", "not a number"),
             ("status nonsense", "'nonsense'"),
             ("--broker cloud workers", "write it as tcp://HOST:PORT"),
             ("--broker udp://cloud:1 workers", "only tcp:// addresses"),

@@ -117,10 +117,10 @@ pub(crate) struct FormFlags {
     #[arg(long, value_name = "RANGE", default_value = "auto", allow_hyphen_values = true)]
     normalize: Normalize,
     /// Pictures: subtracted after --normalize, one number or one for each channel (0.485,0.456,0.406)
-    #[arg(long, value_delimiter = ',', value_name = "NUMBERS", allow_hyphen_values = true)]
+    #[arg(long, value_delimiter = ',', value_name = "NUMBERS", allow_hyphen_values = true, value_parser = parse_number)]
     mean: Vec<f64>,
     /// Pictures: divided by after --mean
-    #[arg(long, value_delimiter = ',', value_name = "NUMBERS")]
+    #[arg(long, value_delimiter = ',', value_name = "NUMBERS", value_parser = parse_divisor)]
     std: Vec<f64>,
     /// Convert arrays of another type to the model's, rounded and cut to its range
     #[arg(long)]
@@ -139,6 +139,14 @@ impl FormFlags {
         };
         Wishes { image, cast: self.cast }
     }
+}
+
+fn parse_number(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "not a number".to_owned())
+}
+
+fn parse_divisor(text: &str) -> Result<f64, String> {
+    parse_number(text).ok().filter(|number| *number > 0.0).ok_or_else(|| "use numbers above 0".to_owned())
 }
 
 /// How client and worker come together.

@@ -64,12 +64,13 @@ impl FromStr for Normalize {
     fn from_str(text: &str) -> Result<Self, String> {
         let range = || {
             let (low, high) = text.split_once("..")?;
-            Some(Self::To(low.trim().parse().ok()?, high.trim().parse().ok()?))
+            let (low, high): (f64, f64) = (low.trim().parse().ok()?, high.trim().parse().ok()?);
+            (low < high && low.is_finite() && high.is_finite()).then_some(Self::To(low, high))
         };
         match text {
             "auto" => Ok(Self::Auto),
             "raw" => Ok(Self::Raw),
-            _ => range().ok_or_else(|| "use auto, raw, or a range such as 0..1 or -1..1".to_owned()),
+            _ => range().ok_or_else(|| "use auto, raw, or a range from low to high such as 0..1 or -1..1".to_owned()),
         }
     }
 }
@@ -92,8 +93,12 @@ pub(crate) struct Wishes {
 pub(crate) enum ImageError {
     #[error("is not a readable picture: {0}")]
     Decode(#[from] image::ImageError),
-    #[error("is a picture, but the model's input {spec} takes none: give a .npy, .json or raw file")]
+    #[error(
+        "is a picture, but the model's input {spec} takes none (that would have four dimensions, such as [1,224,224,3]): give a .npy, .json or raw file"
+    )]
     NotForPictures { spec: String },
+    #[error("is a picture, but --layout {layout} is not the order of the model's input {spec}: leave --layout away")]
+    Layout { layout: &'static str, spec: String },
     #[error("is a picture of {pixels} colour channels for --{flag} with {got} values: give one, or one each")]
     Channels { flag: &'static str, got: usize, pixels: usize },
     #[error("cannot be fitted: the model's input could have its channels first or last: say --layout nhwc or nchw")]
@@ -152,7 +157,8 @@ fn frame_of(spec: &TensorSpec, format: ModelFormat, layout: Layout) -> Result<Fr
     let (has_batch, three) = match shape {
         // A batch of one picture, or an open number of pictures.
         [1 | -1, three @ ..] if three.len() == 3 => (true, three),
-        three if three.len() == 3 => (false, three),
+        // A picture alone. Rows of an open number are no picture: they are a batch of something else.
+        [height, width, last] if *height > 0 || (*width < 0 && matches!(last, 3 | 4)) => (false, shape),
         _ => return Err(not_for_pictures()),
     };
     let could_be = |channels: i64| matches!(channels, 1 | 3 | 4);
@@ -162,6 +168,8 @@ fn frame_of(spec: &TensorSpec, format: ModelFormat, layout: Layout) -> Result<Fr
         // Both are possible: the convention of the model format decides.
         (Layout::Auto, true, true) if three[0] != three[2] => format == ModelFormat::Onnx,
         (Layout::Auto, true, true) => return Err(ImageError::Ambiguous),
+        (Layout::Nchw, false, true) => return Err(ImageError::Layout { layout: "nchw", spec: spec.to_string() }),
+        (Layout::Nhwc, true, false) => return Err(ImageError::Layout { layout: "nhwc", spec: spec.to_string() }),
         _ => return Err(not_for_pictures()),
     };
     let (height, width, channels) =
@@ -360,7 +368,11 @@ mod tests {
         let picture = png(2, 1, &TWO);
         let error = |spec: &TensorSpec| read_as(&picture, spec, &Wishes::default()).unwrap_err().to_string();
         assert!(error(&spec(DType::F32, &[1, 16000])).contains("input FP32 [1,16000] takes none"));
+        assert!(error(&spec(DType::F32, &[-1, 43844, 1])).contains("four dimensions"), "recordings");
         assert!(error(&spec(DType::Bytes, &[1, 2, 3])).contains("takes none"));
+        let wishes = Wishes { layout: Layout::Nchw, ..Wishes::default() };
+        let other_order = read_as(&picture, &spec(DType::F32, &[1, 8, 8, 3]), &wishes).unwrap_err().to_string();
+        assert!(other_order.contains("--layout nchw is not the order"), "{other_order}");
         assert!(error(&spec(DType::F32, &[3, 8, 3])).contains("--layout"));
         assert!(read_as(b"GIF89a", &spec(DType::U8, &[1, 1, 3]), &Wishes::default()).is_err());
     }

@@ -21,8 +21,11 @@ use crate::{
     units,
 };
 
-/// Outputs up to this many elements are listed in JSON; larger ones need `--output`.
-const DATA_ELEMENTS_MAX: u64 = 1024;
+/// Outputs up to this many elements are listed in JSON if they are not in files.
+pub(crate) const DATA_ELEMENTS_MAX: u64 = 16 * 1024;
+
+/// Outputs in files are listed in JSON as well up to this many elements.
+const SAVED_ELEMENTS_MAX: u64 = 1024;
 
 /// Outputs up to this many elements are shown completely on the terminal.
 const SHOWN_ELEMENTS_MAX: u64 = 8;
@@ -53,16 +56,19 @@ pub(crate) struct Summary {
 }
 
 /// Summarises an output. Reads it once, from memory or its file, in pieces.
-pub(crate) fn summarize(output: &Output) -> io::Result<Summary> {
-    summarize_from(&output.name, output.dtype, &output.shape, output.size_bytes(), output.reader()?)
+pub(crate) fn summarize(output: &Output, is_saved: bool) -> io::Result<Summary> {
+    let listed_max = if is_saved { SAVED_ELEMENTS_MAX } else { DATA_ELEMENTS_MAX };
+    let mut summary = summarize_from(&output.name, output.dtype, &output.shape, listed_max, output.reader()?)?;
+    summary.size_bytes = output.size_bytes();
+    Ok(summary)
 }
 
-fn summarize_from(name: &str, dtype: DType, shape: &[u64], size_bytes: u64, data: impl Read) -> io::Result<Summary> {
+fn summarize_from(name: &str, dtype: DType, shape: &[u64], listed_max: u64, data: impl Read) -> io::Result<Summary> {
     let mut summary = Summary {
         name: name.to_owned(),
         dtype,
         shape: shape.to_vec(),
-        size_bytes,
+        size_bytes: 0,
         spread: None,
         not_finite: 0,
         top: Vec::new(),
@@ -70,7 +76,7 @@ fn summarize_from(name: &str, dtype: DType, shape: &[u64], size_bytes: u64, data
         file: None,
     };
     let count = tensor::elements(shape).unwrap_or(u64::MAX);
-    let is_small = count <= DATA_ELEMENTS_MAX;
+    let is_small = count <= listed_max;
     let Some(element_bytes) = dtype.size_bytes() else {
         let mut bytes = Vec::new();
         BufReader::new(data).read_to_end(&mut bytes)?;
@@ -167,8 +173,14 @@ impl Summary {
             "mean": spread(|(.., mean)| mean),
             "not_finite": self.not_finite,
             "data": self.data,
+            "omitted": self.is_left_out().then(|| format!("more than {DATA_ELEMENTS_MAX} elements: use --output DIR")),
             "file": self.file,
         })
+    }
+
+    /// Whether the elements are neither in the document nor in a file.
+    pub(crate) fn is_left_out(&self) -> bool {
+        self.data.is_none() && self.file.is_none()
     }
 
     /// The summary in a few words, for a table of items.
@@ -322,7 +334,8 @@ mod tests {
     use super::*;
 
     fn of(name: &str, dtype: DType, shape: &[u64], data: &[u8]) -> Summary {
-        summarize_from(name, dtype, shape, data.len() as u64, data).unwrap()
+        let size_bytes = data.len() as u64;
+        Summary { size_bytes, ..summarize_from(name, dtype, shape, DATA_ELEMENTS_MAX, data).unwrap() }
     }
 
     fn f32s(values: &[f32]) -> Vec<u8> {
@@ -358,10 +371,16 @@ mod tests {
     fn json_keeps_few_elements_and_leaves_out_many() {
         let expected = json!({
             "name": "y", "dtype": "FP32", "shape": [2], "size_bytes": 8, "min": 0.5, "max": 2.0, "mean": 1.25,
-            "not_finite": 0, "data": [0.5, 2.0], "file": null,
+            "not_finite": 0, "data": [0.5, 2.0], "omitted": null, "file": null,
         });
         assert_eq!(of("y", DType::F32, &[2], &f32s(&[0.5, 2.0])).to_json(), expected);
-        assert_eq!(of("y", DType::U8, &[2000], &[0; 2000]).to_json()["data"], Value::Null);
+        let mut large = of("y", DType::U8, &[20_000], &[0; 20_000]);
+        assert_eq!(large.to_json()["data"], Value::Null);
+        assert_eq!(large.to_json()["omitted"], "more than 16384 elements: use --output DIR");
+        large.file = Some("y.npy".to_owned());
+        assert_eq!(large.to_json()["omitted"], Value::Null, "the file has them");
+        let faces = of("boxes", DType::U8, &[1, 896, 16], &[0; 896 * 16]);
+        assert_eq!(faces.to_json()["data"].as_array().unwrap().len(), 896 * 16);
         assert_eq!(of("y", DType::F32, &[0], &[]).to_json()["min"], Value::Null);
     }
 

@@ -50,6 +50,8 @@ pub(crate) struct Done {
     /// The runs that contained the item, by stage; empty if the task was cut into too many to report.
     pub(crate) runs: Vec<RunNote>,
     pub(crate) outputs: Vec<Summary>,
+    /// Whether some of the outputs are too large for the document.
+    pub(crate) is_cut: bool,
 }
 
 /// A failed item.
@@ -88,17 +90,21 @@ impl Done {
     /// If an output cannot be read or written.
     pub(crate) fn new(result: &TaskResult, place: u32, is_detached: bool, folder: Option<&Path>) -> io::Result<Self> {
         let outputs = if is_detached { Vec::new() } else { result.outputs.item(place)? };
-        let mut summaries = outputs.iter().map(outputs::summarize).collect::<io::Result<Vec<Summary>>>()?;
+        let mut summaries = outputs
+            .iter()
+            .map(|output| outputs::summarize(output, folder.is_some()))
+            .collect::<io::Result<Vec<Summary>>>()?;
         if let Some(folder) = folder.filter(|_| !is_detached) {
             outputs::save(folder, &outputs, &mut summaries)?;
         }
+        let is_cut = summaries.iter().any(Summary::is_left_out);
         let task_items = result.outputs.items();
         let has_item = |run: &&RunNote| (run.rows.0..run.rows.1).contains(&place);
         let mut runs: Vec<RunNote> = result.runs.iter().filter(has_item).copied().collect();
         runs.sort_by_key(|run| run.stage);
         let (worker, attempts, lane) = (result.worker.clone(), result.attempts.0, result.lane);
         let timings = result.timings;
-        Ok(Self { is_detached, worker, attempts, timings, lane, task_items, runs, outputs: summaries })
+        Ok(Self { is_detached, worker, attempts, timings, lane, task_items, runs, outputs: summaries, is_cut })
     }
 
     /// The item's own share of the time in the models; the items in the same batch have the rest.
@@ -182,6 +188,11 @@ impl Report {
     pub(crate) fn print_line(&self) {
         // Standard output may be closed; the end of the command reports that.
         let _ = print(&format!("{}\n", self.to_json()));
+    }
+
+    /// Whether outputs of the item are too large for the document.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.end.as_ref().is_ok_and(|done| done.is_cut)
     }
 
     /// Frees the output summaries, which are not shown again.

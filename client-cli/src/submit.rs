@@ -48,7 +48,7 @@ use crate::{
 pub(crate) use self::follow::{Unfinished, until_end};
 
 /// Reports that may wait for the collector.
-const REPORTS_MAX: usize = 1024;
+const REPORTS_MAX: usize = 64;
 
 /// Longest wait for the broker's word on workers that got nothing.
 const WHY_WAIT: Duration = Duration::from_millis(500);

@@ -9,8 +9,8 @@ use std::{
 use serde_json::Value;
 use tempfile::SpooledTempFile;
 
-/// Beyond this, parts go to an unnamed file in the folder for temporary files: an item's part has up to 1024 numbers
-/// per output, some 10 KiB.
+/// Beyond this, parts go to an unnamed file in the folder for temporary files: an item's part has up to 16,384
+/// numbers per output, some 200 KiB.
 const MEMORY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// The items' parts of the document, in memory or in a temporary file.

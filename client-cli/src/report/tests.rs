@@ -24,8 +24,17 @@ fn done(item: &str, worker: &str, value: f64) -> Report {
     let worker = Some((WorkerId::from_bytes([1; 16]), worker.to_owned()));
     let run = RunNote { stage: 0, rows: (0, 1), batch_rows: 1, dispatch: Dispatch::Idle, run_us: 4_000 };
     let (lane, outputs) = (Some(Lane::Realtime), vec![output]);
-    let end =
-        Ok(Done { is_detached: false, worker, attempts: 1, timings, lane, task_items: 1, runs: vec![run], outputs });
+    let end = Ok(Done {
+        is_detached: false,
+        worker,
+        attempts: 1,
+        timings,
+        lane,
+        task_items: 1,
+        runs: vec![run],
+        outputs,
+        is_cut: false,
+    });
     Report { item: item.into(), task: Some(TaskId::from_bytes([2; 16])), end }
 }
 
@@ -125,7 +134,7 @@ fn the_document_has_the_promised_fields() {
         "sent_bytes": 2052,
         "outputs": [{
             "name": "y", "dtype": "FP32", "shape": [1], "size_bytes": 4, "min": 0.5, "max": 0.5, "mean": 0.5,
-            "not_finite": 0, "data": [0.5], "file": null,
+            "not_finite": 0, "data": [0.5], "omitted": null, "file": null,
         }],
         "error": null,
     });
