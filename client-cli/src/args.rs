@@ -93,14 +93,14 @@ pub(crate) enum Command {
     Models,
     /// List this client's tasks
     Tasks(Tasks),
-    /// Show the state of a task; without TASK, the state of the mesh
+    /// Show the state of tasks; without TASK, the state of the mesh
     Status(Status),
-    /// Take the result of a detached task that is done
+    /// Take the results of detached tasks that are done
     Result(Fetch),
-    /// Wait for a detached task and take its result
+    /// Wait for detached tasks and take their results
     Wait(Fetch),
-    /// Stop a task
-    Cancel(OneTask),
+    /// Stop tasks
+    Cancel(Cancel),
     /// Explain why a task runs where it does, or why it does not run
     Why(OneTask),
     /// Show format, inputs and outputs of a model file
@@ -150,11 +150,11 @@ pub(crate) struct Submit {
     #[arg(long, conflicts_with = "json")]
     pub(crate) json_lines: bool,
     #[command(flatten)]
+    pub(crate) output: OutputFlags,
+    #[command(flatten)]
     pub(crate) promise: PromiseFlags,
     #[command(flatten)]
     pub(crate) labels: LabelFlags,
-    #[command(flatten)]
-    pub(crate) output: OutputFlags,
     #[command(flatten)]
     pub(crate) demands: DemandFlags,
     #[command(flatten)]
@@ -187,15 +187,17 @@ pub(crate) struct Tasks {
 
 #[derive(Args, Debug)]
 pub(crate) struct Status {
-    /// The task's id
-    pub(crate) task: Option<TaskId>,
+    /// The tasks' ids
+    #[arg(value_name = "TASK", value_parser = parse_task)]
+    pub(crate) tasks: Vec<TaskId>,
 }
 
 #[derive(Args, Debug)]
 #[command(after_help = exit::HELP)]
 pub(crate) struct Fetch {
-    /// The task's id
-    pub(crate) task: TaskId,
+    /// The tasks' ids; with --json one document after the other, with --output each in DIR/TASK
+    #[arg(value_name = "TASK", required = true, value_parser = parse_task)]
+    pub(crate) tasks: Vec<TaskId>,
     #[command(flatten)]
     pub(crate) output: OutputFlags,
     #[command(flatten)]
@@ -205,7 +207,15 @@ pub(crate) struct Fetch {
 #[derive(Args, Debug)]
 pub(crate) struct OneTask {
     /// The task's id
+    #[arg(value_parser = parse_task)]
     pub(crate) task: TaskId,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Cancel {
+    /// The tasks' ids
+    #[arg(value_name = "TASK", required = true, value_parser = parse_task)]
+    pub(crate) tasks: Vec<TaskId>,
 }
 
 #[derive(Args, Debug)]
@@ -224,6 +234,11 @@ pub(crate) struct Keygen {
 pub(crate) struct Completions {
     /// Which shell
     pub(crate) shell: clap_complete::Shell,
+}
+
+fn parse_task(text: &str) -> Result<TaskId, &'static str> {
+    let advice = "a task's id looks like 0198d3a1-5b2c-7e4f-8a90-1b2c3d4e5f60; `mesh-client tasks` lists yours";
+    text.parse().map_err(|_| advice)
 }
 
 fn parse_broker(text: &str) -> Result<String, String> {
@@ -327,6 +342,8 @@ mod tests {
             ("submit m.onnx x --std 0.5,0", "use numbers above 0"),
             ("submit m.onnx x --mean nan", "not a number"),
             ("status nonsense", "'nonsense'"),
+            ("result 123", "a task's id looks like 0198d3a1-"),
+            ("wait", "<TASK>"),
             ("--broker cloud workers", "write it as tcp://HOST:PORT"),
             ("--broker udp://cloud:1 workers", "only tcp:// addresses"),
             ("frobnicate", "frobnicate"),

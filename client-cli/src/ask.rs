@@ -6,17 +6,19 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use mesh_sdk::{AskError, Mesh, Outcome, TaskId, TaskResult, TaskStanding};
+use mesh_sdk::{AskError, Mesh, Outcome, TaskId, TaskResult, TaskStanding, TaskView};
 use mesh_transport::{KeyPair, keys};
 use serde_json::json;
+use tokio::sync::watch::Receiver;
 
 use crate::{
-    args::{Fetch, Global, Inspect, Keygen, OneTask, Status, Tasks},
+    args::{Cancel, Fetch, Global, Inspect, Keygen, OneTask, Status, Tasks},
+    complain,
     connect::{Stop, connect, stop_signal, unless_stopped},
     exit, outputs,
     progress::Progress,
     report::{Done, Failed, Job, Report},
-    show_job,
+    say_if_cut, show_job,
     streams::{print, print_json, say},
     submit::{Unfinished, until_end},
     table::printable_lines,
@@ -77,17 +79,51 @@ pub(crate) async fn tasks(global: &Global, flags: &Tasks) -> Result<u8, Failed> 
     print(&views::tasks_text(&tasks, now_unix_ms()))
 }
 
+/// Asks about several tasks and shows each answer. One that fails does not stop the others.
+async fn each<T>(
+    global: &Global,
+    tasks: &[TaskId],
+    question: impl AsyncFn(&Mesh, TaskId) -> Result<T, AskError>,
+    show: impl Fn(TaskId, T) -> Result<u8, Failed>,
+) -> Result<u8, Failed> {
+    let asked = asking(global, async |mesh| {
+        let mut answers = Vec::with_capacity(tasks.len());
+        for task in tasks {
+            answers.push(question(mesh, *task).await);
+        }
+        Ok(answers)
+    });
+    let mut exit = exit::OK;
+    for (task, answer) in tasks.iter().zip(asked.await?) {
+        let shown = answer.map_err(|error| ask_failed(&error)).and_then(|answer| show(*task, answer));
+        exit = exit::first(exit, ended(global, shown));
+    }
+    Ok(exit)
+}
+
+/// The exit code of one of several tasks, after its error is printed.
+fn ended(global: &Global, shown: Result<u8, Failed>) -> u8 {
+    shown.unwrap_or_else(|failed| {
+        complain(global, &failed);
+        failed.exit
+    })
+}
+
 pub(crate) async fn status(global: &Global, flags: &Status) -> Result<u8, Failed> {
-    let Some(task) = flags.task else {
+    if flags.tasks.is_empty() {
         let cluster = asking(global, async |mesh| mesh.cluster().await).await?;
         return if global.json {
             print_json(&views::cluster_json(&cluster, &global.broker))
         } else {
             print(&views::cluster_text(&cluster, &global.broker, now_unix_ms()))
         };
+    }
+    let show = |task, view: TaskView| match (global.json, flags.tasks.first() == Some(&task)) {
+        (true, _) => print_json(&views::task_json(&view)),
+        (false, true) => print(&views::task_text(&view)),
+        (false, false) => print(&format!("\n{}", views::task_text(&view))),
     };
-    let view = asking(global, async |mesh| mesh.status(task).await).await?;
-    if global.json { print_json(&views::task_json(&view)) } else { print(&views::task_text(&view)) }
+    each(global, &flags.tasks, async |mesh, task| mesh.status(task).await, show).await
 }
 
 pub(crate) async fn why(global: &Global, flags: &OneTask) -> Result<u8, Failed> {
@@ -96,21 +132,20 @@ pub(crate) async fn why(global: &Global, flags: &OneTask) -> Result<u8, Failed> 
     if global.json { print_json(&views::why_json(&view)) } else { print(&views::why_text(&view, now_unix_ms())) }
 }
 
-pub(crate) async fn cancel(global: &Global, flags: &OneTask) -> Result<u8, Failed> {
-    let task = flags.task;
-    let outcome = asking(global, async |mesh| mesh.cancel(task).await).await?;
-    let state = match &outcome {
-        Outcome::Cancelled => "cancelled",
-        Outcome::Done { .. } => "done",
-        Outcome::Failed(_) => "failed",
+pub(crate) async fn cancel(global: &Global, flags: &Cancel) -> Result<u8, Failed> {
+    let show = |task, outcome: Outcome| {
+        let state = match &outcome {
+            Outcome::Cancelled => "cancelled",
+            Outcome::Done { .. } => "done",
+            Outcome::Failed(_) => "failed",
+        };
+        match outcome {
+            _ if global.json => print_json(&json!({ "task": TaskId::to_string(&task), "state": state })),
+            Outcome::Cancelled => print(&format!("{task} cancelled\n")),
+            Outcome::Done { .. } | Outcome::Failed(_) => print(&format!("{task} had already ended: {state}\n")),
+        }
     };
-    if global.json {
-        return print_json(&json!({ "task": task.to_string(), "state": state }));
-    }
-    match outcome {
-        Outcome::Cancelled => print(&format!("{task} cancelled\n")),
-        Outcome::Done { .. } | Outcome::Failed(_) => print(&format!("{task} had already ended: {state}\n")),
-    }
+    each(global, &flags.tasks, async |mesh, task| mesh.cancel(task).await, show).await
 }
 
 /// Whether to wait for a task that still runs.
@@ -127,61 +162,87 @@ async fn check_ended(mesh: &Mesh, task: TaskId) -> Result<(), Failed> {
         return Ok(());
     }
     let text = format!("task {task} has not ended, it is {}: `mesh-client wait` waits for it", views::state(&view));
-    Err(Failed::new(exit::NOT_FOUND, "NOT_READY", text))
+    Err(Failed::new(exit::NOT_READY, "NOT_READY", text))
 }
 
 pub(crate) async fn fetch(global: &Global, flags: &Fetch, patience: Patience) -> Result<u8, Failed> {
     if let Some(folder) = &flags.output.output {
         outputs::prepare(folder).map_err(|error| Failed::new(exit::USAGE, "OUTPUT", error))?;
     }
-    let mut progress = Progress::new(1, global.quiet, global.json);
+    let progress = Progress::new(1, global.quiet, global.json);
     let mut stop = stop_signal(global.timeout);
-    let mesh = connect(global, Some(&flags.path), &progress, &mut stop).await.inspect_err(|_| progress.finish())?;
-    if patience == Patience::None {
-        let checked = unless_stopped(&mut stop, check_ended(&mesh, flags.task)).await.map_err(Stop::failed);
-        checked.flatten().inspect_err(|_| progress.finish())?;
-    }
-    let mut handle = mesh.fetch(flags.task).await;
-    let item = flags.task.to_string();
-    let followed = until_end(&mut handle, &mut stop, |news| progress.news(&item, news, &global.broker)).await;
+    let connected = connect(global, Some(&flags.path), &progress, &mut stop).await;
     progress.finish();
-    let reports = fetched(flags, followed);
-    let is_one = reports.len() == 1;
-    // Data of the whole job for the document. It is rarely missing: if the broker has forgotten the task, or is gone.
-    let view = match is_one {
-        true => None,
-        false => unless_stopped(&mut stop, mesh.status(flags.task)).await.ok().and_then(Result::ok),
-    };
+    let mesh = connected?;
+    let mut exit = exit::OK;
+    for task in &flags.tasks {
+        let folder = match (&flags.output.output, &flags.tasks[..]) {
+            (Some(folder), [_]) => Some(folder.clone()),
+            (folder, _) => folder.as_ref().map(|folder| folder.join(task.to_string())),
+        };
+        let shown = fetch_one(global, &mesh, *task, folder.as_deref(), patience, &mut stop).await;
+        exit = exit::first(exit, ended(global, shown));
+        if stop.borrow().is_some() {
+            break;
+        }
+    }
     mesh.close().await;
+    Ok(exit)
+}
+
+async fn fetch_one(
+    global: &Global,
+    mesh: &Mesh,
+    task: TaskId,
+    folder: Option<&Path>,
+    patience: Patience,
+    stop: &mut Receiver<Option<Stop>>,
+) -> Result<u8, Failed> {
+    if patience == Patience::None {
+        unless_stopped(stop, check_ended(mesh, task)).await.map_err(Stop::failed).flatten()?;
+    }
+    let mut progress = Progress::new(1, global.quiet, global.json);
+    let mut handle = mesh.fetch(task).await;
+    let item = task.to_string();
+    let followed = until_end(&mut handle, stop, |news| progress.news(&item, news, &global.broker)).await;
+    progress.finish();
+    let is_done = followed.is_ok();
+    let mut reports = fetched(task, folder, followed);
+    // The task's own times. They are rarely missing: if the broker has forgotten the task, or is gone.
+    let view = match is_done {
+        true => unless_stopped(stop, mesh.status(task)).await.ok().and_then(Result::ok),
+        false => None,
+    };
+    let took = view.as_ref().and_then(|view| Some(view.ended_unix_ms?.saturating_sub(view.submitted_unix_ms)));
+    let took = took.map(Duration::from_millis);
+    took.into_iter().for_each(|took| reports.iter_mut().for_each(|report| report.set_took(took)));
+    let is_one = reports.len() == 1;
     let failed = |error| Failed::new(exit::INTERNAL, "OUTPUT", error);
-    if let Some(folder) = &flags.output.output {
-        let save = |report: &Report| report.save(&if is_one { folder.clone() } else { folder.join(&report.item) });
+    if let Some(folder) = folder {
+        let save = |report: &Report| report.save(&if is_one { folder.to_owned() } else { folder.join(&report.item) });
         reports.iter().try_for_each(save).map_err(failed)?;
     }
-    let Some(view) = view else {
-        return reports.iter().try_fold(exit::OK, |code, report| Ok(code.max(show_one(global, report)?)));
+    let Some(view) = view.filter(|_| !is_one) else {
+        return reports.iter().try_fold(exit::OK, |code, report| Ok(exit::first(code, show_one(global, report)?)));
     };
-    let took = view.ended_unix_ms.map_or(0, |ended| ended.saturating_sub(view.submitted_unix_ms));
     let (job, model_name, model) = (Some(view.job), view.model_name, view.model);
-    let mut job =
-        Job { job, model_name, model, took: Duration::from_millis(took), reports, idle: Vec::new(), kept: None };
-    if let Some(folder) = &flags.output.output {
+    let mut job = Job { job, model_name, model, took: took.unwrap_or_default(), reports, idle: Vec::new(), kept: None };
+    if let Some(folder) = folder {
         job.save(folder).map_err(failed)?;
     }
-    show_job(global, &mut job, flags.output.output.is_some())
+    show_job(global, &mut job, folder.is_some())
 }
 
 /// One report per item of the task. Items are numbered, since their names are known only to the submitting process.
-fn fetched(flags: &Fetch, followed: Result<TaskResult, Unfinished>) -> Vec<Report> {
-    let task = Some(flags.task);
-    let folder = flags.output.output.as_deref();
+fn fetched(id: TaskId, folder: Option<&Path>, followed: Result<TaskResult, Unfinished>) -> Vec<Report> {
+    let task = Some(id);
     let done = |result: &TaskResult, place, folder: Option<&Path>| {
         Done::new(result, place, false, folder).map_err(|error| Failed::new(exit::INTERNAL, "OUTPUT", error))
     };
     match followed {
-        Err(unfinished) => vec![Report { item: flags.task.to_string(), task, end: Err(unfinished.failed()) }],
+        Err(unfinished) => vec![Report { item: id.to_string(), task, end: Err(unfinished.failed()) }],
         Ok(result) if result.outputs.items() <= 1 => {
-            vec![Report { item: flags.task.to_string(), task, end: done(&result, 0, folder) }]
+            vec![Report { item: id.to_string(), task, end: done(&result, 0, folder) }]
         }
         Ok(result) => {
             let report = |place: u32| {
@@ -197,6 +258,9 @@ fn fetched(flags: &Fetch, followed: Result<TaskResult, Unfinished>) -> Vec<Repor
 fn show_one(global: &Global, report: &Report) -> Result<u8, Failed> {
     if global.json {
         print_json(&report.to_json())?;
+        if !global.quiet {
+            say_if_cut(std::slice::from_ref(report));
+        }
     } else {
         print(&report.to_text())?;
     }

@@ -24,6 +24,8 @@ pub(crate) const CANCELLED: u8 = 8;
 pub(crate) const NOT_FOUND: u8 = 9;
 /// Another protocol version, or a key that is not allowed.
 pub(crate) const REFUSED: u8 = 10;
+/// The task has not ended, and the command does not wait for it.
+pub(crate) const NOT_READY: u8 = 11;
 /// Ctrl-C.
 pub(crate) const INTERRUPTED: u8 = 130;
 /// SIGTERM.
@@ -44,8 +46,14 @@ Exit codes:
   8    cancelled
   9    no such task, or its result is no longer kept
   10   another protocol version, or a key that is not allowed
+  11   not done yet (`result`; `wait` waits for it)
   130  interrupted by Ctrl-C; 143 by SIGTERM
-With several items: 0 if all are done, else the code of the first that failed.";
+With several items or tasks: 0 if all are done, else the code of the first that failed.";
+
+/// The exit code of several, one after the other: that of the first failure.
+pub(crate) fn first(earlier: u8, later: u8) -> u8 {
+    if earlier == OK { later } else { earlier }
+}
 
 /// The exit code for a code of the mesh.
 pub(crate) fn of_code(code: ErrorCode) -> u8 {

@@ -43,7 +43,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     args::{Arguments, Command, Global},
     ask::Patience,
-    report::{Failed, Job},
+    report::{Failed, Job, Report},
     streams::{print, print_json, say, write},
     table::printable_lines,
 };
@@ -74,6 +74,7 @@ async fn command(arguments: &Arguments) -> Result<u8, Failed> {
                 // Each item has already been printed; only the summary for people is left.
                 if !global.quiet {
                     say(&job.summary_text());
+                    say_if_cut(&job.reports);
                 }
                 return Ok(job.exit());
             }
@@ -119,10 +120,21 @@ fn show_job(global: &Global, job: &mut Job, is_saved: bool) -> Result<u8, Failed
         print(&text)?;
     }
     say(&job.failures_text());
+    if global.json && !global.quiet {
+        say_if_cut(&job.reports);
+    }
     if job.reports.len() > 1 && !is_saved && !global.json && !global.quiet && job.exit() == exit::OK {
         say("mesh-client: outputs were not kept: use --output DIR or --json\n");
     }
     Ok(job.exit())
+}
+
+/// Says that the JSON lacks outputs, if it does.
+fn say_if_cut(reports: &[Report]) {
+    if reports.iter().any(Report::is_cut) {
+        let most = outputs::DATA_ELEMENTS_MAX;
+        say(&format!("mesh-client: outputs of more than {most} elements are not in the JSON: use --output DIR\n"));
+    }
 }
 
 /// Prints the ids of a detached job's tasks for `$(…)`, and everything else on standard error.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use mesh_sdk::{News, Phase};
 
 use crate::{
@@ -14,6 +14,9 @@ use crate::{
     table::{printable, printable_lines},
     units,
 };
+
+/// Nothing is drawn earlier: most commands are done by then.
+const DRAW_AFTER: Duration = Duration::from_millis(500);
 
 /// Interval of redrawing the bar without news, so that its times advance.
 const REDRAW: Duration = Duration::from_millis(120);
@@ -53,8 +56,10 @@ impl Progress {
                 Shown::Many(ProgressBar::new(items as u64).with_style(bar))
             }
         };
-        if let Shown::One(bar) | Shown::Many(bar) = &shown {
-            bar.enable_steady_tick(REDRAW);
+        match &shown {
+            Shown::Nothing => {}
+            Shown::One(bar) => draw_later(bar),
+            Shown::Many(bar) => bar.enable_steady_tick(REDRAW),
         }
         Self { shown, is_quiet, told_silent: false, told_full: false, worker: String::new(), sending_since: None }
     }
@@ -153,6 +158,19 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Draws the bar if it is still needed then.
+fn draw_later(bar: &ProgressBar) {
+    bar.set_draw_target(ProgressDrawTarget::hidden());
+    let bar = bar.downgrade();
+    tokio::spawn(async move {
+        tokio::time::sleep(DRAW_AFTER).await;
+        if let Some(bar) = bar.upgrade().filter(|bar| !bar.is_finished()) {
+            bar.set_draw_target(ProgressDrawTarget::stderr());
+            bar.enable_steady_tick(REDRAW);
+        }
+    });
 }
 
 /// Writes items per second with one decimal.

@@ -65,7 +65,7 @@ pub(crate) struct Failed {
 
 impl Failed {
     pub(crate) fn new(exit: u8, code: &'static str, text: impl ToString) -> Self {
-        Self { exit, code, text: text.to_string() }
+        Self { exit, code, text: text.to_string().trim_end().to_owned() }
     }
 
     pub(crate) fn of_task(error: &TaskError) -> Self {
@@ -160,8 +160,8 @@ impl Report {
         let done = self.end.as_ref().ok();
         let failed = self.end.as_ref().err();
         let ms = |time: Duration| time.as_micros() as f64 / 1e3;
-        // A run that takes no time has not taken place, and a model loaded for it neither.
-        let of_run = |time: Duration, run: Duration| (!run.is_zero()).then(|| ms(time));
+        // What takes no time has not taken place, or is not known here. A model is loaded for a run.
+        let known = |time: Duration| (!time.is_zero()).then(|| ms(time));
         json!({
             "item": self.item,
             "task": self.task.map(|task| task.to_string()),
@@ -173,10 +173,10 @@ impl Report {
             "runs": done.map_or_else(|| json!([]), Done::runs_json),
             "timings": done.map(|Done { timings, .. }| json!({
                 "total_ms": ms(timings.total),
-                "queued_ms": ms(timings.queued),
-                "sending_ms": ms(timings.sending),
-                "loading_ms": of_run(timings.loading, timings.running),
-                "running_ms": of_run(timings.running, timings.running),
+                "queued_ms": known(timings.queued),
+                "sending_ms": known(timings.sending),
+                "loading_ms": known(timings.running).map(|_| ms(timings.loading)),
+                "running_ms": known(timings.running),
             })),
             "sent_bytes": done.map(|done| done.timings.sent_bytes / u64::from(done.task_items.max(1))),
             "outputs": done.map_or_else(Vec::new, |done| done.outputs.iter().map(Summary::to_json).collect()),
@@ -193,6 +193,13 @@ impl Report {
     /// Whether outputs of the item are too large for the document.
     pub(crate) fn is_cut(&self) -> bool {
         self.end.as_ref().is_ok_and(|done| done.is_cut)
+    }
+
+    /// Sets the times of a task that was fetched: `took` from its submit to its end, and not those of the fetch.
+    pub(crate) fn set_took(&mut self, took: Duration) {
+        if let Ok(Done { timings, .. }) = &mut self.end {
+            *timings = Timings { total: took, queued: Duration::ZERO, sending: Duration::ZERO, ..*timings };
+        }
     }
 
     /// Frees the output summaries, which are not shown again.

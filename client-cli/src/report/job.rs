@@ -110,6 +110,9 @@ impl Job {
             let each = share.run_each().map_or_else(|| "-".to_owned(), units::time);
             vec![(*worker).to_owned(), share.items.to_string(), each]
         };
+        if workers.is_empty() {
+            return self.count_text();
+        }
         let mut text = table(&["WORKER", "ITEMS", "RUN EACH"], &workers.iter().map(row).collect::<Vec<_>>());
         let idle = workers.values().filter(|share| share.items == 0).count();
         if idle > 0 {
@@ -134,7 +137,8 @@ impl Job {
         let (items, tasks, took) = (self.reports.len(), self.tasks(), units::time(self.took));
         let each = units::time(self.took / u32::try_from(items.max(1)).unwrap_or(u32::MAX));
         let failed = self.failures().count();
-        format!("{items} items in {tasks} tasks in {took}, {each} per item, {failed} failed\n")
+        let each = if failed < items { format!(" {each} per item,") } else { String::new() };
+        format!("{items} items in {tasks} tasks in {took},{each} {failed} failed\n")
     }
 
     /// Number of tasks. The tasks of items that were tried again alone count; their failed shared task does not.

@@ -72,6 +72,16 @@ y  FP32 [1]  0.5
 }
 
 #[test]
+fn a_fetched_task_has_its_own_times_and_not_those_of_the_fetch() {
+    let mut fetched = done("a", "pi-4", 0.5);
+    fetched.set_took(Duration::from_secs(10));
+    assert!(fetched.to_text().starts_with("done on pi-4 in 10.00 s (loading 20 ms, running 4.0 ms)\n"));
+    let timings =
+        json!({ "total_ms": 10_000.0, "queued_ms": null, "sending_ms": null, "loading_ms": 20.0, "running_ms": 4.0 });
+    assert_eq!(fetched.to_json()["timings"], timings);
+}
+
+#[test]
 fn several_items_are_counted_by_worker_and_the_bad_one_is_listed() {
     let mut packed = done("c", "pi-4", 2.0);
     if let Ok(done) = &mut packed.end {
@@ -93,6 +103,8 @@ skew 2.00 (most items of a worker / fewest)
 4 items in 1 tasks in 90 ms, 22 ms per item, 1 failed
 ";
     assert_eq!(job.to_text(), expected);
+    let unsent = self::job(vec![failed("a"), failed("b")]).summary_text();
+    assert_eq!(unsent, "2 items in 0 tasks in 90 ms, 2 failed\n");
     assert_eq!(job.failures_text(), "mesh-client: b: MODEL_INPUT_MISMATCH: x has 3 bytes\n");
     assert_eq!(job.exit(), exit::BAD_INPUT);
 }
