@@ -1,6 +1,6 @@
 //! The command line and the environment of `mesh-broker`. Owns names, defaults and help texts. Never: their effect.
 
-use std::{path::PathBuf, time::Duration};
+use std::{convert::Infallible, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -58,7 +58,7 @@ pub enum Command {
 #[derive(Args, Debug)]
 pub struct Serve {
     /// Where workers and clients connect; port 0 takes a free one and prints it
-    #[arg(long, env = "MESH_BIND", value_name = "ENDPOINT", default_value = "tcp://127.0.0.1:5555")]
+    #[arg(long, env = "MESH_BIND", value_name = "ENDPOINT", default_value = "tcp://127.0.0.1:5555", value_parser = parse_bind)]
     pub bind: String,
 
     /// Where /healthz, /readyz and /metrics are served (HTTP, no login: keep it inside), or `none`
@@ -265,6 +265,11 @@ fn tenant(text: &str) -> Result<(ClientId, Tenant), String> {
     let (client, rest) = text.split_once('=').ok_or(wrong)?;
     let client = client.parse().map_err(|_| format!("'{client}' is not a client id; {wrong}"))?;
     Ok((client, allowance(rest)?))
+}
+
+/// An endpoint; `tcp://` may be left away, as for clients and workers.
+fn parse_bind(text: &str) -> Result<String, Infallible> {
+    Ok(if text.contains("://") { text.to_owned() } else { format!("tcp://{text}") })
 }
 
 #[cfg(test)]

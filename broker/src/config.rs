@@ -259,6 +259,7 @@ mod tests {
             ("tcp://0.0.0.0:5555", true),
             ("tcp://*:5555", true),
             ("tcp://10.0.0.1:5555", true),
+            ("127.0.0.1:5555", false),
             ("tcp://eth0:5555", true),
         ] {
             assert_eq!(

@@ -9,7 +9,7 @@ use proto_msgs::limits;
 
 use crate::{
     exit,
-    flags::{DemandFlags, FormFlags, LabelFlags, OutputFlags, PathFlags, PromiseFlags},
+    flags::{DemandFlags, FormFlags, LabelFlags, OutputFlags, PathFlags, PromiseFlags, lane_parser},
     outputs,
     stages::{self, Then},
     units,
@@ -117,7 +117,7 @@ pub(crate) enum Command {
 pub(crate) struct Submit {
     /// The model: a .tflite or .onnx file
     pub(crate) model: PathBuf,
-    /// Input files, folders, patterns, name=path, or - for standard input
+    /// Input files, folders, patterns, name=path, or - for standard input (.npy and JSON are recognised)
     #[arg(value_name = "INPUT")]
     pub(crate) inputs: Vec<String>,
     /// 0 (whenever there is room) to 100 (first of all)
@@ -133,8 +133,8 @@ pub(crate) struct Submit {
     /// at workers with two slots for the lane; in the batch lane these are --batch-slots, by default half of the cores
     #[arg(long, value_name = "[NAME=]MODEL", value_parser = stages::parse)]
     pub(crate) then: Vec<Then>,
-    /// The lane: realtime or batch (default: by the number of items)
-    #[arg(long)]
+    /// The lane (default: by the number of items)
+    #[arg(long, value_parser = lane_parser())]
     pub(crate) lane: Option<Lane>,
     /// The most items (of equal types and shapes) that share a task (default: 8, fewer if slots would stay idle; with
     /// --detach 1)
@@ -329,14 +329,14 @@ mod tests {
             ("submit m.onnx x --priority 101", "101 is not in 0..=100"),
             ("submit m.onnx x --deadline 5", "'5' is not a time"),
             ("submit m.onnx x --memory much", "'much' is not a size"),
-            ("submit m.onnx x --lane fast", "'fast' is not a lane: realtime or batch"),
+            ("submit m.onnx x --lane fast", "[possible values: realtime, batch]"),
             ("submit m.onnx x --slo 1us", "'1us' is out of range"),
             ("submit m.onnx x --max-violation 5%", "--slo <TIME>"),
             ("submit m.onnx x --slo 1s --max-violation 200%", "'200%' is not a part"),
             ("submit m.onnx x --split 0", "0 is not in 1..=1024"),
             ("submit m.onnx x --require attic", "'attic' is not a label"),
             ("submit m.onnx x --json --json-lines", "cannot be used with"),
-            ("submit m.onnx x --arch sparc", "unknown Arch 'sparc': use one of amd64, arm64"),
+            ("submit m.onnx x --arch sparc", "[possible values: amd64, arm64]"),
             ("submit m.onnx x --normalize 0-1", "use auto, raw, or a range"),
             ("submit m.onnx x --normalize=5..1", "use auto, raw, or a range"),
             ("submit m.onnx x --std 0.5,0", "use numbers above 0"),
@@ -352,6 +352,15 @@ mod tests {
             let error = Arguments::try_parse_from(words).unwrap_err();
             assert_eq!(error.exit_code(), i32::from(exit::USAGE), "{line}");
             assert!(error.to_string().contains(named), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn architectures_have_the_names_that_uname_gives_them() {
+        for (name, arch) in [("x86_64", Arch::Amd64), ("aarch64", Arch::Arm64), ("arm64", Arch::Arm64)] {
+            let arguments = Arguments::parse_from(["mesh-client", "submit", "m.onnx", "x", "--arch", name]);
+            let Command::Submit(submit) = arguments.command else { panic!("a submit") };
+            assert_eq!(submit.demands.demands().arch, Some(arch), "{name}");
         }
     }
 

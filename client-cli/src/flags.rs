@@ -2,14 +2,29 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
-use mesh_sdk::{Arch, Demands, Direction, LabelRule, Slo};
+use clap::{
+    Args, ValueEnum,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+};
+use mesh_sdk::{Arch, Demands, Direction, LabelRule, Lane, Slo};
 
 use crate::{
     image_input::{Colors, Layout, Normalize, Resize, Wishes as ImageWishes},
     inputs::Wishes,
     units,
 };
+
+/// The names of lanes, which shells complete.
+pub(crate) fn lane_parser() -> impl TypedValueParser<Value = Lane> {
+    PossibleValuesParser::new(Lane::ALL.map(Lane::name)).try_map(|name| name.parse::<Lane>())
+}
+
+/// The names of architectures, also as `uname -m` prints them.
+fn arch_parser() -> impl TypedValueParser<Value = Arch> {
+    let [amd64, arm64] = [Arch::Amd64, Arch::Arm64].map(|arch| PossibleValue::new(arch.name()));
+    let names = PossibleValuesParser::new([amd64.alias("x86_64"), arm64.alias("aarch64")]);
+    names.map(|name| if matches!(name.as_str(), "amd64" | "x86_64") { Arch::Amd64 } else { Arch::Arm64 })
+}
 
 /// What the stream of tasks is promised.
 #[derive(Args, Debug)]
@@ -84,8 +99,8 @@ pub(crate) struct DemandFlags {
     /// GPU memory the run needs (4GiB)
     #[arg(long, value_name = "SIZE", value_parser = units::size_bytes)]
     gpu_memory: Option<u64>,
-    /// Only workers of this architecture (amd64, arm64)
-    #[arg(long)]
+    /// Only workers of this architecture
+    #[arg(long, value_parser = arch_parser())]
     arch: Option<Arch>,
 }
 

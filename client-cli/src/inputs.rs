@@ -52,7 +52,7 @@ enum Problem {
     PictureForUnknown,
     #[error("is larger than {PICTURE_BYTES_MAX} bytes, too large for a picture")]
     PictureTooLarge,
-    #[error("has {got} bytes, but input '{name}' of the model ({spec}) has {wanted}")]
+    #[error("has {got} bytes, but input '{name}' of the model ({spec}) takes {wanted}")]
     Size { got: u64, wanted: String, name: String, spec: String },
     #[error("is {got}, but input '{name}' of the model is {spec}: convert it, or let --cast do so")]
     Type { got: DType, name: String, spec: String },
@@ -94,12 +94,18 @@ struct Source<'a> {
 
 impl Source<'_> {
     fn load(&self, signature: Option<&Signature>, wishes: &Wishes) -> Result<Vec<Input>, Problem> {
-        let tensors = match extension(self.path).as_str() {
-            "npy" => vec![(None, npy::read(self.path)?)],
-            "npz" => npy::read_npz(self.path)?.into_iter().map(|(name, tensor)| (Some(name), tensor)).collect(),
-            "json" => json_input::read(&fs::read(self.path)?, |name, place| self.wanted(signature, name, place))?,
-            "png" | "jpg" | "jpeg" => vec![(None, self.picture(signature, wishes)?)],
-            _ => return Ok(vec![self.raw()?]),
+        let json = |text: &[u8]| json_input::read(text, |name, place| self.wanted(signature, name, place));
+        let piped = if fs::metadata(self.path)?.is_file() { None } else { Some(self.read_pipe()?) };
+        let tensors = match (extension(self.path).as_str(), piped) {
+            (_, Some(bytes)) if bytes.starts_with(npy::MAGIC) => vec![(None, npy::read_from(&bytes[..])?)],
+            (_, Some(bytes)) if is_json(&bytes) => json(&bytes)?,
+            (_, Some(bytes)) => return Ok(vec![self.raw(bytes.len() as u64, Input::raw(bytes))?]),
+            ("npy", None) => vec![(None, npy::read(self.path)?)],
+            ("npz", None) => npy::read_npz(self.path)?.into_iter().map(|(name, tensor)| (Some(name), tensor)).collect(),
+            ("json", None) => json(&fs::read(self.path)?)?,
+            ("png" | "jpg" | "jpeg", None) => vec![(None, self.picture(signature, wishes)?)],
+            // A regular file is read only when it is sent.
+            (_, None) => return Ok(vec![self.raw(fs::metadata(self.path)?.len(), Input::file(self.path))?]),
         };
         match &tensors[..] {
             // A single tensor is for the intended input, whatever name it has in the file.
@@ -125,18 +131,15 @@ impl Source<'_> {
         Ok(image_input::read(&fs::read(self.path)?, spec, signature.format, &wishes.image)?)
     }
 
-    /// The file's unchanged bytes. A regular file is read only when it is sent.
-    fn raw(&self) -> Result<Input, Problem> {
-        let meta = fs::metadata(self.path)?;
-        let (input, got) = if meta.is_file() {
-            (Input::file(self.path), meta.len())
-        } else {
-            // A pipe can be read only once.
-            let mut bytes = Vec::new();
-            fs::File::open(self.path)?.take(limits::INPUT_BYTES_MAX).read_to_end(&mut bytes)?;
-            let got = bytes.len() as u64;
-            (Input::raw(bytes), got)
-        };
+    /// The bytes of standard input or another pipe, which can be read only once and has no telling name.
+    fn read_pipe(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        fs::File::open(self.path)?.take(limits::INPUT_BYTES_MAX).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The unchanged bytes, if there are as many as the model takes.
+    fn raw(&self, got: u64, input: Input) -> Result<Input, Problem> {
         let input = named(input, self.name);
         let Some(spec) = self.spec else { return Ok(input) };
         let Some(unit_bytes) = bytes_of_fixed(spec) else { return Ok(input) };
@@ -152,6 +155,11 @@ impl Source<'_> {
         let wanted = if is_open { format!("a multiple of {unit_bytes}") } else { unit_bytes.to_string() };
         Err(Problem::Size { got, wanted, name: spec.name.clone(), spec: spec.to_string() })
     }
+}
+
+/// Whether text from a pipe is JSON: a list or an object. Binary data that begins like one is rarely text.
+fn is_json(bytes: &[u8]) -> bool {
+    matches!(bytes.trim_ascii_start().first(), Some(b'[' | b'{')) && std::str::from_utf8(bytes).is_ok()
 }
 
 fn is_for_one(signature: Option<&Signature>) -> bool {
@@ -283,11 +291,31 @@ mod tests {
         let fixed = signature(&[("x", DType::F32, &[1, 3])]);
         assert_eq!(load_one("x.bin", &[0; 12], &fixed, false).unwrap(), ["FP32 [1, 3]"]);
         let error = load_one("x.bin", &[0; 11], &fixed, false).unwrap_err();
-        assert_eq!(error, "x.bin has 11 bytes, but input 'x' of the model (FP32 [1,3]) has 12");
+        assert_eq!(error, "x.bin has 11 bytes, but input 'x' of the model (FP32 [1,3]) takes 12");
         let open = signature(&[("x", DType::F32, &[-1, 3])]);
         assert_eq!(load_one("x.bin", &[0; 24], &open, false).unwrap(), ["FP32 [2, 3]"]);
         let error = load_one("x.bin", &[0; 20], &open, false).unwrap_err();
-        assert_eq!(error, "x.bin has 20 bytes, but input 'x' of the model (FP32 [?,3]) has a multiple of 12");
+        assert_eq!(error, "x.bin has 20 bytes, but input 'x' of the model (FP32 [?,3]) takes a multiple of 12");
+    }
+
+    #[test]
+    fn what_comes_through_a_pipe_is_known_by_its_beginning() {
+        let model = signature(&[("x", DType::F32, &[-1, 3])]);
+        let piped = |content: &[u8]| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("pipe");
+            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+            let item = Item { name: "item".into(), files: vec![(None, path.clone())] };
+            std::thread::scope(|scope| {
+                scope.spawn(|| fs::write(&path, content).unwrap());
+                let loaded = load(&item, Some(&model), &Wishes::default());
+                loaded.map(|inputs| inputs[0].to_string()).map_err(|error| error.problem.to_string())
+            })
+        };
+        assert_eq!(piped(&npy(DType::F32, &[2, 3])).unwrap(), "FP32 [2, 3]");
+        assert_eq!(piped(b" [[1, 2, 3]]\n").unwrap(), "FP32 [1, 3]");
+        assert_eq!(piped(&[0; 36]).unwrap(), "FP32 [3, 3]");
+        assert!(piped(b"[[1, 2]").unwrap_err().starts_with("is not valid JSON"));
     }
 
     #[test]

@@ -12,7 +12,8 @@ use proto_msgs::{DType, limits};
 
 use crate::tensor::{self, Tensor};
 
-const MAGIC: &[u8] = b"\x93NUMPY";
+/// The first bytes of a `.npy` file.
+pub(crate) const MAGIC: &[u8] = b"\x93NUMPY";
 
 /// Longest header. NumPy itself refuses longer ones in untrusted files.
 const HEADER_BYTES_MAX: usize = 10_000;
@@ -60,7 +61,8 @@ pub(crate) fn read_npz(path: &Path) -> Result<Vec<(String, Tensor)>, NpyError> {
     Ok(tensors)
 }
 
-fn read_from(mut file: impl Read) -> Result<Tensor, NpyError> {
+/// Reads the tensor of a `.npy` file from its bytes.
+pub(crate) fn read_from(mut file: impl Read) -> Result<Tensor, NpyError> {
     let mut start = [0; 8];
     file.read_exact(&mut start).map_err(|_| NpyError::NotNpy)?;
     if !start.starts_with(MAGIC) {

@@ -56,7 +56,7 @@ fn an_input_of_the_wrong_size() {
     for wrong in [0, 3, 8] {
         let input = mesh.file("x.bin", &vec![0; wrong]);
         let answer = mesh.client(&["submit", &model, &input]).failed_with(BAD_INPUT, "x.bin");
-        answer.failed_with(BAD_INPUT, &format!("has {wrong} bytes, but input 'x' of the model (FP32 [1]) has 4"));
+        answer.failed_with(BAD_INPUT, &format!("has {wrong} bytes, but input 'x' of the model (FP32 [1]) takes 4"));
     }
     still_works(&mesh);
 }

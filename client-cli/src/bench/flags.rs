@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     exit,
-    flags::{DemandFlags, FormFlags, LabelFlags, PathFlags},
+    flags::{DemandFlags, FormFlags, LabelFlags, PathFlags, lane_parser},
     report::Failed,
     stages::{self, Then},
     units,
@@ -40,14 +40,14 @@ Examples:
   mesh-client bench model.onnx x.npy --schedule monday.txt --csv monday.csv
 
 What is measured:
-  The latency of a request counts from the time at which it should have been sent: a rate or a schedule never waits for
-  earlier answers, and a request that was sent late does not look fast. At most --max-outstanding requests are under way;
-  a request that is due beyond that is not sent, counts as failed (NOT_SENT) at its time, and is reported.
-  A level is warmed up, then measured in windows until the last three agree within --stability; its figures are those
-  of the last three windows. With a schedule every window counts. A request violates --latency-threshold (or --slo) if it
-  is answered later than that, fails, or is older than that when the level ends. A window or level in which no request
-  ended has no verdict. A sweep stops after the first level with more violations than --max-violation.
-  Before anything is measured each client sends one request: a mistake in model or input shows at once.";
+The latency of a request counts from the time at which it should have been sent: a rate or a schedule never waits for \
+earlier answers, and a request that was sent late does not look fast. At most --max-outstanding requests are under way; \
+a request that is due beyond that is not sent, counts as failed (NOT_SENT) at its time, and is reported.
+A level is warmed up, then measured in windows until the last three agree within --stability; its figures are those \
+of the last three windows. With a schedule every window counts. A request violates --latency-threshold (or --slo) if it \
+is answered later than that, fails, or is older than that when the level ends. A window or level in which no request \
+ended has no verdict. A sweep stops after the first level with more violations than --max-violation.
+Before anything is measured each client sends one request: a mistake in model or input shows at once.";
 
 /// Put a load on the mesh and measure what comes of it.
 #[derive(Args, Debug)]
@@ -122,8 +122,8 @@ pub(crate) struct RequestFlags {
     /// Items in each request
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::ITEMS_MAX)))]
     pub(crate) items: u32,
-    /// The lane (realtime or batch); by the number of items if not said
-    #[arg(long)]
+    /// The lane (default: by the number of items)
+    #[arg(long, value_parser = lane_parser())]
     pub(crate) lane: Option<Lane>,
     /// 0 (whenever there is room) to 100 (first of all)
     #[arg(long, default_value_t = limits::PRIORITY_DEFAULT, value_parser = clap::value_parser!(u8).range(0..=100))]
@@ -308,7 +308,7 @@ fn parse_percentile(text: &str) -> Result<f64, String> {
 fn help() -> String {
     format!(
         "{EXAMPLES}\n\n{}\n\
-        For bench: 0 if anything was measured (failed requests are part of the figures); 7 if there is a threshold and\n\
+        For bench: 0 if anything was measured (failed requests are part of the figures); 7 if there is a threshold and \
         no level kept it; if no request was answered, the code of the first failure.",
         exit::HELP
     )
@@ -388,7 +388,7 @@ mod tests {
             ("--rate 0", "0 requests per second is not a rate"),
             ("--windows-max 2", "2 is not in 3..="),
             ("--items 0", "0 is not in 1..="),
-            ("--lane slow", "'slow' is not a lane"),
+            ("--lane slow", "[possible values: realtime, batch]"),
             ("--percentile 100", "'100' is not a percentile"),
             ("--warmup soon", "'soon' is not a time"),
             ("--max-violation 5", "write 5% or 0.1%"),
