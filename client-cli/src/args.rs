@@ -1,6 +1,10 @@
 //! The command line: flags, their help, their defaults. Owns names that scripts rely on; never does anything.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    io::{self, IsTerminal},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand};
 use mesh_sdk::{Lane, TaskId, default_state_dir};
@@ -12,6 +16,7 @@ use crate::{
     flags::{DemandFlags, FormFlags, LabelFlags, OutputFlags, PathFlags, PromiseFlags, lane_parser},
     outputs,
     stages::{self, Then},
+    table::Columns,
     units,
 };
 
@@ -63,12 +68,22 @@ pub(crate) struct Global {
     /// One JSON document on standard output instead of text
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// All columns of tables on a terminal, too; a pipe or file always gets them
+    #[arg(long, global = true)]
+    pub(crate) wide: bool,
     /// No progress and no advice, only results and errors
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
     /// Log what happens (-vv: messages as well)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
+}
+
+impl Global {
+    /// The columns of tables on standard output.
+    pub(crate) fn columns(&self) -> Columns {
+        if self.wide || !io::stdout().is_terminal() { Columns::All } else { Columns::Main }
+    }
 }
 
 #[derive(Debug, Subcommand)]

@@ -54,7 +54,11 @@ async fn asking<T>(global: &Global, question: impl AsyncFnOnce(&Mesh) -> Result<
 
 pub(crate) async fn workers(global: &Global) -> Result<u8, Failed> {
     let workers = asking(global, async |mesh| mesh.workers().await).await?;
-    if global.json { print_json(&views::workers_json(&workers)) } else { print(&views::workers_text(&workers)) }
+    if global.json {
+        print_json(&views::workers_json(&workers))
+    } else {
+        print(&views::workers_text(&workers, global.columns()))
+    }
 }
 
 /// Tasks that are searched for the names of models.
@@ -67,7 +71,7 @@ pub(crate) async fn models(global: &Global) -> Result<u8, Failed> {
     if global.json {
         return print_json(&views::models_json(&models, &names));
     }
-    print(&views::models_text(&models, &names))
+    print(&views::models_text(&models, &names, global.columns()))
 }
 
 pub(crate) async fn tasks(global: &Global, flags: &Tasks) -> Result<u8, Failed> {
@@ -76,7 +80,7 @@ pub(crate) async fn tasks(global: &Global, flags: &Tasks) -> Result<u8, Failed> 
     if global.json {
         return print_json(&json!({ "tasks": tasks.iter().map(views::task_json).collect::<Vec<_>>() }));
     }
-    print(&views::tasks_text(&tasks, now_unix_ms()))
+    print(&views::tasks_text(&tasks, now_unix_ms(), global.columns()))
 }
 
 /// Asks about several tasks and shows each answer. One that fails does not stop the others.
@@ -129,7 +133,11 @@ pub(crate) async fn status(global: &Global, flags: &Status) -> Result<u8, Failed
 pub(crate) async fn why(global: &Global, flags: &OneTask) -> Result<u8, Failed> {
     let task = flags.task;
     let view = asking(global, async |mesh| mesh.why(task).await).await?;
-    if global.json { print_json(&views::why_json(&view)) } else { print(&views::why_text(&view, now_unix_ms())) }
+    if global.json {
+        print_json(&views::why_json(&view))
+    } else {
+        print(&views::why_text(&view, now_unix_ms(), global.columns()))
+    }
 }
 
 pub(crate) async fn cancel(global: &Global, flags: &Cancel) -> Result<u8, Failed> {

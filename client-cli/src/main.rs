@@ -116,7 +116,7 @@ fn show_job(global: &Global, job: &mut Job, is_saved: bool) -> Result<u8, Failed
     if global.json {
         write(|out| job.write_json(out).and_then(|()| out.write_all(b"\n")))?;
     } else {
-        let text = if let [only] = &job.reports[..] { only.to_text() } else { job.to_text() };
+        let text = if let [only] = &job.reports[..] { only.to_text() } else { job.to_text(global.columns()) };
         print(&text)?;
     }
     say(&job.failures_text());

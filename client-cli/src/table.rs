@@ -16,6 +16,24 @@ fn is_command(character: char) -> bool {
     character.is_control() || matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+/// Which columns of a table are shown.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Columns {
+    /// All, for scripts and wide terminals.
+    All,
+    /// Those that fit a terminal of about 100 characters.
+    Main,
+}
+
+/// The [`table`] with all columns, or with those under the `main` headings.
+pub(crate) fn table_of(columns: Columns, main: &[&str], headings: &[&str], rows: &[Vec<String>]) -> String {
+    let is_kept = |place: &usize| columns == Columns::All || main.contains(&headings[*place]);
+    let kept: Vec<usize> = (0..headings.len()).filter(is_kept).collect();
+    let headings: Vec<&str> = kept.iter().map(|place| headings[*place]).collect();
+    let cells = |row: &Vec<String>| kept.iter().map(|place| row[*place].clone()).collect();
+    table(&headings, &rows.iter().map(cells).collect::<Vec<_>>())
+}
+
 /// A table of [`printable`] cells under headings, each column as wide as its widest cell. Ends with a line end.
 pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
@@ -43,6 +61,20 @@ mod tests {
         let rows = [vec!["pi-4".into(), "2/4".into()], vec!["größer".into(), "".into()]];
         assert_eq!(table(&["NAME", "SLOTS"], &rows), "NAME     SLOTS\npi-4     2/4\ngrößer\n");
         assert_eq!(table(&["NAME"], &[]), "NAME\n");
+    }
+
+    #[test]
+    fn a_terminal_gets_the_main_columns() {
+        let shown = |columns| {
+            table_of(
+                columns,
+                &["NAME", "SEEN"],
+                &["NAME", "ID", "SEEN"],
+                &[["a", "7", "1 s"].map(str::to_owned).into()],
+            )
+        };
+        assert_eq!(shown(Columns::Main), "NAME   SEEN\na      1 s\n");
+        assert_eq!(shown(Columns::All), "NAME   ID   SEEN\na      7    1 s\n");
     }
 
     #[test]

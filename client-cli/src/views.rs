@@ -12,7 +12,7 @@ use mesh_sdk::{ClusterView, Outcome, TaskStanding, TaskView};
 use serde_json::{Value, json};
 
 use crate::{
-    table::{printable, printable_lines, table},
+    table::{Columns, printable, printable_lines, table, table_of},
     units,
 };
 
@@ -23,7 +23,7 @@ pub(crate) use self::{
 };
 
 /// One line per task. `now_unix_ms` is this machine's clock.
-pub(crate) fn tasks_text(tasks: &[TaskView], now_unix_ms: u64) -> String {
+pub(crate) fn tasks_text(tasks: &[TaskView], now_unix_ms: u64, columns: Columns) -> String {
     if tasks.is_empty() {
         return "the broker remembers no task of this client\n".to_owned();
     }
@@ -33,7 +33,7 @@ pub(crate) fn tasks_text(tasks: &[TaskView], now_unix_ms: u64) -> String {
         let took = task.ended_unix_ms.map(|ended| Duration::from_millis(ended.saturating_sub(task.submitted_unix_ms)));
         vec![
             task.task.to_string(),
-            state(task).to_owned() + if task.detached { " (detached)" } else { "" },
+            state(task).to_owned() + if task.detached && columns == Columns::All { " (detached)" } else { "" },
             task.model_name.clone(),
             task.items.to_string(),
             task.lane.to_string(),
@@ -43,7 +43,8 @@ pub(crate) fn tasks_text(tasks: &[TaskView], now_unix_ms: u64) -> String {
             took.map_or_else(|| "-".to_owned(), units::time),
         ]
     };
-    table(&headings, &tasks.iter().map(row).collect::<Vec<_>>())
+    let main = ["TASK", "STATE", "MODEL", "WORKER", "AGE", "TOOK"];
+    table_of(columns, &main, &headings, &tasks.iter().map(row).collect::<Vec<_>>())
 }
 
 /// The state of a task in one word.

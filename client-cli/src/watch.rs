@@ -35,8 +35,10 @@ pub(crate) async fn workers(global: &Global) -> Result<u8, Failed> {
 fn show(global: &Global, workers: &[WorkerView]) -> Result<Reader, Failed> {
     let text = match global.json {
         true => format!("{:#}\n", views::workers_json(workers)),
-        false if std::io::stdout().is_terminal() => format!("{CLEAR}{}", views::workers_text(workers)),
-        false => views::workers_text(workers),
+        false if std::io::stdout().is_terminal() => {
+            format!("{CLEAR}{}", views::workers_text(workers, global.columns()))
+        }
+        false => views::workers_text(workers, global.columns()),
     };
     write(|out| out.write_all(text.as_bytes()))
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{Failed, Kept, Report, write_document};
 use crate::{
     exit,
-    table::{printable_lines, table},
+    table::{Columns, printable_lines, table, table_of},
     units,
 };
 
@@ -92,11 +92,17 @@ impl Job {
     }
 
     /// The text for a submit of several items.
-    pub(crate) fn to_text(&self) -> String {
+    pub(crate) fn to_text(&self, columns: Columns) -> String {
         let mut text = String::new();
         if self.reports.len() <= LINES_MAX {
             let headings = ["ITEM", "STATE", "WORKER", "LANE", "BATCH", "TIME", "FIRST OUTPUT", "TASK"];
-            text.push_str(&table(&headings, &self.reports.iter().map(Report::line).collect::<Vec<_>>()));
+            let main = ["ITEM", "STATE", "WORKER", "TIME", "FIRST OUTPUT"];
+            text.push_str(&table_of(
+                columns,
+                &main,
+                &headings,
+                &self.reports.iter().map(Report::line).collect::<Vec<_>>(),
+            ));
             text.push('\n');
         }
         text.push_str(&self.summary_text());

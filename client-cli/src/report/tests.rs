@@ -5,6 +5,7 @@ use std::fs;
 use mesh_sdk::{DType, Digest, Dispatch, ModelFormat, ModelRef};
 
 use super::*;
+use crate::table::Columns;
 
 fn done(item: &str, worker: &str, value: f64) -> Report {
     let output = Summary {
@@ -102,7 +103,8 @@ skew 2.00 (most items of a worker / fewest)
 
 4 items in 1 tasks in 90 ms, 22 ms per item, 1 failed
 ";
-    assert_eq!(job.to_text(), expected);
+    assert_eq!(job.to_text(Columns::All), expected);
+    assert!(job.to_text(Columns::Main).starts_with("ITEM   STATE    WORKER   TIME    FIRST OUTPUT\n"));
     let unsent = self::job(vec![failed("a"), failed("b")]).summary_text();
     assert_eq!(unsent, "2 items in 0 tasks in 90 ms, 2 failed\n");
     assert_eq!(job.failures_text(), "mesh-client: b: MODEL_INPUT_MISMATCH: x has 3 bytes\n");
@@ -113,12 +115,12 @@ skew 2.00 (most items of a worker / fewest)
 fn workers_that_could_have_had_items_and_got_none_are_counted() {
     let numbered = |number: u8| Report { task: Some(TaskId::from_bytes([number; 16])), ..done("a", "pi-4", 0.5) };
     let job_of = |tasks: u8| Job { idle: vec!["pi-5".into()], ..job((0..tasks).map(numbered).collect()) };
-    let text = job_of(2).to_text();
+    let text = job_of(2).to_text(Columns::All);
     assert!(text.contains("\npi-5     0 "), "{text}");
     assert!(text.contains("skew: 1 of 2 workers got nothing\n"), "{text}");
     let summary = &document(job_of(2))["summary"];
     assert_eq!((&summary["skew"], &summary["workers"][1]["items"]), (&Value::Null, &json!(0)));
-    assert!(!job_of(1).to_text().contains("pi-5"), "one task goes to one worker");
+    assert!(!job_of(1).to_text(Columns::All).contains("pi-5"), "one task goes to one worker");
 }
 
 #[test]

@@ -5,13 +5,16 @@ use std::{collections::BTreeMap, time::Duration};
 use mesh_sdk::{Digest, Dispatch, ModelView, Packing};
 use serde_json::{Value, json};
 
-use crate::{table::table, units};
+use crate::{
+    table::{Columns, table_of},
+    units,
+};
 
 /// This client's names of models: workers know models only by digest.
 pub(crate) type Names = BTreeMap<Digest, String>;
 
 /// One line per model and worker.
-pub(crate) fn models_text(models: &[ModelView], names: &Names) -> String {
+pub(crate) fn models_text(models: &[ModelView], names: &Names, columns: Columns) -> String {
     if models.is_empty() {
         return "no worker has run a model yet\n".to_owned();
     }
@@ -36,7 +39,8 @@ pub(crate) fn models_text(models: &[ModelView], names: &Names) -> String {
             curve.collect::<Vec<_>>().join(" "),
         ]
     };
-    table(&headings, &models.iter().map(row).collect::<Vec<_>>())
+    let main = ["MODEL", "WORKER", "PACKING", "BEST BATCH", "1 ITEM", "PER ITEM", "LOAD"];
+    table_of(columns, &main, &headings, &models.iter().map(row).collect::<Vec<_>>())
 }
 
 fn name(view: &ModelView, names: &Names) -> String {

@@ -80,8 +80,8 @@ NAME       STATUS   ARCH    ENGINE    REALTIME   BATCH   WAITING   LATE   CPU   
 pi-4       ready    arm64   process   1/2        0/2     19        -      25% of 4   3.0 GiB of 4.0 GiB   -                        1        62 °C   room=attic   400 ms ago   01010101-0101-0101-0101-010101010101
 gpu-host   busy     amd64   docker    2/2        2/2     0         2.5%   0% of 4    -                    H200 1.0 GiB/139.0 GiB   1        -       -            1.90 s ago   01010101-0101-0101-0101-010101010101
 ";
-    assert_eq!(workers_text(&[worker(), big]), expected);
-    assert_eq!(workers_text(&[]), "no worker is connected\n");
+    assert_eq!(workers_text(&[worker(), big], Columns::All), expected);
+    assert_eq!(workers_text(&[], Columns::All), "no worker is connected\n");
     let leaving = WorkerView { draining: true, ..worker() };
     let json = &workers_json(&[leaving])["workers"][0];
     assert_eq!(json["status"], "draining");
@@ -107,7 +107,7 @@ TASK                                   STATE             MODEL         ITEMS   L
 02020202-0202-0202-0202-020202020202   queued            face.tflite   8       batch      -        2         1m59s   -
 02020202-0202-0202-0202-020202020202   done (detached)   face.tflite   1       realtime   pi-4     2         1m59s   250 ms
 ";
-    assert_eq!(tasks_text(&[queued, done], 120_000), expected);
+    assert_eq!(tasks_text(&[queued, done], 120_000, Columns::All), expected);
 }
 
 #[test]
@@ -223,7 +223,7 @@ WORKER   BUSY   HAS MODEL   PACKING      QUEUE   TRANSFER   LOAD    RUN      RES
 pi-4     25%    yes         on, best 8   0 µs    1.2 ms     20 ms   4.0 ms   1.5 ms   27 ms   fits
 pi-3     25%    no          not tried    0 µs    0 µs       ?       ?        0 µs     ?       needs arm64; is draining
 ";
-    assert_eq!(why_text(&why(TaskStanding::Placed), 0), expected);
+    assert_eq!(why_text(&why(TaskStanding::Placed), 0, Columns::All), expected);
 }
 
 #[test]
@@ -258,7 +258,7 @@ What it costs at pi-4 now:
 MODEL         WORKER   WARM   PACKING   BEST BATCH   1 ITEM   BATCH    PER ITEM   LOAD    BATCHES           CURVE
 face.tflite   pi-4     yes    on        8            5.0 ms   8.0 ms   1.0 ms     20 ms   12 full, 3 idle   1:5.0ms 8:8.0ms
 ";
-    assert_eq!(why_text(&done, 4_000), expected);
+    assert_eq!(why_text(&done, 4_000, Columns::All), expected);
     let json = why_json(&done);
     assert_eq!(json["decision"]["candidates"][0]["prediction"]["total_us"], 26_700);
     assert_eq!((&json["predicted_ms"], &json["took_ms"]), (&25.into(), &31.into()));
@@ -275,7 +275,7 @@ fn why_tells_what_a_waiting_task_owes_its_place_to() {
     let queued = TaskStanding::Queued { position: 3, reason: "all slots are busy".into() };
     let waiting = WhyView { rank: Some(rank), ..why(queued) };
     let line = "its turn: 40.85 points = 50.00 priority +3.25 waited -0.40 data -12.00 share\n";
-    assert!(why_text(&waiting, 0).contains(line), "{}", why_text(&waiting, 0));
+    assert!(why_text(&waiting, 0, Columns::All).contains(line), "{}", why_text(&waiting, 0, Columns::All));
     assert_eq!(why_json(&waiting)["rank"]["share_milli"], -12_000);
 }
 
@@ -306,11 +306,14 @@ MODEL         WORKER   WARM   PACKING               BEST BATCH   1 ITEM   BATCH 
 face.tflite   pi-4     yes    on                    8            5.0 ms   8.0 ms   1.0 ms     20 ms   12 full, 3 idle   1:5.0ms 8:8.0ms
 face.tflite   pi-4     no     off: results differ   1            -        -        -          20 ms   12 full, 3 idle
 ";
-    assert_eq!(models_text(&models, &names), expected);
-    assert!(models_text(&models, &Names::new()).contains("\n070707070707 "), "a model that nobody here has named");
+    assert_eq!(models_text(&models, &names, Columns::All), expected);
+    assert!(
+        models_text(&models, &Names::new(), Columns::All).contains("\n070707070707 "),
+        "a model that nobody here has named"
+    );
     let json = &models_json(&models, &names)["models"][0];
     assert_eq!((&json["packing"], &json["best_batch"], &json["per_item_us"]), (&"on".into(), &8.into(), &1_000.into()));
     assert_eq!(json["curve"][1], json!({ "rows": 8, "run_us": 8_000 }));
     assert_eq!(json["dispatched"], json!({ "full": 12, "waited": 0, "deadline": 0, "idle": 3 }));
-    assert_eq!(models_text(&[], &names), "no worker has run a model yet\n");
+    assert_eq!(models_text(&[], &names, Columns::All), "no worker has run a model yet\n");
 }

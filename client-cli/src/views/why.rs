@@ -10,12 +10,12 @@ use super::{
     task_json,
 };
 use crate::{
-    table::{printable, printable_lines, table},
+    table::{Columns, printable, printable_lines, table_of},
     units,
 };
 
 /// The explanation as text. `now_unix_ms` is this machine's clock.
-pub(crate) fn why_text(why: &WhyView, now_unix_ms: u64) -> String {
+pub(crate) fn why_text(why: &WhyView, now_unix_ms: u64, columns: Columns) -> String {
     let mut text = format!("{}\n", printable_lines(&why.summary));
     if let Some(line) = predicted(why) {
         text.push_str(&line);
@@ -30,15 +30,15 @@ pub(crate) fn why_text(why: &WhyView, now_unix_ms: u64) -> String {
     if let Some(decision) = &why.decision {
         let ago = units::time(Duration::from_millis(now_unix_ms.saturating_sub(decision.at_unix_ms)));
         text.push_str(&format!("\nWorkers as they were rated by '{}' {ago} ago:\n", printable(&decision.policy)));
-        text.push_str(&rated(&decision.candidates, decision.chosen.as_ref()));
+        text.push_str(&rated(&decision.candidates, decision.chosen.as_ref(), columns));
     }
     if !why.candidates.is_empty() {
         text.push_str("\nWorkers now:\n");
-        text.push_str(&rated(&why.candidates, None));
+        text.push_str(&rated(&why.candidates, None, columns));
     }
     if let Some(first) = why.models.first() {
         text.push_str(&format!("\nWhat it costs at {} now:\n", printable(&first.worker_name)));
-        text.push_str(&models_text(&why.models, &names(why)));
+        text.push_str(&models_text(&why.models, &names(why), columns));
     }
     text
 }
@@ -74,7 +74,7 @@ fn rank_text(rank: &RankView) -> String {
     )
 }
 
-fn rated(candidates: &[Candidate], chosen: Option<&WorkerId>) -> String {
+fn rated(candidates: &[Candidate], chosen: Option<&WorkerId>, columns: Columns) -> String {
     let row = |worker: &Candidate| {
         let verdict = match worker.against.is_empty() {
             true if chosen == Some(&worker.worker) => "chosen".to_owned(),
@@ -100,7 +100,8 @@ fn rated(candidates: &[Candidate], chosen: Option<&WorkerId>) -> String {
     };
     let headings =
         ["WORKER", "BUSY", "HAS MODEL", "PACKING", "QUEUE", "TRANSFER", "LOAD", "RUN", "REST", "TOTAL", "VERDICT"];
-    table(&headings, &candidates.iter().map(row).collect::<Vec<_>>())
+    let main = ["WORKER", "BUSY", "QUEUE", "TRANSFER", "LOAD", "RUN", "TOTAL", "VERDICT"];
+    table_of(columns, &main, &headings, &candidates.iter().map(row).collect::<Vec<_>>())
 }
 
 /// The packing verdict, such as `on, best 8`.

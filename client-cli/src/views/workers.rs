@@ -6,10 +6,13 @@ use mesh_sdk::{Lane, WorkerView};
 use proto_msgs::EngineKind;
 use serde_json::{Value, json};
 
-use crate::{table::table, units};
+use crate::{
+    table::{Columns, table_of},
+    units,
+};
 
 /// One line per worker.
-pub(crate) fn workers_text(workers: &[WorkerView]) -> String {
+pub(crate) fn workers_text(workers: &[WorkerView], columns: Columns) -> String {
     if workers.is_empty() {
         return "no worker is connected\n".to_owned();
     }
@@ -53,7 +56,8 @@ pub(crate) fn workers_text(workers: &[WorkerView]) -> String {
             worker.worker.to_string(),
         ]
     };
-    table(&headings, &workers.iter().map(row).collect::<Vec<_>>())
+    let main = ["NAME", "STATUS", "REALTIME", "BATCH", "WAITING", "CPU", "LABELS", "SEEN"];
+    table_of(columns, &main, &headings, &workers.iter().map(row).collect::<Vec<_>>())
 }
 
 fn status(worker: &WorkerView) -> &'static str {
