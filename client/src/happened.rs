@@ -3,12 +3,11 @@
 
 use std::sync::Arc;
 
-use mesh_core::client::TaskSpec;
 use mesh_transport::{
     DialError, Dialer, Heard,
     blob::{Arrival, UploadEnd},
 };
-use proto_msgs::{AnswerBody, AttemptId, Outcome, Question, TaskId};
+use proto_msgs::{AnswerBody, AttemptId, Outcome, Question, TaskId, TaskSpec};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{News, TaskError, TaskResult, questions::Reply, task::Payload};

@@ -5,8 +5,8 @@ use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use mesh_transport::{Admit, Admitted, Context, Limits, Security, address, keys, keys::KeyPair};
 use proto_msgs::{
-    AnswerBody, ClientId, ClusterView, Direction, ErrorCode, ModelView, Outcome, Question, TaskId, TaskView, WhyView,
-    WorkerView,
+    AnswerBody, ClientId, ClusterView, Direction, ErrorCode, ModelView, Outcome, PublicKey, Question, TaskId, TaskView,
+    WhyView, WorkerView,
 };
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
@@ -41,6 +41,7 @@ pub struct Mesh {
 #[derive(Debug)]
 struct Shared {
     client: ClientId,
+    key: Option<PublicKey>,
     broker: String,
     direction: Option<Direction>,
 }
@@ -78,9 +79,10 @@ impl Mesh {
             .map_or_else(Vec::new, |listener| options::advertised(&options.advertise, listener.endpoint(), towards));
 
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+        let key = context.public_key();
         let setup = Setup { client, context, broker, listener, admitted, endpoints, spool };
         tokio::spawn(Driver::new(setup, inbox).run());
-        let shared = Arc::new(Shared { client, broker: options.broker, direction: options.direction });
+        let shared = Arc::new(Shared { client, key, broker: options.broker, direction: options.direction });
         Ok(Self { commands, shared, ask_within: ASK_WITHIN })
     }
 
@@ -102,11 +104,11 @@ impl Mesh {
     /// If an input cannot be read or a limit is exceeded. Nothing has been sent then.
     pub async fn submit(&self, task: Task) -> Result<TaskHandle, SubmitError> {
         let id: TaskId = Uuid::now_v7().into();
-        let direction = self.shared.direction;
+        let (owner, direction) = ((self.shared.client, self.shared.key), self.shared.direction);
         let (spec, payload) = if task.is_quickly_prepared() {
-            task.prepare(id, direction)?
+            task.prepare(id, owner, direction)?
         } else {
-            blocking(move || task.prepare(id, direction)).await.unwrap_or(Err(SubmitError::Closed))?
+            blocking(move || task.prepare(id, owner, direction)).await.unwrap_or(Err(SubmitError::Closed))?
         };
         let (watcher, handle) = self.watch(id);
         let command = Command::Submit { spec: Box::new(spec), payload: Arc::new(payload), watcher };
@@ -266,7 +268,7 @@ fn unexpected() -> AskError {
     AskError::Version("the broker's answer does not fit the question: is it of another version?".to_owned())
 }
 
-fn read_keys(options: &Options) -> Result<(Option<KeyPair>, Option<proto_msgs::PublicKey>), ConnectError> {
+fn read_keys(options: &Options) -> Result<(Option<KeyPair>, Option<PublicKey>), ConnectError> {
     match (&options.key_file, &options.broker_key) {
         (None, None) => Ok((None, None)),
         (Some(own), Some(broker)) => Ok((Some(KeyPair::load(own)?), Some(keys::read_public(broker)?))),

@@ -2,8 +2,10 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use mesh_core::client::TaskSpec;
-use proto_msgs::{Demands, Direction, InputDecl, JobId, LabelRule, Lane, Manifest, Slo, Stage, TaskId, limits};
+use proto_msgs::{
+    ClientId, Demands, Direction, InputDecl, JobId, LabelRule, Lane, Manifest, PublicKey, Slo, Stage, TaskId, TaskSpec,
+    limits,
+};
 use uuid::Uuid;
 
 use crate::{Input, Model, input::Blob};
@@ -178,6 +180,7 @@ impl Task {
     pub(crate) fn prepare(
         self,
         task: TaskId,
+        (client, key): (ClientId, Option<PublicKey>),
         direction: Option<Direction>,
     ) -> Result<(TaskSpec, Payload), SubmitError> {
         self.check()?;
@@ -193,6 +196,8 @@ impl Task {
         let (model, model_name) = (self.model.reference(), self.model.name().to_owned());
         let spec = TaskSpec {
             task,
+            client,
+            key,
             job: self.job,
             model_name: model_name.clone(),
             model,
@@ -204,7 +209,7 @@ impl Task {
             slo: self.slo,
             labels: self.labels,
             priority: self.priority,
-            deadline: self.deadline,
+            deadline_ms: self.deadline.map(|deadline| u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX)),
             demands: self.demands,
             detached: self.detached,
             direction,
@@ -272,15 +277,16 @@ mod tests {
 
     const MODEL: &[u8] = b"\x1c\0\0\0TFL3 and so on";
     const TASK: TaskId = TaskId::from_bytes([1; 16]);
+    const OWNER: (ClientId, Option<PublicKey>) = (ClientId::from_bytes([2; 16]), None);
 
     #[test]
     fn what_is_beyond_a_limit_is_said_before_anything_is_sent() {
         let model = Model::new("m".into(), Data::Memory(MODEL.into())).unwrap();
         let many = (0..200).map(|_| Input::raw(vec![0]));
 
-        let error = Task::new(model.clone()).inputs(many).prepare(TASK, None).unwrap_err();
+        let error = Task::new(model.clone()).inputs(many).prepare(TASK, OWNER, None).unwrap_err();
         assert_eq!(error.to_string(), "the task has 200 inputs, the limit is 128");
-        let error = Task::new(model).priority(101).prepare(TASK, None).unwrap_err();
+        let error = Task::new(model).priority(101).prepare(TASK, OWNER, None).unwrap_err();
         assert_eq!(error.to_string(), "priority 101 is out of range: use 0 to 100");
     }
 }

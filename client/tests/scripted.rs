@@ -110,13 +110,13 @@ async fn play_broker(
             ClientToBroker::Submit(submit) => match submit.standing {
                 Standing::Asking if script.is_full => {
                     let outcome = Outcome::failed(ErrorCode::Busy, "the queue is full");
-                    Some(BrokerToClient::Ended(Ended { task: submit.task, outcome, retry_after_ms: Some(250) }))
+                    Some(BrokerToClient::Ended(Ended { task: submit.spec.task, outcome, retry_after_ms: Some(250) }))
                 }
                 Standing::Asking => Some(BrokerToClient::Grant(grant(&submit, script, &worker_endpoint))),
                 Standing::Holding { .. } => None,
                 Standing::Lost { outcome, .. } => {
                     seen.lock().unwrap().lost += 1;
-                    Some(BrokerToClient::Ended(Ended { task: submit.task, outcome, retry_after_ms: None }))
+                    Some(BrokerToClient::Ended(Ended { task: submit.spec.task, outcome, retry_after_ms: None }))
                 }
             },
             ClientToBroker::Close(close) => {
@@ -132,15 +132,15 @@ async fn play_broker(
 }
 
 fn grant(submit: &Submit, script: Script, worker_endpoint: &str) -> Grant {
-    let id = AttemptId { task: submit.task, attempt: Attempt(1) };
+    let id = AttemptId { task: submit.spec.task, attempt: Attempt(1) };
     let body = TicketBody {
-        task: submit.task,
+        task: submit.spec.task,
         worker: WORKER,
-        client: submit.client,
-        priority: submit.priority,
-        lane: submit.lane.unwrap_or_default(),
-        items: submit.items,
-        demands: submit.demands,
+        client: submit.spec.client,
+        priority: submit.spec.priority,
+        lane: submit.spec.lane.unwrap_or_default(),
+        items: submit.spec.items,
+        demands: submit.spec.demands,
         ..mesh_samples::ticket_body(0, 0, 0)
     };
     Grant {

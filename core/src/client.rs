@@ -16,7 +16,7 @@ use proto_msgs::{
     Purpose, Queued, Refuse, RunResult, TaskId, WorkerToClient,
 };
 
-pub use api::{Action, Config, End, Event, News, TaskSpec};
+pub use api::{Action, Config, End, Event, News};
 
 use crate::{Clock, DEADLINE_PASSED, MonoTime, Rule, due::Due};
 use tasks::{At, Lost, State, Task, Way, Wish};

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use mesh_core::{
     MonoTime,
-    client::{self, Client, News, TaskSpec},
+    client::{self, Client, News},
     worker::{Action, Config, Event, LinkId, Worker},
 };
 use mesh_samples::{TICKET_KEY, client_id, opening, register, submit, ticket_body};
 use proto_msgs::{
-    BrokerToWorker, ClientToBroker, Digest, ErrorCode, HeartbeatAck, Manifest, ModelFormat, ModelRef, Outcome, Ticket,
-    TicketBody,
+    BrokerToWorker, ClientToBroker, Digest, ErrorCode, HeartbeatAck, Manifest, ModelFormat, ModelRef, Outcome,
+    TaskSpec, Ticket, TicketBody,
 };
 
 const fn s(seconds: u64) -> Duration {
@@ -64,32 +64,14 @@ fn a_broker_whose_clock_was_put_forward_expires_nothing_that_is_at_work() {
 /// The deadline that the broker is told.
 fn told(actions: &[client::Action]) -> Option<u64> {
     actions.iter().find_map(|action| match action {
-        client::Action::TellBroker(ClientToBroker::Submit(submit)) => submit.deadline_ms,
+        client::Action::TellBroker(ClientToBroker::Submit(submit)) => submit.spec.deadline_ms,
         _ => None,
     })
 }
 
 /// The user submits a task with a deadline of ten seconds.
 fn submits(client: &mut Client, now: MonoTime, number: u32) -> Vec<client::Action> {
-    let like = submit(number, 1);
-    let spec = TaskSpec {
-        task: like.task,
-        job: like.job,
-        model_name: like.model_name,
-        model: like.model,
-        then: like.then,
-        input_bytes: like.input_bytes,
-        items: like.items,
-        job_items: like.job_items,
-        lane: like.lane,
-        slo: like.slo,
-        labels: like.labels,
-        priority: like.priority,
-        deadline: Some(s(10)),
-        demands: like.demands,
-        detached: like.detached,
-        direction: like.direction,
-    };
+    let spec = TaskSpec { deadline_ms: Some(10_000), ..submit(number, 1).spec };
     client.handle(now, client::Event::Submit(Box::new(spec)))
 }
 
@@ -116,7 +98,7 @@ fn a_broker_that_was_asked_nothing_for_an_hour_is_not_called_silent() {
     let start = MonoTime::from_micros(1);
     let mut client = Client::new(client::Config::new(client_id(1)));
     let _ = submits(&mut client, start, 1);
-    let _ = client.handle(start + s(1), client::Event::Cancel { task: submit(1, 1).task });
+    let _ = client.handle(start + s(1), client::Event::Cancel { task: submit(1, 1).spec.task });
     assert!(!is_called_silent(&submits(&mut client, start + s(3600), 2)));
     let mut later = in_time(start + s(3600), s(6)).map(|now| client.handle(now, client::Event::Deadline));
     assert!(later.any(|actions| is_called_silent(&actions)), "now it is");

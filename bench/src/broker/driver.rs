@@ -118,7 +118,7 @@ impl Driver {
             let mut bytes = template.clone();
             set_task(&mut bytes, task_bytes(7));
             let task = match ClientToBroker::from_frame(&Frame::new(bytes))? {
-                ClientToBroker::Submit(submit) => submit.task,
+                ClientToBroker::Submit(submit) => submit.spec.task,
                 ClientToBroker::Close(close) => close.task,
                 other => bail!("no template has {}", other.name()),
             };
@@ -150,13 +150,11 @@ pub(crate) fn kind_of(kinds: &[(u16, &str)], name: &str) -> u16 {
 }
 
 fn example_submit(client: ClientId) -> Submit {
-    Submit {
-        task: TaskId::from_bytes([0; TASK_BYTES]),
-        client,
-        model: ModelRef { digest: Digest::of(b"bench"), size_bytes: 1 << 20, format: ModelFormat::Onnx },
-        input_bytes: 4096,
-        ..mesh_samples::submit(0, 0)
-    }
+    let mut submit = mesh_samples::submit(0, 0);
+    (submit.spec.task, submit.spec.client) = (TaskId::from_bytes([0; TASK_BYTES]), client);
+    submit.spec.model = ModelRef { digest: Digest::of(b"bench"), size_bytes: 1 << 20, format: ModelFormat::Onnx };
+    submit.spec.input_bytes = 4096;
+    submit
 }
 
 fn example_close(client: ClientId) -> Close {

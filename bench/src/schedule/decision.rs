@@ -215,14 +215,11 @@ fn from_worker(number: u32, message: WorkerToBroker) -> Event {
 }
 
 fn submit(number: u32) -> Submit {
-    Submit {
-        // Not in step with the clients.
-        model: ModelRef { digest: model(number / 3), size_bytes: 1 << 20, format: ModelFormat::Onnx },
-        input_bytes: 4096,
-        items: 8,
-        job_items: 8,
-        ..mesh_samples::submit(number, client_of(number))
-    }
+    let mut submit = mesh_samples::submit(number, client_of(number));
+    // Not in step with the clients.
+    submit.spec.model = ModelRef { digest: model(number / 3), size_bytes: 1 << 20, format: ModelFormat::Onnx };
+    (submit.spec.input_bytes, submit.spec.items, submit.spec.job_items) = (4096, 8, 8);
+    submit
 }
 
 fn register(number: u32) -> Register {

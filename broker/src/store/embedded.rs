@@ -129,7 +129,7 @@ fn commit(database: &Database, batch: &Batch) -> Result<(), redb::Error> {
         for write in batch {
             match write {
                 Write::PutTask { record, durable: true } => {
-                    table.insert(record.task.to_string().as_str(), to_text(record).as_str())?;
+                    table.insert(record.spec.task.to_string().as_str(), to_text(record).as_str())?;
                 }
                 Write::DropTask(task) => drop(table.remove(task.to_string().as_str())?),
                 Write::PutTask { .. } | Write::PutWorker { .. } | Write::DropWorker(_) => {}
@@ -202,7 +202,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut store = EmbeddedStore::open(folder.path()).unwrap();
         store.write(&vec![put(1), put(2), put(3)]).await.unwrap();
-        store.write(&vec![Write::DropTask(task(2).task)]).await.unwrap();
+        store.write(&vec![Write::DropTask(task(2).spec.task)]).await.unwrap();
         let left = after_kill(folder.path());
         assert_eq!(tasks(left.path()).await, [task(1), task(3)]);
     }

@@ -97,7 +97,7 @@ impl Pending {
                 self.put(key, Value::Worker(record.into()), false);
             }
             Change::PutTask { record, durable } => {
-                let key = Key::Task(record.task);
+                let key = Key::Task(record.spec.task);
                 self.put(key, Value::Task { record: record.into(), durable }, durable);
             }
             Change::DropWorker(worker) => self.remove(Key::Worker(worker)),
@@ -142,7 +142,7 @@ impl Pending {
     pub(crate) fn restored(&mut self, records: &[TaskRecord]) {
         for record in records {
             let value = Value::Task { record: Arc::new(record.clone()), durable: true };
-            self.entries.insert(Key::Task(record.task), Entry::new(value, true));
+            self.entries.insert(Key::Task(record.spec.task), Entry::new(value, true));
         }
     }
 
@@ -199,7 +199,7 @@ impl Pending {
                     }
                 }
                 Write::PutTask { record, durable } => {
-                    let key = Key::Task(record.task);
+                    let key = Key::Task(record.spec.task);
                     match self.entries.get(&key).map(|entry| &entry.value) {
                         None | Some(Value::Gone) => {}
                         Some(_) if durable => drop(self.urgent.insert(key)),
@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn what_came_and_went_between_two_writes_is_never_written() {
-        let mut pending = pending([put_task(1, false), Change::DropTask(task(1).task)]);
+        let mut pending = pending([put_task(1, false), Change::DropTask(task(1).spec.task)]);
         assert!(pending.take(ALL, true).is_empty());
         assert_eq!(pending.behind_since(), None);
         assert_eq!(pending.entries.len(), 0);
@@ -312,8 +312,8 @@ mod tests {
     fn what_was_written_is_dropped_in_the_store_too() {
         let mut pending = pending([put_task(1, false)]);
         pending.take(ALL, true);
-        save(&mut pending, [Change::DropTask(task(1).task)]);
-        assert_eq!(pending.take(ALL, true), [Write::DropTask(task(1).task)]);
+        save(&mut pending, [Change::DropTask(task(1).spec.task)]);
+        assert_eq!(pending.take(ALL, true), [Write::DropTask(task(1).spec.task)]);
         assert_eq!(pending.entries.len(), 0, "nothing is left of it");
     }
 
@@ -321,7 +321,9 @@ mod tests {
     fn a_durable_task_does_not_wait_for_the_tick_and_takes_nothing_with_it() {
         let mut pending = pending([put_worker(1, 1), put_task(1, true), put_task(2, false)]);
         let batch = pending.take(ALL, false);
-        assert!(matches!(&batch[..], [Write::PutTask { record, durable: true }] if record.task == task(1).task));
+        assert!(
+            matches!(&batch[..], [Write::PutTask { record, durable: true }] if record.spec.task == task(1).spec.task)
+        );
         assert_eq!(pending.len(), 2);
     }
 
@@ -329,23 +331,23 @@ mod tests {
     fn after_a_failed_write_everything_comes_again_but_what_is_newer_wins() {
         let mut pending = pending([put_worker(1, 1), put_worker(2, 1), put_task(1, true)]);
         let batch = pending.take(ALL, true);
-        save(&mut pending, [put_worker(1, 2), Change::DropTask(task(1).task)]);
+        save(&mut pending, [put_worker(1, 2), Change::DropTask(task(1).spec.task)]);
         pending.put_back(batch);
         let batch = pending.take(ALL, true);
         let mut rows = seen(&batch);
         rows.sort_unstable();
         assert_eq!(rows, [(1, true), (2, true)], "rows are whole again, the newer heartbeat won");
-        assert!(batch.contains(&Write::DropTask(task(1).task)), "a part of the failed write may be in the store");
+        assert!(batch.contains(&Write::DropTask(task(1).spec.task)), "a part of the failed write may be in the store");
     }
 
     #[test]
     fn a_drop_that_failed_is_not_forgotten() {
         let mut pending = pending([put_task(1, false)]);
         pending.take(ALL, true);
-        save(&mut pending, [Change::DropTask(task(1).task)]);
+        save(&mut pending, [Change::DropTask(task(1).spec.task)]);
         let batch = pending.take(ALL, true);
         pending.put_back(batch);
-        assert_eq!(pending.take(ALL, true), [Write::DropTask(task(1).task)]);
+        assert_eq!(pending.take(ALL, true), [Write::DropTask(task(1).spec.task)]);
     }
 
     #[test]
@@ -367,7 +369,7 @@ mod tests {
             save(&mut pending, (0..10).flat_map(|number| [put_worker(number, 1), put_task(number, number % 2 == 0)]));
             let batch = pending.take(ALL, true);
             pending.put_back(batch);
-            save(&mut pending, (0..5).map(|number| Change::DropTask(task(number).task)));
+            save(&mut pending, (0..5).map(|number| Change::DropTask(task(number).spec.task)));
         }
         assert_eq!(pending.entries.len(), 20);
         assert!(pending.len() <= 20);

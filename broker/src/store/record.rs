@@ -9,7 +9,7 @@ use std::{collections::HashMap, fmt::Display, str::FromStr};
 use mesh_core::broker::{TaskRecord, WorkerRecord};
 use proto_msgs::{
     Arch, Attempt, AttemptState, Demands, Digest, EngineKind, Epoch, ErrorCode, Failure, Lane, LaneLoad, ModelCost,
-    ModelRef, Outcome, PublicKey, WorkerId,
+    ModelRef, Outcome, PublicKey, TaskSpec, WorkerId,
 };
 
 use super::lists;
@@ -146,33 +146,33 @@ pub fn task_fields(record: &TaskRecord, durable: bool) -> Fields {
     };
     vec![
         ("record_version", RECORD_VERSION.to_string()),
-        ("task", record.task.to_string()),
-        ("client", record.client.to_string()),
-        ("client_key_hex", record.key.map(|key| hex(&key.0)).unwrap_or_default()),
-        ("job", record.job.to_string()),
+        ("task", record.spec.task.to_string()),
+        ("client", record.spec.client.to_string()),
+        ("client_key_hex", record.spec.key.map(|key| hex(&key.0)).unwrap_or_default()),
+        ("job", record.spec.job.to_string()),
         ("durable", yes_no(durable)),
-        ("detached", yes_no(record.detached)),
-        ("model_name", record.model_name.clone()),
-        ("model_digest", record.model.digest.to_string()),
-        ("model_bytes", record.model.size_bytes.to_string()),
-        ("model_format", record.model.format.to_string()),
-        ("then", lists::stages_text(&record.then)),
-        ("input_bytes", record.input_bytes.to_string()),
-        ("items", record.items.to_string()),
-        ("lane", record.lane.to_string()),
-        ("slo", lists::slo_text(record.slo)),
-        ("labels", lists::labels_text(&record.labels)),
-        ("priority", record.priority.to_string()),
-        ("cpu_millis", record.demands.cpu_millis.to_string()),
-        ("memory_bytes", record.demands.memory_bytes.to_string()),
-        ("gpu_memory_bytes", record.demands.gpu_memory_bytes.to_string()),
-        ("arch", optional(record.demands.arch)),
-        ("direction", optional(record.direction)),
+        ("detached", yes_no(record.spec.detached)),
+        ("model_name", record.spec.model_name.clone()),
+        ("model_digest", record.spec.model.digest.to_string()),
+        ("model_bytes", record.spec.model.size_bytes.to_string()),
+        ("model_format", record.spec.model.format.to_string()),
+        ("then", lists::stages_text(&record.spec.then)),
+        ("input_bytes", record.spec.input_bytes.to_string()),
+        ("items", record.spec.items.to_string()),
+        ("lane", optional(record.spec.lane)),
+        ("slo", lists::slo_text(record.spec.slo)),
+        ("labels", lists::labels_text(&record.spec.labels)),
+        ("priority", record.spec.priority.to_string()),
+        ("cpu_millis", record.spec.demands.cpu_millis.to_string()),
+        ("memory_bytes", record.spec.demands.memory_bytes.to_string()),
+        ("gpu_memory_bytes", record.spec.demands.gpu_memory_bytes.to_string()),
+        ("arch", optional(record.spec.demands.arch)),
+        ("direction", optional(record.spec.direction)),
         ("attempt", record.attempt.to_string()),
         ("worker", optional(record.worker.map(|(worker, _)| worker))),
         ("worker_epoch", optional(record.worker.map(|(_, epoch)| epoch.0))),
         ("submitted_unix_ms", record.submitted_unix_ms.to_string()),
-        ("deadline_unix_ms", optional(record.deadline_unix_ms)),
+        ("deadline_unix_ms", optional(record.deadline_unix_ms())),
         ("outcome", outcome.to_owned()),
         ("outcome_code", code.to_owned()),
         ("outcome_text", text.to_owned()),
@@ -197,7 +197,9 @@ pub fn task_from_fields(fields: &HashMap<String, String>) -> Result<(TaskRecord,
         (Some(worker), Some(epoch)) => Some((worker, Epoch(epoch))),
         _ => None,
     };
-    let record = TaskRecord {
+    let (items, submitted_unix_ms) = (row.need("items")?, row.need("submitted_unix_ms")?);
+    let deadline_unix_ms: Option<u64> = row.maybe("deadline_unix_ms")?;
+    let spec = TaskSpec {
         task: row.need("task")?,
         client: row.need("client")?,
         key: row.key("client_key_hex")?,
@@ -210,11 +212,13 @@ pub fn task_from_fields(fields: &HashMap<String, String>) -> Result<(TaskRecord,
         },
         then: row.list("then", lists::stages)?,
         input_bytes: row.need("input_bytes")?,
-        items: row.need("items")?,
-        lane: row.need("lane")?,
+        items,
+        job_items: items, // It decided the lane, which is known.
+        lane: row.maybe("lane")?,
         slo: row.list("slo", lists::slo)?,
         labels: row.list("labels", lists::labels)?,
         priority: row.need("priority")?,
+        deadline_ms: deadline_unix_ms.map(|at| at.saturating_sub(submitted_unix_ms)),
         demands: Demands {
             cpu_millis: row.need("cpu_millis")?,
             memory_bytes: row.need("memory_bytes")?,
@@ -223,12 +227,9 @@ pub fn task_from_fields(fields: &HashMap<String, String>) -> Result<(TaskRecord,
         },
         direction: row.maybe("direction")?,
         detached: row.flag("detached")?,
-        attempt: Attempt(row.need("attempt")?),
-        worker,
-        submitted_unix_ms: row.need("submitted_unix_ms")?,
-        deadline_unix_ms: row.maybe("deadline_unix_ms")?,
-        ended: row.ended()?,
     };
+    let attempt = Attempt(row.need("attempt")?);
+    let record = TaskRecord { spec, attempt, worker, submitted_unix_ms, ended: row.ended()? };
     Ok((record, row.flag("durable")?))
 }
 
@@ -377,11 +378,11 @@ mod tests {
             detached in any::<bool>(),
             attempt in any::<u32>(),
             worker in any::<Option<([u8; 16], u64)>>(),
-            deadline_unix_ms in any::<Option<u64>>(),
+            deadline_ms in any::<Option<u32>>(),
             ended in prop::option::of((outcomes(), any::<u64>())),
         ) -> TaskRecord {
             let (input_bytes, priority, cpu_millis, memory_bytes, gpu_memory_bytes, submitted_unix_ms) = numbers;
-            TaskRecord {
+            let spec = TaskSpec {
                 task: TaskId::from_bytes(ids.0),
                 client: ClientId::from_bytes(ids.1),
                 key: key.map(PublicKey),
@@ -391,19 +392,18 @@ mod tests {
                 then,
                 input_bytes,
                 items,
-                lane,
+                job_items: items,
+                lane: Some(lane),
                 slo,
                 labels,
                 priority,
+                deadline_ms: deadline_ms.map(u64::from),
                 demands: Demands { cpu_millis, memory_bytes, gpu_memory_bytes, arch },
                 direction,
                 detached,
-                attempt: Attempt(attempt),
-                worker: worker.map(|(id, epoch)| (WorkerId::from_bytes(id), Epoch(epoch))),
-                submitted_unix_ms,
-                deadline_unix_ms,
-                ended,
-            }
+            };
+            let worker = worker.map(|(id, epoch)| (WorkerId::from_bytes(id), Epoch(epoch)));
+            TaskRecord { spec, attempt: Attempt(attempt), worker, submitted_unix_ms: submitted_unix_ms >> 1, ended }
         }
     }
 

@@ -229,7 +229,7 @@ impl Redis {
     }
 
     fn put_task(&self, pipeline: &mut Pipeline, task: &TaskRecord, durable: bool) {
-        let key = self.id_key("task", task.task);
+        let key = self.id_key("task", task.spec.task);
         let row = pipeline.cmd("HSET").arg(&key);
         for (name, value) in record::task_fields(task, durable) {
             row.arg(name).arg(value);
@@ -258,7 +258,7 @@ impl Redis {
                 }
                 Write::PutTask { record, durable } => {
                     self.put_task(&mut pipeline, record, *durable);
-                    added.arg(record.task.to_string());
+                    added.arg(record.spec.task.to_string());
                 }
                 Write::DropTask(task) => {
                     pipeline.cmd("DEL").arg(self.id_key("task", task)).ignore();
@@ -281,7 +281,7 @@ impl Redis {
     async fn foreign_key(&mut self, batch: &Batch) -> Result<(), StoreError> {
         let rows = batch.iter().filter_map(|write| match write {
             Write::PutWorker { record, .. } => Some((self.id_key("worker", record.register.worker), "hash")),
-            Write::PutTask { record, .. } => Some((self.id_key("task", record.task), "hash")),
+            Write::PutTask { record, .. } => Some((self.id_key("task", record.spec.task), "hash")),
             Write::DropWorker(_) | Write::DropTask(_) => None,
         });
         let keys: Vec<_> = rows.chain(self.fixed_keys()).collect();

@@ -5,34 +5,25 @@ use std::time::Duration;
 use mesh_core::broker::{TaskRecord, WorkerRecord};
 use proto_msgs::{
     Arch, Attempt, ClientId, Demands, Digest, EngineKind, Epoch, Gpu, GpuLoad, Heartbeat, JobId, Lane, Load, ModelCost,
-    ModelFormat, ModelRef, Packing, Register, TaskId, WorkerId,
+    ModelFormat, ModelRef, Packing, Register, TaskId, TaskSpec, WorkerId,
 };
 
 /// A detached task that waits.
 pub(crate) fn task(number: u8) -> TaskRecord {
-    TaskRecord {
+    let spec = TaskSpec {
         task: TaskId::from_bytes([number; 16]),
         client: ClientId::from_bytes([200; 16]),
-        key: None,
         job: JobId::from_bytes([201; 16]),
         model_name: "mobilenet v1 \"quant\"".to_owned(),
         model: ModelRef { digest: Digest::of(b"model"), size_bytes: 4_276_352, format: ModelFormat::TfLite },
-        then: Vec::new(),
         input_bytes: 150_528,
-        items: 1,
-        lane: Lane::Realtime,
-        slo: None,
-        labels: Vec::new(),
-        priority: 50,
+        lane: Some(Lane::Realtime),
         demands: Demands { cpu_millis: 2_000, arch: Some(Arch::Arm64), ..Demands::default() },
-        direction: None,
         detached: true,
-        attempt: Attempt(1),
-        worker: Some((WorkerId::from_bytes([9; 16]), Epoch(3))),
-        submitted_unix_ms: 1_795_000_000_000,
-        deadline_unix_ms: None,
-        ended: None,
-    }
+        ..mesh_samples::submit(0, 0).spec
+    };
+    let worker = Some((WorkerId::from_bytes([9; 16]), Epoch(3)));
+    TaskRecord { spec, attempt: Attempt(1), worker, submitted_unix_ms: 1_795_000_000_000, ended: None }
 }
 
 /// A worker with two GPUs and one held model.

@@ -342,7 +342,7 @@ impl<S: Store> Writer<S> {
         self.shared.written.fetch_add(batch.len() as u64, Ordering::Relaxed);
         for write in batch {
             if let Write::PutTask { record, durable: true } = write {
-                self.tell(Event::Stored { task: record.task, footing: record.footing() }).await;
+                self.tell(Event::Stored { task: record.spec.task, footing: record.footing() }).await;
             }
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use mesh_transport::{Context, DialError, Dialer, Heard, Limits, Security};
 use proto_msgs::{
     AnswerBody, Arch, Ask, BrokerToClient, BrokerToWorker, ClientId, ClientToBroker, Digest, Grant, HeartbeatAck,
-    ModelFormat, ModelRef, PublicKey, Question, Register, Submit, TaskId, WorkerId, WorkerToBroker,
+    ModelFormat, ModelRef, PublicKey, Question, Register, Submit, TaskId, TaskSpec, WorkerId, WorkerToBroker,
 };
 use tokio::time::timeout;
 
@@ -117,14 +117,16 @@ impl TestClient {
     /// A client with one task.
     pub(crate) async fn new(mesh: &Mesh) -> Self {
         let dialer = mesh.dial().await;
-        let submit = Submit {
+        let like = mesh_samples::submit(1, 8);
+        let spec = TaskSpec {
             task: uuid::Uuid::now_v7().into(),
             client: ClientId::from_bytes([8; 16]),
             model_name: "mobilenet".to_owned(),
             model: ModelRef { digest: Digest::of(b"model"), size_bytes: 4_000_000, format: ModelFormat::TfLite },
             input_bytes: 150_528,
-            ..mesh_samples::submit(1, 8)
+            ..like.spec
         };
+        let submit = Submit { spec, ..like };
         Self { submit, dialer }
     }
 
@@ -134,7 +136,7 @@ impl TestClient {
     }
 
     pub(crate) fn task(&self) -> TaskId {
-        self.submit.task
+        self.submit.spec.task
     }
 
     /// Sends the client's view of its task.
@@ -144,7 +146,7 @@ impl TestClient {
 
     /// Submits once and returns the first answer.
     pub(crate) async fn submit(&mut self, detached: bool) -> BrokerToClient {
-        self.submit.detached = detached;
+        self.submit.spec.detached = detached;
         self.say();
         self.heard().await
     }

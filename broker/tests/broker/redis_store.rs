@@ -45,7 +45,7 @@ fn save_task(number: u8) -> Change {
 }
 
 fn stored(number: u8) -> Event {
-    Event::Stored { task: task(number).task, footing: task(number).footing() }
+    Event::Stored { task: task(number).spec.task, footing: task(number).footing() }
 }
 
 async fn expect(opened: &mut Opened, event: Event) {
@@ -74,12 +74,12 @@ async fn tasks_come_back_after_a_restart_and_the_copies_for_people_go() {
     let copy = Write::PutTask { record: Arc::new(task(3)), durable: false };
     let batch = vec![put(1), Write::PutTask { record: Arc::new(ended.clone()), durable: true }, copy, put(4)];
     redis.write(&batch).await.unwrap();
-    redis.write(&vec![Write::DropTask(task(4).task)]).await.unwrap();
+    redis.write(&vec![Write::DropTask(task(4).spec.task)]).await.unwrap();
     redis.release().await;
     server.cli(&["HSET", &task_key(5), "record_version", "1"]);
     server.cli(&["SADD", "mesh:{attic}:tasks", &TaskId::from_bytes([5; 16]).to_string()]);
     let (_redis, mut restored) = direct(&server.url(), "second").await.unwrap();
-    restored.sort_by_key(|record| record.task);
+    restored.sort_by_key(|record| record.spec.task);
     assert_eq!(restored, [task(1), ended]);
     assert_eq!(server.cli(&["EXISTS", &task_key(3)]), "0", "nobody owns it any more");
     assert_eq!(server.cli(&["EXISTS", &task_key(5)]), "0", "nobody could end what an older broker wrote");
@@ -149,7 +149,7 @@ async fn an_outage_is_told_and_made_up_for_even_if_the_server_comes_back_empty()
         }
     }
     confirmed.sort_unstable();
-    assert_eq!(confirmed, [task(1).task, task(2).task]);
+    assert_eq!(confirmed, [task(1).spec.task, task(2).spec.task]);
     assert_eq!(server.cli(&["SCARD", "mesh:{attic}:tasks"]), "2");
     assert_eq!(server.cli(&["EXISTS", &worker_key(1)]), "1");
     assert!(opened.handle.health().away.is_none());
@@ -232,7 +232,7 @@ async fn a_user_with_rights_on_the_keys_of_the_mesh_is_enough() {
     let url = format!("redis://broker:pa%3Ass@127.0.0.1:{}", server.port);
     let (mut redis, _) = direct(&url, "first").await.unwrap();
     redis.write(&vec![put(1), Write::PutWorker { record: Arc::new(worker(1)), whole: true }]).await.unwrap();
-    redis.write(&vec![Write::DropTask(task(1).task)]).await.unwrap();
+    redis.write(&vec![Write::DropTask(task(1).spec.task)]).await.unwrap();
     assert_eq!(redis.keep().await.unwrap(), Kept::Same);
     for wrong in [server.url(), format!("redis://broker:wrong@127.0.0.1:{}", server.port)] {
         let refused = direct(&wrong, "second").await.unwrap_err();
@@ -251,7 +251,7 @@ async fn a_cluster_of_three_masters_works_like_one_server() {
     let (mut redis, _) = direct(&url, "first").await.unwrap();
     let row = Write::PutWorker { record: Arc::new(worker(1)), whole: true };
     redis.write(&vec![put(1), row, put(2)]).await.unwrap();
-    redis.write(&vec![Write::DropTask(task(2).task)]).await.unwrap();
+    redis.write(&vec![Write::DropTask(task(2).spec.task)]).await.unwrap();
     assert_eq!(redis.keep().await.unwrap(), Kept::Same);
     redis.release().await;
     let (_redis, restored) = direct(&url, "second").await.unwrap();

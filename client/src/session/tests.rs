@@ -1,7 +1,7 @@
 //! How an attempt is opened, and what happens to its transfers if it ends first.
 
 use mesh_samples::{ticket_body, worker_id};
-use proto_msgs::{Attempt, AttemptId, DType, Direction, Outcome, OutputDecl, TaskId, Ticket, TicketKey};
+use proto_msgs::{Attempt, AttemptId, ClientId, DType, Direction, Outcome, OutputDecl, TaskId, Ticket, TicketKey};
 
 use super::*;
 use crate::{Input, Model, Task};
@@ -74,7 +74,10 @@ async fn a_large_output_that_nobody_wants_any_more_leaves_no_file_though_it_is_w
 #[tokio::test]
 async fn a_worker_that_has_dialled_in_is_not_late_while_a_neighbour_brings_the_model() {
     let model = Model::from_bytes("m.tflite", &b"\x1c\0\0\0TFL3"[..]).await.unwrap();
-    let (_, payload) = Task::new(model).input(Input::raw(vec![1])).prepare(ID.task, None).unwrap();
+    let (_, payload) = Task::new(model)
+        .input(Input::raw(vec![1]))
+        .prepare(ID.task, (ClientId::from_bytes([1; 16]), None), None)
+        .unwrap();
     let mut session = session(Some(Arc::new(payload)));
     session.wait_for_dial_in(1);
     assert!(session.waits_for_dial_in(1) && !session.waits_for_dial_in(2));

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use proto_msgs::{
-    Attempt, BrokerToClient, BrokerToWorker, ClientId, ClientToBroker, Demands, Direction, Epoch, Heartbeat, JobId,
-    LabelRule, Lane, ModelRef, Outcome, PeerId, PublicKey, Register, Slo, Stage, TaskId, WorkerId, WorkerToBroker,
+    Attempt, BrokerToClient, BrokerToWorker, ClientToBroker, Epoch, Heartbeat, Outcome, PeerId, PublicKey, Register,
+    TaskId, TaskSpec, WorkerId, WorkerToBroker,
 };
 
 /// An input of the broker.
@@ -82,46 +82,14 @@ pub struct Footing {
 /// A task as the store keeps it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskRecord {
-    /// The task's id.
-    pub task: TaskId,
-    /// The client that submitted the task.
-    pub client: ClientId,
-    /// The key that the task's owner must hold; `None` in a mesh without keys.
-    pub key: Option<PublicKey>,
-    /// The `submit` that the task belongs to.
-    pub job: JobId,
-    /// The model's name for people.
-    pub model_name: String,
-    /// The first model of the task.
-    pub model: ModelRef,
-    /// The models that follow the first one.
-    pub then: Vec<Stage>,
-    /// Bytes of all inputs.
-    pub input_bytes: u64,
-    /// Number of items.
-    pub items: u32,
-    /// The task's lane.
-    pub lane: Lane,
-    /// The service level promised to the task.
-    pub slo: Option<Slo>,
-    /// Labels that the task requires or prefers.
-    pub labels: Vec<LabelRule>,
-    /// The user's priority.
-    pub priority: u8,
-    /// Resources that the run may use.
-    pub demands: Demands,
-    /// The side that must open the direct connection; `None` if either may.
-    pub direction: Option<Direction>,
-    /// The task goes on without its client.
-    pub detached: bool,
+    /// What the task wants, its lane decided. The deadline counts from `submitted_unix_ms`.
+    pub spec: TaskSpec,
     /// Placements so far.
     pub attempt: Attempt,
     /// The worker of the last attempt, and its epoch at that placement.
     pub worker: Option<(WorkerId, Epoch)>,
     /// When the task was submitted, milliseconds since 1970.
     pub submitted_unix_ms: u64,
-    /// When the task's answer becomes worthless, milliseconds since 1970.
-    pub deadline_unix_ms: Option<u64>,
     /// How and when (milliseconds since 1970) the task ended; `None` while it is unfinished.
     pub ended: Option<(Outcome, u64)>,
 }
@@ -130,5 +98,10 @@ impl TaskRecord {
     /// The footing of the task's promise once the store has this record.
     pub fn footing(&self) -> Footing {
         Footing { attempt: self.attempt, worker: self.worker.map(|(worker, _)| worker), is_over: self.ended.is_some() }
+    }
+
+    /// When the task's answer becomes worthless, milliseconds since 1970.
+    pub fn deadline_unix_ms(&self) -> Option<u64> {
+        self.spec.deadline_ms.map(|ms| self.submitted_unix_ms.saturating_add(ms))
     }
 }

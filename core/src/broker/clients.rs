@@ -16,12 +16,12 @@ use crate::{MonoTime, Rule};
 impl Broker {
     pub(super) fn client_said(&mut self, now: MonoTime, peer: PeerId, key: Option<PublicKey>, message: ClientToBroker) {
         match message {
-            ClientToBroker::Submit(submit) if self.config.encrypted && submit.key != key => {
+            ClientToBroker::Submit(submit) if self.config.encrypted && submit.spec.key != key => {
                 self.counters.forbidden += 1;
-                self.refuse(peer, submit.task, ErrorCode::Forbidden, "the key named is not the connection's key");
+                self.refuse(peer, submit.spec.task, ErrorCode::Forbidden, "the key named is not the connection's key");
             }
             ClientToBroker::Submit(submit) => {
-                let id = submit.task;
+                let id = submit.spec.task;
                 self.submit(now, peer, submit);
                 self.reschedule(id);
             }
@@ -49,11 +49,11 @@ impl Broker {
     }
 
     fn submit(&mut self, now: MonoTime, peer: PeerId, submit: Submit) {
-        let id = submit.task;
+        let id = submit.spec.task;
         if self.tasks.get(id).is_none() {
             return self.first_submit(now, peer, submit);
         }
-        if self.owned(id, submit.client, submit.key).is_none() {
+        if self.owned(id, submit.spec.client, submit.spec.key).is_none() {
             self.counters.forbidden += 1;
             return self.refuse(peer, id, ErrorCode::Conflict, "this task id is in use by another client");
         }
@@ -66,7 +66,7 @@ impl Broker {
         }
         let Some(task) = self.tasks.get_mut(id) else { return };
         // A client's addresses may change while it waits.
-        task.spec.endpoints.clone_from(&submit.endpoints);
+        task.endpoints.clone_from(&submit.endpoints);
         if let State::Ended { outcome, .. } = &task.state {
             // A client leaves when it hears that its detached task is done or cancelled, so that must be stored first.
             let waits = task.awaits_store() && !matches!(outcome, Outcome::Failed(_));
@@ -85,18 +85,18 @@ impl Broker {
     }
 
     /// Handles the submit of an unknown task: it is new, or from before a restart.
-    fn first_submit(&mut self, now: MonoTime, peer: PeerId, mut submit: Submit) {
-        let id = submit.task;
-        let standing = submit.standing.clone();
-        let (lane, tenant) = (self.config.lane(&submit), self.config.tenant(submit.client));
-        (submit.lane, submit.priority) = (Some(lane), submit.priority.min(tenant.priority_max));
-        if let Some((failure, retry_after_ms)) = self.no_place_for(&submit, lane) {
-            return self.turn_away(now, peer, submit, failure, retry_after_ms);
+    fn first_submit(&mut self, now: MonoTime, peer: PeerId, submit: Submit) {
+        let Submit { mut spec, endpoints, standing } = submit;
+        let id = spec.task;
+        let (lane, tenant) = (self.config.lane(&spec), self.config.tenant(spec.client));
+        (spec.lane, spec.priority) = (Some(lane), spec.priority.min(tenant.priority_max));
+        if let Some((failure, retry_after_ms)) = self.no_place_for(&spec, &standing, lane) {
+            return self.turn_away(now, peer, spec, failure, retry_after_ms);
         }
         self.turned_away.forget(id);
-        let detached = submit.detached;
-        let mut task = Task::new(submit, now, self.unix_ms(now));
-        task.peer = Some(peer);
+        let detached = spec.detached;
+        let mut task = Task::new(spec, now, self.unix_ms(now));
+        (task.peer, task.endpoints) = (Some(peer), endpoints);
         task.named_by_client = named_in(&standing);
         task.is_from_before = !self.is_settled(now) || standing != Standing::Asking;
         task.rank = Some(self.rate(now, &task));
@@ -340,7 +340,7 @@ impl Broker {
         let (Some(task), Some(worker)) = (self.tasks.get_mut(locate.task), self.workers.get(worker)) else {
             return Direction::ClientDials;
         };
-        task.spec.endpoints.clone_from(&locate.endpoints);
+        task.endpoints.clone_from(&locate.endpoints);
         if let Some(direction) = locate.unreachable {
             // A direction that failed before may work by now.
             task.unreachable.retain(|(at, _)| *at != worker.id());

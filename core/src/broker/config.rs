@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
-use proto_msgs::{ClientId, Epoch, Lane, Submit, limits::PRIORITY_MAX};
+use proto_msgs::{ClientId, Epoch, Lane, TaskSpec, limits::PRIORITY_MAX};
 
 use crate::{GRANT_WAIT, Rule, Rules};
 
@@ -162,9 +162,9 @@ impl Config {
     }
 
     /// The lane that a task names, otherwise the lane for the size of its job.
-    pub(super) fn lane(&self, submit: &Submit) -> Lane {
-        let by_size = if submit.job_items > self.realtime_items_max { Lane::Batch } else { Lane::Realtime };
-        submit.lane.unwrap_or(by_size)
+    pub(super) fn lane(&self, spec: &TaskSpec) -> Lane {
+        let by_size = if spec.job_items > self.realtime_items_max { Lane::Batch } else { Lane::Realtime };
+        spec.lane.unwrap_or(by_size)
     }
 }
 

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use proto_msgs::{
-    BrokerToClient, BrokerToWorker, Direction, Grant, Introduce, Lane, PeerId, PublicKey, Purpose, Submit, TaskId,
+    BrokerToClient, BrokerToWorker, Direction, Grant, Introduce, Lane, PeerId, PublicKey, Purpose, TaskId, TaskSpec,
     Ticket, TicketBody, WorkerId,
     limits::{INPUT_BYTES_MAX, MODEL_BYTES_MAX, WINDOW_BYTES},
 };
@@ -99,7 +99,7 @@ impl Broker {
         let Some(Place { worker, direction, .. }) = task.place() else {
             return;
         };
-        let (endpoints, client_key, peer) = (task.spec.endpoints.clone(), task.spec.key, task.peer);
+        let (endpoints, client_key, peer) = (task.endpoints.clone(), task.spec.key, task.peer);
         self.introduce(now, id, Purpose::Run, peer, Way { worker, direction, endpoints, client_key });
     }
 
@@ -149,7 +149,7 @@ impl Broker {
 }
 
 /// Most bytes that a task may send: its models and its inputs.
-fn bytes_max(task: &Submit) -> u64 {
+fn bytes_max(task: &TaskSpec) -> u64 {
     let models = task.then.iter().map(|stage| stage.model.size_bytes).chain([task.model.size_bytes]);
     let models = models.fold(0, |sum: u64, bytes| sum.saturating_add(bytes.min(MODEL_BYTES_MAX)));
     models.saturating_add(task.input_bytes.min(INPUT_BYTES_MAX))

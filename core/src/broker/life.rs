@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proto_msgs::{Direction, ErrorCode, Outcome, Standing, Submit, TaskId};
+use proto_msgs::{Direction, ErrorCode, Outcome, TaskId};
 
 use super::{
     Action, Broker, Change, Footing, TaskRecord,
@@ -56,15 +56,16 @@ impl Broker {
     /// client, or for a worker that an earlier broker gave it to. Ended ones can still be asked for.
     pub(super) fn restored(&mut self, now: MonoTime, records: Vec<TaskRecord>) {
         let now_unix_ms = self.unix_ms(now);
-        let (kept, shown): (Vec<TaskRecord>, Vec<TaskRecord>) = records.into_iter().partition(|record| record.detached);
+        let (kept, shown): (Vec<TaskRecord>, Vec<TaskRecord>) =
+            records.into_iter().partition(|record| record.spec.detached);
         // Rows of attached tasks were for people to read; those that still live will be shown again.
-        self.actions.extend(shown.into_iter().map(|record| Action::Save(Change::DropTask(record.task))));
+        self.actions.extend(shown.into_iter().map(|record| Action::Save(Change::DropTask(record.spec.task))));
         // All of them: each was within the limits when it came, and nobody else would ever end it.
         for record in kept {
             let (attempt, worker, ended) = (record.attempt, record.worker, record.ended.clone());
-            let (submitted_unix_ms, deadline_unix_ms) = (record.submitted_unix_ms, record.deadline_unix_ms);
+            let (submitted_unix_ms, deadline_unix_ms) = (record.submitted_unix_ms, record.deadline_unix_ms());
             let footing = record.footing();
-            let mut task = Task::new(submit_of(record), now, submitted_unix_ms);
+            let mut task = Task::new(record.spec, now, submitted_unix_ms);
             let id = task.id();
             (task.stored, task.in_store, task.is_from_before) = (true, Some(footing), true);
             task.attempt = attempt;
@@ -292,31 +293,5 @@ impl Broker {
         if let Some(at) = place {
             self.fill(now, at.worker);
         }
-    }
-}
-
-/// The submit that a stored task came from.
-fn submit_of(record: TaskRecord) -> Submit {
-    Submit {
-        task: record.task,
-        client: record.client,
-        job: record.job,
-        model_name: record.model_name,
-        model: record.model,
-        then: record.then,
-        input_bytes: record.input_bytes,
-        items: record.items,
-        job_items: record.items,
-        priority: record.priority,
-        lane: Some(record.lane),
-        slo: record.slo,
-        labels: record.labels,
-        deadline_ms: record.deadline_unix_ms.map(|deadline| deadline.saturating_sub(record.submitted_unix_ms)),
-        demands: record.demands,
-        detached: record.detached,
-        key: record.key,
-        endpoints: Vec::new(),
-        direction: record.direction,
-        standing: Standing::Asking,
     }
 }

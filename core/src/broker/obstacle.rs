@@ -74,7 +74,7 @@ pub(super) fn direction(task: &Task, worker: &Worker) -> Option<Direction> {
     use Direction::{ClientDials, WorkerDials};
     let is_open = |direction: &Direction| match direction {
         ClientDials => !worker.register.endpoints.is_empty(),
-        WorkerDials => !task.spec.endpoints.is_empty(),
+        WorkerDials => !task.endpoints.is_empty(),
     };
     let is_wanted = |direction: &Direction| task.spec.direction.is_none_or(|wish| wish == *direction);
     let is_shut = |direction: &Direction| task.unreachable.contains(&(worker.id(), *direction));

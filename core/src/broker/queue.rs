@@ -17,7 +17,7 @@
 
 use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
-use proto_msgs::{ClientId, Digest, Lane, RankView, Submit, TaskId};
+use proto_msgs::{ClientId, Digest, Lane, RankView, TaskId, TaskSpec};
 
 use super::{
     config::{Tenant, Weights},
@@ -143,7 +143,7 @@ impl Queue {
     pub(super) fn rate(
         &mut self,
         now: MonoTime,
-        task: &Submit,
+        task: &TaskSpec,
         item_us: u64,
         weights: &Weights,
         tenant: Tenant,
@@ -156,7 +156,7 @@ impl Queue {
     fn rate_as(
         &mut self,
         (came, arrival): (MonoTime, u64),
-        task: &Submit,
+        task: &TaskSpec,
         item_us: u64,
         weights: &Weights,
         tenant: Tenant,
@@ -225,7 +225,7 @@ impl Queue {
     pub(super) fn weigh_again(
         &mut self,
         rank: Rank,
-        task: &Submit,
+        task: &TaskSpec,
         item_us: u64,
         weights: &Weights,
         tenant: Tenant,
@@ -286,7 +286,7 @@ impl Queue {
     }
 
     /// The current terms of a task's effective priority.
-    pub(super) fn view(&self, rank: &Rank, task: &Submit, weights: &Weights, now: MonoTime) -> RankView {
+    pub(super) fn view(&self, rank: &Rank, task: &TaskSpec, weights: &Weights, now: MonoTime) -> RankView {
         let waited_us = now.as_micros().saturating_sub(rank.came.as_micros());
         let lead_us = self.lanes[rank.key.lane.index()].shares.lead_us(rank.start_tag_us);
         RankView {

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use proto_msgs::{BrokerToClient, Ended, ErrorCode, Failure, Lane, Outcome, PeerId, Standing, Submit, TaskId};
+use proto_msgs::{BrokerToClient, Ended, ErrorCode, Failure, Lane, Outcome, PeerId, Standing, TaskId, TaskSpec};
 
 use super::{
     Broker,
@@ -79,8 +79,8 @@ impl Broker {
     }
 
     /// The reason why there is no place for a new task, if so, and the wait before a retry in milliseconds.
-    pub(super) fn no_place_for(&mut self, submit: &Submit, lane: Lane) -> Option<(Failure, u32)> {
-        let is_waiting = !matches!(submit.standing, Standing::Holding { .. });
+    pub(super) fn no_place_for(&mut self, spec: &TaskSpec, standing: &Standing, lane: Lane) -> Option<(Failure, u32)> {
+        let is_waiting = !matches!(standing, Standing::Holding { .. });
         // A task that is already at work, as after a restart, is not turned away because of waiting tasks.
         let tasks_max = if is_waiting { self.config.tasks_max } else { self.config.tasks_max.saturating_mul(2) };
         if self.tasks.live() >= tasks_max {
@@ -99,7 +99,7 @@ impl Broker {
             );
             return Some((Failure::new(ErrorCode::Busy, text), retry));
         }
-        if submit.detached && !self.store_ok {
+        if spec.detached && !self.store_ok {
             self.counters.refused_store += 1;
             let text =
                 "the store does not answer, so a detached task could be lost: try again, or submit without --detach";
@@ -109,11 +109,11 @@ impl Broker {
     }
 
     /// Tells a client that there is no place for its new task. The task is not accepted and may come again.
-    pub(super) fn turn_away(&mut self, now: MonoTime, peer: PeerId, submit: Submit, failure: Failure, retry_ms: u32) {
+    pub(super) fn turn_away(&mut self, now: MonoTime, peer: PeerId, spec: TaskSpec, failure: Failure, retry_ms: u32) {
         let outcome = Outcome::Failed(failure);
-        let ended = Ended { task: submit.task, outcome: outcome.clone(), retry_after_ms: Some(retry_ms) };
+        let ended = Ended { task: spec.task, outcome: outcome.clone(), retry_after_ms: Some(retry_ms) };
         let ended_unix_ms = self.unix_ms(now);
-        let mut task = Task::new(submit, now, ended_unix_ms);
+        let mut task = Task::new(spec, now, ended_unix_ms);
         task.state = State::Ended { outcome, ended_unix_ms };
         self.turned_away.put(task);
         self.tell_client(Some(peer), BrokerToClient::Ended(ended));

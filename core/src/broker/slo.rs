@@ -24,7 +24,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use proto_msgs::{ClientId, Digest, Slo, Submit, WorkerId};
+use proto_msgs::{ClientId, Digest, Slo, TaskSpec, WorkerId};
 
 use crate::{MonoTime, Rule, Rules};
 
@@ -184,7 +184,7 @@ impl Slos {
     }
 
     /// The stream of a task; `None` if the task has no service level.
-    pub(super) fn stream(&mut self, now: MonoTime, task: &Submit) -> Option<StreamId> {
+    pub(super) fn stream(&mut self, now: MonoTime, task: &TaskSpec) -> Option<StreamId> {
         Some(self.open(now, (task.client, task.model.digest, task.slo?)))
     }
 
@@ -213,7 +213,7 @@ impl Slos {
     }
 
     /// Counts a task of a stream that goes to a worker.
-    pub(super) fn granted(&mut self, task: &Submit) {
+    pub(super) fn granted(&mut self, task: &TaskSpec) {
         let stream = task.slo.and_then(|slo| self.streams.get_mut(&(task.client, task.model.digest, slo)));
         if let Some(stream) = stream {
             stream.tasks = stream.tasks.wrapping_add(1);
@@ -221,7 +221,7 @@ impl Slos {
     }
 
     /// Number of the stream's tasks granted so far, which is its turn. In some turns, workers are tried again.
-    pub(super) fn turn(&self, task: &Submit) -> u32 {
+    pub(super) fn turn(&self, task: &TaskSpec) -> u32 {
         let stream = task.slo.and_then(|slo| self.streams.get(&(task.client, task.model.digest, slo)));
         stream.map_or(0, |stream| stream.tasks)
     }

@@ -35,7 +35,7 @@ fn two_equal_clients_get_equal_parts_though_one_came_first_with_everything() {
     let order = mesh.drain(1000 * MS);
     // Both clients wait until the second one has had its fifty tasks.
     let both = &order[1..100];
-    let second = both.iter().filter(|id| mesh.specs[*id].client == client(2)).count() as f64;
+    let second = both.iter().filter(|id| mesh.specs[*id].spec.client == client(2)).count() as f64;
     let first = both.len() as f64 - second;
     let jain = (first + second).powi(2) / (2.0 * (first * first + second * second));
     assert!(jain >= 0.99, "{first} against {second}: {jain}");
@@ -49,7 +49,7 @@ fn shares_hold_even_if_the_first_came_before_anybody_knew_what_a_task_costs() {
     mesh.beat(0, |heartbeat| (heartbeat.held, heartbeat.costs) = (vec![MODEL], vec![cost(1_000_000)]));
     mesh.submit_all(100..140, 2, |_| {});
     let order = mesh.drain(1000 * MS);
-    let second = order[..80].iter().filter(|id| mesh.specs[*id].client == client(2)).count();
+    let second = order[..80].iter().filter(|id| mesh.specs[*id].spec.client == client(2)).count();
     assert!((36..=40).contains(&second), "{second} of the first 80");
 }
 
@@ -61,7 +61,7 @@ fn a_tenant_with_a_double_share_gets_twice_as_much_while_both_wait() {
     mesh.submit_all(0..100, 1, |_| {});
     mesh.submit_all(100..160, 2, |_| {});
     let order = mesh.drain(1000 * MS);
-    let second = order[1..91].iter().filter(|id| mesh.specs[*id].client == client(2)).count();
+    let second = order[1..91].iter().filter(|id| mesh.specs[*id].spec.client == client(2)).count();
     assert!((57..=60).contains(&second), "{second} of 90");
 }
 
@@ -69,11 +69,11 @@ fn a_tenant_with_a_double_share_gets_twice_as_much_while_both_wait() {
 fn a_flood_of_the_highest_priority_delays_the_lowest_but_does_not_starve_it() {
     let mut mesh = mesh();
     mesh.measured(0, [0, 1], 1_000_000);
-    let vip = |submit: &mut Submit| submit.priority = 100;
+    let vip = |submit: &mut Submit| submit.spec.priority = 100;
     for number in 0..5 {
         mesh.submit(number, number, vip);
     }
-    mesh.submit(1000, 999, |submit| submit.priority = 0);
+    mesh.submit(1000, 999, |submit| submit.spec.priority = 0);
     let mut waited_s = 0;
     // For each task that ends, a new client brings one with a higher rank than the old task.
     while !mesh.grants.iter().any(|grant| grant.id.task == task(1000)) {
@@ -93,7 +93,7 @@ fn among_equals_the_first_to_come_goes_first_and_little_data_before_much() {
     let mut mesh = mesh();
     mesh.measured(0, [0, 1], 1_000_000);
     mesh.submit(0, 9, |_| {});
-    mesh.submit(1, 1, |submit| submit.input_bytes = 4 << 30);
+    mesh.submit(1, 1, |submit| submit.spec.input_bytes = 4 << 30);
     for number in 2..6 {
         mesh.submit(number, number, |_| {});
     }
@@ -107,8 +107,8 @@ fn a_priority_above_the_tenants_cap_counts_as_the_cap() {
     let mut mesh = Mesh::new(Config { tenant_default, ..Config::default() });
     mesh.measured(0, [0, 1], 1_000_000);
     mesh.submit(0, 1, |_| {});
-    mesh.submit(1, 1, |submit| submit.priority = 60);
-    mesh.submit(2, 2, |submit| submit.priority = 100);
+    mesh.submit(1, 1, |submit| submit.spec.priority = 60);
+    mesh.submit(2, 2, |submit| submit.spec.priority = 100);
     assert_eq!(mesh.why(2, 2).task.priority, 60);
     assert_eq!(mesh.drain(1000 * MS), [0, 1, 2].map(task));
 }
@@ -117,10 +117,10 @@ fn a_priority_above_the_tenants_cap_counts_as_the_cap() {
 fn a_large_job_goes_to_the_batch_lane_and_leaves_realtime_slots_alone() {
     let mut mesh = mesh();
     mesh.register(0, [1, 1], |_| {});
-    let large = |submit: &mut Submit| submit.job_items = 65;
+    let large = |submit: &mut Submit| submit.spec.job_items = 65;
     assert!(mesh.submit(0, 1, large).is_some());
     assert!(mesh.submit(1, 1, large).is_none());
-    assert!(mesh.submit(2, 2, |submit| submit.job_items = 64).is_some());
+    assert!(mesh.submit(2, 2, |submit| submit.spec.job_items = 64).is_some());
     assert!(mesh.submit(3, 2, |_| {}).is_none());
     assert_eq!(mesh.broker.gauges().lane_queued, [1, 1]);
     // The batch slot goes back to its own lane, though realtime waits.
@@ -132,7 +132,7 @@ fn a_large_job_goes_to_the_batch_lane_and_leaves_realtime_slots_alone() {
 fn where_both_lanes_share_one_slot_realtime_goes_first_and_batch_gets_a_tenth() {
     let mut mesh = mesh();
     mesh.register(0, [0, 1], |_| {});
-    mesh.submit_all(0..10, 1, |submit| submit.lane = Some(Lane::Batch));
+    mesh.submit_all(0..10, 1, |submit| submit.spec.lane = Some(Lane::Batch));
     mesh.submit_all(10..60, 2, |_| {});
     let order = mesh.drain(MS);
     let batch_among = |order: &[TaskId]| order.iter().filter(|id| **id < task(10)).count();
@@ -197,11 +197,11 @@ fn each_policy_keeps_its_word() {
 fn a_deadline_that_cannot_be_met_is_refused_at_once_and_remembered() {
     let mut mesh = mesh();
     mesh.register(0, [0, 1], |_| {});
-    assert!(mesh.submit(0, 1, |submit| submit.deadline_ms = Some(1)).is_some(), "nobody knows how long it takes");
+    assert!(mesh.submit(0, 1, |submit| submit.spec.deadline_ms = Some(1)).is_some(), "nobody knows how long it takes");
     mesh.close(mesh.grants[0].id);
     mesh.beat(0, |heartbeat| (heartbeat.held, heartbeat.costs) = (vec![MODEL], vec![cost(2_000_000)]));
-    assert!(mesh.submit(1, 1, |submit| submit.deadline_ms = Some(2500)).is_some());
-    mesh.submit(2, 1, |submit| submit.deadline_ms = Some(2500));
+    assert!(mesh.submit(1, 1, |submit| submit.spec.deadline_ms = Some(2500)).is_some());
+    mesh.submit(2, 1, |submit| submit.spec.deadline_ms = Some(2500));
     assert_eq!(mesh.code(2), Some(ErrorCode::DeadlineUnmeetable));
     let why = mesh.why(2, 1);
     assert!(why.summary.contains("4.000 s"), "{}", why.summary);
@@ -217,9 +217,9 @@ fn a_required_label_is_a_filter_and_a_preferred_one_decides_between_near_equals(
     mesh.register(1, [0, 4], |register| register.labels = vec![("room".to_owned(), "attic".to_owned())]);
     mesh.beat(1, |heartbeat| (heartbeat.held, heartbeat.costs) = (vec![MODEL], vec![cost(104_000)]));
     assert_eq!(mesh.submit(0, 1, |_| {}), Some(worker(0)));
-    assert_eq!(mesh.submit(1, 1, |submit| submit.labels = vec![rule("attic", true)]), Some(worker(1)));
-    assert_eq!(mesh.submit(2, 1, |submit| submit.labels = vec![rule("attic", false)]), Some(worker(1)));
-    mesh.submit(3, 1, |submit| submit.labels = vec![rule("cellar", true)]);
+    assert_eq!(mesh.submit(1, 1, |submit| submit.spec.labels = vec![rule("attic", true)]), Some(worker(1)));
+    assert_eq!(mesh.submit(2, 1, |submit| submit.spec.labels = vec![rule("attic", false)]), Some(worker(1)));
+    mesh.submit(3, 1, |submit| submit.spec.labels = vec![rule("cellar", true)]);
     assert_eq!(mesh.code(3), Some(ErrorCode::NoWorkerFits));
     assert!(mesh.why(3, 1).summary.contains("no label room=cellar"));
 }
@@ -229,9 +229,9 @@ fn a_worker_finds_its_task_however_many_that_are_not_for_it_wait_in_front() {
     let mut mesh = mesh();
     mesh.register(0, [0, 1], |register| register.memory_bytes = 1 << 30);
     mesh.register(1, [0, 1], |_| {});
-    mesh.submit_all(0..1, 1, |submit| submit.demands.memory_bytes = 2 << 30);
+    mesh.submit_all(0..1, 1, |submit| submit.spec.demands.memory_bytes = 2 << 30);
     mesh.submit_all(1..2, 1, |_| {});
-    mesh.submit_all(2..300, 1, |submit| submit.demands.memory_bytes = 2 << 30);
+    mesh.submit_all(2..300, 1, |submit| submit.spec.demands.memory_bytes = 2 << 30);
     mesh.submit(300, 1, |_| {});
     assert_eq!(mesh.grants[1].worker, worker(0));
     mesh.close(mesh.grants[1].id);
@@ -243,7 +243,7 @@ fn a_worker_finds_its_task_however_many_that_are_not_for_it_wait_in_front() {
 fn a_full_lane_says_when_to_come_back_and_the_other_lane_is_open() {
     let mut mesh = Mesh::new(Config { queue_max: 10, ..Config::default() });
     mesh.measured(0, [1, 1], 60_000_000);
-    let batch = |submit: &mut Submit| submit.lane = Some(Lane::Batch);
+    let batch = |submit: &mut Submit| submit.spec.lane = Some(Lane::Batch);
     mesh.submit_all(0..12, 1, batch);
     assert_eq!(mesh.code(11), Some(ErrorCode::Busy));
     // Ten tasks of one minute each; the wait is a tenth of that.
@@ -258,7 +258,7 @@ fn short_tasks_are_sent_ahead_of_their_slot_and_those_with_demands_are_not() {
     mesh.measured(0, [0, 1], 10_000);
     let placed = (0..20).filter(|number| mesh.submit(*number, 1, |_| {}).is_some()).count();
     assert_eq!(placed, 6, "fifty milliseconds of work in front of the last one");
-    assert!(mesh.submit(20, 1, |submit| submit.demands.cpu_millis = 100).is_none());
+    assert!(mesh.submit(20, 1, |submit| submit.spec.demands.cpu_millis = 100).is_none());
     let mut slow = self::mesh();
     slow.measured(0, [0, 1], 10_000_000);
     assert!(slow.submit(0, 1, |_| {}).is_some());
@@ -272,7 +272,7 @@ fn placed_where_items_are_packed(best_batch: u16, next_batch: u16) -> usize {
     let curve = vec![(1, 5_000), (64, 20_000), (128, 25_000)];
     let packed = ModelCost { packing: Packing::On, best_batch, next_batch, curve, ..cost(0) };
     mesh.beat(0, |heartbeat| heartbeat.costs = vec![packed]);
-    (0..100).filter(|number| mesh.submit(*number, 1, |submit| submit.items = 8).is_some()).count()
+    (0..100).filter(|number| mesh.submit(*number, 1, |submit| submit.spec.items = 8).is_some()).count()
 }
 
 #[test]
@@ -308,15 +308,15 @@ fn what_a_task_takes_besides_its_run_is_learned_and_told() {
 fn a_task_that_the_store_could_not_take_may_come_again() {
     let mut mesh = mesh();
     mesh.register(0, [1, 0], |_| {});
-    mesh.submit(0, 1, |submit| submit.detached = true);
+    mesh.submit(0, 1, |submit| submit.spec.detached = true);
     assert_eq!(mesh.code(0), None, "the store has it before it has a worker");
     mesh.handle(Event::StoreAway);
-    mesh.submit(1, 1, |submit| submit.detached = true);
+    mesh.submit(1, 1, |submit| submit.spec.detached = true);
     for number in [0, 1] {
         let again = mesh.ends[&task(number)].1;
         assert_eq!((mesh.code(number), again), (Some(ErrorCode::StoreAway), Some(1000)), "task {number}");
     }
-    mesh.submit(0, 1, |submit| submit.detached = true);
+    mesh.submit(0, 1, |submit| submit.spec.detached = true);
     assert_eq!(mesh.ends[&task(0)].1, Some(1000), "told again when it is asked again");
 }
 
@@ -354,6 +354,6 @@ fn a_heartbeat_that_names_what_is_at_work_keeps_its_place_until_it_is_over() {
     assert_eq!(mesh.grants.len(), 1);
     mesh.beat(0, |heartbeat| heartbeat.attempts.clear());
     assert_eq!(mesh.grants[1].id.task, task(1));
-    mesh.submit(2, 1, |submit| submit.lane = Some(Lane::Batch));
+    mesh.submit(2, 1, |submit| submit.spec.lane = Some(Lane::Batch));
     assert_eq!(mesh.code(2), Some(ErrorCode::NoWorkerFits));
 }

@@ -19,8 +19,8 @@ use std::{
 };
 
 use proto_msgs::{
-    Attempt, AttemptId, ClientId, Direction, Epoch, Lane, Locate, Outcome, PeerId, Prediction, PublicKey, Submit,
-    TaskId, TaskStanding, TaskView, WorkerId,
+    Attempt, AttemptId, ClientId, Direction, Epoch, Lane, Locate, Outcome, PeerId, Prediction, PublicKey, TaskId,
+    TaskSpec, TaskStanding, TaskView, WorkerId,
 };
 
 use super::{
@@ -62,8 +62,10 @@ pub(super) struct Place {
 /// A task as the broker knows it.
 #[derive(Debug)]
 pub(super) struct Task {
-    /// The first submit, with its lane decided and its priority within the tenant's cap. Its `standing` is not used.
-    pub(super) spec: Submit,
+    /// What the first submit said, with its lane decided and its priority within the tenant's cap.
+    pub(super) spec: TaskSpec,
+    /// Where the client can be dialled; empty if it cannot.
+    pub(super) endpoints: Vec<String>,
     /// The connection on which the client last spoke; `None` after a restart.
     pub(super) peer: Option<PeerId>,
     /// When the client last spoke.
@@ -144,10 +146,11 @@ pub(super) struct Awaiting {
 }
 
 impl Task {
-    pub(super) fn new(spec: Submit, now: MonoTime, now_unix_ms: u64) -> Self {
+    pub(super) fn new(spec: TaskSpec, now: MonoTime, now_unix_ms: u64) -> Self {
         let deadline = spec.deadline_ms.map(|ms| now + Duration::from_millis(ms));
         Self {
             spec,
+            endpoints: Vec::new(),
             peer: None,
             heard: now,
             submitted_unix_ms: now_unix_ms,
@@ -277,26 +280,10 @@ impl Task {
 
     pub(super) fn record(&self) -> TaskRecord {
         TaskRecord {
-            task: self.spec.task,
-            client: self.spec.client,
-            key: self.spec.key,
-            job: self.spec.job,
-            model_name: self.spec.model_name.clone(),
-            model: self.spec.model,
-            then: self.spec.then.clone(),
-            input_bytes: self.spec.input_bytes,
-            items: self.spec.items,
-            lane: self.lane(),
-            slo: self.spec.slo,
-            labels: self.spec.labels.clone(),
-            priority: self.spec.priority,
-            demands: self.spec.demands,
-            direction: self.spec.direction,
-            detached: self.spec.detached,
+            spec: self.spec.clone(),
             attempt: self.attempt,
             worker: self.last.as_ref().map(|(worker, epoch, _)| (*worker, *epoch)),
             submitted_unix_ms: self.submitted_unix_ms,
-            deadline_unix_ms: self.deadline_unix_ms(),
             ended: match &self.state {
                 State::Ended { outcome, ended_unix_ms } => Some((outcome.clone(), *ended_unix_ms)),
                 _ => None,

@@ -3,48 +3,11 @@
 use std::time::Duration;
 
 use proto_msgs::{
-    Attempt, AttemptId, BrokerToClient, ClientId, ClientToBroker, ClientToWorker, Demands, Direction, Grant, JobId,
-    LabelRule, Lane, ModelRef, Outcome, Phase, PublicKey, RunResult, Slo, Stage, TaskId, WorkerId, WorkerToClient,
+    Attempt, AttemptId, BrokerToClient, ClientId, ClientToBroker, ClientToWorker, Grant, Lane, Outcome, Phase,
+    PublicKey, RunResult, TaskId, TaskSpec, WorkerId, WorkerToClient,
 };
 
 use crate::Rules;
-
-/// A task as its user describes it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TaskSpec {
-    /// The task's id, made by the shell.
-    pub task: TaskId,
-    /// The `submit` that the task belongs to.
-    pub job: JobId,
-    /// The model's name for people.
-    pub model_name: String,
-    /// The model.
-    pub model: ModelRef,
-    /// Later stages: models that the outputs pass through after the first one.
-    pub then: Vec<Stage>,
-    /// Bytes of all inputs.
-    pub input_bytes: u64,
-    /// Items in this task.
-    pub items: u32,
-    /// Items of the whole job.
-    pub job_items: u32,
-    /// The lane that the user asks for; `None`: by the number of items.
-    pub lane: Option<Lane>,
-    /// The service level of the task's stream, if it has one.
-    pub slo: Option<Slo>,
-    /// Required and preferred labels of workers.
-    pub labels: Vec<LabelRule>,
-    /// User priority, 0 to 100.
-    pub priority: u8,
-    /// The result is worthless after this time.
-    pub deadline: Option<Duration>,
-    /// What the run may use.
-    pub demands: Demands,
-    /// Whether the client leaves once the worker has everything.
-    pub detached: bool,
-    /// The only direction allowed; `None`: either.
-    pub direction: Option<Direction>,
-}
 
 /// An event for the client's machine.
 #[derive(Clone, Debug, PartialEq)]

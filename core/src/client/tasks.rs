@@ -14,10 +14,10 @@
 use std::time::Duration;
 
 use proto_msgs::{
-    Attempt, AttemptId, Direction, Grant, Lane, Outcome, Phase, RunResult, Standing, Submit, TaskId, WorkerId,
+    Attempt, AttemptId, Direction, Grant, Lane, Outcome, Phase, RunResult, Standing, Submit, TaskId, TaskSpec, WorkerId,
 };
 
-use super::api::{Config, TaskSpec};
+use super::api::Config;
 use crate::MonoTime;
 
 /// What the user wants with a task.
@@ -105,7 +105,7 @@ pub(super) struct Task {
 impl Task {
     pub(super) fn new(id: TaskId, wish: Wish, now: MonoTime) -> Self {
         let deadline = match &wish {
-            Wish::Run(spec) => spec.deadline.map(|deadline| now + deadline),
+            Wish::Run(spec) => spec.deadline_ms.map(|ms| now + Duration::from_millis(ms)),
             Wish::Fetch => None,
         };
         Self {
@@ -169,27 +169,7 @@ pub(super) fn submit(now: MonoTime, config: &Config, spec: &TaskSpec, task: &Tas
         }
         (State::Asking, None) => Standing::Asking,
     };
-    Submit {
-        task: spec.task,
-        client: config.client,
-        job: spec.job,
-        model_name: spec.model_name.clone(),
-        model: spec.model,
-        then: spec.then.clone(),
-        input_bytes: spec.input_bytes,
-        items: spec.items,
-        job_items: spec.job_items,
-        priority: spec.priority,
-        lane: spec.lane,
-        slo: spec.slo,
-        labels: spec.labels.clone(),
-        // The time left: for a restarted broker this message is the first one.
-        deadline_ms: task.deadline.map(|at| u64::try_from(at.since(now).as_millis()).unwrap_or(u64::MAX)),
-        demands: spec.demands,
-        detached: spec.detached,
-        key: config.key,
-        endpoints: config.endpoints.clone(),
-        direction: spec.direction,
-        standing,
-    }
+    // The time left: for a restarted broker this message is the first one.
+    let deadline_ms = task.deadline.map(|at| u64::try_from(at.since(now).as_millis()).unwrap_or(u64::MAX));
+    Submit { spec: TaskSpec { deadline_ms, ..spec.clone() }, endpoints: config.endpoints.clone(), standing }
 }

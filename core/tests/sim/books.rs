@@ -35,7 +35,7 @@ impl Referee {
     /// Whether a client submits another client's task before the broker has heard of that task.
     pub(super) fn is_squatting(&self, user: ClientId, message: &ClientToBroker) -> bool {
         let ClientToBroker::Submit(submit) = message else { return false };
-        self.task(submit.task).owner != user && !self.heard_of.contains(&submit.task)
+        self.task(submit.spec.task).owner != user && !self.heard_of.contains(&submit.spec.task)
     }
 
     pub(super) fn broker_started(&mut self, now: Micros, life: u32) {
@@ -50,8 +50,8 @@ impl Referee {
 
     pub(super) fn broker_hears_client(&mut self, message: &ClientToBroker) {
         match message {
-            ClientToBroker::Submit(submit) if submit.client == self.task(submit.task).owner => {
-                self.heard_of.insert(submit.task);
+            ClientToBroker::Submit(submit) if submit.spec.client == self.task(submit.spec.task).owner => {
+                self.heard_of.insert(submit.spec.task);
                 self.stands(submit);
             }
             ClientToBroker::Close(close) => self.released(close.task),
@@ -61,23 +61,23 @@ impl Referee {
     }
 
     fn stands(&mut self, submit: &Submit) {
-        let lost = self.lost.get(&submit.task).copied().unwrap_or_default();
-        let granted = self.granted.get(&submit.task).copied().unwrap_or_default();
+        let lost = self.lost.get(&submit.spec.task).copied().unwrap_or_default();
+        let granted = self.granted.get(&submit.spec.task).copied().unwrap_or_default();
         match &submit.standing {
             Standing::Asking => {}
             Standing::Holding { attempt, worker } if *attempt > lost && *attempt >= granted => {
-                self.held.insert(submit.task, (*attempt, *worker));
+                self.held.insert(submit.spec.task, (*attempt, *worker));
                 for (_, promises) in self.promises.iter_mut().filter(|(id, _)| *id != worker) {
-                    promises.attempts.retain(|id, _| id.task != submit.task);
+                    promises.attempts.retain(|id, _| id.task != submit.spec.task);
                 }
             }
             Standing::Holding { .. } => {}
             Standing::Lost { attempt, .. } => {
-                self.lost.insert(submit.task, lost.max(*attempt));
-                if self.held.get(&submit.task).is_some_and(|(held, _)| held <= attempt) {
-                    self.held.remove(&submit.task);
+                self.lost.insert(submit.spec.task, lost.max(*attempt));
+                if self.held.get(&submit.spec.task).is_some_and(|(held, _)| held <= attempt) {
+                    self.held.remove(&submit.spec.task);
                 }
-                self.released(submit.task);
+                self.released(submit.spec.task);
             }
         }
     }

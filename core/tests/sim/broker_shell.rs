@@ -175,8 +175,8 @@ impl Mesh {
                     store.workers.remove(&worker);
                 }
                 Change::PutTask { record, durable } => {
-                    durable_ones.extend(durable.then_some((record.task, record.footing())));
-                    store.tasks.insert(record.task, *record);
+                    durable_ones.extend(durable.then_some((record.spec.task, record.footing())));
+                    store.tasks.insert(record.spec.task, *record);
                 }
                 Change::DropTask(task) => {
                     store.tasks.remove(&task);

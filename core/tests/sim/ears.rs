@@ -56,7 +56,7 @@ impl Ears {
     pub(super) fn hear(&mut self, now: Micros, message: &ToBroker) {
         match message {
             ToBroker::Client(ClientToBroker::Submit(submit)) => {
-                self.tasks.insert(submit.task, now);
+                self.tasks.insert(submit.spec.task, now);
             }
             ToBroker::Client(_) => {}
             ToBroker::Worker(message) => {

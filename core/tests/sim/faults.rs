@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use mesh_core::worker::Event as WorkerEvent;
-use proto_msgs::{Ask, CancelTask, ClientToBroker, Close, Locate, Outcome, Question, Standing, Submit, TaskId};
+use proto_msgs::{
+    Ask, CancelTask, ClientToBroker, Close, Locate, Outcome, Question, Standing, Submit, TaskId, TaskSpec,
+};
 
 use super::{
     job::Job,
-    mesh::{Mesh, Micros, Node, SECOND, micros, short, short_id},
+    mesh::{Mesh, Micros, Node, SECOND, User, micros, short, short_id},
     net::Net,
     story::tell,
 };
@@ -223,7 +225,6 @@ impl Mesh {
         tell!(self, "C{client} pries at {}", short(task));
         // In a mesh with keys the client may even claim to be the owner.
         let claimed = if self.setup.encrypted && how.is_multiple_of(2) { truth.owner } else { user.id };
-        let spec = truth.job.spec(task);
         let message = match how / 2 % 5 {
             0 => {
                 let (endpoints, unreachable) = (Vec::new(), None);
@@ -235,28 +236,11 @@ impl Mesh {
                 let attempt = proto_msgs::Attempt(1);
                 ClientToBroker::Close(Close { task, client: claimed, attempt, outcome: Outcome::Cancelled })
             }
-            _ => ClientToBroker::Submit(Submit {
-                task,
-                client: claimed,
-                job: spec.job,
-                model_name: spec.model_name,
-                model: spec.model,
-                then: spec.then,
-                items: spec.items,
-                job_items: spec.job_items,
-                lane: spec.lane,
-                slo: spec.slo,
-                labels: spec.labels,
-                input_bytes: spec.input_bytes,
-                priority: spec.priority,
-                deadline_ms: None,
-                demands: spec.demands,
-                detached: spec.detached,
-                key: user.key,
-                endpoints: Vec::new(),
-                direction: None,
-                standing: Standing::Asking,
-            }),
+            _ => {
+                let spec = truth.job.spec(task, &User { id: claimed, key: user.key });
+                let spec = TaskSpec { deadline_ms: None, direction: None, ..spec };
+                ClientToBroker::Submit(Submit { spec, endpoints: Vec::new(), standing: Standing::Asking })
+            }
         };
         self.say(client, message);
     }

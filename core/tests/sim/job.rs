@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use mesh_core::client::TaskSpec;
 use proto_msgs::{
     ClientId, Demands, Digest, Direction, ErrorCode, InputDecl, JobId, LabelRule, Lane, Manifest, ModelFormat,
-    ModelRef, Slo, Stage, TaskId, limits::PRIORITY_DEFAULT,
+    ModelRef, Slo, Stage, TaskId, TaskSpec, limits::PRIORITY_DEFAULT,
 };
 
 use super::{
-    mesh::{Micros, micros},
+    mesh::{Micros, User, micros},
     models,
 };
 
@@ -157,9 +156,11 @@ impl Job {
         self.then.iter().map(stage).collect()
     }
 
-    pub(super) fn spec(&self, task: TaskId) -> TaskSpec {
+    pub(super) fn spec(&self, task: TaskId, user: &User) -> TaskSpec {
         TaskSpec {
             task,
+            client: user.id,
+            key: user.key,
             job: JobId::from_bytes([1; 16]),
             model_name: format!("model{}", self.model),
             model: self.model_ref(self.model),
@@ -171,7 +172,7 @@ impl Job {
             labels: self.labels.clone(),
             input_bytes: self.input_bytes,
             priority: self.priority,
-            deadline: self.deadline,
+            deadline_ms: self.deadline.map(|deadline| deadline.as_millis() as u64),
             demands: self.demands,
             detached: self.detached,
             direction: self.direction,

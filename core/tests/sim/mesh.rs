@@ -408,7 +408,7 @@ impl Mesh {
         let task = self.referee.new_task(self.now, self.users[user].id, client, job.clone());
         self.referee.task_mut(task).stream = stream;
         tell!(self, "C{client} submits {} {job:?}", short(task));
-        let spec = Box::new(job.spec(task));
+        let spec = Box::new(job.spec(task, &self.users[user]));
         self.client_handle(client, mesh_core::client::Event::Submit(spec));
         task
     }

@@ -9,7 +9,7 @@ use mesh_core::{
 use mesh_samples::{client_peer, task_id, worker_id, worker_peer};
 use proto_msgs::{
     Arch, AttemptId, AttemptReport, AttemptState, BrokerToClient, ClientToBroker, Demands, Digest, Heartbeat,
-    LabelRule, ModelCost, Packing, Register, Slo, Submit, WorkerId, WorkerToBroker,
+    LabelRule, ModelCost, Packing, Register, Slo, WorkerId, WorkerToBroker,
 };
 
 fn registered(number: u32) -> Event {
@@ -32,7 +32,8 @@ fn heartbeat(number: u32, seq: u64, held: &[AttemptId]) -> Event {
 
 fn submit(number: u32) -> Event {
     let demands = Demands { arch: Some(Arch::Amd64), ..Demands::default() };
-    let submit = Submit { demands, ..mesh_samples::submit(number, number) };
+    let mut submit = mesh_samples::submit(number, number);
+    submit.spec.demands = demands;
     Event::ClientSaid { peer: client_peer(number), key: None, message: ClientToBroker::Submit(submit) }
 }
 
@@ -133,11 +134,12 @@ impl Fleet {
         };
         if let Self::Practised = self {
             let room = |required| LabelRule { key: "room".to_owned(), value: "attic".to_owned(), required };
-            submit.model.digest = model(number / 3);
-            submit.labels = if number.is_multiple_of(5) { vec![room(number.is_multiple_of(10))] } else { Vec::new() };
-            submit.demands.cpu_millis = if number.is_multiple_of(7) { 1000 } else { 0 };
-            submit.slo = number.is_multiple_of(3).then_some(Slo { latency_ms: 1000, max_violation_permille: 50 });
-            submit.deadline_ms = number.is_multiple_of(11).then_some(86_400_000);
+            submit.spec.model.digest = model(number / 3);
+            submit.spec.labels =
+                if number.is_multiple_of(5) { vec![room(number.is_multiple_of(10))] } else { Vec::new() };
+            submit.spec.demands.cpu_millis = if number.is_multiple_of(7) { 1000 } else { 0 };
+            submit.spec.slo = number.is_multiple_of(3).then_some(Slo { latency_ms: 1000, max_violation_permille: 50 });
+            submit.spec.deadline_ms = number.is_multiple_of(11).then_some(86_400_000);
         }
         Event::ClientSaid { peer, key, message: ClientToBroker::Submit(submit) }
     }

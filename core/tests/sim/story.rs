@@ -68,7 +68,7 @@ pub(crate) use tell;
 /// A client's message to the broker, in a few words.
 pub(super) fn brief_from_client(message: &ClientToBroker) -> String {
     match message {
-        ClientToBroker::Submit(submit) => format!("Submit {} {:?}", short(submit.task), submit.standing),
+        ClientToBroker::Submit(submit) => format!("Submit {} {:?}", short(submit.spec.task), submit.standing),
         ClientToBroker::Close(close) => format!("Close {} {:?}", short(close.task), close.outcome),
         ClientToBroker::Cancel(cancel) => format!("Cancel {}", short(cancel.task)),
         ClientToBroker::Locate(locate) => format!("Locate {}", short(locate.task)),

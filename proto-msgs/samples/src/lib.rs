@@ -6,7 +6,8 @@
 
 use proto_msgs::{
     Arch, Attempt, ClientId, Demands, Digest, EngineKind, Epoch, Heartbeat, JobId, Lane, Load, Manifest, ModelFormat,
-    ModelRef, Open, PeerId, Purpose, Register, Standing, Submit, TaskId, Ticket, TicketBody, TicketKey, WorkerId,
+    ModelRef, Open, PeerId, Purpose, Register, Standing, Submit, TaskId, TaskSpec, Ticket, TicketBody, TicketKey,
+    WorkerId,
 };
 
 /// The model that [`submit`] asks for.
@@ -103,7 +104,7 @@ pub fn heartbeat(of: &Register, seq: u64) -> Heartbeat {
 
 /// One attached item for [`MODEL`] without wishes, submitted for the first time.
 pub fn submit(task: u32, client: u32) -> Submit {
-    Submit {
+    let spec = TaskSpec {
         task: task_id(task),
         client: client_id(client),
         job: JobId::from_bytes([0; 16]),
@@ -121,10 +122,9 @@ pub fn submit(task: u32, client: u32) -> Submit {
         demands: Demands::default(),
         detached: false,
         key: None,
-        endpoints: Vec::new(),
         direction: None,
-        standing: Standing::Asking,
-    }
+    };
+    Submit { spec, endpoints: Vec::new(), standing: Standing::Asking }
 }
 
 /// The body of a ticket for the first attempt of one attached item at the first life of a worker; it never expires.

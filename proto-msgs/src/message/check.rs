@@ -60,21 +60,22 @@ fn endpoints(list: &[String]) -> Result<(), String> {
 
 impl Check for Submit {
     fn check(&self) -> Result<(), String> {
-        name("model name length", &self.model_name)?;
-        at_most("model size", self.model.size_bytes, MODEL_BYTES_MAX)?;
-        at_most("input size", self.input_bytes, INPUT_BYTES_MAX)?;
-        at_most("priority", self.priority, PRIORITY_MAX)?;
-        items(self.items)?;
-        stages(&self.then)?;
-        if let Some(slo) = &self.slo {
+        let spec = &self.spec;
+        name("model name length", &spec.model_name)?;
+        at_most("model size", spec.model.size_bytes, MODEL_BYTES_MAX)?;
+        at_most("input size", spec.input_bytes, INPUT_BYTES_MAX)?;
+        at_most("priority", spec.priority, PRIORITY_MAX)?;
+        items(spec.items)?;
+        stages(&spec.then)?;
+        if let Some(slo) = &spec.slo {
             at_most("violation rate", slo.max_violation_permille, 1000)?;
         }
-        at_most("number of label rules", self.labels.len(), RULES_MAX)?;
-        for rule in &self.labels {
+        at_most("number of label rules", spec.labels.len(), RULES_MAX)?;
+        for rule in &spec.labels {
             name("label length", &rule.key)?;
             name("label length", &rule.value)?;
         }
-        at_most("deadline_ms", self.deadline_ms.unwrap_or(0), DEADLINE_MS_MAX)?;
+        at_most("deadline_ms", spec.deadline_ms.unwrap_or(0), DEADLINE_MS_MAX)?;
         if let Standing::Lost { outcome: lost, .. } = &self.standing {
             outcome(lost)?;
         }

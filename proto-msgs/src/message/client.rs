@@ -52,9 +52,9 @@ pub enum Standing {
     },
 }
 
-/// A task and its standing, as its client sees them.
-#[derive(Clone, Debug, Decode, Encode, PartialEq)]
-pub struct Submit {
+/// What a task wants, as its client describes it.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct TaskSpec {
     /// Made by the client, equal in every repetition.
     pub task: TaskId,
     /// The client that owns the task.
@@ -90,10 +90,17 @@ pub struct Submit {
     pub detached: bool,
     /// The key of the client's connections; `None` in a mesh without keys.
     pub key: Option<PublicKey>,
-    /// Where the client can be dialled; empty if it cannot.
-    pub endpoints: Vec<String>,
     /// The only direction allowed; `None`: either.
     pub direction: Option<Direction>,
+}
+
+/// A task and its standing, as its client sees them.
+#[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct Submit {
+    /// What the task wants.
+    pub spec: TaskSpec,
+    /// Where the client can be dialled; empty if it cannot.
+    pub endpoints: Vec<String>,
     /// The client's view of the task.
     pub standing: Standing,
 }

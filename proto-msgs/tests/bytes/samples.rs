@@ -154,7 +154,7 @@ pub(crate) fn ticket() -> Ticket {
 }
 
 fn submit() -> Submit {
-    Submit {
+    let spec = TaskSpec {
         task: task(),
         client: client(),
         job: JobId::from_bytes(*b"job............."),
@@ -172,10 +172,10 @@ fn submit() -> Submit {
         demands: demands(),
         detached: false,
         key: key(0xC1),
-        endpoints: vec!["tcp://10.0.0.2:4000".into()],
         direction: Some(Direction::WorkerDials),
-        standing: Standing::Lost { attempt: Attempt(1), worker: worker(), outcome: failed() },
-    }
+    };
+    let standing = Standing::Lost { attempt: Attempt(1), worker: worker(), outcome: failed() };
+    Submit { spec, endpoints: vec!["tcp://10.0.0.2:4000".into()], standing }
 }
 
 fn grant() -> Grant {

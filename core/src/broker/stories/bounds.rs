@@ -11,7 +11,7 @@ use super::{
 fn an_end_that_found_no_place_in_a_heartbeat_is_waited_for() {
     let mut mesh = Mesh::new(Config::default());
     mesh.register(0, [1, 0], |_| {});
-    mesh.submit(0, 1, |submit| submit.detached = true);
+    mesh.submit(0, 1, |submit| submit.spec.detached = true);
     mesh.store();
     let running = AttemptReport { id: mesh.grants[0].id, state: AttemptState::Running, detached: true };
     mesh.beat(0, |heartbeat| heartbeat.attempts = vec![running]);
@@ -84,7 +84,7 @@ fn report(number: u32, attempt: u32, state: AttemptState) -> Vec<AttemptReport> 
 fn a_worker_that_lost_a_task_cannot_end_it_with_an_attempt_that_it_was_never_given() {
     let mut mesh = Mesh::new(Config::default());
     (0..2).for_each(|number| mesh.register(number, [1, 0], |_| {}));
-    mesh.submit(0, 1, |submit| submit.detached = true);
+    mesh.submit(0, 1, |submit| submit.spec.detached = true);
     mesh.store();
     let first = mesh.grants[0].clone();
     assert_eq!(first.worker, worker(0));
@@ -105,7 +105,7 @@ fn a_worker_that_lost_a_task_cannot_end_it_with_an_attempt_that_it_was_never_giv
 fn a_new_broker_believes_a_worker_that_has_a_later_attempt_than_the_store() {
     let mut mesh = Mesh::new(Config::default());
     mesh.register(0, [1, 0], |_| {});
-    mesh.submit(0, 1, |submit| submit.detached = true);
+    mesh.submit(0, 1, |submit| submit.spec.detached = true);
     mesh.store();
     let mut next = Mesh::new(Config::default());
     next.handle(Event::Restored(mesh.rows.into_values().collect()));

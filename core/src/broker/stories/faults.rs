@@ -81,7 +81,7 @@ fn links_that_break_at_workers_that_live_do_not_make_a_task_poisonous() {
 fn missed() -> Mesh {
     let mut mesh = Mesh::exactly(Config::default());
     (0..2).for_each(|number| mesh.register(number, [0, 1], |_| {}));
-    mesh.submit(0, 1, |submit| submit.detached = true);
+    mesh.submit(0, 1, |submit| submit.spec.detached = true);
     mesh.store();
     let state = AttemptState::Finished(Outcome::failed(ErrorCode::ClientGone, "its client went away"));
     let report = AttemptReport { id: mesh.grants[0].id, state, detached: true };
@@ -109,7 +109,7 @@ fn trips(ends: impl Fn(&mut Mesh, &Grant)) -> u64 {
     mesh.register(0, [0, 128], |_| {});
     for number in 0..100 {
         let promise = Slo { latency_ms: 50, max_violation_permille: 100 };
-        mesh.submit(number, 1, |submit| submit.slo = Some(promise)).expect("there is room");
+        mesh.submit(number, 1, |submit| submit.spec.slo = Some(promise)).expect("there is room");
         let grant = mesh.grants[number as usize].clone();
         ends(&mut mesh, &grant);
     }
@@ -186,7 +186,7 @@ fn a_worker_that_keeps_no_more_results_gets_attached_tasks_only() {
     let mut mesh = mesh();
     mesh.register(0, [0, 2], |_| {});
     mesh.beat(0, |heartbeat| heartbeat.keeps_no_more = true);
-    mesh.submit(0, 1, |submit| submit.detached = true);
+    mesh.submit(0, 1, |submit| submit.spec.detached = true);
     mesh.store();
     assert!(mesh.grants.is_empty());
     assert!(mesh.why(0, 1).candidates[0].against[0].contains("as many results"));

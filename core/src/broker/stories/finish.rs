@@ -36,10 +36,10 @@ fn usual(heartbeat: &mut Heartbeat) {
 
 /// A task of two stages with 100 kB of input.
 fn two_stages(submit: &mut Submit) {
-    submit.model.size_bytes = MODEL_BYTES;
-    submit.input_bytes = 100_000;
+    submit.spec.model.size_bytes = MODEL_BYTES;
+    submit.spec.input_bytes = 100_000;
     let model = ModelRef { digest: SECOND, size_bytes: MODEL_BYTES, format: ModelFormat::TfLite };
-    submit.then = vec![Stage { name: "second".to_owned(), model }];
+    submit.spec.then = vec![Stage { name: "second".to_owned(), model }];
 }
 
 fn join(mesh: &mut Mesh, number: u32, change: impl Fn(&mut Heartbeat)) {
@@ -143,7 +143,7 @@ fn what_a_worker_has_not_measured_is_taken_to_be_as_at_the_others() {
     assert_eq!(stranger, Prediction { load_us: 600_000 + 300_000, run_us: 200_000 + 50_000, ..USUAL });
     // A part that nobody has measured is not predicted.
     assert_eq!(
-        mesh.submit(1, 1, |submit| (two_stages(submit), submit.model.digest = Digest::from_bytes([8; 32])).0),
+        mesh.submit(1, 1, |submit| (two_stages(submit), submit.spec.model.digest = Digest::from_bytes([8; 32])).0),
         Some(worker(1))
     );
     assert!(predictions::<2>(&mut mesh, 1).iter().all(|prediction| !prediction.measured));

@@ -17,7 +17,7 @@ fn with_gpus(sizes_gib: &[u64]) -> Mesh {
 }
 
 fn wants(gib: u64) -> impl Fn(&mut Submit) {
-    move |submit| submit.demands.gpu_memory_bytes = gib * GIB
+    move |submit| submit.spec.demands.gpu_memory_bytes = gib * GIB
 }
 
 /// Sends a heartbeat with this memory in use on each GPU and these running attempts.
@@ -87,8 +87,8 @@ fn a_lane_is_promised_gpus_on_which_its_slots_sit_and_lent_ones_last() {
         mesh.register(0, [1, 2], |register| (register.gpus, register.device_map) = (gpus.clone(), vec![0, 1, -1]));
         for number in 0..count {
             mesh.submit(number, 1, |submit| {
-                submit.demands.gpu_memory_bytes = 8 * GIB;
-                submit.lane = Some(lane);
+                submit.spec.demands.gpu_memory_bytes = 8 * GIB;
+                submit.spec.lane = Some(lane);
             });
         }
         mesh.grants.iter().filter_map(|grant| grant.ticket.body.gpu).collect::<Vec<_>>()

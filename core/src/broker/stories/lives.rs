@@ -14,7 +14,7 @@ use crate::MonoTime;
 impl Mesh {
     /// Submits a detached task to the only worker, which ends it with a result.
     fn has_done(&mut self, number: u32) {
-        self.submit(number, 1, |submit| submit.detached = true);
+        self.submit(number, 1, |submit| submit.spec.detached = true);
         self.store();
         let id = self.grants.last().expect("there is room").id;
         assert_eq!(id.task, task(number));
@@ -43,7 +43,7 @@ fn however_many_others_end_a_detached_result_is_found() {
 fn whoever_waits_for_a_result_is_shown_the_way_when_there_is_one() {
     let mut mesh = Mesh::new(Config::default());
     mesh.register(0, [1, 0], |_| {});
-    mesh.submit(0, 1, |submit| submit.detached = true);
+    mesh.submit(0, 1, |submit| submit.spec.detached = true);
     mesh.store();
     let id = mesh.grants[0].id;
     mesh.fetch(0, 1);
@@ -59,7 +59,7 @@ fn whoever_waits_for_a_result_is_shown_the_way_when_there_is_one() {
 fn a_worker_that_is_gone_puts_off_no_deadline() {
     let mut mesh = Mesh::new(Config::default());
     mesh.register(0, [1, 0], |_| {});
-    mesh.submit(0, 1, |submit| (submit.detached, submit.deadline_ms) = (true, Some(60_000)));
+    mesh.submit(0, 1, |submit| (submit.spec.detached, submit.spec.deadline_ms) = (true, Some(60_000)));
     mesh.store();
     let grant = mesh.grants[0].clone();
     mesh.says(grant.id.task, Standing::Holding { attempt: grant.id.attempt, worker: grant.worker });
@@ -72,7 +72,7 @@ fn a_worker_that_is_gone_puts_off_no_deadline() {
 fn a_client_that_has_found_its_worker_is_reminded_of_its_deadline_all_the_same() {
     let mut mesh = Mesh::new(Config::default());
     mesh.register(0, [1, 0], |_| {});
-    mesh.submit(0, 1, |submit| submit.deadline_ms = Some(1000));
+    mesh.submit(0, 1, |submit| submit.spec.deadline_ms = Some(1000));
     let grant = mesh.grants[0].clone();
     mesh.says(grant.id.task, Standing::Holding { attempt: grant.id.attempt, worker: grant.worker });
     mesh.wait(Duration::from_secs(4));
@@ -97,7 +97,8 @@ fn who_waits_for_the_last_worker_to_come_back_to_a_new_broker_is_not_turned_away
     let mut mesh = Mesh::new(Config::default());
     mesh.now = MonoTime::from_micros(1);
     mesh.register(0, [0, 1], |_| {});
-    let gpu = |submit: &mut Submit| (submit.demands.gpu_memory_bytes, submit.deadline_ms) = (1 << 30, Some(60_000));
+    let gpu =
+        |submit: &mut Submit| (submit.spec.demands.gpu_memory_bytes, submit.spec.deadline_ms) = (1 << 30, Some(60_000));
     mesh.submit_all(0..2, 1, gpu);
     mesh.wait(Duration::from_secs(2));
     mesh.register(1, [0, 1], |register| register.gpus = vec![Gpu { name: "G".to_owned(), memory_bytes: 2 << 30 }]);
@@ -111,12 +112,12 @@ fn what_no_worker_can_do_is_said_once_all_had_time_to_come() {
     let mut mesh = Mesh::new(Config::default());
     mesh.now = MonoTime::from_micros(1);
     mesh.register(0, [0, 1], |_| {});
-    mesh.submit(0, 1, |submit| submit.demands.gpu_memory_bytes = 1 << 30);
+    mesh.submit(0, 1, |submit| submit.spec.demands.gpu_memory_bytes = 1 << 30);
     mesh.wait(Duration::from_secs(4));
     assert_eq!(mesh.code(0), None);
     mesh.wait(Duration::from_secs(2));
     assert_eq!(mesh.code(0), Some(ErrorCode::NoWorkerFits));
-    mesh.submit(1, 1, |submit| submit.demands.gpu_memory_bytes = 1 << 30);
+    mesh.submit(1, 1, |submit| submit.spec.demands.gpu_memory_bytes = 1 << 30);
     assert_eq!(mesh.code(1), Some(ErrorCode::NoWorkerFits), "from then on at once");
 }
 
@@ -125,7 +126,7 @@ fn a_detached_task_is_cancelled_once_the_store_has_it() {
     let mut mesh = Mesh::new(Config::default());
     mesh.register(0, [1, 0], |_| {});
     for number in 0..2 {
-        mesh.submit(number, 1, |submit| submit.detached = true);
+        mesh.submit(number, 1, |submit| submit.spec.detached = true);
         mesh.store();
     }
     mesh.cancel(0, 1);
@@ -169,7 +170,7 @@ fn a_new_broker_keeps_room_for_those_who_were_at_work_before() {
 fn a_new_broker_knows_of_every_task_that_the_store_has() {
     let mut mesh = Mesh::new(Config::default());
     for number in 0..3 {
-        mesh.submit(number, 1, |submit| submit.detached = true);
+        mesh.submit(number, 1, |submit| submit.spec.detached = true);
     }
     let mut next = Mesh::new(Config { tasks_max: 2, ..Config::default() });
     next.handle(Event::Restored(mesh.rows.into_values().collect()));
@@ -195,7 +196,8 @@ fn whoever_wants_to_be_dialled_still_does_after_a_restart_of_the_broker() {
     let mut mesh = Mesh::new(Config::default());
     mesh.submit(0, 1, |submit| {
         let endpoints = vec!["tcp://10.0.0.9:1".to_owned()];
-        (submit.detached, submit.direction, submit.endpoints) = (true, Some(Direction::WorkerDials), endpoints);
+        (submit.spec.detached, submit.spec.direction, submit.endpoints) =
+            (true, Some(Direction::WorkerDials), endpoints);
     });
     mesh.store();
     let mut next = Mesh::new(Config::default());

@@ -98,11 +98,11 @@ impl Mesh {
                     _ => {}
                 },
                 Action::Save(Change::PutTask { record, durable: true }) => {
-                    self.unstored.insert(record.task);
-                    self.rows.insert(record.task, *record);
+                    self.unstored.insert(record.spec.task);
+                    self.rows.insert(record.spec.task, *record);
                 }
                 Action::Save(Change::PutTask { record, durable: false }) => {
-                    self.shown.insert(record.task);
+                    self.shown.insert(record.spec.task);
                 }
                 Action::Save(Change::DropTask(task)) => {
                     self.shown.remove(&task);
@@ -166,7 +166,7 @@ impl Mesh {
         let mut submit = mesh_samples::submit(number, of);
         change(&mut submit);
         let already = self.grants.len();
-        self.specs.insert(submit.task, submit.clone());
+        self.specs.insert(submit.spec.task, submit.clone());
         let message = ClientToBroker::Submit(submit);
         self.handle(Event::ClientSaid { peer: client_peer(of), key: None, message });
         self.grants.get(already).map(|grant| grant.worker)
@@ -196,7 +196,7 @@ impl Mesh {
     }
 
     pub(super) fn close_as(&mut self, id: AttemptId, outcome: Outcome) {
-        let close = Close { task: id.task, client: self.specs[&id.task].client, attempt: id.attempt, outcome };
+        let close = Close { task: id.task, client: self.specs[&id.task].spec.client, attempt: id.attempt, outcome };
         self.handle(Event::ClientSaid { peer: client_peer(0), key: None, message: ClientToBroker::Close(close) });
     }
 

@@ -15,7 +15,7 @@ fn a_stream_leaves_a_worker_that_breaks_its_promise_and_comes_back_with_care() {
     let mut slow_ones = 0;
     let mut number = 0;
     let mut one = |mesh: &mut Mesh, slow: bool| {
-        let at = mesh.submit(number, 1, |submit| submit.slo = Some(promise)).expect("there is room");
+        let at = mesh.submit(number, 1, |submit| submit.spec.slo = Some(promise)).expect("there is room");
         mesh.wait(if slow && at == worker(0) { 100 * MS } else { 10 * MS });
         mesh.close(mesh.grants[number as usize].id);
         number += 1;
@@ -41,7 +41,7 @@ fn given_to_one_that_hangs() -> Vec<usize> {
     mesh.measured(1, [0, 100], 60_000);
     let mut given = vec![0; 10];
     for number in 0..200 {
-        let at = mesh.submit(number, 1, |submit| submit.slo = Some(promise)).expect("there is room");
+        let at = mesh.submit(number, 1, |submit| submit.spec.slo = Some(promise)).expect("there is room");
         given[number as usize / 20] += usize::from(at == worker(0));
         mesh.wait(50 * MS);
         let grant = mesh.grants.last().cloned().expect("the one of this task");
@@ -73,7 +73,7 @@ fn a_promise_counts_as_broken_once_for_each_attempt_and_only_where_the_task_is_a
     mesh.register(0, [0, 4], |_| {});
     let broken = |mesh: &Mesh| mesh.broker.counters().slo_violations;
     let begin = |mesh: &mut Mesh, number| {
-        mesh.submit(number, 1, |submit| submit.slo = Some(promise)).expect("there is room");
+        mesh.submit(number, 1, |submit| submit.spec.slo = Some(promise)).expect("there is room");
         mesh.grants.last().cloned().expect("it was placed")
     };
     let grant = begin(&mut mesh, 0);

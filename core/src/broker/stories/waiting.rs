@@ -20,16 +20,16 @@ fn gone_before(packs: bool, change: impl Fn(&mut Submit)) -> usize {
                 vec![ModelCost { packing: Packing::On, best_batch: 8, next_batch: 16, curve, ..cost(5_000) }];
         });
     }
-    mesh.submit_all(0..300, 1, |submit| submit.priority = 0);
+    mesh.submit_all(0..300, 1, |submit| submit.spec.priority = 0);
     mesh.submit(100_000, 2, |submit| {
-        submit.priority = 100;
+        submit.spec.priority = 100;
         change(submit);
     });
     let already = mesh.grants.len();
     for closed in 0..200 {
         mesh.wait(MS);
         mesh.close(mesh.grants[closed].id);
-        mesh.submit(300 + closed as u32, 1, |submit| submit.priority = 0);
+        mesh.submit(300 + closed as u32, 1, |submit| submit.spec.priority = 0);
         if let Some(at) = mesh.grants.iter().position(|grant| grant.id.task == task(100_000)) {
             return at - already;
         }
@@ -39,11 +39,11 @@ fn gone_before(packs: bool, change: impl Fn(&mut Submit)) -> usize {
 
 #[test]
 fn tasks_that_are_sent_ahead_do_not_keep_one_that_needs_a_free_slot_from_it() {
-    let unmeasured = |submit: &mut Submit| submit.model.digest = Digest::from_bytes([9; 32]);
-    let batch = |submit: &mut Submit| submit.lane = Some(Lane::Batch);
+    let unmeasured = |submit: &mut Submit| submit.spec.model.digest = Digest::from_bytes([9; 32]);
+    let batch = |submit: &mut Submit| submit.spec.lane = Some(Lane::Batch);
     for packs in [false, true] {
         assert!(gone_before(packs, unmeasured) <= 1);
-        assert!(gone_before(packs, |submit| submit.demands.cpu_millis = 1000) <= 1);
+        assert!(gone_before(packs, |submit| submit.spec.demands.cpu_millis = 1000) <= 1);
         let both = |submit: &mut Submit| (batch(submit), unmeasured(submit)).0;
         assert!(gone_before(packs, both) <= 1);
     }
@@ -53,15 +53,15 @@ fn tasks_that_are_sent_ahead_do_not_keep_one_that_needs_a_free_slot_from_it() {
 fn gone_before_all_cores(of_newcomers: Lane) -> u32 {
     let mut mesh = mesh();
     mesh.register(0, [2, 4], |_| {});
-    let one_core = |submit: &mut Submit| submit.demands.cpu_millis = 1000;
+    let one_core = |submit: &mut Submit| submit.spec.demands.cpu_millis = 1000;
     mesh.submit_all(0..3, 1, one_core);
-    mesh.submit(100_000, 2, |submit| submit.demands.cpu_millis = 4000);
+    mesh.submit(100_000, 2, |submit| submit.spec.demands.cpu_millis = 4000);
     mesh.submit(100_001, 3, |_| {}).expect("one without demands goes on");
     for newcomer in 3..100 {
         mesh.wait(10_000 * MS);
         let first =
             mesh.grants.iter().map(|grant| grant.id).find(|id| id.task < task(100_000) && mesh.is_at_work(id.task));
-        mesh.submit(newcomer, 1, |submit| (one_core(submit), submit.lane = Some(of_newcomers)).1);
+        mesh.submit(newcomer, 1, |submit| (one_core(submit), submit.spec.lane = Some(of_newcomers)).1);
         mesh.close(first.expect("some are at work as long as the large one waits"));
         mesh.beat(0, |_| {});
         if mesh.is_at_work(task(100_000)) {
@@ -81,9 +81,9 @@ fn a_task_that_needs_all_cores_gets_them_though_tasks_of_one_core_keep_coming() 
 fn nothing_is_kept_for_a_task_that_was_cancelled() {
     let mut mesh = mesh();
     mesh.register(0, [4, 4], |_| {});
-    let one_core = |submit: &mut Submit| submit.demands.cpu_millis = 1000;
+    let one_core = |submit: &mut Submit| submit.spec.demands.cpu_millis = 1000;
     mesh.submit_all(0..2, 1, one_core);
-    mesh.submit(100, 2, |submit| submit.demands.cpu_millis = 4000);
+    mesh.submit(100, 2, |submit| submit.spec.demands.cpu_millis = 4000);
     mesh.beat(0, |_| {});
     assert_eq!(mesh.submit(2, 1, one_core), None, "kept for the large one");
     mesh.cancel(100, 2);
@@ -93,10 +93,10 @@ fn nothing_is_kept_for_a_task_that_was_cancelled() {
 #[test]
 fn one_worker_is_kept_free_for_a_task_that_needs_all_its_cores_and_not_for_ever() {
     let mut mesh = mesh();
-    let one_core = |submit: &mut Submit| submit.demands.cpu_millis = 1000;
+    let one_core = |submit: &mut Submit| submit.spec.demands.cpu_millis = 1000;
     (0..2).for_each(|number| mesh.register(number, [0, 4], |_| {}));
     mesh.submit_all(0..2, 1, one_core);
-    mesh.submit(100, 2, |submit| submit.demands.cpu_millis = 4000);
+    mesh.submit(100, 2, |submit| submit.spec.demands.cpu_millis = 4000);
     (0..2).for_each(|number| mesh.beat(number, |_| {}));
     let other = mesh.submit(2, 1, one_core).expect("one of two workers goes on");
     assert_eq!(mesh.submit(3, 1, one_core), Some(other));
@@ -114,11 +114,11 @@ fn a_newcomer_keeps_its_share_though_a_late_task_of_another_client_went_early() 
     mesh.register(0, [0, 1], |register| register.labels = vec![("room".to_owned(), "attic".to_owned())]);
     mesh.beat(0, |heartbeat| (heartbeat.held, heartbeat.costs) = (vec![MODEL], vec![cost(1_000_000)]));
     mesh.register(1, [0, 1], |_| {});
-    mesh.submit_all(0..100, 1, |submit| submit.labels = rule());
+    mesh.submit_all(0..100, 1, |submit| submit.spec.labels = rule());
     assert_eq!(mesh.submit(500, 1, |_| {}), Some(worker(1)), "behind a hundred, and nobody else's");
-    mesh.submit_all(1000..1020, 2, |submit| submit.labels = rule());
+    mesh.submit_all(1000..1020, 2, |submit| submit.spec.labels = rule());
     let order = mesh.drain(1000 * MS);
-    let newcomers = order[..50].iter().filter(|id| mesh.specs[*id].client == client(2)).count();
+    let newcomers = order[..50].iter().filter(|id| mesh.specs[*id].spec.client == client(2)).count();
     assert_eq!(newcomers, 20);
 }
 
@@ -136,7 +136,7 @@ fn a_heartbeat_passes_over_thousands_of_tasks_that_are_not_for_its_worker() {
     let mut mesh = mesh();
     mesh.register(0, [0, 1], |register| register.memory_bytes = 1 << 30);
     mesh.register(1, [0, 1], |_| {});
-    let large = |submit: &mut Submit| submit.demands.memory_bytes = 2 << 30;
+    let large = |submit: &mut Submit| submit.spec.demands.memory_bytes = 2 << 30;
     mesh.submit(0, 1, large);
     mesh.submit(1, 1, |_| {});
     mesh.submit_all(2..5000, 1, large);
@@ -166,10 +166,10 @@ fn a_client_at_work_is_not_refused_by_a_broker_that_has_just_started() {
     let holding = || Standing::Holding { attempt: Attempt(1), worker: worker(0) };
     let mut mesh = mesh();
     mesh.measured(0, [0, 1], 60_000_000);
-    mesh.submit(0, 1, |submit| (submit.deadline_ms, submit.standing) = (Some(3000), holding()));
-    mesh.submit(1, 1, |submit| (submit.demands.gpu_memory_bytes, submit.standing) = (1, holding()));
+    mesh.submit(0, 1, |submit| (submit.spec.deadline_ms, submit.standing) = (Some(3000), holding()));
+    mesh.submit(1, 1, |submit| (submit.spec.demands.gpu_memory_bytes, submit.standing) = (1, holding()));
     assert_eq!((mesh.code(0), mesh.code(1)), (None, None));
-    mesh.submit(2, 1, |submit| submit.deadline_ms = Some(3000));
+    mesh.submit(2, 1, |submit| submit.spec.deadline_ms = Some(3000));
     assert_eq!(mesh.code(2), Some(ErrorCode::DeadlineUnmeetable));
 }
 
@@ -193,7 +193,7 @@ fn a_deadline_is_held_against_what_is_left_of_the_work_in_front() {
         heartbeat.held.push(short);
     });
     mesh.submit(0, 1, |_| {});
-    let hurried = |submit: &mut Submit| (submit.model.digest, submit.deadline_ms) = (short, Some(10_000));
+    let hurried = |submit: &mut Submit| (submit.spec.model.digest, submit.spec.deadline_ms) = (short, Some(10_000));
     mesh.submit(1, 2, hurried);
     assert_eq!(mesh.code(1), Some(ErrorCode::DeadlineUnmeetable));
     mesh.wait(59_000 * MS);
@@ -207,7 +207,9 @@ fn a_worker_goes_on_where_it_was_though_it_was_full_in_between() {
     mesh.register(0, [0, 1], |register| register.memory_bytes = 1 << 30);
     mesh.register(1, [0, 1], |_| {});
     for number in 0..400 {
-        mesh.submit(number, 100 + number, |submit| (submit.priority, submit.demands.memory_bytes) = (100, 2 << 30));
+        mesh.submit(number, 100 + number, |submit| {
+            (submit.spec.priority, submit.spec.demands.memory_bytes) = (100, 2 << 30);
+        });
     }
     mesh.submit_all(1000..1010, 2, |_| {});
     let here = |mesh: &Mesh| mesh.grants.iter().filter(|grant| grant.worker == worker(0)).cloned().collect::<Vec<_>>();
@@ -230,7 +232,7 @@ fn a_worker_that_had_no_room_has_not_broken_its_promise_and_a_stream_that_is_ove
         let mut mesh = mesh();
         mesh.measured(0, [4, 4], 1000);
         for number in 0..10 {
-            mesh.submit(number, 1, |submit| submit.slo = Some(promise));
+            mesh.submit(number, 1, |submit| submit.spec.slo = Some(promise));
             let grant = mesh.grants[mesh.grants.len() - 1].clone();
             mesh.lost(&grant, code);
             mesh.close(grant.id);
@@ -258,10 +260,10 @@ fn a_deadline_is_held_against_all_that_is_before_the_task_in_a_long_queue() {
     mesh.measured(0, [0, 1], 100_000);
     // Each task has a client of its own, so only priorities decide.
     for number in 0..600 {
-        mesh.submit(number, 10_000 + number, |submit| submit.priority = 100);
-        mesh.submit(1000 + number, 20_000 + number, |submit| submit.priority = 0);
+        mesh.submit(number, 10_000 + number, |submit| submit.spec.priority = 100);
+        mesh.submit(1000 + number, 20_000 + number, |submit| submit.spec.priority = 0);
     }
-    let in_between = |deadline_ms| move |submit: &mut Submit| submit.deadline_ms = Some(deadline_ms);
+    let in_between = |deadline_ms| move |submit: &mut Submit| submit.spec.deadline_ms = Some(deadline_ms);
     mesh.submit(5000, 1, in_between(40_000));
     assert_eq!(mesh.code(5000), Some(ErrorCode::DeadlineUnmeetable), "those before it take a minute");
     mesh.submit(5001, 1, in_between(80_000));
@@ -270,7 +272,7 @@ fn a_deadline_is_held_against_all_that_is_before_the_task_in_a_long_queue() {
 
 #[test]
 fn what_is_refused_is_counted_once_by_its_reason_and_what_was_taken_and_fails_is_no_refusal() {
-    let gpu = |submit: &mut Submit| submit.demands.gpu_memory_bytes = 1 << 30;
+    let gpu = |submit: &mut Submit| submit.spec.demands.gpu_memory_bytes = 1 << 30;
     let mut mesh = Mesh::new(Config { workers_max: 1, ..Config::default() });
     mesh.now = MonoTime::from_micros(1);
     (0..2).for_each(|number| mesh.register(number, [0, 1], |_| {}));

@@ -38,13 +38,13 @@ fn with(change: impl FnOnce(&mut Weights)) -> Weights {
 #[test]
 fn each_weight_decides_which_of_two_terms_counts_more() {
     // Three more points for priority against five seconds of waiting.
-    let more_important: [Comer; 2] = [(0, 1, |_| {}), (5, 2, |submit| submit.priority = 53)];
+    let more_important: [Comer; 2] = [(0, 1, |_| {}), (5, 2, |submit| submit.spec.priority = 53)];
     // Eight more points for priority against five seconds of waiting.
-    let much_more_important: [Comer; 2] = [(0, 1, |_| {}), (5, 2, |submit| submit.priority = 58)];
+    let much_more_important: [Comer; 2] = [(0, 1, |_| {}), (5, 2, |submit| submit.spec.priority = 58)];
     // Twelve doublings of the inputs beyond 1 MiB against five seconds of waiting.
-    let large: [Comer; 2] = [(0, 1, |submit| submit.input_bytes = 4 << 30), (5, 2, |_| {})];
+    let large: [Comer; 2] = [(0, 1, |submit| submit.spec.input_bytes = 4 << 30), (5, 2, |_| {})];
     // A second task whose client is one second of slot time ahead, against two points of priority.
-    let ahead: [Comer; 3] = [(0, 1, |_| {}), (0, 1, |_| {}), (0, 2, |submit| submit.priority = 48)];
+    let ahead: [Comer; 3] = [(0, 1, |_| {}), (0, 1, |_| {}), (0, 2, |submit| submit.spec.priority = 48)];
     let rows: [Row<'_>; 5] = [
         (&more_important, with(|weights| weights.priority_milli = 2000), &[1, 2], &[2, 1]),
         (&much_more_important, with(|weights| weights.wait_milli = 2000), &[2, 1], &[1, 2]),
@@ -65,7 +65,7 @@ fn the_terms_of_a_waiting_task_are_told_with_their_signs() {
     mesh.measured(0, [0, 1], 1_000_000);
     mesh.submit(0, 99, |_| {});
     mesh.submit(1, 1, |_| {});
-    mesh.submit(2, 1, |submit| (submit.priority, submit.input_bytes) = (70, 3 << 20));
+    mesh.submit(2, 1, |submit| (submit.spec.priority, submit.spec.input_bytes) = (70, 3 << 20));
     mesh.wait(3000 * MS);
     let rank = mesh.why(2, 1).rank.expect("it waits");
     let terms = [rank.priority_milli, rank.waited_milli, rank.data_milli, rank.share_milli];

@@ -39,18 +39,18 @@ fn why_tells_whether_the_model_is_packed_at_each_worker_and_its_curve_where_the_
 #[test]
 fn why_shows_a_waiting_task_the_curve_of_the_worker_that_could_do_it_soonest() {
     let mut mesh = unlike_workers();
-    mesh.submit_all(0..1000, 1, |submit| submit.demands.cpu_millis = 1);
+    mesh.submit_all(0..1000, 1, |submit| submit.spec.demands.cpu_millis = 1);
     let waiting = 999;
     let why = mesh.why(waiting, 1);
     assert!(why.decision.is_none() && why.task.worker.is_none(), "{why:?}");
     assert_eq!(why.models.iter().map(|model| model.worker).collect::<Vec<_>>(), [worker(0)]);
     // A worker that could never run the task says nothing.
-    mesh.submit(2000, 1, |submit| submit.demands.memory_bytes = 1 << 50);
+    mesh.submit(2000, 1, |submit| submit.spec.demands.memory_bytes = 1 << 50);
     assert!(mesh.why(2000, 1).models.is_empty());
     // A worker that has not run the model says nothing.
     let mut fresh = self::mesh();
     fresh.register(0, [0, 1], |_| {});
-    fresh.submit_all(0..2, 1, |submit| submit.demands.cpu_millis = 1);
+    fresh.submit_all(0..2, 1, |submit| submit.spec.demands.cpu_millis = 1);
     fresh.wait(MS);
     assert!(fresh.why(1, 1).models.is_empty());
     assert_eq!(fresh.why(1, 1).candidates[0].packing, Packing::Unknown);
@@ -74,8 +74,8 @@ fn why_names_the_filter_that_each_worker_failed_of_a_task_that_nobody_can_run() 
     mesh.register(0, [0, 1], |register| register.labels = vec![("room".to_owned(), "attic".to_owned())]);
     mesh.register(1, [0, 1], |register| register.memory_bytes = 1 << 30);
     mesh.submit(0, 1, |submit| {
-        submit.labels = vec![LabelRule { key: "room".to_owned(), value: "cellar".to_owned(), required: true }];
-        submit.demands.memory_bytes = 2 << 30;
+        submit.spec.labels = vec![LabelRule { key: "room".to_owned(), value: "cellar".to_owned(), required: true }];
+        submit.spec.demands.memory_bytes = 2 << 30;
     });
     let why = mesh.why(0, 1);
     assert_eq!(code(&why), Some(ErrorCode::NoWorkerFits));
@@ -107,10 +107,10 @@ fn why_tells_of_a_task_that_was_turned_away_until_it_comes_again_and_is_taken() 
     );
 
     mesh.handle(Event::StoreAway);
-    mesh.submit(3, 1, |submit| submit.detached = true);
+    mesh.submit(3, 1, |submit| submit.spec.detached = true);
     assert_eq!(code(&mesh.why(3, 1)), Some(ErrorCode::Busy), "the queue is full as well");
     mesh.close(mesh.grants[1].id);
-    mesh.submit(3, 1, |submit| submit.detached = true);
+    mesh.submit(3, 1, |submit| submit.spec.detached = true);
     let why = mesh.why(3, 1);
     assert!(why.summary.starts_with("refused, STORE_AWAY: the store does not answer"), "{}", why.summary);
 
@@ -134,7 +134,7 @@ fn why_tells_what_a_task_waited_for_whose_deadline_passed_in_the_queue() {
     let mut mesh = mesh();
     mesh.register(0, [0, 1], |_| {});
     mesh.submit(0, 1, |_| {});
-    mesh.submit(1, 1, |submit| submit.deadline_ms = Some(500));
+    mesh.submit(1, 1, |submit| submit.spec.deadline_ms = Some(500));
     mesh.wait(600 * MS);
     mesh.close(mesh.grants[0].id);
     let why = mesh.why(1, 1);
@@ -152,8 +152,8 @@ fn why_shows_each_term_of_a_waiting_tasks_rank_with_its_sign() {
     let mut mesh = mesh();
     mesh.measured(0, [0, 1], 1_000_000);
     mesh.submit(0, 9, |_| {});
-    mesh.submit(1, 1, |submit| (submit.priority, submit.input_bytes) = (70, 3 << 20));
-    mesh.submit(2, 1, |submit| (submit.priority, submit.input_bytes) = (0, 0));
+    mesh.submit(1, 1, |submit| (submit.spec.priority, submit.spec.input_bytes) = (70, 3 << 20));
+    mesh.submit(2, 1, |submit| (submit.spec.priority, submit.spec.input_bytes) = (0, 0));
     mesh.wait(5000 * MS);
     let rank = |mesh: &mut Mesh, number| mesh.why(number, 1).rank.expect("it waits");
     // One point for each step of priority, second of waiting and doubling of 1 + MiB; four for a second of share.
