@@ -1,5 +1,5 @@
 //! Inputs as the user has them, in memory or in files. Owns their digests, the check that a file has not changed since
-//! it was hashed, and the stacking of items. Never: what the model expects.
+//! it was hashed, the stacking of items, and why a task cannot be submitted. Never: what the model expects.
 
 use std::{
     fmt,
@@ -13,7 +13,24 @@ use bytes::Bytes;
 use mesh_transport::blob::{Source, UploadError};
 use proto_msgs::{DType, Digest, InputDecl, limits};
 
-use crate::{SubmitError, task::at_most};
+/// Why a task cannot be submitted at all.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// A file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// A part of the task exceeds a limit.
+    #[error("{0}")]
+    Invalid(String),
+    /// The connection to the mesh was closed.
+    #[error("the connection to the mesh was closed")]
+    Closed,
+}
 
 /// One input of a task.
 #[derive(Clone, Debug)]
@@ -186,6 +203,13 @@ impl Data {
         }
         Ok(())
     }
+}
+
+pub(crate) fn at_most(what: &str, got: u64, max: u64, unit: &str) -> Result<(), SubmitError> {
+    if got <= max {
+        return Ok(());
+    }
+    Err(SubmitError::Invalid(format!("{what} has {got} {unit}, the limit is {max}")))
 }
 
 fn unreadable(error: UploadError) -> SubmitError {

@@ -39,7 +39,7 @@ mod session;
 mod spool;
 mod task;
 
-pub use input::Input;
+pub use input::{Input, SubmitError};
 pub use mesh::{Mesh, TaskHandle};
 pub use model::{Model, ModelError};
 pub use options::{BROKER_DEFAULT, ConnectError, Listen, Options, default_state_dir};
@@ -51,4 +51,4 @@ pub use proto_msgs::{
 };
 pub use result::{AskError, News, TaskError, TaskResult, Timings, Update};
 pub use session::SENDING_EVERY;
-pub use task::{SubmitError, Task, new_job};
+pub use task::{Task, new_job};

@@ -1,6 +1,6 @@
 //! A task to submit. Owns its settings and the check for everything that the mesh would refuse. Never: connections.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use proto_msgs::{
     ClientId, Demands, Direction, InputDecl, JobId, LabelRule, Lane, Manifest, PublicKey, Slo, Stage, TaskId, TaskSpec,
@@ -8,7 +8,10 @@ use proto_msgs::{
 };
 use uuid::Uuid;
 
-use crate::{Input, Model, input::Blob};
+use crate::{
+    Input, Model, SubmitError,
+    input::{Blob, at_most},
+};
 
 /// Inputs in memory up to this length are hashed at once: that is faster than a hand-over to another thread and back.
 const QUICK_BYTES_MAX: usize = 64 * 1024;
@@ -29,25 +32,6 @@ pub struct Task {
     pub(crate) slo: Option<Slo>,
     pub(crate) labels: Vec<LabelRule>,
     then: Vec<(String, Model)>,
-}
-
-/// Why a task cannot be submitted at all.
-#[derive(Debug, thiserror::Error)]
-pub enum SubmitError {
-    /// A file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// A part of the task exceeds a limit.
-    #[error("{0}")]
-    Invalid(String),
-    /// The connection to the mesh was closed.
-    #[error("the connection to the mesh was closed")]
-    Closed,
 }
 
 impl Task {
@@ -253,13 +237,6 @@ pub(crate) struct Payload {
     pub(crate) manifest: Manifest,
     /// The model, then the inputs, then the models of later stages.
     pub(crate) blobs: Vec<Blob>,
-}
-
-pub(crate) fn at_most(what: &str, got: u64, max: u64, unit: &str) -> Result<(), SubmitError> {
-    if got <= max {
-        return Ok(());
-    }
-    Err(SubmitError::Invalid(format!("{what} has {got} {unit}, the limit is {max}")))
 }
 
 /// Runs file work on a blocking thread. `None` if the runtime is shutting down. A panic in it continues in the caller.

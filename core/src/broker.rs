@@ -9,6 +9,7 @@ mod answers;
 mod api;
 mod clients;
 mod config;
+mod decision;
 mod fill;
 mod fleet;
 mod grants;

@@ -6,9 +6,9 @@ use proto_msgs::{
 };
 
 use super::{
-    Broker, obstacle,
-    placement::{Decision, Rated},
-    predict, reasons,
+    Broker,
+    decision::{Decision, Rated},
+    obstacle, predict, reasons,
     tasks::{State, Task},
     worker::{ModelHere, Worker},
 };
@@ -119,7 +119,7 @@ impl Broker {
         let candidate = |rated: &Rated| Candidate {
             worker: rated.worker,
             name: self.workers.get(rated.worker).map_or_else(String::new, |worker| worker.register.name.clone()),
-            against: rated.obstacle.iter().map(|obstacle| obstacle.text(task)).collect(),
+            against: rated.obstacle.iter().map(|obstacle| obstacle.text(&task.spec)).collect(),
             holds_model: rated.holds_model,
             packing: rated.packing,
             best_batch: rated.best_batch,

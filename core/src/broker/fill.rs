@@ -7,10 +7,12 @@ use proto_msgs::{Digest, Lane, TaskId, WorkerId};
 
 use super::{
     Broker, Config, Policy,
-    obstacle::{self, Obstacle},
+    decision::Obstacle,
+    line::Order,
+    obstacle,
     placement::{self, LOOK_MAX, Scene, Verdict},
     predict,
-    queue::{Order, Queue, QueueKey, Rank, Stretch},
+    queue::{Queue, QueueKey, Rank, Stretch},
     tasks::{State, Task},
     worker::{Claim, LENT_IN_A_ROW_MAX, Seat, Slots, Worker},
     workers::Workers,

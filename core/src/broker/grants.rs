@@ -12,7 +12,8 @@ use proto_msgs::{
 
 use super::{
     Broker,
-    placement::{Choice, Decision},
+    decision::Decision,
+    placement::Choice,
     predict,
     tasks::{Place, State},
 };

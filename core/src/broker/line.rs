@@ -2,10 +2,17 @@
 //!
 //! Owns the count. Never knows which tasks wait, or why in this order.
 
-use super::queue::Order;
+use std::cmp::Reverse;
 
 /// Most places in one bucket: to shift them costs about as much as to sum up the buckets of a queue of 100,000.
 const BUCKET_MAX: usize = 512;
+
+/// Sort key in a lane's queue: the effective priority without the parts that grow with time, then the order of arrival.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Order {
+    pub(super) points: Reverse<i64>,
+    pub(super) arrival: u64,
+}
 
 /// Places in order, cut into non-empty buckets.
 #[derive(Debug, Default)]
@@ -56,7 +63,7 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
-    use std::{cmp::Reverse, collections::BTreeSet};
+    use std::collections::BTreeSet;
 
     use super::*;
 

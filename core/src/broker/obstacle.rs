@@ -1,47 +1,11 @@
-//! Reasons against a worker: cheap values while workers are rated, sentences only for people who ask.
+//! The filters: which reasons speak against a worker for a task.
 //!
-//! Owns the filters and their texts. Never rates what passes them.
+//! Owns them. Never rates what passes them.
 
-use proto_msgs::{Arch, Demands, Direction, Lane, ModelFormat};
+use proto_msgs::{Demands, Direction};
 
-use super::{tasks::Task, worker::Worker};
+use super::{decision::Obstacle, tasks::Task, worker::Worker};
 use crate::MonoTime;
-
-/// One reason against a worker.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Obstacle {
-    // Permanent: the worker could never run the task, however idle.
-    Format(ModelFormat),
-    Arch(Arch),
-    Cores(u32),
-    Memory {
-        bytes: u64,
-    },
-    GpuMemory,
-    NoWay,
-    NoSlots(Lane),
-    /// Index of the label rule of the task that is broken.
-    Label(u8),
-    // Temporary.
-    Unheard,
-    Draining,
-    /// The worker keeps as many results of detached tasks as it may.
-    KeepsNoMore,
-    /// It is not known yet whether the task kills workers.
-    Suspicion,
-    /// The worker failed the task, and no other can take it: it gets a while to recover.
-    Pausing,
-    CoresPromised,
-    MemoryPromised,
-    GpuMemoryTaken,
-    /// Freed resources are kept for a task that has waited longer.
-    Claimed,
-    /// No slot is free, and sending ahead would gain nothing.
-    SlotsInUse {
-        lane: Lane,
-        slots: u16,
-    },
-}
 
 type Ever = fn(&Task, &Worker) -> Option<Obstacle>;
 type Now = fn(&Task, &Worker, MonoTime) -> Option<Obstacle>;
@@ -196,34 +160,6 @@ impl Obstacle {
             Self::CoresPromised | Self::MemoryPromised => true,
             Self::GpuMemoryTaken => gpu_memory_bytes > 0,
             _ => false,
-        }
-    }
-
-    /// The obstacle as text for people; the worker is the subject.
-    pub(super) fn text(self, task: &Task) -> String {
-        match self {
-            Self::Format(format) => format!("cannot run {format} models"),
-            Self::Arch(arch) => format!("is {arch}"),
-            Self::Cores(cores) => format!("has {cores} cores"),
-            Self::Memory { bytes } => format!("has {} MiB of memory", bytes >> 20),
-            Self::GpuMemory => "has no GPU with that much memory".to_owned(),
-            Self::NoWay => "cannot be connected in the wanted direction".to_owned(),
-            Self::NoSlots(lane) => format!("has no slots for the {lane} lane"),
-            Self::Label(at) => match task.spec.labels.get(usize::from(at)) {
-                Some(rule) => format!("has no label {}={}", rule.key, rule.value),
-                None => "does not have the required labels".to_owned(),
-            },
-            Self::Unheard => "has not sent a heartbeat yet".to_owned(),
-            Self::Draining => "is draining".to_owned(),
-            Self::KeepsNoMore => "keeps as many results of detached tasks as it may".to_owned(),
-            Self::Suspicion => "waits until it is known whether the task kills workers".to_owned(),
-            Self::Pausing => "failed the task, or had no place for it, a moment ago".to_owned(),
-            Self::CoresPromised => "its cores are promised to others".to_owned(),
-            Self::MemoryPromised => "its memory is promised to others".to_owned(),
-            Self::GpuMemoryTaken => "its GPU memory is promised to others or in use".to_owned(),
-            Self::Claimed => "keeps cores and memory for a task that has waited longer".to_owned(),
-            Self::SlotsInUse { lane: Lane::Realtime, slots } => format!("all {slots} slots are in use"),
-            Self::SlotsInUse { lane: Lane::Batch, slots } => format!("all {slots} batch slots are in use"),
         }
     }
 }

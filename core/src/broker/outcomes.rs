@@ -5,11 +5,11 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use proto_msgs::{Direction, Epoch, ErrorCode, Failure, Outcome, TaskId, WorkerId};
+use proto_msgs::{Direction, ErrorCode, Failure, Outcome, TaskId, WorkerId};
 
 use super::{
     Broker, obstacle,
-    tasks::{Place, Task},
+    tasks::{Place, Suspect, Task},
     worker::Worker,
     workers::Workers,
 };
@@ -23,16 +23,6 @@ const LOST_WITH_MAX: usize = 3;
 
 /// Longest time until it is known whether a worker died of a task: usual heartbeats are missed by then.
 const SUSPECT_MAX: Duration = Duration::from_secs(10);
-
-/// A life of a worker at which an attempt was lost. A client cannot tell a dead worker from a broken link. The broker
-/// can, but only once heartbeats are missed or the next life has registered.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Suspect {
-    worker: WorkerId,
-    epoch: Epoch,
-    /// Time by which it is known whether the worker died.
-    until: MonoTime,
-}
 
 /// Errors of the latest predictions.
 #[derive(Debug, Default)]

@@ -7,11 +7,12 @@
 //! One look visits a bounded number of workers, however many there are: the indexes list the promising ones first. What
 //! a look misses, the next heartbeat of a worker with room makes up for.
 
-use proto_msgs::{Direction, Packing, Prediction, WorkerId, limits::DECISION_CANDIDATES_MAX};
+use proto_msgs::{Direction, Prediction, WorkerId, limits::DECISION_CANDIDATES_MAX};
 
 use super::{
     config::Policy,
-    obstacle::{self, Obstacle, direction},
+    decision::{Obstacle, Rated},
+    obstacle::{self, direction},
     predict::{self, Guess, has_room, predict},
     slo::{Slos, Stance},
     tasks::Task,
@@ -44,26 +45,6 @@ pub(super) struct Scene<'a> {
     pub(super) slos: &'a Slos,
     /// The worker that got the last task, for `round-robin`.
     pub(super) last_chosen: Option<WorkerId>,
-}
-
-/// A worker's rating for a task.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Rated {
-    pub(super) worker: WorkerId,
-    pub(super) obstacle: Option<Obstacle>,
-    pub(super) prediction: Prediction,
-    pub(super) busy_permille: u16,
-    pub(super) holds_model: bool,
-    pub(super) packing: Packing,
-    pub(super) best_batch: u16,
-}
-
-/// A decision, kept for people who ask why.
-#[derive(Clone, Debug)]
-pub(super) struct Decision {
-    pub(super) at_unix_ms: u64,
-    pub(super) chosen: Option<WorkerId>,
-    pub(super) rated: Vec<Rated>,
 }
 
 /// The chosen worker.

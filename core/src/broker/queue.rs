@@ -21,7 +21,7 @@ use proto_msgs::{ClientId, Digest, Lane, RankView, TaskId, TaskSpec};
 
 use super::{
     config::{Tenant, Weights},
-    line::Line,
+    line::{Line, Order},
     shares::Shares,
 };
 use crate::MonoTime;
@@ -44,13 +44,6 @@ const WEIGH_EVERY: Duration = Duration::from_secs(5);
 
 /// Millionths per thousandth: points are compared in millionths.
 const MICRO_PER_MILLI: i64 = 1000;
-
-/// Sort key in a lane's queue: the effective priority without the parts that grow with time, then the order of arrival.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) struct Order {
-    pub(super) points: Reverse<i64>,
-    pub(super) arrival: u64,
-}
 
 /// A task's place in the queues: its lane, and its order there.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -5,7 +5,8 @@
 use proto_msgs::{Candidate, ErrorCode, Failure};
 
 use super::{
-    obstacle::{self, Obstacle},
+    decision::Obstacle,
+    obstacle,
     placement::Scene,
     predict::{Guess, has_room, predict},
     slo::Stance,
@@ -30,7 +31,7 @@ pub(super) fn never_fits(task: &Task, workers: &Workers) -> (Option<Failure>, u6
             return (None, looked);
         }
         if reasons.len() < REASONS_MAX {
-            let against: Vec<String> = obstacle::ever(task, worker).map(|obstacle| obstacle.text(task)).collect();
+            let against: Vec<String> = obstacle::ever(task, worker).map(|obstacle| obstacle.text(&task.spec)).collect();
             reasons.push(format!("{} {}", worker.register.name, against.join(", ")));
         }
     }
@@ -63,10 +64,10 @@ pub(super) fn candidates<'a>(task: &'a Task, scene: Scene<'a>) -> impl Iterator<
     let guess = Guess::new(task, scene.workers.fleet());
     scene.workers.after(None).map(move |worker| {
         let mut against: Vec<String> =
-            obstacle::now(task, worker, scene.now).map(|against| against.text(task)).collect();
+            obstacle::now(task, worker, scene.now).map(|against| against.text(&task.spec)).collect();
         if worker.is_open() && !has_room(task, worker) {
             let (lane, slots) = (task.lane(), worker.usable_slots(task.lane()));
-            against.push(Obstacle::SlotsInUse { lane, slots }.text(task));
+            against.push(Obstacle::SlotsInUse { lane, slots }.text(&task.spec));
         }
         if let Some(stream) = task.stream
             && let Stance::Shunned(permille) = scene.slos.stance(scene.now, stream, worker.id(), 0)

@@ -11,8 +11,8 @@ use proto_msgs::{BrokerToClient, Ended, ErrorCode, Failure, Lane, Outcome, PeerI
 
 use super::{
     Broker,
-    placement::{self, Decision},
-    reasons,
+    decision::Decision,
+    placement, reasons,
     stats::Counters,
     tasks::{State, Task},
     workers::Workers,

@@ -26,8 +26,7 @@ use proto_msgs::{
 use super::{
     api::{Footing, TaskRecord},
     config::Config,
-    outcomes::Suspect,
-    placement::Decision,
+    decision::Decision,
     queue::{QueueKey, Rank},
     slo::StreamId,
 };
@@ -57,6 +56,16 @@ pub(super) struct Place {
     pub(super) worker: WorkerId,
     pub(super) epoch: Epoch,
     pub(super) direction: Direction,
+}
+
+/// A life of a worker at which an attempt was lost. A client cannot tell a dead worker from a broken link. The broker
+/// can, but only once heartbeats are missed or the next life has registered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Suspect {
+    pub(super) worker: WorkerId,
+    pub(super) epoch: Epoch,
+    /// Time by which it is known whether the worker died.
+    pub(super) until: MonoTime,
 }
 
 /// A task as the broker knows it.

@@ -9,11 +9,7 @@ use proto_msgs::{
     WorkerView,
 };
 
-use super::{
-    api::WorkerRecord,
-    occupancy::Occupancy,
-    queue::{Order, Rank},
-};
+use super::{api::WorkerRecord, line::Order, occupancy::Occupancy, queue::Rank};
 use crate::{MonoTime, Rule, Rules};
 
 /// Added to the missed heartbeats before a worker counts as dead: a heartbeat's travel time and its sender's

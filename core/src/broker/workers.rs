@@ -11,8 +11,8 @@ use proto_msgs::{AttemptId, AttemptState, Digest, Epoch, Heartbeat, Lane, PeerId
 
 use super::{
     fleet::Fleet,
+    line::Order,
     occupancy::Held,
-    queue::Order,
     worker::{Claim, Kind, Seat, Worker},
 };
 use crate::{MonoTime, Rules};
