@@ -309,7 +309,11 @@ impl Broker {
             return self.refuse(peer, locate.task, ErrorCode::NotFound, "no such task, or it is somebody else's");
         };
         let is_done = matches!(&task.state, State::Ended { outcome: Outcome::Done { .. }, .. });
-        if !is_done && task.is_ended() {
+        // Nobody hears of a cancel before the store does: a restart would bring the task back.
+        let is_being_cancelled = self.config.rules.holds(Rule::StoreBeforeCancelled)
+            && task.awaits_store()
+            && matches!(&task.state, State::Ended { outcome: Outcome::Cancelled, .. });
+        if !is_done && task.is_ended() && !is_being_cancelled {
             return self.say_ended(locate.task, Some(peer));
         }
         if !task.spec.detached {

@@ -33,6 +33,7 @@ impl Broker {
                 let cancelled_by = task.cancelled_by.take().filter(|by| Some(*by) != peer);
                 self.say_ended(id, peer);
                 self.say_ended(id, cancelled_by);
+                self.answer_waiting(now, id);
             }
             State::Queued(_) | State::Granted { .. } | State::Placed { .. } | State::Ended { .. } => {}
         }
@@ -280,6 +281,11 @@ impl Broker {
                 task.stored = false;
             }
         }
+        self.answer_waiting(now, id);
+    }
+
+    /// Answers a client that waits for the end of a task in the background.
+    fn answer_waiting(&mut self, now: MonoTime, id: TaskId) {
         if let Some(waits) = self.tasks.get_mut(id).and_then(|task| task.awaited_by.take()) {
             self.locate(now, waits.peer, waits.key, waits.locate);
         }

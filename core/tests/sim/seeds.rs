@@ -240,7 +240,8 @@ fn job(plan: &mut Rng, detached_permille: u64, odd_permille: u64) -> Job {
     job.detached = plan.permille(detached_permille);
     job.priority = plan.among(0..101) as u8;
     if plan.permille(150) {
-        job.deadline = Some(Duration::from_micros(plan.among(SECOND..20 * SECOND)));
+        // Whole milliseconds, as messages carry them.
+        job.deadline = Some(Duration::from_millis(plan.among(SECOND..20 * SECOND) / 1000));
     }
     if plan.permille(100) {
         job.demands = Demands { cpu_millis: 2000, memory_bytes: 1 << 30, ..Demands::default() };
