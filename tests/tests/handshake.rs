@@ -50,7 +50,7 @@ fn one_request_and_one_answer_stand_before_the_first_data_byte() {
 
 /// With several items the client first asks how large the mesh is: that decides how many items share a task.
 #[test]
-fn a_submit_of_many_items_asks_one_question_more_and_only_once() {
+fn a_submit_of_many_items_asks_one_question_before_its_first_task() {
     let mesh = Mesh::start();
     let client_to_broker = Proxy::before(mesh.endpoint());
     let (door, _worker) = mesh.worker_behind_proxy("w1", &[]);
@@ -69,10 +69,8 @@ fn a_submit_of_many_items_asks_one_question_more_and_only_once() {
     let first_data = seen.iter().find(|seen| seen.message.kind == Some(CHUNK_OF_INPUT)).expect("a chunk was sent").at;
     let asked = kinds_until(&client_to_broker, Side::Dialler, first_data);
     let told = kinds_until(&client_to_broker, Side::Listener, first_data);
-    assert!(asked.starts_with(&[ASK, SUBMIT]) && asked[1..].iter().all(|kind| *kind == SUBMIT), "{asked:?}");
+    assert!(asked.starts_with(&[ASK, SUBMIT]), "{asked:?}");
     assert!(told.starts_with(&[ANSWER, GRANT]), "{told:?}");
-    let everything = kinds_until(&client_to_broker, Side::Dialler, std::time::Instant::now());
-    assert_eq!(everything.iter().filter(|kind| **kind == ASK).count(), 1, "{everything:?}");
 }
 
 #[test]
