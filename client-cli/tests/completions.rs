@@ -19,7 +19,7 @@ fn offered(line: &str) -> Vec<String> {
 #[test]
 fn bash_completes_commands_and_their_flags() {
     assert_eq!(offered("mesh-client sub"), ["submit"]);
-    assert_eq!(offered("mesh-client submit --la"), ["--lane"]);
+    assert_eq!(offered("mesh-client submit --la"), ["--lane", "--layout"]);
     assert_eq!(offered("mesh-client submit --layout n"), ["nhwc", "nchw"]);
     assert_eq!(offered("mesh-client submit --lane b"), ["batch"]);
     assert_eq!(offered("mesh-client bench --rat"), ["--rate"]);

@@ -84,7 +84,7 @@ error_codes! {
     40 ModelInvalid "MODEL_INVALID" final;
     /// The runtime does not know an operator or the format.
     41 ModelUnsupported "MODEL_UNSUPPORTED" final;
-    /// The runtime crashed, or ran out of memory or time, while loading the model.
+    /// The runtime crashed or ran out of memory while loading the model.
     42 ModelRejected "MODEL_REJECTED" final;
     /// An input's name, element type, shape or size does not match the model.
     43 InputMismatch "MODEL_INPUT_MISMATCH" final;
@@ -98,7 +98,8 @@ error_codes! {
     47 RunFailed "RUN_FAILED" final;
     /// The runner's answer breaks its protocol.
     48 RunProtocol "RUN_PROTOCOL" again;
-    /// The container engine, the image or the runtime library is missing or broken at this worker.
+    /// The container engine, the image or the runtime library is missing or broken at this worker, cannot use its GPU, or
+    /// takes too long to load the model.
     49 EngineUnavailable "ENGINE_UNAVAILABLE" again;
     /// The result is larger than allowed.
     50 ResultTooLarge "RESULT_TOO_LARGE" final;

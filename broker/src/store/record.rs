@@ -82,6 +82,7 @@ pub fn worker_state(record: &WorkerRecord) -> Fields {
         ("slots_used", record.slots_used.iter().map(|used| u32::from(*used)).sum::<u32>().to_string()),
         ("tasks_realtime", record.slots_used[Lane::Realtime.index()].to_string()),
         ("tasks_batch", record.slots_used[Lane::Batch.index()].to_string()),
+        ("gpu_memory_reserved_bytes", record.gpu_memory_reserved_bytes.to_string()),
         ("violation_permille", optional(record.violation_permille)),
         ("expires_after_ms", record.expires_after.as_millis().to_string()),
     ];

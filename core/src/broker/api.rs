@@ -59,6 +59,8 @@ pub struct WorkerRecord {
     pub heartbeat: Option<Heartbeat>,
     /// Slots taken in each lane, by running and by granted tasks.
     pub slots_used: [u16; 2],
+    /// GPU memory promised to these tasks.
+    pub gpu_memory_reserved_bytes: u64,
     /// Thousandths of the worker's tasks that missed their service level in the last window; `None`: no verdict.
     pub violation_permille: Option<u16>,
     /// When the worker was last heard, milliseconds since 1970.

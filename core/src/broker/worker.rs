@@ -387,6 +387,7 @@ impl Worker {
             register: self.register.clone(),
             heartbeat: self.heartbeat.clone(),
             slots_used: self.occupancy.tasks(),
+            gpu_memory_reserved_bytes: u64::try_from(self.occupancy.reserved().2).unwrap_or(u64::MAX),
             violation_permille,
             seen_unix_ms: now_unix_ms,
             expires_after: self.dead_at(beats).since(self.seen),
