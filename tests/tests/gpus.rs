@@ -159,7 +159,7 @@ fn an_idle_runner_makes_room_for_a_task_that_needs_the_memory_of_its_gpu() {
     let gpus = Gpus::new();
     gpus.show(&[Shown { used_gib: 10, ..LARGE }, SMALL]);
     let mesh = mesh_with(&gpus);
-    let worker = mesh.worker_with("w1", &["--device-map", "0,1", "--slots", "2"]);
+    let worker = mesh.worker_with("w1", &["--device-map", "0,1", "--slots", "2", "--runner", &gpus.runner()]);
     let run = |job: &Job, gpu_memory: &str| {
         let before = children_of(worker.pid());
         job.start(&mesh, &["--gpu-memory", gpu_memory]).done(job);
