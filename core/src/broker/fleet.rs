@@ -33,6 +33,12 @@ pub(super) fn item_us(cost: &ModelCost) -> u64 {
 }
 
 impl Fleet {
+    /// Number of models with a measured cost.
+    #[cfg(test)]
+    pub(super) fn models(&self) -> usize {
+        self.models.len()
+    }
+
     pub(super) fn add(&mut self, heartbeat: &Heartbeat) {
         for cost in &heartbeat.costs {
             let sums = self.models.entry(cost.model).or_default();

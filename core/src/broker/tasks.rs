@@ -356,6 +356,13 @@ impl Tasks {
         self.live.len()
     }
 
+    /// Entries of all tables together: none when every task is forgotten.
+    #[cfg(test)]
+    pub(super) fn entries(&self) -> usize {
+        let looks = self.due.len() + self.ended.len() + self.ended_for_later.len();
+        self.live.len() + self.over.len() + self.owners.len() + looks
+    }
+
     pub(super) fn get(&self, id: TaskId) -> Option<&Task> {
         self.live.get(&id).or_else(|| self.over.get(&id)).map(Box::as_ref)
     }

@@ -72,6 +72,15 @@ impl Workers {
         self.ids.len()
     }
 
+    /// Entries of all tables together, and the number of seats: no entries when every worker has gone, and as many seats
+    /// as there were workers at a time.
+    #[cfg(test)]
+    pub(super) fn entries(&self) -> (usize, usize) {
+        let taken = self.seats.iter().flatten().count();
+        let tables = [self.ids.len(), taken, self.kinds.len(), self.members.len(), self.holders.len()];
+        (tables.into_iter().sum::<usize>() + self.fleet.models(), self.seats.len())
+    }
+
     pub(super) fn get(&self, id: WorkerId) -> Option<&Worker> {
         self.at(*self.ids.get(&id)?)
     }

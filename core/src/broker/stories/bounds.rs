@@ -1,11 +1,52 @@
 //! Short stories of peers that claim too much, or invent things. Owns what the broker believes and keeps of it.
 
-use proto_msgs::{Attempt, AttemptId, AttemptReport, AttemptState, ErrorCode, Outcome, Standing, WorkerId};
+use proto_msgs::{
+    Attempt, AttemptId, AttemptReport, AttemptState, Digest, ErrorCode, ModelCost, Outcome, Slo, Standing, WorkerId,
+};
 
 use super::{
     super::{Config, Event},
-    mesh::{DONE, Mesh, task, worker},
+    mesh::{DAY, DONE, Mesh, cost, task, worker},
 };
+
+/// A worker of a new kind comes with a model of its own, a client brings tasks of every sort, and both leave.
+fn come_and_go(mesh: &mut Mesh, round: u32) {
+    let (first, model) = (round * 10, Digest::from_bytes([round as u8 + 1; 32]));
+    mesh.register(round, [1, 1], |register| register.memory_bytes = u64::from(round + 1) << 30);
+    let costs = vec![ModelCost { model, ..cost(1_000_000) }];
+    mesh.beat(round, |heartbeat| (heartbeat.held, heartbeat.costs) = (vec![model], costs));
+    mesh.submit_all(first..first + 4, round, |submit| {
+        submit.spec.model.digest = model;
+        submit.spec.slo = Some(Slo { latency_ms: 500, max_violation_permille: 50 });
+    });
+    mesh.submit_all(first + 4..first + 8, round, |submit| submit.spec.detached = true);
+    mesh.submit(first + 8, round, |submit| submit.spec.demands.memory_bytes = 1 << 50);
+    mesh.submit(first + 9, round, |submit| submit.spec.deadline_ms = Some(60_000));
+    mesh.store();
+    mesh.cancel(first + 1, round);
+    mesh.cancel(first + 5, round);
+    while let Some(grant) = mesh.grants.pop() {
+        if !mesh.specs[&grant.id.task].spec.detached {
+            mesh.close(grant.id);
+        }
+    }
+    mesh.leave(round);
+}
+
+#[test]
+fn busy_days_leave_nothing_behind() {
+    let mut mesh = Mesh::new(Config::default());
+    (0..100).for_each(|round| come_and_go(&mut mesh, round));
+    assert!(mesh.broker.tasks.entries() > 200, "detached tasks wait for their workers");
+    for _ in 0..3 {
+        mesh.store();
+        mesh.wait(DAY);
+    }
+    assert_eq!(mesh.broker.tasks.entries(), 0);
+    assert_eq!(mesh.broker.queue.len(), 0);
+    assert_eq!(mesh.broker.workers.entries(), (0, 1), "one worker at a time");
+    assert_eq!(mesh.broker.worker_looks.len(), 0);
+}
 
 #[test]
 fn an_end_that_found_no_place_in_a_heartbeat_is_waited_for() {
