@@ -70,6 +70,8 @@ messages! {
         301 Introduce(Introduce);
         /// Stop this attempt now; the next [`HeartbeatAck`] repeats it.
         302 Stop(AttemptId);
+        /// Leave: another process has registered as a later life of this worker, and both are alive.
+        303 Overtaken(Overtaken);
     }
 }
 

@@ -84,7 +84,7 @@ error_codes! {
     40 ModelInvalid "MODEL_INVALID" final;
     /// The runtime does not know an operator or the format.
     41 ModelUnsupported "MODEL_UNSUPPORTED" final;
-    /// The runtime crashed or ran out of memory while loading the model.
+    /// The runtime crashed while loading the model.
     42 ModelRejected "MODEL_REJECTED" final;
     /// An input's name, element type, shape or size does not match the model.
     43 InputMismatch "MODEL_INPUT_MISMATCH" final;
@@ -92,7 +92,7 @@ error_codes! {
     44 RunTimeout "RUN_TIMEOUT" final;
     /// The runner died during the run.
     45 RunCrashed "RUN_CRASHED" final;
-    /// The runner used more memory than granted.
+    /// The runner used more memory than its task asks for, or than any worker gives a task that asks for none.
     46 RunOutOfMemory "RUN_OOM" final;
     /// The runtime reported an error.
     47 RunFailed "RUN_FAILED" final;
@@ -107,6 +107,10 @@ error_codes! {
     51 ResultGone "RESULT_GONE" final;
     /// The client cannot keep the result: its own disk is full or cannot be written.
     52 ResultNotKept "RESULT_NOT_KEPT" final;
+
+    /// The runner used more memory than this worker gives a task that asks for none: another worker may give more. If
+    /// none does, the task ends with [`ErrorCode::RunOutOfMemory`].
+    53 WorkerOutgrown "WORKER_OUTGROWN" again;
 
     /// A code that only a newer peer knows.
     99 Unknown "UNKNOWN" final;

@@ -70,6 +70,7 @@ pub fn register(number: u32) -> Register {
         arch: Arch::Amd64,
         cores: 4,
         memory_bytes: 8 << 30,
+        run_memory_bytes: 1 << 30,
         engine: EngineKind::Process,
         formats: ModelFormat::ALL.to_vec(),
         endpoints: vec!["tcp://w:1".to_owned()],

@@ -3,8 +3,8 @@
 
 use super::{
     Accept, Answer, Ask, AttemptId, AttemptState, CancelTask, Chunk, Close, Credit, Ended, Grant, Heartbeat,
-    HeartbeatAck, Introduce, Leave, Locate, Noted, Open, Progress, Queued, Refuse, Register, RunResult, Stage,
-    Standing, Submit,
+    HeartbeatAck, Introduce, Leave, Locate, Noted, Open, Overtaken, Progress, Queued, Refuse, Register, RunResult,
+    Stage, Standing, Submit,
 };
 use crate::limits::{
     ATTEMPTS_MAX, CHUNK_BYTES_MAX, COSTS_MAX, CURVE_POINTS_MAX, DEADLINE_MS_MAX, DEVICE_MAP_MAX, ENDPOINTS_MAX,
@@ -225,5 +225,6 @@ impl Check for AttemptId {}
 impl Check for CancelTask {}
 impl Check for Credit {}
 impl Check for Leave {}
+impl Check for Overtaken {}
 impl Check for Noted {}
 impl Check for Progress {}

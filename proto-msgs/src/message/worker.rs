@@ -35,6 +35,8 @@ pub struct Register {
     pub cores: u32,
     /// Main memory that tasks may use.
     pub memory_bytes: u64,
+    /// Main memory that a run gets if its task asks for none.
+    pub run_memory_bytes: u64,
     /// How the worker runs models.
     pub engine: EngineKind,
     /// Model formats that it can open.
@@ -181,6 +183,16 @@ pub struct HeartbeatAck {
     pub forget: Vec<AttemptId>,
     /// Attempts that must stop.
     pub stop: Vec<AttemptId>,
+}
+
+/// Tells a worker that another process has its id: a later life has registered, and both are alive. Two workers with
+/// copies of one state folder do that.
+#[derive(Clone, Copy, Debug, Decode, Encode, Eq, PartialEq)]
+pub struct Overtaken {
+    /// Id of the worker.
+    pub worker: WorkerId,
+    /// The life that is told.
+    pub epoch: Epoch,
 }
 
 /// Asks a worker to dial a client that cannot dial the worker.

@@ -368,6 +368,7 @@ pub(crate) fn register() -> Register {
         arch: Arch::Arm64,
         cores: 4,
         memory_bytes: 8 << 30,
+        run_memory_bytes: 2 << 30,
         engine: EngineKind::Process,
         formats: vec![ModelFormat::TfLite, ModelFormat::Onnx],
         endpoints: vec!["tcp://10.0.0.3:4001".into()],
@@ -436,6 +437,7 @@ fn worker_and_broker() -> Vec<Any> {
         Any::BrokerToWorker(BrokerToWorker::HeartbeatAck(ack)),
         Any::BrokerToWorker(BrokerToWorker::Introduce(introduce)),
         Any::BrokerToWorker(BrokerToWorker::Stop(id())),
+        Any::BrokerToWorker(BrokerToWorker::Overtaken(Overtaken { worker: worker(), epoch: Epoch(3) })),
     ]
 }
 
