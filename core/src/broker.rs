@@ -7,28 +7,41 @@
 
 mod answers;
 mod api;
+mod beside;
+mod census;
 mod clients;
 mod config;
 mod decision;
+mod earliest;
 mod fill;
 mod fleet;
+mod given;
 mod grants;
+mod handover;
 mod life;
 mod line;
 mod obstacle;
 mod occupancy;
 mod outcomes;
+mod outgrown;
 mod placement;
 mod predict;
+mod preloads;
 mod queue;
 mod reasons;
 mod refusals;
 mod shares;
+mod shortlist;
 mod slo;
+mod sooner;
 mod stats;
 #[cfg(test)]
 mod stories;
+mod task;
 mod tasks;
+mod trials;
+mod twins;
+mod warmth;
 mod worker;
 mod workers;
 
@@ -43,10 +56,14 @@ pub use stats::{Counters, Gauges};
 
 use crate::{Clock, MonoTime, Rule, due::Due};
 use outcomes::Errors;
+use outgrown::Outgrown;
+use preloads::Preloads;
 use queue::Queue;
 use refusals::TurnedAway;
 use slo::Slos;
-use tasks::{Place, State, Task, Tasks};
+use task::{Last, Place, State, Task};
+use tasks::Tasks;
+use twins::Twins;
 use workers::Workers;
 
 /// The broker.
@@ -56,12 +73,15 @@ pub struct Broker {
     workers: Workers,
     /// When to check whether a worker is still alive.
     worker_looks: Due<WorkerId>,
+    twins: Twins,
     tasks: Tasks,
     queue: Queue,
     slos: Slos,
     turned_away: TurnedAway,
     /// Errors of earlier predictions.
     errors: Errors,
+    preloads: Preloads,
+    outgrown: Outgrown,
     /// The worker that was granted the last task.
     last_chosen: Option<WorkerId>,
     clock: Clock,
@@ -78,12 +98,15 @@ impl Broker {
         Self {
             workers: Workers::new(config.rules),
             worker_looks: Due::default(),
+            twins: Twins::default(),
             tasks: Tasks::default(),
             queue: Queue::default(),
             slos: Slos::new(config.rules),
             turned_away: TurnedAway::default(),
             clock: Clock::new(config.rules),
             config,
+            preloads: Preloads::default(),
+            outgrown: Outgrown::default(),
             errors: Errors::default(),
             last_chosen: None,
             last_handled: MonoTime::ZERO,
@@ -163,7 +186,7 @@ impl Broker {
             return;
         }
         match known.map(|worker| worker.register.epoch) {
-            Some(newer) if newer > epoch => return, // A late message of an earlier life, or a copy of its state folder.
+            Some(newer) if newer > epoch => return self.earlier_life_said(now, peer, id, epoch),
             Some(older) if older < epoch => self.lose_worker(now, id),
             _ => {}
         }
@@ -184,8 +207,7 @@ impl Broker {
         }
         self.counters.heartbeats += 1;
         if self.workers.get(id).is_some_and(|worker| worker.register.epoch > epoch) {
-            self.counters.fenced += 1;
-            return; // An earlier life: nothing it could be told would make it the present one.
+            return self.earlier_life_said(now, peer, id, epoch);
         }
         let known = self.workers.has_life(id, epoch);
         let is_news = known && self.workers.last_seq(id, epoch).is_none_or(|last| seq > last);
@@ -243,13 +265,13 @@ impl Broker {
         let Some(task) = self.tasks.get(id.task) else {
             return true;
         };
-        if !task.is_from_before && !task.was_given_to(worker, id.attempt) {
+        if !task.track.is_from_before && !task.track.was_given_to(worker, id.attempt) {
             return false;
         }
         // Only a placement elsewhere counts, not a grant: the client has gone to this worker.
-        let is_placed = matches!(task.state, State::Placed { .. });
-        let elsewhere = is_placed && task.attempt == id.attempt && task.place().is_some_and(|at| at.worker != worker);
-        !task.is_ended() && !elsewhere && id.attempt >= task.attempt && id.attempt >= task.fence
+        let is_current = task.is_placed() && task.track.attempt == id.attempt;
+        let elsewhere = is_current && task.place().is_some_and(|at| at.worker != worker);
+        !task.is_ended() && !elsewhere && !task.track.is_past(id.attempt)
     }
 
     /// Whether the worker may stop reporting a finished attempt. The end of a detached task is safe only once it is
@@ -260,7 +282,7 @@ impl Broker {
 
     /// Whether a later attempt of the task has replaced this one.
     fn is_superseded(&self, id: AttemptId) -> bool {
-        self.tasks.get(id.task).is_some_and(|task| id.attempt < task.attempt.max(task.fence))
+        self.tasks.get(id.task).is_some_and(|task| task.track.is_past(id.attempt))
     }
 
     /// A heartbeat names a wanted attempt: the task is placed at that worker, whatever the broker assumed before.
@@ -269,8 +291,8 @@ impl Broker {
             return;
         };
         let at = Place { worker, epoch, direction: task.place().map_or(Direction::ClientDials, |at| at.direction) };
-        task.away_since = None;
-        if task.attempt == id.attempt && task.state == (State::Placed { at, unnamed_until: None }) {
+        task.track.away_since = None;
+        if task.track.attempt == id.attempt && task.state == (State::Placed { at, unnamed_until: None }) {
             let known = self.workers.get(worker).filter(|known| known.occupancy.is_stranger(id));
             if let Some(held) = known.map(|known| predict::held(task, Some(known))) {
                 self.workers.occupy(now, worker, id, held); // From before a restart, and now it is known whose it is.
@@ -293,12 +315,12 @@ impl Broker {
             place => (false, place),
         };
         if !here {
-            task.granted_at = None; // Not by this life of the broker.
+            task.promise.drop_watch(); // Not granted by this life of the broker.
         }
         let known = self.workers.get(at.worker);
         let name = known.map_or_else(String::new, |known| known.register.name.clone());
-        task.last = Some((at.worker, at.epoch, name));
-        (task.attempt, task.state) = (id.attempt, State::Placed { at, unnamed_until });
+        task.track.last = Some(Last { worker: at.worker, epoch: at.epoch, name });
+        (task.track.attempt, task.state) = (id.attempt, State::Placed { at, unnamed_until });
         let is_named = unnamed_until.is_none() || known.is_some_and(|known| known.has(id));
         let (held, detached) = (predict::held(task, known), task.spec.detached);
         if is_named || here || !self.is_settled(now) {
@@ -326,19 +348,19 @@ impl Broker {
         let Some(task) = self.tasks.get_mut(id.task) else { return };
         let is_missed = matches!(&outcome, Outcome::Failed(failure) if failure.code == ErrorCode::ClientGone);
         if task.spec.detached && !is_missed {
-            return self.end(now, id.task, outcome);
+            return self.end(now, id.task, outcomes::without_more_memory(outcome));
         }
         // Also if the worker missed its client: perhaps only their link broke, and the client will ask for another
         // place.
-        task.finished = Some(outcome);
+        task.track.finished = Some(outcome);
         self.reschedule(id.task);
     }
 
     /// A heartbeat no longer names an attempt that an earlier heartbeat named.
     fn attempt_vanished(&mut self, now: MonoTime, worker: WorkerId, id: AttemptId) {
         let Some(task) = self.tasks.get(id.task) else { return };
-        let is_current = task.attempt == id.attempt && task.place().is_some_and(|at| at.worker == worker);
-        if !is_current || task.finished.is_some() {
+        let is_current = task.track.attempt == id.attempt && task.place().is_some_and(|at| at.worker == worker);
+        if !is_current || task.track.finished.is_some() {
             return;
         }
         if task.spec.detached {
@@ -364,7 +386,10 @@ impl Broker {
     fn lose_worker(&mut self, now: MonoTime, id: WorkerId) {
         let Some(worker) = self.workers.remove(id) else { return };
         self.worker_looks.remove(id);
-        self.slos.forget(id);
+        self.twins.forget(id);
+        if self.config.rules.holds(Rule::ForgetLostWorkers) {
+            self.slos.forget(id);
+        }
         if self.config.shows_workers {
             self.actions.push(Action::Save(Change::DropWorker(id)));
         }
@@ -372,10 +397,10 @@ impl Broker {
             let Some(task) = self.tasks.get_mut(attempt.task) else {
                 continue;
             };
-            if task.attempt != attempt.attempt || task.place().is_none_or(|at| at.worker != id) {
+            if task.track.attempt != attempt.attempt || task.place().is_none_or(|at| at.worker != id) {
                 continue;
             }
-            task.away_since = Some(now);
+            task.track.away_since = Some(now);
             if !task.spec.detached {
                 self.note(attempt.task);
             }
@@ -410,7 +435,7 @@ impl Broker {
             self.look_at_task(now, id);
         }
         while let Some(task) = self.tasks.forget_one(now, &self.config) {
-            if task.stored {
+            if task.has_row() {
                 self.actions.push(Action::Save(Change::DropTask(task.id())));
             }
         }

@@ -7,6 +7,7 @@
 //! look.
 
 mod api;
+mod census;
 mod tasks;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -421,7 +422,9 @@ impl Client {
 
     fn end_here(&mut self, id: TaskId, outcome: Outcome, result: Option<Box<RunResult>>) {
         let Some(task) = self.tasks.remove(&id) else { return };
-        self.due.remove(id);
+        if self.config.rules.holds(Rule::ForgetLooks) {
+            self.due.remove(id);
+        }
         if let Some(at) = task.at() {
             self.actions.push(Action::Disconnect { id: at.id() });
         }

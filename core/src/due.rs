@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::MonoTime;
+use crate::{Census, MonoTime};
 
 /// One entry per thing, ordered by time.
 #[derive(Debug)]
@@ -60,6 +60,12 @@ impl<Id: Copy + Ord> Due<Id> {
 
     pub(crate) fn len(&self) -> usize {
         self.order.len()
+    }
+
+    /// Counts the entries; `limit` is the number of things that there are.
+    pub(crate) fn census(&self, name: &'static str, limit: usize, census: &mut Census<'_>) {
+        let Self { order, of } = self;
+        census.lasting(name, order.len().max(of.len()), limit);
     }
 }
 

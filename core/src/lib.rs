@@ -18,12 +18,14 @@
 use std::time::Duration;
 
 pub mod broker;
+mod census;
 pub mod client;
 mod due;
 pub mod rules;
 pub mod time;
 pub mod worker;
 
+pub use census::{Census, Table};
 pub use rules::{Rule, Rules};
 use time::Clock;
 pub use time::MonoTime;

@@ -55,12 +55,18 @@ pub enum Rule {
     LaneSlots,
     /// Rows of a failed batch are run again alone; else one client's rows fail another's.
     IsolateFailedBatch,
+    /// A load that has begun is finished although its task's deadline has passed; else a model that takes longer to load
+    /// than its tasks may take is loaded again and again, and never runs.
+    FinishLoads,
     /// Rows are cut without gap and overlap, and each returns to the place where it was cut.
     RowsInOrder,
     /// A later stage begins before the earlier one has done all rows; else two devices take turns.
     StagesOverlap,
     /// A worker that violated a service level gets a few probes before it gets all tasks again.
     SloHysteresis,
+    /// A worker with old figures is tried with few tasks, and with none that it would make late; else a slow worker gets
+    /// a task whenever it is idle.
+    TrialsAreBounded,
     /// A task that took three workers down is given up.
     PoisonStops,
     /// A restarted broker at first refuses no task because no worker can run it; else waiting tasks are refused because
@@ -68,6 +74,16 @@ pub enum Rule {
     SettleFirst,
     /// While a process stands still, so does its clock; else a stopped broker gives up all tasks that waited for it.
     PauseIsNoSilence,
+    /// The broker forgets a task in all its tables.
+    ForgetEverywhere,
+    /// The broker's verdicts on a worker go with that life of the worker.
+    ForgetLostWorkers,
+    /// The waiting rows of an attempt go with the attempt.
+    ForgetRows,
+    /// A worker forgets the trial of a failed batch if an attempt in it ends otherwise.
+    ForgetTrials,
+    /// A client plans no look at a task that has ended.
+    ForgetLooks,
 }
 
 impl Rule {
@@ -96,12 +112,19 @@ impl Rule {
         Self::LendOnlyToRealtime,
         Self::LaneSlots,
         Self::IsolateFailedBatch,
+        Self::FinishLoads,
         Self::RowsInOrder,
         Self::StagesOverlap,
         Self::SloHysteresis,
+        Self::TrialsAreBounded,
         Self::PoisonStops,
         Self::SettleFirst,
         Self::PauseIsNoSilence,
+        Self::ForgetEverywhere,
+        Self::ForgetLostWorkers,
+        Self::ForgetRows,
+        Self::ForgetTrials,
+        Self::ForgetLooks,
     ];
 }
 

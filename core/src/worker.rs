@@ -8,6 +8,7 @@
 mod api;
 mod attempts;
 mod batches;
+mod census;
 mod clients;
 mod costs;
 mod curve;
@@ -20,8 +21,8 @@ mod slots;
 use std::time::Duration;
 
 use proto_msgs::{
-    AttemptId, BrokerToWorker, ErrorCode, Heartbeat, HeartbeatAck, Introduce, Leave, Outcome, Phase, Progress, Purpose,
-    WorkerToBroker, WorkerToClient,
+    AttemptId, BrokerToWorker, ErrorCode, Heartbeat, HeartbeatAck, Introduce, Leave, Outcome, Overtaken, Phase,
+    Progress, Purpose, WorkerToBroker, WorkerToClient,
 };
 
 pub use api::{
@@ -126,6 +127,7 @@ impl Worker {
             Event::BrokerSaid(BrokerToWorker::HeartbeatAck(ack)) => self.acknowledged(now, ack),
             Event::BrokerSaid(BrokerToWorker::Introduce(introduce)) => self.introduced(now, introduce),
             Event::BrokerSaid(BrokerToWorker::Stop(id)) => self.stop(now, id),
+            Event::BrokerSaid(BrokerToWorker::Overtaken(told)) => self.overtaken(now, told),
             Event::Opened { link, key, open } => self.opened(now, link, key, *open),
             Event::ClientAlive { id, link } => self.client_alive(now, id, link),
             Event::Released { id } => self.released(now, id),
@@ -248,6 +250,15 @@ impl Worker {
         self.mark_reported(|id| ack.forget.contains(&id));
         for id in ack.stop {
             self.stop(now, id);
+        }
+    }
+
+    /// Another process is this worker by now: it takes all new tasks. What runs here may end.
+    fn overtaken(&mut self, now: MonoTime, told: Overtaken) {
+        let is_me = (told.worker, told.epoch) == (self.config.register.worker, self.config.register.epoch);
+        if is_me && self.drain_until.is_none() {
+            self.actions.push(Action::SayOvertaken);
+            self.drain(now);
         }
     }
 

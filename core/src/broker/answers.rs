@@ -9,7 +9,7 @@ use super::{
     Broker,
     decision::{Decision, Rated},
     obstacle, predict, reasons,
-    tasks::{State, Task},
+    task::{State, Task},
     worker::{ModelHere, Worker},
 };
 use crate::MonoTime;
@@ -77,21 +77,22 @@ impl Broker {
         let view = self.task_view(now, task);
         let summary = summary(task, &view);
         let rank = match task.state {
-            State::Queued(_) => task.rank.map(|rank| self.queue.view(&rank, &task.spec, &self.config.weights, now)),
+            State::Queued { .. } => task.rank.map(|rank| self.queue.view(&rank, &task.spec, &self.config.weights, now)),
             _ => None,
         };
-        let took_ms = task.took.map(|took| u32::try_from(took.as_micros().div_ceil(1000)).unwrap_or(u32::MAX));
+        let took_ms =
+            task.promise.took().map(|took| u32::try_from(took.as_micros().div_ceil(1000)).unwrap_or(u32::MAX));
         // The rest of the answer comes on top of the page.
         let candidates = page(reasons::candidates(task, self.scene(now)));
         WhyView {
             task: view,
             summary,
-            history: task.history.clone(),
+            history: task.track.history.clone(),
             models: self.costs_of(task, &candidates),
             candidates,
             decision: task.decision.as_ref().map(|decision| self.decision_view(task, decision)),
             rank,
-            predicted_ms: task.predicted_ms(),
+            predicted_ms: task.promise.predicted_ms(),
             took_ms,
         }
     }
@@ -106,8 +107,8 @@ impl Broker {
             });
             able.min_by_key(|(total_us, _)| *total_us).map(|(_, worker)| worker)
         };
-        let worker = match &task.last {
-            Some((worker, ..)) => self.workers.get(*worker),
+        let worker = match task.track.last_worker() {
+            Some(worker) => self.workers.get(worker),
             None => soonest(),
         };
         let models = worker.into_iter().flat_map(|worker| predict::models(task).map(move |model| (worker, model)));
@@ -149,15 +150,15 @@ fn summary(task: &Task, view: &TaskView) -> String {
     let at = view.worker.as_ref().map_or("", |(_, name)| name.as_str());
     match &task.state {
         State::Storing => "the task is not in the store yet; it is placed as soon as it is".to_owned(),
-        State::Queued(_) => match &view.standing {
+        State::Queued { .. } => match &view.standing {
             TaskStanding::Queued { position, reason } => {
                 format!("waiting in the {} lane: {reason}; {position} tasks are before it", task.lane())
             }
             _ => String::new(),
         },
         State::Granted { .. } => format!("{at} was named to the client, which has not arrived there yet"),
-        State::Placed { .. } => format!("at work at {at} (attempt {})", task.attempt),
-        State::Ended { outcome, .. } => ended(outcome, at),
+        State::Placed { .. } => format!("at work at {at} (attempt {})", task.track.attempt),
+        State::Ended(end) => ended(&end.outcome, at),
     }
 }
 

@@ -8,8 +8,8 @@ use proto_msgs::{
 use super::{
     Action, Broker, Change,
     grants::Way,
-    obstacle, reasons, refusals,
-    tasks::{Awaiting, Place, State, Task},
+    outcomes, reasons, refusals,
+    task::{Awaiting, End, Place, Row, State, Task},
 };
 use crate::{MonoTime, Rule};
 
@@ -58,25 +58,25 @@ impl Broker {
             return self.refuse(peer, id, ErrorCode::Conflict, "this task id is in use by another client");
         }
         let Some(task) = self.tasks.get_mut(id) else { return };
-        (task.heard, task.peer) = (now, Some(peer));
-        if task.abandoned {
+        task.owner.speaks(now, peer);
+        if task.end().is_some_and(|end| end.is_abandoned) {
             // The client was only silent for long, and still wants its result.
             self.tasks.revive(now, id);
             self.enqueue(now, id);
         }
         let Some(task) = self.tasks.get_mut(id) else { return };
         // A client's addresses may change while it waits.
-        task.endpoints.clone_from(&submit.endpoints);
-        if let State::Ended { outcome, .. } = &task.state {
+        task.owner.endpoints.clone_from(&submit.endpoints);
+        if let Some(End { outcome, .. }) = task.end() {
             // A client leaves when it hears that its detached task is done or cancelled, so that must be stored first.
             let waits = task.awaits_store() && !matches!(outcome, Outcome::Failed(_));
             return if waits { self.note(id) } else { self.say_ended(id, Some(peer)) };
         }
         let named = named_in(&submit.standing);
-        if named < task.named_by_client {
+        if named < task.owner.named {
             return self.answer_again(now, id);
         }
-        task.named_by_client = named;
+        task.owner.named = named;
         match submit.standing {
             Standing::Asking => self.asking(now, id),
             Standing::Holding { attempt, worker } => self.holding(now, id, attempt, worker),
@@ -96,17 +96,17 @@ impl Broker {
         self.turned_away.forget(id);
         let detached = spec.detached;
         let mut task = Task::new(spec, now, self.unix_ms(now));
-        (task.peer, task.endpoints) = (Some(peer), endpoints);
-        task.named_by_client = named_in(&standing);
-        task.is_from_before = !self.is_settled(now) || standing != Standing::Asking;
+        (task.owner.peer, task.owner.endpoints) = (Some(peer), endpoints);
+        task.owner.named = named_in(&standing);
+        task.track.is_from_before = !self.is_settled(now) || standing != Standing::Asking;
         task.rank = Some(self.rate(now, &task));
         if let Some(failure) = self.hopeless(now, &mut task, &standing) {
             return self.refuse_for_good(now, peer, task, failure);
         }
         task.is_judged = self.is_settled(now);
         self.counters.submitted += 1;
-        task.stream = self.slos.stream(now, &task.spec);
-        task.stored = detached;
+        task.promise.stream = self.slos.stream(now, &task.spec);
+        task.row = if detached { Row::Told } else { Row::Absent };
         let must_store = detached && self.config.rules.holds(Rule::AcknowledgeAfterStore);
         let due = self.due_of(&task);
         if detached {
@@ -131,8 +131,8 @@ impl Broker {
         match self.tasks.get(id).map(|task| &task.state) {
             Some(State::Granted { .. }) => self.say_granted(now, id),
             Some(State::Placed { .. }) => self.note(id),
-            Some(State::Storing | State::Queued(_)) => self.say_queued(now, id),
-            Some(State::Ended { .. }) | None => {}
+            Some(State::Storing | State::Queued { .. }) => self.say_queued(now, id),
+            Some(State::Ended(_)) | None => {}
         }
     }
 
@@ -140,7 +140,7 @@ impl Broker {
     pub(super) fn asking(&mut self, now: MonoTime, id: TaskId) {
         let Some(task) = self.tasks.get(id) else { return };
         match task.state {
-            State::Queued(_) => {
+            State::Queued { .. } => {
                 if !self.place(now, id) {
                     self.say_queued(now, id);
                 }
@@ -151,7 +151,7 @@ impl Broker {
                 self.asking(now, id);
             }
             State::Granted { .. } | State::Placed { .. } => self.grant_again(now, id),
-            State::Ended { .. } => {}
+            State::Ended(_) => {}
         }
     }
 
@@ -165,26 +165,25 @@ impl Broker {
             }
             // A detached task may be fine and this message late: its worker comes back with it, or patience ends.
             State::Placed { at, .. } => {
-                let is_over = task.finished.is_some() || !self.workers.has_life(at.worker, at.epoch);
+                let is_over = task.track.finished.is_some() || !self.workers.has_life(at.worker, at.epoch);
                 is_over && !task.spec.detached
             }
-            State::Storing | State::Queued(_) | State::Ended { .. } => false,
+            State::Storing | State::Queued { .. } | State::Ended(_) => false,
         }
     }
 
     /// The client holds an attempt at a worker: the task is placed there, whatever the broker assumed before.
     fn holding(&mut self, now: MonoTime, id: TaskId, attempt: Attempt, worker: WorkerId) {
         let Some(task) = self.tasks.get_mut(id) else { return };
-        if attempt < task.attempt || attempt < task.fence {
+        if task.track.is_past(attempt) {
             // A late message, or a client that missed the current attempt's grant.
             if matches!(task.state, State::Granted { .. }) {
                 self.say_granted(now, id);
             }
             return;
         }
-        let here = task.place().filter(|at| at.worker == worker && task.attempt == attempt);
-        let is_placed = matches!(task.state, State::Placed { .. }) && here.is_some();
-        if !is_placed {
+        let here = task.place().filter(|at| at.worker == worker && task.track.attempt == attempt);
+        if !task.is_placed() || here.is_none() {
             let epoch = self.workers.get(worker).map(|known| known.register.epoch).unwrap_or_default();
             let at = here.unwrap_or(Place { worker, epoch, direction: Direction::ClientDials });
             self.turned_up(now, AttemptId { task: id, attempt }, at, Some(now + self.config.grant_wait));
@@ -204,26 +203,24 @@ impl Broker {
     /// The client reports that its attempt was lost.
     fn lost(&mut self, now: MonoTime, id: TaskId, attempt: Attempt, worker: WorkerId, outcome: Outcome) {
         let Some(task) = self.tasks.get_mut(id) else { return };
-        if attempt < task.attempt || attempt < task.fence {
+        if task.track.is_past(attempt) {
             return self.asking(now, id); // Said before, and answered.
         }
         let (place, current) = (task.place(), task.attempt_id());
         let lost = AttemptId { task: id, attempt };
-        let is_current = attempt == task.attempt && place.is_some_and(|at| at.worker == worker);
+        let is_current = attempt == task.track.attempt && place.is_some_and(|at| at.worker == worker);
         // If this broker has not placed the task, an earlier one may have: only the client knows where.
-        let is_to_blame = task.was_given_to(worker, attempt) || task.attempt == Attempt(0);
+        let is_to_blame = task.track.was_given_to(worker, attempt) || task.track.attempt == Attempt(0);
         if is_current {
             self.learn(now, id, &outcome);
         }
         let Some(task) = self.tasks.get_mut(id) else { return };
-        task.attempt = attempt;
-        task.fence = attempt.next();
-        task.finished = None;
+        task.track.lose(attempt);
         if is_to_blame {
             task.blame(now, self.workers.get(worker), worker, place, &outcome);
         }
         if !self.config.rules.holds(Rule::PoisonStops) {
-            task.failures = 0;
+            task.doubts.failures = 0;
         }
         if let Some(at) = place.filter(|_| is_current) {
             self.suspect(now, id, at, &outcome);
@@ -234,7 +231,7 @@ impl Broker {
             // After a restart, the task may have been granted another place meanwhile.
             self.workers.release_unnamed(now, at.worker, current);
         }
-        if self.tasks.get(id).is_some_and(|task| !matches!(task.state, State::Queued(_))) {
+        if self.tasks.get(id).is_some_and(|task| !task.is_queued()) {
             self.enqueue(now, id);
         }
         self.after_loss(now, id, outcome);
@@ -244,18 +241,27 @@ impl Broker {
     /// Continues a task after a lost attempt: it waits again, is given up, or is held back until either is clear.
     pub(super) fn after_loss(&mut self, now: MonoTime, id: TaskId, outcome: Outcome) {
         let Some(task) = self.tasks.get_mut(id) else { return };
-        task.convict(now, &self.workers);
-        if task.is_poisonous() {
-            let outcome = task.poisonous();
+        task.doubts.convict(now, &self.workers);
+        if task.doubts.is_poisonous() {
+            let outcome = task.doubts.poisonous();
             self.counters.poisonous += 1;
             return self.end_and_tell(now, id, outcome);
         }
-        task.held_back = task.may_be_poisonous().then(|| outcome.clone());
-        if task.held_back.is_none() && (task.failures >= self.config.attempts_max || !outcome.is_retryable()) {
-            let outcome = exhausted(task, outcome);
-            return self.end_and_tell(now, id, outcome);
+        task.doubts.held_back = task.doubts.may_be_poisonous().then(|| outcome.clone());
+        let is_last = task.doubts.failures >= self.config.attempts_max || !outcome.is_retryable();
+        let (is_free, failures) = (task.doubts.held_back.is_none(), task.doubts.failures);
+        if is_free && (is_last || outcomes::is_outgrown(&outcome) && self.fits_nowhere(now, id)) {
+            return self.end_and_tell(now, id, exhausted(failures, outcome));
         }
         self.asking(now, id);
+    }
+
+    /// Whether there are workers, and none could ever run the task.
+    fn fits_nowhere(&mut self, now: MonoTime, id: TaskId) -> bool {
+        let Some(task) = self.tasks.get(id).filter(|_| self.is_settled(now)) else { return false };
+        let (failure, looked) = reasons::never_fits(task, &self.workers);
+        self.counters.candidates_looked += looked;
+        failure.is_some()
     }
 
     /// Stops an attempt and frees its slot. If a heartbeat has named the attempt, heartbeats say when the slot is free.
@@ -284,7 +290,7 @@ impl Broker {
         let Some(task) = self.owned(cancel.task, cancel.client, key) else {
             return self.refuse(peer, cancel.task, ErrorCode::NotFound, "no such task, or it is somebody else's");
         };
-        let (submitter, place) = (task.peer, task.place());
+        let (submitter, place) = (task.owner.peer, task.place());
         if !task.is_ended() {
             self.end(now, cancel.task, Outcome::Cancelled);
         }
@@ -293,7 +299,9 @@ impl Broker {
             self.say_ended(cancel.task, submitter);
             self.say_ended(cancel.task, Some(peer).filter(|_| submitter != Some(peer)));
         } else if self.store_ok {
-            task.cancelled_by = Some(peer);
+            if let Some(end) = task.end_mut() {
+                end.cancelled_by = Some(peer);
+            }
         } else {
             let text = "the task is stopped, but the store does not answer: a restart of the broker would bring it back; \
                         cancel it again later";
@@ -308,11 +316,11 @@ impl Broker {
         let Some(task) = self.owned(locate.task, locate.client, key) else {
             return self.refuse(peer, locate.task, ErrorCode::NotFound, "no such task, or it is somebody else's");
         };
-        let is_done = matches!(&task.state, State::Ended { outcome: Outcome::Done { .. }, .. });
+        let is_done = task.end().is_some_and(|end| matches!(end.outcome, Outcome::Done { .. }));
         // Nobody hears of a cancel before the store does: a restart would bring the task back.
         let is_being_cancelled = self.config.rules.holds(Rule::StoreBeforeCancelled)
             && task.awaits_store()
-            && matches!(&task.state, State::Ended { outcome: Outcome::Cancelled, .. });
+            && task.end().is_some_and(|end| end.outcome == Outcome::Cancelled);
         if !is_done && task.is_ended() && !is_being_cancelled {
             return self.say_ended(locate.task, Some(peer));
         }
@@ -324,12 +332,12 @@ impl Broker {
                 "its result went to the client that submitted it",
             );
         }
-        let keeper = task.last.as_ref().and_then(|(worker, ..)| self.workers.get(*worker));
+        let keeper = task.track.last_worker().and_then(|worker| self.workers.get(worker));
         let (Some(worker), true) = (keeper, is_done) else {
             let (id, worker_alive) = (task.attempt_id(), keeper.is_some());
             let noted = Noted { id, worker_alive, durable: self.is_durable(task) };
             if let Some(task) = self.tasks.get_mut(locate.task) {
-                task.awaited_by = Some(Box::new(Awaiting { peer, key, locate }));
+                task.owner.awaited_by = Some(Box::new(Awaiting { peer, key, locate }));
             }
             return self.tell_client(Some(peer), BrokerToClient::Noted(noted));
         };
@@ -344,13 +352,11 @@ impl Broker {
         let (Some(task), Some(worker)) = (self.tasks.get_mut(locate.task), self.workers.get(worker)) else {
             return Direction::ClientDials;
         };
-        task.endpoints.clone_from(&locate.endpoints);
+        task.owner.endpoints.clone_from(&locate.endpoints);
         if let Some(direction) = locate.unreachable {
-            // A direction that failed before may work by now.
-            task.unreachable.retain(|(at, _)| *at != worker.id());
-            task.unreachable.push((worker.id(), direction));
+            task.doubts.shut_only(worker.id(), direction);
         }
-        obstacle::direction(task, worker).unwrap_or(Direction::ClientDials)
+        task.way_to(worker).unwrap_or(Direction::ClientDials)
     }
 
     // Answers.
@@ -358,26 +364,27 @@ impl Broker {
     pub(super) fn say_queued(&mut self, now: MonoTime, id: TaskId) {
         let Some(task) = self.tasks.get(id) else { return };
         let (position, reason) = match task.state {
-            State::Queued(key) => (self.queue.position(key), self.waits_for(now, task)),
+            State::Queued { key, .. } => (self.queue.position(key), self.waits_for(now, task)),
             State::Storing => (0, "waiting for the store to have it".to_owned()),
             _ => (0, "waiting for room at its worker".to_owned()),
         };
-        let is_in_store = task.in_store.is_some() || !self.config.rules.holds(Rule::AcknowledgeAfterStore);
-        let durable = task.stored && task.state != State::Storing && is_in_store;
-        let (peer, starts_in_ms) = (task.peer, self.starts_in_ms(task, position));
+        let is_in_store =
+            matches!(task.row, Row::Confirmed(_)) || !self.config.rules.holds(Rule::AcknowledgeAfterStore);
+        let durable = task.has_row() && task.state != State::Storing && is_in_store;
+        let (peer, starts_in_ms) = (task.owner.peer, self.starts_in_ms(task, position));
         let queued = Queued { task: id, position, reason, starts_in_ms, durable };
         self.tell_client(peer, BrokerToClient::Queued(queued));
     }
 
     /// The reason, as text for people, why a task still waits.
     pub(super) fn waits_for(&self, now: MonoTime, task: &Task) -> String {
-        if task.peer.is_none() {
+        if task.owner.peer.is_none() {
             return "nothing has been heard lately of its client, nor of a worker that may have its inputs".to_owned();
         }
-        if task.held_back.is_some() {
+        if task.doubts.held_back.is_some() {
             return "workers were lost while they had it, and it is not known yet whether it was the cause".to_owned();
         }
-        if now < task.pause_until && self.workers.len() <= task.avoid.len() {
+        if task.doubts.is_pausing(now) && self.workers.len() <= task.doubts.avoid.len() {
             return "the workers that fit failed it a moment ago and get a while to recover".to_owned();
         }
         reasons::waits_for(task, &self.workers)
@@ -385,7 +392,7 @@ impl Broker {
 
     /// Predicted time until a waiting task is placed; `None` if nobody has measured its model.
     fn starts_in_ms(&self, task: &Task, position: u32) -> Option<u32> {
-        let State::Queued(key) = task.state else { return None };
+        let State::Queued { key, .. } = task.state else { return None };
         let is_measured = self.workers.fleet().run_us(task.spec.model.digest, 1) > 0;
         let slots = u64::from(self.workers.totals().usable_slots(key.lane));
         let before_us = self.queue.several_us(key.lane, position).checked_div(slots).filter(|_| is_measured)?;
@@ -396,17 +403,17 @@ impl Broker {
     pub(super) fn note(&mut self, id: TaskId) {
         let Some(task) = self.tasks.get(id) else { return };
         let attempt_id = task.attempt_id();
-        let is_over = task.finished.is_some() || task.is_ended();
-        let worker = task.last.as_ref().and_then(|(worker, ..)| self.workers.get(*worker));
+        let is_over = task.track.finished.is_some() || task.is_ended();
+        let worker = task.track.last_worker().and_then(|worker| self.workers.get(worker));
         let worker_alive = worker.is_some_and(|worker| worker.has(attempt_id) || is_over);
         let noted = Noted { id: attempt_id, worker_alive, durable: self.is_durable(task) };
-        let peer = task.peer;
+        let peer = task.owner.peer;
         self.tell_client(peer, BrokerToClient::Noted(noted));
     }
 
     pub(super) fn say_ended(&mut self, id: TaskId, peer: Option<PeerId>) {
-        if let Some(State::Ended { outcome, .. }) = self.tasks.get(id).map(|task| &task.state) {
-            let ended = refusals::ended(id, outcome.clone());
+        if let Some(end) = self.tasks.get(id).and_then(Task::end) {
+            let ended = refusals::ended(id, end.outcome.clone());
             self.tell_client(peer, BrokerToClient::Ended(ended));
         }
     }
@@ -421,11 +428,12 @@ fn named_in(standing: &Standing) -> Attempt {
 }
 
 /// The outcome of a task that no worker could finish: the last failure, and the number of attempts.
-fn exhausted(task: &Task, last: Outcome) -> Outcome {
+fn exhausted(failures: u32, last: Outcome) -> Outcome {
     match last {
+        outgrown if outcomes::is_outgrown(&outgrown) => outcomes::without_more_memory(outgrown),
         Outcome::Failed(Failure { code, text }) if code.is_retryable() => {
             let code = if code == ErrorCode::Unreachable { code } else { ErrorCode::AttemptsExhausted };
-            Outcome::failed(code, format!("{} attempts failed, the last one: {text}", task.failures))
+            Outcome::failed(code, format!("{failures} attempts failed, the last one: {text}"))
         }
         other => other,
     }

@@ -2,7 +2,9 @@
 //!
 //! Owns these values and the sentences for people. Never decides.
 
-use proto_msgs::{Arch, Lane, ModelFormat, Packing, Prediction, TaskSpec, WorkerId};
+use proto_msgs::{Arch, Lane, ModelFormat, Packing, Prediction, TaskSpec, WorkerId, limits::DECISION_CANDIDATES_MAX};
+
+use crate::Census;
 
 /// A worker's rating for a task.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +26,13 @@ pub(super) struct Decision {
     pub(super) rated: Vec<Rated>,
 }
 
+impl Decision {
+    pub(super) fn census(&self, census: &mut Census<'_>) {
+        let Self { at_unix_ms: _, chosen: _, rated } = self;
+        census.passing("workers rated for a task", rated.len(), DECISION_CANDIDATES_MAX);
+    }
+}
+
 /// One reason against a worker.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Obstacle {
@@ -32,6 +41,10 @@ pub(super) enum Obstacle {
     Arch(Arch),
     Cores(u32),
     Memory {
+        bytes: u64,
+    },
+    /// Memory of a run whose task asks for none; the task has outgrown that.
+    RunMemory {
         bytes: u64,
     },
     GpuMemory,
@@ -68,6 +81,9 @@ impl Obstacle {
             Self::Arch(arch) => format!("is {arch}"),
             Self::Cores(cores) => format!("has {cores} cores"),
             Self::Memory { bytes } => format!("has {} MiB of memory", bytes >> 20),
+            Self::RunMemory { bytes } => {
+                format!("gives a run {} MiB of memory unless its task asks for more", bytes >> 20)
+            }
             Self::GpuMemory => "has no GPU with that much memory".to_owned(),
             Self::NoWay => "cannot be connected in the wanted direction".to_owned(),
             Self::NoSlots(lane) => format!("has no slots for the {lane} lane"),

@@ -13,7 +13,7 @@ use super::{
     placement::{self, LOOK_MAX, Scene, Verdict},
     predict,
     queue::{Queue, QueueKey, Rank, Stretch},
-    tasks::{State, Task},
+    task::{State, Task},
     worker::{Claim, LENT_IN_A_ROW_MAX, Seat, Slots, Worker},
     workers::Workers,
 };
@@ -97,7 +97,7 @@ impl Broker {
     /// Tries the first waiting tasks of the lane, then as many further back. The second part begins where the last fill
     /// ended: no task is overlooked for ever because those in front do not suit this worker.
     fn fill_lane(&mut self, now: MonoTime, id: WorkerId, lane: Lane, slots: Slots) {
-        if !self.takes_any(id, lane, slots) {
+        if !self.takes_any(now, id, lane, slots) {
             return;
         }
         self.workers.await_slot(id, lane, None);
@@ -115,8 +115,8 @@ impl Broker {
         self.workers.fill_on(id, lane, next);
     }
 
-    fn takes_any(&self, id: WorkerId, lane: Lane, slots: Slots) -> bool {
-        self.workers.get(id).is_some_and(|worker| predict::takes_any(worker, lane, slots))
+    fn takes_any(&self, now: MonoTime, id: WorkerId, lane: Lane, slots: Slots) -> bool {
+        self.workers.get(id).is_some_and(|worker| predict::takes_any(worker, lane, slots, now))
     }
 
     /// Tries the waiting tasks behind this place.
@@ -132,7 +132,7 @@ impl Broker {
         let Some(kind) = self.workers.get(id).map(|worker| worker.kind) else { return End::Last };
         let Stretch { tasks, last } = self.queue.stretch(lane, after, kind, FILL_LOOK_MAX / 2);
         for (order, task) in tasks {
-            if !self.takes_any(id, lane, slots) {
+            if !self.takes_any(now, id, lane, slots) {
                 return End::Full(after);
             }
             self.counters.waiting_looked += 1;
@@ -157,11 +157,12 @@ impl Broker {
             return;
         }
         let Some(task) = self.tasks.get_mut(id) else { return };
-        let elsewhere = task.claims_at.filter(|elsewhere| *elsewhere != at).and_then(|at| self.workers.get(at));
+        let State::Queued { claims_at, .. } = &mut task.state else { return };
+        let elsewhere = claims_at.filter(|elsewhere| *elsewhere != at).and_then(|at| self.workers.get(at));
         if elsewhere.is_some_and(|worker| worker.keeps_for(id)) {
             return; // One is enough: else all that fit would stand still for it.
         }
-        task.claims_at = Some(at);
+        *claims_at = Some(at);
         let since = old.filter(|old| old.task == id).map_or(now, |old| old.since);
         self.workers.claim(at, key.lane, Claim { task: id, order: key.order, since });
     }
@@ -169,11 +170,11 @@ impl Broker {
     /// Takes a task out of the queue and drops its claim.
     pub(super) fn leave_queue(&mut self, id: TaskId) {
         let Some(task) = self.tasks.get_mut(id) else { return };
-        if let State::Queued(key) = task.state {
-            self.queue.remove(key);
-        }
-        if let Some(at) = task.claims_at.take() {
-            self.workers.unclaim(at, id);
+        if let State::Queued { key, claims_at } = &mut task.state {
+            self.queue.remove(*key);
+            if let Some(at) = claims_at.take() {
+                self.workers.unclaim(at, id);
+            }
         }
     }
 
@@ -184,15 +185,15 @@ impl Broker {
         let model = task.spec.model.digest;
         // A task that is not compared is not sent ahead either: that would take it unseen from a better worker.
         let compare = left.has_looks();
-        let has_room = has_slot || compare && predict::has_room_ahead(task, worker);
+        let has_room = has_slot || compare && predict::has_room_ahead(task, worker, now);
         let has_its_share = !has_slot && left.shared.contains(&model);
         // Without a peer, the task is from before a restart: it gets room once its client is heard.
-        if task.peer.is_none() || has_its_share || !(has_room || compare && predict::needs_slot(task, worker)) {
+        if task.owner.peer.is_none() || has_its_share || !(has_room || compare && predict::needs_slot(task, worker)) {
             return Tried::Passed;
         }
         if let Some(obstacle) = obstacle::ever(task, worker).next() {
             // Not final: its client may become reachable.
-            if let State::Queued(key) = task.state
+            if let State::Queued { key, .. } = task.state
                 && obstacle != Obstacle::NoWay
             {
                 self.queue.set_unfit(key, worker.kind);
@@ -227,11 +228,16 @@ impl Broker {
     /// Grants a waiting task room at any worker and tells its client; false if no worker has room.
     pub(super) fn place(&mut self, now: MonoTime, id: TaskId) -> bool {
         let Some(task) = self.tasks.get(id) else { return true };
-        let State::Queued(key) = task.state else { return true };
-        if task.peer.is_none() {
+        let State::Queued { key, .. } = task.state else { return true };
+        if task.owner.peer.is_none() {
             return false;
         }
-        let survey = placement::survey_all(task, self.scene(now));
+        let serves = task.serves.and_then(|at| self.workers.get(at));
+        let serves = serves.filter(|at| predict::has_room(task, at, now));
+        let survey = match serves {
+            Some(here) => placement::survey_here(task, self.scene(now), here, false),
+            None => placement::survey_all(task, self.scene(now)),
+        };
         let looked = survey.looked();
         let before_us = if survey.has_sooner() { self.queue.before_us(key) } else { 0 };
         let model = task.spec.model.digest;
@@ -254,15 +260,15 @@ impl Broker {
 
     /// Under `round-robin`, the next look begins behind the workers that the last one found full.
     fn go_round(&mut self) {
-        if self.config.policy == Policy::RoundRobin {
+        if self.config.policy == Policy::RoundRobin && self.workers.len() > LOOK_MAX {
             self.last_chosen = self.workers.after(self.last_chosen).nth(LOOK_MAX - 1).map(Worker::id);
         }
     }
 
     /// The input of a placement decision.
     pub(super) fn scene(&self, now: MonoTime) -> Scene<'_> {
-        let (policy, workers, slos) = (self.config.policy, &self.workers, &self.slos);
-        Scene { now, policy, workers, slos, last_chosen: self.last_chosen }
+        let (policy, workers, slos, outgrown) = (self.config.policy, &self.workers, &self.slos, &self.outgrown);
+        Scene { now, policy, workers, slos, outgrown, last_chosen: self.last_chosen }
     }
 
     /// Puts a task into the queue. A task that was there before returns to its old place.
@@ -273,17 +279,20 @@ impl Broker {
             None => rate(now, task, &mut self.queue, &self.workers, &self.config),
         };
         task.rank = Some(rank);
-        task.state = State::Queued(self.queue.push(rank, id));
+        task.state = State::Queued { key: self.queue.push(rank, id), claims_at: None };
     }
 
     /// Reorders a lane once its models prove to cost much more or less than was assumed.
     pub(super) fn weigh_again(&mut self, now: MonoTime) {
         for id in self.queue.take_stale(now) {
             let Some(task) = self.tasks.get_mut(id) else { continue };
-            let (Some(rank), State::Queued(_)) = (task.rank, &task.state) else { continue };
+            let Some(rank) = task.rank.filter(|_| task.is_queued()) else { continue };
             let (item_us, tenant) = (item_us(task, &self.workers), self.config.tenant(task.spec.client));
             let rank = self.queue.weigh_again(rank, &task.spec, item_us, &self.config.weights_in_force(), tenant);
-            (task.rank, task.state) = (Some(rank), State::Queued(rank.key));
+            task.rank = Some(rank);
+            if let State::Queued { key, .. } = &mut task.state {
+                *key = rank.key;
+            }
         }
     }
 

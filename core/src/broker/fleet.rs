@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use proto_msgs::{Digest, Heartbeat, ModelCost};
 
+use crate::Census;
+
 /// Slot time per item of a model that nobody has measured, microseconds. Only shares between clients use it: while all
 /// are equally unknown, any value will do.
 const ITEM_UNKNOWN_US: u64 = 100_000;
@@ -11,7 +13,9 @@ const ITEM_UNKNOWN_US: u64 = 100_000;
 /// Sums over the workers that have measured one model.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sums {
+    /// Workers that name the model, and those that have run it.
     workers: u64,
+    ran: u64,
     single_us: u64,
     item_us: u64,
     loaded: u64,
@@ -33,16 +37,17 @@ pub(super) fn item_us(cost: &ModelCost) -> u64 {
 }
 
 impl Fleet {
-    /// Number of models with a measured cost.
-    #[cfg(test)]
-    pub(super) fn models(&self) -> usize {
-        self.models.len()
+    /// Counts the models; `measured` is the number of costs in the workers' last heartbeats.
+    pub(super) fn census(&self, measured: usize, census: &mut Census<'_>) {
+        let Self { models, links: _, link_bytes_per_s: _ } = self;
+        census.lasting("models measured", models.len(), measured);
     }
 
     pub(super) fn add(&mut self, heartbeat: &Heartbeat) {
         for cost in &heartbeat.costs {
             let sums = self.models.entry(cost.model).or_default();
             sums.workers += 1;
+            sums.ran += u64::from(cost.batch_us(1) > 0);
             sums.single_us += cost.batch_us(1);
             sums.item_us += item_us(cost);
             sums.loaded += u64::from(cost.load_us > 0);
@@ -56,6 +61,7 @@ impl Fleet {
         for cost in &heartbeat.costs {
             let Some(sums) = self.models.get_mut(&cost.model) else { continue };
             sums.workers -= 1;
+            sums.ran -= u64::from(cost.batch_us(1) > 0);
             sums.single_us -= cost.batch_us(1);
             sums.item_us -= item_us(cost);
             sums.loaded -= u64::from(cost.load_us > 0);
@@ -70,9 +76,9 @@ impl Fleet {
 
     /// Time that this many items take at an average worker, microseconds; 0 if nobody has run the model.
     pub(super) fn run_us(&self, model: Digest, items: u32) -> u64 {
-        let Some(sums) = self.models.get(&model).filter(|sums| sums.workers > 0) else { return 0 };
-        let packed = (sums.item_us / sums.workers).saturating_mul(u64::from(items));
-        packed.max(sums.single_us / sums.workers)
+        let Some(sums) = self.models.get(&model).filter(|sums| sums.ran > 0) else { return 0 };
+        let packed = (sums.item_us / sums.ran).saturating_mul(u64::from(items));
+        packed.max(sums.single_us / sums.ran)
     }
 
     /// Time to load the model at an average worker, microseconds; 0 if nobody has measured it.
@@ -92,7 +98,7 @@ impl Fleet {
     pub(super) fn item_us(&self, models: impl Iterator<Item = Digest>) -> u64 {
         let one = |model: Digest| {
             let sums = self.models.get(&model);
-            let mean = sums.and_then(|sums| sums.item_us.checked_div(sums.workers)).unwrap_or(0);
+            let mean = sums.and_then(|sums| sums.item_us.checked_div(sums.ran)).unwrap_or(0);
             if mean == 0 { ITEM_UNKNOWN_US } else { mean }
         };
         models.map(one).fold(0, u64::saturating_add)

@@ -15,7 +15,8 @@ use super::{
     decision::Decision,
     placement::Choice,
     predict,
-    tasks::{Place, State},
+    task::{Last, Place, State},
+    trials,
 };
 use crate::{MonoTime, Rule};
 
@@ -35,7 +36,7 @@ pub(super) struct Way {
 impl Broker {
     /// Grants the chosen place to a waiting task and tells its client.
     pub(super) fn grant(&mut self, now: MonoTime, id: TaskId, choice: Choice) {
-        let Choice { worker, direction, prediction, rated } = choice;
+        let Choice { worker, direction, prediction, rated, trial_after } = choice;
         let Some(chosen) = self.workers.get(worker) else { return };
         let (epoch, name) = (chosen.register.epoch, chosen.register.name.clone());
         let is_shared = chosen.register.slots[Lane::Realtime.index()] == 0;
@@ -47,15 +48,26 @@ impl Broker {
         if let Some(rank) = task.rank.filter(|_| !std::mem::replace(&mut task.is_dispatched, true)) {
             self.queue.dispatched(&rank, task.spec.client, self.config.tenant(task.spec.client));
         }
-        task.attempt = task.attempt.next().max(task.fence);
+        task.track.begin(Last { worker, epoch, name });
         task.state = State::Granted { at: Place { worker, epoch, direction }, until };
-        task.last = Some((worker, epoch, name));
-        (task.granted_at, task.predicted, task.took, task.finished) = (Some(now), Some(prediction), None, None);
-        // A result in the last moment still keeps the service level.
-        task.late_at =
-            task.spec.slo.map(|slo| now + Duration::from_millis(slo.latency_ms.into()) + Duration::from_micros(1));
+        task.promise.begin(now, prediction, task.spec.slo.map(|slo| slo.latency_ms));
+        let serves = task.serves.take() == Some(worker);
+        if serves {
+            // It was known to be late, and sent all the same.
+            task.promise.counts_no_more();
+        }
         task.decision = Some(Box::new(Decision { at_unix_ms, chosen: Some(worker), rated }));
-        self.slos.granted(&task.spec);
+        if let Some(after) = trial_after {
+            task.track.remember_trial(after);
+            self.counters.trials += 1;
+        }
+        self.slos.granted(&task.spec, trial_after.is_some() && trials::is_risk(task, &prediction));
+        self.workers.give(
+            now,
+            worker,
+            predict::models(task).map(|(digest, _)| digest),
+            trial_after.is_some() || serves,
+        );
         let attempt_id = task.attempt_id();
         self.last_chosen = Some(worker);
         if self.config.rules.holds(Rule::ReserveWithGrant) {
@@ -77,7 +89,7 @@ impl Broker {
         let attempt_id = task.attempt_id();
         let known = task.place().and_then(|at| self.workers.get(at.worker));
         let held = predict::held(task, known);
-        let has_room = known.is_some_and(|worker| predict::has_room(task, worker));
+        let has_room = known.is_some_and(|worker| predict::has_room(task, worker, now));
         match &mut task.state {
             State::Granted { until: old, .. } => *old = until,
             State::Placed { at, unnamed_until } => {
@@ -90,7 +102,7 @@ impl Broker {
                     self.workers.occupy(now, worker, attempt_id, held);
                 }
             }
-            State::Storing | State::Queued(_) | State::Ended { .. } => return,
+            State::Storing | State::Queued { .. } | State::Ended(_) => return,
         }
         self.say_granted(now, id);
     }
@@ -100,7 +112,7 @@ impl Broker {
         let Some(Place { worker, direction, .. }) = task.place() else {
             return;
         };
-        let (endpoints, client_key, peer) = (task.endpoints.clone(), task.spec.key, task.peer);
+        let (endpoints, client_key, peer) = (task.owner.endpoints.clone(), task.spec.key, task.owner.peer);
         self.introduce(now, id, Purpose::Run, peer, Way { worker, direction, endpoints, client_key });
     }
 
@@ -112,7 +124,7 @@ impl Broker {
         let body = TicketBody {
             purpose,
             task: id,
-            attempt: task.attempt,
+            attempt: task.track.attempt,
             worker: worker.id(),
             epoch: worker.register.epoch,
             client: task.spec.client,
@@ -137,7 +149,7 @@ impl Broker {
             direction: way.direction,
             window_bytes: WINDOW_BYTES,
             model_held: worker.holds(task.spec.model.digest),
-            predicted_ms: task.predicted_ms().filter(|_| purpose == Purpose::Run),
+            predicted_ms: task.promise.predicted_ms().filter(|_| purpose == Purpose::Run),
             ticket,
         };
         if way.direction == Direction::WorkerDials {

@@ -6,7 +6,7 @@ use proto_msgs::{Direction, ErrorCode, Outcome, TaskId};
 
 use super::{
     Action, Broker, Change, Footing, TaskRecord,
-    tasks::{Place, State, Task},
+    task::{End, Last, Place, Row, State, Task},
 };
 use crate::{DEADLINE_PASSED, MonoTime, Rule};
 
@@ -21,28 +21,32 @@ impl Broker {
     /// once.
     pub(super) fn stored(&mut self, now: MonoTime, id: TaskId, footing: Footing) {
         let Some(task) = self.tasks.get_mut(id) else { return };
-        task.in_store = Some(footing);
-        let (is_in_store, peer) = (task.is_in_store(), task.peer);
-        match &task.state {
+        if task.has_row() {
+            task.row = Row::Confirmed(footing);
+        }
+        let (is_in_store, peer) = (task.is_in_store(), task.owner.peer);
+        match &mut task.state {
             State::Storing => {
                 self.enqueue(now, id);
                 self.asking(now, id);
             }
             State::Placed { .. } if is_in_store => self.note(id),
-            State::Ended { outcome: Outcome::Done { .. } | Outcome::Cancelled, .. } if is_in_store => {
-                let cancelled_by = task.cancelled_by.take().filter(|by| Some(*by) != peer);
+            State::Ended(End { outcome: Outcome::Done { .. } | Outcome::Cancelled, cancelled_by, .. })
+                if is_in_store =>
+            {
+                let cancelled_by = cancelled_by.take().filter(|by| Some(*by) != peer);
                 self.say_ended(id, peer);
                 self.say_ended(id, cancelled_by);
                 self.answer_waiting(now, id);
             }
-            State::Queued(_) | State::Granted { .. } | State::Placed { .. } | State::Ended { .. } => {}
+            State::Queued { .. } | State::Granted { .. } | State::Placed { .. } | State::Ended(_) => {}
         }
     }
 
     /// Whether the client of a detached task may leave: the store knows the task's place, or its end.
     pub(super) fn is_durable(&self, task: &Task) -> bool {
         let has_place = task.is_in_store() || !self.config.rules.holds(Rule::PlaceBeforeDurable);
-        task.spec.detached && task.last.is_some() && has_place
+        task.spec.detached && task.track.last.is_some() && has_place
     }
 
     /// The store does not answer: fails the tasks that wait for it, so that their clients can try again.
@@ -68,19 +72,22 @@ impl Broker {
             let footing = record.footing();
             let mut task = Task::new(record.spec, now, submitted_unix_ms);
             let id = task.id();
-            (task.stored, task.in_store, task.is_from_before) = (true, Some(footing), true);
-            task.attempt = attempt;
+            (task.row, task.track.is_from_before) = (Row::Confirmed(footing), true);
+            task.track.attempt = attempt;
             task.deadline = deadline_unix_ms.map(|at| now + Duration::from_millis(at.saturating_sub(now_unix_ms)));
-            task.last = worker.map(|(worker, epoch)| (worker, epoch, String::new()));
+            task.track.last = worker.map(|(worker, epoch)| Last { worker, epoch, name: String::new() });
             task.state = match (ended, worker) {
-                (Some((outcome, ended_unix_ms)), _) => State::Ended { outcome, ended_unix_ms },
+                (Some((outcome, ended_unix_ms)), _) => State::Ended(End::new(outcome, ended_unix_ms)),
                 (None, Some((worker, epoch))) => {
                     let at = Place { worker, epoch, direction: Direction::ClientDials };
                     State::Placed { at, unnamed_until: None }
                 }
                 (None, None) => State::Storing,
             };
-            task.away_since = Some(now);
+            task.track.away_since = Some(now);
+            if !task.is_ended() {
+                task.promise.stream = self.slos.stream(now, &task.spec);
+            }
             let due = if task.is_ended() { now + self.config.ended_kept } else { self.due_of(&task) };
             let waits = task.state == State::Storing;
             self.tasks.insert(task, due);
@@ -102,8 +109,8 @@ impl Broker {
     /// When a task must be looked at next if no event comes.
     pub(super) fn due_of(&self, task: &Task) -> MonoTime {
         let mut due = self.patience_end(task);
-        if task.peer.is_some() && task.place().is_none() {
-            due = due.min(task.heard + self.config.client_silence);
+        if task.owner.peer.is_some() && task.place().is_none() {
+            due = due.min(task.owner.heard + self.config.client_silence);
         }
         if let Some(expires_at) = task.expires_at() {
             due = due.min(expires_at);
@@ -114,17 +121,17 @@ impl Broker {
         if let Some(judged_at) = self.judged_at(task) {
             due = due.min(judged_at);
         }
-        if !task.stored {
-            due = due.min(task.heard + SHOWN_AFTER);
+        if !task.has_row() {
+            due = due.min(task.owner.heard + SHOWN_AFTER);
         }
         if let Some(late_at) = task.breaks_promise_at() {
             due = due.min(late_at);
         }
-        if let Some(verdict_by) = task.verdict_by() {
+        if let Some(verdict_by) = task.doubts.verdict_by() {
             due = due.min(verdict_by);
         }
-        if task.pause_until > MonoTime::ZERO && matches!(task.state, State::Queued(_)) {
-            due = due.min(task.pause_until);
+        if let Some(pause_until) = task.doubts.pause_until.filter(|_| task.is_queued()) {
+            due = due.min(pause_until);
         }
         due
     }
@@ -136,11 +143,12 @@ impl Broker {
         }
         if let Some(outcome) = self.abandoned(now, task) {
             if let Some(task) = self.tasks.get_mut(id) {
-                task.granted_at = None; // How long was waited says nothing of its worker.
+                task.promise.drop_watch(); // How long was waited says nothing of its worker.
             }
             self.end_and_tell(now, id, outcome);
-            if let Some(task) = self.tasks.get_mut(id) {
-                task.abandoned = !task.spec.detached;
+            let attached = self.tasks.get_mut(id).filter(|task| !task.spec.detached);
+            if let Some(end) = attached.and_then(Task::end_mut) {
+                end.is_abandoned = true;
             }
             return;
         }
@@ -152,11 +160,11 @@ impl Broker {
         self.after_suspicion(now, id);
         self.after_pause(now, id);
         let Some(task) = self.tasks.get_mut(id).filter(|task| !task.is_ended()) else { return };
-        if now >= task.heard + self.config.client_silence && task.place().is_none() {
-            task.peer = None; // Room is kept for it once its client is heard again.
+        if now >= task.owner.heard + self.config.client_silence && task.place().is_none() {
+            task.owner.peer = None; // Room is kept for it once its client is heard again.
         }
-        if !task.stored {
-            task.stored = true;
+        if !task.has_row() {
+            task.row = Row::Told;
             self.save_task(id);
         }
         let Some(task) = self.tasks.get(id) else { return };
@@ -167,11 +175,11 @@ impl Broker {
     /// When the broker gives up a task if no peer names it.
     fn patience_end(&self, task: &Task) -> MonoTime {
         if task.is_in_good_hands() {
-            task.away_since.unwrap_or(task.heard) + self.config.detached_patience
+            task.track.away_since.unwrap_or(task.owner.heard) + self.config.detached_patience
         } else if task.may_be_at_worker() {
-            task.heard + self.config.detached_patience
+            task.owner.heard + self.config.detached_patience
         } else {
-            task.heard + self.config.client_silence
+            task.owner.heard + self.config.client_silence
         }
     }
 
@@ -186,27 +194,23 @@ impl Broker {
         let silent = is_over && self.config.rules.holds(Rule::CloseAbandoned);
         silent.then(|| {
             let gone = || Outcome::failed(ErrorCode::ClientGone, "its client went away");
-            task.finished.clone().unwrap_or_else(gone)
+            task.track.finished.clone().unwrap_or_else(gone)
         })
     }
 
     /// Continues a task that was held back, now that its suspects have died or live.
     fn after_suspicion(&mut self, now: MonoTime, id: TaskId) {
         let Some(task) = self.tasks.get_mut(id) else { return };
-        task.convict(now, &self.workers);
-        if let (State::Queued(_), Some(outcome)) = (&task.state, task.held_back.take()) {
+        task.doubts.convict(now, &self.workers);
+        if let (Some(outcome), true) = (task.doubts.held_back.take(), task.is_queued()) {
             self.after_loss(now, id, outcome);
         }
     }
 
     /// Tries a task again whose pause, which lets the workers that failed it recover, is over.
     fn after_pause(&mut self, now: MonoTime, id: TaskId) {
-        let pause =
-            self.tasks.get(id).filter(|task| matches!(task.state, State::Queued(_))).map(|task| task.pause_until);
-        if pause.is_some_and(|until| until > MonoTime::ZERO && now >= until) {
-            if let Some(task) = self.tasks.get_mut(id) {
-                task.pause_until = MonoTime::ZERO;
-            }
+        let Some(task) = self.tasks.get_mut(id).filter(|task| task.is_queued()) else { return };
+        if task.doubts.pause_until.take_if(|until| now >= *until).is_some() {
             self.place(now, id);
         }
     }
@@ -221,7 +225,7 @@ impl Broker {
         match &mut task.state {
             State::Granted { at, until } if now >= *until => {
                 let worker = at.worker;
-                task.granted_at = None;
+                task.promise.drop_watch();
                 self.workers.release_unnamed(now, worker, attempt_id);
                 self.enqueue(now, id);
                 self.fill(now, worker);
@@ -238,7 +242,7 @@ impl Broker {
     }
 
     pub(super) fn save_task(&mut self, id: TaskId) {
-        if let Some(task) = self.tasks.get(id).filter(|task| task.stored) {
+        if let Some(task) = self.tasks.get(id).filter(|task| task.has_row()) {
             let record = Box::new(task.record());
             self.actions.push(Action::Save(Change::PutTask { record, durable: task.spec.detached }));
         }
@@ -251,11 +255,12 @@ impl Broker {
             return;
         };
         let is_in_vain = matches!(&outcome, Outcome::Failed(failure) if failure.code == ErrorCode::Expired);
-        if is_in_vain && matches!(task.state, State::Queued(_)) {
+        if is_in_vain && task.is_queued() {
             self.waited_in_vain(now, id);
         }
         let Some(task) = self.tasks.get(id) else { return };
-        let (place, attempt_id, stored, detached) = (task.place(), task.attempt_id(), task.stored, task.spec.detached);
+        let (place, attempt_id, has_row, detached) =
+            (task.place(), task.attempt_id(), task.has_row(), task.spec.detached);
         if let Some(rank) = task.rank.filter(|_| !task.is_dispatched) {
             self.queue.withdraw(&rank, task.spec.client, self.config.tenant(task.spec.client));
         }
@@ -275,10 +280,10 @@ impl Broker {
         self.tasks.end(id, outcome, ended_unix_ms, now + self.config.ended_kept);
         if detached {
             self.save_task(id);
-        } else if stored {
+        } else if has_row {
             self.actions.push(Action::Save(Change::DropTask(id)));
             if let Some(task) = self.tasks.get_mut(id) {
-                task.stored = false;
+                task.row = Row::Absent;
             }
         }
         self.answer_waiting(now, id);
@@ -286,13 +291,13 @@ impl Broker {
 
     /// Answers a client that waits for the end of a task in the background.
     fn answer_waiting(&mut self, now: MonoTime, id: TaskId) {
-        if let Some(waits) = self.tasks.get_mut(id).and_then(|task| task.awaited_by.take()) {
+        if let Some(waits) = self.tasks.get_mut(id).and_then(|task| task.owner.awaited_by.take()) {
             self.locate(now, waits.peer, waits.key, waits.locate);
         }
     }
 
     pub(super) fn end_and_tell(&mut self, now: MonoTime, id: TaskId, outcome: Outcome) {
-        let peer = self.tasks.get(id).and_then(|task| task.peer);
+        let peer = self.tasks.get(id).and_then(|task| task.owner.peer);
         let place = self.tasks.get(id).and_then(Task::place);
         self.end(now, id, outcome);
         self.say_ended(id, peer);

@@ -4,6 +4,8 @@
 
 use std::cmp::Reverse;
 
+use crate::Census;
+
 /// Most places in one bucket: to shift them costs about as much as to sum up the buckets of a queue of 100,000.
 const BUCKET_MAX: usize = 512;
 
@@ -51,6 +53,13 @@ impl Line {
             let next = self.buckets.remove(at + 1);
             self.buckets[at].extend(next);
         }
+    }
+
+    /// Counts the places; `waiting` is the number of waiting tasks.
+    pub(super) fn census(&self, waiting: usize, census: &mut Census<'_>) {
+        let Self { buckets } = self;
+        census.passing("places in line", buckets.iter().map(Vec::len).sum(), waiting);
+        census.passing("buckets of a line", buckets.len(), waiting);
     }
 
     /// Number of places before this one, which need not be in the line.

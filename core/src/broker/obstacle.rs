@@ -2,16 +2,16 @@
 //!
 //! Owns them. Never rates what passes them.
 
-use proto_msgs::{Demands, Direction};
+use proto_msgs::Demands;
 
-use super::{decision::Obstacle, tasks::Task, worker::Worker};
+use super::{decision::Obstacle, task::Task, worker::Worker};
 use crate::MonoTime;
 
 type Ever = fn(&Task, &Worker) -> Option<Obstacle>;
 type Now = fn(&Task, &Worker, MonoTime) -> Option<Obstacle>;
 
 /// The permanent filters: workers of one [`Kind`](super::worker::Kind) are alike to them.
-const EVER: &[Ever] = &[format, arch, cores, memory, gpu_memory, way, lane_slots, label];
+const EVER: &[Ever] = &[format, arch, cores, memory, run_memory, gpu_memory, way, lane_slots, label];
 
 /// The temporary filters.
 const NOW: &[Now] =
@@ -30,20 +30,6 @@ pub(super) fn for_now<'a>(task: &'a Task, worker: &'a Worker, at: MonoTime) -> i
 /// All obstacles of a worker at present, without a lack of room.
 pub(super) fn now<'a>(task: &'a Task, worker: &'a Worker, at: MonoTime) -> impl Iterator<Item = Obstacle> + 'a {
     ever(task, worker).chain(for_now(task, worker, at))
-}
-
-/// The side that dials: as wished, otherwise the client if the worker has an endpoint that is not known to be
-/// unreachable.
-pub(super) fn direction(task: &Task, worker: &Worker) -> Option<Direction> {
-    use Direction::{ClientDials, WorkerDials};
-    let is_open = |direction: &Direction| match direction {
-        ClientDials => !worker.register.endpoints.is_empty(),
-        WorkerDials => !task.endpoints.is_empty(),
-    };
-    let is_wanted = |direction: &Direction| task.spec.direction.is_none_or(|wish| wish == *direction);
-    let is_shut = |direction: &Direction| task.unreachable.contains(&(worker.id(), *direction));
-    let mut ways = [ClientDials, WorkerDials].into_iter().filter(|way| is_open(way) && is_wanted(way));
-    ways.clone().find(|way| !is_shut(way)).or_else(|| ways.next())
 }
 
 fn format(task: &Task, worker: &Worker) -> Option<Obstacle> {
@@ -67,12 +53,19 @@ fn memory(task: &Task, worker: &Worker) -> Option<Obstacle> {
     (task.spec.demands.memory_bytes > bytes).then_some(Obstacle::Memory { bytes })
 }
 
+/// A task that asks for no memory has outgrown what such a task gets here.
+fn run_memory(task: &Task, worker: &Worker) -> Option<Obstacle> {
+    let (bytes, outgrown_bytes) = (worker.register.run_memory_bytes, task.doubts.outgrown_bytes);
+    let is_too_small = outgrown_bytes > 0 && task.spec.demands.memory_bytes == 0 && bytes <= outgrown_bytes;
+    is_too_small.then_some(Obstacle::RunMemory { bytes })
+}
+
 fn gpu_memory(task: &Task, worker: &Worker) -> Option<Obstacle> {
     (task.spec.demands.gpu_memory_bytes > worker.gpu_memory_bytes(task.lane())).then_some(Obstacle::GpuMemory)
 }
 
 fn way(task: &Task, worker: &Worker) -> Option<Obstacle> {
-    direction(task, worker).is_none().then_some(Obstacle::NoWay)
+    task.way_to(worker).is_none().then_some(Obstacle::NoWay)
 }
 
 fn lane_slots(task: &Task, worker: &Worker) -> Option<Obstacle> {
@@ -102,11 +95,11 @@ fn keeps_no_more(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle> 
 }
 
 fn suspicion(task: &Task, _: &Worker, _: MonoTime) -> Option<Obstacle> {
-    task.held_back.is_some().then_some(Obstacle::Suspicion)
+    task.doubts.held_back.is_some().then_some(Obstacle::Suspicion)
 }
 
 fn pausing(task: &Task, worker: &Worker, at: MonoTime) -> Option<Obstacle> {
-    (at < task.pause_until && task.avoid.contains(&worker.id())).then_some(Obstacle::Pausing)
+    (task.doubts.is_pausing(at) && task.doubts.avoid.contains(&worker.id())).then_some(Obstacle::Pausing)
 }
 
 fn cores_promised(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle> {

@@ -6,10 +6,13 @@ use std::collections::BTreeMap;
 
 use proto_msgs::{AttemptId, Demands, Digest, Lane, limits::ATTEMPTS_MAX};
 
-use crate::MonoTime;
+use crate::{Census, MonoTime};
 
 /// Cap of one attempt's estimate: sums stay far from an overflow.
 const ESTIMATE_US_MAX: u64 = 24 * 3_600 * 1_000_000;
+
+/// Attempts are overdue only this long after they should have ended, microseconds: times vary.
+const OVERDUE_US_MIN: u64 = 500_000;
 
 /// Attempts of one worker beyond which no stranger is added. The attempts that it was sent and that one heartbeat names
 /// are far fewer: more are invented, or left over from heartbeats that could not name all.
@@ -76,15 +79,37 @@ struct LaneUse {
     batches_us: u64,
     /// Slot time that the attempts have already had, microseconds.
     served_us: u64,
+    /// Attempts of which a heartbeat has said that they run.
+    begun: u32,
+    /// Slot time that these have had beyond what they should need, since one of them last ended, microseconds. It counts
+    /// only while they fill the slots: else what is there may wait for its inputs, and the next task may run before it.
+    over_us: u64,
 }
 
 impl LaneUse {
-    /// Slot time that the attempts will have had `later_us` after the last count.
-    fn served_us(&self, slots: u16, later_us: u64) -> u64 {
-        let running = u64::from(self.tasks.min(u32::from(slots)));
-        // An attempt gets no more than it needs, and a waiting one gets nothing.
-        let most_us = (self.batches_us / u64::from(self.tasks.max(1))).saturating_mul(running).min(self.backlog_us);
-        later_us.saturating_mul(running).saturating_add(self.served_us).min(most_us)
+    /// The attempts that have a slot.
+    fn running(&self, slots: u16) -> u64 {
+        u64::from(self.tasks.min(u32::from(slots)))
+    }
+
+    /// Slot time that the running attempts should need. A waiting one gets nothing.
+    fn most_us(&self, slots: u16) -> u64 {
+        (self.batches_us / u64::from(self.tasks.max(1))).saturating_mul(self.running(slots)).min(self.backlog_us)
+    }
+
+    /// Slot time that the attempts will have had `later_us` after the last count, and what goes beyond their needs.
+    fn served_us(&self, slots: u16, later_us: u64) -> (u64, u64) {
+        let most_us = self.most_us(slots);
+        let had_us = later_us.saturating_mul(self.running(slots)).saturating_add(self.served_us);
+        let is_full = u64::from(self.begun) >= self.running(slots);
+        let over_us = if is_full { had_us.saturating_sub(most_us) } else { 0 };
+        (had_us.min(most_us), self.over_us.saturating_add(over_us))
+    }
+
+    /// Whether nothing has ended for twice the time in which something should have.
+    fn is_overdue(&self, slots: u16, later_us: u64) -> bool {
+        let (_, over_us) = self.served_us(slots, later_us);
+        over_us > self.most_us(slots).max(self.running(slots).saturating_mul(OVERDUE_US_MIN))
     }
 }
 
@@ -163,14 +188,25 @@ impl Occupancy {
     pub(super) fn remaining_us(&self, lane: Lane, slots: [u16; 2], now: MonoTime) -> u64 {
         let used = &self.lanes[lane.index()];
         let later_us = now.as_micros().saturating_sub(self.served_until.as_micros());
-        used.backlog_us - used.served_us(slots[lane.index()], later_us)
+        used.backlog_us - used.served_us(slots[lane.index()], later_us).0
+    }
+
+    /// Whether nobody knows when the lane's attempts end: the time of one was never measured, or is long over.
+    pub(super) fn is_unforeseeable(&self, lane: Lane, slots: [u16; 2], now: MonoTime) -> bool {
+        self.is_overdue(lane, slots, now) || self.backlog_us(lane).is_none()
+    }
+
+    /// Whether the lane is stuck: attempts that should long have ended run in all its slots.
+    pub(super) fn is_overdue(&self, lane: Lane, slots: [u16; 2], now: MonoTime) -> bool {
+        let later_us = now.as_micros().saturating_sub(self.served_until.as_micros());
+        self.lanes[lane.index()].is_overdue(slots[lane.index()], later_us)
     }
 
     /// Counts the work of the lanes up to now, with these slots.
     pub(super) fn work_until(&mut self, now: MonoTime, slots: [u16; 2]) {
         let later_us = now.as_micros().saturating_sub(self.served_until.as_micros());
         for (used, slots) in self.lanes.iter_mut().zip(slots) {
-            used.served_us = used.served_us(slots, later_us);
+            (used.served_us, used.over_us) = used.served_us(slots, later_us);
         }
         self.served_until = now;
     }
@@ -207,14 +243,14 @@ impl Occupancy {
     pub(super) fn put(&mut self, id: AttemptId, held: Held) {
         let slot_us = held.slot_us.map(|us| us.min(ESTIMATE_US_MAX));
         let batch_us = held.batch_us.clamp(slot_us.unwrap_or(0), ESTIMATE_US_MAX);
-        let served_us = self.lanes.map(|used| used.served_us);
+        let times_us = self.lanes.map(|used| (used.served_us, used.over_us));
         let before = self.take(id);
         let (named, begun) = before.map_or((false, false), |entry| (entry.named, entry.begun));
         let gpu = before.and_then(|entry| entry.held.gpu).or(held.gpu);
         self.insert(id, Entry { named, begun, held: Held { gpu, slot_us, batch_us, ..held } });
         // More knowledge about one attempt takes nothing from the time that the lane has had.
-        for (used, served_us) in self.lanes.iter_mut().zip(served_us) {
-            used.served_us = served_us.min(used.backlog_us);
+        for (used, (served_us, over_us)) in self.lanes.iter_mut().zip(times_us) {
+            (used.served_us, used.over_us) = (served_us.min(used.backlog_us), if used.tasks > 0 { over_us } else { 0 });
         }
     }
 
@@ -244,8 +280,10 @@ impl Occupancy {
     /// A heartbeat says that these attempts run.
     pub(super) fn begun(&mut self, running: impl Iterator<Item = AttemptId>) {
         for id in running {
-            if let Some(entry) = self.entries.get_mut(&id) {
-                entry.begun = true;
+            let Some(entry) = self.entries.get_mut(&id) else { continue };
+            let is_new = !std::mem::replace(&mut entry.begun, true);
+            if let Some(lane) = entry.held.lane {
+                self.lanes[lane.index()].begun += u32::from(is_new);
             }
         }
     }
@@ -261,11 +299,33 @@ impl Occupancy {
         }
     }
 
+    /// The number of attempts that no heartbeat has named.
+    pub(super) fn unnamed(&self) -> usize {
+        self.entries.values().filter(|entry| !entry.named).count()
+    }
+
+    /// Counts the attempts. `tasks`: those that may have been promised a place here.
+    pub(super) fn census(&self, tasks: usize, census: &mut Census<'_>) {
+        let Self {
+            entries,
+            lanes: _,
+            served_until: _,
+            strangers: _,
+            cpu_millis: _,
+            memory_bytes: _,
+            gpu_memory_bytes: _,
+            items,
+        } = self;
+        census.passing("attempts booked at a worker", entries.len(), ENTRIES_MAX + tasks);
+        census.passing("models booked at a worker", items.len(), entries.len());
+    }
+
     fn insert(&mut self, id: AttemptId, entry: Entry) {
         let Held { lane, demands, model, items, slot_us, batch_us, .. } = entry.held;
         match lane.map(|lane| &mut self.lanes[lane.index()]) {
             Some(used) => {
                 used.tasks += 1;
+                used.begun += u32::from(entry.begun);
                 used.backlog_us += slot_us.unwrap_or(0);
                 used.batches_us += batch_us;
                 used.unmeasured += u32::from(slot_us.is_none());
@@ -293,6 +353,10 @@ impl Occupancy {
                 used.backlog_us -= slot_us.unwrap_or(0);
                 used.batches_us -= batch_us;
                 used.served_us = used.served_us.saturating_sub(slot_us.unwrap_or(0)).min(used.backlog_us);
+                if entry.begun {
+                    // One that only waited behind a stuck one proves nothing.
+                    (used.begun, used.over_us) = (used.begun - 1, 0);
+                }
                 used.unmeasured -= u32::from(slot_us.is_none());
             }
             None => self.strangers -= 1,

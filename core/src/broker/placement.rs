@@ -1,22 +1,31 @@
 //! Placement: pure functions of a task and the Metric Table that pick the task's worker.
 //!
-//! A worker must fit ([`obstacle`]) and have room. The policy takes the best of these. A worker that has failed the
-//! task or misses its service level is taken only if there is no other. Under `predicted`, a task is held back from a
-//! worker with room if a full one would still finish it clearly earlier.
+//! A worker must fit ([`obstacle`]) and have room. The policy takes the best of these; under `predicted`, the emptier
+//! of two that are nearly equal ([`beside`]). A worker that has failed the task or misses its service level is taken
+//! only if there is no other. Under `predicted`, a task is held back from a worker with room if a full one would still
+//! finish it clearly earlier. Now and then a worker whose figures are old is tried instead ([`trials`]).
 //!
 //! One look visits a bounded number of workers, however many there are: the indexes list the promising ones first. What
 //! a look misses, the next heartbeat of a worker with room makes up for.
 
+use std::time::Duration;
+
 use proto_msgs::{Direction, Prediction, WorkerId, limits::DECISION_CANDIDATES_MAX};
 
 use super::{
+    beside,
     config::Policy,
     decision::{Obstacle, Rated},
-    obstacle::{self, direction},
+    earliest::{Earliest, IfLoaded},
+    obstacle,
+    outgrown::Outgrown,
     predict::{self, Guess, has_room, predict},
+    shortlist::Shortlist,
     slo::{Slos, Stance},
-    tasks::Task,
-    worker::{Seat, Worker},
+    sooner::{Full, Offer, Sooner},
+    task::Task,
+    trials,
+    worker::{ModelHere, Seat, Worker},
     workers::{KINDS_LOOK_MAX, Workers},
 };
 use crate::MonoTime;
@@ -32,10 +41,6 @@ const ELSEWHERE_LOOK_MAX: usize = 16;
 /// microseconds.
 const UNLIKED_US: u64 = 5_000;
 
-/// A task is held back only if it would end elsewhere within this part of the time, percent: idle machines cost more
-/// than a small gain brings.
-const SOONER_PERCENT: u64 = 90;
-
 /// The input of a placement decision.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scene<'a> {
@@ -43,6 +48,7 @@ pub(super) struct Scene<'a> {
     pub(super) policy: Policy,
     pub(super) workers: &'a Workers,
     pub(super) slos: &'a Slos,
+    pub(super) outgrown: &'a Outgrown,
     /// The worker that got the last task, for `round-robin`.
     pub(super) last_chosen: Option<WorkerId>,
 }
@@ -54,6 +60,8 @@ pub(super) struct Choice {
     pub(super) direction: Direction,
     pub(super) prediction: Prediction,
     pub(super) rated: Vec<Rated>,
+    /// Set if the worker is only tried: the time that it was without such a task.
+    pub(super) trial_after: Option<Duration>,
 }
 
 /// The result of a look.
@@ -85,23 +93,13 @@ struct Best {
     key: Key,
     seat: Seat,
     prediction: Prediction,
-}
-
-/// Of the workers without room, the one that would end the task first.
-#[derive(Clone, Copy, Debug)]
-struct Sooner {
-    seat: Seat,
-    total_us: u64,
-    run_us: u64,
+    /// Whether the worker gives a run less memory than others of the model needed.
+    is_small: bool,
 }
 
 /// Sums over the fitting workers, with or without room.
 #[derive(Debug, Default)]
 struct Fitting {
-    /// Shortest predicted time among them, microseconds, and whether that worker has room.
-    earliest: Option<(u64, bool)>,
-    /// One of them has no measured cost for this task.
-    is_unmeasured: bool,
     /// Slots of the task's lane.
     slots: u64,
     /// Time until each of these slots is free, summed up, microseconds.
@@ -109,45 +107,9 @@ struct Fitting {
 }
 
 impl Fitting {
-    fn add(&mut self, slots: u16, prediction: &Prediction, has_room: bool) {
-        let total_us = prediction.total_us();
-        self.is_unmeasured |= !prediction.measured;
+    fn add(&mut self, slots: u16, prediction: &Prediction) {
         self.slots += u64::from(slots);
         self.queues_us = self.queues_us.saturating_add(prediction.queue_us.saturating_mul(slots.into()));
-        if self.earliest.is_none_or(|(us, _)| total_us < us) {
-            self.earliest = Some((total_us, has_room));
-        }
-    }
-}
-
-/// The best few rated workers, for people who ask why.
-#[derive(Debug)]
-struct Shortlist {
-    rated: Vec<(Key, Rated)>,
-    /// Index of the worst of them.
-    worst: usize,
-}
-
-impl Shortlist {
-    fn new() -> Self {
-        Self { rated: Vec::with_capacity(DECISION_CANDIDATES_MAX), worst: 0 }
-    }
-
-    fn add(&mut self, key: Key, rated: Rated) {
-        if self.rated.len() < DECISION_CANDIDATES_MAX {
-            self.rated.push((key, rated));
-        } else if key < self.rated[self.worst].0 {
-            self.rated[self.worst] = (key, rated);
-        } else {
-            return;
-        }
-        let worst = (0..self.rated.len()).max_by_key(|at| self.rated[*at].0);
-        self.worst = worst.unwrap_or(0);
-    }
-
-    fn into_best_first(mut self) -> Vec<Rated> {
-        self.rated.sort_unstable_by_key(|(key, _)| *key);
-        self.rated.into_iter().map(|(_, rated)| rated).collect()
     }
 }
 
@@ -157,16 +119,23 @@ pub(super) struct Survey<'a> {
     task: &'a Task,
     scene: Scene<'a>,
     guess: Guess,
+    /// Memory that was not enough for runs like this one.
+    outgrown_bytes: u64,
     /// The turn of the task's stream.
     turn: u32,
-    /// Number of workers rated.
-    workers: u64,
+    /// The workers rated.
+    seen: Vec<Seat>,
     /// The permanent obstacle of each worker kind met so far, if any.
     kinds: Vec<(u32, Option<Obstacle>)>,
     best: Option<Best>,
-    sooner: Option<Sooner>,
+    /// The longest predicted time of a trial, if the task may be one, microseconds.
+    trial_us: Option<u64>,
+    /// The worker whose figures are the oldest, and since when.
+    trial: Option<(MonoTime, Best)>,
+    sooner: Sooner,
     fitting: Fitting,
-    shortlist: Shortlist,
+    earliest: Earliest,
+    shortlist: Shortlist<Key>,
 }
 
 /// Looks for the best place among all workers.
@@ -179,11 +148,9 @@ pub(super) fn survey_all<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
         return survey;
     }
     let model = task.spec.model.digest;
-    let mut seen: Vec<Seat> = Vec::with_capacity(LOOK_MAX);
-    for worker in workers.holders(model).take(LOOK_MAX) {
-        seen.push(worker.seat);
-        survey.look(worker);
-    }
+    survey.seen.reserve(LOOK_MAX);
+    workers.holders(model).take(LOOK_MAX).for_each(|worker| survey.look(worker));
+    let holders = survey.seen.len();
     if survey.is_content() {
         return survey;
     }
@@ -195,6 +162,7 @@ pub(super) fn survey_all<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
         .collect();
     let each = (LOOK_MAX / kinds.len().max(1)).max(1);
     for kind in kinds {
+        let seen = survey.seen[..holders].to_vec();
         let others = workers.with_room(kind, task.lane()).filter(|worker| !seen.contains(&worker.seat)).take(each);
         others.for_each(|worker| survey.look(worker));
     }
@@ -204,7 +172,7 @@ pub(super) fn survey_all<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
 /// Looks like [`survey_all`]; if that finds no worker, looks at the first ones, since they show what is wrong.
 pub(super) fn survey_some<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
     let mut survey = survey_all(task, scene);
-    if survey.workers == 0 {
+    if survey.seen.is_empty() {
         scene.workers.after(None).take(DECISION_CANDIDATES_MAX).for_each(|worker| survey.look(worker));
     }
     survey
@@ -223,23 +191,28 @@ pub(super) fn survey_here<'a>(task: &'a Task, scene: Scene<'a>, here: &Worker, c
 
 impl<'a> Survey<'a> {
     fn new(task: &'a Task, scene: Scene<'a>) -> Self {
+        let is_predicted = scene.policy == Policy::Predicted;
         Self {
             task,
             scene,
             guess: Guess::new(task, scene.workers.fleet()),
+            outgrown_bytes: outgrown_bytes(task, scene),
             turn: scene.slos.turn(&task.spec),
-            workers: 0,
+            seen: Vec::new(),
             kinds: Vec::new(),
             best: None,
-            sooner: None,
+            trial_us: is_predicted.then(|| trials::longest_us(task, scene.now, scene.workers, scene.slos)).flatten(),
+            trial: None,
+            sooner: Sooner::default(),
             fitting: Fitting::default(),
+            earliest: Earliest::default(),
             shortlist: Shortlist::new(),
         }
     }
 
     /// Number of looks taken, at workers and at worker kinds.
     pub(super) fn looked(&self) -> u64 {
-        self.workers + self.kinds.len() as u64
+        (self.seen.len() + self.kinds.len()) as u64
     }
 
     /// The worker's permanent obstacle. Each kind is examined only once.
@@ -265,7 +238,7 @@ impl<'a> Survey<'a> {
     }
 
     fn look(&mut self, worker: &Worker) {
-        let has_room = has_room(self.task, worker);
+        let has_room = has_room(self.task, worker, self.scene.now);
         self.rate(worker, has_room);
     }
 
@@ -274,13 +247,29 @@ impl<'a> Survey<'a> {
         self.rate(worker, false);
     }
 
+    /// Looks at workers that were left out, too: those that neither have the model nor are idle, and those that a good
+    /// one made superfluous. Among a few, all are looked at then.
+    pub(super) fn widen(&mut self) {
+        let (workers, known) = (self.scene.workers, self.seen.len());
+        let around = workers.after(self.scene.last_chosen).chain(workers.after(None)).take(workers.len());
+        for worker in around {
+            if self.seen.len() >= known + LOOK_MAX {
+                return;
+            }
+            if !self.seen.contains(&worker.seat) {
+                self.look(worker);
+            }
+        }
+    }
+
     fn rate(&mut self, worker: &Worker, has_room: bool) {
-        self.workers += 1;
+        self.seen.push(worker.seat);
         let (task, scene) = (self.task, self.scene);
         let busy_permille = worker.busy_permille();
         let here = worker.model(task.spec.model.digest);
         let holds_model = here.held;
         let (packing, best_batch) = here.packing();
+        let is_small = self.outgrown_bytes > 0 && worker.register.run_memory_bytes <= self.outgrown_bytes;
         let mut rated = Rated {
             worker: worker.id(),
             obstacle: None,
@@ -290,27 +279,39 @@ impl<'a> Survey<'a> {
             packing,
             best_batch,
         };
+        let goes_round = scene.policy == Policy::RoundRobin;
         let mut key = Key {
             is_obstructed: true,
-            is_doubtful: is_doubtful(task, worker),
+            is_doubtful: is_small || task.doubts.doubt(worker.id()),
             stance: Stance::Ok,
             score: u64::MAX,
-            lacks_model: !holds_model,
-            busy_permille,
+            // Who goes round goes on to the next one with room, whatever it has.
+            lacks_model: !holds_model && !goes_round,
+            busy_permille: if goes_round { 0 } else { busy_permille },
             worker: worker.id(),
         };
-        rated.obstacle = self.ever(worker).or_else(|| obstacle::for_now(task, worker, scene.now).next());
+        rated.obstacle = self.ever(worker);
+        if rated.obstacle.is_none() {
+            rated.obstacle = obstacle::for_now(task, worker, scene.now).next();
+            if rated.obstacle.is_some_and(|obstacle| obstacle != Obstacle::Draining) && task.spec.deadline_ms.is_some()
+            {
+                let prediction = predict(task, worker, here, &self.guess, scene.now);
+                self.earliest.add(task, worker, &prediction, false, scene.now);
+            }
+        }
         if rated.obstacle.is_none() {
             let stance = |stream| scene.slos.stance(scene.now, stream, worker.id(), self.turn);
-            key.stance = task.stream.map_or(Stance::Ok, stance);
+            key.stance = task.promise.stream.map_or(Stance::Ok, stance);
             rated.prediction = predict(task, worker, here, &self.guess, scene.now);
             key.score = score(task, worker, &scene, &rated.prediction);
             self.fits(&key, worker, &rated.prediction, has_room);
             if has_room {
                 key.is_obstructed = false;
+                let this = Best { key, seat: worker.seat, prediction: rated.prediction, is_small };
                 if self.best.is_none_or(|best| key < best.key) {
-                    self.best = Some(Best { key, seat: worker.seat, prediction: rated.prediction });
+                    self.best = Some(this);
                 }
+                self.consider_trial(worker, here, this);
             } else {
                 let (lane, slots) = (task.lane(), worker.usable_slots(task.lane()));
                 rated.obstacle = Some(Obstacle::SlotsInUse { lane, slots });
@@ -319,24 +320,46 @@ impl<'a> Survey<'a> {
         self.shortlist.add(key, rated);
     }
 
+    /// Notes the worker if its figures are older than those of the others and the task may be a trial of them.
+    fn consider_trial(&mut self, worker: &Worker, here: ModelHere<'_>, this: Best) {
+        let Some(longest_us) = self.trial_us else { return };
+        let Best { key, prediction, .. } = this;
+        // A worker that lacks a preferred label stays behind, however well it is.
+        let is_wanted = !key.is_doubtful && key.stance == Stance::Ok && key.score == prediction.total_us();
+        let old_since = trials::old_since(self.task, worker, here, &prediction, longest_us, self.scene.now);
+        if let Some(since) = old_since.filter(|_| is_wanted)
+            && self.trial.is_none_or(|(oldest, best)| (since, key) < (oldest, best.key))
+        {
+            self.trial = Some((since, this));
+        }
+    }
+
     /// Counts a fitting worker, with or without room.
     fn fits(&mut self, key: &Key, worker: &Worker, prediction: &Prediction, has_room: bool) {
         let (seat, total_us, run_us) = (worker.seat, prediction.total_us(), prediction.run_us);
-        self.fitting.add(predict::lane_slots(worker, self.task.lane()), prediction, has_room);
-        let is_worth_waiting = !has_room && prediction.measured && !key.is_doubtful && key.stance <= Stance::Ok;
-        if is_worth_waiting && self.sooner.is_none_or(|sooner| total_us < sooner.total_us) {
-            self.sooner = Some(Sooner { seat, total_us, run_us });
+        self.fitting.add(predict::lane_slots(worker, self.task.lane()), prediction);
+        self.earliest.add(self.task, worker, prediction, has_room, self.scene.now);
+        if !prediction.measured || key.is_doubtful {
+            return;
+        }
+        if has_room && key.stance <= Stance::Ok {
+            self.sooner.add_roomy(total_us);
+        }
+        // A worker is probed only if it has room.
+        if !has_room && key.stance == Stance::Ok {
+            let is_foreseeable = !predict::is_unforeseeable(worker, self.task.lane(), self.scene.now);
+            self.sooner.add_full(Full { seat, total_us, run_us }, is_foreseeable);
         }
     }
 
     /// Whether a worker without room may be worth waiting for.
     pub(super) fn has_sooner(&self) -> bool {
-        self.best.is_some() && self.sooner.is_some()
+        self.best.is_some() && self.sooner.full().is_some()
     }
 
     /// The worker without room that may be worth waiting for.
     pub(super) fn sooner(&self) -> Option<Seat> {
-        self.sooner.map(|sooner| sooner.seat)
+        self.sooner.full()
     }
 
     /// Whether the best worker is busy beyond the time at which all workers looked at would be done together.
@@ -347,7 +370,7 @@ impl<'a> Survey<'a> {
             return false;
         };
         let holders = self.scene.workers.holders_len(self.task.spec.model.digest).max(1) as u64;
-        let waits_us = waits_us.saturating_mul(self.workers) / holders;
+        let waits_us = waits_us.saturating_mul(self.seen.len() as u64) / holders;
         let together_us = self.fitting.queues_us.saturating_add(waits_us) / self.fitting.slots.max(1);
         prediction.measured && prediction.queue_us.saturating_add(prediction.run_us / 2) > together_us
     }
@@ -360,22 +383,35 @@ impl<'a> Survey<'a> {
 
     /// Decides. `before_us` is the work that goes before this task at the worker that is worth waiting for.
     pub(super) fn decide(self, before_us: u64) -> Verdict {
-        let Some(Best { key, seat, prediction }) = self.best else { return Verdict::Wait };
-        let may_wait = self.scene.policy == Policy::Predicted && key.stance != Stance::Probe;
-        if let Some(Sooner { seat: elsewhere, total_us, run_us }) = self.sooner.filter(|_| may_wait) {
-            let sooner_us = total_us.saturating_add(before_us);
-            let total_us = prediction.total_us();
-            let is_sooner = prediction.measured && sooner_us < total_us / 100 * SOONER_PERCENT;
-            let promised_us = self.task.spec.slo.map_or(0, |slo| u64::from(slo.latency_ms) * 1000);
-            let is_better = key.stance > Stance::Ok && sooner_us <= promised_us;
-            if is_better || (is_sooner && !key.is_doubtful) {
-                return Verdict::HeldBack { elsewhere, run_us };
-            }
-        }
-        let chosen = self.scene.workers.at(seat);
-        let Some(direction) = chosen.and_then(|worker| direction(self.task, worker)) else { return Verdict::Wait };
+        let Some(best) = self.best else { return Verdict::Wait };
+        let held_back = self.held_back(&best, before_us);
+        // What would be chosen anyway is no trial.
+        let is_other = |(_, tried): &(MonoTime, Best)| held_back.is_some() || tried.seat != best.seat;
+        let trial = self.trial.filter(|_| best.key.stance != Stance::Probe).filter(is_other);
+        let (chosen, trial_after) = match (trial, held_back) {
+            (Some((since, tried)), _) => (tried, Some(self.scene.now.since(since))),
+            (None, Some(Full { seat, run_us, .. })) => return Verdict::HeldBack { elsewhere: seat, run_us },
+            (None, None) => (best, None),
+        };
+        let Best { key, seat, prediction, .. } = chosen;
+        let worker = self.scene.workers.at(seat);
+        let Some(direction) = worker.and_then(|worker| self.task.way_to(worker)) else { return Verdict::Wait };
         let rated = self.into_rated();
-        Verdict::Place(Choice { worker: key.worker, direction, prediction, rated })
+        Verdict::Place(Choice { worker: key.worker, direction, prediction, rated, trial_after })
+    }
+
+    /// The worker without room for which the task is held back from the best one with room, if any.
+    fn held_back(&self, best: &Best, before_us: u64) -> Option<Full> {
+        let Best { key, prediction, is_small, .. } = best;
+        let may_wait = self.scene.policy == Policy::Predicted && key.stance != Stance::Probe;
+        let offer = Offer {
+            total_us: prediction.total_us(),
+            is_measured: prediction.measured,
+            is_doubtful: key.is_doubtful,
+            is_shunned: key.stance > Stance::Ok,
+            is_small: *is_small,
+        };
+        if may_wait { self.sooner.held_back(self.task, offer, before_us, self.scene.now) } else { None }
     }
 
     /// The best rated workers, best first.
@@ -383,18 +419,34 @@ impl<'a> Survey<'a> {
         self.shortlist.into_best_first()
     }
 
-    /// Earliest predicted end of the task, microseconds from now; `None` if a worker has not measured it. `before_us`
-    /// is added if the earliest worker has no room.
-    pub(super) fn earliest_us(&self, before_us: u64) -> Option<u64> {
-        let (us, has_room) = self.fitting.earliest.filter(|_| !self.fitting.is_unmeasured)?;
-        Some(us.saturating_add(if has_room { 0 } else { before_us }))
+    /// Earliest predicted end of the task, microseconds from now; `None` if a worker has not measured it.
+    /// `items_before`: those of tasks of this sort that wait in front.
+    pub(super) fn earliest_us(&self, items_before: u64) -> Option<u64> {
+        let (workers, lane) = (self.scene.workers, self.task.lane());
+        let fitting = self.kinds.iter().filter(|(_, found)| found.is_none());
+        let slots = match workers.kinds_len() == self.kinds.len() {
+            true => fitting.map(|(kind, _)| workers.kind_slots(*kind, lane)).sum(),
+            // Some may fit that were not looked at.
+            false => workers.totals().usable_slots(lane),
+        };
+        self.earliest.us(items_before, slots)
+    }
+
+    /// An idle worker whose figures for the task are old, if there is one.
+    pub(super) fn old(&self) -> Option<WorkerId> {
+        self.earliest.old()
+    }
+
+    /// The worker at which the task would end first if its models were loaded, if one of them is not.
+    pub(super) fn if_loaded(&self) -> Option<IfLoaded> {
+        self.earliest.if_loaded()
     }
 }
 
-/// Whether the worker has failed the task, or could not be reached for it in one direction.
-fn is_doubtful(task: &Task, worker: &Worker) -> bool {
-    let id = worker.id();
-    task.avoid.contains(&id) || task.unreachable.iter().any(|(unreachable, _)| *unreachable == id)
+/// Memory that is known not to be enough for a run of the task; 0 if none is, or if the task says what it needs.
+fn outgrown_bytes(task: &Task, scene: Scene<'_>) -> u64 {
+    let asks = scene.policy != Policy::Predicted || task.spec.demands.memory_bytes > 0;
+    if asks { 0 } else { scene.outgrown.bytes(scene.now, task.spec.client, task.spec.model.digest) }
 }
 
 /// The policy's score; smaller is better.
@@ -404,7 +456,8 @@ fn score(task: &Task, worker: &Worker, scene: &Scene<'_>, prediction: &Predictio
             let total_us = prediction.total_us();
             let wishes = task.spec.labels.iter().filter(|rule| !rule.required);
             let unliked = wishes.filter(|rule| !obstacle::has_label(worker, &rule.key, &rule.value)).count() as u64;
-            total_us.saturating_add(unliked.saturating_mul(total_us / 10 + UNLIKED_US))
+            let unliked_us = unliked.saturating_mul(total_us / 10 + UNLIKED_US);
+            total_us.saturating_add(unliked_us).saturating_add(beside::loss_us(task, worker, prediction, scene.now))
         }
         Policy::LeastLoaded => u64::from(worker.busy_permille()),
         Policy::LatestHeartbeat => u64::MAX - worker.seen.as_micros(),

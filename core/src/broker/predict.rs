@@ -11,7 +11,7 @@ use super::{
     fleet::Fleet,
     obstacle,
     occupancy::Held,
-    tasks::Task,
+    task::Task,
     worker::{ModelHere, Slots, Worker},
 };
 use crate::MonoTime;
@@ -70,7 +70,7 @@ fn transfer_us(bytes: u64, link_bytes_per_s: u64) -> u64 {
 
 /// The predicted time of the task at the worker; `first` is its state of the first model. Unknown parts count as zero.
 pub(super) fn predict(task: &Task, worker: &Worker, first: ModelHere<'_>, guess: &Guess, now: MonoTime) -> Prediction {
-    let handover_us = worker.handover_us;
+    let handover_us = worker.handover.us();
     let mut prediction = Prediction { handover_us, measured: true, ..Prediction::default() };
     let mut bytes = task.spec.input_bytes;
     for (stage, ((digest, size_bytes), (mean_run_us, mean_load_us))) in models(task).zip(guess.models).enumerate() {
@@ -78,7 +78,7 @@ pub(super) fn predict(task: &Task, worker: &Worker, first: ModelHere<'_>, guess:
         if !here.held {
             bytes = bytes.saturating_add(size_bytes);
         }
-        if !here.warm {
+        if !here.is_warm_for(&task.spec.demands) {
             let measured = here.cost.map_or(0, |cost| u64::from(cost.load_us));
             prediction.load_us += if measured > 0 { measured } else { mean_load_us };
         }
@@ -107,8 +107,8 @@ pub(super) fn lane_slots(worker: &Worker, lane: Lane) -> u16 {
 }
 
 /// Whether the worker has room for the task: a free slot, or room to send it ahead.
-pub(super) fn has_room(task: &Task, worker: &Worker) -> bool {
-    has_slot(task, worker, Slots::Usable) || has_room_ahead(task, worker)
+pub(super) fn has_room(task: &Task, worker: &Worker, now: MonoTime) -> bool {
+    has_slot(task, worker, Slots::Usable) || has_room_ahead(task, worker, now)
 }
 
 /// Whether a slot is free for the task.
@@ -117,18 +117,36 @@ pub(super) fn has_slot(task: &Task, worker: &Worker, slots: Slots) -> bool {
 }
 
 /// Whether the worker may have room for some task of the lane. If not, no task needs to be looked at.
-pub(super) fn takes_any(worker: &Worker, lane: Lane, slots: Slots) -> bool {
+pub(super) fn takes_any(worker: &Worker, lane: Lane, slots: Slots, now: MonoTime) -> bool {
     if worker.free_of(lane, slots) > 0 {
         return true;
     }
     let takes_ahead = worker.is_open() && worker.occupancy.len() < ACTIVE_ATTEMPTS_MAX;
-    takes_ahead && (worker.packs() || (worker.has_measured() && is_nearly_done(worker, lane)))
+    takes_ahead && (worker.packs() || (worker.has_measured() && is_nearly_done(worker, lane, now)))
+}
+
+/// Whether nobody knows when a slot for the lane falls free at the worker: its attempts, or those of the other lane that
+/// are in its slots, were never measured or should have ended long ago.
+pub(super) fn is_unforeseeable(worker: &Worker, lane: Lane, now: MonoTime) -> bool {
+    let (slots, [realtime, _]) = (worker.register.slots, worker.occupancy.tasks());
+    let (other, shares) = match lane {
+        Lane::Realtime => (Lane::Batch, slots[Lane::Realtime.index()] == 0),
+        Lane::Batch => (Lane::Realtime, realtime > slots[Lane::Realtime.index()]),
+    };
+    let is_so = |lane: Lane| worker.occupancy.is_unforeseeable(lane, worker.counted_slots(), now);
+    is_so(lane) || (shares && is_so(other))
+}
+
+/// Whether the lane's own attempts are stuck. Those of the other lane stop nobody: the worker lets realtime pass.
+fn is_stuck(worker: &Worker, lane: Lane, now: MonoTime) -> bool {
+    worker.occupancy.is_overdue(lane, worker.counted_slots(), now)
 }
 
 /// Whether the lane's work ends so soon that the next task should be on its way.
-fn is_nearly_done(worker: &Worker, lane: Lane) -> bool {
+fn is_nearly_done(worker: &Worker, lane: Lane, now: MonoTime) -> bool {
     let slots = lane_slots(worker, lane);
-    worker.occupancy.backlog_us(lane).is_some_and(|us| {
+    let backlog_us = worker.occupancy.backlog_us(lane).filter(|_| !is_stuck(worker, lane, now));
+    backlog_us.is_some_and(|us| {
         let each_us = us / u64::from(slots);
         let is_next = worker.occupancy.tasks()[lane.index()] < slots.saturating_mul(2);
         each_us <= AHEAD_US_MAX || (is_next && each_us <= NEXT_US_MAX)
@@ -136,7 +154,7 @@ fn is_nearly_done(worker: &Worker, lane: Lane) -> bool {
 }
 
 /// Whether the task may be sent before a slot is free, to be there when one is.
-pub(super) fn has_room_ahead(task: &Task, worker: &Worker) -> bool {
+pub(super) fn has_room_ahead(task: &Task, worker: &Worker, now: MonoTime) -> bool {
     let lane = task.lane();
     if !obstacle::may_go_ahead(task) || !worker.is_open() || worker.occupancy.len() >= ACTIVE_ATTEMPTS_MAX {
         return false;
@@ -147,14 +165,14 @@ pub(super) fn has_room_ahead(task: &Task, worker: &Worker) -> bool {
     }
     let model = task.spec.model.digest;
     let Some(cost) = worker.model(model).cost.filter(|cost| cost.batch_us(1) > 0) else { return false };
-    if cost.packing == Packing::On {
+    if cost.packing == Packing::On && !is_stuck(worker, lane, now) {
         let grows = cost.next_batch > cost.best_batch;
         let batches = if grows { BATCHES_GROWING_MAX } else { BATCHES_AHEAD_MAX } * u64::from(lane_slots(worker, lane));
         if worker.occupancy.items(model, lane) < batches * u64::from(cost.best_batch.max(1)) {
             return true;
         }
     }
-    is_nearly_done(worker, lane)
+    is_nearly_done(worker, lane, now)
 }
 
 /// Whether the task gets room only once the worker has less to do. If its items are packed, the worker may always have
@@ -192,7 +210,7 @@ fn slot_us(task: &Task, worker: &Worker) -> Option<(u64, u64)> {
         if run_us == 0 {
             return None;
         }
-        let load_us = if here.warm { 0 } else { u64::from(cost.load_us) };
+        let load_us = if here.is_warm_for(&task.spec.demands) { 0 } else { u64::from(cost.load_us) };
         sum = sum.saturating_add(run_us).saturating_add(load_us);
         batches = batches.saturating_add(batch_us).saturating_add(load_us);
     }

@@ -17,14 +17,14 @@
 
 use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
-use proto_msgs::{ClientId, Digest, Lane, RankView, TaskId, TaskSpec};
+use proto_msgs::{ClientId, Demands, Digest, Lane, RankView, TaskId, TaskSpec};
 
 use super::{
     config::{Tenant, Weights},
     line::{Line, Order},
     shares::Shares,
 };
-use crate::MonoTime;
+use crate::{Census, MonoTime};
 
 /// Unfit worker kinds remembered per waiting task. A fleet has a handful of kinds.
 const UNFIT_KINDS_MAX: usize = 4;
@@ -61,12 +61,34 @@ pub(super) struct Rank {
     /// Slot time that the task is expected to need, microseconds.
     pub(super) cost_us: u64,
     pub(super) came: MonoTime,
+    sort: Sort,
+    items: u32,
+}
+
+/// Tasks of one sort can run at the same workers, and each of their items takes as long. `None`: a task that is like no
+/// other, because it names labels, stages or the side that dials, or is detached: after a restart it may wait for a
+/// client that has left.
+type Sort = Option<(Digest, u32, u64, u64, Option<u16>)>;
+
+fn sort_of(task: &TaskSpec) -> Sort {
+    let Demands { cpu_millis, memory_bytes, gpu_memory_bytes, arch } = task.demands;
+    let is_plain = task.then.is_empty() && task.labels.is_empty() && task.direction.is_none() && !task.detached;
+    is_plain.then_some((task.model.digest, cpu_millis, memory_bytes, gpu_memory_bytes, arch.map(|arch| arch as u16)))
+}
+
+/// Waiting tasks of one sort.
+#[derive(Clone, Copy, Debug, Default)]
+struct Alike {
+    tasks: u64,
+    items: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     task: TaskId,
     cost_us: u64,
+    sort: Sort,
+    items: u32,
     /// Worker kinds that the task does not suit, the last found first, 0 for none: they need not look at it again.
     unfit: [u32; UNFIT_KINDS_MAX],
 }
@@ -85,6 +107,8 @@ struct LaneQueue {
     waiting: BTreeMap<Order, Waiting>,
     /// The orders of `waiting`, to count positions.
     line: Line,
+    /// Of each sort, how much waits.
+    sorts: BTreeMap<Sort, Alike>,
     cost_us: u64,
     shares: Shares,
     /// Slot time assumed per item of a model, microseconds. It stays while tasks wait, even if a better value is known:
@@ -106,6 +130,15 @@ impl LaneQueue {
         self.is_stale |= taken_us > today_us.saturating_mul(2) || today_us > taken_us.saturating_mul(2);
         taken_us
     }
+
+    fn census(&self, tasks: usize, census: &mut Census<'_>) {
+        let Self { waiting, line, sorts, cost_us: _, shares, items_us, is_stale: _, weigh_at: _ } = self;
+        census.passing("waiting tasks of a lane", waiting.len(), tasks);
+        line.census(waiting.len(), census);
+        census.passing("sorts of waiting tasks", sorts.len(), waiting.len());
+        shares.census(census);
+        census.lasting("models weighed", items_us.len(), MODELS_MAX);
+    }
 }
 
 /// The waiting tasks of both lanes.
@@ -120,6 +153,12 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) fn len(&self) -> usize {
         self.lanes.iter().map(|lane| lane.waiting.len()).sum()
+    }
+
+    /// Counts what waits; `tasks` is the number of unfinished tasks.
+    pub(super) fn census(&self, tasks: usize, census: &mut Census<'_>) {
+        let Self { lanes, arrivals: _, walked: _ } = self;
+        lanes.iter().for_each(|lane| lane.census(tasks, census));
     }
 
     /// Number of tasks that wait in a lane.
@@ -162,16 +201,26 @@ impl Queue {
             - over_time(weights.wait_milli, came.as_micros())
             - i64::from(weights.data_milli) * doublings_milli(task.input_bytes)
             - over_time(weights.share_milli, start_tag_us);
-        Rank { key: QueueKey { lane, order: Order { points: Reverse(points), arrival } }, start_tag_us, cost_us, came }
+        Rank {
+            key: QueueKey { lane, order: Order { points: Reverse(points), arrival } },
+            start_tag_us,
+            cost_us,
+            came,
+            sort: sort_of(task),
+            items: task.items,
+        }
     }
 
     /// Adds a task to its lane, for the first time or again.
     pub(super) fn push(&mut self, rank: Rank, task: TaskId) -> QueueKey {
         let lane = &mut self.lanes[rank.key.lane.index()];
-        let waiting = Waiting { task, cost_us: rank.cost_us, unfit: [0; UNFIT_KINDS_MAX] };
+        let Rank { cost_us, sort, items, .. } = rank;
+        let waiting = Waiting { task, cost_us, sort, items, unfit: [0; UNFIT_KINDS_MAX] };
         lane.line.insert(rank.key.order);
         if lane.waiting.insert(rank.key.order, waiting).is_none() {
             lane.cost_us = lane.cost_us.saturating_add(rank.cost_us);
+            let alike = lane.sorts.entry(sort).or_default();
+            (alike.tasks, alike.items) = (alike.tasks + 1, alike.items + u64::from(items));
         }
         rank.key
     }
@@ -182,6 +231,12 @@ impl Queue {
         lane.line.remove(key.order);
         if let Some(waiting) = lane.waiting.remove(&key.order) {
             lane.cost_us = lane.cost_us.saturating_sub(waiting.cost_us);
+            if let Some(alike) = lane.sorts.get_mut(&waiting.sort) {
+                (alike.tasks, alike.items) = (alike.tasks - 1, alike.items - u64::from(waiting.items));
+                if alike.tasks == 0 {
+                    lane.sorts.remove(&waiting.sort);
+                }
+            }
         }
     }
 
@@ -209,6 +264,7 @@ impl Queue {
         self.walked += waiting.len() as u64;
         (lane.is_stale, lane.weigh_at, lane.cost_us) = (false, now + WEIGH_EVERY, 0);
         lane.line = Line::default();
+        lane.sorts.clear();
         lane.items_us.clear();
         lane.shares.restart();
         waiting.into_iter().map(|(_, task)| task).collect()
@@ -276,6 +332,16 @@ impl Queue {
     /// Slot time that the tasks before this one are expected to need, microseconds, by the lane's mean.
     pub(super) fn before_us(&self, key: QueueKey) -> u64 {
         self.several_us(key.lane, self.position(key))
+    }
+
+    /// Items of tasks of the same sort that surely wait before this one: those that remain if all others are before it,
+    /// too. What else waits may run at other workers, or be quick.
+    pub(super) fn alike_before(&self, rank: &Rank) -> u64 {
+        let lane = &self.lanes[rank.key.lane.index()];
+        let Some(alike) = lane.sorts.get(&rank.sort).filter(|_| rank.sort.is_some()) else { return 0 };
+        let others = lane.waiting.len() as u64 - alike.tasks;
+        let before = u64::from(self.position(rank.key)).saturating_sub(others).min(alike.tasks);
+        before * alike.items / alike.tasks.max(1)
     }
 
     /// The current terms of a task's effective priority.

@@ -10,7 +10,7 @@ use super::{
     placement::Scene,
     predict::{Guess, has_room, predict},
     slo::Stance,
-    tasks::Task,
+    task::Task,
     workers::Workers,
 };
 
@@ -65,11 +65,11 @@ pub(super) fn candidates<'a>(task: &'a Task, scene: Scene<'a>) -> impl Iterator<
     scene.workers.after(None).map(move |worker| {
         let mut against: Vec<String> =
             obstacle::now(task, worker, scene.now).map(|against| against.text(&task.spec)).collect();
-        if worker.is_open() && !has_room(task, worker) {
+        if worker.is_open() && !has_room(task, worker, scene.now) {
             let (lane, slots) = (task.lane(), worker.usable_slots(task.lane()));
             against.push(Obstacle::SlotsInUse { lane, slots }.text(&task.spec));
         }
-        if let Some(stream) = task.stream
+        if let Some(stream) = task.promise.stream
             && let Stance::Shunned(permille) = scene.slos.stance(scene.now, stream, worker.id(), 0)
         {
             against.push(format!("missed the promised latency for {permille} of 1000 tasks"));

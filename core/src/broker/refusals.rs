@@ -12,12 +12,13 @@ use proto_msgs::{BrokerToClient, Ended, ErrorCode, Failure, Lane, Outcome, PeerI
 use super::{
     Broker,
     decision::Decision,
-    placement, reasons,
+    earliest::IfLoaded,
+    outcomes, placement, predict, reasons,
     stats::Counters,
-    tasks::{State, Task},
+    task::{End, State, Task},
     workers::Workers,
 };
-use crate::{MonoTime, Rule};
+use crate::{Census, MonoTime, Rule};
 
 /// Wait before a retry when something is full or away: long enough to matter, short enough not to annoy.
 const RETRY_AFTER_MS: u32 = 1000;
@@ -62,6 +63,12 @@ impl TurnedAway {
     /// Drops the record of a task that came again and was accepted.
     pub(super) fn forget(&mut self, id: TaskId) {
         self.tasks.remove(&id);
+    }
+
+    pub(super) fn census(&self, census: &mut Census<'_>) {
+        let Self { tasks, order } = self;
+        census.lasting("tasks turned away", order.len(), TURNED_AWAY_MAX);
+        census.lasting("records of tasks turned away", tasks.len(), order.len());
     }
 }
 
@@ -114,7 +121,7 @@ impl Broker {
         let ended = Ended { task: spec.task, outcome: outcome.clone(), retry_after_ms: Some(retry_ms) };
         let ended_unix_ms = self.unix_ms(now);
         let mut task = Task::new(spec, now, ended_unix_ms);
-        task.state = State::Ended { outcome, ended_unix_ms };
+        task.state = State::Ended(End::new(outcome, ended_unix_ms));
         self.turned_away.put(task);
         self.tell_client(Some(peer), BrokerToClient::Ended(ended));
     }
@@ -157,18 +164,43 @@ impl Broker {
 
     fn too_late(&mut self, now: MonoTime, task: &mut Task) -> Option<Failure> {
         let deadline_us = task.spec.deadline_ms?.saturating_mul(MS_US);
-        let slots = u64::from(self.workers.totals().usable_slots(task.lane()).max(1));
-        let before_us = task.rank.map_or(0, |rank| self.queue.before_us(rank.key)) / slots;
-        let survey = placement::survey_all(task, self.scene(now));
-        let (looked, earliest_us) = (survey.looked(), survey.earliest_us(before_us));
+        let items_before = task.rank.map_or(0, |rank| self.queue.alike_before(&rank));
+        let mut survey = placement::survey_all(task, self.scene(now));
+        if survey.earliest_us(items_before).is_some_and(|earliest_us| earliest_us > deadline_us) {
+            survey.widen();
+        }
+        let (looked, earliest_us) = (survey.looked(), survey.earliest_us(items_before));
+        let if_loaded = survey.if_loaded().filter(|if_loaded| if_loaded.us <= deadline_us);
+        let old = survey.old();
         let rated = survey.into_rated();
         self.counters.candidates_looked += looked;
         let earliest_us = earliest_us.filter(|earliest_us| *earliest_us > deadline_us)?;
+        let preload = if_loaded.and_then(|IfLoaded { load_us, at, .. }| Some((at?, load_us)));
+        if let Some((at, load_us)) = preload
+            && self.preloads.begin(now, task.spec.model.digest, load_us)
+        {
+            self.counters.preloads += 1;
+            task.serves = Some(at);
+            return None;
+        }
+        if let Some(at) = old {
+            // It is a trial from now on: the next task is refused even if this one waits for the store.
+            self.workers.give(now, at, predict::models(task).map(|(digest, _)| digest), true);
+            self.counters.trials += 1;
+            task.serves = Some(at);
+            return None;
+        }
         let at_unix_ms = self.unix_ms(now);
         task.decision = Some(Box::new(Decision { at_unix_ms, chosen: None, rated }));
         let finish = Duration::from_micros(earliest_us).as_secs_f64();
         let wanted = Duration::from_micros(deadline_us).as_secs_f64();
-        let text = format!("the predicted finish is in {finish:.3} s at best, and the deadline is in {wanted:.3} s");
+        let mut text =
+            format!("the predicted finish is in {finish:.3} s at best, and the deadline is in {wanted:.3} s");
+        if let Some(IfLoaded { us, .. }) = if_loaded {
+            let us = Duration::from_micros(us).as_secs_f64();
+            text +=
+                &format!(" (in {us:.3} s once the model is loaded: submit it once without a deadline, or try again)");
+        }
         Some(Failure::new(ErrorCode::DeadlineUnmeetable, text))
     }
 
@@ -182,7 +214,7 @@ impl Broker {
         self.counters.candidates_looked += looked;
         if let Some(task) = self.tasks.get_mut(id) {
             task.decision = Some(Box::new(decision));
-            task.remember(line);
+            task.track.remember(line);
         }
     }
 
@@ -197,7 +229,7 @@ impl Broker {
         }
         let outcome = Outcome::Failed(failure);
         let ended = ended(task.id(), outcome.clone());
-        task.state = State::Ended { outcome, ended_unix_ms: self.unix_ms(now) };
+        task.state = State::Ended(End::new(outcome, self.unix_ms(now)));
         self.tasks.insert(task, now + self.config.ended_kept);
         self.tell_client(Some(peer), BrokerToClient::Ended(ended));
     }
@@ -207,5 +239,8 @@ impl Broker {
 fn unfit(task: &Task, workers: &Workers, counters: &mut Counters) -> Option<Failure> {
     let (failure, looked) = reasons::never_fits(task, workers);
     counters.candidates_looked += looked;
-    failure
+    match task.doubts.outgrown.clone().map(outcomes::without_more_memory) {
+        Some(Outcome::Failed(outgrown)) => failure.map(|_| outgrown),
+        _ => failure,
+    }
 }

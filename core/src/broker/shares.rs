@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proto_msgs::ClientId;
 
+use crate::Census;
+
 /// Limit of clients whose lead is remembered. Only an attack makes more wait at once; those least ahead then count as
 /// newcomers.
 const CLIENTS_MAX: usize = 65_536;
@@ -84,6 +86,12 @@ impl Shares {
     /// How far a tag is ahead of the virtual time, microseconds.
     pub(super) fn lead_us(&self, start: u64) -> u64 {
         start.saturating_sub(self.virtual_us)
+    }
+
+    pub(super) fn census(&self, census: &mut Census<'_>) {
+        let Self { virtual_us: _, ahead, order } = self;
+        census.lasting("clients ahead of their share", ahead.len(), CLIENTS_MAX);
+        census.lasting("clients in order of their lead", order.len(), ahead.len());
     }
 
     fn finish_of(&self, client: ClientId) -> u64 {

@@ -22,11 +22,14 @@
 //!
 //! Owns the windows and the verdicts. Never places.
 
+#[cfg(test)]
+mod tests;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use proto_msgs::{ClientId, Digest, Slo, TaskSpec, WorkerId};
 
-use crate::{MonoTime, Rule, Rules};
+use crate::{Census, MonoTime, Rule, Rules};
 
 /// Number of tasks below which a rate says nothing.
 const SAMPLES_MIN: u32 = 8;
@@ -52,12 +55,18 @@ const RELAPSE: Duration = Duration::from_secs(60);
 const PROBE_EVERY: u32 = 16;
 const PROBE_STEPS: u8 = 3;
 
+/// The part (1/10) of a stream's tasks that may miss its service level with which it may be put at risk on purpose.
+const RISK_PART: u32 = 10;
+
 /// Limit of streams; the one unused for longest goes first. Of too many breakers, only those unused for [`UNUSED`] go.
 const STREAMS_MAX: usize = 1024;
 
 /// Limit of streams per client, one for each model and service level. Beyond it, a client loses only its own.
 const CLIENT_STREAMS_MAX: usize = 64;
 const BREAKERS_MAX: usize = 16_384;
+
+/// Limit of breakers per client, one for each of its streams at each worker: one client does not take all of them.
+const CLIENT_BREAKERS_MAX: u32 = 2048;
 
 /// Time without use after which a breaker may be forgotten: longer than any cool-down.
 const UNUSED: Duration = Duration::from_secs(120);
@@ -146,6 +155,7 @@ impl<const PART_US: u64> Window<PART_US> {
 
 #[derive(Clone, Copy, Debug)]
 struct Breaker {
+    client: ClientId,
     verdict: Verdict,
     window: Window<PART_US>,
     long_window: Window<LONG_PART_US>,
@@ -153,8 +163,8 @@ struct Breaker {
     probes: Count,
     /// When the worker was last taken back, and the length of the cool-down before.
     taken_back: Option<(MonoTime, Duration)>,
-    /// The rate that led to the last violation.
-    worst_permille: u16,
+    /// The rate that led to the last violation, or the one since.
+    missed_permille: u16,
     used: MonoTime,
 }
 
@@ -163,6 +173,8 @@ struct Stream {
     id: StreamId,
     /// Tasks granted so far.
     tasks: u32,
+    /// Of these, the number of the last one that was put at risk on purpose.
+    risked: u32,
     used: MonoTime,
 }
 
@@ -173,6 +185,8 @@ pub(super) struct Slos {
     streams: BTreeMap<StreamKey, Stream>,
     streams_made: StreamId,
     breakers: BTreeMap<(WorkerId, StreamId), Breaker>,
+    /// Number of breakers of each client.
+    of_client: BTreeMap<ClientId, u32>,
     next_sweep: MonoTime,
     pub(super) violations: u64,
     pub(super) trips: u64,
@@ -203,7 +217,7 @@ impl Slos {
         oldest.map(|oldest| self.streams.remove(&oldest));
         self.streams_made = self.streams_made.wrapping_add(1);
         let id = self.streams_made;
-        self.streams.insert(key, Stream { id, tasks: 0, used: now });
+        self.streams.insert(key, Stream { id, tasks: 0, risked: 0, used: now });
         id
     }
 
@@ -212,12 +226,21 @@ impl Slos {
         self.streams.range(first..).take_while(move |((of, ..), _)| *of == client)
     }
 
-    /// Counts a task of a stream that goes to a worker.
-    pub(super) fn granted(&mut self, task: &TaskSpec) {
+    /// Counts a task of a stream that goes to a worker. `is_risk`: it is expected to miss its service level.
+    pub(super) fn granted(&mut self, task: &TaskSpec, is_risk: bool) {
         let stream = task.slo.and_then(|slo| self.streams.get_mut(&(task.client, task.model.digest, slo)));
         if let Some(stream) = stream {
             stream.tasks = stream.tasks.wrapping_add(1);
+            stream.risked = if is_risk { stream.tasks } else { stream.risked };
         }
+    }
+
+    /// Whether a task may be put at risk of missing its service level, to see whether a worker is well again.
+    pub(super) fn may_risk_one(&self, task: &TaskSpec) -> bool {
+        let Some(slo) = task.slo.filter(|slo| slo.max_violation_permille > 0) else { return false };
+        let stream = self.streams.get(&(task.client, task.model.digest, slo));
+        let one_in = 1000 * RISK_PART / u32::from(slo.max_violation_permille);
+        stream.is_some_and(|stream| stream.tasks.wrapping_sub(stream.risked) >= one_in)
     }
 
     /// Number of the stream's tasks granted so far, which is its turn. In some turns, workers are tried again.
@@ -229,7 +252,7 @@ impl Slos {
     /// The stream's verdict on the worker in this turn.
     pub(super) fn stance(&self, now: MonoTime, stream: StreamId, worker: WorkerId, turn: u32) -> Stance {
         let Some(breaker) = self.breakers.get(&(worker, stream)) else { return Stance::Ok };
-        let shunned = Stance::Shunned(breaker.worst_permille);
+        let shunned = Stance::Shunned(breaker.missed_permille);
         let step = match breaker.verdict {
             Verdict::Ok => return Stance::Ok,
             _ if !self.rules.holds(Rule::SloHysteresis) => {
@@ -246,20 +269,31 @@ impl Slos {
         if turn % every == every - 1 { Stance::Probe } else { shunned }
     }
 
-    /// Counts a task of the stream that ended at the worker.
-    pub(super) fn ended(&mut self, now: MonoTime, stream: StreamId, worker: WorkerId, slo: Slo, missed: bool) {
+    /// Counts a client's task of the stream that ended at the worker.
+    pub(super) fn ended(
+        &mut self,
+        now: MonoTime,
+        (client, stream): (ClientId, StreamId),
+        worker: WorkerId,
+        slo: Slo,
+        missed: bool,
+    ) {
         self.violations += u64::from(missed);
         let key = (worker, stream);
-        if !self.breakers.contains_key(&key) && !self.has_space(now) {
-            return;
+        if !self.breakers.contains_key(&key) {
+            if !self.has_space(now, client) {
+                return;
+            }
+            *self.of_client.entry(client).or_default() += 1;
         }
         let new = || Breaker {
+            client,
             verdict: Verdict::Ok,
             window: Window::default(),
             long_window: Window::default(),
             probes: Count::default(),
             taken_back: None,
-            worst_permille: 0,
+            missed_permille: 0,
             used: now,
         };
         let breaker = self.breakers.entry(key).or_insert_with(new);
@@ -285,7 +319,9 @@ impl Slos {
     pub(super) fn forget(&mut self, worker: WorkerId) {
         let keys = self.breakers.range((worker, 0)..=(worker, StreamId::MAX)).map(|(key, _)| *key);
         for key in keys.collect::<Vec<_>>() {
-            self.breakers.remove(&key);
+            if let Some(breaker) = self.breakers.remove(&key) {
+                uncount(&mut self.of_client, breaker.client);
+            }
         }
     }
 
@@ -300,12 +336,40 @@ impl Slos {
         (count(&is_cooling), count(&is_probing))
     }
 
-    fn has_space(&mut self, now: MonoTime) -> bool {
-        if self.breakers.len() >= BREAKERS_MAX && now >= self.next_sweep {
+    /// Counts streams and breakers; `is_there` tells which workers are.
+    pub(super) fn census(&self, is_there: impl Fn(WorkerId) -> bool, census: &mut Census<'_>) {
+        let Self { rules: _, streams, streams_made: _, breakers, of_client, next_sweep: _, violations: _, trips: _ } =
+            self;
+        census.lasting("streams", streams.len(), STREAMS_MAX);
+        census.lasting("breakers", breakers.len(), BREAKERS_MAX);
+        census.lasting("clients with breakers", of_client.len(), breakers.len());
+        let absent = breakers.keys().filter(|(worker, _)| !is_there(*worker)).count();
+        census.passing("breakers of absent workers", absent, 0);
+    }
+
+    /// Whether the client may have one more breaker.
+    fn has_space(&mut self, now: MonoTime, client: ClientId) -> bool {
+        let has_space = |slos: &Self| {
+            let of_client = slos.of_client.get(&client).copied().unwrap_or(0);
+            slos.breakers.len() < BREAKERS_MAX && of_client < CLIENT_BREAKERS_MAX
+        };
+        if !has_space(self) && now >= self.next_sweep {
             self.next_sweep = now + SWEEP_EVERY;
-            self.breakers.retain(|_, breaker| now.since(breaker.used) < UNUSED);
+            for (_, breaker) in self.breakers.extract_if(.., |_, breaker| now.since(breaker.used) >= UNUSED) {
+                uncount(&mut self.of_client, breaker.client);
+            }
         }
-        self.breakers.len() < BREAKERS_MAX
+        has_space(self)
+    }
+}
+
+/// Counts one breaker less of the client.
+fn uncount(of_client: &mut BTreeMap<ClientId, u32>, client: ClientId) {
+    if let Some(count) = of_client.get_mut(&client) {
+        *count -= 1;
+        if *count == 0 {
+            of_client.remove(&client);
+        }
     }
 }
 
@@ -319,8 +383,12 @@ impl Breaker {
                 let last = self.taken_back.filter(|(at, _)| now < *at + RELAPSE).map(|(_, cool)| cool);
                 return rate.is_some_and(|rate| self.leave_if(now, slo, rate, last));
             }
-            // A task that was granted earlier.
-            Verdict::Violating { until, .. } if now < until => return false,
+            // A task that was granted earlier, or went here because all workers are avoided: then the one that misses
+            // least at present is taken.
+            Verdict::Violating { until, .. } if now < until => {
+                self.missed_permille = self.window.count(now).rate_permille().unwrap_or(self.missed_permille);
+                return false;
+            }
             Verdict::Violating { cool, .. } => {
                 (self.verdict, self.probes) = (Verdict::Probing { cool, step: 0 }, Count::default());
                 (cool, 0)
@@ -351,148 +419,8 @@ impl Breaker {
         let is_bad = rate > slo.max_violation_permille;
         if is_bad {
             let cool = last.map_or(COOL_FIRST, |last| (last * 2).min(COOL_LAST));
-            (self.verdict, self.worst_permille) = (Verdict::Violating { until: now + cool, cool }, rate);
+            (self.verdict, self.missed_permille) = (Verdict::Violating { until: now + cool, cool }, rate);
         }
         is_bad
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const W: WorkerId = WorkerId::from_bytes([1; 16]);
-    const PROMISE: Slo = Slo { latency_ms: 50, max_violation_permille: 100 };
-    const S: StreamId = 1;
-
-    fn at(ms: u64) -> MonoTime {
-        MonoTime::from_micros(ms * 1000)
-    }
-
-    fn many(slos: &mut Slos, from_ms: u64, count: u64, missed: bool) {
-        (0..count).for_each(|number| slos.ended(at(from_ms + number), S, W, PROMISE, missed));
-    }
-
-    /// A turn in which every worker on trial gets a task, and one in which none does.
-    const TURN: u32 = PROBE_EVERY - 1;
-    const OTHER: u32 = PROBE_EVERY;
-
-    #[test]
-    fn few_misses_and_empty_windows_are_no_verdict() {
-        let mut slos = Slos::default();
-        assert_eq!(slos.violation_permille(at(0), W), None);
-        many(&mut slos, 0, u64::from(SAMPLES_MIN) - 1, true);
-        assert_eq!(slos.stance(at(10), S, W, OTHER), Stance::Ok);
-        // Seven more, but long after: the first ones no longer count.
-        many(&mut slos, 70_000, u64::from(SAMPLES_MIN) - 1, true);
-        assert_eq!(slos.stance(at(70_010), S, W, OTHER), Stance::Ok);
-    }
-
-    #[test]
-    fn a_slow_stream_is_judged_by_its_last_minute() {
-        for every_ms in [700, 1_000, 5_000] {
-            let mut slos = Slos::default();
-            let late = (0..100).find(|number| {
-                slos.ended(at(number * every_ms), S, W, PROMISE, true);
-                slos.stance(at(number * every_ms), S, W, OTHER) != Stance::Ok
-            });
-            assert_eq!(late, Some(u64::from(SAMPLES_MIN) - 1), "one task in {every_ms} ms");
-        }
-        let mut slos = Slos::default();
-        (0..100).for_each(|number| slos.ended(at(number * 10_000), S, W, PROMISE, true));
-        assert_eq!(slos.stance(at(990_000), S, W, OTHER), Stance::Ok, "six in a minute are no rate");
-        // A worker that is well again is not judged by what was before.
-        let mut slos = Slos::default();
-        many(&mut slos, 0, 8, true);
-        (0..24).for_each(|number| slos.ended(at(6_000 + number), S, W, PROMISE, false));
-        slos.ended(at(12_000), S, W, PROMISE, true);
-        assert_eq!(slos.stance(at(12_000), S, W, OTHER), Stance::Ok);
-    }
-
-    #[test]
-    fn a_worker_is_left_tried_again_with_more_and_more_and_taken_back() {
-        let mut slos = Slos::default();
-        many(&mut slos, 0, 8, true);
-        assert_eq!((slos.stance(at(20), S, W, TURN), slos.trips), (Stance::Shunned(1000), 1));
-        assert_eq!(slos.violation_permille(at(20), W), Some(1000));
-        // The cool-down is over: the worker is tried only in its turn, and that comes more and more often.
-        for step in 0..3 {
-            let now = 6_000 + step * 100;
-            let turns = (0..16).filter(|turn| slos.stance(at(now), S, W, *turn) == Stance::Probe).count();
-            assert_eq!(turns, [1, 2, 4][step as usize]);
-            many(&mut slos, now, 7, false);
-            assert_eq!(slos.stance(at(now + 50), S, W, OTHER), Stance::Shunned(1000));
-            many(&mut slos, now + 50, 1, false);
-        }
-        assert_eq!(slos.stance(at(6_300), S, W, OTHER), Stance::Ok);
-    }
-
-    #[test]
-    fn a_worker_that_fails_its_trial_is_left_for_twice_as_long_and_that_costs_one_task() {
-        let mut slos = Slos::default();
-        many(&mut slos, 0, 8, true);
-        let (mut now_ms, mut cool_ms) = (7, 5_000);
-        for _ in 0..6 {
-            assert_eq!(slos.stance(at(now_ms + cool_ms - 1), S, W, TURN), Stance::Shunned(1000), "{cool_ms}");
-            assert_eq!(slos.stance(at(now_ms + cool_ms), S, W, TURN), Stance::Probe, "{cool_ms}");
-            slos.ended(at(now_ms + cool_ms), S, W, PROMISE, true);
-            slos.breakers.values_mut().for_each(|breaker| breaker.worst_permille = 1000);
-            (now_ms, cool_ms) = (now_ms + cool_ms, (cool_ms * 2).min(20_000));
-        }
-    }
-
-    #[test]
-    fn a_worker_that_is_well_only_while_it_is_tried_is_left_for_longer_and_longer() {
-        let mut slos = Slos::default();
-        let (mut now_ms, mut left_ms) = (0, Vec::new());
-        for _ in 0..4 {
-            many(&mut slos, now_ms, 8, true);
-            let back = (now_ms..).find(|ms| slos.stance(at(*ms), S, W, TURN) == Stance::Probe).expect("it is tried");
-            left_ms.push((back - now_ms) / 1000);
-            (0..24).for_each(|number| slos.ended(at(back + number), S, W, PROMISE, false));
-            now_ms = back + 100;
-            assert_eq!(slos.stance(at(now_ms), S, W, OTHER), Stance::Ok);
-        }
-        assert_eq!(left_ms, [5, 10, 20, 20]);
-    }
-
-    #[test]
-    fn a_trial_that_proves_neither_begins_anew() {
-        let promise = Slo { max_violation_permille: 500, ..PROMISE };
-        let mut slos = Slos::default();
-        many(&mut slos, 0, 8, true);
-        let turns = |slos: &Slos| (0..16).filter(|turn| slos.stance(at(7_000), S, W, *turn) == Stance::Probe).count();
-        // Three of eight: fewer than half, more than a quarter.
-        (0..8).for_each(|number| slos.ended(at(6_000 + number), S, W, promise, number < 3));
-        assert_eq!((turns(&slos), slos.trips), (1, 1));
-        (0..8).for_each(|number| slos.ended(at(6_200 + number), S, W, promise, number < 1));
-        assert_eq!(turns(&slos), 2);
-    }
-
-    #[test]
-    fn a_client_with_ever_new_streams_loses_its_own() {
-        let key = |client: u8, latency_ms: u32| {
-            let slo = Slo { latency_ms, max_violation_permille: 10 };
-            (ClientId::from_bytes([client; 16]), Digest::from_bytes([1; 32]), slo)
-        };
-        let mut slos = Slos::default();
-        let mine = slos.open(at(0), key(1, 10));
-        for number in 0..10 * STREAMS_MAX as u32 {
-            slos.open(at(1 + u64::from(number)), key(2, number));
-        }
-        assert_eq!(slos.open(at(100_000), key(1, 10)), mine);
-        assert_eq!(slos.streams.len(), 1 + CLIENT_STREAMS_MAX);
-    }
-
-    #[test]
-    fn floods_of_streams_and_workers_leave_bounded_tables() {
-        let mut slos = Slos::default();
-        for number in 0..2 * BREAKERS_MAX as u32 {
-            let mut bytes = [0; 16];
-            bytes[..4].copy_from_slice(&number.to_be_bytes());
-            slos.ended(at(u64::from(number)), number, WorkerId::from_bytes(bytes), PROMISE, true);
-        }
-        assert!(slos.breakers.len() <= BREAKERS_MAX);
-        slos.forget(WorkerId::from_bytes([0; 16]));
     }
 }

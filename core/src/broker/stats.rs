@@ -64,6 +64,10 @@ pub struct Counters {
     pub slo_violations: u64,
     /// Times that a worker was avoided because it violated a service level.
     pub slo_trips: u64,
+    /// Tasks given to a worker only to measure it again.
+    pub trials: u64,
+    /// Tasks that would come too late for a model that must be loaded, accepted so that it is loaded.
+    pub preloads: u64,
     /// Workers looked at to place tasks.
     pub candidates_looked: u64,
     /// Waiting tasks looked at to fill workers.

@@ -1,12 +1,18 @@
 //! Short stories about the scheduler. Owns what is expected of it; `mesh` owns how it is asked.
 
+mod beside;
 mod bounds;
+mod deadlines;
 mod faults;
 mod finish;
 mod gpus;
 mod lives;
 mod mesh;
+mod outgrown;
 mod promises;
+mod trials;
+mod twins;
+mod unforeseeable;
 mod waiting;
 mod weights;
 mod why;

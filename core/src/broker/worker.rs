@@ -5,12 +5,16 @@
 use std::{ops::Range, time::Duration};
 
 use proto_msgs::{
-    Arch, AttemptId, Digest, Gpu, Heartbeat, Lane, ModelCost, ModelFormat, Packing, PeerId, Register, TaskId, WorkerId,
-    WorkerView,
+    Arch, AttemptId, Demands, Digest, Gpu, Heartbeat, Lane, ModelCost, ModelFormat, Packing, PeerId, Register, TaskId,
+    WorkerId, WorkerView,
+    limits::{COSTS_MAX, GPUS_MAX, HELD_MAX},
 };
 
-use super::{api::WorkerRecord, line::Order, occupancy::Occupancy, queue::Rank};
-use crate::{MonoTime, Rule, Rules};
+use super::{
+    api::WorkerRecord, beside, given::Given, handover::Handover, line::Order, occupancy::Occupancy, queue::Rank,
+    warmth::Warmth,
+};
+use crate::{Census, MonoTime, Rule, Rules};
 
 /// Added to the missed heartbeats before a worker counts as dead: a heartbeat's travel time and its sender's
 /// scheduling.
@@ -39,7 +43,8 @@ pub(super) struct Kind {
     formats: Vec<ModelFormat>,
     arch: Arch,
     cores: u32,
-    memory_bytes: u64,
+    /// The machine's, and that of a run whose task asks for none.
+    memory_bytes: [u64; 2],
     /// By lane, as [`lane_gpus`] says.
     gpu_memory_bytes: [u64; 2],
     has_door: bool,
@@ -57,7 +62,7 @@ impl Kind {
             formats,
             arch: register.arch,
             cores: register.cores,
-            memory_bytes: register.memory_bytes,
+            memory_bytes: [register.memory_bytes, register.run_memory_bytes],
             gpu_memory_bytes: Lane::ALL.map(|lane| largest_bytes(&lane_gpus(register, lane))),
             has_door: !register.endpoints.is_empty(),
             has_slots: register.slots.map(|slots| slots > 0),
@@ -109,6 +114,8 @@ struct Known {
     warm: bool,
     /// Index in the heartbeat's list of costs.
     cost: Option<u16>,
+    given: Given,
+    warmth: Warmth,
 }
 
 /// A model's state at one worker.
@@ -117,9 +124,17 @@ pub(super) struct ModelHere<'a> {
     pub(super) held: bool,
     pub(super) warm: bool,
     pub(super) cost: Option<&'a ModelCost>,
+    /// When the worker was last given a task of the model.
+    pub(super) given: Given,
+    warmth: Warmth,
 }
 
 impl ModelHere<'_> {
+    /// Whether a runner with the model loaded may serve a task with these demands.
+    pub(super) fn is_warm_for(&self, demands: &Demands) -> bool {
+        self.warm && self.warmth.suits(demands)
+    }
+
     /// Whether items of the model are run together, and the best batch size.
     pub(super) fn packing(&self) -> (Packing, u16) {
         self.cost.map_or((Packing::Unknown, 1), |cost| (cost.packing, cost.best_batch))
@@ -157,6 +172,8 @@ pub(super) struct Worker {
     pub(super) heartbeat: Option<Heartbeat>,
     pub(super) seen: MonoTime,
     pub(super) seat: Seat,
+    /// Number of tasks that its slots can run without taking turns.
+    pub(super) places: u32,
     /// Number of the worker's [`Kind`].
     pub(super) kind: u32,
     pub(super) occupancy: Occupancy,
@@ -174,21 +191,16 @@ pub(super) struct Worker {
     models: Vec<(Digest, Known)>,
     /// The GPUs that tasks of each lane may get.
     gpus: [Vec<LaneGpu>; 2],
-    /// Time that a task takes here besides its predicted parts, a running mean, microseconds.
-    pub(super) handover_us: u64,
+    /// Time that a task takes here besides its predicted parts.
+    pub(super) handover: Handover,
     pub(super) rules: Rules,
 }
-
-/// Cap of one hand-over time, microseconds: more is no hand-over, but a fault.
-const HANDOVER_US_MAX: u64 = 200_000;
-
-/// An outlier counts as no more than this, or twice the mean if that is more, microseconds.
-const HANDOVER_STEP_US: u64 = 4_000;
 
 impl Worker {
     pub(super) fn new(register: Register, peer: PeerId, now: MonoTime, seat: Seat, occupancy: Occupancy) -> Self {
         Self {
             gpus: Lane::ALL.map(|lane| lane_gpus(&register, lane)),
+            places: beside::places(&register),
             register,
             peer,
             heartbeat: None,
@@ -201,15 +213,9 @@ impl Worker {
             awaited: [None; 2],
             claims: [None; 2],
             models: Vec::new(),
-            handover_us: 0,
+            handover: Handover::default(),
             rules: Rules::default(),
         }
-    }
-
-    /// Learns how much longer than its predicted parts a task took that found a free slot, microseconds.
-    pub(super) fn learn_handover(&mut self, us: u64) {
-        let us = us.min(self.handover_us.saturating_mul(2).max(HANDOVER_STEP_US)).min(HANDOVER_US_MAX);
-        self.handover_us = (self.handover_us * 7 + us) / 8;
     }
 
     pub(super) fn id(&self) -> WorkerId {
@@ -319,9 +325,23 @@ impl Worker {
         let Ok(at) = self.models.binary_search_by(|(known, _)| known.cmp(&digest)) else {
             return ModelHere::default();
         };
-        let Known { held, warm, cost } = self.models[at].1;
+        let Known { held, warm, cost, given, warmth } = self.models[at].1;
         let costs = self.heartbeat.as_ref().map_or(&[][..], |heartbeat| &heartbeat.costs);
-        ModelHere { held, warm, cost: cost.and_then(|at| costs.get(usize::from(at))) }
+        ModelHere { held, warm, cost: cost.and_then(|at| costs.get(usize::from(at))), given, warmth }
+    }
+
+    /// Notes that a task of the model ended well with these demands.
+    pub(super) fn ran(&mut self, model: Digest, demands: &Demands) {
+        if let Ok(at) = self.models.binary_search_by(|(known, _)| known.cmp(&model)) {
+            self.models[at].1.warmth.ran(demands);
+        }
+    }
+
+    /// Notes that the worker is given a task of the model.
+    pub(super) fn give(&mut self, now: MonoTime, model: Digest, is_trial: bool) {
+        if let Ok(at) = self.models.binary_search_by(|(known, _)| known.cmp(&model)) {
+            self.models[at].1.given.note(now, is_trial);
+        }
     }
 
     pub(super) fn holds(&self, model: Digest) -> bool {
@@ -370,16 +390,50 @@ impl Worker {
     }
 
     /// Stores a heartbeat. Its attempts are counted elsewhere.
-    pub(super) fn set_heartbeat(&mut self, heartbeat: Heartbeat) {
+    pub(super) fn set_heartbeat(&mut self, now: MonoTime, heartbeat: Heartbeat) {
         let old = self.heartbeat.as_ref();
         let same = old.is_some_and(|old| {
             let costs = || old.costs.iter().map(|cost| &cost.model).eq(heartbeat.costs.iter().map(|cost| &cost.model));
             old.held == heartbeat.held && old.warm == heartbeat.warm && costs()
         });
         if !same {
-            self.models = models_of(&heartbeat);
+            let mut models = models_of(&heartbeat);
+            for (digest, known) in &mut models {
+                let before = self.models.binary_search_by(|(known, _)| known.cmp(digest));
+                known.given = before.map_or_else(|_| Given::new(now), |at| self.models[at].1.given);
+                // A runner that has ended is not used any more.
+                known.warmth =
+                    before.ok().filter(|_| known.warm).map_or_else(Warmth::default, |at| self.models[at].1.warmth);
+            }
+            self.models = models;
         }
         self.heartbeat = Some(heartbeat);
+    }
+
+    /// Counts what was made of the worker's messages, and what it was promised.
+    pub(super) fn census(&self, tasks: usize, census: &mut Census<'_>) {
+        let Self {
+            register: _,
+            peer: _,
+            heartbeat: _,
+            seen: _,
+            seat: _,
+            places: _,
+            kind: _,
+            occupancy,
+            lent_in_a_row: _,
+            fill_on: _,
+            awaited: _,
+            claims: _,
+            models,
+            gpus,
+            handover,
+            rules: _,
+        } = self;
+        occupancy.census(tasks, census);
+        handover.census(census);
+        census.lasting("models of a worker", models.len(), 2 * HELD_MAX + COSTS_MAX);
+        gpus.iter().for_each(|gpus| census.lasting("GPUs of a worker", gpus.len(), GPUS_MAX));
     }
 
     pub(super) fn record(&self, now_unix_ms: u64, beats: u32, violation_permille: Option<u16>) -> WorkerRecord {

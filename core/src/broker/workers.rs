@@ -7,15 +7,18 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-use proto_msgs::{AttemptId, AttemptState, Digest, Epoch, Heartbeat, Lane, PeerId, Register, TaskId, WorkerId};
+use proto_msgs::{
+    AttemptId, AttemptState, ClientId, Demands, Digest, Epoch, Heartbeat, Lane, PeerId, Register, TaskId, WorkerId,
+};
 
 use super::{
     fleet::Fleet,
+    given::Share,
     line::Order,
     occupancy::Held,
     worker::{Claim, Kind, Seat, Worker},
 };
-use crate::{MonoTime, Rules};
+use crate::{Census, MonoTime, Rule, Rules};
 
 /// Worker kinds that one look for room visits. A fleet has a handful. If each worker is its own kind, the next look
 /// begins behind this one.
@@ -25,6 +28,8 @@ pub(super) const KINDS_LOOK_MAX: usize = 64;
 #[derive(Debug, Default)]
 struct Members {
     seats: BTreeSet<Seat>,
+    /// For each lane, the slots that it can use, lent ones included.
+    slots: [u32; 2],
     /// For each lane, the workers with a free slot, least busy first.
     room: [BTreeSet<(u16, Seat)>; 2],
 }
@@ -35,6 +40,7 @@ struct Holders {
     seats: BTreeSet<Seat>,
     /// Where the next look begins if there are more workers than one look visits.
     begin: Seat,
+    share: Share,
 }
 
 impl Holders {
@@ -68,17 +74,12 @@ impl Workers {
         Self { rules, ..Self::default() }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.ids.len()
+    pub(super) fn holds(&self, rule: Rule) -> bool {
+        self.rules.holds(rule)
     }
 
-    /// Entries of all tables together, and the number of seats: no entries when every worker has gone, and as many seats
-    /// as there were workers at a time.
-    #[cfg(test)]
-    pub(super) fn entries(&self) -> (usize, usize) {
-        let taken = self.seats.iter().flatten().count();
-        let tables = [self.ids.len(), taken, self.kinds.len(), self.members.len(), self.holders.len()];
-        (tables.into_iter().sum::<usize>() + self.fleet.models(), self.seats.len())
+    pub(super) fn len(&self) -> usize {
+        self.ids.len()
     }
 
     pub(super) fn get(&self, id: WorkerId) -> Option<&Worker> {
@@ -140,6 +141,11 @@ impl Workers {
         self.members.get(&kind).map_or(0, |members| members.seats.len())
     }
 
+    /// Slots that a lane can use at workers of the kind, lent ones included.
+    pub(super) fn kind_slots(&self, kind: u32, lane: Lane) -> u32 {
+        self.members.get(&kind).map_or(0, |members| members.slots[lane.index()])
+    }
+
     /// Workers of the kind with a free slot for the lane, least busy first.
     pub(super) fn with_room(&self, kind: u32, lane: Lane) -> impl Iterator<Item = &Worker> {
         let room = self.members.get(&kind).into_iter().flat_map(move |members| &members.room[lane.index()]);
@@ -155,6 +161,11 @@ impl Workers {
     /// Number of workers that have the model.
     pub(super) fn holders_len(&self, model: Digest) -> usize {
         self.holders.get(&model).map_or(0, |holders| holders.seats.len())
+    }
+
+    /// The model's share of trials.
+    pub(super) fn share(&self, model: Digest) -> Share {
+        self.holders.get(&model).map_or_else(Share::default, |holders| holders.share)
     }
 
     /// Lets the next looks begin behind the workers that this one saw, if there are more than one look visits.
@@ -174,8 +185,8 @@ impl Workers {
     pub(super) fn register(&mut self, now: MonoTime, peer: PeerId, register: Register) {
         let id = register.worker;
         let old = self.remove(id).filter(|old| old.register.epoch == register.epoch);
-        let handover_us = old.as_ref().map_or(0, |old| old.handover_us);
-        let (heartbeat, occupancy) = old.map_or_else(Default::default, |old| (old.heartbeat, old.occupancy));
+        let (heartbeat, occupancy, handover) =
+            old.map_or_else(Default::default, |old| (old.heartbeat, old.occupancy, old.handover));
         let seat = self.empty.pop().unwrap_or_else(|| {
             self.seats.push(None);
             (self.seats.len() - 1) as Seat
@@ -187,10 +198,12 @@ impl Workers {
             *kinds_made
         });
         let mut worker = Box::new(Worker::new(register, peer, now, seat, occupancy));
-        (worker.kind, worker.rules, worker.handover_us) = (number, self.rules, handover_us);
+        (worker.kind, worker.rules, worker.handover) = (number, self.rules, handover);
         self.totals.add(&worker);
         self.ids.insert(id, seat);
-        self.members.entry(number).or_default().seats.insert(seat);
+        let members = self.members.entry(number).or_default();
+        members.seats.insert(seat);
+        Lane::ALL.into_iter().for_each(|lane| members.slots[lane.index()] += u32::from(worker.usable_slots(lane)));
         self.seats[seat as usize] = Some(worker);
         if let Some(heartbeat) = heartbeat {
             self.set_heartbeat(now, id, heartbeat);
@@ -205,6 +218,7 @@ impl Workers {
         if let Some(members) = self.members.get_mut(&worker.kind) {
             members.seats.remove(&seat);
             for lane in Lane::ALL {
+                members.slots[lane.index()] -= u32::from(worker.usable_slots(lane));
                 members.room[lane.index()].remove(&(worker.busy_permille(), seat));
             }
             if members.seats.is_empty() {
@@ -249,10 +263,29 @@ impl Workers {
         }
     }
 
-    /// Learns how much longer than its predicted parts a task took that found a free slot.
-    pub(super) fn learn_handover(&mut self, id: WorkerId, us: u64) {
+    /// Notes that the worker is given a task that passes through these models, the first one first.
+    pub(super) fn give(&mut self, now: MonoTime, id: WorkerId, models: impl Iterator<Item = Digest>, is_trial: bool) {
+        for (stage, model) in models.enumerate() {
+            if let Some(holders) = self.holders.get_mut(&model).filter(|_| stage == 0) {
+                holders.share.note(is_trial);
+            }
+            if let Some(worker) = self.get_mut(id) {
+                worker.give(now, model, is_trial);
+            }
+        }
+    }
+
+    /// Learns how much longer than its predicted parts a client's task took that found a free slot.
+    pub(super) fn learn_handover(&mut self, now: MonoTime, id: WorkerId, client: ClientId, us: u64) {
         if let Some(worker) = self.get_mut(id) {
-            worker.learn_handover(us);
+            worker.handover.learn(now, client, us);
+        }
+    }
+
+    /// Notes that a task that passes through these models ended well at the worker, with these demands.
+    pub(super) fn ran(&mut self, id: WorkerId, models: impl Iterator<Item = Digest>, demands: &Demands) {
+        if let Some(worker) = self.get_mut(id) {
+            models.for_each(|model| worker.ran(model, demands));
         }
     }
 
@@ -318,7 +351,43 @@ impl Workers {
                 self.holders.entry(*digest).or_default().seats.insert(seat);
             }
         }
-        self.change(now, id, |worker| worker.set_heartbeat(heartbeat));
+        self.change(now, id, |worker| worker.set_heartbeat(now, heartbeat));
+    }
+
+    /// Counts the rows and what is derived from them. `tasks`: those that a worker may have been promised.
+    pub(super) fn census(&self, workers_max: usize, tasks: usize, census: &mut Census<'_>) {
+        let Self {
+            rules: _,
+            ids,
+            seats,
+            empty,
+            kinds,
+            members,
+            kinds_made: _,
+            begin_kind: _,
+            holders,
+            fleet,
+            totals: _,
+            walked: _,
+        } = self;
+        census.lasting("workers", ids.len(), workers_max);
+        census.lasting("seats", seats.len(), workers_max);
+        census.lasting("empty seats", empty.len(), seats.len() - ids.len());
+        census.lasting("kinds of workers", kinds.len().max(members.len()), ids.len());
+        let seated =
+            |Members { seats, slots: _, room }: &Members| room.iter().map(BTreeSet::len).fold(seats.len(), usize::max);
+        census.lasting("workers by kind", members.values().map(seated).sum(), ids.len());
+        let (mut held, mut measured) = (0, 0);
+        for worker in seats.iter().flatten() {
+            held += worker.heartbeat.as_ref().map_or(0, |heartbeat| heartbeat.held.len());
+            measured += worker.heartbeat.as_ref().map_or(0, |heartbeat| heartbeat.costs.len());
+            worker.census(tasks, census);
+        }
+        let holding = |Holders { seats, begin: _, share: _ }: &Holders| seats.len();
+        census.lasting("workers by model", holders.values().map(holding).sum(), held);
+        fleet.census(measured, census);
+        let unnamed = seats.iter().flatten().map(|worker| worker.occupancy.unnamed()).sum();
+        census.passing("promised places", unnamed, tasks);
     }
 
     /// Changes a worker and keeps the indexes up to date.

@@ -189,6 +189,9 @@ pub enum Action {
     },
     /// Stop this batch. No event follows for it, and its slot is reused at once.
     KillBatch { batch: BatchId },
+    /// Nobody wants the rows of this batch any more, but its model is being loaded: finish that, run no row, and keep
+    /// the runner warm. Ends in [`Event::BatchEnded`] with the time to load, or in `BatchReached` if rows run already.
+    OnlyLoad { batch: BatchId },
     /// Stop the transfer of this attempt. No event follows for it. Batches are handled apart: one without rows of
     /// other attempts gets its own `KillBatch`, the others go on.
     Kill { id: AttemptId },
@@ -208,6 +211,8 @@ pub enum Action {
     /// this attempt, so the shell mends the link until the attempt is freed; otherwise the client only hears why there
     /// is none.
     Dial { id: AttemptId, endpoints: Vec<String>, client_key: Option<PublicKey>, is_held: bool },
+    /// Say that another process has this worker's id: the worker takes nothing new and exits once what runs has ended.
+    SayOvertaken,
     /// Everything is done: exit.
     Exit,
 }

@@ -24,14 +24,14 @@ use std::{
 use proto_msgs::{
     AttemptId, AttemptReport, AttemptState, Digest, ErrorCode, Manifest, Outcome, Phase, RunNote, TicketBody,
     codec::page_of,
-    limits::{ATTEMPTS_MAX, WINDOW_BYTES},
+    limits::{ACTIVE_ATTEMPTS_MAX, ATTEMPTS_MAX, RUN_NOTES_MAX, STAGES_AFTER_MAX, TENSORS_MAX, WINDOW_BYTES},
 };
 
 use super::{
     api::{Config, LinkId},
     packer::{Form, QueueId},
 };
-use crate::{MonoTime, Rule};
+use crate::{Census, MonoTime, Rule};
 
 /// How far an attempt has come.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,6 +75,25 @@ impl Work {
         let models = [manifest.model.digest].into_iter().chain(manifest.then.iter().map(|stage| stage.model.digest));
         let forms = manifest.inputs.iter().map(|input| Form::of(input, manifest.items)).collect();
         Self { models: models.collect(), items: manifest.items, forms, ..Self::default() }
+    }
+
+    fn census(&self, census: &mut Census<'_>) {
+        let Self {
+            models,
+            items: _,
+            forms,
+            is_suspect: _,
+            here_since: _,
+            way,
+            rows_done: _,
+            run_us: _,
+            load_us: _,
+            runs,
+        } = self;
+        census.passing("models of an attempt", models.len(), 1 + STAGES_AFTER_MAX);
+        census.passing("forms of an attempt", forms.len(), TENSORS_MAX);
+        census.passing("queues of an attempt", way.len(), models.len());
+        census.passing("runs of an attempt", runs.len(), RUN_NOTES_MAX);
     }
 }
 
@@ -192,6 +211,14 @@ impl Attempt {
         }
     }
 
+    /// When the attempt ended, if nobody needs its result any more.
+    fn taken_at(&self) -> Option<(MonoTime, AttemptId)> {
+        match self.state {
+            State::Finished { ended, taken: true, .. } => Some((ended, self.id())),
+            _ => None,
+        }
+    }
+
     fn report(&self) -> AttemptReport {
         let state = match &self.state {
             State::Dialling { .. } | State::Receiving => AttemptState::Receiving,
@@ -220,6 +247,23 @@ pub(super) struct Attempts {
 impl Attempts {
     pub(super) fn len(&self) -> usize {
         self.table.len() + self.resting.len()
+    }
+
+    /// Counts the attempts; the most there may be of each sort.
+    pub(super) fn census(&self, attached_max: usize, detached_max: usize, census: &mut Census<'_>) {
+        let Self { table, resting, rest_since } = self;
+        census.passing("attached attempts", self.count(false), attached_max);
+        census.passing("detached attempts", self.count(true), detached_max);
+        census.passing("active attempts", self.active(), ACTIVE_ATTEMPTS_MAX);
+        census.passing("ends to be reported", table.values().filter_map(Attempt::taken_at).count(), UNREPORTED_MAX);
+        census.passing("resting attempts by time", rest_since.len(), resting.len());
+        table.values().for_each(|attempt| attempt.work.census(census));
+    }
+
+    /// Queues that attempts pass through, and rows that have not passed the last of them.
+    pub(super) fn under_way(&self) -> (usize, usize) {
+        let here = self.table.values().filter(|attempt| attempt.is_here()).map(|attempt| &attempt.work);
+        here.fold((0, 0), |(ways, rows), work| (ways + work.way.len(), rows + (work.items - work.rows_done) as usize))
     }
 
     /// The number of attached or of detached attempts, in any state.
@@ -283,14 +327,10 @@ impl Attempts {
     fn forget(&mut self) {
         let is_done = |attempt: &Attempt| matches!(attempt.state, State::Finished { taken: true, reported: true, .. });
         self.table.retain(|_, attempt| !is_done(attempt));
-        let taken_at = |attempt: &Attempt| match attempt.state {
-            State::Finished { ended, taken: true, .. } => Some((ended, attempt.id())),
-            _ => None,
-        };
         // This runs after every event, so the surplus is hardly ever more than one.
-        let surplus = self.table.values().filter_map(taken_at).count().saturating_sub(UNREPORTED_MAX);
+        let surplus = self.table.values().filter_map(Attempt::taken_at).count().saturating_sub(UNREPORTED_MAX);
         for _ in 0..surplus {
-            if let Some((_, oldest)) = self.table.values().filter_map(taken_at).min() {
+            if let Some((_, oldest)) = self.table.values().filter_map(Attempt::taken_at).min() {
                 self.table.remove(&oldest);
             }
         }

@@ -5,16 +5,19 @@
 //!   queue ───────────► running batch ───────────────────► queue of the next stage ─► … ─► the attempt is done
 //!     ▲                  │      │
 //!     │ packed: each part│      │ nobody wants it any more
-//!     └── alone, once ───┤      └──► killed
+//!     └── alone, once ───┤      └──► killed; if its deadline passed while the model was loaded, only that is finished
 //!                        │ alone
 //!                        └──► the attempt failed
 //! ```
 //!
 //! Owns the running batches. `dispatch` decides which rows run where.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, ops::Range, time::Duration};
 
-use proto_msgs::{AttemptId, ErrorCode, Failure, Lane, LaneLoad, Outcome, Phase, RunNote, limits::RUN_NOTES_MAX};
+use proto_msgs::{
+    AttemptId, ErrorCode, Failure, Lane, LaneLoad, Outcome, Phase, RunNote,
+    limits::{ACTIVE_ATTEMPTS_MAX, RUN_NOTES_MAX},
+};
 
 use super::{
     Action, BatchId, BatchKind, BatchTimes, Equality, NEWS_AFTER, Part, Worker,
@@ -22,14 +25,29 @@ use super::{
     costs::CostKey,
     curve::{PROBE_ROWS_MAX, Plan},
     dispatch::Order,
-    packer::{Company, Kind, Limits, Piece, QueueId},
+    packer::{Company, Kind, Limits, Piece, Queue, QueueId},
 };
-use crate::{DEADLINE_PASSED, MonoTime, Rule};
+use crate::{Census, DEADLINE_PASSED, MonoTime, Rule};
+
+/// A client's deadline passes this much before the worker's at most, and so may its order to stop: it counts from its
+/// submit, the broker from when that arrived.
+const CLIENT_EARLY_MAX: Duration = Duration::from_secs(1);
+
+/// How far a running batch has come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Step {
+    /// Its model is being loaded, as far as is known.
+    Loads,
+    /// Its model is being loaded, and nobody waits for its rows any more.
+    OnlyLoads,
+    Runs,
+}
 
 /// A running batch.
 #[derive(Debug)]
 pub(super) struct Running {
     order: Order,
+    step: Step,
     stage: u8,
     rows: u32,
     begun: MonoTime,
@@ -52,6 +70,20 @@ pub(super) struct Batches {
     made: u64,
     running: BTreeMap<BatchId, Running>,
     trials: BTreeMap<BatchId, Trial>,
+}
+
+impl Batches {
+    /// Counts the batches. `rows`: those that attempts have not run. `on_trial`: waiting pieces of failed batches.
+    pub(super) fn census(&self, slots: usize, rows: usize, on_trial: usize, census: &mut Census<'_>) {
+        let Self { made: _, running, trials } = self;
+        census.passing("running batches", running.len(), slots);
+        let pieces = || running.values().flat_map(|Running { pieces, .. }| pieces).filter(|(_, is_wanted)| *is_wanted);
+        census.passing("running pieces", pieces().count(), rows);
+        let on_trial = on_trial + pieces().filter(|(piece, _)| piece.is_on_trial()).count();
+        census.passing("trials of failed batches", trials.len(), on_trial);
+        let members = |Trial { members, .. }: &Trial| members.len();
+        census.passing("attempts on trial", trials.values().map(members).max().unwrap_or(0), ACTIVE_ATTEMPTS_MAX);
+    }
 }
 
 impl Worker {
@@ -121,7 +153,7 @@ impl Worker {
         let parts = pieces.iter().map(part).collect();
         let (slot, device, kind) = (order.slot, self.slots.device(order.slot), order.kind);
         let ids: Vec<AttemptId> = pieces.iter().map(|(piece, _)| piece.id).collect();
-        self.batches.running.insert(batch, Running { order, stage, rows, begun: now, pieces });
+        self.batches.running.insert(batch, Running { order, step: Step::Loads, stage, rows, begun: now, pieces });
         self.actions.push(Action::RunBatch { batch, parts, slot, device, kind, limit });
         for id in ids {
             if self.attempts.get(id).is_some_and(|attempt| attempt.state == State::Ready) {
@@ -146,7 +178,11 @@ impl Worker {
     }
 
     pub(super) fn reached(&mut self, now: MonoTime, batch: BatchId, phase: Phase) {
-        let Some(running) = self.batches.running.get(&batch) else { return };
+        let Some(running) = self.batches.running.get_mut(&batch) else { return };
+        if phase == Phase::Running && std::mem::replace(&mut running.step, Step::Runs) == Step::OnlyLoads {
+            // The rows began to run before the order not to had arrived.
+            return self.kill(now, batch);
+        }
         let wanted = running.pieces.iter().filter(|(_, is_wanted)| *is_wanted);
         let ids: Vec<AttemptId> = wanted.map(|(piece, _)| piece.id).collect();
         for id in ids {
@@ -156,6 +192,9 @@ impl Worker {
 
     pub(super) fn batch_ended(&mut self, now: MonoTime, batch: BatchId, ended: Result<BatchTimes, Failure>) {
         let Some(running) = self.close(now, batch) else { return };
+        if running.step == Step::OnlyLoads {
+            return self.only_loaded(&running, ended.ok());
+        }
         self.learn(now, &running, ended.as_ref().ok());
         let wanted = running.pieces.iter().filter(|(_, is_wanted)| *is_wanted).map(|(piece, _)| piece.clone());
         let wanted: Vec<Piece> = wanted.collect();
@@ -168,6 +207,29 @@ impl Worker {
                 }
             }
             Err(_) => self.try_alone(batch, &running, wanted),
+        }
+    }
+
+    /// Whether the queue's model is being loaded here for nobody: rows that have come since wait for that runner.
+    pub(super) fn only_loads(&self, queue: &Queue, device: i16) -> bool {
+        let mut loads = self.batches.running.values().filter(|running| running.step == Step::OnlyLoads);
+        loads.any(|running| running.order.cost == self.cost_key(queue, device))
+    }
+
+    /// Learns from a batch that ran no row.
+    fn only_loaded(&mut self, running: &Running, times: Option<BatchTimes>) {
+        let Some(cost) = self.costs.get_mut(&running.order.cost) else { return };
+        cost.loaded(times.map_or(0, |times| times.load_us));
+        if running.order.kind == BatchKind::Probe {
+            cost.probe_ended(running.rows, None);
+        }
+    }
+
+    /// Stops a batch whose rows nobody wants.
+    fn kill(&mut self, now: MonoTime, batch: BatchId) {
+        if let Some(running) = self.close(now, batch) {
+            self.learn(now, &running, None);
+            self.actions.push(Action::KillBatch { batch });
         }
     }
 
@@ -187,6 +249,9 @@ impl Worker {
 
     fn learn(&mut self, now: MonoTime, running: &Running, times: Option<&BatchTimes>) {
         let Some(cost) = self.costs.get_mut(&running.order.cost) else { return };
+        if times.is_some() {
+            cost.ran(running.begun, now);
+        }
         if running.order.kind == BatchKind::Probe {
             cost.probe_ended(running.rows, times);
         }
@@ -274,31 +339,43 @@ impl Worker {
         }
     }
 
-    /// Drops all rows of an attempt, waiting or running. A batch that nobody wants any more is killed.
+    /// Drops all rows of an attempt, waiting or running. A batch that nobody wants any more is killed. If the attempt's
+    /// deadline is to blame, a load that has begun is finished, for the tasks to come: with a deadline shorter than the
+    /// load, the model would else never be loaded, and nobody would ever learn how long it takes. One load at a time is
+    /// finished like this: its slot is taken from tasks that somebody waits for.
     pub(super) fn withdraw(&mut self, now: MonoTime, id: AttemptId) {
         let Some(attempt) = self.attempts.get_mut(id) else { return };
+        let is_late = attempt.deadline.is_some_and(|deadline| now + CLIENT_EARLY_MAX >= deadline);
         let way = std::mem::take(&mut attempt.work.way);
-        self.packer.leave(id, &way);
+        if self.config.rules.holds(Rule::ForgetRows) {
+            self.packer.leave(id, &way);
+        }
         // An attempt that failed alone, or is unwanted, leaves it open whether the batch was too large.
-        let is_open = |trial: &Trial| trial.members.get(&id).is_some_and(|rows_left| *rows_left > 0);
+        let forgets = self.config.rules.holds(Rule::ForgetTrials);
+        let is_open = |trial: &Trial| forgets && trial.members.get(&id).is_some_and(|rows_left| *rows_left > 0);
         for (_, trial) in self.batches.trials.extract_if(.., |_, trial| is_open(trial)) {
             if let Some(cost) = self.costs.get_mut(&trial.cost) {
                 cost.cleared();
             }
         }
         let mut idle = Vec::new();
+        let mut finishes_load = self.batches.running.values().any(|running| running.step == Step::OnlyLoads);
         for (batch, running) in &mut self.batches.running {
             let was_wanted = running.pieces.iter().any(|(_, is_wanted)| *is_wanted);
             running.pieces.iter_mut().filter(|(piece, _)| piece.id == id).for_each(|(_, is_wanted)| *is_wanted = false);
-            if was_wanted && running.pieces.iter().all(|(_, is_wanted)| !is_wanted) {
+            if !was_wanted || running.pieces.iter().any(|(_, is_wanted)| *is_wanted) {
+                continue;
+            }
+            let is_loading = is_late && running.step == Step::Loads && self.config.rules.holds(Rule::FinishLoads);
+            if is_loading && !std::mem::replace(&mut finishes_load, true) {
+                running.step = Step::OnlyLoads;
+                self.actions.push(Action::OnlyLoad { batch: *batch });
+            } else {
                 idle.push(*batch);
             }
         }
         for batch in idle {
-            if let Some(running) = self.close(now, batch) {
-                self.learn(now, &running, None);
-                self.actions.push(Action::KillBatch { batch });
-            }
+            self.kill(now, batch);
         }
     }
 

@@ -15,11 +15,11 @@ use super::{
 use crate::{DEADLINE_PASSED, MonoTime, Rule};
 
 /// Most attached attempts held at once, results that wait to be taken included. Beyond that new ones are refused.
-const ATTACHED_MAX: usize = 1024;
+pub(super) const ATTACHED_MAX: usize = 1024;
 
 /// Most detached attempts held at once: two per second if results wait an hour. Each takes some KiB of memory and a
 /// folder on disk. Attached and detached attempts do not keep each other out.
-const DETACHED_MAX: usize = 8192;
+pub(super) const DETACHED_MAX: usize = 8192;
 
 impl Worker {
     pub(super) fn check(

@@ -10,6 +10,7 @@ use super::{
     curve::Cost,
     packer::{Form, Limits},
 };
+use crate::Census;
 
 /// Most entries kept: the entry not used for longest is dropped.
 const KEPT_MAX: usize = 256;
@@ -46,6 +47,12 @@ pub(super) struct Costs {
 impl Costs {
     pub(super) fn new(rows_max: u16) -> Self {
         Self { table: BTreeMap::new(), told: BTreeMap::new(), rows_max }
+    }
+
+    pub(super) fn census(&self, census: &mut Census<'_>) {
+        let Self { table, told, rows_max: _ } = self;
+        census.lasting("costs", table.len(), KEPT_MAX);
+        census.lasting("models told", told.len(), table.len());
     }
 
     pub(super) fn get(&self, key: &CostKey) -> Option<&Cost> {
@@ -95,8 +102,8 @@ impl Costs {
         }
     }
 
-    /// The costs for a heartbeat: one entry of each model, the most recently run models first. The reasons why batches
-    /// started are those of all its entries.
+    /// The costs for a heartbeat: one entry of each model, the most recently run models first. If the entry that the
+    /// broker heard of was dropped, it hears of the newest. The reasons why batches started are those of all entries.
     pub(super) fn said(&self) -> Vec<ModelCost> {
         let mut models: BTreeMap<Digest, (u64, [u32; 4])> = BTreeMap::new();
         for (key, cost) in &self.table {
@@ -107,7 +114,12 @@ impl Costs {
         let mut models: Vec<_> = models.into_iter().collect();
         models.sort_by_key(|(_, (touched, _))| std::cmp::Reverse(*touched));
         let said = |(model, (_, dispatched)): (Digest, (u64, [u32; 4]))| {
-            let cost = self.table.get(self.told.get(&model)?)?;
+            let told = self.told.get(&model).and_then(|told| self.table.get(told));
+            let newest = || {
+                let entries = self.table.iter().filter(|(key, _)| key.model == model);
+                entries.max_by_key(|(_, cost)| cost.touched).map(|(_, cost)| cost)
+            };
+            let cost = told.or_else(newest)?;
             Some(ModelCost { dispatched, ..cost.said(model) })
         };
         models.into_iter().filter_map(said).take(COSTS_MAX).collect()
@@ -167,6 +179,22 @@ mod tests {
             (0..2).for_each(|device| costs.touch(&key(model, device, 4), 1000).learn(1, 100));
         }
         assert_eq!(costs.table.len(), KEPT_MAX);
-        assert!(costs.told.len() <= KEPT_MAX);
+        assert!(costs.told.values().all(|told| costs.table.contains_key(told)), "what is told is there");
+    }
+
+    #[test]
+    fn the_broker_hears_of_the_newest_entry_once_the_one_it_heard_of_is_dropped() {
+        let mut costs = Costs::new(64);
+        costs.touch(&key(1, 0, 4), 0).learn(1, 100);
+        costs.touch(&key(1, -1, 4), 2).learn(1, 9000);
+        costs.touch(&key(1, 1, 4), 1).learn(1, 500);
+        let others = (2..).flat_map(|model| (1..=KEPT_OF_MODEL_MAX as u64).map(move |length| key(model, -1, length)));
+        for other in others.take(KEPT_MAX - 2) {
+            costs.touch(&other, 1000).learn(1, 100);
+        }
+        assert!(costs.get(&key(1, 0, 4)).is_none(), "the stalest of all went");
+        let mut newest_first = costs.said();
+        newest_first.retain(|cost| cost.model == Digest::from_bytes([1; 32]));
+        assert_eq!(newest_first[0].curve, [(1, 9000)]);
     }
 }

@@ -14,9 +14,12 @@
 
 mod point;
 
+use std::time::Duration;
+
 use proto_msgs::{ModelCost, Packing, curve_us, limits::CURVE_POINTS_MAX};
 
 use super::api::{BatchTimes, Equality};
+use crate::MonoTime;
 use point::{JUDGED_AFTER, Point};
 
 /// Sizes at which a curve has a point. A batch counts for the largest size that is not above its own.
@@ -52,6 +55,9 @@ const REVIEWS_MAX: u32 = 6;
 /// Batches after which the review may come earlier, if a single item takes another time than at the verdict.
 const REVIEW_NOT_BEFORE: u32 = 32;
 
+/// Pause between two runs after which the figures are old: the machine may have other work by now, or less.
+const OLD_AFTER: Duration = Duration::from_secs(5);
+
 /// After a probe without answer, the wait for the next one doubles, up to 2^`PATIENCE_MAX` batches.
 const PATIENCE_MAX: u32 = 10;
 
@@ -71,7 +77,8 @@ pub(super) enum Plan {
     Single,
     /// Run `size` items one after the other, then together, and compare the outputs.
     Probe { size: u32 },
-    /// Run up to `size` items together. `floor`: smaller batches are wasteful even if slots are idle.
+    /// Run up to `size` items together, if so many are worth it. `floor`: smaller batches are wasteful even if slots
+    /// are idle.
     Pack { size: u32, floor: u32 },
 }
 
@@ -88,6 +95,8 @@ pub(super) struct Cost {
     gainless_batches: u32,
     gainless_us: u64,
     reviews: u32,
+    /// Batches since the last review of the small sizes.
+    batches: u32,
     /// Most items in a batch.
     rows_max: u32,
     /// Most items of a packed call that gave the same as single runs.
@@ -95,6 +104,9 @@ pub(super) struct Cost {
     /// Size limit after a larger batch failed, while it is unknown whether the size was to blame.
     doubted_max: Option<u32>,
     load_us: u64,
+    /// When the last run ended, and whether the figures were old when the present one began.
+    ran_until: Option<MonoTime>,
+    is_old: bool,
     pub(super) dispatched: [u32; 4],
     /// The number of the last batch of this model.
     pub(super) touched: u64,
@@ -113,10 +125,13 @@ impl Cost {
             gainless_batches: 0,
             gainless_us: 0,
             reviews: 0,
+            batches: 0,
             rows_max: u32::from(rows_max.max(1)),
             proven_rows: 0,
             doubted_max: None,
             load_us: 0,
+            ran_until: None,
+            is_old: false,
             dispatched: [0; 4],
             touched: 0,
             recent: 0,
@@ -125,10 +140,31 @@ impl Cost {
 
     // What is learned.
 
+    /// A run took this span: what is learned next is from it.
+    pub(super) fn ran(&mut self, from: MonoTime, until: MonoTime) {
+        self.is_old = self.ran_until.is_some_and(|last| from.since(last) >= OLD_AFTER);
+        self.ran_until = Some(until);
+    }
+
     pub(super) fn learn(&mut self, rows: u32, us: u64) {
-        let place = SIZES.iter().rposition(|size| *size <= rows);
-        if let Some(place) = place {
-            self.points[place].learn(rows, us);
+        let Some(place) = SIZES.iter().rposition(|size| *size <= rows) else { return };
+        let expected_us = self.batch_us(rows);
+        self.points[place].learn(rows, us, self.is_old);
+        if self.is_old && us < expected_us / 2 {
+            self.recover(place, us, expected_us);
+        }
+    }
+
+    /// An old figure was much too high, so the others of that time are, too. A smaller batch takes no longer than this
+    /// one. A larger one gains as much, unless its figure is from better times already.
+    fn recover(&mut self, place: usize, us: u64, expected_us: u64) {
+        for (other, point) in self.points.iter_mut().enumerate().filter(|(other, _)| *other != place) {
+            if other < place {
+                point.us = point.us.min(us);
+            } else if point.us >= expected_us {
+                let gained_us = u128::from(point.us) * u128::from(us) / u128::from(expected_us.max(1));
+                point.us = u64::try_from(gained_us).unwrap_or(u64::MAX).max(us);
+            }
         }
     }
 
@@ -143,6 +179,21 @@ impl Cost {
         *count = count.saturating_add(1);
         self.wait_batches = self.wait_batches.saturating_sub(1);
         self.review();
+        self.review_small_sizes();
+    }
+
+    /// Forgets, now and then, the figures of sizes below the best that do not pay: they may come from beside other
+    /// work, and a size that is not run is not measured again.
+    fn review_small_sizes(&mut self) {
+        self.batches = (self.batches + 1) % REVIEW_AFTER;
+        let best = self.best();
+        if self.batches > 0 || best == 1 {
+            return;
+        }
+        let is_dear = self.points.map(|point| point.rows_milli > 1000 && point.rows() < best && !self.pays(&point));
+        for (point, _) in self.points.iter_mut().zip(is_dear).filter(|(_, is_dear)| *is_dear) {
+            *point = Point::default();
+        }
     }
 
     /// Counts a batch of a model without gain, and resets the verdict when a review is due.
@@ -251,8 +302,44 @@ impl Cost {
     }
 
     fn pays(&self, point: &Point) -> bool {
-        let alone_us = self.batch_us(1).saturating_mul(point.rows_milli) / 1000;
-        point.us.saturating_mul(100) < alone_us.saturating_mul(PAYS_PERCENT)
+        self.saves(point.rows_milli, point.us)
+    }
+
+    /// Whether so many rows are worth a batch that takes this long.
+    fn saves(&self, rows_milli: u64, us: u64) -> bool {
+        let alone_us = self.batch_us(1).saturating_mul(rows_milli) / 1000;
+        us.saturating_mul(100) < alone_us.saturating_mul(PAYS_PERCENT)
+    }
+
+    /// Whether a batch of exactly so many rows pays. Between two measured sizes it counts as taking as long as the
+    /// larger one: some devices compute in steps. A size of the curve itself is tried if the others promise it, and the
+    /// largest size tried so far is run until it can be judged.
+    fn is_worth_it(&self, rows: u32) -> bool {
+        let Some(place) = SIZES.iter().rposition(|size| *size <= rows).filter(|place| *place > 0) else { return false };
+        let (point, larger, rows_milli) = (&self.points[place], &self.points[place + 1..], u64::from(rows) * 1000);
+        // No batch takes longer than a larger one: if it seems so, this figure is from worse times.
+        let is_present = larger.iter().all(|larger| larger.count == 0 || larger.us >= point.us);
+        let is_known = point.count >= JUDGED_AFTER && is_present;
+        let us = if !is_known && SIZES[place] == rows {
+            let others = self.points.iter().enumerate().filter(|(at, other)| *at != place && other.count > 0);
+            curve_us(others.map(|(_, other)| (other.rows_milli, other.us)), rows_milli)
+        } else {
+            let next = self.measured().find(|point| point.rows_milli >= rows_milli);
+            next.map_or_else(|| self.batch_us(rows), |next| next.us)
+        };
+        let promises = self.saves(rows_milli, us);
+        if is_known {
+            return promises && self.pays(point);
+        }
+        promises || larger.iter().all(|larger| larger.count == 0)
+    }
+
+    /// How many of the `rows` rows that could run together do so: all, or as many as a smaller size that pays. 1: none.
+    pub(super) fn together(&self, rows: u32) -> u32 {
+        if self.is_worth_it(rows) {
+            return rows;
+        }
+        SIZES.into_iter().rev().find(|size| *size < rows && self.is_worth_it(*size)).unwrap_or(1)
     }
 
     /// The best measured size; 1 if none pays.
@@ -284,11 +371,12 @@ impl Cost {
         }
     }
 
-    /// The smallest size whose cost per item is within `permille` of that of `size`.
+    /// The smallest size that pays and whose cost per item is within `permille` of that of `size`.
     fn smallest_within(&self, size: u32, permille: u64) -> u32 {
         let item_ns = |rows: u32| self.batch_us(rows).saturating_mul(1000) / u64::from(rows.max(1));
         let limit_ns = item_ns(size).saturating_mul(permille) / 1000;
-        SIZES.into_iter().find(|rows| *rows < size && item_ns(*rows) <= limit_ns).unwrap_or(size)
+        let is_near = |rows: &u32| item_ns(*rows) <= limit_ns && self.is_worth_it(*rows);
+        SIZES.into_iter().find(|rows| *rows < size && is_near(rows)).unwrap_or(size)
     }
 
     /// How items are run now. `is_cut`: the batch lane takes smaller batches, to keep realtime rows from waiting.

@@ -96,7 +96,8 @@ impl Worker {
                 gpu.is_none_or(|gpu| device == i16::from(gpu) || !self.slots.has_device(lane, i16::from(gpu)));
             queue.kind.lane == lane && is_device && self.slots.has_memory(device, gpu_memory_bytes)
         };
-        let waits = |queue: &Queue| !hurry && self.lingers_until(now, queue, device).is_some();
+        let lingers = |queue: &Queue| !hurry && self.lingers_until(now, queue, device).is_some();
+        let waits = |queue: &Queue| lingers(queue) || self.only_loads(queue, device);
         let may_go = |queue: &Queue| self.overlap_stages() || !self.packer.has_earlier_stage(queue);
         let waiting = self.packer.waiting().filter(|(_, queue)| fits(queue) && may_go(queue));
         let candidates = waiting.filter_map(|(id, queue)| {
@@ -147,11 +148,14 @@ impl Worker {
             Plan::Single => (BatchKind::Whole, alone, 1),
             Plan::Probe { size } => (BatchKind::Probe, gather(pieces, size), size),
             Plan::Pack { size, floor } => {
-                let rows = share.max(floor).min(size);
-                (BatchKind::Packed, gather(pieces, rows), size)
+                let taken = gather(pieces, share.max(floor).min(size));
+                match cost.map_or(1, |cost| cost.together(count(&taken))) {
+                    1 => (BatchKind::Whole, alone, size),
+                    rows => (BatchKind::Packed, first_rows(taken, rows), size),
+                }
             }
         };
-        let rows: u32 = taken.iter().map(|(_, rows)| rows).sum();
+        let rows = count(&taken);
         let kind = match kind {
             _ if rows == 1 => BatchKind::Whole,
             BatchKind::Packed if cost.is_some_and(|cost| cost.is_unproven(rows)) => BatchKind::Check,
@@ -203,6 +207,22 @@ fn singles_in_a_batch(cost: Option<&Cost>) -> u32 {
 fn presses_at(queue: &Queue, run_us: u64) -> Option<MonoTime> {
     let needs = Duration::from_micros(run_us.saturating_add(run_us / 4)) + DEADLINE_MARGIN;
     queue.first_deadline().map(|deadline| deadline - needs)
+}
+
+/// The number of rows taken.
+fn count(taken: &[(Rank, u32)]) -> u32 {
+    taken.iter().map(|(_, rows)| rows).sum()
+}
+
+/// The first `rows_max` of the rows taken.
+fn first_rows(taken: Vec<(Rank, u32)>, rows_max: u32) -> Vec<(Rank, u32)> {
+    let mut left = rows_max;
+    let cut = taken.into_iter().map(|(rank, rows)| {
+        let rows = rows.min(left);
+        left -= rows;
+        (rank, rows)
+    });
+    cut.filter(|(_, rows)| *rows > 0).collect()
 }
 
 /// Takes up to `rows_max` rows in this order: at most one piece of each attempt, and none that must run alone.

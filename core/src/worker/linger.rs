@@ -6,7 +6,14 @@
 //!     └── they come back within a moment ────────────────────┴──► one batch of 7 instead of one of 3 and one of 4
 //! ```
 //!
-//! Owns the expected time, learned from how long earlier clients took to come back, whether or not they were waited
+//! And after a pause, how long it waits with the first rows of a burst for the others, if the last bursts had some:
+//!
+//! ```text
+//!   8 rows ─┬─ 8 ─ 8 ─ 8 ─ 8 ─ 8 ─ 8 ─ 8 ──► one batch of 64 instead of one of 8 and one of 56
+//!           └── at most a part of what the batch saves
+//! ```
+//!
+//! Owns the expected times, learned from how long earlier clients took to come back, whether or not they were waited
 //! for. Never holds rows itself.
 
 use std::time::Duration;
@@ -18,6 +25,20 @@ const PATIENCE: u64 = 2;
 
 /// This part (1/10) of the possible saving is always spent on waiting: usual times are not exact.
 const GAIN_PART: u64 = 10;
+
+/// This part (1/4) of what one full batch saves over two halves is spent on waiting for the rest of a burst: it is
+/// spent in vain if the burst was over.
+const BURST_PART: u64 = 4;
+
+/// So many bursts in succession must have had company before one is waited for.
+const BURSTS_SEEN: u32 = 2;
+
+/// Rows that came to an idle queue, and those that followed at once.
+#[derive(Debug)]
+struct Burst {
+    began: MonoTime,
+    has_company: bool,
+}
 
 /// The expectations of one queue.
 #[derive(Debug, Default)]
@@ -31,6 +52,12 @@ pub(super) struct Linger {
     return_us: Option<u64>,
     /// Until when to wait, and for how many rows.
     waits: Option<(MonoTime, u32)>,
+    /// How long the rest of a burst is waited for, and how many rows fit into a batch: as of the last batch.
+    burst_wait: Duration,
+    limit: u32,
+    /// The last burst, and how many before it, in succession, had company.
+    burst: Option<Burst>,
+    accompanied: u32,
 }
 
 impl Linger {
@@ -49,6 +76,8 @@ impl Linger {
             self.took(now);
         }
         (self.ended, self.ended_rows, self.returned_rows, self.waits) = (now, rows, 0, None);
+        let saved_us = batch_us((limit / 2).max(1)).saturating_mul(2).saturating_sub(batch_us(limit));
+        (self.burst_wait, self.limit) = (Duration::from_micros(saved_us / BURST_PART), limit);
         let (all, target) = (waiting.saturating_add(rows), waiting.saturating_add(rows).min(limit));
         if waiting >= target {
             return;
@@ -64,12 +93,29 @@ impl Linger {
         }
     }
 
-    /// Notes that rows have come.
-    pub(super) fn arrived(&mut self, now: MonoTime, rows: u32) {
+    /// Notes that rows have come, and whether nothing waited or ran before them.
+    pub(super) fn arrived(&mut self, now: MonoTime, rows: u32, is_idle: bool) {
         let before = self.returned_rows;
         self.returned_rows = before.saturating_add(rows);
         if before < self.ended_rows && self.returned_rows >= self.ended_rows {
             self.took(now);
+        }
+        if is_idle {
+            self.burst_begins(now);
+        } else if let Some(burst) = &mut self.burst {
+            // What comes at the very same moment, from the stage before this one, needs no waiting.
+            burst.has_company |= burst.began < now && now < burst.began + self.burst_wait;
+        }
+    }
+
+    fn burst_begins(&mut self, now: MonoTime) {
+        let last = self.burst.replace(Burst { began: now, has_company: false });
+        self.accompanied = match last {
+            Some(Burst { has_company: true, .. }) => self.accompanied.saturating_add(1),
+            _ => 0,
+        };
+        if self.accompanied >= BURSTS_SEEN && self.waits.is_none() {
+            self.waits = Some((now + self.burst_wait, self.limit));
         }
     }
 
@@ -118,7 +164,7 @@ mod tests {
         linger.batch_ended(at(0), 4, 4, 64, batch_us);
         assert_eq!(linger.until(at(0), 4), None, "nobody knows whether they come back");
         linger.begins();
-        linger.arrived(at(2000), 4);
+        linger.arrived(at(2000), 4, false);
         // A second batch costs 5 ms more, and the rows need 2 ms to come back.
         linger.batch_ended(at(5800), 4, 4, 64, batch_us);
         assert_eq!(linger.until(at(5800), 4), Some(at(5800 + 4000)));
@@ -130,7 +176,7 @@ mod tests {
     fn who_is_slower_than_a_batch_of_their_own_is_not_waited_for() {
         let mut linger = Linger::default();
         linger.batch_ended(at(0), 4, 4, 64, batch_us);
-        linger.arrived(at(5200), 4);
+        linger.arrived(at(5200), 4, false);
         linger.batch_ended(at(5800), 4, 4, 64, batch_us);
         assert_eq!(linger.until(at(5800), 4), None);
     }
@@ -139,7 +185,7 @@ mod tests {
     fn where_two_batches_are_needed_anyway_nobody_waits() {
         let mut linger = Linger::default();
         linger.batch_ended(at(0), 64, 32, 64, batch_us);
-        linger.arrived(at(1000), 64);
+        linger.arrived(at(1000), 64, false);
         linger.batch_ended(at(17_800), 64, 32, 64, batch_us);
         assert_eq!(linger.until(at(17_800), 32), None);
     }
@@ -148,7 +194,7 @@ mod tests {
     fn who_never_comes_back_is_not_waited_for_again() {
         let mut linger = Linger::default();
         linger.batch_ended(at(0), 8, 0, 64, batch_us);
-        linger.arrived(at(1000), 8);
+        linger.arrived(at(1000), 8, true);
         let mut waits = 0;
         for batch in 1..100 {
             let now = at(batch * 1_000_000);
@@ -157,5 +203,45 @@ mod tests {
             linger.begins();
         }
         assert_eq!(waits, 1, "they came back once");
+    }
+
+    /// A batch of 64 takes 17.8 ms and two of 32 take 5 ms more: a burst is waited for 1.25 ms.
+    fn burst(linger: &mut Linger, at_us: u64, next_us: Option<u64>) -> Option<MonoTime> {
+        linger.arrived(at(at_us), 8, true);
+        let until = linger.until(at(at_us), 8);
+        linger.begins();
+        if let Some(next_us) = next_us {
+            linger.arrived(at(at_us + next_us), 56, false);
+        }
+        linger.batch_ended(at(at_us + 100_000), 64, 0, 64, batch_us);
+        until
+    }
+
+    #[test]
+    fn the_first_of_a_burst_wait_for_the_rest_once_two_bursts_had_one() {
+        let mut linger = Linger::default();
+        linger.batch_ended(at(0), 8, 0, 64, batch_us);
+        let begins: Vec<u64> = (1..5).map(|burst| burst * 10_000_000).collect();
+        let waits: Vec<_> = begins.iter().map(|begin| burst(&mut linger, *begin, Some(1000))).collect();
+        assert_eq!(waits, [None, None, Some(at(begins[2] + 1250)), Some(at(begins[3] + 1250))]);
+    }
+
+    #[test]
+    fn rows_that_come_alone_or_too_late_or_all_at_one_moment_are_not_waited_for() {
+        for next_us in [None, Some(1250), Some(0)] {
+            let mut linger = Linger::default();
+            linger.batch_ended(at(0), 8, 0, 64, batch_us);
+            let mut waits = (1..9).map(|number| burst(&mut linger, number * 10_000_000, next_us));
+            assert!(waits.all(|until| until.is_none()), "{next_us:?}");
+        }
+    }
+
+    #[test]
+    fn one_burst_without_company_ends_the_waiting() {
+        let mut linger = Linger::default();
+        linger.batch_ended(at(0), 8, 0, 64, batch_us);
+        let company = [Some(1000), Some(1000), None, Some(1000), Some(1000), None];
+        let waits = (1..).zip(company).map(|(number, next)| burst(&mut linger, number * 10_000_000, next).is_some());
+        assert_eq!(waits.collect::<Vec<_>>(), [false, false, true, false, false, true]);
     }
 }

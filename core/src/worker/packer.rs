@@ -9,17 +9,26 @@
 //! Owns which rows wait and their order: by priority, then clients in turn, then within a client first come first
 //! served. Never knows slots, devices or costs.
 
-use std::{cmp::Reverse, collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
+#[cfg(test)]
+mod tests;
 
-use proto_msgs::{AttemptId, ClientId, DType, Demands, Digest, InputDecl, Lane, TicketBody};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    sync::Arc,
+    time::Duration,
+};
+
+use proto_msgs::{AttemptId, ClientId, DType, Demands, Digest, InputDecl, Lane, TicketBody, limits::STAGES_AFTER_MAX};
 
 use super::{api::BatchId, linger::Linger};
-use crate::MonoTime;
+use crate::{Census, MonoTime};
 
 /// Most unused queues kept for what they know of their clients' habits; beyond that the stalest is dropped.
 const IDLE_QUEUES_MAX: usize = 64;
 
-/// Clients of one queue beyond which those not ahead of the others are forgotten: more than attempts at a worker.
+/// Clients of one queue beyond which only those that wait in it are remembered: more than attempts at a worker.
 const CLIENTS_MAX: usize = 256;
 
 /// Limits of a run. A batch and a cost have one set of them.
@@ -105,6 +114,10 @@ pub(super) enum Company {
 impl Piece {
     pub(super) fn len(&self) -> u32 {
         self.rows.end.saturating_sub(self.rows.start)
+    }
+
+    pub(super) fn is_on_trial(&self) -> bool {
+        matches!(self.company, Company::AloneAfter(_))
     }
 }
 
@@ -201,11 +214,25 @@ impl Queue {
             let start_rows = rank.start_rows.saturating_add(u64::from(rows));
             self.insert(Rank { start_rows, ..rank }, rest);
         }
+        self.rest();
+        Some(piece)
+    }
+
+    /// Forgets who had how much once nobody waits.
+    fn rest(&mut self) {
         if self.pieces.is_empty() {
             self.ends.clear();
             self.virtual_rows = 0;
         }
-        Some(piece)
+    }
+
+    fn census(&self, census: &mut Census<'_>) {
+        let Self { kind, pieces, by_arrival, rows, ends, virtual_rows: _, running: _, linger: _, users: _, used: _ } =
+            self;
+        census.lasting("models of a queue", kind.way.len(), 1 + STAGES_AFTER_MAX);
+        census.passing("pieces of a queue", pieces.len(), *rows as usize);
+        census.passing("pieces by arrival", by_arrival.len(), pieces.len());
+        census.passing("clients of a queue", ends.len(), CLIENTS_MAX);
     }
 }
 
@@ -245,6 +272,7 @@ impl Packer {
             for rank in its {
                 queue.remove(rank);
             }
+            queue.rest();
             queue.users = queue.users.saturating_sub(1);
         }
         self.drop_stalest();
@@ -264,6 +292,21 @@ impl Packer {
                 self.ids.remove(&queue.kind);
             }
         }
+    }
+
+    /// Counts the queues, given how many are in use by attempts, and how many rows those have not run.
+    pub(super) fn census(&self, (used, rows): (usize, usize), census: &mut Census<'_>) {
+        let Self { ids, queues, made: _, arrivals: _, realtime_came: _ } = self;
+        census.lasting("queues", queues.len(), IDLE_QUEUES_MAX + used);
+        census.lasting("queues by kind", ids.len(), queues.len());
+        census.passing("places in queues", queues.values().map(|queue| queue.users as usize).sum(), used);
+        census.passing("waiting rows", queues.values().map(|queue| queue.rows as usize).sum(), rows);
+        queues.values().for_each(|queue| queue.census(census));
+    }
+
+    /// Waiting pieces that run alone after their batch failed.
+    pub(super) fn on_trial(&self) -> usize {
+        self.queues.values().flat_map(|queue| queue.pieces.values()).filter(|piece| piece.is_on_trial()).count()
     }
 
     pub(super) fn get(&self, id: QueueId) -> Option<&Queue> {
@@ -312,15 +355,15 @@ impl Packer {
         if queue.kind.lane == Lane::Realtime {
             self.realtime_came = Some(now);
         }
-        queue.linger.arrived(now, piece.len());
+        queue.linger.arrived(now, piece.len(), queue.rows == 0 && queue.running == 0);
         queue.used = now;
         let end = queue.ends.entry(piece.client).or_default();
         let start_rows = queue.virtual_rows.max(*end);
         *end = start_rows.saturating_add(u64::from(piece.len()));
         if queue.ends.len() > CLIENTS_MAX {
-            // A client whose last piece ended before the piece taken now starts like a new client.
-            let virtual_rows = queue.virtual_rows;
-            queue.ends.retain(|_, end| *end > virtual_rows);
+            let mut waiting: BTreeSet<ClientId> = queue.pieces.values().map(|piece| piece.client).collect();
+            waiting.insert(piece.client);
+            queue.ends.retain(|client, _| waiting.contains(client));
         }
         let rank = Rank { priority: Reverse(piece.priority), start_rows, arrival };
         // Rows that a batch cut in two are one piece again at the next stage.
@@ -334,141 +377,5 @@ impl Packer {
             }
             None => queue.insert(rank, piece),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proto_msgs::{Attempt, TaskId};
-
-    use super::*;
-
-    fn limits(cpu_millis: u32) -> Limits {
-        let demands = Demands { cpu_millis, ..Demands::default() };
-        Limits::from(&TicketBody { demands, ..mesh_samples::ticket_body(1, 1, 1) })
-    }
-
-    fn queue(packer: &mut Packer) -> QueueId {
-        let kind = Kind {
-            lane: Lane::Realtime,
-            way: vec![Digest::from_bytes([1; 32])],
-            limits: limits(0),
-            forms: Arc::default(),
-        };
-        packer.enter(MonoTime::ZERO, kind)
-    }
-
-    fn piece(task: u8, client: u8, priority: u8, rows: Range<u32>) -> Piece {
-        Piece {
-            id: AttemptId { task: TaskId::from_bytes([task; 16]), attempt: Attempt(1) },
-            client: ClientId::from_bytes([client; 16]),
-            priority,
-            deadline: None,
-            rows,
-            arrived: MonoTime::ZERO,
-            next: None,
-            company: Company::Any,
-        }
-    }
-
-    fn take_all(packer: &mut Packer, id: QueueId, rows: u32) -> Vec<(u8, Range<u32>)> {
-        let queue = packer.get_mut(id).expect("it was made");
-        let mut taken = Vec::new();
-        let first = |queue: &Queue| queue.in_order(false).next().map(|(rank, _)| rank);
-        while let Some(rank) = first(queue) {
-            let piece = queue.take(rank, rows).expect("it waits");
-            taken.push((piece.id.task.as_bytes()[0], piece.rows));
-        }
-        assert_eq!(queue.rows, 0);
-        taken
-    }
-
-    #[test]
-    fn the_important_go_first_and_equals_in_the_order_of_their_arrival() {
-        let mut packer = Packer::default();
-        let id = queue(&mut packer);
-        for (task, priority) in [(1, 50), (2, 50), (3, 90)] {
-            packer.push(MonoTime::ZERO, id, piece(task, task, priority, 0..1));
-        }
-        assert_eq!(take_all(&mut packer, id, 8), [(3, 0..1), (1, 0..1), (2, 0..1)]);
-    }
-
-    #[test]
-    fn two_clients_take_turns_however_much_the_first_brought() {
-        let mut packer = Packer::default();
-        let id = queue(&mut packer);
-        packer.push(MonoTime::ZERO, id, piece(1, 1, 50, 0..32));
-        packer.push(MonoTime::ZERO, id, piece(2, 2, 50, 0..16));
-        let taken = take_all(&mut packer, id, 8);
-        assert_eq!(taken, [(1, 0..8), (2, 0..8), (1, 8..16), (2, 8..16), (1, 16..24), (1, 24..32)]);
-    }
-
-    #[test]
-    fn the_oldest_can_be_asked_for_whatever_its_priority() {
-        let mut packer = Packer::default();
-        let id = queue(&mut packer);
-        packer.push(MonoTime::ZERO, id, piece(1, 1, 10, 0..1));
-        packer.push(MonoTime::ZERO, id, piece(2, 2, 90, 0..1));
-        let order: Vec<u8> =
-            packer.get(id).expect("it is there").in_order(true).map(|(_, piece)| piece.id.task.as_bytes()[0]).collect();
-        assert_eq!(order, [1, 2]);
-    }
-
-    #[test]
-    fn rows_that_a_batch_cut_are_one_piece_again() {
-        let mut packer = Packer::default();
-        let id = queue(&mut packer);
-        packer.push(MonoTime::ZERO, id, piece(1, 1, 50, 8..16));
-        packer.push(MonoTime::ZERO, id, piece(1, 1, 50, 0..8));
-        assert_eq!(take_all(&mut packer, id, 64), [(1, 0..16)]);
-    }
-
-    #[test]
-    fn queues_that_nobody_uses_are_few() {
-        let mut packer = Packer::default();
-        let attempt = piece(1, 1, 50, 0..1).id;
-        for number in 0..200 {
-            let limits = limits(number);
-            let kind =
-                Kind { lane: Lane::Batch, way: vec![Digest::from_bytes([1; 32])], limits, forms: Arc::default() };
-            let id = packer.enter(MonoTime::from_micros(u64::from(number)), kind);
-            packer.leave(attempt, &[id]);
-        }
-        assert_eq!(packer.queues.len(), IDLE_QUEUES_MAX);
-        assert_eq!(packer.ids.len(), IDLE_QUEUES_MAX);
-    }
-
-    #[test]
-    fn long_ways_that_never_come_again_leave_few_queues() {
-        let mut packer = Packer::default();
-        let attempt = piece(1, 1, 50, 0..1).id;
-        for number in 0..100_u8 {
-            let limits = limits(number.into());
-            let stage = |stages: u8| {
-                let way = (0..stages).map(|stage| Digest::from_bytes([stage; 32])).collect();
-                packer.enter(MonoTime::ZERO, Kind { lane: Lane::Batch, way, limits, forms: Arc::default() })
-            };
-            let way: Vec<QueueId> = (1..=8).map(stage).collect();
-            packer.leave(attempt, &way);
-        }
-        assert_eq!((packer.queues.len(), packer.ids.len()), (IDLE_QUEUES_MAX, IDLE_QUEUES_MAX));
-    }
-
-    #[test]
-    fn clients_that_come_and_go_are_forgotten_though_somebody_always_waits() {
-        let mut packer = Packer::default();
-        let id = queue(&mut packer);
-        packer.push(MonoTime::ZERO, id, piece(1, 1, 0, 0..1));
-        for number in 0..10_000_u32 {
-            let mut client = [0; 16];
-            client[..4].copy_from_slice(&number.to_be_bytes());
-            packer.push(MonoTime::ZERO, id, Piece { client: ClientId::from_bytes(client), ..piece(2, 2, 90, 0..1) });
-            let queue = packer.get_mut(id).expect("it was made");
-            let first = queue.in_order(false).next().map(|(rank, _)| rank).expect("somebody waits");
-            queue.take(first, 1).expect("it waits");
-            queue.virtual_rows += 1; // What a batch of others would do.
-        }
-        let remembered = packer.get(id).expect("it was made").ends.len();
-        assert!(remembered <= CLIENTS_MAX + 1, "{remembered}");
     }
 }

@@ -11,9 +11,13 @@
 
 use std::collections::BTreeMap;
 
-use proto_msgs::{Lane, Register};
+use proto_msgs::{
+    Lane, Register,
+    limits::{GPUS_MAX, SLOTS_MAX},
+};
 
 use super::api::{BatchId, SlotId};
+use crate::Census;
 
 /// While realtime work competes, the batch lane's share of a device is a tenth: it is owed one part for every nine of
 /// the realtime lane.
@@ -56,6 +60,17 @@ impl Slots {
         let slots = lanes.zip(map.iter().cycle()).map(|(lane, device)| empty(lane, *device)).collect();
         let gpus_bytes = register.gpus.iter().map(|gpu| gpu.memory_bytes).collect();
         Self { slots, width: usize::from(width.max(1)), gpus_bytes, owed_us: BTreeMap::new(), counts }
+    }
+
+    pub(super) fn census(&self, census: &mut Census<'_>) {
+        let Self { slots, width: _, gpus_bytes, owed_us, counts: _ } = self;
+        census.lasting("slots", slots.len(), SLOTS_MAX);
+        census.lasting("GPUs", gpus_bytes.len(), GPUS_MAX);
+        census.lasting("devices owed", owed_us.len(), slots.len());
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
     }
 
     pub(super) fn of_lane(&self, lane: Lane) -> usize {
@@ -228,5 +243,9 @@ mod tests {
         slots.spent(0, Lane::Realtime, 900_000, [true, true]);
         slots.spent(0, Lane::Realtime, 1, [true, false]);
         assert!(!slots.owes(0, 1), "nothing is owed to a lane that wants nothing");
+        slots.spent(0, Lane::Realtime, 3_600_000_000, [true, true]);
+        assert!(slots.owes(0, 60_000_000));
+        slots.spent(0, Lane::Batch, 2_000_000, [true, true]);
+        assert!(!slots.owes(0, 1), "after hours it gets two seconds, not minutes");
     }
 }

@@ -24,7 +24,12 @@ fn model() -> impl Strategy<Value = Model> {
     let rows_max = prop_oneof![3 => Just(u32::MAX), 1 => 1..64_u32];
     let right_to = prop_oneof![3 => Just(u32::MAX), 1 => 1..64_u32];
     let parts = (100..20_000_u64, 0..5_000_u64, many, rows_max, right_to);
-    parts.prop_map(|(base_us, each_us, many, rows_max, right_to)| Model { base_us, each_us, many, rows_max, right_to })
+    parts.prop_map(|(base_us, each_us, many, rows_max, right_to)| Model {
+        many,
+        rows_max,
+        right_to,
+        ..Model::packs(base_us, each_us)
+    })
 }
 
 fn task() -> impl Strategy<Value = Task> {

@@ -93,6 +93,22 @@ fn the_batch_lane_keeps_its_tenth_however_much_realtime_there_is() {
 }
 
 #[test]
+fn the_batch_lane_takes_smaller_batches_while_realtime_items_come() {
+    let mut world = practised(one_gpu(), Model::packs(5 * MS, 5 * MS));
+    // Long after the last realtime item.
+    let now = world.now + 2 * SECOND;
+    world.submit(now, Task::new(1, Lane::Batch, 1000));
+    for round in 1..20 {
+        world.submit(now + round * 137 * MS, Task::new(2, Lane::Realtime, 1));
+    }
+    world.run_until(now + 2 * SECOND);
+    let of_batch_lane = world.batches.iter().filter(|(lane, ..)| *lane == Lane::Batch);
+    let sizes: Vec<u32> = of_batch_lane.map(|(.., rows)| *rows).collect();
+    assert_eq!(sizes[0], 64);
+    assert!(sizes.len() > 4 && sizes[1..].iter().all(|rows| *rows == 32), "{sizes:?}");
+}
+
+#[test]
 fn a_realtime_item_waits_for_the_batch_that_runs_and_for_no_other() {
     for slots in [[1, 1], [2, 2], [0, 2]] {
         let machine = Machine { slots, ..one_gpu() };
@@ -292,4 +308,44 @@ fn an_idle_device_takes_what_is_there_and_a_full_batch_at_once() {
     world.run_until(now + 20 * SECOND);
     assert_eq!(dispatched(&world, alone), (now, 1, Dispatch::Idle));
     assert_eq!(dispatched(&world, full), (now + 10 * SECOND, 64, Dispatch::Full));
+}
+
+#[test]
+fn rows_run_together_only_in_numbers_that_save_a_fifth_whatever_the_curve() {
+    let in_steps = |rows: u32| if rows == 1 { 1 } else { rows.div_ceil(4) * 3 };
+    let curves: [(&str, Model, bool); 7] = [
+        ("a line", Model::packs(0, 5 * MS), false),
+        ("nearly a line", Model::packs(MS, 5 * MS), false),
+        ("a dear start", Model::packs(5 * MS, 5 * MS), true),
+        ("a very dear start", Model::packs(20 * MS, MS / 10), true),
+        ("steps of four rows", Model { charged: in_steps, ..Model::packs(0, 5 * MS) }, true),
+        (
+            "a gain from eight rows on",
+            Model { charged: |rows| if rows < 8 { rows } else { 5 + rows / 8 }, ..Model::packs(0, 5 * MS) },
+            true,
+        ),
+        (
+            "no gain beyond eight rows",
+            Model { charged: |rows| rows.max(2) - rows.min(8) / 2, ..Model::packs(0, 5 * MS) },
+            true,
+        ),
+    ];
+    for (name, model, gains) in curves {
+        let mut world = World::new(one_gpu(), vec![model]);
+        let start = world.now;
+        for round in 0..1000 {
+            // All sizes up to 24, in a mixed order.
+            world.submit(start + round * SECOND / 2, Task::new(1, Lane::Realtime, (round * 7 % 24) as u32 + 1));
+        }
+        world.run_until(start + 1000 * SECOND);
+        let late = &world.batches[world.batches.len() / 2..];
+        let packed: Vec<u32> = late.iter().filter(|(_, kind, _)| kind.is_packed()).map(|(.., rows)| *rows).collect();
+        let is_dear = |rows: &&u32| model.batch_us(**rows) * 100 >= model.batch_us(1) * u64::from(**rows) * 80;
+        let dear: Vec<u32> = packed.iter().filter(is_dear).copied().collect();
+        println!("{name}: {} batches, {} packed, {} of them dear", late.len(), packed.len(), dear.len());
+        // A few are tried again and again: times change.
+        assert!(dear.len() * 50 < late.len(), "{name}: {} of {}: {dear:?}", dear.len(), late.len());
+        let rows: u32 = packed.iter().sum();
+        assert!(!gains || rows > 500 * 24 / 4, "{name}: {rows} rows ran together");
+    }
 }

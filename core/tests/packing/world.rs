@@ -32,6 +32,8 @@ const WORKER: WorkerId = WorkerId::from_bytes([1; 16]);
 pub(crate) struct Model {
     pub(crate) base_us: Micros,
     pub(crate) each_us: Micros,
+    /// The rows that a call of so many rows is charged for.
+    pub(crate) charged: fn(u32) -> u32,
     /// How a packed call compares with single runs.
     pub(crate) many: Equality,
     /// Calls with more rows than this fail.
@@ -42,11 +44,11 @@ pub(crate) struct Model {
 
 impl Model {
     pub(crate) const fn packs(base_us: Micros, each_us: Micros) -> Self {
-        Self { base_us, each_us, many: Equality::Same, rows_max: u32::MAX, right_to: u32::MAX }
+        Self { base_us, each_us, charged: |rows| rows, many: Equality::Same, rows_max: u32::MAX, right_to: u32::MAX }
     }
 
     pub(crate) fn batch_us(&self, rows: u32) -> Micros {
-        self.base_us + self.each_us * u64::from(rows)
+        self.base_us + self.each_us * u64::from((self.charged)(rows))
     }
 
     /// How a packed call with so many rows compares with single runs.
@@ -104,6 +106,7 @@ impl Task {
 enum Happening {
     Submit(usize),
     Cancel(usize),
+    BatchRuns(BatchId),
     BatchOver(BatchId),
     Wake,
 }
@@ -245,6 +248,10 @@ impl World {
                         self.handle(Event::Aborted { id: id_of(task) });
                     }
                 }
+                Happening::BatchRuns(batch) if self.running.contains_key(&batch) => {
+                    self.handle(Event::BatchReached { batch, phase: Phase::Running });
+                }
+                Happening::BatchRuns(_) => {}
                 Happening::BatchOver(batch) => self.batch_over(batch),
                 Happening::Wake => {
                     self.wake = None;
@@ -398,6 +405,8 @@ impl World {
             *busy_until = self.now + running.took;
         }
         self.referee.begins(&running, &self.running, model);
+        // Every model is loaded.
+        self.at(self.now, Happening::BatchRuns(batch));
         self.at(self.now + running.took, Happening::BatchOver(batch));
         for part in &running.parts {
             self.began.entry(number_of(part.id)).or_insert(self.now);
@@ -406,10 +415,6 @@ impl World {
     }
 
     fn batch_over(&mut self, batch: BatchId) {
-        if !self.running.contains_key(&batch) {
-            return;
-        }
-        self.handle(Event::BatchReached { batch, phase: Phase::Running });
         let Some(running) = self.running.remove(&batch) else { return };
         let rows = running.rows();
         let model = self.model_on(running.device, &running.parts[0]);

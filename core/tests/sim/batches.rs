@@ -7,15 +7,13 @@ use super::{
     job::{Behaviour, Job},
     mesh::{Happening, MS, Mesh, Micros, Node, SECOND, short_id},
     models::{self, Law, law_of},
+    referee::Referee,
     story::tell,
     worker_shell::{Session, Stage},
 };
 
 /// The outputs of an attempt's rows so far, by stage and row.
 pub(super) type Rows = Vec<Vec<Option<u64>>>;
-
-/// Time to load a model that is not warm.
-const LOAD: Micros = 20 * MS;
 
 /// A running batch.
 #[derive(Clone, Debug)]
@@ -26,9 +24,16 @@ pub(super) struct Batch {
     pub(super) kind: BatchKind,
     /// Time to load the model, 0 if it is warm.
     pub(super) load: Micros,
+    pub(super) is_loaded: bool,
+    /// Nobody wants its rows any more: it ends once its model is loaded.
+    pub(super) only_loads: bool,
 }
 
 impl Batch {
+    pub(super) fn new(parts: Vec<Part>, slot: SlotId, device: i16, kind: BatchKind) -> Self {
+        Self { parts, slot, device, kind, load: 0, is_loaded: false, only_loads: false }
+    }
+
     /// Number of rows of all parts.
     pub(super) fn rows(&self) -> u32 {
         self.parts.iter().map(|part| part.rows.end.saturating_sub(part.rows.start)).sum()
@@ -40,6 +45,14 @@ pub(super) fn model_of(job: &Job, stage: u8) -> u8 {
     match stage {
         0 => job.model,
         later => job.then.get(usize::from(later) - 1).copied().unwrap_or(job.model),
+    }
+}
+
+impl Referee {
+    /// The model that a batch runs.
+    fn model_of(&self, batch: &Batch) -> Digest {
+        let model = batch.parts.first().map_or(0, |part| model_of(self.job(part.id.task), part.stage));
+        Digest::from_bytes([model; 32])
     }
 }
 
@@ -60,9 +73,7 @@ impl Mesh {
             .collect();
         let model = jobs.clone().next().map_or(0, |(job, part)| model_of(job, part.stage));
         let digest = Digest::from_bytes([model; 32]);
-        batch.load = if shell.warm.contains(&digest) { 0 } else { LOAD };
-        shell.warm.retain(|warm| *warm != digest);
-        shell.warm.insert(0, digest);
+        batch.load = if shell.warm.contains(&digest) { 0 } else { self.setup.load };
         for part in &batch.parts {
             if let Some(kept) = shell.disk.detached.get_mut(&part.id)
                 && std::mem::replace(&mut kept.begun_in, life) != life
@@ -73,16 +84,50 @@ impl Mesh {
         let load = batch.load;
         let takes = load + time_within(batch.kind, law_of(model), &singles, limit);
         shell.batches.insert(id, batch);
-        self.after(load + MS.min(takes), Happening::Batch { worker, life, batch: id, is_over: false });
+        self.after(load + MS.min(takes - load) / 2, Happening::Batch { worker, life, batch: id, is_over: false });
         self.after(takes, Happening::Batch { worker, life, batch: id, is_over: true });
     }
 
     pub(super) fn kill_batch(&mut self, worker: usize, id: BatchId) {
         tell!(self, "W{worker} kills {id:?}");
         self.referee.worker_acted(self.now, worker, &self.workers[worker]);
-        if self.workers[worker].batches.remove(&id).is_none() {
-            self.referee.fail("only what runs is killed", format!("W{worker} kills {id:?}"));
+        let Some(batch) = self.workers[worker].batches.remove(&id) else {
+            return self.referee.fail("only what runs is killed", format!("W{worker} kills {id:?}"));
+        };
+        // Its runner ends with it.
+        let model = self.referee.model_of(&batch);
+        let shell = &mut self.workers[worker];
+        let is_used = shell.batches.values().any(|other| other.is_loaded && self.referee.model_of(other) == model);
+        if batch.is_loaded && !is_used {
+            shell.warm.retain(|warm| *warm != model);
         }
+    }
+
+    pub(super) fn only_load(&mut self, worker: usize, id: BatchId) {
+        tell!(self, "W{worker} only loads {id:?}");
+        match self.workers[worker].batches.get_mut(&id) {
+            Some(batch) => batch.only_loads = true,
+            None => self.referee.fail("only what runs is killed", format!("W{worker} only loads {id:?}")),
+        }
+    }
+
+    /// The model of a batch is loaded, and its rows begin to run if anybody wants them.
+    fn batch_loaded(&mut self, worker: usize, id: BatchId) {
+        self.referee.worker_acted(self.now, worker, &self.workers[worker]);
+        let Some(batch) = self.workers[worker].batches.get_mut(&id) else { return };
+        batch.is_loaded = true;
+        let (load, only_loads) = (batch.load, batch.only_loads);
+        let model = self.referee.model_of(&self.workers[worker].batches[&id]);
+        let shell = &mut self.workers[worker];
+        shell.warm.retain(|warm| *warm != model);
+        shell.warm.insert(0, model);
+        if !only_loads {
+            return self.worker_handle(worker, Event::BatchReached { batch: id, phase: Phase::Running });
+        }
+        shell.batches.remove(&id);
+        tell!(self, "W{worker} has loaded for {id:?}");
+        let ended = Ok(BatchTimes { load_us: load, ..BatchTimes::default() });
+        self.worker_handle(worker, Event::BatchEnded { batch: id, ended });
     }
 
     pub(super) fn batch_step(&mut self, worker: usize, life: u32, id: BatchId, is_over: bool) {
@@ -91,7 +136,7 @@ impl Mesh {
             return;
         }
         match is_over {
-            false => self.worker_handle(worker, Event::BatchReached { batch: id, phase: Phase::Running }),
+            false => self.batch_loaded(worker, id),
             true => self.batch_over(worker, id),
         }
     }
@@ -99,6 +144,9 @@ impl Mesh {
     fn batch_over(&mut self, worker: usize, id: BatchId) {
         self.referee.worker_acted(self.now, worker, &self.workers[worker]);
         let Some(batch) = self.workers[worker].batches.remove(&id) else { return };
+        if batch.only_loads {
+            return; // It ended with the load.
+        }
         let kills = |part: &Part| {
             let job = self.referee.job(part.id.task);
             job.behaviour == Behaviour::KillsWorker && is_last(job, part.stage)

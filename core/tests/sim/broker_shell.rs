@@ -107,6 +107,7 @@ impl Mesh {
         for action in actions {
             self.broker_acts(action);
         }
+        self.count_tables(Node::Broker);
         self.set_wake(Node::Broker);
     }
 

@@ -137,6 +137,7 @@ impl Mesh {
         for action in machine.handle(now, event) {
             self.client_acts(client, action);
         }
+        self.count_tables(Node::Client(client));
         self.set_wake(Node::Client(client));
     }
 
@@ -172,6 +173,12 @@ impl Mesh {
             Action::End { task, end } => {
                 tell!(self, "C{client} ends {}: {:?}", short(task), end.outcome);
                 let wants_it = self.clients[client].user;
+                let is_refused = matches!(&end.outcome, Outcome::Failed(failure)
+                    if failure.code == ErrorCode::DeadlineUnmeetable);
+                if is_refused && self.would_surely_meet(task) {
+                    let detail = format!("{} at C{client}: {end:?}", short(task));
+                    self.referee.fail("a deadline that would be met is not refused", detail);
+                }
                 self.referee.ended(self.now, self.users[wants_it].id, client, task, &end);
                 self.stream_goes_on(task);
             }

@@ -3,14 +3,15 @@
 
 use std::time::Duration;
 
-use mesh_core::{Rules, broker::Policy};
-use proto_msgs::{ErrorCode, Lane, TaskId};
+use mesh_core::{Rules, broker::Policy, client::End};
+use proto_msgs::{ErrorCode, Lane, Outcome, TaskId};
 
 use super::{
     faults::Fault,
     job::{Behaviour, Job},
     mesh::{Happening, MS, Mesh, Micros, Node, SECOND, Setup},
     models::PACKS,
+    referee::Truth,
     rng::Rng,
     seeds::{Ran, guarded, number_from},
     story::Story,
@@ -36,7 +37,13 @@ const BEFORE_RUN: Micros = 600 * MS;
 /// Plays one seed.
 pub(crate) fn play(seed: u64, rules: Rules, story: Story) -> Ran {
     let mut plan = Rng::new(seed ^ 0xc0d);
-    let crowd = CROWDS[seed as usize % CROWDS.len()];
+    // Every second slow worker is one whose tasks others end sooner.
+    let crowd = match seed % 16 {
+        12 => a_worker_well_again,
+        // And every second crowd of stages is one of loads.
+        14 => a_slow_load,
+        _ => CROWDS[seed as usize % CROWDS.len()],
+    };
     let setup = Setup { rules, through_bytes: seed.is_multiple_of(8), ..Setup::new(seed) };
     let mut mesh = Mesh::new(setup, story);
     crowd(&mut mesh, &mut plan);
@@ -106,6 +113,30 @@ impl Mesh {
             .collect();
         let here = ran_at.iter().filter(|ran_at| Node::Worker(**ran_at) == worker).count();
         here as u64 * 1000 / ran_at.len().max(1) as u64
+    }
+}
+
+/// A model takes longer to load than its tasks may take: it is loaded all the same, and then they are in time.
+fn a_slow_load(mesh: &mut Mesh, plan: &mut Rng) {
+    mesh.setup.load = plan.among(600 * MS..3 * SECOND);
+    let count = plan.among(1..4);
+    workers(mesh, count, &plan.pick(&[Place::lanes(0, 1), Place::lanes(1, 1), Place::lanes(2, 2)]));
+    let client = clients(mesh, 1)[0];
+    mesh.run_for(Duration::from_secs(5));
+    let deadline = Duration::from_millis(plan.among(150..400));
+    let job = Job::runs(Duration::from_millis(10)).light().deadline(deadline);
+    for round in 0..3 {
+        let stream = mesh.stream(client, job.clone(), Pace::Every(Duration::from_millis(200)), 100);
+        mesh.play_out(&[stream], Duration::from_secs(120));
+        let truths = mesh.tasks_of(stream).map(|task| mesh.referee.task(task));
+        let is_met = |truth: &&Truth| matches!(truth.ends[..], [(_, End { outcome: Outcome::Done { .. }, .. })]);
+        let met = truths.skip(50).filter(is_met).count();
+        if mesh.violation().is_none() && met < 45 {
+            let detail = format!("round {round}: {met} of the last 50 tasks were in time, each has {deadline:?}");
+            return mesh.referee.fail("a load is paid once", detail);
+        }
+        (0..mesh.workers.len()).for_each(|worker| mesh.cool(Node::Worker(worker)));
+        mesh.run_for(Duration::from_secs(40));
     }
 }
 
@@ -247,6 +278,54 @@ fn a_slow_worker(mesh: &mut Mesh, plan: &mut Rng) {
     }
     mesh.streams[stream].left = 0;
     mesh.play_out(&[stream], Duration::from_secs(60));
+}
+
+/// A worker is slow for a while and gets no tasks, since others end them sooner. Only trials show that it is well again.
+fn a_worker_well_again(mesh: &mut Mesh, plan: &mut Rng) {
+    let nodes = workers(mesh, 2, &Place::lanes(2, 1));
+    let people = clients(mesh, 3);
+    let job = Job::runs(lasts(plan.among(10 * MS..30 * MS))).model(plan.pick(&[0, PACKS]), 4 << 10).light();
+    let promised = plan.pick(&[job.clone(), job.clone().slo(80, 50)]);
+    let hasty = job.clone().deadline(Duration::from_millis(400));
+    let always = Duration::from_secs(120);
+    let stream = mesh.stream_for(people[0], promised.clone(), Pace::Closed(3), always);
+    let other = mesh.stream_for(people[1], promised, Pace::Closed(3), always);
+    mesh.run_for(Duration::from_secs(2));
+    mesh.level_links(MS);
+    mesh.run_for(Duration::from_secs(8));
+    mesh.slow_down(nodes[0], plan.among(15_000..30_000));
+    mesh.run_for(Duration::from_secs(3));
+    let hurry = mesh.stream_for(people[2], hasty, Pace::Every(lasts(250 * MS)), always);
+    mesh.run_for(Duration::from_secs(plan.among(5..12)));
+    let healed = mesh.now;
+    mesh.slow_down(nodes[0], 1000);
+    mesh.run_for(Duration::from_secs(25));
+    // Each of the two may have settled at a worker of its own.
+    let span = healed + 15 * SECOND..mesh.now;
+    let shares = [stream, other].map(|stream| mesh.share_at(nodes[0], stream, span.clone()));
+    let afterwards = shares.iter().sum::<u64>() / 2;
+    let trials = mesh.broker.machine.as_ref().map_or(0, |broker| broker.counters().trials);
+    // One in ten seconds for each worker.
+    if trials > 2 * (mesh.now / (10 * SECOND)) {
+        mesh.referee.fail("trials are few", format!("{trials} in {} s", mesh.now / SECOND));
+    }
+    if afterwards < 200 {
+        let detail = format!("{afterwards} thousandths run at the worker that is well again");
+        mesh.referee.fail("a worker that is well again is used", detail);
+    }
+    let is_done = |end: &End| matches!(end.outcome, Outcome::Done { .. });
+    let was_tried = |truth: &&Truth| truth.placements.iter().any(|(_, worker)| *worker == mesh.workers[0].id);
+    let is_late = |truth: &&Truth| {
+        let missed = truth.ended.is_some() && !truth.ends.iter().any(|(_, end)| is_done(end));
+        missed && truth.submitted < healed && was_tried(truth)
+    };
+    let late = mesh.tasks_of(hurry).map(|task| mesh.referee.task(task)).filter(is_late).count();
+    if late > 0 {
+        mesh.referee.fail("trials make no task late", format!("{late} tasks missed their deadlines"));
+    }
+    let streams = [stream, other, hurry];
+    streams.iter().for_each(|stream| mesh.streams[*stream].left = 0);
+    mesh.play_out(&streams, Duration::from_secs(60));
 }
 
 /// A task that kills each worker that runs it, among harmless ones.

@@ -117,11 +117,20 @@ impl Mesh {
         let Node::Worker(worker) = worker else { panic!("workers are slow") };
         tell!(self, "W{worker} takes {permille} thousandths of the time");
         self.workers[worker].slowness_permille = permille;
+        self.referee.has_slowed = true;
+    }
+
+    /// The worker's idle runners have ended: every model must be loaded again.
+    pub(crate) fn cool(&mut self, worker: Node) {
+        let Node::Worker(worker) = worker else { panic!("workers have runners") };
+        tell!(self, "W{worker} is cold");
+        self.workers[worker].warm.clear();
     }
 
     /// Heals all faults. A frozen process goes on by itself and finds what it missed.
     pub(crate) fn heal(&mut self) {
         tell!(self, "all heals");
+        self.referee.struck = Some(self.now);
         self.net = Net::calm();
         if self.broker.store.is_away {
             self.store_away(false);
@@ -140,6 +149,10 @@ impl Mesh {
             Node::Client(client) => mesh.clients[client].machine.is_some(),
             _ => true,
         };
+        let is_of_users = matches!(fault, Fault::Submit(..) | Fault::Cancel(_) | Fault::CancelElsewhere(_));
+        if !is_of_users {
+            self.referee.struck = Some(self.now);
+        }
         match fault {
             Fault::Crash(node) => self.crash(node),
             Fault::Restart(node) => self.restart(node),
@@ -284,7 +297,10 @@ impl Mesh {
             return Some(format!("B still has {gauges:?} with {alive} workers alive"));
         }
         let rows = self.broker.store.tasks.len();
-        (rows > 0).then(|| format!("the store still has {rows} tasks"))
+        if rows > 0 {
+            return Some(format!("the store still has {rows} tasks"));
+        }
+        self.left_in_tables()
     }
 
     /// Plays on until all is quiet. If that takes longer than `limit`, it is a violation.

@@ -9,7 +9,7 @@ use super::{
     batches::{Batch, brief, has, model_of},
     job::Job,
     mesh::{Micros, micros, short_id},
-    referee::Referee,
+    referee::{Referee, number},
     worker_shell::WorkerShell,
 };
 
@@ -152,6 +152,13 @@ impl Referee {
                 self.rooms.full.insert((worker, lane), now);
             }
         }
+        let loads = shell.batches.values().filter(|batch| batch.only_loads).filter_map(|batch| batch.parts.first());
+        let loads: Vec<u8> = loads.map(|part| model_of(self.job(part.id.task), part.stage)).collect();
+        let (rooms, tasks) = (&mut self.rooms, &self.tasks);
+        // Rows whose model is being loaded for nobody wait for that runner.
+        let waits = |id: &AttemptId| loads.contains(&tasks[number(id.task)].job.model);
+        let its = rooms.ready.iter_mut().filter(|((at, id), _)| *at == worker && waits(id));
+        its.for_each(|(_, since)| *since = now);
         self.rooms.ready.retain(|(at, id), _| {
             *at != worker || shell.sessions.contains_key(id) && !shell.batches.values().any(|batch| has(batch, *id))
         });

@@ -9,7 +9,7 @@
 //!   scale      many workers
 //! ```
 //!
-//! Begin with `stories`, then read `referee`, which states what must always hold.
+//! Begin with `stories`, then read `referee`, which states what must always hold, and `tables`: nothing grows.
 
 mod batches;
 mod books;
@@ -17,6 +17,7 @@ mod broker_shell;
 mod client_shell;
 mod crowds;
 mod days;
+mod deadlines;
 mod detached;
 mod ears;
 mod expect;
@@ -36,5 +37,6 @@ mod seeds;
 mod stories;
 mod story;
 mod streams;
+mod tables;
 mod worker_shell;
 mod worker_work;

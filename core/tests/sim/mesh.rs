@@ -169,6 +169,8 @@ pub(crate) struct Setup {
     /// How long a result takes to its worker's disk: a small one, and a large one while the disk is busy.
     pub(crate) disk_wait: (Micros, Micros),
     pub(crate) policy: Policy,
+    /// Time to load a model that is not warm.
+    pub(crate) load: Micros,
     /// How long the broker waits for a worker that was given a detached task.
     pub(crate) patience: Duration,
     /// How long ended tasks are shown and detached results kept.
@@ -185,6 +187,7 @@ impl Setup {
             store_wait: (2 * MS, 30 * MS),
             disk_wait: (MS, SECOND / 2),
             policy: Policy::default(),
+            load: 20 * MS,
             patience: Duration::from_secs(20),
             kept: Duration::from_secs(120),
         }

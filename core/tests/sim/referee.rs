@@ -87,6 +87,10 @@ pub(crate) struct Referee {
     pub(crate) tasks: Vec<Truth>,
     /// A fault happened that excuses retryable failures.
     pub(crate) is_harmed: bool,
+    /// When the last fault struck.
+    pub(super) struck: Option<Micros>,
+    /// A worker was slow once: what it has learned may be of that time.
+    pub(super) has_slowed: bool,
     /// A machine was lost for good, with the results that it kept.
     pub(crate) a_worker_is_gone: bool,
     /// Every worker that comes back is in time for its detached tasks.

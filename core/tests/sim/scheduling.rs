@@ -313,3 +313,72 @@ fn items_that_do_not_gain_by_company_run_side_by_side_where_slots_are_free() {
     assert!(took < ms(1700), "{took:?}");
     mesh.end_well();
 }
+
+#[test]
+fn a_worker_that_was_slow_for_a_while_gets_its_part_of_a_stream_again_and_the_promise_is_kept() {
+    let mut mesh = mesh(&[(); 2].map(|()| Place::lanes(2, 2).devices(&[0])));
+    // Four items take 8 ms: one worker could do all of a hundred tasks a second, but not in time.
+    let job = packs(ms(6)).items(4).slo(60, 50);
+    let warm_up = mesh.stream(C0, job.clone(), Pace::Closed(8), 400);
+    mesh.until("the model is known", s(60), |mesh| mesh.latencies(warm_up).len() == 400);
+    mesh.level_links(MS);
+    let stream = mesh.stream_for(C0, job, Pace::Every(ms(10)), s(40));
+    mesh.run_for(s(6));
+    mesh.slow_down(W0, 10_000);
+    mesh.run_for(s(12));
+    let healed = mesh.now;
+    mesh.slow_down(W0, 1000);
+    mesh.run_for(s(22));
+    let afterwards = mesh.share_at(W0, stream, healed + 15_000 * MS..mesh.now);
+    assert!(afterwards > 250, "{afterwards} of 1000 at the worker that is well again");
+    mesh.end_well();
+}
+
+#[test]
+fn a_deadline_shorter_than_the_load_is_met_once_the_model_is_loaded() {
+    let mut mesh = Mesh::new(Setup { load: 1000 * MS, ..Setup::new(1) }, Story::told());
+    mesh.add_worker(Place::lanes(1, 1));
+    let user = mesh.add_user();
+    mesh.add_client(user, true);
+    mesh.run_for(s(6));
+    let job = || Job::runs(ms(10)).light().deadline(ms(200));
+    let in_time = |mesh: &mut Mesh, why: &str| {
+        let stream = mesh.stream(C0, job(), Pace::Every(ms(100)), 60);
+        mesh.until("all have ended", s(30), |mesh| mesh.latencies(stream).len() == 60);
+        let tasks = mesh.streams[stream].tasks.clone();
+        let late = tasks.iter().filter(|task| mesh.referee.task(**task).began.is_none()).count();
+        assert!((1..30).contains(&late), "{why}: {late} of 60 did not run");
+        for task in &tasks[30..] {
+            mesh.expect(*task).done();
+        }
+    };
+    in_time(&mut mesh, "nobody knows the model");
+    mesh.cool(W0);
+    mesh.run_for(s(2));
+    in_time(&mut mesh, "it must be loaded again");
+    mesh.end_well();
+}
+
+#[test]
+fn what_others_wait_for_or_take_late_puts_no_deadline_off() {
+    let label = |value: &str| vec![("room".to_owned(), value.to_owned())];
+    let mut mesh = mesh(&["north", "south"].map(|room| Place { labels: label(room), ..Place::lanes(0, 1) }));
+    let other = more_clients(&mut mesh, 1)[0];
+    let at = |value: &str, job: Job| {
+        let rule = LabelRule { key: "room".to_owned(), value: value.to_owned(), required: true };
+        Job { labels: vec![rule], ..job }
+    };
+    // In the south, one client has much to do and another is slow to take what it gets.
+    mesh.run_for(s(15));
+    let late = Job { output: 3000 * MS, ..Job::runs(ms(20)).light() };
+    let taken_late = mesh.stream(other, at("north", late), Pace::Closed(1), 20);
+    mesh.until("all is taken", s(100), |mesh| mesh.latencies(taken_late).len() == 20);
+    mesh.stream(C0, at("south", Job::runs(ms(300)).light()), Pace::AtOnce, 100);
+    let hurried = at("north", Job::runs(ms(20)).light().deadline(ms(400)));
+    let hurried = mesh.stream(C0, hurried, Pace::Every(s(1)), 20);
+    mesh.until("all have ended", s(100), |mesh| mesh.latencies(hurried).len() == 20);
+    for task in mesh.streams[hurried].tasks.clone() {
+        mesh.expect(task).done();
+    }
+    mesh.end_well();
+}

@@ -99,6 +99,7 @@ pub(super) fn brief_to_worker(message: &BrokerToWorker) -> String {
         }
         BrokerToWorker::Introduce(introduce) => format!("Introduce {}", short(introduce.ticket.body.task)),
         BrokerToWorker::Stop(id) => format!("Stop {}", short_id(*id)),
+        BrokerToWorker::Overtaken(told) => format!("Overtaken {:?}", told.epoch),
     }
 }
 

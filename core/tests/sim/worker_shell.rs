@@ -287,6 +287,7 @@ impl Mesh {
             self.worker_acts(worker, action);
         }
         self.referee.worker_acted(self.now, worker, &self.workers[worker]);
+        self.count_tables(Node::Worker(worker));
         self.set_wake(Node::Worker(worker));
     }
 
@@ -299,9 +300,10 @@ impl Mesh {
             Action::TellClient { link, message } => self.tell_client(worker, link, message),
             Action::Receive { id, link, manifest, ticket } => self.receive(worker, id, link, *manifest, *ticket),
             Action::RunBatch { batch, parts, slot, device, kind, limit } => {
-                self.run_batch(worker, batch, Batch { parts, slot, device, kind, load: 0 }, micros(limit));
+                self.run_batch(worker, batch, Batch::new(parts, slot, device, kind), micros(limit));
             }
             Action::KillBatch { batch } => self.kill_batch(worker, batch),
+            Action::OnlyLoad { batch } => self.only_load(worker, batch),
             Action::Kill { id } => {
                 tell!(self, "W{worker} kills {}", short_id(id));
                 if let Some(session) = self.workers[worker].sessions.get_mut(&id) {
@@ -325,6 +327,8 @@ impl Mesh {
                 self.workers[worker].disk.detached.remove(&id);
             }
             Action::Dial { id, endpoints, .. } => self.dial_client(worker, id, &endpoints),
+            // No two processes have one worker's id here.
+            Action::SayOvertaken => {}
             Action::Exit => {
                 tell!(self, "W{worker} leaves");
                 self.crash_worker(worker);

@@ -8,6 +8,7 @@ use super::{
     super::{Config, Event},
     mesh::{DAY, DONE, Mesh, cost, task, worker},
 };
+use crate::{Census, Table};
 
 /// A worker of a new kind comes with a model of its own, a client brings tasks of every sort, and both leave.
 fn come_and_go(mesh: &mut Mesh, round: u32) {
@@ -37,15 +38,25 @@ fn come_and_go(mesh: &mut Mesh, round: u32) {
 fn busy_days_leave_nothing_behind() {
     let mut mesh = Mesh::new(Config::default());
     (0..100).for_each(|round| come_and_go(&mut mesh, round));
-    assert!(mesh.broker.tasks.entries() > 200, "detached tasks wait for their workers");
+    assert!(mesh.broker.tasks.live() > 200, "detached tasks wait for their workers");
     for _ in 0..3 {
         mesh.store();
         mesh.wait(DAY);
     }
-    assert_eq!(mesh.broker.tasks.entries(), 0);
-    assert_eq!(mesh.broker.queue.len(), 0);
-    assert_eq!(mesh.broker.workers.entries(), (0, 1), "one worker at a time");
-    assert_eq!(mesh.broker.worker_looks.len(), 0);
+    assert_eq!(tables(&mesh, |table| table.entries > table.at_rest), []);
+    let of = |name| tables(&mesh, |table| table.name == name)[0].entries;
+    assert_eq!([of("workers"), of("seats")], [0, 1], "there was one worker at a time");
+}
+
+/// The broker's tables of which this is true.
+fn tables(mesh: &Mesh, is_it: impl Fn(&Table) -> bool) -> Vec<Table> {
+    let mut tables = Vec::new();
+    mesh.broker.census(&mut Census::new(&mut |table| tables.extend(is_it(&table).then_some(table))));
+    tables
+}
+
+fn beyond_limits(mesh: &Mesh) -> Vec<Table> {
+    tables(mesh, |table| table.entries > table.limit)
 }
 
 #[test]
@@ -72,7 +83,7 @@ fn at_work(says: impl Fn(&mut Mesh)) -> Mesh {
 }
 
 fn blamed(mesh: &Mesh) -> Vec<WorkerId> {
-    mesh.broker.tasks.get(task(0)).expect("it is known").avoid.clone()
+    mesh.broker.tasks.get(task(0)).expect("it is known").doubts.avoid.clone()
 }
 
 #[test]
@@ -100,6 +111,67 @@ fn a_task_remembers_only_so_many_workers_that_failed_it() {
 }
 
 #[test]
+fn a_client_that_suspects_one_live_worker_after_the_other_fills_no_memory() {
+    let mesh = at_work(|mesh| {
+        for number in 2..50 {
+            mesh.register(number, [1, 0], |_| {});
+            let (attempt, worker) = (Attempt(number), worker(number));
+            mesh.says(task(0), Standing::Holding { attempt, worker });
+            let outcome = Outcome::failed(ErrorCode::WorkerLost, "it fell silent ".repeat(200));
+            mesh.says(task(0), Standing::Lost { attempt, worker, outcome });
+        }
+    });
+    assert_eq!(beyond_limits(&mesh), []);
+}
+
+#[test]
+fn ever_new_clients_with_ever_new_models_and_promises_fill_no_memory() {
+    let mut mesh = Mesh::new(Config::default());
+    for number in 0..1100_u32 {
+        let mut model = [0; 32];
+        model[..4].copy_from_slice(&number.to_be_bytes());
+        mesh.submit(number, number, |submit| {
+            submit.spec.model.digest = Digest::from_bytes(model);
+            submit.spec.slo = Some(Slo { latency_ms: 500, max_violation_permille: 50 });
+        });
+    }
+    assert_eq!(beyond_limits(&mesh), []);
+}
+
+#[test]
+fn of_many_ended_tasks_only_the_latest_are_remembered() {
+    let mut mesh = Mesh::new(Config { ended_max: 10, ended_for_later_max: 20, ..Config::default() });
+    for number in 0..100 {
+        mesh.submit(number, 1, |submit| submit.spec.detached = number % 2 == 0);
+        mesh.store();
+        mesh.cancel(number, 1);
+    }
+    assert_eq!(beyond_limits(&mesh), []);
+    assert_eq!(tables(&mesh, |table| table.name == "ended tasks")[0].entries, 30);
+}
+
+#[test]
+fn of_many_workers_only_the_best_are_named_in_a_decision() {
+    let mut mesh = Mesh::new(Config::default());
+    (0..30).for_each(|number| mesh.register(number, [1, 1], |_| {}));
+    assert!(mesh.submit(0, 1, |_| {}).is_some());
+    assert_eq!(beyond_limits(&mesh), []);
+    assert_eq!(tables(&mesh, |table| table.name == "workers rated for a task")[0].entries, 8);
+}
+
+#[test]
+fn a_task_that_dies_with_its_worker_leaves_no_verdict_on_the_next_life_of_it() {
+    let mut mesh = Mesh::new(Config::default());
+    mesh.register(0, [1, 0], |_| {});
+    mesh.submit(0, 1, |submit| submit.spec.slo = Some(Slo { latency_ms: 500, max_violation_permille: 50 }));
+    let grant = mesh.grants[0].clone();
+    mesh.leave(0);
+    mesh.lost(&grant, ErrorCode::WorkerLost);
+    assert_eq!(beyond_limits(&mesh), []);
+    assert_eq!(mesh.broker.counters().slo_violations, 1, "the promise was broken all the same");
+}
+
+#[test]
 fn a_worker_that_invents_attempts_fills_no_memory() {
     let mut mesh = Mesh::new(Config::default());
     mesh.register(0, [1, 0], |_| {});
@@ -109,8 +181,9 @@ fn a_worker_that_invents_attempts_fills_no_memory() {
         let attempts = invented.take(256).map(report).collect();
         mesh.beat(0, |heartbeat| (heartbeat.attempts, heartbeat.names_all) = (attempts, false));
     }
-    let booked = mesh.broker.workers.get(worker(0)).expect("it lives").occupancy.len();
+    let booked = tables(&mesh, |table| table.name == "attempts booked at a worker")[0].entries;
     assert!((256..=1024).contains(&booked), "{booked}");
+    assert_eq!(beyond_limits(&mesh), []);
     mesh.beat(0, |heartbeat| (heartbeat.attempts, heartbeat.names_all) = (Vec::new(), true));
     assert_eq!(mesh.submit(1_000_000, 1, |_| {}), Some(worker(0)), "it holds none of them");
 }

@@ -1,6 +1,6 @@
 //! Short stories of tasks that are promised memory of a GPU.
 
-use proto_msgs::{AttemptId, AttemptReport, AttemptState, ErrorCode, Gpu, GpuLoad, Lane, Submit};
+use proto_msgs::{Attempt, AttemptId, AttemptReport, AttemptState, ErrorCode, Gpu, GpuLoad, Lane, Standing, Submit};
 
 use super::{
     mesh,
@@ -80,8 +80,18 @@ fn the_ticket_names_the_gpu_whose_memory_is_promised() {
 }
 
 #[test]
+fn a_task_keeps_its_gpu_when_its_client_takes_it_up() {
+    let mut mesh = with_gpus(&[10, 10]);
+    mesh.submit(0, 1, wants(6));
+    mesh.says(task(0), Standing::Holding { attempt: Attempt(1), worker: worker(0) });
+    mesh.submit(1, 1, wants(8));
+    let named: Vec<Option<u8>> = mesh.grants.iter().map(|grant| grant.ticket.body.gpu).collect();
+    assert_eq!(named, [Some(0), Some(1)]);
+}
+
+#[test]
 fn a_lane_is_promised_gpus_on_which_its_slots_sit_and_lent_ones_last() {
-    let gpus = [10, 10, 20].map(|gib| Gpu { name: "G".to_owned(), memory_bytes: gib * GIB }).to_vec();
+    let gpus = [10, 12, 20].map(|gib| Gpu { name: "G".to_owned(), memory_bytes: gib * GIB }).to_vec();
     let promised = |lane: Lane, count: u32| {
         let mut mesh = mesh();
         mesh.register(0, [1, 2], |register| (register.gpus, register.device_map) = (gpus.clone(), vec![0, 1, -1]));

@@ -40,6 +40,20 @@ fn however_many_others_end_a_detached_result_is_found() {
 }
 
 #[test]
+fn whoever_fetches_a_result_is_shown_the_two_directions_in_turn() {
+    use Direction::{ClientDials, WorkerDials};
+    let mut mesh = Mesh::new(Config::default());
+    mesh.register(0, [1, 0], |_| {});
+    mesh.has_done(0);
+    let mut failed = None;
+    for expected in [ClientDials, WorkerDials, ClientDials, WorkerDials] {
+        mesh.fetch_at(0, 1, &["tcp://10.0.0.9:1"], failed);
+        failed = mesh.grants.last().map(|grant| grant.direction);
+        assert_eq!(failed, Some(expected), "one that failed may work by now");
+    }
+}
+
+#[test]
 fn whoever_waits_for_a_result_is_shown_the_way_when_there_is_one() {
     let mut mesh = Mesh::new(Config::default());
     mesh.register(0, [1, 0], |_| {});

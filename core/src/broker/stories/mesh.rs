@@ -8,9 +8,9 @@ use std::{
 pub(super) use mesh_samples::{MODEL, client_id as client, task_id as task, worker_id as worker};
 use mesh_samples::{client_peer, worker_peer};
 use proto_msgs::{
-    Answer, AnswerBody, Ask, AttemptId, BrokerToClient, CancelTask, ClientToBroker, Close, Digest, ErrorCode, Grant,
-    Heartbeat, Leave, Locate, ModelCost, ModelFormat, Outcome, Packing, Question, Register, Standing, Submit, TaskId,
-    TaskStanding, WhyView, WorkerId, WorkerToBroker,
+    Answer, AnswerBody, Ask, AttemptId, BrokerToClient, BrokerToWorker, CancelTask, ClientToBroker, Close, Digest,
+    Direction, Epoch, ErrorCode, Grant, Heartbeat, Leave, Locate, ModelCost, ModelFormat, Outcome, Packing, Question,
+    Register, Standing, Submit, TaskId, TaskStanding, WhyView, WorkerId, WorkerToBroker,
 };
 
 use crate::{
@@ -45,6 +45,8 @@ pub(super) struct Mesh {
     /// Attached tasks whose rows the store shows to people.
     pub(super) shown: BTreeSet<TaskId>,
     pub(super) models: Vec<(WorkerId, Digest)>,
+    /// Lives of workers that were told that another process has their id.
+    pub(super) overtaken: Vec<Epoch>,
 }
 
 impl Mesh {
@@ -69,6 +71,7 @@ impl Mesh {
             unstored: BTreeSet::new(),
             shown: BTreeSet::new(),
             models: Vec::new(),
+            overtaken: Vec::new(),
         }
     }
 
@@ -97,6 +100,7 @@ impl Mesh {
                     }
                     _ => {}
                 },
+                Action::TellWorker { message: BrokerToWorker::Overtaken(told), .. } => self.overtaken.push(told.epoch),
                 Action::Save(Change::PutTask { record, durable: true }) => {
                     self.unstored.insert(record.spec.task);
                     self.rows.insert(record.spec.task, *record);
@@ -260,7 +264,12 @@ impl Mesh {
 
     /// A client asks for the result of a detached task.
     pub(super) fn fetch(&mut self, number: u32, of: u32) {
-        let (endpoints, unreachable) = (Vec::new(), None);
+        self.fetch_at(number, of, &[], None);
+    }
+
+    /// A client that can be dialled at these endpoints asks, after a direction has failed.
+    pub(super) fn fetch_at(&mut self, number: u32, of: u32, endpoints: &[&str], unreachable: Option<Direction>) {
+        let endpoints = endpoints.iter().map(|endpoint| (*endpoint).to_owned()).collect();
         let locate = Locate { task: task(number), client: client(of), key: None, endpoints, unreachable };
         self.handle(Event::ClientSaid { peer: client_peer(of), key: None, message: ClientToBroker::Locate(locate) });
     }

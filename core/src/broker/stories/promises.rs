@@ -36,9 +36,9 @@ fn a_stream_leaves_a_worker_that_breaks_its_promise_and_comes_back_with_care() {
 fn given_to_one_that_hangs() -> Vec<usize> {
     let promise = Slo { latency_ms: 200, max_violation_permille: 100 };
     let mut mesh = mesh();
-    // The worker that hangs was the better one before.
+    // The worker that hangs was much the better one before, so that it gets tasks although it is the busier one.
     mesh.measured(0, [0, 100], 50_000);
-    mesh.measured(1, [0, 100], 60_000);
+    mesh.measured(1, [0, 100], 100_000);
     let mut given = vec![0; 10];
     for number in 0..200 {
         let at = mesh.submit(number, 1, |submit| submit.spec.slo = Some(promise)).expect("there is room");
@@ -94,4 +94,34 @@ fn a_promise_counts_as_broken_once_for_each_attempt_and_only_where_the_task_is_a
     mesh.says(grant.id.task, Standing::Holding { attempt: grant.id.attempt, worker: grant.worker });
     mesh.wait(MS);
     assert_eq!(broken(&mesh), 2);
+}
+
+#[test]
+fn nobody_waits_for_a_worker_that_is_only_tried_again() {
+    let promise = Slo { latency_ms: 200, max_violation_permille: 100 };
+    let mut mesh = mesh();
+    mesh.measured(0, [0, 1], 10_000);
+    mesh.measured(1, [0, 1], 60_000);
+    let mut tried = Vec::new();
+    for number in 0..10_000 {
+        // What asks for cores is not sent ahead.
+        let at = mesh.submit(number, 1, |submit| {
+            submit.spec.slo = Some(promise);
+            submit.spec.demands.cpu_millis = 1;
+        });
+        let grant = mesh.grants.last().expect("there was one").id;
+        if at == Some(worker(1)) {
+            mesh.close(grant);
+        } else if mesh.broker.counters().slo_trips == 0 {
+            mesh.wait(300 * MS);
+            mesh.close(grant);
+        } else {
+            assert_eq!(at, Some(worker(0)), "the second worker has room, so nobody waits: {number}");
+            tried.push((number, grant));
+        }
+        mesh.wait(5 * MS);
+        // The first worker breaks its promise each time that it is tried.
+        tried.iter().filter(|(at, _)| number == at + 60).for_each(|(_, late)| mesh.close(*late));
+    }
+    assert!(tried.len() > 2, "{tried:?}");
 }

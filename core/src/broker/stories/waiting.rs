@@ -162,6 +162,20 @@ fn who_goes_round_gets_past_workers_that_are_full() {
 }
 
 #[test]
+fn who_goes_round_passes_nobody_with_room_however_busy() {
+    let mut mesh = Mesh::new(Config { policy: Policy::RoundRobin, ..Config::default() });
+    (0..2).for_each(|number| mesh.measured(number, [0, 4], 10_000));
+    assert_eq!(mesh.submit(0, 1, |_| {}), Some(worker(0)), "and it does not end");
+    for number in 1..4 {
+        let next = worker(number % 2);
+        assert_eq!(mesh.submit(number, 1, |_| {}), Some(next));
+        if next == worker(1) {
+            mesh.close(mesh.grants[number as usize].id);
+        }
+    }
+}
+
+#[test]
 fn a_client_at_work_is_not_refused_by_a_broker_that_has_just_started() {
     let holding = || Standing::Holding { attempt: Attempt(1), worker: worker(0) };
     let mut mesh = mesh();

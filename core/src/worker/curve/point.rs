@@ -21,8 +21,9 @@ pub(super) struct Point {
 impl Point {
     /// Takes in one run. The first runs give a minimum, since cold ones are slow. Then each run moves the mean by an
     /// eighth, where an outlier counts as at most twice, or at least half, the expected time. Several outliers in a row
-    /// replace the mean.
-    pub(super) fn learn(&mut self, rows: u32, us: u64) {
+    /// replace the mean. If `is_old`, the mean says little about the present: the run counts half, and a much shorter
+    /// one replaces it at once, since no run is quicker than its machine.
+    pub(super) fn learn(&mut self, rows: u32, us: u64, is_old: bool) {
         let rows_milli = u64::from(rows) * 1000;
         let expected_us = self.us.saturating_mul(rows_milli) / self.rows_milli.max(1);
         self.count = self.count.saturating_add(1);
@@ -34,13 +35,14 @@ impl Point {
         }
         let expected = expected_us / 2..=expected_us.saturating_mul(2);
         self.surprises = if expected.contains(&us) { 0 } else { self.surprises + 1 };
-        if self.surprises >= SURPRISES {
+        if self.surprises >= SURPRISES || (is_old && us < *expected.start()) {
             (self.rows_milli, self.us, self.surprises) = (rows_milli, us, 0);
             return;
         }
         let us = us.clamp(*expected.start(), *expected.end());
-        self.rows_milli = (self.rows_milli * 7 + rows_milli).div_ceil(8);
-        self.us = self.us.saturating_mul(7).saturating_add(us).div_ceil(8);
+        let parts = if is_old { 2 } else { 8 };
+        self.rows_milli = (self.rows_milli * (parts - 1) + rows_milli).div_ceil(parts);
+        self.us = self.us.saturating_mul(parts - 1).saturating_add(us).div_ceil(parts);
     }
 
     pub(super) fn rows(&self) -> u32 {
@@ -60,10 +62,21 @@ mod tests {
     #[test]
     fn one_outlier_changes_little_and_a_new_speed_is_learned() {
         let mut point = Point::default();
-        (0..20).for_each(|_| point.learn(1, 1000));
-        point.learn(1, 1_000_000);
+        (0..20).for_each(|_| point.learn(1, 1000, false));
+        point.learn(1, 1_000_000, false);
         assert!(point.us <= 1125, "{}", point.us);
-        (0..3).for_each(|_| point.learn(1, 4000));
+        (0..3).for_each(|_| point.learn(1, 4000, false));
         assert_eq!(point.us, 4000, "three times is no outlier");
+    }
+
+    #[test]
+    fn an_old_mean_yields_at_once_to_a_much_shorter_run_and_half_to_any_other() {
+        let after = |us: u64| {
+            let mut point = Point::default();
+            (0..20).for_each(|_| point.learn(1, 1000, false));
+            point.learn(1, us, true);
+            point.us
+        };
+        assert_eq!([100, 800, 1200, 9000].map(after), [100, 900, 1100, 1500]);
     }
 }

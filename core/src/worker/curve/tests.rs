@@ -52,6 +52,17 @@ fn sizes_stop_where_an_item_gets_no_cheaper() {
 }
 
 #[test]
+fn of_sizes_that_differ_only_by_noise_the_smallest_is_the_best() {
+    let best = |item_us: u64| {
+        let time = |rows: u32| u64::from(rows) * [1000, 500, item_us][usize::from(rows > 1) + usize::from(rows > 8)];
+        let mut cost = probed(8, time);
+        (0..3).for_each(|_| cost.learn(16, time(16)));
+        cost.best()
+    };
+    assert_eq!([499, 490].map(best), [8, 16]);
+}
+
+#[test]
 fn a_batch_is_worth_it_only_where_it_saves_a_fifth() {
     let verdict = |permille: u64| {
         // A batch takes this share of its rows' single runs.
@@ -91,6 +102,7 @@ fn a_first_packed_run_that_compiles_does_not_spoil_the_verdict() {
 fn the_batch_lane_is_cut_where_it_costs_nothing() {
     let time = |rows| 5000 + 5000 * u64::from(rows);
     let mut cost = probed(8, time);
+    assert!(matches!(cost.plan(true), Plan::Pack { size: 16, .. }), "a size is not cut before it was tried");
     for rows in [16, 32, 64] {
         (0..3).for_each(|_| cost.learn(rows, time(rows)));
     }
@@ -192,4 +204,27 @@ fn a_size_that_fails_is_not_tried_again() {
     assert_eq!(size(&cost), 16);
     cost.too_large(3);
     assert_eq!(cost.plan(false), Plan::Single);
+}
+
+#[test]
+fn one_run_shows_that_all_old_figures_were_from_worse_times() {
+    let well = |rows: u32| 5000 + 1000 * u64::from(rows);
+    let mut cost = probed(8, well);
+    for _ in 0..20 {
+        [1, 4, 16].into_iter().for_each(|rows| cost.learn(rows, well(rows)));
+    }
+    // Size 16 is last measured while the machine is well, the others while it is ten times as slow.
+    for rows in [1, 4, 8].repeat(5) {
+        cost.learn(rows, 10 * well(rows));
+    }
+    assert_eq!([1, 4, 8, 16].map(|rows| cost.batch_us(rows)), [60_000, 90_000, 130_000, 21_000]);
+    let s = |seconds: u64| MonoTime::from_micros(seconds * 1_000_000);
+    cost.ran(s(1), s(2));
+    cost.ran(s(20), s(21));
+    cost.learn(4, well(4));
+    assert_eq!([1, 4, 8, 16].map(|rows| cost.batch_us(rows)), [9000, 9000, 13_000, 21_000]);
+    // The next run comes soon: it moves the figure by an eighth.
+    cost.ran(s(21), s(22));
+    cost.learn(4, 17_000);
+    assert_eq!(cost.batch_us(4), 10_000);
 }

@@ -1,0 +1,89 @@
+//! What a client makes of a grant: too late, not to be reached, or for a task that goes on without it.
+
+use std::time::Duration;
+
+use mesh_core::{
+    MonoTime,
+    client::{Action, Client, Config, Event},
+};
+use mesh_samples::{TICKET_KEY, client_id, submit, task_id, ticket_body, worker_id};
+use proto_msgs::{
+    Attempt, BrokerToClient, ClientToBroker, Direction, ErrorCode, Grant, Outcome, Purpose, TaskSpec, Ticket,
+    TicketBody,
+};
+
+const NOW: MonoTime = MonoTime::from_micros(1);
+
+fn granted(client: &mut Client, body: TicketBody) -> Vec<Action> {
+    let grant = Grant {
+        id: body.attempt_id(),
+        worker: worker_id(1),
+        worker_name: "w1".to_owned(),
+        worker_key: None,
+        endpoints: vec!["tcp://w:1".to_owned()],
+        direction: Direction::ClientDials,
+        window_bytes: 1,
+        model_held: false,
+        predicted_ms: None,
+        ticket: Ticket::sign(body, &TICKET_KEY),
+    };
+    client.handle(NOW, Event::BrokerSaid(BrokerToClient::Grant(grant)))
+}
+
+fn submitted(client: &mut Client, spec: TaskSpec) {
+    let _ = client.handle(NOW, Event::Submit(Box::new(spec)));
+}
+
+/// The code with which the task ends.
+fn code(actions: &[Action]) -> Option<ErrorCode> {
+    actions.iter().find_map(|action| match action {
+        Action::End { end, .. } => match &end.outcome {
+            Outcome::Failed(failure) => Some(failure.code),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+#[test]
+fn a_grant_for_a_task_that_has_ended_is_given_back_unless_the_task_goes_on_alone() {
+    let gives_back = |detached| {
+        let mut client = Client::new(Config::new(client_id(1)));
+        submitted(&mut client, TaskSpec { detached, ..submit(1, 1).spec });
+        let _ = client.handle(NOW, Event::Cancel { task: task_id(1) });
+        let said = granted(&mut client, TicketBody { detached, ..ticket_body(1, 1, 1) });
+        said.iter().any(|action| matches!(action, Action::TellBroker(ClientToBroker::Close(_))))
+    };
+    assert_eq!([false, true].map(gives_back), [true, false]);
+}
+
+#[test]
+fn a_result_that_cannot_be_reached_three_times_is_not_asked_for_again() {
+    let mut client = Client::new(Config::new(client_id(1)));
+    let _ = client.handle(NOW, Event::Fetch { task: task_id(1) });
+    let mut tries = (1..=3).map(|_| {
+        let body = TicketBody { purpose: Purpose::Fetch, attempt: Attempt(1), ..ticket_body(1, 1, 1) };
+        let id = body.attempt_id();
+        let _ = granted(&mut client, body);
+        code(&client.handle(NOW, Event::ConnectFailed { id, text: "no route".to_owned() }))
+    });
+    assert!(tries.by_ref().eq([None, None, Some(ErrorCode::Unreachable)]));
+}
+
+#[test]
+fn a_detached_task_that_is_all_sent_does_not_expire_at_its_client() {
+    let expires = |sends: bool| {
+        let mut client = Client::new(Config::new(client_id(1)));
+        submitted(&mut client, TaskSpec { detached: true, deadline_ms: Some(10_000), ..submit(1, 1).spec });
+        let body = TicketBody { detached: true, ..ticket_body(1, 1, 1) };
+        let id = body.attempt_id();
+        let _ = granted(&mut client, body);
+        if sends {
+            let _ = client.handle(NOW, Event::Sent { id });
+        }
+        let times = (1..240).map(|step| NOW + Duration::from_millis(50) * step);
+        let mut codes = times.filter_map(|now| code(&client.handle(now, Event::Deadline)));
+        codes.any(|code| code == ErrorCode::Expired)
+    };
+    assert_eq!([false, true].map(expires), [true, false]);
+}
