@@ -86,10 +86,10 @@ impl Admitted {
 /// Bounds of a socket's queues.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Longest part of a message. A peer that sends a longer one is cut off.
+    /// Longest part of a message. A peer that sends a longer one is cut off, and so is one that sends a third part.
     pub part_bytes_max: usize,
     /// Messages per peer in libzmq's queue, each way. A peer can make a listener hold this many of the longest
-    /// messages.
+    /// messages, and one that is not finished.
     pub queue_frames: u16,
     /// Messages per peer that wait in this process when libzmq's queue is full. One more is refused.
     pub overflow_frames: usize,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proto_msgs::{Frame, PeerId, PublicKey};
+use proto_msgs::{Frame, PublicKey};
 use tokio::{
     net::TcpStream,
     task::{JoinSet, coop::consume_budget},
@@ -14,7 +14,6 @@ use crate::{
     direct::Direct,
     monitor::{Monitor, Refusal},
     outlet::{self, End},
-    queue::Queue,
     raw,
     socket::{self, Socket, the_peer},
 };
@@ -24,6 +23,9 @@ const HEAD_START: Duration = Duration::from_millis(200);
 
 /// Time for the system to say why an address cannot be reached.
 const PROBE_WAIT: Duration = Duration::from_millis(300);
+
+/// What is said of a peer whose system accepts connections, but which does not take part in the handshake.
+const SILENT: &str = "it accepts connections but does not answer; check that a program of the mesh listens there, and is not paused or overloaded";
 
 /// A connected DEALER.
 #[derive(Debug)]
@@ -43,7 +45,8 @@ pub enum Heard {
     Frame(Frame),
     /// The connection is up. After a [`Heard::Lost`] this is a new connection, and the peer knows nothing about it.
     Connected,
-    /// The connection broke and is being made again. Queued messages that were not sent may be lost.
+    /// The connection broke and is being made again, unless the peer broke the protocol or a limit: such a peer is cut
+    /// off and not dialled again by this dialer. Queued messages that were not sent may be lost.
     Lost,
 }
 
@@ -51,16 +54,13 @@ pub enum Heard {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum DialError {
     /// No answer came in time.
-    #[error(
-        "no answer from {endpoint} within {} ms ({detail}): check that the program runs there and that no firewall is between",
-        within.as_millis()
-    )]
+    #[error("no answer from {endpoint} within {} ms: {detail}", within.as_millis())]
     Unreachable {
         /// The address tried.
         endpoint: String,
         /// How long was waited.
         within: Duration,
-        /// What was seen meanwhile.
+        /// What was seen meanwhile, and what to check.
         detail: String,
     },
     /// The peer does not admit this node's key, or does not hold the expected key.
@@ -155,9 +155,9 @@ impl Dialer {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(Refusal::Key)) => return Err(DialError::KeyRefused { endpoint: self.endpoint.clone() }),
             Ok(Err(Refusal::Protocol(detail))) => detail,
-            Err(_) if self.monitor.answered => "it accepts connections but says nothing".to_owned(),
             Err(_) => {
-                let (endpoint, detail) = (self.endpoint.clone(), why_unreachable(&self.endpoint).await);
+                let (endpoint, detail) =
+                    (self.endpoint.clone(), why_unreachable(&self.endpoint, self.monitor.answered).await);
                 return Err(DialError::Unreachable { endpoint, within, detail });
             }
         };
@@ -197,8 +197,7 @@ impl Dialer {
 
     /// Hands the socket to its own task. The socket closes when the inbox is dropped.
     pub fn spawn(self) -> (Outlet, Inbox<Heard>) {
-        let (limits, traffic) = (self.direct.limits, self.direct.traffic);
-        outlet::spawn_dialled(self, limits, traffic)
+        outlet::spawn_dialled(self)
     }
 
     /// Waits a moment for queued messages to leave, then closes the socket.
@@ -237,24 +236,12 @@ impl End for Dialer {
         self.hear()
     }
 
-    fn offer(&mut self, peer: &PeerId, frame: &Frame) -> Result<(), SendError> {
-        self.direct.socket.offer(peer, frame)
+    fn direct(&mut self) -> &mut Direct {
+        &mut self.direct
     }
 
     async fn ready(&mut self, wanted: bool, blocked: bool) {
         self.wait(wanted, blocked).await;
-    }
-
-    fn leftovers(&mut self) -> Vec<(PeerId, Queue)> {
-        self.direct.take_waiting()
-    }
-
-    fn malformed(&self) -> u64 {
-        self.direct.traffic.malformed
-    }
-
-    fn close(self) {
-        self.direct.socket.linger();
     }
 }
 
@@ -266,13 +253,16 @@ impl Drop for Dialer {
     }
 }
 
-/// The system's reason why an address cannot be reached, from a plain TCP connect: libzmq does not tell.
-async fn why_unreachable(endpoint: &str) -> String {
-    match timeout(PROBE_WAIT, TcpStream::connect(address::host_and_port(endpoint))).await {
-        Ok(Ok(_)) => "the connection came too late".into(),
+/// Why there is no connection in time. libzmq does not tell: a plain TCP connect gives the system's reason.
+async fn why_unreachable(endpoint: &str, has_answered: bool) -> String {
+    let seen = match timeout(PROBE_WAIT, TcpStream::connect(address::host_and_port(endpoint))).await {
+        // A process that stands still is connected by its system.
+        Ok(Ok(_)) => return SILENT.to_owned(),
+        _ if has_answered => return SILENT.to_owned(),
         Ok(Err(error)) => error.to_string(),
-        Err(_) => "no packet comes back".into(),
-    }
+        Err(_) => "no packet comes back".to_owned(),
+    };
+    format!("{seen}; check that the program runs there and that no firewall is between")
 }
 
 /// Dials several addresses of one peer, each a little ahead of the next, and keeps the first that connects. The

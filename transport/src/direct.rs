@@ -31,7 +31,7 @@ pub struct Traffic {
     pub dropped_full: u64,
     /// Messages dropped because the peer was gone.
     pub dropped_gone: u64,
-    /// Messages received that had no peer name, or too many parts.
+    /// Messages received that had no peer name. (A peer that sends too many parts is cut off.)
     pub malformed: u64,
     /// Gauge: messages that wait in this process for slow peers.
     pub waiting: u64,

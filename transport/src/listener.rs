@@ -7,7 +7,6 @@ use crate::{
     Admit, Context, Door, Inbox, Limits, SendError, Traffic, address,
     direct::Direct,
     outlet::{self, End},
-    queue::Queue,
     raw::{self, Errno},
     socket::{self, Socket},
 };
@@ -132,8 +131,8 @@ impl Listener {
     /// Hands the socket to its own task. The inbox is bounded: if nobody reads it, peers are not read either. The
     /// socket closes when the inbox is dropped.
     pub fn spawn(self) -> (Door, Inbox<Received>) {
-        let (endpoint, limits, traffic) = (self.endpoint.clone(), self.direct.limits, self.direct.traffic);
-        let (shared, inbox) = outlet::spawn(self, limits, traffic);
+        let endpoint = self.endpoint.clone();
+        let (shared, inbox) = outlet::spawn(self);
         (Door::new(endpoint, shared), inbox)
     }
 
@@ -150,25 +149,12 @@ impl End for Listener {
         self.try_recv()
     }
 
-    fn offer(&mut self, peer: &PeerId, frame: &Frame) -> Result<(), SendError> {
-        self.direct.socket.offer(peer, frame)
+    fn direct(&mut self) -> &mut Direct {
+        &mut self.direct
     }
 
     async fn ready(&mut self, wanted: bool, blocked: bool) {
         self.direct.socket.ready(wanted, blocked).await;
-    }
-
-    /// Messages that waited in the direct form.
-    fn leftovers(&mut self) -> Vec<(PeerId, Queue)> {
-        self.direct.take_waiting()
-    }
-
-    fn malformed(&self) -> u64 {
-        self.direct.traffic.malformed
-    }
-
-    fn close(self) {
-        self.direct.socket.linger();
     }
 }
 

@@ -3,12 +3,20 @@
 use std::{
     io,
     sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
 };
 
-use crate::{Context, socket::Socket};
+use crate::{
+    Context,
+    socket::{HANDSHAKE_MS_MAX, Socket},
+};
 
 /// Attempts after which hanging up during the handshake counts as a refusal. A single one may be a peer that just ends.
 const HANG_UPS: u32 = 2;
+
+/// Length of a handshake from which on its end means that this side gave it up: the peer said nothing. It is less than
+/// the limit that libzmq keeps, since the two events of a handshake may be read with different delays.
+const SILENCE_MIN: Duration = Duration::from_millis(HANDSHAKE_MS_MAX as u64 / 2);
 
 /// Why a peer that was reached cannot be used.
 #[derive(Debug)]
@@ -30,7 +38,9 @@ pub(crate) struct Monitor {
     pub(crate) losses: u32,
     /// Whether TCP connected, whatever came of the handshake.
     pub(crate) answered: bool,
-    /// Handshakes that ended without a reason.
+    /// The time at which the last TCP connection was made.
+    answered_at: Option<Instant>,
+    /// Handshakes that the peer ended without a reason.
     hang_ups: u32,
     refusal: Option<Refused>,
 }
@@ -68,6 +78,7 @@ impl Monitor {
             connected: false,
             losses: 0,
             answered: false,
+            answered_at: None,
             hang_ups: 0,
             refusal: None,
         })
@@ -117,7 +128,10 @@ impl Monitor {
         const PROTOCOL: u16 = zmq::SocketEvent::HANDSHAKE_FAILED_PROTOCOL as u16;
         const AUTH: u16 = zmq::SocketEvent::HANDSHAKE_FAILED_AUTH as u16;
         match event {
-            CONNECTED => self.answered = true,
+            CONNECTED => {
+                self.answered = true;
+                self.answered_at = Some(Instant::now());
+            }
             SUCCEEDED => {
                 self.connected = true;
                 self.hang_ups = 0;
@@ -127,6 +141,8 @@ impl Monitor {
                 self.connected = false;
                 self.losses += 1;
             }
+            // A peer that says nothing may stand still: it is waited for.
+            NO_DETAIL if self.answered_at.is_some_and(|at| at.elapsed() >= SILENCE_MIN) => {}
             NO_DETAIL => self.hang_ups += 1,
             PROTOCOL => self.refusal = Some(Refused::Protocol(value)),
             AUTH => self.refusal = Some(Refused::ByDoorkeeper),

@@ -17,7 +17,12 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{Limits, Traffic, direct::CLOSE_WAIT, queue::Queue, socket::the_peer};
+use crate::{
+    Limits, Traffic,
+    direct::{CLOSE_WAIT, Direct},
+    queue::Queue,
+    socket::the_peer,
+};
 
 /// Messages taken from a socket, or sent to one peer, before others have their turn.
 const BATCH: usize = 64;
@@ -189,20 +194,11 @@ pub(crate) trait End: Send + 'static {
     /// The next item if it has already arrived.
     fn take(&mut self) -> Option<Self::Item>;
 
-    /// Sends a message if libzmq has room for it.
-    fn offer(&mut self, peer: &PeerId, frame: &Frame) -> Result<(), SendError>;
+    /// The direct form, from before the pump. The pump uses its socket, and never its queues.
+    fn direct(&mut self) -> &mut Direct;
 
-    /// Waits until `take` (if `wanted`) may return an item or, with messages `blocked`, `offer` may accept one.
+    /// Waits until `take` (if `wanted`) may return an item or, with messages `blocked`, the socket may accept one.
     fn ready(&mut self, wanted: bool, blocked: bool) -> impl Future<Output = ()> + Send;
-
-    /// Messages that already wait when the pump starts.
-    fn leftovers(&mut self) -> Vec<(PeerId, Queue)>;
-
-    /// The direct form's counter of malformed messages.
-    fn malformed(&self) -> u64;
-
-    /// Closes the socket. Messages that libzmq has taken leave in the background.
-    fn close(self);
 }
 
 /// State that the pump shares with its outlets.
@@ -300,7 +296,7 @@ impl State {
         for _ in 0..self.waiting.len() {
             let Some(peer) = self.waiting.pop_front() else { break };
             let Some(entry) = self.entries.get_mut(&peer) else { continue };
-            match entry.queue.drain(BATCH, |frame| end.offer(&peer, frame)) {
+            match entry.queue.drain(BATCH, |frame| end.direct().socket.offer(&peer, frame)) {
                 Ok(sent) => {
                     self.traffic.sent += sent as u64;
                     if !entry.queue.is_empty() {
@@ -342,9 +338,10 @@ impl Drop for Ending {
 }
 
 /// Starts the pump, the task that owns the socket.
-pub(crate) fn spawn<E: End>(mut end: E, limits: Limits, traffic: Traffic) -> (Arc<Shared>, Inbox<E::Item>) {
-    let mut state = State { traffic, ..State::default() };
-    for (peer, queue) in end.leftovers() {
+pub(crate) fn spawn<E: End>(mut end: E) -> (Arc<Shared>, Inbox<E::Item>) {
+    let direct = end.direct();
+    let (limits, mut state) = (direct.limits, State { traffic: direct.traffic, ..State::default() });
+    for (peer, queue) in direct.take_waiting() {
         state.waiting.push_back(peer);
         state.entries.insert(peer, Entry { queue, ..Entry::default() });
     }
@@ -355,8 +352,8 @@ pub(crate) fn spawn<E: End>(mut end: E, limits: Limits, traffic: Traffic) -> (Ar
 }
 
 /// Starts the pump of a dialer's socket.
-pub(crate) fn spawn_dialled<E: End>(end: E, limits: Limits, traffic: Traffic) -> (Outlet, Inbox<E::Item>) {
-    let (shared, inbox) = spawn(end, limits, traffic);
+pub(crate) fn spawn_dialled<E: End>(end: E) -> (Outlet, Inbox<E::Item>) {
+    let (shared, inbox) = spawn(end);
     (Outlet::new(&shared, the_peer(), true), inbox)
 }
 
@@ -367,7 +364,7 @@ async fn pump<E: End>(mut end: E, shared: Arc<Shared>, inbox: mpsc::Sender<E::It
         let (blocked, unfinished) = {
             let mut state = shared.state();
             state.traffic.received += taken as u64;
-            state.traffic.malformed = end.malformed();
+            state.traffic.malformed = end.direct().traffic.malformed;
             if state.closing || inbox.is_closed() {
                 break;
             }
@@ -386,7 +383,9 @@ async fn pump<E: End>(mut end: E, shared: Arc<Shared>, inbox: mpsc::Sender<E::It
         }
     }
     send_the_rest(&mut end, &shared).await;
-    end.close();
+    // Messages that libzmq has taken leave in the background.
+    end.direct().socket.linger();
+    drop(end);
     drop(ending);
 }
 

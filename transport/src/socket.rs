@@ -24,7 +24,7 @@ use crate::{
 const BLOCKED_RETRY: Duration = Duration::from_millis(2);
 
 /// Time for a new connection to complete its handshake: three round trips of a bad link and the door-keeper's answer.
-const HANDSHAKE_MS_MAX: i32 = 3000;
+pub(crate) const HANDSHAKE_MS_MAX: i32 = 3000;
 
 /// First and longest pause between attempts to reconnect. With two seconds a returning broker is found before anyone
 /// gives it up, and ten thousand nodes do not overrun it.
@@ -219,6 +219,7 @@ fn refusal(errno: Errno) -> SendError {
 pub(crate) fn configure(socket: &zmq::Socket, limits: &Limits) -> zmq::Result<()> {
     socket.set_linger(0)?;
     socket.set_ipv6(true)?;
+    // For each part. How many parts a message may have is built into libzmq (`transport/zeromq-src`).
     socket.set_maxmsgsize(limits.part_bytes_max as i64)?;
     socket.set_rcvhwm(limits.queue_frames.into())?;
     socket.set_sndhwm(limits.queue_frames.into())?;

@@ -128,7 +128,7 @@ async fn with_keys_the_listed_one_is_let_in_and_known_and_others_are_refused() {
     let refused = dialer.connected(PATIENCE).await.expect_err("not listed");
     assert!(matches!(refused, DialError::KeyRefused { .. }), "{refused}");
     assert!(refused.to_string().contains(&endpoint));
-    assert!(began.elapsed() < Duration::from_secs(2), "at once, not after {:?}", began.elapsed());
+    assert!(began.elapsed() < PATIENCE / 2, "at once, not after {:?}", began.elapsed());
 
     // Another set holds from the next attempt on.
     admitted.replace(HashSet::from([stranger_key]));
@@ -238,6 +238,36 @@ async fn a_program_that_is_no_mesh_node_is_told_from_one() {
 }
 
 #[tokio::test]
+async fn a_peer_that_stands_still_is_waited_for_and_not_called_a_stranger() {
+    let context = open_context();
+    // As with a paused process: its system accepts connections, and nothing is said on them.
+    let paused = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let endpoint = format!("tcp://{}", paused.local_addr().expect("bound"));
+    for within in [Duration::ZERO, Duration::from_millis(300)] {
+        let mut dialer = context.dial(&endpoint, None, Limits::CONTROL).expect("dialled");
+        let error = dialer.connected(within).await.expect_err("nobody answers");
+        assert!(matches!(error, DialError::Unreachable { .. }), "{error}");
+        assert!(error.to_string().contains("accepts connections but does not answer"), "{error}");
+    }
+
+    // It goes on after more handshakes than a refusal has. The earlier dials tried again, too: this is another peer.
+    let paused = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let endpoint = format!("tcp://{}", paused.local_addr().expect("bound"));
+    let mut dialer = context.dial(&endpoint, None, Limits::CONTROL).expect("dialled");
+    let listening = async {
+        let mut opened = Vec::new();
+        for _ in 0..3 {
+            opened.push(within("a connection", paused.accept()).await.expect("a connection"));
+        }
+        drop((opened, paused));
+        context.listen(&endpoint, Admit::Anyone, Limits::CONTROL).expect("the same port")
+    };
+    let waited = async { tokio::join!(listening, dialer.connected(3 * PATIENCE)) };
+    let (_listener, connected) = waited.await;
+    connected.expect("the peer goes on");
+}
+
+#[tokio::test]
 async fn the_first_address_that_answers_is_taken() {
     let context = open_context();
     let mut listener = listen(&context, Admit::Anyone);
@@ -304,6 +334,30 @@ async fn a_slow_peer_costs_the_others_nothing() {
         done = within("all messages", reading) => done.expect("all of them"),
         _ = async { loop { listener.recv().await; } } => unreachable!(),
     }
+}
+
+#[tokio::test]
+async fn what_waits_for_a_slow_peer_goes_with_the_socket_to_its_own_task() {
+    let context = open_context();
+    let limits = Limits { queue_frames: 2, overflow_frames: 8, ..Limits::CONTROL };
+    let mut listener = context.listen("tcp://127.0.0.1:0", Admit::Anyone, limits).expect("a free port");
+    let mut slow = context.dial(listener.endpoint(), None, limits).expect("dialled");
+    slow.connected(PATIENCE).await.expect("connected");
+    slow.send(frame("slow")).expect("room");
+    let peer = within("the slow one", listener.recv()).await.peer;
+    let big = Frame { head: vec![0; 100_000].into(), payload: Bytes::new() };
+    let mut taken = 0;
+    while listener.send(peer, big.clone()).is_ok() {
+        taken += 1;
+    }
+    assert_eq!(listener.traffic().waiting, 8);
+
+    let (door, _inbox) = listener.spawn();
+    for _ in 0..taken {
+        assert_eq!(next_frame(&mut slow).await.head.len(), 100_000);
+    }
+    door.to(peer).send(frame("last")).await.expect("the peer stays");
+    assert_eq!(&next_frame(&mut slow).await.head[..], b"last");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
