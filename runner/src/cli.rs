@@ -62,8 +62,8 @@ const BODY_BYTES_MAX: u64 = limits::INPUT_BYTES_MAX + (16 << 20);
 const SERVE_HELP: &str = "\
 The socket exists at once; requests wait until the model is loaded. If it cannot be
 loaded, one line of JSON with `code` and `text` goes to stderr and the exit status is
-10 (MODEL_INVALID), 11 (MODEL_UNSUPPORTED), 12 (MODEL_REJECTED) or
-13 (ENGINE_UNAVAILABLE).
+10 (MODEL_INVALID), 11 (MODEL_UNSUPPORTED), 12 (MODEL_REJECTED),
+13 (ENGINE_UNAVAILABLE) or 14 (RUN_OOM).
 
 Example:
   mesh-runner serve --model face.tflite --socket /tmp/face.sock &

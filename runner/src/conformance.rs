@@ -6,7 +6,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Write},
     path::Path,
-    process::{Child, Command, ExitCode, Stdio},
+    process::{Child, Command, Stdio},
     sync::Mutex,
     thread,
     time::Instant,
@@ -18,6 +18,7 @@ use proto_msgs::ModelFormat;
 use crate::{
     cli::Conformance,
     engine::{LoadOptions, Model},
+    serve,
 };
 
 mod compare;
@@ -30,10 +31,10 @@ const BATCH: usize = 50;
 type Verdict = (String, Option<String>);
 
 /// Runs all tests of a folder and prints the failed ones; fails if fewer pass than the floor.
-pub(crate) fn conformance(arguments: &Conformance) -> Result<ExitCode> {
+pub(crate) fn conformance(arguments: &Conformance) -> Result<u8> {
     if arguments.names_on_stdin {
         run_named(&arguments.folder)?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(serve::SUCCESS);
     }
     let started = Instant::now();
     let mut names = Vec::new();
@@ -57,7 +58,7 @@ pub(crate) fn conformance(arguments: &Conformance) -> Result<ExitCode> {
     }
     let passed = verdicts.len() - failed.count();
     println!("{passed} of {} node tests pass, floor {}, {:.1?}", verdicts.len(), arguments.floor, started.elapsed());
-    Ok(if passed >= arguments.floor { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if passed >= arguments.floor { serve::SUCCESS } else { serve::FAILURE })
 }
 
 /// Hands batches to as many children as there are processors.

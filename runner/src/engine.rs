@@ -60,11 +60,13 @@ impl Model {
     /// Opens the model in `file`.
     ///
     /// # Errors
-    /// `MODEL_INVALID`, `MODEL_UNSUPPORTED` or `ENGINE_UNAVAILABLE`.
+    /// `MODEL_INVALID`, `MODEL_UNSUPPORTED`, `ENGINE_UNAVAILABLE`, or `RUN_OOM` if the system refuses memory.
     pub(crate) fn load(file: &Path, options: LoadOptions) -> Result<Self, Failure> {
         let started = Instant::now();
         let bytes = std::fs::read(file).map_err(|error| {
-            Failure::new(ErrorCode::ModelInvalid, format!("cannot read the model {}: {error}", file.display()))
+            let is_too_large = error.kind() == std::io::ErrorKind::OutOfMemory;
+            let code = if is_too_large { ErrorCode::RunOutOfMemory } else { ErrorCode::ModelInvalid };
+            Failure::new(code, format!("cannot read the model {}: {error}", file.display()))
         })?;
         Self::from_bytes(bytes, options).map(|model| Self { load_time: started.elapsed(), ..model })
     }

@@ -7,7 +7,7 @@
 //!                             <- response <--------
 //! ```
 
-use std::{io::IsTerminal, process::ExitCode};
+use std::io::{IsTerminal, Write};
 
 use clap::{CommandFactory, Parser};
 use proto_msgs::Failure;
@@ -27,7 +27,9 @@ mod runtimes;
 mod serve;
 mod tensor;
 
-fn main() -> ExitCode {
+fn main() -> ! {
+    // SAFETY: this is the process's only thread so far.
+    unsafe { runtimes::forbid_telemetry() };
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
@@ -39,17 +41,27 @@ fn main() -> ExitCode {
         .init();
     let done = match cli.command {
         Command::Serve(arguments) => serve::serve(arguments),
-        Command::Inspect(arguments) => inspect::inspect(&arguments).map(|()| ExitCode::SUCCESS),
-        Command::Run(arguments) => run::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Inspect(arguments) => inspect::inspect(&arguments).map(|()| serve::SUCCESS),
+        Command::Run(arguments) => run::run(&arguments).map(|()| serve::SUCCESS),
         Command::Conformance(arguments) => conformance::conformance(&arguments),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "mesh-runner", &mut std::io::stdout());
-            Ok(ExitCode::SUCCESS)
+            Ok(serve::SUCCESS)
         }
     };
-    done.unwrap_or_else(|error| {
+    let status = done.unwrap_or_else(|error| {
         eprintln!("mesh-runner: {error:#}");
         let failure = error.downcast_ref::<Failure>();
-        failure.map_or(ExitCode::FAILURE, |failure| serve::exit_status(failure.code))
-    })
+        failure.map_or(serve::FAILURE, |failure| serve::exit_status(failure.code))
+    });
+    end(status)
+}
+
+/// Ends the process at once. What the libraries ask to be done at an exit is not done: it frees what the system frees
+/// anyway, may crash beside a run under way or in a wrong library, and then the status would blame the model.
+fn end(status: u8) -> ! {
+    // Fails only if the reader has gone.
+    let _ = std::io::stdout().flush();
+    // SAFETY: a system call with a number, which does not return.
+    unsafe { libc::_exit(i32::from(status)) }
 }

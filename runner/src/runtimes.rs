@@ -1,5 +1,5 @@
 //! Owns the places of the inference libraries: the folders that are searched, in this order, and the text for a missing
-//! library.
+//! library. Owns that no library sends anything to its makers.
 
 use std::{
     env, fmt,
@@ -7,6 +7,16 @@ use std::{
 };
 
 use proto_msgs::{Arch, ErrorCode, Failure, ModelFormat};
+
+/// Forbids ONNX Runtime its telemetry. The library asks the environment when it is opened. What its interface offers
+/// comes later: by then it has an id and a database in the home folder, and it looks up its makers' server.
+///
+/// # Safety
+/// No other thread runs.
+pub(crate) unsafe fn forbid_telemetry() {
+    // SAFETY: as for this function.
+    unsafe { env::set_var("ORT_DISABLE_TELEMETRY", "1") };
+}
 
 /// File name of the library for models of a format.
 pub(crate) const fn library_name(format: ModelFormat) -> &'static str {

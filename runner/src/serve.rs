@@ -5,7 +5,6 @@ use std::{
     fs, io,
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
-    process::ExitCode,
     sync::Arc,
     time::Duration,
 };
@@ -39,11 +38,17 @@ const FIRST_WAIT: Duration = Duration::from_secs(60);
 /// Time within which a client reconnects after a broken connection.
 const LONELY_WAIT: Duration = Duration::from_secs(5);
 
+/// The exit status of a runner that ended as it was asked to.
+pub(crate) const SUCCESS: u8 = 0;
+
+/// The exit status for everything that has no code of its own.
+pub(crate) const FAILURE: u8 = 1;
+
 /// Pause after a failed accept: the error would come back at once, and no event tells when it is over.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// Serves until it is told to end or the model cannot be loaded.
-pub(crate) fn serve(arguments: Serve) -> Result<ExitCode> {
+pub(crate) fn serve(arguments: Serve) -> Result<u8> {
     if arguments.die_with_parent {
         die_with_parent()?;
     }
@@ -70,7 +75,7 @@ fn die_with_parent() -> Result<()> {
     Ok(())
 }
 
-async fn until_told(service: Service, path: &Path, while_connected: bool) -> Result<ExitCode> {
+async fn until_told(service: Service, path: &Path, while_connected: bool) -> Result<u8> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let socket = Socket::bind(path)?;
@@ -83,10 +88,10 @@ async fn until_told(service: Service, path: &Path, while_connected: bool) -> Res
         () = accept(&socket.listener, service, connections) => unreachable!("accepting never ends"),
         () = lonely(connected), if while_connected => {
             tracing::info!("nobody is connected any more");
-            Ok(ExitCode::SUCCESS)
+            Ok(SUCCESS)
         }
-        _ = terminate.recv() => Ok(ExitCode::SUCCESS),
-        _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
+        _ = terminate.recv() => Ok(SUCCESS),
+        _ = interrupt.recv() => Ok(SUCCESS),
     }
 }
 
@@ -114,20 +119,21 @@ async fn load_failure(model: &ModelThread) -> Failure {
 }
 
 /// Writes the failure in the form that the worker reads, and returns the exit status for it.
-fn report(failure: &Failure) -> ExitCode {
+fn report(failure: &Failure) -> u8 {
     eprintln!("{}", serde_json::json!({ "code": failure.code.name(), "text": failure.text }));
     exit_status(failure.code)
 }
 
 /// The exit status of a runner that ends because of a failure.
-pub(crate) fn exit_status(code: ErrorCode) -> ExitCode {
-    ExitCode::from(match code {
+pub(crate) fn exit_status(code: ErrorCode) -> u8 {
+    match code {
         ErrorCode::ModelInvalid => 10,
         ErrorCode::ModelUnsupported => 11,
         ErrorCode::ModelRejected => 12,
         ErrorCode::EngineUnavailable => 13,
-        _ => 1,
-    })
+        ErrorCode::RunOutOfMemory => 14,
+        _ => FAILURE,
+    }
 }
 
 async fn accept(listener: &UnixListener, service: Arc<Service>, connections: watch::Sender<usize>) {

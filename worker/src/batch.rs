@@ -3,11 +3,17 @@
 //! Never decides what is in a batch or whether its rows may run together: the machine does, with the results of probes.
 //! A dropped batch ends its runner and keeps nothing.
 
+mod alike;
+pub(crate) mod material;
 mod probe;
+mod rows;
 
 use std::{
     ops::Range,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -15,16 +21,19 @@ use mesh_core::worker::{BatchId, BatchKind, BatchTimes, Event, Part};
 use proto_msgs::{ErrorCode, Failure, Phase};
 use tokio::time::timeout;
 
-pub(crate) use self::probe::Proven;
-use crate::{
-    blobs::BlobError,
-    fit::{Fitted, TensorMeta},
+use self::{
     material::Material,
-    oip::{Given, Tensor},
-    pool::{Taken, Wanted},
-    receive::blocking,
     rows::{cut, packed_shape, takes_many},
-    tools::Tools,
+};
+use crate::{
+    data::blobs::BlobError,
+    runners::{
+        fit::{Fitted, TensorMeta},
+        oip::{Given, Tensor},
+        pool::{Taken, Wanted},
+        proven::Proven,
+    },
+    tools::{Tools, blocking},
 };
 
 /// One batch: the order to run rows on a device.
@@ -37,6 +46,8 @@ pub(crate) struct Batch {
     pub(crate) kind: BatchKind,
     /// Time limit of each call.
     pub(crate) limit: Duration,
+    /// Set once nobody wants the rows any more: then the batch ends when its model is loaded.
+    pub(crate) only_loads: Arc<AtomicBool>,
 }
 
 /// Items of one part with the same types and shapes.
@@ -70,8 +81,12 @@ impl Batch {
         };
         let taking = tools.pool.take(&wanted, async || reached(Phase::Loading).await);
         let mut runner = timeout(self.limit, taking).await.map_err(|_| late(self.limit))??;
-        reached(Phase::Running).await;
         let load_us = micros(runner.load);
+        if self.only_loads.load(Ordering::Relaxed) {
+            runner.give_back();
+            return Ok(BatchTimes { load_us, ..BatchTimes::default() });
+        }
+        reached(Phase::Running).await;
         let ran = self.run_in(&mut runner, tools, self.limit.saturating_sub(begun.elapsed())).await;
         runner.give_back();
         let (outputs, times) = ran?;
@@ -86,10 +101,10 @@ impl Batch {
         &self,
         runner: &mut Taken<'_>,
         tools: &Tools,
-        first_limit: Duration,
+        left: Duration,
     ) -> Result<(Vec<Outputs>, BatchTimes), Failure> {
         let chunks = self.chunks(runner.inputs())?;
-        let mut calls = Calls { batch: self, runner, limit: first_limit, took: Vec::new() };
+        let mut calls = Calls { batch: self, runner, left, took: Vec::new() };
         match self.kind {
             BatchKind::Packed => {
                 let outputs = calls.packed(&chunks, &tools.proven).await?;
@@ -107,7 +122,7 @@ impl Batch {
     /// Records on disk, once per detached attempt, that a run begins.
     async fn note_begun(&self, tools: &Arc<Tools>) -> Result<(), Failure> {
         for (_, material) in &self.parts {
-            if !material.order.ticket.body.detached || !material.begins() {
+            if !material.order.is_detached() || !material.begins() {
                 continue;
             }
             let (keep, id) = (tools.keep.clone(), material.order.id);
@@ -192,8 +207,8 @@ impl Batch {
 struct Calls<'a, 'p> {
     batch: &'a Batch,
     runner: &'a mut Taken<'p>,
-    /// Time limit of the next call. The first call shares its time with loading.
-    limit: Duration,
+    /// Time left for the next call. The first call shares its time with loading.
+    left: Duration,
     /// Duration of each call so far.
     took: Vec<Duration>,
 }
@@ -201,14 +216,15 @@ struct Calls<'a, 'p> {
 impl Calls<'_, '_> {
     /// Makes one call. Adds the bytes that stay in memory to `kept_bytes`.
     async fn call(&mut self, given: Vec<Given>, kept_bytes: &mut u64) -> Result<Vec<Tensor>, Failure> {
-        let limit = std::mem::replace(&mut self.limit, self.batch.limit);
+        let limit = self.batch.limit;
+        let left = std::mem::replace(&mut self.left, limit);
         let begun = Instant::now();
         let stays = |size_bytes: u64| {
             let stays = self.batch.has_memory_for(kept_bytes.saturating_add(size_bytes));
             *kept_bytes += if stays { size_bytes } else { 0 };
             stays
         };
-        let outputs = self.runner.call(given, limit, stays).await?;
+        let outputs = self.runner.call(given, (left, limit), stays).await?;
         self.took.push(begun.elapsed());
         Ok(outputs)
     }
@@ -233,10 +249,10 @@ impl Calls<'_, '_> {
         let mut kept_bytes = 0;
         for alike in groups(chunks) {
             // The machine has a verdict for what tasks bring. What an earlier stage made of it may have any shape.
-            let is_known = self.batch.is_first_stage() || proven.knows(self.model(), alike[0]);
+            let is_known = self.batch.is_first_stage() || proven.knows(self.model(), &alike[0].fitted);
             let cut = if is_known {
                 let cut = self.packed_call(&alike, &mut kept_bytes).await?;
-                proven.check(self.model(), alike[0], &cut)?;
+                proven.check(self.model(), &alike[0].fitted, &cut)?;
                 cut
             } else {
                 self.each_alone(&alike, &mut kept_bytes).await?
@@ -324,7 +340,7 @@ fn groups(chunks: &[Chunk]) -> Vec<Vec<&Chunk>> {
 }
 
 fn late(limit: Duration) -> Failure {
-    let text = format!("the model was not loaded within {} ms (the worker's --run-limit)", limit.as_millis());
+    let text = format!("the model was not loaded within {limit:?} (the worker's --run-limit)");
     Failure::new(ErrorCode::RunTimeout, text)
 }
 

@@ -12,13 +12,25 @@ use proto_msgs::{
     },
 };
 
-use crate::args::{EngineChoice, RunArgs};
+use crate::{
+    args::{EngineChoice, RunArgs},
+    units::show_bytes,
+};
 
 /// Shortest interval between heartbeats; a shorter one only makes heat.
 const HEARTBEAT_MIN: Duration = Duration::from_millis(50);
 
 /// Longest interval between heartbeats that a broker accepts.
 const HEARTBEAT_MAX: Duration = Duration::from_millis(HEARTBEAT_MS_MAX as u64);
+
+/// Shortest limit of a call: less than any model takes, but enough to tell a limit from a slip.
+const RUN_LIMIT_MIN: Duration = Duration::from_millis(1);
+
+/// Smallest memory limit: a runner takes about as much for its runtime alone.
+const MEMORY_LIMIT_MIN_BYTES: u64 = 64 << 20;
+
+/// Smallest quota: room for a model of a few layers and its inputs.
+const QUOTA_MIN_BYTES: u64 = 1 << 20;
 
 /// Default quota for blobs on a large disk.
 pub(crate) const QUOTA_DEFAULT_BYTES: u64 = 10 << 30;
@@ -85,6 +97,7 @@ impl Config {
             let range = format!("use {} ms to {} s", HEARTBEAT_MIN.as_millis(), HEARTBEAT_MAX.as_secs());
             return Err(wrong("heartbeat", format!("{:?}", args.heartbeat), range));
         }
+        check_limits(&args)?;
         if args.advertise.len() > ENDPOINTS_MAX {
             return Err(wrong("advertise", args.advertise.len(), format!("at most {ENDPOINTS_MAX} addresses")));
         }
@@ -159,6 +172,25 @@ fn slots_of_lanes(args: &RunArgs) -> Result<[u16; 2], ConfigError> {
     }
     let flag = if args.realtime_slots.or(args.batch_slots).is_some() { "realtime-slots" } else { "slots" };
     Err(wrong(flag, sum, format!("use 1 to {SLOTS_MAX}, both lanes together")))
+}
+
+/// Refuses limits under which no model could ever run.
+fn check_limits(args: &RunArgs) -> Result<(), ConfigError> {
+    if args.run_limit < RUN_LIMIT_MIN {
+        let range = format!("use {} ms or more, such as 5m", RUN_LIMIT_MIN.as_millis());
+        return Err(wrong("run-limit", format!("{:?}", args.run_limit), range));
+    }
+    let sizes = [
+        ("memory-limit", args.memory_limit, MEMORY_LIMIT_MIN_BYTES, "1GiB"),
+        ("quota", args.quota, QUOTA_MIN_BYTES, "10GiB"),
+    ];
+    for (flag, given, min_bytes, usual) in sizes {
+        if let Some(bytes) = given.filter(|bytes| *bytes < min_bytes) {
+            let range = format!("use {} or more, such as {usual}", show_bytes(min_bytes));
+            return Err(wrong(flag, show_bytes(bytes), range));
+        }
+    }
+    Ok(())
 }
 
 fn check_devices(args: &RunArgs) -> Result<(), ConfigError> {
@@ -260,6 +292,9 @@ mod tests {
             (["--device-map", "-2"], "--device-map"),
             (["--device-width", "0"], "--device-width"),
             (["--heartbeat", "1ms"], "--heartbeat"),
+            (["--run-limit", "0s"], "--run-limit 0ns: use 1 ms or more"),
+            (["--memory-limit", "0B"], "--memory-limit 0 B: use 64.0 MiB or more"),
+            (["--quota", "0B"], "--quota 0 B: use 1.0 MiB or more"),
             (["--data-bind", "tcp://eth0"], "--data-bind"),
             (["--key-file", "/nowhere"], "--key-file"),
         ] {

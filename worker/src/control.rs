@@ -67,6 +67,7 @@ pub(crate) struct Control {
     /// The ready line, printed once on standard output when the broker knows this worker.
     ready: Option<String>,
     is_over: bool,
+    is_overtaken: bool,
     terminate: Signal,
     interrupt: Signal,
 }
@@ -78,6 +79,8 @@ pub(crate) enum ControlError {
     Signals(#[from] io::Error),
     #[error(transparent)]
     Address(#[from] DialError),
+    #[error("another process has this worker's id")]
+    Overtaken,
     #[error("orders are no longer carried out: the worker hangs, start it again")]
     DeskStuck,
 }
@@ -103,6 +106,7 @@ impl Control {
             origin,
             ready: Some(ready),
             is_over: false,
+            is_overtaken: false,
             terminate,
             interrupt,
         })
@@ -134,7 +138,7 @@ impl Control {
             }
         }
         let _ = timeout(CLOSE_WAIT, self.broker.close()).await;
-        Ok(())
+        if self.is_overtaken { Err(ControlError::Overtaken) } else { Ok(()) }
     }
 
     /// Warns early if the broker cannot be reached. Goes on in any case, because the broker may come up.
@@ -212,6 +216,12 @@ impl Control {
             match action {
                 Action::TellBroker(message) => self.tell_broker(&message),
                 Action::Exit => self.is_over = true,
+                Action::SayOvertaken => {
+                    error!(
+                        "another process is registered under this worker's id: leaving once what runs here has ended"
+                    );
+                    self.is_overtaken = true;
+                }
                 order => self.order(order)?,
             }
         }

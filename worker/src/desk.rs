@@ -11,13 +11,22 @@
 mod attempt;
 mod frames;
 mod inputs;
+mod links;
+mod receive;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use mesh_core::worker::{Action, BatchId, BatchKind, BatchTimes, Event, LinkId, Part};
 use mesh_transport::{Door, Heard, Inbox, Limits, Outlet, Received, blob::Intake, dial_first};
 use proto_msgs::{
-    AttemptId, ErrorCode, Failure, Frame, Outcome, PublicKey, Refuse, RunNote, RunResult, WorkerToClient,
+    AttemptId, ClientId, ErrorCode, Failure, Frame, Outcome, PublicKey, Refuse, RunNote, RunResult, WorkerToClient,
 };
 use tokio::{
     sync::mpsc,
@@ -26,8 +35,15 @@ use tokio::{
 };
 use tracing::{debug, error, warn};
 
-use self::attempt::{Attempt, Stage};
-use crate::{batch::Batch, keep::Found, links::Links, oip::Output, receive::Inputs, tools::Tools};
+use self::{
+    attempt::{Attempt, Stage},
+    links::Links,
+};
+use crate::{
+    batch::{Batch, material::Inputs},
+    data::{keep::Found, payload::Output},
+    tools::Tools,
+};
 
 /// Notes queued for the desk. Each attempt has a few, and frames of dialled links pass through here.
 const NOTES_MAX: usize = 256;
@@ -67,11 +83,14 @@ enum Note {
 }
 
 /// A running batch. Dropping it stops the batch and its runner.
-struct Running(AbortHandle);
+struct Running {
+    task: AbortHandle,
+    only_loads: Arc<AtomicBool>,
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -175,6 +194,11 @@ impl Desk {
                 self.run_batch(batch, parts, device, kind, limit).await;
             }
             Action::KillBatch { batch } => drop(self.batches.remove(&batch)),
+            Action::OnlyLoad { batch } => {
+                if let Some(running) = self.batches.get(&batch) {
+                    running.only_loads.store(true, Ordering::Relaxed);
+                }
+            }
             Action::Kill { id } => {
                 if let Some(attempt) = self.attempts.get_mut(&id) {
                     attempt.stop();
@@ -195,7 +219,7 @@ impl Desk {
             Action::Keep { id, outcome, runs } => self.keep(id, outcome, runs),
             Action::Free { id } => self.free(id),
             Action::Dial { id, endpoints, client_key, is_held } => self.dial((id, is_held), endpoints, client_key),
-            Action::TellBroker(_) | Action::Exit => {} // The control loop's.
+            Action::TellBroker(_) | Action::SayOvertaken | Action::Exit => {} // The control loop's.
         }
     }
 
@@ -208,19 +232,22 @@ impl Desk {
             let failure = Failure::new(ErrorCode::WorkerLost, "the worker lost the attempt's inputs");
             return self.tell_machine(Event::BatchEnded { batch, ended: Err(failure) }).await;
         };
-        let (tools, note, order) = (self.tools.clone(), self.note.clone(), Batch { batch, parts, device, kind, limit });
+        let only_loads = Arc::new(AtomicBool::new(false));
+        let order = Batch { batch, parts, device, kind, limit, only_loads: only_loads.clone() };
+        let (tools, note) = (self.tools.clone(), self.note.clone());
         let task = async move {
             let ended = order.run(&tools).await;
             let _ = note.send(Note::BatchEnded { batch, ended }).await;
         };
-        self.batches.insert(batch, Running(tokio::spawn(task).abort_handle()));
+        self.batches.insert(batch, Running { task: tokio::spawn(task).abort_handle(), only_loads });
     }
 
     fn send_result(&mut self, link: LinkId, mut result: RunResult, window_bytes: u32) {
         let Some(outlet) = self.links.outlet(link).cloned() else { return };
         let id = result.id;
-        let (mut outputs, mut arrived) = (Vec::new(), Vec::new());
+        let (mut outputs, mut arrived, mut client) = (Vec::new(), Vec::new(), ClientId::from_bytes([0; 16]));
         if let Some(attempt) = self.attempts.get_mut(&id) {
+            client = attempt.order.ticket.body.client;
             attempt.relink(link, outlet.clone());
             (result.outcome, outputs) = with_outputs(result.outcome, attempt);
             arrived = attempt.arrived_over(link);
@@ -235,8 +262,9 @@ impl Desk {
             Failure::new(ErrorCode::ResultTooLarge, format!("the result cannot be described: {error}"))
         });
         let tools = &self.tools;
-        match frame.and_then(|frame| attempt::send_result(id, frame, (&outputs, &arrived), outlet, window_bytes, tools))
-        {
+        let sending =
+            |frame| attempt::send_result((id, client), frame, (&outputs, &arrived), outlet, window_bytes, tools);
+        match frame.and_then(sending) {
             Ok(upload) => {
                 if let Some(attempt) = self.attempts.get_mut(&id) {
                     attempt.upload = upload;

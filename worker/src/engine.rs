@@ -22,14 +22,18 @@ use futures_util::future::BoxFuture;
 use proto_msgs::{AttemptId, EngineKind, ErrorCode, Failure, ModelFormat};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::blobs::Pin;
+use crate::data::blobs::Pin;
 
 pub(crate) use docker::{Docker, DockerSettings};
-pub(crate) use exit::{Cause, Exit, code_named};
+pub(crate) use exit::{Cause, Exit, LimitOf, code_named};
 pub(crate) use process::{Process, find_runner};
 
 /// Name of the socket in a runner's folder.
 pub(crate) const SOCKET_NAME: &str = "runner.sock";
+
+/// Environment of every runner, whatever its version: its log, which ends up in error texts, has no colours, and ONNX
+/// Runtime calls nobody.
+const RUNNER_ENVIRONMENT: [(&str, &str); 2] = [("NO_COLOR", "1"), ("ORT_DISABLE_TELEMETRY", "1")];
 
 /// Settings of one runner.
 #[derive(Clone, Debug)]
@@ -44,6 +48,8 @@ pub(crate) struct RunnerSpec {
     pub(crate) cpu_millis: u32,
     /// Bytes of memory that the runner may use.
     pub(crate) memory_bytes: u64,
+    /// Who set that limit.
+    pub(crate) memory_of: LimitOf,
     /// The device that the runner computes on.
     pub(crate) device: Device,
     /// Bytes of GPU memory that the runner may use; 0 if the task sets no limit.

@@ -5,30 +5,22 @@
 //! ```text
 //!   main thread   control.rs   machine, broker's connection, clock: never held up
 //!   probe thread  probe.rs     measures
-//!   runtime       desk.rs      carries out: links.rs, receive.rs; batch.rs -> pool.rs -> engine.rs, oip.rs;
-//!                                          blobs.rs, keep.rs
+//!   runtime       desk.rs      carries out
+//!
+//!   state <- data <- engine <- runners <- tools <- batch <- desk <- start     each room knows those to its left
 //! ```
 //!
 //! Where to begin: `control.rs`, then `desk.rs`.
 
-mod alike;
 mod args;
 mod batch;
-mod blobs;
 mod config;
 mod control;
+mod data;
 mod desk;
 mod engine;
-mod fit;
-mod keep;
-mod links;
-mod material;
-mod oip;
-mod payload;
-mod pool;
 mod probe;
-mod receive;
-mod rows;
+mod runners;
 mod start;
 mod state;
 mod tools;

@@ -21,16 +21,20 @@ use uuid::Uuid;
 
 use crate::{
     args::EngineChoice,
-    batch::Proven,
-    blobs::{BlobStore, Coming},
     config::{Config, QUOTA_DEFAULT_BYTES},
     control::{BrokerAddress, Control, ControlError, EVENTS_MAX, ORDERS_MAX},
+    data::{
+        blobs::{BlobStore, Coming},
+        keep::{Found, Keep},
+        payload::MemoryUse,
+    },
     desk::Desk,
     engine::{Docker, DockerSettings, Engine, Process, find_runner},
-    keep::{Found, Keep},
-    payload::MemoryUse,
-    pool::{AllEnded, Pool, RunnerDefaults},
     probe::{Look, Machine, Probe},
+    runners::{
+        pool::{AllEnded, Pool, RunnerDefaults},
+        proven::Proven,
+    },
     state::{StateDir, StateError},
     tools::{LinkSpeed, Tools},
     units::show_bytes,
@@ -46,6 +50,10 @@ const BLOCKING_THREADS_MAX: usize = 4 * SLOTS_MAX;
 
 /// Time for runners to end and be cleaned up when the worker leaves.
 const END_WAIT: Duration = Duration::from_secs(10);
+
+/// An engine that answers at all does so within this time, also one that starts together with the machine. One that hangs
+/// must not hold up a worker that can do without for longer.
+const ENGINE_ANSWER_WAIT: Duration = Duration::from_secs(10);
 
 /// Time for an engine to remove the containers of a killed worker; this worker may not even use that engine.
 const LEFTOVERS_WAIT: Duration = Duration::from_secs(20);
@@ -125,7 +133,7 @@ pub(crate) fn run(config: Config) -> Result<(), StartError> {
             ControlError::Address(error) => config_error(error),
             other => failed(other),
         })?;
-        control.run(Event::Started { attempts: restored }).await.map_err(failed)
+        control.run(Event::Started { attempts: restored }).await.map_err(|error| ended_early(error, &state))
     });
     shut_down(runtime, desk, tools, all_ended);
     ran
@@ -146,19 +154,36 @@ fn carrying_runtime() -> Result<Runtime, StartError> {
     Ok(runtime.context("cannot start threads")?)
 }
 
-/// The chosen engine, or the best available one. Containers of a killed worker are removed in either case.
+/// The chosen engine, or the best available one. Containers of a killed worker are removed in either case, unless the
+/// engine hangs, or a worker with the same id runs here: they may be its own.
 async fn choose_engine(config: &Config, state: &StateDir) -> Result<Box<dyn Engine>, StartError> {
-    let removing = Docker::remove_leftovers(config.docker_host.as_deref(), state.worker);
-    if timeout(LEFTOVERS_WAIT, removing).await.is_err() {
+    let (host, must) = (config.docker_host.as_deref(), config.engine == EngineChoice::Docker);
+    let hangs = !must && timeout(ENGINE_ANSWER_WAIT, Docker::answers(host)).await.is_err();
+    let removing = Docker::remove_leftovers(host, state.worker);
+    if !state.is_alone() {
+        warn!(id = %state.worker, "another mesh-worker on this machine runs with a copy of the state folder");
+    } else if hangs || timeout(LEFTOVERS_WAIT, removing).await.is_err() {
         warn!("the container engine hangs: containers of an earlier life may be left");
     }
     let docker = async || {
         let (host, image) = (config.docker_host.clone(), config.image.clone());
-        Docker::connect(DockerSettings { host, image, worker: state.worker }).await
+        let connecting = Docker::connect(DockerSettings { host, image, worker: state.worker });
+        let wait = if must { Duration::MAX } else { ENGINE_ANSWER_WAIT };
+        let connected = if hangs { None } else { timeout(wait, connecting).await.ok() };
+        let waited_s = ENGINE_ANSWER_WAIT.as_secs();
+        let Some(connected) = connected else {
+            return Err(format!("the container engine did not answer in {waited_s} s"));
+        };
+        connected.map_err(|error| error.to_string())
     };
     let process = || match find_runner(config.runner.as_deref()) {
         Some(runner) => Ok(Process::new(runner)),
-        None => Err("no mesh-runner beside this program or in PATH: name it with --runner".to_owned()),
+        None => Err(match &config.runner {
+            Some(told) => {
+                format!("--runner {}: there is no such program; give the path of mesh-runner", told.display())
+            }
+            None => "no mesh-runner beside this program or in PATH: name it with --runner".to_owned(),
+        }),
     };
     match config.engine {
         EngineChoice::Docker => Ok(Box::new(docker().await.map_err(config_error)?)),
@@ -170,7 +195,11 @@ async fn choose_engine(config: &Config, state: &StateDir) -> Result<Box<dyn Engi
             }
             Err(no_docker) => match process() {
                 Ok(process) => {
-                    info!("engine: process, because {no_docker}");
+                    if hangs {
+                        warn!("engine: process, because {no_docker}: restart this worker once it does");
+                    } else {
+                        info!("engine: process, because {no_docker}");
+                    }
                     Ok(Box::new(process))
                 }
                 Err(no_process) => {
@@ -214,6 +243,7 @@ fn register(
         arch: Arch::HERE,
         cores: machine.cores,
         memory_bytes: machine.memory_bytes,
+        run_memory_bytes: run_memory_bytes(config, machine),
         engine: engine.kind(),
         formats: vec![ModelFormat::TfLite, ModelFormat::Onnx],
         endpoints,
@@ -225,6 +255,12 @@ fn register(
         gpus: machine.gpus.clone(),
         heartbeat_ms: u32::try_from(config.heartbeat.as_millis()).unwrap_or(u32::MAX),
     }
+}
+
+/// Memory of a run whose task asks for none: unless it was told, a slot's share.
+fn run_memory_bytes(config: &Config, machine: &Machine) -> u64 {
+    let slots = u64::from(config.slots[0]) + u64::from(config.slots[1]);
+    config.memory_limit_bytes.unwrap_or_else(|| (machine.memory_bytes / slots.max(1)).max(MEMORY_MIN_BYTES))
 }
 
 fn ready_line(register: &Register) -> String {
@@ -252,10 +288,9 @@ fn stores(
     };
     let runners = runners.map_err(state_error)?;
     let slots = u32::from(config.slots[0]) + u32::from(config.slots[1]);
-    let memory_share_bytes = (machine.memory_bytes / u64::from(slots)).max(MEMORY_MIN_BYTES);
     let defaults = RunnerDefaults {
         cpu_millis: (machine.cores * 1000 / slots).max(1000),
-        memory_bytes: config.memory_limit_bytes.unwrap_or(memory_share_bytes),
+        memory_bytes: run_memory_bytes(config, machine),
         headroom: config.headroom.clone(),
     };
     let (pool, all_ended) = Pool::new(engine, store.clone(), runners, defaults, config.warm_max);
@@ -307,8 +342,22 @@ fn shut_down(runtime: Runtime, desk: tokio::task::JoinHandle<()>, tools: Arc<Too
     info!("left");
 }
 
+fn ended_early(error: ControlError, state: &StateDir) -> StartError {
+    match error {
+        ControlError::Overtaken => {
+            state.take_back_start();
+            config_error(StateError::Copied { id: state.worker, root: state.root().to_owned() })
+        }
+        other => failed(other),
+    }
+}
+
 fn state_error(error: StateError) -> StartError {
-    StartError::Config(error.to_string())
+    match error {
+        // No setting is wrong: it works again once there is space.
+        StateError::Full { .. } => failed(error),
+        _ => StartError::Config(error.to_string()),
+    }
 }
 
 fn config_error(error: impl std::fmt::Display) -> StartError {

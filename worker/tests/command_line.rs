@@ -29,7 +29,10 @@ fn what_is_wrong_in_the_settings_is_said_in_one_line() {
         (["--broker", "somewhere"], "--broker"),
         (["--slots", "0"], "--slots"),
         (["--heartbeat", "1us"], "--heartbeat"),
-        (["--runner", "/nowhere/mesh-runner"], "--runner"),
+        (["--runner", "/nowhere/mesh-runner"], "--runner /nowhere/mesh-runner: there is no such program"),
+        (["--run-limit", "0s"], "--run-limit"),
+        (["--memory-limit", "0B"], "--memory-limit"),
+        (["--quota", "0B"], "--quota"),
     ] {
         let args = [args.as_slice(), &["--engine", "process", "--log", "off"]].concat();
         let said = refused(home.path(), &args);

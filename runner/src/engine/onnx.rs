@@ -68,7 +68,10 @@ impl Engine for OnnxRuntime {
     }
 
     fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Failure> {
-        let failed = |error: ort::Error| Failure::new(ErrorCode::RunFailed, format!("ONNX Runtime failed: {error}"));
+        let failed = |error: ort::Error| {
+            let code = if lacks_memory(&error) { ErrorCode::RunOutOfMemory } else { ErrorCode::RunFailed };
+            Failure::new(code, format!("ONNX Runtime failed: {error}"))
+        };
         let mut values = Vec::with_capacity(inputs.len());
         for (name, input) in self.inputs.iter().zip(inputs) {
             values.push((name.as_str(), SessionInputValue::from(value(name, input)?)));
@@ -124,12 +127,20 @@ fn refused(error: ort::Error) -> Failure {
         "is till opset",
     ];
     let text = error.message();
-    let code = if UNKNOWN.iter().any(|words| text.contains(words)) {
+    let code = if lacks_memory(&error) {
+        ErrorCode::RunOutOfMemory
+    } else if UNKNOWN.iter().any(|words| text.contains(words)) {
         ErrorCode::ModelUnsupported
     } else {
         ErrorCode::ModelInvalid
     };
     Failure::new(code, format!("ONNX Runtime refuses the model: {text}"))
+}
+
+/// Whether the system refused the runtime memory. The runtime has no code for that, but its texts name the exception of
+/// its language, or its own.
+fn lacks_memory(error: &ort::Error) -> bool {
+    ["bad_alloc", "Failed to allocate memory"].iter().any(|words| error.message().contains(words))
 }
 
 /// The input as the runtime's tensor, without a copy. It must not outlive `input`.

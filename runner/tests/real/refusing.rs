@@ -1,8 +1,13 @@
 //! Models that must not be served, and a machine that cannot serve any model.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use crate::support::{Runner, model, refusal};
+use proto_msgs::Arch;
+
+use crate::support::{Runner, data_folder, model, refusal};
 
 fn refusal_of(bytes: &[u8]) -> (Option<i32>, String, String) {
     let folder = tempfile::tempdir().unwrap();
@@ -80,6 +85,27 @@ fn without_its_library_the_runner_names_the_command_that_fetches_it() {
             assert!(text.contains(library) && text.contains("docker/fetch-runtimes"), "{text}");
         }
     }
+}
+
+/// A library as large as these starts threads of its own and takes itself apart at the end of the process. If that
+/// crashes, the worker believes that the model did it.
+#[test]
+fn one_runtime_in_the_place_of_the_other_is_no_fault_of_the_model() {
+    let magika = model("magika.onnx");
+    let wrong = tempfile::tempdir().unwrap();
+    fs::copy(library("libLiteRt.so"), wrong.path().join("libonnxruntime.so")).unwrap();
+    for _ in 0..5 {
+        let (status, code, text) = refusal(&magika, &[], &[("MESH_RUNTIME_DIR", wrong.path())]);
+        assert_eq!((status, code.as_str()), (Some(13), "ENGINE_UNAVAILABLE"), "{text}");
+    }
+}
+
+/// The file of a fetched library.
+fn library(name: &str) -> PathBuf {
+    let chosen = std::env::var_os("MESH_RUNTIME_DIR").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    let folder = chosen.unwrap_or_else(|| data_folder().join("mesh/runtimes"));
+    let mut places = [folder.join(name), folder.join(Arch::HERE.name()).join(name)].into_iter();
+    places.find(|place| place.is_file()).expect("fetched with the models")
 }
 
 /// A real library that can be opened, but is none of the runtimes: one of the compiler's.

@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::support::{Connection, Input, Runner, file_ends, floats, model, program, until};
+use crate::support::{Connection, Input, Runner, data_folder, file_ends, floats, model, program, until};
 use serde_json::json;
 
 #[test]
@@ -40,6 +40,25 @@ fn this_file_is_recognised_as_rust() {
     let best = (0..scores.len()).max_by(|a, b| scores[*a].total_cmp(&scores[*b])).unwrap();
     assert_eq!(config["target_labels_space"][best], "rust");
     assert!(scores[best] > 0.9, "{}", scores[best]);
+}
+
+/// What a library writes there, it writes to tell its makers who runs it.
+#[test]
+fn no_library_leaves_anything_in_the_home_folder() {
+    let home = tempfile::tempdir().unwrap();
+    let outputs = tempfile::tempdir().unwrap();
+    let input = outputs.path().join("input.bin");
+    fs::write(&input, notes(1)).unwrap();
+    for name in ["nmp.onnx", "nmp.tflite"] {
+        let mut command = program();
+        command.arg("run").arg(model(name)).arg(&input).arg("--output").arg(outputs.path());
+        command.env("XDG_DATA_HOME", data_folder()).env("HOME", home.path());
+        command.env_remove("XDG_CACHE_HOME").env_remove("XDG_CONFIG_HOME").env_remove("ORT_DISABLE_TELEMETRY");
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        let left: Vec<_> = fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(left.is_empty(), "{name} leaves {left:?}");
+    }
 }
 
 /// Two seconds of sound per row, each row with another pitch.

@@ -29,6 +29,12 @@ pub(crate) fn model(name: &str) -> PathBuf {
     cache.join("models").join(name)
 }
 
+/// The folder under which `docker/fetch-runtimes` puts the libraries, unless told otherwise.
+pub(crate) fn data_folder() -> PathBuf {
+    let chosen = std::env::var_os("XDG_DATA_HOME").filter(|folder| !folder.is_empty());
+    chosen.map_or_else(|| std::env::home_dir().expect("a user has a home").join(".local/share"), PathBuf::from)
+}
+
 pub(crate) fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_mesh-runner"))
 }

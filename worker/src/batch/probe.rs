@@ -1,24 +1,22 @@
 //! Probes whether a model's rows may run together, and checks it for larger batches: compares the same items run one by
 //! one and in one call.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-};
-
 use mesh_core::worker::{BatchTimes, CHECKED_ROWS, Equality};
-use proto_msgs::{DType, Digest, ErrorCode, Failure};
+use proto_msgs::{DType, ErrorCode, Failure};
 use tokio::task::spawn_blocking;
 
-use super::{Calls, Chunk, Outputs, groups, micros};
-use crate::{
+use super::{
+    Calls, Chunk, Outputs,
     alike::{alike, same_bytes},
-    oip::{Given, Tensor},
-    payload::Payload,
+    groups, micros,
 };
-
-/// Pairs of model and shapes whose probe results are kept. At the limit one is forgotten, which only loses a check.
-const PROVEN_MAX: usize = 256;
+use crate::{
+    data::payload::Payload,
+    runners::{
+        oip::{Given, Tensor},
+        proven::Proven,
+    },
+};
 
 /// Most bytes of inputs and outputs that a probe compares. More would be read from a disk that others need, too, and a
 /// runner holds it all in memory at once. Rows of this size gain little from a common call.
@@ -64,7 +62,8 @@ pub(super) async fn probe(
         Ok(packed) => {
             let equal = compare(singles, packed).await;
             if equal == Equality::Same {
-                proven.remember(calls.model(), alike[0], &outputs);
+                let item = outputs.iter().flatten().next();
+                item.into_iter().for_each(|item| proven.remember(calls.model(), &alike[0].fitted, item));
             }
             equal
         }
@@ -282,56 +281,6 @@ async fn are_distinct(given: &[Given], items: usize) -> bool {
         Ok(false)
     };
     spawn_blocking(look).await.ok().and_then(Result::ok).unwrap_or(false)
-}
-
-/// Output shapes of one item, as probes saw them. A model whose outputs depend on more than the number of rows may pass
-/// a probe and still give other shapes later.
-#[derive(Debug, Default)]
-pub(crate) struct Proven {
-    shapes: Mutex<HashMap<Shapes, Vec<Vec<u64>>>>,
-}
-
-/// A model's digest and the shapes of an item's inputs.
-type Shapes = (Digest, Vec<Vec<u64>>);
-
-impl Proven {
-    fn key(model: Digest, chunk: &Chunk) -> Shapes {
-        (model, chunk.fitted.iter().map(|input| input.shape.clone()).collect())
-    }
-
-    fn remember(&self, model: Digest, chunk: &Chunk, outputs: &[Outputs]) {
-        let Some(item) = outputs.iter().flatten().next() else { return };
-        let mut shapes = self.shapes.lock().unwrap_or_else(PoisonError::into_inner);
-        if shapes.len() == PROVEN_MAX
-            && let Some(any) = shapes.keys().next().cloned()
-        {
-            shapes.remove(&any);
-        }
-        shapes.insert(Self::key(model, chunk), item.iter().map(|output| output.shape.clone()).collect());
-    }
-
-    /// Whether a probe saw the model with inputs of these shapes.
-    pub(super) fn knows(&self, model: Digest, chunk: &Chunk) -> bool {
-        self.shapes.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&Self::key(model, chunk))
-    }
-
-    /// Fails if items have other output shapes than a probe saw for inputs of these shapes.
-    pub(super) fn check(&self, model: Digest, chunk: &Chunk, items: &Outputs) -> Result<(), Failure> {
-        let shapes = self.shapes.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(known) = shapes.get(&Self::key(model, chunk)) else { return Ok(()) };
-        for item in items {
-            for (output, known) in item.iter().zip(known) {
-                if output.shape != *known {
-                    let text = format!(
-                        "output '{}' came with {:?} for each item, the probe saw {known:?}: not the rows of these items",
-                        output.name, output.shape
-                    );
-                    return Err(Failure::new(ErrorCode::RunProtocol, text));
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

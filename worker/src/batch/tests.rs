@@ -10,18 +10,21 @@ use mesh_transport::{Context, Security};
 use proto_msgs::{
     AttemptId, DType, Demands, Digest, InputDecl, Manifest, ModelFormat, ModelRef, Stage, Ticket, TicketBody, TicketKey,
 };
-use tokio::sync::mpsc;
+use tokio::{runtime::Handle, sync::mpsc, task::spawn_blocking};
 
-use super::*;
+use super::{
+    material::{Inputs, Order},
+    *,
+};
 use crate::{
-    blobs::{BlobStore, Coming, Pin},
+    data::{
+        blobs::{BlobStore, Coming, Pin},
+        keep::Keep,
+        payload::{MemoryUse, Output, Payload},
+    },
     engine::Process,
-    keep::Keep,
-    oip::Output,
-    payload::{MemoryUse, Payload},
-    pool::{Pool, RunnerDefaults},
     probe::Look,
-    receive::{Inputs, Order},
+    runners::pool::{Pool, RunnerDefaults},
     tools::LinkSpeed,
 };
 
@@ -126,7 +129,8 @@ impl Home {
             (Part { id: material.order.id, stage, rows: rows.clone() }, (*material).clone())
         };
         let parts = parts.iter().map(part).collect();
-        Batch { batch: BatchId(1), parts, device: -1, kind, limit: PATIENCE }.run(&self.tools).await
+        let only_loads = Arc::default();
+        Batch { batch: BatchId(1), parts, device: -1, kind, limit: PATIENCE, only_loads }.run(&self.tools).await
     }
 }
 
@@ -206,11 +210,12 @@ async fn of_batches_that_end_together_one_has_all_rows_for_the_result() {
         let together = Arc::new(Barrier::new(2));
         let end = |item: u32| {
             let (task, store, together) = (task.clone(), home.tools.store.clone(), together.clone());
-            let outputs = tensor(item as f32);
-            tokio::spawn(async move {
+            let (outputs, runtime) = (tensor(item as f32), Handle::current());
+            // Threads that may wait for each other, as those of the runtime may not.
+            spawn_blocking(move || {
                 task.store(0, item..item + 1, outputs);
                 together.wait();
-                task.join_if_complete(&store).await;
+                runtime.block_on(task.join_if_complete(&store));
             })
         };
         for ended in [end(0), end(1)] {

@@ -14,17 +14,18 @@ use mesh_transport::{
     Outlet,
     blob::{Intake, Outgoing, Role, Source, UploadEnd, UploadError, Uploading},
 };
-use proto_msgs::{AttemptId, BlobIndex, Chunk, ErrorCode, Failure, Frame, OutputPart, limits::WINDOW_BYTES};
+use proto_msgs::{AttemptId, BlobIndex, Chunk, ClientId, ErrorCode, Failure, Frame, OutputPart, limits::WINDOW_BYTES};
 use tokio::task::{AbortHandle, JoinHandle};
 use tracing::debug;
 
+use super::receive::{Way, failed};
 use crate::{
-    blobs::Pin,
-    keep::Found,
-    material::Material,
-    oip::Output,
-    payload::Payload,
-    receive::{Inputs, Order, Way, failed},
+    batch::material::{Inputs, Material, Order},
+    data::{
+        blobs::Pin,
+        keep::Found,
+        payload::{Output, Payload},
+    },
     tools::Tools,
 };
 
@@ -123,7 +124,7 @@ impl Attempt {
     }
 
     pub(super) fn is_detached(&self) -> bool {
-        self.order.ticket.body.detached
+        self.order.is_detached()
     }
 
     /// Moves the attempt to the link over which its client came back.
@@ -223,7 +224,7 @@ impl Drop for Attempt {
 
 /// Sends the result and the parts of its outputs that have not `arrived`; `None` if nothing is left to do.
 pub(super) fn send_result(
-    id: AttemptId,
+    (id, client): (AttemptId, ClientId),
     result: Frame,
     (outputs, arrived): (&[Output], &[OutputPart]),
     outlet: Outlet,
@@ -236,10 +237,10 @@ pub(super) fn send_result(
     let outgoing =
         arrived.iter().zip(1..).fold(outgoing, |outgoing, (part, blob)| outgoing.from(blob, part.received_bytes));
     let later = tools.clone();
-    let (uploading, end) = Uploading::start(outgoing, outlet, async move |end| note_sent(id, end, &later));
+    let (uploading, end) = Uploading::start(outgoing, outlet, async move |end| note_sent((id, client), end, &later));
     Ok(match end {
         Some(end) => {
-            note_sent(id, end, tools);
+            note_sent((id, client), end, tools);
             None
         }
         None => Some(uploading),
@@ -247,9 +248,9 @@ pub(super) fn send_result(
 }
 
 /// Handles the end of an upload. The client has everything, or reconnects and says how much it has.
-pub(super) fn note_sent(id: AttemptId, end: UploadEnd, tools: &Tools) {
+pub(super) fn note_sent((id, client): (AttemptId, ClientId), end: UploadEnd, tools: &Tools) {
     match end {
-        Ok(sent) => tools.link_speed.told(sent.blob_bytes, sent.link_bytes_per_s),
+        Ok(sent) => tools.link_speed.told(client, sent.blob_bytes, sent.link_bytes_per_s),
         Err(error) => debug!(task = %id.task, %error, "result not sent"),
     }
 }

@@ -164,7 +164,8 @@ impl Desk {
             && let Some(end) = upload.tell(Feedback::Credit { blob, received_bytes })
         {
             attempt.upload = None;
-            note_sent(id, end, &self.tools);
+            let client = attempt.order.ticket.body.client;
+            note_sent((id, client), end, &self.tools);
         }
         self.alive(id, link).await;
     }

@@ -12,10 +12,10 @@ use tokio::task::AbortHandle;
 use super::{
     Desk, Note,
     attempt::{Attempt, Chunks, Stage},
+    receive::{Begun, Prepared, Way},
 };
 use crate::{
-    material::Material,
-    receive::{Begun, Inputs, Order, Prepared, Way},
+    batch::material::{Inputs, Material, Order},
     tools::Tools,
 };
 

@@ -28,8 +28,8 @@ use proto_msgs::{EngineKind, ErrorCode, Failure, WorkerId};
 use tracing::{debug, info, warn};
 
 use super::{
-    Cause, Device, Engine, Exit, Keeper, Runner, RunnerSpec, SOCKET_NAME, SocketFolder, exit::LogTail,
-    gpu_memory::outgrown,
+    Cause, Device, Engine, Exit, Keeper, RUNNER_ENVIRONMENT, Runner, RunnerSpec, SOCKET_NAME, SocketFolder,
+    exit::LogTail, gpu_memory::outgrown,
 };
 
 /// An engine that does not answer a request within this time is broken.
@@ -144,6 +144,13 @@ impl Docker {
         Ok(Self { client, flavour, settings, image_id })
     }
 
+    /// Ends once the engine has answered, or is known not to be there. Does not end while the engine hangs.
+    pub(crate) async fn answers(host: Option<&str>) {
+        if let Ok(client) = open(host) {
+            let _ = client.version().await;
+        }
+    }
+
     /// Removes the containers of earlier lives of this worker, if an engine answers. Needs no image.
     pub(crate) async fn remove_leftovers(host: Option<&str>, worker: WorkerId) {
         let Ok(client) = open(host) else { return };
@@ -166,7 +173,7 @@ impl Docker {
             cmd: Some(self.command(spec)),
             user: Some(USER.to_owned()),
             network_disabled: Some(true),
-            env: Some(vec!["NO_COLOR=1".to_owned()]),
+            env: Some(RUNNER_ENVIRONMENT.map(|(name, value)| format!("{name}={value}")).to_vec()),
             labels: Some(HashMap::from([
                 (LABEL_WORKER.to_owned(), self.settings.worker.to_string()),
                 (LABEL_ATTEMPT.to_owned(), format!("{}-{}", spec.first_attempt.task, spec.first_attempt.attempt)),
@@ -288,9 +295,10 @@ impl Docker {
         };
         let log = if cause == Cause::Stopped { LogTail::default() } else { self.log_tail(&id).await };
         debug!(container = id, %cause, "runner ended");
+        let end = Exit::new(cause, spec.memory_of, &log);
         // Dropped first: the model may be evicted once the end is known.
         drop(spec);
-        keeper.exit.send_replace(Some(Exit::new(cause, &log)));
+        keeper.exit.send_replace(Some(end));
         remove(&self.client, &id).await;
         drop(keeper.folder);
     }

@@ -28,10 +28,35 @@ pub(crate) enum Cause {
     Stopped,
 }
 
+/// Who set a runner's memory limit.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum LimitOf {
+    /// The task: no worker gives it more.
+    Task,
+    /// The worker, because the task asks for none: another worker may give more.
+    Worker,
+    /// The device has a memory of its own, and nobody can tell which of the two was short.
+    Device,
+}
+
+impl LimitOf {
+    /// The failure of a runner, as it counts under this limit: who may help if memory was short.
+    pub(crate) fn judge(self, failure: Failure) -> Failure {
+        match (failure.code, self) {
+            (ErrorCode::RunOutOfMemory, Self::Worker) => Failure { code: ErrorCode::WorkerOutgrown, ..failure },
+            (ErrorCode::RunOutOfMemory, Self::Task) => {
+                Failure::new(failure.code, format!("{}; ask for more with --memory", failure.text.trim_end()))
+            }
+            _ => failure,
+        }
+    }
+}
+
 /// Cause and log of a runner's end.
 #[derive(Clone, Debug)]
 pub(crate) struct Exit {
     cause: Cause,
+    memory_of: LimitOf,
     log: String,
 }
 
@@ -43,8 +68,8 @@ struct LastWord {
 }
 
 impl Exit {
-    /// An end with this cause and the last lines of the runner's log.
-    pub(crate) fn new(cause: Cause, log: &LogTail) -> Self {
+    /// An end with this cause, under a memory limit set by this side, and the last lines of the runner's log.
+    pub(crate) fn new(cause: Cause, memory_of: LimitOf, log: &LogTail) -> Self {
         let log = String::from_utf8_lossy(&log.bytes).into_owned();
         // A failed allocation ends the process before any watcher sees how much it used.
         let out_of_memory = log.contains("memory allocation of") || log.contains("std::bad_alloc");
@@ -52,12 +77,12 @@ impl Exit {
             Cause::Signal(libc::SIGABRT) if out_of_memory => Cause::OutOfMemory { limit_bytes: 0 },
             other => other,
         };
-        Self { cause, log }
+        Self { cause, memory_of, log }
     }
 
     /// An end without a log.
     pub(crate) fn without_word(cause: Cause) -> Self {
-        Self { cause, log: String::new() }
+        Self { cause, memory_of: LimitOf::Task, log: String::new() }
     }
 
     /// The failure that this end causes while the model was loading.
@@ -66,23 +91,29 @@ impl Exit {
             Cause::Code(10) => (ErrorCode::ModelInvalid, "the model is not a valid file of its format".to_owned()),
             Cause::Code(11) => (ErrorCode::ModelUnsupported, "the runtime does not support the model".to_owned()),
             Cause::Code(12) => (ErrorCode::ModelRejected, "the runtime rejected the model".to_owned()),
+            Cause::Code(14) => (ErrorCode::RunOutOfMemory, "there was not enough memory to load the model".to_owned()),
             Cause::Code(code @ (2 | 13 | 125..=127)) => {
                 (ErrorCode::EngineUnavailable, format!("the runner of this worker does not start (exit code {code})"))
             }
             Cause::Stopped => (ErrorCode::WorkerLost, "the worker ended the runner".to_owned()),
+            cause @ Cause::OutOfMemory { .. } => {
+                (ErrorCode::RunOutOfMemory, format!("the runner {cause} while it loaded the model"))
+            }
             cause => (ErrorCode::ModelRejected, format!("the runner {cause} while it loaded the model")),
         };
-        self.last_word(code).unwrap_or_else(|| self.failure(code, what))
+        self.memory_of.judge(self.last_word(code).unwrap_or_else(|| self.failure(code, what)))
     }
 
     /// The failure that this end causes while the model was running.
     pub(crate) fn while_running(&self) -> Failure {
-        let code = match self.cause {
-            Cause::OutOfMemory { .. } | Cause::OutOfGpuMemory { .. } => ErrorCode::RunOutOfMemory,
-            Cause::Stopped => ErrorCode::WorkerLost,
-            Cause::Code(_) | Cause::Signal(_) | Cause::Killed { .. } => ErrorCode::RunCrashed,
-        };
-        self.failure(code, format!("the runner {} during the run", self.cause))
+        let failed = |code| self.failure(code, format!("the runner {} during the run", self.cause));
+        match self.cause {
+            Cause::OutOfMemory { .. } => self.memory_of.judge(failed(ErrorCode::RunOutOfMemory)),
+            // Only a task's own demand limits the memory of a GPU.
+            Cause::OutOfGpuMemory { .. } => failed(ErrorCode::RunOutOfMemory),
+            Cause::Stopped => failed(ErrorCode::WorkerLost),
+            Cause::Code(_) | Cause::Signal(_) | Cause::Killed { .. } => failed(ErrorCode::RunCrashed),
+        }
     }
 
     /// What the runner said about its failure. Only if it agrees with how the runner ended: a runtime logs texts that the
@@ -156,9 +187,13 @@ mod tests {
     use super::*;
 
     fn exit(cause: Cause, log: &str) -> Exit {
+        exit_under(LimitOf::Task, cause, log)
+    }
+
+    fn exit_under(memory_of: LimitOf, cause: Cause, log: &str) -> Exit {
         let mut tail = LogTail::default();
         tail.push(log.as_bytes());
-        Exit::new(cause, &tail)
+        Exit::new(cause, memory_of, &tail)
     }
 
     #[test]
@@ -193,7 +228,8 @@ mod tests {
             (Cause::Code(127), ErrorCode::EngineUnavailable),
             (Cause::Code(101), ErrorCode::ModelRejected),
             (Cause::Signal(libc::SIGSEGV), ErrorCode::ModelRejected),
-            (Cause::OutOfMemory { limit_bytes: 1 << 20 }, ErrorCode::ModelRejected),
+            (Cause::Code(14), ErrorCode::RunOutOfMemory),
+            (Cause::OutOfMemory { limit_bytes: 1 << 20 }, ErrorCode::RunOutOfMemory),
             (Cause::OutOfGpuMemory { limit_bytes: 1 << 20 }, ErrorCode::ModelRejected),
         ] {
             assert_eq!(exit(cause, "").while_loading().code, code, "{cause}");
@@ -214,6 +250,22 @@ mod tests {
         assert!(starved.text.contains("GPU memory"), "{}", starved.text);
         let aborted = exit(Cause::Signal(libc::SIGABRT), "memory allocation of 99 bytes failed\n").while_running();
         assert_eq!(aborted.code, ErrorCode::RunOutOfMemory);
+    }
+
+    #[test]
+    fn memory_that_only_this_worker_keeps_short_is_no_fault_of_the_model() {
+        let short = Cause::OutOfMemory { limit_bytes: 64 << 20 };
+        let log = "{\"code\":\"RUN_OOM\",\"text\":\"not enough memory for the weights\"}\n";
+        for (cause, log) in [(short, ""), (Cause::Code(14), log), (Cause::Signal(libc::SIGABRT), "std::bad_alloc")] {
+            let ours = exit_under(LimitOf::Worker, cause, log);
+            assert_eq!(ours.while_loading().code, ErrorCode::WorkerOutgrown, "{cause}");
+            let asked = exit_under(LimitOf::Task, cause, log).while_loading();
+            assert_eq!(asked.code, ErrorCode::RunOutOfMemory, "{cause}");
+            assert!(asked.text.contains("--memory"), "{}", asked.text);
+        }
+        assert_eq!(exit_under(LimitOf::Worker, short, "").while_running().code, ErrorCode::WorkerOutgrown);
+        let gpu = Cause::OutOfGpuMemory { limit_bytes: 64 << 20 };
+        assert_eq!(exit_under(LimitOf::Worker, gpu, "").while_running().code, ErrorCode::RunOutOfMemory);
     }
 
     #[test]

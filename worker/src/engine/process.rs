@@ -29,8 +29,8 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    Cause, Device, Engine, Exit, Keeper, Runner, RunnerSpec, SOCKET_NAME, SocketFolder, exit::LogTail,
-    gpu_memory::outgrown,
+    Cause, Device, Engine, Exit, Keeper, RUNNER_ENVIRONMENT, Runner, RunnerSpec, SOCKET_NAME, SocketFolder,
+    exit::LogTail, gpu_memory::outgrown,
 };
 
 /// Interval of memory checks while a model loads or runs. A limit can be exceeded by what is touched within it.
@@ -52,7 +52,7 @@ const LOG_END_WAIT: Duration = Duration::from_millis(200);
 /// Score by which the kernel, short of memory, kills runners before the worker.
 const OOM_SCORE_ADJ: &str = "500";
 
-/// Environment variables that a runner gets; it gets no others.
+/// Environment variables that a runner gets from the worker's.
 const ENVIRONMENT: [&str; 7] =
     ["PATH", "HOME", "XDG_DATA_HOME", "MESH_RUNTIME_DIR", "LD_LIBRARY_PATH", "RUST_LOG", "RUST_BACKTRACE"];
 
@@ -119,8 +119,7 @@ impl Process {
             .envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
             .args(spec.device_argument())
             .envs(visible_gpus(spec.device))
-            // The log ends up in error texts.
-            .env("NO_COLOR", "1")
+            .envs(RUNNER_ENVIRONMENT)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -201,9 +200,10 @@ async fn keep(mut child: Child, mut keeper: Keeper, spec: RunnerSpec) {
     })
     .await;
     debug!(pid, %cause, "runner ended");
+    let end = Exit::new(cause, spec.memory_of, &log);
     // Dropped first: the model may be evicted once the end is known.
     drop(spec);
-    keeper.exit.send_replace(Some(Exit::new(cause, &log)));
+    keeper.exit.send_replace(Some(end));
     drop(keeper.folder);
 }
 

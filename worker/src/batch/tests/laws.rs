@@ -102,7 +102,8 @@ proptest! {
                     Some((Part { id: material.order.id, stage, rows }, material))
                 });
                 let (parts, kind) = (parts.collect(), BatchKind::Packed);
-                let batch = Batch { batch: BatchId(1), parts, device: -1, kind, limit: PATIENCE };
+                let only_loads = Arc::default();
+                let batch = Batch { batch: BatchId(1), parts, device: -1, kind, limit: PATIENCE, only_loads };
                 run(&batch, folder.path(), dice.below(2) == 0);
             }
         }

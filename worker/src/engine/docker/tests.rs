@@ -5,8 +5,8 @@ use proto_msgs::{Attempt, AttemptId, Demands, Digest, ModelFormat, ModelRef, Tas
 use super::*;
 use crate::{
     batch::tests::skip,
-    blobs::BlobStore,
-    pool::{Pool, RunnerDefaults, Wanted},
+    data::blobs::BlobStore,
+    runners::pool::{Pool, RunnerDefaults, Wanted},
 };
 
 fn version(name: &str, version: &str) -> SystemVersion {

@@ -24,12 +24,11 @@ use proto_msgs::{
 };
 use tracing::warn;
 
-use crate::{
+use super::{
     blobs::{BlobError, BlobStore, Room, Spooled},
-    oip::Output,
-    payload::Payload,
-    state::{replace_file, sync_dir},
+    payload::{Output, Payload},
 };
+use crate::state::{replace_file, sync_dir};
 
 /// Removed attempts that are remembered: more than may still wait to be saved, each of which waits for a thread.
 const REMOVED_MAX: usize = 1024;

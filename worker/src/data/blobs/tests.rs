@@ -71,6 +71,48 @@ fn a_model_in_use_is_never_evicted() {
 }
 
 #[test]
+fn a_model_that_cannot_be_deleted_keeps_its_room() {
+    let home = Home::new();
+    let store = home.store(2 * MIB);
+    drop(put(&store, &model(1, MIB)).expect("room"));
+    let tmp = home.dir.path().join("tmp");
+    fs::remove_dir(&tmp).expect("nothing is on its way");
+    let refused = store.room(2 * MIB).expect_err("the model is still on the disk");
+    assert_eq!(Failure::from(refused).code, ErrorCode::DiskFull);
+    store.room(MIB).expect("beside the model");
+    assert!(store.pin(Digest::of(&model(1, MIB))).is_some(), "it is as good as before");
+
+    fs::create_dir(&tmp).expect("the disk works again");
+    store.room(2 * MIB).expect("instead of the model");
+    assert!(store.held().is_empty());
+}
+
+#[test]
+fn what_replaces_a_changed_file_counts_with_its_own_length() {
+    let home = Home::new();
+    let (bytes, digest) = (model(1, MIB), Digest::of(&model(1, MIB)));
+    let path = put(&home.store(4 * MIB), &bytes).expect("room").path().to_owned();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("chmod");
+    fs::write(&path, [bytes.clone(), bytes.clone()].concat()).expect("a longer file");
+    let store = home.store(4 * MIB);
+    // The new file is on its way, and the changed one cannot be moved away to be deleted.
+    let mut file = store.spool(MIB).and_then(Spooled::create).expect("room");
+    file.write(&bytes).expect("writing");
+    let (file, _) = file.finish();
+    let (tmp, aside) = (home.dir.path().join("tmp"), home.dir.path().join("aside"));
+    fs::rename(&tmp, &aside).expect("moved aside");
+    assert!(store.pin(digest).is_none() && store.has(digest), "it goes on counting");
+    fs::rename(&aside, &tmp).expect("moved back");
+
+    let pin = store.adopt(file, digest).expect("it replaces the changed file");
+
+    assert_eq!(pin.size_bytes(), MIB);
+    assert_eq!(store.pin(digest).expect("verified").size_bytes(), MIB);
+    let _rest = store.room(3 * MIB).expect("exactly one MiB is used");
+    assert!(store.room(1).is_err());
+}
+
+#[test]
 fn what_is_announced_too_large_is_refused_before_a_byte_and_evicts_nothing() {
     let home = Home::new();
     let store = home.store(2 * MIB);

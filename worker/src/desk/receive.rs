@@ -13,48 +13,25 @@ use mesh_transport::{
     Outlet,
     blob::{Arrival, Content, Incoming, IncomingError, Intake},
 };
-use proto_msgs::{
-    AttemptId, BlobIndex, Credit, Digest, ErrorCode, Failure, Manifest, ModelRef, Ticket, WorkerToClient,
-    limits::WINDOW_BYTES, message::MODEL_BLOB,
-};
-use tokio::{
-    sync::mpsc,
-    task::spawn_blocking,
-    time::{timeout, timeout_at},
-};
+use proto_msgs::{BlobIndex, Credit, ErrorCode, Failure, ModelRef, WorkerToClient, limits::WINDOW_BYTES};
+use tokio::{sync::mpsc, time::timeout};
 use tracing::{debug, warn};
 
 use crate::{
-    blobs::{Arriving, BlobStore, Claim, Pin, Spooled},
-    keep::Keep,
-    payload::{MemoryShare, MemoryUse, Payload},
-    tools::Tools,
+    batch::material::{Inputs, Order},
+    data::{
+        blobs::{Arriving, BlobStore, Claim, OTHERS_WAIT, Pin, Spooled, Wish},
+        keep::Keep,
+        payload::{MemoryShare, MemoryUse, Payload},
+    },
+    tools::{Tools, blocking},
 };
 
 /// Time to send a credit. After it the link counts as dead.
 const CREDIT_WAIT: Duration = Duration::from_secs(5);
 
-/// Time to wait for a model that another client sends; then this client sends it too. The other client lives, or its
-/// attempt would have ended within seconds: it is slow, and a second copy on the same line would slow it further.
-const OTHERS_WAIT: Duration = Duration::from_secs(600);
-
-/// The attempt whose models and inputs are received.
-#[derive(Clone, Debug)]
-pub(crate) struct Order {
-    pub(crate) id: AttemptId,
-    pub(crate) manifest: Arc<Manifest>,
-    pub(crate) ticket: Arc<Ticket>,
-}
-
-/// Complete models and inputs of one attempt.
-#[derive(Debug)]
-pub(crate) struct Inputs {
-    /// The model of each stage; `None` if it must be looked up again, after a restart.
-    pub(crate) models: Vec<Option<Pin>>,
-    pub(crate) payloads: Vec<Payload>,
-    /// The share of memory that the inputs use.
-    pub(crate) memory: MemoryShare,
-}
+/// Interval of looks at the copies of a model that other clients send: one may have come, or turned out slow.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// An attempt for which there is room, so that its transfer can start.
 pub(crate) struct Prepared {
@@ -69,17 +46,6 @@ pub(crate) struct Prepared {
 }
 
 impl Order {
-    fn is_detached(&self) -> bool {
-        self.ticket.body.detached
-    }
-
-    /// The models of all stages, with the numbers of their blobs.
-    pub(crate) fn models(&self) -> Vec<(BlobIndex, ModelRef)> {
-        let behind_inputs = (MODEL_BLOB + 1..).skip(self.manifest.inputs.len());
-        let later = behind_inputs.zip(&self.manifest.then).map(|(blob, stage)| (blob, stage.model));
-        std::iter::once((MODEL_BLOB, self.manifest.model)).chain(later).collect()
-    }
-
     /// Prepares without the disk, if possible: the usual case of a held model and small inputs.
     pub(crate) fn prepare_quickly(&self, store: &BlobStore, memory: &MemoryUse) -> Option<Prepared> {
         let mut memory = memory.share();
@@ -96,12 +62,29 @@ impl Order {
         Some(Prepared { models, files: HashMap::new(), incoming, memory, arriving: Vec::new() })
     }
 
-    /// Makes room for everything that is missing and that no other client sends. If nothing else helps, idle runners
-    /// release their models.
+    /// Makes room for everything that is missing and that no other client sends. Where there is room for one copy of a
+    /// model only, and that is another client's, waits for that one. It does not send the task elsewhere at once, as
+    /// there may be no other worker, and a task has few attempts.
     pub(crate) async fn prepare(&self, tools: &Arc<Tools>) -> Result<Prepared, Failure> {
-        let arriving = self.arriving(tools).await;
+        let arriving = self.arriving(tools, false).await;
+        let is_second = arriving.iter().any(|model| model.is_second);
+        let lacks_room = |failure: &Failure| matches!(failure.code, ErrorCode::QuotaExceeded | ErrorCode::DiskFull);
+        let failure = match self.prepare_with(tools, arriving).await {
+            Err(failure) if is_second && lacks_room(&failure) => failure,
+            other => return other,
+        };
+        match timeout(OTHERS_WAIT, self.arriving(tools, true)).await {
+            Ok(arriving) => self.prepare_with(tools, arriving).await,
+            Err(_) => Err(failure),
+        }
+    }
+
+    /// Makes room for everything that is missing. If nothing else helps, idle runners release their models; but not for
+    /// a model that comes already, as all that is warm would be lost for it.
+    async fn prepare_with(&self, tools: &Arc<Tools>, arriving: Vec<Arriving>) -> Result<Prepared, Failure> {
+        let is_second = arriving.iter().any(|model| model.is_second);
         let prepared = match self.prepare_blocking(tools).await {
-            Err(failure) if failure.code == ErrorCode::QuotaExceeded => {
+            Err(failure) if failure.code == ErrorCode::QuotaExceeded && !is_second => {
                 tools.pool.end_idle().await;
                 self.prepare_blocking(tools).await
             }
@@ -110,27 +93,31 @@ impl Order {
         prepared.map(|prepared| Prepared { arriving, ..prepared })
     }
 
-    /// Waits for models that other clients send; claims those that nobody sends.
-    async fn arriving(&self, tools: &Arc<Tools>) -> Vec<Arriving> {
-        let mut missing: Vec<Digest> = self.models().iter().map(|(_, model)| model.digest).collect();
+    /// Waits for models that other clients will have sent soon; claims the others.
+    async fn arriving(&self, tools: &Arc<Tools>, is_patient: bool) -> Vec<Arriving> {
+        let mut missing: Vec<ModelRef> = self.models().into_iter().map(|(_, model)| model).collect();
         // All attempts claim in the same order, so that two attempts that each receive one model never wait for each
         // other.
-        missing.sort_unstable();
-        missing.dedup();
+        missing.sort_unstable_by_key(|model| model.digest);
+        missing.dedup_by_key(|model| model.digest);
         let mut arriving = Vec::new();
-        for model in missing {
-            let deadline = Instant::now() + OTHERS_WAIT;
+        for ModelRef { digest: model, size_bytes, .. } in missing {
+            let (since, client) = (Instant::now(), self.ticket.body.client);
+            let mut is_waiting = false;
             while !tools.store.has(model) {
-                match tools.coming.claim(model) {
+                let own = tools.link_speed.time_for(size_bytes);
+                match tools.coming.claim(Instant::now(), Wish { model, size_bytes, client, own, since, is_patient }) {
                     Claim::Mine(mine) => {
+                        debug!(model = %model.short(), is_second = mine.is_second, "this client brings the model");
                         arriving.push(mine);
                         break;
                     }
                     Claim::Theirs(mut theirs) => {
-                        debug!(model = %model.short(), "somebody else brings this model: waiting for it");
-                        if timeout_at(deadline.into(), theirs.changed()).await.is_err() {
-                            break;
+                        if !std::mem::replace(&mut is_waiting, true) {
+                            debug!(model = %model.short(), "somebody else brings this model: waiting for it");
                         }
+                        // Ended or not: the next look tells.
+                        let _ = timeout(LOOK_AGAIN, theirs.changed()).await;
                     }
                 }
             }
@@ -236,6 +223,7 @@ impl Receiving {
         while self.missing > 0 {
             match self.arrivals.recv().await {
                 Some(Arrival::Credit { blob, received_bytes }) => {
+                    self.note_arrived(blob, received_bytes);
                     let credit = Credit { id: self.order.id, blob, received_bytes };
                     if self.order.is_detached() && self.is_last(credit) {
                         held_back.push(credit);
@@ -252,7 +240,7 @@ impl Receiving {
                 None => return Err(Failure::new(ErrorCode::WorkerLost, "the transfer was stopped")),
             }
         }
-        tools.link_speed.saw(self.announced_bytes, begun.elapsed());
+        tools.link_speed.saw(self.order.ticket.body.client, self.announced_bytes, begun.elapsed());
         if !self.order.is_detached() {
             return self.into_inputs();
         }
@@ -269,6 +257,14 @@ impl Receiving {
             }
         });
         Ok(Inputs { models, payloads, memory })
+    }
+
+    /// Notes how much of a model has arrived, for those that wait for it.
+    fn note_arrived(&self, blob: BlobIndex, received_bytes: u64) {
+        let Some(model) = self.model_of(blob) else { return };
+        self.arriving.iter().filter(|arriving| arriving.model == model.digest).for_each(|arriving| {
+            arriving.note(received_bytes);
+        });
     }
 
     /// The index of the input in this blob; `None` for models.
@@ -358,15 +354,6 @@ impl Way {
             Err(error) => warn!(%error, "a credit cannot be encoded"),
         }
     }
-}
-
-/// Runs work that waits for the disk.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    let panicked =
-        |error| Failure::new(ErrorCode::WorkerLost, format!("the worker failed while it received (a bug): {error}"));
-    spawn_blocking(work).await.map_err(panicked)?
 }
 
 /// The failure that a transfer's error stands for.

@@ -13,8 +13,9 @@ use std::{
 };
 
 use bytes::Bytes;
+use proto_msgs::{DType, Digest, OutputDecl};
 
-use crate::blobs::Spooled;
+use super::blobs::Spooled;
 
 /// Most bytes of one attempt's inputs, or outputs, that stay in memory together: a photo does, a film does not.
 pub(crate) const MEMORY_BYTES_MAX: u64 = 4 << 20;
@@ -150,6 +151,30 @@ impl Payload {
                 File::open(path)?.read_exact_at(&mut bytes, *offset)?;
                 Ok(bytes.into())
             }
+        }
+    }
+}
+
+/// One output of a task, over all items.
+#[derive(Clone, Debug)]
+pub(crate) struct Output {
+    pub(crate) name: String,
+    pub(crate) dtype: DType,
+    /// Shape of one item's output.
+    pub(crate) shape: Vec<u64>,
+    pub(crate) digest: Digest,
+    pub(crate) payload: Payload,
+}
+
+impl Output {
+    /// The declaration of the output for the client.
+    pub(crate) fn declaration(&self) -> OutputDecl {
+        OutputDecl {
+            name: self.name.clone(),
+            dtype: self.dtype,
+            shape: self.shape.clone(),
+            digest: self.digest,
+            size_bytes: self.payload.size_bytes(),
         }
     }
 }

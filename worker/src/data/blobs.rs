@@ -18,6 +18,7 @@ use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions},
     io::{self, Read},
+    mem,
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
@@ -32,7 +33,7 @@ use tracing::{info, warn};
 
 use crate::{state::sync_dir, units::show_bytes};
 
-pub(crate) use coming::{Arriving, Claim, Coming};
+pub(crate) use coming::{Arriving, Claim, Coming, OTHERS_WAIT, Wish};
 pub(crate) use spool::{BlobError, Spooled};
 
 /// Disk space that stays free, so that epochs, outcomes and logs can still be written when models fill the disk.
@@ -120,11 +121,18 @@ pub(crate) struct Room {
     file: Option<PathBuf>,
 }
 
+impl Room {
+    /// Gives the room back to the index, which the caller has locked.
+    fn give_back(&mut self, index: &mut Index) {
+        index.reserved_bytes -= mem::take(&mut self.bytes);
+        self.file.take().map(|file| index.coming.remove(&file));
+    }
+}
+
 impl Drop for Room {
     fn drop(&mut self) {
-        let mut index = self.shared.index();
-        index.reserved_bytes -= self.bytes;
-        self.file.as_ref().map(|file| index.coming.remove(file));
+        let shared = self.shared.clone();
+        self.give_back(&mut shared.index());
     }
 }
 
@@ -265,26 +273,26 @@ impl BlobStore {
         let folder = path.parent().expect("invariant: a blob's path has a folder");
         fs::set_permissions(file.path(), fs::Permissions::from_mode(0o444))?;
         fs::create_dir_all(folder)?;
-        fs::rename(file.path(), &path)?;
-        sync_dir(folder)?;
-
         let size_bytes = file.size_bytes();
-        file.disown();
-        let mut index = self.shared.index();
-        index.uses += 1;
-        let uses = index.uses;
-        // Two clients may have sent the same model at once: then the second file has replaced an equal one.
-        let mut is_new = false;
-        let blob = index.blobs.entry(digest).or_insert_with(|| {
-            is_new = true;
-            Blob { size_bytes, last_use: uses, verified: true, pin: Arc::default() }
-        });
-        blob.last_use = uses;
-        blob.verified = true;
-        let pin = Pin { path, size_bytes, _pin: blob.pin.clone() };
-        if is_new {
-            index.used_bytes += size_bytes;
-        }
+        let (pin, _room) = {
+            // One step for all others: an eviction comes before it, or finds the model pinned.
+            let mut index = self.shared.index();
+            fs::rename(file.path(), &path)?;
+            let mut room = file.disown();
+            room.give_back(&mut index);
+            index.uses += 1;
+            let uses = index.uses;
+            // Two clients may have sent the same model at once: then the second file has replaced an equal one. What it
+            // replaced may also be a changed file that could not be deleted, of another length.
+            let new = || Blob { size_bytes: 0, last_use: uses, verified: true, pin: Arc::default() };
+            let blob = index.blobs.entry(digest).or_insert_with(new);
+            let replaced_bytes = mem::replace(&mut blob.size_bytes, size_bytes);
+            (blob.last_use, blob.verified) = (uses, true);
+            let pin = Pin { path: path.clone(), size_bytes, _pin: blob.pin.clone() };
+            index.used_bytes = index.used_bytes + size_bytes - replaced_bytes;
+            (pin, room)
+        };
+        sync_dir(folder)?;
         Ok(pin)
     }
 
@@ -323,6 +331,11 @@ impl Shared {
         }
         let used_max_bytes = index.used_bytes - over_quota_bytes.max(over_disk_bytes);
         let trash = self.evict_down_to(&mut index, used_max_bytes);
+        if index.used_bytes > used_max_bytes {
+            drop(index);
+            drop(trash);
+            return Err(BlobError::Io(io::Error::other("models that should make room cannot be deleted")));
+        }
         index.reserved_bytes += size_bytes;
         index.coming.extend(file.clone().map(|file| (file, size_bytes)));
         drop(index);
@@ -330,31 +343,41 @@ impl Shared {
         Ok(Room { shared: self.clone(), bytes: size_bytes, file })
     }
 
+    /// Evicts until at most this much is used, or nothing more can be evicted.
     fn evict_down_to(&self, index: &mut Index, used_max_bytes: u64) -> Vec<Trash> {
         let mut trash = Vec::new();
-        while index.used_bytes > used_max_bytes {
-            let idle = index.blobs.iter().filter(|(_, blob)| !blob.is_pinned());
-            let Some((digest, blob)) = idle.min_by_key(|(_, blob)| blob.last_use) else { break };
-            info!(model = %digest.short(), size = %show_bytes(blob.size_bytes), "a model makes room");
-            let digest = *digest;
+        if index.used_bytes <= used_max_bytes {
+            return trash;
+        }
+        let idle = index.blobs.iter().filter(|(_, blob)| !blob.is_pinned());
+        let mut idle: Vec<_> = idle.map(|(digest, blob)| (blob.last_use, *digest, blob.size_bytes)).collect();
+        idle.sort_unstable();
+        for (_, digest, size_bytes) in idle {
+            if index.used_bytes <= used_max_bytes {
+                break;
+            }
+            info!(model = %digest.short(), size = %show_bytes(size_bytes), "a model makes room");
             trash.extend(self.forget(index, digest));
         }
         trash
     }
 
     /// Removes a blob and its name. Dropping the returned value deletes the file, which may be slow: do it after the
-    /// index is unlocked.
+    /// index is unlocked. A blob whose file stays on the disk goes on counting, and is verified before its next use.
     fn forget(&self, index: &mut Index, digest: Digest) -> Option<Trash> {
-        let blob = index.blobs.remove(&digest)?;
-        index.used_bytes -= blob.size_bytes;
+        let blob = index.blobs.get_mut(&digest)?;
         let (path, trash) = (self.path(digest), self.new_tmp());
-        match fs::rename(&path, &trash) {
-            Ok(()) => Some(Trash(trash)),
-            Err(error) => {
-                warn!(path = %path.display(), %error, "a model cannot be deleted");
-                None
+        let renamed = fs::rename(&path, &trash);
+        if let Err(error) = &renamed {
+            warn!(path = %path.display(), %error, "a model cannot be deleted");
+            if !is_gone(&path) {
+                blob.verified = false;
+                return None;
             }
         }
+        index.used_bytes -= blob.size_bytes;
+        index.blobs.remove(&digest);
+        renamed.is_ok().then_some(Trash(trash))
     }
 
     /// A path in `tmp` that no other file has.
@@ -430,6 +453,11 @@ fn verify(path: &Path, digest: Digest, size_bytes: u64) -> Result<(), String> {
         return Err("its bytes have changed".to_owned());
     }
     Ok(())
+}
+
+/// Whether nothing has this name.
+fn is_gone(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 fn open_no_link(path: &Path) -> io::Result<File> {

@@ -25,11 +25,13 @@ use tokio::{
 };
 use tracing::{debug, info};
 
-use crate::{
-    blobs::{BlobStore, Pin},
-    engine::{Device, Engine, Runner, RunnerSpec, SocketFolder, gpu_memory},
+use super::{
     fit::TensorMeta,
     oip::{AskError, Given, Session, Tensor},
+};
+use crate::{
+    data::blobs::{BlobStore, Pin},
+    engine::{Device, Engine, LimitOf, Runner, RunnerSpec, SocketFolder, gpu_memory},
 };
 
 /// Time limit for loading a model. The largest take minutes from a slow disk.
@@ -108,6 +110,7 @@ struct Key {
     /// Thousandths of a core with head-room.
     granted_millis: u32,
     memory_bytes: u64,
+    memory_of: LimitOf,
     device: Device,
     gpu_memory_bytes: u64,
 }
@@ -208,6 +211,12 @@ impl Pool {
         let demands = &wanted.demands;
         let or = |wish: u64, default: u64| if wish == 0 { default } else { wish };
         let cpu_millis = or(demands.cpu_millis.into(), self.defaults.cpu_millis.into()) as u32;
+        let device = match u16::try_from(wanted.device) {
+            Ok(index) => Device::Gpu(index),
+            // The device map names no GPU here, but the task asks for one.
+            Err(_) if demands.gpu_memory_bytes > 0 => Device::AnyGpu,
+            Err(_) => Device::Cpu,
+        };
         Key {
             model: wanted.model.digest,
             cpu_millis,
@@ -216,12 +225,12 @@ impl Pool {
                 asked => self.defaults.headroom.granted_millis(asked),
             },
             memory_bytes: or(demands.memory_bytes, self.defaults.memory_bytes),
-            device: match u16::try_from(wanted.device) {
-                Ok(index) => Device::Gpu(index),
-                // The device map names no GPU here, but the task asks for one.
-                Err(_) if demands.gpu_memory_bytes > 0 => Device::AnyGpu,
-                Err(_) => Device::Cpu,
+            memory_of: match device {
+                _ if demands.memory_bytes > 0 => LimitOf::Task,
+                Device::Cpu => LimitOf::Worker,
+                Device::Gpu(_) | Device::AnyGpu => LimitOf::Device,
             },
+            device,
             gpu_memory_bytes: demands.gpu_memory_bytes,
         }
     }
@@ -313,6 +322,7 @@ impl Pool {
             threads: key.cpu_millis.div_ceil(1000).max(1),
             cpu_millis: key.granted_millis,
             memory_bytes: key.memory_bytes,
+            memory_of: key.memory_of,
             device: key.device,
             gpu_memory_bytes: key.gpu_memory_bytes,
             first_attempt: wanted.attempt,
@@ -331,7 +341,7 @@ impl Pool {
         };
         let (session, inputs) = match session {
             Ok(ready) => ready,
-            Err(AskError::Refused(failure)) => return Err(failure),
+            Err(AskError::Refused(failure)) => return Err(key.memory_of.judge(failure)),
             Err(AskError::Broken(_)) => return Err(runner.exited().await.while_loading()),
         };
         info!(model = %key.model.short(), ms = begun.elapsed().as_millis(), "model loaded");
@@ -351,19 +361,20 @@ impl Taken<'_> {
         self.instance.key.model
     }
 
-    /// Runs the model once. Outputs that `stays` rejects go to files instead of memory.
+    /// Runs the model once, within what is `left` of the `limit` that loading shares with the first run. Outputs that
+    /// `stays` rejects go to files instead of memory.
     pub(crate) async fn call(
         &mut self,
         inputs: Vec<Given>,
-        limit: Duration,
+        (left, limit): (Duration, Duration),
         stays: impl FnMut(u64) -> bool,
     ) -> Result<Vec<Tensor>, Failure> {
         // Set before the run: dropping this call leaves the runner in an unknown state.
         self.in_order = false;
-        let called = timeout(limit, self.instance.session.infer(inputs, &self.pool.store, stays)).await;
+        let called = timeout(left, self.instance.session.infer(inputs, &self.pool.store, stays)).await;
         match called {
             Err(_) => {
-                let text = format!("the run did not end within {} ms (the worker's --run-limit)", limit.as_millis());
+                let text = format!("the run did not end within {limit:?} (the worker's --run-limit)");
                 Err(Failure::new(ErrorCode::RunTimeout, text))
             }
             Ok(Ok(outputs)) => {
@@ -373,7 +384,7 @@ impl Taken<'_> {
             Ok(Err(AskError::Refused(failure))) => {
                 // After an invalid answer the connection is in no known state.
                 self.in_order = failure.code != ErrorCode::RunProtocol && failure.code != ErrorCode::ResultTooLarge;
-                Err(failure)
+                Err(self.instance.key.memory_of.judge(failure))
             }
             Ok(Err(AskError::Broken(error))) => match timeout(END_WAIT, self.instance.runner.exited()).await {
                 Ok(exit) => Err(exit.while_running()),

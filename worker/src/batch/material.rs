@@ -10,25 +10,48 @@
 use std::{
     ops::Range,
     sync::{
-        Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use proto_msgs::{Digest, ErrorCode, Failure, InputDecl, ModelRef};
+use proto_msgs::{
+    AttemptId, BlobIndex, Digest, ErrorCode, Failure, InputDecl, Manifest, ModelRef, Ticket, message::MODEL_BLOB,
+};
 use tokio::task::spawn_blocking;
 
+use super::rows::{bytes_of_items, common_shape, fit_items};
 use crate::{
-    blobs::{BlobError, BlobStore, Pin},
-    fit::{Fitted, TensorMeta, fit},
-    oip::{Output, Tensor},
-    payload::{MEMORY_BYTES_MAX, MemoryShare, MemoryUse, Payload},
-    receive::{Inputs, Order},
-    rows::{bytes_of_items, common_shape, fit_items},
+    data::{
+        blobs::{BlobError, BlobStore, Pin},
+        payload::{MEMORY_BYTES_MAX, MemoryShare, MemoryUse, Output, Payload},
+    },
+    runners::{
+        fit::{Fitted, TensorMeta, fit},
+        oip::Tensor,
+    },
 };
 
 /// Results up to this size are joined where they are asked for; larger ones on a blocking thread.
 const JOIN_AT_ONCE_BYTES_MAX: u64 = 256 * 1024;
+
+/// What was ordered: an attempt, as its client and its ticket describe it.
+#[derive(Clone, Debug)]
+pub(crate) struct Order {
+    pub(crate) id: AttemptId,
+    pub(crate) manifest: Arc<Manifest>,
+    pub(crate) ticket: Arc<Ticket>,
+}
+
+/// Complete models and inputs of one attempt.
+#[derive(Debug)]
+pub(crate) struct Inputs {
+    /// The model of each stage; `None` if it must be looked up again, after a restart.
+    pub(crate) models: Vec<Option<Pin>>,
+    pub(crate) payloads: Vec<Payload>,
+    /// The share of memory that the inputs use.
+    pub(crate) memory: MemoryShare,
+}
 
 /// Inputs, models and outputs of one attempt.
 #[derive(Debug)]
@@ -51,6 +74,19 @@ struct Made {
     /// Outputs by stage and item. Dropped once the item has passed the next stage.
     stages: Vec<Vec<Option<Vec<Tensor>>>>,
     memory: MemoryShare,
+}
+
+impl Order {
+    pub(crate) fn is_detached(&self) -> bool {
+        self.ticket.body.detached
+    }
+
+    /// The models of all stages, with the numbers of their blobs.
+    pub(crate) fn models(&self) -> Vec<(BlobIndex, ModelRef)> {
+        let behind_inputs = (MODEL_BLOB + 1..).skip(self.manifest.inputs.len());
+        let later = behind_inputs.zip(&self.manifest.then).map(|(blob, stage)| (blob, stage.model));
+        std::iter::once((MODEL_BLOB, self.manifest.model)).chain(later).collect()
+    }
 }
 
 impl Material {
@@ -177,7 +213,7 @@ impl Material {
 
     /// Joins the result if all rows have passed the last stage. The batch with the last rows does this before it ends,
     /// so that the result exists when the machine asks for it.
-    pub(crate) async fn join_if_complete(self: &std::sync::Arc<Self>, store: &BlobStore) {
+    pub(crate) async fn join_if_complete(self: &Arc<Self>, store: &BlobStore) {
         let Some(items) = self.take_complete() else { return };
         let size_bytes = items.iter().flatten().map(|output| output.payload.size_bytes()).sum::<u64>();
         let (material, store) = (self.clone(), store.clone());

@@ -79,9 +79,10 @@ impl Spooled {
         Ok(Writing { file, hasher: blake3::Hasher::new(), spooled: self })
     }
 
-    /// Gives up a file that now has another name and owner: returns the room, deletes nothing.
-    pub(super) fn disown(mut self) {
+    /// Gives up a file that now has another name and owner, and hands out its room: deletes nothing, locks nothing.
+    pub(super) fn disown(mut self) -> Room {
         self.path = PathBuf::new();
+        self.room.take().expect("invariant: only dropping takes the room")
     }
 }
 

@@ -102,15 +102,18 @@ async fn a_model_that_loads_too_slowly_here_may_be_tried_elsewhere() {
 }
 
 #[tokio::test]
-async fn a_model_that_eats_memory_while_loading_is_rejected() {
+async fn a_model_that_eats_memory_while_loading_is_stopped_and_may_get_more_elsewhere_unless_it_asked() {
     let home = Home::new();
     // Without a line's end, tail keeps everything in memory.
     let (pool, _) = home.pool_of_script("exec tail /dev/zero");
     let mut wanted = home.wanted();
+    let given = failure(&pool, &wanted).await;
+    assert_eq!(given.code, ErrorCode::WorkerOutgrown);
+    assert!(given.text.contains("512.0 MiB"), "{}", given.text);
     wanted.demands.memory_bytes = 64 << 20;
-    let failure = failure(&pool, &wanted).await;
-    assert_eq!(failure.code, ErrorCode::ModelRejected);
-    assert!(failure.text.contains("64.0 MiB"), "{}", failure.text);
+    let asked = failure(&pool, &wanted).await;
+    assert_eq!(asked.code, ErrorCode::RunOutOfMemory);
+    assert!(asked.text.contains("64.0 MiB") && asked.text.contains("--memory"), "{}", asked.text);
 }
 
 #[tokio::test]
@@ -147,12 +150,21 @@ async fn a_batch_that_is_dropped_takes_its_whole_process_group_with_it() {
     let pids = home.dir.path().join("pids");
     let (pool, mut all_ended) = home.pool_of_script(&format!("sleep 1000 & echo $! $$ > {}; wait", pids.display()));
     let wanted = home.wanted();
-    let taken = timeout(Duration::from_millis(500), pool.take(&wanted, async || ())).await;
-    assert!(taken.is_err(), "never ready");
+    let begun = async {
+        loop {
+            match fs::read_to_string(&pids) {
+                Ok(both) if both.ends_with('\n') => return both,
+                _ => sleep(READY_FIRST).await,
+            }
+        }
+    };
+    let pids = tokio::select! {
+        _ = pool.take(&wanted, async || ()) => panic!("it is never ready"),
+        pids = timeout(PATIENCE, begun) => pids.expect("the script began"),
+    };
 
     pool.close().await;
     timeout(PATIENCE, all_ended.recv()).await.expect("the runner is cleaned up");
-    let pids = fs::read_to_string(pids).expect("the script began");
     let is_alive = |pid: &str| {
         // An orphan that waits for init to reap it no longer runs.
         fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))

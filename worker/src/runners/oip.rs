@@ -15,18 +15,17 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use proto_msgs::{
-    DType, Digest, ErrorCode, Failure, OutputDecl,
+    DType, ErrorCode, Failure,
     limits::{OUTPUT_BYTES_MAX, RANK_MAX, TENSORS_MAX},
 };
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
 use self::body::{BodyReader, RequestBody};
+use super::fit::TensorMeta;
 use crate::{
-    blobs::BlobStore,
+    data::{blobs::BlobStore, payload::Payload},
     engine::{SOCKET_NAME, SocketFolder, code_named},
-    fit::TensorMeta,
-    payload::Payload,
 };
 
 /// Name under which every runner serves its model.
@@ -83,30 +82,6 @@ pub(crate) struct Given {
 impl Given {
     fn size_bytes(&self) -> u64 {
         self.pieces.iter().map(Payload::size_bytes).sum()
-    }
-}
-
-/// One output of a task, over all items.
-#[derive(Clone, Debug)]
-pub(crate) struct Output {
-    pub(crate) name: String,
-    pub(crate) dtype: DType,
-    /// Shape of one item's output.
-    pub(crate) shape: Vec<u64>,
-    pub(crate) digest: Digest,
-    pub(crate) payload: Payload,
-}
-
-impl Output {
-    /// The declaration of the output for the client.
-    pub(crate) fn declaration(&self) -> OutputDecl {
-        OutputDecl {
-            name: self.name.clone(),
-            dtype: self.dtype,
-            shape: self.shape.clone(),
-            digest: self.digest,
-            size_bytes: self.payload.size_bytes(),
-        }
     }
 }
 

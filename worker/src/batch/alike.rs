@@ -7,7 +7,7 @@ use std::{io, ops::Range};
 
 use proto_msgs::DType;
 
-use crate::payload::Payload;
+use crate::data::payload::Payload;
 
 /// Allowed share of the largest value: ten times what was seen between runtimes, a tenth of what a wrong row causes.
 ///

@@ -16,7 +16,7 @@ use proto_msgs::{ErrorCode, Failure};
 use tokio::{sync::mpsc, task::spawn_blocking};
 
 use super::{AskError, nonsense};
-use crate::{blobs::BlobStore, payload::Payload};
+use crate::data::{blobs::BlobStore, payload::Payload};
 
 /// Bytes read from a file at once.
 const PIECE_BYTES: usize = 256 * 1024;

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use proto_msgs::{DType, ErrorCode, Failure, InputDecl};
 
-use crate::{
+use crate::runners::{
     fit::{Fitted, TensorMeta, fit},
     oip::Tensor,
 };
@@ -138,7 +138,7 @@ mod tests {
     use proto_msgs::Digest;
 
     use super::*;
-    use crate::payload::Payload;
+    use crate::data::payload::Payload;
 
     fn meta(shape: &[i64]) -> TensorMeta {
         TensorMeta { name: "x".to_owned(), dtype: DType::F32, shape: shape.to_vec() }
