@@ -13,6 +13,7 @@
 //! ```
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     io,
     net::SocketAddr,
@@ -38,14 +39,16 @@ use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc, oneshot},
+    sync::{mpsc, oneshot},
+    task::AbortHandle,
     time::{sleep, timeout},
 };
 use tracing::{debug, warn};
 
 use crate::metrics::{self, Snapshot};
 
-/// Connections at the same time: a few scrapers, a supervisor and people. Further ones wait.
+/// Connections at the same time: a few scrapers, a supervisor and people. For a further one the oldest is closed, so that
+/// requests that never come to their end lock nobody out.
 const CONNECTIONS_MAX: usize = 64;
 
 /// Time after which a connection without a request is closed.
@@ -133,16 +136,16 @@ pub fn serve(address: SocketAddr, pages: Pages) -> io::Result<SocketAddr> {
 
 async fn accept(listener: std::net::TcpListener, pages: Arc<Pages>) {
     let listener = TcpListener::from_std(listener).expect("the runtime is entered and the socket does not block");
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        let permit = Arc::clone(&room).acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
             Ok((stream, _)) => {
+                open.retain(|connection| !connection.is_finished());
+                while open.len() >= CONNECTIONS_MAX {
+                    open.pop_front().into_iter().for_each(|oldest| oldest.abort());
+                }
                 let pages = Arc::clone(&pages);
-                tokio::spawn(async move {
-                    talk(stream, &pages).await;
-                    drop(permit);
-                });
+                open.push_back(tokio::spawn(async move { talk(stream, &pages).await }).abort_handle());
             }
             Err(error) => {
                 warn!("the admin port cannot accept: {error}");

@@ -188,6 +188,8 @@ impl Collector for Snapshot {
             ("predictions", "Predicted finishes that were compared with what came", counters.predictions),
             ("slo_violations", "Tasks with a promised latency that took longer", counters.slo_violations),
             ("slo_trips", "Times a worker was left because it broke a promise too often", counters.slo_trips),
+            ("trials", "Tasks given to a worker only to measure it again: many if it stays slow", counters.trials),
+            ("preloads", "Tasks accepted only so that their model is loaded for later ones", counters.preloads),
             ("candidates_looked", "Workers looked at in order to place tasks", counters.candidates_looked),
             ("waiting_looked", "Waiting tasks looked at in order to fill workers", counters.waiting_looked),
             ("forbidden_messages", "Messages from the wrong key or on the wrong task", counters.forbidden),
@@ -290,7 +292,14 @@ mod tests {
         metrics.undecodable(&DecodeError::NotOurs);
         let gauges =
             Gauges { workers: 7, lane_queued: [3, 4], prediction_error_permille: Some(250), ..Gauges::default() };
-        let counters = Counters { granted: 12, refused_busy: 1, workers_refused: 2, ..Counters::default() };
+        let counters = Counters {
+            granted: 12,
+            trials: 3,
+            preloads: 4,
+            refused_busy: 1,
+            workers_refused: 2,
+            ..Counters::default()
+        };
         let page = page(&registry, Some(Snapshot { gauges, counters, ..Snapshot::default() }));
         let types: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         let names: HashSet<&str> = types.iter().filter_map(|line| line.split(' ').next()).collect();
@@ -298,6 +307,8 @@ mod tests {
         assert!(names.iter().all(|name| name.starts_with("mesh_broker_")), "{names:?}");
         assert!(page.contains("mesh_broker_workers 7.0\n"), "{page}");
         assert!(page.contains("mesh_broker_grants_total 12\n"), "{page}");
+        assert!(page.contains("mesh_broker_trials_total 3\n"), "{page}");
+        assert!(page.contains("mesh_broker_preloads_total 4\n"), "{page}");
         assert!(page.contains("mesh_broker_lane_tasks_queued{lane=\"batch\"} 4.0\n"), "{page}");
         assert!(page.contains("mesh_broker_tasks_refused_total{code=\"BUSY\"} 1\n"), "{page}");
         assert!(page.contains("mesh_broker_workers_refused_total 2\n"), "{page}");

@@ -26,7 +26,7 @@ use mesh_core::broker::Event;
 use mesh_core::broker::TaskRecord;
 
 pub use self::{
-    embedded::{EmbeddedStore, FILE_NAME},
+    embedded::{EmbeddedStore, FREE_NEEDED_BYTES},
     pending::{Batch, Write},
     redis::{Redis, RedisAddress, RedisAddressError, RedisSettings},
     writer::{Handle, Opened, StoreHealth, open},
@@ -103,7 +103,18 @@ pub enum StoreError {
         /// The system's error.
         source: std::io::Error,
     },
-    /// Another broker has the file open.
+    /// The disk of the folder is full.
+    #[error(
+        "the disk of state folder {folder} is full ({source}): free {} MiB there, or name another folder with --state-dir",
+        FREE_NEEDED_BYTES >> 20
+    )]
+    Full {
+        /// The folder.
+        folder: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// Another broker uses the folder.
     #[error("state folder {folder} is in use by another broker: give this one its own with --state-dir")]
     Locked {
         /// The folder.
@@ -176,6 +187,6 @@ pub enum StoreError {
 impl StoreError {
     /// Whether only a person can help, so that trying again at the start is useless.
     pub const fn is_configuration(&self) -> bool {
-        !matches!(self, Self::Away { .. })
+        !matches!(self, Self::Away { .. } | Self::Full { .. })
     }
 }

@@ -3,15 +3,12 @@
 //! Owns the file. A write that returned is on disk (redb syncs each commit). A write that hangs with its disk blocks
 //! only itself. Never: the Metric Table, since workers register again within a heartbeat.
 
-use std::{
-    collections::HashMap,
-    fs, io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+mod file;
+
+use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
 use mesh_core::broker::TaskRecord;
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition, TableError};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::{error, info};
 
@@ -19,9 +16,9 @@ use super::{
     Batch, Kept, Store, StoreError, Write,
     record::{self, RecordError},
 };
+use file::Place;
 
-/// The file in the state folder.
-pub const FILE_NAME: &str = "broker.redb";
+pub use file::FREE_NEEDED_BYTES;
 
 /// Task id -> the task's fields as a JSON object, the same fields as in Redis: one form to keep readable.
 const TASKS: TableDefinition<'_, &str, &str> = TableDefinition::new("tasks");
@@ -29,25 +26,24 @@ const TASKS: TableDefinition<'_, &str, &str> = TableDefinition::new("tasks");
 /// The store of a broker without Redis: one redb file in its state folder.
 #[derive(Debug)]
 pub struct EmbeddedStore {
-    file: PathBuf,
+    place: Arc<Place>,
     /// `None` during a write, and after a failed one: then redb requires that its file is closed and opened again.
     database: Option<Database>,
     /// The write under way. Its caller may have stopped waiting; the disk has not.
-    writing: Option<JoinHandle<Result<Database, redb::Error>>>,
+    writing: Option<JoinHandle<Result<Database, StoreError>>>,
 }
 
 impl EmbeddedStore {
     /// Opens or creates the file in this folder. A missing folder is made.
     ///
     /// # Errors
-    /// If the folder cannot be written, another broker has the file, or the file is damaged.
+    /// If the folder cannot be written, another broker uses it, its disk is full, or the file is damaged.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
-        fs::create_dir_all(folder).map_err(|source| StoreError::Folder { folder: folder.to_owned(), source })?;
-        let file = folder.join(FILE_NAME);
-        let database = open_file(folder, &file)?;
-        // Creates the table. It also shows now, not at the first task, whether the file can be written.
-        commit(&database, &Batch::new()).map_err(|error| away(&file, &error))?;
-        Ok(Self { file, database: Some(database), writing: None })
+        let place = Place::take(folder)?;
+        let database = place.open()?;
+        // Shows now, not at the first task, whether the file can be written.
+        commit(&database, &Batch::new()).map_err(|error| away(&place.file, &error))?;
+        Ok(Self { place: Arc::new(place), database: Some(database), writing: None })
     }
 
     /// Reads all tasks. Records that only an older broker could read are deleted, since nobody would ever end them.
@@ -65,7 +61,7 @@ impl EmbeddedStore {
                 Ok(record) => records.push(record),
                 Err(RecordError::Outdated(_)) => outdated.push(id.value().to_owned()),
                 // One unreadable record must not keep the broker from working. It stays in the file.
-                Err(reason) => error!("task {} in {} cannot be read: {reason}", id.value(), self.file.display()),
+                Err(reason) => error!("task {} in {} cannot be read: {reason}", id.value(), self.place.file.display()),
             }
         }
         if !outdated.is_empty() {
@@ -76,7 +72,7 @@ impl EmbeddedStore {
             }
             drop(tasks);
             transaction.commit()?;
-            info!("{} tasks of an older version were dropped from {}", outdated.len(), self.file.display());
+            info!("{} tasks of an older version were dropped from {}", outdated.len(), self.place.file.display());
         }
         Ok(records)
     }
@@ -84,10 +80,10 @@ impl EmbeddedStore {
     async fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
         // The result of an earlier, abandoned write does not matter: its changes come again.
         let _ = self.written().await;
-        let (database, file, batch) = (self.database.take(), self.file.clone(), batch.clone());
+        let (database, place, batch) = (self.database.take(), Arc::clone(&self.place), batch.clone());
         self.writing = Some(spawn_blocking(move || {
-            let database = database.map_or_else(|| Database::create(file), Ok)?;
-            commit(&database, &batch)?;
+            let database = database.map_or_else(|| place.open(), Ok)?;
+            commit(&database, &batch).map_err(|error| away(&place.file, &error))?;
             Ok(database)
         }));
         self.written().await
@@ -100,8 +96,8 @@ impl EmbeddedStore {
         self.writing = None;
         match outcome {
             Ok(Ok(database)) => self.database = Some(database),
-            Ok(Err(error)) => return Err(away(&self.file, &error)),
-            Err(panic) => return Err(away(&self.file, &panic)),
+            Ok(Err(error)) => return Err(error),
+            Err(panic) => return Err(away(&self.place.file, &panic)),
         }
         Ok(())
     }
@@ -109,17 +105,6 @@ impl EmbeddedStore {
 
 fn away(file: &Path, reason: &dyn std::error::Error) -> StoreError {
     StoreError::Away { server: file.display().to_string(), reason: reason.to_string() }
-}
-
-fn open_file(folder: &Path, file: &Path) -> Result<Database, StoreError> {
-    match Database::create(file) {
-        Ok(database) => Ok(database),
-        Err(DatabaseError::DatabaseAlreadyOpen) => Err(StoreError::Locked { folder: folder.to_owned() }),
-        Err(DatabaseError::Storage(StorageError::Io(source))) if source.kind() != io::ErrorKind::InvalidData => {
-            Err(StoreError::Folder { folder: folder.to_owned(), source })
-        }
-        Err(damage) => Err(StoreError::Damaged { file: file.to_owned(), reason: damage.to_string() }),
-    }
 }
 
 fn commit(database: &Database, batch: &Batch) -> Result<(), redb::Error> {
@@ -145,7 +130,7 @@ impl Store for EmbeddedStore {
     const SHOWS_ALL: bool = false;
 
     async fn restore(&mut self) -> Result<Vec<TaskRecord>, StoreError> {
-        self.read().map_err(|error| StoreError::Damaged { file: self.file.clone(), reason: error.to_string() })
+        self.read().map_err(|error| StoreError::Damaged { file: self.place.file.clone(), reason: error.to_string() })
     }
 
     async fn write(&mut self, batch: &Batch) -> Result<(), StoreError> {
@@ -173,13 +158,13 @@ fn parse(text: &str) -> Result<TaskRecord, RecordError> {
 #[cfg(test)]
 mod tests {
     use std::{
+        fs,
         io::{Seek, SeekFrom, Write as _},
-        sync::Arc,
     };
 
     use tokio::time::timeout;
 
-    use super::*;
+    use super::{file::FILE_NAME, *};
     use crate::store::samples::task;
 
     fn put(number: u8) -> Write {

@@ -65,6 +65,7 @@ pub fn worker_identity(record: &WorkerRecord) -> Fields {
         ("labels", joined(labels)),
         ("cores", register.cores.to_string()),
         ("memory_bytes", register.memory_bytes.to_string()),
+        ("run_memory_bytes", register.run_memory_bytes.to_string()),
         ("gpu_names", register.gpus.iter().map(|gpu| gpu.name.as_str()).collect::<Vec<_>>().join(", ")),
         ("gpu_memory_bytes", joined(register.gpus.iter().map(|gpu| gpu.memory_bytes))),
         ("slots", register.slots.iter().map(|slots| u32::from(*slots)).sum::<u32>().to_string()),

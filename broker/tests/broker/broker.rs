@@ -4,6 +4,8 @@
 use std::{
     collections::HashSet,
     fs,
+    io::Write,
+    net::TcpStream,
     time::{Duration, Instant},
 };
 
@@ -65,6 +67,7 @@ async fn a_broker_that_is_stopped_for_a_while_takes_nobody_for_silent() {
     let broker = Broker::start(&["--client-silence", "2s"]);
     let (mut worker, mut client) = worker_and_client(&Mesh::open(&broker)).await;
     client.submit_until_granted(false).await;
+    let pauses_before = broker.metric("pauses_total");
     broker.signal("STOP");
     let stopped = Instant::now();
     wait_for("a pause longer than anybody's silence may be", || {
@@ -74,10 +77,9 @@ async fn a_broker_that_is_stopped_for_a_while_takes_nobody_for_silent() {
     });
     broker.signal("CONT");
     assert!(worker.heartbeat().await.known);
-    let metrics = broker.page("/metrics");
-    for line in ["mesh_broker_pauses_total 1\n", "mesh_broker_tasks_failed_total 0\n"] {
-        assert!(metrics.contains(line), "no {line} in {metrics}");
-    }
+    // A busy machine may make it stand still more than once.
+    assert!(broker.metric("pauses_total") > pauses_before, "the pause was noticed: {}", broker.page("/metrics"));
+    assert_eq!((broker.metric("tasks_failed_total"), broker.metric("workers_lost_total")), (0.0, 0.0));
 }
 
 #[tokio::test]
@@ -297,4 +299,20 @@ fn keygen_makes_a_pair_that_the_broker_takes() {
     let public = Broker::run(&["keygen", &key]);
     assert_eq!(fs::read_to_string(format!("{key}.pub")).unwrap().trim(), public.trim());
     let _broker = Broker::start(&["--key-file", &key, "--authorized-keys", &format!("{key}.pub")]);
+}
+
+#[test]
+fn requests_that_never_come_to_their_end_lock_nobody_out_of_the_admin_port() {
+    let broker = Broker::start(&[]);
+    let address = broker.admin.trim_start_matches("http://").to_owned();
+    let half = || {
+        let mut stream = TcpStream::connect(&address).unwrap();
+        write!(stream, "GET /healthz HTTP/1.1\r\nHost:").unwrap();
+        stream
+    };
+    let _halves: Vec<TcpStream> = (0..100).map(|_| half()).collect();
+
+    let page = broker.page("/healthz");
+
+    assert!(page.starts_with("HTTP/1.1 200"), "{page}");
 }

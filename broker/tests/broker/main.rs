@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 
 mod broker;
+mod first_start;
+mod full_disk;
 mod mesh;
 mod process;
 mod redis_store;

@@ -10,7 +10,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::wait_for;
+use crate::{PATIENCE, wait_for};
 
 /// A running `mesh-broker`.
 #[derive(Debug)]
@@ -88,10 +88,18 @@ impl Broker {
     /// A page of the admin port, head and body.
     pub(crate) fn page(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.admin.trim_start_matches("http://")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: broker\r\nConnection: close\r\n\r\n").unwrap();
         let mut page = String::new();
         stream.read_to_string(&mut page).unwrap();
         page
+    }
+
+    /// A number of the metrics page that has no labels, by its name without `mesh_broker_`.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let (page, line) = (self.page("/metrics"), format!("mesh_broker_{name} "));
+        let value = page.lines().find_map(|found| found.strip_prefix(&line)?.parse().ok());
+        value.unwrap_or_else(|| panic!("no {name} in {page}"))
     }
 }
 
