@@ -1,22 +1,28 @@
 //! The command line: flags, their help, their defaults. Owns names that scripts rely on; never does anything.
 
 use std::{
+    env,
     io::{self, IsTerminal},
     path::PathBuf,
+    str::FromStr,
     time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand};
-use mesh_sdk::{Lane, TaskId, default_state_dir};
+use clap::{
+    Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
+    error::{ContextKind, ContextValue},
+};
+use mesh_sdk::{Lane, default_state_dir};
 use mesh_transport::address;
 use proto_msgs::limits;
 
 use crate::{
     exit,
-    flags::{DemandFlags, FormFlags, LabelFlags, OutputFlags, PathFlags, PromiseFlags, lane_parser},
+    flags::{DemandFlags, FormFlags, LabelFlags, OutputFlags, PathFlags, PromiseFlags, lane_parser, parse_deadline},
     outputs,
     stages::{self, Then},
     table::Columns,
+    task_name::TaskName,
     units,
 };
 
@@ -46,6 +52,41 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
+/// Commands that ask nobody: flags about the broker, the identity and tables mean nothing to them.
+const LOCAL: [&str; 3] = ["inspect", "keygen", "completions"];
+
+/// The global flags that mean something to every command.
+const EVERYWHERE: [&str; 3] = ["json", "quiet", "verbose"];
+
+/// The command line. The help of a command shows only flags that mean something to it; scripts may give all of them.
+pub(crate) fn command() -> clap::Command {
+    let whole = Arguments::command();
+    let is_elsewhere = |flag: &&Arg| flag.is_global_set() && !EVERYWHERE.contains(&flag.get_id().as_str());
+    let elsewhere: Vec<Arg> = whole.get_arguments().filter(is_elsewhere).map(|flag| flag.clone().hide(true)).collect();
+    LOCAL.iter().fold(whole, |whole, name| whole.mut_subcommand(name, |command| command.args(elsewhere.clone())))
+}
+
+/// The arguments of this program; ends it if they are wrong.
+pub(crate) fn parse() -> Arguments {
+    let parsed = command().try_get_matches().and_then(|matches| Arguments::from_arg_matches(&matches));
+    parsed.unwrap_or_else(|error| {
+        with_usage(error, env::args_os().map(|word| word.to_string_lossy().into_owned())).exit()
+    })
+}
+
+/// The error with its command's usage as the help shows it. clap's own names all flags that have a value, also from the
+/// environment, as if they were required.
+fn with_usage(mut error: clap::Error, mut words: impl Iterator<Item = String>) -> clap::Error {
+    let mut whole = command();
+    whole.build();
+    let name = words.find(|word| whole.find_subcommand(word).is_some());
+    let named = name.and_then(|name| whole.find_subcommand_mut(name));
+    if let (Some(command), Some(_)) = (named, error.get(ContextKind::Usage)) {
+        error.insert(ContextKind::Usage, ContextValue::StyledStr(command.render_usage()));
+    }
+    error
+}
+
 /// Flags of every command.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Global options")]
@@ -62,7 +103,10 @@ pub(crate) struct Global {
     /// Folder of this client's identity
     #[arg(long, global = true, value_name = "DIR", env = "MESH_CLIENT_STATE_DIR", default_value_os_t = default_state_dir().unwrap_or_default())]
     pub(crate) state_dir: PathBuf,
-    /// Give up after this long; without it, connecting is given up after 10s and a running task never
+    /// Wait so long for a broker that does not answer, such as one that is being restarted [default: 10s, or --timeout]
+    #[arg(long, global = true, value_name = "TIME", env = "MESH_BROKER_WAIT", value_parser = units::duration)]
+    pub(crate) broker_wait: Option<Duration>,
+    /// Give up after this long; without it, a running task is waited for however long it takes
     #[arg(long, global = true, value_name = "TIME", env = "MESH_TIMEOUT", value_parser = units::duration)]
     pub(crate) timeout: Option<Duration>,
     /// One JSON document on standard output instead of text
@@ -139,7 +183,7 @@ pub(crate) struct Submit {
     #[arg(long, default_value_t = limits::PRIORITY_DEFAULT, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(crate) priority: u8,
     /// Fail if there is no answer within this time (500ms, 2m)
-    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_deadline)]
     pub(crate) deadline: Option<Duration>,
     /// Do not wait: print the task's id once the worker has everything; `wait` and `result` take the outputs
     #[arg(short, long)]
@@ -196,23 +240,23 @@ pub(crate) struct Workers {
 #[derive(Args, Debug)]
 pub(crate) struct Tasks {
     /// At most this many, newest first
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
-    pub(crate) limit: usize,
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit: u32,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Status {
-    /// The tasks' ids
-    #[arg(value_name = "TASK", value_parser = parse_task)]
-    pub(crate) tasks: Vec<TaskId>,
+    /// The tasks' ids, or parts of them
+    #[arg(value_name = "TASK", value_parser = TaskName::from_str)]
+    pub(crate) tasks: Vec<TaskName>,
 }
 
 #[derive(Args, Debug)]
 #[command(after_help = exit::HELP)]
 pub(crate) struct Fetch {
-    /// The tasks' ids; with --json one document after the other, with --output each in DIR/TASK
-    #[arg(value_name = "TASK", required = true, value_parser = parse_task)]
-    pub(crate) tasks: Vec<TaskId>,
+    /// The tasks' ids, or parts of them; with --json one document after the other, with --output each in DIR/TASK
+    #[arg(value_name = "TASK", required = true, value_parser = TaskName::from_str)]
+    pub(crate) tasks: Vec<TaskName>,
     #[command(flatten)]
     pub(crate) output: OutputFlags,
     #[command(flatten)]
@@ -221,16 +265,16 @@ pub(crate) struct Fetch {
 
 #[derive(Args, Debug)]
 pub(crate) struct OneTask {
-    /// The task's id
-    #[arg(value_parser = parse_task)]
-    pub(crate) task: TaskId,
+    /// The task's id, or a part of it
+    #[arg(value_parser = TaskName::from_str)]
+    pub(crate) task: TaskName,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Cancel {
-    /// The tasks' ids
-    #[arg(value_name = "TASK", required = true, value_parser = parse_task)]
-    pub(crate) tasks: Vec<TaskId>,
+    /// The tasks' ids, or parts of them
+    #[arg(value_name = "TASK", required = true, value_parser = TaskName::from_str)]
+    pub(crate) tasks: Vec<TaskName>,
 }
 
 #[derive(Args, Debug)]
@@ -249,11 +293,6 @@ pub(crate) struct Keygen {
 pub(crate) struct Completions {
     /// Which shell
     pub(crate) shell: clap_complete::Shell,
-}
-
-fn parse_task(text: &str) -> Result<TaskId, &'static str> {
-    let advice = "a task's id looks like 0198d3a1-5b2c-7e4f-8a90-1b2c3d4e5f60; `mesh-client tasks` lists yours";
-    text.parse().map_err(|_| advice)
 }
 
 fn parse_broker(text: &str) -> Result<String, String> {
@@ -288,7 +327,6 @@ fn submit_help() -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
     use mesh_sdk::{Arch, Demands, Direction, Slo};
 
     use super::*;
@@ -296,7 +334,26 @@ mod tests {
 
     #[test]
     fn the_command_line_is_sound() {
-        Arguments::command().debug_assert();
+        command().debug_assert();
+    }
+
+    #[test]
+    fn an_error_shows_the_usage_as_the_help_does() {
+        let words = || ["mesh-client", "--broker", "tcp://cloud:5555", "wait"].map(str::to_owned).into_iter();
+        let error = with_usage(command().try_get_matches_from(words()).unwrap_err(), words()).to_string();
+        assert!(error.contains("Usage: mesh-client wait [OPTIONS] <TASK>...\n"), "{error}");
+    }
+
+    #[test]
+    fn commands_that_ask_nobody_show_no_flags_for_it() {
+        let help = |name: &str| command().find_subcommand_mut(name).unwrap().render_long_help().to_string();
+        command().build();
+        for name in LOCAL {
+            assert!(!help(name).contains("--broker") && !help(name).contains("--timeout"), "{}", help(name));
+        }
+        let line = ["mesh-client", "keygen", "--broker", "tcp://cloud:5555", "k", "--json"];
+        let arguments = Arguments::from_arg_matches(&command().try_get_matches_from(line).unwrap()).unwrap();
+        assert!(arguments.global.json && arguments.global.broker == "tcp://cloud:5555", "scripts may give them");
     }
 
     #[test]
@@ -343,6 +400,8 @@ mod tests {
             ("submit", "<MODEL>"),
             ("submit m.onnx x --priority 101", "101 is not in 0..=100"),
             ("submit m.onnx x --deadline 5", "'5' is not a time"),
+            ("submit m.onnx x --deadline 0s", "'0s' leaves no time for an answer: use at least 1ms"),
+            ("bench m.onnx x --deadline 500us", "'500us' leaves no time"),
             ("submit m.onnx x --memory much", "'much' is not a size"),
             ("submit m.onnx x --lane fast", "[possible values: realtime, batch]"),
             ("submit m.onnx x --slo 1us", "'1us' is out of range"),

@@ -1,12 +1,13 @@
 //! All commands except `submit` and `bench`: most ask the broker one question, or fetch or stop one task.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use mesh_sdk::{AskError, Mesh, Outcome, TaskId, TaskResult, TaskStanding, TaskView};
+use mesh_sdk::{AskError, Mesh, Outcome, TaskId, TaskResult, TaskStanding, TaskView, WorkerId};
 use mesh_transport::{KeyPair, keys};
 use serde_json::json;
 use tokio::sync::watch::Receiver;
@@ -14,14 +15,17 @@ use tokio::sync::watch::Receiver;
 use crate::{
     args::{Cancel, Fetch, Global, Inspect, Keygen, OneTask, Status, Tasks},
     complain,
-    connect::{Stop, connect, stop_signal, unless_stopped},
-    exit, outputs,
+    connect::connect,
+    exit::{self, Failed},
+    outputs,
     progress::Progress,
-    report::{Done, Failed, Job, Report},
+    report::{Done, Job, Report},
     say_if_cut, show_job,
+    stop::{Stop, stop_signal, unless_stopped},
     streams::{print, print_json, say},
     submit::{Unfinished, until_end},
     table::printable_lines,
+    task_name::{self, TaskName},
     views,
 };
 
@@ -35,12 +39,18 @@ pub(crate) fn ask_failed(error: &AskError) -> Failed {
     Failed::new(exit::of_ask(error), code, error)
 }
 
+impl From<AskError> for Failed {
+    fn from(error: AskError) -> Self {
+        ask_failed(&error)
+    }
+}
+
 fn now_unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64)
 }
 
 /// Connects, asks one question and closes.
-async fn asking<T>(global: &Global, question: impl AsyncFnOnce(&Mesh) -> Result<T, AskError>) -> Result<T, Failed> {
+async fn asking<T>(global: &Global, question: impl AsyncFnOnce(&Mesh) -> Result<T, Failed>) -> Result<T, Failed> {
     let progress = Progress::new(1, global.quiet, global.json);
     let mut stop = stop_signal(None);
     let mesh = connect(global, None, &progress, &mut stop).await.inspect_err(|_| progress.finish())?;
@@ -49,11 +59,11 @@ async fn asking<T>(global: &Global, question: impl AsyncFnOnce(&Mesh) -> Result<
     let answer = unless_stopped(&mut stop, question(&mesh)).await;
     progress.finish();
     mesh.close().await;
-    answer.map_err(Stop::failed)?.map_err(|error| ask_failed(&error))
+    answer.map_err(Stop::failed)?
 }
 
 pub(crate) async fn workers(global: &Global) -> Result<u8, Failed> {
-    let workers = asking(global, async |mesh| mesh.workers().await).await?;
+    let workers = asking(global, async |mesh| Ok(mesh.workers().await?)).await?;
     if global.json {
         print_json(&views::workers_json(&workers))
     } else {
@@ -75,31 +85,61 @@ pub(crate) async fn models(global: &Global) -> Result<u8, Failed> {
 }
 
 pub(crate) async fn tasks(global: &Global, flags: &Tasks) -> Result<u8, Failed> {
-    let limit = flags.limit;
-    let tasks = asking(global, async |mesh| mesh.tasks(limit).await).await?;
+    let limit = flags.limit as usize;
+    let (tasks, lost) = asking(global, async |mesh| {
+        let tasks = mesh.tasks(limit).await?;
+        let lost = without_worker(mesh, &tasks).await?;
+        Ok((tasks, lost))
+    })
+    .await?;
     if global.json {
-        return print_json(&json!({ "tasks": tasks.iter().map(views::task_json).collect::<Vec<_>>() }));
+        let all: Vec<_> = tasks.iter().map(|task| views::task_json(task, lost.contains(&task.task))).collect();
+        return print_json(&json!({ "tasks": all }));
     }
-    print(&views::tasks_text(&tasks, now_unix_ms(), global.columns()))
+    print(&views::tasks_text(&tasks, &lost, now_unix_ms(), global.columns()))
+}
+
+/// The tasks at a worker that is not connected. A detached task waits for it, since it has the task's inputs; others move
+/// to another worker at once.
+async fn without_worker(mesh: &Mesh, tasks: &[TaskView]) -> Result<BTreeSet<TaskId>, AskError> {
+    let is_placed = |task: &&TaskView| task.detached && matches!(task.standing, TaskStanding::Placed);
+    let placed: Vec<&TaskView> = tasks.iter().filter(is_placed).collect();
+    if placed.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let live: BTreeSet<WorkerId> = mesh.workers().await?.iter().map(|worker| worker.worker).collect();
+    let is_lost = |task: &&TaskView| task.worker.as_ref().is_some_and(|(worker, _)| !live.contains(worker));
+    Ok(placed.into_iter().filter(is_lost).map(|task| task.task).collect())
+}
+
+/// The tasks of these names. Asks for the list of tasks only if a part of an id is among them.
+async fn named(mesh: &Mesh, names: &[TaskName]) -> Result<Vec<TaskId>, Failed> {
+    let tasks = match names.iter().any(|name| matches!(name, TaskName::Part(_))) {
+        true => mesh.tasks(task_name::LOOK_MAX).await?,
+        false => Vec::new(),
+    };
+    let ids: Vec<TaskId> = tasks.iter().map(|task| task.task).collect();
+    names.iter().map(|name| name.among(&ids)).collect()
 }
 
 /// Asks about several tasks and shows each answer. One that fails does not stop the others.
 async fn each<T>(
     global: &Global,
-    tasks: &[TaskId],
+    names: &[TaskName],
     question: impl AsyncFn(&Mesh, TaskId) -> Result<T, AskError>,
-    show: impl Fn(TaskId, T) -> Result<u8, Failed>,
+    mut show: impl FnMut(TaskId, T) -> Result<u8, Failed>,
 ) -> Result<u8, Failed> {
     let asked = asking(global, async |mesh| {
+        let tasks = named(mesh, names).await?;
         let mut answers = Vec::with_capacity(tasks.len());
         for task in tasks {
-            answers.push(question(mesh, *task).await);
+            answers.push((task, question(mesh, task).await));
         }
         Ok(answers)
     });
     let mut exit = exit::OK;
-    for (task, answer) in tasks.iter().zip(asked.await?) {
-        let shown = answer.map_err(|error| ask_failed(&error)).and_then(|answer| show(*task, answer));
+    for (task, answer) in asked.await? {
+        let shown = answer.map_err(Failed::from).and_then(|answer| show(task, answer));
         exit = exit::first(exit, ended(global, shown));
     }
     Ok(exit)
@@ -115,28 +155,44 @@ fn ended(global: &Global, shown: Result<u8, Failed>) -> u8 {
 
 pub(crate) async fn status(global: &Global, flags: &Status) -> Result<u8, Failed> {
     if flags.tasks.is_empty() {
-        let cluster = asking(global, async |mesh| mesh.cluster().await).await?;
+        let cluster = asking(global, async |mesh| Ok(mesh.cluster().await?)).await?;
         return if global.json {
             print_json(&views::cluster_json(&cluster, &global.broker))
         } else {
             print(&views::cluster_text(&cluster, &global.broker, now_unix_ms()))
         };
     }
-    let show = |task, view: TaskView| match (global.json, flags.tasks.first() == Some(&task)) {
-        (true, _) => print_json(&views::task_json(&view)),
-        (false, true) => print(&views::task_text(&view)),
-        (false, false) => print(&format!("\n{}", views::task_text(&view))),
+    let mut between = "";
+    let show = |_, (view, is_lost): (TaskView, bool)| {
+        if global.json {
+            return print_json(&views::task_json(&view, is_lost));
+        }
+        print(&format!("{}{}", std::mem::replace(&mut between, "\n"), views::task_text(&view, is_lost)))
     };
-    each(global, &flags.tasks, async |mesh, task| mesh.status(task).await, show).await
+    let question = async |mesh: &Mesh, task| {
+        let view = mesh.status(task).await?;
+        let is_lost = !without_worker(mesh, std::slice::from_ref(&view)).await?.is_empty();
+        Ok((view, is_lost))
+    };
+    each(global, &flags.tasks, question, show).await
 }
 
 pub(crate) async fn why(global: &Global, flags: &OneTask) -> Result<u8, Failed> {
-    let task = flags.task;
-    let view = asking(global, async |mesh| mesh.why(task).await).await?;
+    let names = std::slice::from_ref(&flags.task);
+    let (view, is_lost) = asking(global, async |mesh| {
+        let mut view = None;
+        for task in named(mesh, names).await? {
+            view = Some(mesh.why(task).await?);
+        }
+        let view = view.ok_or(AskError::Closed)?;
+        let is_lost = !without_worker(mesh, std::slice::from_ref(&view.task)).await?.is_empty();
+        Ok((view, is_lost))
+    })
+    .await?;
     if global.json {
-        print_json(&views::why_json(&view))
+        print_json(&views::why_json(&view, is_lost))
     } else {
-        print(&views::why_text(&view, now_unix_ms(), global.columns()))
+        print(&views::why_text(&view, is_lost, now_unix_ms(), global.columns()))
     }
 }
 
@@ -175,15 +231,16 @@ async fn check_ended(mesh: &Mesh, task: TaskId) -> Result<(), Failed> {
 
 pub(crate) async fn fetch(global: &Global, flags: &Fetch, patience: Patience) -> Result<u8, Failed> {
     if let Some(folder) = &flags.output.output {
-        outputs::prepare(folder).map_err(|error| Failed::new(exit::USAGE, "OUTPUT", error))?;
+        outputs::prepare(folder, []).map_err(|error| Failed::new(exit::USAGE, "OUTPUT", error))?;
     }
     let progress = Progress::new(1, global.quiet, global.json);
     let mut stop = stop_signal(global.timeout);
     let connected = connect(global, Some(&flags.path), &progress, &mut stop).await;
     progress.finish();
     let mesh = connected?;
+    let tasks = unless_stopped(&mut stop, named(&mesh, &flags.tasks)).await.map_err(Stop::failed).flatten();
     let mut exit = exit::OK;
-    for task in &flags.tasks {
+    for task in tasks.as_ref().map_or(&[][..], Vec::as_slice) {
         let folder = match (&flags.output.output, &flags.tasks[..]) {
             (Some(folder), [_]) => Some(folder.clone()),
             (folder, _) => folder.as_ref().map(|folder| folder.join(task.to_string())),
@@ -195,7 +252,7 @@ pub(crate) async fn fetch(global: &Global, flags: &Fetch, patience: Patience) ->
         }
     }
     mesh.close().await;
-    Ok(exit)
+    tasks.map(|_| exit)
 }
 
 async fn fetch_one(

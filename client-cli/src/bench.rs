@@ -27,6 +27,7 @@ mod verdict;
 
 use std::{
     fs::{self, File},
+    io,
     path::Path,
     sync::Arc,
 };
@@ -36,65 +37,74 @@ use tokio::sync::watch;
 
 use self::{
     drive::{Drive, Seen},
-    flags::{Bench, Plan},
+    flags::{Bench, FileFlags, Plan},
     payload::Payloads,
     report::{Level, Report},
     sweep::Load,
 };
 use crate::{
     args::Global,
-    connect::{Stop, connect, stop_signal, unless_stopped},
-    exit, inputs, items,
+    connect::connect,
+    exit::{self, Failed},
+    inputs, items,
     progress::Progress,
-    report::Failed,
     stages,
+    stop::{self, Stop, stop_signal, unless_stopped},
+    streams::{print, print_json, say},
 };
 
-/// Runs the command. Returns the report to print.
-pub(crate) async fn bench(global: &Global, flags: &Bench) -> Result<Report, Failed> {
+/// Runs the command and prints its report. Returns the exit code.
+pub(crate) async fn bench(global: &Global, flags: &Bench) -> Result<u8, Failed> {
     let mut plan = flags.plan()?;
-    let payloads = read_inputs(flags)?;
+    let mut stop = stop_signal(global.timeout);
+    let payloads = read_inputs(flags, &mut stop).await?;
     for file in [&flags.files.csv, &flags.files.plot].into_iter().flatten() {
         // An unwritable file is found before an hour of measuring, not after it.
-        try_to_write(file)?;
+        try_to_write(file).map_err(|error| output_failed(exit::USAGE, file, &error))?;
     }
     // One line of progress for any number of requests.
     let progress = Progress::new(1, global.quiet, global.json);
-    let mut stop = stop_signal(global.timeout);
     let begun = begin(global, flags, &mut plan, payloads, &progress, &mut stop).await;
     let drive = begun.inspect_err(|_| progress.finish())?;
     let report = sweep(&drive, flags, plan, &progress, &mut stop).await;
     progress.finish();
-    if let Some(path) = &flags.files.csv {
-        fs::write(path, report.to_csv()).map_err(|error| output_failed(path, &error))?;
-    }
-    if let Some(path) = &flags.files.plot {
-        fs::write(path, report.to_svg()).map_err(|error| output_failed(path, &error))?;
-    }
     for mesh in &drive.meshes {
         mesh.clone().close().await;
     }
-    Ok(report)
+    let unwritten = write_files(&flags.files, &report);
+    // The figures are of an hour's work: a full disk does not lose them.
+    let printed = if global.json { print_json(&report.to_json()) } else { print(&report.to_text(global.columns())) };
+    unwritten.iter().for_each(|failed| say(&format!("mesh-client: {}\n", failed.text)));
+    printed?;
+    Ok(unwritten.iter().fold(report.exit(), |exit, failed| exit::first(exit, failed.exit)))
+}
+
+/// Writes the files that are wanted. Returns why some are missing.
+fn write_files(files: &FileFlags, report: &Report) -> Vec<Failed> {
+    let csv = files.csv.as_ref().map(|path| (path, report.to_csv()));
+    let plot = files.plot.as_ref().map(|path| (path, report.to_svg()));
+    let write = |(path, content): (_, String)| fs::write(path, content).map_err(|error| (path, error));
+    let failed = [csv, plot].into_iter().flatten().filter_map(|file| write(file).err());
+    failed.map(|(path, error)| output_failed(exit::INTERNAL, path, &error)).collect()
 }
 
 /// Checks that the file can be written. It keeps the content of an earlier bench until there is a new one.
-fn try_to_write(path: &Path) -> Result<(), Failed> {
-    let opened = File::options().append(true).create(true).open(path);
-    opened.map(|_| ()).map_err(|error| output_failed(path, &error))
+fn try_to_write(path: &Path) -> io::Result<()> {
+    File::options().append(true).create(true).open(path).map(|_| ())
 }
 
-fn output_failed(path: &Path, error: &std::io::Error) -> Failed {
-    Failed::new(exit::USAGE, "OUTPUT", format!("cannot write {}: {error}", path.display()))
+fn output_failed(exit: u8, path: &Path, error: &io::Error) -> Failed {
+    Failed::new(exit, "OUTPUT", format!("cannot write {}: {error}", path.display()))
 }
 
 /// The items of the requests. All files are read before connecting, so that an error costs no connection.
-fn read_inputs(flags: &Bench) -> Result<Payloads, Failed> {
+async fn read_inputs(flags: &Bench, stop: &mut watch::Receiver<Option<Stop>>) -> Result<Payloads, Failed> {
     let bad = |error: &dyn std::fmt::Display| Failed::new(exit::BAD_INPUT, "BAD_INPUT", error);
     let signature = stages::read_signature(&flags.model)?;
     let items = items::items(&flags.inputs, signature.as_ref()).map_err(|error| bad(&error))?;
-    let wishes = flags.forms.wishes();
-    let load = |item: &items::Item| inputs::load(item, signature.as_ref(), &wishes).map_err(|error| bad(&error));
-    let payloads = Payloads::new(items.iter().map(load).collect::<Result<_, Failed>>()?);
+    let (wishes, model) = (flags.forms.wishes(), signature.clone());
+    let load = move || items.iter().map(|item| inputs::load(item, model.as_ref(), &wishes)).collect::<Result<_, _>>();
+    let payloads = Payloads::new(stop::blocking(stop, load).await?.map_err(|error| bad(&error))?);
     // Items that cannot be joined are reported here, apart from the mesh's errors.
     payloads.of(0, flags.request.items).map_err(|error| bad(&error))?;
     stages::check(&flags.model, signature.as_ref(), &stages::read(&flags.request.then)?)?;
@@ -221,6 +231,6 @@ mod tests {
         try_to_write(&csv).unwrap();
         assert_eq!(fs::read_to_string(&csv).unwrap(), "an hour's work");
         try_to_write(&dir.path().join("tuesday.csv")).unwrap();
-        assert_eq!(try_to_write(&dir.path().join("nowhere/monday.csv")).unwrap_err().exit, exit::USAGE);
+        assert!(try_to_write(&dir.path().join("nowhere/monday.csv")).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Exit codes for scripts. Owns the mapping from every error; the numbers are a promise.
+//! Failures as scripts see them: exit code, code and text. Owns the mapping from every error; the numbers are a promise.
 
 use mesh_sdk::{AskError, ConnectError, ErrorCode, ModelError, SubmitError, TaskError};
 
@@ -50,6 +50,35 @@ Exit codes:
   130  interrupted by Ctrl-C; 143 by SIGTERM
 With several items or tasks: 0 if all are done, else the code of the first that failed.";
 
+/// Why a command or one of its items failed: the exit code, and what `--json` and the terminal say.
+#[derive(Clone, Debug)]
+pub(crate) struct Failed {
+    pub(crate) exit: u8,
+    /// Error code of the mesh, or a code of the same kind.
+    pub(crate) code: &'static str,
+    pub(crate) text: String,
+}
+
+impl Failed {
+    pub(crate) fn new(exit: u8, code: &'static str, text: impl ToString) -> Self {
+        Self { exit, code, text: text.to_string().trim_end().to_owned() }
+    }
+
+    pub(crate) fn of_task(error: &TaskError) -> Self {
+        let code = match error {
+            TaskError::Failed(failure) | TaskError::Busy { failure, .. } => failure.code.name(),
+            TaskError::Cancelled => "CANCELLED",
+            TaskError::Version(_) => ErrorCode::Forbidden.name(),
+            TaskError::Closed => "CLOSED",
+        };
+        let text = match error {
+            TaskError::Failed(failure) | TaskError::Busy { failure, .. } => failure.text.clone(),
+            other => other.to_string(),
+        };
+        Self { exit: of_task(error), code, text }
+    }
+}
+
 /// The exit code of several, one after the other: that of the first failure.
 pub(crate) fn first(earlier: u8, later: u8) -> u8 {
     if earlier == OK { later } else { earlier }
@@ -69,6 +98,7 @@ pub(crate) fn of_code(code: ErrorCode) -> u8 {
         ErrorCode::RunTimeout
         | ErrorCode::RunCrashed
         | ErrorCode::RunOutOfMemory
+        | ErrorCode::WorkerOutgrown
         | ErrorCode::RunFailed
         | ErrorCode::RunProtocol
         | ErrorCode::EngineUnavailable

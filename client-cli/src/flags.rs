@@ -1,6 +1,6 @@
 //! Flags that several commands share, in groups as the help shows them. Owns their combined meaning. Never: a command.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{
     Args, ValueEnum,
@@ -48,6 +48,13 @@ impl PromiseFlags {
 fn parse_slo_ms(text: &str) -> Result<u32, String> {
     let ms = units::duration(text)?.as_millis();
     u32::try_from(ms).ok().filter(|ms| *ms > 0).ok_or_else(|| format!("'{text}' is out of range: use 1ms to 49d"))
+}
+
+/// Reads a deadline, which the broker takes in whole milliseconds.
+pub(crate) fn parse_deadline(text: &str) -> Result<Duration, String> {
+    let deadline = units::duration(text)?;
+    let is_some = deadline.as_millis() > 0;
+    is_some.then_some(deadline).ok_or_else(|| format!("'{text}' leaves no time for an answer: use at least 1ms"))
 }
 
 /// Which workers are wanted.

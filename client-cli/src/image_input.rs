@@ -12,6 +12,13 @@ use crate::tensor::{Number, Tensor};
 /// Memory for one decoded picture: 16,000 by 8,000 pixels. A small file can claim any size.
 const DECODED_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
+/// Memory for a picture in the model's size, and for each step on the way there: the tensor of 13,000 by 13,000 pixels of
+/// FP32. A model's file can claim any size, too.
+const FITTED_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
+
+/// Memory for a pixel while pictures are resized: four numbers of FP32.
+const RESIZING_PIXEL_BYTES: u64 = 16;
+
 /// Order of the dimensions.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
 pub(crate) enum Layout {
@@ -101,6 +108,10 @@ pub(crate) enum ImageError {
     Layout { layout: &'static str, spec: String },
     #[error("is a picture of {pixels} colour channels for --{flag} with {got} values: give one, or one each")]
     Channels { flag: &'static str, got: usize, pixels: usize },
+    #[error(
+        "is a picture of {width}x{height} pixels, but the model's input {spec} is too large to make it fit: give a .npy or raw file"
+    )]
+    TooLarge { width: u32, height: u32, spec: String },
     #[error("cannot be fitted: the model's input could have its channels first or last: say --layout nhwc or nchw")]
     Ambiguous,
 }
@@ -131,7 +142,12 @@ pub(crate) fn read(
             return Err(ImageError::Channels { flag, got: values.len(), pixels: frame.channels });
         }
     }
-    let picture = fit(decode(bytes)?, &frame, wishes.resize);
+    let picture = decode(bytes)?;
+    if fitting_bytes(&picture, &frame, dtype, wishes.resize) > FITTED_BYTES_MAX {
+        let (width, height) = (picture.width(), picture.height());
+        return Err(ImageError::TooLarge { width, height, spec: spec.to_string() });
+    }
+    let picture = fit(picture, &frame, wishes.resize);
     let (width, height) = (picture.width(), picture.height());
     let pixels = match frame.channels {
         1 => picture.into_luma8().into_raw(),
@@ -174,7 +190,8 @@ fn frame_of(spec: &TensorSpec, format: ModelFormat, layout: Layout) -> Result<Fr
     };
     let (height, width, channels) =
         if is_channels_first { (three[1], three[2], three[0]) } else { (three[0], three[1], three[2]) };
-    let side = |length: i64| u32::try_from(length).ok().filter(|length| *length > 0);
+    // A length beyond all limits stays one, so that it is refused.
+    let side = |length: i64| (length > 0).then(|| u32::try_from(length).unwrap_or(u32::MAX));
     Ok(Frame { is_channels_first, height: side(height), width: side(width), channels: channels as usize, has_batch })
 }
 
@@ -189,6 +206,30 @@ fn decode(bytes: &[u8]) -> Result<DynamicImage, ImageError> {
     let mut picture = DynamicImage::from_decoder(decoder)?;
     picture.apply_orientation(orientation);
     Ok(picture)
+}
+
+/// Memory that it takes to resize the picture, or that its tensor takes, if that is more.
+fn fitting_bytes(picture: &DynamicImage, frame: &Frame, dtype: DType, resize: Resize) -> u64 {
+    let from = [picture.width(), picture.height()].map(u64::from);
+    let to = [frame.width, frame.height].map(|side| side.map(u64::from));
+    let to = [to[0].unwrap_or(from[0]), to[1].unwrap_or(from[1])];
+    let pixels = |[width, height]: [u64; 2]| width.saturating_mul(height);
+    let element_bytes = dtype.size_bytes().unwrap_or(1) as u64;
+    let tensor_bytes = pixels(to).saturating_mul(frame.channels as u64 * element_bytes);
+    if to == from {
+        return tensor_bytes;
+    }
+    let ratios = [0, 1].map(|side| to[side] as f64 / from[side].max(1) as f64);
+    // The whole picture in the size at which it covers, or fits into, the model's.
+    let whole = |ratio: f64| from.map(|side| (side as f64 * ratio).ceil() as u64);
+    let resized = match resize {
+        Resize::Stretch => to,
+        Resize::Crop => whole(ratios[0].max(ratios[1])),
+        Resize::Pad => whole(ratios[0].min(ratios[1])),
+    };
+    // The height is changed first, then the width.
+    let largest = pixels([from[0], resized[1]]).max(pixels(resized)).max(pixels(to));
+    tensor_bytes.max(largest.saturating_mul(RESIZING_PIXEL_BYTES))
 }
 
 /// Resizes the picture to the model's size, with a filter that averages skipped pixels (like Pillow's `BILINEAR`).
@@ -266,6 +307,8 @@ fn element(pixel: u8, channel: usize, dtype: DType, quantization: Option<Quantiz
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum;
+
     use super::*;
     use crate::tensor::numbers;
 
@@ -355,6 +398,27 @@ mod tests {
         let wishes = Wishes { resize: Resize::Pad, ..Wishes::default() };
         let padded = read_as(&picture, &spec(DType::U8, &[3, 3, 1]), &wishes).unwrap();
         assert_eq!(padded.data[..], [0, 0, 0, 10, 20, 30, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_model_that_claims_a_huge_picture_is_refused_before_any_memory_is_taken() {
+        let picture = png(3, 1, &[0; 9]);
+        let huge: [&[i64]; 5] = [
+            &[1, 100_000, 100_000, 3],
+            &[1, 1, 4_000_000_000, 3],
+            &[1, 4_000_000_000, 1, 3],
+            &[1, 1 << 40, 1 << 40, 3],
+            &[1, 3, i64::MAX, i64::MAX],
+        ];
+        for (shape, resize) in huge.iter().flat_map(|shape| Resize::value_variants().iter().map(move |r| (shape, r))) {
+            let wishes = Wishes { resize: *resize, ..Wishes::default() };
+            let error = read_as(&picture, &spec(DType::F32, shape), &wishes).unwrap_err();
+            assert!(matches!(error, ImageError::TooLarge { .. }), "{shape:?}, {resize:?}: {error}");
+        }
+        // The model's picture is small, but the one to cut it from is not.
+        let wishes = Wishes { resize: Resize::Crop, layout: Layout::Nhwc, ..Wishes::default() };
+        let cut = read_as(&png(1000, 1, &[0; 3000]), &spec(DType::U8, &[20_000, 1, 3]), &wishes);
+        assert!(matches!(cut, Err(ImageError::TooLarge { .. })), "{cut:?}");
     }
 
     #[test]

@@ -52,6 +52,8 @@ enum Problem {
     PictureForUnknown,
     #[error("is larger than {PICTURE_BYTES_MAX} bytes, too large for a picture")]
     PictureTooLarge,
+    #[error("has more than {0} bytes, the most that a task may have: give it in parts")]
+    PipeTooLong(u64),
     #[error("has {got} bytes, but input '{name}' of the model ({spec}) takes {wanted}")]
     Size { got: u64, wanted: String, name: String, spec: String },
     #[error("is {got}, but input '{name}' of the model is {spec}: convert it, or let --cast do so")]
@@ -132,10 +134,8 @@ impl Source<'_> {
     }
 
     /// The bytes of standard input or another pipe, which can be read only once and has no telling name.
-    fn read_pipe(&self) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        fs::File::open(self.path)?.take(limits::INPUT_BYTES_MAX).read_to_end(&mut bytes)?;
-        Ok(bytes)
+    fn read_pipe(&self) -> Result<Vec<u8>, Problem> {
+        read_at_most(limits::INPUT_BYTES_MAX, fs::File::open(self.path)?)
     }
 
     /// The unchanged bytes, if there are as many as the model takes.
@@ -155,6 +155,13 @@ impl Source<'_> {
         let wanted = if is_open { format!("a multiple of {unit_bytes}") } else { unit_bytes.to_string() };
         Err(Problem::Size { got, wanted, name: spec.name.clone(), spec: spec.to_string() })
     }
+}
+
+fn read_at_most(bytes_max: u64, pipe: impl Read) -> Result<Vec<u8>, Problem> {
+    let mut bytes = Vec::new();
+    // One byte more tells whether there is more.
+    pipe.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > bytes_max { Err(Problem::PipeTooLong(bytes_max)) } else { Ok(bytes) }
 }
 
 /// Whether text from a pipe is JSON: a list or an object. Binary data that begins like one is rarely text.
@@ -316,6 +323,13 @@ mod tests {
         assert_eq!(piped(b" [[1, 2, 3]]\n").unwrap(), "FP32 [1, 3]");
         assert_eq!(piped(&[0; 36]).unwrap(), "FP32 [3, 3]");
         assert!(piped(b"[[1, 2]").unwrap_err().starts_with("is not valid JSON"));
+    }
+
+    #[test]
+    fn what_is_too_long_for_a_task_is_refused_and_not_cut() {
+        assert_eq!(read_at_most(3, &b"abc"[..]).unwrap(), b"abc");
+        let error = read_at_most(3, &b"abcd"[..]).unwrap_err().to_string();
+        assert!(error.starts_with("has more than 3 bytes"), "{error}");
     }
 
     #[test]

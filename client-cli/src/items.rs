@@ -9,6 +9,8 @@ use std::{
 
 use mesh_models::Signature;
 
+use crate::outputs;
+
 /// Most files in one submit; more belong into several.
 const ITEMS_MAX: usize = 1_000_000;
 
@@ -45,7 +47,7 @@ pub(crate) enum ItemsError {
         known.split(", ").count()
     )]
     Count { known: String, got: usize },
-    #[error("no input is given, and the model has {0}")]
+    #[error("no input is given; the model takes: {0}")]
     None(String),
     #[error("{0} items are too many for one submit: the limit is {ITEMS_MAX}")]
     TooMany(usize),
@@ -133,7 +135,9 @@ fn plain_items(arguments: &[String], signature: Option<&Signature>) -> Result<Ve
         let name = stem(&paths[0]);
         return Ok(vec![Item { name, files: paths.into_iter().map(|path| (None, path)).collect() }]);
     }
-    let mut taken = Taken::new();
+    // The folders of items stand beside the document of all.
+    let mut taken =
+        Taken::from([outputs::DOCUMENT.to_owned(), outputs::partial(outputs::DOCUMENT)].map(|name| (name, 2)));
     let item = |path: PathBuf| Item { name: unique(&stem(&path), &mut taken), files: vec![(None, path)] };
     Ok(paths.into_iter().map(item).collect())
 }
@@ -247,6 +251,13 @@ mod tests {
     }
 
     #[test]
+    fn no_item_takes_the_place_of_the_document_of_all() {
+        let (_dir, at) = within(&["result.json.bin", "result.json.part.bin", "result.bin"]);
+        let named = items(&at(&["@"]), Some(&signature(&["x"]))).unwrap();
+        assert_eq!(names_of(&named), ["result", "result.json-2", "result.json.part-2"]);
+    }
+
+    #[test]
     fn files_for_a_model_of_several_inputs_are_one_item() {
         let (_dir, at) = within(&["1.bin", "2.bin", "all.npz", "other.npz", "odd=name.bin"]);
         let two = signature(&["x", "y"]);
@@ -271,7 +282,7 @@ mod tests {
         assert_eq!(error(&["x=@/1.bin", "x=@/2.bin"]), "input 'x' is given twice");
         assert!(error(&["x=@/*.bin", "y=@/1.bin"]).contains("takes one file"));
         assert!(error(&["@/none.bin", "@/1.bin"]).ends_with("none.bin: no such file, and nothing matches it"));
-        assert_eq!(error(&[]), "no input is given, and the model has x, y");
+        assert_eq!(error(&[]), "no input is given; the model takes: x, y");
         let empty = tempfile::tempdir().unwrap();
         let folder = empty.path().to_str().unwrap().to_owned();
         assert!(items(&[folder], None).unwrap_err().to_string().ends_with("the folder holds no file"));

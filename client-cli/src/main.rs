@@ -14,6 +14,7 @@
 mod args;
 mod ask;
 mod bench;
+mod completions;
 mod connect;
 mod exit;
 mod flags;
@@ -26,34 +27,44 @@ mod outputs;
 mod progress;
 mod report;
 mod stages;
+mod stop;
 mod streams;
 mod submit;
 mod table;
+mod task_name;
 mod tensor;
 mod units;
 mod views;
 mod watch;
 
-use std::{io, process::ExitCode};
+use std::{io, process::ExitCode, time::Duration};
 
-use clap::{CommandFactory, Parser};
 use serde_json::json;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     args::{Arguments, Command, Global},
     ask::Patience,
-    report::{Failed, Job, Report},
+    exit::Failed,
+    report::{Job, Report},
     streams::{print, print_json, say, write},
     table::printable_lines,
 };
 
+/// Longest wait for threads at the end. Closed connections need half of it for their last messages; a thread that reads a
+/// pipe may stay for ever.
+const LEAVE_MAX: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = args::parse();
     start_log(&arguments.global);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let ended = match runtime {
-        Ok(runtime) => runtime.block_on(command(&arguments)),
+        Ok(runtime) => {
+            let ended = runtime.block_on(command(&arguments));
+            runtime.shutdown_timeout(LEAVE_MAX);
+            ended
+        }
         Err(error) => Err(Failed::new(exit::INTERNAL, "INTERNAL", error)),
     };
     match ended {
@@ -83,15 +94,7 @@ async fn command(arguments: &Arguments) -> Result<u8, Failed> {
             }
             show_job(global, &mut job, flags.output.output.is_some())
         }
-        Command::Bench(flags) => {
-            let report = bench::bench(global, flags).await?;
-            if global.json {
-                print_json(&report.to_json())?
-            } else {
-                print(&report.to_text())?
-            };
-            Ok(report.exit())
-        }
+        Command::Bench(flags) => bench::bench(global, flags).await,
         Command::Workers(flags) if flags.watch => watch::workers(global).await,
         Command::Workers(_) => ask::workers(global).await,
         Command::Models => ask::models(global).await,
@@ -103,11 +106,7 @@ async fn command(arguments: &Arguments) -> Result<u8, Failed> {
         Command::Why(flags) => ask::why(global, flags).await,
         Command::Inspect(flags) => ask::inspect(global, flags),
         Command::Keygen(flags) => ask::keygen(global, flags),
-        Command::Completions(flags) => {
-            let mut script = Vec::new();
-            clap_complete::generate(flags.shell, &mut Arguments::command(), "mesh-client", &mut script);
-            write(|out| out.write_all(&script)).map(|_| exit::OK)
-        }
+        Command::Completions(flags) => write(|out| out.write_all(&completions::script(flags.shell))).map(|_| exit::OK),
     }
 }
 

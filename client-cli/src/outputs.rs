@@ -242,12 +242,29 @@ fn short(value: f64) -> String {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
-/// Creates the folder and checks that it is writable, before a model runs in vain.
+/// The name of the document in each folder of outputs.
+pub(crate) const DOCUMENT: &str = "result.json";
+
+/// Creates the folder and checks that it is writable and has room for the folders of these items, before a model runs
+/// in vain.
 ///
 /// # Errors
 /// If one of these fails; the text names the folder.
-pub(crate) fn prepare(folder: &Path) -> io::Result<()> {
+pub(crate) fn prepare<'a>(folder: &Path, items: impl IntoIterator<Item = &'a str>) -> io::Result<()> {
     make_folder(folder)?;
+    let in_the_way = |path: &Path, what: &str| {
+        let text = format!("{} is in the way: it is {what}; move it, or use another --output", path.display());
+        Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
+    };
+    let document = folder.join(DOCUMENT);
+    if document.is_dir() {
+        return in_the_way(&document, "a folder");
+    }
+    for item in items.into_iter().map(|item| folder.join(item)) {
+        if fs::metadata(&item).is_ok_and(|meta| !meta.is_dir()) {
+            return in_the_way(&item, "no folder");
+        }
+    }
     write_whole(&folder.join(".mesh-client-probe"), |_| Ok(()))?;
     fs::remove_file(folder.join(".mesh-client-probe"))
 }
@@ -264,13 +281,18 @@ pub(crate) fn make_folder(folder: &Path) -> io::Result<()> {
 /// If a file cannot be written.
 pub(crate) fn save(folder: &Path, outputs: &[Output], summaries: &mut [Summary]) -> io::Result<()> {
     make_folder(folder)?;
-    let mut taken = Taken::from([("result".to_owned(), 2)]);
-    for (output, summary) in outputs.iter().zip(summaries) {
-        let file = format!("{}.npy", unique(&safe_name(&output.name), &mut taken));
+    let files = file_names(outputs.iter().map(|output| output.name.as_str()));
+    for ((output, summary), file) in outputs.iter().zip(summaries).zip(files) {
         write_whole(&folder.join(&file), |out| npy::write(out, output.dtype, &output.shape, output.reader()?))?;
         summary.file = Some(file);
     }
     Ok(())
+}
+
+/// The files of outputs with these names, in the same order. None of them is the folder's document.
+fn file_names<'a>(outputs: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut taken = Taken::new();
+    outputs.map(|name| format!("{}.npy", unique(&safe_name(name), &mut taken))).collect()
 }
 
 /// The file names in an earlier `result.json`. A whole job's document has none, and nothing of it is kept in memory.
@@ -291,7 +313,7 @@ struct EarlierOutput {
 /// # Errors
 /// If a file cannot be removed.
 pub(crate) fn remove_earlier(folder: &Path, files: &[&str]) -> io::Result<()> {
-    let Ok(document) = fs::File::open(folder.join("result.json")) else { return Ok(()) };
+    let Ok(document) = fs::File::open(folder.join(DOCUMENT)) else { return Ok(()) };
     let Ok(earlier) = serde_json::from_reader::<_, Earlier>(BufReader::new(document)) else { return Ok(()) };
     let is_output = |file: &String| file.ends_with(".npy") && safe_name(file) == *file;
     let outputs = earlier.outputs.into_iter().filter_map(|output| output.file).filter(is_output);
@@ -308,14 +330,18 @@ pub(crate) fn remove_earlier(folder: &Path, files: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
+/// The name of a file that is not yet complete.
+pub(crate) fn partial(file: &str) -> String {
+    format!("{file}.part")
+}
+
 /// Writes a temporary file beside `path` and moves it there.
 pub(crate) fn write_whole(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<fs::File>) -> io::Result<()>,
 ) -> io::Result<()> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()));
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".part");
+    let partial = path.with_file_name(partial(&path.file_name().unwrap_or_default().to_string_lossy()));
     let written = (|| {
         let mut out = BufWriter::new(fs::File::create(&partial)?);
         write(&mut out)?;
@@ -402,11 +428,30 @@ mod tests {
     fn a_folder_is_made_and_tried_and_a_bad_one_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("some/where");
-        prepare(&folder).unwrap();
+        prepare(&folder, []).unwrap();
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
         fs::write(dir.path().join("file"), "").unwrap();
-        let error = prepare(&dir.path().join("file/nope")).unwrap_err();
+        let error = prepare(&dir.path().join("file/nope"), []).unwrap_err();
         assert!(error.to_string().contains("file/nope"), "{error}");
+    }
+
+    #[test]
+    fn what_is_in_the_way_of_outputs_is_named_before_anything_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("face")).unwrap();
+        prepare(dir.path(), ["face", "new"]).unwrap();
+        fs::write(dir.path().join("new"), "").unwrap();
+        let error = prepare(dir.path(), ["face", "new"]).unwrap_err().to_string();
+        assert!(error.contains("/new is in the way: it is no folder"), "{error}");
+        fs::create_dir(dir.path().join(DOCUMENT)).unwrap();
+        let error = prepare(dir.path(), []).unwrap_err().to_string();
+        assert!(error.contains("/result.json is in the way: it is a folder"), "{error}");
+    }
+
+    #[test]
+    fn an_output_has_its_own_name_whatever_it_is_called() {
+        let files = file_names(["result", "result.json", "a/b:0", "y", "y"].into_iter());
+        assert_eq!(files, ["result.npy", "result.json.npy", "a_b_0.npy", "y.npy", "y-2.npy"]);
     }
 
     #[test]

@@ -7,11 +7,11 @@ use std::{
     time::Duration,
 };
 
-use mesh_sdk::{ErrorCode, Lane, RunNote, TaskError, TaskId, TaskResult, Timings, WorkerId};
+use mesh_sdk::{Lane, RunNote, TaskId, TaskResult, Timings, WorkerId};
 use serde_json::{Value, json};
 
 use crate::{
-    exit,
+    exit::{self, Failed},
     outputs::{self, Summary},
     streams::print,
     table::printable,
@@ -52,35 +52,6 @@ pub(crate) struct Done {
     pub(crate) outputs: Vec<Summary>,
     /// Whether some of the outputs are too large for the document.
     pub(crate) is_cut: bool,
-}
-
-/// A failed item.
-#[derive(Clone, Debug)]
-pub(crate) struct Failed {
-    pub(crate) exit: u8,
-    /// Error code of the mesh, or a code of the same kind.
-    pub(crate) code: &'static str,
-    pub(crate) text: String,
-}
-
-impl Failed {
-    pub(crate) fn new(exit: u8, code: &'static str, text: impl ToString) -> Self {
-        Self { exit, code, text: text.to_string().trim_end().to_owned() }
-    }
-
-    pub(crate) fn of_task(error: &TaskError) -> Self {
-        let code = match error {
-            TaskError::Failed(failure) | TaskError::Busy { failure, .. } => failure.code.name(),
-            TaskError::Cancelled => "CANCELLED",
-            TaskError::Version(_) => ErrorCode::Forbidden.name(),
-            TaskError::Closed => "CLOSED",
-        };
-        let text = match error {
-            TaskError::Failed(failure) | TaskError::Busy { failure, .. } => failure.text.clone(),
-            other => other.to_string(),
-        };
-        Self { exit: exit::of_task(error), code, text }
-    }
 }
 
 impl Done {
@@ -264,7 +235,7 @@ fn write_document(
 ) -> io::Result<()> {
     outputs::make_folder(folder)?;
     outputs::remove_earlier(folder, files)?;
-    outputs::write_whole(&folder.join("result.json"), |out| {
+    outputs::write_whole(&folder.join(outputs::DOCUMENT), |out| {
         write(&mut *out)?;
         out.write_all(b"\n")
     })

@@ -9,7 +9,7 @@ use std::{
 use mesh_models::{Signature, TensorSpec};
 use mesh_sdk::{Model, ModelFormat, Task};
 
-use crate::{exit, report::Failed};
+use crate::exit::{self, Failed};
 
 /// One `--then` argument.
 #[derive(Clone, Debug, PartialEq)]

@@ -36,13 +36,15 @@ use self::{
 };
 use crate::{
     args::{Global, Submit},
-    connect::{Stop, connect, stop_signal, unless_stopped},
-    exit, inputs,
+    connect::connect,
+    exit::{self, Failed},
+    inputs,
     items::{self, Item, ItemsError},
     outputs,
     progress::Progress,
-    report::{Failed, Job, Kept, LINES_MAX, Report},
+    report::{Job, Kept, LINES_MAX, Report},
     stages,
+    stop::{self, Stop, stop_signal, unless_stopped},
 };
 
 pub(crate) use self::follow::{Unfinished, until_end};
@@ -95,13 +97,14 @@ pub(crate) async fn submit(global: &Global, flags: &Submit) -> Result<Job, Faile
     let signature = stages::read_signature(&flags.model)?;
     let stages = stages::read(&flags.then)?;
     stages::check(&flags.model, signature.as_ref(), &stages)?;
-    let work = works(flags, signature.as_ref())?;
+    let mut stop = stop_signal(global.timeout);
+    let work = works(flags, signature.as_ref(), &mut stop).await?;
     let items = work.len();
     if let Some(folder) = &flags.output.output {
-        outputs::prepare(folder).map_err(|error| Failed::new(exit::USAGE, "OUTPUT", error))?;
+        let names = work.iter().map(|work| work.item.name.as_str()).filter(|_| items != 1);
+        outputs::prepare(folder, names).map_err(|error| Failed::new(exit::USAGE, "OUTPUT", error))?;
     }
     let progress = Progress::new(items, global.quiet, global.json);
-    let mut stop = stop_signal(global.timeout);
     let mesh = connect(global, Some(&flags.path), &progress, &mut stop).await.inspect_err(|_| progress.finish())?;
     let model = stages::load(&flags.model).await?;
     let job = new_job();
@@ -176,12 +179,18 @@ fn wants_document(global: &Global, flags: &Submit) -> bool {
 }
 
 /// The items named by the arguments. If there is only one, an error in it is reported before anything is sent.
-fn works(flags: &Submit, signature: Option<&Signature>) -> Result<Vec<Work>, Failed> {
+async fn works(
+    flags: &Submit,
+    signature: Option<&Signature>,
+    stop: &mut watch::Receiver<Option<Stop>>,
+) -> Result<Vec<Work>, Failed> {
     let items = items::items(&flags.inputs, signature).map_err(|error| items_failed(&error))?;
     let one = |(index, item)| Work { index, item, inputs: None };
     let mut work: Vec<Work> = items.into_iter().enumerate().map(one).collect();
     if let [only] = &mut work[..] {
-        only.inputs = Some(inputs::load(&only.item, signature, &flags.forms.wishes()).map_err(input_failed)?);
+        let (item, signature, wishes) = (only.item.clone(), signature.cloned(), flags.forms.wishes());
+        let loaded = stop::blocking(stop, move || inputs::load(&item, signature.as_ref(), &wishes)).await?;
+        only.inputs = Some(loaded.map_err(input_failed)?);
     }
     Ok(work)
 }
@@ -263,13 +272,13 @@ async fn run(
 }
 
 /// Loads a few items, bunches them and follows the bunches to their ends.
-async fn some(shared: Arc<Shared>, work: Vec<Work>, reports: Reports, stop: watch::Receiver<Option<Stop>>) {
+async fn some(shared: Arc<Shared>, work: Vec<Work>, reports: Reports, mut stop: watch::Receiver<Option<Stop>>) {
     let stopped = *stop.borrow();
     let mut failed: Vec<(usize, String, Failed)> = Vec::new();
     let mut loaded = Vec::new();
     match stopped {
         Some(stop) => failed.extend(work.into_iter().map(|work| (work.index, work.item.name, stop.failed()))),
-        None => (loaded, failed) = load(&shared, work).await,
+        None => (loaded, failed) = load(&shared, work, &mut stop).await,
     }
     for (index, item, failure) in failed {
         // The collector outlives everything that reports to it.
@@ -283,9 +292,13 @@ async fn some(shared: Arc<Shared>, work: Vec<Work>, reports: Reports, stop: watc
 }
 
 /// Reads the items' files. Returns bunches of items that can share a task, and the items that cannot be read.
-async fn load(shared: &Arc<Shared>, work: Vec<Work>) -> (Vec<Bunch>, Vec<(usize, String, Failed)>) {
+async fn load(
+    shared: &Arc<Shared>,
+    work: Vec<Work>,
+    stop: &mut watch::Receiver<Option<Stop>>,
+) -> (Vec<Bunch>, Vec<(usize, String, Failed)>) {
     let names: Vec<(usize, String)> = work.iter().map(|work| (work.index, work.item.name.clone())).collect();
-    let _turn = shared.loading.acquire().await;
+    let turn = unless_stopped(stop, shared.loading.acquire()).await;
     let reader = shared.clone();
     let loading = move || {
         let (mut loaded, mut failed) = (Vec::new(), Vec::new());
@@ -300,9 +313,13 @@ async fn load(shared: &Arc<Shared>, work: Vec<Work>) -> (Vec<Bunch>, Vec<(usize,
         reader.largest_bytes.fetch_max(bunches.iter().map(Bunch::bytes).sum(), Ordering::Relaxed);
         (bunches, failed)
     };
-    tokio::task::spawn_blocking(loading).await.unwrap_or_else(|error| {
-        let failed = |(index, name)| (index, name, Failed::new(exit::INTERNAL, "INTERNAL", &error));
-        (Vec::new(), names.into_iter().map(failed).collect())
+    let loaded = match turn {
+        Ok(_turn) => stop::blocking(stop, loading).await,
+        Err(stop) => Err(stop.failed()),
+    };
+    loaded.unwrap_or_else(|failed| {
+        let all = names.into_iter().map(|(index, name)| (index, name, failed.clone()));
+        (Vec::new(), all.collect())
     })
 }
 

@@ -5,10 +5,10 @@ mod models;
 mod why;
 mod workers;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use mesh_models::{Signature, TensorSpec};
-use mesh_sdk::{ClusterView, Outcome, TaskStanding, TaskView};
+use mesh_sdk::{ClusterView, Outcome, TaskId, TaskStanding, TaskView};
 use serde_json::{Value, json};
 
 use crate::{
@@ -22,8 +22,8 @@ pub(crate) use self::{
     workers::{workers_json, workers_text},
 };
 
-/// One line per task. `now_unix_ms` is this machine's clock.
-pub(crate) fn tasks_text(tasks: &[TaskView], now_unix_ms: u64, columns: Columns) -> String {
+/// One line per task. The tasks of `lost` wait for a worker that is not connected. `now_unix_ms` is this machine's clock.
+pub(crate) fn tasks_text(tasks: &[TaskView], lost: &BTreeSet<TaskId>, now_unix_ms: u64, columns: Columns) -> String {
     if tasks.is_empty() {
         return "the broker remembers no task of this client\n".to_owned();
     }
@@ -33,7 +33,8 @@ pub(crate) fn tasks_text(tasks: &[TaskView], now_unix_ms: u64, columns: Columns)
         let took = task.ended_unix_ms.map(|ended| Duration::from_millis(ended.saturating_sub(task.submitted_unix_ms)));
         vec![
             task.task.to_string(),
-            state(task).to_owned() + if task.detached && columns == Columns::All { " (detached)" } else { "" },
+            shown_state(task, lost.contains(&task.task)).to_owned()
+                + if task.detached && columns == Columns::All { " (detached)" } else { "" },
             task.model_name.clone(),
             task.items.to_string(),
             task.lane.to_string(),
@@ -59,11 +60,20 @@ pub(crate) fn state(task: &TaskView) -> &'static str {
     }
 }
 
-pub(crate) fn task_text(task: &TaskView) -> String {
+/// The state for people.
+fn shown_state(task: &TaskView, is_lost: bool) -> &'static str {
+    if is_lost { "worker lost" } else { state(task) }
+}
+
+/// What becomes of a task whose worker is not connected.
+const LOST: &str = "its worker has its inputs and is not connected: it goes on there when that is back, and ends as \
+                    WORKER_LOST if that stays away for the broker's --detached-patience";
+
+pub(crate) fn task_text(task: &TaskView, is_lost: bool) -> String {
     let mut text = format!(
         "task      {}\nstate     {}\nmodel     {} ({}, {}, {})\ninputs    {}{}\nlane      {}\npriority  {}{}\n",
         task.task,
-        state(task),
+        shown_state(task, is_lost),
         printable(&task.model_name),
         task.model.format,
         units::show_bytes(task.model.size_bytes),
@@ -76,6 +86,9 @@ pub(crate) fn task_text(task: &TaskView) -> String {
     );
     if let Some((id, name)) = &task.worker {
         text.push_str(&format!("worker    {} ({id}), attempt {}\n", printable(name), task.attempt));
+    }
+    if is_lost {
+        text.push_str(&format!("waits     {LOST}\n"));
     }
     match &task.standing {
         TaskStanding::Queued { position, reason } => {
@@ -93,7 +106,7 @@ pub(crate) fn task_text(task: &TaskView) -> String {
     text
 }
 
-pub(crate) fn task_json(task: &TaskView) -> Value {
+pub(crate) fn task_json(task: &TaskView, is_lost: bool) -> Value {
     let (position, reason) = match &task.standing {
         TaskStanding::Queued { position, reason } => (Some(*position), Some(reason.as_str())),
         _ => (None, None),
@@ -122,6 +135,7 @@ pub(crate) fn task_json(task: &TaskView) -> Value {
         "position": position,
         "reason": reason,
         "worker": task.worker.as_ref().map(|(id, name)| json!({ "id": id.to_string(), "name": name })),
+        "worker_lost": is_lost,
         "attempts": task.attempt.0,
         "submitted_unix_ms": task.submitted_unix_ms,
         "ended_unix_ms": task.ended_unix_ms,

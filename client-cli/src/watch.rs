@@ -9,10 +9,10 @@ use tokio::sync::watch::Receiver;
 use crate::{
     args::Global,
     ask::ask_failed,
-    connect::{Stop, connect, stop_signal, unless_stopped},
-    exit,
+    connect::connect,
+    exit::{self, Failed},
     progress::Progress,
-    report::Failed,
+    stop::{Stop, stop_signal, unless_stopped},
     streams::{Reader, say, write},
     views,
 };

@@ -125,7 +125,7 @@ impl Driver {
     }
 
     pub(crate) async fn run(mut self) {
-        let mut tick = tokio::time::interval(TICK);
+        let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + TICK, TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let closed = loop {
             let deadline = self.machine.next_deadline();

@@ -7,8 +7,10 @@
 
 use std::{
     ffi::OsString,
-    fs, io,
+    fs,
+    io::{self, Write},
     net::IpAddr,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -137,7 +139,7 @@ pub(crate) fn client_id(state_dir: &Path) -> Result<ClientId, ConnectError> {
     fs::create_dir_all(state_dir).map_err(failed)?;
     if !path.exists() {
         let fresh = state_dir.join(format!("client-id.{}", Uuid::new_v4()));
-        fs::write(&fresh, format!("{}\n", Uuid::new_v4())).map_err(failed)?;
+        write_private(&fresh, &format!("{}\n", Uuid::new_v4())).map_err(failed)?;
         // A hard link does not replace a file that another process has created meanwhile.
         let linked = fs::hard_link(&fresh, &path);
         fs::remove_file(&fresh).map_err(failed)?;
@@ -147,8 +149,22 @@ pub(crate) fn client_id(state_dir: &Path) -> Result<ClientId, ConnectError> {
             return Err(failed(error));
         }
     }
+    make_private(&path);
     let text = fs::read_to_string(&path).map_err(failed)?;
     text.trim().parse().map_err(|_| failed(io::Error::new(io::ErrorKind::InvalidData, "not a client id: remove it")))
+}
+
+/// Writes a new file that only its owner can read: who knows a client's id can take its results.
+fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    fs::File::options().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
+}
+
+/// Takes an id of an older version from the eyes of others. A file of somebody else stays as it is.
+fn make_private(path: &Path) {
+    let is_open = fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o077 != 0);
+    if is_open && let Err(error) = fs::set_permissions(path, fs::Permissions::from_mode(0o600)) {
+        tracing::warn!(path = %path.display(), %error, "others can read this client's id");
+    }
 }
 
 /// The endpoints to give to workers: `advertise`, completed with the bound port, else the bound address.
@@ -189,6 +205,16 @@ mod tests {
         assert_eq!(client_id(&state).unwrap(), first);
         assert_ne!(client_id(dir.path()).unwrap(), first);
         assert_eq!(fs::read_dir(&state).unwrap().count(), 1, "no half-made file is left");
+    }
+
+    #[test]
+    fn nobody_else_can_read_who_the_client_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = || fs::metadata(dir.path().join("client-id")).unwrap().permissions().mode() & 0o777;
+        let id = client_id(dir.path()).unwrap();
+        assert_eq!(mode(), 0o600);
+        fs::set_permissions(dir.path().join("client-id"), fs::Permissions::from_mode(0o644)).unwrap();
+        assert_eq!((client_id(dir.path()).unwrap(), mode()), (id, 0o600), "an older version's file, too");
     }
 
     #[test]

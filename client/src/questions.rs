@@ -18,11 +18,13 @@ pub(crate) struct Questions {
     requests: u64,
     asked: BTreeMap<u64, (Question, Reply<AnswerBody>)>,
     cancelled: BTreeMap<TaskId, Vec<Reply<Outcome>>>,
+    /// Questions up to this one stood at the last round already, so their answers are overdue.
+    overdue_to: u64,
 }
 
 impl Questions {
     pub(crate) fn new(client: ClientId) -> Self {
-        Self { client, requests: 0, asked: BTreeMap::new(), cancelled: BTreeMap::new() }
+        Self { client, requests: 0, asked: BTreeMap::new(), cancelled: BTreeMap::new(), overdue_to: 0 }
     }
 
     /// Registers a question. Returns its message.
@@ -51,7 +53,8 @@ impl Questions {
         }
     }
 
-    /// All unanswered messages again. Forgets those whose caller has left.
+    /// Unanswered messages again, but no question that was asked after the last round: its answer may be on its way.
+    /// Forgets those whose caller has left.
     pub(crate) fn repeat(&mut self) -> Vec<ClientToBroker> {
         self.asked.retain(|_, (_, reply)| !reply.is_closed());
         self.cancelled.retain(|_, replies| replies.iter().any(|reply| !reply.is_closed()));
@@ -59,7 +62,10 @@ impl Questions {
             ClientToBroker::Ask(Ask { request: *request, client: self.client, question: question.clone() })
         };
         let cancel = |task: &TaskId| ClientToBroker::Cancel(CancelTask { task: *task, client: self.client });
-        self.asked.iter().map(ask).chain(self.cancelled.keys().map(cancel)).collect()
+        let overdue = self.asked.range(..=self.overdue_to).map(ask);
+        let again = overdue.chain(self.cancelled.keys().map(cancel)).collect();
+        self.overdue_to = self.requests;
+        again
     }
 
     /// Fails everything: the broker speaks another protocol version, so no answer will come.
@@ -86,6 +92,7 @@ mod tests {
         let (reply, mut answer) = oneshot::channel();
         let asked = questions.ask(Question::Cluster, reply);
 
+        assert_eq!(questions.repeat(), [], "its answer may be on its way");
         assert_eq!(questions.repeat(), std::slice::from_ref(&asked));
         let ClientToBroker::Ask(ask) = asked else { panic!("a question asks") };
         questions.answered(Answer { request: ask.request + 1, body: AnswerBody::NotFound });

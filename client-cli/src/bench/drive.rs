@@ -27,9 +27,8 @@ use super::{
     sweep::Load,
 };
 use crate::{
-    connect::{Stop, stopped},
-    exit,
-    report::Failed,
+    exit::{self, Failed},
+    stop::{Stop, stopped},
 };
 
 /// Time for requests under way to end by themselves after a level: cancelling a run costs its worker a loaded model.
@@ -129,7 +128,8 @@ impl Drive {
         self.meshes.len() as u64
     }
 
-    /// Sends one request per client: the first alone, since it brings the model, then all others at once.
+    /// Sends one request per client: the first alone, since it brings the model, then all others at once. They have no
+    /// deadline: it is for requests of a model that is there and loaded.
     ///
     /// # Errors
     /// If a request fails; returns the first failure.
@@ -146,16 +146,16 @@ impl Drive {
         Ok(())
     }
 
-    /// Sends a request outside of any level.
+    /// Sends a request outside of any level, and waits for its end.
     async fn submit(&self, number: u64, client: ClientNo, items: u32) -> Result<TaskResult, Failed> {
-        let mut handle = self.begin(number, client, items).await?;
+        let mut handle = self.begin(self.template.clone().deadline(None), number, client, items).await?;
         handle.wait().await.map_err(|error| Failed::of_task(&error))
     }
 
-    async fn begin(&self, number: u64, client: ClientNo, items: u32) -> Result<TaskHandle, Failed> {
+    async fn begin(&self, task: Task, number: u64, client: ClientNo, items: u32) -> Result<TaskHandle, Failed> {
         let failed = |error| Failed::new(exit::of_submit(&error), "BAD_INPUT", error);
         let inputs = self.payloads.of(number, items).map_err(failed)?;
-        let task = self.template.clone().inputs(inputs).items(items).job_items(items);
+        let task = task.inputs(inputs).items(items).job_items(items);
         self.meshes[usize::from(client.0)].submit(task).await.map_err(failed)
     }
 
@@ -170,7 +170,7 @@ impl Drive {
         if *closing.borrow() {
             return sample(None, End::Unanswered);
         }
-        let begun = self.begin(wish.number, client, items).await;
+        let begun = self.begin(self.template.clone(), wish.number, client, items).await;
         let sent_us = Some(now_us());
         let mut handle = match begun {
             Ok(handle) => handle,

@@ -14,9 +14,8 @@ use super::{
     verdict::Promise,
 };
 use crate::{
-    exit,
-    flags::{DemandFlags, FormFlags, LabelFlags, PathFlags, lane_parser},
-    report::Failed,
+    exit::{self, Failed},
+    flags::{DemandFlags, FormFlags, LabelFlags, PathFlags, lane_parser, parse_deadline},
     stages::{self, Then},
     units,
 };
@@ -129,7 +128,7 @@ pub(crate) struct RequestFlags {
     #[arg(long, default_value_t = limits::PRIORITY_DEFAULT, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(crate) priority: u8,
     /// A request fails if there is no answer within this time (500ms, 2m)
-    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_deadline)]
     pub(crate) deadline: Option<Duration>,
     /// The promised latency: the broker moves traffic away from workers that break it. Also sets --latency-threshold
     #[arg(long, value_name = "TIME", value_parser = units::duration)]

@@ -14,7 +14,10 @@ use super::{
     tally::{DELAYED_AFTER_US, QUANTILES, Tally},
     verdict::{Promise, Verdict},
 };
-use crate::{connect::Stop, exit, report::Failed};
+use crate::{
+    exit::{self, Failed},
+    stop::Stop,
+};
 
 /// One level and its result.
 #[derive(Debug)]

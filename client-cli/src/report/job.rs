@@ -11,9 +11,9 @@ use std::{
 use mesh_sdk::{JobId, ModelRef, TaskId};
 use serde_json::{Value, json};
 
-use super::{Failed, Kept, Report, write_document};
+use super::{Kept, Report, write_document};
 use crate::{
-    exit,
+    exit::{self, Failed},
     table::{Columns, printable_lines, table, table_of},
     units,
 };

@@ -5,8 +5,8 @@ use std::io;
 
 use super::Shared;
 use crate::{
-    exit,
-    report::{Failed, Kept, Report},
+    exit::{self, Failed},
+    report::{Kept, Report},
 };
 
 /// The items that have ended so far.

@@ -21,9 +21,9 @@ use tokio::{
 
 use super::{Shared, bunch::Bunch, submit_failed};
 use crate::{
-    connect::{Stop, stopped, unless_stopped},
-    exit,
-    report::{Done, Failed, Report},
+    exit::{self, Failed},
+    report::{Done, Report},
+    stop::{Stop, stopped, unless_stopped},
 };
 
 /// Time that a cancelled task gets to report its end.

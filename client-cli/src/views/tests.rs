@@ -107,7 +107,7 @@ TASK                                   STATE             MODEL         ITEMS   L
 02020202-0202-0202-0202-020202020202   queued            face.tflite   8       batch      -        2         1m59s   -
 02020202-0202-0202-0202-020202020202   done (detached)   face.tflite   1       realtime   pi-4     2         1m59s   250 ms
 ";
-    assert_eq!(tasks_text(&[queued, done], 120_000, Columns::All), expected);
+    assert_eq!(tasks_text(&[queued, done], &BTreeSet::new(), 120_000, Columns::All), expected);
 }
 
 #[test]
@@ -124,10 +124,10 @@ detached  yes
 worker    pi-4 (01010101-0101-0101-0101-010101010101), attempt 2
 error     RUN_TIMEOUT: ran longer than 5 min
 ";
-    assert_eq!(task_text(&failed), expected);
+    assert_eq!(task_text(&failed, false), expected);
     let several = TaskView { items: 8, lane: Lane::Batch, ..failed.clone() };
-    assert!(task_text(&several).contains("inputs    192.0 KiB of 8 items\nlane      batch\n"));
-    let json = task_json(&failed);
+    assert!(task_text(&several, false).contains("inputs    192.0 KiB of 8 items\nlane      batch\n"));
+    let json = task_json(&failed, false);
     assert_eq!(json["error"]["code"], "RUN_TIMEOUT");
     assert_eq!(
         (&json["state"], &json["worker"]["name"], &json["position"]),
@@ -140,11 +140,11 @@ fn what_the_network_says_cannot_command_the_terminal() {
     let mut evil = task(TaskStanding::Ended(Outcome::failed(ErrorCode::RunFailed, "two\nlines\x1b[2J")));
     evil.worker = Some((WorkerId::from_bytes([1; 16]), "ev\x1b[31mil\nx".into()));
     evil.model_name = "m\u{9b}1m".into();
-    let text = task_text(&evil);
+    let text = task_text(&evil, false);
     assert!(text.contains("\nworker    ev\u{fffd}[31mil\u{fffd}x (0101"), "{text}");
     assert!(text.ends_with("RUN_FAILED: two\nlines\u{fffd}[2J\n"), "{text}");
     assert!(!text.contains(['\x1b', '\u{9b}']), "{text}");
-    assert_eq!(task_json(&evil)["worker"]["name"], "ev\x1b[31mil\nx");
+    assert_eq!(task_json(&evil, false)["worker"]["name"], "ev\x1b[31mil\nx");
 }
 
 #[test]
@@ -223,7 +223,7 @@ WORKER   BUSY   HAS MODEL   PACKING      QUEUE   TRANSFER   LOAD    RUN      RES
 pi-4     25%    yes         on, best 8   0 µs    1.2 ms     20 ms   4.0 ms   1.5 ms   27 ms   fits
 pi-3     25%    no          not tried    0 µs    0 µs       ?       ?        0 µs     ?       needs arm64; is draining
 ";
-    assert_eq!(why_text(&why(TaskStanding::Placed), 0, Columns::All), expected);
+    assert_eq!(why_text(&why(TaskStanding::Placed), false, 0, Columns::All), expected);
 }
 
 #[test]
@@ -258,8 +258,8 @@ What it costs at pi-4 now:
 MODEL         WORKER   WARM   PACKING   BEST BATCH   1 ITEM   BATCH    PER ITEM   LOAD    BATCHES           CURVE
 face.tflite   pi-4     yes    on        8            5.0 ms   8.0 ms   1.0 ms     20 ms   12 full, 3 idle   1:5.0ms 8:8.0ms
 ";
-    assert_eq!(why_text(&done, 4_000, Columns::All), expected);
-    let json = why_json(&done);
+    assert_eq!(why_text(&done, false, 4_000, Columns::All), expected);
+    let json = why_json(&done, false);
     assert_eq!(json["decision"]["candidates"][0]["prediction"]["total_us"], 26_700);
     assert_eq!((&json["predicted_ms"], &json["took_ms"]), (&25.into(), &31.into()));
     let chosen = &json["decision"]["candidates"][0];
@@ -270,13 +270,34 @@ face.tflite   pi-4     yes    on        8            5.0 ms   8.0 ms   1.0 ms   
 }
 
 #[test]
+fn why_tells_that_a_worker_with_a_smaller_total_is_busier() {
+    let mut busier = candidate("pi-5", 5, &[]);
+    (busier.busy_permille, busier.prediction.run_us) = (500, 3_000);
+    let decision = DecisionView {
+        at_unix_ms: 1_000,
+        policy: "predicted".into(),
+        chosen: Some(WorkerId::from_bytes([1; 16])),
+        candidates: vec![candidate("pi-4", 1, &[]), busier],
+    };
+    let placed = WhyView { decision: Some(decision), ..why(TaskStanding::Placed) };
+    let text = why_text(&placed, false, 4_000, Columns::All);
+    let verdict = |name: &str| text.lines().find(|line| line.starts_with(name)).expect("a row").to_owned();
+    assert!(verdict("pi-4").ends_with("27 ms   chosen"), "{text}");
+    assert!(verdict("pi-5").ends_with("26 ms   fits, but is busier"), "{text}");
+}
+
+#[test]
 fn why_tells_what_a_waiting_task_owes_its_place_to() {
     let rank = RankView { priority_milli: 50_000, waited_milli: 3_250, data_milli: -400, share_milli: -12_000 };
     let queued = TaskStanding::Queued { position: 3, reason: "all slots are busy".into() };
     let waiting = WhyView { rank: Some(rank), ..why(queued) };
     let line = "its turn: 40.85 points = 50.00 priority +3.25 waited -0.40 data -12.00 share\n";
-    assert!(why_text(&waiting, 0, Columns::All).contains(line), "{}", why_text(&waiting, 0, Columns::All));
-    assert_eq!(why_json(&waiting)["rank"]["share_milli"], -12_000);
+    assert!(
+        why_text(&waiting, false, 0, Columns::All).contains(line),
+        "{}",
+        why_text(&waiting, false, 0, Columns::All)
+    );
+    assert_eq!(why_json(&waiting, false)["rank"]["share_milli"], -12_000);
 }
 
 fn model_view(packing: Packing, best_batch: u16, curve: &[(u16, u32)]) -> ModelView {

@@ -6,6 +6,7 @@ use mesh_sdk::{Candidate, DecisionView, Packing, Prediction, RankView, WhyView, 
 use serde_json::{Value, json};
 
 use super::{
+    LOST,
     models::{Names, models_text, rows_json, verdict},
     task_json,
 };
@@ -15,8 +16,11 @@ use crate::{
 };
 
 /// The explanation as text. `now_unix_ms` is this machine's clock.
-pub(crate) fn why_text(why: &WhyView, now_unix_ms: u64, columns: Columns) -> String {
+pub(crate) fn why_text(why: &WhyView, is_lost: bool, now_unix_ms: u64, columns: Columns) -> String {
     let mut text = format!("{}\n", printable_lines(&why.summary));
+    if is_lost {
+        text.push_str(&format!("{LOST}\n"));
+    }
     if let Some(line) = predicted(why) {
         text.push_str(&line);
     }
@@ -75,9 +79,17 @@ fn rank_text(rank: &RankView) -> String {
 }
 
 fn rated(candidates: &[Candidate], chosen: Option<&WorkerId>, columns: Columns) -> String {
+    let best = candidates.iter().find(|worker| chosen == Some(&worker.worker));
+    // Of two that are nearly equal, the emptier is chosen, even if its total is the larger one.
+    let is_too_busy = |worker: &Candidate| {
+        best.is_some_and(|best| {
+            worker.busy_permille > best.busy_permille && worker.prediction.total_us() < best.prediction.total_us()
+        })
+    };
     let row = |worker: &Candidate| {
         let verdict = match worker.against.is_empty() {
             true if chosen == Some(&worker.worker) => "chosen".to_owned(),
+            true if is_too_busy(worker) => "fits, but is busier".to_owned(),
             true => "fits".to_owned(),
             false => worker.against.join("; "),
         };
@@ -112,9 +124,9 @@ fn packing(worker: &Candidate) -> String {
     }
 }
 
-pub(crate) fn why_json(why: &WhyView) -> Value {
+pub(crate) fn why_json(why: &WhyView, is_lost: bool) -> Value {
     json!({
-        "task": task_json(&why.task),
+        "task": task_json(&why.task, is_lost),
         "summary": why.summary,
         "history": why.history,
         "candidates": why.candidates.iter().map(candidate_json).collect::<Vec<_>>(),
