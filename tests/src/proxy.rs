@@ -1,6 +1,7 @@
 //! A TCP proxy between two nodes: on the test's command it counts, cuts, stalls and throttles.
 
 use std::{
+    collections::HashSet,
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{Arc, Condvar, Mutex, MutexGuard},
@@ -8,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use proto_msgs::{Frame, Phase, WorkerToClient};
+use proto_msgs::{AttemptId, Frame, Phase, WorkerToClient};
 
 use super::zmtp::{Passed, Reader};
 
@@ -39,7 +40,8 @@ struct State {
     target: Option<SocketAddr>,
     stalled: bool,
     closed: bool,
-    bytes_per_s: Option<u64>,
+    /// Limit of each side's messages.
+    bytes_per_s: [Option<u64>; 2],
     /// All connections are cut when the dialler has sent this many bytes in total.
     cut_at: Option<u64>,
     /// The listener's messages are held back; ZeroMQ's own handshake is not.
@@ -89,7 +91,7 @@ impl Proxy {
             target: None,
             stalled: false,
             closed: false,
-            bytes_per_s: None,
+            bytes_per_s: [None; 2],
             cut_at: None,
             withholds: false,
             refuses: false,
@@ -169,7 +171,12 @@ impl Proxy {
 
     /// Limits each direction of each connection to this many bytes per second.
     pub fn throttle(&self, bytes_per_s: Option<u64>) {
-        self.shared.change(|state| state.bytes_per_s = bytes_per_s);
+        self.shared.change(|state| state.bytes_per_s = [bytes_per_s; 2]);
+    }
+
+    /// Limits only what comes from this side.
+    pub fn throttle_from(&self, side: Side, bytes_per_s: u64) {
+        self.shared.change(|state| state.bytes_per_s[side as usize] = Some(bytes_per_s));
     }
 
     /// Bytes that went through from this side.
@@ -196,10 +203,18 @@ impl Proxy {
         self.shared.state().seen.iter().filter(|seen| seen.from == Side::Listener).filter_map(decode).collect()
     }
 
-    /// Whether the worker behind this proxy has reported this phase.
+    /// Whether the worker behind this proxy has reported this phase. It reports none that lasts less than 50 ms.
     pub fn worker_reached(&self, phase: Phase) -> bool {
-        let is_it = |said: &WorkerToClient| matches!(said, WorkerToClient::Progress(at) if at.phase == phase);
-        self.worker_said().iter().any(is_it)
+        !self.attempts_in(phase).is_empty()
+    }
+
+    /// The attempts of which the worker behind this proxy has reported this phase.
+    pub fn attempts_in(&self, phase: Phase) -> HashSet<AttemptId> {
+        let id = |said: &WorkerToClient| match said {
+            WorkerToClient::Progress(at) if at.phase == phase => Some(at.id),
+            _ => None,
+        };
+        self.worker_said().iter().filter_map(id).collect()
     }
 
     /// Number of messages of this kind that went through.
@@ -263,7 +278,7 @@ fn pump(shared: &Shared, from: Side, mut source: TcpStream, mut sink: TcpStream)
     while let Ok(length @ 1..) = source.read(&mut piece) {
         let waiting = shared.changed.wait_while(shared.state(), |state| state.stalled && !state.closed);
         let mut state = waiting.expect("no thread panics while it holds the proxy's state");
-        let pause = state.bytes_per_s.map(|rate| Duration::from_secs_f64(length as f64 / rate as f64));
+        let pause = state.bytes_per_s[from as usize].map(|rate| Duration::from_secs_f64(length as f64 / rate as f64));
         state.sent[from as usize] += length as u64;
         let at = Instant::now();
         let messages = reader.feed(&piece[..length]);

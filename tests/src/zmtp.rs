@@ -111,6 +111,7 @@ impl Peer {
         let mut stream = TcpStream::connect(address.trim_start_matches("tcp://"))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(super::PATIENCE))?;
+        stream.set_write_timeout(Some(super::PATIENCE))?;
         let mut hello = vec![0_u8; GREETING_BYTES];
         hello[0] = 0xFF;
         hello[9] = 0x7F;

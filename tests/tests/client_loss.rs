@@ -69,10 +69,10 @@ fn killed_while_the_result_comes_back() {
     let (door, worker) = mesh.worker_behind_proxy("w1", &[]);
     let memory_bytes = || status_field(worker.pid(), "VmRSS:").unwrap_or(0) * 1024;
     let before_bytes = memory_bytes();
+    // The result takes 16 s on its way, and the input none.
+    door.throttle_from(Side::Listener, 4 << 20);
     let job = Job::voluminous(&mesh, 64);
     let mut started = job.start(&mesh, &[]);
-    wait_until("the model to run", PATIENCE, || door.worker_reached(Phase::Running));
-    door.throttle(Some(4 << 20));
     wait_until("a part of the result to be sent", PATIENCE, || door.bytes_from(Side::Listener) > 4 << 20);
 
     started.client.process().kill();

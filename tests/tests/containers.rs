@@ -231,6 +231,27 @@ fn containers_of_a_killed_worker_are_removed_at_its_next_start() {
 }
 
 #[test]
+fn a_copy_of_a_running_worker_s_state_folder_leaves_its_containers_alone() {
+    if !docker::is_ready("a_copy_of_a_running_worker_s_state_folder_leaves_its_containers_alone") {
+        return;
+    }
+    let mesh = Mesh::start();
+    let worker = mesh.worker_with("w1", &["--engine", "docker"]);
+    let job = Job::small(&mesh);
+    job.run(&mesh);
+    let warm = containers_of(&worker);
+    let copy = mesh.folder().join("copy");
+    std::fs::create_dir(&copy).expect("the folder is ours");
+    std::fs::copy(worker.state_dir().join("worker-id"), copy.join("worker-id")).expect("the worker has an id");
+
+    let mut copy = mesh.unregistered_worker("copy", &["--engine", "docker"]);
+
+    assert_eq!(copy.process().wait(PATIENCE).code(), Some(78), "it was told to leave");
+    job.run(&mesh);
+    assert_eq!(containers_of(&worker), warm, "the first one still uses what it had loaded");
+}
+
+#[test]
 fn containers_go_with_their_worker() {
     if !docker::is_ready("containers_go_with_their_worker") {
         return;
@@ -279,6 +300,23 @@ fn auto_takes_child_processes_where_it_must() {
     Job::small(&mesh).run(&mesh);
 }
 
+#[test]
+fn an_engine_that_hangs_does_not_keep_auto_from_child_processes() {
+    let mesh = Mesh::start();
+    let socket = mesh.folder().join("hangs.sock");
+    // Connections are accepted by the system, and nobody answers.
+    let _hangs = std::os::unix::net::UnixListener::bind(&socket).expect("the folder is ours");
+    let began = std::time::Instant::now();
+
+    let mut worker =
+        mesh.worker_with("w1", &["--engine", "auto", "--docker-host", &format!("unix://{}", socket.display())]);
+
+    // The engine is given ten seconds to answer; most of a minute would be one wait for each of its questions.
+    assert!(began.elapsed() < PATIENCE / 2, "ready after {:?}", began.elapsed());
+    assert!(worker.process().has_said("the container engine hangs"));
+    assert_eq!(mesh.ask(&["workers"])["workers"][0]["engine"], "process");
+}
+
 /// A worker that was told an image which the engine does not have.
 #[test]
 fn without_the_image_auto_takes_child_processes_and_docker_names_the_command_that_builds_it() {
@@ -323,8 +361,8 @@ fn a_container_that_writes_files_without_end_fills_its_own_memory_and_not_the_di
     let script = "i=0; while [ $i -lt 512 ]; do printf %01048576d 0 >/mesh/$i || exit 9; i=$((i+1)); done; exit 8";
     let image = docker::ScriptImage::make(mesh.folder(), "writing", script);
     let worker = mesh.worker_with("w1", &["--engine", "docker", "--image", &image.name, "--memory-limit", "256MiB"]);
-    let answer = Job::small(&mesh).start(&mesh, &[]).answer().failed_with(3, "MODEL_REJECTED");
-    answer.failed_with(3, "used more than its 256.0 MiB of memory");
+    let answer = Job::small(&mesh).start(&mesh, &[]).answer().failed_with(4, "RUN_OOM");
+    answer.failed_with(4, "used more than its 256.0 MiB of memory");
     mesh.wait_idle();
     let kept = || worker.files().iter().filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum::<u64>();
     wait_until("the files to go with their container", PATIENCE, || kept() < 1 << 20);

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use mesh_tests::{Answer, Mesh, Submission, onnx, process::binary};
+use mesh_tests::{Answer, Mesh, PATIENCE, Submission, onnx, process::binary, wait_until};
 
 /// Runs an example to its end.
 fn run(mesh: &Mesh, name: &str, arguments: &[&str]) -> Answer {
@@ -42,7 +42,7 @@ fn many_items_counts_each_item_once() {
     let said = run(&mesh, "many_items", &arguments).stdout;
 
     assert!(said.starts_with("w1: 7 items\n0 failed, "), "{said}");
-    assert_eq!(mesh.metric("tasks_done_total"), Some(7.0));
+    wait_until("the broker to know all ends", PATIENCE, || mesh.metric("tasks_done_total") == Some(7.0));
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! One handshake, then direct data: messages between real processes, counted on the wire.
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use mesh_tests::{Job, Mesh, PATIENCE, Proxy, npy::Array, onnx, proxy::Side, redis::free_port, wait_until, zmtp::Peer};
@@ -17,8 +20,11 @@ const OPEN: u16 = 400;
 const CHUNK_OF_INPUT: u16 = 401;
 const CHUNK_OF_OUTPUT: u16 = 506;
 
+/// Time after which a client asks the broker again.
+const ASKS_AGAIN_AFTER: Duration = Duration::from_millis(500);
+
 /// Kind numbers of the messages that this side sent before the moment.
-fn kinds_until(proxy: &Proxy, from: Side, moment: std::time::Instant) -> Vec<u16> {
+fn kinds_until(proxy: &Proxy, from: Side, moment: Instant) -> Vec<u16> {
     proxy
         .seen()
         .iter()
@@ -35,12 +41,18 @@ fn one_request_and_one_answer_stand_before_the_first_data_byte() {
     let (door, _worker) = mesh.worker_behind_proxy("w1", &["--broker", &worker_to_broker.endpoint()]);
     let job = Job::heavy(&mesh, 2, 1);
 
+    let began = Instant::now();
     job.start_at(&mesh, &client_to_broker.endpoint(), &[]).done(&job);
 
     let seen = door.seen();
     let first_data = seen.iter().find(|seen| seen.message.kind == Some(CHUNK_OF_INPUT)).expect("a chunk was sent").at;
-    assert_eq!(kinds_until(&client_to_broker, Side::Dialler, first_data), [SUBMIT]);
-    assert_eq!(kinds_until(&client_to_broker, Side::Listener, first_data), [GRANT]);
+    // A client without an answer asks again, but only so often, and each time it is given the same place.
+    let again = first_data.duration_since(began).as_millis() / ASKS_AGAIN_AFTER.as_millis();
+    for (side, kind) in [(Side::Dialler, SUBMIT), (Side::Listener, GRANT)] {
+        let kinds = kinds_until(&client_to_broker, side, first_data);
+        assert!(kinds.iter().all(|its| *its == kind), "{kinds:?}");
+        assert!((1..=1 + again).contains(&(kinds.len() as u128)), "{kinds:?}, and time to ask {again} times more");
+    }
 
     // The worker learns of the task only from the client's ticket: worker and broker exchange only heartbeats.
     let beats = |side| kinds_until(&worker_to_broker, side, first_data);
@@ -204,6 +216,47 @@ fn a_worker_that_is_told_to_dial_does_and_a_broken_link_costs_at_most_one_window
 }
 
 #[test]
+fn the_slow_line_of_one_client_keeps_no_other_client_from_sending_the_same_model() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker_with("w1", &["--slots", "2"]);
+    let (slow_line, arguments) = door_of_client();
+    slow_line.throttle(Some(200 << 10));
+    let job = Job::heavy(&mesh, 20, 12);
+    let size_bytes = std::fs::metadata(&job.model).unwrap().len();
+    let slow = job.start(&mesh, &arguments.each_ref().map(String::as_str));
+    wait_until("the model to be on its way", PATIENCE, || slow_line.payload_bytes(CHUNK_OF_INPUT) > 0);
+
+    job.start_as(&mesh, "another", &[]).done(&job);
+
+    let sent_bytes = slow_line.bytes_from(Side::Listener);
+    assert!(sent_bytes < size_bytes / 2, "the other client waited for {sent_bytes} bytes");
+    slow_line.throttle(None);
+    assert_eq!(slow.done(&job).attempts(), 1, "what came twice harms nobody");
+}
+
+#[test]
+fn where_there_is_room_for_one_copy_of_a_model_the_other_client_waits_for_it_however_slow_it_is() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker_with("w1", &["--slots", "2", "--quota", "30MiB"]);
+    let (slow_line, arguments) = door_of_client();
+    slow_line.throttle(Some(200 << 10));
+    let job = Job::heavy(&mesh, 20, 13);
+    let slow = job.start(&mesh, &arguments.each_ref().map(String::as_str));
+    wait_until("the model to be on its way", PATIENCE, || slow_line.payload_bytes(CHUNK_OF_INPUT) > 0);
+
+    let waiting = job.start_as(&mesh, "another", &[]);
+    // Seconds later it is clear that the line is slow.
+    wait_until("more of the model", PATIENCE, || slow_line.payload_bytes(CHUNK_OF_INPUT) > 1 << 20);
+    slow_line.throttle(None);
+
+    assert_eq!(slow.done(&job).attempts(), 1);
+    let waited = waiting.done(&job);
+    assert_eq!(waited.attempts(), 1, "it is not sent elsewhere");
+    // What a client sends with its opening message, it sends before it can hear that it need not.
+    assert!(waited.sent_bytes() < 10 << 20, "{} bytes of a model that comes already", waited.sent_bytes());
+}
+
+#[test]
 fn a_worker_that_cannot_dial_where_it_is_told_is_named_the_address() {
     let mesh = Mesh::start();
     let _worker = mesh.worker("w1");
@@ -227,9 +280,11 @@ fn sent_of(zeros: Range<usize>, seed: u16) -> (u64, u64) {
 
 #[test]
 fn what_compresses_well_is_compressed_on_a_slow_link() {
-    let (sent_bytes, size_bytes) = sent_of(0..20, 9);
-    // One window is sent before the link's speed is known.
-    assert!(sent_bytes < size_bytes / 2, "{sent_bytes} of {size_bytes}");
+    // The client measures how fast it compresses. If the machine stands still just then, it does not compress, rightly;
+    // but that is not the usual case. One window is sent before the link's speed is known.
+    let is_half = |(sent_bytes, size_bytes): &(u64, u64)| *sent_bytes < size_bytes / 2;
+    let compressed = (0..5).map(|_| sent_of(0..20, 9)).filter(is_half).take(2).count();
+    assert!(compressed == 2, "compressed {compressed} times of five");
 }
 
 #[test]
@@ -264,14 +319,20 @@ fn a_result_goes_on_where_the_link_broke_and_no_more_than_a_window_comes_again()
     let mesh = Mesh::start();
     let (door, _worker) = mesh.worker_behind_proxy("w1", &[]);
     let job = Job::voluminous(&mesh, 40);
-    door.throttle(Some(64 << 20));
+    // Seconds lie between seeing a part of the result and its end.
+    door.throttle_from(Side::Listener, 4 << 20);
     let started = job.start(&mesh, &[]);
-    wait_until("most of the result", PATIENCE, || door.payload_bytes(CHUNK_OF_OUTPUT) > 30 << 20);
+    // Enough of it that more than a window would come again from its beginning.
+    wait_until("a part of the result", PATIENCE, || door.payload_bytes(CHUNK_OF_OUTPUT) > 20 << 20);
+    let connections = door.connections();
     door.cut();
+    let sent_bytes = door.payload_bytes(CHUNK_OF_OUTPUT);
+    assert!(sent_bytes < 40 << 20, "it was on its way");
     door.throttle(None);
 
     let done = started.done(&job);
 
+    assert!(door.connections() > connections, "it was to be made again");
     assert_eq!(done.attempts(), 1, "a broken link is no reason to go elsewhere");
     let (size_bytes, sent_bytes) = (40 << 20, door.payload_bytes(CHUNK_OF_OUTPUT));
     assert!(sent_bytes <= size_bytes + u64::from(WINDOW_BYTES), "{} bytes came again", sent_bytes - size_bytes);

@@ -9,10 +9,11 @@ use std::{
 };
 
 use mesh_tests::{
-    Mesh,
+    Mesh, PATIENCE,
     cache::{cached, input, model},
     docker,
     npy::Array,
+    wait_until,
 };
 
 /// Reference cases and their models.
@@ -88,7 +89,8 @@ fn run_all(engine: &str) {
     for (case, model) in CASES {
         run_case(&mesh, case, model);
     }
-    assert_eq!(mesh.metric("tasks_done_total"), Some(CASES.len() as f64));
+    let cases = Some(CASES.len() as f64);
+    wait_until("the broker to know all ends", PATIENCE, || mesh.metric("tasks_done_total") == cases);
     assert_eq!(mesh.metric("attempts_retried_total"), Some(0.0));
 }
 

@@ -1,6 +1,14 @@
 //! Rows of many clients in one call of the runner: only if it is correct and faster, and each client gets its own rows.
 
-use mesh_tests::{Job, Mesh, PATIENCE, cache, jobs::Started, npy::Array, onnx, wait_for, wait_until};
+use std::collections::HashSet;
+
+use mesh_tests::{
+    Job, Mesh, PATIENCE, Proxy, Slowed, cache,
+    jobs::{Done, Started},
+    npy::Array,
+    onnx, wait_for, wait_until,
+};
+use proto_msgs::Phase;
 use serde_json::Value;
 
 /// The only worker's report on its models.
@@ -51,20 +59,39 @@ fn warm_up(mesh: &Mesh, model: &str, verdict_wanted: &str) {
     });
 }
 
+/// Starts all jobs while the worker's runner stands still, each as another user, and waits until the rows of this many
+/// are at the worker: some in the runner, the others behind it. However slowly clients start, these do not run alone.
+fn gathered(mesh: &Mesh, door: &Proxy, _halted: &Slowed, jobs: &[Job], rows: usize) -> Vec<Started> {
+    let known = |phase| door.attempts_in(phase);
+    let before: HashSet<_> = known(Phase::Running).union(&known(Phase::Waiting)).copied().collect();
+    let start = |(user, job): (usize, &Job)| job.start_as(mesh, &format!("user{user}"), &[]);
+    let started = jobs.iter().enumerate().map(start).collect();
+    wait_until("the rows to be gathered", PATIENCE, || {
+        let (running, waiting) = (known(Phase::Running), known(Phase::Waiting));
+        !running.is_subset(&before) && running.union(&waiting).filter(|id| !before.contains(id)).count() >= rows
+    });
+    started
+}
+
+/// Whether the task ran in company.
+fn has_shared(item: &Value) -> bool {
+    item["runs"][0]["batch_rows"].as_u64() > Some(1)
+}
+
 #[test]
 fn rows_of_many_clients_run_together_and_each_gets_its_own() {
     let mesh = Mesh::start();
-    let _worker = mesh.worker("w1");
+    let (door, worker) = mesh.worker_behind_proxy("w1", &[]);
     let model = Job::sociable(&mesh, 100, [0.0, 0.0]).model;
     warm_up(&mesh, &model, "on");
 
     let jobs: Vec<Job> = (0..12_u8).map(|row| Job::sociable(&mesh, 100, [f32::from(row), 100.0])).collect();
-    let users: Vec<String> = (0..12).map(|user| format!("user{user}")).collect();
-    let started: Vec<Started> = jobs.iter().zip(&users).map(|(job, user)| job.start_as(&mesh, user, &[])).collect();
+    let halted = Slowed::to_a_halt(&worker);
+    let started = gathered(&mesh, &door, &halted, &jobs, 3);
+    drop(halted);
     let done: Vec<Value> = started.into_iter().zip(&jobs).map(|(started, job)| started.done(job).item).collect();
 
-    let shared = done.iter().filter(|item| item["runs"][0]["batch_rows"].as_u64() > Some(1)).count();
-    assert!(shared >= 2, "nobody ran in company: {done:?}");
+    assert!(done.iter().filter(|item| has_shared(item)).count() >= 2, "nobody ran in company: {done:?}");
     let reasons = ["full", "waited", "deadline", "idle"];
     let why = |item: &Value| reasons.iter().any(|reason| item["runs"][0]["dispatch"] == *reason);
     assert!(done.iter().all(why), "why each run began: {done:?}");
@@ -207,20 +234,21 @@ fn who_brings_a_bad_row_fails_alone() {
 #[test]
 fn one_of_a_batch_is_cancelled_and_the_others_do_not_notice() {
     let mesh = Mesh::start();
-    let _worker = mesh.worker("w1");
-    let model = Job::sociable(&mesh, 700, [0.0, 0.0]).model;
+    let (door, worker) = mesh.worker_behind_proxy("w1", &[]);
+    let model = Job::sociable(&mesh, 100, [0.0, 0.0]).model;
     warm_up(&mesh, &model, "on");
-    let jobs: Vec<Job> = (0..6_u8).map(|row| Job::sociable(&mesh, 700, [f32::from(row), 7.0])).collect();
-    let mut started: Vec<Started> = jobs.iter().map(|job| job.start(&mesh, &[])).collect();
-    wait_until("all to be placed", PATIENCE, || mesh.count_of("client", "running") == jobs.len());
+    let jobs: Vec<Job> = (0..6_u8).map(|row| Job::sociable(&mesh, 100, [f32::from(row), 7.0])).collect();
+    let halted = Slowed::to_a_halt(&worker);
+    let mut started = gathered(&mesh, &door, &halted, &jobs, jobs.len());
 
     let cancelled = started.pop().expect("six");
     cancelled.client.interrupt();
     cancelled.answer().failed_with(130, "");
+    drop(halted);
 
-    for (started, job) in started.into_iter().zip(&jobs) {
-        assert_eq!(started.done(job).attempts(), 1);
-    }
+    let others: Vec<Done> = started.into_iter().zip(&jobs).map(|(started, job)| started.done(job)).collect();
+    assert!(others.iter().all(|done| done.attempts() == 1), "{others:?}");
+    assert!(others.iter().any(|done| has_shared(&done.item)), "there was a batch: {others:?}");
     mesh.wait_idle();
 }
 

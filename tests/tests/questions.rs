@@ -1,6 +1,8 @@
 //! Questions that a user can ask, and the life of a detached task.
 
-use mesh_tests::{Job, Mesh, PATIENCE, npy::Array, onnx, wait_until};
+use std::process::Command;
+
+use mesh_tests::{Job, Mesh, PATIENCE, npy::Array, onnx, process::binary, wait_until};
 use serde_json::Value;
 
 fn rows(answer: &Value, name: &str) -> Vec<Value> {
@@ -80,6 +82,65 @@ fn a_result_that_is_not_there_yet_is_said_to_be_so() {
 }
 
 #[test]
+fn a_task_is_found_by_a_part_of_its_id_and_offered_by_the_shell() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let job = Job::small(&mesh);
+    let tasks = [job.detach(&mesh), job.detach(&mesh)];
+    // An id begins with the time of the submit. Its end is random.
+    let [first, second] = tasks.each_ref().map(|task| &task[24..]);
+
+    mesh.client(&["wait", first]).succeeded();
+    assert_eq!(mesh.ask(&["status", second])["task"], tasks[1].as_str());
+    mesh.client(&["why", second]).succeeded().failed_with(0, "w1");
+    mesh.client(&["cancel", "-7"]).failed_with(2, "");
+    let both = mesh.client(&["cancel", &tasks[0][..6]]).failed_with(2, "is in the ids of 2 tasks");
+    assert!(both.stderr.contains(&tasks[0]) && both.stderr.contains(&tasks[1]), "{}", both.stderr);
+    mesh.client(&["result", "ffffffffffff"]).failed_with(9, "'ffffffffffff'");
+
+    let offered = |line: &str| {
+        let script = "source <(mesh-client completions bash) && COMP_WORDS=($1) && COMP_CWORD=$((${#COMP_WORDS[@]} - 1)) \
+            && complete_with=$(complete -p mesh-client | sed 's/.*-F \\([^ ]*\\).*/\\1/') \
+            && $complete_with mesh-client \"${COMP_WORDS[COMP_CWORD]}\" \"${COMP_WORDS[COMP_CWORD - 1]}\"; \
+            printf '%s\\n' \"${COMPREPLY[@]}\"";
+        let programs = binary("mesh-client").parent().expect("a folder").to_path_buf();
+        let path = format!("{}:{}", programs.display(), std::env::var("PATH").expect("a path"));
+        let mut shell = Command::new("bash");
+        shell.args(["-c", script, "-", line]).env("PATH", path).env("MESH_BROKER", mesh.endpoint());
+        shell.env("MESH_CLIENT_STATE_DIR", mesh.folder().join("client"));
+        let output = shell.output().expect("bash is there");
+        let said = String::from_utf8(output.stdout).expect("text");
+        said.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(offered(&format!("mesh-client result {}", &tasks[1][..30])), [tasks[1].clone()]);
+    assert_eq!(offered("mesh-client result --outp"), ["--output"]);
+    assert_eq!(offered("mesh-client resu"), ["result"]);
+}
+
+#[test]
+fn a_detached_task_whose_worker_is_gone_is_said_to_wait_for_it() {
+    let mesh = Mesh::start();
+    let mut worker = mesh.worker("w1");
+    let task = Job::endless(&mesh).detach(&mesh);
+    assert_eq!(mesh.ask(&["status", &task])["worker_lost"], false);
+
+    worker.kill();
+
+    wait_until("the loss to be told", PATIENCE, || mesh.ask(&["status", &task])["worker_lost"] == true);
+    let status = mesh.client(&["status", &task]).succeeded().stdout;
+    assert!(
+        status.contains("state     worker lost") && status.contains("it goes on there when that is back"),
+        "{status}"
+    );
+    let table = mesh.client(&["tasks"]).succeeded().stdout;
+    assert!(table.contains("worker lost (detached)"), "{table}");
+    mesh.client(&["why", &task]).succeeded().failed_with(0, "its worker has its inputs");
+
+    worker.restart();
+    assert_eq!(mesh.ask(&["status", &task])["worker_lost"], false);
+}
+
+#[test]
 fn why_explains_the_choice_and_the_waiting() {
     let mesh = Mesh::start();
     let _worker = mesh.worker("w1");
@@ -101,15 +162,27 @@ fn why_explains_the_choice_and_the_waiting() {
 }
 
 #[test]
-fn the_error_of_predictions_is_told_and_small_for_equal_tasks() {
+fn the_error_of_predictions_is_told_and_small_where_equal_tasks_take_equally_long() {
     let mesh = Mesh::start();
     let _worker = mesh.worker("w1");
     let error = || mesh.ask(&["status"])["prediction_error_permille"].as_u64();
     assert_eq!(error(), None, "nothing was predicted yet");
     let job = Job::long(&mesh, 100);
-    (0..25).for_each(|_| drop(job.run(&mesh)));
+    let took = |done: mesh_tests::jobs::Done| done.item["timings"]["total_ms"].as_f64().expect("it is told");
+    let times: Vec<f64> = (0..25).map(|_| took(job.run(&mesh))).collect();
+    // The broker hears of a task's end from the worker, maybe later than the client.
+    wait_until("all tasks to count", PATIENCE, || mesh.metric("tasks_done_total") == Some(25.0));
     let error = error().expect("most of them were predicted");
-    assert!(error < 500, "the median prediction was off by {error} thousandths");
+    assert_eq!(mesh.metric("prediction_error_ratio"), Some(error as f64 / 1000.0), "wherever one looks");
+    // A prediction can only be as good as the machine is even.
+    let median = |mut of: Vec<f64>| {
+        of.sort_by(f64::total_cmp);
+        of[of.len() / 2]
+    };
+    let usual = median(times.clone());
+    let uneven = median(times.iter().map(|time| (time - usual).abs() / time.min(usual)).collect()) * 1000.0;
+    let limit = 500.0 + 2.0 * uneven;
+    assert!((error as f64) < limit, "off by {error} thousandths, and the tasks by {uneven}: {times:?}");
 }
 
 #[test]
@@ -164,7 +237,7 @@ fn other_users_tasks_do_not_exist() {
 
     let stranger = mesh.folder().join("stranger");
     let as_stranger = |arguments: &[&str]| {
-        let mut command = std::process::Command::new(mesh_tests::process::binary("mesh-client"));
+        let mut command = Command::new(binary("mesh-client"));
         command.env("MESH_BROKER", mesh.endpoint()).arg("--state-dir").arg(&stranger).args(arguments);
         mesh_tests::Submission::start(command).wait()
     };

@@ -46,8 +46,8 @@ fn the_metric_table_tells_what_the_machine_is_and_does() {
     let _worker = mesh.worker("w1");
     let key = key(&redis, "mesh:{default}:worker:*");
     let number = |name: &str| {
-        let value = redis.cli(&["HGET", &key, name]);
-        value.trim().parse::<i64>().unwrap_or_else(|_| panic!("{name}: {value:?}"))
+        // The row may be gone for a moment if the machine stands still for longer than a row lasts.
+        wait_for(name, PATIENCE, || redis.cli(&["HGET", &key, name]).trim().parse::<i64>().ok())
     };
     let cores = std::thread::available_parallelism().expect("a machine has some").get();
     let mib = 1 << 20;

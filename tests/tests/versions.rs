@@ -104,6 +104,25 @@ fn fake_broker(min: u16, max: u16) -> String {
     endpoint
 }
 
+/// Sends one message with more and more parts until the peer ends the connection.
+fn send_without_end(address: &str) {
+    let mut endless = Peer::connect(address).expect("it listens");
+    let part = [&[3][..], &(256_u64 << 10).to_be_bytes(), &[7; 256 << 10]].concat();
+    // Some parts are read before the limit is reached, and the system takes some more of them for the connection.
+    let ended = (0..256).any(|_| endless.send_raw(&part).is_err());
+    assert!(ended, "{address} reads 64 MiB of a message without an end");
+}
+
+#[test]
+fn a_worker_s_door_ends_a_message_without_end() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    // Its own address: who stands between would have to end the connection, too.
+    let workers = mesh.ask(&["workers"]);
+    send_without_end(workers["workers"][0]["endpoints"][0].as_str().expect("an address"));
+    Job::small(&mesh).run(&mesh);
+}
+
 #[test]
 fn strangers_and_vandals_are_counted_and_honest_nodes_are_served() {
     let mesh = Mesh::start();
@@ -122,6 +141,7 @@ fn strangers_and_vandals_are_counted_and_honest_nodes_are_served() {
     raw.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     let mut liar = Peer::connect(mesh.endpoint()).unwrap();
     liar.send_raw(&[2, 0x7F, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF]).unwrap();
+    send_without_end(mesh.endpoint());
 
     wait_until("the frames to be counted", PATIENCE, || mesh.metric("undecodable_frames_total") >= Some(2.0));
     let job = Job::small(&mesh);

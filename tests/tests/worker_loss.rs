@@ -55,13 +55,17 @@ fn during_the_run() {
 fn while_the_result_comes_back() {
     let mesh = Mesh::start();
     let (door, mut doomed) = mesh.worker_behind_proxy("doomed", &[]);
-    door.throttle(Some(32 << 20));
+    // Seconds lie between seeing a part of the result and its end.
+    door.throttle_from(Side::Listener, 4 << 20);
     let job = Job::voluminous(&mesh, 24);
     let started = job.start(&mesh, &[]);
-    wait_until("a part of the result", PATIENCE, || door.payload_bytes(CHUNK_OF_OUTPUT) > 4 << 20);
+    wait_until("a part of the result", PATIENCE, || door.payload_bytes(CHUNK_OF_OUTPUT) > 2 << 20);
 
+    // The rest takes longer than any start of a worker.
+    door.throttle(Some(512 << 10));
     let _heir = mesh.worker("heir");
     doomed.kill();
+    assert!(door.payload_bytes(CHUNK_OF_OUTPUT) < 24 << 20, "the result was on its way");
 
     assert_eq!(started.done(&job).worker(), "heir");
 }
