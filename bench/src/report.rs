@@ -121,11 +121,15 @@ impl Report {
         if judged.is_empty() {
             return Vec::new();
         }
-        let met = judged.iter().filter(|judged| judged.is_met).count();
-        let mut lines = vec![format!("Aims: {met} of {} met.", judged.len())];
-        for missed in judged.iter().filter(|judged| !judged.is_met) {
-            let (aim, because) = missed.aim.in_words();
-            let line = format!("Missed: {aim}, because {because}.");
+        let met = judged.iter().filter(|judged| judged.is_met == Some(true)).count();
+        let all = judged.iter().filter(|judged| judged.is_met.is_some()).count();
+        let mut lines = vec![format!("Aims: {met} of {all} met.")];
+        for other in judged.iter().filter(|judged| judged.is_met != Some(true)) {
+            let (aim, because) = other.aim.in_words();
+            let line = match other.is_met {
+                Some(_) => format!("Missed: {aim}, because {because}."),
+                None => format!("Not judged: {aim}, because there is {}.", aims::NOTHING_KNOWN),
+            };
             if !lines.contains(&line) {
                 lines.push(line);
             }

@@ -1,4 +1,4 @@
-//! Owns the summary figures of the experiments. Never: measuring.
+//! Owns the numbers of the experiments: when tasks are due, and summary figures. Never: measuring.
 
 use std::time::Duration;
 
@@ -33,6 +33,26 @@ pub(super) fn cut(items: u32, split: u32) -> Vec<u32> {
     std::iter::repeat_n(split, full).chain((rest > 0).then_some(rest)).collect()
 }
 
+/// Due times of so many tasks a second, at equal distances, as long as this.
+pub(super) fn evenly(rate: u32, run_for: Duration) -> impl Iterator<Item = Duration> {
+    (0..).map(move |number| Duration::from_secs(1) * number / rate).take_while(move |due| *due < run_for)
+}
+
+/// Due times of so many tasks a second on average, each independent of the others (a Poisson process), as long as this.
+/// They are the same each time.
+pub(super) fn poisson(rate: u32, run_for: Duration) -> impl Iterator<Item = Duration> {
+    let mut state = 1_u64;
+    let mut due_s = 0.0;
+    let dues = std::iter::repeat_with(move || {
+        // The generator of Knuth's MMIX; its high bits are random enough for a stream of tasks.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let chance = (state >> 11) as f64 / (1_u64 << 53) as f64;
+        due_s -= (1.0 - chance).ln() / f64::from(rate);
+        Duration::from_secs_f64(due_s)
+    });
+    dues.take_while(move |due| *due < run_for)
+}
+
 /// Seconds, as tables show them.
 pub(super) fn seconds(duration: Duration) -> serde_json::Value {
     serde_json::json!((duration.as_secs_f64() * 1000.0).round() / 1000.0)
@@ -47,6 +67,17 @@ mod tests {
         assert_eq!(jain(&[3.0, 3.0, 3.0]), 1.0);
         assert_eq!(jain(&[1.0, 0.0]), 0.5);
         assert!(jain(&[0.0, 0.0]).is_nan());
+    }
+
+    #[test]
+    fn a_stream_has_its_rate_and_a_poisson_process_its_bursts() {
+        let minute = Duration::from_secs(60);
+        assert_eq!(evenly(30, minute).count(), 1800);
+        let dues: Vec<Duration> = poisson(30, minute).collect();
+        assert!(dues.is_sorted() && (1650..1950).contains(&dues.len()), "{} tasks", dues.len());
+        // The distances of a Poisson process are as large as their mean on average, and 14 % are more than twice that.
+        let long = dues.windows(2).filter(|pair| pair[1] - pair[0] > minute / 900).count();
+        assert!((200..300).contains(&long), "{long} long distances");
     }
 
     #[test]

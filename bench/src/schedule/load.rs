@@ -216,20 +216,15 @@ pub(super) async fn closed_loop(clients: &[Mesh], job: &Job, run_for: Duration) 
     Ok(Looped { later: count - answers.len(), answers, all: began.elapsed() })
 }
 
-/// Tasks at their times, so many a second, whatever becomes of the ones before.
+/// Tasks at these times after the beginning, whatever becomes of the ones before.
 pub(super) async fn stream(
     client: &Mesh,
     job: &Job,
-    rate: u32,
     began: Instant,
-    run_for: Duration,
+    dues: impl Iterator<Item = Duration>,
 ) -> Result<Vec<Answered>> {
     let mut under_way = JoinSet::new();
-    for number in 0.. {
-        let after = Duration::from_secs(1) * number / rate;
-        if after >= run_for {
-            break;
-        }
+    for after in dues {
         tokio::time::sleep_until((began + after).into()).await;
         let (client, job) = (client.clone(), job.clone());
         under_way.spawn(async move { job.run(&client, began + after).await });

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::{
     Plan,
     field::{Field, Layout, Runner, Scheduling, model_of},
+    figures::evenly,
     load::{Answered, Job, stream, warm_up},
 };
 use crate::report::{Report, Table, percentile_ms};
@@ -58,7 +59,7 @@ pub(super) async fn run(plan: Plan<'_>) -> Result<Report> {
             anyhow::Ok(())
         };
         let (answers, ()) =
-            tokio::try_join!(stream(&clients[0], &job, rate, began, Duration::from_secs(phases[2])), disturb)?;
+            tokio::try_join!(stream(&clients[0], &job, began, evenly(rate, Duration::from_secs(phases[2]))), disturb)?;
         let slow_name = field.worker_names().first().copied().unwrap_or_default();
         let step = plan.or(2, 1);
         for from in (0..phases[2]).step_by(step as usize) {
