@@ -4,14 +4,12 @@
 use std::{
     io::{Read, Write},
     net::TcpStream,
-    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::{Mesh, MeshOptions, PATIENCE, Process, redis::free_port, wait_for, wait_until};
+use mesh_tests::{Mesh, MeshOptions, PATIENCE, Redis, wait_for, wait_until};
 use serde_json::json;
-use tempfile::TempDir;
 
 use crate::{
     broker::fleet::{Fleet, Pace},
@@ -82,84 +80,57 @@ pub(crate) fn run(quick: bool) -> Result<Report> {
 }
 
 fn round(workers: usize, run_for: Duration) -> Result<Round> {
-    let redis = Server::start()?;
-    let url = Some(format!("redis://127.0.0.1:{}", redis.port));
-    let mut mesh = Mesh::with(MeshOptions { redis_url: url, ..MeshOptions::default() });
+    let redis = Redis::start_with(&["--appendonly", "no"]);
+    let mut mesh = Mesh::with(MeshOptions { redis_url: Some(redis.url()), ..MeshOptions::default() });
     let fleet = Fleet::start(mesh.endpoint(), workers, 2, Pace::FlatOut)?;
     wait_until("all workers to be known", PATIENCE, || mesh.metric("workers") == Some(workers as f64));
-    let key = wait_for("a row in Redis", PATIENCE, || redis.first_row_key());
-    let programs = [mesh.broker().pid(), redis.process.pid()];
+    let key = wait_for("a row in Redis", PATIENCE, || first_row_key(&redis));
+    let programs = [mesh.broker().pid(), redis.process().pid()];
     let taken = |mesh: &Mesh| mesh.metric("heartbeats_total").unwrap_or(0.0);
 
     let (start, before) = (Instant::now(), programs.map(cpu_time));
-    let (beats, rows) = (taken(&mesh), redis.rows_written());
+    let (beats, rows) = (taken(&mesh), rows_written(&redis));
     std::thread::sleep(run_for);
     let seconds = start.elapsed().as_secs_f64();
-    let (heartbeats, rows) = ((taken(&mesh) - beats) / seconds, (redis.rows_written() - rows) / seconds);
+    let (heartbeats, rows) = ((taken(&mesh) - beats) / seconds, (rows_written(&redis) - rows) / seconds);
     let percent = |at: usize| (cpu_time(programs[at]) - before[at]).as_secs_f64() / seconds * 100.0;
     let (broker_percent, redis_percent) = (percent(0), percent(1));
     let row = redis.cli(&["HGETALL", &key]);
     drop(fleet);
     ensure!(heartbeats > 0.0 && rows > 0.0, "heartbeats arrive and rows are written");
 
-    let raw_rows = redis.raw_rows_per_s(&row, workers, run_for)?;
+    let raw_rows = raw_rows_per_s(&redis, &row, workers, run_for)?;
     Ok(Round { heartbeats, rows, raw_rows, fields: row.lines().count() / 2, broker_percent, redis_percent })
 }
 
-/// A redis-server that keeps everything in memory.
-struct Server {
-    process: Process,
-    port: u16,
-    _folder: TempDir,
+fn first_row_key(redis: &Redis) -> Option<String> {
+    redis.cli(&["--scan", "--pattern", "*:worker:*"]).lines().next().map(str::to_owned)
 }
 
-impl Server {
-    fn start() -> Result<Self> {
-        let (folder, port) = (tempfile::tempdir()?, free_port());
-        let mut command = Command::new("redis-server");
-        command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--appendonly", "no", "--save", "", "--dir"]);
-        command.arg(folder.path());
-        let mut process = Process::start("redis-server", command);
-        process.wait_for_line("that it accepts connections", PATIENCE, |line| {
-            line.to_lowercase().contains("ready to accept connections").then_some(())
-        });
-        Ok(Self { process, port, _folder: folder })
-    }
+/// HSET commands executed so far.
+fn rows_written(redis: &Redis) -> f64 {
+    let info = redis.cli(&["INFO", "commandstats"]);
+    let calls = |line: &str| line.strip_prefix("cmdstat_hset:calls=")?.split(',').next()?.parse().ok();
+    info.lines().find_map(calls).unwrap_or(0.0)
+}
 
-    fn cli(&self, arguments: &[&str]) -> String {
-        let output = Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(arguments).output();
-        output.map_or_else(|_| String::new(), |output| String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    fn first_row_key(&self) -> Option<String> {
-        self.cli(&["--scan", "--pattern", "*:worker:*"]).lines().next().map(str::to_owned)
-    }
-
-    /// HSET commands executed so far.
-    fn rows_written(&self) -> f64 {
-        let info = self.cli(&["INFO", "commandstats"]);
-        let calls = |line: &str| line.strip_prefix("cmdstat_hset:calls=")?.split(',').next()?.parse().ok();
-        info.lines().find_map(calls).unwrap_or(0.0)
-    }
-
-    /// Writes the same row under `workers` keys, over and over. Returns rows per second.
-    fn raw_rows_per_s(&self, row: &str, workers: usize, run_for: Duration) -> Result<f64> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
-        let fields: Vec<&str> = row.lines().collect();
-        let (start, mut written) = (Instant::now(), 0_usize);
-        while start.elapsed() < run_for {
-            let mut batch = Vec::new();
-            for at in 0..PIPELINE_ROWS {
-                let key = format!("raw:{}", (written + at) % workers);
-                command(&mut batch, &[&["HSET", &key], &fields[..]].concat());
-                command(&mut batch, &["PEXPIRE", &key, "3500"]);
-            }
-            stream.write_all(&batch)?;
-            read_integers(&mut stream, 2 * PIPELINE_ROWS).context("redis broke off")?;
-            written += PIPELINE_ROWS;
+/// Writes the same row under `workers` keys, over and over. Returns rows per second.
+fn raw_rows_per_s(redis: &Redis, row: &str, workers: usize, run_for: Duration) -> Result<f64> {
+    let mut stream = TcpStream::connect(("127.0.0.1", redis.port()))?;
+    let fields: Vec<&str> = row.lines().collect();
+    let (start, mut written) = (Instant::now(), 0_usize);
+    while start.elapsed() < run_for {
+        let mut batch = Vec::new();
+        for at in 0..PIPELINE_ROWS {
+            let key = format!("raw:{}", (written + at) % workers);
+            command(&mut batch, &[&["HSET", &key], &fields[..]].concat());
+            command(&mut batch, &["PEXPIRE", &key, "3500"]);
         }
-        Ok(written as f64 / start.elapsed().as_secs_f64())
+        stream.write_all(&batch)?;
+        read_integers(&mut stream, 2 * PIPELINE_ROWS).context("redis broke off")?;
+        written += PIPELINE_ROWS;
     }
+    Ok(written as f64 / start.elapsed().as_secs_f64())
 }
 
 fn command(to: &mut Vec<u8>, words: &[&str]) {

@@ -13,7 +13,7 @@ use mesh_broker::{
     run,
 };
 use mesh_transport::keys::{self, KeyPair};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 /// The broker failed at run time.
@@ -21,6 +21,9 @@ const EXIT_FAILED: u8 = 1;
 
 /// Settings or files are wrong, so a supervisor need not try again (`EX_CONFIG` of sysexits.h).
 const EXIT_CONFIG: u8 = 78;
+
+/// Fewer open files than this are worth a warning: every worker and client is one.
+const OPEN_FILES_MIN: u64 = 4096;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -62,6 +65,15 @@ fn serve(flags: &Serve) -> ExitCode {
         }
     };
     info!("mesh-broker {} starts, tasks are kept by the {} store", config.machine.version, config.machine.store_name);
+    match mesh_transport::raise_open_files() {
+        Ok(files) if files < OPEN_FILES_MIN => {
+            warn!(
+                "room for fewer than {files} workers and clients: raise the limit of open files (`ulimit -Hn`, LimitNOFILE=)"
+            );
+        }
+        Ok(_) => {}
+        Err(error) => warn!("cannot raise the limit of open files: {error}"),
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let ended = runtime.map_err(run::RunError::from).and_then(|runtime| runtime.block_on(run::run(config)));
     match ended {

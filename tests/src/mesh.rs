@@ -56,7 +56,9 @@ impl Mesh {
         if options.keys {
             write_keys(folder.path(), &["broker", "client", "worker"]);
         }
-        let (broker, endpoint, admin) = start_broker(folder.path(), &options, "tcp://127.0.0.1:0", "127.0.0.1:0");
+        // Not port 0: somebody might be given the same port while the broker is down.
+        let (bind, admin) = (format!("tcp://127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+        let (broker, endpoint, admin) = start_broker(folder.path(), &options, &bind, &admin);
         Self { broker, endpoint, admin, options, folder }
     }
 

@@ -35,7 +35,7 @@ fn a_person_can_read_the_metric_table() {
     for (field, value) in &row {
         assert!(!value.chars().any(|c| c.is_control() || c == '\u{FFFD}'), "{field} is no text: {value:?}");
     }
-    let expires_ms: i64 = redis.cli(&["PTTL", &key]).trim().parse().expect("a number");
+    let expires_ms: i64 = redis.cli(&["PTTL", &key]).parse().expect("a number");
     assert!((1..=10_000).contains(&expires_ms), "the row goes with its worker, in {expires_ms} ms");
 }
 
@@ -47,11 +47,11 @@ fn the_metric_table_tells_what_the_machine_is_and_does() {
     let key = key(&redis, "mesh:{default}:worker:*");
     let number = |name: &str| {
         // The row may be gone for a moment if the machine stands still for longer than a row lasts.
-        wait_for(name, PATIENCE, || redis.cli(&["HGET", &key, name]).trim().parse::<i64>().ok())
+        wait_for(name, PATIENCE, || redis.cli(&["HGET", &key, name]).parse::<i64>().ok())
     };
     let cores = std::thread::available_parallelism().expect("a machine has some").get();
     let mib = 1 << 20;
-    wait_until("the first heartbeat's row", PATIENCE, || redis.cli(&["HEXISTS", &key, "heartbeat_seq"]).trim() == "1");
+    wait_until("the first heartbeat's row", PATIENCE, || redis.cli(&["HEXISTS", &key, "heartbeat_seq"]) == "1");
     assert_eq!(number("cores"), cores as i64);
     let (free, all) = (number("memory_available_bytes"), number("memory_bytes"));
     assert!((16 * mib..all).contains(&free), "{free} of {all}");
@@ -83,7 +83,7 @@ fn a_worker_s_row_goes_when_the_worker_dies() {
 
     worker.kill();
 
-    wait_until("the row to go", PATIENCE, || redis.cli(&["EXISTS", &key]).trim() == "0");
+    wait_until("the row to go", PATIENCE, || redis.cli(&["EXISTS", &key]) == "0");
 }
 
 #[test]
@@ -119,9 +119,8 @@ fn the_broker_goes_on_deciding_without_it_says_so_and_catches_up() {
     job.detach(&mesh);
 }
 
-/// Longer than every pause, reminder and lease of the store. To be run by hand: `-- --ignored`.
+/// Longer than every pause, reminder and lease of the store.
 #[test]
-#[ignore = "takes more than two minutes"]
 fn two_minutes_without_it_are_said_again_and_cost_neither_memory_nor_tasks() {
     let mut redis = Redis::start();
     let mut mesh = mesh_with(&redis);

@@ -17,6 +17,7 @@
 pub mod address;
 pub mod blob;
 mod context;
+mod descriptors;
 mod dialer;
 mod direct;
 mod doorkeeper;
@@ -29,6 +30,7 @@ mod raw;
 mod socket;
 
 pub use context::{Admit, Admitted, Context, ContextError, Limits, Security};
+pub use descriptors::raise_open_files;
 pub use dialer::{DialError, Dialer, Heard, dial_first};
 pub use direct::Traffic;
 pub use keys::KeyPair;

@@ -32,7 +32,7 @@ use std::{
 
 use clap::{CommandFactory, Parser};
 use proto_msgs::units;
-use tracing::error;
+use tracing::{error, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -68,6 +68,9 @@ fn run(args: RunArgs) -> ExitCode {
             return ExitCode::from(EXIT_CONFIG);
         }
     };
+    if let Err(error) = mesh_transport::raise_open_files() {
+        warn!("cannot raise the limit of open files, so few clients can connect at a time: {error}");
+    }
     match start::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(StartError::Config(error)) => {

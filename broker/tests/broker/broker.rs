@@ -15,7 +15,7 @@ use proto_msgs::{AnswerBody, BrokerToClient, ClientToBroker, ErrorCode, Frame, H
 use crate::{
     mesh::{self, Mesh, TestClient, TestWorker, next},
     process::Broker,
-    servers::{Server, redis_is_there, start_cluster, start_watched, start_with_tls},
+    servers::{redis_is_there, start_cluster, start_redis, start_watched, start_with_tls},
     wait_for,
 };
 
@@ -40,6 +40,23 @@ async fn a_task_is_granted_to_the_worker_that_has_room() {
     let metrics = broker.page("/metrics");
     assert!(metrics.contains("mesh_broker_grants_total 1\n"), "{metrics}");
     assert!(metrics.contains("mesh_broker_events_total{event=\"Register\"} 1\n"), "{metrics}");
+}
+
+#[tokio::test]
+async fn more_peers_find_room_than_a_shell_allows_open_files() {
+    let broker = Broker::start_after("ulimit -Sn 60");
+    let mesh = Mesh::open(&broker);
+    let mut clients = Vec::new();
+    for _ in 0..80 {
+        clients.push(TestClient::new(&mesh).await);
+    }
+    let mut worker = TestWorker::new(&mesh).await;
+    worker.register();
+    assert!(worker.heartbeat().await.known);
+    clients[79].submit_until_granted(false).await;
+
+    let broker = Broker::start_after("ulimit -n 100");
+    assert!(broker.log().contains("LimitNOFILE"), "who cannot have more is told: {}", broker.log());
 }
 
 #[tokio::test]
@@ -92,7 +109,7 @@ async fn a_detached_task_outlives_kill_9_with_the_embedded_store() {
 #[tokio::test]
 async fn a_detached_task_outlives_kill_9_with_redis() {
     if redis_is_there() {
-        let redis = Server::start(&[]);
+        let redis = start_redis();
         outlives_kill_9(&["--redis", &redis.url(), "--cluster", "attic"]).await;
     }
 }
@@ -102,7 +119,7 @@ async fn a_detached_task_outlives_kill_9_with_redis_behind_tls() {
     if redis_is_there() {
         let files = tempfile::tempdir().unwrap();
         let (redis, cert) = start_with_tls(files.path());
-        let url = format!("rediss://127.0.0.1:{}", redis.port);
+        let url = format!("rediss://127.0.0.1:{}", redis.port());
         outlives_kill_9(&["--redis", &url, "--redis-ca", &cert]).await;
         let (code, log) = Broker::fail(&["--redis", &url, "--cluster", "attic"]);
         assert!(code.is_some_and(|code| code != 0) && log.contains("ertificate"), "{code:?} {log}");
@@ -113,7 +130,7 @@ async fn a_detached_task_outlives_kill_9_with_redis_behind_tls() {
 async fn a_detached_task_outlives_kill_9_with_a_redis_cluster() {
     if redis_is_there() {
         let nodes = start_cluster();
-        let url = format!("redis+cluster://127.0.0.1:{},127.0.0.1:{}", nodes[0].port, nodes[1].port);
+        let url = format!("redis+cluster://127.0.0.1:{},127.0.0.1:{}", nodes[0].port(), nodes[1].port());
         outlives_kill_9(&["--redis", &url]).await;
     }
 }
@@ -124,7 +141,7 @@ async fn a_detached_task_outlives_a_failover_and_kill_9_with_a_redis_sentinel() 
         return;
     }
     let (mut master, replica, sentinel) = start_watched();
-    let store = ["--redis", &format!("redis+sentinel://127.0.0.1:{}/attic", sentinel.port)];
+    let store = ["--redis", &format!("redis+sentinel://127.0.0.1:{}/attic", sentinel.port())];
     outlives_kill_9(&store).await;
     let broker = Broker::start(&store);
     let mut client = TestClient::new(&Mesh::open(&broker)).await;
@@ -159,7 +176,7 @@ async fn without_redis_the_broker_goes_on_deciding_and_catches_up() {
     if !redis_is_there() {
         return;
     }
-    let mut redis = Server::start(&[]);
+    let mut redis = start_redis();
     let broker = Broker::start(&["--redis", &redis.url()]);
     let mesh = Mesh::open(&broker);
     let (mut worker, mut attached) = worker_and_client(&mesh).await;
@@ -190,7 +207,7 @@ async fn a_broker_that_slept_too_long_leaves_the_table_to_the_next_one() {
     if !redis_is_there() {
         return;
     }
-    let redis = Server::start(&[]);
+    let redis = start_redis();
     let store = ["--redis", &redis.url(), "--cluster", "attic"].map(str::to_owned);
     let store: Vec<&str> = store.iter().map(String::as_str).collect();
     let sleeper = Broker::start(&store);

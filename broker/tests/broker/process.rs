@@ -23,7 +23,10 @@ pub(crate) struct Broker {
 
 /// The broker's command line: free ports and its own folder unless `flags` say otherwise.
 fn command(flags: &[&str], own: &TempDir) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-broker"));
+    complete(Command::new(env!("CARGO_BIN_EXE_mesh-broker")), flags, own)
+}
+
+fn complete(mut command: Command, flags: &[&str], own: &TempDir) -> Command {
     command.args(flags).stdout(Stdio::piped()).stderr(File::create(own.path().join("log")).unwrap());
     let state = own.path().join("state").display().to_string();
     for (flag, value) in [("--bind", "tcp://127.0.0.1:0"), ("--admin", "127.0.0.1:0"), ("--state-dir", &state)] {
@@ -38,7 +41,19 @@ impl Broker {
     /// Starts a broker and waits until it listens.
     pub(crate) fn start(flags: &[&str]) -> Self {
         let own = tempfile::tempdir().unwrap();
-        let mut process = command(flags, &own).spawn().unwrap();
+        Self::listening(command(flags, &own), own)
+    }
+
+    /// Starts a broker from a shell that has run this line before.
+    pub(crate) fn start_after(line: &str) -> Self {
+        let own = tempfile::tempdir().unwrap();
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{line} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_mesh-broker")]);
+        Self::listening(complete(shell, &[], &own), own)
+    }
+
+    fn listening(mut command: Command, own: TempDir) -> Self {
+        let mut process = command.spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let mut told = |before: &str| {
             let line = lines.next().and_then(Result::ok).unwrap_or_default();

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use crate::{
     samples::{task, worker},
-    servers::{Server, redis_is_there, start_cluster, start_watched, start_with_tls},
+    servers::{redis_is_there, start_cluster, start_redis, start_watched, start_with_tls},
     wait_for,
 };
 
@@ -66,7 +66,7 @@ async fn tasks_come_back_after_a_restart_and_the_copies_for_people_go() {
     if !redis_is_there() {
         return;
     }
-    let server = Server::start(&[]);
+    let server = start_redis();
     let (mut redis, nothing) = direct(&server.url(), "first").await.unwrap();
     assert!(nothing.is_empty());
     let mut ended = task(2);
@@ -91,7 +91,7 @@ async fn a_person_reads_a_worker_with_hgetall_and_the_row_expires_with_the_worke
     if !redis_is_there() {
         return;
     }
-    let server = Server::start(&[]);
+    let server = start_redis();
     let (mut redis, _) = direct(&server.url(), "first").await.unwrap();
     redis.write(&vec![Write::PutWorker { record: Arc::new(worker(1)), whole: true }]).await.unwrap();
     let row = server.cli(&["HGETALL", &worker_key(1)]) + "\n";
@@ -130,7 +130,7 @@ async fn an_outage_is_told_and_made_up_for_even_if_the_server_comes_back_empty()
     if !redis_is_there() {
         return;
     }
-    let mut server = Server::start(&["--appendonly", "no"]);
+    let mut server = mesh_tests::Redis::start_with(&["--appendonly", "no"]);
     let mut opened = opened(settings(&server.url(), "first")).await;
     opened.handle.save(save_task(1));
     expect(&mut opened, stored(1)).await;
@@ -162,7 +162,7 @@ async fn a_table_emptied_by_a_person_is_filled_again() {
     if !redis_is_there() {
         return;
     }
-    let server = Server::start(&[]);
+    let server = start_redis();
     let mut opened = opened(settings(&server.url(), "first")).await;
     opened.handle.save(save_task(1));
     expect(&mut opened, stored(1)).await;
@@ -176,7 +176,7 @@ async fn heartbeats_are_merged_and_the_rest_of_the_row_is_written_once() {
     if !redis_is_there() {
         return;
     }
-    let server = Server::start(&[]);
+    let server = start_redis();
     let opened = opened(settings(&server.url(), "first")).await;
     for number in 0..50 {
         let record = WorkerRecord { seen_unix_ms: number, ..worker(1) };
@@ -191,7 +191,7 @@ async fn a_second_broker_is_refused_at_once_and_a_killed_ones_lease_runs_out() {
     if !redis_is_there() {
         return;
     }
-    let server = Server::start(&[]);
+    let server = start_redis();
     let first = opened(settings(&server.url(), "the first broker")).await;
     let refused = direct(&server.url(), "second").await.unwrap_err();
     assert!(refused.to_string().contains("the first broker") && refused.is_configuration(), "{refused}");
@@ -207,7 +207,7 @@ async fn keys_of_other_software_are_named_and_left_alone() {
     if !redis_is_there() {
         return;
     }
-    let server = Server::start(&[]);
+    let server = start_redis();
     server.cli(&["SET", "mesh:{attic}:workers", "somebody's"]);
     let refused = direct(&server.url(), "first").await.unwrap_err();
     assert!(refused.to_string().contains("mesh:{attic}:workers") && refused.is_configuration(), "{refused}");
@@ -224,17 +224,17 @@ async fn a_user_with_rights_on_the_keys_of_the_mesh_is_enough() {
     if !redis_is_there() {
         return;
     }
-    let server = Server::start(&[]);
+    let server = start_redis();
     let rights =
         ["on", ">pa:ss", "~mesh:*", "-@all", "+@hash", "+@set", "+@sortedset", "+@keyspace", "+@string", "+ping"];
     server.cli(&[&["ACL", "SETUSER", "broker"][..], &rights].concat());
     server.cli(&["ACL", "SETUSER", "default", "off"]);
-    let url = format!("redis://broker:pa%3Ass@127.0.0.1:{}", server.port);
+    let url = format!("redis://broker:pa%3Ass@127.0.0.1:{}", server.port());
     let (mut redis, _) = direct(&url, "first").await.unwrap();
     redis.write(&vec![put(1), Write::PutWorker { record: Arc::new(worker(1)), whole: true }]).await.unwrap();
     redis.write(&vec![Write::DropTask(task(1).spec.task)]).await.unwrap();
     assert_eq!(redis.keep().await.unwrap(), Kept::Same);
-    for wrong in [server.url(), format!("redis://broker:wrong@127.0.0.1:{}", server.port)] {
+    for wrong in [server.url(), format!("redis://broker:wrong@127.0.0.1:{}", server.port())] {
         let refused = direct(&wrong, "second").await.unwrap_err();
         assert!(matches!(refused, StoreError::Refused { .. }), "{refused}");
         assert!(!refused.to_string().contains("wrong"), "{refused}");
@@ -247,7 +247,7 @@ async fn a_cluster_of_three_masters_works_like_one_server() {
         return;
     }
     let nodes = start_cluster();
-    let url = format!("redis+cluster://127.0.0.1:{},127.0.0.1:{}", nodes[0].port, nodes[1].port);
+    let url = format!("redis+cluster://127.0.0.1:{},127.0.0.1:{}", nodes[0].port(), nodes[1].port());
     let (mut redis, _) = direct(&url, "first").await.unwrap();
     let row = Write::PutWorker { record: Arc::new(worker(1)), whole: true };
     redis.write(&vec![put(1), row, put(2)]).await.unwrap();
@@ -265,7 +265,7 @@ async fn after_a_failover_the_new_master_gets_everything() {
         return;
     }
     let (mut master, replica, sentinel) = start_watched();
-    let mut opened = opened(settings(&format!("redis+sentinel://127.0.0.1:{}/attic", sentinel.port), "first")).await;
+    let mut opened = opened(settings(&format!("redis+sentinel://127.0.0.1:{}/attic", sentinel.port()), "first")).await;
     opened.handle.save(save_task(1));
     expect(&mut opened, stored(1)).await;
     master.kill();
@@ -283,7 +283,7 @@ async fn tls_with_an_authority_of_ones_own() {
     }
     let files = tempfile::tempdir().unwrap();
     let (server, cert) = start_with_tls(files.path());
-    let url = format!("rediss://127.0.0.1:{}", server.port);
+    let url = format!("rediss://127.0.0.1:{}", server.port());
     let mut with_ca = settings(&url, "first");
     with_ca.root_cert = Some(cert.into());
     let mut redis = Redis::open(&with_ca).await.unwrap();
