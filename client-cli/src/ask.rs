@@ -99,10 +99,12 @@ pub(crate) async fn tasks(global: &Global, flags: &Tasks) -> Result<u8, Failed> 
     print(&views::tasks_text(&tasks, &lost, now_unix_ms(), global.columns()))
 }
 
-/// The tasks at a worker that is not connected. A detached task waits for it, since it has the task's inputs; others move
-/// to another worker at once.
+/// The tasks at a worker that is not connected. A detached task waits for it, since it has the task's inputs, or its
+/// results; others move to another worker at once.
 async fn without_worker(mesh: &Mesh, tasks: &[TaskView]) -> Result<BTreeSet<TaskId>, AskError> {
-    let is_placed = |task: &&TaskView| task.detached && matches!(task.standing, TaskStanding::Placed);
+    let is_placed = |task: &&TaskView| {
+        task.detached && matches!(task.standing, TaskStanding::Placed | TaskStanding::Ended(Outcome::Done { .. }))
+    };
     let placed: Vec<&TaskView> = tasks.iter().filter(is_placed).collect();
     if placed.is_empty() {
         return Ok(BTreeSet::new());
@@ -219,11 +221,16 @@ pub(crate) enum Patience {
     UntilItEnds,
 }
 
-/// Returns an error if the task has not ended.
+/// Returns an error if the task has not ended, or its result is out of reach for now.
 async fn check_ended(mesh: &Mesh, task: TaskId) -> Result<(), Failed> {
     let view = mesh.status(task).await.map_err(|error| ask_failed(&error))?;
     if matches!(view.standing, TaskStanding::Ended(_)) {
-        return Ok(());
+        let lost = without_worker(mesh, std::slice::from_ref(&view)).await.map_err(|error| ask_failed(&error))?;
+        let Some((_, name)) = view.worker.filter(|_| !lost.is_empty()) else { return Ok(()) };
+        let text = format!(
+            "task {task} is done, but its result is at worker {name}, which is not connected: `mesh-client wait` waits for it"
+        );
+        return Err(Failed::new(exit::NOT_READY, "NOT_READY", text));
     }
     let text = format!("task {task} has not ended, it is {}: `mesh-client wait` waits for it", views::state(&view));
     Err(Failed::new(exit::NOT_READY, "NOT_READY", text))
@@ -305,7 +312,13 @@ fn fetched(id: TaskId, folder: Option<&Path>, followed: Result<TaskResult, Unfin
         Done::new(result, place, false, folder).map_err(|error| Failed::new(exit::INTERNAL, "OUTPUT", error))
     };
     match followed {
-        Err(unfinished) => vec![Report { item: id.to_string(), task, end: Err(unfinished.failed()) }],
+        Err(unfinished) => {
+            let mut failed = unfinished.failed();
+            if matches!(unfinished, Unfinished::Stopped(_)) {
+                failed.text = "stopped waiting; the task itself goes on".to_owned();
+            }
+            vec![Report { item: id.to_string(), task, end: Err(failed) }]
+        }
         Ok(result) if result.outputs.items() <= 1 => {
             vec![Report { item: id.to_string(), task, end: done(&result, 0, folder) }]
         }

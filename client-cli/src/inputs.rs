@@ -13,7 +13,7 @@ use proto_msgs::{DType, limits};
 
 use crate::{
     image_input::{self, ImageError},
-    items::{Item, extension},
+    items::{Item, STANDARD_INPUT, extension},
     json_input::{self, JsonError},
     npy::{self, NpyError},
     tensor::{self, Tensor},
@@ -97,12 +97,13 @@ struct Source<'a> {
 impl Source<'_> {
     fn load(&self, signature: Option<&Signature>, wishes: &Wishes) -> Result<Vec<Input>, Problem> {
         let json = |text: &[u8]| json_input::read(text, |name, place| self.wanted(signature, name, place));
-        let piped = if fs::metadata(self.path)?.is_file() { None } else { Some(self.read_pipe()?) };
+        let piped = if self.is_stream()? { Some(self.read_stream()?) } else { None };
         let tensors = match (extension(self.path).as_str(), piped) {
             (_, Some(bytes)) if bytes.starts_with(npy::MAGIC) => vec![(None, npy::read_from(&bytes[..])?)],
             (_, Some(bytes)) if is_json(&bytes) => json(&bytes)?,
             (_, Some(bytes)) => return Ok(vec![self.raw(bytes.len() as u64, Input::raw(bytes))?]),
             ("npy", None) => vec![(None, npy::read(self.path)?)],
+            (_, None) if self.is_npy_by_another_name()? => vec![(None, npy::read(self.path)?)],
             ("npz", None) => npy::read_npz(self.path)?.into_iter().map(|(name, tensor)| (Some(name), tensor)).collect(),
             ("json", None) => json(&fs::read(self.path)?)?,
             ("png" | "jpg" | "jpeg", None) => vec![(None, self.picture(signature, wishes)?)],
@@ -133,9 +134,27 @@ impl Source<'_> {
         Ok(image_input::read(&fs::read(self.path)?, spec, signature.format, &wishes.image)?)
     }
 
-    /// The bytes of standard input or another pipe, which can be read only once and has no telling name.
-    fn read_pipe(&self) -> Result<Vec<u8>, Problem> {
+    /// Whether it is standard input, also if a file was redirected into it, or another pipe.
+    fn is_stream(&self) -> io::Result<bool> {
+        Ok(self.path == Path::new(STANDARD_INPUT) || !fs::metadata(self.path)?.is_file())
+    }
+
+    /// The bytes of a stream, which can be read only once and has no telling name.
+    fn read_stream(&self) -> Result<Vec<u8>, Problem> {
+        if self.path == Path::new(STANDARD_INPUT) {
+            return read_at_most(limits::INPUT_BYTES_MAX, io::stdin().lock());
+        }
         read_at_most(limits::INPUT_BYTES_MAX, fs::File::open(self.path)?)
+    }
+
+    /// Whether the file begins as `.npy` files do, and its name does not say what it is.
+    fn is_npy_by_another_name(&self) -> io::Result<bool> {
+        let is_known = matches!(extension(self.path).as_str(), "npz" | "json" | "png" | "jpg" | "jpeg");
+        let mut beginning = Vec::new();
+        if !is_known {
+            fs::File::open(self.path)?.take(npy::MAGIC.len() as u64).read_to_end(&mut beginning)?;
+        }
+        Ok(beginning == npy::MAGIC)
     }
 
     /// The unchanged bytes, if there are as many as the model takes.

@@ -11,6 +11,9 @@ use mesh_models::Signature;
 
 use crate::outputs;
 
+/// `-`, by the name that opens it.
+pub(crate) const STANDARD_INPUT: &str = "/dev/stdin";
+
 /// Most files in one submit; more belong into several.
 const ITEMS_MAX: usize = 1_000_000;
 
@@ -145,7 +148,7 @@ fn plain_items(arguments: &[String], signature: Option<&Signature>) -> Result<Ve
 /// The files named by an argument: the file itself, a folder's files, or a pattern's matches; sorted by name.
 fn expand(argument: &str) -> Result<Vec<PathBuf>, ItemsError> {
     // Standard input, by the name that other programs use.
-    let path = PathBuf::from(if argument == "-" { "/dev/stdin" } else { argument });
+    let path = PathBuf::from(if argument == "-" { STANDARD_INPUT } else { argument });
     match fs::metadata(&path) {
         Ok(meta) if meta.is_dir() => files_in(&path),
         Ok(_) => Ok(vec![path]),

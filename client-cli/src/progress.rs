@@ -21,6 +21,9 @@ const DRAW_AFTER: Duration = Duration::from_millis(500);
 /// Interval of redrawing the bar without news, so that its times advance.
 const REDRAW: Duration = Duration::from_millis(120);
 
+/// Without a terminal, a task that waits this long says why, once. The broker tells the reason every few seconds.
+const TELL_WAITING_AFTER: Duration = Duration::from_secs(2);
+
 #[derive(Debug)]
 enum Shown {
     Nothing,
@@ -39,6 +42,9 @@ pub(crate) struct Progress {
     told_silent: bool,
     /// Whether a full mesh has been reported.
     told_full: bool,
+    waiting_since: Option<Instant>,
+    /// Whether the reason of waiting has been reported.
+    told_waiting: bool,
     worker: String,
     sending_since: Option<Instant>,
 }
@@ -61,7 +67,16 @@ impl Progress {
             Shown::One(bar) => draw_later(bar),
             Shown::Many(bar) => bar.enable_steady_tick(REDRAW),
         }
-        Self { shown, is_quiet, told_silent: false, told_full: false, worker: String::new(), sending_since: None }
+        Self {
+            shown,
+            is_quiet,
+            told_silent: false,
+            told_full: false,
+            waiting_since: None,
+            told_waiting: false,
+            worker: String::new(),
+            sending_since: None,
+        }
     }
 
     /// Prints a line that stays above the bar; on a pipe, too.
@@ -104,11 +119,23 @@ impl Progress {
             News::Retrying { attempt, worker_name, why } => {
                 self.say(&format!("{item}: attempt {attempt} on {worker_name} failed, trying another place: {why}"));
             }
-            News::Placed { .. } | News::Queued { .. } => self.told_silent = false,
+            News::Queued { reason, .. } => {
+                self.told_silent = false;
+                self.waiting(item, reason);
+            }
+            News::Placed { .. } => (self.told_silent, self.waiting_since) = (false, None),
             _ => {}
         }
         let text = self.describe(news);
         self.phase(&text);
+    }
+
+    fn waiting(&mut self, item: &str, reason: &str) {
+        let since = *self.waiting_since.get_or_insert_with(Instant::now);
+        let is_seen = !matches!(self.shown, Shown::Nothing);
+        if !is_seen && since.elapsed() >= TELL_WAITING_AFTER && !std::mem::replace(&mut self.told_waiting, true) {
+            self.say(&format!("{item}: waiting: {reason}"));
+        }
     }
 
     fn describe(&mut self, news: News) -> String {

@@ -62,12 +62,15 @@ pub(crate) fn state(task: &TaskView) -> &'static str {
 
 /// The state for people.
 fn shown_state(task: &TaskView, is_lost: bool) -> &'static str {
-    if is_lost { "worker lost" } else { state(task) }
+    if is_lost && !matches!(task.standing, TaskStanding::Ended(_)) { "worker lost" } else { state(task) }
 }
 
 /// What becomes of a task whose worker is not connected.
 const LOST: &str = "its worker has its inputs and is not connected: it goes on there when that is back, and ends as \
                     WORKER_LOST if that stays away for the broker's --detached-patience";
+
+/// The same for one that is done.
+const RESULT_LOST: &str = "at its worker, which is not connected: it can be fetched once that is back";
 
 pub(crate) fn task_text(task: &TaskView, is_lost: bool) -> String {
     let mut text = format!(
@@ -87,8 +90,10 @@ pub(crate) fn task_text(task: &TaskView, is_lost: bool) -> String {
     if let Some((id, name)) = &task.worker {
         text.push_str(&format!("worker    {} ({id}), attempt {}\n", printable(name), task.attempt));
     }
-    if is_lost {
-        text.push_str(&format!("waits     {LOST}\n"));
+    match task.standing {
+        TaskStanding::Ended(_) if is_lost => text.push_str(&format!("result    {RESULT_LOST}\n")),
+        _ if is_lost => text.push_str(&format!("waits     {LOST}\n")),
+        _ => {}
     }
     match &task.standing {
         TaskStanding::Queued { position, reason } => {

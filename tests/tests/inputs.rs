@@ -1,9 +1,12 @@
 //! The forms of inputs: pictures in both layouts, archives of arrays, JSON. Each gives the same answer.
 
-use std::path::Path;
+use std::{
+    fs::{self, File},
+    path::Path,
+};
 
 use mesh_tests::{
-    Mesh,
+    Job, Mesh,
     cache::{cached, model},
     npy::Array,
     onnx,
@@ -46,6 +49,23 @@ fn a_picture_is_cut_turned_around_and_counted_as_its_flags_say() {
     let got = cut.numbers();
     let differs = got.iter().zip(&expected).any(|(got, expected)| (got - expected).abs() > 1e-4);
     assert!(cut.shape == [1, 3, 2, 3] && !differs, "{:?} {got:?} for {expected:?}", cut.shape);
+}
+
+#[test]
+fn an_array_is_known_by_its_beginning_where_its_name_tells_nothing() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let job = Job::small(&mesh);
+    let renamed = mesh.file("four.dat", &fs::read(&job.input).expect("just written"));
+    for input in ["-", "x=-", &renamed] {
+        let folder = tempfile::tempdir_in(mesh.folder()).expect("the folder is ours");
+        let mut command = mesh.client_command(&["submit", &job.model, input, "--output"]);
+        // A file redirected into standard input is a regular file, not a pipe.
+        command.arg(folder.path()).stdin(File::open(&job.input).expect("just written"));
+        let done = command.output().expect("the program is there");
+        assert!(done.status.success(), "{input}: {}", String::from_utf8_lossy(&done.stderr));
+        assert_eq!(Array::read(&folder.path().join("y.npy")).numbers(), job.expected, "{input}");
+    }
 }
 
 #[test]

@@ -207,6 +207,19 @@ fn traffic_that_moves_to_another_worker_is_told() {
 }
 
 #[test]
+fn a_mesh_that_falls_silent_is_no_success() {
+    let mesh = Mesh::start();
+    let mut only = mesh.worker("only");
+    let job = Job::small(&mesh);
+    let flags = "--rate 20 --warmup 0s --window 400ms --windows-max 20 --stability 0.01%";
+    let running = mesh.client_in_background(&bench(&job, flags));
+    wait_until("some answers", PATIENCE, || mesh.metric("tasks_done_total").is_some_and(|done| done > 10.0));
+    only.kill();
+    let answer = running.wait().failed_with(6, "nothing was answered after");
+    assert!(answer.stdout.contains("unanswered at the end"), "{}", answer.stdout);
+}
+
+#[test]
 fn a_tool_that_stood_still_has_not_made_the_mesh_faster() {
     let mesh = Mesh::start();
     let _worker = mesh.worker("w1");

@@ -141,6 +141,35 @@ fn a_detached_task_whose_worker_is_gone_is_said_to_wait_for_it() {
 }
 
 #[test]
+fn a_result_at_a_worker_that_is_away_is_said_to_be_there() {
+    let mesh = Mesh::start();
+    let mut worker = mesh.worker("w1");
+    let task = Job::small(&mesh).detach(&mesh);
+    mesh.client(&["wait", &task]).succeeded();
+
+    worker.kill();
+
+    wait_until("the loss to be told", PATIENCE, || mesh.ask(&["status", &task])["worker_lost"] == true);
+    let status = mesh.client(&["status", &task]).succeeded().stdout;
+    assert!(status.contains("state     done") && status.contains("it can be fetched once that is back"), "{status}");
+    mesh.client(&["result", &task]).failed_with(11, "its result is at worker w1, which is not connected");
+
+    worker.restart();
+    mesh.client(&["result", &task]).succeeded();
+}
+
+#[test]
+fn who_waits_without_a_terminal_is_told_why() {
+    let mesh = Mesh::start();
+    let job = Job::small(&mesh);
+    let mut waiting = mesh.client_in_background(&job.submit(&[]));
+    let told = |line: &str| line.contains("waiting: no worker").then_some(());
+    waiting.process().wait_for_line("why it waits", PATIENCE, told);
+    let _worker = mesh.worker("w1");
+    waiting.wait().succeeded();
+}
+
+#[test]
 fn why_explains_the_choice_and_the_waiting() {
     let mesh = Mesh::start();
     let _worker = mesh.worker("w1");

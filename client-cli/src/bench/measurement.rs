@@ -109,13 +109,13 @@ pub(crate) struct WorkerWindow {
 #[derive(Clone, Debug)]
 pub(crate) struct Measured {
     pub(crate) settled: Settled,
-    /// The sum of the last windows, or of all windows of a schedule.
+    /// The sum of the last windows if they agree, otherwise of all.
     pub(crate) tally: Tally,
     pub(crate) windows: Vec<Window>,
 }
 
 /// The state of a level's measurement.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Measurement {
     rules: Rules,
     phase: Phase,
@@ -284,12 +284,24 @@ impl Measurement {
             self.phase = Phase::Measuring;
             self.end_window(now_us);
         }
-        let mut tally = if is_replay { self.all } else { Tally::new(self.rules.clients, self.rules.promise) };
-        if !is_replay {
+        let mut tally = self.all;
+        if settled == Settled::Stable {
+            tally = Tally::new(self.rules.clients, self.rules.promise);
             self.last.iter().for_each(|window| tally.merge(window));
         }
         unanswered.iter().for_each(|sample| tally.add_unanswered(sample, now_us));
         Measured { settled, tally, windows: self.windows }
+    }
+}
+
+impl Measured {
+    /// The time since which nothing was answered, in ms from the level's beginning, if requests were under way for more
+    /// than twice as long as the slowest answer took.
+    pub(crate) fn silent_since_ms(&self) -> Option<f64> {
+        let silent = self.windows.iter().rev().take_while(|window| window.done + window.failed == 0);
+        let (since_ms, silence_ms) = silent.fold((0.0, 0.0), |(_, sum_ms), w| (w.start_ms, sum_ms + w.length_ms));
+        let slowest_ms = self.tally.latencies.max_ms().unwrap_or(0.0);
+        (self.tally.outlasting > 0 && silence_ms > 2.0 * slowest_ms).then_some(since_ms)
     }
 }
 
@@ -343,7 +355,7 @@ mod tests {
         let windows: Vec<(u64, u64)> = (1..=10).map(|window| (100, 10 * window)).collect();
         let (measured, taken) = measure(rules(), &windows);
         assert_eq!((measured.settled, taken), (Settled::Unstable, 10));
-        assert!(measured.tally.latencies.max_ms().unwrap() >= 99.0, "the last three windows");
+        assert_eq!(measured.tally.done(), 1000, "a slow window is not left out because it was not the last");
     }
 
     #[test]
@@ -353,6 +365,18 @@ mod tests {
         assert_eq!((measured.settled, taken), (Settled::Unstable, 4));
         assert_eq!((measured.tally.violation(), measured.windows[0].violation), (None, None));
         assert_eq!(measured.tally.requests_per_s(), Some(0.0));
+    }
+
+    #[test]
+    fn a_mesh_that_falls_silent_is_told_from_one_that_has_nothing_to_do() {
+        let rules = Rules { until: Until::Stable { windows_max: 4 }, ..rules() };
+        let mut measurement = Measurement::new(rules);
+        measurement.add(&answered(0, 10));
+        (1..=4).for_each(|second| drop(measurement.end_window(second * SECOND_US).cloned()));
+        assert_eq!(measurement.clone().finish(4 * SECOND_US, &[]).silent_since_ms(), None);
+        let unanswered = Sample { end: super::super::sample::End::Unanswered, ..answered(1100, 0) };
+        let measured = measurement.finish(4 * SECOND_US, &[unanswered]);
+        assert_eq!((measured.silent_since_ms(), measured.tally.outlasting), (Some(1000.0), 1));
     }
 
     #[test]

@@ -79,13 +79,16 @@ impl Report {
         self.workers.get(index as usize).map_or("?", String::as_str)
     }
 
-    /// The exit code. Any figures are a success, but a promise that no level kept is not.
+    /// The exit code. Any figures are a success, but a promise that no level kept is not, nor a mesh that fell silent.
     pub(crate) fn exit(&self) -> u8 {
         let is_answered = self.levels.iter().any(|level| level.tally().done() > 0);
         let is_kept = self.levels.iter().any(|level| level.verdict == Some(Verdict::Held));
         match (self.stopped, self.failures.first()) {
             (Some(stop), _) => stop.failed().exit,
             (None, Some(first)) if !is_answered => first.exit,
+            _ if self.levels.last().is_some_and(|level| level.measured.silent_since_ms().is_some()) => {
+                exit::UNREACHABLE
+            }
             _ if self.promise.is_some() && !is_kept => exit::EXPIRED,
             _ => exit::OK,
         }
@@ -152,6 +155,8 @@ impl Report {
             "delayed": tally.delayed,
             "unanswered": tally.unanswered,
             "overdue": tally.overdue,
+            "outlasting": tally.outlasting,
+            "silent_since_ms": measured.silent_since_ms(),
             "clients": { "items": tally.client_items, "jain": tally.fairness() },
             "workers": tally.workers.iter().map(worker).collect::<Vec<_>>(),
             "skew": tally.skew(),
@@ -194,7 +199,7 @@ impl Report {
         for (name, _) in QUANTILES {
             let _ = write!(text, "{name}_ms,");
         }
-        text.push_str("max_ms,violation,late,failed,not_sent,delayed,unanswered,overdue,jain,skew\n");
+        text.push_str("max_ms,violation,late,failed,not_sent,delayed,unanswered,overdue,outlasting,jain,skew\n");
         let figure = |figure: Option<f64>| figure.map_or_else(String::new, |figure| format!("{figure:.6}"));
         for level in &self.levels {
             let tally = level.tally();
@@ -220,7 +225,8 @@ impl Report {
             ];
             cells.extend(latencies.map(figure));
             cells.push(figure(tally.violation()));
-            let counts = [tally.late, tally.failed(), tally.not_sent(), tally.delayed, tally.unanswered, tally.overdue];
+            let open = [tally.unanswered, tally.overdue, tally.outlasting];
+            let counts = [tally.late, tally.failed(), tally.not_sent(), tally.delayed].into_iter().chain(open);
             cells.extend(counts.map(|count| count.to_string()));
             cells.extend([figure(tally.fairness()), figure(tally.skew())]);
             text.push_str(&cells.join(","));

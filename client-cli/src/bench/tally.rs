@@ -103,6 +103,8 @@ pub(crate) struct Tally {
     pub(crate) overdue: u64,
     /// Requests not answered when the level ended.
     pub(crate) unanswered: u64,
+    /// Those of them that were older than the slowest answer: no latency tells of them.
+    pub(crate) outlasting: u64,
     /// Requests sent later than [`DELAYED_AFTER_US`] after their due time.
     pub(crate) delayed: u64,
     parts: Parts,
@@ -120,6 +122,7 @@ impl Tally {
             late: 0,
             overdue: 0,
             unanswered: 0,
+            outlasting: 0,
             delayed: 0,
             parts: Parts::default(),
             workers: BTreeMap::new(),
@@ -160,8 +163,10 @@ impl Tally {
 
     /// Adds a request that was under way when its level ended: it took longer than its age.
     pub(crate) fn add_unanswered(&mut self, sample: &Sample, level_ended_us: u64) {
+        let age_us = level_ended_us.saturating_sub(sample.intended_us);
         self.unanswered += 1;
-        self.overdue += u64::from(self.is_late(level_ended_us.saturating_sub(sample.intended_us)));
+        self.overdue += u64::from(self.is_late(age_us));
+        self.outlasting += u64::from(self.latencies.max_ms().is_none_or(|max_ms| age_us as f64 / 1e3 > max_ms));
     }
 
     /// Sets the length of the time span.
@@ -182,6 +187,7 @@ impl Tally {
         self.late += other.late;
         self.overdue += other.overdue;
         self.unanswered += other.unanswered;
+        self.outlasting += other.outlasting;
         self.delayed += other.delayed;
         self.parts.queued_us += other.parts.queued_us;
         self.parts.sending_us += other.parts.sending_us;
@@ -338,6 +344,16 @@ pub(crate) mod tests {
         tally.add_unanswered(&unanswered(0), 1_000_000);
         tally.add_unanswered(&unanswered(990), 1_000_000);
         assert_eq!((tally.unanswered, tally.overdue, tally.violation()), (2, 1, Some(1.0)));
+    }
+
+    #[test]
+    fn what_waited_longer_than_any_answer_took_is_told_without_a_promise_too() {
+        let mut tally = Tally::new(1, None);
+        tally.add(&answered(0, 20));
+        for at_ms in [0, 990] {
+            tally.add_unanswered(&Sample { end: End::Unanswered, ..answered(at_ms, 0) }, 1_000_000);
+        }
+        assert_eq!((tally.unanswered, tally.outlasting), (2, 1));
     }
 
     #[test]

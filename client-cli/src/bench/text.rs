@@ -181,6 +181,16 @@ impl Report {
                 "under way when it ended: {unanswered}, of which {overdue} beyond the threshold (counted as violations)"
             ));
         }
+        if tally.outlasting > 0 {
+            let (unanswered, outlasting) = (tally.unanswered, tally.outlasting);
+            lines.push(format!(
+                "unanswered at the end: {unanswered}, of which {outlasting} had waited longer than the slowest answer took: \
+                 the latencies look better than they are"
+            ));
+        }
+        if let Some(since_ms) = level.measured.silent_since_ms() {
+            lines.push(format!("nothing was answered after {}: is the mesh still there?", seconds(since_ms)));
+        }
         if level.measured.settled == Settled::Stopped {
             lines.push("cut short: the figures are of what was measured until then".to_owned());
         }
@@ -192,7 +202,7 @@ impl Report {
         let is_unstable = |level: &Level| level.measured.settled == Settled::Unstable;
         self.levels.iter().any(is_unstable).then(|| {
             format!(
-                "unstable: the last {WINDOWS_AGREEING} windows do not agree within --stability; \
+                "unstable: no {WINDOWS_AGREEING} windows agree within --stability, so the figures are of all; \
                  use a longer --window (some hundred requests), more --windows-max, or less load"
             )
         })

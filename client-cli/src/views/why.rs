@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use mesh_sdk::{Candidate, DecisionView, Packing, Prediction, RankView, WhyView, WorkerId};
+use mesh_sdk::{Candidate, DecisionView, Packing, Prediction, RankView, TaskStanding, WhyView, WorkerId};
 use serde_json::{Value, json};
 
 use super::{
-    LOST,
+    LOST, RESULT_LOST,
     models::{Names, models_text, rows_json, verdict},
     task_json,
 };
@@ -18,8 +18,10 @@ use crate::{
 /// The explanation as text. `now_unix_ms` is this machine's clock.
 pub(crate) fn why_text(why: &WhyView, is_lost: bool, now_unix_ms: u64, columns: Columns) -> String {
     let mut text = format!("{}\n", printable_lines(&why.summary));
-    if is_lost {
-        text.push_str(&format!("{LOST}\n"));
+    match why.task.standing {
+        TaskStanding::Ended(_) if is_lost => text.push_str(&format!("its result is {RESULT_LOST}\n")),
+        _ if is_lost => text.push_str(&format!("{LOST}\n")),
+        _ => {}
     }
     if let Some(line) = predicted(why) {
         text.push_str(&line);

@@ -70,7 +70,12 @@ impl Broker {
     }
 
     fn task_view(&self, now: MonoTime, task: &Task) -> TaskView {
-        task.view(|key| (self.queue.position(key), self.waits_for(now, task)))
+        let mut view = task.view(|key| (self.queue.position(key), self.waits_for(now, task)));
+        // A broker that has started anew knows only the worker's id from its store.
+        if let Some((worker, name)) = view.worker.as_mut().filter(|(_, name)| name.is_empty()) {
+            *name = self.name_of(*worker);
+        }
+        view
     }
 
     fn why_view(&self, now: MonoTime, task: &Task) -> WhyView {
@@ -115,11 +120,16 @@ impl Broker {
         models.filter_map(|(worker, (digest, _))| model_view(worker, worker.model(digest))).collect()
     }
 
+    /// The worker's name, or its id if it is not known any more.
+    fn name_of(&self, worker: WorkerId) -> String {
+        self.workers.get(worker).map_or_else(|| worker.to_string(), |worker| worker.register.name.clone())
+    }
+
     /// A decision as it was made; only the names of workers are today's.
     fn decision_view(&self, task: &Task, decision: &Decision) -> DecisionView {
         let candidate = |rated: &Rated| Candidate {
             worker: rated.worker,
-            name: self.workers.get(rated.worker).map_or_else(String::new, |worker| worker.register.name.clone()),
+            name: self.name_of(rated.worker),
             against: rated.obstacle.iter().map(|obstacle| obstacle.text(&task.spec)).collect(),
             holds_model: rated.holds_model,
             packing: rated.packing,

@@ -274,7 +274,9 @@ impl Task {
         outcome: &Outcome,
     ) {
         let Outcome::Failed(Failure { code, text }) = outcome else { return };
-        let name = self.track.last.as_ref().map_or_else(|| worker.to_string(), |last| last.name.clone());
+        // A broker that has started anew knows it by its id only.
+        let named = self.track.last.as_ref().filter(|last| last.worker == worker && !last.name.is_empty());
+        let name = named.map_or_else(|| worker.to_string(), |last| last.name.clone());
         self.track.remember(format!("attempt {} at {name}: {code}: {text}", self.track.attempt));
         if *code == ErrorCode::Unreachable {
             let direction = place.map_or(Direction::ClientDials, |at| at.direction);
