@@ -29,8 +29,9 @@ impl<Id: Copy + Ord> Due<Id> {
 
     /// Plans a look at this time and no earlier.
     pub(crate) fn set(&mut self, id: Id, at: MonoTime) {
-        self.remove(id);
-        self.of.insert(id, at);
+        if let Some(before) = self.of.insert(id, at) {
+            self.order.remove(&(before, id));
+        }
         self.order.insert((at, id));
     }
 

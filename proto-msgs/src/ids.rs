@@ -110,12 +110,13 @@ impl fmt::Display for Attempt {
 #[derive(Clone, Copy, Decode, Encode, Eq, Hash, PartialEq)]
 pub struct Digest([u8; 32]);
 
-// The order of the bytes, compared in one step, as for the ids above.
+// The order of the bytes, compared in two steps at most, as for the ids above.
 impl Ord for Digest {
     #[inline]
     fn cmp(&self, other: &Self) -> Ordering {
         let first = |digest: &Self| u128::from_be_bytes(*digest.0.first_chunk().expect("32 bytes begin with 16"));
-        first(self).cmp(&first(other)).then_with(|| self.0.cmp(&other.0))
+        let last = |digest: &Self| u128::from_be_bytes(*digest.0.last_chunk().expect("32 bytes end with 16"));
+        first(self).cmp(&first(other)).then_with(|| last(self).cmp(&last(other)))
     }
 }
 

@@ -37,8 +37,8 @@ pub(super) struct Shares {
 impl Shares {
     /// Gives a new task its start tag; the client's next task begins after this one.
     pub(super) fn begin(&mut self, client: ClientId, cost_us: u64, share_milli: u32) -> u64 {
-        let (start, cost_us) = (self.finish_of(client), scaled(cost_us, share_milli));
-        self.set(client, start.saturating_add(cost_us), self.waiting_of(client).saturating_add(cost_us));
+        let (Ahead { finish_us: start, waiting_us }, cost_us) = (self.lead(client), scaled(cost_us, share_milli));
+        self.set(client, start.saturating_add(cost_us), waiting_us.saturating_add(cost_us));
         if self.order.len() > CLIENTS_MAX
             && let Some((finish, first)) = self.order.pop_first()
         {
@@ -51,14 +51,14 @@ impl Shares {
     /// Gives back the cost of a task that has a tag and will not run.
     pub(super) fn withdraw(&mut self, client: ClientId, cost_us: u64, share_milli: u32) {
         let cost_us = scaled(cost_us, share_milli);
-        let finish = self.finish_of(client).saturating_sub(cost_us);
-        self.set(client, finish, self.waiting_of(client).saturating_sub(cost_us));
+        let Ahead { finish_us, waiting_us } = self.lead(client);
+        self.set(client, finish_us.saturating_sub(cost_us), waiting_us.saturating_sub(cost_us));
     }
 
     /// Charges a task that goes to a worker. If it goes before earlier tasks of its client, the virtual time grows only
     /// as if one of those had gone: it must not jump over waiting tasks.
     pub(super) fn dispatched(&mut self, start: u64, client: ClientId, cost_us: u64, share_milli: u32) {
-        let (finish, waiting_us) = (self.finish_of(client), self.waiting_of(client));
+        let Ahead { finish_us: finish, waiting_us } = self.lead(client);
         self.set(client, finish, waiting_us.saturating_sub(scaled(cost_us, share_milli)));
         self.virtual_us = self.virtual_us.max(start.min(finish.saturating_sub(waiting_us)));
         while let Some((finish, client)) = self.order.first().copied().filter(|(finish, _)| *finish <= self.virtual_us)
@@ -94,20 +94,23 @@ impl Shares {
         census.lasting("clients in order of their lead", order.len(), ahead.len());
     }
 
-    fn finish_of(&self, client: ClientId) -> u64 {
-        self.ahead.get(&client).map_or(0, |ahead| ahead.finish_us).max(self.virtual_us)
-    }
-
-    fn waiting_of(&self, client: ClientId) -> u64 {
-        self.ahead.get(&client).map_or(0, |ahead| ahead.waiting_us)
+    /// The client's lead; without one it begins at the virtual time.
+    fn lead(&self, client: ClientId) -> Ahead {
+        let Ahead { finish_us, waiting_us } = self.ahead.get(&client).copied().unwrap_or_default();
+        Ahead { finish_us: finish_us.max(self.virtual_us), waiting_us }
     }
 
     fn set(&mut self, client: ClientId, finish_us: u64, waiting_us: u64) {
-        if let Some(old) = self.ahead.remove(&client) {
+        let is_ahead = finish_us > self.virtual_us;
+        let old = if is_ahead {
+            self.ahead.insert(client, Ahead { finish_us, waiting_us })
+        } else {
+            self.ahead.remove(&client)
+        };
+        if let Some(old) = old {
             self.order.remove(&(old.finish_us, client));
         }
-        if finish_us > self.virtual_us {
-            self.ahead.insert(client, Ahead { finish_us, waiting_us });
+        if is_ahead {
             self.order.insert((finish_us, client));
         }
     }
