@@ -12,7 +12,7 @@ use super::{
     obstacle,
     placement::{self, LOOK_MAX, Scene, Verdict},
     predict,
-    queue::{Queue, QueueKey, Rank, Stretch},
+    queue::{Queue, QueueKey, Rank, Walk},
     task::{State, Task},
     worker::{Claim, LENT_IN_A_ROW_MAX, Seat, Slots, Worker},
     workers::Workers,
@@ -130,8 +130,8 @@ impl Broker {
         left: &mut Left,
     ) -> End {
         let Some(kind) = self.workers.get(id).map(|worker| worker.kind) else { return End::Last };
-        let Stretch { tasks, last } = self.queue.stretch(lane, after, kind, FILL_LOOK_MAX / 2);
-        for (order, task) in tasks {
+        let mut walk = Walk::new(after, FILL_LOOK_MAX / 2);
+        while let Some((order, task)) = self.queue.next(lane, kind, &mut walk) {
             if !self.takes_any(now, id, lane, slots) {
                 return End::Full(after);
             }
@@ -146,7 +146,7 @@ impl Broker {
             }
             after = Some(order);
         }
-        last.map_or(End::Last, |last| End::There(Some(last)))
+        if self.queue.goes_on(lane, walk.at) { End::There(walk.at) } else { End::Last }
     }
 
     /// The first task that lacks only what was promised to other tasks claims what those free.
@@ -236,7 +236,7 @@ impl Broker {
         let serves = serves.filter(|at| predict::has_room(task, at, now));
         let survey = match serves {
             Some(here) => placement::survey_here(task, self.scene(now), here, false),
-            None => placement::survey_all(task, self.scene(now)),
+            None => placement::survey_room(task, self.scene(now)),
         };
         let looked = survey.looked();
         let before_us = if survey.has_sooner() { self.queue.before_us(key) } else { 0 };

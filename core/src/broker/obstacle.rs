@@ -14,8 +14,10 @@ type Now = fn(&Task, &Worker, MonoTime) -> Option<Obstacle>;
 const EVER: &[Ever] = &[format, arch, cores, memory, run_memory, gpu_memory, way, lane_slots, label];
 
 /// The temporary filters.
-const NOW: &[Now] =
-    &[open, keeps_no_more, suspicion, pausing, cores_promised, memory_promised, gpu_memory_taken, claimed];
+const NOW: &[Now] = &[open, keeps_no_more, suspicion, pausing];
+
+/// Those that concern only tasks with demands of their own.
+const NOW_WITH_DEMANDS: &[Now] = &[cores_promised, memory_promised, gpu_memory_taken, claimed];
 
 /// The permanent obstacles of a worker.
 pub(super) fn ever<'a>(task: &'a Task, worker: &'a Worker) -> impl Iterator<Item = Obstacle> + 'a {
@@ -24,7 +26,8 @@ pub(super) fn ever<'a>(task: &'a Task, worker: &'a Worker) -> impl Iterator<Item
 
 /// The temporary obstacles of a worker, without a lack of room.
 pub(super) fn for_now<'a>(task: &'a Task, worker: &'a Worker, at: MonoTime) -> impl Iterator<Item = Obstacle> + 'a {
-    NOW.iter().filter_map(move |filter| filter(task, worker, at))
+    let with_demands = if has_demands(task) { NOW_WITH_DEMANDS } else { &[] };
+    NOW.iter().chain(with_demands).filter_map(move |filter| filter(task, worker, at))
 }
 
 /// All obstacles of a worker at present, without a lack of room.
@@ -129,8 +132,7 @@ fn gpu_memory_taken(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacl
 }
 
 fn claimed(task: &Task, worker: &Worker, at: MonoTime) -> Option<Obstacle> {
-    let is_behind = task.rank.is_some_and(|rank| worker.keeps_from(&rank, at));
-    (is_behind && has_demands(task)).then_some(Obstacle::Claimed)
+    task.rank.is_some_and(|rank| worker.keeps_from(&rank, at)).then_some(Obstacle::Claimed)
 }
 
 /// Whether the task is promised cores or memory of its own.

@@ -292,11 +292,9 @@ impl Occupancy {
         self.take(id);
     }
 
-    /// Removes an attempt that no heartbeat has named.
-    pub(super) fn remove_unnamed(&mut self, id: AttemptId) {
-        if self.entries.get(&id).is_some_and(|entry| !entry.named) {
-            self.take(id);
-        }
+    /// Whether the attempt is booked and no heartbeat has named it.
+    pub(super) fn is_unnamed(&self, id: AttemptId) -> bool {
+        self.entries.get(&id).is_some_and(|entry| !entry.named)
     }
 
     /// The number of attempts that no heartbeat has named.

@@ -127,6 +127,8 @@ pub(super) struct Survey<'a> {
     seen: Vec<Seat>,
     /// The permanent obstacle of each worker kind met so far, if any.
     kinds: Vec<(u32, Option<Obstacle>)>,
+    /// Workers seen without room and not rated yet: they matter only beside one with room, or to those who ask why.
+    full: Vec<&'a Worker>,
     best: Option<Best>,
     /// The longest predicted time of a trial, if the task may be one, microseconds.
     trial_us: Option<u64>,
@@ -138,8 +140,15 @@ pub(super) struct Survey<'a> {
     shortlist: Shortlist<Key>,
 }
 
-/// Looks for the best place among all workers.
+/// Looks at all workers and rates them, with or without room.
 pub(super) fn survey_all<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
+    let mut survey = survey_room(task, scene);
+    survey.rate_full();
+    survey
+}
+
+/// Looks for the best place among all workers. If none of them has room, their ratings would decide nothing.
+pub(super) fn survey_room<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
     let mut survey = Survey::new(task, scene);
     let workers = scene.workers;
     if scene.policy == Policy::RoundRobin {
@@ -150,7 +159,6 @@ pub(super) fn survey_all<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
     let model = task.spec.model.digest;
     survey.seen.reserve(LOOK_MAX);
     workers.holders(model).take(LOOK_MAX).for_each(|worker| survey.look(worker));
-    let holders = survey.seen.len();
     if survey.is_content() {
         return survey;
     }
@@ -161,9 +169,9 @@ pub(super) fn survey_all<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
         .map(|(kind, _)| kind)
         .collect();
     let each = (LOOK_MAX / kinds.len().max(1)).max(1);
+    let holders = survey.seen.clone();
     for kind in kinds {
-        let seen = survey.seen[..holders].to_vec();
-        let others = workers.with_room(kind, task.lane()).filter(|worker| !seen.contains(&worker.seat)).take(each);
+        let others = workers.with_room(kind, task.lane()).filter(|worker| !holders.contains(&worker.seat)).take(each);
         others.for_each(|worker| survey.look(worker));
     }
     survey
@@ -174,6 +182,7 @@ pub(super) fn survey_some<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
     let mut survey = survey_all(task, scene);
     if survey.seen.is_empty() {
         scene.workers.after(None).take(DECISION_CANDIDATES_MAX).for_each(|worker| survey.look(worker));
+        survey.rate_full();
     }
     survey
 }
@@ -181,10 +190,12 @@ pub(super) fn survey_some<'a>(task: &'a Task, scene: Scene<'a>) -> Survey<'a> {
 /// Rates one worker for a waiting task as if it had room; if `compare`, also looks what other workers could do.
 pub(super) fn survey_here<'a>(task: &'a Task, scene: Scene<'a>, here: &Worker, compare: bool) -> Survey<'a> {
     let mut survey = Survey::new(task, scene);
-    survey.rate(here, true);
+    survey.see(here, true);
     if compare && survey.best.is_some() && scene.policy == Policy::Predicted {
         let holders = scene.workers.holders(task.spec.model.digest).filter(|worker| worker.seat != here.seat);
-        holders.take(ELSEWHERE_LOOK_MAX).for_each(|worker| survey.look_elsewhere(worker));
+        survey.seen.reserve(ELSEWHERE_LOOK_MAX);
+        // One of them may be worth waiting for, but the task cannot go there.
+        holders.take(ELSEWHERE_LOOK_MAX).for_each(|worker| survey.see(worker, false));
     }
     survey
 }
@@ -200,6 +211,7 @@ impl<'a> Survey<'a> {
             turn: scene.slos.turn(&task.spec),
             seen: Vec::new(),
             kinds: Vec::new(),
+            full: Vec::new(),
             best: None,
             trial_us: is_predicted.then(|| trials::longest_us(task, scene.now, scene.workers, scene.slos)).flatten(),
             trial: None,
@@ -237,14 +249,28 @@ impl<'a> Survey<'a> {
         })
     }
 
-    fn look(&mut self, worker: &Worker) {
+    fn look(&mut self, worker: &'a Worker) {
         let has_room = has_room(self.task, worker, self.scene.now);
-        self.rate(worker, has_room);
+        if has_room || self.best.is_some() {
+            self.see(worker, has_room);
+        } else {
+            self.seen.push(worker.seat);
+            self.ever(worker);
+            self.full.push(worker);
+        }
+        if self.best.is_some() {
+            self.rate_full();
+        }
     }
 
-    /// Rates a worker other than the one being filled: it may be worth waiting for, but the task cannot go there.
-    fn look_elsewhere(&mut self, worker: &Worker) {
-        self.rate(worker, false);
+    /// Rates the workers without room that were seen before there was a reason to.
+    fn rate_full(&mut self) {
+        std::mem::take(&mut self.full).into_iter().for_each(|worker| self.rate(worker, false));
+    }
+
+    fn see(&mut self, worker: &Worker, has_room: bool) {
+        self.seen.push(worker.seat);
+        self.rate(worker, has_room);
     }
 
     /// Looks at workers that were left out, too: those that neither have the model nor are idle, and those that a good
@@ -254,31 +280,21 @@ impl<'a> Survey<'a> {
         let around = workers.after(self.scene.last_chosen).chain(workers.after(None)).take(workers.len());
         for worker in around {
             if self.seen.len() >= known + LOOK_MAX {
-                return;
+                break;
             }
             if !self.seen.contains(&worker.seat) {
                 self.look(worker);
             }
         }
+        self.rate_full();
     }
 
     fn rate(&mut self, worker: &Worker, has_room: bool) {
-        self.seen.push(worker.seat);
         let (task, scene) = (self.task, self.scene);
         let busy_permille = worker.busy_permille();
         let here = worker.model(task.spec.model.digest);
-        let holds_model = here.held;
         let (packing, best_batch) = here.packing();
         let is_small = self.outgrown_bytes > 0 && worker.register.run_memory_bytes <= self.outgrown_bytes;
-        let mut rated = Rated {
-            worker: worker.id(),
-            obstacle: None,
-            prediction: Prediction::default(),
-            busy_permille,
-            holds_model,
-            packing,
-            best_batch,
-        };
         let goes_round = scene.policy == Policy::RoundRobin;
         let mut key = Key {
             is_obstructed: true,
@@ -286,38 +302,46 @@ impl<'a> Survey<'a> {
             stance: Stance::Ok,
             score: u64::MAX,
             // Who goes round goes on to the next one with room, whatever it has.
-            lacks_model: !holds_model && !goes_round,
+            lacks_model: !here.held && !goes_round,
             busy_permille: if goes_round { 0 } else { busy_permille },
             worker: worker.id(),
         };
-        rated.obstacle = self.ever(worker);
-        if rated.obstacle.is_none() {
-            rated.obstacle = obstacle::for_now(task, worker, scene.now).next();
-            if rated.obstacle.is_some_and(|obstacle| obstacle != Obstacle::Draining) && task.spec.deadline_ms.is_some()
-            {
+        let (mut obstacle, mut prediction) = (self.ever(worker), Prediction::default());
+        if obstacle.is_none() {
+            obstacle = obstacle::for_now(task, worker, scene.now).next();
+            if obstacle.is_some_and(|obstacle| obstacle != Obstacle::Draining) && task.spec.deadline_ms.is_some() {
                 let prediction = predict(task, worker, here, &self.guess, scene.now);
                 self.earliest.add(task, worker, &prediction, false, scene.now);
             }
         }
-        if rated.obstacle.is_none() {
+        if obstacle.is_none() {
             let stance = |stream| scene.slos.stance(scene.now, stream, worker.id(), self.turn);
             key.stance = task.promise.stream.map_or(Stance::Ok, stance);
-            rated.prediction = predict(task, worker, here, &self.guess, scene.now);
-            key.score = score(task, worker, &scene, &rated.prediction);
-            self.fits(&key, worker, &rated.prediction, has_room);
+            prediction = predict(task, worker, here, &self.guess, scene.now);
+            key.score = score(task, worker, &scene, &prediction);
+            self.fits(&key, worker, &prediction, has_room);
             if has_room {
                 key.is_obstructed = false;
-                let this = Best { key, seat: worker.seat, prediction: rated.prediction, is_small };
+                let this = Best { key, seat: worker.seat, prediction, is_small };
                 if self.best.is_none_or(|best| key < best.key) {
                     self.best = Some(this);
                 }
                 self.consider_trial(worker, here, this);
             } else {
                 let (lane, slots) = (task.lane(), worker.usable_slots(task.lane()));
-                rated.obstacle = Some(Obstacle::SlotsInUse { lane, slots });
+                obstacle = Some(Obstacle::SlotsInUse { lane, slots });
             }
         }
-        self.shortlist.add(key, rated);
+        let (worker, holds_model) = (worker.id(), here.held);
+        self.shortlist.add(key, || Rated {
+            worker,
+            obstacle,
+            prediction,
+            busy_permille,
+            holds_model,
+            packing,
+            best_batch,
+        });
     }
 
     /// Notes the worker if its figures are older than those of the others and the task may be a trial of them.

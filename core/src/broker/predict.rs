@@ -73,8 +73,7 @@ pub(super) fn predict(task: &Task, worker: &Worker, first: ModelHere<'_>, guess:
     let handover_us = worker.handover.us();
     let mut prediction = Prediction { handover_us, measured: true, ..Prediction::default() };
     let mut bytes = task.spec.input_bytes;
-    for (stage, ((digest, size_bytes), (mean_run_us, mean_load_us))) in models(task).zip(guess.models).enumerate() {
-        let here = if stage == 0 { first } else { worker.model(digest) };
+    let mut add = |here: ModelHere<'_>, size_bytes: u64, (mean_run_us, mean_load_us): (u64, u64)| {
         if !here.held {
             bytes = bytes.saturating_add(size_bytes);
         }
@@ -86,6 +85,11 @@ pub(super) fn predict(task: &Task, worker: &Worker, first: ModelHere<'_>, guess:
         let run_us = if measured > 0 { measured } else { mean_run_us };
         prediction.measured &= run_us > 0;
         prediction.run_us = prediction.run_us.saturating_add(run_us);
+    };
+    let [first_guess, then_guesses @ ..] = &guess.models;
+    add(first, task.spec.model.size_bytes, *first_guess);
+    for (stage, guess) in task.spec.then.iter().zip(then_guesses) {
+        add(worker.model(stage.model.digest), stage.model.size_bytes, *guess);
     }
     let link = worker.heartbeat.as_ref().map_or(0, |heartbeat| heartbeat.link_bytes_per_s);
     let link = if link > 0 { link } else { guess.link_bytes_per_s };
@@ -122,7 +126,7 @@ pub(super) fn takes_any(worker: &Worker, lane: Lane, slots: Slots, now: MonoTime
         return true;
     }
     let takes_ahead = worker.is_open() && worker.occupancy.len() < ACTIVE_ATTEMPTS_MAX;
-    takes_ahead && (worker.packs() || (worker.has_measured() && is_nearly_done(worker, lane, now)))
+    takes_ahead && (worker.packs || (worker.has_measured() && is_nearly_done(worker, lane, now)))
 }
 
 /// Whether nobody knows when a slot for the lane falls free at the worker: its attempts, or those of the other lane that
@@ -163,6 +167,11 @@ pub(super) fn has_room_ahead(task: &Task, worker: &Worker, now: MonoTime) -> boo
     if worker.awaited[lane.index()].is_some_and(is_behind) || worker.owes_slot(lane) {
         return false;
     }
+    // Asked first: most full workers need no look at their models.
+    let is_nearly_done = is_nearly_done(worker, lane, now);
+    if !is_nearly_done && !worker.packs {
+        return false;
+    }
     let model = task.spec.model.digest;
     let Some(cost) = worker.model(model).cost.filter(|cost| cost.batch_us(1) > 0) else { return false };
     if cost.packing == Packing::On && !is_stuck(worker, lane, now) {
@@ -172,7 +181,7 @@ pub(super) fn has_room_ahead(task: &Task, worker: &Worker, now: MonoTime) -> boo
             return true;
         }
     }
-    is_nearly_done(worker, lane, now)
+    is_nearly_done
 }
 
 /// Whether the task gets room only once the worker has less to do. If its items are packed, the worker may always have

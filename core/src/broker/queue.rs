@@ -93,13 +93,21 @@ struct Waiting {
     unfit: [u32; UNFIT_KINDS_MAX],
 }
 
-/// A stretch of a lane's queue, in order.
+/// A walk through a stretch of a lane's queue, in order. A task is looked up when it is its turn: mostly the first one
+/// takes all the room.
 #[derive(Debug)]
-pub(super) struct Stretch {
-    /// The tasks that may suit the asking worker kind.
-    pub(super) tasks: Vec<(Order, TaskId)>,
-    /// The last task walked; `None` if no task is behind it.
-    pub(super) last: Option<Order>,
+pub(super) struct Walk {
+    /// The last task walked.
+    pub(super) at: Option<Order>,
+    tasks_left: usize,
+    rows_left: usize,
+}
+
+impl Walk {
+    /// A walk behind `after` (`None`: from the front) to `tasks_max` tasks, passing at most eight times as many.
+    pub(super) fn new(after: Option<Order>, tasks_max: usize) -> Self {
+        Self { at: after, tasks_left: tasks_max, rows_left: tasks_max * UNFIT_PASSED_MAX }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -129,6 +137,12 @@ impl LaneQueue {
         let taken_us = *self.items_us.entry(model).or_insert(today_us);
         self.is_stale |= taken_us > today_us.saturating_mul(2) || today_us > taken_us.saturating_mul(2);
         taken_us
+    }
+
+    /// The tasks behind this place (`None`: all), in order.
+    fn behind(&self, at: Option<Order>) -> impl Iterator<Item = (&Order, &Waiting)> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        self.waiting.range((at.map_or(Unbounded, Excluded), Unbounded))
     }
 
     fn census(&self, tasks: usize, census: &mut Census<'_>) {
@@ -289,23 +303,23 @@ impl Queue {
         self.lanes[rank.key.lane.index()].shares.withdraw(client, rank.cost_us, tenant.share_milli);
     }
 
-    /// Up to `tasks_max` tasks behind `after` (`None`: from the front) that may suit workers of this kind. It walks at
-    /// most eight times as many.
-    pub(super) fn stretch(&mut self, lane: Lane, after: Option<Order>, kind: u32, tasks_max: usize) -> Stretch {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let mut behind = self.lanes[lane.index()].waiting.range((after.map_or(Unbounded, Excluded), Unbounded));
-        let (mut tasks, mut last) = (Vec::new(), after);
-        for (order, waiting) in behind.by_ref().take(tasks_max * UNFIT_PASSED_MAX) {
-            last = Some(*order);
+    /// The next task of the walk that may suit workers of this kind.
+    pub(super) fn next(&mut self, lane: Lane, kind: u32, walk: &mut Walk) -> Option<(Order, TaskId)> {
+        walk.tasks_left = walk.tasks_left.checked_sub(1)?;
+        for (order, waiting) in self.lanes[lane.index()].behind(walk.at).take(walk.rows_left) {
+            walk.at = Some(*order);
+            walk.rows_left -= 1;
             self.walked += 1;
             if !waiting.unfit.contains(&kind) {
-                tasks.push((*order, waiting.task));
-            }
-            if tasks.len() == tasks_max {
-                break;
+                return Some((*order, waiting.task));
             }
         }
-        Stretch { tasks, last: behind.next().and(last) }
+        None
+    }
+
+    /// Whether a task of the lane waits behind this place.
+    pub(super) fn goes_on(&self, lane: Lane, at: Option<Order>) -> bool {
+        self.lanes[lane.index()].behind(at).next().is_some()
     }
 
     /// Remembers that a waiting task does not suit workers of this kind.

@@ -19,16 +19,20 @@ impl<Key: Copy + Ord> Shortlist<Key> {
         Self { rated: Vec::with_capacity(DECISION_CANDIDATES_MAX), worst: 0 }
     }
 
-    pub(super) fn add(&mut self, key: Key, rated: Rated) {
+    /// Adds a worker if it is among the best; most are not, and nothing is written down for them.
+    pub(super) fn add(&mut self, key: Key, rated: impl FnOnce() -> Rated) {
         if self.rated.len() < DECISION_CANDIDATES_MAX {
-            self.rated.push((key, rated));
+            self.rated.push((key, rated()));
         } else if key < self.rated[self.worst].0 {
-            self.rated[self.worst] = (key, rated);
+            self.rated[self.worst] = (key, rated());
         } else {
             return;
         }
-        let worst = (0..self.rated.len()).max_by_key(|at| self.rated[*at].0);
-        self.worst = worst.unwrap_or(0);
+        // Nobody has to give way before the list is full.
+        if self.rated.len() == DECISION_CANDIDATES_MAX {
+            let worst = (0..self.rated.len()).max_by_key(|at| self.rated[*at].0);
+            self.worst = worst.unwrap_or(0);
+        }
     }
 
     pub(super) fn into_best_first(mut self) -> Vec<Rated> {

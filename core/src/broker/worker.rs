@@ -189,6 +189,8 @@ pub(super) struct Worker {
     pub(super) claims: [Option<Claim>; 2],
     /// The heartbeat's models in order of digest, for a binary search per candidate of each task.
     models: Vec<(Digest, Known)>,
+    /// Whether items of some model are run together.
+    pub(super) packs: bool,
     /// The GPUs that tasks of each lane may get.
     gpus: [Vec<LaneGpu>; 2],
     /// Time that a task takes here besides its predicted parts.
@@ -213,6 +215,7 @@ impl Worker {
             awaited: [None; 2],
             claims: [None; 2],
             models: Vec::new(),
+            packs: false,
             handover: Handover::default(),
             rules: Rules::default(),
         }
@@ -314,12 +317,6 @@ impl Worker {
         self.heartbeat.as_ref().is_some_and(|heartbeat| !heartbeat.costs.is_empty())
     }
 
-    /// Whether the worker runs items of some model together.
-    pub(super) fn packs(&self) -> bool {
-        let mut costs = self.heartbeat.iter().flat_map(|heartbeat| &heartbeat.costs);
-        costs.any(|cost| cost.packing == Packing::On)
-    }
-
     /// The worker's state of a model.
     pub(super) fn model(&self, digest: Digest) -> ModelHere<'_> {
         let Ok(at) = self.models.binary_search_by(|(known, _)| known.cmp(&digest)) else {
@@ -407,6 +404,7 @@ impl Worker {
             }
             self.models = models;
         }
+        self.packs = heartbeat.costs.iter().any(|cost| cost.packing == Packing::On);
         self.heartbeat = Some(heartbeat);
     }
 
@@ -426,6 +424,7 @@ impl Worker {
             awaited: _,
             claims: _,
             models,
+            packs: _,
             gpus,
             handover,
             rules: _,

@@ -248,7 +248,10 @@ impl Workers {
 
     /// Frees a granted place, unless a heartbeat has named the attempt: then heartbeats say when it is free.
     pub(super) fn release_unnamed(&mut self, now: MonoTime, id: WorkerId, attempt: AttemptId) {
-        self.change(now, id, |worker| worker.occupancy.remove_unnamed(attempt));
+        // Mostly it is gone already, and then there is nothing to count anew.
+        if self.get(id).is_some_and(|worker| worker.occupancy.is_unnamed(attempt)) {
+            self.release(now, id, attempt);
+        }
     }
 
     /// Frees an attempt's place.
