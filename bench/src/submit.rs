@@ -1,4 +1,7 @@
-//! The overhead of the mesh for a tiny model: from `submit` to the verified answer, against the runner asked directly.
+//! The overhead of the mesh for a tiny model: from `submit` to the verified answer, against the runtime called directly.
+//! The runner asked directly stands between the two.
+
+mod runtime;
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -15,6 +18,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::report::{Report, Table, median, percentile_ms};
+use runtime::Runtime;
 
 /// Answers of one way before the next way has its turn.
 const TURN: usize = 20;
@@ -41,6 +45,7 @@ struct Way {
 }
 
 enum Asked {
+    Runtime(Runtime),
     Runner(Box<Runner>),
     Mesh(Box<InMesh>),
     /// The program, with the mesh of the SDK's way that has answered before.
@@ -49,16 +54,16 @@ enum Asked {
 
 pub(crate) fn run(quick: bool) -> Result<Report> {
     let plan = if quick { QUICK } else { FULL };
-    let mut ways = vec![Way::direct(plan)?, Way::mesh("mesh, child process", "process", plan)?];
-    ways.push(Way::program(&ways[1])?);
+    let mut ways = vec![Way::runtime(plan)?, Way::runner(plan)?];
+    let mesh = Way::mesh("mesh, child process", "process", plan)?;
+    let program = Way::program(&mesh)?;
+    ways.extend([mesh, program]);
     if docker::is_ready("bench submit") {
         ways.push(Way::mesh("mesh, container", "docker", plan)?);
     }
     for _ in 0..plan.turns {
         for way in &mut ways {
-            for _ in 0..TURN {
-                way.ask()?;
-            }
+            way.take_turn()?;
         }
     }
     Ok(report(&mut ways, plan))
@@ -88,30 +93,49 @@ fn report(ways: &mut [Way], plan: Plan) -> Report {
     report.table(table);
     report.note(format!(
         "y = x + 1 in ONNX, 16 bytes of input. Cold: model not at the worker, runner not started, library not loaded; \
-         median of {} fresh workers. Warm: {} answers of each way, {TURN} at a time in turns, one after the other over \
+         median of {} fresh workers or processes. Warm: {} answers of each way, {TURN} at a time in turns, one after the other over \
          kept connections.",
         plan.cold_runs,
         plan.turns * TURN
     ));
     report.note(
-        "Asked directly: HTTP with JSON over a kept connection to the runner's Unix socket, from this program; the runtime \
-         itself takes less than that. Through \
-         the mesh: the SDK in this program, one broker, one worker, all on this machine. `mesh-client submit`: from the start \
-         of the program to its end, with the files read and hashed and both connections made anew.",
+        "The runtime: ONNX Runtime's own Python package, each run measured around its call with the input in memory; cold: \
+         from before the library is loaded, in a process whose Python has started. The runner: HTTP with JSON over a kept \
+         connection to its Unix socket, from this program; cold: with the start of its process. Through the mesh: the SDK in \
+         this program, one broker, one worker, all on this machine. `mesh-client submit`: from the start of the program to \
+         its end, with the files read and hashed and both connections made anew.",
     );
     report
 }
 
+/// Starts something this many times. Returns the last one and the milliseconds that each start took.
+fn cold_starts<T>(runs: usize, start: impl Fn() -> Result<(T, f64)>) -> Result<(T, Vec<f64>)> {
+    let (mut started, cold) = start()?;
+    let mut cold_ms = vec![cold];
+    for _ in 1..runs {
+        // The earlier one ends only now, so that its end is not part of this time.
+        let cold;
+        (started, cold) = start()?;
+        cold_ms.push(cold);
+    }
+    Ok((started, cold_ms))
+}
+
 impl Way {
-    fn direct(plan: Plan) -> Result<Self> {
-        let (mut runner, cold) = Runner::start()?;
-        let mut cold_ms = vec![cold];
-        for _ in 1..plan.cold_runs {
-            // The earlier mesh ends only now, so that its end is not part of this time.
-            let cold;
-            (runner, cold) = Runner::start()?;
-            cold_ms.push(cold);
-        }
+    fn runtime(plan: Plan) -> Result<Self> {
+        let (runtime, cold_ms) = cold_starts(plan.cold_runs, Runtime::start)?;
+        Ok(Self {
+            name: "the runtime called directly",
+            asked: Asked::Runtime(runtime),
+            cold_ms,
+            warm: Vec::new(),
+            running: Vec::new(),
+            limit: "cold: loading ONNX Runtime's library; warm: the call from Python",
+        })
+    }
+
+    fn runner(plan: Plan) -> Result<Self> {
+        let (runner, cold_ms) = cold_starts(plan.cold_runs, Runner::start)?;
         Ok(Self {
             name: "the runner asked directly",
             asked: Asked::Runner(Box::new(runner)),
@@ -123,13 +147,7 @@ impl Way {
     }
 
     fn mesh(name: &'static str, engine: &'static str, plan: Plan) -> Result<Self> {
-        let (mut mesh, cold) = InMesh::start(engine)?;
-        let mut cold_ms = vec![cold];
-        for _ in 1..plan.cold_runs {
-            let cold;
-            (mesh, cold) = InMesh::start(engine)?;
-            cold_ms.push(cold);
-        }
+        let (mesh, cold_ms) = cold_starts(plan.cold_runs, || InMesh::start(engine))?;
         let limit = match engine {
             "docker" => "cold: the engine starts a container; warm: as with a child process",
             _ => {
@@ -159,19 +177,30 @@ impl Way {
         })
     }
 
-    fn ask(&mut self) -> Result<()> {
-        let start = Instant::now();
-        match &mut self.asked {
-            Asked::Runner(runner) => runner.infer()?,
-            Asked::Mesh(mesh) => self.running.push(mesh.submit()?),
-            Asked::Program(command) => {
+    fn take_turn(&mut self) -> Result<()> {
+        let Self { asked, warm, running, .. } = self;
+        match asked {
+            Asked::Runtime(runtime) => warm.extend(runtime.infer(TURN)?),
+            Asked::Runner(runner) => measure_turn(warm, || runner.infer())?,
+            Asked::Mesh(mesh) => measure_turn(warm, || mesh.submit().map(|time| running.push(time)))?,
+            Asked::Program(command) => measure_turn(warm, || {
                 let output = command.output()?;
                 ensure!(output.status.success(), "mesh-client: {}", String::from_utf8_lossy(&output.stderr));
-            }
+                Ok(())
+            })?,
         }
-        self.warm.push(start.elapsed());
         Ok(())
     }
+}
+
+/// Gets one turn's answers and adds the time of each, as seen from here.
+fn measure_turn(times: &mut Vec<Duration>, mut ask: impl FnMut() -> Result<()>) -> Result<()> {
+    for _ in 0..TURN {
+        let start = Instant::now();
+        ask()?;
+        times.push(start.elapsed());
+    }
+    Ok(())
 }
 
 /// A separate runner with a kept connection to it.

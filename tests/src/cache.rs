@@ -1,6 +1,10 @@
-//! Real models and inputs, which `runner/reference/fetch-models` takes out of packages before the tests run.
+//! Real models and inputs, which `runner/reference/fetch-models` takes out of packages before the tests run, and the
+//! runtimes' own Python packages.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// The root of this checkout.
 pub fn repository() -> PathBuf {
@@ -8,14 +12,16 @@ pub fn repository() -> PathBuf {
     path.canonicalize().expect("the tests run in their checkout")
 }
 
+fn root() -> PathBuf {
+    std::env::var_os("MESH_TEST_CACHE").map_or_else(|| repository().join("target/test-cache"), PathBuf::from)
+}
+
 /// A file of the cache: `models/nmp.onnx`, `inputs/astronaut.png`.
 ///
 /// # Panics
 /// If it was not fetched; the message names the command that does.
 pub fn cached(path: &str) -> PathBuf {
-    let root =
-        std::env::var_os("MESH_TEST_CACHE").map_or_else(|| repository().join("target/test-cache"), PathBuf::from);
-    let file = root.join(path);
+    let file = root().join(path);
     assert!(file.exists(), "{} is missing: run ./test, or runner/reference/fetch-models", file.display());
     file
 }
@@ -28,4 +34,14 @@ pub fn model(name: &str) -> PathBuf {
 /// A cached input by its file name.
 pub fn input(name: &str) -> PathBuf {
     cached(&format!("inputs/{name}"))
+}
+
+/// The Python of the reference environment, in which the runtimes are packages; `None` if `runner/reference/check` has
+/// not made it, or has made it with other versions.
+pub fn reference_python() -> Option<PathBuf> {
+    let environment = root().join("venv");
+    // The copy is written last.
+    let made_of = fs::read(environment.join("requirements.txt")).ok()?;
+    let wanted = fs::read(repository().join("runner/reference/requirements.txt")).ok()?;
+    (made_of == wanted).then(|| environment.join("bin/python"))
 }
