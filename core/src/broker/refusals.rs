@@ -176,8 +176,12 @@ impl Broker {
         self.counters.candidates_looked += looked;
         let earliest_us = earliest_us.filter(|earliest_us| *earliest_us > deadline_us)?;
         let preload = if_loaded.and_then(|IfLoaded { load_us, at, .. }| Some((at?, load_us)));
+        let is_told = |at| {
+            let worker = self.workers.get(at);
+            worker.is_some_and(|worker| predict::models(task).any(|(digest, _)| !worker.model(digest).warm))
+        };
         if let Some((at, load_us)) = preload
-            && self.preloads.begin(now, task.spec.model.digest, load_us)
+            && self.preloads.begin(now, task.spec.model.digest, load_us, is_told(at))
         {
             self.counters.preloads += 1;
             task.serves = Some(at);

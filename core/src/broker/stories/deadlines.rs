@@ -1,6 +1,6 @@
 //! Short stories of deadlines: which are refused at once, and that a refusal is sure. Owns what is expected of them.
 
-use proto_msgs::{Demands, Digest, ErrorCode, Heartbeat, LabelRule, ModelCost, Slo, Submit};
+use proto_msgs::{Demands, Digest, ErrorCode, Heartbeat, LabelRule, ModelCost, Outcome, Slo, Submit};
 
 use super::{
     super::Event,
@@ -232,6 +232,35 @@ fn a_model_loaded_for_other_demands_must_be_loaded_again() {
     assert_eq!(load_us(&mut mesh, 3, 2000), 0);
     mesh.beat(0, |heartbeat| heartbeat.warm = Vec::new());
     assert_eq!(load_us(&mut mesh, 4, 2000), 1_000_000);
+}
+
+#[test]
+fn what_was_loaded_for_other_demands_soon_serves_those_that_could_not_wait_for_it() {
+    let mut mesh = mesh();
+    mesh.measured(0, [1, 1], 10_000);
+    mesh.beat(0, |heartbeat| heartbeat.costs[0].load_us = 1_000_000);
+    let with = |cpu_millis| move |submit: &mut Submit| submit.spec.demands.cpu_millis = cpu_millis;
+    let hurried = |submit: &mut Submit| (with(2000)(submit), within(200)(submit)).0;
+    assert!(mesh.submit(0, 1, with(1000)).is_some());
+    ends(&mut mesh, 0);
+    assert_eq!(mesh.submit(1, 1, hurried), Some(worker(0)), "it makes the worker load the model once more");
+    mesh.wait(200 * MS);
+    let id = mesh.grants[1].id;
+    mesh.close_as(id, Outcome::failed(ErrorCode::Expired, "too late"));
+    // The heartbeat says that the model is loaded, as before, and not for what.
+    let refused = (2..100).take_while(|number| {
+        mesh.beat(0, |_| {});
+        mesh.wait(100 * MS);
+        mesh.submit(*number, 1, hurried).is_none()
+    });
+    let refused = refused.count() as u32;
+    assert!((8..50).contains(&refused), "{refused} were refused, and the load takes as long as ten of them");
+    ends(&mut mesh, 2 + refused);
+    for number in 200..300 {
+        assert_eq!(mesh.submit(number, 1, hurried), Some(worker(0)), "loaded for it, it is in time");
+        ends(&mut mesh, number);
+    }
+    assert_eq!(mesh.broker.counters().preloads, 2);
 }
 
 #[test]
