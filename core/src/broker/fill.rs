@@ -7,6 +7,7 @@ use proto_msgs::{Digest, Lane, TaskId, WorkerId};
 
 use super::{
     Broker, Config, Policy,
+    claim::Claim,
     decision::Obstacle,
     line::Order,
     obstacle,
@@ -14,7 +15,7 @@ use super::{
     predict,
     queue::{Queue, QueueKey, Rank, Walk},
     task::{State, Task},
-    worker::{Claim, LENT_IN_A_ROW_MAX, Seat, Slots, Worker},
+    worker::{LENT_IN_A_ROW_MAX, Seat, Slots, Worker},
     workers::Workers,
 };
 use crate::MonoTime;

@@ -54,8 +54,12 @@ impl Broker {
     pub(super) fn learn(&mut self, now: MonoTime, task: TaskId, outcome: &Outcome) {
         let Some(task) = self.tasks.get_mut(task) else { return };
         let Watch::Runs { since, late_at } = task.promise.watch else { return };
+        let loads_until = task.promise.loads_until(now).filter(|_| is_expired(outcome) && task.spec.then.is_empty());
         task.promise.watch = Watch::Off;
         let Some(place) = task.place() else { return };
+        if let Some(until) = loads_until {
+            self.workers.finishes_load(now, place.worker, task.lane(), until);
+        }
         let took = now.since(since);
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let is_done = matches!(outcome, Outcome::Done { .. });
@@ -146,6 +150,10 @@ impl Broker {
         let Some(task) = self.tasks.get_mut(id) else { return };
         task.doubts.suspect(worker, epoch, until);
     }
+}
+
+fn is_expired(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Failed(failure) if failure.code == ErrorCode::Expired)
 }
 
 /// Whether a worker's memory was not enough for a task that asks for none.

@@ -94,15 +94,17 @@ pub(super) fn predict(task: &Task, worker: &Worker, first: ModelHere<'_>, guess:
     let link = worker.heartbeat.as_ref().map_or(0, |heartbeat| heartbeat.link_bytes_per_s);
     let link = if link > 0 { link } else { guess.link_bytes_per_s };
     prediction.transfer_us = transfer_us(bytes, link);
-    if worker.free(task.lane()) == 0 {
+    if worker.free_at_once(task.lane(), now) == 0 {
         prediction.queue_us = backlog_us(worker, task.lane(), now);
     }
     prediction
 }
 
-/// Time until everything in the lane has run, microseconds. Unknown runs count as zero.
+/// Time until everything in the lane has run, and what is loaded for nobody, microseconds. Unknown runs count as zero.
 fn backlog_us(worker: &Worker, lane: Lane, now: MonoTime) -> u64 {
-    worker.occupancy.remaining_us(lane, worker.counted_slots(), now) / u64::from(lane_slots(worker, lane))
+    let load_us = worker.finishing.left_us(now, lane, worker.register.slots);
+    let remaining_us = worker.occupancy.remaining_us(lane, worker.counted_slots(), now);
+    remaining_us.saturating_add(load_us) / u64::from(lane_slots(worker, lane))
 }
 
 /// Slots that the lane can count on at the worker.

@@ -11,8 +11,8 @@ use proto_msgs::{
 };
 
 use super::{
-    api::WorkerRecord, beside, given::Given, handover::Handover, line::Order, occupancy::Occupancy, queue::Rank,
-    warmth::Warmth,
+    api::WorkerRecord, beside, claim::Claim, finishing::Finishing, given::Given, handover::Handover, line::Order,
+    occupancy::Occupancy, queue::Rank, warmth::Warmth,
 };
 use crate::{Census, MonoTime, Rule, Rules};
 
@@ -141,29 +141,6 @@ impl ModelHere<'_> {
     }
 }
 
-/// Seconds for which freed resources are kept for a claim: as long as a runner's call may take. Then they are given
-/// away for as long: nothing stands idle for ever for a task that does not get enough.
-const CLAIM_LASTS_S: u64 = 300;
-
-/// A waiting task that a worker keeps cores and memory for, because it needs more of them than others have left.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Claim {
-    pub(super) task: TaskId,
-    pub(super) order: Order,
-    pub(super) since: MonoTime,
-}
-
-impl Claim {
-    fn holds(&self, now: MonoTime) -> bool {
-        (now.since(self.since).as_secs() / CLAIM_LASTS_S).is_multiple_of(2)
-    }
-
-    /// Whether the claim comes before a task of this rank: within a lane by queue order, between lanes by time.
-    fn is_before(&self, lane: Lane, rank: &Rank) -> bool {
-        if rank.key.lane == lane { self.order < rank.key.order } else { self.since < rank.came }
-    }
-}
-
 /// A live worker.
 #[derive(Debug)]
 pub(super) struct Worker {
@@ -187,6 +164,8 @@ pub(super) struct Worker {
     /// For each lane: the first waiting task that needs cores or memory that others have here. No task behind it gets
     /// any.
     pub(super) claims: [Option<Claim>; 2],
+    /// The load that the worker finishes for nobody.
+    pub(super) finishing: Finishing,
     /// The heartbeat's models in order of digest, for a binary search per candidate of each task.
     models: Vec<(Digest, Known)>,
     /// Whether items of some model are run together.
@@ -214,6 +193,7 @@ impl Worker {
             fill_on: [None; 2],
             awaited: [None; 2],
             claims: [None; 2],
+            finishing: Finishing::default(),
             models: Vec::new(),
             packs: false,
             handover: Handover::default(),
@@ -268,8 +248,17 @@ impl Worker {
     }
 
     pub(super) fn free(&self, lane: Lane) -> u16 {
+        self.free_among(lane, self.register.slots)
+    }
+
+    /// Free slots without the one in which a load is finished.
+    pub(super) fn free_at_once(&self, lane: Lane, now: MonoTime) -> u16 {
+        self.free_among(lane, self.finishing.leaves(now, self.register.slots))
+    }
+
+    fn free_among(&self, lane: Lane, slots: [u16; 2]) -> u16 {
         let lane = if self.rules.holds(Rule::LendOnlyToRealtime) { lane } else { Lane::Realtime };
-        if self.is_open() { self.occupancy.free(lane, self.register.slots) } else { 0 }
+        if self.is_open() { self.occupancy.free(lane, slots) } else { 0 }
     }
 
     /// Free slots for a task of the lane, among those that it may take.
@@ -405,6 +394,7 @@ impl Worker {
             self.models = models;
         }
         self.packs = heartbeat.costs.iter().any(|cost| cost.packing == Packing::On);
+        self.finishing.told(&heartbeat.lanes);
         self.heartbeat = Some(heartbeat);
     }
 
@@ -423,6 +413,7 @@ impl Worker {
             fill_on: _,
             awaited: _,
             claims: _,
+            finishing: _,
             models,
             packs: _,
             gpus,

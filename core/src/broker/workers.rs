@@ -12,11 +12,12 @@ use proto_msgs::{
 };
 
 use super::{
+    claim::Claim,
     fleet::Fleet,
     given::Share,
     line::Order,
     occupancy::Held,
-    worker::{Claim, Kind, Seat, Worker},
+    worker::{Kind, Seat, Worker},
 };
 use crate::{Census, MonoTime, Rule, Rules};
 
@@ -289,6 +290,13 @@ impl Workers {
     pub(super) fn ran(&mut self, id: WorkerId, models: impl Iterator<Item = Digest>, demands: &Demands) {
         if let Some(worker) = self.get_mut(id) {
             models.for_each(|model| worker.ran(model, demands));
+        }
+    }
+
+    /// Notes that the worker finishes a load for nobody, in a slot of the lane, by prediction until then.
+    pub(super) fn finishes_load(&mut self, now: MonoTime, id: WorkerId, lane: Lane, until: MonoTime) {
+        if let Some(worker) = self.get_mut(id) {
+            worker.finishing.begins(now, lane, until);
         }
     }
 

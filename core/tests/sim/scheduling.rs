@@ -359,15 +359,54 @@ fn a_deadline_shorter_than_the_load_is_met_once_the_model_is_loaded() {
     mesh.end_well();
 }
 
+/// Places in the north and in the south, each with these slots.
+fn north_and_south(realtime: u16, batch: u16) -> [Place; 2] {
+    let labels = |room: &str| vec![("room".to_owned(), room.to_owned())];
+    ["north", "south"].map(|room| Place { labels: labels(room), ..Place::lanes(realtime, batch) })
+}
+
+/// The job, to run only there.
+fn at(room: &str, job: Job) -> Job {
+    let rule = LabelRule { key: "room".to_owned(), value: room.to_owned(), required: true };
+    Job { labels: vec![rule], ..job }
+}
+
+#[test]
+fn nobody_waits_for_a_load_that_nobody_needs_while_another_worker_is_idle() {
+    let mut mesh = Mesh::new(Setup { load: 5000 * MS, ..Setup::new(1) }, Story::told());
+    for place in north_and_south(1, 0) {
+        mesh.add_worker(place);
+    }
+    let user = mesh.add_user();
+    mesh.add_client(user, true);
+    mesh.run_for(s(6));
+    let (quick, hurried) = (Job::runs(ms(50)).light(), Job::runs(ms(50)).light().model(1, 4 << 10));
+    let ends = |mesh: &mut Mesh, job: Job| {
+        let task = mesh.submit(C0, job);
+        mesh.until_over(task);
+        mesh.run_for(s(2));
+        task
+    };
+    ends(&mut mesh, at("north", hurried.clone()));
+    mesh.cool(W0);
+    mesh.run_for(s(2));
+    ends(&mut mesh, at("north", quick.clone()));
+    ends(&mut mesh, at("south", quick.clone()));
+    mesh.level_links(MS);
+    let late = mesh.submit(C0, at("north", hurried.deadline(ms(200))));
+    mesh.until_over(late);
+    mesh.expect(late).failed(ErrorCode::Expired);
+    let answers = mesh.stream(C0, quick, Pace::Closed(1), 4);
+    mesh.until("all have their answers", s(10), |mesh| mesh.latencies(answers).len() == 4);
+    let took = mesh.latencies(answers)[3];
+    assert!(took < ms(500), "one waited for {took:?}\n{}", mesh.story.last_lines());
+    mesh.end_well();
+}
+
 #[test]
 fn what_others_wait_for_or_take_late_puts_no_deadline_off() {
-    let label = |value: &str| vec![("room".to_owned(), value.to_owned())];
-    let mut mesh = mesh(&["north", "south"].map(|room| Place { labels: label(room), ..Place::lanes(0, 1) }));
+    let mut mesh = mesh(&north_and_south(0, 1));
     let other = more_clients(&mut mesh, 1)[0];
-    let at = |value: &str, job: Job| {
-        let rule = LabelRule { key: "room".to_owned(), value: value.to_owned(), required: true };
-        Job { labels: vec![rule], ..job }
-    };
     // In the south, one client has much to do and another is slow to take what it gets.
     mesh.run_for(s(15));
     let late = Job { output: 3000 * MS, ..Job::runs(ms(20)).light() };

@@ -1,11 +1,11 @@
 //! Short stories of the predicted finish: each of its parts is measured, and each can decide. Owns what is expected of
 //! the prediction, and of the choice between two workers that differ in one part.
 
-use proto_msgs::{Digest, Heartbeat, ModelCost, ModelFormat, ModelRef, Prediction, Stage, Submit};
+use proto_msgs::{Digest, ErrorCode, Heartbeat, ModelCost, ModelFormat, ModelRef, Outcome, Prediction, Stage, Submit};
 
 use super::{
     MS, mesh,
-    mesh::{MODEL, Mesh, cost, task, worker},
+    mesh::{DONE, MODEL, Mesh, cost, task, worker},
 };
 
 /// The model of the second stage.
@@ -148,4 +148,44 @@ fn what_a_worker_has_not_measured_is_taken_to_be_as_at_the_others() {
     );
     assert!(predictions::<2>(&mut mesh, 1).iter().all(|prediction| !prediction.measured));
     assert!(mesh.is_at_work(task(1)));
+}
+
+#[test]
+fn a_slot_in_which_a_model_is_loaded_for_nobody_is_not_free() {
+    let mut mesh = mesh();
+    for number in [0, 1] {
+        mesh.measured(number, [1, 0], 10_000);
+        mesh.beat(number, |heartbeat| {
+            heartbeat.held.push(SECOND);
+            heartbeat.costs.push(ModelCost { model: SECOND, load_us: 3_000_000, ..cost(10_000) });
+        });
+    }
+    let hurried = |submit: &mut Submit| {
+        (submit.spec.model.digest, submit.spec.deadline_ms) = (SECOND, Some(200));
+    };
+    let ends = |mesh: &mut Mesh, outcome: Outcome| {
+        let id = mesh.grants.last().expect("it was placed").id;
+        mesh.close_as(id, outcome);
+    };
+    let expires = |mesh: &mut Mesh| {
+        mesh.wait(200 * MS);
+        ends(mesh, Outcome::failed(ErrorCode::Expired, "too late"));
+    };
+    assert_eq!(mesh.submit(0, 1, hurried), Some(worker(0)), "so that the model is loaded for those after it");
+    expires(&mut mesh);
+    assert_eq!(mesh.submit(1, 1, |_| {}), Some(worker(1)), "the other one would load for three seconds first");
+    assert_eq!(mesh.submit(2, 1, |_| {}), Some(worker(1)), "and is still the better one with a short queue");
+    ends(&mut mesh, DONE);
+    mesh.leave(1);
+    let queue_us = |mesh: &mut Mesh, number: u32| {
+        assert_eq!(mesh.submit(number, 1, |_| {}), Some(worker(0)), "nothing else is there");
+        let [prediction] = predictions(mesh, number);
+        prediction.queue_us
+    };
+    let left_us = queue_us(&mut mesh, 3);
+    assert!((2_700_000..2_900_000).contains(&left_us), "{left_us} µs are left of the load");
+    ends(&mut mesh, DONE);
+    // The worker is better informed.
+    mesh.beat(0, |heartbeat| heartbeat.lanes[0].slots_used = 0);
+    assert_eq!(queue_us(&mut mesh, 4), 0);
 }

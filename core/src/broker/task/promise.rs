@@ -57,6 +57,14 @@ impl Promise {
         }
     }
 
+    /// Until when the model of the attempt is being loaded, by prediction, if it is now.
+    pub(crate) fn loads_until(&self, now: MonoTime) -> Option<MonoTime> {
+        let (Watch::Runs { since, .. }, Some(predicted)) = (self.watch, self.predicted) else { return None };
+        let begins = since + Duration::from_micros(predicted.queue_us.saturating_add(predicted.transfer_us));
+        let until = since + Duration::from_micros(predicted.total_us().saturating_sub(predicted.run_us));
+        (predicted.load_us > 0 && begins <= now && now < until).then_some(until)
+    }
+
     /// Actual time of the attempt that ended with a result.
     pub(crate) fn took(&self) -> Option<Duration> {
         if let Watch::Stopped(took) = self.watch { Some(took) } else { None }

@@ -1,0 +1,31 @@
+//! Cores and memory that a worker keeps for a waiting task.
+//!
+//! Owns for how long, and from whom. Never decides who claims.
+
+use proto_msgs::{Lane, TaskId};
+
+use super::{line::Order, queue::Rank};
+use crate::MonoTime;
+
+/// Seconds for which freed resources are kept for a claim: as long as a runner's call may take. Then they are given
+/// away for as long: nothing stands idle for ever for a task that does not get enough.
+const CLAIM_LASTS_S: u64 = 300;
+
+/// A waiting task that a worker keeps cores and memory for, because it needs more of them than others have left.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Claim {
+    pub(super) task: TaskId,
+    pub(super) order: Order,
+    pub(super) since: MonoTime,
+}
+
+impl Claim {
+    pub(super) fn holds(&self, now: MonoTime) -> bool {
+        (now.since(self.since).as_secs() / CLAIM_LASTS_S).is_multiple_of(2)
+    }
+
+    /// Whether the claim comes before a task of this rank: within a lane by queue order, between lanes by time.
+    pub(super) fn is_before(&self, lane: Lane, rank: &Rank) -> bool {
+        if rank.key.lane == lane { self.order < rank.key.order } else { self.since < rank.came }
+    }
+}
