@@ -19,6 +19,9 @@ pub enum Rule {
     ClientRepeats,
     /// A grant that its client does not take up gives its slot back.
     ExpireGrants,
+    /// A client that is silent is granted nothing more; else one that was killed with many tasks keeps a worker's room
+    /// from all others.
+    GrantToThoseHeard,
     /// A worker stops attempts whose client has gone.
     NoticeGoneClients,
     /// The broker closes tasks whose client has gone.
@@ -96,6 +99,7 @@ impl Rule {
         Self::ReserveWithGrant,
         Self::ClientRepeats,
         Self::ExpireGrants,
+        Self::GrantToThoseHeard,
         Self::NoticeGoneClients,
         Self::CloseAbandoned,
         Self::NoticeDeadWorkers,

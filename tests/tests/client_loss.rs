@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use mesh_tests::{
-    Job, Mesh, PATIENCE, Worker,
+    Job, Mesh, PATIENCE, Submission, Worker,
+    npy::Array,
+    onnx,
     process::{is_running, status_field},
     proxy::Side,
     wait_until,
@@ -110,4 +112,44 @@ fn sigterm_cancels_it_too() {
 
     assert_ne!(started.answer().code, 0);
     mesh.wait_idle();
+}
+
+/// A client with hundreds of short tasks, one of which is done: as many as the worker may be sent are under way.
+fn busy(mesh: &Mesh) -> Submission {
+    let model = mesh.file("counting.onnx", &onnx::counting());
+    let items = mesh.folder().join("items");
+    std::fs::create_dir(&items).expect("the folder is ours");
+    (0..900).for_each(|item| Array::of_i64(&[1], &[1000]).write(&items.join(format!("{item:03}.npy"))));
+    let items = items.display().to_string();
+    let arguments = ["submit", "--json-lines", "--split", "1", "--lane", "realtime", &model, &items];
+    let mut busy = Submission::start(mesh.client_command_of("busy", &arguments));
+    busy.process().wait_for_line("the first one", PATIENCE, |line| line.contains("done").then_some(()));
+    busy
+}
+
+/// Another client's task is done soon after the busy one has got this signal.
+fn lets_others_pass(signal: Signal) {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let mut busy = busy(&mesh);
+
+    busy.process().signal(signal);
+    let struck = Instant::now();
+
+    let under_way = ["granted", "running"].map(|state| mesh.count_of("busy", state)).iter().sum::<usize>();
+    assert!(under_way >= 16 && mesh.count_of("busy", "queued") >= 16, "{under_way} are under way");
+    Job::small(&mesh).run(&mesh);
+    // Five seconds of silence, and what two busy cores need.
+    assert!(struck.elapsed() < Duration::from_secs(10), "{:?}", struck.elapsed());
+    busy.process().kill();
+}
+
+#[test]
+fn killed_with_many_tasks_it_keeps_nobody_waiting() {
+    lets_others_pass(Signal::SIGKILL);
+}
+
+#[test]
+fn frozen_with_many_tasks_it_keeps_nobody_waiting() {
+    lets_others_pass(Signal::SIGSTOP);
 }

@@ -378,7 +378,7 @@ impl Broker {
 
     /// The reason, as text for people, why a task still waits.
     pub(super) fn waits_for(&self, now: MonoTime, task: &Task) -> String {
-        if task.owner.peer.is_none() {
+        if !task.owner.hears(now, self.config.quiet_in_force()) {
             return "nothing has been heard lately of its client, nor of a worker that may have its inputs".to_owned();
         }
         if task.doubts.held_back.is_some() {

@@ -109,6 +109,9 @@ pub struct Config {
     pub liveness_beats: u32,
     /// Time after which a grant is taken back if neither client nor worker has taken it up.
     pub grant_wait: Duration,
+    /// Silence after which a task's client is granted nothing more until it speaks, and what it has not taken up goes to
+    /// others. The task itself waits on.
+    pub client_quiet: Duration,
     /// Silence after which a client counts as having left its attached tasks.
     pub client_silence: Duration,
     /// Absence of its worker after which a detached task has failed.
@@ -161,6 +164,11 @@ impl Config {
         weights
     }
 
+    /// Silence after which a task's client is granted nothing more; without its rule, as late as its tasks are given up.
+    pub(super) fn quiet_in_force(&self) -> Duration {
+        if self.rules.holds(Rule::GrantToThoseHeard) { self.client_quiet } else { self.client_silence }
+    }
+
     /// The lane that a task names, otherwise the lane for the size of its job.
     pub(super) fn lane(&self, spec: &TaskSpec) -> Lane {
         let by_size = if spec.job_items > self.realtime_items_max { Lane::Batch } else { Lane::Realtime };
@@ -178,6 +186,8 @@ impl Default for Config {
             encrypted: false,
             liveness_beats: 3,
             grant_wait: GRANT_WAIT,
+            // Clients repeat themselves every two seconds, and two seconds after a grant.
+            client_quiet: Duration::from_secs(5),
             // Clients repeat themselves every two seconds: seven messages may be lost.
             client_silence: Duration::from_secs(15),
             detached_patience: Duration::from_secs(600),

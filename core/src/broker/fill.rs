@@ -166,6 +166,7 @@ impl Broker {
         *claims_at = Some(at);
         let since = old.filter(|old| old.task == id).map_or(now, |old| old.since);
         self.workers.claim(at, key.lane, Claim { task: id, order: key.order, since });
+        self.reschedule(id); // Nothing is kept for a client that falls silent.
     }
 
     /// Takes a task out of the queue and drops its claim.
@@ -188,8 +189,9 @@ impl Broker {
         let compare = left.has_looks();
         let has_room = has_slot || compare && predict::has_room_ahead(task, worker, now);
         let has_its_share = !has_slot && left.shared.contains(&model);
-        // Without a peer, the task is from before a restart: it gets room once its client is heard.
-        if task.owner.peer.is_none() || has_its_share || !(has_room || compare && predict::needs_slot(task, worker)) {
+        // A client that is gone, or has not spoken since a restart: its task gets room once it is heard.
+        let hears = task.owner.hears(now, self.config.quiet_in_force());
+        if !hears || has_its_share || !(has_room || compare && predict::needs_slot(task, worker)) {
             return Tried::Passed;
         }
         if let Some(obstacle) = obstacle::ever(task, worker).next() {
@@ -230,7 +232,7 @@ impl Broker {
     pub(super) fn place(&mut self, now: MonoTime, id: TaskId) -> bool {
         let Some(task) = self.tasks.get(id) else { return true };
         let State::Queued { key, .. } = task.state else { return true };
-        if task.owner.peer.is_none() {
+        if !task.owner.hears(now, self.config.quiet_in_force()) {
             return false;
         }
         let serves = task.serves.and_then(|at| self.workers.get(at));

@@ -133,6 +133,9 @@ impl Broker {
         if let Some(pause_until) = task.doubts.pause_until.filter(|_| task.is_queued()) {
             due = due.min(pause_until);
         }
+        if let State::Queued { claims_at: Some(_), .. } = task.state {
+            due = due.min(task.owner.heard + self.config.quiet_in_force());
+        }
         due
     }
 
@@ -236,6 +239,12 @@ impl Broker {
                 self.workers.release_unnamed(now, worker, attempt_id);
                 self.note(id);
                 self.fill(now, worker);
+            }
+            State::Queued { claims_at, .. } if now >= task.owner.heard + self.config.quiet_in_force() => {
+                if let Some(worker) = claims_at.take() {
+                    self.workers.unclaim(worker, id);
+                    self.fill(now, worker);
+                }
             }
             _ => {}
         }

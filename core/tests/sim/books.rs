@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use mesh_core::broker::{Change, Config, TaskRecord};
 use proto_msgs::{
     AnswerBody, Attempt, AttemptId, AttemptState, BrokerToClient, ClientId, ClientToBroker, Demands, Digest, Ended,
-    Epoch, ErrorCode, Grant, Heartbeat, Lane, Outcome, Purpose, Standing, Submit, TaskId, WorkerId, WorkerToBroker,
+    Epoch, ErrorCode, Grant, Heartbeat, Lane, Outcome, Purpose, Standing, Submit, TaskId, ToBroker, WorkerId,
+    WorkerToBroker,
 };
 
 use super::{
@@ -46,6 +47,23 @@ impl Referee {
         self.heard_of.clear();
         self.lost.clear();
         self.ears = Ears::default();
+    }
+
+    /// The broker hears a node, and this user if it is a client. What was promised to a silent client is void, even if it
+    /// speaks again.
+    pub(super) fn broker_hears(&mut self, now: Micros, by: Option<ClientId>, message: &ToBroker) {
+        if let ToBroker::Client(ClientToBroker::Submit(submit)) = message {
+            let id = submit.spec.task;
+            if by != Some(self.task(id).owner) {
+                return; // Whoever else names the task says nothing of its client.
+            }
+            if self.ears.is_quiet(now, id) {
+                for promises in self.promises.values_mut() {
+                    promises.attempts.retain(|promised, (_, named)| *named || promised.task != id);
+                }
+            }
+        }
+        self.ears.hear(now, message);
     }
 
     pub(super) fn broker_hears_client(&mut self, message: &ClientToBroker) {
@@ -212,6 +230,9 @@ impl Referee {
 
     fn granted(&mut self, now: Micros, grant: &Grant) {
         let (id, worker, life) = (grant.id, grant.worker, self.broker_life);
+        if self.ears.is_surely_quiet(now, id.task) {
+            return self.fail("who is silent is granted nothing", format!("{} at {worker}", short_id(id)));
+        }
         let old = self.placed.insert(id, (life, worker));
         // A restarted broker counts anew until it hears what its earlier lives placed.
         if let Some((_, other)) = old.filter(|(_, other)| life == 1 && *other != worker) {
@@ -235,9 +256,11 @@ impl Referee {
         let Some(promises) = self.promises.get(&grant.worker) else {
             return self.fail("a grant names a known worker", format!("{} at {}", short_id(grant.id), grant.worker));
         };
-        // A promise that no worker has taken up expires.
+        // A promise that no worker has taken up expires, and at once if its client falls silent.
         let lasts = micros(Config::default().grant_wait);
-        let lives = |(_, (at, named)): &(&AttemptId, &(Micros, bool))| *named || now < *at + lasts;
+        let lives = |(id, (at, named)): &(&AttemptId, &(Micros, bool))| {
+            *named || now < *at + lasts && !self.ears.is_quiet(now, id.task)
+        };
         let others: Vec<AttemptId> =
             promises.attempts.iter().filter(lives).map(|(id, _)| *id).filter(|id| *id != grant.id).collect();
         let used = Lane::ALL.map(|lane| others.iter().filter(|id| lane_of(id) == lane).count());

@@ -76,7 +76,8 @@ impl Mesh {
     }
 
     pub(super) fn broker_hears(&mut self, from: Node, peer: PeerId, message: ToBroker) {
-        self.referee.ears.hear(self.now, &message);
+        let by = if let Node::Client(client) = from { Some(self.users[self.clients[client].user].id) } else { None };
+        self.referee.broker_hears(self.now, by, &message);
         let event = match message {
             ToBroker::Client(message) => {
                 tell!(self, "{from} > B {}", brief_from_client(&message));

@@ -74,10 +74,27 @@ impl Ears {
         }
     }
 
+    /// Whether the client of a task has been silent for so long that the broker promises it nothing.
+    pub(super) fn is_quiet(&self, now: Micros, task: TaskId) -> bool {
+        self.tasks.get(&task).is_some_and(|heard| now >= heard + micros(Config::default().client_quiet))
+    }
+
+    /// Whether the broker should know that the client of a task is silent, even if it stood still meanwhile.
+    pub(super) fn is_surely_quiet(&self, now: Micros, task: TaskId) -> bool {
+        let patience = micros(Config::default().client_quiet) + LATE_MAX;
+        let awake = |heard: &Micros| now - heard - self.stood(*heard, now).min(now - heard);
+        self.tasks.get(&task).is_some_and(|heard| awake(heard) >= patience)
+    }
+
+    /// How long the broker stood still.
+    fn stood(&self, from: Micros, to: Micros) -> Micros {
+        let noticed = self.pauses.iter().filter(|pause| pause.is_noticed());
+        noticed.map(|pause| pause.within(from, to)).sum()
+    }
+
     /// Whether the broker was awake for less than `patience` since `heard`, and stood still for the rest.
     fn slept_through(&self, heard: Micros, now: Micros, patience: Micros) -> bool {
-        let noticed = self.pauses.iter().filter(|pause| pause.is_noticed());
-        let stood: Micros = noticed.map(|pause| pause.within(heard, now)).sum();
+        let stood = self.stood(heard, now);
         stood > 0 && now - heard - stood + LATE_MAX < patience
     }
 }

@@ -301,6 +301,32 @@ fn a_killed_client_frees_its_slot() {
 }
 
 #[test]
+fn a_client_with_many_tasks_that_dies_or_stands_still_lets_others_pass_within_seconds() {
+    for dies in [true, false] {
+        let mut mesh = mesh(&[Place::slots(1)]);
+        let user = mesh.add_user();
+        let other = mesh.add_client(user, true);
+        let first = mesh.submit(C0, Job::runs(ms(20)));
+        mesh.until_over(first);
+        let many: Vec<TaskId> = (0..100).map(|_| mesh.submit(C0, Job::runs(ms(20)))).collect();
+        mesh.run_for(ms(500));
+        if dies {
+            mesh.crash(C0)
+        } else {
+            mesh.freeze(C0, s(10))
+        }
+        let waiting = mesh.submit(other, Job::runs(ms(20)));
+        mesh.until("the other one is done", s(6), |mesh| mesh.expect(waiting).is_over());
+        mesh.expect(waiting).done();
+        if !dies {
+            many.iter().for_each(|task| mesh.until_over(*task));
+            many.iter().for_each(|task| _ = mesh.expect(*task).done());
+        }
+        mesh.end_well();
+    }
+}
+
+#[test]
 fn a_cancelled_task_stops_at_its_worker() {
     let mut mesh = two_workers();
     let task = mesh.submit(C0, Job::runs(s(10)));

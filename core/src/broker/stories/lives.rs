@@ -95,7 +95,7 @@ fn a_client_that_has_found_its_worker_is_reminded_of_its_deadline_all_the_same()
 
 #[test]
 fn room_that_was_kept_for_nobody_is_given_away_at_once() {
-    let mut mesh = Mesh::exactly(Config { client_silence: DAY, ..Config::default() });
+    let mut mesh = Mesh::exactly(Config { client_silence: DAY, client_quiet: DAY, ..Config::default() });
     mesh.register(0, [1, 0], |_| {});
     mesh.submit(0, 1, |_| {});
     let grant = mesh.grants[0].clone();
@@ -104,6 +104,59 @@ fn room_that_was_kept_for_nobody_is_given_away_at_once() {
     assert_eq!(mesh.grants.len(), 1, "the room is taken");
     mesh.wait(Config::default().grant_wait);
     assert_eq!(mesh.grants[1].id.task, task(1), "its worker has never named it");
+}
+
+/// A worker full of grants to client 1, which has tasks waiting as well and falls silent. Client 2 speaks on.
+fn silent_with_much() -> Mesh {
+    let mut mesh = Mesh::exactly(Config::default());
+    mesh.measured(0, [0, 1], 10_000);
+    mesh.submit_all(0..50, 1, |_| {});
+    assert!(mesh.submit(50, 2, |_| {}).is_none(), "there is no room");
+    for _ in 0..4 {
+        mesh.wait(Duration::from_secs(1));
+        mesh.says(task(50), Standing::Asking);
+    }
+    mesh.wait(Duration::from_secs(1));
+    mesh
+}
+
+#[test]
+fn who_does_not_take_up_what_he_is_granted_gets_no_more_until_he_speaks() {
+    let mut mesh = silent_with_much();
+    let quiet = mesh.grants.len();
+    assert_eq!(mesh.grants[quiet - 1].id.task, task(50), "the other one, within five seconds");
+    mesh.beat(0, |_| {});
+    assert_eq!(mesh.grants.len(), quiet, "though there is room");
+    assert!(mesh.why(3, 1).summary.contains("nothing has been heard"), "{}", mesh.why(3, 1).summary);
+    mesh.says(task(3), Standing::Asking);
+    assert_eq!(mesh.grants.last().map(|grant| grant.id.task), Some(task(3)), "it waits no longer than it was silent");
+}
+
+#[test]
+fn who_was_silent_and_took_it_up_all_the_same_keeps_it() {
+    let mut mesh = silent_with_much();
+    let grant = mesh.grants[0].clone();
+    assert!(!mesh.is_at_work(grant.id.task));
+    mesh.says(grant.id.task, Standing::Holding { attempt: grant.id.attempt, worker: grant.worker });
+    assert!(mesh.is_at_work(grant.id.task));
+}
+
+#[test]
+fn nothing_is_kept_for_a_task_whose_client_is_silent() {
+    let mut mesh = Mesh::exactly(Config::default());
+    mesh.register(0, [4, 4], |_| {});
+    let one_core = |submit: &mut Submit| submit.spec.demands.cpu_millis = 1000;
+    mesh.submit_all(0..2, 1, one_core);
+    let held = mesh.grants.clone();
+    mesh.submit(100, 2, |submit| submit.spec.demands.cpu_millis = 4000);
+    mesh.beat(0, |_| {});
+    assert_eq!(mesh.submit(2, 1, one_core), None, "kept for the large one");
+    for _ in 0..5 {
+        mesh.wait(Duration::from_secs(1));
+        held.iter().for_each(|grant| mesh.says(grant.id.task, Standing::Asking));
+        mesh.says(task(2), Standing::Asking);
+    }
+    assert!(mesh.is_at_work(task(2)));
 }
 
 #[test]

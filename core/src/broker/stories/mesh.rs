@@ -52,7 +52,7 @@ pub(super) struct Mesh {
 impl Mesh {
     /// A mesh in which no peer counts as silent, however much time passes.
     pub(super) fn new(config: Config) -> Self {
-        Self::exactly(Config { client_silence: DAY, grant_wait: DAY, ..config })
+        Self::exactly(Config { client_silence: DAY, client_quiet: DAY, grant_wait: DAY, ..config })
     }
 
     pub(super) fn exactly(config: Config) -> Self {

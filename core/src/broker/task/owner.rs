@@ -1,5 +1,7 @@
 //! A task's client as the broker hears it.
 
+use std::time::Duration;
+
 use proto_msgs::{Attempt, Locate, PeerId, PublicKey, limits::ENDPOINTS_MAX};
 
 use crate::{Census, MonoTime};
@@ -36,6 +38,11 @@ impl Owner {
     pub(super) fn census(&self, census: &mut Census<'_>) {
         let Self { peer: _, heard: _, endpoints, named: _, awaited_by: _ } = self;
         census.passing("endpoints of a task's client", endpoints.len(), ENDPOINTS_MAX);
+    }
+
+    /// Whether the client would hear of a grant: it has spoken of late. Not so after a restart, until it speaks.
+    pub(crate) fn hears(&self, now: MonoTime, quiet: Duration) -> bool {
+        self.peer.is_some() && now < self.heard + quiet
     }
 
     /// The client speaks over this connection.
