@@ -40,10 +40,8 @@ impl Broker {
         let Some(chosen) = self.workers.get(worker) else { return };
         let (epoch, name) = (chosen.register.epoch, chosen.register.name.clone());
         let is_shared = chosen.register.slots[Lane::Realtime.index()] == 0;
-        let at_unix_ms = self.unix_ms(now);
+        let (until, at_unix_ms) = (now + self.config.grant_wait, self.unix_ms(now));
         let Some(task) = self.tasks.get(id) else { return };
-        // A client that is alive speaks of the grant in time, though it may be long until the worker hears of it.
-        let until = (now + self.config.grant_wait).min(task.owner.heard + self.config.quiet_in_force());
         let held = predict::held(task, Some(chosen));
         self.leave_queue(id);
         let Some(task) = self.tasks.get_mut(id) else { return };

@@ -115,8 +115,8 @@ impl Broker {
         if let Some(expires_at) = task.expires_at() {
             due = due.min(expires_at);
         }
-        if let State::Granted { until, .. } | State::Placed { unnamed_until: Some(until), .. } = task.state {
-            due = due.min(until);
+        if let Some(lapses_at) = self.lapses_at(task) {
+            due = due.min(lapses_at);
         }
         if let Some(judged_at) = self.judged_at(task) {
             due = due.min(judged_at);
@@ -132,9 +132,6 @@ impl Broker {
         }
         if let Some(pause_until) = task.doubts.pause_until.filter(|_| task.is_queued()) {
             due = due.min(pause_until);
-        }
-        if let State::Queued { claims_at: Some(_), .. } = task.state {
-            due = due.min(task.owner.heard + self.config.quiet_in_force());
         }
         due
     }
@@ -218,35 +215,48 @@ impl Broker {
         }
     }
 
-    /// Frees a granted slot that neither client nor worker has taken up in time.
+    /// When others get what is kept for a task if neither its client nor its worker speaks up before. A living client
+    /// speaks of a grant in time, though it may be long until the worker hears of it.
+    fn lapses_at(&self, task: &Task) -> Option<MonoTime> {
+        let quiet_at = task.owner.heard + self.config.quiet_in_force();
+        match task.state {
+            State::Granted { until, .. } => Some(until.min(quiet_at)),
+            State::Placed { unnamed_until, .. } => unnamed_until,
+            State::Queued { claims_at: Some(_), .. } => Some(quiet_at),
+            State::Queued { claims_at: None, .. } | State::Storing | State::Ended(_) => None,
+        }
+    }
+
+    /// Frees a granted slot that neither client nor worker has taken up in time, and drops the claim of a silent client.
     fn take_back(&mut self, now: MonoTime, id: TaskId) {
-        if !self.config.rules.holds(Rule::ExpireGrants) {
+        let lapses_at = self.tasks.get(id).and_then(|task| self.lapses_at(task));
+        if lapses_at.is_none_or(|at| now < at) || !self.config.rules.holds(Rule::ExpireGrants) {
             return;
         }
         let Some(task) = self.tasks.get_mut(id) else { return };
         let attempt_id = task.attempt_id();
         match &mut task.state {
-            State::Granted { at, until } if now >= *until => {
+            State::Granted { at, .. } => {
                 let worker = at.worker;
                 task.promise.drop_watch();
                 self.workers.release_unnamed(now, worker, attempt_id);
                 self.enqueue(now, id);
                 self.fill(now, worker);
             }
-            State::Placed { at, unnamed_until } if unnamed_until.is_some_and(|until| now >= until) => {
+            State::Placed { at, unnamed_until } => {
                 let worker = at.worker;
                 *unnamed_until = None;
                 self.workers.release_unnamed(now, worker, attempt_id);
                 self.note(id);
                 self.fill(now, worker);
             }
-            State::Queued { claims_at, .. } if now >= task.owner.heard + self.config.quiet_in_force() => {
+            State::Queued { claims_at, .. } => {
                 if let Some(worker) = claims_at.take() {
                     self.workers.unclaim(worker, id);
                     self.fill(now, worker);
                 }
             }
-            _ => {}
+            State::Storing | State::Ended(_) => {}
         }
     }
 
