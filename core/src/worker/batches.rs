@@ -238,9 +238,7 @@ impl Worker {
         let running = self.batches.running.remove(&batch)?;
         let (lane, device) = (running.order.lane, self.slots.device(running.order.slot));
         self.slots.release(batch);
-        if let Some(queue) = self.packer.get_mut(running.order.queue) {
-            queue.running = queue.running.saturating_sub(1);
-        }
+        self.packer.ended(now, running.order.queue);
         let took_us = u64::try_from(now.since(running.begun).as_micros()).unwrap_or(u64::MAX);
         let waits = Lane::ALL.map(|lane| self.packer.rows_of(lane) > 0);
         self.slots.spent(device, lane, took_us, waits);

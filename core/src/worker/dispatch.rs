@@ -34,9 +34,11 @@ const SINGLES_US: u64 = 20_000;
 /// Every Nth batch of a lane begins with its oldest item, so that no priority starves another.
 const OLDEST_EVERY: u64 = 8;
 
-/// Batches of the batch lane are cut for this long after realtime rows came. Realtime rows after a longer pause wait
-/// for a whole batch.
+/// Batches of the batch lane are cut for this long after realtime rows came or ended, or for the time of
+/// `BATCHES_NEAR` batches that are not cut, if that is longer. Realtime rows after a longer pause wait for a whole
+/// batch.
 const REALTIME_NEAR: Duration = Duration::from_secs(1);
+const BATCHES_NEAR: u64 = 2;
 
 /// Time from the end of a run until the client has the result.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(5);
@@ -134,7 +136,7 @@ impl Worker {
         let device = self.slots.device(slot);
         let (key, lane) = (self.cost_key(queue, device), queue.kind.lane);
         let cost = self.costs.get(&key);
-        let is_cut = lane == Lane::Batch && self.packer.is_realtime_near(now, REALTIME_NEAR);
+        let is_cut = lane == Lane::Batch && self.packer.is_realtime_near(now, realtime_near(cost));
         let mut plan = cost.map_or_else(|| Cost::new(self.config.rows_max).plan(false), |cost| cost.plan(is_cut));
         let mut pieces = queue.in_order(oldest).filter(|(_, piece)| !self.is_blocked(queue, piece, device)).peekable();
         let (rank, first) = pieces.peek().map(|(rank, first)| (*rank, *first))?;
@@ -201,6 +203,12 @@ impl Worker {
 fn singles_in_a_batch(cost: Option<&Cost>) -> u32 {
     let single_us = cost.map_or(0, |cost| cost.batch_us(1));
     u32::try_from(SINGLES_US.checked_div(single_us).unwrap_or(1)).unwrap_or(u32::MAX)
+}
+
+/// How long after realtime rows the batch lane is cut. A row that waited for a long batch is back only after it.
+fn realtime_near(cost: Option<&Cost>) -> Duration {
+    let batch_us = cost.map_or(0, |cost| cost.batch_us(cost.best()));
+    REALTIME_NEAR.max(Duration::from_micros(batch_us.saturating_mul(BATCHES_NEAR)))
 }
 
 /// When a batch must begin to meet the queue's first deadline, with a quarter of its run time to spare.

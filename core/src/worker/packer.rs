@@ -243,8 +243,8 @@ pub(super) struct Packer {
     queues: BTreeMap<QueueId, Queue>,
     made: u64,
     arrivals: u64,
-    /// When realtime rows last came.
-    realtime_came: Option<MonoTime>,
+    /// When realtime rows last came, or a batch of them ended.
+    realtime_seen: Option<MonoTime>,
 }
 
 impl Packer {
@@ -296,7 +296,7 @@ impl Packer {
 
     /// Counts the queues, given how many are in use by attempts, and how many rows those have not run.
     pub(super) fn census(&self, (used, rows): (usize, usize), census: &mut Census<'_>) {
-        let Self { ids, queues, made: _, arrivals: _, realtime_came: _ } = self;
+        let Self { ids, queues, made: _, arrivals: _, realtime_seen: _ } = self;
         census.lasting("queues", queues.len(), IDLE_QUEUES_MAX + used);
         census.lasting("queues by kind", ids.len(), queues.len());
         census.passing("places in queues", queues.values().map(|queue| queue.users as usize).sum(), used);
@@ -317,9 +317,19 @@ impl Packer {
         self.queues.get_mut(&id)
     }
 
-    /// Whether realtime rows came within this time: more are to be expected.
+    /// Whether realtime rows wait, run or did so within this time: more are to be expected.
     pub(super) fn is_realtime_near(&self, now: MonoTime, within: Duration) -> bool {
-        self.realtime_came.is_some_and(|came| now < came + within)
+        let is_here = |queue: &Queue| queue.kind.lane == Lane::Realtime && (queue.rows > 0 || queue.running > 0);
+        self.realtime_seen.is_some_and(|seen| now < seen + within) || self.queues.values().any(is_here)
+    }
+
+    /// A batch of this queue ended.
+    pub(super) fn ended(&mut self, now: MonoTime, id: QueueId) {
+        let Some(queue) = self.queues.get_mut(&id) else { return };
+        queue.running = queue.running.saturating_sub(1);
+        if queue.kind.lane == Lane::Realtime {
+            self.realtime_seen = Some(now);
+        }
     }
 
     /// Queues with waiting rows.
@@ -353,7 +363,7 @@ impl Packer {
         let arrival = self.arrivals;
         let Some(queue) = self.queues.get_mut(&id) else { return };
         if queue.kind.lane == Lane::Realtime {
-            self.realtime_came = Some(now);
+            self.realtime_seen = Some(now);
         }
         queue.linger.arrived(now, piece.len(), queue.rows == 0 && queue.running == 0);
         queue.used = now;

@@ -111,6 +111,31 @@ fn realtime_goes_first_and_the_bulk_loses_nothing() {
     }
 }
 
+#[test]
+fn bulk_is_cut_for_a_realtime_client_that_is_back_soon_however_long_a_whole_batch_takes() {
+    let model = Model::packs(20 * MS, 40 * MS);
+    let mut world = World::new(Machine { slots: [0, 1], device_map: vec![-1], device_width: 1 }, vec![model]);
+    let start = world.now;
+    (0..10).for_each(|client| _ = world.submit(start, Task::new(100 + client, Lane::Batch, 1000)));
+    let mut sends_at = start + 60 * SECOND;
+    world.run_until(sends_at);
+    assert_eq!(world.batches.last(), Some(&(Lane::Batch, BatchKind::Packed, 64)), "whole batches of 2.6 s");
+    let mut waits = Vec::new();
+    for pause in [150 * MS, 2 * SECOND].repeat(8) {
+        let task = world.submit(sends_at, Task::new(1, Lane::Realtime, 1));
+        let mut now = sends_at;
+        while !world.ends.contains_key(&task) {
+            now += 10 * MS;
+            world.run_until(now);
+        }
+        let answered_at = world.ends[&task].at;
+        waits.push((answered_at - sends_at) / MS);
+        sends_at = answered_at + pause;
+    }
+    println!("a realtime row beside bulk of 20 ms + 40 ms a row: {waits:?} ms");
+    assert!(waits[1..].iter().all(|wait| *wait <= 1300), "{waits:?}");
+}
+
 /// Seconds for 100 items, as tasks of this many, through two models of 20 ms per item, each on a device of its own.
 /// Only stages that overlap keep both devices busy.
 fn through_two_stages(batch_slots: u16, task_items: u32, rules: Rules) -> f64 {
