@@ -26,8 +26,8 @@ use proto_msgs::{
 };
 
 pub use api::{
-    Action, BatchId, BatchKind, BatchTimes, CHECKED_ROWS, Config, Equality, Event, LinkId, Part, Restored, Sample,
-    SlotId,
+    Action, BatchId, BatchKind, BatchTimes, CHECKED_ROWS, Config, Equality, Event, LinkId, Part, Restored, SPOT_ROWS,
+    Sample, SlotId,
 };
 
 use crate::{Clock, GRANT_WAIT, MonoTime, Rule};

@@ -164,6 +164,22 @@ pub fn mingling() -> Vec<u8> {
     model(graph(&nodes, &[], &[value("x", FLOAT, &[0, 2])], &[value("y", FLOAT, &[0, 2])]))
 }
 
+/// `y = 1` where `x` is at least 50 and at least half of the largest number of all rows, else 0; `x`: FP32, any number of
+/// rows of two. Small numbers have the answer 0, whatever is beside them.
+pub fn loudest() -> Vec<u8> {
+    let keep = Message::default().text(1, "keepdims").varint(3, 0).varint(20, 2);
+    let to_float = Message::default().text(1, "to").varint(3, FLOAT).varint(20, 2);
+    let nodes = [
+        node("ReduceMax", &["x"], &["most"], &[keep]),
+        node("Mul", &["most", "half"], &["half_of_it"], &[]),
+        node("Max", &["half_of_it", "fifty"], &["limit"], &[]),
+        node("GreaterOrEqual", &["x", "limit"], &["is"], &[]),
+        node("Cast", &["is"], &["y"], &[to_float]),
+    ];
+    let constants = [one_f32("half", 0.5), one_f32("fifty", 50.0)];
+    model(graph(&nodes, &constants, &[value("x", FLOAT, &[0, 2])], &[value("y", FLOAT, &[0, 2])]))
+}
+
 /// `y = w[x]` with `w` = 0.5, 1.5 … 15.5; `x`: INT64, any number of rows of one. An index beyond the sixteen fails the
 /// run, and with it all rows of the same batch.
 pub fn picky() -> Vec<u8> {

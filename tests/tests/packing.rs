@@ -147,6 +147,27 @@ fn a_model_whose_rows_mingle_is_found_out_and_run_row_by_row() {
     wait_until("the verdict", PATIENCE, || verdict(&mesh) == "differs");
 }
 
+#[test]
+fn equal_answers_of_different_rows_are_no_proof_that_rows_do_not_mingle() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker("w1");
+    let model = mesh.file("loudest.onnx", &onnx::loudest());
+    let row = |value: u16| Array::of_f32(&[1, 2], &[f32::from(value), f32::from(value)]);
+    let quiet = folder(&mesh, "quiet", (0..24).map(|item| row(item % 10)));
+    for _ in 0..3 {
+        assert!(answers(&mesh, &model, &quiet, &[]).iter().all(|answer| answer.numbers() == [0.0, 0.0]));
+    }
+    wait_for("the cost", PATIENCE, || models(&mesh).first().cloned());
+    assert_eq!(verdict(&mesh), "unknown", "all answers were the same");
+
+    let loud = folder(&mesh, "loud", (0..24).map(|item| row([60, 400][usize::from(item) % 2])));
+    wait_until("the verdict", PATIENCE, || {
+        let answers = answers(&mesh, &model, &loud, &[]);
+        assert!(answers.iter().all(|answer| answer.numbers() == [1.0, 1.0]), "rows that mingled reached their client");
+        verdict(&mesh) == "differs"
+    });
+}
+
 /// Runs twelve items through a real model with a fixed batch of one, together and alone. Returns the verdict.
 fn through_fixed_batch(model: &str) -> String {
     let mesh = Mesh::start();

@@ -4,6 +4,7 @@
 //! A dropped batch ends its runner and keeps nothing.
 
 mod alike;
+mod made_up;
 pub(crate) mod material;
 mod probe;
 mod rows;
@@ -114,7 +115,7 @@ impl Batch {
                 let outputs = calls.singly(&chunks).await?;
                 Ok((outputs, BatchTimes { run_us: calls.sum_us(), ..BatchTimes::default() }))
             }
-            BatchKind::Check => probe::check(calls, &chunks, &tools.proven).await,
+            BatchKind::Check | BatchKind::Spot => probe::check(calls, &chunks, &tools.proven).await,
             BatchKind::Probe => probe::probe(calls, &chunks, &tools.proven).await,
         }
     }

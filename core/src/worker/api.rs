@@ -47,19 +47,35 @@ pub enum BatchKind {
     /// themselves, and [`BatchTimes::equal`] tells how they compare. Unless they are the same, the outputs kept are
     /// those of single runs of all rows.
     Check,
-    /// Each item in its own runner call, whose outputs are kept; then all items in one packed call, whose outputs are
-    /// only compared with them. [`BatchTimes::equal`] reports a failure of the packed call: the batch ended well if the
-    /// single runs did.
+    /// Like `Packed`, now and then, for a size whose results were right before: up to [`SPOT_ROWS`] of its rows also run
+    /// by themselves. If [`BatchTimes::equal`] is `Differs`, the outputs kept are those of single runs of all rows.
+    Spot,
+    /// Each item in its own runner call, whose outputs are kept; then all items in one packed call, or in one more with
+    /// made-up items, whose outputs are only compared with them. [`BatchTimes::equal`] reports a failure of the packed
+    /// call: the batch ended well if the single runs did.
     Probe,
 }
 
 /// Rows of a [`BatchKind::Check`] that run by themselves: the first, the middle and the last.
 pub const CHECKED_ROWS: u32 = 3;
 
+/// Rows of a [`BatchKind::Spot`] that run by themselves: two neighbours with different outputs, if there are any.
+pub const SPOT_ROWS: u32 = 2;
+
 impl BatchKind {
     /// Whether the rows run in one call whose outputs are meant to be kept.
     pub fn is_packed(self) -> bool {
-        matches!(self, Self::Packed | Self::Check)
+        matches!(self, Self::Packed | Self::Check | Self::Spot)
+    }
+
+    /// Whether the outputs kept are those of the common call, given how they compare with single runs.
+    pub fn keeps_packed(self, equal: Option<Equality>) -> bool {
+        match self {
+            Self::Packed => true,
+            Self::Check => equal == Some(Equality::Same),
+            Self::Spot => equal != Some(Equality::Differs),
+            Self::Whole | Self::Probe => false,
+        }
     }
 }
 
@@ -74,7 +90,7 @@ pub struct BatchTimes {
     pub single_us: Option<u64>,
     /// Probe only: time of the packed call, microseconds; `None` if it failed.
     pub packed_us: Option<u64>,
-    /// Probe and check only: result of the comparison.
+    /// Probe, check and spot only: result of the comparison.
     pub equal: Option<Equality>,
 }
 
@@ -87,7 +103,7 @@ pub enum Equality {
     Differs,
     /// The model or the runtime does not accept several rows.
     Unsupported,
-    /// The probe cannot tell: all rows were alike, or the packed call was cut short.
+    /// The probe cannot tell: the outputs of all rows were alike, or the packed call was cut short.
     Inconclusive,
 }
 

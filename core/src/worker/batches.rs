@@ -20,7 +20,7 @@ use proto_msgs::{
 };
 
 use super::{
-    Action, BatchId, BatchKind, BatchTimes, Equality, NEWS_AFTER, Part, Worker,
+    Action, BatchId, BatchKind, BatchTimes, NEWS_AFTER, Part, Worker,
     attempts::{Attempt, State, Work},
     costs::CostKey,
     curve::{PROBE_ROWS_MAX, Plan},
@@ -141,8 +141,10 @@ impl Worker {
         let rows = pieces.iter().map(|(piece, _)| piece.len()).sum();
         let cost = self.costs.touch(&order.cost, batch.0);
         cost.dispatched(order.dispatch);
-        if order.kind == BatchKind::Probe {
-            cost.probe_begins();
+        match order.kind {
+            BatchKind::Probe => cost.probe_begins(),
+            BatchKind::Packed | BatchKind::Spot => cost.packed_begins(),
+            BatchKind::Whole | BatchKind::Check => {}
         }
         self.slots.occupy(order.slot, batch, order.cost.limits.gpu_memory_bytes);
         self.turns[order.lane.index()] += 1;
@@ -259,6 +261,7 @@ impl Worker {
             BatchKind::Whole => cost.learn(1, times.run_us / u64::from(running.rows.max(1))),
             BatchKind::Packed => cost.learn(running.rows, times.run_us),
             BatchKind::Check => cost.checked(running.rows, times),
+            BatchKind::Spot => cost.spotted(running.rows, times),
             BatchKind::Probe => {}
         }
         let (is_unknown, size) = (matches!(cost.plan(false), Plan::Probe { .. }), cost.size());
@@ -281,8 +284,7 @@ impl Worker {
         work.run_us = work.run_us.saturating_add(share_us);
         work.load_us = work.load_us.saturating_add(times.load_us);
         if work.runs.len() < RUN_NOTES_MAX {
-            let is_single = running.order.kind == BatchKind::Check && times.equal != Some(Equality::Same);
-            let is_packed = running.order.kind.is_packed() && !is_single;
+            let is_packed = running.order.kind.keeps_packed(times.equal);
             // A row that ran by itself has its own time, not that of the whole batch.
             let run_us = if is_packed { times.run_us } else { share_us };
             work.runs.push(RunNote {

@@ -8,6 +8,9 @@
 //!      └────► Differs, Unsupported: one by one for ever
 //! ```
 //!
+//! A model that passed is not trusted for ever: now and then a packed batch is compared with single runs of some rows
+//! before its outputs count. A difference ends packing for good.
+//!
 //! A verdict of no gain may hold only beside other work: it is reviewed now and then, ever more rarely.
 //!
 //! Owns the measured t(N), the verdict and the resulting sizes. Never starts anything.
@@ -61,6 +64,11 @@ const OLD_AFTER: Duration = Duration::from_secs(5);
 /// After a probe without answer, the wait for the next one doubles, up to 2^`PATIENCE_MAX` batches.
 const PATIENCE_MAX: u32 = 10;
 
+/// Packed batches between two that are compared with single runs of some rows. Before so many have run, the 8th, 16th,
+/// 32nd … is: the first ones of each size were compared anyway.
+const SPOT_EVERY: u32 = 1000;
+const SPOT_FIRST: u32 = 8;
+
 /// The verdict on packing a model's rows.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Proof {
@@ -101,6 +109,8 @@ pub(super) struct Cost {
     rows_max: u32,
     /// Most items of a packed call that gave the same as single runs.
     proven_rows: u32,
+    /// Packed batches since the verdict that they may be, without those of a new size.
+    packed_batches: u32,
     /// Size limit after a larger batch failed, while it is unknown whether the size was to blame.
     doubted_max: Option<u32>,
     load_us: u64,
@@ -128,6 +138,7 @@ impl Cost {
             batches: 0,
             rows_max: u32::from(rows_max.max(1)),
             proven_rows: 0,
+            packed_batches: 0,
             doubted_max: None,
             load_us: 0,
             ran_until: None,
@@ -233,7 +244,7 @@ impl Cost {
             }
         };
         if self.proof == Proof::Same {
-            self.proven_rows = rows;
+            (self.proven_rows, self.packed_batches) = (rows, 0);
         }
         if let (Proof::Same, Some(packed_us)) = (self.proof, times.and_then(|times| times.packed_us)) {
             self.learn(rows, packed_us);
@@ -259,6 +270,24 @@ impl Cost {
             }
             Some(Equality::Differs | Equality::Unsupported) => self.limit_to(self.proven_rows),
             Some(Equality::Inconclusive) | None => self.try_later(),
+        }
+    }
+
+    pub(super) fn packed_begins(&mut self) {
+        self.packed_batches = self.packed_batches.saturating_add(1);
+    }
+
+    /// Whether some rows of the next packed batch run by themselves, too.
+    pub(super) fn is_spot_due(&self) -> bool {
+        let number = self.packed_batches.saturating_add(1);
+        number.is_multiple_of(SPOT_EVERY) || (SPOT_FIRST..SPOT_EVERY).contains(&number) && number.is_power_of_two()
+    }
+
+    /// Takes in the result of a packed batch of a known size of which some rows ran by themselves, too.
+    pub(super) fn spotted(&mut self, rows: u32, times: &BatchTimes) {
+        match times.equal {
+            Some(Equality::Differs) => self.proof = Proof::Differs,
+            _ => self.learn(rows, times.run_us),
         }
     }
 

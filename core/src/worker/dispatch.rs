@@ -17,7 +17,7 @@ use proto_msgs::{AttemptId, Dispatch, Lane};
 
 use super::{
     Worker,
-    api::{BatchKind, CHECKED_ROWS, SlotId},
+    api::{BatchKind, CHECKED_ROWS, SPOT_ROWS, SlotId},
     costs::CostKey,
     curve::{Cost, Plan},
     packer::{Company, Limits, Piece, Queue, QueueId, Rank},
@@ -161,14 +161,17 @@ impl Worker {
         let kind = match kind {
             _ if rows == 1 => BatchKind::Whole,
             BatchKind::Packed if cost.is_some_and(|cost| cost.is_unproven(rows)) => BatchKind::Check,
+            BatchKind::Packed if cost.is_some_and(Cost::is_spot_due) => BatchKind::Spot,
             kind => kind,
         };
+        let packed_and = |singles: u32| {
+            let singles_us = single_us.saturating_mul(singles.min(rows).into());
+            cost.map_or(0, |cost| cost.batch_us(rows)).saturating_add(singles_us)
+        };
         let run_us = match kind {
-            BatchKind::Packed => cost.map_or(0, |cost| cost.batch_us(rows)),
-            BatchKind::Check => {
-                let check_us = single_us.saturating_mul(CHECKED_ROWS.min(rows).into());
-                cost.map_or(0, |cost| cost.batch_us(rows)).saturating_add(check_us)
-            }
+            BatchKind::Packed => packed_and(0),
+            BatchKind::Check => packed_and(CHECKED_ROWS),
+            BatchKind::Spot => packed_and(SPOT_ROWS),
             BatchKind::Whole | BatchKind::Probe => single_us.saturating_mul(u64::from(rows)),
         };
         let dispatch = match queue.oldest() {

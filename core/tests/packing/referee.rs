@@ -128,7 +128,7 @@ impl Referee {
         }
         match batch.kind {
             BatchKind::Whole => assert_eq!(count, 1),
-            BatchKind::Packed => {
+            BatchKind::Packed | BatchKind::Spot => {
                 assert!((2..=ROWS_MAX).contains(&rows), "{rows} rows");
                 assert_eq!(model.many, Equality::Same, "packed without proof");
                 assert!(rows <= model.right_to, "{rows} rows packed, and only {} are right", model.right_to);

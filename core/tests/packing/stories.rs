@@ -20,7 +20,8 @@ fn practised(machine: Machine, model: Model) -> World {
         world.submit(start + round * SECOND, Task::new(200, Lane::Realtime, 64));
     }
     world.run_until(start + 60 * SECOND);
-    assert_eq!(world.batches.last(), Some(&(Lane::Realtime, BatchKind::Packed, 64)));
+    let (_, kind, rows) = world.batches.last().expect("many ran");
+    assert!(kind.is_packed() && *rows == 64, "{kind:?} of {rows} rows");
     world.batches.clear();
     world
 }
@@ -209,6 +210,27 @@ fn a_model_that_is_right_for_few_rows_only_is_never_trusted_with_more() {
         let packed: u32 = of(BatchKind::Packed).map(|(_, _, rows)| rows).sum();
         assert!(packed > 50 * 64, "{packed} rows of {} are packed in sizes that are right", 60 * 64);
     }
+}
+
+#[test]
+fn a_model_that_passed_is_looked_at_now_and_then_and_never_packed_again_once_its_rows_mingle() {
+    let mut world = World::new(one_gpu(), vec![Model::packs(10 * MS, MS / 10)]);
+    let start = world.now;
+    let mingles_from = start + 2050 * SECOND;
+    world.mingles_from = Some(mingles_from);
+    let tasks: Vec<usize> =
+        (0..3500).map(|round| world.submit(start + round * SECOND, Task::new(1, Lane::Realtime, 64))).collect();
+    world.run_until(mingles_from);
+    let of = |world: &World, wanted: BatchKind| world.batches.iter().filter(|(_, kind, _)| *kind == wanted).count();
+    assert_eq!(of(&world, BatchKind::Spot), 7 + 2, "the 8th, 16th, 32nd … 512th, then every 1000th");
+    world.run_until(start + 5000 * SECOND);
+    assert_eq!(of(&world, BatchKind::Spot), 7 + 3);
+    let found = world.batches.iter().rposition(|(_, kind, _)| *kind == BatchKind::Spot).expect("it was found out");
+    assert!(world.batches[found + 1..].iter().all(|(_, kind, _)| *kind == BatchKind::Whole), "no row in company");
+    // The batch that showed it ran again one by one: its client has the answers of single runs.
+    let is_single = |task: &&usize| world.ends[*task].runs.iter().all(|run| run.batch_rows == 1);
+    let rows: u32 = world.batches[found..].iter().map(|(_, _, rows)| rows).sum();
+    assert_eq!(tasks.iter().skip(100).filter(is_single).count(), rows as usize / 64);
 }
 
 #[test]

@@ -9,7 +9,8 @@ use std::{
 use mesh_core::{
     MonoTime, Rules,
     worker::{
-        Action, BatchId, BatchKind, BatchTimes, CHECKED_ROWS, Config, Equality, Event, LinkId, Part, SlotId, Worker,
+        Action, BatchId, BatchKind, BatchTimes, CHECKED_ROWS, Config, Equality, Event, LinkId, Part, SPOT_ROWS, SlotId,
+        Worker,
     },
 };
 use proto_msgs::{
@@ -164,6 +165,8 @@ pub(crate) struct World {
     pub(crate) returns_after: Option<Micros>,
     /// Lane, kind and rows of each batch, in the order in which they ended.
     pub(crate) batches: Vec<(Lane, BatchKind, u32)>,
+    /// From when on spot checks find that rows depend on each other.
+    pub(crate) mingles_from: Option<Micros>,
     /// The device of each batch.
     pub(crate) devices: Vec<i16>,
 }
@@ -199,6 +202,7 @@ impl World {
             elsewhere: BTreeMap::new(),
             by_length: BTreeMap::new(),
             devices: Vec::new(),
+            mingles_from: None,
             batches: Vec::new(),
         };
         world.handle(Event::Started { attempts: Vec::new() });
@@ -385,17 +389,30 @@ impl World {
         special.copied().unwrap_or(self.models[self.referee.model_of(part)])
     }
 
+    /// What the shell says of a batch of this kind that begins now.
+    fn compared(&self, kind: BatchKind, model: Model, rows: u32) -> Option<Equality> {
+        match kind {
+            BatchKind::Probe | BatchKind::Check => Some(model.compared(rows)),
+            BatchKind::Spot if self.mingles_from.is_some_and(|from| self.now >= from) => Some(Equality::Differs),
+            BatchKind::Spot => Some(model.compared(rows)),
+            BatchKind::Whole | BatchKind::Packed => None,
+        }
+    }
+
     fn begin(&mut self, batch: BatchId, parts: Vec<Part>, slot: SlotId, device: i16, kind: BatchKind) {
         let model = self.model_on(device, &parts[0]);
         let mut running = Running { parts, slot, device, kind, took: 0 };
         let singles = model.batch_us(1) * u64::from(running.rows());
         let packed = model.batch_us(running.rows());
-        let checks = singles.min(model.batch_us(1) * u64::from(CHECKED_ROWS));
+        let checks = |rows: u32| singles.min(model.batch_us(1) * u64::from(rows));
+        let equal = self.compared(kind, model, running.rows());
         running.took = match kind {
             BatchKind::Whole => singles,
             BatchKind::Packed => packed,
-            BatchKind::Check if model.compared(running.rows()) == Equality::Same => packed + checks,
-            BatchKind::Check => packed + checks + singles,
+            BatchKind::Check if kind.keeps_packed(equal) => packed + checks(CHECKED_ROWS),
+            BatchKind::Check => packed + checks(CHECKED_ROWS) + singles,
+            BatchKind::Spot if kind.keeps_packed(equal) => packed + checks(SPOT_ROWS),
+            BatchKind::Spot => packed + checks(SPOT_ROWS) + singles,
             BatchKind::Probe => singles + packed,
         };
         if self.own_devices {
@@ -429,14 +446,14 @@ impl World {
             Err(Failure::new(ErrorCode::RunFailed, "as the model does"))
         } else {
             let singles = model.batch_us(1) * u64::from(rows);
-            let (is_probe, equal) = (running.kind == BatchKind::Probe, model.compared(rows));
-            let keeps_packed = running.kind.is_packed() && equal == Equality::Same;
+            let (is_probe, equal) = (running.kind == BatchKind::Probe, self.compared(running.kind, model, rows));
+            let keeps_packed = running.kind.keeps_packed(equal);
             Ok(BatchTimes {
                 run_us: if keeps_packed { model.batch_us(rows) } else { singles },
                 load_us: 0,
                 single_us: is_probe.then_some(model.batch_us(1)),
-                packed_us: (is_probe && equal != Equality::Unsupported).then_some(model.batch_us(rows)),
-                equal: matches!(running.kind, BatchKind::Probe | BatchKind::Check).then_some(equal),
+                packed_us: (is_probe && equal != Some(Equality::Unsupported)).then_some(model.batch_us(rows)),
+                equal,
             })
         };
         self.referee.over(self.now, &running, ended.is_ok());

@@ -1,6 +1,6 @@
 //! Batches at a simulated worker: the rows of its attempts go through models of known cost.
 
-use mesh_core::worker::{BatchId, BatchKind, BatchTimes, CHECKED_ROWS, Equality, Event, Part, SlotId};
+use mesh_core::worker::{BatchId, BatchKind, BatchTimes, CHECKED_ROWS, Equality, Event, Part, SPOT_ROWS, SlotId};
 use proto_msgs::{AttemptId, Digest, ErrorCode, Failure, Phase};
 
 use super::{
@@ -200,7 +200,9 @@ impl Mesh {
                 Err(Failure::new(ErrorCode::RunProtocol, "one row less came out than went in"))
             }
             BatchKind::Packed => Ok(BatchTimes { run_us: packed_us, ..times }),
-            BatchKind::Check => Ok(BatchTimes { run_us: packed_us, equal: Some(Equality::Same), ..times }),
+            BatchKind::Check | BatchKind::Spot => {
+                Ok(BatchTimes { run_us: packed_us, equal: Some(Equality::Same), ..times })
+            }
             BatchKind::Probe => {
                 let equal = match law {
                     Law::Unsupported => Equality::Unsupported,
@@ -268,9 +270,10 @@ fn time_within(kind: BatchKind, law: Law, singles: &[(u32, Micros)], limit: Micr
     match kind {
         BatchKind::Whole => one_by_one,
         BatchKind::Packed => packed,
-        BatchKind::Check => {
+        BatchKind::Check | BatchKind::Spot => {
             let rows = singles.iter().map(|(rows, _)| u64::from(*rows)).sum::<u64>().max(1);
-            packed + one_by_one / rows * rows.min(CHECKED_ROWS.into())
+            let compared = if kind == BatchKind::Check { CHECKED_ROWS } else { SPOT_ROWS };
+            packed + one_by_one / rows * rows.min(compared.into())
         }
         BatchKind::Probe => one_by_one + packed,
     }

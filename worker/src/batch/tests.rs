@@ -2,6 +2,7 @@
 
 mod laws;
 pub(crate) mod models;
+mod proofs;
 
 use std::{fs, path::PathBuf, sync::Barrier};
 

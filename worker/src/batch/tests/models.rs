@@ -36,6 +36,21 @@ fn model(nodes: &[Vec<u8>], inputs: &[Vec<u8>], outputs: &[Vec<u8>]) -> Vec<u8> 
     [number(1, 8), field(7, &graph), field(8, &number(2, 13))].concat()
 }
 
+fn attribute(name: &str, kind: u64, value: Vec<u8>) -> Vec<u8> {
+    field(5, &[field(1, name.as_bytes()), value, number(20, kind)].concat())
+}
+
+fn constant(name: &str, value: f32) -> Vec<u8> {
+    let float = [varint(2 << 3 | 5), value.to_le_bytes().to_vec()].concat();
+    [node("Constant", &[], name), attribute("value_float", 1, float)].concat()
+}
+
+/// `y = 1` where `x` is at least `limit`, else 0.
+fn is_at_least(x: &str, limit: &str) -> [Vec<u8>; 2] {
+    let to_float = attribute("to", 2, number(3, 1));
+    [node("GreaterOrEqual", &[x, limit], "is"), [node("Cast", &["is"], "y"), to_float].concat()]
+}
+
 /// `y = −x`.
 pub(crate) fn negate(shape: &[u64]) -> Vec<u8> {
     model(&[node("Neg", &["x"], "y")], &[value("x", shape)], &[value("y", shape)])
@@ -66,12 +81,8 @@ pub(crate) fn maximum(shape: &[u64]) -> Vec<u8> {
 /// `y = x`, less the number of rows beyond `rows_max` in each value: right for few rows, wrong in the right shape for
 /// more. Rows have at most `rows_max` numbers.
 pub(crate) fn right_up_to(rows_max: f32, shape: &[u64]) -> Vec<u8> {
-    let attribute = |name: &str, kind: u64, value: Vec<u8>| {
-        field(5, &[field(1, name.as_bytes()), value, number(20, kind)].concat())
-    };
-    let float = [varint(2 << 3 | 5), rows_max.to_le_bytes().to_vec()].concat();
     let nodes = [
-        [node("Constant", &[], "most"), attribute("value_float", 1, float)].concat(),
+        constant("most", rows_max),
         node("Shape", &["x"], "dims"),
         [node("Cast", &["dims"], "sizes"), attribute("to", 2, number(3, 1))].concat(),
         node("ReduceMax", &["sizes"], "rows"),
@@ -94,5 +105,49 @@ pub(crate) fn moody() -> Vec<u8> {
         node("Compress", &["x", "counts_twice"], "twice"),
         [node("Concat", &["once", "twice"], "y"), first_axis].concat(),
     ];
+    model(&nodes, &[value("x", &[0])], &[value("y", &[0])])
+}
+
+/// `y = 1` where `x` is at least 50 and at least half of the largest number of all rows, else 0.
+pub(crate) fn loudest(shape: &[u64]) -> Vec<u8> {
+    let limit = [
+        constant("half", 0.5),
+        constant("fifty", 50.0),
+        node("ReduceMax", &["x"], "most"),
+        node("Mul", &["most", "half"], "half_of_it"),
+        node("Max", &["half_of_it", "fifty"], "limit"),
+    ];
+    let nodes = [&limit[..], &is_at_least("x", "limit")].concat();
+    model(&nodes, &[value("x", shape)], &[value("y", shape)])
+}
+
+/// `y = 1` where `x` is at least 0, else 0, but each row gets the answer of the next one.
+pub(crate) fn rotating(shape: &[u64]) -> Vec<u8> {
+    let list = |name: &str, value: u64| {
+        let ints = attribute("value_ints", 7, number(8, value));
+        [node("Constant", &[], name), ints].concat()
+    };
+    let nodes = [
+        list("start", 0),
+        list("second", 1),
+        list("end", i32::MAX as u64),
+        node("Slice", &["x", "second", "end"], "others"),
+        node("Slice", &["x", "start", "second"], "first"),
+        [node("Concat", &["others", "first"], "rotated"), attribute("axis", 2, number(3, 0))].concat(),
+        constant("zero", 0.0),
+    ];
+    let nodes = [&nodes[..], &is_at_least("rotated", "zero")].concat();
+    model(&nodes, &[value("x", shape)], &[value("y", shape)])
+}
+
+/// `y` is not a number, whatever `x` is.
+pub(crate) fn not_a_number(shape: &[u64]) -> Vec<u8> {
+    let nodes = [node("Sub", &["x", "x"], "zero"), node("Div", &["zero", "zero"], "y")];
+    model(&nodes, &[value("x", shape)], &[value("y", shape)])
+}
+
+/// `y` has no row, whatever `x` is.
+pub(crate) fn nothing() -> Vec<u8> {
+    let nodes = [node("Less", &["x", "x"], "none"), node("Compress", &["x", "none"], "y")];
     model(&nodes, &[value("x", &[0])], &[value("y", &[0])])
 }
