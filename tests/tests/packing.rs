@@ -157,9 +157,11 @@ fn equal_answers_of_different_rows_are_no_proof_that_rows_do_not_mingle() {
     for _ in 0..3 {
         assert!(answers(&mesh, &model, &quiet, &[]).iter().all(|answer| answer.numbers() == [0.0, 0.0]));
     }
-    wait_for("the cost", PATIENCE, || models(&mesh).first().cloned());
-    assert_eq!(verdict(&mesh), "unknown", "all answers were the same");
-
+    let cost = wait_for("the cost", PATIENCE, || models(&mesh).first().cloned());
+    assert!(
+        ["unknown", "differs"].iter().any(|verdict| cost["packing"] == *verdict),
+        "all answers were the same: {cost}"
+    );
     let loud = folder(&mesh, "loud", (0..24).map(|item| row([60, 400][usize::from(item) % 2])));
     wait_until("the verdict", PATIENCE, || {
         let answers = answers(&mesh, &model, &loud, &[]);

@@ -20,15 +20,18 @@ enum Change {
     /// words, and one that looks at all rows at once, for their maximum or their sum, shows it. If all elements are
     /// equal, as in a black picture, one is changed: a model may ignore a mere scale.
     Halved,
-    /// Four times as much, for one that looks at the maximum of its rows. Floats only: words have a last number.
-    Enlarged,
+    /// So many times as much. Two steps of a ladder above a model's threshold show that it moves with the largest row.
+    /// Floats only: words have a last number.
+    Enlarged(u16),
     /// Its negative: of floats, bytes and truth values.
     Negated,
     /// Zero everywhere.
     Blank,
 }
 
-const CHANGES: [Change; 4] = [Change::Halved, Change::Enlarged, Change::Negated, Change::Blank];
+/// The changes, those first that show most: few rows go into one call.
+const CHANGES: [Change; 6] =
+    [Change::Halved, Change::Enlarged(512), Change::Enlarged(64), Change::Negated, Change::Enlarged(8), Change::Blank];
 
 /// Made-up items, each from another one of these if there are enough, with the outputs of single runs. One that the
 /// model answers in another way than the first item leads; none if it answers all alike.
@@ -81,7 +84,7 @@ fn changed(dtype: DType, mut bytes: Vec<u8>, change: Change) -> Option<Vec<u8>> 
     macro_rules! each {
         ($type:ty, $change:expr) => {
             bytes.as_chunks_mut().0.iter_mut().for_each(|chunk| {
-                let change: fn($type) -> $type = $change;
+                let change = $change;
                 *chunk = change(<$type>::from_le_bytes(*chunk)).to_le_bytes();
             })
         };
@@ -90,14 +93,14 @@ fn changed(dtype: DType, mut bytes: Vec<u8>, change: Change) -> Option<Vec<u8>> 
         (_, DType::Bytes) => return None,
         (Change::Halved, _) => return halved(dtype, bytes),
         (Change::Blank, _) => bytes.fill(0),
-        (Change::Enlarged, DType::F32) => each!(f32, |x| x * 4.0),
-        (Change::Enlarged, DType::F64) => each!(f64, |x| x * 4.0),
-        (Change::Negated, DType::F32) => each!(f32, |x| -x),
-        (Change::Negated, DType::F64) => each!(f64, |x| -x),
-        (Change::Negated, DType::F16 | DType::BF16) => each!(u16, |x| x ^ 0x8000),
-        (Change::Negated, DType::U8) => each!(u8, |x| !x),
-        (Change::Negated, DType::Bool) => each!(u8, |x| u8::from(x == 0)),
-        (Change::Enlarged | Change::Negated, _) => return None,
+        (Change::Enlarged(times), DType::F32) => each!(f32, |x: f32| x * f32::from(times)),
+        (Change::Enlarged(times), DType::F64) => each!(f64, |x: f64| x * f64::from(times)),
+        (Change::Negated, DType::F32) => each!(f32, |x: f32| -x),
+        (Change::Negated, DType::F64) => each!(f64, |x: f64| -x),
+        (Change::Negated, DType::F16 | DType::BF16) => each!(u16, |x: u16| x ^ 0x8000),
+        (Change::Negated, DType::U8) => each!(u8, |x: u8| !x),
+        (Change::Negated, DType::Bool) => each!(u8, |x: u8| u8::from(x == 0)),
+        (Change::Enlarged(_) | Change::Negated, _) => return None,
     }
     Some(bytes)
 }
@@ -176,7 +179,7 @@ mod tests {
     #[test]
     fn words_are_never_larger_than_a_model_knows() {
         let bytes = |values: [i32; 2]| values.map(i32::to_le_bytes).concat();
-        for change in [Change::Enlarged, Change::Negated] {
+        for change in [Change::Enlarged(8), Change::Negated] {
             assert_eq!(changed(DType::I32, bytes([5, 7]), change), None, "{change:?}");
         }
         assert_eq!(changed(DType::I32, bytes([5, 7]), Change::Blank), Some(bytes([0, 0])));

@@ -170,14 +170,14 @@ async fn compare_some(calls: &mut Calls<'_, '_>, chunks: &[Chunk], outputs: &[Ou
     Ok(beside_others(calls, alike, &sample, &known).await)
 }
 
-/// Compares one call of as many items as these, known and made-up ones in turn, with their single runs.
+/// Compares one call of as many items as these, a known one and all made-up ones in turn, with their single runs.
 async fn beside_others(calls: &mut Calls<'_, '_>, alike: &[&Chunk], rows: &[&Chunk], known: &[Known]) -> Equality {
     let Some(first) = known.first() else { return Equality::Inconclusive };
     let others = others(calls, rows, &first.outputs).await;
     if others.is_empty() {
         return Equality::Inconclusive;
     }
-    let in_turn = known.iter().cycle().zip(others.iter().cycle()).flat_map(|(known, other)| [known, other]);
+    let in_turn = known.iter().cycle().flat_map(|known| std::iter::once(known).chain(&others));
     let in_turn: Vec<&Known> = in_turn.take(items(alike) as usize).collect();
     let mut given = calls.batch.given(alike);
     for (place, input) in given.iter_mut().enumerate() {
