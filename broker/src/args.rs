@@ -269,7 +269,7 @@ fn tenant(text: &str) -> Result<(ClientId, Tenant), String> {
 
 /// An endpoint; `tcp://` may be left away, as for clients and workers.
 fn parse_bind(text: &str) -> Result<String, Infallible> {
-    Ok(if text.contains("://") { text.to_owned() } else { format!("tcp://{text}") })
+    Ok(mesh_transport::address::completed(text))
 }
 
 #[cfg(test)]

@@ -296,7 +296,7 @@ pub(crate) struct Completions {
 }
 
 fn parse_broker(text: &str) -> Result<String, String> {
-    let endpoint = if text.contains("://") { text.to_owned() } else { format!("tcp://{text}") };
+    let endpoint = address::completed(text);
     if !endpoint.starts_with("tcp://") {
         return Err("only tcp:// addresses are understood".to_owned());
     }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use mesh_sdk::{ConnectError, Listen, Mesh, Options};
+use mesh_transport::address;
 use tokio::sync::watch;
 
 use crate::{
@@ -44,7 +45,7 @@ pub(crate) async fn connect(
     if let Some(path) = path {
         options.direction = path.direction();
         options.advertise.clone_from(&path.advertise);
-        options.listen = path.listen.clone().map_or(Listen::Auto, Listen::At);
+        options.listen = path.listen.clone().map_or(Listen::Auto, |at| Listen::At(address::completed(&at)));
     }
     let started = Instant::now();
     let mut connecting = std::pin::pin!(Mesh::connect(options));

@@ -64,10 +64,10 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The default settings for this broker.
+    /// The default settings for this broker; `tcp://` may be left away.
     pub fn new(broker: impl Into<String>) -> Self {
         Self {
-            broker: broker.into(),
+            broker: address::completed(&broker.into()),
             broker_key: None,
             key_file: None,
             state_dir: default_state_dir().unwrap_or_default(),
@@ -171,18 +171,24 @@ fn make_private(path: &Path) {
 pub(crate) fn advertised(advertise: &[String], bound: &str, towards: Option<IpAddr>) -> Vec<String> {
     let (host, port) = address::parts(bound).unwrap_or((bound, "0"));
     if !advertise.is_empty() {
-        return advertise.iter().map(|told| address::advertised(told, port)).collect();
+        return advertise.iter().filter_map(|told| address::advertised(told, port)).collect();
     }
     // "Any address" cannot be dialled: use the one that the broker, and so most likely the workers, can see.
     let is_any = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
     vec![towards.filter(|_| is_any).map_or_else(|| bound.to_owned(), |own| address::of_ip(own, port))]
 }
 
-/// Checks that messages have room for these addresses. The broker silently drops messages with too many.
+/// Checks that others can dial these addresses, and that messages have room for them: the broker silently drops those
+/// with too many.
 pub(crate) fn check_advertised(advertise: &[String]) -> Result<(), ConnectError> {
     if advertise.len() > limits::ENDPOINTS_MAX {
         let (given, most) = (advertise.len(), limits::ENDPOINTS_MAX);
         return Err(ConnectError::Invalid(format!("{given} addresses to advertise are too many: name {most} at most")));
+    }
+    let wrong = |told: &&String| address::advertised(told, "65535").is_none();
+    if let Some(told) = advertise.iter().find(wrong) {
+        let form = address::ADVERTISED_FORM;
+        return Err(ConnectError::Invalid(format!("'{told}' cannot be advertised to workers: {form}")));
     }
     let is_long = |address: &&String| format!("tcp://{address}:65535").len() > limits::NAME_BYTES_MAX;
     advertise

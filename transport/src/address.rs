@@ -1,10 +1,19 @@
 //! Owns the form of addresses, `tcp://HOST:PORT`, and the choice of this machine's own address for others. libzmq
 //! itself accepts addresses that cannot work (port 99999 becomes 34463).
 
-use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs, UdpSocket};
 
 /// The error text for an address of another form.
 pub(crate) const FORM: &str = "an address looks like tcp://HOST:PORT";
+
+/// What to write for [`advertised`].
+pub const ADVERTISED_FORM: &str = "write HOST or HOST:PORT as others can dial it, such as edge7.example.org:7000, \
+                                   10.0.0.7 or [2001:db8::7]:7000";
+
+/// The endpoint that people mean: they may leave `tcp://` away.
+pub fn completed(text: &str) -> String {
+    if text.contains("://") { text.to_owned() } else { format!("tcp://{text}") }
+}
 
 /// Whether the endpoint is an address that can be dialled.
 pub fn can_be_dialled(endpoint: &str) -> bool {
@@ -29,16 +38,31 @@ pub fn parts(endpoint: &str) -> Option<(&str, &str)> {
 }
 
 /// The endpoint to advertise for a `HOST`, a `HOST:PORT` or a whole endpoint. If it names no port, the bound port is
-/// added.
-pub fn advertised(address: &str, bound_port: &str) -> String {
+/// added. `None` if nobody could dial it: another form, or an address that stands for all of a machine's.
+pub fn advertised(address: &str, bound_port: &str) -> Option<String> {
     let address = host_and_port(address);
-    let is_whole =
-        |(host, port): (&str, &str)| port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']'));
-    if address.rsplit_once(':').is_some_and(is_whole) {
-        format!("tcp://{address}")
-    } else {
-        format!("tcp://{address}:{bound_port}")
+    let is_bare_ipv6 = address.parse::<Ipv6Addr>().is_ok();
+    let names_port = !is_bare_ipv6 && address.rsplit(']').next().is_some_and(|rest| rest.contains(':'));
+    let endpoint = match (is_bare_ipv6, names_port) {
+        (true, _) => format!("tcp://[{address}]:{bound_port}"),
+        (false, true) => format!("tcp://{address}"),
+        (false, false) => format!("tcp://{address}:{bound_port}"),
+    };
+    let (host, _) = parts(&endpoint)?;
+    (can_be_dialled(&endpoint) && leads_somewhere(host)).then_some(endpoint)
+}
+
+/// Whether the host is a name, or the address of one interface.
+fn leads_somewhere(host: &str) -> bool {
+    if let Some(ipv6) = host.strip_prefix('[') {
+        // A link-local address may name its interface.
+        let ipv6 = ipv6.strip_suffix(']').and_then(|ipv6| ipv6.split('%').next());
+        return ipv6.and_then(|ipv6| ipv6.parse::<Ipv6Addr>().ok()).is_some_and(|ip| !ip.is_unspecified());
     }
+    if host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+        return host.parse::<Ipv4Addr>().is_ok_and(|ip| !ip.is_unspecified());
+    }
+    host.chars().all(|char| char.is_alphanumeric() || "-._".contains(char))
 }
 
 /// The endpoint of a numeric address.
@@ -88,18 +112,53 @@ mod tests {
     }
 
     #[test]
+    fn the_scheme_may_be_left_away() {
+        for text in ["cloud:5555", "tcp://cloud:5555"] {
+            assert_eq!(completed(text), "tcp://cloud:5555");
+        }
+        assert!(!can_be_dialled(&completed("http://cloud:5555")));
+    }
+
+    #[test]
     fn advertised_addresses_take_the_bound_port_unless_they_name_one() {
-        let told = ["edge7", "edge7:81", "tcp://edge7:81", "[2001:db8::1]", "[2001:db8::1]:81"];
-        assert_eq!(
-            told.map(|address| advertised(address, "7000")),
-            [
-                "tcp://edge7:7000",
-                "tcp://edge7:81",
-                "tcp://edge7:81",
-                "tcp://[2001:db8::1]:7000",
-                "tcp://[2001:db8::1]:81"
-            ]
-        );
+        for (told, endpoint) in [
+            ("edge7", "tcp://edge7:7000"),
+            ("edge7:81", "tcp://edge7:81"),
+            ("tcp://edge7:81", "tcp://edge7:81"),
+            ("10.0.0.7", "tcp://10.0.0.7:7000"),
+            ("[2001:db8::1]", "tcp://[2001:db8::1]:7000"),
+            ("[2001:db8::1]:81", "tcp://[2001:db8::1]:81"),
+            ("fd00::5", "tcp://[fd00::5]:7000"),
+            ("[fe80::1%eth0]:81", "tcp://[fe80::1%eth0]:81"),
+        ] {
+            assert_eq!(advertised(told, "7000").as_deref(), Some(endpoint));
+        }
+    }
+
+    #[test]
+    fn an_address_that_nobody_can_dial_is_not_advertised() {
+        for told in [
+            "",
+            "*",
+            "0.0.0.0",
+            "0.0.0.0:81",
+            "::",
+            "[::]:81",
+            "host name",
+            "http://x",
+            "a:b:c",
+            "a:b",
+            "edge7:0",
+            "edge7:99999",
+            "edge7:",
+            "[edge7]:81",
+            "10.0.0",
+            "[fd00::5",
+            "x/y",
+            "tcp://",
+        ] {
+            assert_eq!(advertised(told, "7000"), None, "{told}");
+        }
     }
 
     #[test]

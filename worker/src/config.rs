@@ -83,8 +83,9 @@ pub(crate) enum ConfigError {
 impl Config {
     /// Checks the given settings and fills in defaults.
     pub(crate) fn new(args: RunArgs) -> Result<Self, ConfigError> {
-        let (host, _) = address::parts(&args.broker)
-            .filter(|_| address::can_be_dialled(&args.broker))
+        let broker = address::completed(&args.broker);
+        let (host, _) = address::parts(&broker)
+            .filter(|_| address::can_be_dialled(&broker))
             .ok_or_else(|| wrong("broker", &args.broker, "write tcp://HOST:PORT, such as tcp://10.0.0.1:5555"))?;
         let is_local = matches!(host, "localhost" | "[::1]") || host.starts_with("127.");
         let any_port = if is_local { "tcp://127.0.0.1:0" } else { "tcp://0.0.0.0:0" };
@@ -98,9 +99,7 @@ impl Config {
             return Err(wrong("heartbeat", format!("{:?}", args.heartbeat), range));
         }
         check_limits(&args)?;
-        if args.advertise.len() > ENDPOINTS_MAX {
-            return Err(wrong("advertise", args.advertise.len(), format!("at most {ENDPOINTS_MAX} addresses")));
-        }
+        check_advertised(&args.advertise)?;
         let name = args.name.unwrap_or_else(host_name);
         if name.is_empty() || name.len() > NAME_BYTES_MAX {
             return Err(wrong("name", name, format!("use 1 to {NAME_BYTES_MAX} bytes")));
@@ -111,12 +110,13 @@ impl Config {
             return Err(wrong("label", args.labels.len(), range));
         }
         let (security, broker_key) = keys(args.key_file, args.broker_key)?;
-        let data_bind = (!args.no_listen).then(|| args.data_bind.unwrap_or_else(|| any_port.to_owned()));
+        let data_bind = (!args.no_listen)
+            .then(|| args.data_bind.map_or_else(|| any_port.to_owned(), |told| address::completed(&told)));
         if let Some(bind) = data_bind.as_ref().filter(|bind| !address::can_be_bound(bind)) {
             return Err(wrong("data-bind", bind, "write tcp://ADDRESS:PORT; port 0 takes a free one"));
         }
         Ok(Self {
-            broker: args.broker,
+            broker,
             broker_key,
             security,
             state_dir: args.state_dir.or_else(default_state_dir).ok_or(ConfigError::NoHome)?,
@@ -149,7 +149,7 @@ impl Config {
         // The host as it was given: the system's form of it may be hard to read for people.
         let Some((host, _)) = self.data_bind.as_deref().and_then(address::parts) else { return Vec::new() };
         if !self.advertise.is_empty() {
-            return self.advertise.iter().map(|told| address::advertised(told, port)).collect();
+            return self.advertise.iter().filter_map(|told| address::advertised(told, port)).collect();
         }
         if !matches!(host, "0.0.0.0" | "[::]" | "*") {
             return vec![format!("tcp://{host}:{port}")];
@@ -191,6 +191,19 @@ fn check_limits(args: &RunArgs) -> Result<(), ConfigError> {
         }
     }
     Ok(())
+}
+
+/// Refuses addresses that no client could dial.
+fn check_advertised(advertise: &[String]) -> Result<(), ConfigError> {
+    if advertise.len() > ENDPOINTS_MAX {
+        return Err(wrong("advertise", advertise.len(), format!("at most {ENDPOINTS_MAX} addresses")));
+    }
+    // Completed with the longest port.
+    let fits = |told: &&String| address::advertised(told, "65535").is_some_and(|all| all.len() <= NAME_BYTES_MAX);
+    match advertise.iter().find(|told| !fits(told)) {
+        Some(told) => Err(wrong("advertise", format!("'{told}'"), address::ADVERTISED_FORM)),
+        None => Ok(()),
+    }
 }
 
 fn check_devices(args: &RunArgs) -> Result<(), ConfigError> {
@@ -262,6 +275,13 @@ mod tests {
     }
 
     #[test]
+    fn the_scheme_of_an_address_may_be_left_away_as_for_clients() {
+        let config = config(&["--broker", "192.0.2.1:5555", "--data-bind", "127.0.0.1:7000"]).expect("addresses");
+        assert_eq!(config.broker, "tcp://192.0.2.1:5555");
+        assert_eq!(config.data_bind.as_deref(), Some("tcp://127.0.0.1:7000"));
+    }
+
+    #[test]
     fn a_worker_behind_nat_has_no_address() {
         let config = config(&["--no-listen"]).expect("no door");
         assert_eq!(config.data_bind, None);
@@ -287,7 +307,8 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_its_flag() {
         for (args, flag) in [
-            (["--broker", "cloud:5555"], "--broker"),
+            (["--broker", "cloud"], "--broker"),
+            (["--advertise", "a:b:c"], "--advertise 'a:b:c': write HOST or HOST:PORT"),
             (["--slots", "0"], "--slots"),
             (["--device-map", "-2"], "--device-map"),
             (["--device-width", "0"], "--device-width"),

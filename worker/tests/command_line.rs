@@ -33,6 +33,8 @@ fn what_is_wrong_in_the_settings_is_said_in_one_line() {
         (["--run-limit", "0s"], "--run-limit"),
         (["--memory-limit", "0B"], "--memory-limit"),
         (["--quota", "0B"], "--quota"),
+        (["--advertise", "0.0.0.0"], "--advertise '0.0.0.0': write HOST or HOST:PORT"),
+        (["--advertise", "http://x"], "--advertise 'http://x': write HOST or HOST:PORT"),
     ] {
         let args = [args.as_slice(), &["--engine", "process", "--log", "off"]].concat();
         let said = refused(home.path(), &args);
