@@ -2,7 +2,14 @@
 
 use std::process::Command;
 
-use mesh_tests::{Job, Mesh, PATIENCE, Process, npy::Array, onnx, process::binary, proxy::Side, wait_until};
+use mesh_tests::{
+    Job, Mesh, PATIENCE, Process,
+    npy::Array,
+    onnx,
+    process::binary,
+    proxy::Side,
+    wait_until,
+};
 use nix::sys::signal::{Signal, kill};
 use proto_msgs::Phase;
 
@@ -213,6 +220,20 @@ fn the_quota_is_kept_by_forgetting_what_was_not_used_for_long() {
     }
     let bytes: u64 = worker.files().iter().filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum();
     assert!(bytes < 21 << 20, "{bytes} bytes are kept under a quota of 20 MiB");
+}
+
+#[test]
+fn a_worker_whose_models_are_removed_from_its_disk_goes_on() {
+    let mesh = Mesh::start();
+    let worker = mesh.worker("w1");
+    let known = Job::heavy(&mesh, 1, 62);
+    known.run(&mesh);
+    for folder in ["blobs", "attempts", "runners"] {
+        std::fs::remove_dir_all(worker.state_dir().join(folder)).expect("the folder is there");
+    }
+    Job::heavy(&mesh, 1, 63).run(&mesh);
+    known.run(&mesh);
+    mesh.client(&["result", &known.detach(&mesh)]).succeeded();
 }
 
 /// A small file system mounted over a folder of the mesh, while this value lives.

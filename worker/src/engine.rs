@@ -13,7 +13,7 @@ mod process;
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
@@ -172,7 +172,11 @@ impl SocketFolder {
     /// users.
     pub(crate) fn create(runners: &Path, number: u64, alive: mpsc::Sender<()>) -> Result<Self, Failure> {
         let path = runners.join(number.to_string());
-        let made = fs::create_dir(&path).and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o777)));
+        // Somebody may have removed it while the worker runs.
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(runners);
+        let made = made
+            .and_then(|()| fs::create_dir(&path))
+            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o777)));
         match made {
             Ok(()) => Ok(Self { path, _alive: alive }),
             Err(error) => {

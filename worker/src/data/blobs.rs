@@ -7,7 +7,8 @@
 //!
 //! A file gets its name only after its bytes were hashed and synced, so a named file was right once. It is hashed again
 //! at its first use after a start: a file changed by a bad disk or by hand is deleted and fetched again, never run.
-//! Blobs in use are pinned. Of the others the longest unused is evicted first when room is needed.
+//! A folder that goes while the worker runs is made again. Blobs in use are pinned. Of the others the longest unused is
+//! evicted first when room is needed.
 //!
 //! Never: the network, async. Callers that must not wait for a disk use a blocking thread.
 
@@ -163,7 +164,9 @@ impl BlobStore {
 
     /// Digests of the held models, most recently used first, at most as many as a heartbeat reports.
     pub(crate) fn held(&self) -> Vec<Digest> {
-        let index = self.shared.index();
+        let mut index = self.shared.index();
+        // What went with its folder is not held. If the folder cannot be made again, the next task hears why.
+        let _ = self.shared.restore_folders(&mut index);
         let mut held: Vec<_> = index.blobs.iter().map(|(digest, blob)| (blob.last_use, *digest)).collect();
         drop(index);
         held.sort_unstable_by(|a, b| b.cmp(a));
@@ -317,6 +320,7 @@ impl Shared {
     /// nothing.
     fn reserve(self: &Arc<Self>, size_bytes: u64, file: Option<PathBuf>) -> Result<Room, BlobError> {
         let mut index = self.index();
+        self.restore_folders(&mut index)?;
         let evictable_bytes: u64 = index.blobs.values().filter(|b| !b.is_pinned()).map(|b| b.size_bytes).sum();
         let used_bytes = index.used_bytes + index.reserved_bytes;
         let quota_bytes = self.quota_bytes.load(Ordering::Relaxed);
@@ -341,6 +345,23 @@ impl Shared {
         drop(index);
         drop(trash);
         Ok(Room { shared: self.clone(), bytes: size_bytes, file })
+    }
+
+    /// Makes the folders again if somebody has removed them, and forgets the blobs that went with them.
+    fn restore_folders(&self, index: &mut Index) -> io::Result<()> {
+        let tmp = self.dir.join("tmp");
+        if !is_gone(&tmp) {
+            return Ok(());
+        }
+        fs::create_dir_all(&tmp).map_err(|error| {
+            io::Error::new(error.kind(), format!("{} has gone and cannot be made again: {error}", tmp.display()))
+        })?;
+        let gone: Vec<_> = index.blobs.keys().copied().filter(|digest| is_gone(&self.path(*digest))).collect();
+        warn!(folder = %self.dir.display(), models_lost = gone.len(), "the blob store had gone from the disk: made again");
+        for digest in gone {
+            index.used_bytes -= index.blobs.remove(&digest).map_or(0, |blob| blob.size_bytes);
+        }
+        Ok(())
     }
 
     /// Evicts until at most this much is used, or nothing more can be evicted.

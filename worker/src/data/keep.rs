@@ -164,7 +164,8 @@ impl Keep {
         let _room = self.store.room(in_memory_bytes(&inputs))?;
         let folder = self.folder(id);
         let new = folder.with_extension("new");
-        fs::create_dir(&new)?;
+        // The folder of all may have been removed while the worker runs.
+        fs::create_dir_all(&new)?;
         if let Err(error) = self.write(&new, &folder, ticket, manifest, &inputs) {
             // An incomplete attempt would only take room.
             let _ = fs::remove_dir_all(&new);

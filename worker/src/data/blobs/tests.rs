@@ -123,6 +123,18 @@ fn what_is_announced_too_large_is_refused_before_a_byte_and_evicts_nothing() {
 }
 
 #[test]
+fn a_store_whose_folder_goes_is_made_again_and_forgets_what_went_with_it() {
+    let home = Home::new();
+    let store = home.store(2 * MIB);
+    let digest = put(&store, &model(1, MIB)).map(|_| Digest::of(&model(1, MIB))).expect("room");
+    fs::remove_dir_all(home.dir.path()).expect("the folder is ours");
+
+    put(&store, &model(2, 2 * MIB)).expect("all the room is free again");
+
+    assert!(!store.has(digest) && store.pin(Digest::of(&model(2, 2 * MIB))).is_some());
+}
+
+#[test]
 fn room_is_promised_once() {
     let home = Home::new();
     let store = home.store(2 * MIB);
