@@ -20,6 +20,7 @@ pub(crate) enum Command {
     Serve(Serve),
     Inspect(Inspect),
     Run(Run),
+    Runtimes(Runtimes),
     #[command(hide = true)]
     Conformance(Conformance),
     /// Print a completion script for a shell
@@ -93,6 +94,15 @@ pub(crate) struct Run {
     /// Run N times and print the shortest time
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) repeat: u32,
+}
+
+/// Open the runtime library of each model format and print where it is, or what is wrong; exit status 13 if one cannot
+/// be used
+#[derive(Args, Debug)]
+pub(crate) struct Runtimes {
+    /// Print JSON: for each format its `library`, or the `failure`
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Run the node tests of the ONNX project and count what passes

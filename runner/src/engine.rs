@@ -2,7 +2,7 @@
 //! model.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -47,6 +47,19 @@ pub(crate) struct LoadOptions {
     pub(crate) gpu: bool,
     /// Whether to refuse the model if the runtime cannot use a GPU.
     pub(crate) gpu_required: bool,
+}
+
+/// Opens the library for models of this format and returns its path.
+///
+/// # Errors
+/// `ENGINE_UNAVAILABLE` if there is none, or it cannot be used.
+pub(crate) fn open_library(format: ModelFormat) -> Result<PathBuf, Failure> {
+    let library = runtimes::find(format)?;
+    match format {
+        ModelFormat::TfLite => litert::open(&library)?,
+        ModelFormat::Onnx => onnx::open(&library)?,
+    }
+    Ok(library)
 }
 
 /// A model that is ready to run.

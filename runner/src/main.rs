@@ -43,6 +43,7 @@ fn main() -> ! {
         Command::Serve(arguments) => serve::serve(arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments).map(|()| serve::SUCCESS),
         Command::Run(arguments) => run::run(&arguments).map(|()| serve::SUCCESS),
+        Command::Runtimes(arguments) => Ok(runtimes::runtimes(&arguments)),
         Command::Conformance(arguments) => conformance::conformance(&arguments),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "mesh-runner", &mut std::io::stdout());

@@ -1,5 +1,5 @@
 //! Owns the places of the inference libraries: the folders that are searched, in this order, and the text for a missing
-//! library. Owns that no library sends anything to its makers.
+//! library. Owns `mesh-runner runtimes`, and that no library sends anything to its makers.
 
 use std::{
     env, fmt,
@@ -7,6 +7,9 @@ use std::{
 };
 
 use proto_msgs::{Arch, ErrorCode, Failure, ModelFormat};
+use serde_json::{Value, json};
+
+use crate::{cli::Runtimes, engine, serve};
 
 /// Forbids ONNX Runtime its telemetry. The library asks the environment when it is opened. What its interface offers
 /// comes later: by then it has an id and a database in the home folder, and it looks up its makers' server.
@@ -58,14 +61,45 @@ pub(crate) fn no_gpu(path: &Path, why: impl fmt::Display) -> Failure {
     Failure::new(ErrorCode::EngineUnavailable, text)
 }
 
+/// Opens every library, tells what was found, and returns the exit status: failure if any cannot be used.
+pub(crate) fn runtimes(arguments: &Runtimes) -> u8 {
+    let found: Vec<_> = ModelFormat::ALL.iter().copied().map(|format| (format, engine::open_library(format))).collect();
+    if arguments.json {
+        let lines: Vec<Value> = found.iter().map(|(format, library)| json_of(*format, library)).collect();
+        println!("{}", Value::from(lines));
+    } else {
+        for (format, library) in &found {
+            match library {
+                Ok(path) => println!("{format}: {}", path.display()),
+                Err(failure) => println!("{format}: {}", failure.text),
+            }
+            library.iter().filter_map(|path| passed_over(path)).for_each(|remark| println!("{format}: {remark}"));
+        }
+    }
+    let failure = found.iter().find_map(|(_, library)| library.as_ref().err());
+    failure.map_or(serve::SUCCESS, |failure| serve::exit_status(failure.code))
+}
+
+fn json_of(format: ModelFormat, library: &Result<PathBuf, Failure>) -> Value {
+    match library {
+        Ok(path) => {
+            json!({ "format": format.name(), "library": path.display().to_string(), "remark": passed_over(path) })
+        }
+        Err(failure) => json!({ "format": format.name(), "failure": failure.text }),
+    }
+}
+
+/// The remark for a library that is not where `MESH_RUNTIME_DIR` says.
+fn passed_over(library: &Path) -> Option<String> {
+    let chosen = chosen_folders().filter(|folders| !folders.iter().any(|folder| library.starts_with(folder)))?;
+    let name = library.file_name()?.display();
+    Some(format!("MESH_RUNTIME_DIR={} holds no {name}: {} is used", chosen[0].display(), library.display()))
+}
+
 const FETCH: &str = "run docker/fetch-runtimes to fetch the libraries for this machine";
 
 fn folders() -> Vec<PathBuf> {
-    let mut folders = Vec::new();
-    if let Some(chosen) = env::var_os("MESH_RUNTIME_DIR").filter(|folder| !folder.is_empty()) {
-        folders.push(PathBuf::from(&chosen));
-        folders.push(PathBuf::from(chosen).join(Arch::HERE.name()));
-    }
+    let mut folders: Vec<_> = chosen_folders().into_iter().flatten().collect();
     let data = match env::var_os("XDG_DATA_HOME").filter(|folder| !folder.is_empty()) {
         Some(data) => Some(PathBuf::from(data)),
         None => env::home_dir().map(|home| home.join(".local/share")),
@@ -75,4 +109,11 @@ fn folders() -> Vec<PathBuf> {
     let own = env::current_exe().ok();
     folders.extend(own.and_then(|program| program.parent().map(Path::to_path_buf)));
     folders
+}
+
+/// The folders that `MESH_RUNTIME_DIR` stands for.
+fn chosen_folders() -> Option<[PathBuf; 2]> {
+    let chosen = PathBuf::from(env::var_os("MESH_RUNTIME_DIR").filter(|folder| !folder.is_empty())?);
+    let of_arch = chosen.join(Arch::HERE.name());
+    Some([chosen, of_arch])
 }

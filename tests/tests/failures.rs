@@ -6,7 +6,7 @@ use mesh_tests::{
     Job, Mesh, PATIENCE, Process,
     npy::Array,
     onnx,
-    process::binary,
+    process::{Stream, binary},
     proxy::Side,
     wait_until,
 };
@@ -431,6 +431,45 @@ fn a_runtime_that_was_not_fetched() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(13), "{said}");
     assert!(said.contains("ENGINE_UNAVAILABLE") && said.contains("docker/fetch-runtimes"), "{said}");
+}
+
+/// A worker that finds its libraries in this folder alone.
+fn worker_with_libraries_in(mesh: &Mesh, name: &str, folder: &std::path::Path) -> Process {
+    let mut command = Command::new(binary("mesh-worker"));
+    command.args(["--broker", mesh.endpoint(), "--heartbeat", "200ms", "--engine", "process", "--name", name]);
+    command.arg("--state-dir").arg(mesh.folder().join(name));
+    command.env("MESH_RUNTIME_DIR", folder).env("XDG_DATA_HOME", folder).env("HOME", folder);
+    Process::start(name, command)
+}
+
+#[test]
+fn a_worker_without_any_runtime_does_not_begin() {
+    let mesh = Mesh::start();
+    let folder = mesh.folder().join("no-runtimes");
+    let mut worker = worker_with_libraries_in(&mesh, "bare", &folder);
+    assert_eq!(worker.wait(PATIENCE).code(), Some(78));
+    let said = worker.output(Stream::Err);
+    assert!(said.contains("docker/fetch-runtimes") && said.contains(&folder.display().to_string()), "{said}");
+}
+
+#[test]
+fn a_worker_without_the_library_of_a_format_gets_no_such_task() {
+    let mesh = Mesh::start();
+    let said = Command::new(binary("mesh-runner")).args(["runtimes", "--json"]).output().expect("mesh-runner is built");
+    let found: serde_json::Value = serde_json::from_slice(&said.stdout).expect("a list of libraries");
+    let folder = mesh.folder().join("half");
+    std::fs::create_dir(&folder).expect("the folder is ours");
+    let litert = found[0]["library"].as_str().expect("fetched");
+    std::os::unix::fs::symlink(litert, folder.join("libLiteRt.so")).expect("the folder is ours");
+    let mut half = worker_with_libraries_in(&mesh, "half", &folder);
+    half.wait_for_line("`libonnxruntime.so`", PATIENCE, |line| line.contains("docker/fetch-runtimes").then_some(()));
+    half.wait_for_line("`ready`", PATIENCE, |line| line.starts_with("ready: ").then_some(()));
+    assert_eq!(mesh.ask(&["workers"])["workers"][0]["formats"], serde_json::json!(["tflite"]));
+
+    let _whole = mesh.worker("whole");
+    for _ in 0..5 {
+        assert_eq!(Job::small(&mesh).run(&mesh).attempts(), 1);
+    }
 }
 
 /// A restarted log service closes the pipe to which its programs write.

@@ -8,6 +8,7 @@
 
 mod docker;
 mod exit;
+mod formats;
 pub(crate) mod gpu_memory;
 mod process;
 
@@ -84,6 +85,11 @@ pub(crate) enum Device {
 pub(crate) trait Engine: Send + Sync {
     /// The kind of the engine, for the registration.
     fn kind(&self) -> EngineKind;
+
+    /// The model formats that it can run, as far as it knows.
+    fn formats(&self) -> &[ModelFormat] {
+        ModelFormat::ALL
+    }
 
     /// Starts a runner whose socket will appear in `folder`. Does not wait until the model is loaded.
     fn start(&self, spec: RunnerSpec, folder: Arc<SocketFolder>) -> BoxFuture<'_, Result<Runner, Failure>>;

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, anyhow};
 use mesh_core::worker::{Config as MachineConfig, Event, Sample, Worker};
 use mesh_transport::{Admit, Door, Inbox, Limits, Received};
-use proto_msgs::{Arch, EngineKind, ModelFormat, Register, TicketKey, limits::SLOTS_MAX};
+use proto_msgs::{Arch, EngineKind, Register, TicketKey, limits::SLOTS_MAX};
 use tokio::{
     runtime::{Builder, Runtime},
     sync::mpsc,
@@ -176,8 +176,8 @@ async fn choose_engine(config: &Config, state: &StateDir) -> Result<Box<dyn Engi
         };
         connected.map_err(|error| error.to_string())
     };
-    let process = || match find_runner(config.runner.as_deref()) {
-        Some(runner) => Ok(Process::new(runner)),
+    let process = async || match find_runner(config.runner.as_deref()) {
+        Some(runner) => Process::open(runner).await,
         None => Err(match &config.runner {
             Some(told) => {
                 format!("--runner {}: there is no such program; give the path of mesh-runner", told.display())
@@ -187,13 +187,13 @@ async fn choose_engine(config: &Config, state: &StateDir) -> Result<Box<dyn Engi
     };
     match config.engine {
         EngineChoice::Docker => Ok(Box::new(docker().await.map_err(config_error)?)),
-        EngineChoice::Process => Ok(Box::new(process().map_err(StartError::Config)?)),
+        EngineChoice::Process => Ok(Box::new(process().await.map_err(StartError::Config)?)),
         EngineChoice::Auto => match docker().await {
             Ok(docker) => {
                 info!("engine: docker, because an engine answers and has the image");
                 Ok(Box::new(docker))
             }
-            Err(no_docker) => match process() {
+            Err(no_docker) => match process().await {
                 Ok(process) => {
                     if hangs {
                         warn!("engine: process, because {no_docker}: restart this worker once it does");
@@ -245,7 +245,7 @@ fn register(
         memory_bytes: machine.memory_bytes,
         run_memory_bytes: run_memory_bytes(config, machine),
         engine: engine.kind(),
-        formats: vec![ModelFormat::TfLite, ModelFormat::Onnx],
+        formats: engine.formats().to_vec(),
         endpoints,
         key: transport.public_key(),
         ticket_key: TicketKey(ticket_key),

@@ -96,6 +96,14 @@ impl Engine for LiteRt {
     }
 }
 
+/// Opens the library.
+///
+/// # Errors
+/// `ENGINE_UNAVAILABLE` if it cannot be used.
+pub(super) fn open(library: &Path) -> Result<(), Failure> {
+    opened(library).map(|_| ())
+}
+
 /// The library, opened once per process.
 fn opened(library: &Path) -> Result<&'static Api, Failure> {
     static API: OnceLock<Api> = OnceLock::new();

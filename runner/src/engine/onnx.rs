@@ -91,6 +91,14 @@ impl Engine for OnnxRuntime {
     }
 }
 
+/// Opens the library.
+///
+/// # Errors
+/// `ENGINE_UNAVAILABLE` if it cannot be used.
+pub(super) fn open(library: &Path) -> Result<(), Failure> {
+    environment(library).map(|_| ())
+}
+
 /// The runtime's environment, one per process.
 fn environment(library: &Path) -> Result<&'static Environment, Failure> {
     static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();

@@ -6,8 +6,9 @@ use std::{
 };
 
 use proto_msgs::Arch;
+use serde_json::Value;
 
-use crate::support::{Runner, data_folder, model, refusal};
+use crate::support::{Runner, data_folder, model, program, refusal};
 
 fn refusal_of(bytes: &[u8]) -> (Option<i32>, String, String) {
     let folder = tempfile::tempdir().unwrap();
@@ -85,6 +86,28 @@ fn without_its_library_the_runner_names_the_command_that_fetches_it() {
             assert!(text.contains(library) && text.contains("docker/fetch-runtimes"), "{text}");
         }
     }
+}
+
+#[test]
+fn who_asks_hears_which_libraries_can_be_used_before_any_model_comes() {
+    let ask = |variables: &[(&str, &Path)]| {
+        let output = program().args(["runtimes", "--json"]).envs(variables.iter().copied()).output().unwrap();
+        let said: Value = serde_json::from_slice(&output.stdout).expect("one document");
+        (output.status.code(), said[0].clone(), said[1].clone())
+    };
+    let _fetched = model("magika.onnx");
+    let (status, litert, onnx) = ask(&[]);
+    assert_eq!(status, Some(0), "{litert} {onnx}");
+    assert_eq!([&litert["format"], &onnx["format"]], ["tflite", "onnx"]);
+
+    let wrong = tempfile::tempdir().unwrap();
+    fs::write(wrong.path().join("libonnxruntime.so"), "no library").unwrap();
+    let (status, litert, onnx) = ask(&[("MESH_RUNTIME_DIR", wrong.path())]);
+    assert_eq!(status, Some(13));
+    assert!(litert["library"].is_string(), "it is in the usual place: {litert}");
+    assert!(litert["remark"].as_str().unwrap().contains("MESH_RUNTIME_DIR"), "{litert}");
+    let failure = onnx["failure"].as_str().unwrap();
+    assert!(failure.contains("libonnxruntime.so") && failure.contains("docker/fetch-runtimes"), "{failure}");
 }
 
 /// A library as large as these starts threads of its own and takes itself apart at the end of the process. If that

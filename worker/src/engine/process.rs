@@ -20,17 +20,17 @@ use nix::{
     },
     unistd::Pid,
 };
-use proto_msgs::{EngineKind, ErrorCode, Failure};
+use proto_msgs::{EngineKind, ErrorCode, Failure, ModelFormat};
 use tokio::{
     io::AsyncReadExt,
     process::{Child, ChildStderr, Command},
     time::timeout,
 };
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{
     Cause, Device, Engine, Exit, Keeper, RUNNER_ENVIRONMENT, Runner, RunnerSpec, SOCKET_NAME, SocketFolder,
-    exit::LogTail, gpu_memory::outgrown,
+    exit::LogTail, formats, gpu_memory::outgrown,
 };
 
 /// Interval of memory checks while a model loads or runs. A limit can be exceeded by what is touched within it.
@@ -60,13 +60,43 @@ const ENVIRONMENT: [&str; 7] =
 #[derive(Debug)]
 pub(crate) struct Process {
     runner: PathBuf,
+    formats: Vec<ModelFormat>,
 }
 
 impl Process {
-    /// An engine that starts this program as its runners.
+    /// An engine that starts this program as its runners, whatever the program can run.
+    #[cfg(test)]
     pub(crate) fn new(runner: PathBuf) -> Self {
-        Self { runner }
+        Self { runner, formats: ModelFormat::ALL.to_vec() }
     }
+
+    /// An engine that starts this program as its runners, for the formats that the program can run.
+    ///
+    /// # Errors
+    /// What an operator must do if it can run none.
+    pub(crate) async fn open(runner: PathBuf) -> Result<Self, String> {
+        let formats::Answer { formats, failures, remarks } = formats::ask(program(&runner).into()).await;
+        remarks.iter().for_each(|remark| warn!("{remark}"));
+        if formats.is_empty() && !failures.is_empty() {
+            let reasons: Vec<_> = failures.into_iter().map(|(_, reason)| reason).collect();
+            return Err(format!("{} can run no model: {}", runner.display(), reasons.join("; ")));
+        }
+        for (format, reason) in failures {
+            warn!(%format, "models of this format are not taken: {reason}; then start this worker again");
+        }
+        Ok(Self { runner, formats })
+    }
+}
+
+/// The runner's program, with the environment that it gets from the worker's.
+fn program(runner: &Path) -> std::process::Command {
+    let mut program = std::process::Command::new(runner);
+    program.env_clear().envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    // Runners start in other folders.
+    let libraries = std::env::var_os("MESH_RUNTIME_DIR").filter(|folder| !folder.is_empty());
+    program.envs(libraries.and_then(|folder| std::path::absolute(folder).ok()).map(|all| ("MESH_RUNTIME_DIR", all)));
+    program.envs(RUNNER_ENVIRONMENT);
+    program
 }
 
 /// Path of the runner's program: `told`, else the one beside this program, else the first in PATH.
@@ -83,6 +113,10 @@ pub(crate) fn find_runner(told: Option<&Path>) -> Option<PathBuf> {
 impl Engine for Process {
     fn kind(&self) -> EngineKind {
         EngineKind::Process
+    }
+
+    fn formats(&self) -> &[ModelFormat] {
+        &self.formats
     }
 
     fn start(&self, spec: RunnerSpec, folder: Arc<SocketFolder>) -> BoxFuture<'_, Result<Runner, Failure>> {
@@ -105,7 +139,7 @@ impl Engine for Process {
 
 impl Process {
     fn spawn(&self, spec: &RunnerSpec, folder: &SocketFolder) -> io::Result<Child> {
-        let mut command = Command::new(&self.runner);
+        let mut command = Command::from(program(&self.runner));
         command
             .arg("serve")
             .arg("--model")
@@ -115,11 +149,8 @@ impl Process {
             .args(["--format", spec.format.name()])
             .args(["--threads", &spec.threads.to_string()])
             .current_dir(folder.path())
-            .env_clear()
-            .envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
             .args(spec.device_argument())
             .envs(visible_gpus(spec.device))
-            .envs(RUNNER_ENVIRONMENT)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
