@@ -75,7 +75,7 @@ error_codes! {
     25 DigestMismatch "DIGEST_MISMATCH" final;
     /// The worker's disk is full.
     26 DiskFull "DISK_FULL" again;
-    /// The blob does not fit the worker's quota.
+    /// What the task brings never fits the worker's quota.
     27 QuotaExceeded "QUOTA_EXCEEDED" again;
     /// The client sent more bytes than the ticket allows.
     28 TooLarge "TOO_LARGE" final;

@@ -257,6 +257,26 @@ fn where_there_is_room_for_one_copy_of_a_model_the_other_client_waits_for_it_how
 }
 
 #[test]
+fn a_task_waits_for_room_in_the_quota_that_another_has_at_present_however_often_it_is_refused() {
+    let mesh = Mesh::start();
+    let _worker = mesh.worker_with("w1", &["--slots", "2", "--quota", "30MiB"]);
+    let (slow_line, arguments) = door_of_client();
+    slow_line.throttle(Some(200 << 10));
+    let (first, second) = (Job::heavy(&mesh, 20, 14), Job::heavy(&mesh, 20, 15));
+    let slow = first.start(&mesh, &arguments.each_ref().map(String::as_str));
+    wait_until("the model to be on its way", PATIENCE, || slow_line.payload_bytes(CHUNK_OF_INPUT) > 0);
+
+    let waiting = second.start_as(&mesh, "another", &[]);
+    wait_until("more refusals than failures are forgiven", PATIENCE, || {
+        mesh.tasks_of("another").first().is_some_and(|task| task["attempts"].as_u64() > Some(4))
+    });
+    slow_line.throttle(None);
+
+    slow.done(&first);
+    waiting.done(&second);
+}
+
+#[test]
 fn a_worker_that_cannot_dial_where_it_is_told_is_named_the_address() {
     let mesh = Mesh::start();
     let _worker = mesh.worker("w1");

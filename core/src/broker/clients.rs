@@ -8,8 +8,9 @@ use proto_msgs::{
 use super::{
     Action, Broker, Change,
     grants::Way,
-    outcomes, reasons, refusals,
+    obstacle, outcomes, reasons, refusals,
     task::{Awaiting, End, Place, Row, State, Task},
+    worker::Worker,
 };
 use crate::{MonoTime, Rule};
 
@@ -253,6 +254,9 @@ impl Broker {
         if is_free && (is_last || outcomes::is_outgrown(&outcome) && self.fits_nowhere(now, id)) {
             return self.end_and_tell(now, id, exhausted(failures, outcome));
         }
+        if is_free && outcomes::is_too_large(&outcome) && self.is_too_large_everywhere(now, id) {
+            return self.end_and_tell(now, id, outcome);
+        }
         self.asking(now, id);
     }
 
@@ -262,6 +266,20 @@ impl Broker {
         let (failure, looked) = reasons::never_fits(task, &self.workers);
         self.counters.candidates_looked += looked;
         failure.is_some()
+    }
+
+    /// Whether every worker that could run the task has said that it can never hold what the task brings. A broker that
+    /// has just started does not know all workers: it lets the task try again.
+    fn is_too_large_everywhere(&mut self, now: MonoTime, id: TaskId) -> bool {
+        let is_settled = self.is_settled(now);
+        let Some(task) = self.tasks.get_mut(id) else { return false };
+        if !is_settled {
+            task.doubts.too_small.clear();
+            return false;
+        }
+        let too_small = |worker: &Worker| task.doubts.too_small.contains(&worker.id());
+        let may_hold = |worker: &Worker| !too_small(worker) && obstacle::ever(task, worker).next().is_none();
+        !self.workers.after(None).any(may_hold)
     }
 
     /// Stops an attempt and frees its slot. If a heartbeat has named the attempt, heartbeats say when the slot is free.

@@ -14,7 +14,7 @@ type Now = fn(&Task, &Worker, MonoTime) -> Option<Obstacle>;
 const EVER: &[Ever] = &[format, arch, cores, memory, run_memory, gpu_memory, way, lane_slots, label];
 
 /// The temporary filters.
-const NOW: &[Now] = &[open, keeps_no_more, suspicion, pausing];
+const NOW: &[Now] = &[open, keeps_no_more, suspicion, pausing, quota];
 
 /// Those that concern only tasks with demands of their own.
 const NOW_WITH_DEMANDS: &[Now] = &[cores_promised, memory_promised, gpu_memory_taken, claimed];
@@ -103,6 +103,11 @@ fn suspicion(task: &Task, _: &Worker, _: MonoTime) -> Option<Obstacle> {
 
 fn pausing(task: &Task, worker: &Worker, at: MonoTime) -> Option<Obstacle> {
     (task.doubts.is_pausing(at) && task.doubts.avoid.contains(&worker.id())).then_some(Obstacle::Pausing)
+}
+
+/// Not a permanent filter: what one worker has said of its quota does not speak for its kind.
+fn quota(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle> {
+    task.doubts.too_small.contains(&worker.id()).then_some(Obstacle::Quota)
 }
 
 fn cores_promised(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle> {

@@ -161,6 +161,11 @@ pub(super) fn is_outgrown(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Failed(failure) if failure.code == ErrorCode::WorkerOutgrown)
 }
 
+/// Whether a worker's quota is too small for what a task brings.
+pub(super) fn is_too_large(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Failed(failure) if failure.code == ErrorCode::QuotaExceeded)
+}
+
 /// The end of a task that no worker gives more memory.
 pub(super) fn without_more_memory(outcome: Outcome) -> Outcome {
     match outcome {

@@ -287,6 +287,9 @@ impl Task {
             self.doubts.outgrown_bytes = self.doubts.outgrown_bytes.max(given_bytes);
             self.doubts.outgrown = Some(outcome.clone());
         }
+        if *code == ErrorCode::QuotaExceeded {
+            self.doubts.outsize(worker);
+        }
         let counts = match code {
             // Not the task's fault and soon over: the worker had no place, or the ticket was too old.
             ErrorCode::Busy | ErrorCode::Draining | ErrorCode::BadTicket => false,

@@ -326,7 +326,12 @@ impl Shared {
         let quota_bytes = self.quota_bytes.load(Ordering::Relaxed);
         let over_quota_bytes = used_bytes.saturating_add(size_bytes).saturating_sub(quota_bytes);
         if over_quota_bytes > evictable_bytes {
-            return Err(BlobError::QuotaExceeded { size_bytes, quota_bytes });
+            let never = size_bytes > quota_bytes;
+            return Err(if never {
+                BlobError::QuotaExceeded { size_bytes, quota_bytes }
+            } else {
+                BlobError::QuotaTaken { size_bytes, quota_bytes }
+            });
         }
         let free_bytes = free_bytes(&self.dir)?.saturating_sub(DISK_SPARE_BYTES + index.unwritten_bytes());
         let over_disk_bytes = size_bytes.saturating_sub(free_bytes);

@@ -68,7 +68,7 @@ impl Order {
     pub(crate) async fn prepare(&self, tools: &Arc<Tools>) -> Result<Prepared, Failure> {
         let arriving = self.arriving(tools, false).await;
         let is_second = arriving.iter().any(|model| model.is_second);
-        let lacks_room = |failure: &Failure| matches!(failure.code, ErrorCode::QuotaExceeded | ErrorCode::DiskFull);
+        let lacks_room = |failure: &Failure| matches!(failure.code, ErrorCode::Busy | ErrorCode::DiskFull);
         let failure = match self.prepare_with(tools, arriving).await {
             Err(failure) if is_second && lacks_room(&failure) => failure,
             other => return other,
@@ -84,7 +84,7 @@ impl Order {
     async fn prepare_with(&self, tools: &Arc<Tools>, arriving: Vec<Arriving>) -> Result<Prepared, Failure> {
         let is_second = arriving.iter().any(|model| model.is_second);
         let prepared = match self.prepare_blocking(tools).await {
-            Err(failure) if failure.code == ErrorCode::QuotaExceeded && !is_second => {
+            Err(failure) if failure.code == ErrorCode::Busy && !is_second => {
                 tools.pool.end_idle().await;
                 self.prepare_blocking(tools).await
             }
@@ -130,15 +130,29 @@ impl Order {
         blocking(move || order.make_room(&tools.store, &tools.memory)).await
     }
 
+    /// Bytes that this task takes of the quota while it is kept.
+    fn quota_bytes(&self) -> u64 {
+        let mut models: Vec<_> = self.models().into_iter().map(|(_, model)| (model.digest, model.size_bytes)).collect();
+        models.sort_unstable();
+        models.dedup();
+        let sizes = models.into_iter().map(|(_, size_bytes)| size_bytes);
+        sizes.chain(self.manifest.inputs.iter().map(|input| input.size_bytes)).fold(0, u64::saturating_add)
+    }
+
     fn make_room(&self, store: &BlobStore, memory: &MemoryUse) -> Result<Prepared, Failure> {
         let (models, files, incoming) = (Vec::new(), HashMap::new(), Vec::new());
         let mut prepared = Prepared { models, files, incoming, memory: memory.share(), arriving: Vec::new() };
         let models = self.models();
+        // Of all that is or will be in the quota for this task.
+        let mut needed_bytes = 0_u64;
         for (index, (blob, model)) in models.iter().enumerate() {
             let pin = store.pin(model.digest).filter(|pin| pin.size_bytes() == model.size_bytes);
             let comes_already = models[..index].iter().any(|(_, earlier)| earlier.digest == model.digest);
+            if !comes_already {
+                needed_bytes = needed_bytes.saturating_add(model.size_bytes);
+            }
             if pin.is_none() && !comes_already {
-                let file = store.spool(model.size_bytes)?;
+                let file = store.spool(model.size_bytes).map_err(|error| error.before_run(needed_bytes))?;
                 let incoming = Incoming::to_file(file.path(), *blob, model.size_bytes, model.digest);
                 prepared.incoming.push(incoming.map_err(failed)?.sync());
                 prepared.files.insert(*blob, file);
@@ -150,7 +164,8 @@ impl Order {
             let incoming = if prepared.memory.take(size_bytes) {
                 Incoming::to_memory(blob, size_bytes, digest)
             } else {
-                let file = store.spool(size_bytes)?;
+                needed_bytes = needed_bytes.saturating_add(size_bytes);
+                let file = store.spool(size_bytes).map_err(|error| error.before_run(needed_bytes))?;
                 let incoming = Incoming::to_file(file.path(), blob, size_bytes, digest).map_err(failed)?;
                 prepared.files.insert(blob, file);
                 incoming
@@ -246,7 +261,10 @@ impl Receiving {
         }
         let (keep, order): (Keep, Order) = (tools.keep.clone(), self.order.clone());
         let Inputs { models, payloads, mut memory } = self.into_inputs()?;
-        let save = move || keep.save(order.id, &order.ticket, &order.manifest, payloads).map_err(Failure::from);
+        let save = move || {
+            let kept = keep.save(order.id, &order.ticket, &order.manifest, payloads);
+            kept.map_err(|error| error.before_run(order.quota_bytes()))
+        };
         let payloads = blocking(save).await?;
         memory.change(0);
         // In its own task, so nobody waits for a stuck link: the client is no longer needed.

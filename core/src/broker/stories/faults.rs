@@ -182,6 +182,25 @@ fn a_worker_that_refuses_is_not_asked_again_at_once_and_refusals_are_no_failures
 }
 
 #[test]
+fn a_task_that_never_fits_a_quota_goes_elsewhere_at_once_and_never_back() {
+    let mut mesh = mesh();
+    (0..2).for_each(|number| mesh.register(number, [0, 1], |_| {}));
+    assert_eq!(mesh.submit(0, 1, |_| {}), Some(worker(0)));
+    assert_eq!(mesh.submit(1, 1, |_| {}), Some(worker(1)));
+    let refused = mesh.grants[0].clone();
+    mesh.lost(&refused, ErrorCode::QuotaExceeded);
+    mesh.beats(5, 0..2);
+    assert_eq!((mesh.grants.len(), mesh.code(0)), (2, None), "it waits for the other");
+    assert!(mesh.why(0, 1).candidates[0].against[0].contains("quota"));
+    mesh.close(mesh.grants[1].id);
+    mesh.beat(1, |_| {});
+    assert_eq!(mesh.grants[2].worker, worker(1));
+    let refused = mesh.grants[2].clone();
+    mesh.lost(&refused, ErrorCode::QuotaExceeded);
+    assert_eq!(mesh.code(0), Some(ErrorCode::QuotaExceeded), "nobody is left");
+}
+
+#[test]
 fn a_worker_that_keeps_no_more_results_gets_attached_tasks_only() {
     let mut mesh = mesh();
     mesh.register(0, [0, 2], |_| {});

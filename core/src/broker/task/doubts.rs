@@ -39,6 +39,8 @@ pub(crate) struct Doubts {
     pub(crate) failures: u32,
     /// Workers that failed the task; others are tried first.
     pub(crate) avoid: Vec<WorkerId>,
+    /// Workers whose quota is too small for what the task brings: they are not asked again.
+    pub(crate) too_small: Vec<WorkerId>,
     /// Time before which the workers that failed the task are not asked again; `None` after the look that it brings.
     pub(crate) pause_until: Option<MonoTime>,
     /// Workers that could not be reached, with the direction that was tried.
@@ -60,6 +62,7 @@ impl Doubts {
         let Self {
             failures: _,
             avoid,
+            too_small,
             pause_until: _,
             unreachable,
             lost_with,
@@ -69,6 +72,7 @@ impl Doubts {
             held_back: _,
         } = self;
         census.passing("workers that a task avoids", avoid.len(), BLAMED_MAX);
+        census.passing("workers too small for a task", too_small.len(), BLAMED_MAX);
         census.passing("workers out of a task's reach", unreachable.len(), BLAMED_MAX);
         census.passing("suspects of a task", suspects.len(), LOST_WITH_MAX);
         census.passing("workers lost with a task", lost_with.len(), 2 * LOST_WITH_MAX);
@@ -144,6 +148,11 @@ impl Doubts {
             self.lost_with.len()
         );
         Outcome::failed(ErrorCode::Poisonous, text)
+    }
+
+    /// What the task brings never fits the worker's quota.
+    pub(super) fn outsize(&mut self, worker: WorkerId) {
+        remember(&mut self.too_small, worker);
     }
 
     /// The worker failed or refused the task. `counts`: that counts against the task.

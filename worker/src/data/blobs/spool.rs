@@ -17,15 +17,36 @@ use crate::units::show_bytes;
 /// Why the store could not keep bytes.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BlobError {
+    /// They never will.
     #[error(
-        "{} do not fit the worker's quota of {} beside what is in use: raise its --quota, or submit elsewhere",
+        "{} do not fit the worker's quota of {}: raise its --quota, or submit elsewhere",
         show_bytes(*.size_bytes), show_bytes(*.quota_bytes)
     )]
     QuotaExceeded { size_bytes: u64, quota_bytes: u64 },
+    /// They will once others have ended.
+    #[error(
+        "{} do not fit the worker's quota of {} beside what is in use at present",
+        show_bytes(*.size_bytes), show_bytes(*.quota_bytes)
+    )]
+    QuotaTaken { size_bytes: u64, quota_bytes: u64 },
     #[error("{} do not fit on the worker's disk: {} can be used", show_bytes(*.size_bytes), show_bytes(*.free_bytes))]
     DiskFull { size_bytes: u64, free_bytes: u64 },
     #[error("the worker's disk: {0}")]
     Io(#[from] io::Error),
+}
+
+impl BlobError {
+    /// The failure of a task that has not run yet and needs `needed_bytes` in all, this blob included: if there will be
+    /// room, it can wait for that.
+    pub(crate) fn before_run(self, needed_bytes: u64) -> Failure {
+        match self {
+            Self::QuotaTaken { quota_bytes, .. } if needed_bytes > quota_bytes => {
+                Self::QuotaExceeded { size_bytes: needed_bytes, quota_bytes }.into()
+            }
+            Self::QuotaTaken { .. } => Failure::new(ErrorCode::Busy, self.to_string()),
+            other => other.into(),
+        }
+    }
 }
 
 impl From<BlobError> for Failure {
@@ -33,7 +54,7 @@ impl From<BlobError> for Failure {
         let code = match &error {
             BlobError::QuotaExceeded { .. } => ErrorCode::QuotaExceeded,
             // All disk errors have the same remedy: another worker.
-            BlobError::DiskFull { .. } | BlobError::Io(_) => ErrorCode::DiskFull,
+            BlobError::QuotaTaken { .. } | BlobError::DiskFull { .. } | BlobError::Io(_) => ErrorCode::DiskFull,
         };
         Self::new(code, error.to_string())
     }

@@ -64,7 +64,7 @@ fn a_model_in_use_is_never_evicted() {
     let store = home.store(2 * MIB);
     let used = put(&store, &model(1, MIB)).expect("room");
     let also_used = put(&store, &model(2, MIB)).expect("room");
-    assert!(matches!(put(&store, &model(3, MIB)), Err(BlobError::QuotaExceeded { .. })));
+    assert!(matches!(put(&store, &model(3, MIB)), Err(BlobError::QuotaTaken { .. })));
     drop(also_used);
     put(&store, &model(3, MIB)).expect("room after one was let go");
     assert!(used.path().exists());
@@ -139,9 +139,18 @@ fn room_is_promised_once() {
     let home = Home::new();
     let store = home.store(2 * MIB);
     let first = store.spool(MIB + 1).expect("room");
-    assert!(matches!(store.spool(MIB), Err(BlobError::QuotaExceeded { .. })));
+    assert!(matches!(store.spool(MIB), Err(BlobError::QuotaTaken { .. })));
     drop(first);
     store.spool(MIB).expect("given back");
+}
+
+#[test]
+fn who_needs_room_that_others_have_may_wait_and_who_needs_more_than_there_is_may_not() {
+    let home = Home::new();
+    let store = home.store(2 * MIB);
+    let _others = store.spool(MIB + 1).expect("room");
+    let code = |needed_bytes| store.spool(MIB).expect_err("taken").before_run(needed_bytes).code;
+    assert_eq!([MIB, 2 * MIB, 2 * MIB + 1].map(code), [ErrorCode::Busy, ErrorCode::Busy, ErrorCode::QuotaExceeded]);
 }
 
 #[test]
