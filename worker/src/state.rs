@@ -120,17 +120,24 @@ impl StateDir {
         self.root.join("attempts")
     }
 
-    /// A new folder for the sockets of runners that are child processes.
+    /// A new folder for the sockets of runners that are child processes. What an earlier life has left in memory goes.
     pub(crate) fn runners(&self) -> Result<PathBuf, StateError> {
+        if self.is_alone() {
+            let _ = fs::remove_dir_all(self.place_in_memory()); // Usually there is none.
+        }
         let path = self.root.join("runners");
         make_anew(&path).map_err(|error| io_error(&path, error))?;
         Ok(path)
     }
 
+    fn place_in_memory(&self) -> PathBuf {
+        Path::new(SHARED_MEMORY).join(format!("mesh-worker-{}", self.worker))
+    }
+
     /// A new folder for the sockets of runners in containers. A container can write there: in memory that counts as the
     /// container's, on the disk it could fill the disk.
     pub(crate) fn runners_in_memory(&self) -> Result<PathBuf, StateError> {
-        let path = Path::new(SHARED_MEMORY).join(format!("mesh-worker-{}", self.worker));
+        let path = self.place_in_memory();
         let is_memory = statfs(SHARED_MEMORY).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC);
         let made = match (is_memory, self.is_alone()) {
             (true, true) => make_anew(&path),
@@ -294,6 +301,28 @@ mod tests {
         let home = tempfile::tempdir().expect("a temporary folder");
         let _first = StateDir::open(home.path()).expect("a new folder");
         assert!(matches!(StateDir::open(home.path()), Err(StateError::InUse(_))));
+    }
+
+    #[test]
+    fn a_worker_that_uses_containers_no_more_leaves_no_sockets_of_theirs() {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let killed = StateDir::open(home.path()).expect("a new folder");
+        let sockets = killed.runners_in_memory().expect("a folder");
+        if sockets.starts_with(home.path()) {
+            return crate::batch::tests::skip("there is no file system in memory");
+        }
+        fs::create_dir(sockets.join("1")).expect("it is ours");
+        drop(killed);
+        // A process that another test starts just now has copies of the lock and the name until it runs its program.
+        let begun = Instant::now();
+        let again = loop {
+            match StateDir::open(home.path()) {
+                Ok(again) if again.is_alone() => break again,
+                _ => assert!(begun.elapsed() < Duration::from_secs(30), "nobody else runs"),
+            }
+        };
+        again.runners().expect("a folder on the disk");
+        assert!(!sockets.exists());
     }
 
     #[test]

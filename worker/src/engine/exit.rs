@@ -126,7 +126,8 @@ impl Exit {
     }
 
     fn failure(&self, code: ErrorCode, mut text: String) -> Failure {
-        let log = self.log.trim_end();
+        let lines: Vec<_> = self.log.lines().map(str::trim).filter(|line| !is_routine(line)).collect();
+        let log = lines.join(" | ");
         let shown = &log[log.ceil_char_boundary(log.len().saturating_sub(LOG_SHOWN_BYTES))..];
         if !shown.is_empty() {
             text.push_str("; its last words: ");
@@ -134,6 +135,13 @@ impl Exit {
         }
         Failure::new(code, text)
     }
+}
+
+/// Whether a line of the log says nothing of an end: an empty one, or one of a runner that is well.
+fn is_routine(line: &str) -> bool {
+    let mut words = line.split_whitespace();
+    let is_time = words.next().is_none_or(|time| time.starts_with(|char: char| char.is_ascii_digit()));
+    is_time && words.next().is_none_or(|level| matches!(level, "INFO" | "DEBUG" | "TRACE"))
 }
 
 impl std::fmt::Display for Cause {
@@ -250,6 +258,15 @@ mod tests {
         assert!(starved.text.contains("GPU memory"), "{}", starved.text);
         let aborted = exit(Cause::Signal(libc::SIGABRT), "memory allocation of 99 bytes failed\n").while_running();
         assert_eq!(aborted.code, ErrorCode::RunOutOfMemory);
+    }
+
+    #[test]
+    fn a_runner_s_last_words_are_on_one_line_and_leave_out_that_it_began_well() {
+        let begun = "2026-11-22T15:00:00.1Z  INFO mesh_runner::serve: serving socket=runner.sock\n";
+        let text = |log: &str| exit(Cause::Signal(libc::SIGSEGV), log).while_running().text;
+        assert!(text(begun).ends_with("during the run"), "{}", text(begun));
+        let said = text(&format!("{begun}corrupted size\n\n2026-11-22T15:00:01Z  WARN x: bad\n"));
+        assert!(said.ends_with("its last words: corrupted size | 2026-11-22T15:00:01Z  WARN x: bad"), "{said}");
     }
 
     #[test]
