@@ -311,9 +311,9 @@ fn a_client_with_many_tasks_that_dies_or_stands_still_lets_others_pass_within_se
         let many: Vec<TaskId> = (0..100).map(|_| mesh.submit(C0, Job::runs(ms(20)))).collect();
         mesh.run_for(ms(500));
         if dies {
-            mesh.crash(C0)
+            mesh.crash(C0);
         } else {
-            mesh.freeze(C0, s(10))
+            mesh.freeze(C0, s(10));
         }
         let waiting = mesh.submit(other, Job::runs(ms(20)));
         mesh.until("the other one is done", s(6), |mesh| mesh.expect(waiting).is_over());
