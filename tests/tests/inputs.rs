@@ -74,12 +74,12 @@ fn a_photograph_as_jpeg_shows_the_same_face() {
     let _worker = mesh.worker("w1");
     let model = model("face_detection_short_range.tflite").display().to_string();
     let photograph = cached("reference/astronaut.jpg");
-    assert!(std::fs::read(&photograph).unwrap().starts_with(b"\xff\xd8\xff"), "a JPEG file");
+    assert!(fs::read(&photograph).unwrap().starts_with(b"\xff\xd8\xff"), "a JPEG file");
     let output = mesh.folder().join("out");
     let (picture, folder) = (photograph.display().to_string(), output.display().to_string());
     mesh.client(&["submit", &model, &picture, "--normalize=-1..1", "--output", &folder]).succeeded();
 
-    let files = std::fs::read_dir(&output).unwrap().flatten().map(|entry| entry.path());
+    let files = fs::read_dir(&output).unwrap().flatten().map(|entry| entry.path());
     let arrays = files.filter(|file| file.extension().is_some_and(|kind| kind == "npy")).map(|file| Array::read(&file));
     let scores = arrays.into_iter().find(|array| array.shape.ends_with(&[896, 1])).expect("896 scores");
     let logit = scores.f32s().into_iter().fold(f32::MIN, f32::max);

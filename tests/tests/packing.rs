@@ -162,7 +162,7 @@ fn equal_answers_of_different_rows_are_no_proof_that_rows_do_not_mingle() {
         ["unknown", "differs"].iter().any(|verdict| cost["packing"] == *verdict),
         "all answers were the same: {cost}"
     );
-    let loud = folder(&mesh, "loud", (0..24).map(|item| row([60, 400][usize::from(item) % 2])));
+    let loud = folder(&mesh, "loud", (0..24_usize).map(|item| row([60, 400][item % 2])));
     wait_until("the verdict", PATIENCE, || {
         let answers = answers(&mesh, &model, &loud, &[]);
         assert!(answers.iter().all(|answer| answer.numbers() == [1.0, 1.0]), "rows that mingled reached their client");

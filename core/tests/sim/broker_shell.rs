@@ -105,6 +105,7 @@ impl Mesh {
         let now = self.broker.pulse.clock(self.now);
         let Some(machine) = &mut self.broker.machine else { return };
         let actions = machine.handle(now, event);
+        self.referee.ears.called(self.now);
         for action in actions {
             self.broker_acts(action);
         }

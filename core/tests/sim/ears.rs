@@ -24,11 +24,15 @@ pub(super) struct Ears {
     workers: BTreeMap<WorkerId, (Epoch, u64, Micros)>,
     /// Pauses of the broker, in order.
     pauses: Vec<Pause>,
+    /// When the broker was last called.
+    called: Micros,
 }
 
 /// A time in which the broker stands still.
 #[derive(Debug)]
 struct Pause {
+    /// The last call before it. The broker's clock goes on from there.
+    called: Micros,
     /// When the broker first had something to do. Before that it does not notice the pause.
     due: Micros,
     end: Micros,
@@ -42,6 +46,11 @@ impl Pause {
     fn within(&self, from: Micros, to: Micros) -> Micros {
         self.end.min(to).saturating_sub(self.due.max(from))
     }
+
+    /// The most that the broker's clock leaves out of this time.
+    fn left_out(&self, from: Micros, to: Micros) -> Micros {
+        self.end.min(to).saturating_sub(self.called.max(from))
+    }
 }
 
 impl Ears {
@@ -49,8 +58,13 @@ impl Ears {
     pub(super) fn pauses(&mut self, now: Micros, due: Micros, end: Micros) {
         match self.pauses.last_mut() {
             Some(pause) if pause.end > now => pause.end = end,
-            _ => self.pauses.push(Pause { due: due.max(now), end }),
+            _ => self.pauses.push(Pause { called: self.called, due: due.max(now), end }),
         }
+    }
+
+    /// The broker is called.
+    pub(super) fn called(&mut self, now: Micros) {
+        self.called = now;
     }
 
     pub(super) fn hear(&mut self, now: Micros, message: &ToBroker) {
@@ -82,19 +96,20 @@ impl Ears {
     /// Whether the broker should know that the client of a task is silent, even if it stood still meanwhile.
     pub(super) fn is_surely_quiet(&self, now: Micros, task: TaskId) -> bool {
         let patience = micros(Config::default().client_quiet) + LATE_MAX;
-        let awake = |heard: &Micros| now - heard - self.stood(*heard, now).min(now - heard);
-        self.tasks.get(&task).is_some_and(|heard| awake(heard) >= patience)
+        let awake = |heard: Micros| {
+            let left_out: Micros = self.noticed().map(|pause| pause.left_out(heard, now)).sum();
+            (now - heard).saturating_sub(left_out)
+        };
+        self.tasks.get(&task).is_some_and(|heard| awake(*heard) >= patience)
     }
 
-    /// How long the broker stood still.
-    fn stood(&self, from: Micros, to: Micros) -> Micros {
-        let noticed = self.pauses.iter().filter(|pause| pause.is_noticed());
-        noticed.map(|pause| pause.within(from, to)).sum()
+    fn noticed(&self) -> impl Iterator<Item = &Pause> {
+        self.pauses.iter().filter(|pause| pause.is_noticed())
     }
 
     /// Whether the broker was awake for less than `patience` since `heard`, and stood still for the rest.
     fn slept_through(&self, heard: Micros, now: Micros, patience: Micros) -> bool {
-        let stood = self.stood(heard, now);
+        let stood: Micros = self.noticed().map(|pause| pause.within(heard, now)).sum();
         stood > 0 && now - heard - stood + LATE_MAX < patience
     }
 }
