@@ -136,11 +136,10 @@ fn lets_others_pass(signal: Signal) {
     busy.process().signal(signal);
     let struck = Instant::now();
 
-    wait_until("many to be promised room", PATIENCE, || mesh.count_of("busy", "granted") >= 16);
-    assert!(mesh.count_of("busy", "queued") >= 16, "more wait for room");
+    assert!(mesh.count_of("busy", "queued") >= 16, "many wait for room");
     Job::small(&mesh).run(&mesh);
-    // Five seconds of silence, and what two busy cores need.
-    assert!(struck.elapsed() < Duration::from_secs(10), "{:?}", struck.elapsed());
+    // Five seconds of silence, and what two busy cores need. The client itself is given up after fifteen.
+    assert!(struck.elapsed() < Duration::from_secs(13), "{:?}", struck.elapsed());
     busy.process().kill();
 }
 

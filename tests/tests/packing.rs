@@ -157,17 +157,14 @@ fn equal_answers_of_different_rows_are_no_proof_that_rows_do_not_mingle() {
     for _ in 0..3 {
         assert!(answers(&mesh, &model, &quiet, &[]).iter().all(|answer| answer.numbers() == [0.0, 0.0]));
     }
-    let cost = wait_for("the cost", PATIENCE, || models(&mesh).first().cloned());
-    assert!(
-        ["unknown", "differs"].iter().any(|verdict| cost["packing"] == *verdict),
-        "all answers were the same: {cost}"
-    );
+    assert_ne!(verdict(&mesh), "on", "all answers were the same");
     let loud = folder(&mesh, "loud", (0..24_usize).map(|item| row([60, 400][item % 2])));
-    wait_until("the verdict", PATIENCE, || {
+    for _ in 0..3 {
         let answers = answers(&mesh, &model, &loud, &[]);
         assert!(answers.iter().all(|answer| answer.numbers() == [1.0, 1.0]), "rows that mingled reached their client");
-        verdict(&mesh) == "differs"
-    });
+    }
+    // `no-gain` if this machine runs rows of so small a model one by one as fast.
+    assert_ne!(verdict(&mesh), "on");
 }
 
 /// Runs twelve items through a real model with a fixed batch of one, together and alone. Returns the verdict.
