@@ -77,12 +77,13 @@ fn a_model_that_cannot_be_deleted_keeps_its_room() {
     drop(put(&store, &model(1, MIB)).expect("room"));
     let tmp = home.dir.path().join("tmp");
     fs::remove_dir(&tmp).expect("nothing is on its way");
+    fs::write(&tmp, "in the way").expect("a file in its place");
     let refused = store.room(2 * MIB).expect_err("the model is still on the disk");
     assert_eq!(Failure::from(refused).code, ErrorCode::DiskFull);
     store.room(MIB).expect("beside the model");
     assert!(store.pin(Digest::of(&model(1, MIB))).is_some(), "it is as good as before");
 
-    fs::create_dir(&tmp).expect("the disk works again");
+    fs::remove_file(&tmp).and_then(|()| fs::create_dir(&tmp)).expect("the disk works again");
     store.room(2 * MIB).expect("instead of the model");
     assert!(store.held().is_empty());
 }
