@@ -170,15 +170,27 @@ async fn compare_some(calls: &mut Calls<'_, '_>, chunks: &[Chunk], outputs: &[Ou
     Ok(beside_others(calls, alike, &sample, &known).await)
 }
 
-/// Compares one call of as many items as these, a known one and all made-up ones in turn, with their single runs.
+/// Compares calls of as many items as these with single runs: a made-up item that tells rows apart, beside known ones and
+/// beside every other made-up one.
 async fn beside_others(calls: &mut Calls<'_, '_>, alike: &[&Chunk], rows: &[&Chunk], known: &[Known]) -> Equality {
     let Some(first) = known.first() else { return Equality::Inconclusive };
     let others = others(calls, rows, &first.outputs).await;
-    if others.is_empty() {
-        return Equality::Inconclusive;
+    let Some((telling, others)) = others.split_first() else { return Equality::Inconclusive };
+    let count = items(alike) as usize;
+    let beside: Vec<&Known> = std::iter::once(first).chain(others).collect();
+    // In a small call the telling one would have few neighbours, and a row that looks at them might not show.
+    for some in beside.chunks(count.saturating_sub(1).max(1)) {
+        let together = std::iter::once(telling).chain(some.iter().copied()).chain(known.iter().cycle());
+        match together_as_alone(calls, alike, together.take(count).collect()).await {
+            Equality::Same => {}
+            other => return other,
+        }
     }
-    let in_turn = known.iter().cycle().flat_map(|known| std::iter::once(known).chain(&others));
-    let in_turn: Vec<&Known> = in_turn.take(items(alike) as usize).collect();
+    Equality::Same
+}
+
+/// Compares one call of these items, as many as the chunks have, with their single runs.
+async fn together_as_alone(calls: &mut Calls<'_, '_>, alike: &[&Chunk], in_turn: Vec<&Known>) -> Equality {
     let mut given = calls.batch.given(alike);
     for (place, input) in given.iter_mut().enumerate() {
         input.pieces = in_turn.iter().flat_map(|known| known.inputs[place].clone()).collect();
