@@ -66,12 +66,19 @@ pub(crate) fn command() -> clap::Command {
     LOCAL.iter().fold(whole, |whole, name| whole.mut_subcommand(name, |command| command.args(elsewhere.clone())))
 }
 
-/// The arguments of this program; ends it if they are wrong.
-pub(crate) fn parse() -> Arguments {
+/// The arguments of this program.
+pub(crate) fn parse() -> Result<Arguments, clap::Error> {
     let parsed = command().try_get_matches().and_then(|matches| Arguments::from_arg_matches(&matches));
-    parsed.unwrap_or_else(|error| {
-        with_usage(error, env::args_os().map(|word| word.to_string_lossy().into_owned())).exit()
-    })
+    parsed.map_err(|error| with_usage(error, words()))
+}
+
+/// Whether `--json` was asked for by a command line that could not be read.
+pub(crate) fn want_json() -> bool {
+    words().any(|word| word == "--json")
+}
+
+fn words() -> impl Iterator<Item = String> {
+    env::args_os().map(|word| word.to_string_lossy().into_owned())
 }
 
 /// The error with its command's usage as the help shows it. clap's own names all flags that have a value, also from the

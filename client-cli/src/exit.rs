@@ -1,6 +1,7 @@
 //! Failures as scripts see them: exit code, code and text. Owns the mapping from every error; the numbers are a promise.
 
 use mesh_sdk::{AskError, ConnectError, ErrorCode, ModelError, SubmitError, TaskError};
+use serde_json::json;
 
 /// Success.
 pub(crate) const OK: u8 = 0;
@@ -76,6 +77,11 @@ impl Failed {
             other => other.to_string(),
         };
         Self { exit: of_task(error), code, text }
+    }
+
+    /// The document that `--json` prints if there is nothing else to show.
+    pub(crate) fn document(&self) -> serde_json::Value {
+        json!({ "error": { "code": self.code, "text": self.text, "exit": self.exit } })
     }
 }
 

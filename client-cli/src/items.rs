@@ -155,7 +155,10 @@ fn expand(argument: &str) -> Result<Vec<PathBuf>, ItemsError> {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ItemsError::Read { path, source }),
         Err(_) => {
             let matches = glob::glob(argument).map_err(|error| ItemsError::Pattern(argument.to_owned(), error))?;
-            let found: Vec<PathBuf> = matches.filter_map(Result::ok).filter(|path| path.is_file()).collect();
+            let matches = matches.map(|found| {
+                found.map_err(|error| ItemsError::Read { path: error.path().to_owned(), source: error.into() })
+            });
+            let found = files_of(matches)?;
             if found.is_empty() { Err(ItemsError::Nothing(argument.to_owned())) } else { Ok(found) }
         }
     }
@@ -163,16 +166,26 @@ fn expand(argument: &str) -> Result<Vec<PathBuf>, ItemsError> {
 
 fn files_in(folder: &Path) -> Result<Vec<PathBuf>, ItemsError> {
     let failed = |source| ItemsError::Read { path: folder.to_owned(), source };
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let is_hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        if path.is_file() && !is_hidden {
-            files.push(path);
-        }
-    }
+    let entries = fs::read_dir(folder).map_err(failed)?.map(|entry| entry.map(|entry| entry.path()).map_err(failed));
+    let is_hidden = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+    let mut files = files_of(entries.filter(|path| !path.as_ref().is_ok_and(|path| is_hidden(path))))?;
     files.sort();
     if files.is_empty() { Err(ItemsError::EmptyFolder(folder.to_owned())) } else { Ok(files) }
+}
+
+/// The files among these. What cannot be looked at, such as a link that leads nowhere, is an error: else an item would
+/// be missing without a word.
+fn files_of(paths: impl Iterator<Item = Result<PathBuf, ItemsError>>) -> Result<Vec<PathBuf>, ItemsError> {
+    let mut files = Vec::new();
+    for path in paths {
+        let path = path?;
+        match fs::metadata(&path) {
+            Ok(meta) if meta.is_file() => files.push(path),
+            Ok(_) => {}
+            Err(source) => return Err(ItemsError::Read { path, source }),
+        }
+    }
+    Ok(files)
 }
 
 /// The extension of a file name in lower case.
@@ -251,6 +264,18 @@ mod tests {
         assert_eq!(names_of(&items(&at(&["@/b.png", "@/a.png"]), Some(&one)).unwrap()), ["b", "a"]);
         assert_eq!(names_of(&items(&at(&["@/*.png", "@/more"]), Some(&one)).unwrap()), ["a", "b", "a-2"]);
         assert_eq!(names_of(&items(&at(&["@/a.png"]), None).unwrap()), ["a"]);
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_no_item_that_is_left_out_in_silence() {
+        let (dir, at) = within(&["a.bin"]);
+        std::os::unix::fs::symlink("gone.bin", dir.path().join("b.bin")).unwrap();
+        for argument in ["@", "@/*.bin"] {
+            let error = items(&at(&[argument]), Some(&signature(&["x"]))).unwrap_err().to_string();
+            assert!(error.contains("b.bin") && error.contains("No such file"), "{argument}: {error}");
+        }
+        fs::write(dir.path().join("gone.bin"), "").unwrap();
+        assert_eq!(names_of(&items(&at(&["@/*.bin"]), Some(&signature(&["x"]))).unwrap()), ["a", "b", "gone"]);
     }
 
     #[test]

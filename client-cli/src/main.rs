@@ -39,7 +39,6 @@ mod watch;
 
 use std::{io, process::ExitCode, time::Duration};
 
-use serde_json::json;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -56,8 +55,11 @@ use crate::{
 const LEAVE_MAX: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let arguments = args::parse();
+    let arguments = args::parse().unwrap_or_else(|error| refuse(&error));
     start_log(&arguments.global);
+    if let Err(error) = mesh_transport::raise_open_files() {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let ended = match runtime {
         Ok(runtime) => {
@@ -74,6 +76,18 @@ fn main() -> ExitCode {
             ExitCode::from(failed.exit)
         }
     }
+}
+
+/// Ends the program: with help or the version as asked for, or because of wrong usage.
+fn refuse(error: &clap::Error) -> ! {
+    if error.use_stderr() && args::want_json() {
+        let text = error.to_string();
+        // What follows the first paragraph is the usage, for people.
+        let what = text.split("\n\n").next().unwrap_or(&text).trim_start_matches("error: ");
+        // Standard output may be closed; the exit code reports the error anyway.
+        let _ = print_json(&Failed::new(exit::USAGE, "USAGE", what).document());
+    }
+    error.exit()
 }
 
 async fn command(arguments: &Arguments) -> Result<u8, Failed> {
@@ -149,9 +163,8 @@ fn show_accepted(global: &Global, job: &Job) -> Result<u8, Failed> {
 /// Prints an error that occurred before there was anything to show.
 fn complain(global: &Global, failed: &Failed) {
     if global.json {
-        let document = json!({ "error": { "code": failed.code, "text": failed.text, "exit": failed.exit } });
         // Standard output may be closed; the exit code reports the error anyway.
-        let _ = print_json(&document);
+        let _ = print_json(&failed.document());
     }
     say(&format!("mesh-client: {}\n", printable_lines(&failed.text)));
 }

@@ -135,6 +135,12 @@ async fn read_input(input: RequestInput, spec: &mesh_models::TensorSpec, body: &
             return Err(mismatch(format!("input '{}': expected shape {:?}, got {got}", input.name, input.shape)));
         }
     }
+    // To a runtime written in C++, any other value has no meaning.
+    if dtype == DType::Bool
+        && let Some(byte) = data.as_ref().iter().find(|byte| **byte > 1)
+    {
+        return Err(mismatch(format!("input '{}': expected BOOL, one byte of 0 or 1 each, got {byte}", input.name)));
+    }
     Ok(Tensor { dtype, shape: input.shape, data: data.into() })
 }
 

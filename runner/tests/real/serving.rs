@@ -220,6 +220,17 @@ fn an_output_that_the_runtime_cannot_give_is_an_error_and_never_zeros() {
 }
 
 #[test]
+fn a_truth_value_is_zero_or_one() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/real/where.tflite");
+    let runner = Runner::serve(&file, &[]);
+    let input = Input { name: "in", datatype: "BOOL", shape: &[8], data: vec![1, 0, 1, 2, 0, 0, 1, 0] };
+    let answer = runner.connect().infer(&[input], json!({}));
+    let (status, code, text) = answer.error();
+    assert_eq!((status, code), (400, "MODEL_INPUT_MISMATCH"));
+    assert!(text.contains("'in'") && text.ends_with("got 2"), "{text}");
+}
+
+#[test]
 fn sigterm_ends_it_cleanly() {
     let mut runner = Runner::serve(&model("okay_nabu.tflite"), &[]);
     assert_eq!(runner.connect().get("/v2/models/model").status, 200);
