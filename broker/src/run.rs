@@ -33,6 +33,10 @@ use crate::{
 /// deadlines and the store's events wait for less than a millisecond.
 const DRAIN_MAX: usize = 64;
 
+/// Messages that are handled before the answers to them are sent together: libzmq's thread is woken once for all of
+/// them, and the first one waits for some tens of microseconds.
+const TOGETHER_MAX: usize = 8;
+
 /// Questions from the admin port that may wait.
 const QUESTIONS_MAX: usize = 16;
 
@@ -115,7 +119,16 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let start = Instant::now();
     let machine = mesh_core::broker::Config { origin_unix_ms: unix_ms(), ..config.machine };
     let Opened { handle, restored, events } = opened;
-    let shell = Shell { broker: Broker::new(machine), listener, store: handle, admitted, metrics, start, questions };
+    let shell = Shell {
+        broker: Broker::new(machine),
+        listener,
+        store: handle,
+        admitted,
+        metrics,
+        start,
+        questions,
+        outgoing: Vec::new(),
+    };
     let ended = shell.turn(restored, events, &mut stop, &phase).await;
     info!("stopped");
     ended
@@ -141,6 +154,8 @@ struct Shell {
     metrics: LoopMetrics,
     start: Instant,
     questions: mpsc::Receiver<Question>,
+    /// Messages to be sent before the loop waits again.
+    outgoing: Vec<(PeerId, Frame)>,
 }
 
 /// The reason why the loop woke.
@@ -164,6 +179,7 @@ impl Shell {
             self.handle(Event::Restored(restored));
         }
         let ended = loop {
+            self.send_all();
             let deadline = self.broker.next_deadline();
             // The socket is last: if peers flood it, the other sources still have their turn.
             let wake = tokio::select! {
@@ -202,7 +218,10 @@ impl Shell {
     /// Handles this message and those that have already arrived.
     fn drain(&mut self, first: Received) {
         self.heard(first);
-        for _ in 1..DRAIN_MAX {
+        for handled in 1..DRAIN_MAX {
+            if handled.is_multiple_of(TOGETHER_MAX) {
+                self.send_all();
+            }
             let Some(next) = self.listener.try_recv() else { return };
             self.heard(next);
         }
@@ -240,7 +259,7 @@ impl Shell {
         debug!("{peer:?}: {error}");
         self.metrics.undecodable(error);
         if let DecodeError::Version { .. } = error {
-            self.send(peer, Frame::unsupported());
+            self.outgoing.push((peer, Frame::unsupported()));
         }
     }
 
@@ -259,7 +278,7 @@ impl Shell {
 
     fn encoded(&mut self, peer: PeerId, name: &str, frame: Result<Frame, proto_msgs::EncodeError>) {
         match frame {
-            Ok(frame) => self.send(peer, frame),
+            Ok(frame) => self.outgoing.push((peer, frame)),
             Err(error) => {
                 self.metrics.unsendable.inc();
                 error!("{name} was not sent: {error}");
@@ -267,10 +286,12 @@ impl Shell {
         }
     }
 
-    fn send(&mut self, peer: PeerId, frame: Frame) {
-        // Lost messages are repeated by the peer that misses an answer. The socket counts them.
-        if let Err(error) = self.listener.send(peer, frame) {
-            debug!("{peer:?}: {error}");
+    fn send_all(&mut self) {
+        for (peer, frame) in self.outgoing.drain(..) {
+            // Lost messages are repeated by the peer that misses an answer. The socket counts them.
+            if let Err(error) = self.listener.send(peer, frame) {
+                debug!("{peer:?}: {error}");
+            }
         }
     }
 
