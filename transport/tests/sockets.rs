@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use mesh_transport::{
     Admit, Admitted, Context, DialError, Dialer, Heard, Inbox, KeyPair, Limits, ListenError, Listener, Security,
-    SendError, dial_first,
+    SendError, dial_first, raise_open_files,
 };
 use proto_msgs::{Frame, PublicKey};
 use tokio::time::timeout;
@@ -293,6 +293,16 @@ async fn a_port_in_use_is_said_to_be() {
         let bound = context.listen(nonsense, Admit::Anyone, Limits::CONTROL);
         assert!(matches!(bound, Err(ListenError::BadAddress { .. })), "{nonsense}: {bound:?}");
     }
+}
+
+#[tokio::test]
+async fn a_process_dials_more_peers_than_libzmq_has_sockets_for_by_default() {
+    raise_open_files().expect("a limit");
+    let context = open_context();
+    let listener = listen(&context, Admit::Anyone);
+    let dialled: Vec<_> =
+        (0..400).map(|_| context.dial(listener.endpoint(), None, Limits::DIRECT).expect("a socket")).collect();
+    assert_eq!(dialled.len(), 400);
 }
 
 #[tokio::test]

@@ -234,11 +234,7 @@ impl Threaded {
     }
 
     async fn run(mut self) -> UploadEnd {
-        if let (Some(first), Some(outlet)) = (self.upload.outgoing.first.take(), &self.upload.outlet)
-            && outlet.send(first).await.is_err()
-        {
-            self.upload.unlink();
-        }
+        self.send_first().await?;
         loop {
             while let Ok(feedback) = self.feedback.try_recv() {
                 self.upload.note(feedback)?;
@@ -255,6 +251,21 @@ impl Threaded {
                 _ => self.listen().await?,
             }
         }
+    }
+
+    /// Sends the message before all chunks. If the link breaks first, the message is dropped.
+    async fn send_first(&mut self) -> Result<(), UploadError> {
+        while let (Some(first), Some(outlet)) = (self.upload.outgoing.first.clone(), self.upload.outlet.clone()) {
+            tokio::select! {
+                biased;
+                sent = outlet.send(first) => match sent {
+                    Ok(()) => self.upload.outgoing.first = None,
+                    Err(_) => self.upload.unlink(),
+                },
+                feedback = self.feedback.recv() => self.upload.note(feedback.ok_or(UploadError::Stopped)?)?,
+            }
+        }
+        Ok(())
     }
 
     /// Reads the chunk; `None` if feedback came first.

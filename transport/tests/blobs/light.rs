@@ -1,5 +1,7 @@
 //! Small blobs are sent and taken in without a thread.
 
+use tokio::sync::oneshot;
+
 use super::*;
 
 #[tokio::test]
@@ -53,11 +55,7 @@ async fn a_file_that_the_peer_has_holds_nothing_up_and_is_sent_if_it_lacks_it_af
 #[tokio::test]
 async fn little_waits_in_a_thread_for_a_peer_whose_queue_is_full() {
     let mut pair = Pair::connected().await;
-    let filler = || Frame { payload: noise(MIB).into(), ..Frame::new(b"filler".to_vec()) };
-    let mut fillers = 0;
-    while pair.outlet.try_send(filler()).is_ok() {
-        fillers += 1;
-    }
+    let fillers = fill(&pair);
     let source = Source::memory(noise(1000).into());
     let outgoing = Outgoing::new(Role::Client, attempt(), vec![(1, source)], MIB as u32);
     let mut sender = Sender::start(outgoing.behind(filler()), &pair.outlet);
@@ -69,4 +67,38 @@ async fn little_waits_in_a_thread_for_a_peer_whose_queue_is_full() {
     assert_eq!(chunk_of(&chunk).blob, 1);
     sender.credit(1, 1000);
     sender.result().await.expect("sent");
+}
+
+#[tokio::test]
+async fn who_reads_nothing_keeps_no_thread_of_an_upload_that_was_given_up() {
+    /// Bytes that tell when the last who needed them has let them go.
+    struct Needed {
+        bytes: Vec<u8>,
+        _until: oneshot::Sender<()>,
+    }
+    impl AsRef<[u8]> for Needed {
+        fn as_ref(&self) -> &[u8] {
+            &self.bytes
+        }
+    }
+    let pair = Pair::connected().await;
+    fill(&pair);
+    let (until, let_go) = oneshot::channel();
+    let source = Source::memory(Bytes::from_owner(Needed { bytes: noise(1000), _until: until }));
+    let outgoing = Outgoing::new(Role::Client, attempt(), vec![(1, source)], MIB as u32);
+    drop(Sender::start(outgoing.behind(filler()), &pair.outlet));
+    assert!(within("the end of its thread", let_go).await.is_err(), "nothing is said of it any more");
+}
+
+fn filler() -> Frame {
+    Frame { payload: noise(MIB).into(), ..Frame::new(b"filler".to_vec()) }
+}
+
+/// Fills the queue of the worker, who reads nothing. Returns the number of messages in it.
+fn fill(pair: &Pair) -> usize {
+    let mut fillers = 0;
+    while pair.outlet.try_send(filler()).is_ok() {
+        fillers += 1;
+    }
+    fillers
 }

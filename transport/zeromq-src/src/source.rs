@@ -1,5 +1,5 @@
-//! libzmq's source code with one change: a connection ends when its peer sends more parts for one message than a
-//! message of the mesh has.
+//! libzmq's source code with two changes: a connection ends when its peer sends more parts for one message than a
+//! message of the mesh has, and a context has room for more sockets.
 //!
 //! `ZMQ_MAXMSGSIZE` bounds a part, `ZMQ_RCVHWM` the finished messages that wait. Nothing in libzmq bounds the parts of
 //! an unfinished message, so a peer that never sends the last one fills the memory. With the limit, a connection holds
@@ -17,6 +17,10 @@ use std::{
 /// Parts of a message on the wire: `proto_msgs::Frame` has a head and a payload. A peer that says that a second part is
 /// not the last one is cut off.
 const PARTS_MAX: usize = 2;
+
+/// Sockets of a context, by default 1,023. A worker has three for each client that it dials, and a client three for each
+/// worker; each takes 12 bytes of a table. A limit that can be set later has no door in the `zmq` crate.
+const SOCKETS_MAX: usize = 16_383;
 
 /// A change: the file, the text that occurs in it exactly once, what is put behind that text.
 struct Edit(&'static str, &'static str, &'static str);
@@ -56,6 +60,11 @@ const EDITS: &[Edit] = &[
     // The connection has ended, and with it its unfinished message. A dialer's session goes on with the next connection,
     // unless the peer broke the protocol or a limit: then the session ends, and the peer is not dialled again.
     Edit("src/session_base.cpp", "    _pipe->rollback ();\n    _pipe->flush ();\n", "    _parts_passed = 0;\n"),
+    Edit(
+        "include/zmq.h",
+        "#define ZMQ_MAX_SOCKETS_DFLT 1023\n",
+        "#undef ZMQ_MAX_SOCKETS_DFLT\n#define ZMQ_MAX_SOCKETS_DFLT SOCKETS_MAX\n",
+    ),
 ];
 
 /// Copies libzmq's source code to the folder `to`, where nothing of an earlier build stays, and changes it there.
@@ -74,8 +83,9 @@ pub(crate) fn limited_copy(to: &Path) -> PathBuf {
         let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("reading {}: {error}", path.display()));
         let (before, after) = text.split_once(anchor).unwrap_or_else(|| panic!("{file} has no {anchor:?}"));
         assert!(!after.contains(anchor), "{file} has {anchor:?} twice");
-        let limit = added.replace("PARTS_MAX", &PARTS_MAX.to_string());
-        fs::write(&path, [before, anchor, &limit, after].concat()).expect("OUT_DIR can be written");
+        let added = added.replace("PARTS_MAX", &PARTS_MAX.to_string());
+        let added = added.replace("SOCKETS_MAX", &SOCKETS_MAX.to_string());
+        fs::write(&path, [before, anchor, &added, after].concat()).expect("OUT_DIR can be written");
     }
     to.to_owned()
 }
