@@ -21,8 +21,8 @@ mod slots;
 use std::time::Duration;
 
 use proto_msgs::{
-    AttemptId, BrokerToWorker, ErrorCode, Heartbeat, HeartbeatAck, Introduce, Leave, Outcome, Overtaken, Phase,
-    Progress, Purpose, WorkerToBroker, WorkerToClient,
+    AttemptId, BrokerToWorker, ErrorCode, Failure, Heartbeat, HeartbeatAck, Introduce, Leave, Outcome, Overtaken,
+    Phase, Progress, Purpose, WorkerToBroker, WorkerToClient,
 };
 
 pub use api::{
@@ -130,13 +130,13 @@ impl Worker {
             Event::BrokerSaid(BrokerToWorker::Overtaken(told)) => self.overtaken(now, told),
             Event::Opened { link, key, open } => self.opened(now, link, key, *open),
             Event::ClientAlive { id, link } => self.client_alive(now, id, link),
-            Event::Released { id } => self.released(now, id),
-            Event::Aborted { id } => self.stop(now, id),
+            Event::Released { id, link } => self.let_go(now, id, link),
+            Event::Aborted { id, link } => self.let_go(now, id, link),
             Event::Received { id } => self.received(now, id),
             Event::ReceiveFailed { id, code, text } => self.receive_failed(now, id, code, text),
             Event::BatchReached { batch, phase } => self.reached(now, batch, phase),
             Event::BatchEnded { batch, ended } => self.batch_ended(now, batch, ended),
-            Event::Kept { id } => self.kept(now, id),
+            Event::Kept { id, failure } => self.kept(now, id, failure),
             Event::DialFailed { id, text } => self.dial_failed(now, id, text),
             Event::Sampled(sample) => self.sampled(now, sample),
             Event::DrainAsked => self.drain(now),
@@ -337,9 +337,12 @@ impl Worker {
     }
 
     /// The end of a detached attempt is on disk, or cannot be kept: the broker is told soon, because somebody may wait.
-    fn kept(&mut self, now: MonoTime, id: AttemptId) {
+    fn kept(&mut self, now: MonoTime, id: AttemptId, failure: Option<Failure>) {
         if let Some(attempt) = self.attempts.get_mut(id) {
             attempt.is_kept = true;
+            if let (State::Finished { outcome, .. }, Some(failure)) = (&mut attempt.state, failure) {
+                *outcome = Outcome::Failed(failure);
+            }
             let soon = self.last_heartbeat + self.config.heartbeat / ENDS_APART;
             self.next_heartbeat = self.next_heartbeat.min(soon.max(now));
         }

@@ -9,8 +9,8 @@ use mesh_core::{
 };
 use mesh_samples::{TICKET_KEY, opening, register, ticket_body};
 use proto_msgs::{
-    AttemptId, BrokerToWorker, Digest, ErrorCode, HeartbeatAck, Manifest, ModelFormat, ModelRef, Outcome, Register,
-    Ticket, TicketBody, WorkerToBroker, WorkerToClient,
+    AttemptId, AttemptState, BrokerToWorker, Digest, ErrorCode, Failure, HeartbeatAck, Manifest, ModelFormat, ModelRef,
+    Outcome, Register, Ticket, TicketBody, WorkerToBroker, WorkerToClient,
     limits::{HELD_MAX, TEXT_BYTES_MAX},
 };
 
@@ -90,13 +90,27 @@ fn acknowledged(forget: Vec<AttemptId>) -> Event {
 fn the_end_of_a_detached_task_is_told_at_once_and_those_behind_it_together() {
     let (mut worker, _) = keeps(2);
     let heartbeat = Config::new(register(1)).heartbeat;
-    let kept = |task| Event::Kept { id: ticket(task, true).body.attempt_id() };
+    let kept = |task| Event::Kept { id: ticket(task, true).body.attempt_id(), failure: None };
     let calm = NOW + heartbeat / 2;
     assert!(beats(&worker.handle(calm, kept(0))), "nothing was said for long");
     assert!(!beats(&worker.handle(calm, kept(1))), "a flood of ends is no flood of heartbeats");
     let at = worker.next_deadline().expect("it beats");
     assert!(at.since(calm) < heartbeat / 16, "{:?}", at.since(calm));
     assert!(beats(&worker.handle(at, Event::Deadline)));
+}
+
+#[test]
+fn a_detached_task_whose_rows_cannot_be_joined_is_not_reported_as_done() {
+    let (mut worker, _) = keeps(1);
+    let failure = Failure::new(ErrorCode::RunFailed, "the rows have different shapes");
+    let id = ticket(0, true).body.attempt_id();
+    let said =
+        worker.handle(NOW + Config::new(register(1)).heartbeat, Event::Kept { id, failure: Some(failure.clone()) });
+    let told = said.iter().find_map(|action| match action {
+        Action::TellBroker(WorkerToBroker::Heartbeat(heartbeat)) => heartbeat.attempts.first(),
+        _ => None,
+    });
+    assert_eq!(told.map(|told| told.state.clone()), Some(AttemptState::Finished(Outcome::Failed(failure))));
 }
 
 #[test]

@@ -77,3 +77,39 @@ fn a_sign_of_life_over_a_link_that_opened_nothing_is_answered_with_the_wish_to_o
     let link = LinkId(2);
     assert_eq!(answers(link), [Action::TellClient { link, message: WorkerToClient::Reopen(id) }]);
 }
+
+#[test]
+fn only_the_link_over_which_the_attempt_was_opened_last_ends_it() {
+    let mut worker = started();
+    let (id, [old, new, strange]) = (ticket_body(1, 2, 1).attempt_id(), [1, 3, 2].map(LinkId));
+    assert_eq!(opened(&mut worker, ticket_body(1, 2, 1), manifest(1, 1), false), None);
+    let open = Open { resume: true, ..opening(Ticket::sign(ticket_body(1, 2, 1), &TICKET_KEY), Some(manifest(1, 1))) };
+    let _ = worker.handle(NOW, Event::Opened { link: new, key: None, open: Box::new(open) });
+    for link in [strange, old] {
+        let said = worker.handle(NOW, Event::Aborted { id, link });
+        assert_eq!(said, [Action::TellClient { link, message: WorkerToClient::Reopen(id) }]);
+    }
+    assert!(worker.handle(NOW, Event::Aborted { id, link: new }).contains(&Action::Free { id }));
+}
+
+#[test]
+fn nobody_ends_an_attempt_whose_client_is_still_being_dialled() {
+    let mut worker = started();
+    let (ticket, endpoints) = (Ticket::sign(ticket_body(1, 2, 1), &TICKET_KEY), vec!["tcp://10.0.0.9:1".to_owned()]);
+    let introduce = BrokerToWorker::Introduce(Introduce { ticket, endpoints, client_key: None });
+    let _ = worker.handle(NOW, Event::BrokerSaid(introduce));
+    let (id, link) = (ticket_body(1, 2, 1).attempt_id(), LinkId(9));
+    let said = worker.handle(NOW, Event::Aborted { id, link });
+    assert_eq!(said, [Action::TellClient { link, message: WorkerToClient::Reopen(id) }]);
+}
+
+#[test]
+fn a_client_that_comes_back_while_its_rows_run_is_followed_to_its_new_link() {
+    let mut worker = started();
+    let (id, link) = (ticket_body(1, 2, 1).attempt_id(), LinkId(2));
+    assert_eq!(opened(&mut worker, ticket_body(1, 2, 1), manifest(1, 1), false), None);
+    let _ = worker.handle(NOW, Event::Received { id });
+    let open = Open { resume: true, ..opening(Ticket::sign(ticket_body(1, 2, 1), &TICKET_KEY), Some(manifest(1, 1))) };
+    let said = worker.handle(NOW, Event::Opened { link, key: None, open: Box::new(open) });
+    assert!(said.contains(&Action::Relink { id, link }), "{said:?}");
+}

@@ -189,6 +189,11 @@ impl Desk {
             Action::Receive { id, link, manifest, ticket } => {
                 self.receive(id, link, *manifest, *ticket).await;
             }
+            Action::Relink { id, link } => {
+                if let (Some(attempt), Some(outlet)) = (self.attempts.get_mut(&id), self.links.outlet(link).cloned()) {
+                    attempt.relink(link, outlet);
+                }
+            }
             Action::RunBatch { batch, parts, slot, device, kind, limit } => {
                 debug!(batch = batch.0, slot = slot.0, device, ?kind, parts = parts.len(), "batch");
                 self.run_batch(batch, parts, device, kind, limit).await;
@@ -278,14 +283,19 @@ impl Desk {
 
     fn keep(&mut self, id: AttemptId, outcome: Outcome, runs: Vec<RunNote>) {
         let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        let was_done = matches!(outcome, Outcome::Done { .. });
         let (outcome, outputs) = with_outputs(outcome, attempt);
+        let failure = match &outcome {
+            Outcome::Failed(failure) if was_done => Some(failure.clone()),
+            _ => None,
+        };
         let tools = self.tools.clone();
         let keeping = spawn_blocking(move || {
             if let Err(error) = tools.keep.finish(id, outcome, runs, &outputs) {
                 error!(task = %id.task, %error, "a result cannot be kept on disk: a restart would run the task again");
             }
             // Closed only when the worker is leaving.
-            let _ = tools.machine.blocking_send(Event::Kept { id });
+            let _ = tools.machine.blocking_send(Event::Kept { id, failure });
         });
         attempt.keeping = Some(keeping);
     }
@@ -373,7 +383,9 @@ impl Desk {
             }
             let _ = note.send(Note::Closed { link }).await;
         });
-        self.links.add_dialled(link, outlet, endpoints, key, reader.abort_handle());
+        let attempts = &self.attempts;
+        let used = || attempts.values().map(|attempt| attempt.link).collect();
+        self.links.add_dialled(link, (outlet, reader.abort_handle()), (endpoints, key), used);
         debug!(task = %id.task, "client dialled");
         self.arrived(link, wanted);
     }

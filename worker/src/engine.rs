@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::data::blobs::Pin;
 
 pub(crate) use docker::{Docker, DockerSettings};
-pub(crate) use exit::{Cause, Exit, LimitOf, code_named};
+pub(crate) use exit::{Cause, Exit, LimitOf, code_of_runner};
 pub(crate) use process::{Process, find_runner};
 
 /// Name of the socket in a runner's folder.

@@ -232,7 +232,8 @@ impl Broker {
             // After a restart, the task may have been granted another place meanwhile.
             self.workers.release_unnamed(now, at.worker, current);
         }
-        if self.tasks.get(id).is_some_and(|task| !task.is_queued()) {
+        // What is not in the store yet waits for that first.
+        if self.tasks.get(id).is_some_and(|task| !task.is_queued() && task.state != State::Storing) {
             self.enqueue(now, id);
         }
         self.after_loss(now, id, outcome);
@@ -313,6 +314,10 @@ impl Broker {
             self.end(now, cancel.task, Outcome::Cancelled);
         }
         let Some(task) = self.tasks.get_mut(cancel.task) else { return };
+        if let Some(end) = task.end_mut().filter(|end| end.is_abandoned) {
+            // Its client, silent until now, shall not bring it back.
+            (end.outcome, end.is_abandoned) = (Outcome::Cancelled, false);
+        }
         if !task.awaits_store() || !self.config.rules.holds(Rule::StoreBeforeCancelled) {
             self.say_ended(cancel.task, submitter);
             self.say_ended(cancel.task, Some(peer).filter(|_| submitter != Some(peer)));

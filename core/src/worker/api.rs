@@ -119,10 +119,10 @@ pub enum Event {
     Opened { link: LinkId, key: Option<PublicKey>, open: Box<Open> },
     /// A client shows over this link that it is alive; any message about the attempt counts.
     ClientAlive { id: AttemptId, link: LinkId },
-    /// The client has the result.
-    Released { id: AttemptId },
-    /// The client wants no result.
-    Aborted { id: AttemptId },
+    /// The client says over this link that it has the result.
+    Released { id: AttemptId, link: LinkId },
+    /// The client says over this link that it wants no result.
+    Aborted { id: AttemptId, link: LinkId },
     /// Model and inputs have arrived and are verified.
     Received { id: AttemptId },
     /// Model and inputs did not arrive.
@@ -132,8 +132,9 @@ pub enum Event {
     /// The batch is over. If it ended well, the shell keeps the outputs of its rows at this stage, for every part that
     /// is still wanted. If it failed, the shell keeps nothing of it, and the same rows may come again in another batch.
     BatchEnded { batch: BatchId, ended: Result<BatchTimes, Failure> },
-    /// The result of an [`Action::Keep`] is on disk, or cannot be written.
-    Kept { id: AttemptId },
+    /// The result of an [`Action::Keep`] is on disk, or cannot be written. With a failure, the rows could not be joined:
+    /// that is the outcome, and not the one that was to be kept.
+    Kept { id: AttemptId, failure: Option<Failure> },
     /// The client named by an [`Action::Dial`] could not be reached.
     DialFailed { id: AttemptId, text: String },
     /// The machine was measured. Sent a little more often than heartbeats.
@@ -183,6 +184,8 @@ pub enum Action {
     /// client with `Accept` (unless the opening brought all of an attached attempt), and this machine with `Received`
     /// or `ReceiveFailed`. A reopened attempt keeps the data that has arrived.
     Receive { id: AttemptId, link: LinkId, manifest: Box<Manifest>, ticket: Box<Ticket> },
+    /// The client has come back over this link while the attempt waits or runs: nothing is to be received.
+    Relink { id: AttemptId, link: LinkId },
     /// Run these rows. Ends in [`Event::BatchEnded`].
     ///
     /// For a detached attempt the shell first notes on disk that a run was begun, once per life of the worker: if the

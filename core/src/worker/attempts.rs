@@ -165,6 +165,11 @@ impl Attempt {
         !matches!(self.state, State::Finished { .. })
     }
 
+    /// Whether nobody needs anything of the attempt any more.
+    pub(super) fn is_taken(&self) -> bool {
+        matches!(self.state, State::Finished { taken: true, .. })
+    }
+
     /// Whether the broker knows that the attempt has ended.
     pub(super) fn is_reported(&self) -> bool {
         matches!(self.state, State::Finished { reported: true, .. })

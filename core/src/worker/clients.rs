@@ -123,6 +123,7 @@ impl Worker {
                 }
             }
             State::Ready | State::Running(_) => {
+                self.actions.push(Action::Relink { id, link });
                 let accept = Accept { id, needs: Vec::new(), window_bytes: WINDOW_BYTES };
                 self.actions.push(Action::TellClient { link, message: WorkerToClient::Accept(accept) });
                 // The phase is told at once.
@@ -154,11 +155,14 @@ impl Worker {
         }
     }
 
-    pub(super) fn released(&mut self, now: MonoTime, id: AttemptId) {
+    /// The client has the result, or wants none. Only the link over which it opened the attempt last may say so: all
+    /// others are a stranger's, or an old one's.
+    pub(super) fn let_go(&mut self, now: MonoTime, id: AttemptId, link: LinkId) {
         match self.attempts.get(id) {
-            Some(attempt) if attempt.is_active() => self.stop(now, id),
-            Some(_) => self.taken(id),
-            None => {}
+            Some(attempt) if attempt.link != Some(link) && !attempt.is_taken() => {
+                self.actions.push(Action::TellClient { link, message: WorkerToClient::Reopen(id) });
+            }
+            _ => self.stop(now, id),
         }
     }
 

@@ -249,7 +249,7 @@ impl World {
                 Happening::Cancel(task) => {
                     if !self.ends.contains_key(&task) {
                         self.end(task, Outcome::Cancelled, Vec::new());
-                        self.handle(Event::Aborted { id: id_of(task) });
+                        self.handle(Event::Aborted { id: id_of(task), link: LinkId(task as u64) });
                     }
                 }
                 Happening::BatchRuns(batch) if self.running.contains_key(&batch) => {
@@ -364,7 +364,7 @@ impl World {
                 assert!(runs.len() <= 64);
                 self.referee.answered(self.now, id, &outcome);
                 self.end(number_of(id), outcome, runs);
-                self.handle(Event::Released { id });
+                self.handle(Event::Released { id, link: LinkId(number_of(id) as u64) });
             }
             Action::TellBroker(WorkerToBroker::Heartbeat(heartbeat)) => self.referee.heartbeat(&heartbeat),
             Action::TellClient { message: WorkerToClient::Refuse(refuse), .. } => panic!("refused: {refuse:?}"),

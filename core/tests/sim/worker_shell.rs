@@ -268,8 +268,8 @@ impl Mesh {
                         Event::Opened { link, key, open: Box::new(open) }
                     }
                     ClientToWorker::Alive(id) => Event::ClientAlive { id, link },
-                    ClientToWorker::Release(id) => Event::Released { id },
-                    ClientToWorker::Abort(id) => Event::Aborted { id },
+                    ClientToWorker::Release(id) => Event::Released { id, link },
+                    ClientToWorker::Abort(id) => Event::Aborted { id, link },
                     ClientToWorker::Chunk(_) | ClientToWorker::Credit(_) => return,
                 }
             }
@@ -313,7 +313,7 @@ impl Mesh {
             }
             Action::SendResult { id, link, outcome, runs, .. } => self.send_result(worker, id, link, outcome, runs),
             // Messages sent before are still in the network.
-            Action::Silence { .. } => {}
+            Action::Silence { .. } | Action::Relink { .. } => {}
             Action::Keep { id, outcome, runs } => {
                 let Some(session) = self.workers[worker].sessions.get_mut(&id) else { return };
                 session.stage = Stage::Over;
@@ -347,7 +347,7 @@ impl Mesh {
         if let (Some(session), Some(kept)) = (shell.sessions.get(&id), shell.disk.detached.get_mut(&id)) {
             (kept.outcome, kept.runs, kept.rows) = (Some(outcome), runs, session.rows.clone());
         }
-        self.worker_handle(worker, Event::Kept { id });
+        self.worker_handle(worker, Event::Kept { id, failure: None });
     }
 
     pub(super) fn tell_client(&mut self, worker: usize, link: LinkId, message: WorkerToClient) {

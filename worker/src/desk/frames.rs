@@ -99,8 +99,8 @@ impl Desk {
             Ok(ClientToWorker::Open(open)) => self.open(link, open).await,
             Ok(ClientToWorker::Chunk(chunk)) => self.chunk(link, chunk, frame.payload).await,
             Ok(ClientToWorker::Credit(credit)) => self.credit(link, credit).await,
-            Ok(ClientToWorker::Release(id)) => self.end(link, id, Event::Released { id }).await,
-            Ok(ClientToWorker::Abort(id)) => self.end(link, id, Event::Aborted { id }).await,
+            Ok(ClientToWorker::Release(id)) => self.tell_machine(Event::Released { id, link }).await,
+            Ok(ClientToWorker::Abort(id)) => self.tell_machine(Event::Aborted { id, link }).await,
             Ok(ClientToWorker::Alive(id)) => self.tell_machine(Event::ClientAlive { id, link }).await,
             Err(DecodeError::Version { theirs }) => {
                 debug!(theirs, "a client of another version");
@@ -146,14 +146,6 @@ impl Desk {
         self.attempts.get(&id).is_some_and(|attempt| attempt.early().is_some()) && {
             let waiting = self.attempts.values().filter_map(Attempt::early);
             waiting.map(Chunks::size_bytes).sum::<usize>() + more_bytes > PREPARING_BYTES_MAX
-        }
-    }
-
-    /// Passes on a `Release` or `Abort`. Only the link on which the client opened the attempt may end it.
-    async fn end(&mut self, link: LinkId, id: AttemptId, event: Event) {
-        match self.attempts.get(&id) {
-            Some(attempt) if attempt.link != link => self.tell_client(link, &WorkerToClient::Reopen(id)),
-            _ => self.tell_machine(event).await,
         }
     }
 

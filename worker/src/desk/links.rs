@@ -15,6 +15,9 @@ use tokio::task::AbortHandle;
 /// Links kept, beside those that carry an attempt: many more than clients that speak at the same time.
 const LINKS_MAX: usize = 1024;
 
+/// Dialled links kept, beside those that carry an attempt: each has three sockets and a task of its own.
+const DIALLED_MAX: usize = 256;
+
 /// Attempts announced again on one dialled link after it broke: more than one client process ever has at one worker.
 const DIALLED_FOR_MAX: usize = 256;
 
@@ -40,6 +43,16 @@ enum From {
     Dialled { endpoints: Vec<String>, attempts: Vec<AttemptId>, lost: bool, reader: AbortHandle },
 }
 
+impl From {
+    const fn is_of_door(&self) -> bool {
+        matches!(self, Self::Door(_))
+    }
+
+    const fn is_dialled_for_nobody(&self) -> bool {
+        matches!(self, Self::Dialled { attempts, .. } if attempts.is_empty())
+    }
+}
+
 impl Links {
     /// An empty set of links. Clients that dial come through `door`.
     pub(crate) fn new(door: Option<Door>) -> Self {
@@ -62,7 +75,7 @@ impl Links {
         }
         let outlet = self.door.as_ref()?.to(peer);
         if self.links.len() >= LINKS_MAX {
-            self.forget_oldest_unused(&used());
+            self.forget_oldest_unused(From::is_of_door, &used());
         }
         let id = self.reserve();
         self.links.insert(id, Link { outlet, key, heard: Instant::now(), from: From::Door(peer) });
@@ -76,15 +89,17 @@ impl Links {
         LinkId(self.next)
     }
 
-    /// Adds a dialled link. The task `reader` passes its frames on.
+    /// Adds a dialled link. One of many replaces the oldest that no attempt needs. The task `reader` passes its frames on.
     pub(crate) fn add_dialled(
         &mut self,
         id: LinkId,
-        outlet: Outlet,
-        endpoints: Vec<String>,
-        key: Option<PublicKey>,
-        reader: AbortHandle,
+        (outlet, reader): (Outlet, AbortHandle),
+        (endpoints, key): (Vec<String>, Option<PublicKey>),
+        used: impl FnOnce() -> HashSet<LinkId>,
     ) {
+        if self.links.values().filter(|link| !link.from.is_of_door()).count() >= DIALLED_MAX {
+            self.forget_oldest_unused(From::is_dialled_for_nobody, &used());
+        }
         let from = From::Dialled { endpoints, attempts: Vec::new(), lost: false, reader };
         self.links.insert(id, Link { outlet, key, heard: Instant::now(), from });
     }
@@ -175,9 +190,8 @@ impl Links {
         }
     }
 
-    fn forget_oldest_unused(&mut self, used: &HashSet<LinkId>) {
-        let of_door = self.links.iter().filter(|(_, link)| matches!(link.from, From::Door(_)));
-        let unused = of_door.filter(|(id, _)| !used.contains(*id));
+    fn forget_oldest_unused(&mut self, is_meant: fn(&From) -> bool, used: &HashSet<LinkId>) {
+        let unused = self.links.iter().filter(|(id, link)| is_meant(&link.from) && !used.contains(*id));
         if let Some(oldest) = unused.min_by_key(|(_, link)| link.heard).map(|(id, _)| *id) {
             self.remove(oldest);
         }
@@ -210,5 +224,26 @@ mod tests {
         assert_eq!((links.links.len(), links.peers.len()), (LINKS_MAX, LINKS_MAX));
         assert!(links.outlet(client).is_some());
         assert!(links.outlet(idle).is_none());
+    }
+
+    #[tokio::test]
+    async fn clients_without_number_that_are_dialled_fill_no_memory() {
+        let context = Context::new(Security::None).expect("a context");
+        let listener = context.listen("tcp://127.0.0.1:0", Admit::Anyone, Limits::DIRECT).expect("a free port");
+        let (door, _inbox) = listener.spawn();
+        let outlet = door.to(PeerId::from_slice(b"one").expect("a name"));
+        let mut links = Links::new(None);
+        let dial = |links: &mut Links, used: Option<LinkId>| {
+            let (id, reader) = (links.reserve(), tokio::spawn(std::future::pending::<()>()).abort_handle());
+            let to = (vec![format!("tcp://127.0.0.1:{}", id.0)], None);
+            links.add_dialled(id, (outlet.clone(), reader), to, || used.into_iter().collect());
+            id
+        };
+        let (client, idle) = (dial(&mut links, None), dial(&mut links, None));
+        for _ in 0..2 * DIALLED_MAX {
+            dial(&mut links, Some(client));
+        }
+        assert_eq!(links.links.len(), DIALLED_MAX);
+        assert!(links.outlet(client).is_some() && links.outlet(idle).is_none());
     }
 }

@@ -121,7 +121,7 @@ impl Exit {
     fn last_word(&self, code: ErrorCode) -> Option<Failure> {
         let line = self.log.lines().rev().find(|line| line.starts_with('{'))?;
         let word: LastWord = serde_json::from_str(line).ok()?;
-        let is_its_own = matches!(self.cause, Cause::Code(_)) && code_named(&word.code) == Some(code);
+        let is_its_own = matches!(self.cause, Cause::Code(_)) && code_of_runner(&word.code) == Some(code);
         is_its_own.then(|| Failure::new(code, word.text))
     }
 
@@ -169,9 +169,24 @@ impl std::fmt::Display for Cause {
     }
 }
 
-/// The error code with this name, as runners write it.
-pub(crate) fn code_named(name: &str) -> Option<ErrorCode> {
-    ErrorCode::ALL.iter().copied().find(|code| code.name() == name)
+/// The errors that a runner may give: those of a model, an input or a run. To say the others is the worker's business: to
+/// the broker they mean that the worker has no place, or a small quota, and not that the task failed.
+const CODES_OF_RUNNERS: [ErrorCode; 10] = [
+    ErrorCode::BadRequest,
+    ErrorCode::EngineUnavailable,
+    ErrorCode::InputMismatch,
+    ErrorCode::ModelInvalid,
+    ErrorCode::ModelRejected,
+    ErrorCode::ModelUnsupported,
+    ErrorCode::RunCrashed,
+    ErrorCode::RunFailed,
+    ErrorCode::RunOutOfMemory,
+    ErrorCode::TooLarge,
+];
+
+/// The error code with this name, if a runner may give it.
+pub(crate) fn code_of_runner(name: &str) -> Option<ErrorCode> {
+    CODES_OF_RUNNERS.into_iter().find(|code| code.name() == name)
 }
 
 /// The end of a runner's log. Bounded, however much a runner writes.

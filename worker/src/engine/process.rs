@@ -24,7 +24,7 @@ use proto_msgs::{EngineKind, ErrorCode, Failure, ModelFormat};
 use tokio::{
     io::AsyncReadExt,
     process::{Child, ChildStderr, Command},
-    time::timeout,
+    time::{MissedTickBehavior, interval, timeout},
 };
 use tracing::{debug, warn};
 
@@ -198,6 +198,9 @@ async fn keep(mut child: Child, mut keeper: Keeper, spec: RunnerSpec) {
     let mut log = LogTail::default();
     let mut piece = [0; 4096];
     let mut outgrown = Box::pin(outgrown(pid, spec.gpu_memory_bytes));
+    // One for all turns: a runner that writes without a pause is measured, too.
+    let mut measure = interval(MEMORY_WATCH_EVERY);
+    measure.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let cause = loop {
         let watching = *keeper.busy.borrow_and_update();
         tokio::select! {
@@ -209,7 +212,7 @@ async fn keep(mut child: Child, mut keeper: Keeper, spec: RunnerSpec) {
             },
             () = &mut outgrown => break Cause::OutOfGpuMemory { limit_bytes: spec.gpu_memory_bytes },
             _ = keeper.busy.changed() => {}
-            () = tokio::time::sleep(MEMORY_WATCH_EVERY), if watching => {
+            _ = measure.tick(), if watching => {
                 if resident_bytes(pid) > spec.memory_bytes {
                     break Cause::OutOfMemory { limit_bytes: spec.memory_bytes };
                 }

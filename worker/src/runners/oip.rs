@@ -25,7 +25,7 @@ use self::body::{BodyReader, RequestBody};
 use super::fit::TensorMeta;
 use crate::{
     data::{blobs::BlobStore, payload::Payload},
-    engine::{SOCKET_NAME, SocketFolder, code_named},
+    engine::{SOCKET_NAME, SocketFolder, code_of_runner},
 };
 
 /// Name under which every runner serves its model.
@@ -45,9 +45,12 @@ pub(crate) struct Session {
 /// Why a request to a runner failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AskError {
-    /// The runner answered with an error.
+    /// The runner answered with an error, and was heard to the end.
     #[error(transparent)]
-    Refused(#[from] Failure),
+    Refused(Failure),
+    /// The answer is invalid, or its outputs cannot be kept. The rest of it was not read: there can be no further call.
+    #[error(transparent)]
+    Unread(#[from] Failure),
     /// The connection ended, and so did the runner.
     #[error("connection to the runner: {0}")]
     Broken(#[from] hyper::Error),
@@ -273,14 +276,9 @@ async fn successful(answer: Response<Incoming>) -> Result<Response<Incoming>, As
     }
     let length = content_length(&answer, JSON_BYTES_MAX)?;
     let body = BodyReader::new(answer.into_body()).take(length as usize).await?;
-    let failure = match serde_json::from_slice::<ErrorJson>(&body) {
-        Ok(said) => {
-            let code = said.code.as_deref().and_then(code_named).unwrap_or(ErrorCode::RunFailed);
-            Failure::new(code, said.error)
-        }
-        Err(_) => nonsense(&format!("status {status}")),
-    };
-    Err(failure.into())
+    let said: ErrorJson = serde_json::from_slice(&body).map_err(|_| nonsense(&format!("status {status}")))?;
+    let code = said.code.as_deref().and_then(code_of_runner).unwrap_or(ErrorCode::RunFailed);
+    Err(AskError::Refused(Failure::new(code, said.error)))
 }
 
 fn content_length(answer: &Response<Incoming>, max: u64) -> Result<u64, Failure> {

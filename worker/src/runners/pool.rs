@@ -341,7 +341,7 @@ impl Pool {
         };
         let (session, inputs) = match session {
             Ok(ready) => ready,
-            Err(AskError::Refused(failure)) => return Err(key.memory_of.judge(failure)),
+            Err(AskError::Refused(failure) | AskError::Unread(failure)) => return Err(key.memory_of.judge(failure)),
             Err(AskError::Broken(_)) => return Err(runner.exited().await.while_loading()),
         };
         info!(model = %key.model.short(), ms = begun.elapsed().as_millis(), "model loaded");
@@ -382,10 +382,10 @@ impl Taken<'_> {
                 Ok(outputs)
             }
             Ok(Err(AskError::Refused(failure))) => {
-                // After an invalid answer the connection is in no known state.
-                self.in_order = failure.code != ErrorCode::RunProtocol && failure.code != ErrorCode::ResultTooLarge;
+                self.in_order = true;
                 Err(self.instance.key.memory_of.judge(failure))
             }
+            Ok(Err(AskError::Unread(failure))) => Err(failure),
             Ok(Err(AskError::Broken(error))) => match timeout(END_WAIT, self.instance.runner.exited()).await {
                 Ok(exit) => Err(exit.while_running()),
                 Err(_) => Err(Failure::new(ErrorCode::RunProtocol, format!("the runner hung up: {error}"))),

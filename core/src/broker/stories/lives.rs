@@ -160,6 +160,32 @@ fn nothing_is_kept_for_a_task_whose_client_is_silent() {
 }
 
 #[test]
+fn a_task_that_was_cancelled_after_its_client_fell_silent_stays_cancelled_when_the_client_wakes() {
+    let mut mesh = Mesh::exactly(Config::default());
+    mesh.submit_all(0..2, 1, |_| {});
+    mesh.wait(Duration::from_secs(60));
+    mesh.cancel(0, 1);
+    mesh.register(0, [1, 1], |_| {});
+    mesh.says(task(0), Standing::Asking);
+    mesh.says(task(1), Standing::Asking);
+    assert_eq!(mesh.grants.iter().map(|grant| grant.id.task).collect::<Vec<_>>(), [task(1)]);
+}
+
+#[test]
+fn a_detached_task_is_not_granted_again_before_the_store_has_it() {
+    let mut mesh = Mesh::new(Config::default());
+    mesh.register(0, [1, 1], |_| {});
+    let outcome = Outcome::failed(ErrorCode::WorkerLost, "it was restarted");
+    mesh.submit(0, 1, |submit| {
+        submit.spec.detached = true;
+        submit.standing = Standing::Lost { attempt: Attempt(1), worker: worker(7), outcome };
+    });
+    assert_eq!(mesh.grants.len(), 0, "it is not stored");
+    mesh.store();
+    assert_eq!(mesh.grants.len(), 1);
+}
+
+#[test]
 fn who_waits_for_the_last_worker_to_come_back_to_a_new_broker_is_not_turned_away() {
     let mut mesh = Mesh::new(Config::default());
     mesh.now = MonoTime::from_micros(1);
