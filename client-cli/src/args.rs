@@ -408,6 +408,7 @@ mod tests {
             ("submit m.onnx x --priority 101", "101 is not in 0..=100"),
             ("submit m.onnx x --deadline 5", "'5' is not a time"),
             ("submit m.onnx x --deadline 0s", "'0s' leaves no time for an answer: use at least 1ms"),
+            ("submit m.onnx x --deadline 100h", "'100h' is too far away: use at most 24h"),
             ("bench m.onnx x --deadline 500us", "'500us' leaves no time"),
             ("submit m.onnx x --memory much", "'much' is not a size"),
             ("submit m.onnx x --lane fast", "[possible values: realtime, batch]"),

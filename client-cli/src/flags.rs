@@ -7,6 +7,7 @@ use clap::{
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
 use mesh_sdk::{Arch, Demands, Direction, LabelRule, Lane, Slo};
+use proto_msgs::limits::DEADLINE_MS_MAX;
 
 use crate::{
     image_input::{Colors, Layout, Normalize, Resize, Wishes as ImageWishes},
@@ -50,11 +51,14 @@ fn parse_slo_ms(text: &str) -> Result<u32, String> {
     u32::try_from(ms).ok().filter(|ms| *ms > 0).ok_or_else(|| format!("'{text}' is out of range: use 1ms to 49d"))
 }
 
-/// Reads a deadline, which the broker takes in whole milliseconds.
+/// Reads a deadline, which the broker takes in whole milliseconds, a day of them at most.
 pub(crate) fn parse_deadline(text: &str) -> Result<Duration, String> {
     let deadline = units::duration(text)?;
-    let is_some = deadline.as_millis() > 0;
-    is_some.then_some(deadline).ok_or_else(|| format!("'{text}' leaves no time for an answer: use at least 1ms"))
+    match u64::try_from(deadline.as_millis()) {
+        Ok(0) => Err(format!("'{text}' leaves no time for an answer: use at least 1ms")),
+        Ok(1..=DEADLINE_MS_MAX) => Ok(deadline),
+        _ => Err(format!("'{text}' is too far away: use at most {}h", DEADLINE_MS_MAX / 3_600_000)),
+    }
 }
 
 /// Which workers are wanted.

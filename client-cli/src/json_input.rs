@@ -44,7 +44,8 @@ pub(crate) fn read(
     text: &[u8],
     wanted: impl Fn(Option<&str>, usize) -> Option<DType>,
 ) -> Result<Vec<(Option<String>, Tensor)>, JsonError> {
-    let value: Value = serde_json::from_slice(text)?;
+    // Some editors begin a file with a mark of its encoding.
+    let value: Value = serde_json::from_slice(text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text))?;
     let Value::Object(object) = value else { return Ok(vec![(None, one(&value, wanted(None, 0))?)]) };
     if object.contains_key("data") {
         return Ok(vec![(None, described(&object, wanted(None, 0))?)]);

@@ -289,10 +289,20 @@ pub(crate) fn save(folder: &Path, outputs: &[Output], summaries: &mut [Summary])
     Ok(())
 }
 
-/// The files of outputs with these names, in the same order. None of them is the folder's document.
+/// The files of outputs with these names, in the same order. None of them is the folder's document. An output whose name
+/// can be that of a file gets it, whatever comes before it.
 fn file_names<'a>(outputs: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let mut taken = Taken::new();
-    outputs.map(|name| format!("{}.npy", unique(&safe_name(name), &mut taken))).collect()
+    let names: Vec<&str> = outputs.collect();
+    let (mut taken, mut files) = (Taken::new(), vec![String::new(); names.len()]);
+    for as_it_is in [true, false] {
+        for (file, name) in files.iter_mut().zip(&names) {
+            let safe = safe_name(name);
+            if (safe == *name) == as_it_is {
+                *file = format!("{}.npy", unique(&safe, &mut taken));
+            }
+        }
+    }
+    files
 }
 
 /// The file names in an earlier `result.json`. A whole job's document has none, and nothing of it is kept in memory.
@@ -450,6 +460,7 @@ mod tests {
 
     #[test]
     fn an_output_has_its_own_name_whatever_it_is_called() {
+        assert_eq!(file_names(["a/b", "a_b", "a:b"].into_iter()), ["a_b-2.npy", "a_b.npy", "a_b-3.npy"]);
         let files = file_names(["result", "result.json", "a/b:0", "y", "y"].into_iter());
         assert_eq!(files, ["result.npy", "result.json.npy", "a_b_0.npy", "y.npy", "y-2.npy"]);
     }

@@ -271,7 +271,7 @@ pub(crate) async fn measure(
         }
     };
     drop(arrivals);
-    (level.close().await, stopped_by)
+    (level.close(stopped_by.is_some()).await, stopped_by)
 }
 
 /// The next due request; pending for ever if there is no schedule.
@@ -359,7 +359,7 @@ impl Level {
     }
 
     /// Ends the level: sends nothing more. Requests under way may end, but count as unanswered.
-    async fn close(mut self) -> Measured {
+    async fn close(mut self, is_early: bool) -> Measured {
         let now_us = self.now_us();
         let mut unanswered = Vec::new();
         let mut note = |ended: Result<Sample, tokio::task::JoinError>| {
@@ -376,7 +376,7 @@ impl Level {
         while let Some(ended) = self.running.join_next().await {
             note(ended);
         }
-        self.measurement.finish(now_us, &unanswered)
+        self.measurement.finish(now_us, is_early, &unanswered)
     }
 }
 

@@ -243,7 +243,10 @@ impl Bench {
 
     fn check(&self) -> Result<(), Failed> {
         let wrong = |text: String| Err(Failed::new(exit::USAGE, "USAGE", text));
-        let Self { load, pacing, request, measuring, .. } = self;
+        let Self { load, pacing, request, measuring, files, .. } = self;
+        if files.csv.is_some() && files.csv == files.plot {
+            return wrong("--csv and --plot name the same file: one would overwrite the other".to_owned());
+        }
         let clients = u32::from(pacing.clients);
         if let Some(fewest) = load.concurrency.as_ref().and_then(|levels| levels.0.iter().min())
             && *fewest < clients

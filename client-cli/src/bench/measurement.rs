@@ -272,11 +272,11 @@ impl Measurement {
     }
 
     /// Ends the measurement. `unanswered` are the requests still under way at `now_us`.
-    pub(crate) fn finish(mut self, now_us: u64, unanswered: &[Sample]) -> Measured {
+    pub(crate) fn finish(mut self, now_us: u64, is_early: bool, unanswered: &[Sample]) -> Measured {
         let is_replay = self.rules.until == Until::Replayed;
         let settled = match self.phase {
             Phase::Over(settled) => settled,
-            _ if is_replay => Settled::Replayed,
+            _ if is_replay && !is_early => Settled::Replayed,
             _ => Settled::Stopped,
         };
         // An incomplete window counts if it was the schedule's last, or if there is no other.
@@ -338,7 +338,7 @@ mod tests {
             }
         }
         let now_us = measurement.window_start_us;
-        (measurement.finish(now_us, &[]), taken)
+        (measurement.finish(now_us, false, &[]), taken)
     }
 
     #[test]
@@ -373,9 +373,9 @@ mod tests {
         let mut measurement = Measurement::new(rules);
         measurement.add(&answered(0, 10));
         (1..=4).for_each(|second| drop(measurement.end_window(second * SECOND_US).cloned()));
-        assert_eq!(measurement.clone().finish(4 * SECOND_US, &[]).silent_since_ms(), None);
+        assert_eq!(measurement.clone().finish(4 * SECOND_US, false, &[]).silent_since_ms(), None);
         let unanswered = Sample { end: super::super::sample::End::Unanswered, ..answered(1100, 0) };
-        let measured = measurement.finish(4 * SECOND_US, &[unanswered]);
+        let measured = measurement.finish(4 * SECOND_US, false, &[unanswered]);
         assert_eq!((measured.silent_since_ms(), measured.tally.outlasting), (Some(1000.0), 1));
     }
 
@@ -404,17 +404,25 @@ mod tests {
         measurement.end_window(SECOND_US);
         measurement.add(&answered(0, 10));
         let unanswered = Sample { end: super::super::sample::End::Unanswered, ..answered(0, 0) };
-        let measured = measurement.finish(SECOND_US * 3 / 2, &[unanswered]);
+        let measured = measurement.finish(SECOND_US * 3 / 2, false, &[unanswered]);
         assert_eq!((measured.settled, measured.windows.len()), (Settled::Replayed, 2));
         assert_eq!((measured.tally.done(), measured.tally.unanswered, measured.tally.overdue), (2, 1, 1));
         assert_eq!(measured.tally.requests_per_s(), Some(2.0 / 1.5));
     }
 
     #[test]
+    fn a_replay_that_is_stopped_does_not_pass_for_a_whole_one() {
+        let mut measurement = Measurement::new(Rules { until: Until::Replayed, ..rules() });
+        measurement.add(&answered(0, 10));
+        let measured = measurement.finish(SECOND_US / 2, true, &[]);
+        assert_eq!((measured.settled, measured.windows.len()), (Settled::Stopped, 1));
+    }
+
+    #[test]
     fn a_run_that_is_stopped_keeps_what_it_has() {
         let mut measurement = Measurement::new(rules());
         measurement.add(&answered(0, 10));
-        let measured = measurement.finish(SECOND_US / 2, &[]);
+        let measured = measurement.finish(SECOND_US / 2, true, &[]);
         assert_eq!((measured.settled, measured.tally.done()), (Settled::Stopped, 1));
     }
 

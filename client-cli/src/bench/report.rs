@@ -296,7 +296,7 @@ pub(crate) mod tests {
             (0..40).for_each(|_| measurement.add(&by_worker(1, answered(0, latency_ms))));
             measurement.end_window(window * 1_000_000);
         }
-        let measured = measurement.finish(3_000_000, &[]);
+        let measured = measurement.finish(3_000_000, false, &[]);
         let verdict = promise.map(|promise| promise.judge(measured.tally.violation()));
         Level { load, measured, verdict }
     }

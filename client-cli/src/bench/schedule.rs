@@ -53,7 +53,8 @@ pub(crate) fn at_rate(
 /// If a line is invalid; the text names the line and the error.
 pub(crate) fn parse(text: &str, items: u32, items_max: u32) -> Result<Vec<Arrival>, String> {
     let mut arrivals: Vec<Arrival> = Vec::new();
-    for (number, line) in (1..).zip(text.lines()) {
+    // Spreadsheets begin a file with a mark of its encoding.
+    for (number, line) in (1..).zip(text.trim_start_matches('\u{feff}').lines()) {
         let line = line.split_once('#').map_or(line, |(line, _)| line);
         let mut words = line.split([' ', '\t', ',']).filter(|word| !word.is_empty());
         let Some(time) = words.next() else { continue };
@@ -135,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_file_of_times_is_read() {
-        let read = parse("# warm-up\n0\n10.5 4\n\n10.5,2 # two at once\n", 1, 64).unwrap();
+        let read = parse("\u{feff}# warm-up\n0\n10.5 4\n\n10.5,2 # two at once\n", 1, 64).unwrap();
         let arrival = |at_us, items| Arrival { at_us, items };
         assert_eq!(read, [arrival(0, 1), arrival(10_500, 4), arrival(10_500, 2)]);
     }
