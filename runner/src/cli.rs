@@ -48,9 +48,6 @@ pub(crate) struct Serve {
     /// Longest request in bytes
     #[arg(long, value_name = "BYTES", default_value_t = BODY_BYTES_MAX)]
     pub(crate) body_limit: u64,
-    /// End when the process that started this one ends
-    #[arg(long)]
-    pub(crate) die_with_parent: bool,
     /// End when nobody is connected: 60 s after the start, 5 s after the last connection ended
     #[arg(long)]
     pub(crate) while_connected: bool,

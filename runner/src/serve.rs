@@ -2,9 +2,10 @@
 //! as the program runs, requests wait until the model is loaded, and the socket is removed when the program ends.
 
 use std::{
-    fs, io,
+    fs,
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -49,9 +50,6 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// Serves until it is told to end or the model cannot be loaded.
 pub(crate) fn serve(arguments: Serve) -> Result<u8> {
-    if arguments.die_with_parent {
-        die_with_parent()?;
-    }
     let model = ModelThread::start(arguments.model, arguments.options.options())?;
     let service = Service { model, name: arguments.name, body_bytes_max: arguments.body_limit };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -61,20 +59,6 @@ pub(crate) fn serve(arguments: Serve) -> Result<u8> {
     ended
 }
 
-/// Ends this process when its parent ends.
-fn die_with_parent() -> Result<()> {
-    let parent = std::os::unix::process::parent_id();
-    // SAFETY: a system call with numbers.
-    let done = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-    if done != 0 {
-        return Err(io::Error::last_os_error()).context("cannot ask to die with the parent");
-    }
-    if std::os::unix::process::parent_id() != parent {
-        bail!("the parent is gone already");
-    }
-    Ok(())
-}
-
 async fn until_told(service: Service, path: &Path, while_connected: bool) -> Result<u8> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -82,17 +66,27 @@ async fn until_told(service: Service, path: &Path, while_connected: bool) -> Res
     tracing::info!(socket = %path.display(), "serving");
     let model = service.model.clone();
     let service = Arc::new(service);
-    let (connections, connected) = watch::channel(0_usize);
+    let (connections, mut connected) = watch::channel(0_usize);
+    let (leave, leaving) = watch::channel(false);
     tokio::select! {
-        failure = load_failure(&model) => Ok(report(&failure)),
-        () = accept(&socket.listener, service, connections) => unreachable!("accepting never ends"),
-        () = lonely(connected), if while_connected => {
+        failure = load_failure(&model) => return Ok(report(&failure)),
+        () = accept(&socket.listener, service, connections, leaving) => unreachable!("accepting never ends"),
+        () = lonely(connected.clone()), if while_connected => {
             tracing::info!("nobody is connected any more");
-            Ok(SUCCESS)
+            return Ok(SUCCESS);
         }
-        _ = terminate.recv() => Ok(SUCCESS),
-        _ = interrupt.recv() => Ok(SUCCESS),
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
+    // A service manager may tell the runner and its worker at the same time, and the worker finishes what runs.
+    drop(socket);
+    leave.send_replace(true);
+    tokio::select! {
+        _ = connected.wait_for(|count| *count == 0) => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(SUCCESS)
 }
 
 /// Returns when nobody is connected and nobody connects: then the starter of this runner is gone, and a container would
@@ -136,17 +130,22 @@ pub(crate) fn exit_status(code: ErrorCode) -> u8 {
     }
 }
 
-async fn accept(listener: &UnixListener, service: Arc<Service>, connections: watch::Sender<usize>) {
+async fn accept(
+    listener: &UnixListener,
+    service: Arc<Service>,
+    connections: watch::Sender<usize>,
+    leaving: watch::Receiver<bool>,
+) {
     let connections = Arc::new(connections);
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
             Ok((stream, _)) => {
-                let (service, connections) = (Arc::clone(&service), Arc::clone(&connections));
+                let (service, connections, leaving) = (service.clone(), connections.clone(), leaving.clone());
                 connections.send_modify(|count| *count += 1);
                 tokio::spawn(async move {
-                    converse(stream, service).await;
+                    converse(stream, service, leaving).await;
                     connections.send_modify(|count| *count -= 1);
                     drop(place);
                 });
@@ -160,12 +159,21 @@ async fn accept(listener: &UnixListener, service: Arc<Service>, connections: wat
     }
 }
 
-async fn converse(stream: UnixStream, service: Arc<Service>) {
+/// Answers what one peer asks, until it hangs up or the runner is `leaving`: then after the answer that is under way.
+async fn converse(stream: UnixStream, service: Arc<Service>, mut leaving: watch::Receiver<bool>) {
     let answer = service_fn(move |request| {
         let service = Arc::clone(&service);
         async move { Ok::<_, std::convert::Infallible>(service.answer(request).await) }
     });
-    if let Err(error) = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await {
+    let mut connection = pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = async { drop(leaving.wait_for(|is_leaving| *is_leaving).await) } => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended early");
     }
 }

@@ -25,8 +25,9 @@ use tracing::{debug, error, info, warn};
 /// Events queued for the machine, which takes microseconds for each.
 pub(crate) const EVENTS_MAX: usize = 1024;
 
-/// Orders queued for the desk: several for each possible attempt. A desk this far behind hangs.
-pub(crate) const ORDERS_MAX: usize = 8192;
+/// Orders queued for the desk. After a long stop, all kept results may expire in one step, and each is an order. A desk
+/// that is further behind hangs.
+pub(crate) const ORDERS_MAX: usize = 16_384;
 
 /// A live broker answers within this time; otherwise the worker logs a warning.
 const CONNECT_WAIT: Duration = Duration::from_secs(3);

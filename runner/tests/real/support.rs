@@ -164,6 +164,21 @@ impl Connection {
         self.answer()
     }
 
+    /// Sends the first piece of a request, so long that the runner must have begun to read it. Returns the rest.
+    pub(crate) fn begin_json(&mut self, request: &Value) -> Vec<u8> {
+        let body = request.to_string().into_bytes();
+        let space = vec![b' '; 1 << 20];
+        let length = space.len() + body.len();
+        let head = format!("POST /v2/models/model/infer HTTP/1.1\r\nhost: runner\r\ncontent-length: {length}\r\n\r\n");
+        self.send(&head, &space);
+        body
+    }
+
+    pub(crate) fn finish(&mut self, rest: &[u8]) -> Answer {
+        self.send("", rest);
+        self.answer()
+    }
+
     fn send(&mut self, head: &str, body: &[u8]) {
         self.stream.write_all(head.as_bytes()).unwrap();
         self.stream.write_all(body).unwrap();

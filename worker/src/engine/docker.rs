@@ -185,8 +185,12 @@ impl Docker {
             host_config: Some(self.host_config(spec, folder)?),
             ..ContainerCreateBody::default()
         };
-        let unavailable =
-            |error: Error| Failure::new(ErrorCode::EngineUnavailable, format!("container engine: {error}"));
+        let unavailable = |error: Error| {
+            let text =
+                format!("container engine: {error}; look at `docker info` at this worker, and its --docker-host");
+            warn!("a container cannot be started: {error}");
+            Failure::new(ErrorCode::EngineUnavailable, text)
+        };
         let id = self.client.create_container(None, body).await.map_err(unavailable)?.id;
         if let Err(error) = self.client.start_container(&id, None).await {
             remove(&self.client, &id).await;
@@ -298,8 +302,15 @@ impl Docker {
         let end = Exit::new(cause, spec.memory_of, &log);
         // Dropped first: the model may be evicted once the end is known.
         drop(spec);
+        // A container that may still run has the memory that somebody waits for.
+        let may_run = matches!(cause, Cause::Stopped | Cause::OutOfGpuMemory { .. });
+        if may_run {
+            remove(&self.client, &id).await;
+        }
         keeper.exit.send_replace(Some(end));
-        remove(&self.client, &id).await;
+        if !may_run {
+            remove(&self.client, &id).await;
+        }
         drop(keeper.folder);
     }
 }

@@ -88,6 +88,7 @@ impl Exit {
     /// The failure that this end causes while the model was loading.
     pub(crate) fn while_loading(&self) -> Failure {
         let (code, what) = match self.cause {
+            cause if cause.is_from_outside() => return self.ended_from_outside(),
             Cause::Code(10) => (ErrorCode::ModelInvalid, "the model is not a valid file of its format".to_owned()),
             Cause::Code(11) => (ErrorCode::ModelUnsupported, "the runtime does not support the model".to_owned()),
             Cause::Code(12) => (ErrorCode::ModelRejected, "the runtime rejected the model".to_owned()),
@@ -108,12 +109,23 @@ impl Exit {
     pub(crate) fn while_running(&self) -> Failure {
         let failed = |code| self.failure(code, format!("the runner {} during the run", self.cause));
         match self.cause {
+            cause if cause.is_from_outside() => self.ended_from_outside(),
             Cause::OutOfMemory { .. } => self.memory_of.judge(failed(ErrorCode::RunOutOfMemory)),
             // Only a task's own demand limits the memory of a GPU.
             Cause::OutOfGpuMemory { .. } => failed(ErrorCode::RunOutOfMemory),
             Cause::Stopped => failed(ErrorCode::WorkerLost),
             Cause::Code(_) | Cause::Signal(_) | Cause::Killed { .. } => failed(ErrorCode::RunCrashed),
         }
+    }
+
+    /// Another attempt may help. There are few, in case that the model ends the runner like this.
+    fn ended_from_outside(&self) -> Failure {
+        let text = format!(
+            "the runner {}: somebody ended it from outside, as `docker stop`, `systemctl stop` and a kernel that is short \
+             of memory do",
+            self.cause
+        );
+        self.failure(ErrorCode::EngineUnavailable, text)
     }
 
     /// What the runner said about its failure. Only if it agrees with how the runner ended: a runtime logs texts that the
@@ -142,6 +154,14 @@ fn is_routine(line: &str) -> bool {
     let mut words = line.split_whitespace();
     let is_time = words.next().is_none_or(|time| time.starts_with(|char: char| char.is_ascii_digit()));
     is_time && words.next().is_none_or(|level| matches!(level, "INFO" | "DEBUG" | "TRACE"))
+}
+
+impl Cause {
+    /// Whether the runner was told to end, and not by its worker. A runner ends itself only with a code for its failure.
+    const fn is_from_outside(self) -> bool {
+        use libc::{SIGHUP, SIGINT, SIGKILL, SIGTERM};
+        matches!(self, Self::Code(0) | Self::Signal(SIGHUP | SIGINT | SIGKILL | SIGTERM))
+    }
 }
 
 impl std::fmt::Display for Cause {
@@ -273,6 +293,16 @@ mod tests {
         assert!(starved.text.contains("GPU memory"), "{}", starved.text);
         let aborted = exit(Cause::Signal(libc::SIGABRT), "memory allocation of 99 bytes failed\n").while_running();
         assert_eq!(aborted.code, ErrorCode::RunOutOfMemory);
+    }
+
+    #[test]
+    fn a_runner_that_is_ended_from_outside_is_not_held_against_its_model() {
+        for cause in [Cause::Code(0), Cause::Signal(libc::SIGTERM), Cause::Signal(libc::SIGKILL)] {
+            for failure in [exit(cause, "").while_loading(), exit(cause, "").while_running()] {
+                assert_eq!(failure.code, ErrorCode::EngineUnavailable, "{cause}");
+                assert!(failure.text.contains("from outside"), "{}", failure.text);
+            }
+        }
     }
 
     #[test]

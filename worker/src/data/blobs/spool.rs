@@ -11,7 +11,7 @@ use std::{
 use proto_msgs::{Digest, ErrorCode, Failure};
 use tokio::runtime::Handle;
 
-use super::Room;
+use super::{DISK_SPARE_BYTES, Room};
 use crate::units::show_bytes;
 
 /// Why the store could not keep bytes.
@@ -29,7 +29,11 @@ pub(crate) enum BlobError {
         show_bytes(*.size_bytes), show_bytes(*.quota_bytes)
     )]
     QuotaTaken { size_bytes: u64, quota_bytes: u64 },
-    #[error("{} do not fit on the worker's disk: {} can be used", show_bytes(*.size_bytes), show_bytes(*.free_bytes))]
+    #[error(
+        "{} do not fit on the worker's disk: {} can be used, besides {} that stay free: make room there, or move its \
+         --state-dir",
+        show_bytes(*.size_bytes), show_bytes(*.free_bytes), show_bytes(DISK_SPARE_BYTES)
+    )]
     DiskFull { size_bytes: u64, free_bytes: u64 },
     #[error("the worker's disk: {0}")]
     Io(#[from] io::Error),
