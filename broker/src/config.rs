@@ -91,7 +91,6 @@ impl Config {
         let store = store_settings(flags, epoch)?;
         let (tuning, scheduling) = (&flags.tuning, &flags.scheduling);
         let machine = broker::Config {
-            epoch,
             // Set again when the clock of the run loop starts.
             origin_unix_ms: epoch.0,
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -5,7 +5,13 @@
 
 mod file;
 
-use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use mesh_core::broker::TaskRecord;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
@@ -40,9 +46,12 @@ impl EmbeddedStore {
     /// If the folder cannot be written, another broker uses it, its disk is full, or the file is damaged.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         let place = Place::take(folder)?;
-        let database = place.open()?;
-        // Shows now, not at the first task, whether the file can be written.
-        commit(&database, &Batch::new()).map_err(|error| away(&place.file, &error))?;
+        let database = carefully(&place.file, || {
+            let database = place.open()?;
+            // Shows now, not at the first task, whether the file can be written.
+            commit(&database, &Batch::new()).map_err(|error| away(&place.file, &error))?;
+            Ok(database)
+        })?;
         Ok(Self { place: Arc::new(place), database: Some(database), writing: None })
     }
 
@@ -103,6 +112,14 @@ impl EmbeddedStore {
     }
 }
 
+/// Does what meets each page of the file for the first time. Where pages are damaged, redb may panic.
+fn carefully<T>(file: &Path, work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied());
+        Err(StoreError::Damaged { file: file.to_owned(), reason: said.unwrap_or("a page is nonsense").to_owned() })
+    })
+}
+
 fn away(file: &Path, reason: &dyn std::error::Error) -> StoreError {
     StoreError::Away { server: file.display().to_string(), reason: reason.to_string() }
 }
@@ -130,7 +147,9 @@ impl Store for EmbeddedStore {
     const SHOWS_ALL: bool = false;
 
     async fn restore(&mut self) -> Result<Vec<TaskRecord>, StoreError> {
-        self.read().map_err(|error| StoreError::Damaged { file: self.place.file.clone(), reason: error.to_string() })
+        let file = &self.place.file;
+        let damaged = |error: redb::Error| StoreError::Damaged { file: file.clone(), reason: error.to_string() };
+        carefully(file, || self.read().map_err(damaged))
     }
 
     async fn write(&mut self, batch: &Batch) -> Result<(), StoreError> {
@@ -216,6 +235,29 @@ mod tests {
         assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
         assert!(error.to_string().contains(FILE_NAME), "{error}");
         assert_eq!(fs::read(&file).unwrap(), before);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_page_anywhere_is_an_error_or_hurts_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = EmbeddedStore::open(folder.path()).unwrap();
+        store.write(&(0..50).map(put).collect()).await.unwrap();
+        drop(store);
+        let whole = fs::read(folder.path().join(FILE_NAME)).unwrap();
+        let mut damaged = 0;
+        for page in 1..16 {
+            let copy = tempfile::tempdir().unwrap();
+            let mut spoilt = whole.clone();
+            spoilt[page * 4096..page * 4096 + 256].fill(0xA5);
+            fs::write(copy.path().join(FILE_NAME), spoilt).unwrap();
+            let read = match EmbeddedStore::open(copy.path()) {
+                Ok(mut store) => store.restore().await.map(drop),
+                Err(error) => Err(error),
+            };
+            damaged += usize::from(matches!(read, Err(StoreError::Damaged { .. })));
+            assert!(matches!(read, Ok(()) | Err(StoreError::Damaged { .. })), "page {page}: {read:?}");
+        }
+        assert!(damaged > 0, "no page of the tasks was hit");
     }
 
     #[tokio::test]

@@ -19,6 +19,12 @@ pub(super) const LEASE_TTL: Duration = Duration::from_secs(3);
 /// Interval of renewals.
 pub(super) const KEEP_EVERY: Duration = Duration::from_secs(1);
 
+/// `PTTL` of a key that does not exist.
+const PTTL_NO_KEY: i64 = -2;
+
+/// `PTTL` of a key that does not expire: no broker sets its lease like this.
+const PTTL_FOR_EVER: i64 = -1;
+
 /// Interval of looks at another broker's lease.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -34,8 +40,9 @@ impl Redis {
             let mut look = Pipeline::new();
             look.cmd("GET").arg(self.key("broker")).cmd("PTTL").arg(self.key("broker"));
             let (holder, left_ms): (Option<String>, i64) = self.ask(&look).await?;
-            let Some(holder) = holder else { continue };
-            let is_renewed = left_ms_before.is_some_and(|before| left_ms > before) || left_ms < 0;
+            // It may have expired between the two answers.
+            let Some(holder) = holder.filter(|_| left_ms != PTTL_NO_KEY) else { continue };
+            let is_renewed = left_ms_before.is_some_and(|before| left_ms > before) || left_ms == PTTL_FOR_EVER;
             if is_renewed || began.elapsed() > 2 * LEASE_TTL {
                 return Err(self.taken(holder));
             }
