@@ -274,7 +274,7 @@ impl Worker {
     /// The broker's wall clock now; `None` if the broker never told it.
     fn broker_unix_ms(&self, now: MonoTime) -> Option<u64> {
         let (told, at) = self.broker_clock?;
-        Some(told + u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX))
+        Some(told.saturating_add(u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX)))
     }
 
     fn introduced(&mut self, now: MonoTime, introduce: Introduce) {

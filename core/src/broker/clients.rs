@@ -45,8 +45,8 @@ impl Broker {
     }
 
     fn is_owner(&self, task: &Task, client: ClientId, key: Option<PublicKey>) -> bool {
-        let key = if self.config.encrypted { key } else { None };
-        !self.config.rules.holds(Rule::AnswerOwnerOnly) || task.belongs_to(client, key.or(task.spec.key))
+        let key = if self.config.encrypted { key } else { task.spec.key };
+        !self.config.rules.holds(Rule::AnswerOwnerOnly) || task.belongs_to(client, key)
     }
 
     fn submit(&mut self, now: MonoTime, peer: PeerId, submit: Submit) {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
-use proto_msgs::{ClientId, Epoch, Lane, TaskSpec, limits::PRIORITY_MAX};
+use proto_msgs::{ClientId, Lane, TaskSpec, limits::PRIORITY_MAX};
 
 use crate::{GRANT_WAIT, Rule, Rules};
 
@@ -95,8 +95,6 @@ impl Default for Tenant {
 /// The broker's settings.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Epoch of this start of the broker.
-    pub epoch: Epoch,
     /// Wall clock at [`MonoTime::ZERO`](crate::MonoTime::ZERO), milliseconds since 1970.
     pub origin_unix_ms: u64,
     /// Version of the program, shown to people.
@@ -179,7 +177,6 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            epoch: Epoch(1),
             origin_unix_ms: 0,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             store_name: "embedded".to_owned(),

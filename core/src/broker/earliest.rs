@@ -1,8 +1,9 @@
 //! The earliest end of a task that any worker promises, for the verdict on its deadline.
 //!
-//! A refusal must be sure, so what is in doubt counts for the task: a worker that has not measured its model, one whose
-//! cores are promised at present, waiting tasks of another sort, and what may be the client's: the hand-over, and the line
-//! on which its inputs come.
+//! A refusal must be sure, so what is in doubt counts for the task: one whose cores are promised at present, waiting tasks
+//! of another sort, and what may be the client's: the hand-over, and the line on which its inputs come. A worker that has
+//! not measured the task's models counts with the fleet's means, and is tried now and then: nothing else would show that
+//! it is faster.
 //!
 //! Owns the sums. Never refuses.
 
@@ -38,8 +39,8 @@ pub(super) struct Earliest {
     /// Shortest predicted time of those at which it could begin now, and of the others, microseconds.
     begins_us: Option<u64>,
     waits_us: Option<u64>,
-    /// One of them has no measured cost for this task.
-    is_unmeasured: bool,
+    /// An idle worker that has not measured the task, and the time to load its models there, microseconds.
+    untried: Option<(WorkerId, u64)>,
     if_loaded: Option<IfLoaded>,
     /// The best of the idle workers whose figures are old.
     old: Option<Old>,
@@ -55,7 +56,6 @@ impl Earliest {
             return;
         }
         let item_us = item_us(task, worker);
-        self.is_unmeasured |= item_us.is_none();
         let transfer_us = prediction.transfer_us.min(task.spec.input_bytes / FAST_BYTES_PER_US);
         let us = Prediction { transfer_us, handover_us: 0, ..*prediction }.total_us();
         let shortest = if begins { &mut self.begins_us } else { &mut self.waits_us };
@@ -69,6 +69,9 @@ impl Earliest {
         if is_idle && is_near && trials::is_due(task, worker, us, now) && self.old.is_none_or(|old| us < old.us) {
             self.old = Some(Old { us, at: worker.id() });
         }
+        if is_idle && is_near && item_us.is_none() && trials::is_untried(task, worker, us, now) {
+            self.untried = self.untried.or(Some((worker.id(), prediction.load_us)));
+        }
         if prediction.load_us > 0 && begins {
             let has_models = models(task).all(|(digest, _)| worker.holds(digest));
             let us = us - prediction.load_us;
@@ -79,12 +82,18 @@ impl Earliest {
         }
     }
 
-    /// The earliest end, microseconds from now; `None` if nobody knows. `items_before`: those of tasks of this sort
-    /// that wait in front, for `slots` slots at most.
+    /// The earliest end, microseconds from now; `None` without a worker. `items_before`: those of tasks of this sort that
+    /// wait in front, for `slots` slots at most.
     pub(super) fn us(&self, items_before: u64, slots: u32) -> Option<u64> {
         let before_us = items_before.saturating_mul(self.item_us.unwrap_or(0)) / u64::from(slots.max(1));
         let waits_us = self.waits_us.map(|us| us.saturating_add(before_us));
-        self.begins_us.into_iter().chain(waits_us).min().filter(|_| !self.is_unmeasured)
+        self.begins_us.into_iter().chain(waits_us).min()
+    }
+
+    /// An idle worker that has not measured the task and may be faster than all that have, and the time to load the
+    /// task's models there, microseconds.
+    pub(super) fn untried(&self) -> Option<(WorkerId, u64)> {
+        self.untried
     }
 
     /// The worker at which the task would end first of those that may well be faster by now, if there is one.

@@ -292,7 +292,8 @@ impl Broker {
             let Some(rank) = task.rank.filter(|_| task.is_queued()) else { continue };
             let (item_us, tenant) = (item_us(task, &self.workers), self.config.tenant(task.spec.client));
             let rank = self.queue.weigh_again(rank, &task.spec, item_us, &self.config.weights_in_force(), tenant);
-            task.rank = Some(rank);
+            // Its cost is charged anew, also if it went to a worker before and came back.
+            (task.rank, task.is_dispatched) = (Some(rank), false);
             if let State::Queued { key, .. } = &mut task.state {
                 *key = rank.key;
             }

@@ -443,8 +443,8 @@ impl<'a> Survey<'a> {
         self.shortlist.into_best_first()
     }
 
-    /// Earliest predicted end of the task, microseconds from now; `None` if a worker has not measured it.
-    /// `items_before`: those of tasks of this sort that wait in front.
+    /// Earliest predicted end of the task, microseconds from now; `None` if no worker fits. `items_before`: those of tasks
+    /// of this sort that wait in front.
     pub(super) fn earliest_us(&self, items_before: u64) -> Option<u64> {
         let (workers, lane) = (self.scene.workers, self.task.lane());
         let fitting = self.kinds.iter().filter(|(_, found)| found.is_none());
@@ -459,6 +459,12 @@ impl<'a> Survey<'a> {
     /// An idle worker whose figures for the task are old, if there is one.
     pub(super) fn old(&self) -> Option<WorkerId> {
         self.earliest.old()
+    }
+
+    /// An idle worker that has not measured the task, if there is one, and the time to load its models there,
+    /// microseconds.
+    pub(super) fn untried(&self) -> Option<(WorkerId, u64)> {
+        self.earliest.untried()
     }
 
     /// The worker at which the task would end first if its models were loaded, if one of them is not.

@@ -171,7 +171,7 @@ impl Broker {
         }
         let (looked, earliest_us) = (survey.looked(), survey.earliest_us(items_before));
         let if_loaded = survey.if_loaded().filter(|if_loaded| if_loaded.us <= deadline_us);
-        let old = survey.old();
+        let (old, untried) = (survey.old(), survey.untried());
         let rated = survey.into_rated();
         self.counters.candidates_looked += looked;
         let earliest_us = earliest_us.filter(|earliest_us| *earliest_us > deadline_us)?;
@@ -187,7 +187,8 @@ impl Broker {
             task.serves = Some(at);
             return None;
         }
-        if let Some(at) = old {
+        let may_try = |(at, load_us)| self.preloads.begin(now, task.spec.model.digest, load_us, true).then_some(at);
+        if let Some(at) = old.or_else(|| untried.and_then(may_try)) {
             // It is a trial from now on: the next task is refused even if this one waits for the store.
             self.workers.give(now, at, predict::models(task).map(|(digest, _)| digest), true);
             self.counters.trials += 1;

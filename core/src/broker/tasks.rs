@@ -137,6 +137,8 @@ impl Tasks {
         if let Some(mut task) = self.over.remove(&id) {
             self.ends(&task).remove(id);
             (task.state, task.track.finished) = (State::Storing, None);
+            // A task that never went to a worker has given its share back: it begins anew, behind its client's others.
+            task.rank = task.rank.filter(|_| task.is_dispatched);
             self.due.set(id, now);
             self.live.insert(id, task);
         }

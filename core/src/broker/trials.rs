@@ -87,6 +87,12 @@ pub(super) fn is_due(task: &Task, worker: &Worker, total_us: u64, now: MonoTime)
     models(task).all(|(digest, _)| worker.holds(digest)) && oldest(task, worker).is_due(now, total_us)
 }
 
+/// Whether a worker without figures for the task was not given its models lately either. `total_us`: what the task
+/// probably takes there.
+pub(super) fn is_untried(task: &Task, worker: &Worker, total_us: u64, now: MonoTime) -> bool {
+    models(task).any(|(digest, _)| !worker.holds(digest)) || oldest(task, worker).is_due(now, total_us)
+}
+
 /// When the worker was last given the task's models. A trial renews the figures of all: the oldest counts.
 fn oldest(task: &Task, worker: &Worker) -> Given {
     let mut given = models(task).map(|(digest, _)| worker.model(digest).given);

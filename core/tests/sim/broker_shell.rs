@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mesh_core::broker::{Action, Broker, Change, Config, Event, Footing, Policy, TaskRecord};
-use proto_msgs::{Epoch, PeerId, TaskId, ToBroker, WorkerId};
+use proto_msgs::{PeerId, TaskId, ToBroker, WorkerId};
 
 use super::{
     mesh::{BEGIN_UNIX_MS, Happening, MS, Mesh, Node, Pulse, SECOND, micros},
@@ -41,7 +41,6 @@ impl Mesh {
         self.broker.life += 1;
         self.broker.pulse = Pulse { started: self.now, ..Pulse::default() };
         let config = Config {
-            epoch: Epoch(u64::from(self.broker.life)),
             origin_unix_ms: BEGIN_UNIX_MS + self.now / MS,
             encrypted: self.setup.encrypted,
             ended_kept: self.setup.kept,

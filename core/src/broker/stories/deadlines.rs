@@ -145,8 +145,27 @@ fn a_worker_that_never_ran_the_model_may_be_in_time() {
     assert_eq!(mesh.code(0), Some(ErrorCode::DeadlineUnmeetable));
     mesh.register(1, [0, 1], |_| {});
     mesh.beat(1, |_| {});
-    mesh.submit(1, 2, within(5000));
-    assert_eq!(mesh.code(1), None);
+    assert_eq!(mesh.submit(1, 2, within(5000)), Some(worker(1)), "the other one is too slow");
+    mesh.submit(2, 2, within(5000));
+    assert_eq!(mesh.code(2), Some(ErrorCode::DeadlineUnmeetable), "one task is enough to find out");
+}
+
+#[test]
+fn a_worker_that_has_never_ended_the_model_in_time_is_asked_ever_less() {
+    let mut mesh = mesh();
+    mesh.measured(0, [0, 1], 10_000_000);
+    mesh.register(1, [0, 1], |_| {});
+    let mut tried = 0;
+    for number in 0..600 {
+        if mesh.submit(number, 2, within(400)).is_some() {
+            let grant = mesh.grants.last().expect("it was placed").clone();
+            mesh.beat(1, |heartbeat| heartbeat.held = vec![MODEL]);
+            mesh.close_as(grant.id, Outcome::failed(ErrorCode::Expired, "its deadline passed"));
+            tried += u32::from(grant.worker == worker(1));
+        }
+        mesh.wait(1000 * MS);
+    }
+    assert!((2..=15).contains(&tried), "{tried} times in ten minutes");
 }
 
 #[test]
