@@ -11,6 +11,7 @@ mod batches;
 mod census;
 mod clients;
 mod costs;
+mod culprits;
 mod curve;
 mod dispatch;
 pub mod headroom;
@@ -34,6 +35,7 @@ use crate::{Clock, GRANT_WAIT, MonoTime, Rule};
 use attempts::{Attempt, Attempts, State, Work};
 use batches::Batches;
 use costs::Costs;
+use culprits::Culprits;
 use packer::Packer;
 use slots::Slots;
 
@@ -77,6 +79,7 @@ pub struct Worker {
     packer: Packer,
     costs: Costs,
     batches: Batches,
+    culprits: Culprits,
     /// Batches begun in each lane.
     turns: [u64; 2],
     /// When the first lingering queue stops waiting for more rows.
@@ -107,6 +110,7 @@ impl Worker {
             drain_until: None,
             exited: false,
             batches: Batches::default(),
+            culprits: Culprits::default(),
             packer: Packer::default(),
             turns: [0; 2],
             wake: None,

@@ -45,6 +45,8 @@ pub(crate) struct Batch {
     pub(crate) parts: Vec<(Part, Arc<Material>)>,
     pub(crate) device: i16,
     pub(crate) kind: BatchKind,
+    /// Whether its rows may end their runner, so that others should not share it.
+    pub(crate) apart: bool,
     /// Time limit of each call.
     pub(crate) limit: Duration,
     /// Set once nobody wants the rows any more: then the batch ends when its model is loaded.
@@ -153,7 +155,8 @@ impl Batch {
         let ticket = &material.order.ticket.body;
         // The slot may sit on the processor although the task was promised memory of a GPU.
         let device = if self.device < 0 { ticket.gpu.map_or(self.device, i16::from) } else { self.device };
-        Ok(Wanted { attempt: part.id, model, pin: pin.ok_or_else(lost)?, demands: ticket.demands, device })
+        let (pin, apart) = (pin.ok_or_else(lost)?, self.apart);
+        Ok(Wanted { attempt: part.id, model, pin, demands: ticket.demands, device, apart })
     }
 
     /// The rows fitted to the model. A part's rows are alike at stage 0; those of later stages are checked one by one.

@@ -194,9 +194,9 @@ impl Desk {
                     attempt.relink(link, outlet);
                 }
             }
-            Action::RunBatch { batch, parts, slot, device, kind, limit } => {
-                debug!(batch = batch.0, slot = slot.0, device, ?kind, parts = parts.len(), "batch");
-                self.run_batch(batch, parts, device, kind, limit).await;
+            Action::RunBatch { batch, parts, slot, device, kind, apart, limit } => {
+                debug!(batch = batch.0, slot = slot.0, device, ?kind, apart, parts = parts.len(), "batch");
+                self.run_batch(batch, parts, (device, apart), kind, limit).await;
             }
             Action::KillBatch { batch } => drop(self.batches.remove(&batch)),
             Action::OnlyLoad { batch } => {
@@ -228,7 +228,14 @@ impl Desk {
         }
     }
 
-    async fn run_batch(&mut self, batch: BatchId, parts: Vec<Part>, device: i16, kind: BatchKind, limit: Duration) {
+    async fn run_batch(
+        &mut self,
+        batch: BatchId,
+        parts: Vec<Part>,
+        (device, apart): (i16, bool),
+        kind: BatchKind,
+        limit: Duration,
+    ) {
         let material = |part: Part| match &self.attempts.get(&part.id)?.stage {
             Stage::Here(material) => Some((part, material.clone())),
             _ => None,
@@ -238,7 +245,7 @@ impl Desk {
             return self.tell_machine(Event::BatchEnded { batch, ended: Err(failure) }).await;
         };
         let only_loads = Arc::new(AtomicBool::new(false));
-        let order = Batch { batch, parts, device, kind, limit, only_loads: only_loads.clone() };
+        let order = Batch { batch, parts, device, kind, apart, limit, only_loads: only_loads.clone() };
         let (tools, note) = (self.tools.clone(), self.note.clone());
         let task = async move {
             let ended = order.run(&tools).await;

@@ -202,6 +202,9 @@ pub enum Action {
         device: i16,
         /// How the rows are passed to the model.
         kind: BatchKind,
+        /// Rows of their client have ended a runner of this model: these run in one that serves only such rows, if the
+        /// machine has the memory for one more.
+        apart: bool,
         /// Longest time of each runner call; the first includes loading the model. If a call takes longer, the shell
         /// ends the batch with `RUN_TIMEOUT`. Task deadlines are the machine's: it orders `KillBatch`.
         limit: Duration,

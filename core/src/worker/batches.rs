@@ -15,7 +15,7 @@
 use std::{collections::BTreeMap, ops::Range, time::Duration};
 
 use proto_msgs::{
-    AttemptId, ErrorCode, Failure, Lane, LaneLoad, Outcome, Phase, RunNote,
+    AttemptId, Digest, ErrorCode, Failure, Lane, LaneLoad, Outcome, Phase, RunNote,
     limits::{ACTIVE_ATTEMPTS_MAX, RUN_NOTES_MAX},
 };
 
@@ -23,6 +23,7 @@ use super::{
     Action, BatchId, BatchKind, BatchTimes, NEWS_AFTER, Part, Worker,
     attempts::{Attempt, State, Work},
     costs::CostKey,
+    culprits::ends_runner,
     curve::{PROBE_ROWS_MAX, Plan},
     dispatch::Order,
     packer::{Company, Kind, Limits, Piece, Queue, QueueId},
@@ -98,13 +99,14 @@ impl Worker {
     /// Queues the rows of an attempt whose model and inputs have all arrived.
     pub(super) fn enqueue(&mut self, now: MonoTime, id: AttemptId) {
         let Some(attempt) = self.attempts.get_mut(id) else { return };
-        let (lane, work) = (attempt.ticket.lane, &mut attempt.work);
+        let (client, lane, work) = (attempt.ticket.client, attempt.ticket.lane, &mut attempt.work);
         // Without batch slots every attempt runs in the realtime lane.
         let lane = if self.slots.of_lane(Lane::Batch) == 0 { Lane::Realtime } else { lane };
         let limits = Limits::from(&attempt.ticket);
         let mut enter = |stages: usize| {
-            let (way, forms) = (work.models.iter().take(stages).copied().collect(), work.forms.clone());
-            self.packer.enter(now, Kind { lane, way, limits, forms })
+            let (way, forms) = (work.models.iter().take(stages).copied().collect::<Vec<_>>(), work.forms.clone());
+            let apart = way.last().is_some_and(|model| self.culprits.has(now, *model, client));
+            self.packer.enter(now, Kind { lane, way, limits, forms, apart })
         };
         let way: Vec<QueueId> = (1..=work.models.len()).map(&mut enter).collect();
         work.way = way;
@@ -153,10 +155,10 @@ impl Worker {
         let limit = self.config.run_limit;
         let part = |(piece, _): &(Piece, bool)| Part { id: piece.id, stage, rows: self.cut(piece) };
         let parts = pieces.iter().map(part).collect();
-        let (slot, device, kind) = (order.slot, self.slots.device(order.slot), order.kind);
+        let (slot, device, kind, apart) = (order.slot, self.slots.device(order.slot), order.kind, order.apart);
         let ids: Vec<AttemptId> = pieces.iter().map(|(piece, _)| piece.id).collect();
         self.batches.running.insert(batch, Running { order, step: Step::Loads, stage, rows, begun: now, pieces });
-        self.actions.push(Action::RunBatch { batch, parts, slot, device, kind, limit });
+        self.actions.push(Action::RunBatch { batch, parts, slot, device, kind, apart, limit });
         for id in ids {
             if self.attempts.get(id).is_some_and(|attempt| attempt.state == State::Ready) {
                 self.set_phase(now, id, Phase::Loading);
@@ -204,6 +206,7 @@ impl Worker {
         match ended {
             Ok(times) => wanted.into_iter().for_each(|piece| self.ran(now, &running, piece, &times)),
             Err(failure) if running.order.kind == BatchKind::Whole || !isolates => {
+                self.blame(now, &running, failure.code);
                 for piece in wanted {
                     self.finish(now, piece.id, Outcome::Failed(failure.clone()));
                 }
@@ -212,10 +215,26 @@ impl Worker {
         }
     }
 
+    /// Remembers whose rows ended a runner, if nobody else's ran beside them.
+    fn blame(&mut self, now: MonoTime, running: &Running, code: ErrorCode) {
+        if let [(piece, _)] = &running.pieces[..]
+            && ends_runner(code)
+        {
+            let (model, client) = (running.order.cost.model, piece.client);
+            self.culprits.crashed(now, model, client, now.since(running.begun));
+            self.turn_away_surplus(now, model, client);
+        }
+    }
+
+    /// Whether a batch of culprits' rows of this model runs.
+    pub(super) fn runs_apart(&self, model: Digest) -> bool {
+        self.batches.running.values().any(|running| running.order.apart && running.order.cost.model == model)
+    }
+
     /// Whether the queue's model is being loaded here for nobody: rows that have come since wait for that runner.
     pub(super) fn only_loads(&self, queue: &Queue, device: i16) -> bool {
         let mut loads = self.batches.running.values().filter(|running| running.step == Step::OnlyLoads);
-        loads.any(|running| running.order.cost == self.cost_key(queue, device))
+        loads.any(|running| !running.order.apart && running.order.cost == self.cost_key(queue, device))
     }
 
     /// Learns from a batch that ran no row.

@@ -31,6 +31,7 @@ impl Worker {
             packer,
             costs,
             batches,
+            culprits,
             turns: _,
             wake: _,
             actions,
@@ -42,6 +43,7 @@ impl Worker {
         let under_way = attempts.under_way();
         packer.census(under_way, census);
         costs.census(census);
+        culprits.census(census);
         batches.census(slots.len(), under_way.1, packer.on_trial(), census);
         census.passing("actions", actions.len(), 0);
     }

@@ -11,6 +11,7 @@ use proto_msgs::{
 use super::{
     Action, LinkId, Worker,
     attempts::{Attempt, State, Work},
+    culprits::TURNED_AWAY,
 };
 use crate::{DEADLINE_PASSED, MonoTime, Rule};
 
@@ -91,6 +92,9 @@ impl Worker {
         let mut attempt = Attempt::new(open.ticket.body.clone(), State::Receiving, now);
         (attempt.link, attempt.window_bytes) = (Some(link), open.window_bytes);
         attempt.work = Work::of(&manifest);
+        if self.is_one_too_many(now, &attempt) {
+            return self.refuse(link, id, ErrorCode::Busy, TURNED_AWAY);
+        }
         self.admit(attempt);
         let (manifest, ticket) = (Box::new(manifest), Box::new(open.ticket));
         self.actions.push(Action::Receive { id, link, manifest, ticket });
@@ -118,6 +122,9 @@ impl Worker {
                         return self.refuse(link, id, code, text);
                     }
                     (attempt.state, attempt.work) = (State::Receiving, work);
+                    if self.attempts.get(id).is_some_and(|attempt| self.is_one_too_many(now, attempt)) {
+                        return self.turn_away(now, id);
+                    }
                     let (manifest, ticket) = (Box::new(manifest), Box::new(open.ticket));
                     self.actions.push(Action::Receive { id, link, manifest, ticket });
                 }

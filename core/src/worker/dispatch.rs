@@ -7,6 +7,7 @@
 //!                     (where there are no realtime slots: the realtime lane first, the batch lane when it is its turn)
 //!   of the lane:      the queue of the most important item; among stages the one with the fewest running batches
 //!   of the queue:     as many rows as the model's plan says, or one task's rows by themselves
+//!   culprits' rows:   by themselves, one batch of a model at a time, and not at once after a crash
 //! ```
 //!
 //! Changes nothing itself: `batches` carries the decision out.
@@ -51,6 +52,7 @@ pub(super) struct Order {
     pub(super) lane: Lane,
     pub(super) slot: SlotId,
     pub(super) kind: BatchKind,
+    pub(super) apart: bool,
     pub(super) dispatch: Dispatch,
     /// The pieces, and the number of rows of each.
     pub(super) taken: Vec<(Rank, u32)>,
@@ -103,7 +105,8 @@ impl Worker {
         let may_go = |queue: &Queue| self.overlap_stages() || !self.packer.has_earlier_stage(queue);
         let waiting = self.packer.waiting().filter(|(_, queue)| fits(queue) && may_go(queue));
         let candidates = waiting.filter_map(|(id, queue)| {
-            let (rank, piece) = queue.in_order(oldest).find(|(_, piece)| !self.is_blocked(queue, piece, device))?;
+            let (rank, piece) =
+                queue.in_order(oldest).find(|(_, piece)| !self.is_blocked(now, queue, piece, device))?;
             let importance = if oldest { Reverse(0) } else { Reverse(piece.priority) };
             let order = (importance, if oldest { 0 } else { queue.running }, Reverse(queue.stage()), rank.arrival);
             (!waits(queue)).then_some((order, id, queue))
@@ -121,9 +124,19 @@ impl Worker {
         self.config.rules.holds(Rule::StagesOverlap)
     }
 
-    /// Whether enough rows wait at the next stage: two of the larger batches of both stages. Of smaller ones the next
-    /// stage would run out before more come.
-    fn is_blocked(&self, queue: &Queue, piece: &Piece, device: i16) -> bool {
+    /// Whether rows of the piece's client have ended a runner of the model, so that its rows run apart.
+    fn is_apart(&self, now: MonoTime, queue: &Queue, piece: &Piece) -> bool {
+        self.culprits.has(now, queue.model(), piece.client)
+    }
+
+    /// Whether the piece must wait although there is a slot: behind other culprits' rows, or because enough rows wait at
+    /// the next stage: two of the larger batches of both stages. Of smaller ones the next stage would run out before more
+    /// come.
+    fn is_blocked(&self, now: MonoTime, queue: &Queue, piece: &Piece, device: i16) -> bool {
+        let model = queue.model();
+        if self.is_apart(now, queue, piece) && (self.runs_apart(model) || self.culprits.rest(now, model)) {
+            return true;
+        }
         let batch_rows = |queue: &Queue| {
             let cost = self.costs.get(&self.cost_key(queue, device));
             cost.map_or(1, Cost::best).max(singles_in_a_batch(cost))
@@ -138,11 +151,14 @@ impl Worker {
         let cost = self.costs.get(&key);
         let is_cut = lane == Lane::Batch && self.packer.is_realtime_near(now, realtime_near(cost));
         let mut plan = cost.map_or_else(|| Cost::new(self.config.rows_max).plan(false), |cost| cost.plan(is_cut));
-        let mut pieces = queue.in_order(oldest).filter(|(_, piece)| !self.is_blocked(queue, piece, device)).peekable();
+        let mut pieces =
+            queue.in_order(oldest).filter(|(_, piece)| !self.is_blocked(now, queue, piece, device)).peekable();
         let (rank, first) = pieces.peek().map(|(rank, first)| (*rank, *first))?;
-        if first.company != Company::Any {
+        let apart = self.is_apart(now, queue, first);
+        if apart || first.company != Company::Any {
             plan = Plan::Single;
         }
+        let pieces = pieces.filter(|(_, piece)| !self.is_apart(now, queue, piece));
         let share = queue.rows.div_ceil(self.slots.spare(lane).max(1));
         let single_us = cost.map_or(0, |cost| cost.batch_us(1));
         let alone = vec![(rank, first.len().min(share).min(singles_in_a_batch(cost)).max(1))];
@@ -180,7 +196,7 @@ impl Worker {
             _ if presses_at(queue, run_us).is_some_and(|at| now >= at) => Dispatch::Deadline,
             _ => Dispatch::Idle,
         };
-        Some(Order { queue: id, cost: key, lane, slot, kind, dispatch, taken, run_us })
+        Some(Order { queue: id, cost: key, lane, slot, kind, apart, dispatch, taken, run_us })
     }
 
     /// Until when a queue lingers for clients that will be back soon; `None` if it does not.
@@ -198,7 +214,8 @@ impl Worker {
         let open = self.slots.open();
         let devices: Vec<i16> = open.iter().map(|slot| self.slots.device(*slot)).collect();
         let until = |queue| devices.iter().filter_map(move |device| self.lingers_until(now, queue, *device)).min();
-        self.packer.waiting().filter_map(|(_, queue)| until(queue)).min()
+        let lingering = self.packer.waiting().filter_map(|(_, queue)| until(queue));
+        lingering.chain(self.culprits.next_rested(now)).min()
     }
 }
 

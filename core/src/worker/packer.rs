@@ -80,6 +80,8 @@ pub(super) struct Kind {
     pub(super) way: Vec<Digest>,
     pub(super) limits: Limits,
     pub(super) forms: Arc<[Form]>,
+    /// For rows of clients whose rows ended a runner of the model: the others neither wait for them nor with them.
+    pub(super) apart: bool,
 }
 
 /// The number of a queue. Numbers are never reused.

@@ -36,11 +36,11 @@ fn task() -> impl Strategy<Value = Task> {
     let items = prop_oneof![4 => Just(1), 4 => 2..9_u32, 1 => 9..200_u32];
     let way = prop_oneof![4 => vec(0..3_usize, 1), 2 => vec(0..3_usize, 2), 1 => vec(0..3_usize, 3)];
     let lane = prop_oneof![Just(Lane::Realtime), Just(Lane::Batch)];
-    let poison_at = option::weighted(0.1, 0..2_u8);
+    let poison = (option::weighted(0.1, 0..2_u8), prop_oneof![Just(ErrorCode::RunFailed), Just(ErrorCode::RunCrashed)]);
     let deadline_us = option::weighted(0.1, 1_000..2_000_000_u64);
     let length = prop_oneof![3 => Just(4_u64), 1 => 5..8_u64];
-    let parts = (0..6_u8, lane, 0..101_u8, items, length, way, poison_at, deadline_us);
-    parts.prop_map(|(client, lane, priority, items, length, way, poison_at, deadline_us)| Task {
+    let parts = (0..6_u8, lane, 0..101_u8, items, length, way, poison, deadline_us);
+    parts.prop_map(|(client, lane, priority, items, length, way, (poison_at, fails_with), deadline_us)| Task {
         client,
         lane,
         priority,
@@ -48,6 +48,7 @@ fn task() -> impl Strategy<Value = Task> {
         length,
         way,
         poison_at,
+        fails_with,
         gpu_gib: 0,
         gpu: None,
         deadline_us,
@@ -64,7 +65,7 @@ fn is_right(task: &Task, sent: Micros, at: Micros, outcome: &Outcome, is_cancell
             // The broker's clock counts milliseconds.
             task.deadline_us.is_some_and(|deadline| at + 1000 >= sent + deadline)
         }
-        Outcome::Failed(failure) => failure.code == ErrorCode::RunFailed && is_poisoned,
+        Outcome::Failed(failure) => failure.code == task.fails_with && is_poisoned,
     }
 }
 

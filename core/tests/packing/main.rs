@@ -1,9 +1,11 @@
 //! One worker's machine between simulated clients and devices, in its own time: which rows run together, where and
 //! when.
 
+mod culprits;
 mod devices;
 mod laws;
 mod pace;
 mod referee;
 mod stories;
+mod task;
 mod world;

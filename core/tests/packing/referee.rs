@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_core::worker::{BatchId, BatchKind, Equality, Part};
-use proto_msgs::{AttemptId, Heartbeat, Lane, Outcome};
+use proto_msgs::{AttemptId, ErrorCode, Heartbeat, Lane, Outcome};
 
 use super::world::{Machine, Micros, Model, Running, Task, number_of};
 
@@ -20,6 +20,10 @@ const WAIT_MAX: Micros = 100_000;
 /// tenth. It is never owed more than `OWED_MAX`, microseconds.
 const REALTIME_PARTS: i64 = 9;
 const OWED_MAX: i64 = 2_000_000;
+
+/// For so long after a crash its client's rows of the model run apart, and for `REMEMBERED_MAX` at most, microseconds.
+const REMEMBERED_MIN: Micros = 10_000_000;
+const REMEMBERED_MAX: Micros = 600_000_000;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Row {
@@ -49,6 +53,8 @@ pub(crate) struct Referee {
     killed: Vec<AttemptId>,
     ways: BTreeMap<AttemptId, Vec<usize>>,
     lanes: BTreeMap<AttemptId, Lane>,
+    /// When a client's rows last crashed a model, with no others beside them.
+    crashes: BTreeMap<(u8, usize), Micros>,
 }
 
 impl Referee {
@@ -62,6 +68,7 @@ impl Referee {
             killed: Vec::new(),
             ways: BTreeMap::new(),
             lanes: BTreeMap::new(),
+            crashes: BTreeMap::new(),
         }
     }
 
@@ -89,10 +96,11 @@ impl Referee {
         self.open.insert(id, Attempt { task, rows });
     }
 
-    pub(crate) fn begins(&mut self, batch: &Running, others: &BTreeMap<BatchId, Running>, model: Model) {
+    pub(crate) fn begins(&mut self, now: Micros, batch: &Running, others: &BTreeMap<BatchId, Running>, model: Model) {
         self.is_in_a_free_slot(batch, others);
         self.is_of_one_kind(batch, model);
-        self.keeps_realtime_waiting_for_one_batch(batch, others);
+        self.keeps_culprits_apart(now, batch, others);
+        self.keeps_realtime_waiting_for_one_batch(now, batch, others);
         for Part { id, stage, rows } in &batch.parts {
             let attempt = self.open.get_mut(id).unwrap_or_else(|| panic!("{id:?} is over and runs again"));
             let of_stage = &mut attempt.rows[usize::from(*stage)];
@@ -141,16 +149,46 @@ impl Referee {
         }
     }
 
+    /// Time since the client's rows crashed the model; `None` if that is long over.
+    fn since_crash(&self, now: Micros, client: u8, model: usize) -> Option<Micros> {
+        self.crashes.get(&(client, model)).map(|at| now - at).filter(|since| *since < REMEMBERED_MAX)
+    }
+
+    /// Rows of a client whose rows crashed the model lately run alone, in a runner apart, one batch at a time. Nobody
+    /// else's do.
+    fn keeps_culprits_apart(&self, now: Micros, batch: &Running, others: &BTreeMap<BatchId, Running>) {
+        let since: Vec<Option<Micros>> = {
+            let client = |part: &Part| self.open[&part.id].task.client;
+            batch.parts.iter().map(|part| self.since_crash(now, client(part), self.model_of(part))).collect()
+        };
+        let is_apart = batch.parts.len() == 1 && batch.apart;
+        assert!(since.iter().flatten().all(|since| *since >= REMEMBERED_MIN || is_apart), "{since:?}: {batch:?}");
+        assert!(!batch.apart || since[0].is_some(), "apart, and nobody knows why: {batch:?}");
+        let model = self.model_of(&batch.parts[0]);
+        let beside = others.values().filter(|other| other.apart && self.model_of(&other.parts[0]) == model);
+        assert!(!batch.apart || beside.count() == 0, "two batches of culprits at a time: {batch:?}");
+    }
+
+    /// A batch failed because of its rows.
+    pub(crate) fn failed(&mut self, now: Micros, batch: &Running, code: ErrorCode) {
+        if let [part] = &batch.parts[..]
+            && (batch.kind, code) == (BatchKind::Whole, ErrorCode::RunCrashed)
+            && let Some(attempt) = self.open.get(&part.id)
+        {
+            self.crashes.insert((attempt.task.client, self.model_of(part)), now);
+        }
+    }
+
     /// A batch of the batch lane may start ahead of waiting realtime rows only if the device owes it: realtime rows
     /// wait for the batch that runs when they come, and for what is owed.
-    fn keeps_realtime_waiting_for_one_batch(&self, batch: &Running, others: &BTreeMap<BatchId, Running>) {
+    fn keeps_realtime_waiting_for_one_batch(&self, now: Micros, batch: &Running, others: &BTreeMap<BatchId, Running>) {
         let is_free = |slot: u16| others.values().all(|other| other.slot.0 != slot);
         let mut realtime_slots = 0..self.machine.slots[0];
         let takes_its_place = realtime_slots.any(|slot| self.device_of_slot(slot) == batch.device && is_free(slot));
         let is_contended = self.machine.slots[0] == 0 || batch.device >= 0 && takes_its_place;
         if self.lane_of(&batch.parts[0]) == Lane::Batch
             && is_contended
-            && self.longest_waiting(Lane::Realtime).is_some()
+            && self.longest_waiting(now, Lane::Realtime).is_some()
         {
             let owed = self.owed.get(&batch.device).copied().unwrap_or(0);
             assert!(owed > 0, "{} µs of the batch lane begin before realtime rows, and nothing is owed", batch.took);
@@ -208,6 +246,17 @@ impl Referee {
         }
     }
 
+    /// Only who crashed a model lately is turned away, and with nothing that has run.
+    pub(crate) fn turned_away(&mut self, now: Micros, id: AttemptId) {
+        if let Some(attempt) = self.open.get(&id) {
+            let crashed =
+                attempt.task.way.iter().any(|model| self.since_crash(now, attempt.task.client, *model).is_some());
+            assert!(crashed, "{id:?} is refused");
+            assert!(attempt.rows[0].values().all(is_waiting), "{id:?} is refused, and rows have run");
+        }
+        self.ended(id);
+    }
+
     pub(crate) fn ended(&mut self, id: AttemptId) {
         self.open.remove(&id);
         self.over.insert(id);
@@ -222,7 +271,7 @@ impl Referee {
     /// Checks the laws after each event.
     pub(crate) fn look(&mut self, now: Micros, running: &BTreeMap<BatchId, Running>) {
         for lane in Lane::ALL {
-            if let Some((id, since)) = self.longest_waiting(lane)
+            if let Some((id, since)) = self.longest_waiting(now, lane)
                 && now > since + WAIT_MAX
                 && let Some(slot) = self.free_slot(lane, running)
             {
@@ -234,10 +283,13 @@ impl Referee {
         assert!(killed.iter().all(|id| self.over.contains(id)), "killed although wanted: {killed:?}");
     }
 
-    /// The row of the last stage that waits longest. Earlier stages may wait for later ones.
-    fn longest_waiting(&self, lane: Lane) -> Option<(AttemptId, Micros)> {
+    /// The row of the last stage that waits longest. Earlier stages may wait for later ones, and culprits for each other.
+    fn longest_waiting(&self, now: Micros, lane: Lane) -> Option<(AttemptId, Micros)> {
         let of_lane = self.open.iter().filter(|(_, attempt)| attempt.task.lane == lane);
         let waits = of_lane.filter_map(|(id, attempt)| {
+            if self.since_crash(now, attempt.task.client, *attempt.task.way.last()?).is_some() {
+                return None;
+            }
             let since = attempt.rows.last()?.values().filter_map(|row| match row {
                 Row::Waits(since) => Some(*since),
                 Row::Runs | Row::Done => None,

@@ -20,88 +20,11 @@ use proto_msgs::{
 };
 
 use super::referee::Referee;
-
-/// A time in microseconds.
-pub(crate) type Micros = u64;
+pub(crate) use super::task::{Machine, Micros, Model, Task};
 
 const KEY: TicketKey = TicketKey([7; 32]);
 const GIB: u64 = 1 << 30;
 const WORKER: WorkerId = WorkerId::from_bytes([1; 16]);
-
-/// The run times and limits of a model.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Model {
-    pub(crate) base_us: Micros,
-    pub(crate) each_us: Micros,
-    /// The rows that a call of so many rows is charged for.
-    pub(crate) charged: fn(u32) -> u32,
-    /// How a packed call compares with single runs.
-    pub(crate) many: Equality,
-    /// Calls with more rows than this fail.
-    pub(crate) rows_max: u32,
-    /// Calls with more rows than this give wrong rows, and nothing else shows it.
-    pub(crate) right_to: u32,
-}
-
-impl Model {
-    pub(crate) const fn packs(base_us: Micros, each_us: Micros) -> Self {
-        Self { base_us, each_us, charged: |rows| rows, many: Equality::Same, rows_max: u32::MAX, right_to: u32::MAX }
-    }
-
-    pub(crate) fn batch_us(&self, rows: u32) -> Micros {
-        self.base_us + self.each_us * u64::from((self.charged)(rows))
-    }
-
-    /// How a packed call with so many rows compares with single runs.
-    fn compared(&self, rows: u32) -> Equality {
-        if self.many == Equality::Same && rows > self.right_to { Equality::Differs } else { self.many }
-    }
-}
-
-/// The slots and devices of the worker.
-#[derive(Clone, Debug)]
-pub(crate) struct Machine {
-    pub(crate) slots: [u16; 2],
-    pub(crate) device_map: Vec<i16>,
-    pub(crate) device_width: u16,
-}
-
-/// A task as its client sends it.
-#[derive(Clone, Debug)]
-pub(crate) struct Task {
-    pub(crate) client: u8,
-    pub(crate) lane: Lane,
-    pub(crate) priority: u8,
-    pub(crate) items: u32,
-    /// Numbers in each item.
-    pub(crate) length: u64,
-    /// Numbers of the models that the task passes through.
-    pub(crate) way: Vec<usize>,
-    /// The task's last row makes the model of this stage fail.
-    pub(crate) poison_at: Option<u8>,
-    pub(crate) deadline_us: Option<Micros>,
-    /// GiB promised of a GPU; each GPU has ten.
-    pub(crate) gpu_gib: u64,
-    /// The GPU of which it is promised.
-    pub(crate) gpu: Option<u8>,
-}
-
-impl Task {
-    pub(crate) fn new(client: u8, lane: Lane, items: u32) -> Self {
-        Self {
-            client,
-            lane,
-            priority: 50,
-            items,
-            length: 4,
-            way: vec![0],
-            poison_at: None,
-            deadline_us: None,
-            gpu_gib: 0,
-            gpu: None,
-        }
-    }
-}
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Happening {
@@ -119,6 +42,7 @@ pub(crate) struct Running {
     pub(crate) slot: SlotId,
     pub(crate) device: i16,
     pub(crate) kind: BatchKind,
+    pub(crate) apart: bool,
     pub(crate) took: Micros,
 }
 
@@ -167,6 +91,10 @@ pub(crate) struct World {
     pub(crate) batches: Vec<(Lane, BatchKind, u32)>,
     /// From when on spot checks find that rows depend on each other.
     pub(crate) mingles_from: Option<Micros>,
+    /// Batches that failed because of their rows.
+    pub(crate) failed: Vec<Running>,
+    /// How often each task was refused.
+    pub(crate) refusals: BTreeMap<usize, u32>,
     /// The device of each batch.
     pub(crate) devices: Vec<i16>,
 }
@@ -201,6 +129,8 @@ impl World {
             returns_after: None,
             elsewhere: BTreeMap::new(),
             by_length: BTreeMap::new(),
+            failed: Vec::new(),
+            refusals: BTreeMap::new(),
             devices: Vec::new(),
             mingles_from: None,
             batches: Vec::new(),
@@ -249,7 +179,7 @@ impl World {
                 Happening::Cancel(task) => {
                     if !self.ends.contains_key(&task) {
                         self.end(task, Outcome::Cancelled, Vec::new());
-                        self.handle(Event::Aborted { id: id_of(task), link: LinkId(task as u64) });
+                        self.handle(Event::Aborted { id: self.id_of(task), link: LinkId(task as u64) });
                     }
                 }
                 Happening::BatchRuns(batch) if self.running.contains_key(&batch) => {
@@ -267,6 +197,9 @@ impl World {
     }
 
     fn open(&mut self, number: usize) {
+        if self.ends.contains_key(&number) {
+            return; // It was cancelled meanwhile.
+        }
         let open = Box::new(self.opening(number, &self.tasks[number].1, &self.tasks[number].1));
         self.handle(Event::Opened { link: LinkId(number as u64), key: None, open });
     }
@@ -288,7 +221,7 @@ impl World {
 
     /// The opening of an attempt with the ticket of one task and the manifest of another.
     fn opening(&self, number: usize, task: &Task, brought: &Task) -> Open {
-        let id = id_of(number);
+        let id = self.id_of(number);
         let model = |number: &usize| ModelRef {
             digest: Digest::from_bytes([*number as u8 + 1; 32]),
             size_bytes: 1,
@@ -296,6 +229,7 @@ impl World {
         };
         let body = TicketBody {
             task: id.task,
+            attempt: id.attempt,
             worker: WORKER,
             client: ClientId::from_bytes([task.client; 16]),
             bytes_max: u64::MAX,
@@ -355,7 +289,9 @@ impl World {
                 self.referee.arrived(self.now, id, task);
                 self.handle(Event::Received { id });
             }
-            Action::RunBatch { batch, parts, slot, device, kind, .. } => self.begin(batch, parts, slot, device, kind),
+            Action::RunBatch { batch, parts, slot, device, kind, apart, .. } => {
+                self.begin(batch, Running { parts, slot, device, kind, apart, took: 0 });
+            }
             Action::KillBatch { batch } => {
                 let killed = self.running.remove(&batch).expect("only what runs is killed");
                 self.referee.killed(&killed);
@@ -367,13 +303,20 @@ impl World {
                 self.handle(Event::Released { id, link: LinkId(number_of(id) as u64) });
             }
             Action::TellBroker(WorkerToBroker::Heartbeat(heartbeat)) => self.referee.heartbeat(&heartbeat),
-            Action::TellClient { message: WorkerToClient::Refuse(refuse), .. } => panic!("refused: {refuse:?}"),
+            Action::TellClient { message: WorkerToClient::Refuse(refuse), .. } => {
+                assert_eq!(refuse.code, ErrorCode::Busy, "{refuse:?}");
+                self.referee.turned_away(self.now, refuse.id);
+                let task = number_of(refuse.id);
+                *self.refusals.entry(task).or_default() += 1;
+                // The broker offers it again after this pause.
+                self.at(self.now + 1_000_000, Happening::Submit(task));
+            }
             _ => {}
         }
     }
 
     fn end(&mut self, task: usize, outcome: Outcome, runs: Vec<RunNote>) {
-        self.referee.ended(id_of(task));
+        self.referee.ended(self.id_of(task));
         let (at, began) = (self.now, self.began.remove(&task));
         let before = self.ends.insert(task, End { at, outcome, runs, began });
         assert!(before.is_none(), "task {task} ended before: {before:?}");
@@ -381,6 +324,11 @@ impl World {
             let next = self.tasks[task].1.clone();
             self.submit(self.now + wait, next);
         }
+    }
+
+    /// The task's present attempt.
+    fn id_of(&self, task: usize) -> AttemptId {
+        id_of(task, 1 + self.refusals.get(&task).copied().unwrap_or(0))
     }
 
     fn model_on(&self, device: i16, part: &Part) -> Model {
@@ -399,9 +347,9 @@ impl World {
         }
     }
 
-    fn begin(&mut self, batch: BatchId, parts: Vec<Part>, slot: SlotId, device: i16, kind: BatchKind) {
-        let model = self.model_on(device, &parts[0]);
-        let mut running = Running { parts, slot, device, kind, took: 0 };
+    fn begin(&mut self, batch: BatchId, mut running: Running) {
+        let kind = running.kind;
+        let model = self.model_on(running.device, &running.parts[0]);
         let singles = model.batch_us(1) * u64::from(running.rows());
         let packed = model.batch_us(running.rows());
         let checks = |rows: u32| singles.min(model.batch_us(1) * u64::from(rows));
@@ -421,7 +369,7 @@ impl World {
             running.took += waits;
             *busy_until = self.now + running.took;
         }
-        self.referee.begins(&running, &self.running, model);
+        self.referee.begins(self.now, &running, &self.running, model);
         // Every model is loaded.
         self.at(self.now, Happening::BatchRuns(batch));
         self.at(self.now + running.took, Happening::BatchOver(batch));
@@ -442,7 +390,13 @@ impl World {
             task.poison_at == Some(part.stage) && part.rows.end == task.items
         };
         let is_too_large = running.kind.is_packed() && rows > model.rows_max;
-        let ended = if running.parts.iter().any(is_poisoned) || is_too_large {
+        let poison = running.parts.iter().find(|part| is_poisoned(part));
+        let ended = if let Some(part) = poison {
+            let code = self.tasks[number_of(part.id)].1.fails_with;
+            self.referee.failed(self.now, &running, code);
+            self.failed.push(running.clone());
+            Err(Failure::new(code, "as the model does"))
+        } else if is_too_large {
             Err(Failure::new(ErrorCode::RunFailed, "as the model does"))
         } else {
             let singles = model.batch_us(1) * u64::from(rows);
@@ -468,10 +422,10 @@ fn register(machine: &Machine) -> Register {
     Register { worker: WORKER, ticket_key: KEY, slots, device_map, gpus, ..mesh_samples::register(1) }
 }
 
-fn id_of(task: usize) -> AttemptId {
+fn id_of(task: usize, attempt: u32) -> AttemptId {
     let mut bytes = [0; 16];
     bytes[8..].copy_from_slice(&(task as u64).to_be_bytes());
-    AttemptId { task: TaskId::from_bytes(bytes), attempt: Attempt(1) }
+    AttemptId { task: TaskId::from_bytes(bytes), attempt: Attempt(attempt) }
 }
 
 pub(crate) fn number_of(id: AttemptId) -> usize {

@@ -163,6 +163,10 @@ impl Mesh {
                 self.keep_rows(worker, &batch, part);
             }
         }
+        let crashes = |failure: &Failure| failure.code != ErrorCode::RunFailed && batch.kind == BatchKind::Whole;
+        if ended.as_ref().is_err_and(crashes) {
+            self.referee.crashed(worker, &batch);
+        }
         tell!(self, "W{worker} has run {id:?}: {ended:?}");
         self.worker_handle(worker, Event::BatchEnded { batch: id, ended });
     }

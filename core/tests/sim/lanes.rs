@@ -1,9 +1,12 @@
 //! The referee's books about workers' slots: which batch may run where, and which items wait while there is room.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use mesh_core::worker::{BatchId, BatchKind};
-use proto_msgs::{AttemptId, Lane, ModelCost};
+use proto_msgs::{AttemptId, ClientId, Lane, ModelCost};
 
 use super::{
     batches::{Batch, brief, has, model_of},
@@ -31,6 +34,8 @@ pub(super) struct Rooms {
     of_many: usize,
     /// Batches of a later stage that began while rows of their lane waited for a first one.
     overlaps: usize,
+    /// Workers at which a client's rows of a model ended a runner: there they wait for their turn, room or not.
+    crashes: BTreeSet<(usize, ClientId, u8)>,
 }
 
 impl Rooms {
@@ -54,6 +59,14 @@ impl Rooms {
 }
 
 impl Referee {
+    /// Rows failed by themselves, and their runner may have ended.
+    pub(super) fn crashed(&mut self, worker: usize, batch: &Batch) {
+        for part in &batch.parts {
+            let key = (worker, self.task(part.id.task).owner, model_of(self.job(part.id.task), part.stage));
+            self.rooms.crashes.insert(key);
+        }
+    }
+
     /// Notes that model and inputs of an attempt have arrived.
     pub(super) fn is_ready(&mut self, now: Micros, worker: usize, id: AttemptId) {
         self.rooms.ready.insert((worker, id), now);
@@ -170,7 +183,8 @@ impl Referee {
         let since = self.rooms.full.get(&(worker, lane)).map_or(ready, |full| ready.max(*full));
         // A first stage also waits for the stages behind it.
         let has_stages = !self.job(id.task).then.is_empty();
-        let excused = has_stages || now <= since + micros(WAIT_MAX);
+        let has_crashed = self.rooms.crashes.contains(&(worker, self.task(id.task).owner, self.job(id.task).model));
+        let excused = has_stages || has_crashed || now <= since + micros(WAIT_MAX);
         (!excused).then(|| format!("{} had room at W{worker} for {} ms", short_id(id), (now - since) / 1000))
     }
 }

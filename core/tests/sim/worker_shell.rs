@@ -299,7 +299,7 @@ impl Mesh {
             }
             Action::TellClient { link, message } => self.tell_client(worker, link, message),
             Action::Receive { id, link, manifest, ticket } => self.receive(worker, id, link, *manifest, *ticket),
-            Action::RunBatch { batch, parts, slot, device, kind, limit } => {
+            Action::RunBatch { batch, parts, slot, device, kind, limit, .. } => {
                 self.run_batch(worker, batch, Batch::new(parts, slot, device, kind), micros(limit));
             }
             Action::KillBatch { batch } => self.kill_batch(worker, batch),

@@ -131,7 +131,9 @@ impl Home {
         };
         let parts = parts.iter().map(part).collect();
         let only_loads = Arc::default();
-        Batch { batch: BatchId(1), parts, device: -1, kind, limit: PATIENCE, only_loads }.run(&self.tools).await
+        Batch { batch: BatchId(1), parts, device: -1, kind, apart: false, limit: PATIENCE, only_loads }
+            .run(&self.tools)
+            .await
     }
 }
 
@@ -397,6 +399,7 @@ async fn a_killed_batch_ends_its_runner() {
         pin: home.put(&model),
         demands: Demands::default(),
         device: -1,
+        apart: false,
     };
     let taken = home.tools.pool.take(&wanted, async || panic!("it is warm")).await.expect("idle");
     drop(taken);

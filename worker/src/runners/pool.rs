@@ -67,6 +67,17 @@ pub(crate) struct Wanted {
     pub(crate) demands: Demands,
     /// −1 for the processor, else the index of a GPU.
     pub(crate) device: i16,
+    /// Whether the batch may end its runner: it gets one that only such batches use, if nothing has to make room for it.
+    pub(crate) apart: bool,
+}
+
+impl Wanted {
+    /// Memory that the runner probably needs if the task asks for this much of it.
+    fn needs_bytes(&self, asked_bytes: u64) -> u64 {
+        // Weights, a copy of them in the runtime's own layout, and the runtime.
+        let guess_bytes = self.model.size_bytes.saturating_mul(2).saturating_add(128 << 20);
+        if asked_bytes > 0 { asked_bytes } else { guess_bytes }
+    }
 }
 
 /// A runner in use by a batch. Dropping it ends the runner.
@@ -93,7 +104,7 @@ pub(crate) struct Pool {
     load_wait: Duration,
     /// Idle runners, longest unused first.
     idle: Mutex<Vec<Instance>>,
-    /// Models of all runners that are ready, one entry per runner.
+    /// Models of all runners that are ready for any client, one entry per runner.
     loaded: Arc<Mutex<Vec<Digest>>>,
     /// Cloned into every runner's folder; see [`AllEnded`].
     alive: Mutex<Option<mpsc::Sender<()>>>,
@@ -113,6 +124,7 @@ struct Key {
     memory_of: LimitOf,
     device: Device,
     gpu_memory_bytes: u64,
+    apart: bool,
 }
 
 /// A ready runner with its model loaded.
@@ -121,7 +133,8 @@ struct Instance {
     runner: Runner,
     session: Session,
     inputs: Vec<TensorMeta>,
-    _loaded: Loaded,
+    /// `None` if the runner serves only some clients.
+    _loaded: Option<Loaded>,
 }
 
 /// An entry in the list of loaded models; dropping it removes the entry.
@@ -189,7 +202,8 @@ impl Pool {
 
     /// An idle runner with the wanted model, else a new one; `loading` is called before a new one starts.
     pub(crate) async fn take(&self, wanted: &Wanted, loading: impl AsyncFnOnce()) -> Result<Taken<'_>, Failure> {
-        let key = self.key(wanted);
+        let mut key = self.key(wanted);
+        key.apart = key.apart && (self.has_idle(key) || self.has_memory_for(key, wanted));
         let (instance, load) = match self.take_idle(key) {
             Some(instance) => (instance, Duration::ZERO),
             None => {
@@ -232,11 +246,16 @@ impl Pool {
             },
             device,
             gpu_memory_bytes: demands.gpu_memory_bytes,
+            apart: wanted.apart,
         }
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Instance>> {
         locked(&self.idle)
+    }
+
+    fn has_idle(&self, key: Key) -> bool {
+        self.idle().iter().any(|instance| instance.key == key && !instance.runner.has_exited())
     }
 
     fn take_idle(&self, key: Key) -> Option<Instance> {
@@ -256,21 +275,32 @@ impl Pool {
         instance.runner.set_busy(false);
         let mut idle = self.idle();
         idle.push(instance);
-        let surplus = idle.len().saturating_sub(self.warm_max);
-        idle.drain(..surplus);
+        while idle.len() > self.warm_max {
+            // One that serves only some clients goes before all others.
+            let least = idle.iter().position(|instance| instance.key.apart).unwrap_or(0);
+            idle.remove(least);
+        }
     }
 
     /// Ends idle runners until the machine, and the GPU that the new runner computes on, have the memory that it
     /// probably needs.
     async fn make_room(&self, key: Key, wanted: &Wanted) {
-        // Weights, a copy of them in the runtime's own layout, and the runtime.
-        let guess_bytes = wanted.model.size_bytes.saturating_mul(2).saturating_add(128 << 20);
-        let need = |asked_bytes: u64| if asked_bytes > 0 { asked_bytes } else { guess_bytes };
-        self.end_idle_until(need(wanted.demands.memory_bytes), available_memory_bytes, |_| true).await;
+        self.end_idle_until(wanted.needs_bytes(wanted.demands.memory_bytes), available_memory_bytes, |_| true).await;
         if let Device::Gpu(gpu) = key.device {
-            let free_bytes = || gpu_memory::free_bytes(gpu.into());
-            self.end_idle_until(need(key.gpu_memory_bytes), free_bytes, |idle| idle.device == key.device).await;
+            let (need_bytes, free_bytes) =
+                (wanted.needs_bytes(key.gpu_memory_bytes), || gpu_memory::free_bytes(gpu.into()));
+            self.end_idle_until(need_bytes, free_bytes, |idle| idle.device == key.device).await;
         }
+    }
+
+    /// Whether the machine and the GPU have the memory for one more runner while all others live on.
+    fn has_memory_for(&self, key: Key, wanted: &Wanted) -> bool {
+        let suffices = |available: Option<u64>, asked_bytes| {
+            available.is_none_or(|bytes| bytes >= wanted.needs_bytes(asked_bytes))
+        };
+        let on_gpu = |gpu: u16| suffices(gpu_memory::free_bytes(gpu.into()), key.gpu_memory_bytes);
+        suffices(available_memory_bytes(), wanted.demands.memory_bytes)
+            && !matches!(key.device, Device::Gpu(gpu) if !on_gpu(gpu))
     }
 
     /// Ends idle runners of which it `helps`, longest unused first, until as much memory is available as is needed.
@@ -345,7 +375,7 @@ impl Pool {
             Err(AskError::Broken(_)) => return Err(runner.exited().await.while_loading()),
         };
         info!(model = %key.model.short(), ms = begun.elapsed().as_millis(), "model loaded");
-        let _loaded = Loaded::new(&self.loaded, key.model);
+        let _loaded = (!key.apart).then(|| Loaded::new(&self.loaded, key.model));
         Ok(Instance { key, runner, session, inputs, _loaded })
     }
 }

@@ -10,8 +10,13 @@ fn limits(cpu_millis: u32) -> Limits {
 }
 
 fn queue(packer: &mut Packer) -> QueueId {
-    let kind =
-        Kind { lane: Lane::Realtime, way: vec![Digest::from_bytes([1; 32])], limits: limits(0), forms: Arc::default() };
+    let kind = Kind {
+        lane: Lane::Realtime,
+        way: vec![Digest::from_bytes([1; 32])],
+        limits: limits(0),
+        forms: Arc::default(),
+        apart: false,
+    };
     packer.enter(MonoTime::ZERO, kind)
 }
 
@@ -97,7 +102,13 @@ fn queues_that_nobody_uses_are_few() {
     let attempt = piece(1, 1, 50, 0..1).id;
     for number in 0..200 {
         let limits = limits(number);
-        let kind = Kind { lane: Lane::Batch, way: vec![Digest::from_bytes([1; 32])], limits, forms: Arc::default() };
+        let kind = Kind {
+            lane: Lane::Batch,
+            way: vec![Digest::from_bytes([1; 32])],
+            limits,
+            forms: Arc::default(),
+            apart: false,
+        };
         let id = packer.enter(MonoTime::from_micros(u64::from(number)), kind);
         packer.leave(attempt, &[id]);
     }
@@ -113,7 +124,7 @@ fn long_ways_that_never_come_again_leave_few_queues() {
         let limits = limits(number.into());
         let stage = |stages: u8| {
             let way = (0..stages).map(|stage| Digest::from_bytes([stage; 32])).collect();
-            packer.enter(MonoTime::ZERO, Kind { lane: Lane::Batch, way, limits, forms: Arc::default() })
+            packer.enter(MonoTime::ZERO, Kind { lane: Lane::Batch, way, limits, forms: Arc::default(), apart: false })
         };
         let way: Vec<QueueId> = (1..=8).map(stage).collect();
         packer.leave(attempt, &way);

@@ -103,7 +103,7 @@ proptest! {
                 });
                 let (parts, kind) = (parts.collect(), BatchKind::Packed);
                 let only_loads = Arc::default();
-                let batch = Batch { batch: BatchId(1), parts, device: -1, kind, limit: PATIENCE, only_loads };
+                let batch = Batch { batch: BatchId(1), parts, device: -1, kind, apart: false, limit: PATIENCE, only_loads };
                 run(&batch, folder.path(), dice.below(2) == 0);
             }
         }

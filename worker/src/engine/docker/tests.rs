@@ -121,6 +121,7 @@ async fn a_container_may_use_what_was_asked_and_the_head_room() {
             pin: pin.clone(),
             demands: Demands { cpu_millis: asked, ..Demands::default() },
             device: -1,
+            apart: false,
         };
         let runner = pool.take(&wanted, async || ()).await.expect("a container with the model");
         assert_eq!(cores_of(&docker, &wanted).await, granted, "asked {asked}");

@@ -55,6 +55,7 @@ impl Home {
             pin: self.store.adopt(file, digest).expect("adopted"),
             demands: Demands::default(),
             device: -1,
+            apart: false,
         }
     }
 
@@ -142,6 +143,33 @@ async fn only_as_many_idle_runners_end_as_a_new_one_needs_memory() {
     let available_bytes = || Some(if ended.borrow().is_some() { u64::MAX } else { 0 });
     pool.end_idle_until(1, available_bytes, |_| true).await;
     assert_eq!(pool.warm(), [wanted[1].model.digest], "the longest unused one has gone");
+}
+
+#[tokio::test]
+async fn rows_that_may_crash_their_runner_have_one_apart_that_pushes_no_other_out() {
+    let Some(runner) = real_runner() else { return };
+    let home = Home::new();
+    let (pool, _) = home.pool(&runner);
+    let [one, other] = [models::negate(&[1]), models::absolute(&[1])].map(|model| home.wanted_of(&model));
+    let apart = |wanted: &Wanted| Wanted { apart: true, ..wanted.clone() };
+    let is_started = async |wanted: &Wanted| {
+        let taken = pool.take(wanted, async || ()).await.expect("loaded");
+        let is_new = !taken.load.is_zero();
+        taken.give_back();
+        is_new
+    };
+    assert!(is_started(&one).await && is_started(&apart(&one)).await, "that of the others is not used");
+    assert_eq!(pool.warm(), [one.model.digest]);
+    assert!(!is_started(&one).await && !is_started(&apart(&one)).await, "both are kept");
+
+    assert!(is_started(&other).await);
+    assert!(!is_started(&one).await && !is_started(&other).await, "only two idle ones are kept: the others'");
+    assert!(is_started(&apart(&one)).await);
+    assert!(!is_started(&one).await && !is_started(&other).await);
+
+    // More memory than any machine has: a second runner would push others out.
+    let greedy = Wanted { demands: Demands { memory_bytes: 1 << 60, ..Demands::default() }, ..one };
+    assert!(is_started(&greedy).await && !is_started(&apart(&greedy)).await);
 }
 
 #[tokio::test]
