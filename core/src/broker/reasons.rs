@@ -11,6 +11,7 @@ use super::{
     predict::{Guess, has_room, predict},
     slo::Stance,
     task::Task,
+    worker::Worker,
     workers::Workers,
 };
 
@@ -51,8 +52,12 @@ pub(super) fn waits_for(task: &Task, workers: &Workers) -> String {
         return "no worker is registered".to_owned();
     }
     let kinds = workers.kinds().take(NEVER_LOOK_MAX);
-    let fitting = kinds.filter(|(_, worker)| obstacle::ever(task, worker).next().is_none());
-    match fitting.map(|(kind, _)| workers.kind_len(kind)).sum::<usize>() {
+    let fits = |worker: &Worker| obstacle::ever(task, worker).next().is_none();
+    let fitting: usize = kinds.filter(|(_, worker)| fits(worker)).map(|(kind, _)| workers.kind_len(kind)).sum();
+    let too_small =
+        task.doubts.too_small.iter().filter_map(|id| workers.get(*id)).filter(|worker| fits(worker)).count();
+    match fitting.saturating_sub(too_small) {
+        0 if fitting > 0 => "what it brings is too large for the quotas of the workers that fit".to_owned(),
         0 => "no worker that fits is registered".to_owned(),
         1 => "the one worker that fits has no room".to_owned(),
         count => format!("{count} workers fit, none has room"),

@@ -192,12 +192,29 @@ fn a_task_that_never_fits_a_quota_goes_elsewhere_at_once_and_never_back() {
     mesh.beats(5, 0..2);
     assert_eq!((mesh.grants.len(), mesh.code(0)), (2, None), "it waits for the other");
     assert!(mesh.why(0, 1).candidates[0].against[0].contains("quota"));
+    assert!(mesh.why(0, 1).summary.contains("the one worker that fits has no room"), "{}", mesh.why(0, 1).summary);
     mesh.close(mesh.grants[1].id);
     mesh.beat(1, |_| {});
     assert_eq!(mesh.grants[2].worker, worker(1));
     let refused = mesh.grants[2].clone();
     mesh.lost(&refused, ErrorCode::QuotaExceeded);
     assert_eq!(mesh.code(0), Some(ErrorCode::QuotaExceeded), "nobody is left");
+}
+
+#[test]
+fn who_waits_is_told_when_the_last_worker_with_a_large_enough_quota_has_left() {
+    let mut mesh = mesh();
+    (0..2).for_each(|number| mesh.register(number, [0, 1], |_| {}));
+    mesh.submit_all(0..2, 1, |_| {});
+    let refused = mesh.grants[0].clone();
+    mesh.lost(&refused, ErrorCode::QuotaExceeded);
+    mesh.leave(1);
+    mesh.wait(2000 * MS);
+    let why = mesh.why(0, 1).summary;
+    assert!(why.contains("too large for the quotas of the workers that fit"), "{why}");
+    mesh.leave(0);
+    mesh.register(2, [0, 1], |_| {});
+    assert_eq!(mesh.grants.last().map(|grant| (grant.id.task, grant.worker)), Some((task(0), worker(2))));
 }
 
 #[test]
