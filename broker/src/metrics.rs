@@ -189,7 +189,7 @@ impl Collector for Snapshot {
             ("slo_violations", "Tasks with a promised latency that took longer", counters.slo_violations),
             ("slo_trips", "Times a worker was left because it broke a promise too often", counters.slo_trips),
             ("trials", "Tasks given to a worker only to measure it again: many if it stays slow", counters.trials),
-            ("preloads", "Tasks accepted only so that their model is loaded for later ones", counters.preloads),
+            ("preloads", "Tasks sent only so that their model is loaded for later ones", counters.preloads),
             ("candidates_looked", "Workers looked at in order to place tasks", counters.candidates_looked),
             ("waiting_looked", "Waiting tasks looked at in order to fill workers", counters.waiting_looked),
             ("forbidden_messages", "Messages from the wrong key or on the wrong task", counters.forbidden),

@@ -32,6 +32,8 @@ mod preloads;
 mod queue;
 mod reasons;
 mod refusals;
+mod savings;
+mod score;
 mod shares;
 mod shortlist;
 mod slo;
@@ -62,6 +64,7 @@ use outgrown::Outgrown;
 use preloads::Preloads;
 use queue::Queue;
 use refusals::TurnedAway;
+use savings::Savings;
 use slo::Slos;
 use task::{Last, Place, State, Task};
 use tasks::Tasks;
@@ -83,6 +86,7 @@ pub struct Broker {
     /// Errors of earlier predictions.
     errors: Errors,
     preloads: Preloads,
+    savings: Savings,
     outgrown: Outgrown,
     /// The worker that was granted the last task.
     last_chosen: Option<WorkerId>,
@@ -108,6 +112,7 @@ impl Broker {
             clock: Clock::new(config.rules),
             config,
             preloads: Preloads::default(),
+            savings: Savings::default(),
             outgrown: Outgrown::default(),
             errors: Errors::default(),
             last_chosen: None,

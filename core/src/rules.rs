@@ -70,6 +70,9 @@ pub enum Rule {
     /// A worker with old figures is tried with few tasks, and with none that it would make late; else a slow worker gets
     /// a task whenever it is idle.
     TrialsAreBounded,
+    /// A model is loaded at an idle worker only once its tasks have missed as much without; else a short burst loads it
+    /// everywhere.
+    LoadsPayOff,
     /// A task that took three workers down is given up.
     PoisonStops,
     /// A restarted broker at first refuses no task because no worker can run it; else waiting tasks are refused because
@@ -121,6 +124,7 @@ impl Rule {
         Self::StagesOverlap,
         Self::SloHysteresis,
         Self::TrialsAreBounded,
+        Self::LoadsPayOff,
         Self::PoisonStops,
         Self::SettleFirst,
         Self::PauseIsNoSilence,

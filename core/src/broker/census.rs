@@ -16,6 +16,7 @@ impl Broker {
             slos,
             turned_away,
             preloads,
+            savings,
             outgrown,
             errors,
             last_chosen: _,
@@ -33,6 +34,7 @@ impl Broker {
         slos.census(|id| workers.get(id).is_some(), census);
         turned_away.census(census);
         preloads.census(census);
+        savings.census(census);
         outgrown.census(census);
         errors.census(census);
         census.passing("actions", actions.len(), 0);

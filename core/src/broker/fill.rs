@@ -245,9 +245,13 @@ impl Broker {
         let before_us = if survey.has_sooner() { self.queue.before_us(key) } else { 0 };
         let model = task.spec.model.digest;
         let unfit: Vec<u32> = survey.unfit_kinds().collect();
+        let missed = survey.missed(before_us);
         let verdict = survey.decide(before_us);
         self.counters.candidates_looked += looked;
         self.workers.turn(model, LOOK_MAX);
+        if missed.is_some_and(|missed| self.pays_for_load(now, id, missed)) {
+            return self.place(now, id);
+        }
         match verdict {
             Verdict::Place(choice) => {
                 self.grant(now, id, choice);

@@ -12,6 +12,9 @@ const OLD_AFTER: Duration = Duration::from_secs(10);
 /// The longest time between two trials of a worker.
 const WAIT_MAX: Duration = Duration::from_secs(300);
 
+/// A model that was given a task not longer ago than this is in use.
+const IN_USE_FOR: Duration = Duration::from_secs(60);
+
 /// A trial takes at most this part (1/20) of the time since the last one.
 const TIME_PART: u32 = 20;
 
@@ -38,6 +41,10 @@ impl Given {
         if !is_trial {
             self.by_merit = now;
         }
+    }
+
+    pub(super) fn is_in_use(&self, now: MonoTime) -> bool {
+        now.since(self.at) < IN_USE_FOR
     }
 
     /// Whether a trial that takes this long is due.

@@ -13,13 +13,14 @@ use std::time::Duration;
 use proto_msgs::{Direction, Prediction, WorkerId, limits::DECISION_CANDIDATES_MAX};
 
 use super::{
-    beside,
     config::Policy,
     decision::{Obstacle, Rated},
     earliest::{Earliest, IfLoaded},
     obstacle,
     outgrown::Outgrown,
     predict::{self, Guess, has_room, predict},
+    savings::{self, Idle, Missed},
+    score::score,
     shortlist::Shortlist,
     slo::{Slos, Stance},
     sooner::{Full, Offer, Sooner},
@@ -36,10 +37,6 @@ pub(super) const LOOK_MAX: usize = 32;
 
 /// Other workers looked at before a waiting task is given to one with room.
 const ELSEWHERE_LOOK_MAX: usize = 16;
-
-/// Added to a worker's predicted time for each preferred label that it lacks, besides a tenth of that time,
-/// microseconds.
-const UNLIKED_US: u64 = 5_000;
 
 /// The input of a placement decision.
 #[derive(Clone, Copy, Debug)]
@@ -134,6 +131,8 @@ pub(super) struct Survey<'a> {
     trial_us: Option<u64>,
     /// The worker whose figures are the oldest, and since when.
     trial: Option<(MonoTime, Best)>,
+    /// Idle workers that only lack the loaded models.
+    idle: Vec<Idle>,
     sooner: Sooner,
     fitting: Fitting,
     earliest: Earliest,
@@ -215,6 +214,7 @@ impl<'a> Survey<'a> {
             best: None,
             trial_us: is_predicted.then(|| trials::longest_us(task, scene.now, scene.workers, scene.slos)).flatten(),
             trial: None,
+            idle: Vec::new(),
             sooner: Sooner::default(),
             fitting: Fitting::default(),
             earliest: Earliest::default(),
@@ -326,7 +326,7 @@ impl<'a> Survey<'a> {
                 if self.best.is_none_or(|best| key < best.key) {
                     self.best = Some(this);
                 }
-                self.consider_trial(worker, here, this);
+                self.consider(worker, here, this);
             } else {
                 let (lane, slots) = (task.lane(), worker.usable_slots(task.lane()));
                 obstacle = Some(Obstacle::SlotsInUse { lane, slots });
@@ -344,17 +344,25 @@ impl<'a> Survey<'a> {
         });
     }
 
-    /// Notes the worker if its figures are older than those of the others and the task may be a trial of them.
-    fn consider_trial(&mut self, worker: &Worker, here: ModelHere<'_>, this: Best) {
-        let Some(longest_us) = self.trial_us else { return };
+    /// Notes the worker if its figures are older than those of the others and the task may be a trial of them, and if it
+    /// is idle and only lacks the loaded models.
+    fn consider(&mut self, worker: &Worker, here: ModelHere<'_>, this: Best) {
         let Best { key, prediction, .. } = this;
         // A worker that lacks a preferred label stays behind, however well it is.
         let is_wanted = !key.is_doubtful && key.stance == Stance::Ok && key.score == prediction.total_us();
-        let old_since = trials::old_since(self.task, worker, here, &prediction, longest_us, self.scene.now);
-        if let Some(since) = old_since.filter(|_| is_wanted)
+        if !is_wanted {
+            return;
+        }
+        if let Some(longest_us) = self.trial_us
+            && let Some(since) = trials::old_since(self.task, worker, here, &prediction, longest_us, self.scene.now)
             && self.trial.is_none_or(|(oldest, best)| (since, key) < (oldest, best.key))
         {
             self.trial = Some((since, this));
+        }
+        let lacks_models = prediction.load_us > 0 || key.lacks_model;
+        if lacks_models && prediction.measured && savings::may_load(self.task, worker, self.scene.now) {
+            let load_us = predict::opening_us(self.task, worker, &prediction, &self.guess);
+            self.idle.push(Idle { seat: worker.seat, prediction, load_us });
         }
     }
 
@@ -438,6 +446,22 @@ impl<'a> Survey<'a> {
         if may_wait { self.sooner.held_back(self.task, offer, before_us, self.scene.now) } else { None }
     }
 
+    /// What the task misses at an idle worker that lacks the loaded models, if its own worker has them. `before_us` as in
+    /// [`Self::decide`].
+    pub(super) fn missed(&self, before_us: u64) -> Option<Missed> {
+        let is_predicted = !self.idle.is_empty() && self.scene.policy == Policy::Predicted;
+        let best = self.best.filter(|best| is_predicted && !best.key.is_doubtful && best.key.stance == Stance::Ok)?;
+        let (seat, total_us) = match self.held_back(&best, before_us) {
+            Some(full) => (full.seat, full.total_us.saturating_add(before_us)),
+            None => (best.seat, best.prediction.total_us()),
+        };
+        let worker = self.scene.workers.at(seat)?;
+        // While a worker loads, its queue says nothing of the time after that.
+        let is_loaded = predict::is_loaded(self.task, worker);
+        let instead_us = total_us.saturating_sub(worker.handover.us());
+        is_loaded.then(|| Missed::of(self.task, &self.idle, instead_us, self.scene.now)).flatten()
+    }
+
     /// The best rated workers, best first.
     pub(super) fn into_rated(self) -> Vec<Rated> {
         self.shortlist.into_best_first()
@@ -477,29 +501,4 @@ impl<'a> Survey<'a> {
 fn outgrown_bytes(task: &Task, scene: Scene<'_>) -> u64 {
     let asks = scene.policy != Policy::Predicted || task.spec.demands.memory_bytes > 0;
     if asks { 0 } else { scene.outgrown.bytes(scene.now, task.spec.client, task.spec.model.digest) }
-}
-
-/// The policy's score; smaller is better.
-fn score(task: &Task, worker: &Worker, scene: &Scene<'_>, prediction: &Prediction) -> u64 {
-    match scene.policy {
-        Policy::Predicted => {
-            let total_us = prediction.total_us();
-            let wishes = task.spec.labels.iter().filter(|rule| !rule.required);
-            let unliked = wishes.filter(|rule| !obstacle::has_label(worker, &rule.key, &rule.value)).count() as u64;
-            let unliked_us = unliked.saturating_mul(total_us / 10 + UNLIKED_US);
-            total_us.saturating_add(unliked_us).saturating_add(beside::loss_us(task, worker, prediction, scene.now))
-        }
-        Policy::LeastLoaded => u64::from(worker.busy_permille()),
-        Policy::LatestHeartbeat => u64::MAX - worker.seen.as_micros(),
-        // Equal scores: the id decides.
-        Policy::RoundRobin => u64::from(Some(worker.id()) <= scene.last_chosen),
-        Policy::Random => mixed(task.id().as_bytes(), worker.id().as_bytes()),
-    }
-}
-
-/// A number that looks random but is always the same (FNV-1a, then the bits spread).
-fn mixed(task: &[u8; 16], worker: &[u8; 16]) -> u64 {
-    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    let hash = task.iter().chain(worker).fold(0xcbf2_9ce4_8422_2325, step);
-    (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }

@@ -91,13 +91,27 @@ pub(super) fn predict(task: &Task, worker: &Worker, first: ModelHere<'_>, guess:
     for (stage, guess) in task.spec.then.iter().zip(then_guesses) {
         add(worker.model(stage.model.digest), stage.model.size_bytes, *guess);
     }
-    let link = worker.heartbeat.as_ref().map_or(0, |heartbeat| heartbeat.link_bytes_per_s);
-    let link = if link > 0 { link } else { guess.link_bytes_per_s };
-    prediction.transfer_us = transfer_us(bytes, link);
+    prediction.transfer_us = transfer_us(bytes, link_bytes_per_s(worker, guess));
     if worker.free_at_once(task.lane(), now) == 0 {
         prediction.queue_us = backlog_us(worker, task.lane(), now);
     }
     prediction
+}
+
+/// Whether the worker has the task's models loaded.
+pub(super) fn is_loaded(task: &Task, worker: &Worker) -> bool {
+    models(task).all(|(digest, _)| worker.model(digest).is_warm_for(&task.spec.demands))
+}
+
+/// The part of the prediction that falls away once the task's models are there and loaded, microseconds.
+pub(super) fn opening_us(task: &Task, worker: &Worker, prediction: &Prediction, guess: &Guess) -> u64 {
+    let inputs_us = transfer_us(task.spec.input_bytes, link_bytes_per_s(worker, guess));
+    prediction.load_us.saturating_add(prediction.transfer_us.saturating_sub(inputs_us))
+}
+
+fn link_bytes_per_s(worker: &Worker, guess: &Guess) -> u64 {
+    let link = worker.heartbeat.as_ref().map_or(0, |heartbeat| heartbeat.link_bytes_per_s);
+    if link > 0 { link } else { guess.link_bytes_per_s }
 }
 
 /// Time until everything in the lane has run, and what is loaded for nobody, microseconds. Unknown runs count as zero.

@@ -36,6 +36,11 @@ pub(super) struct Preloads {
 }
 
 impl Preloads {
+    /// Whether the model was preloaded a while ago.
+    pub(super) fn is_pausing(&self, now: MonoTime, model: Digest) -> bool {
+        self.pauses.get(&model).is_some_and(|pause| now < pause.until)
+    }
+
     /// Whether the model may be preloaded now; if so, its pause begins. `is_told`: the worker tells when it is loaded. It
     /// does not if the model is loaded there already, for tasks with other demands: then the end of a task tells, so one
     /// more is sent after the load, and the pause is twice as long.

@@ -66,7 +66,7 @@ pub struct Counters {
     pub slo_trips: u64,
     /// Tasks given to a worker only to measure it again.
     pub trials: u64,
-    /// Tasks that would come too late for a model that must be loaded, accepted so that it is loaded.
+    /// Tasks sent to a worker only so that it loads their model: they come too late, or others gain by it.
     pub preloads: u64,
     /// Workers looked at to place tasks.
     pub candidates_looked: u64,

@@ -10,6 +10,7 @@ mod lives;
 mod mesh;
 mod outgrown;
 mod promises;
+mod savings;
 mod trials;
 mod twins;
 mod unforeseeable;

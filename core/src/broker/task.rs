@@ -113,6 +113,8 @@ pub(super) struct Task {
     /// The worker that the task is sent to although it would be late there: so that the models are loaded, or old figures
     /// measured anew.
     pub(super) serves: Option<WorkerId>,
+    /// It was counted what the task misses at an idle worker.
+    pub(super) is_counted: bool,
     /// The last placement decision.
     pub(super) decision: Option<Box<Decision>>,
     pub(super) owner: Owner,
@@ -134,6 +136,7 @@ impl Task {
             is_dispatched: false,
             is_judged: true,
             serves: None,
+            is_counted: false,
             decision: None,
             owner: Owner::new(now),
             track: Track::default(),
@@ -245,6 +248,7 @@ impl Task {
             is_dispatched: _,
             is_judged: _,
             serves: _,
+            is_counted: _,
             decision,
             owner,
             track,

@@ -40,15 +40,22 @@ pub(super) fn longest_us(task: &Task, now: MonoTime, workers: &Workers, slos: &S
     if is_spared {
         return None;
     }
-    let mut longest_us = LASTS_US_MAX[task.lane().index()];
-    if let Some(deadline) = task.deadline {
-        let left_us = u64::try_from(deadline.since(now).as_micros()).unwrap_or(u64::MAX);
-        longest_us = longest_us.min(left_us / SAFE_PART);
-    }
+    let mut longest_us = LASTS_US_MAX[task.lane().index()].min(in_time_us(task, now));
     if let Some(safe_us) = safe_us(task).filter(|_| !slos.may_risk_one(&task.spec)) {
         longest_us = longest_us.min(safe_us);
     }
     Some(longest_us)
+}
+
+/// The longest predicted time that puts neither the task's deadline nor its promise at risk, microseconds.
+pub(super) fn kept_us(task: &Task, now: MonoTime) -> u64 {
+    in_time_us(task, now).min(safe_us(task).unwrap_or(u64::MAX))
+}
+
+/// The longest predicted time that puts the task's deadline at no risk, microseconds.
+fn in_time_us(task: &Task, now: MonoTime) -> u64 {
+    let left_us = |deadline: MonoTime| u64::try_from(deadline.since(now).as_micros()).unwrap_or(u64::MAX);
+    task.deadline.map_or(u64::MAX, |deadline| left_us(deadline) / SAFE_PART)
 }
 
 /// The longest predicted time that puts the task's promise at no risk, microseconds; `None` without a promise.

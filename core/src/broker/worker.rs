@@ -170,6 +170,8 @@ pub(super) struct Worker {
     models: Vec<(Digest, Known)>,
     /// Whether items of some model are run together.
     pub(super) packs: bool,
+    /// As many models as it has slots are loaded, and all are in use: another load may push one of them out.
+    pub(super) is_crowded: bool,
     /// The GPUs that tasks of each lane may get.
     gpus: [Vec<LaneGpu>; 2],
     /// Time that a task takes here besides its predicted parts.
@@ -196,6 +198,7 @@ impl Worker {
             finishing: Finishing::default(),
             models: Vec::new(),
             packs: false,
+            is_crowded: false,
             handover: Handover::default(),
             rules: Rules::default(),
         }
@@ -395,6 +398,9 @@ impl Worker {
         }
         self.packs = heartbeat.costs.iter().any(|cost| cost.packing == Packing::On);
         self.finishing.told(&heartbeat.lanes);
+        let warm = self.models.iter().filter(|(_, known)| known.warm);
+        let in_use = warm.clone().filter(|(_, known)| known.given.is_in_use(now)).count();
+        self.is_crowded = in_use >= usize::from(self.slots()) && in_use == warm.count();
         self.heartbeat = Some(heartbeat);
     }
 
@@ -416,6 +422,7 @@ impl Worker {
             finishing: _,
             models,
             packs: _,
+            is_crowded: _,
             gpus,
             handover,
             rules: _,

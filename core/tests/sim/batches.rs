@@ -121,6 +121,8 @@ impl Mesh {
         let shell = &mut self.workers[worker];
         shell.warm.retain(|warm| *warm != model);
         shell.warm.insert(0, model);
+        shell.warm.truncate(shell.place.warm_max);
+        shell.loads += u32::from(load > 0);
         if !only_loads {
             return self.worker_handle(worker, Event::BatchReached { batch: id, phase: Phase::Running });
         }

@@ -40,6 +40,8 @@ pub(crate) fn play(seed: u64, rules: Rules, story: Story) -> Ran {
     // Every second slow worker is one whose tasks others end sooner.
     let crowd = match seed % 16 {
         12 => a_worker_well_again,
+        // Every second low priority is a stream beside an idle worker.
+        9 => an_idle_worker,
         // And every second crowd of stages is one of loads.
         14 => a_slow_load,
         _ => CROWDS[seed as usize % CROWDS.len()],
@@ -138,6 +140,33 @@ fn a_slow_load(mesh: &mut Mesh, plan: &mut Rng) {
         (0..mesh.workers.len()).for_each(|worker| mesh.cool(Node::Worker(worker)));
         mesh.run_for(Duration::from_secs(40));
     }
+}
+
+/// A model that one of two workers has loaded: short bursts load it nowhere else, and a stream reaches the other one.
+fn an_idle_worker(mesh: &mut Mesh, plan: &mut Rng) {
+    mesh.setup.load = plan.among(2 * SECOND..4 * SECOND);
+    let nodes = workers(mesh, 2, &plan.pick(&[Place::lanes(0, 1), Place::lanes(1, 0)]));
+    let client = clients(mesh, 1)[0];
+    let job = Job::runs(Duration::from_millis(plan.among(60..110))).light().lane(Lane::Realtime);
+    for count in [1, 8, 8, 8] {
+        let burst = mesh.stream(client, job.clone(), Pace::AtOnce, count);
+        mesh.play_out(&[burst], Duration::from_secs(60));
+        mesh.level_links(MS);
+        mesh.run_for(Duration::from_secs(70));
+    }
+    let loads: u32 = mesh.workers.iter().map(|worker| worker.loads).sum();
+    if mesh.violation().is_none() && loads != 1 {
+        mesh.referee.fail("a load pays off", format!("{loads} loads for bursts that are over sooner"));
+    }
+    let stream = mesh.stream_for(client, job, Pace::Closed(9), Duration::from_secs(30));
+    mesh.run_for(Duration::from_secs(30));
+    let shares = nodes.iter().map(|node| mesh.share_at(*node, stream, mesh.now - 15 * SECOND..mesh.now));
+    let least = shares.min().unwrap_or(0);
+    if mesh.violation().is_none() && least < 250 {
+        mesh.referee.fail("a stream reaches an idle worker", format!("it runs {least} thousandths"));
+    }
+    mesh.streams[stream].left = 0;
+    mesh.play_out(&[stream], Duration::from_secs(60));
 }
 
 /// One client comes early with many tasks, another later with few: from then on both get the same share.

@@ -24,6 +24,7 @@ mod expect;
 mod faults;
 mod job;
 mod lanes;
+mod loads;
 mod mesh;
 mod models;
 mod net;

@@ -35,6 +35,8 @@ pub(crate) struct Place {
     /// The worker's endpoint can be reached.
     pub(crate) reachable: bool,
     pub(crate) heartbeat: Duration,
+    /// Models that its memory holds at a time.
+    pub(crate) warm_max: usize,
 }
 
 impl Place {
@@ -52,6 +54,7 @@ impl Place {
             advertises: true,
             reachable: true,
             heartbeat: Duration::from_secs(1),
+            warm_max: usize::MAX,
         }
     }
 
@@ -74,8 +77,10 @@ pub(super) struct WorkerShell {
     pub(super) conn: u8,
     pub(super) sessions: BTreeMap<AttemptId, Session>,
     pub(super) batches: BTreeMap<BatchId, Batch>,
-    /// Models that were loaded in this life.
+    /// Models that were loaded in this life and still are, the latest first.
     pub(super) warm: Vec<Digest>,
+    /// Number of loads in all lives.
+    pub(super) loads: u32,
     /// Duration of everything at this worker, in thousandths of the normal time.
     pub(super) slowness_permille: u64,
     pub(super) links: BTreeMap<LinkId, usize>,
@@ -139,6 +144,7 @@ impl WorkerShell {
             sessions: BTreeMap::new(),
             batches: BTreeMap::new(),
             warm: Vec::new(),
+            loads: 0,
             slowness_permille: 1000,
             links: BTreeMap::new(),
             links_made: 0,
