@@ -421,11 +421,20 @@ mod tests {
         }
 
         #[test]
-        fn a_task_with_any_field_lost_or_spoilt_is_an_error_or_a_task(record in records(), lost in any::<usize>(), junk in ".*") {
+        fn a_task_with_any_field_lost_or_spoilt_is_an_error_or_a_task_that_can_be_kept(
+            record in records(),
+            which in any::<usize>(),
+            junk in proptest::option::of(".*"),
+        ) {
             let all = task_fields(&record, true);
-            let mut fields = as_map(&all);
-            fields.insert(all[lost % all.len()].0.to_owned(), junk);
-            let _ = task_from_fields(&fields);
+            let (mut fields, name) = (as_map(&all), all[which % all.len()].0);
+            match junk {
+                Some(junk) => drop(fields.insert(name.to_owned(), junk)),
+                None => drop(fields.remove(name)),
+            }
+            if let Ok((read, durable)) = task_from_fields(&fields) {
+                prop_assert_eq!(task_from_fields(&as_map(&task_fields(&read, durable))), Ok((read, durable)));
+            }
         }
     }
 
