@@ -15,7 +15,7 @@ use proto_msgs::{Direction, Prediction, WorkerId, limits::DECISION_CANDIDATES_MA
 use super::{
     config::Policy,
     decision::{Obstacle, Rated},
-    earliest::{Earliest, IfLoaded},
+    earliest::Earliest,
     obstacle,
     outgrown::Outgrown,
     predict::{self, Guess, has_room, predict},
@@ -480,20 +480,9 @@ impl<'a> Survey<'a> {
         self.earliest.us(items_before, slots)
     }
 
-    /// An idle worker whose figures for the task are old, if there is one.
-    pub(super) fn old(&self) -> Option<WorkerId> {
-        self.earliest.old()
-    }
-
-    /// An idle worker that has not measured the task, if there is one, and the time to load its models there,
-    /// microseconds.
-    pub(super) fn untried(&self) -> Option<(WorkerId, u64)> {
-        self.earliest.untried()
-    }
-
-    /// The worker at which the task would end first if its models were loaded, if one of them is not.
-    pub(super) fn if_loaded(&self) -> Option<IfLoaded> {
-        self.earliest.if_loaded()
+    /// What is known of the task's earliest end.
+    pub(super) fn earliest(&self) -> &Earliest {
+        &self.earliest
     }
 }
 

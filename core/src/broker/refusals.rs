@@ -170,8 +170,8 @@ impl Broker {
             survey.widen();
         }
         let (looked, earliest_us) = (survey.looked(), survey.earliest_us(items_before));
-        let if_loaded = survey.if_loaded().filter(|if_loaded| if_loaded.us <= deadline_us);
-        let (old, untried) = (survey.old(), survey.untried());
+        let if_loaded = survey.earliest().if_loaded().filter(|if_loaded| if_loaded.us <= deadline_us);
+        let (old, untried) = (survey.earliest().old(), survey.earliest().untried());
         let rated = survey.into_rated();
         self.counters.candidates_looked += looked;
         let earliest_us = earliest_us.filter(|earliest_us| *earliest_us > deadline_us)?;
