@@ -205,7 +205,7 @@ pub struct Tuning {
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
     pub keep_ended: Duration,
 
-    /// Workers at which a task may fail before it is given up
+    /// Attempts of a task that may fail before it is given up; a worker that failed it is asked again after all others
     #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub attempts_max: u32,
 

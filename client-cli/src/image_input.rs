@@ -1,6 +1,8 @@
 //! Pictures as tensors: decoded, rotated upright, resized, normalised, laid out. Owns that arithmetic. Never: file
 //! names, a model's other inputs.
 
+mod jpeg;
+
 use std::{io::Cursor, str::FromStr};
 
 use image::{DynamicImage, ImageDecoder, ImageReader, imageops::FilterType};
@@ -100,6 +102,8 @@ pub(crate) struct Wishes {
 pub(crate) enum ImageError {
     #[error("is not a readable picture: {0}")]
     Decode(#[from] image::ImageError),
+    #[error("is a JPEG that ends before its picture does: is it still being written?")]
+    CutOff,
     #[error(
         "is a picture, but the model's input {spec} takes none (that would have four dimensions, such as [1,224,224,3]): give a .npy, .json or raw file"
     )]
@@ -197,6 +201,9 @@ fn frame_of(spec: &TensorSpec, format: ModelFormat, layout: Layout) -> Result<Fr
 
 /// Decodes a picture within limits and rotates it by its camera orientation.
 fn decode(bytes: &[u8]) -> Result<DynamicImage, ImageError> {
+    if jpeg::is_one(bytes) && !jpeg::is_whole(bytes) {
+        return Err(ImageError::CutOff);
+    }
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(image::ImageError::IoError)?;
     let mut limits = image::Limits::default();
     limits.max_alloc = Some(DECODED_BYTES_MAX);

@@ -57,6 +57,7 @@ const LEAVE_MAX: Duration = Duration::from_secs(1);
 fn main() -> ExitCode {
     let arguments = args::parse().unwrap_or_else(|error| refuse(&error));
     start_log(&arguments.global);
+    mesh_transport::keep_freed_messages();
     if let Err(error) = mesh_transport::raise_open_files() {
         tracing::debug!(%error, "the limit of open files stays as it is");
     }

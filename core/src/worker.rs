@@ -70,6 +70,8 @@ pub struct Worker {
     broker_clock: Option<(u64, MonoTime)>,
     /// When the broker last acknowledged a heartbeat.
     broker_heard: MonoTime,
+    /// Time from a heartbeat to its answer, smoothed as in RFC 6298; `None` before the first answer.
+    broker_rtt: Option<Duration>,
     /// When clients are told of new phases.
     next_news: Option<MonoTime>,
     /// Set while draining: when the remaining attempts are stopped.
@@ -107,6 +109,7 @@ impl Worker {
             next_news: None,
             broker_clock: None,
             broker_heard: MonoTime::ZERO,
+            broker_rtt: None,
             drain_until: None,
             exited: false,
             batches: Batches::default(),
@@ -230,6 +233,7 @@ impl Worker {
             held: self.sample.held.clone(),
             warm: self.sample.warm.clone(),
             link_bytes_per_s: self.sample.link_bytes_per_s,
+            broker_rtt_us: u32::try_from(self.broker_rtt.map_or(0, |rtt| rtt.as_micros())).unwrap_or(u32::MAX),
             lanes: self.lane_loads(),
             costs: self.costs.said(),
         };
@@ -244,6 +248,10 @@ impl Worker {
             return;
         }
         self.broker_heard = now;
+        if ack.seq == self.seq {
+            let rtt = now.since(self.last_heartbeat);
+            self.broker_rtt = Some(self.broker_rtt.map_or(rtt, |known| (known * 7 + rtt) / 8));
+        }
         self.clock_told(ack.broker_unix_ms, now);
         // Once per heartbeat interval: a broker that keeps refusing is not asked as fast as it can answer.
         if !ack.known && now >= self.next_register {

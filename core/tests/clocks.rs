@@ -10,8 +10,8 @@ use mesh_core::{
 };
 use mesh_samples::{TICKET_KEY, client_id, opening, register, submit, ticket_body};
 use proto_msgs::{
-    BrokerToWorker, ClientToBroker, Digest, ErrorCode, HeartbeatAck, Manifest, ModelFormat, ModelRef, Outcome,
-    TaskSpec, Ticket, TicketBody,
+    BrokerToWorker, ClientToBroker, Digest, ErrorCode, Heartbeat, HeartbeatAck, Manifest, ModelFormat, ModelRef,
+    Outcome, TaskSpec, Ticket, TicketBody, WorkerToBroker,
 };
 
 const fn s(seconds: u64) -> Duration {
@@ -102,4 +102,34 @@ fn a_broker_that_was_asked_nothing_for_an_hour_is_not_called_silent() {
     assert!(!is_called_silent(&submits(&mut client, start + s(3600), 2)));
     let later = in_time(start + s(3600), s(9)).map(|now| client.handle(now, client::Event::Deadline));
     assert_eq!(later.filter(|actions| is_called_silent(actions)).count(), 1, "now it is, and that is said once");
+}
+
+#[test]
+fn a_worker_tells_how_long_the_broker_takes_to_answer() {
+    let mut worker = Worker::new(Config::new(register(1)));
+    let mut now = MonoTime::from_micros(1);
+    let mut said = worker.handle(now, Event::Started { attempts: Vec::new() });
+    let mut told_us = Vec::new();
+    for answer_after_ms in [8, 16, 16] {
+        let heartbeat = loop {
+            if let Some(heartbeat) = said.iter().find_map(heartbeat_in) {
+                break heartbeat.clone();
+            }
+            now = now + Duration::from_millis(1);
+            said = worker.handle(now, Event::Deadline);
+        };
+        told_us.push(heartbeat.broker_rtt_us);
+        now = now + Duration::from_millis(answer_after_ms);
+        let (epoch, seq, forget, stop) = (heartbeat.epoch, heartbeat.seq, Vec::new(), Vec::new());
+        let ack = HeartbeatAck { worker: heartbeat.worker, epoch, seq, known: true, broker_unix_ms: 0, forget, stop };
+        said = worker.handle(now, Event::BrokerSaid(BrokerToWorker::HeartbeatAck(ack)));
+    }
+    assert_eq!(told_us, [0, 8000, 9000], "each answer moves it by an eighth");
+}
+
+fn heartbeat_in(action: &Action) -> Option<&Heartbeat> {
+    match action {
+        Action::TellBroker(WorkerToBroker::Heartbeat(heartbeat)) => Some(heartbeat),
+        _ => None,
+    }
 }

@@ -58,6 +58,7 @@ fn the_metric_table_tells_what_the_machine_is_and_does() {
     assert!(number("disk_free_bytes") > 16 * mib);
     assert_eq!((number("slots"), number("slots_used"), number("attempts")), (1, 0, 0));
     assert_eq!(number("held_models_count"), 0);
+    wait_until("an answered heartbeat's time", PATIENCE, || (1..1_000_000).contains(&number("broker_rtt_us")));
 
     let started = Job::endless(&mesh).start(&mesh, &[]);
     // One core is busy all the time.

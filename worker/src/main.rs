@@ -68,6 +68,7 @@ fn run(args: RunArgs) -> ExitCode {
             return ExitCode::from(EXIT_CONFIG);
         }
     };
+    mesh_transport::keep_freed_messages();
     if let Err(error) = mesh_transport::raise_open_files() {
         warn!("cannot raise the limit of open files, so few clients can connect at a time: {error}");
     }

@@ -19,7 +19,7 @@ use crate::{
 
 /// Number of clients, and items per request. The first is bulk, to which small requests are compared. With 8 clients of 8
 /// items all that is outstanding is one full batch; with 16 items the next batch waits while the answers go out.
-const SHAPES: [(usize, u32); 6] = [(4, 512), (8, 1), (8, 8), (8, 16), (64, 1), (64, 8)];
+const SHAPES: [(usize, u32); 7] = [(4, 512), (8, 1), (8, 8), (8, 16), (64, 1), (64, 8), (256, 1)];
 
 const COLUMNS: &[&str] = &[
     "scheduling",

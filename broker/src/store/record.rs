@@ -101,6 +101,7 @@ pub fn worker_state(record: &WorkerRecord) -> Fields {
         ("net_rx_bytes_per_s", load.net_rx_bytes_per_s.to_string()),
         ("net_tx_bytes_per_s", load.net_tx_bytes_per_s.to_string()),
         ("link_bytes_per_s", heartbeat.link_bytes_per_s.to_string()),
+        ("broker_rtt_us", heartbeat.broker_rtt_us.to_string()),
         ("temperature_milli_c", optional(load.temperature_milli_c)),
         ("throttled_bits", optional(load.throttled_bits)),
         ("gpu_memory_used_bytes", joined(load.gpus.iter().map(|gpu| gpu.memory_used_bytes))),

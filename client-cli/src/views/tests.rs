@@ -37,6 +37,7 @@ fn worker() -> WorkerView {
         },
         held: vec![Digest::from_bytes([7; 32])],
         link_bytes_per_s: 0,
+        broker_rtt_us: 0,
         silent_ms: 400,
     }
 }

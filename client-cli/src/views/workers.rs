@@ -157,6 +157,7 @@ pub(crate) fn workers_json(workers: &[WorkerView]) -> Value {
             "draining": worker.draining,
             "held_models": worker.held.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "link_bytes_per_s": worker.link_bytes_per_s,
+            "broker_rtt_us": worker.broker_rtt_us,
             "silent_ms": worker.silent_ms,
         })
     };

@@ -102,7 +102,7 @@ fn suspicion(task: &Task, _: &Worker, _: MonoTime) -> Option<Obstacle> {
 }
 
 fn pausing(task: &Task, worker: &Worker, at: MonoTime) -> Option<Obstacle> {
-    (task.doubts.is_pausing(at) && task.doubts.avoid.contains(&worker.id())).then_some(Obstacle::Pausing)
+    task.doubts.is_left_alone(worker.id(), worker.seen, at).then_some(Obstacle::Pausing)
 }
 
 /// Not a permanent filter: what one worker has said of its quota does not speak for its kind.

@@ -286,6 +286,9 @@ impl Task {
             let direction = place.map_or(Direction::ClientDials, |at| at.direction);
             self.doubts.shut(worker, direction);
         }
+        if matches!(code, ErrorCode::Unreachable | ErrorCode::WorkerLost) {
+            self.doubts.cut_off_at = Some(now);
+        }
         if *code == ErrorCode::WorkerOutgrown {
             let given_bytes = known.map_or(0, |worker| worker.register.run_memory_bytes);
             self.doubts.outgrown_bytes = self.doubts.outgrown_bytes.max(given_bytes);

@@ -471,6 +471,7 @@ impl Worker {
             load: heartbeat.map(|heartbeat| heartbeat.load.clone()).unwrap_or_default(),
             held: heartbeat.map(|heartbeat| heartbeat.held.clone()).unwrap_or_default(),
             link_bytes_per_s: heartbeat.map_or(0, |heartbeat| heartbeat.link_bytes_per_s),
+            broker_rtt_us: heartbeat.map_or(0, |heartbeat| heartbeat.broker_rtt_us),
             silent_ms: u64::try_from(now.since(self.seen).as_millis()).unwrap_or(u64::MAX),
         }
     }

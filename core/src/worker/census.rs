@@ -24,6 +24,7 @@ impl Worker {
             next_progress: _,
             broker_clock: _,
             broker_heard: _,
+            broker_rtt: _,
             next_news: _,
             drain_until: _,
             exited: _,

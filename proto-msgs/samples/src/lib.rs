@@ -98,6 +98,7 @@ pub fn heartbeat(of: &Register, seq: u64) -> Heartbeat {
         held: Vec::new(),
         warm: Vec::new(),
         link_bytes_per_s: 0,
+        broker_rtt_us: 0,
         lanes: Default::default(),
         costs: Vec::new(),
     }

@@ -84,6 +84,8 @@ pub struct WorkerView {
     pub held: Vec<Digest>,
     /// Speed of its direct link, bytes per second; 0 if unknown.
     pub link_bytes_per_s: u64,
+    /// Time from its heartbeat to the broker's answer, microseconds, smoothed; 0 if unknown.
+    pub broker_rtt_us: u32,
     /// Time since its last sign of life.
     pub silent_ms: u64,
 }

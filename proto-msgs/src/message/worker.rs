@@ -151,6 +151,8 @@ pub struct Heartbeat {
     pub warm: Vec<Digest>,
     /// Speed of the direct link in real transfers: bytes per second, 0 if none was seen.
     pub link_bytes_per_s: u64,
+    /// Time from a heartbeat to the broker's answer, microseconds, smoothed; 0 before the first answer.
+    pub broker_rtt_us: u32,
     /// Load of each lane, in the order of [`Lane::ALL`](crate::Lane::ALL).
     pub lanes: [LaneLoad; 2],
     /// Cost of models at this worker, most recently run first.

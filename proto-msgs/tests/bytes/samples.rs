@@ -296,6 +296,7 @@ fn worker_view() -> WorkerView {
         load: load(),
         held: vec![model().digest],
         link_bytes_per_s: 125_000_000,
+        broker_rtt_us: 850,
         silent_ms: 400,
     }
 }
@@ -416,6 +417,7 @@ fn worker_and_broker() -> Vec<Any> {
         held: vec![model().digest, Digest::from_bytes([0xD2; 32])],
         warm: vec![model().digest],
         link_bytes_per_s: 125_000_000,
+        broker_rtt_us: 850,
         lanes: lanes(),
         costs: vec![cost()],
     };

@@ -77,6 +77,19 @@ fn links_that_break_at_workers_that_live_do_not_make_a_task_poisonous() {
     }
 }
 
+#[test]
+fn a_worker_that_was_cut_off_is_asked_again_once_it_is_heard() {
+    let mut mesh = Mesh::new(Config::default());
+    mesh.register(0, [0, 1], |register| register.heartbeat_ms = 5000);
+    mesh.submit(0, 1, |_| {});
+    let grant = mesh.grants[0].clone();
+    mesh.lost(&grant, ErrorCode::Unreachable);
+    mesh.wait(4000 * MS);
+    assert_eq!((mesh.grants.len(), mesh.code(0)), (1, None), "it may be dead: the task keeps its attempts");
+    mesh.beat(0, |_| {});
+    assert_eq!(mesh.grants.len(), 2);
+}
+
 /// A detached task whose worker missed its client.
 fn missed() -> Mesh {
     let mut mesh = Mesh::exactly(Config::default());

@@ -43,6 +43,9 @@ pub(crate) struct Doubts {
     pub(crate) too_small: Vec<WorkerId>,
     /// Time before which the workers that failed the task are not asked again; `None` after the look that it brings.
     pub(crate) pause_until: Option<MonoTime>,
+    /// Time of the last attempt that was lost with its worker's connection; workers that failed the task are asked again
+    /// once they were heard after it. A dead one would use up all attempts before its death is certain.
+    pub(crate) cut_off_at: Option<MonoTime>,
     /// Workers that could not be reached, with the direction that was tried.
     unreachable: Vec<(WorkerId, Direction)>,
     /// Workers that died while they had the task.
@@ -64,6 +67,7 @@ impl Doubts {
             avoid,
             too_small,
             pause_until: _,
+            cut_off_at: _,
             unreachable,
             lost_with,
             suspects,
@@ -86,6 +90,13 @@ impl Doubts {
     /// Whether the workers that failed the task get a while to recover.
     pub(crate) fn is_pausing(&self, now: MonoTime) -> bool {
         self.pause_until.is_some_and(|until| now < until)
+    }
+
+    /// Whether the worker failed the task and shall not be asked again yet: it gets a while to recover, or nothing was
+    /// heard of it since. `heard`: its last sign of life.
+    pub(crate) fn is_left_alone(&self, worker: WorkerId, heard: MonoTime, now: MonoTime) -> bool {
+        let is_silent = self.cut_off_at.is_some_and(|at| heard <= at);
+        (is_silent || self.is_pausing(now)) && self.avoid.contains(&worker)
     }
 
     /// Whether the worker could not be reached in this direction.
