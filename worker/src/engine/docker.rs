@@ -35,6 +35,9 @@ use super::{
 /// An engine that does not answer a request within this time is broken.
 const ENGINE_WAIT: Duration = Duration::from_secs(30);
 
+/// Pause before an engine that did not remove a container is asked again.
+const REMOVE_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
 /// User and group `nobody`, which own nothing.
 const USER: &str = "65534:65534";
 
@@ -457,11 +460,27 @@ fn bind(source: &Path, target: &str, read_only: bool) -> Mount {
     }
 }
 
+/// Removes a container. Where the engine does not do so now, it is asked again and again, and nobody waits for that.
 async fn remove(client: &bollard::Docker, id: &str) {
+    let Err(error) = try_remove(client, id).await else { return };
+    warn!(container = id, %error, "a container cannot be removed; this is tried again, at the latest at the next start");
+    let (client, id) = (client.clone(), id.to_owned());
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(REMOVE_AGAIN_AFTER).await;
+            if try_remove(&client, &id).await.is_ok() {
+                return info!(container = id, "the container that could not be removed is gone");
+            }
+        }
+    });
+}
+
+async fn try_remove(client: &bollard::Docker, id: &str) -> Result<(), Error> {
     let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
     match client.remove_container(id, Some(options)).await {
-        Ok(()) | Err(Error::DockerResponseServerError { status_code: 404 | 409, .. }) => {}
-        Err(error) => warn!(container = id, %error, "a container cannot be removed; the next start tries again"),
+        // It is gone, or about to go.
+        Err(Error::DockerResponseServerError { status_code: 404 | 409, .. }) => Ok(()),
+        other => other,
     }
 }
 

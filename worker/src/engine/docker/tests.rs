@@ -1,6 +1,7 @@
 use bollard::models::SystemVersionComponents;
 use mesh_core::worker::headroom::Headroom;
 use proto_msgs::{Attempt, AttemptId, Demands, Digest, ModelFormat, ModelRef, TaskId};
+use tokio::io::AsyncReadExt;
 
 use super::*;
 use crate::{
@@ -89,6 +90,24 @@ fn a_path_with_colons_stays_one_path() {
     let model = bind(Path::new("/srv/mesh:a/model"), "/model", true);
     assert_eq!((model.source.as_deref(), model.target.as_deref()), (Some("/srv/mesh:a/model"), Some("/model")));
     assert_eq!((model.typ, model.read_only), (Some(MountType::BIND), Some(true)));
+}
+
+#[tokio::test]
+async fn a_container_that_its_engine_could_not_remove_is_removed_once_it_answers() {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let socket = home.path().join("engine.sock");
+    drop(std::os::unix::net::UnixListener::bind(&socket).expect("the folder is ours"));
+    let client = open(socket.to_str()).expect("its socket is there, though nobody listens");
+
+    remove(&client, "left").await;
+    std::fs::remove_file(&socket).expect("it was bound");
+    let engine = tokio::net::UnixListener::bind(&socket).expect("the folder is ours");
+
+    let (mut asked, mut request) = (engine.accept().await.expect("the worker asks again").0, vec![0; 1024]);
+    let length = asked.read(&mut request).await.expect("a request");
+    let request = String::from_utf8_lossy(&request[..length]).into_owned();
+    assert!(request.starts_with("DELETE ") && request.contains("/containers/left?"), "{request}");
+    assert!(request.contains("force=true"), "it may still run: {request}");
 }
 
 /// An ONNX model of y = −x for one number.
