@@ -2,19 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use mesh_tests::{Job, Mesh, PATIENCE, Worker, docker, wait_for, wait_until};
+use mesh_tests::{
+    Job, Mesh, PATIENCE, Worker,
+    docker::{self, Inside},
+    wait_for, wait_until,
+};
 use proto_msgs::Phase;
 use serde_json::Value;
 
 /// The worker's own containers, found by the worker's id among those of other tests.
 fn containers_of(worker: &Worker) -> Vec<String> {
     docker::containers(&format!("mesh.worker={}", worker.id().expect("it has started")))
-}
-
-/// The limit of a container's cores, in either form that an engine writes.
-fn cpu_limit(host: &Value) -> Option<f64> {
-    let cpus = host["NanoCpus"].as_f64().map(|nano| nano / 1e9).filter(|cpus| *cpus > 0.0);
-    cpus.or_else(|| Some(host["CpuQuota"].as_f64()? / host["CpuPeriod"].as_f64()?))
 }
 
 #[test]
@@ -32,13 +30,9 @@ fn a_run_in_a_container_is_limited_and_hardened() {
     let host = &facts["HostConfig"];
     assert_eq!(host["NetworkMode"], "none");
     assert_eq!(host["ReadonlyRootfs"], true);
-    assert_eq!(host["CapDrop"], serde_json::json!(["ALL"]));
     assert!(host["CapAdd"].as_array().is_none_or(Vec::is_empty), "{}", host["CapAdd"]);
     assert!(host["SecurityOpt"].to_string().contains("no-new-privileges"), "{}", host["SecurityOpt"]);
-    assert!(host["PidsLimit"].as_i64().is_some_and(|limit| (1..=512).contains(&limit)), "{}", host["PidsLimit"]);
     assert_eq!(host["Memory"], 600_u64 << 20);
-    let cpus = cpu_limit(host);
-    assert!(cpus.is_some_and(|cpus| (0.9..=1.5).contains(&cpus)), "{cpus:?}");
     assert_eq!(host["Privileged"], false);
     assert!(
         facts["Config"]["User"].as_str().is_some_and(|user| user.starts_with("65534")),
@@ -50,10 +44,23 @@ fn a_run_in_a_container_is_limited_and_hardened() {
     assert!(writable.iter().all(|mount| mount["Destination"] == "/mesh"), "only its socket's folder: {writable:?}");
 
     is_hardened(&facts);
+    is_confined(&Inside::of(&container));
 
     started.client.interrupt();
     started.answer();
     wait_until("the container to go", PATIENCE, || docker::inspect(&container).is_none());
+}
+
+/// Checks that what was asked of the engine applies: a container of 600 MiB and a core, without any rights.
+#[track_caller]
+fn is_confined(inside: &Inside) {
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(u64::from_str_radix(&inside.status(set), 16), Ok(0), "{set}");
+    }
+    assert_eq!(inside.status("NoNewPrivs"), "1");
+    assert_eq!(inside.memory_bytes(), Some(600 << 20));
+    assert!(inside.processes().is_some_and(|limit| (1..=512).contains(&limit)), "{:?}", inside.processes());
+    assert!(inside.cores().is_some_and(|cores| (0.9..=1.5).contains(&cores)), "{:?}", inside.cores());
 }
 
 /// Checks what no task can change: what a container sees, may leave behind, and may take from the host.
@@ -123,6 +130,13 @@ fn a_task_whose_container_somebody_ends_runs_in_another() {
 
     docker::kill(&container);
 
+    if !docker::tells_memory() {
+        // It may be the model that took too much memory, so nobody else tries it.
+        started.answer().failed_with(4, "RUN_CRASHED").failed_with(4, "SIGKILL");
+        wait_until("the container to go", PATIENCE, || containers_of(&worker).is_empty());
+        Job::small(&mesh).run(&mesh);
+        return;
+    }
     wait_until("another container", PATIENCE, || containers_of(&worker).iter().any(|other| *other != container));
     wait_until("the first one to go", PATIENCE, || docker::inspect(&container).is_none());
     started.client.interrupt();
@@ -167,8 +181,7 @@ fn the_processor_grant_follows_the_head_room_curve() {
         let started = Job::endless(&mesh).start(&mesh, &["--cpu", asked]);
         wait_until("the model to run", PATIENCE, || door.worker_reached(Phase::Running));
         let container = wait_for("its container", PATIENCE, || containers_of(&worker).into_iter().next());
-        let host = docker::inspect(&container).expect("it runs")["HostConfig"].clone();
-        let limit = cpu_limit(&host);
+        let limit = Inside::of(&container).cores();
         assert!(
             limit.is_some_and(|limit| (limit - granted).abs() < 0.005),
             "{asked} of {cores} cores asked, {granted} expected by {curve}, {limit:?} granted"
@@ -232,6 +245,49 @@ fn containers_of_a_killed_worker_are_removed_at_its_next_start() {
 }
 
 #[test]
+fn a_container_is_removed_once_its_engine_answers_again() {
+    if !docker::is_ready("a_container_is_removed_once_its_engine_answers_again") {
+        return;
+    }
+    let mesh = Mesh::start();
+    let mut way = docker::Way::open(mesh.folder());
+    let mut worker = mesh.worker_with("w1", &["--engine", "docker", "--docker-host", &way.host()]);
+    Job::small(&mesh).run(&mesh);
+    let left = containers_of(&worker);
+    assert!(!left.is_empty(), "it is kept warm");
+
+    way.block();
+    wait_until("the worker to miss its engine", PATIENCE, || worker.process().has_said("cannot be removed"));
+    assert!(left.iter().all(|container| docker::inspect(container).is_some()), "nobody could remove it");
+    way.unblock();
+
+    wait_until("the container to go", PATIENCE, || left.iter().all(|container| docker::inspect(container).is_none()));
+    Job::small(&mesh).run(&mesh);
+}
+
+#[test]
+fn auto_finds_podman_where_there_is_no_docker() {
+    if !docker::is_podman() || !docker::is_ready("auto_finds_podman_where_there_is_no_docker") {
+        return;
+    }
+    let mesh = Mesh::start();
+    let usual = mesh.folder().join("podman");
+    std::fs::create_dir(&usual).expect("the folder is ours");
+    std::os::unix::fs::symlink(docker::socket(), usual.join("podman.sock")).expect("the folder is ours");
+
+    // It sees an empty /run, so that Docker's socket is not there, and is told nothing.
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-c", "mount -t tmpfs none /run && exec \"$@\"", "sh"]);
+    command.arg(mesh_tests::process::binary("mesh-worker")).args(["--broker", mesh.endpoint(), "--state-dir"]);
+    command.arg(mesh.folder().join("w1")).env("XDG_RUNTIME_DIR", mesh.folder()).env_remove("DOCKER_HOST");
+    let mut worker = mesh_tests::Process::start("w1", command);
+
+    worker.wait_for_line("`ready`", PATIENCE, |line| line.contains("ready: worker").then_some(()));
+    assert!(worker.has_said("flavour=Podman"));
+    assert_eq!(mesh.ask(&["workers"])["workers"][0]["engine"], "docker");
+}
+
+#[test]
 fn a_copy_of_a_running_worker_s_state_folder_leaves_its_containers_alone() {
     if !docker::is_ready("a_copy_of_a_running_worker_s_state_folder_leaves_its_containers_alone") {
         return;
@@ -278,7 +334,12 @@ fn a_container_that_takes_too_much_memory_is_ended() {
     let _worker = mesh.worker_with("w1", &["--engine", "docker", "--memory-limit", "512MiB"]);
     let model = mesh.file("hungry.onnx", &mesh_tests::onnx::hungry());
     let input = mesh.array("elements.npy", &mesh_tests::npy::Array::of_i64(&[1], &[1 << 30]));
-    mesh.client(&["submit", &model, &input]).failed_with(4, "RUN_OOM");
+    let answer = mesh.client(&["submit", &model, &input]);
+    if docker::tells_memory() {
+        answer.failed_with(4, "RUN_OOM");
+    } else {
+        answer.failed_with(4, "RUN_CRASHED").failed_with(4, "perhaps for more than its 512.0 MiB of memory");
+    }
     Job::small(&mesh).run(&mesh);
 }
 
@@ -362,8 +423,12 @@ fn a_container_that_writes_files_without_end_fills_its_own_memory_and_not_the_di
     let script = "i=0; while [ $i -lt 512 ]; do printf %01048576d 0 >/mesh/$i || exit 9; i=$((i+1)); done; exit 8";
     let image = docker::ScriptImage::make(mesh.folder(), "writing", script);
     let worker = mesh.worker_with("w1", &["--engine", "docker", "--image", &image.name, "--memory-limit", "256MiB"]);
-    let answer = Job::small(&mesh).start(&mesh, &[]).answer().failed_with(4, "RUN_OOM");
-    answer.failed_with(4, "used more than its 256.0 MiB of memory");
+    let answer = Job::small(&mesh).start(&mesh, &[]).answer();
+    if docker::tells_memory() {
+        answer.failed_with(4, "RUN_OOM").failed_with(4, "used more than its 256.0 MiB of memory");
+    } else {
+        answer.failed_with(3, "MODEL_REJECTED").failed_with(3, "perhaps for more than its 256.0 MiB of memory");
+    }
     mesh.wait_idle();
     let kept = || worker.files().iter().filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum::<u64>();
     wait_until("the files to go with their container", PATIENCE, || kept() < 1 << 20);
