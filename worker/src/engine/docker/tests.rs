@@ -103,7 +103,8 @@ async fn a_container_that_its_engine_could_not_remove_is_removed_once_it_answers
     std::fs::remove_file(&socket).expect("it was bound");
     let engine = tokio::net::UnixListener::bind(&socket).expect("the folder is ours");
 
-    let (mut asked, mut request) = (engine.accept().await.expect("the worker asks again").0, vec![0; 1024]);
+    let asked = tokio::time::timeout(ENGINE_WAIT, engine.accept()).await.expect("the worker asks again");
+    let (mut asked, mut request) = (asked.expect("a connection").0, vec![0; 1024]);
     let length = asked.read(&mut request).await.expect("a request");
     let request = String::from_utf8_lossy(&request[..length]).into_owned();
     assert!(request.starts_with("DELETE ") && request.contains("/containers/left?"), "{request}");
