@@ -144,6 +144,9 @@ pub(crate) enum Command {
     /// An INPUT is a file: raw little-endian bytes of the model's input, .npy, .npz, .json, or a picture (.png, .jpg) for models
     /// that take one. For a model of one input each file is an item; folders and patterns ('photos/*.jpg') mean their files. For a model of several inputs name each (name=path), give them in the model's order,
     /// or give one .npz or .json file that holds all.
+    ///
+    /// An INPUT that begins with the name of an input of the model and `=` is always name=path, with the longest such
+    /// name; write ./a=b.png for a file of such a name. Any other that is an existing file is that file.
     Submit(Box<Submit>),
     /// Put a load on the mesh and measure throughput and latency
     ///
@@ -326,7 +329,9 @@ fn submit_help() -> String {
         mesh-client submit --slo 50ms --max-violation 5% model.onnx x.npy\n  \
         mesh-client submit --json-lines model.onnx inputs/ | jq -c '[.item, .worker.name]'\n  \
         mesh-client submit --json model.tflite input.bin | jq '.items[0].outputs[0].data'\n\n\
-        JSON lists outputs of up to {} elements; --output DIR writes all of them to files.\n\n{}",
+        JSON lists outputs of up to {} elements; --output DIR writes all of them to files. JSON has no NaN and no \
+        infinity: such elements are null, `not_finite` counts them, and `min`, `max` and `mean` leave them out; the \
+        files have them.\n\n{}",
         outputs::DATA_ELEMENTS_MAX,
         exit::HELP
     )
@@ -415,6 +420,8 @@ mod tests {
             ("submit m.onnx x --slo 1us", "'1us' is out of range"),
             ("submit m.onnx x --max-violation 5%", "--slo <TIME>"),
             ("submit m.onnx x --slo 1s --max-violation 200%", "'200%' is not a part"),
+            ("submit m.onnx x --slo 1s --max-violation 0.01%", "'0.01%' is too fine: the smallest step is 0.1%"),
+            ("submit m.onnx x --output -", "outputs are files: name a folder"),
             ("submit m.onnx x --split 0", "0 is not in 1..=1024"),
             ("submit m.onnx x --require attic", "'attic' is not a label"),
             ("submit m.onnx x --json --json-lines", "cannot be used with"),

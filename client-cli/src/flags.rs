@@ -1,10 +1,13 @@
 //! Flags that several commands share, in groups as the help shows them. Owns their combined meaning. Never: a command.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{
     Args, ValueEnum,
-    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+    builder::{PathBufValueParser, PossibleValue, PossibleValuesParser, TypedValueParser},
 };
 use mesh_sdk::{Arch, Demands, Direction, LabelRule, Lane, Slo};
 use proto_msgs::limits::DEADLINE_MS_MAX;
@@ -35,7 +38,7 @@ pub(crate) struct PromiseFlags {
     /// are passed over
     #[arg(long, value_name = "TIME", value_parser = parse_slo_ms)]
     slo: Option<u32>,
-    /// The part of a worker's tasks that may violate --slo before it is passed over
+    /// The part of a worker's tasks that may violate --slo before it is passed over, in steps of 0.1%
     #[arg(long, value_name = "PERCENT", requires = "slo", default_value = "5%", value_parser = units::parse_permille)]
     max_violation: u16,
 }
@@ -93,8 +96,16 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
 #[derive(Args, Debug)]
 pub(crate) struct OutputFlags {
     /// Write each output to DIR/NAME.npy (several items: DIR/ITEM/NAME.npy) and result.json beside them
-    #[arg(short, long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR", value_parser = folder_parser())]
     pub(crate) output: Option<PathBuf>,
+}
+
+/// A folder. `-` is standard output elsewhere, which takes no files.
+fn folder_parser() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| match path == Path::new("-") {
+        true => Err("outputs are files: name a folder (./- for one of that name), or take --json on standard output"),
+        false => Ok(path),
+    })
 }
 
 /// What a worker must have.

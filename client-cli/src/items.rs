@@ -33,6 +33,10 @@ pub(crate) enum ItemsError {
     Read { path: PathBuf, source: io::Error },
     #[error("{0}: no such file, and nothing matches it")]
     Nothing(String),
+    #[error(
+        "{path}: no such file, and nothing matches it; '{name}' is an input of the model: write ./{name}={path} for the file of that name"
+    )]
+    NothingNamed { name: String, path: String },
     #[error("{}: the folder holds no file", .0.display())]
     EmptyFolder(PathBuf),
     #[error("{0}: not a valid pattern: {1}")]
@@ -65,7 +69,7 @@ pub(crate) fn items(arguments: &[String], signature: Option<&Signature>) -> Resu
             _ => Ok(vec![Item { name: "item".to_owned(), files: Vec::new() }]),
         };
     }
-    let split: Vec<(Option<&str>, &str)> = arguments.iter().map(|argument| split_name(argument)).collect();
+    let split: Vec<(Option<&str>, &str)> = arguments.iter().map(|argument| split_name(argument, signature)).collect();
     let plain = split.iter().position(|(name, _)| name.is_none());
     let named = split.iter().position(|(name, _)| name.is_some());
     match (named, plain) {
@@ -83,8 +87,14 @@ fn names(signature: Option<&Signature>) -> String {
     inputs.unwrap_or_default().join(", ")
 }
 
-/// Splits `name=path`, unless a file with that whole name exists.
-fn split_name(argument: &str) -> (Option<&str>, &str) {
+/// Splits `name=path`. The longest fitting name of an input of the model wins, whatever files there are and whatever
+/// signs it contains. Any other name ends at the first `=`, unless a file with that whole name exists.
+fn split_name<'a>(argument: &'a str, signature: Option<&Signature>) -> (Option<&'a str>, &'a str) {
+    let names = signature.into_iter().flat_map(|signature| &signature.inputs).map(|input| input.name.as_str());
+    let fitting = names.filter_map(|name| argument.strip_prefix(name)?.strip_prefix('='));
+    if let Some(path) = fitting.min_by_key(|path| path.len()) {
+        return (Some(&argument[..argument.len() - path.len() - 1]), path);
+    }
     match argument.split_once('=') {
         Some((name, path)) if !name.is_empty() && !name.contains('/') && !Path::new(argument).exists() => {
             (Some(name), path)
@@ -105,7 +115,12 @@ fn named_item(split: &[(Option<&str>, &str)], signature: Option<&Signature>) -> 
         if !seen.insert(name) {
             return Err(ItemsError::Twice(name.to_owned()));
         }
-        let found = expand(path)?;
+        let found = expand(path).map_err(|error| match error {
+            ItemsError::Nothing(path) if Path::new(&format!("{name}={path}")).exists() => {
+                ItemsError::NothingNamed { name: name.to_owned(), path }
+            }
+            error => error,
+        })?;
         let [file] = &found[..] else {
             return Err(ItemsError::NamedMany { name: name.to_owned(), path: path.to_owned() });
         };
@@ -296,6 +311,29 @@ mod tests {
         assert_eq!(names_of(&items(&at(&["@/all.npz", "@/other.npz"]), Some(&two)).unwrap()), ["all", "other"]);
         let odd = items(&at(&["@/odd=name.bin"]), Some(&signature(&["x"]))).unwrap();
         assert_eq!(odd[0].files[0].0, None, "a file may have the sign in its name");
+    }
+
+    #[test]
+    fn the_name_of_an_input_of_the_model_may_have_any_signs_and_wins() {
+        let (dir, at) = within(&["1.bin", "2.bin", "a=b.bin"]);
+        let named = |arguments: &[&str], inputs: &[&str]| {
+            let item = items(&at(arguments), Some(&signature(inputs))).map(|mut items| items.remove(0));
+            item.map(|item| item.files.into_iter().map(|(name, _)| name).collect::<Vec<_>>())
+        };
+        let some = |name: &str| Some(name.to_owned());
+        assert_eq!(named(&["a=b=@/1.bin"], &["a=b"]).unwrap(), [some("a=b")]);
+        assert_eq!(named(&["a=@/1.bin", "a=b=@/2.bin"], &["a", "a=b"]).unwrap(), [some("a"), some("a=b")]);
+        assert_eq!(named(&["in/x:0=@/1.bin"], &["in/x:0"]).unwrap(), [some("in/x:0")]);
+        // A file whose name begins like an input, as seen from its folder.
+        let whole = at(&["@/a=b.bin"]).remove(0);
+        let input = whole.strip_suffix("=b.bin").unwrap();
+        let error = named(&["@/a=b.bin"], &[input]).unwrap_err().to_string();
+        assert!(
+            error.starts_with("b.bin: no such file") && error.contains(&format!("write ./{input}=b.bin")),
+            "{error}"
+        );
+        assert_eq!(named(&["@/a=b.bin"], &["a"]).unwrap(), [None], "a path is no name");
+        drop(dir);
     }
 
     #[test]

@@ -30,12 +30,27 @@ pub(crate) enum JsonError {
     Shape(Value),
     #[error("{0}")]
     DType(#[from] proto_msgs::model::UnknownName),
-    #[error("{0}")]
-    Number(#[from] tensor::Misfit),
-    #[error("holds {value}, which is not a value of type {dtype}")]
-    Element { value: String, dtype: DType },
+    #[error("holds {value}{}, which is not a value of type {dtype}", place(at))]
+    Element { value: String, dtype: DType, at: String },
+    #[error("holds {value}{}, which does not fit type {dtype}", place(at))]
+    Misfit { value: String, dtype: DType, at: String },
     #[error("holds {0} tensors, the limit is {max}", max = limits::TENSORS_MAX)]
     TooMany(usize),
+}
+
+impl JsonError {
+    /// The same error about an element of what `outer` is the name or index of.
+    fn within(mut self, outer: &str) -> Self {
+        if let Self::Element { at, .. } | Self::Misfit { at, .. } = &mut self {
+            at.insert_str(0, outer);
+        }
+        self
+    }
+}
+
+/// Where an element is, such as ` at x[0][3]`; nothing for a tensor that is one value.
+fn place(at: &str) -> String {
+    if at.is_empty() { String::new() } else { format!(" at {at}") }
 }
 
 /// The tensors in a text, with their names if any; those of an object sorted by name. `wanted` is the model's element
@@ -66,9 +81,10 @@ pub(crate) fn read(
     let tensors = named.into_iter().enumerate().map(|(place, (name, value))| {
         let dtype = wanted(Some(&name), place);
         let tensor = match &value {
-            Value::Object(object) => described(object, dtype)?,
-            value => one(value, dtype)?,
+            Value::Object(object) => described(object, dtype),
+            value => one(value, dtype),
         };
+        let tensor = tensor.map_err(|error| error.within(&name))?;
         Ok((Some(name), tensor))
     });
     tensors.collect()
@@ -126,7 +142,9 @@ fn one(value: &Value, wanted: Option<DType>) -> Result<Tensor, JsonError> {
 fn flatten(value: &Value, shape: &[u64], depth: usize, dtype: DType, out: &mut Vec<u8>) -> Result<(), JsonError> {
     match (value, shape.get(depth)) {
         (Value::Array(items), Some(length)) if items.len() as u64 == *length => {
-            items.iter().try_for_each(|item| flatten(item, shape, depth + 1, dtype, out))
+            items.iter().enumerate().try_for_each(|(index, item)| {
+                flatten(item, shape, depth + 1, dtype, out).map_err(|error| error.within(&format!("[{index}]")))
+            })
         }
         (Value::Array(_), _) | (_, Some(_)) => Err(JsonError::Ragged { depth }),
         (element, None) => push(element, dtype, out),
@@ -134,17 +152,18 @@ fn flatten(value: &Value, shape: &[u64], depth: usize, dtype: DType, out: &mut V
 }
 
 fn push(value: &Value, dtype: DType, out: &mut Vec<u8>) -> Result<(), JsonError> {
-    let element = || JsonError::Element { value: value.to_string(), dtype };
+    let element = || JsonError::Element { value: value.to_string(), dtype, at: String::new() };
+    let misfit = |_| JsonError::Misfit { value: value.to_string(), dtype, at: String::new() };
     match value {
         Value::String(text) if dtype == DType::Bytes => {
             tensor::push_string(text.as_bytes(), out);
             Ok(())
         }
-        Value::Bool(bit) if dtype != DType::Bytes => Ok(Number::Int((*bit).into()).push(dtype, out)?),
+        Value::Bool(bit) if dtype != DType::Bytes => Number::Int((*bit).into()).push(dtype, out).map_err(misfit),
         Value::Number(number) if dtype != DType::Bytes => {
             let int = number.as_i64().map(i128::from).or_else(|| number.as_u64().map(i128::from));
             let number = int.map(Number::Int).or_else(|| number.as_f64().map(Number::Real));
-            Ok(number.ok_or_else(element)?.push(dtype, out)?)
+            number.ok_or_else(element)?.push(dtype, out).map_err(misfit)
         }
         _ => Err(element()),
     }
@@ -178,7 +197,7 @@ mod tests {
     fn numbers_become_what_the_model_wants() {
         assert_eq!(read_as("[1, 255]", Some(DType::U8)).unwrap()[0].1.data[..], [1, 255]);
         let error = read_as("[1, 256]", Some(DType::U8)).unwrap_err().to_string();
-        assert_eq!(error, "256 does not fit UINT8");
+        assert_eq!(error, "holds 256 at [1], which does not fit type UINT8");
         let exact = read_as("[9007199254740993]", Some(DType::I64)).unwrap();
         assert_eq!(exact[0].1.data[..], 9_007_199_254_740_993_i64.to_le_bytes());
     }
@@ -203,7 +222,12 @@ mod tests {
         assert!(error("[1, 2").starts_with("is not valid JSON"));
         assert_eq!(error("[[1], [2, 3]]"), "has lists of different lengths (or numbers beside lists) at depth 1");
         assert_eq!(error("[1, [2]]"), "has lists of different lengths (or numbers beside lists) at depth 1");
-        assert_eq!(error(r#"[1, "x"]"#), "holds \"x\", which is not a value of type FP32");
+        assert_eq!(error(r#"[1, "x"]"#), "holds \"x\" at [1], which is not a value of type FP32");
+        assert_eq!(error("[[1, 2], [3, 1e39]]"), "holds 1e+39 at [1][1], which does not fit type FP32");
+        let half = r#"{"y": {"dtype": "FP16", "data": [[65504, -70000]]}}"#;
+        assert_eq!(error(half), "holds -70000 at y[0][1], which does not fit type FP16");
+        assert_eq!(error(r#"{"dtype": "INT8", "data": 128}"#), "holds 128, which does not fit type INT8");
+        assert!(error("[1e400]").starts_with("is not valid JSON: number out of range"), "{}", error("[1e400]"));
         assert_eq!(error(r#"{"shape": [3], "data": [1]}"#), "holds 1 numbers for shape [3]");
         assert_eq!(error(r#"{"dtype": "F32", "data": [1]}"#).split(':').next(), Some("unknown DType 'F32'"));
         assert_eq!(error("{}"), "holds no tensor: expected nested lists of numbers, or an object of them");

@@ -49,8 +49,10 @@ pub(crate) struct Summary {
     pub(crate) not_finite: u64,
     /// Index and value of the highest elements, if the output is a vector.
     pub(crate) top: Vec<(u64, f64)>,
-    /// The elements, if there are few.
+    /// The elements, if there are few. JSON has no infinity: what is not finite is `null`.
     pub(crate) data: Option<Vec<Value>>,
+    /// Index and name of those of the first few elements that are not finite.
+    pub(crate) odd: Vec<(u64, &'static str)>,
     /// The file under `--output`.
     pub(crate) file: Option<String>,
 }
@@ -73,6 +75,7 @@ fn summarize_from(name: &str, dtype: DType, shape: &[u64], listed_max: u64, data
         not_finite: 0,
         top: Vec::new(),
         data: None,
+        odd: Vec::new(),
         file: None,
     };
     let count = tensor::elements(shape).unwrap_or(u64::MAX);
@@ -102,6 +105,7 @@ fn summarize_from(name: &str, dtype: DType, shape: &[u64], listed_max: u64, data
     summary.spread =
         (gathered.finite > 0).then(|| (gathered.low, gathered.high, gathered.sum / gathered.finite as f64));
     summary.data = is_small.then_some(gathered.data);
+    summary.odd = gathered.odd;
     summary.top = gathered.top;
     Ok(summary)
 }
@@ -128,6 +132,7 @@ struct Gathered {
     keeps_top: bool,
     top: Vec<(u64, f64)>,
     data: Vec<Value>,
+    odd: Vec<(u64, &'static str)>,
 }
 
 impl Gathered {
@@ -143,6 +148,9 @@ impl Gathered {
         self.seen += 1;
         if !value.is_finite() {
             self.not_finite += 1;
+            if index < SHOWN_ELEMENTS_MAX {
+                self.odd.push((index, tensor::name_of_odd(value)));
+            }
             return;
         }
         if self.finite == 0 {
@@ -186,13 +194,19 @@ impl Summary {
     /// The summary in a few words, for a table of items.
     pub(crate) fn in_short(&self) -> String {
         match (&self.data, self.top.first(), self.spread) {
-            (Some(data), ..) if data.len() as u64 <= SHOWN_ELEMENTS_MAX => {
-                data.iter().map(|value| shown(value, self.dtype)).collect::<Vec<_>>().join(" ")
-            }
+            (Some(data), ..) if data.len() as u64 <= SHOWN_ELEMENTS_MAX => self.elements(data),
             (_, Some((index, value)), _) => format!("#{index} {}", short(*value)),
             (.., Some((low, high, _))) => format!("{} .. {}", short(low), short(high)),
             _ => units::show_bytes(self.size_bytes),
         }
+    }
+
+    fn elements(&self, data: &[Value]) -> String {
+        let shown = (0..).zip(data).map(|(index, value)| match self.odd.iter().find(|(odd, _)| *odd == index) {
+            Some((_, name)) => (*name).to_owned(),
+            None => shown(value, self.dtype),
+        });
+        shown.collect::<Vec<_>>().join(" ")
     }
 
     /// The summary for the terminal: one line, and the highest values of a vector below it.
@@ -201,8 +215,7 @@ impl Summary {
         let mut text = format!("{}  {} [{shape}]", self.name, self.dtype);
         let few = self.data.as_ref().filter(|data| data.len() as u64 <= SHOWN_ELEMENTS_MAX);
         if let Some(data) = few {
-            let values: Vec<String> = data.iter().map(|value| shown(value, self.dtype)).collect();
-            text.push_str(&format!("  {}", values.join(" ")));
+            text.push_str(&format!("  {}", self.elements(data)));
         } else if let Some((low, high, mean)) = self.spread {
             text.push_str(&format!("  min {}  max {}  mean {}", short(low), short(high), short(mean)));
         } else {
@@ -393,6 +406,15 @@ mod tests {
         assert_eq!(of("score", DType::U8, &[1, 1], &[249]).to_text(), "score  UINT8 [1,1]  249\n");
         assert_eq!(of("s", DType::F32, &[], &f32s(&[0.1])).to_text(), "s  FP32 []  0.1\n");
         assert_eq!(of("label", DType::Bytes, &[1], b"\x03\0\0\0cat").to_text(), "label  BYTES [1]  \"cat\"\n");
+    }
+
+    #[test]
+    fn what_is_no_number_has_its_name_for_people_and_is_null_in_json() {
+        let summary = of("y", DType::F32, &[4], &f32s(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.5]));
+        assert_eq!(summary.to_text(), "y  FP32 [4]  NaN inf -inf 0.5  3 not finite\n");
+        assert_eq!(summary.in_short(), "NaN inf -inf 0.5");
+        assert_eq!(summary.to_json()["data"], json!([null, null, null, 0.5]));
+        assert_eq!((&summary.to_json()["not_finite"], &summary.to_json()["max"]), (&json!(3), &json!(0.5)));
     }
 
     #[test]

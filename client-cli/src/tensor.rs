@@ -52,7 +52,7 @@ impl Number {
     /// Appends the number as an element of this type.
     ///
     /// # Errors
-    /// If the type cannot hold it: out of range, or a fraction for an integer type.
+    /// If the type cannot hold it: out of range, also if it would become infinite, or a fraction for an integer type.
     pub(crate) fn push(self, dtype: DType, out: &mut Vec<u8>) -> Result<(), Misfit> {
         let misfit = || Misfit { number: self.to_string(), dtype };
         macro_rules! integer {
@@ -60,11 +60,22 @@ impl Number {
                 out.extend(<$type>::try_from(self.int().ok_or_else(misfit)?).map_err(|_| misfit())?.to_le_bytes())
             };
         }
+        let real = self.real();
+        let in_range =
+            |nearest: f32| if nearest.is_infinite() && real.is_finite() { Err(misfit()) } else { Ok(nearest) };
         match dtype {
-            DType::F64 => out.extend(self.real().to_le_bytes()),
-            DType::F32 => out.extend((self.real() as f32).to_le_bytes()),
-            DType::F16 => out.extend(f16_from_f32(self.real() as f32).to_le_bytes()),
-            DType::BF16 => out.extend(bf16_from_f32(self.real() as f32).to_le_bytes()),
+            DType::F64 => out.extend(real.to_le_bytes()),
+            DType::F32 => out.extend(in_range(real as f32)?.to_le_bytes()),
+            DType::F16 => {
+                let half = f16_from_f32(real as f32);
+                in_range(f32_from_f16(half))?;
+                out.extend(half.to_le_bytes());
+            }
+            DType::BF16 => {
+                let half = bf16_from_f32(real as f32);
+                in_range(f32_from_bf16(half))?;
+                out.extend(half.to_le_bytes());
+            }
             DType::Bool => match self.int() {
                 Some(bit @ (0 | 1)) => out.push(bit as u8),
                 _ => return Err(misfit()),
@@ -89,13 +100,17 @@ impl Number {
             Self::Real(value) if low != f64::NEG_INFINITY => Self::Int(value.round().clamp(low, high) as i128),
             number => number,
         };
-        if number.push(dtype, out).is_err() {
-            // An integer out of range, or not a number.
-            let edge = number.real().clamp(low, high);
-            let edge = if edge.is_nan() { 0.0 } else { edge };
-            let pushed = Self::Int(edge as i128).push(dtype, out);
-            debug_assert!(pushed.is_ok() || dtype == DType::Bytes, "an edge of the range is inside");
+        if number.push(dtype, out).is_ok() {
+            return;
         }
+        let edge = match number.real() {
+            // Out of the range of a real type, which has infinities.
+            real if low == f64::NEG_INFINITY => Self::Real(f64::INFINITY.copysign(real)),
+            real if real.is_nan() => Self::Int(0),
+            real => Self::Int(real.clamp(low, high) as i128),
+        };
+        let pushed = edge.push(dtype, out);
+        debug_assert!(pushed.is_ok() || dtype == DType::Bytes, "an edge of the range is inside");
     }
 }
 
@@ -103,6 +118,8 @@ impl std::fmt::Display for Number {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Int(value) => value.fmt(f),
+            // The largest ones would have hundreds of digits.
+            Self::Real(value) if value.abs() >= 1e18 => write!(f, "{value:e}"),
             Self::Real(value) => value.fmt(f),
         }
     }
@@ -146,7 +163,7 @@ fn number(dtype: DType, element: &[u8]) -> Number {
         DType::I32 => Number::Int(i32::from_le_bytes(array(element)).into()),
         DType::I64 => Number::Int(i64::from_le_bytes(array(element)).into()),
         DType::F16 => Number::Real(f32_from_f16(u16::from_le_bytes(array(element))).into()),
-        DType::BF16 => Number::Real(f32::from_bits(u32::from(u16::from_le_bytes(array(element))) << 16).into()),
+        DType::BF16 => Number::Real(f32_from_bf16(u16::from_le_bytes(array(element))).into()),
         DType::F32 => Number::Real(f32::from_le_bytes(array(element)).into()),
         DType::F64 => Number::Real(f64::from_le_bytes(array(element))),
         DType::Bytes => Number::Int(0),
@@ -161,6 +178,15 @@ pub(crate) fn to_json(number: Number, dtype: DType) -> serde_json::Value {
         Number::Real(value) if dtype == DType::F64 => value.into(),
         // JSON has no infinity: `null`, as is usual.
         Number::Real(value) => (value as f32).to_string().parse::<f64>().map_or(serde_json::Value::Null, Into::into),
+    }
+}
+
+/// An infinity, or what is not a number, as people write it.
+pub(crate) fn name_of_odd(value: f64) -> &'static str {
+    match value {
+        f64::INFINITY => "inf",
+        f64::NEG_INFINITY => "-inf",
+        _ => "NaN",
     }
 }
 
@@ -210,6 +236,11 @@ fn f16_from_f32(value: f32) -> u16 {
     let steps = (f64::from(magnitude) / 2_f64.powi(exponent - 10)).round_ties_even() as u16;
     // 1024 steps are the implied one of the next exponent, so the addition carries by itself.
     sign | (((exponent + 14) as u16) << 10).wrapping_add(steps)
+}
+
+/// Converts brain float to single precision, exactly.
+fn f32_from_bf16(half: u16) -> f32 {
+    f32::from_bits(u32::from(half) << 16)
 }
 
 /// Converts single precision to brain float: to nearest, ties to even.
@@ -264,6 +295,13 @@ mod tests {
         assert_eq!(error(Number::Int(256), DType::U8), "256 does not fit UINT8");
         assert_eq!(error(Number::Real(0.5), DType::I64), "0.5 does not fit INT64");
         assert_eq!(error(Number::Int(2), DType::Bool), "2 does not fit BOOL");
+        // The largest numbers, and the first that would be rounded to infinity.
+        assert_eq!(bytes_of(Number::Real(3.4028235e38), DType::F32).unwrap(), f32::MAX.to_le_bytes());
+        assert_eq!(error(Number::Real(-1e39), DType::F32), "-1e39 does not fit FP32");
+        assert_eq!(bytes_of(Number::Int(65_519), DType::F16).unwrap(), 0x7bff_u16.to_le_bytes());
+        assert_eq!(error(Number::Int(65_520), DType::F16), "65520 does not fit FP16");
+        assert_eq!(error(Number::Real(3.4e38), DType::BF16), "3.4e38 does not fit BF16");
+        assert_eq!(bytes_of(Number::Real(f64::INFINITY), DType::F32).unwrap(), f32::INFINITY.to_le_bytes());
     }
 
     #[test]
@@ -278,6 +316,8 @@ mod tests {
         assert_eq!(nearest(1e30, DType::U64), Number::Int(18_446_744_073_709_549_568));
         assert_eq!(nearest(f64::NAN, DType::I16), Number::Int(0));
         assert_eq!(nearest(0.25, DType::F32), Number::Real(0.25));
+        assert_eq!(nearest(-1e39, DType::F32), Number::Real(f64::NEG_INFINITY));
+        assert_eq!(nearest(7e4, DType::F16), Number::Real(f64::INFINITY));
     }
 
     #[test]

@@ -22,7 +22,17 @@ pub(crate) fn parse_permille(text: &str) -> Result<u16, String> {
         None => (text, 1000.0),
     };
     let permille = number.trim().parse::<f64>().map_err(|_| advice())? * thousandths;
-    if (0.0..=1000.0).contains(&permille) { Ok(permille.round() as u16) } else { Err(advice()) }
+    if !(0.0..=1000.0).contains(&permille) {
+        return Err(advice());
+    }
+    whole_permille(permille / 1000.0).ok_or_else(|| format!("'{text}' is too fine: the smallest step is 0.1%"))
+}
+
+/// A part of 1 in thousandths, as the broker takes it; `None` if it is no whole number of them.
+pub(crate) fn whole_permille(part: f64) -> Option<u16> {
+    let permille = part * 1000.0;
+    // What people write is off by some last bits of an `f64`.
+    ((permille - permille.round()).abs() < 1e-6).then_some(permille.round() as u16)
 }
 
 /// Thousandths as a percentage: `5%`, `0.5%`.
@@ -64,8 +74,13 @@ mod tests {
         assert_eq!([parse_permille("5%"), parse_permille("0.5%"), parse_permille("0.05")], [Ok(50), Ok(5), Ok(50)]);
         assert_eq!([50, 5, 1000].map(percent), ["5%", "0.5%", "100%"]);
         for wrong in ["", "%", "-1%", "101%", "5", "NaN"] {
-            assert!(parse_permille(wrong).is_err(), "{wrong}");
+            assert!(parse_permille(wrong).unwrap_err().contains("write 5%"), "{wrong}");
         }
+        for fine in ["0.01%", "2.55%", "0.0001", "99.99%"] {
+            assert!(parse_permille(fine).unwrap_err().ends_with("the smallest step is 0.1%"), "{fine}");
+        }
+        // Every step that there is has its name.
+        assert!((0..=1000).all(|permille| parse_permille(&percent(permille.into())) == Ok(permille)));
     }
 
     #[test]

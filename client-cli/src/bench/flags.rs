@@ -1,6 +1,10 @@
 //! The flags of `bench` and their meaning together. Owns names, defaults and checks between flags. Never runs them.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Args;
 use mesh_sdk::{Lane, Slo};
@@ -133,7 +137,7 @@ pub(crate) struct RequestFlags {
     /// The promised latency: the broker moves traffic away from workers that break it. Also sets --latency-threshold
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     slo: Option<Duration>,
-    /// The part of requests that may violate --slo or --latency-threshold
+    /// The part of requests that may violate --slo (in steps of 0.1%) or --latency-threshold
     #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = range::parse_percent)]
     max_violation: f64,
     /// One more model, which takes what the one before it gave; may be repeated
@@ -221,7 +225,7 @@ impl Bench {
         };
         let slo = request.slo.map(|latency| Slo {
             latency_ms: latency.as_millis() as u32,
-            max_violation_permille: (request.max_violation * 1000.0).round() as u16,
+            max_violation_permille: units::whole_permille(request.max_violation).unwrap_or_default(),
         });
         let (distribution, seed) = (pacing.distribution, pacing.seed);
         let outstanding_max = pacing.max_outstanding as usize;
@@ -244,6 +248,13 @@ impl Bench {
     fn check(&self) -> Result<(), Failed> {
         let wrong = |text: String| Err(Failed::new(exit::USAGE, "USAGE", text));
         let Self { load, pacing, request, measuring, files, .. } = self;
+        for (flag, file) in [("--csv", &files.csv), ("--plot", &files.plot)] {
+            if file.as_deref() == Some(Path::new("-")) {
+                return wrong(format!(
+                    "{flag} - is standard output, where the report goes: name a file (./- for one of that name)"
+                ));
+            }
+        }
         if files.csv.is_some() && files.csv == files.plot {
             return wrong("--csv and --plot name the same file: one would overwrite the other".to_owned());
         }
@@ -276,12 +287,17 @@ impl Bench {
         if request.slo.is_some_and(|slo| slo.as_millis() == 0) {
             return wrong("--slo is told to the broker in whole milliseconds: use at least 1ms".to_owned());
         }
+        if request.slo.is_some() && units::whole_permille(request.max_violation).is_none() {
+            let text = "--max-violation is told to the broker with --slo, in steps of 0.1%: write fewer digits, or use \
+                        --latency-threshold in place of --slo";
+            return wrong(text.to_owned());
+        }
         debug_assert!(clients <= CONCURRENCY_MAX, "so that a concurrency that fits exists");
         Ok(())
     }
 }
 
-fn read_schedule(path: &std::path::Path, items: u32) -> Result<Vec<Arrival>, Failed> {
+fn read_schedule(path: &Path, items: u32) -> Result<Vec<Arrival>, Failed> {
     let failed = |why: &dyn std::fmt::Display| {
         Failed::new(exit::BAD_INPUT, "BAD_INPUT", format!("schedule {}: {why}", path.display()))
     };
@@ -354,6 +370,8 @@ mod tests {
 
     #[test]
     fn a_threshold_alone_is_this_programs_business() {
+        let fine = plan("--rate 10 --latency-threshold 1s --max-violation 0.01%").unwrap();
+        assert_eq!(fine.rules.promise.unwrap().violation_max, 0.0001);
         let plan =
             plan("--find-max-rate 10:100 --latency-threshold 1.5ms --warmup stable --distribution poisson").unwrap();
         assert_eq!((plan.slo, plan.rules.promise.unwrap().latency_us), (None, 1_500));
@@ -380,6 +398,9 @@ mod tests {
             ("--stability 0%", "must be above 0%"),
             ("--latency-threshold 0ms", "--latency-threshold is out of range"),
             ("--slo 100us", "at least 1ms"),
+            ("--slo 1s --max-violation 0.01%", "--max-violation is told to the broker with --slo, in steps of 0.1%"),
+            ("--csv -", "--csv - is standard output"),
+            ("--plot -", "--plot - is standard output"),
             ("--schedule /none", "schedule /none: No such file"),
         ] {
             let error = plan(line).unwrap_err();

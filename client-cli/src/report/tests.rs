@@ -17,6 +17,7 @@ fn done(item: &str, worker: &str, value: f64) -> Report {
         not_finite: 0,
         top: Vec::new(),
         data: Some(vec![value.into()]),
+        odd: Vec::new(),
         file: None,
     };
     let ms = Duration::from_millis;
