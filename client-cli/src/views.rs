@@ -158,7 +158,11 @@ pub(crate) fn cluster_text(cluster: &ClusterView, broker: &str, now_unix_ms: u64
         printable(&cluster.version),
         units::time(up),
         printable(&cluster.store),
-        if cluster.store_ok { "" } else { " (away: detached tasks are refused)" },
+        if cluster.store_ok {
+            ""
+        } else {
+            " (away: detached tasks are refused; the broker's log and /healthz say why)"
+        },
         if cluster.encrypted { "encrypted" } else { "none: connections are neither encrypted nor authenticated" },
         printable(&cluster.policy),
         error.unwrap_or_default(),

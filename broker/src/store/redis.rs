@@ -202,9 +202,11 @@ impl Redis {
             outdated += usize::from(matches!(read, Err(RecordError::Outdated(_))));
             match read {
                 Ok((record, true)) => records.push(record),
-                Err(reason @ (RecordError::Version(_) | RecordError::Field { .. })) if !row.is_empty() => {
-                    error!("task {id} in the store cannot be read: {reason}");
-                }
+                Err(reason @ (RecordError::Version(_) | RecordError::Field { .. })) if !row.is_empty() => error!(
+                    "key {key} at {} holds a task that cannot be read: {reason}; it stays there and does not run \
+                     (redis-cli DEL {key} gives it up)",
+                    self.settings.address.shown(),
+                ),
                 _ => {
                     clean.cmd("SREM").arg(self.key("tasks")).arg(id).ignore();
                     clean.cmd("DEL").arg(key).ignore();
@@ -331,16 +333,22 @@ impl Store for Redis {
         }
         let pipeline = self.pipeline(batch);
         match self.ask::<()>(&pipeline).await {
-            Err(StoreError::Away { server, reason }) if reason.starts_with("WRONGTYPE") => {
+            Err(error) if is_wrong_type(&error) => {
                 self.foreign_key(batch).await?;
-                Err(StoreError::Away { server, reason })
+                Err(error)
             }
             answer => answer,
         }
     }
 
     async fn keep(&mut self) -> Result<Kept, StoreError> {
-        self.keep_lease().await
+        match self.keep_lease().await {
+            Err(error) if is_wrong_type(&error) => {
+                self.check_types(&self.fixed_keys()).await?;
+                Err(error)
+            }
+            kept => kept,
+        }
     }
 
     async fn release(mut self) {
@@ -348,6 +356,11 @@ impl Store for Redis {
             debug!("the lease runs out by itself: {error}");
         }
     }
+}
+
+/// Whether other software uses a key of this broker. The server does not say which.
+fn is_wrong_type(error: &StoreError) -> bool {
+    matches!(error, StoreError::Away { reason, .. } if reason.starts_with("WRONGTYPE"))
 }
 
 async fn connect(client: &mut Client) -> RedisResult<Connection> {

@@ -398,7 +398,8 @@ impl<S: Store> Writer<S> {
         let now = Instant::now();
         let is_news = self.away.is_none();
         if is_news {
-            error!("{error}; decisions go on, detached tasks are refused until it is back");
+            let until = if error.is_configuration() { "that is mended" } else { "it is back" };
+            error!("{error}; decisions go on, detached tasks are refused until {until}");
         }
         let away = self.away.get_or_insert(Away { since: now, pause: RETRY_FIRST, remind_at: now + REMIND_EVERY });
         if now >= away.remind_at {

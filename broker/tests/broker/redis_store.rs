@@ -217,6 +217,11 @@ async fn keys_of_other_software_are_named_and_left_alone() {
     server.cli(&["SET", &task_key(1), "somebody's"]);
     let refused = redis.write(&vec![put(2), put(1)]).await.unwrap_err();
     assert!(refused.to_string().contains(&task_key(1)), "{refused}");
+    server.cli(&["DEL", "mesh:{attic}:broker"]);
+    server.cli(&["SADD", "mesh:{attic}:broker", "somebody's"]);
+    let refused = redis.keep().await.unwrap_err();
+    let named = "key mesh:{attic}:broker at ";
+    assert!(refused.to_string().starts_with(named) && refused.is_configuration(), "{refused}");
 }
 
 #[tokio::test]

@@ -166,7 +166,7 @@ fn the_cluster_says_what_is_not_well() {
     };
     let expected = "\
 broker    tcp://cloud:5555 (version 0.1.0, up 1m01s)
-store     redis (away: detached tasks are refused)
+store     redis (away: detached tasks are refused; the broker's log and /healthz say why)
 keys      none: connections are neither encrypted nor authenticated
 policy    predicted, median error of its predictions 12.5%
 workers   2
