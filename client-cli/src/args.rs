@@ -122,7 +122,7 @@ pub(crate) struct Global {
     /// All columns of tables on a terminal, too; a pipe or file always gets them
     #[arg(long, global = true)]
     pub(crate) wide: bool,
-    /// No progress and no advice, only results and errors
+    /// No progress and no advice, only results, errors, and that no connected worker can ever run a task
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
     /// Log what happens (-vv: messages as well)

@@ -1,7 +1,9 @@
 //! The display while a command waits: a spinner with phases for one item, a bar with rate and time left for many. Owns
-//! standard error while it lives. On a pipe, or with `--quiet` or `--json`, it shows only warnings.
+//! standard error while it lives. On a pipe, or with `--json`, it shows only warnings; with `--quiet` only that a task
+//! waits in vain.
 
 use std::{
+    collections::BTreeSet,
     io::IsTerminal,
     time::{Duration, Instant},
 };
@@ -45,6 +47,8 @@ pub(crate) struct Progress {
     waiting_since: Option<Instant>,
     /// Whether the reason of waiting has been reported.
     told_waiting: bool,
+    /// Items that no connected worker could ever run.
+    in_vain: BTreeSet<String>,
     worker: String,
     sending_since: Option<Instant>,
 }
@@ -74,6 +78,7 @@ impl Progress {
             told_full: false,
             waiting_since: None,
             told_waiting: false,
+            in_vain: BTreeSet::new(),
             worker: String::new(),
             sending_since: None,
         }
@@ -81,9 +86,13 @@ impl Progress {
 
     /// Prints a line that stays above the bar; on a pipe, too.
     pub(crate) fn say(&self, line: &str) {
-        if self.is_quiet {
-            return;
+        if !self.is_quiet {
+            self.warn(line);
         }
+    }
+
+    /// Prints such a line with `--quiet`, too.
+    fn warn(&self, line: &str) {
         self.aside(|| streams::say(&format!("mesh-client: {}\n", printable_lines(line))));
     }
 
@@ -119,15 +128,34 @@ impl Progress {
             News::Retrying { attempt, worker_name, why } => {
                 self.say(&format!("{item}: attempt {attempt} on {worker_name} failed, trying another place: {why}"));
             }
-            News::Queued { reason, .. } => {
+            News::Queued { reason, no_worker_fits, .. } => {
                 self.told_silent = false;
-                self.waiting(item, reason);
+                if self.begins_to_wait_in_vain(item, *no_worker_fits) {
+                    self.warn(&format!("{item}: {reason} (Ctrl-C cancels)"));
+                } else {
+                    self.waiting(item, reason);
+                }
             }
-            News::Placed { .. } => (self.told_silent, self.waiting_since) = (false, None),
+            News::Placed { .. } => {
+                (self.told_silent, self.waiting_since) = (false, None);
+                self.in_vain.remove(item);
+            }
             _ => {}
         }
         let text = self.describe(news);
         self.phase(&text);
+    }
+
+    /// Whether the user is to be told that no connected worker could ever run the item. What is true of one item of a job
+    /// is mostly true of all: it is said once, until it is true of none.
+    fn begins_to_wait_in_vain(&mut self, item: &str, no_worker_fits: bool) -> bool {
+        if !no_worker_fits {
+            self.in_vain.remove(item);
+            return false;
+        }
+        let is_first = self.in_vain.is_empty();
+        self.in_vain.insert(item.to_owned());
+        is_first
     }
 
     fn waiting(&mut self, item: &str, reason: &str) {
@@ -140,7 +168,8 @@ impl Progress {
 
     fn describe(&mut self, news: News) -> String {
         match news {
-            News::Queued { position, reason, starts_in } => {
+            News::Queued { reason, no_worker_fits: true, .. } => format!("waiting: {reason}"),
+            News::Queued { position, reason, starts_in, .. } => {
                 let place = match position {
                     0 => "next in the queue".to_owned(),
                     position => format!("queued behind {position}"),
@@ -223,7 +252,12 @@ mod tests {
             lane: Lane::Realtime,
             predicted: Some(Duration::from_millis(120)),
         };
-        let queued = |position, starts_in| News::Queued { position, reason: "all slots are busy".into(), starts_in };
+        let queued = |position, starts_in| News::Queued {
+            position,
+            reason: "all slots are busy".into(),
+            no_worker_fits: false,
+            starts_in,
+        };
         assert_eq!(progress.describe(queued(2, None)), "queued behind 2: all slots are busy");
         let soon = Some(Duration::from_millis(1_500));
         assert_eq!(progress.describe(queued(0, soon)), "next in the queue, starts in about 1.50 s: all slots are busy");
@@ -232,5 +266,18 @@ mod tests {
         let sending = News::Sending { sent_bytes: 512, total_bytes: 2048 };
         assert_eq!(progress.describe(sending), "pi-4: sending 512 B of 2.0 KiB (0 B/s)");
         assert_eq!(progress.describe(News::Phase(Phase::Loading)), "pi-4: loading the model");
+        let (reason, no_worker_fits) = ("no connected worker can ever run it".into(), true);
+        let in_vain = News::Queued { position: 3, reason, no_worker_fits, starts_in: None };
+        assert_eq!(progress.describe(in_vain), "waiting: no connected worker can ever run it", "its place is no help");
+    }
+
+    #[test]
+    fn a_job_that_waits_in_vain_says_so_once_until_that_has_changed() {
+        let mut progress = Progress::new(2, true, false);
+        let said = [("a", false), ("a", true), ("a", true), ("b", true), ("a", false), ("b", true)]
+            .map(|(item, in_vain)| progress.begins_to_wait_in_vain(item, in_vain));
+        assert_eq!(said, [false, true, false, false, false, false]);
+        assert!(!progress.begins_to_wait_in_vain("b", false));
+        assert!(progress.begins_to_wait_in_vain("b", true), "the worker that fitted has left again");
     }
 }

@@ -307,8 +307,8 @@ impl Driver {
             live.sent_bytes = 0;
         }
         let news = match news {
-            CoreNews::Queued { position, reason, starts_in_ms } => {
-                News::Queued { position, reason, starts_in: starts_in_ms.map(millis) }
+            CoreNews::Queued { position, reason, no_worker_fits, starts_in_ms } => {
+                News::Queued { position, reason, no_worker_fits, starts_in: starts_in_ms.map(millis) }
             }
             CoreNews::Placed { attempt, worker, worker_name, model_held, lane, predicted_ms } => {
                 let predicted = predicted_ms.map(millis);

@@ -15,6 +15,8 @@ pub enum News {
         position: u32,
         /// What the task waits for.
         reason: String,
+        /// Whether no worker of the mesh could ever run the task, so that it waits for another to join.
+        no_worker_fits: bool,
         /// Predicted time until the placement; `None` if there is no prediction.
         starts_in: Option<Duration>,
     },

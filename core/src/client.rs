@@ -187,9 +187,10 @@ impl Client {
     }
 
     fn queued(&mut self, queued: Queued) {
-        let Queued { task, position, reason, starts_in_ms, .. } = queued;
+        let Queued { task, position, reason, no_worker_fits, starts_in_ms, .. } = queued;
         if self.tasks.get(&task).is_some_and(|task| task.at().is_none()) {
-            self.actions.push(Action::Report { task, news: News::Queued { position, reason, starts_in_ms } });
+            let news = News::Queued { position, reason, no_worker_fits, starts_in_ms };
+            self.actions.push(Action::Report { task, news });
         }
     }
 
@@ -211,7 +212,8 @@ impl Client {
             Some(_) => {}
             None if task.wish == Wish::Fetch => {
                 let reason = if noted.worker_alive { "the task has not ended" } else { "its worker is away" };
-                let news = News::Queued { position: 0, reason: reason.to_owned(), starts_in_ms: None };
+                let (reason, no_worker_fits) = (reason.to_owned(), false);
+                let news = News::Queued { position: 0, reason, no_worker_fits, starts_in_ms: None };
                 self.actions.push(Action::Report { task: noted.id.task, news });
             }
             None => {}

@@ -38,6 +38,35 @@ fn a_required_label_binds_and_a_preferred_one_is_a_wish() {
     job.start(&mesh, &["--require", "room=east"]).answer().failed_with(5, "NO_WORKER_FITS");
 }
 
+#[test]
+fn who_waits_for_a_worker_that_is_gone_is_told_so_also_with_quiet() {
+    let mesh = Mesh::start();
+    let mut north = mesh.worker_with("north", &["--label", "room=north"]);
+    let _south = mesh.worker("south");
+    // A younger broker refuses what nobody fits.
+    wait_until("all workers to have had time to come", PATIENCE, || {
+        mesh.metric("uptime_seconds").is_some_and(|seconds| seconds > 5.0)
+    });
+    let busy = Job::endless(&mesh).start(&mesh, &["--require", "room=north"]);
+    wait_until("north to be busy", PATIENCE, || mesh.count_of("client", "running") == 1);
+    let job = Job::small(&mesh);
+    let mut waits = job.start(&mesh, &["--require", "room=north", "--quiet"]);
+    wait_until("it to wait", PATIENCE, || mesh.count_of("client", "queued") == 1);
+
+    north.kill();
+
+    let told = ["no connected worker can ever run it", "south has no label room=north"];
+    waits.client.process().wait_for_line("that it waits in vain", PATIENCE, |line| {
+        told.iter().all(|words| line.contains(words)).then_some(())
+    });
+    let reason = |task: &Value| task["reason"].as_str().is_some_and(|reason| reason.contains(told[0]));
+    assert!(mesh.tasks_of("client").iter().any(reason), "`tasks`, `status` and `why` say it, too");
+    busy.client.interrupt();
+    busy.answer();
+    north.restart();
+    assert_eq!(waits.done(&job).worker(), "north");
+}
+
 /// The workers of `count` small tasks, run one after the other.
 fn places(mesh: &Mesh, count: usize) -> Vec<String> {
     let job = Job::small(mesh);

@@ -8,7 +8,9 @@ use proto_msgs::{
 use super::{
     Action, Broker, Change,
     grants::Way,
-    obstacle, outcomes, reasons, refusals,
+    obstacle, outcomes,
+    reasons::{self, Waits},
+    refusals,
     task::{Awaiting, End, Place, Row, State, Task},
     worker::Worker,
 };
@@ -386,31 +388,36 @@ impl Broker {
 
     pub(super) fn say_queued(&mut self, now: MonoTime, id: TaskId) {
         let Some(task) = self.tasks.get(id) else { return };
-        let (position, reason) = match task.state {
+        let (position, waits) = match task.state {
             State::Queued { key, .. } => (self.queue.position(key), self.waits_for(now, task)),
-            State::Storing => (0, "waiting for the store to have it".to_owned()),
-            _ => (0, "waiting for room at its worker".to_owned()),
+            State::Storing => (0, Waits::for_now("waiting for the store to have it")),
+            _ => (0, Waits::for_now("waiting for room at its worker")),
         };
+        let Waits { reason, no_worker_fits } = waits;
         let is_in_store =
             matches!(task.row, Row::Confirmed(_)) || !self.config.rules.holds(Rule::AcknowledgeAfterStore);
         let durable = task.has_row() && task.state != State::Storing && is_in_store;
         let (peer, starts_in_ms) = (task.owner.peer, self.starts_in_ms(task, position));
-        let queued = Queued { task: id, position, reason, starts_in_ms, durable };
+        let queued = Queued { task: id, position, reason, no_worker_fits, starts_in_ms, durable };
         self.tell_client(peer, BrokerToClient::Queued(queued));
     }
 
-    /// The reason, as text for people, why a task still waits.
-    pub(super) fn waits_for(&self, now: MonoTime, task: &Task) -> String {
+    /// The reason why a task still waits.
+    pub(super) fn waits_for(&self, now: MonoTime, task: &Task) -> Waits {
         if !task.owner.hears(now, self.config.quiet_in_force()) {
-            return "nothing has been heard lately of its client, nor of a worker that may have its inputs".to_owned();
+            return Waits::for_now(
+                "nothing has been heard lately of its client, nor of a worker that may have its inputs",
+            );
         }
         if task.doubts.held_back.is_some() {
-            return "workers were lost while they had it, and it is not known yet whether it was the cause".to_owned();
+            return Waits::for_now(
+                "workers were lost while they had it, and it is not known yet whether it was the cause",
+            );
         }
         if task.doubts.is_pausing(now) && self.workers.len() <= task.doubts.avoid.len() {
-            return "the workers that fit failed it a moment ago and get a while to recover".to_owned();
+            return Waits::for_now("the workers that fit failed it a moment ago and get a while to recover");
         }
-        reasons::waits_for(task, &self.workers)
+        reasons::waits_for(task, &self.workers, self.is_settled(now))
     }
 
     /// Predicted time until a waiting task is placed; `None` if nobody has measured its model.

@@ -108,8 +108,8 @@ impl Broker {
         }
         if spec.detached && !self.store_ok {
             self.counters.refused_store += 1;
-            let text =
-                "the store does not answer, so a detached task could be lost: try again, or submit without --detach";
+            let text = "the store does not answer or cannot be written (the broker's log says why), so a detached task \
+                        could be lost: try again, or submit without --detach";
             return Some((Failure::new(ErrorCode::StoreAway, text), RETRY_AFTER_MS));
         }
         None
@@ -212,7 +212,7 @@ impl Broker {
     /// Remembers, for people who ask why, what a task waited for when its deadline passed.
     pub(super) fn waited_in_vain(&mut self, now: MonoTime, id: TaskId) {
         let Some(task) = self.tasks.get(id) else { return };
-        let line = format!("in the queue when its deadline passed: {}", self.waits_for(now, task));
+        let line = format!("in the queue when its deadline passed: {}", self.waits_for(now, task).reason);
         let survey = placement::survey_some(task, self.scene(now));
         let (looked, rated) = (survey.looked(), survey.into_rated());
         let decision = Decision { at_unix_ms: self.unix_ms(now), chosen: None, rated };

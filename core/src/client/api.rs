@@ -85,7 +85,7 @@ pub enum Action {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum News {
     /// The task waits for a worker.
-    Queued { position: u32, reason: String, starts_in_ms: Option<u32> },
+    Queued { position: u32, reason: String, no_worker_fits: bool, starts_in_ms: Option<u32> },
     /// A worker was found.
     Placed {
         attempt: Attempt,

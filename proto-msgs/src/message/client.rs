@@ -177,6 +177,8 @@ pub struct Queued {
     pub position: u32,
     /// What the task waits for.
     pub reason: String,
+    /// There are workers, and none of them could ever run the task: it waits for another.
+    pub no_worker_fits: bool,
     /// Predicted time until it is placed; `None` without any measurement.
     pub starts_in_ms: Option<u32>,
     /// For a detached task: the store has the task.

@@ -194,15 +194,13 @@ fn grant() -> Grant {
 }
 
 fn client_and_broker() -> Vec<Any> {
-    let ended = Ended {
-        task: task(),
-        outcome: Outcome::failed(ErrorCode::Busy, "100000 tasks wait: try again later"),
-        retry_after_ms: Some(1000),
-    };
+    let outcome = Outcome::failed(ErrorCode::Busy, "100000 tasks wait: try again later");
+    let ended = Ended { task: task(), outcome, retry_after_ms: Some(1000) };
     let queued = Queued {
         task: task(),
         position: 251,
         reason: "all slots are in use".into(),
+        no_worker_fits: true,
         starts_in_ms: Some(70_000),
         durable: true,
     };

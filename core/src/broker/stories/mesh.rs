@@ -10,7 +10,7 @@ use mesh_samples::{client_peer, worker_peer};
 use proto_msgs::{
     Answer, AnswerBody, Ask, AttemptId, BrokerToClient, BrokerToWorker, CancelTask, ClientToBroker, Close, Digest,
     Direction, Epoch, ErrorCode, Grant, Heartbeat, Leave, Locate, ModelCost, ModelFormat, Outcome, Packing, Question,
-    Register, Standing, Submit, TaskId, TaskStanding, WhyView, WorkerId, WorkerToBroker,
+    Queued, Register, Standing, Submit, TaskId, TaskStanding, WhyView, WorkerId, WorkerToBroker,
 };
 
 use crate::{
@@ -37,6 +37,8 @@ pub(super) struct Mesh {
     pub(super) specs: BTreeMap<TaskId, Submit>,
     pub(super) grants: Vec<Grant>,
     pub(super) ends: BTreeMap<TaskId, (Outcome, Option<u32>)>,
+    /// The last word on each task that waits or has waited.
+    pub(super) queued: BTreeMap<TaskId, Queued>,
     why: Option<WhyView>,
     tasks: Vec<TaskId>,
     /// The rows given to the store; `unstored` are those that it has not confirmed.
@@ -65,6 +67,7 @@ impl Mesh {
             specs: BTreeMap::new(),
             grants: Vec::new(),
             ends: BTreeMap::new(),
+            queued: BTreeMap::new(),
             why: None,
             tasks: Vec::new(),
             rows: BTreeMap::new(),
@@ -91,6 +94,9 @@ impl Mesh {
                 Action::TellClient { message: BrokerToClient::Grant(grant), .. } => self.grants.push(grant),
                 Action::TellClient { message: BrokerToClient::Ended(ended), .. } => {
                     self.ends.insert(ended.task, (ended.outcome, ended.retry_after_ms));
+                }
+                Action::TellClient { message: BrokerToClient::Queued(queued), .. } => {
+                    self.queued.insert(queued.task, queued);
                 }
                 Action::TellClient { message: BrokerToClient::Answer(Answer { body, .. }), .. } => match body {
                     AnswerBody::Why(why) => self.why = Some(why),

@@ -301,3 +301,40 @@ fn what_is_refused_is_counted_once_by_its_reason_and_what_was_taken_and_fails_is
     let counters = mesh.broker.counters();
     assert_eq!((counters.submitted, counters.failed, counters.refused_unfit), (1, 1, 1));
 }
+
+#[test]
+fn who_waits_is_told_when_no_worker_that_is_connected_could_ever_run_it_and_why() {
+    let batch = |submit: &mut Submit| submit.spec.lane = Some(Lane::Batch);
+    let mut mesh = mesh();
+    mesh.register(0, [0, 1], |_| {});
+    mesh.submit_all(0..2, 1, batch);
+    let waits = |mesh: &mut Mesh| {
+        mesh.says(task(1), Standing::Asking);
+        let queued = &mesh.queued[&task(1)];
+        (queued.no_worker_fits, queued.reason.clone())
+    };
+    assert_eq!(waits(&mut mesh), (false, "the one worker that fits has no room".to_owned()));
+
+    mesh.register(0, [1, 0], |register| register.name = "attic".to_owned());
+    let reason = "no connected worker can ever run it, so it waits for another: attic has no slots for the batch lane";
+    assert_eq!(waits(&mut mesh), (true, reason.to_owned()));
+    assert!(mesh.why(1, 1).summary.contains(reason), "{}", mesh.why(1, 1).summary);
+    assert_eq!(mesh.code(1), None, "the worker may come back as it was");
+    mesh.submit(2, 1, batch);
+    assert_eq!(mesh.code(2), Some(ErrorCode::NoWorkerFits), "who comes now is refused");
+
+    mesh.leave(0);
+    assert_eq!(waits(&mut mesh), (false, "no worker is registered".to_owned()));
+    mesh.register(0, [0, 1], |_| {});
+    assert!(mesh.is_at_work(task(1)));
+}
+
+#[test]
+fn nobody_is_told_that_no_worker_fits_before_all_had_time_to_come_to_a_new_broker() {
+    let mut mesh = mesh();
+    mesh.now = MonoTime::from_micros(1);
+    mesh.register(0, [0, 1], |_| {});
+    mesh.submit(0, 1, |submit| submit.spec.demands.gpu_memory_bytes = 1 << 30);
+    let queued = &mesh.queued[&task(0)];
+    assert_eq!((queued.no_worker_fits, &*queued.reason), (false, "no worker that fits is registered"));
+}

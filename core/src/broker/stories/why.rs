@@ -85,6 +85,32 @@ fn why_names_the_filter_that_each_worker_failed_of_a_task_that_nobody_can_run() 
     assert_eq!(against(&why), expected);
 }
 
+/// The text of the refusal of a task that asks for more cores than each of these workers has.
+fn refused_by(cores: &[u32]) -> String {
+    let mut mesh = mesh();
+    for (number, cores) in (0..).zip(cores) {
+        mesh.register(number, [0, 1], |register| {
+            (register.name, register.cores) = (format!("w{number}"), *cores);
+            // Each is a kind of its own.
+            register.memory_bytes = u64::from(number + 1) << 30;
+        });
+    }
+    mesh.submit(0, 1, |submit| submit.spec.demands.cpu_millis = 64_000);
+    match &mesh.ends[&task(0)].0 {
+        Outcome::Failed(failure) => failure.text.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_refusal_tells_each_reason_once_and_of_how_many_workers_it_is_true() {
+    assert_eq!(refused_by(&[4]), "w0 has 4 cores");
+    assert_eq!(refused_by(&[4, 8, 4, 4]), "none of 4 workers fits: w0 (and 2 more) has 4 cores; w1 has 8 cores");
+    let text = refused_by(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1]);
+    assert!(text.starts_with("none of 11 workers fits: w0 (and 1 more) has 1 cores; w1 has 2 cores; "), "{text}");
+    assert!(text.ends_with("; w7 has 8 cores; 2 more for other reasons"), "{text}");
+}
+
 #[test]
 fn why_tells_of_a_task_that_was_turned_away_until_it_comes_again_and_is_taken() {
     let mut mesh = Mesh::new(Config { queue_max: 1, ..Config::default() });
