@@ -54,8 +54,10 @@ async fn asking<T>(global: &Global, question: impl AsyncFnOnce(&Mesh) -> Result<
     let progress = Progress::new(1, global.quiet, global.json);
     let mut stop = stop_signal(None);
     let mesh = connect(global, None, &progress, &mut stop).await.inspect_err(|_| progress.finish())?;
-    // Here `--timeout` limits the question, since there is nothing else to wait for.
-    let mesh = global.timeout.into_iter().fold(mesh, Mesh::asking_within);
+    // Here these limit the question, since there is nothing else to wait for. A broker that starts may be reached, and
+    // not answer before it has read its store.
+    let within = [global.timeout, global.broker_wait].into_iter().flatten().min();
+    let mesh = within.into_iter().fold(mesh, Mesh::asking_within);
     let answer = unless_stopped(&mut stop, question(&mesh)).await;
     progress.finish();
     mesh.close().await;

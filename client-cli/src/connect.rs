@@ -70,7 +70,9 @@ pub(crate) async fn connect(
         }
     };
     match result {
-        Ok(mesh) => Ok(mesh.asking_within(longest.min(ANSWER_WAIT_MAX))),
+        Ok(mesh) => {
+            Ok(mesh.asking_within(longest.min(ANSWER_WAIT_MAX.min(global.broker_wait.unwrap_or(Duration::MAX)))))
+        }
         Err(error) => Err(Failed::new(exit::of_connect(&error), code_of(&error), error)),
     }
 }

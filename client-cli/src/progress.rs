@@ -40,8 +40,8 @@ enum Shown {
 pub(crate) struct Progress {
     shown: Shown,
     is_quiet: bool,
-    /// Whether the broker's silence has been reported.
-    told_silent: bool,
+    /// The hint with which the broker's silence has been reported; empty without one.
+    told_silent: Option<&'static str>,
     /// Whether a full mesh has been reported.
     told_full: bool,
     waiting_since: Option<Instant>,
@@ -74,7 +74,7 @@ impl Progress {
         Self {
             shown,
             is_quiet,
-            told_silent: false,
+            told_silent: None,
             told_full: false,
             waiting_since: None,
             told_waiting: false,
@@ -121,15 +121,16 @@ impl Progress {
     /// Shows news of an item.
     pub(crate) fn news(&mut self, item: &str, news: News, broker: &str) {
         match &news {
-            News::BrokerSilent if !self.told_silent => {
-                self.told_silent = true;
-                self.say(&format!("the broker at {broker} does not answer; waiting for it (Ctrl-C cancels)"));
+            News::BrokerSilent { hint } if self.told_silent != Some(hint.unwrap_or_default()) => {
+                self.told_silent = Some(hint.unwrap_or_default());
+                let hint = hint.map_or_else(String::new, |hint| format!(" ({hint})"));
+                self.say(&format!("the broker at {broker} does not answer{hint}; waiting for it (Ctrl-C cancels)"));
             }
             News::Retrying { attempt, worker_name, why } => {
                 self.say(&format!("{item}: attempt {attempt} on {worker_name} failed, trying another place: {why}"));
             }
             News::Queued { reason, no_worker_fits, .. } => {
-                self.told_silent = false;
+                self.told_silent = None;
                 if self.begins_to_wait_in_vain(item, *no_worker_fits) {
                     self.warn(&format!("{item}: {reason} (Ctrl-C cancels)"));
                 } else {
@@ -137,7 +138,7 @@ impl Progress {
                 }
             }
             News::Placed { .. } => {
-                (self.told_silent, self.waiting_since) = (false, None);
+                (self.told_silent, self.waiting_since) = (None, None);
                 self.in_vain.remove(item);
             }
             _ => {}
@@ -194,7 +195,7 @@ impl Progress {
             News::Phase(Phase::Loading) => format!("{}: loading the model", self.worker),
             News::Phase(Phase::Running) => format!("{}: running", self.worker),
             News::Retrying { .. } => "looking for another worker".to_owned(),
-            News::BrokerSilent => "waiting for the broker".to_owned(),
+            News::BrokerSilent { .. } => "waiting for the broker".to_owned(),
         }
     }
 

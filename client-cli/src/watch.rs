@@ -77,7 +77,11 @@ mod tests {
         let ask = async || {
             rounds.set(rounds.get() + 1);
             match rounds.get() {
-                2 => Err(AskError::Silent { broker: "tcp://cloud:5555".into(), within: Duration::from_secs(10) }),
+                2 => Err(AskError::Silent {
+                    broker: "tcp://cloud:5555".into(),
+                    within: Duration::from_secs(10),
+                    hint: None,
+                }),
                 _ => Ok(Vec::new()),
             }
         };

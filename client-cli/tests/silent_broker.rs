@@ -184,3 +184,15 @@ async fn a_log_that_nobody_reads_ends_nothing() {
         ended = end_of(asking) => assert_eq!(ended, Some(0)),
     }
 }
+
+#[tokio::test]
+async fn a_broker_that_is_connected_and_says_nothing_is_waited_for_as_long_as_was_asked() {
+    let (broker, _heard) = broker();
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["status", "--broker-wait", "2s"];
+    let asking = client(&broker, folder.path(), &arguments).stderr(Stdio::piped()).spawn().unwrap();
+    let ended = timeout(PATIENCE, asking.wait_with_output()).await.expect("it ends").unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(6), "{said}");
+    assert!(said.contains("within 2 s: the connection stands") && said.contains("waiting for its store"), "{said}");
+}

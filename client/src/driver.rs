@@ -14,9 +14,10 @@ use mesh_core::{
     MonoTime,
     client::{Action, Client, Config, End, Event, News as CoreNews},
 };
-use mesh_transport::{Admitted, Context, Dialer, Heard, Inbox, Listener, Received};
+use mesh_transport::{Admitted, Context, Dialer, Heard, Inbox, Limits, Listener, Received};
 use proto_msgs::{
-    AttemptId, BrokerToClient, ClientId, ClientToBroker, DecodeError, ErrorCode, Failure, Frame, Outcome, TaskId,
+    AttemptId, BrokerToClient, ClientId, ClientToBroker, DecodeError, ErrorCode, Failure, Frame, Outcome, PublicKey,
+    TaskId,
 };
 use tokio::{
     sync::mpsc,
@@ -31,6 +32,7 @@ use crate::{
     outputs::Output,
     questions::{Questions, Reply},
     session::{Resume, Session, Taken},
+    silence::BrokerLink,
     spool::Spool,
     task::Payload,
 };
@@ -41,6 +43,9 @@ const HAPPENED_MAX: usize = 256;
 /// How often questions are repeated, abandoned tasks noticed and idle links closed.
 const TICK: Duration = Duration::from_secs(1);
 
+/// Time after which a broker that refused this client's key is dialled again: longer than a connection takes.
+const REDIAL_AFTER: Duration = Duration::from_secs(5);
+
 /// Time that the last messages get to leave.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
@@ -49,6 +54,8 @@ pub(crate) struct Setup {
     pub(crate) client: ClientId,
     pub(crate) context: Context,
     pub(crate) broker: Dialer,
+    pub(crate) broker_key: Option<PublicKey>,
+    pub(crate) broker_link: BrokerLink,
     pub(crate) listener: Option<Listener>,
     pub(crate) admitted: Admitted,
     pub(crate) endpoints: Vec<String>,
@@ -73,7 +80,12 @@ pub(crate) struct Driver {
     origin: Instant,
     machine: Client,
     connect_wait: Duration,
+    context: Context,
     broker: Dialer,
+    broker_key: Option<PublicKey>,
+    broker_link: BrokerLink,
+    /// When the broker last refused this client's key, or was dialled again since.
+    refused_at: Option<Instant>,
     commands: mpsc::Receiver<Command>,
     happened: mpsc::Sender<Happened>,
     happened_inbox: mpsc::Receiver<Happened>,
@@ -105,7 +117,11 @@ impl Driver {
             // A little shorter than the machine's own limit, so that the user learns which address was tried.
             connect_wait: config.connect_wait.mul_f32(0.9),
             machine: Client::new(config),
+            context: setup.context.clone(),
             broker: setup.broker,
+            broker_key: setup.broker_key,
+            broker_link: setup.broker_link,
+            refused_at: None,
             commands,
             links: Links::new(setup.context, happened.clone(), door, setup.admitted),
             happened,
@@ -230,7 +246,20 @@ impl Driver {
         }
     }
 
+    /// Dials a broker that has refused this client's key: the key may be on its list again.
+    fn redial_broker(&mut self) {
+        self.refused_at = Some(Instant::now());
+        let endpoint = self.broker.endpoint().to_owned();
+        match self.context.dial(&endpoint, self.broker_key, Limits::CONTROL) {
+            Ok(broker) => self.broker = broker,
+            Err(error) => tracing::warn!(%error, "the broker cannot be dialled again"),
+        }
+    }
+
     fn tick(&mut self) {
+        if self.refused_at.is_some_and(|at| at.elapsed() >= REDIAL_AFTER) {
+            self.redial_broker();
+        }
         for message in self.questions.repeat() {
             self.tell_broker(&message);
         }
@@ -270,6 +299,11 @@ impl Driver {
     fn broker_said(&mut self, heard: Heard) {
         let Heard::Frame(frame) = heard else {
             tracing::debug!(?heard, "connection to the broker");
+            self.refused_at = matches!(heard, Heard::Refused).then(Instant::now);
+            if self.broker_link.note(&heard) {
+                let waiting: Vec<TaskId> = self.live.keys().copied().collect();
+                waiting.into_iter().for_each(|task| self.report(task, CoreNews::BrokerSilent));
+            }
             return;
         };
         match BrokerToClient::from_frame(&frame) {
@@ -316,7 +350,7 @@ impl Driver {
             }
             CoreNews::Phase(phase) => News::Phase(phase),
             CoreNews::Retrying { attempt, worker_name, why } => News::Retrying { attempt, worker_name, why },
-            CoreNews::BrokerSilent => News::BrokerSilent,
+            CoreNews::BrokerSilent => News::BrokerSilent { hint: self.broker_link.hint() },
         };
         self.tell_user(task, news);
     }

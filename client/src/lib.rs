@@ -36,6 +36,7 @@ mod outputs;
 mod questions;
 mod result;
 mod session;
+mod silence;
 mod spool;
 mod task;
 

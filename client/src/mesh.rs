@@ -16,6 +16,7 @@ use crate::{
     driver::{Driver, Setup},
     happened::{Command, Watcher},
     options,
+    silence::BrokerLink,
     spool::Spool,
     task::blocking,
 };
@@ -43,6 +44,7 @@ struct Shared {
     client: ClientId,
     key: Option<PublicKey>,
     broker: String,
+    broker_link: BrokerLink,
     direction: Option<Direction>,
 }
 
@@ -80,9 +82,21 @@ impl Mesh {
 
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let key = context.public_key();
-        let setup = Setup { client, context, broker, listener, admitted, endpoints, spool };
+        let broker_link = BrokerLink::up(key.is_some());
+        let setup = Setup {
+            client,
+            context,
+            broker,
+            broker_key,
+            broker_link: broker_link.clone(),
+            listener,
+            admitted,
+            endpoints,
+            spool,
+        };
         tokio::spawn(Driver::new(setup, inbox).run());
-        let shared = Arc::new(Shared { client, key, broker: options.broker, direction: options.direction });
+        let shared =
+            Arc::new(Shared { client, key, broker: options.broker, broker_link, direction: options.direction });
         Ok(Self { commands, shared, ask_within: ASK_WITHIN })
     }
 
@@ -259,7 +273,10 @@ impl Mesh {
         match tokio::time::timeout(self.ask_within, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(AskError::Closed),
-            Err(_) => Err(AskError::Silent { broker: self.shared.broker.clone(), within: self.ask_within }),
+            Err(_) => {
+                let (broker, hint) = (self.shared.broker.clone(), self.shared.broker_link.hint());
+                Err(AskError::Silent { broker, within: self.ask_within, hint })
+            }
         }
     }
 }

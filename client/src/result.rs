@@ -54,7 +54,10 @@ pub enum News {
         why: String,
     },
     /// The broker has not answered for a while. The task continues when it does.
-    BrokerSilent,
+    BrokerSilent {
+        /// What the connection tells about the cause; `None` if it is broken.
+        hint: Option<&'static str>,
+    },
 }
 
 /// What a [`TaskHandle`](crate::TaskHandle) returns.
@@ -142,14 +145,17 @@ impl TaskError {
 pub enum AskError {
     /// The broker did not answer.
     #[error(
-        "no answer from the broker at {broker} within {} s: check that it runs and is not overloaded",
-        within.as_secs_f32()
+        "no answer from the broker at {broker} within {} s: {}",
+        within.as_secs_f32(),
+        hint.unwrap_or("check that it runs and is not overloaded")
     )]
     Silent {
         /// The broker's address.
         broker: String,
         /// How long the client waited.
         within: Duration,
+        /// What the connection tells about the cause; `None` if it is broken.
+        hint: Option<&'static str>,
     },
     /// The task does not exist, or belongs to another client.
     #[error("there is no task {0} of this client: `tasks` lists those that the broker remembers")]

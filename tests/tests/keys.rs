@@ -102,6 +102,40 @@ fn a_key_file_that_others_can_read_is_refused() {
     mesh.client(&["workers"]).failed_with(2, "chmod 600");
 }
 
+/// Returns the list as it was before.
+fn take_client_off_the_list(mesh: &Mesh) -> String {
+    let list = mesh.folder().join("authorized_keys");
+    let before = std::fs::read_to_string(&list).expect("the mesh made it");
+    let without: String =
+        before.lines().filter(|line| !line.ends_with(" client")).map(|line| format!("{line}\n")).collect();
+    std::fs::write(&list, without).expect("the folder is ours");
+    before
+}
+
+#[test]
+fn who_waits_while_its_key_is_taken_off_the_list_learns_why_the_broker_is_silent_and_comes_back_with_the_key() {
+    let mut mesh = mesh_with_keys();
+    let _worker = mesh.worker("w1");
+    let mut started = Job::endless(&mesh).start(&mesh, &[]);
+    mesh_tests::wait_until("it to run", PATIENCE, || mesh.metric("slots_used") == Some(1.0));
+
+    let before = take_client_off_the_list(&mesh);
+
+    let mut wait_for = |words: &str| {
+        started.client.process().wait_for_line(words, PATIENCE, |line| {
+            (line.contains("does not answer") && line.contains(words)).then_some(())
+        });
+    };
+    wait_for("no longer among its --authorized-keys");
+    mesh.restart_broker();
+    wait_for("it refuses this client's key");
+    std::fs::write(mesh.folder().join("authorized_keys"), before).expect("the folder is ours");
+    mesh_tests::wait_until("the key to be let in", PATIENCE, || mesh.client(&["workers"]).code == 0);
+    mesh_tests::wait_until("the task to be told again", PATIENCE, || mesh.count_of("client", "running") == 1);
+    started.client.interrupt();
+    started.answer();
+}
+
 #[test]
 fn a_key_that_is_taken_off_the_list_is_served_no_more() {
     let mesh = mesh_with_keys();
@@ -109,14 +143,7 @@ fn a_key_that_is_taken_off_the_list_is_served_no_more() {
     let job = Job::small(&mesh);
     job.run(&mesh);
 
-    let list = mesh.folder().join("authorized_keys");
-    let without: String = std::fs::read_to_string(&list)
-        .unwrap()
-        .lines()
-        .filter(|line| !line.ends_with(" client"))
-        .map(|line| format!("{line}\n"))
-        .collect();
-    std::fs::write(&list, without).unwrap();
+    let _before = take_client_off_the_list(&mesh);
 
     mesh_tests::wait_until("the key to be refused", PATIENCE, || mesh.client(&["workers"]).code == 10);
 }

@@ -36,6 +36,8 @@ pub struct Dialer {
     encrypted: bool,
     /// The last reported change was `Connected`.
     told_connected: bool,
+    /// `Refused` was reported since the last connection.
+    told_refused: bool,
 }
 
 /// An event on a dialled connection.
@@ -48,6 +50,9 @@ pub enum Heard {
     /// The connection broke and is being made again, unless the peer broke the protocol or a limit: such a peer is cut
     /// off and not dialled again by this dialer. Queued messages that were not sent may be lost.
     Lost,
+    /// The peer was found again and refuses this node's key, or does not hold the expected one. libzmq does not dial a
+    /// peer again whose door-keeper has refused the key: who wants to come back needs a new dialer.
+    Refused,
 }
 
 /// Why there is no connection.
@@ -129,6 +134,7 @@ impl Dialer {
             endpoint: endpoint.to_owned(),
             encrypted: their_key.is_some(),
             told_connected: false,
+            told_refused: false,
         })
     }
 
@@ -215,8 +221,13 @@ impl Dialer {
         }
         if !self.told_connected && self.monitor.connected {
             self.monitor.losses = 0;
-            self.told_connected = true;
+            (self.told_connected, self.told_refused) = (true, false);
             return Some(Heard::Connected);
+        }
+        let verdict = || self.monitor.verdict(self.encrypted);
+        if !self.told_connected && !self.told_refused && matches!(verdict(), Some(Err(Refusal::Key))) {
+            self.told_refused = true;
+            return Some(Heard::Refused);
         }
         self.try_recv().map(Heard::Frame)
     }

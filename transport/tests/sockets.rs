@@ -74,6 +74,20 @@ async fn a_message_and_its_answer_arrive_with_their_payloads() {
     assert_eq!(next_frame(&mut dialer).await, asked);
 }
 
+/// Listens where a listener has just closed.
+async fn listen_again(context: &Context, endpoint: &str, admit: Admit) -> Listener {
+    within("the port to be free", async {
+        loop {
+            match context.listen(endpoint, admit.clone(), Limits::CONTROL) {
+                Ok(listener) => return listener,
+                Err(ListenError::InUse { .. }) => tokio::task::yield_now().await,
+                Err(other) => panic!("{other}"),
+            }
+        }
+    })
+    .await
+}
+
 #[tokio::test]
 async fn the_dialer_tells_connected_and_lost_and_mends_the_link() {
     let context = open_context();
@@ -88,16 +102,7 @@ async fn the_dialer_tells_connected_and_lost_and_mends_the_link() {
     listener.close().await;
     assert!(matches!(within("news", dialer.recv()).await, Heard::Lost));
 
-    let mut listener = within("the port to be free", async {
-        loop {
-            match context.listen(&endpoint, Admit::Anyone, Limits::CONTROL) {
-                Ok(listener) => return listener,
-                Err(ListenError::InUse { .. }) => tokio::task::yield_now().await,
-                Err(other) => panic!("{other}"),
-            }
-        }
-    })
-    .await;
+    let mut listener = listen_again(&context, &endpoint, Admit::Anyone).await;
     assert!(matches!(within("news", dialer.recv()).await, Heard::Connected));
     dialer.send(frame("after")).expect("room");
     let received = within("a message", listener.recv()).await;
@@ -134,6 +139,24 @@ async fn with_keys_the_listed_one_is_let_in_and_known_and_others_are_refused() {
     admitted.replace(HashSet::from([stranger_key]));
     let mut dialer = stranger.dial(&endpoint, Some(server_key), Limits::CONTROL).expect("dialled");
     dialer.connected(PATIENCE).await.expect("admitted now");
+}
+
+#[tokio::test]
+async fn whose_key_was_taken_off_the_list_is_told_so_when_the_link_is_mended() {
+    let ((server, server_key), (friend, friend_key)) = (context_with_keys(), context_with_keys());
+    let admitted = Admitted::default();
+    admitted.insert(friend_key);
+    let listener = listen(&server, Admit::Listed(admitted.clone()));
+    let endpoint = listener.endpoint().to_owned();
+    let mut dialer = friend.dial(&endpoint, Some(server_key), Limits::CONTROL).expect("dialled");
+    dialer.connected(PATIENCE).await.expect("admitted");
+    assert!(matches!(within("news", dialer.recv()).await, Heard::Connected));
+
+    admitted.replace(HashSet::new());
+    listener.close().await;
+    assert!(matches!(within("the loss", dialer.recv()).await, Heard::Lost));
+    let _listener = listen_again(&server, &endpoint, Admit::Listed(admitted)).await;
+    assert!(matches!(within("the refusal", dialer.recv()).await, Heard::Refused));
 }
 
 #[tokio::test]

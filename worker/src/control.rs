@@ -185,6 +185,14 @@ impl Control {
                 warn!(broker = self.broker.endpoint(), "connection lost; going on with what there is");
                 Ok(())
             }
+            Heard::Refused => {
+                let broker = self.broker.endpoint();
+                error!(
+                    broker,
+                    "this worker's key is refused, or the broker has another key by now: see its --authorized-keys"
+                );
+                Ok(())
+            }
         }
     }
 

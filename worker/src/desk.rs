@@ -364,6 +364,8 @@ impl Desk {
                     self.tell_client(link, &WorkerToClient::DialIn(id));
                 }
             }
+            // Its client goes on waiting for it, or not.
+            Note::Heard { heard: Heard::Refused, .. } => {}
             Note::Heard { link, heard: Heard::Lost } => drop(self.links.set_lost(link, true)),
             Note::Closed { link } => self.links.remove(link),
         }

@@ -145,7 +145,7 @@ impl Driver {
             Happened::Heard { link, heard } => match heard {
                 Heard::Frame(frame) => self.worker_said(link, frame),
                 Heard::Lost => self.link_broken(link),
-                Heard::Connected => {}
+                Heard::Connected | Heard::Refused => {}
             },
             Happened::DialInLate { id, wait } => {
                 if self.sessions.get(&id).is_some_and(|session| session.waits_for_dial_in(wait)) {
