@@ -155,7 +155,8 @@ pub struct Scheduling {
     #[arg(long, value_name = "POINTS", default_value = "1", value_parser = thousandths)]
     pub weight_priority: Thousandths,
 
-    /// Points that a task gains with each second of waiting; with 0 a task may wait for ever
+    /// Points that a task gains with each second of waiting, not counting what it waits for tasks of its own client; with
+    /// 0 a task may wait for ever
     #[arg(long, value_name = "POINTS", default_value = "1", value_parser = thousandths)]
     pub weight_wait: Thousandths,
 

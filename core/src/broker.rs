@@ -30,6 +30,7 @@ mod placement;
 mod predict;
 mod preloads;
 mod queue;
+mod rank;
 mod reasons;
 mod refusals;
 mod savings;
@@ -44,6 +45,7 @@ mod stories;
 mod task;
 mod tasks;
 mod trials;
+mod turns;
 mod twins;
 mod warmth;
 mod worker;
@@ -106,7 +108,7 @@ impl Broker {
             worker_looks: Due::default(),
             twins: Twins::default(),
             tasks: Tasks::default(),
-            queue: Queue::default(),
+            queue: Queue::new(config.weights_in_force(), config.ages_in_turn()),
             slos: Slos::new(config.rules),
             turned_away: TurnedAway::default(),
             clock: Clock::new(config.rules),
@@ -141,6 +143,7 @@ impl Broker {
             Event::Deadline => {}
         }
         self.look_at_due(now);
+        self.take_turns(now);
         std::mem::take(&mut self.actions)
     }
 

@@ -52,6 +52,8 @@ pub enum Rule {
     FairShares,
     /// A task's rank rises while it waits; else a low priority waits for ever.
     AgeingRank,
+    /// Waiting counts once it is the task's turn; else a client gains by the waiting that its own flood causes.
+    AgeInTurn,
     /// The broker lends idle batch slots to realtime and never the other way.
     LendOnlyToRealtime,
     /// A worker runs the batch lane in its own slots; else a flood of it takes the slots that realtime needs.
@@ -116,6 +118,7 @@ impl Rule {
         Self::RepeatFinished,
         Self::FairShares,
         Self::AgeingRank,
+        Self::AgeInTurn,
         Self::LendOnlyToRealtime,
         Self::LaneSlots,
         Self::IsolateFailedBatch,

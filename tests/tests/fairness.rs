@@ -82,9 +82,7 @@ fn a_tenant_s_priority_counts_no_more_than_it_may() {
 
 #[test]
 fn two_clients_share_whoever_came_first_with_more() {
-    // Waiting time and data have no weight: on a busy machine it takes long to start so many clients.
-    let broker_args = ["--weight-wait", "0", "--weight-data", "0"].map(str::to_owned).to_vec();
-    let mesh = Mesh::with(MeshOptions { broker_args, ..MeshOptions::default() });
+    let mesh = Mesh::start();
     let _worker = one_by_one(&mesh);
     // After this run the cost is known: shares are shares of time.
     Job::long(&mesh, 150).run(&mesh);

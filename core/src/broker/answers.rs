@@ -70,7 +70,7 @@ impl Broker {
     }
 
     fn task_view(&self, now: MonoTime, task: &Task) -> TaskView {
-        let mut view = task.view(|key| (self.queue.position(key), self.waits_for(now, task).reason));
+        let mut view = task.view(|rank| (self.queue.position(now, rank), self.waits_for(now, task).reason));
         // A broker that has started anew knows only the worker's id from its store.
         if let Some((worker, name)) = view.worker.as_mut().filter(|(_, name)| name.is_empty()) {
             *name = self.name_of(*worker);

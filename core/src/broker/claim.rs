@@ -4,7 +4,7 @@
 
 use proto_msgs::{Lane, TaskId};
 
-use super::{line::Order, queue::Rank};
+use super::{line::Order, rank::Rank};
 use crate::MonoTime;
 
 /// Seconds for which freed resources are kept for a claim: as long as a runner's call may take. Then they are given
@@ -25,7 +25,7 @@ impl Claim {
     }
 
     /// Whether the claim comes before a task of this rank: within a lane by queue order, between lanes by time.
-    pub(super) fn is_before(&self, lane: Lane, rank: &Rank) -> bool {
-        if rank.key.lane == lane { self.order < rank.key.order } else { self.since < rank.came }
+    pub(super) fn is_before(&self, lane: Lane, rank: &Rank, now: MonoTime) -> bool {
+        if rank.key.lane == lane { self.order < rank.order(now) } else { self.since < rank.came }
     }
 }

@@ -389,7 +389,10 @@ impl Broker {
     pub(super) fn say_queued(&mut self, now: MonoTime, id: TaskId) {
         let Some(task) = self.tasks.get(id) else { return };
         let (position, waits) = match task.state {
-            State::Queued { key, .. } => (self.queue.position(key), self.waits_for(now, task)),
+            State::Queued { .. } => {
+                let position = task.rank.map_or(0, |rank| self.queue.position(now, &rank));
+                (position, self.waits_for(now, task))
+            }
             State::Storing => (0, Waits::for_now("waiting for the store to have it")),
             _ => (0, Waits::for_now("waiting for room at its worker")),
         };
@@ -422,10 +425,10 @@ impl Broker {
 
     /// Predicted time until a waiting task is placed; `None` if nobody has measured its model.
     fn starts_in_ms(&self, task: &Task, position: u32) -> Option<u32> {
-        let State::Queued { key, .. } = task.state else { return None };
+        let lane = task.is_queued().then(|| task.lane())?;
         let is_measured = self.workers.fleet().run_us(task.spec.model.digest, 1) > 0;
-        let slots = u64::from(self.workers.totals().usable_slots(key.lane));
-        let before_us = self.queue.several_us(key.lane, position).checked_div(slots).filter(|_| is_measured)?;
+        let slots = u64::from(self.workers.totals().usable_slots(lane));
+        let before_us = self.queue.several_us(lane, position).checked_div(slots).filter(|_| is_measured)?;
         Some(u32::try_from(before_us / 1000).unwrap_or(u32::MAX))
     }
 

@@ -162,6 +162,11 @@ impl Config {
         weights
     }
 
+    /// Whether a task's waiting counts only from its turn on. Without shares nobody is ahead of others.
+    pub(super) fn ages_in_turn(&self) -> bool {
+        self.rules.holds(Rule::AgeInTurn) && self.weights_in_force().share_milli > 0
+    }
+
     /// Silence after which a task's client is granted nothing more; without its rule, as late as its tasks are given up.
     pub(super) fn quiet_in_force(&self) -> Duration {
         if self.rules.holds(Rule::GrantToThoseHeard) { self.client_quiet } else { self.client_silence }

@@ -13,7 +13,8 @@ use super::{
     obstacle,
     placement::{self, LOOK_MAX, Scene, Verdict},
     predict,
-    queue::{Queue, QueueKey, Rank, Walk},
+    queue::{Queue, Walk},
+    rank::Rank,
     task::{State, Task},
     worker::{LENT_IN_A_ROW_MAX, Seat, Slots, Worker},
     workers::Workers,
@@ -132,7 +133,7 @@ impl Broker {
     ) -> End {
         let Some(kind) = self.workers.get(id).map(|worker| worker.kind) else { return End::Last };
         let mut walk = Walk::new(after, FILL_LOOK_MAX / 2);
-        while let Some((order, task)) = self.queue.next(lane, kind, &mut walk) {
+        while let Some((order, task)) = self.queue.next(now, lane, kind, &mut walk) {
             if !self.takes_any(now, id, lane, slots) {
                 return End::Full(after);
             }
@@ -142,38 +143,40 @@ impl Broker {
                     self.workers.await_slot(id, lane, Some(order));
                     return End::Full(after); // The next fill finds it again.
                 }
-                Tried::NeedsPromised => self.claim(now, id, QueueKey { lane, order }, task),
+                Tried::NeedsPromised => self.claim(now, id, (lane, order), task),
                 Tried::Placed | Tried::Passed => {}
             }
             after = Some(order);
         }
-        if self.queue.goes_on(lane, walk.at) { End::There(walk.at) } else { End::Last }
+        if self.queue.goes_on(now, lane, walk.at) { End::There(walk.at) } else { End::Last }
     }
 
     /// The first task that lacks only what was promised to other tasks claims what those free.
-    fn claim(&mut self, now: MonoTime, at: WorkerId, key: QueueKey, id: TaskId) {
+    fn claim(&mut self, now: MonoTime, at: WorkerId, (lane, order): (Lane, Order), id: TaskId) {
         let Some(worker) = self.workers.get(at) else { return };
-        let old = worker.claims[key.lane.index()];
-        if old.is_some_and(|old| old.task != id && old.order < key.order) {
+        let old = worker.claims[lane.index()];
+        if old.is_some_and(|old| old.task != id && old.order < order) {
             return;
         }
         let Some(task) = self.tasks.get_mut(id) else { return };
-        let State::Queued { claims_at, .. } = &mut task.state else { return };
+        let State::Queued { claims_at } = &mut task.state else { return };
         let elsewhere = claims_at.filter(|elsewhere| *elsewhere != at).and_then(|at| self.workers.get(at));
         if elsewhere.is_some_and(|worker| worker.keeps_for(id)) {
             return; // One is enough: else all that fit would stand still for it.
         }
         *claims_at = Some(at);
         let since = old.filter(|old| old.task == id).map_or(now, |old| old.since);
-        self.workers.claim(at, key.lane, Claim { task: id, order: key.order, since });
+        self.workers.claim(at, lane, Claim { task: id, order, since });
         self.reschedule(id); // Nothing is kept for a client that falls silent.
     }
 
     /// Takes a task out of the queue and drops its claim.
     pub(super) fn leave_queue(&mut self, id: TaskId) {
         let Some(task) = self.tasks.get_mut(id) else { return };
-        if let State::Queued { key, claims_at } = &mut task.state {
-            self.queue.remove(*key);
+        if let State::Queued { claims_at } = &mut task.state {
+            if let Some(rank) = &task.rank {
+                self.queue.remove(rank);
+            }
             if let Some(at) = claims_at.take() {
                 self.workers.unclaim(at, id);
             }
@@ -196,10 +199,10 @@ impl Broker {
         }
         if let Some(obstacle) = obstacle::ever(task, worker).next() {
             // Not final: its client may become reachable.
-            if let State::Queued { key, .. } = task.state
+            if let Some(rank) = task.rank.filter(|_| task.is_queued())
                 && obstacle != Obstacle::NoWay
             {
-                self.queue.set_unfit(key, worker.kind);
+                self.queue.set_unfit(rank.key, worker.kind);
             }
             return Tried::Passed;
         }
@@ -231,7 +234,7 @@ impl Broker {
     /// Grants a waiting task room at any worker and tells its client; false if no worker has room.
     pub(super) fn place(&mut self, now: MonoTime, id: TaskId) -> bool {
         let Some(task) = self.tasks.get(id) else { return true };
-        let State::Queued { key, .. } = task.state else { return true };
+        let Some(rank) = task.rank.filter(|_| task.is_queued()) else { return true };
         if !task.owner.hears(now, self.config.quiet_in_force()) {
             return false;
         }
@@ -242,7 +245,7 @@ impl Broker {
             None => placement::survey_room(task, self.scene(now)),
         };
         let looked = survey.looked();
-        let before_us = if survey.has_sooner() { self.queue.before_us(key) } else { 0 };
+        let before_us = if survey.has_sooner() { self.queue.before_us(now, &rank) } else { 0 };
         let model = task.spec.model.digest;
         let unfit: Vec<u32> = survey.unfit_kinds().collect();
         let missed = survey.missed(before_us);
@@ -258,7 +261,7 @@ impl Broker {
                 true
             }
             Verdict::Wait | Verdict::HeldBack { .. } => {
-                unfit.into_iter().for_each(|kind| self.queue.set_unfit(key, kind));
+                unfit.into_iter().for_each(|kind| self.queue.set_unfit(rank.key, kind));
                 self.go_round();
                 false
             }
@@ -281,26 +284,32 @@ impl Broker {
     /// Puts a task into the queue. A task that was there before returns to its old place.
     pub(super) fn enqueue(&mut self, now: MonoTime, id: TaskId) {
         let Some(task) = self.tasks.get_mut(id) else { return };
-        let rank = match task.rank {
+        let mut rank = match task.rank {
             Some(rank) => rank,
             None => rate(now, task, &mut self.queue, &self.workers, &self.config),
         };
-        task.rank = Some(rank);
-        task.state = State::Queued { key: self.queue.push(rank, id), claims_at: None };
+        self.queue.push(now, &mut rank, &task.spec);
+        (task.rank, task.state) = (Some(rank), State::Queued { claims_at: None });
+    }
+
+    /// Lets the waiting of tasks count whose turn has come.
+    pub(super) fn take_turns(&mut self, now: MonoTime) {
+        for id in self.queue.take_turns(now) {
+            if let Some(rank) = self.tasks.get_mut(id).and_then(|task| task.rank.as_mut()) {
+                rank.come_due(now);
+            }
+        }
     }
 
     /// Reorders a lane once its models prove to cost much more or less than was assumed.
     pub(super) fn weigh_again(&mut self, now: MonoTime) {
         for id in self.queue.take_stale(now) {
             let Some(task) = self.tasks.get_mut(id) else { continue };
-            let Some(rank) = task.rank.filter(|_| task.is_queued()) else { continue };
+            let Some(mut rank) = task.rank.filter(|_| task.is_queued()) else { continue };
             let (item_us, tenant) = (item_us(task, &self.workers), self.config.tenant(task.spec.client));
-            let rank = self.queue.weigh_again(rank, &task.spec, item_us, &self.config.weights_in_force(), tenant);
+            self.queue.weigh_again(now, &mut rank, &task.spec, item_us, tenant);
             // Its cost is charged anew, also if it went to a worker before and came back.
             (task.rank, task.is_dispatched) = (Some(rank), false);
-            if let State::Queued { key, .. } = &mut task.state {
-                *key = rank.key;
-            }
         }
     }
 
@@ -311,7 +320,7 @@ impl Broker {
 }
 
 fn rate(now: MonoTime, task: &Task, queue: &mut Queue, workers: &Workers, config: &Config) -> Rank {
-    queue.rate(now, &task.spec, item_us(task, workers), &config.weights_in_force(), config.tenant(task.spec.client))
+    queue.rate(now, &task.spec, item_us(task, workers), config.tenant(task.spec.client))
 }
 
 /// Slot time that one item of the task is expected to need, microseconds.

@@ -16,6 +16,20 @@ pub(super) struct Order {
     pub(super) arrival: u64,
 }
 
+impl Order {
+    /// Before all others.
+    pub(super) const FIRST: Self = Self { points: Reverse(i64::MAX), arrival: 0 };
+
+    pub(super) const fn new(points: i64, arrival: u64) -> Self {
+        Self { points: Reverse(points), arrival }
+    }
+
+    /// The place of the same task with so many points less.
+    pub(super) fn minus(self, points: i64) -> Self {
+        Self { points: Reverse(self.points.0.saturating_sub(points)), ..self }
+    }
+}
+
 /// Places in order, cut into non-empty buckets.
 #[derive(Debug, Default)]
 pub(super) struct Line {

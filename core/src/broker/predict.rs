@@ -179,7 +179,7 @@ pub(super) fn has_room_ahead(task: &Task, worker: &Worker, now: MonoTime) -> boo
     if !obstacle::may_go_ahead(task) || !worker.is_open() || worker.occupancy.len() >= ACTIVE_ATTEMPTS_MAX {
         return false;
     }
-    let is_behind = |order| task.rank.is_some_and(|rank| order < rank.key.order);
+    let is_behind = |order| task.rank.is_some_and(|rank| order < rank.order(now));
     if worker.awaited[lane.index()].is_some_and(is_behind) || worker.owes_slot(lane) {
         return false;
     }

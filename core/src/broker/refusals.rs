@@ -164,7 +164,7 @@ impl Broker {
 
     fn too_late(&mut self, now: MonoTime, task: &mut Task) -> Option<Failure> {
         let deadline_us = task.spec.deadline_ms?.saturating_mul(MS_US);
-        let items_before = task.rank.map_or(0, |rank| self.queue.alike_before(&rank));
+        let items_before = task.rank.map_or(0, |rank| self.queue.alike_before(now, &rank));
         let mut survey = placement::survey_all(task, self.scene(now));
         if survey.earliest_us(items_before).is_some_and(|earliest_us| earliest_us > deadline_us) {
             survey.widen();

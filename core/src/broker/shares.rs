@@ -37,7 +37,22 @@ pub(super) struct Shares {
 impl Shares {
     /// Gives a new task its start tag; the client's next task begins after this one.
     pub(super) fn begin(&mut self, client: ClientId, cost_us: u64, share_milli: u32) -> u64 {
-        let (Ahead { finish_us: start, waiting_us }, cost_us) = (self.lead(client), scaled(cost_us, share_milli));
+        let start = self.lead(client).finish_us;
+        self.begin_at(start, client, scaled(cost_us, share_milli));
+        start
+    }
+
+    /// Gives a task another tag, of another cost, after a [restart](Self::restart). A task that the virtual time has
+    /// passed keeps its tag: its client has not had its share.
+    pub(super) fn begin_again(&mut self, old: u64, client: ClientId, cost_us: u64, share_milli: u32) -> u64 {
+        let lead_us = self.lead(client).finish_us;
+        let start = if lead_us > self.virtual_us { lead_us } else { old.min(self.virtual_us) };
+        self.begin_at(start, client, scaled(cost_us, share_milli));
+        start
+    }
+
+    fn begin_at(&mut self, start: u64, client: ClientId, cost_us: u64) {
+        let waiting_us = self.lead(client).waiting_us;
         self.set(client, start.saturating_add(cost_us), waiting_us.saturating_add(cost_us));
         if self.order.len() > CLIENTS_MAX
             && let Some((finish, first)) = self.order.pop_first()
@@ -45,7 +60,6 @@ impl Shares {
             self.ahead.remove(&first);
             self.virtual_us = self.virtual_us.max(finish);
         }
-        start
     }
 
     /// Gives back the cost of a task that has a tag and will not run.
@@ -81,6 +95,11 @@ impl Shares {
     pub(super) fn restart(&mut self) {
         self.order.clear();
         self.ahead.clear();
+    }
+
+    /// The largest tag dispatched, or where the lane began anew.
+    pub(super) fn virtual_us(&self) -> u64 {
+        self.virtual_us
     }
 
     /// How far a tag is ahead of the virtual time, microseconds.
@@ -159,6 +178,17 @@ mod tests {
         assert_eq!(shares.begin(B, 10, 1000), 0);
         tags[..5].iter().for_each(|tag| shares.dispatched(*tag, A, 10, 1000));
         assert_eq!(shares.begin(B, 10, 1000), 40, "as of five that have gone since the first");
+    }
+
+    #[test]
+    fn tags_that_are_given_anew_keep_what_a_client_has_not_had() {
+        let mut shares = Shares::default();
+        let tags: Vec<u64> = (0..10).map(|_| shares.begin(A, 10, 1000)).collect();
+        let old = [shares.begin(B, 10, 1000), shares.begin(B, 10, 1000)];
+        tags.iter().take(6).for_each(|tag| shares.dispatched(*tag, A, 10, 1000));
+        shares.restart();
+        assert_eq!(old.map(|old| shares.begin_again(old, B, 100, 1000)), [0, 100], "the lane is at 50");
+        assert_eq!([6, 7].map(|at| shares.begin_again(tags[at], A, 100, 1000)), [50, 150]);
     }
 
     #[test]

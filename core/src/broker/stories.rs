@@ -3,6 +3,7 @@
 mod beside;
 mod bounds;
 mod deadlines;
+mod fair;
 mod faults;
 mod finish;
 mod gpus;

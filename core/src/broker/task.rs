@@ -28,7 +28,7 @@ use proto_msgs::{
 use super::{
     api::{Footing, TaskRecord},
     decision::Decision,
-    queue::{QueueKey, Rank},
+    rank::Rank,
     worker::Worker,
 };
 use crate::{Census, MonoTime};
@@ -51,7 +51,7 @@ pub(super) enum State {
     Storing,
     /// The task waits for room. `claims_at`: the worker that was asked to keep cores and memory for it; it may have
     /// stopped since.
-    Queued { key: QueueKey, claims_at: Option<WorkerId> },
+    Queued { claims_at: Option<WorkerId> },
     /// A slot is promised. The client has until `until` to take it up.
     Granted { at: Place, until: MonoTime },
     /// Client or worker has named the attempt. `unnamed_until`: only the client has; the worker should by then.
@@ -353,11 +353,11 @@ impl Task {
 
 // People.
 impl Task {
-    pub(super) fn view(&self, queued: impl FnOnce(QueueKey) -> (u32, String)) -> TaskView {
+    pub(super) fn view(&self, queued: impl FnOnce(&Rank) -> (u32, String)) -> TaskView {
         let standing = match &self.state {
             State::Storing => TaskStanding::Queued { position: 0, reason: "waiting for the store to have it".into() },
-            State::Queued { key, .. } => {
-                let (position, reason) = queued(*key);
+            State::Queued { .. } => {
+                let (position, reason) = self.rank.as_ref().map(queued).unwrap_or_default();
                 TaskStanding::Queued { position, reason }
             }
             State::Granted { .. } => TaskStanding::Granted,

@@ -12,7 +12,7 @@ use proto_msgs::{
 
 use super::{
     api::WorkerRecord, beside, claim::Claim, finishing::Finishing, given::Given, handover::Handover, line::Order,
-    occupancy::Occupancy, queue::Rank, warmth::Warmth,
+    occupancy::Occupancy, rank::Rank, warmth::Warmth,
 };
 use crate::{Census, MonoTime, Rule, Rules};
 
@@ -301,7 +301,7 @@ impl Worker {
     /// Whether the worker keeps cores and memory from a task of this rank, for a claim before it.
     pub(super) fn keeps_from(&self, rank: &Rank, now: MonoTime) -> bool {
         let mut claims = Lane::ALL.into_iter().zip(self.claims);
-        claims.any(|(lane, claim)| claim.is_some_and(|claim| claim.holds(now) && claim.is_before(lane, rank)))
+        claims.any(|(lane, claim)| claim.is_some_and(|claim| claim.holds(now) && claim.is_before(lane, rank, now)))
     }
 
     /// Whether the worker has run some model often enough to know its cost.

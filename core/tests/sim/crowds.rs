@@ -42,6 +42,8 @@ pub(crate) fn play(seed: u64, rules: Rules, story: Story) -> Ran {
         12 => a_worker_well_again,
         // Every second low priority is a stream beside an idle worker.
         9 => an_idle_worker,
+        // Every second crowd of equal shares is one of clients that submit again and again.
+        8 => a_flood_and_a_few,
         // And every second crowd of stages is one of loads.
         14 => a_slow_load,
         _ => CROWDS[seed as usize % CROWDS.len()],
@@ -192,6 +194,30 @@ fn equal_shares(mesh: &mut Mesh, plan: &mut Rng) {
         mesh.referee.fail("clients get equal shares", detail);
     }
     mesh.play_out(&[much], Duration::from_secs(120));
+}
+
+/// One client has very many tasks under way, another one a few that always wait: they get the same.
+fn a_flood_and_a_few(mesh: &mut Mesh, plan: &mut Rng) {
+    workers(mesh, 1, &plan.pick(&[Place::lanes(0, 1), Place::lanes(1, 1), Place::lanes(0, 2)]));
+    let people = clients(mesh, 2);
+    let job = Job::runs(lasts(plan.among(40 * MS..120 * MS))).light().lane(plan.pick(&Lane::ALL));
+    let (many, few) = (plan.among(60..250) as u32, plan.among(8..16) as u32);
+    let flood = mesh.stream_for(people[0], job.clone(), Pace::Closed(many), Duration::from_secs(27));
+    mesh.run_for(Duration::from_secs(5));
+    let beside = mesh.stream_for(people[1], job, Pace::Closed(few), Duration::from_secs(22));
+    mesh.run_for(Duration::from_secs(2));
+    let from = mesh.now;
+    mesh.run_for(Duration::from_secs(20));
+    let ended = [flood, beside].map(|stream| {
+        let is_since = |task: &TaskId| mesh.referee.task(*task).ended.is_some_and(|ended| ended >= from);
+        mesh.tasks_of(stream).filter(is_since).count()
+    });
+    if mesh.violation().is_none() && ended[1] * 11 < ended[0] * 9 {
+        let detail = format!("{ended:?} tasks ended of clients with {many} and {few} under way");
+        mesh.referee.fail("clients get equal shares", detail);
+    }
+    (mesh.streams[flood].left, mesh.streams[beside].left) = (0, 0);
+    mesh.play_out(&[flood, beside], Duration::from_secs(120));
 }
 
 /// A low-priority client has time, and forty others always have more important tasks.

@@ -32,6 +32,10 @@ const BATCH_WAIT_MAX: Micros = 500 * SECOND;
 /// Longest wait behind a mountain, which is 40 minutes of work for all slots.
 const MOUNTAIN_WAIT_MAX: Micros = 2 * HOUR;
 
+/// The model of tasks that take seconds. Shares are shares of slot time, and the broker takes all items of a model to
+/// cost the same: with a quick model's they would count for many times what they need.
+const TAKES_LONG: u8 = 4;
+
 /// Clients of the flood. Each submits its next task when the last one has ended.
 const FLOOD_CLIENTS: usize = 120;
 
@@ -117,7 +121,7 @@ fn usual_traffic(mesh: &mut Mesh, lasts: Micros) -> Streams {
         (Job::runs(ms(300)).model(PACKS, 1 << 20), s(12), REALTIME_WAIT_MAX),
         (Job::runs(ms(50)), s(20), REALTIME_WAIT_MAX),
         (Job::runs(ms(500)).items(4).lane(Lane::Batch), s(60), BATCH_WAIT_MAX),
-        (Job::runs(s(4)).priority(0).lane(Lane::Batch), s(150), BATCH_WAIT_MAX),
+        (Job::runs(s(4)).model(TAKES_LONG, 1 << 20).priority(0).lane(Lane::Batch), s(150), BATCH_WAIT_MAX),
         (Job::runs(ms(200)).model(PACKS, 1 << 20).then(PACKS + 4).items(4), s(45), REALTIME_WAIT_MAX),
     ];
     let begin = |(job, gap, longest)| {
@@ -138,7 +142,7 @@ fn later(mesh: &mut Mesh, at: Micros, client: Node, job: &Job, pace: Pace, at_on
 
 /// Many users always have tasks more important than the lowest priority.
 fn flood(mesh: &mut Mesh, at: Micros, crowd: &[Node]) -> Streams {
-    let job = Job::runs(Duration::from_secs(4)).light().priority(90).lane(Lane::Batch);
+    let job = Job::runs(Duration::from_secs(4)).model(TAKES_LONG, 4 << 10).light().priority(90).lane(Lane::Batch);
     let begin = |client: &Node| {
         let stream = later(mesh, at, *client, &job, Pace::Closed(1), 1);
         (mesh.streams[stream].left, mesh.streams[stream].until) = (u32::MAX, at + FLOOD_LASTS);

@@ -181,7 +181,8 @@ pub struct DecisionView {
 pub struct RankView {
     /// Term of the user's priority.
     pub priority_milli: i64,
-    /// Term of the time it has waited.
+    /// Term of the time it has waited since its turn came: no other task of its client waits, or the client is not ahead
+    /// of the others.
     pub waited_milli: i64,
     /// Term of the amount of data; negative.
     pub data_milli: i64,

@@ -69,5 +69,7 @@ fn the_terms_of_a_waiting_task_are_told_with_their_signs() {
     mesh.wait(3000 * MS);
     let rank = mesh.why(2, 1).rank.expect("it waits");
     let terms = [rank.priority_milli, rank.waited_milli, rank.data_milli, rank.share_milli];
-    assert_eq!(terms, [70_000, 3000, -2000, -4000]);
+    assert_eq!(terms, [70_000, 0, -2000, -4000], "it waits behind its own client's task");
+    let rank = mesh.why(1, 1).rank.expect("it waits");
+    assert_eq!([rank.waited_milli, rank.share_milli], [3000, 0]);
 }

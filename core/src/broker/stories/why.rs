@@ -182,9 +182,10 @@ fn why_shows_each_term_of_a_waiting_tasks_rank_with_its_sign() {
     mesh.submit(2, 1, |submit| (submit.spec.priority, submit.spec.input_bytes) = (0, 0));
     mesh.wait(5000 * MS);
     let rank = |mesh: &mut Mesh, number| mesh.why(number, 1).rank.expect("it waits");
-    // One point for each step of priority, second of waiting and doubling of 1 + MiB; four for a second of share.
+    // One point for each step of priority, second of waiting and doubling of 1 + MiB; four for a second of share. The
+    // second one waits for its client's first one, which does not count.
     let first = RankView { priority_milli: 70_000, waited_milli: 5_000, data_milli: -2_000, share_milli: 0 };
     assert_eq!(rank(&mut mesh, 1), first);
-    let second = RankView { priority_milli: 0, waited_milli: 5_000, data_milli: 0, share_milli: -4_000 };
+    let second = RankView { priority_milli: 0, waited_milli: 0, data_milli: 0, share_milli: -4_000 };
     assert_eq!(rank(&mut mesh, 2), second, "behind a second of its own client's work");
 }

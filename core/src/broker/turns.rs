@@ -1,0 +1,154 @@
+//! Whose turn it is: since when the waiting of a lane's tasks counts.
+//!
+//! ```text
+//!            comes                       its turn
+//!   task ───────────►  ahead of others ───────────►  due
+//!           └──────────────────────────────────────►
+//!             no other task of its client is due, or it begins where the lane is
+//! ```
+//!
+//! A task's turn comes when the lane's virtual time reaches its start tag, or when no other task of its client is due.
+//! So whoever submits much at once does not gain by the waiting that this causes, and of each client one task ages.
+//!
+//! Owns which waiting tasks are due. Never their order; that is `queue`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto_msgs::ClientId;
+
+use super::line::Order;
+use crate::Census;
+
+/// A waiting task whose turn may not have come.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Turn {
+    pub(super) client: ClientId,
+    pub(super) start_tag_us: u64,
+    /// Its order in the part of the lane that is ahead.
+    pub(super) order: Order,
+}
+
+/// The turns of one lane.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    /// Of each client, the number of its due tasks.
+    due: BTreeMap<ClientId, u32>,
+    /// The tasks whose turn has not come: by client, and by tag. No client has only such tasks.
+    ahead: BTreeSet<Turn>,
+    by_tag: BTreeSet<(u64, Turn)>,
+    /// Clients whose last due task has just left.
+    next: BTreeSet<ClientId>,
+}
+
+impl Turns {
+    /// Whether a task that comes is due.
+    pub(super) fn is_due(&self, turn: &Turn, virtual_us: u64) -> bool {
+        turn.start_tag_us <= virtual_us || !self.due.contains_key(&turn.client)
+    }
+
+    /// Adds a due task.
+    pub(super) fn enter(&mut self, client: ClientId) {
+        *self.due.entry(client).or_default() += 1;
+        self.next.remove(&client);
+    }
+
+    /// Adds a task whose turn has not come.
+    pub(super) fn wait(&mut self, turn: Turn) {
+        self.ahead.insert(turn);
+        self.by_tag.insert((turn.start_tag_us, turn));
+    }
+
+    /// Removes a due task.
+    pub(super) fn leave(&mut self, client: ClientId) {
+        let Some(due) = self.due.get_mut(&client) else { return };
+        *due -= 1;
+        if *due == 0 {
+            self.due.remove(&client);
+            if self.first_of(client).is_some() {
+                self.next.insert(client);
+            }
+        }
+    }
+
+    /// Removes a task whose turn has not come.
+    pub(super) fn give_up(&mut self, turn: Turn) {
+        self.ahead.remove(&turn);
+        self.by_tag.remove(&(turn.start_tag_us, turn));
+    }
+
+    /// Takes out a task whose turn has come. It must [enter](Self::enter).
+    pub(super) fn next(&mut self, virtual_us: u64) -> Option<Turn> {
+        while let Some(client) = self.next.pop_first() {
+            if let Some(turn) = self.first_of(client) {
+                self.give_up(turn);
+                return Some(turn);
+            }
+        }
+        let (_, turn) = self.by_tag.first().copied().filter(|(tag, _)| *tag <= virtual_us)?;
+        self.give_up(turn);
+        Some(turn)
+    }
+
+    fn first_of(&self, client: ClientId) -> Option<Turn> {
+        let first = Turn { client, start_tag_us: 0, order: Order::FIRST };
+        self.ahead.range(first..).next().copied().filter(|turn| turn.client == client)
+    }
+
+    /// Counts the turns; `waiting` is the number of waiting tasks.
+    pub(super) fn census(&self, waiting: usize, census: &mut Census<'_>) {
+        let Self { due, ahead, by_tag, next } = self;
+        census.passing("clients with due tasks", due.len(), waiting);
+        census.passing("tasks before their turn", ahead.len(), waiting);
+        census.passing("tasks before their turn by tag", by_tag.len(), ahead.len());
+        census.passing("clients whose turn is next", next.len(), ahead.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: ClientId = ClientId::from_bytes([1; 16]);
+    const B: ClientId = ClientId::from_bytes([2; 16]);
+
+    fn turn(client: ClientId, tag: u64) -> Turn {
+        Turn { client, start_tag_us: tag, order: Order::new(0, tag) }
+    }
+
+    /// Adds tasks with these tags; returns those that are due at once.
+    fn come(turns: &mut Turns, client: ClientId, tags: &[u64], virtual_us: u64) -> Vec<u64> {
+        let mut due = Vec::new();
+        for tag in tags {
+            match turns.is_due(&turn(client, *tag), virtual_us) {
+                true => turns.enter(client),
+                false => turns.wait(turn(client, *tag)),
+            }
+            due.extend(
+                turns.due.contains_key(&client).then_some(*tag).filter(|_| !turns.ahead.contains(&turn(client, *tag))),
+            );
+        }
+        due
+    }
+
+    #[test]
+    fn of_each_client_one_task_ages_until_the_lane_has_reached_the_next() {
+        let mut turns = Turns::default();
+        assert_eq!(come(&mut turns, A, &[10, 20, 30], 10), [10]);
+        assert_eq!(come(&mut turns, B, &[15, 25], 10), [15], "nobody ages less than by one task");
+        assert_eq!(turns.next(19), None);
+        assert_eq!(turns.next(25), Some(turn(A, 20)), "the lane is there");
+    }
+
+    #[test]
+    fn when_a_client_s_last_due_task_leaves_its_next_one_is_due() {
+        let mut turns = Turns::default();
+        come(&mut turns, A, &[10, 20, 30], 0);
+        turns.leave(A);
+        assert_eq!(turns.next(0), Some(turn(A, 20)));
+        turns.enter(A);
+        assert_eq!(turns.next(0), None);
+        turns.give_up(turn(A, 30));
+        turns.leave(A);
+        assert_eq!((turns.next(0), turns.due.len(), turns.by_tag.len()), (None, 0, 0));
+    }
+}
