@@ -78,6 +78,8 @@ const AIMS: &[Aim] = &[
         because: "as above; and 8 clients with one item each make batches of 8, whose ideal is 0.34 of that of 64" },
     Aim { report: "schedule-fair", column: "Jain", rows: &[ON, ("clients", &["equal"])], bound: Bound::Least(0.99),
         because: "what was begun for one client before the other came is not taken back" },
+    Aim { report: "schedule-fair", column: "Jain", rows: &[ON, ("under way", &["64 and 8", "250 and 8"])],
+        bound: Bound::Least(0.99), because: "a client with eight under way lets its turn pass while its answers travel" },
     Aim { report: "schedule-skew", column: "worst max/min", rows: &[ON], bound: Bound::Most(1.15),
         because: "tasks of that size cannot be dealt out much more evenly (`least possible`), and one task at another worker is \
                   a large part of its share; a client that is not told a size makes them smaller" },

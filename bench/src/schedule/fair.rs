@@ -1,6 +1,6 @@
 //! Whether equals are treated alike: two clients at one device, one job over four workers.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use mesh_bench::device::Cost;
@@ -11,9 +11,9 @@ use super::{
     Plan,
     field::{Field, Layout, Runner, Scheduling, model_of},
     figures::{cut, jain, least_skew, seconds, skew},
-    load::{Answered, Job, SPLIT, items_in, span, warm_up},
+    load::{Answered, Job, SPLIT, closed_loop, items_in, span, warm_up},
 };
-use crate::report::{Report, Table, median};
+use crate::report::{Report, Table, median, percentile_ms};
 
 /// Items of two clients, and how the second one differs from the first.
 #[derive(Clone, Copy)]
@@ -74,6 +74,11 @@ pub(super) async fn run(plan: Plan<'_>) -> Result<Report> {
         }
     }
     report.table(table);
+    report.table(loops(plan).await?);
+    report.note(
+        "Second table: requests of one item on a device of 20 ms an item that gains nothing from batches; each client sends \
+         its next request when one of those under way is answered.",
+    );
     report.note(
         "One worker, 2 realtime and 2 batch slots, one device of 5 ms a batch and 1 ms an item. Jain's index over the items \
          answered while both clients wanted something: 1 is equal, 0.5 is all for one.",
@@ -91,11 +96,44 @@ async fn both(field: &Field, model: &Model, clients: &[Mesh], pair: &Pair) -> Re
     let job = |which: usize| Job { split: pair.split[which], ..Job::new(field, model, pair.items[which]) };
     let (one, other) = (job(0), job(1));
     let second = async {
-        tokio::time::sleep(std::time::Duration::from_millis(pair.later_ms)).await;
+        tokio::time::sleep(Duration::from_millis(pair.later_ms)).await;
         other.run(&clients[1], Instant::now()).await
     };
     let (first, second) = tokio::try_join!(one.run(&clients[0], Instant::now()), second)?;
     Ok([first, second])
+}
+
+/// Requests under way of the first client and of the second.
+const UNDER_WAY: [(usize, usize); 3] = [(64, 8), (250, 8), (250, 1)];
+
+/// Two clients in closed loops, one with many more requests under way than the other.
+async fn loops(plan: Plan<'_>) -> Result<Table> {
+    let columns = &["under way", "scheduling", "answers of each", "Jain", "p50 ms of the second"];
+    let mut table = Table::new("Two clients, one with many requests under way", columns);
+    let run_for = plan.or(Duration::from_secs(10), Duration::from_millis(500));
+    for scheduling in Scheduling::BOTH {
+        let layout = Layout { scheduling, workers: 1, slots: [2, 2], runner: Runner::Device(1) };
+        let field = Field::start(layout)?;
+        let model = model_of(&Cost::new(0, 20_000)).await?;
+        warm_up(&field, &model, None, 16).await?;
+        let clients = field.clients("loop", 2).await?;
+        let job = Job { split: 1, ..Job::new(&field, &model, 1) };
+        for (many, few) in UNDER_WAY {
+            let [first, second] = [(0, plan.or(many, 8)), (1, few)].map(|(of, count)| vec![clients[of].clone(); count]);
+            let (first, second) =
+                tokio::try_join!(closed_loop(&first, &job, run_for), closed_loop(&second, &job, run_for))?;
+            let answers = [first.answers.len(), second.answers.len()];
+            let mut took: Vec<Duration> = second.answers.iter().map(Answered::took).collect();
+            table.row(vec![
+                json!(format!("{many} and {few}")),
+                json!(scheduling.name()),
+                json!(format!("{} and {}", answers[0], answers[1])),
+                json!((jain(&answers.map(|answers| answers as f64)) * 10_000.0).round() / 10_000.0),
+                json!(percentile_ms(&mut took, 0.5).round()),
+            ]);
+        }
+    }
+    Ok(table)
 }
 
 const WORKERS: usize = 4;
