@@ -1,5 +1,7 @@
 //! The flags of `bench` and their meaning together. Owns names, defaults and checks between flags. Never runs them.
 
+mod unused;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -29,6 +31,27 @@ const CLIENTS_MAX: i64 = 256;
 
 /// Shortest window: a shorter one holds a handful of requests at best.
 const WINDOW_MIN: Duration = Duration::from_millis(50);
+
+/// Most unanswered requests unless `--max-outstanding` says otherwise: far beyond what a mesh answers in time.
+const OUTSTANDING_MAX_DEFAULT: u32 = 1024;
+
+/// Seed unless `--seed` says otherwise: two benches of the same command send at the same times.
+const SEED_DEFAULT: u64 = 1;
+
+/// Warm-up unless `--warmup` says otherwise: a loaded model's first answers are over by then.
+const WARMUP_DEFAULT: Warmup = Warmup::For(1_000_000);
+
+/// Windows of a level unless `--windows-max` says otherwise: a minute of the usual ones.
+const WINDOWS_MAX_DEFAULT: u32 = 10;
+
+/// Difference between windows that agree unless `--stability` says otherwise, as other load tools have it.
+const STABILITY_DEFAULT: f64 = 0.1;
+
+/// Percentile of latency that must agree unless `--percentile` says otherwise: few requests per window decide about it.
+const PERCENTILE_DEFAULT: f64 = 95.0;
+
+/// Part of requests that may violate the threshold unless `--max-violation` says otherwise: as for `submit --slo`.
+const MAX_VIOLATION_DEFAULT: f64 = 0.05;
 
 /// Longest window: a longer one is a typing error.
 const WINDOW_MAX: Duration = Duration::from_secs(3600);
@@ -104,15 +127,15 @@ struct LoadFlags {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Pacing")]
 struct PacingFlags {
-    /// Times between the requests of a rate
-    #[arg(long, value_enum, default_value_t)]
-    distribution: Distribution,
-    /// The same seed gives the same poisson times again
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
-    /// The most unanswered requests of an open loop; further ones are counted but not sent
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    max_outstanding: u32,
+    /// Times between the requests of a rate [default: constant]
+    #[arg(long, value_enum)]
+    distribution: Option<Distribution>,
+    /// The same seed gives the same poisson times again [default: 1]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// The most unanswered requests of an open loop; further ones are counted but not sent [default: 1024]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    max_outstanding: Option<u32>,
     /// Connections, each a client of its own to the mesh; requests go over them in turn
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=CLIENTS_MAX))]
     clients: u16,
@@ -137,9 +160,9 @@ pub(crate) struct RequestFlags {
     /// The promised latency: the broker moves traffic away from workers that break it. Also sets --latency-threshold
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     slo: Option<Duration>,
-    /// The part of requests that may violate --slo (in steps of 0.1%) or --latency-threshold
-    #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = range::parse_percent)]
-    max_violation: f64,
+    /// The part of requests that may violate --slo (in steps of 0.1%) or --latency-threshold [default: 5%]
+    #[arg(long, value_name = "PERCENT", value_parser = range::parse_percent)]
+    max_violation: Option<f64>,
     /// One more model, which takes what the one before it gave; may be repeated
     #[arg(long, value_name = "[NAME=]MODEL", value_parser = stages::parse)]
     pub(crate) then: Vec<Then>,
@@ -149,21 +172,21 @@ pub(crate) struct RequestFlags {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Measuring")]
 struct MeasuringFlags {
-    /// Not counted at the beginning of each level: a time, or `stable` to wait until windows agree
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_warmup)]
-    warmup: Warmup,
+    /// Not counted at the beginning of each level: a time, or `stable` to wait until windows agree [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = parse_warmup)]
+    warmup: Option<Warmup>,
     /// Length of a window
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = units::duration)]
     window: Duration,
-    /// A level ends unstable after this many windows
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(WINDOWS_AGREEING as i64..=10_000))]
-    windows_max: u32,
-    /// Windows agree if throughput and latency differ by at most this
-    #[arg(long, value_name = "PERCENT", default_value = "10%", value_parser = range::parse_percent)]
-    stability: f64,
-    /// The percentile of latency that must agree
-    #[arg(long, value_name = "P", default_value_t = 95.0, value_parser = parse_percentile)]
-    percentile: f64,
+    /// A level ends unstable after this many windows [default: 10]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(WINDOWS_AGREEING as i64..=10_000))]
+    windows_max: Option<u32>,
+    /// Windows agree if throughput and latency differ by at most this [default: 10%]
+    #[arg(long, value_name = "PERCENT", value_parser = range::parse_percent)]
+    stability: Option<f64>,
+    /// The percentile of latency that must agree [default: 95]
+    #[arg(long, value_name = "P", value_parser = parse_percentile)]
+    percentile: Option<f64>,
     /// A request that takes longer violates it (default: --slo)
     #[arg(long, value_name = "TIME", value_parser = units::duration)]
     latency_threshold: Option<Duration>,
@@ -206,29 +229,30 @@ impl Bench {
         self.check()?;
         let Self { load, pacing, request, measuring, .. } = self;
         let replay = load.schedule.as_ref().map_or(Ok(Vec::new()), |path| read_schedule(path, request.items))?;
-        let promise = measuring
-            .latency_threshold
-            .or(request.slo)
-            .map(|latency| Promise { latency_us: micros(latency), violation_max: request.max_violation });
+        let violation_max = request.violation_max();
+        let latency = measuring.latency_threshold.or(request.slo);
+        let promise = latency.map(|latency| Promise { latency_us: micros(latency), violation_max });
         let is_replay = load.schedule.is_some();
-        let until = if is_replay { Until::Replayed } else { Until::Stable { windows_max: measuring.windows_max } };
+        let windows_max = measuring.windows_max.unwrap_or(WINDOWS_MAX_DEFAULT);
+        let until = if is_replay { Until::Replayed } else { Until::Stable { windows_max } };
         let rules = Rules {
             window_us: micros(measuring.window),
             // A replay starts with its first line: the file itself contains the warm-up.
-            warmup: if is_replay { Warmup::For(0) } else { measuring.warmup },
+            warmup: if is_replay { Warmup::For(0) } else { measuring.warmup.unwrap_or(WARMUP_DEFAULT) },
             until,
-            stability: measuring.stability,
-            quantile: measuring.percentile / 100.0,
+            stability: measuring.stability.unwrap_or(STABILITY_DEFAULT),
+            quantile: measuring.percentile.unwrap_or(PERCENTILE_DEFAULT) / 100.0,
             promise,
             moved_min: measuring.moved,
             clients: pacing.clients,
         };
         let slo = request.slo.map(|latency| Slo {
             latency_ms: latency.as_millis() as u32,
-            max_violation_permille: units::whole_permille(request.max_violation).unwrap_or_default(),
+            max_violation_permille: units::whole_permille(violation_max).unwrap_or_default(),
         });
-        let (distribution, seed) = (pacing.distribution, pacing.seed);
-        let outstanding_max = pacing.max_outstanding as usize;
+        let distribution = pacing.distribution.unwrap_or_default();
+        let seed = pacing.seed.unwrap_or(SEED_DEFAULT);
+        let outstanding_max = pacing.max_outstanding.unwrap_or(OUTSTANDING_MAX_DEFAULT) as usize;
         Ok(Plan { sweep: self.sweep(), rules, slo, distribution, seed, outstanding_max, replay })
     }
 
@@ -258,6 +282,9 @@ impl Bench {
         if files.csv.is_some() && files.csv == files.plot {
             return wrong("--csv and --plot name the same file: one would overwrite the other".to_owned());
         }
+        if let Some(unused) = unused::find(self) {
+            return wrong(unused);
+        }
         let clients = u32::from(pacing.clients);
         if let Some(fewest) = load.concurrency.as_ref().and_then(|levels| levels.0.iter().min())
             && *fewest < clients
@@ -273,7 +300,7 @@ impl Bench {
             let (least, most, got) = (units::time(WINDOW_MIN), units::time(WINDOW_MAX), units::time(measuring.window));
             return wrong(format!("--window {got} is out of range: use {least} to {most}"));
         }
-        if measuring.stability == 0.0 || measuring.moved == 0.0 {
+        if measuring.stability == Some(0.0) || measuring.moved == 0.0 {
             return wrong("--stability and --moved must be above 0%: no two windows are the same".to_owned());
         }
         for (flag, time) in [("--slo", request.slo), ("--latency-threshold", measuring.latency_threshold)] {
@@ -287,13 +314,19 @@ impl Bench {
         if request.slo.is_some_and(|slo| slo.as_millis() == 0) {
             return wrong("--slo is told to the broker in whole milliseconds: use at least 1ms".to_owned());
         }
-        if request.slo.is_some() && units::whole_permille(request.max_violation).is_none() {
+        if request.slo.is_some() && units::whole_permille(request.violation_max()).is_none() {
             let text = "--max-violation is told to the broker with --slo, in steps of 0.1%: write fewer digits, or use \
                         --latency-threshold in place of --slo";
             return wrong(text.to_owned());
         }
         debug_assert!(clients <= CONCURRENCY_MAX, "so that a concurrency that fits exists");
         Ok(())
+    }
+}
+
+impl RequestFlags {
+    fn violation_max(&self) -> f64 {
+        self.max_violation.unwrap_or(MAX_VIOLATION_DEFAULT)
     }
 }
 
@@ -349,7 +382,7 @@ mod tests {
         Line::try_parse_from(words).map(|line| line.bench)
     }
 
-    fn plan(line: &str) -> Result<Plan, String> {
+    pub(super) fn plan(line: &str) -> Result<Plan, String> {
         parse(line).unwrap().plan().map_err(|failed| failed.text)
     }
 
