@@ -70,6 +70,14 @@ pub enum ConfigError {
     /// Two `--tenant` flags name the same client.
     #[error("--tenant names {0} twice: leave one of them out")]
     TenantTwice(ClientId),
+    /// A limit of 0, with which the broker serves nobody.
+    #[error("{flag} 0 would refuse every {what}: write 1 or more")]
+    Zero {
+        /// The flag.
+        flag: &'static str,
+        /// What there would be none of.
+        what: &'static str,
+    },
     /// The flag would have no effect.
     #[error("--redis-ca is for rediss:// servers: name one with --redis")]
     CaWithoutRedis,
@@ -87,6 +95,15 @@ impl Config {
         let keys = flags.keys.key_file.as_deref().map(KeyPair::load).transpose().map_err(key_error("--key-file"))?;
         let authorized = flags.keys.authorized_keys.as_deref().map(AuthorizedKeys::load).transpose();
         let authorized = authorized.map_err(key_error("--authorized-keys"))?;
+        for (flag, limit, what) in [
+            ("--queue-max", flags.tuning.queue_max, "task"),
+            ("--tasks-max", flags.tuning.tasks_max, "task"),
+            ("--workers-max", flags.tuning.workers_max, "worker"),
+        ] {
+            if limit == 0 {
+                return Err(ConfigError::Zero { flag, what });
+            }
+        }
         let epoch = Epoch(unix_ms());
         let store = store_settings(flags, epoch)?;
         let (tuning, scheduling) = (&flags.tuning, &flags.scheduling);
@@ -216,6 +233,9 @@ mod tests {
                 ],
                 ["--tenant", "twice"],
             ),
+            (&["--queue-max", "0"], ["--queue-max 0 would refuse every task", "write 1 or more"]),
+            (&["--tasks-max", "0"], ["--tasks-max 0 would refuse every task", "write 1 or more"]),
+            (&["--workers-max", "0"], ["--workers-max 0 would refuse every worker", "write 1 or more"]),
             (&["--key-file", "/nowhere/key", "--authorized-keys", "/nowhere/list"], ["--key-file", "/nowhere/key"]),
         ] {
             let complaint = config(flags).unwrap_err().to_string();
