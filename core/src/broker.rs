@@ -26,6 +26,7 @@ mod obstacle;
 mod occupancy;
 mod outcomes;
 mod outgrown;
+mod pace;
 mod placement;
 mod predict;
 mod preloads;
@@ -63,6 +64,7 @@ pub use stats::{Counters, Gauges};
 use crate::{Clock, MonoTime, Rule, due::Due};
 use outcomes::Errors;
 use outgrown::Outgrown;
+use pace::Pace;
 use preloads::Preloads;
 use queue::Queue;
 use refusals::TurnedAway;
@@ -83,6 +85,8 @@ pub struct Broker {
     twins: Twins,
     tasks: Tasks,
     queue: Queue,
+    /// Of each lane.
+    paces: [Pace; 2],
     slos: Slos,
     turned_away: TurnedAway,
     /// Errors of earlier predictions.
@@ -109,6 +113,7 @@ impl Broker {
             twins: Twins::default(),
             tasks: Tasks::default(),
             queue: Queue::new(config.weights_in_force(), config.ages_in_turn()),
+            paces: Default::default(),
             slos: Slos::new(config.rules),
             turned_away: TurnedAway::default(),
             clock: Clock::new(config.rules),

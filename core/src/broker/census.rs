@@ -13,6 +13,7 @@ impl Broker {
             twins,
             tasks,
             queue,
+            paces,
             slos,
             turned_away,
             preloads,
@@ -31,6 +32,7 @@ impl Broker {
         twins.census(workers.len(), census);
         tasks.census(config, census);
         queue.census(tasks.live(), census);
+        paces.iter().for_each(|pace| pace.census(census));
         slos.census(|id| workers.get(id).is_some(), census);
         turned_away.census(census);
         preloads.census(census);

@@ -93,7 +93,7 @@ impl Broker {
         let id = spec.task;
         let (lane, tenant) = (self.config.lane(&spec), self.config.tenant(spec.client));
         (spec.lane, spec.priority) = (Some(lane), spec.priority.min(tenant.priority_max));
-        if let Some((failure, retry_after_ms)) = self.no_place_for(&spec, &standing, lane) {
+        if let Some((failure, retry_after_ms)) = self.no_place_for(now, &spec, &standing, lane) {
             return self.turn_away(now, peer, spec, failure, retry_after_ms);
         }
         self.turned_away.forget(id);
@@ -106,6 +106,7 @@ impl Broker {
         if let Some(failure) = self.hopeless(now, &mut task, &standing) {
             return self.refuse_for_good(now, peer, task, failure);
         }
+        self.joins_lane(&task);
         task.is_judged = self.is_settled(now);
         self.counters.submitted += 1;
         task.promise.stream = self.slos.stream(now, &task.spec);
@@ -400,7 +401,7 @@ impl Broker {
         let is_in_store =
             matches!(task.row, Row::Confirmed(_)) || !self.config.rules.holds(Rule::AcknowledgeAfterStore);
         let durable = task.has_row() && task.state != State::Storing && is_in_store;
-        let (peer, starts_in_ms) = (task.owner.peer, self.starts_in_ms(task, position));
+        let (peer, starts_in_ms) = (task.owner.peer, self.starts_in_ms(now, task, position));
         let queued = Queued { task: id, position, reason, no_worker_fits, starts_in_ms, durable };
         self.tell_client(peer, BrokerToClient::Queued(queued));
     }
@@ -423,13 +424,18 @@ impl Broker {
         reasons::waits_for(task, &self.workers, self.is_settled(now))
     }
 
-    /// Predicted time until a waiting task is placed; `None` if nobody has measured its model.
-    fn starts_in_ms(&self, task: &Task, position: u32) -> Option<u32> {
+    /// Predicted time until a waiting task is placed: by what the tasks before it cost if that was measured, else by the
+    /// lane's pace. `None` if neither is known.
+    fn starts_in_ms(&self, now: MonoTime, task: &Task, position: u32) -> Option<u32> {
         let lane = task.is_queued().then(|| task.lane())?;
-        let is_measured = self.workers.fleet().run_us(task.spec.model.digest, 1) > 0;
+        let pace = &self.paces[lane.index()];
         let slots = u64::from(self.workers.totals().usable_slots(lane));
-        let before_us = self.queue.several_us(lane, position).checked_div(slots).filter(|_| is_measured)?;
-        Some(u32::try_from(before_us / 1000).unwrap_or(u32::MAX))
+        let before_us = if pace.is_assumed {
+            pace.time_for_us(now, u64::from(position) + 1)
+        } else {
+            self.queue.several_us(lane, position).checked_div(slots)
+        };
+        Some(u32::try_from(before_us? / 1000).unwrap_or(u32::MAX))
     }
 
     /// Tells a client that holds an attempt whether the attempt's worker is heard.

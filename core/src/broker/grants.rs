@@ -47,6 +47,9 @@ impl Broker {
         let Some(task) = self.tasks.get_mut(id) else { return };
         if let Some(rank) = task.rank.filter(|_| !std::mem::replace(&mut task.is_dispatched, true)) {
             self.queue.dispatched(&rank, task.spec.client, self.config.tenant(task.spec.client));
+            if self.queue.lane_len(rank.key.lane) > 0 {
+                self.paces[rank.key.lane.index()].started(now);
+            }
         }
         task.track.begin(Last { worker, epoch, name });
         task.state = State::Granted { at: Place { worker, epoch, direction }, until };

@@ -86,7 +86,13 @@ impl Broker {
     }
 
     /// The reason why there is no place for a new task, if so, and the wait before a retry in milliseconds.
-    pub(super) fn no_place_for(&mut self, spec: &TaskSpec, standing: &Standing, lane: Lane) -> Option<(Failure, u32)> {
+    pub(super) fn no_place_for(
+        &mut self,
+        now: MonoTime,
+        spec: &TaskSpec,
+        standing: &Standing,
+        lane: Lane,
+    ) -> Option<(Failure, u32)> {
         let is_waiting = !matches!(standing, Standing::Holding { .. });
         // A task that is already at work, as after a restart, is not turned away because of waiting tasks.
         let tasks_max = if is_waiting { self.config.tasks_max } else { self.config.tasks_max.saturating_mul(2) };
@@ -97,14 +103,7 @@ impl Broker {
         }
         if is_waiting && self.queue.lane_len(lane) >= self.config.queue_max {
             self.counters.refused_busy += 1;
-            let drain_ms = self.drain_us(lane) / MS_US;
-            let retry = (drain_ms / DRAINED_PART).clamp(u64::from(RETRY_AFTER_MS), RETRY_AFTER_MS_MAX) as u32;
-            let text = format!(
-                "as many tasks wait in the {lane} lane as this broker takes; they need about {} s: try again in {} s",
-                drain_ms.div_ceil(1000),
-                retry.div_ceil(1000)
-            );
-            return Some((Failure::new(ErrorCode::Busy, text), retry));
+            return Some(self.full(now, lane));
         }
         if spec.detached && !self.store_ok {
             self.counters.refused_store += 1;
@@ -126,9 +125,31 @@ impl Broker {
         self.tell_client(Some(peer), BrokerToClient::Ended(ended));
     }
 
-    /// Predicted time until all tasks that now wait in the lane have gone to a worker, microseconds.
-    fn drain_us(&self, lane: Lane) -> u64 {
-        self.queue.cost_us(lane) / u64::from(self.workers.totals().usable_slots(lane).max(1))
+    /// What is told of a full lane, and the wait before a retry in milliseconds.
+    fn full(&self, now: MonoTime, lane: Lane) -> (Failure, u32) {
+        let (they_need, retry_ms) = match self.drain_us(now, lane) {
+            Some(drain_us) => {
+                let drain_ms = drain_us / MS_US;
+                let retry = (drain_ms / DRAINED_PART).clamp(u64::from(RETRY_AFTER_MS), RETRY_AFTER_MS_MAX) as u32;
+                (format!("they need about {} s", drain_ms.div_ceil(1000)), retry)
+            }
+            None => ("nobody has measured yet how long they need".to_owned(), RETRY_AFTER_MS),
+        };
+        let text = format!(
+            "as many tasks wait in the {lane} lane as this broker takes; {they_need}: try again in {} s",
+            retry_ms.div_ceil(1000)
+        );
+        (Failure::new(ErrorCode::Busy, text), retry_ms)
+    }
+
+    /// Predicted time until all tasks that now wait in the lane have gone to a worker, microseconds: by what they cost
+    /// if that was measured, else by the lane's pace. `None` if neither is known.
+    fn drain_us(&self, now: MonoTime, lane: Lane) -> Option<u64> {
+        let pace = &self.paces[lane.index()];
+        if pace.is_assumed {
+            return pace.time_for_us(now, self.queue.lane_len(lane) as u64);
+        }
+        Some(self.queue.cost_us(lane) / u64::from(self.workers.totals().usable_slots(lane).max(1)))
     }
 
     /// The reason to refuse a task for good, if any. A task that its client holds at a worker, as after a restart, is

@@ -1,6 +1,8 @@
 //! Short stories of waiting tasks and those that must not overtake them. Owns what is expected of the scheduler there.
 
-use proto_msgs::{Attempt, Digest, ErrorCode, LabelRule, Lane, ModelCost, Packing, Slo, Standing, Submit};
+use proto_msgs::{
+    Attempt, Digest, ErrorCode, LabelRule, Lane, ModelCost, Outcome, Packing, Queued, Slo, Standing, Submit,
+};
 
 use super::{
     super::{Config, Policy},
@@ -35,6 +37,40 @@ fn gone_before(packs: bool, change: impl Fn(&mut Submit)) -> usize {
         }
     }
     panic!("it starves");
+}
+
+#[test]
+fn a_time_is_told_only_if_the_waiting_tasks_were_measured_or_seen_to_start() {
+    let mut mesh = Mesh::new(Config { queue_max: 40, ..Config::default() });
+    mesh.register(0, [0, 1], |_| {});
+    mesh.submit_all(0..42, 1, |submit| submit.spec.items = 64);
+    let told = |mesh: &Mesh, number| match &mesh.ends[&task(number)] {
+        (Outcome::Failed(failure), retry_ms) => (failure.text.clone(), *retry_ms),
+        other => panic!("{other:?}"),
+    };
+    let (text, retry_ms) = told(&mesh, 41);
+    assert!(text.ends_with("nobody has measured yet how long they need: try again in 1 s"), "{text}");
+    assert_eq!((retry_ms, mesh.queued[&task(40)].starts_in_ms), (Some(1000), None));
+
+    // One task starts every two seconds, so the forty need eighty seconds.
+    for started in 0..10 {
+        mesh.wait(2000 * MS);
+        mesh.close(mesh.grants[started].id);
+        mesh.submit(100 + started as u32, 1, |_| {});
+    }
+    mesh.wait(2000 * MS);
+    mesh.submit(200, 1, |_| {});
+    let (text, retry_ms) = told(&mesh, 200);
+    assert!(text.ends_with("they need about 80 s: try again in 8 s"), "{text}");
+    assert_eq!(retry_ms, Some(8000));
+    mesh.says(task(30), Standing::Asking);
+    let Queued { position, starts_in_ms, .. } = mesh.queued[&task(30)];
+    assert_eq!((position, starts_in_ms), (19, Some(40_000)));
+
+    // While nothing starts, the time grows.
+    mesh.wait(60_000 * MS);
+    mesh.submit(201, 1, |_| {});
+    assert!(told(&mesh, 201).0.contains("they need about 320 s"), "{}", told(&mesh, 201).0);
 }
 
 #[test]

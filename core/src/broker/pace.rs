@@ -1,0 +1,63 @@
+//! Watches how fast the waiting tasks of a lane go to workers. Owns when that may be told as a time. Never: what a task
+//! costs.
+
+use std::collections::VecDeque;
+
+use super::{Broker, predict, task::Task};
+use crate::{Census, MonoTime};
+
+/// Starts that are remembered: a busy lane's last second or so, and a slow lane's last minutes.
+const STARTS_KEPT: usize = 256;
+
+/// Fewer starts than these say nothing about the next ones: workers' slots free themselves several at a time.
+const STARTS_MIN: usize = 4;
+
+/// The pace of one lane since tasks wait in it.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// The last starts, oldest first.
+    starts: VecDeque<MonoTime>,
+    /// A task came whose models nobody had measured: what the waiting tasks cost is in part assumed.
+    pub(super) is_assumed: bool,
+}
+
+impl Pace {
+    /// The first task comes to an empty lane.
+    fn restart(&mut self) {
+        self.starts.clear();
+        self.is_assumed = false;
+    }
+
+    /// A task went to a worker while others waited.
+    pub(super) fn started(&mut self, now: MonoTime) {
+        if self.starts.len() == STARTS_KEPT {
+            self.starts.pop_front();
+        }
+        self.starts.push_back(now);
+    }
+
+    /// Time in which this many tasks start if they go on as lately, microseconds; `None` if too few have started. It
+    /// grows while nothing starts.
+    pub(super) fn time_for_us(&self, now: MonoTime, tasks: u64) -> Option<u64> {
+        let oldest = self.starts.front().filter(|_| self.starts.len() >= STARTS_MIN)?;
+        let (watched_us, starts) = (now.as_micros().saturating_sub(oldest.as_micros()), self.starts.len() as u64);
+        Some((u128::from(watched_us) * u128::from(tasks) / u128::from(starts)).try_into().unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn census(&self, census: &mut Census<'_>) {
+        let Self { starts, is_assumed: _ } = self;
+        census.lasting("starts remembered", starts.len(), STARTS_KEPT);
+    }
+}
+
+impl Broker {
+    /// A task is about to wait in its lane.
+    pub(super) fn joins_lane(&mut self, task: &Task) {
+        let is_measured = predict::models(task).all(|(digest, _)| self.workers.fleet().run_us(digest, 1) > 0);
+        let (pace, waiting) = (&mut self.paces[task.lane().index()], self.queue.lane_len(task.lane()));
+        if waiting == 0 {
+            pace.restart();
+        }
+        pace.is_assumed |= !is_measured;
+    }
+}
