@@ -418,6 +418,13 @@ impl Broker {
                 "workers were lost while they had it, and it is not known yet whether it was the cause",
             );
         }
+        let has_failed_everywhere = (1..=task.doubts.avoid.len()).contains(&self.workers.len());
+        let is_silent = |worker: &Worker| task.doubts.is_silent(worker.id(), worker.seen);
+        if has_failed_everywhere && self.workers.after(None).all(is_silent) {
+            return Waits::for_now(
+                "the workers that fit were cut off from it or failed it, and have not been heard since",
+            );
+        }
         if task.doubts.is_pausing(now) && self.workers.len() <= task.doubts.avoid.len() {
             return Waits::for_now("the workers that fit failed it a moment ago and get a while to recover");
         }

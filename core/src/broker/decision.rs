@@ -61,6 +61,8 @@ pub(super) enum Obstacle {
     Suspicion,
     /// The worker failed the task, and no other can take it: it gets a while to recover.
     Pausing,
+    /// The worker failed the task, mostly by being cut off, and may be dead: nothing has been heard of it since.
+    Silent,
     /// The worker has said that what the task brings never fits its quota.
     Quota,
     CoresPromised,
@@ -98,6 +100,7 @@ impl Obstacle {
             Self::KeepsNoMore => "keeps as many results of detached tasks as it may".to_owned(),
             Self::Suspicion => "waits until it is known whether the task kills workers".to_owned(),
             Self::Pausing => "failed the task, or had no place for it, a moment ago".to_owned(),
+            Self::Silent => "was cut off from the task or failed it, and has not been heard since".to_owned(),
             Self::Quota => "has too small a quota for what the task brings".to_owned(),
             Self::CoresPromised => "its cores are promised to others".to_owned(),
             Self::MemoryPromised => "its memory is promised to others".to_owned(),

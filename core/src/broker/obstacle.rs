@@ -102,7 +102,9 @@ fn suspicion(task: &Task, _: &Worker, _: MonoTime) -> Option<Obstacle> {
 }
 
 fn pausing(task: &Task, worker: &Worker, at: MonoTime) -> Option<Obstacle> {
-    task.doubts.is_left_alone(worker.id(), worker.seen, at).then_some(Obstacle::Pausing)
+    let is_silent = task.doubts.is_silent(worker.id(), worker.seen);
+    let obstacle = if is_silent { Obstacle::Silent } else { Obstacle::Pausing };
+    task.doubts.is_left_alone(worker.id(), worker.seen, at).then_some(obstacle)
 }
 
 /// Not a permanent filter: what one worker has said of its quota does not speak for its kind.

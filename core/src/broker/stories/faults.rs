@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proto_msgs::{AttemptReport, AttemptState, Epoch, ErrorCode, Grant, Outcome, Slo};
+use proto_msgs::{AttemptReport, AttemptState, Epoch, ErrorCode, Grant, Outcome, Slo, Standing};
 
 use super::{
     super::Config,
@@ -86,6 +86,10 @@ fn a_worker_that_was_cut_off_is_asked_again_once_it_is_heard() {
     mesh.lost(&grant, ErrorCode::Unreachable);
     mesh.wait(4000 * MS);
     assert_eq!((mesh.grants.len(), mesh.code(0)), (1, None), "it may be dead: the task keeps its attempts");
+    let against = mesh.why(0, 1).candidates.remove(0).against;
+    assert_eq!(against, ["was cut off from the task or failed it, and has not been heard since"]);
+    mesh.says(task(0), Standing::Asking);
+    assert!(mesh.queued[&task(0)].reason.ends_with("have not been heard since"), "{:?}", mesh.queued[&task(0)]);
     mesh.beat(0, |_| {});
     assert_eq!(mesh.grants.len(), 2);
 }

@@ -95,8 +95,12 @@ impl Doubts {
     /// Whether the worker failed the task and shall not be asked again yet: it gets a while to recover, or nothing was
     /// heard of it since. `heard`: its last sign of life.
     pub(crate) fn is_left_alone(&self, worker: WorkerId, heard: MonoTime, now: MonoTime) -> bool {
-        let is_silent = self.cut_off_at.is_some_and(|at| heard <= at);
-        (is_silent || self.is_pausing(now)) && self.avoid.contains(&worker)
+        self.is_silent(worker, heard) || self.is_pausing(now) && self.avoid.contains(&worker)
+    }
+
+    /// Whether the worker failed the task and has not been heard since an attempt was lost with its connection.
+    pub(crate) fn is_silent(&self, worker: WorkerId, heard: MonoTime) -> bool {
+        self.cut_off_at.is_some_and(|at| heard <= at) && self.avoid.contains(&worker)
     }
 
     /// Whether the worker could not be reached in this direction.
