@@ -70,8 +70,9 @@ pub struct Worker {
     broker_clock: Option<(u64, MonoTime)>,
     /// When the broker last acknowledged a heartbeat.
     broker_heard: MonoTime,
-    /// Time from a heartbeat to its answer, smoothed as in RFC 6298; `None` before the first answer.
-    broker_rtt: Option<Duration>,
+    /// Time from a heartbeat to its answer, smoothed as in RFC 6298, and the number of the heartbeat that was answered
+    /// last: a doubled answer says nothing new. `None` before the first answer.
+    broker_rtt: Option<(Duration, u64)>,
     /// When clients are told of new phases.
     next_news: Option<MonoTime>,
     /// Set while draining: when the remaining attempts are stopped.
@@ -233,7 +234,7 @@ impl Worker {
             held: self.sample.held.clone(),
             warm: self.sample.warm.clone(),
             link_bytes_per_s: self.sample.link_bytes_per_s,
-            broker_rtt_us: u32::try_from(self.broker_rtt.map_or(0, |rtt| rtt.as_micros())).unwrap_or(u32::MAX),
+            broker_rtt_us: u32::try_from(self.broker_rtt.map_or(0, |(rtt, _)| rtt.as_micros())).unwrap_or(u32::MAX),
             lanes: self.lane_loads(),
             costs: self.costs.said(),
         };
@@ -248,9 +249,9 @@ impl Worker {
             return;
         }
         self.broker_heard = now;
-        if ack.seq == self.seq {
+        if ack.seq == self.seq && self.broker_rtt.is_none_or(|(_, answered)| answered < ack.seq) {
             let rtt = now.since(self.last_heartbeat);
-            self.broker_rtt = Some(self.broker_rtt.map_or(rtt, |known| (known * 7 + rtt) / 8));
+            self.broker_rtt = Some((self.broker_rtt.map_or(rtt, |(known, _)| (known * 7 + rtt) / 8), ack.seq));
         }
         self.clock_told(ack.broker_unix_ms, now);
         // Once per heartbeat interval: a broker that keeps refusing is not asked as fast as it can answer.

@@ -122,9 +122,12 @@ fn a_worker_tells_how_long_the_broker_takes_to_answer() {
         now = now + Duration::from_millis(answer_after_ms);
         let (epoch, seq, forget, stop) = (heartbeat.epoch, heartbeat.seq, Vec::new(), Vec::new());
         let ack = HeartbeatAck { worker: heartbeat.worker, epoch, seq, known: true, broker_unix_ms: 0, forget, stop };
-        said = worker.handle(now, Event::BrokerSaid(BrokerToWorker::HeartbeatAck(ack)));
+        said = worker.handle(now, Event::BrokerSaid(BrokerToWorker::HeartbeatAck(ack.clone())));
+        // The network delivers the answer twice.
+        now = now + Duration::from_millis(100);
+        said.extend(worker.handle(now, Event::BrokerSaid(BrokerToWorker::HeartbeatAck(ack))));
     }
-    assert_eq!(told_us, [0, 8000, 9000], "each answer moves it by an eighth");
+    assert_eq!(told_us, [0, 8000, 9000], "the first answer to each heartbeat moves it by an eighth");
 }
 
 fn heartbeat_in(action: &Action) -> Option<&Heartbeat> {
