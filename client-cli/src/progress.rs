@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use mesh_sdk::{News, Phase};
 
 use crate::{
@@ -62,7 +62,8 @@ impl Progress {
             (false, _) => Shown::Nothing,
             (true, 0 | 1) => Shown::One(ProgressBar::new_spinner().with_style(style("{spinner} {msg} ({elapsed})"))),
             (true, items) => {
-                let bar = style("{bar:30} {pos}/{len}  {rate}  {eta} left  {msg}").with_key("rate", write_rate);
+                let bar = style("{bar:30} {pos}/{len}  {rate}  {left}{msg}");
+                let bar = bar.with_key("rate", write_rate).with_key("left", write_left);
                 Shown::Many(ProgressBar::new(items as u64).with_style(bar))
             }
         };
@@ -236,6 +237,16 @@ fn write_rate(state: &ProgressState, out: &mut dyn std::fmt::Write) {
     let _ = write!(out, "{:.1}/s", state.per_sec());
 }
 
+/// Writes the time until all items have ended. Nothing is known of it before the first one has.
+fn write_left(state: &ProgressState, out: &mut dyn std::fmt::Write) {
+    // Writing to memory does not fail.
+    let _ = out.write_str(&left(state.pos(), state.eta()));
+}
+
+fn left(ended: u64, time: Duration) -> String {
+    if ended == 0 { String::new() } else { format!("{:#} left  ", HumanDuration(time)) }
+}
+
 #[cfg(test)]
 mod tests {
     use mesh_sdk::{Attempt, Lane, WorkerId};
@@ -270,6 +281,12 @@ mod tests {
         let (reason, no_worker_fits) = ("no connected worker can ever run it".into(), true);
         let in_vain = News::Queued { position: 3, reason, no_worker_fits, starts_in: None };
         assert_eq!(progress.describe(in_vain), "waiting: no connected worker can ever run it", "its place is no help");
+    }
+
+    #[test]
+    fn the_time_left_is_told_once_an_item_has_ended() {
+        assert_eq!(left(0, Duration::ZERO), "");
+        assert_eq!(left(1, Duration::from_secs(30)), "30s left  ");
     }
 
     #[test]
