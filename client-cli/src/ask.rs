@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use mesh_sdk::{AskError, Mesh, Outcome, TaskId, TaskResult, TaskStanding, TaskView, WorkerId};
+use mesh_sdk::{AskError, Mesh, Outcome, TaskError, TaskId, TaskResult, TaskStanding, TaskView, WorkerId};
 use mesh_transport::{KeyPair, keys};
 use serde_json::json;
 use tokio::sync::watch::Receiver;
@@ -281,12 +281,15 @@ async fn fetch_one(
     let followed = until_end(&mut handle, stop, |news| progress.news(&item, news, &global.broker)).await;
     progress.finish();
     let is_done = followed.is_ok();
+    let is_over = is_done || matches!(followed, Err(Unfinished::Task(TaskError::Failed(_))));
     let mut reports = fetched(task, folder, followed);
-    // The task's own times. They are rarely missing: if the broker has forgotten the task, or is gone.
-    let view = match is_done {
+    // The task's own times, and its worker. They are rarely missing: if the broker has forgotten the task, or is gone.
+    let view = match is_over {
         true => unless_stopped(stop, mesh.status(task)).await.ok().and_then(Result::ok),
         false => None,
     };
+    let worker = view.as_ref().and_then(|view| view.worker.clone());
+    reports.iter_mut().for_each(|report| report.failed_at.clone_from(&worker));
     let took = view.as_ref().and_then(|view| Some(view.ended_unix_ms?.saturating_sub(view.submitted_unix_ms)));
     let took = took.map(Duration::from_millis);
     took.into_iter().for_each(|took| reports.iter_mut().for_each(|report| report.set_took(took)));
@@ -319,16 +322,16 @@ fn fetched(id: TaskId, folder: Option<&Path>, followed: Result<TaskResult, Unfin
             if matches!(unfinished, Unfinished::Stopped(_)) {
                 failed.text = "stopped waiting; the task itself goes on".to_owned();
             }
-            vec![Report { item: id.to_string(), task, end: Err(failed) }]
+            vec![Report { item: id.to_string(), task, failed_at: None, end: Err(failed) }]
         }
         Ok(result) if result.outputs.items() <= 1 => {
-            vec![Report { item: id.to_string(), task, end: done(&result, 0, folder) }]
+            vec![Report { item: id.to_string(), task, failed_at: None, end: done(&result, 0, folder) }]
         }
         Ok(result) => {
             let report = |place: u32| {
                 let item = format!("item-{}", place + 1);
                 let folder = folder.map(|folder| folder.join(&item));
-                Report { end: done(&result, place, folder.as_deref()), item, task }
+                Report { end: done(&result, place, folder.as_deref()), item, task, failed_at: None }
             };
             (0..result.outputs.items()).map(report).collect()
         }

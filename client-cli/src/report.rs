@@ -32,6 +32,8 @@ pub(crate) struct Report {
     pub(crate) item: String,
     /// `None` if nothing was submitted.
     pub(crate) task: Option<TaskId>,
+    /// The worker that had a failed item last, if one had it.
+    pub(crate) failed_at: Option<(WorkerId, String)>,
     pub(crate) end: Result<Done, Failed>,
 }
 
@@ -122,8 +124,13 @@ impl Report {
         Some(self.end.as_ref().ok()?.worker.as_ref()?.0)
     }
 
+    /// The worker that did the item, or had it last.
+    fn last_worker(&self) -> Option<&(WorkerId, String)> {
+        self.end.as_ref().map_or(self.failed_at.as_ref(), |done| done.worker.as_ref())
+    }
+
     fn worker(&self) -> Option<&str> {
-        Some(self.end.as_ref().ok()?.worker.as_ref()?.1.as_str())
+        self.last_worker().map(|(_, name)| name.as_str())
     }
 
     /// The item's part of the document, also its `result.json`.
@@ -137,7 +144,7 @@ impl Report {
             "item": self.item,
             "task": self.task.map(|task| task.to_string()),
             "state": self.state(),
-            "worker": done.and_then(|done| done.worker.as_ref()).map(|(id, name)| json!({ "id": id.to_string(), "name": name })),
+            "worker": self.last_worker().map(|(id, name)| json!({ "id": id.to_string(), "name": name })),
             "attempts": done.map(|done| done.attempts),
             "lane": done.and_then(|done| done.lane).map(Lane::name),
             "task_items": done.map(|done| done.task_items),

@@ -282,7 +282,7 @@ async fn some(shared: Arc<Shared>, work: Vec<Work>, reports: Reports, mut stop: 
     }
     for (index, item, failure) in failed {
         // The collector outlives everything that reports to it.
-        let _ = reports.send((index, Report { item, task: None, end: Err(failure) })).await;
+        let _ = reports.send((index, Report { item, task: None, failed_at: None, end: Err(failure) })).await;
     }
     let mut running = JoinSet::new();
     for bunch in loaded {

@@ -37,12 +37,23 @@ fn done(item: &str, worker: &str, value: f64) -> Report {
         outputs,
         is_cut: false,
     });
-    Report { item: item.into(), task: Some(TaskId::from_bytes([2; 16])), end }
+    Report { item: item.into(), task: Some(TaskId::from_bytes([2; 16])), failed_at: None, end }
 }
 
 fn failed(item: &str) -> Report {
     let end = Err(Failed::new(exit::BAD_INPUT, "MODEL_INPUT_MISMATCH", "x has 3 bytes"));
-    Report { item: item.into(), task: None, end }
+    Report { item: item.into(), task: None, failed_at: None, end }
+}
+
+#[test]
+fn a_failed_item_names_the_worker_that_had_it_last() {
+    let at = WorkerId::from_bytes([3; 16]);
+    let report = Report { failed_at: Some((at, "pi-4".into())), ..failed("a") };
+    assert_eq!(report.to_json()["worker"], json!({ "id": at.to_string(), "name": "pi-4" }));
+    assert_eq!(report.line()[2], "pi-4");
+    assert_eq!(failed("a").to_json()["worker"], Value::Null, "it was never sent");
+    let shares = job(vec![report, done("b", "pi-5", 0.5)]).summary_text();
+    assert!(!shares.contains("pi-4"), "a failure is no share of the work: {shares}");
 }
 
 fn job(reports: Vec<Report>) -> Job {
@@ -127,7 +138,7 @@ fn workers_that_could_have_had_items_and_got_none_are_counted() {
 #[test]
 fn a_failure_cannot_command_the_terminal() {
     let end = Err(Failed::new(exit::RUN_FAILED, "RUN_FAILED", "bad\x1b[31m\nmore"));
-    let text = job(vec![Report { item: "a".into(), task: None, end }]).failures_text();
+    let text = job(vec![Report { item: "a".into(), task: None, failed_at: None, end }]).failures_text();
     assert_eq!(text, "mesh-client: RUN_FAILED: bad\u{fffd}[31m\nmore\n");
     assert!(done("a", "ev\x1bil\n", 0.5).to_text().starts_with("done on ev\u{fffd}il\u{fffd} in "));
 }

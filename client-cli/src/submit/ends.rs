@@ -56,7 +56,7 @@ impl<'a> Ends<'a> {
         // An item without a report is a bug, which has been printed.
         let lost = || Failed::new(exit::INTERNAL, "INTERNAL", "the program lost track of this item");
         let report = |(report, item): (Option<Report>, String)| {
-            report.unwrap_or_else(|| Report { item, task: None, end: Err(lost()) })
+            report.unwrap_or_else(|| Report { item, task: None, failed_at: None, end: Err(lost()) })
         };
         let reports = self.reports.into_iter().zip(names).map(report).collect();
         self.fault.map_or(Ok((reports, self.kept)), Err)

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_sdk::{ErrorCode, SubmitError, TaskError, TaskHandle, TaskId, TaskResult, Update};
+use mesh_sdk::{ErrorCode, News, SubmitError, TaskError, TaskHandle, TaskId, TaskResult, Update, WorkerId};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -85,18 +85,27 @@ impl Unfinished {
     }
 }
 
+/// The end of one task.
+struct Whole {
+    /// `None` if it was never sent.
+    task: Option<TaskId>,
+    /// The worker that had it last.
+    worker: Option<(WorkerId, String)>,
+    end: Result<TaskResult, Unfinished>,
+}
+
 /// Follows the items to their ends.
 pub(super) async fn bunch(shared: Arc<Shared>, bunch: Bunch, reports: Reports, stop: watch::Receiver<Option<Stop>>) {
     let began = Instant::now();
     let mut stopping = stop.clone();
-    let (task, end) = whole(&shared, &bunch, began, &mut stopping).await;
-    let apart = match &end {
+    let whole = follow(&shared, &bunch, began, &mut stopping).await;
+    let apart = match &whole.end {
         Err(unfinished) if bunch.count() > 1 && unfinished.blames_an_item() => bunch.apart().ok(),
         _ => None,
     };
-    let at_once = if end.as_ref().err().is_some_and(Unfinished::takes_workers_down) { 1 } else { APART_AT_ONCE };
-    let Some(apart) = apart else { return report(&shared, &bunch, task, end, &reports).await };
-    tracing::info!(?task, items = bunch.count(), "one of the items failed the task: each is tried alone");
+    let at_once = if whole.end.as_ref().err().is_some_and(Unfinished::takes_workers_down) { 1 } else { APART_AT_ONCE };
+    let Some(apart) = apart else { return report(&shared, &bunch, whole, &reports).await };
+    tracing::info!(task = ?whole.task, items = bunch.count(), "one of the items failed the task: each is tried alone");
     let mut running = JoinSet::new();
     for single in apart {
         if running.len() >= at_once {
@@ -104,20 +113,15 @@ pub(super) async fn bunch(shared: Arc<Shared>, bunch: Bunch, reports: Reports, s
         }
         let (shared, reports, mut stop) = (shared.clone(), reports.clone(), stop.clone());
         running.spawn(async move {
-            let (task, end) = whole(&shared, &single, began, &mut stop).await;
-            report(&shared, &single, task, end, &reports).await;
+            let whole = follow(&shared, &single, began, &mut stop).await;
+            report(&shared, &single, whole, &reports).await;
         });
     }
     while running.join_next().await.is_some() {}
 }
 
 /// Submits one task, again as long as the mesh is full, and follows it to its end.
-async fn whole(
-    shared: &Shared,
-    bunch: &Bunch,
-    began: Instant,
-    stop: &mut watch::Receiver<Option<Stop>>,
-) -> (Option<TaskId>, Result<TaskResult, Unfinished>) {
+async fn follow(shared: &Shared, bunch: &Bunch, began: Instant, stop: &mut watch::Receiver<Option<Stop>>) -> Whole {
     let name = bunch.name();
     loop {
         let mut task = shared.template.clone().inputs(bunch.inputs.iter().cloned()).items(bunch.count());
@@ -126,24 +130,30 @@ async fn whole(
         }
         let mut handle = match shared.mesh.submit(task).await {
             Ok(handle) => handle,
-            Err(error) => return (None, Err(Unfinished::NotSent(error))),
+            Err(error) => return Whole { task: None, worker: None, end: Err(Unfinished::NotSent(error)) },
         };
-        let id = Some(handle.id());
-        let end = until_end(&mut handle, stop, |news| shared.progress().news(&name, news, &shared.broker)).await;
+        let (task, mut worker) = (Some(handle.id()), None);
+        let on_news = |news| {
+            if let News::Placed { worker: id, worker_name, .. } = &news {
+                worker = Some((*id, worker_name.clone()));
+            }
+            shared.progress().news(&name, news, &shared.broker);
+        };
+        let end = until_end(&mut handle, stop, on_news).await;
         let wait = match &end {
             Err(Unfinished::Task(TaskError::Busy { failure, retry_after })) if !shared.no_wait => {
                 let wait = spread((*retry_after).clamp(BUSY_WAIT_MIN, BUSY_WAIT_MAX), handle.id());
                 shared.progress().full(&failure.text, wait);
                 wait
             }
-            _ => return (id, end),
+            _ => return Whole { task, worker, end },
         };
         let left = shared.deadline.map(|deadline| deadline.saturating_sub(began.elapsed()));
         if left.is_some_and(|left| left <= wait) {
-            return (id, end);
+            return Whole { task, worker, end };
         }
         if let Err(stop) = unless_stopped(stop, tokio::time::sleep(wait)).await {
-            return (id, Err(Unfinished::Stopped(stop)));
+            return Whole { task, worker, end: Err(Unfinished::Stopped(stop)) };
         }
     }
 }
@@ -159,7 +169,7 @@ fn spread(wait: Duration, task: TaskId) -> Duration {
 pub(crate) async fn until_end(
     handle: &mut TaskHandle,
     stop: &mut watch::Receiver<Option<Stop>>,
-    mut on_news: impl FnMut(mesh_sdk::News),
+    mut on_news: impl FnMut(News),
 ) -> Result<TaskResult, Unfinished> {
     let stop = loop {
         tokio::select! {
@@ -180,13 +190,8 @@ pub(crate) async fn until_end(
 }
 
 /// Reports the task's end for each item. Outputs are summed up and written on a blocking thread.
-async fn report(
-    shared: &Shared,
-    bunch: &Bunch,
-    task: Option<TaskId>,
-    end: Result<TaskResult, Unfinished>,
-    reports: &Reports,
-) {
+async fn report(shared: &Shared, bunch: &Bunch, whole: Whole, reports: &Reports) {
+    let Whole { task, worker, end } = whole;
     let ends: Vec<Result<Done, Failed>> = match end {
         Err(unfinished) => bunch.items.iter().map(|_| Err(unfinished.failed())).collect(),
         Ok(result) => {
@@ -208,7 +213,7 @@ async fn report(
     };
     for ((index, name), end) in bunch.items.iter().zip(ends) {
         // The collector outlives everything that reports to it.
-        let _ = reports.send((*index, Report { item: name.clone(), task, end })).await;
+        let _ = reports.send((*index, Report { item: name.clone(), task, failed_at: worker.clone(), end })).await;
     }
 }
 
