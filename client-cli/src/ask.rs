@@ -275,7 +275,7 @@ async fn fetch_one(
     if patience == Patience::None {
         unless_stopped(stop, check_ended(mesh, task)).await.map_err(Stop::failed).flatten()?;
     }
-    let mut progress = Progress::new(1, global.quiet, global.json);
+    let mut progress = Progress::new(1, global.quiet, global.json).that_only_waits();
     let mut handle = mesh.fetch(task).await;
     let item = task.to_string();
     let followed = until_end(&mut handle, stop, |news| progress.news(&item, news, &global.broker)).await;

@@ -40,6 +40,8 @@ enum Shown {
 pub(crate) struct Progress {
     shown: Shown,
     is_quiet: bool,
+    /// What Ctrl-C does.
+    on_ctrl_c: &'static str,
     /// The hint with which the broker's silence has been reported; empty without one.
     told_silent: Option<&'static str>,
     /// Whether a full mesh has been reported.
@@ -75,6 +77,7 @@ impl Progress {
         Self {
             shown,
             is_quiet,
+            on_ctrl_c: "Ctrl-C cancels",
             told_silent: None,
             told_full: false,
             waiting_since: None,
@@ -83,6 +86,11 @@ impl Progress {
             worker: String::new(),
             sending_since: None,
         }
+    }
+
+    /// Of a command that only waits: the task itself goes on if the user stops it.
+    pub(crate) fn that_only_waits(self) -> Self {
+        Self { on_ctrl_c: "Ctrl-C stops waiting", ..self }
     }
 
     /// Prints a line that stays above the bar; on a pipe, too.
@@ -125,7 +133,7 @@ impl Progress {
             News::BrokerSilent { hint } if self.told_silent != Some(hint.unwrap_or_default()) => {
                 self.told_silent = Some(hint.unwrap_or_default());
                 let hint = hint.map_or_else(String::new, |hint| format!(" ({hint})"));
-                self.say(&format!("the broker at {broker} does not answer{hint}; waiting for it (Ctrl-C cancels)"));
+                self.say(&format!("the broker at {broker} does not answer{hint}; waiting for it ({})", self.on_ctrl_c));
             }
             News::Retrying { attempt, worker_name, why } => {
                 self.say(&format!("{item}: attempt {attempt} on {worker_name} failed, trying another place: {why}"));
@@ -133,7 +141,7 @@ impl Progress {
             News::Queued { reason, no_worker_fits, .. } => {
                 self.told_silent = None;
                 if self.begins_to_wait_in_vain(item, *no_worker_fits) {
-                    self.warn(&format!("{item}: {reason} (Ctrl-C cancels)"));
+                    self.warn(&format!("{item}: {reason} ({})", self.on_ctrl_c));
                 } else {
                     self.waiting(item, reason);
                 }
@@ -287,6 +295,12 @@ mod tests {
     fn the_time_left_is_told_once_an_item_has_ended() {
         assert_eq!(left(0, Duration::ZERO), "");
         assert_eq!(left(1, Duration::from_secs(30)), "30s left  ");
+    }
+
+    #[test]
+    fn who_only_waits_is_told_that_the_task_itself_goes_on() {
+        assert_eq!(Progress::new(1, true, false).on_ctrl_c, "Ctrl-C cancels");
+        assert_eq!(Progress::new(1, true, false).that_only_waits().on_ctrl_c, "Ctrl-C stops waiting");
     }
 
     #[test]

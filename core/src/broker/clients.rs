@@ -362,8 +362,12 @@ impl Broker {
         let (Some(worker), true) = (keeper, is_done) else {
             let (id, worker_alive) = (task.attempt_id(), keeper.is_some());
             let noted = Noted { id, worker_alive, durable: self.is_durable(task) };
+            let is_queued = task.is_queued();
             if let Some(task) = self.tasks.get_mut(locate.task) {
                 task.owner.awaited_by = Some(Box::new(Awaiting { peer, key, locate }));
+            }
+            if is_queued {
+                return self.say_queued_to(now, id.task, Some(peer));
             }
             return self.tell_client(Some(peer), BrokerToClient::Noted(noted));
         };
@@ -388,6 +392,12 @@ impl Broker {
     // Answers.
 
     pub(super) fn say_queued(&mut self, now: MonoTime, id: TaskId) {
+        let submitter = self.tasks.get(id).and_then(|task| task.owner.peer);
+        self.say_queued_to(now, id, submitter);
+    }
+
+    /// Tells a client what a task waits for: its submitter, or one that waits for its result.
+    fn say_queued_to(&mut self, now: MonoTime, id: TaskId, peer: Option<PeerId>) {
         let Some(task) = self.tasks.get(id) else { return };
         let (position, waits) = match task.state {
             State::Queued { .. } => {
@@ -401,7 +411,7 @@ impl Broker {
         let is_in_store =
             matches!(task.row, Row::Confirmed(_)) || !self.config.rules.holds(Rule::AcknowledgeAfterStore);
         let durable = task.has_row() && task.state != State::Storing && is_in_store;
-        let (peer, starts_in_ms) = (task.owner.peer, self.starts_in_ms(now, task, position));
+        let starts_in_ms = self.starts_in_ms(now, task, position);
         let queued = Queued { task: id, position, reason, no_worker_fits, starts_in_ms, durable };
         self.tell_client(peer, BrokerToClient::Queued(queued));
     }

@@ -128,7 +128,8 @@ pub struct CancelTask {
 }
 
 /// Asks for the way to a detached task's result. Answered with a [`Grant`] for
-/// [`Purpose::Fetch`](crate::Purpose::Fetch), with [`Noted`] while there is no result yet, or with [`Ended`].
+/// [`Purpose::Fetch`](crate::Purpose::Fetch), with [`Queued`] while it has no worker, with [`Noted`] while there is no
+/// result yet, or with [`Ended`].
 #[derive(Clone, Debug, Decode, Encode, Eq, PartialEq)]
 pub struct Locate {
     /// The task.

@@ -366,6 +366,27 @@ fn who_waits_is_told_when_no_worker_that_is_connected_could_ever_run_it_and_why(
 }
 
 #[test]
+fn who_waits_for_a_detached_tasks_result_is_told_what_the_task_waits_for() {
+    let mut mesh = mesh();
+    mesh.register(0, [0, 1], |_| {});
+    mesh.submit_all(0..2, 1, |submit| (submit.spec.lane, submit.spec.detached) = (Some(Lane::Batch), true));
+    mesh.store();
+    let told = |mesh: &mut Mesh| {
+        mesh.queued.clear();
+        mesh.fetch(1, 1);
+        let queued = &mesh.queued[&task(1)];
+        (queued.no_worker_fits, queued.reason.clone())
+    };
+    assert_eq!(told(&mut mesh), (false, "the one worker that fits has no room".to_owned()));
+    mesh.register(0, [1, 0], |_| {});
+    let (no_worker_fits, reason) = told(&mut mesh);
+    assert!(no_worker_fits && reason.starts_with("no connected worker can ever run it"), "{reason}");
+    mesh.queued.clear();
+    mesh.fetch(0, 1);
+    assert!(mesh.queued.is_empty(), "it is at work");
+}
+
+#[test]
 fn nobody_is_told_that_no_worker_fits_before_all_had_time_to_come_to_a_new_broker() {
     let mut mesh = mesh();
     mesh.now = MonoTime::from_micros(1);
