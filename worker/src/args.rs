@@ -110,7 +110,7 @@ pub(crate) struct RunArgs {
     /// How models are run.
     #[arg(long, value_enum, default_value = "auto", help_heading = "Engine")]
     pub(crate) engine: EngineChoice,
-    /// The engine's socket [default: where Docker and Podman listen].
+    /// The engine's socket [default: $CONTAINER_HOST, then where Docker and Podman listen; the first that answers].
     #[arg(long, env = "DOCKER_HOST", value_name = "unix:///…", help_heading = "Engine")]
     pub(crate) docker_host: Option<String>,
     /// Image with the runner (see docker/build-image).

@@ -11,6 +11,7 @@ mod exit;
 mod formats;
 pub(crate) mod gpu_memory;
 mod process;
+mod sockets;
 
 use std::{
     fs,

@@ -29,7 +29,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Cause, Device, Engine, Exit, Keeper, RUNNER_ENVIRONMENT, Runner, RunnerSpec, SOCKET_NAME, SocketFolder,
-    exit::LogTail, gpu_memory::outgrown,
+    exit::LogTail, gpu_memory::outgrown, sockets,
 };
 
 /// An engine that does not answer a request within this time is broken.
@@ -108,7 +108,7 @@ enum Flavour {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DockerError {
     #[error("no container engine answers ({0}): start it, name its socket with --docker-host, or use --engine process")]
-    NoEngine(Error),
+    NoEngine(String),
     #[error(
         "the engine has no image {image} ({error}): build it with docker/build-image, or name another with --image"
     )]
@@ -128,9 +128,10 @@ pub(crate) struct Docker {
 impl Docker {
     /// Connects to the engine, reads its version and finds the image.
     pub(crate) async fn connect(settings: DockerSettings) -> Result<Self, DockerError> {
-        let client = open(settings.host.as_deref()).map_err(DockerError::NoEngine)?;
-        let client = client.negotiate_version().await.map_err(DockerError::NoEngine)?;
-        let version = client.version().await.map_err(DockerError::NoEngine)?;
+        let client = open(settings.host.as_deref()).await.map_err(DockerError::NoEngine)?;
+        let no_engine = |error: Error| DockerError::NoEngine(error.to_string());
+        let client = client.negotiate_version().await.map_err(no_engine)?;
+        let version = client.version().await.map_err(no_engine)?;
         let flavour = Flavour::of(&version);
         let image = client.inspect_image(&settings.image).await;
         let image = image.map_err(|error| DockerError::NoImage { image: settings.image.clone(), error })?;
@@ -149,14 +150,14 @@ impl Docker {
 
     /// Ends once the engine has answered, or is known not to be there. Does not end while the engine hangs.
     pub(crate) async fn answers(host: Option<&str>) {
-        if let Ok(client) = open(host) {
+        if let Ok(client) = open(host).await {
             let _ = client.version().await;
         }
     }
 
     /// Removes the containers of earlier lives of this worker, if an engine answers. Needs no image.
     pub(crate) async fn remove_leftovers(host: Option<&str>, worker: WorkerId) {
-        let Ok(client) = open(host) else { return };
+        let Ok(client) = open(host).await else { return };
         let Ok(client) = client.negotiate_version().await else { return };
         let filter = HashMap::from([("label", vec![format!("{LABEL_WORKER}={worker}")])]);
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filter).build();
@@ -484,16 +485,10 @@ async fn try_remove(client: &bollard::Docker, id: &str) -> Result<(), Error> {
     }
 }
 
-fn open(host: Option<&str>) -> Result<bollard::Docker, Error> {
-    match host {
-        Some(host) => {
-            let path = host.strip_prefix("unix://").unwrap_or(host);
-            bollard::Docker::connect_with_unix(path, ENGINE_WAIT.as_secs(), API_DEFAULT_VERSION)
-        }
-        None => {
-            bollard::Docker::connect_with_unix_defaults().or_else(|_| bollard::Docker::connect_with_podman_defaults())
-        }
-    }
+async fn open(host: Option<&str>) -> Result<bollard::Docker, String> {
+    let path = sockets::find(host).await?;
+    let client = bollard::Docker::connect_with_unix(&path, ENGINE_WAIT.as_secs(), API_DEFAULT_VERSION);
+    client.map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

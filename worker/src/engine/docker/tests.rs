@@ -97,7 +97,7 @@ async fn a_container_that_its_engine_could_not_remove_is_removed_once_it_answers
     let home = tempfile::tempdir().expect("a temporary folder");
     let socket = home.path().join("engine.sock");
     drop(std::os::unix::net::UnixListener::bind(&socket).expect("the folder is ours"));
-    let client = open(socket.to_str()).expect("its socket is there, though nobody listens");
+    let client = open(socket.to_str()).await.expect("its socket is there, though nobody listens");
 
     remove(&client, "left").await;
     std::fs::remove_file(&socket).expect("it was bound");
