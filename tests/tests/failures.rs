@@ -98,7 +98,8 @@ fn a_run_that_never_ends() {
     let mesh = Mesh::start();
     let _worker = mesh.worker_with("w1", &["--run-limit", "2s"]);
     let answer = Job::endless(&mesh).start(&mesh, &[]).answer().failed_with(RUN_FAILED, "RUN_TIMEOUT");
-    answer.failed_with(RUN_FAILED, "within 2s (the worker's --run-limit)");
+    let answer = answer.failed_with(RUN_FAILED, "within 2s (the worker's --run-limit)");
+    assert_eq!(answer.json()["items"][0]["worker"]["name"], "w1", "the one that had it last");
     still_works(&mesh);
 }
 
