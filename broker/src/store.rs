@@ -166,6 +166,16 @@ pub enum StoreError {
         /// The server's answer.
         reason: String,
     },
+    /// The server cannot show that it is the one that is meant.
+    #[error("{server} cannot be trusted ({reason}): {fault}")]
+    Certificate {
+        /// The server.
+        server: String,
+        /// What is wrong, and the next step.
+        fault: &'static str,
+        /// The TLS library's words.
+        reason: String,
+    },
     /// The client library cannot use the settings.
     #[error("--redis {server} cannot be used: {reason}")]
     Unusable {

@@ -11,6 +11,7 @@
 //! ```
 
 mod address;
+mod certificate;
 mod lease;
 
 use std::{
@@ -148,6 +149,9 @@ impl Redis {
             return if is_login { StoreError::Refused { server, reason } } else { StoreError::Away { server, reason } };
         }
         let reason = error.to_string();
+        if let Some(fault) = certificate::fault(&reason) {
+            return StoreError::Certificate { server, fault, reason };
+        }
         match error.kind() {
             ErrorKind::AuthenticationFailed => StoreError::Refused { server, reason },
             ErrorKind::InvalidClientConfig => StoreError::Unusable { server, reason },
