@@ -17,6 +17,7 @@ mod dispatch;
 pub mod headroom;
 mod linger;
 mod packer;
+mod probes;
 mod slots;
 
 use std::time::Duration;
@@ -143,6 +144,7 @@ impl Worker {
             Event::Received { id } => self.received(now, id),
             Event::ReceiveFailed { id, code, text } => self.receive_failed(now, id, code, text),
             Event::BatchReached { batch, phase } => self.reached(now, batch, phase),
+            Event::BatchAnswered { batch, times } => self.answered(now, batch, &times),
             Event::BatchEnded { batch, ended } => self.batch_ended(now, batch, ended),
             Event::Kept { id, failure } => self.kept(now, id, failure),
             Event::DialFailed { id, text } => self.dial_failed(now, id, text),

@@ -20,10 +20,11 @@ use std::{
 
 use mesh_core::worker::{BatchId, BatchKind, BatchTimes, Event, Part};
 use proto_msgs::{ErrorCode, Failure, Phase};
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 
 use self::{
     material::Material,
+    probe::Bounds,
     rows::{cut, packed_shape, takes_many},
 };
 use crate::{
@@ -51,6 +52,20 @@ pub(crate) struct Batch {
     pub(crate) limit: Duration,
     /// Set once nobody wants the rows any more: then the batch ends when its model is loaded.
     pub(crate) only_loads: Arc<AtomicBool>,
+    /// The machine's order once a probe's rows are answered.
+    pub(crate) comparing: watch::Receiver<Comparing>,
+}
+
+/// Whether a probe whose rows are answered goes on.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Comparing {
+    /// The machine has not said yet.
+    #[default]
+    Undecided,
+    /// So many rows are compared with a packed call, within this time.
+    Goes { rows: u32, limit: Duration },
+    /// No further call is made.
+    Stops,
 }
 
 /// Items of one part with the same types and shapes.
@@ -93,13 +108,19 @@ impl Batch {
         let ran = self.run_in(&mut runner, tools, self.limit.saturating_sub(begun.elapsed())).await;
         runner.give_back();
         let (outputs, times) = ran?;
+        self.keep(outputs, tools).await;
+        Ok(BatchTimes { load_us, ..times })
+    }
+
+    /// Gives each part its outputs.
+    async fn keep(&self, outputs: Vec<Outputs>, tools: &Tools) {
         for ((part, material), outputs) in self.parts.iter().zip(outputs) {
             material.store(part.stage, part.rows.clone(), outputs);
             material.join_if_complete(&tools.store).await;
         }
-        Ok(BatchTimes { load_us, ..times })
     }
 
+    /// Makes the calls. Returns the outputs that the parts do not have yet.
     async fn run_in(
         &self,
         runner: &mut Taken<'_>,
@@ -107,7 +128,7 @@ impl Batch {
         left: Duration,
     ) -> Result<(Vec<Outputs>, BatchTimes), Failure> {
         let chunks = self.chunks(runner.inputs())?;
-        let mut calls = Calls { batch: self, runner, left, took: Vec::new() };
+        let mut calls = Calls { batch: self, runner, left, took: Vec::new(), bounds: None };
         match self.kind {
             BatchKind::Packed => {
                 let outputs = calls.packed(&chunks, &tools.proven).await?;
@@ -118,7 +139,7 @@ impl Batch {
                 Ok((outputs, BatchTimes { run_us: calls.sum_us(), ..BatchTimes::default() }))
             }
             BatchKind::Check | BatchKind::Spot => probe::check(calls, &chunks, &tools.proven).await,
-            BatchKind::Probe => probe::probe(calls, &chunks, &tools.proven).await,
+            BatchKind::Probe => Ok((Vec::new(), probe::probe(calls, &chunks, tools).await?)),
         }
     }
 
@@ -215,11 +236,16 @@ struct Calls<'a, 'p> {
     left: Duration,
     /// Duration of each call so far.
     took: Vec<Duration>,
+    /// The bounds of a comparison that no task waits for.
+    bounds: Option<Bounds>,
 }
 
 impl Calls<'_, '_> {
     /// Makes one call. Adds the bytes that stay in memory to `kept_bytes`.
     async fn call(&mut self, given: Vec<Given>, kept_bytes: &mut u64) -> Result<Vec<Tensor>, Failure> {
+        if let Some(bounds) = &self.bounds {
+            bounds.allow(&given).await?;
+        }
         let limit = self.batch.limit;
         let left = std::mem::replace(&mut self.left, limit);
         let begun = Instant::now();
@@ -279,21 +305,20 @@ impl Calls<'_, '_> {
 
     /// Makes one call with items that are alike, and cuts the outputs into items.
     async fn packed_call(&mut self, alike: &[&Chunk], kept_bytes: &mut u64) -> Result<Outputs, Failure> {
-        self.cut_call(alike, self.batch.given(alike), kept_bytes).await
+        self.cut_call((&alike[0].fitted, items(alike)), self.batch.given(alike), kept_bytes).await
     }
 
-    /// [`Self::packed_call`] with other bytes.
+    /// [`Self::packed_call`] with other bytes: of so many items like this one.
     async fn cut_call(
         &mut self,
-        alike: &[&Chunk],
+        (fitted, items): (&[Fitted], u32),
         given: Vec<Given>,
         kept_bytes: &mut u64,
     ) -> Result<Outputs, Failure> {
-        let items = items(alike);
         if items > 1 {
             let one_at_a_time =
                 |why: String| Failure::new(ErrorCode::InputMismatch, format!("{why}: one item at a time"));
-            takes_many(self.runner.inputs(), &alike[0].fitted).map_err(one_at_a_time)?;
+            takes_many(self.runner.inputs(), fitted).map_err(one_at_a_time)?;
         }
         let outputs = self.call(given, kept_bytes).await?;
         cut(&outputs, items)

@@ -29,7 +29,7 @@ use proto_msgs::{
     AttemptId, ClientId, ErrorCode, Failure, Frame, Outcome, PublicKey, Refuse, RunNote, RunResult, WorkerToClient,
 };
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::{AbortHandle, spawn_blocking},
     time::timeout,
 };
@@ -40,7 +40,7 @@ use self::{
     links::Links,
 };
 use crate::{
-    batch::{Batch, material::Inputs},
+    batch::{Batch, Comparing, material::Inputs},
     data::{keep::Found, payload::Output},
     tools::Tools,
 };
@@ -86,6 +86,7 @@ enum Note {
 struct Running {
     task: AbortHandle,
     only_loads: Arc<AtomicBool>,
+    comparing: watch::Sender<Comparing>,
 }
 
 impl Drop for Running {
@@ -204,6 +205,8 @@ impl Desk {
                     running.only_loads.store(true, Ordering::Relaxed);
                 }
             }
+            Action::Compare { batch, rows, limit } => self.order(batch, Comparing::Goes { rows, limit }),
+            Action::StopComparing { batch } => self.order(batch, Comparing::Stops),
             Action::Kill { id } => {
                 if let Some(attempt) = self.attempts.get_mut(&id) {
                     attempt.stop();
@@ -245,13 +248,22 @@ impl Desk {
             return self.tell_machine(Event::BatchEnded { batch, ended: Err(failure) }).await;
         };
         let only_loads = Arc::new(AtomicBool::new(false));
-        let order = Batch { batch, parts, device, kind, apart, limit, only_loads: only_loads.clone() };
+        let (orders, comparing) = watch::channel(Comparing::default());
+        let order = Batch { batch, parts, device, kind, apart, limit, only_loads: only_loads.clone(), comparing };
         let (tools, note) = (self.tools.clone(), self.note.clone());
         let task = async move {
             let ended = order.run(&tools).await;
             let _ = note.send(Note::BatchEnded { batch, ended }).await;
         };
-        self.batches.insert(batch, Running { task: tokio::spawn(task).abort_handle(), only_loads });
+        let task = tokio::spawn(task).abort_handle();
+        self.batches.insert(batch, Running { task, only_loads, comparing: orders });
+    }
+
+    /// Passes an order on to a probe whose rows are answered.
+    fn order(&self, batch: BatchId, order: Comparing) {
+        if let Some(running) = self.batches.get(&batch) {
+            running.comparing.send_replace(order);
+        }
     }
 
     fn send_result(&mut self, link: LinkId, mut result: RunResult, window_bytes: u32) {

@@ -50,9 +50,9 @@ pub enum BatchKind {
     /// Like `Packed`, now and then, for a size whose results were right before: up to [`SPOT_ROWS`] of its rows also run
     /// by themselves. If [`BatchTimes::equal`] is `Differs`, the outputs kept are those of single runs of all rows.
     Spot,
-    /// Each item in its own runner call, whose outputs are kept; then all items in one packed call, or in one more with
-    /// made-up items, whose outputs are only compared with them. [`BatchTimes::equal`] reports a failure of the packed
-    /// call: the batch ended well if the single runs did.
+    /// Each item in its own runner call, whose outputs are kept: [`Event::BatchAnswered`]. Then, if the machine orders
+    /// [`Action::Compare`], some of the items in one packed call, or in one more with made-up items, whose outputs are
+    /// only compared with them. [`BatchTimes::equal`] reports a failure of the packed call.
     Probe,
 }
 
@@ -103,7 +103,7 @@ pub enum Equality {
     Differs,
     /// The model or the runtime does not accept several rows.
     Unsupported,
-    /// The probe cannot tell: the outputs of all rows were alike, or the packed call was cut short.
+    /// The probe cannot tell: the outputs of all rows were alike, their files have gone, or the time was over.
     Inconclusive,
 }
 
@@ -129,6 +129,9 @@ pub enum Event {
     ReceiveFailed { id: AttemptId, code: ErrorCode, text: String },
     /// The batch has reached this phase: [`Phase::Running`] once the model is loaded.
     BatchReached { batch: BatchId, phase: Phase },
+    /// Probe only, and only if there is something to compare: the single runs went well, and the shell keeps the outputs
+    /// of the rows. What the packed call tells of the model follows in `BatchEnded`, whatever becomes of the rows.
+    BatchAnswered { batch: BatchId, times: BatchTimes },
     /// The batch is over. If it ended well, the shell keeps the outputs of its rows at this stage, for every part that
     /// is still wanted. If it failed, the shell keeps nothing of it, and the same rows may come again in another batch.
     BatchEnded { batch: BatchId, ended: Result<BatchTimes, Failure> },
@@ -186,7 +189,7 @@ pub enum Action {
     Receive { id: AttemptId, link: LinkId, manifest: Box<Manifest>, ticket: Box<Ticket> },
     /// The client has come back over this link while the attempt waits or runs: nothing is to be received.
     Relink { id: AttemptId, link: LinkId },
-    /// Run these rows. Ends in [`Event::BatchEnded`].
+    /// Run these rows. Ends in [`Event::BatchEnded`], after [`Event::BatchAnswered`] if it is a probe that can compare.
     ///
     /// For a detached attempt the shell first notes on disk that a run was begun, once per life of the worker: if the
     /// run kills the worker, the next life must know it.
@@ -214,6 +217,12 @@ pub enum Action {
     /// Nobody wants the rows of this batch any more, but its model is being loaded: finish that, run no row, and keep
     /// the runner warm. Ends in [`Event::BatchEnded`] with the time to load, or in `BatchReached` if rows run already.
     OnlyLoad { batch: BatchId },
+    /// A probe's rows are answered: pack `rows` of them into one call and compare. What is not done within `limit` is
+    /// [`Equality::Inconclusive`]. Ends in [`Event::BatchEnded`].
+    Compare { batch: BatchId, rows: u32, limit: Duration },
+    /// Others need the slot of a probe whose rows are answered: make no call after the one that is under way, and keep
+    /// the runner warm. Ends in [`Event::BatchEnded`].
+    StopComparing { batch: BatchId },
     /// Stop the transfer of this attempt. No event follows for it. Batches are handled apart: one without rows of
     /// other attempts gets its own `KillBatch`, the others go on.
     Kill { id: AttemptId },

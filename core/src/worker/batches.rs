@@ -1,16 +1,16 @@
 //! Batches from start to end, and where their rows go next.
 //!
 //! ```text
-//!            order                       ended well
+//!            order                       ended well, or a probe's rows are answered
 //!   queue ───────────► running batch ───────────────────► queue of the next stage ─► … ─► the attempt is done
-//!     ▲                  │      │
+//!     ▲                  │      │   └──► a probe keeps its slot and compares: `probes`
 //!     │ packed: each part│      │ nobody wants it any more
 //!     └── alone, once ───┤      └──► killed; if its deadline passed while the model was loaded, only that is finished
 //!                        │ alone
 //!                        └──► the attempt failed
 //! ```
 //!
-//! Owns the running batches. `dispatch` decides which rows run where.
+//! Owns the running batches. `dispatch` decides which rows run where, `probes` how long answers are compared.
 
 use std::{collections::BTreeMap, ops::Range, time::Duration};
 
@@ -27,6 +27,7 @@ use super::{
     curve::{PROBE_ROWS_MAX, Plan},
     dispatch::Order,
     packer::{Company, Kind, Limits, Piece, Queue, QueueId},
+    probes::Comparing,
 };
 use crate::{Census, DEADLINE_PASSED, MonoTime, Rule};
 
@@ -35,25 +36,33 @@ use crate::{Census, DEADLINE_PASSED, MonoTime, Rule};
 const CLIENT_EARLY_MAX: Duration = Duration::from_secs(1);
 
 /// How far a running batch has come.
+///
+/// ```text
+///   Loads ──► Runs ──► over
+///     │        └──► Compares ──► over      a probe: its rows are answered, and the attempts are no longer its own
+///     └──► OnlyLoads ──► over
+/// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Step {
+pub(super) enum Step {
     /// Its model is being loaded, as far as is known.
     Loads,
     /// Its model is being loaded, and nobody waits for its rows any more.
     OnlyLoads,
     Runs,
+    /// Its rows are answered. It still has its slot, for a packed call that is compared with the answers.
+    Compares(Comparing),
 }
 
 /// A running batch.
 #[derive(Debug)]
 pub(super) struct Running {
-    order: Order,
-    step: Step,
+    pub(super) order: Order,
+    pub(super) step: Step,
     stage: u8,
-    rows: u32,
-    begun: MonoTime,
-    /// The pieces that run, and whether each is still wanted.
-    pieces: Vec<(Piece, bool)>,
+    pub(super) rows: u32,
+    pub(super) begun: MonoTime,
+    /// The pieces that run, and whether each is still wanted. None once they are answered.
+    pub(super) pieces: Vec<(Piece, bool)>,
 }
 
 /// A packed batch that failed. If all its parts run well alone, the batch was too large.
@@ -69,7 +78,7 @@ pub(super) struct Trial {
 #[derive(Debug, Default)]
 pub(super) struct Batches {
     made: u64,
-    running: BTreeMap<BatchId, Running>,
+    pub(super) running: BTreeMap<BatchId, Running>,
     trials: BTreeMap<BatchId, Trial>,
 }
 
@@ -87,12 +96,19 @@ impl Batches {
     }
 }
 
+impl Running {
+    pub(super) fn wanted(&self) -> Vec<Piece> {
+        self.pieces.iter().filter(|(_, is_wanted)| *is_wanted).map(|(piece, _)| piece.clone()).collect()
+    }
+}
+
 impl Worker {
     /// Starts batches as long as there are slots and rows.
     pub(super) fn pump(&mut self, now: MonoTime) {
         while let Some(order) = self.next_order(now) {
             self.start(now, order);
         }
+        self.steer_comparisons(now);
         self.wake = self.next_wake(now);
     }
 
@@ -183,9 +199,11 @@ impl Worker {
 
     pub(super) fn reached(&mut self, now: MonoTime, batch: BatchId, phase: Phase) {
         let Some(running) = self.batches.running.get_mut(&batch) else { return };
-        if phase == Phase::Running && std::mem::replace(&mut running.step, Step::Runs) == Step::OnlyLoads {
+        match running.step {
             // The rows began to run before the order not to had arrived.
-            return self.kill(now, batch);
+            Step::OnlyLoads if phase == Phase::Running => return self.kill(now, batch),
+            Step::Loads if phase == Phase::Running => running.step = Step::Runs,
+            _ => {}
         }
         let wanted = running.pieces.iter().filter(|(_, is_wanted)| *is_wanted);
         let ids: Vec<AttemptId> = wanted.map(|(piece, _)| piece.id).collect();
@@ -196,12 +214,12 @@ impl Worker {
 
     pub(super) fn batch_ended(&mut self, now: MonoTime, batch: BatchId, ended: Result<BatchTimes, Failure>) {
         let Some(running) = self.close(now, batch) else { return };
-        if running.step == Step::OnlyLoads {
-            return self.only_loaded(&running, ended.ok());
+        match running.step {
+            Step::OnlyLoads => return self.only_loaded(&running, ended.ok()),
+            Step::Compares(comparing) => return self.compared(now, &running.order.cost, comparing, ended.ok()),
+            Step::Loads | Step::Runs => self.learn(now, &running, ended.as_ref().ok()),
         }
-        self.learn(now, &running, ended.as_ref().ok());
-        let wanted = running.pieces.iter().filter(|(_, is_wanted)| *is_wanted).map(|(piece, _)| piece.clone());
-        let wanted: Vec<Piece> = wanted.collect();
+        let wanted = running.wanted();
         let isolates = self.config.rules.holds(Rule::IsolateFailedBatch);
         match ended {
             Ok(times) => wanted.into_iter().for_each(|piece| self.ran(now, &running, piece, &times)),
@@ -247,7 +265,7 @@ impl Worker {
     }
 
     /// Stops a batch whose rows nobody wants.
-    fn kill(&mut self, now: MonoTime, batch: BatchId) {
+    pub(super) fn kill(&mut self, now: MonoTime, batch: BatchId) {
         if let Some(running) = self.close(now, batch) {
             self.learn(now, &running, None);
             self.actions.push(Action::KillBatch { batch });
@@ -272,6 +290,7 @@ impl Worker {
             cost.ran(running.begun, now);
         }
         if running.order.kind == BatchKind::Probe {
+            times.into_iter().for_each(|times| cost.probe_answered(times));
             cost.probe_ended(running.rows, times);
         }
         let Some(times) = times else { return };
@@ -295,7 +314,7 @@ impl Worker {
     }
 
     /// Credits a piece with a finished batch, and passes its rows on to the next stage.
-    fn ran(&mut self, now: MonoTime, running: &Running, piece: Piece, times: &BatchTimes) {
+    pub(super) fn ran(&mut self, now: MonoTime, running: &Running, piece: Piece, times: &BatchTimes) {
         self.acquit(&piece);
         let Some(attempt) = self.attempts.get_mut(piece.id) else { return };
         let (work, rows) = (&mut attempt.work, u64::from(piece.len()));

@@ -21,7 +21,10 @@ use std::time::Duration;
 
 use proto_msgs::{ModelCost, Packing, curve_us, limits::CURVE_POINTS_MAX};
 
-use super::api::{BatchTimes, Equality};
+use super::{
+    api::{BatchTimes, Equality},
+    probes::COMPARE_SINGLE_US,
+};
 use crate::MonoTime;
 use point::{JUDGED_AFTER, Point};
 
@@ -34,8 +37,12 @@ pub(super) const PROBE_ROWS_MAX: u32 = 8;
 /// Most items in a probe if an item takes long, or its time is unknown: others wait meanwhile.
 const PROBE_ROWS_SLOW: u32 = 4;
 
-/// Longest time of an item that counts as quick, microseconds.
+/// Items in a probe if an item takes very long: its first rows are answered only with the last.
+const PROBE_ROWS_LONG: u32 = 2;
+
+/// Longest time of an item that counts as quick, and longest that does not count as very long, microseconds.
 const PROBE_QUICK_US: u64 = 10_000;
+const PROBE_SLOW_US: u64 = 500_000;
 
 /// A batch must take less than this share of its items' single runs: a smaller gain is not worth the risk.
 const PAYS_PERCENT: u64 = 80;
@@ -228,12 +235,23 @@ impl Cost {
         self.is_probing = true;
     }
 
+    /// Takes in the single runs of a probe.
+    pub(super) fn probe_answered(&mut self, times: &BatchTimes) {
+        if let Some(single_us) = times.single_us {
+            self.learn(1, single_us);
+        }
+    }
+
+    /// Takes in what a probe tells of `rows` rows in one call; `None` if the probe failed. The time until now was no
+    /// pause of the machine.
+    pub(super) fn compared(&mut self, now: MonoTime, rows: u32, times: Option<&BatchTimes>) {
+        self.ran_until = Some(now);
+        self.probe_ended(rows, times);
+    }
+
     /// Takes in the result of a probe; `None` if the probe failed.
     pub(super) fn probe_ended(&mut self, rows: u32, times: Option<&BatchTimes>) {
         self.is_probing = false;
-        if let Some(single_us) = times.and_then(|times| times.single_us) {
-            self.learn(1, single_us);
-        }
         self.proof = match times.and_then(|times| times.equal) {
             Some(Equality::Same) => Proof::Same,
             Some(Equality::Differs) => Proof::Differs,
@@ -408,12 +426,21 @@ impl Cost {
         SIZES.into_iter().find(|rows| *rows < size && is_near(rows)).unwrap_or(size)
     }
 
+    /// Whether the next batch is a probe. Models with very long runs are never compared.
+    fn may_probe(&self) -> bool {
+        let is_open = self.rows_max > 1 && !self.is_probing && self.wait_batches == 0;
+        is_open && self.batch_us(1) <= COMPARE_SINGLE_US
+    }
+
     /// How items are run now. `is_cut`: the batch lane takes smaller batches, to keep realtime rows from waiting.
     pub(super) fn plan(&self, is_cut: bool) -> Plan {
         match self.proof {
-            Proof::Unknown if self.rows_max > 1 && !self.is_probing && self.wait_batches == 0 => {
-                let is_quick = (1..=PROBE_QUICK_US).contains(&self.batch_us(1));
-                let size = if is_quick { PROBE_ROWS_MAX } else { PROBE_ROWS_SLOW };
+            Proof::Unknown if self.may_probe() => {
+                let size = match self.batch_us(1) {
+                    1..=PROBE_QUICK_US => PROBE_ROWS_MAX,
+                    0..=PROBE_SLOW_US => PROBE_ROWS_SLOW,
+                    _ => PROBE_ROWS_LONG,
+                };
                 Plan::Probe { size: size.min(self.rows_max) }
             }
             Proof::Same if self.size() > 1 => {

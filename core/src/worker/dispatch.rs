@@ -215,7 +215,7 @@ impl Worker {
         let devices: Vec<i16> = open.iter().map(|slot| self.slots.device(*slot)).collect();
         let until = |queue| devices.iter().filter_map(move |device| self.lingers_until(now, queue, *device)).min();
         let lingering = self.packer.waiting().filter_map(|(_, queue)| until(queue));
-        lingering.chain(self.culprits.next_rested(now)).min()
+        lingering.chain(self.culprits.next_rested(now)).chain(self.next_cut(now)).min()
     }
 }
 
@@ -232,7 +232,7 @@ fn realtime_near(cost: Option<&Cost>) -> Duration {
 }
 
 /// When a batch must begin to meet the queue's first deadline, with a quarter of its run time to spare.
-fn presses_at(queue: &Queue, run_us: u64) -> Option<MonoTime> {
+pub(super) fn presses_at(queue: &Queue, run_us: u64) -> Option<MonoTime> {
     let needs = Duration::from_micros(run_us.saturating_add(run_us / 4)) + DEADLINE_MARGIN;
     queue.first_deadline().map(|deadline| deadline - needs)
 }

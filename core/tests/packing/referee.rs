@@ -196,7 +196,7 @@ impl Referee {
     }
 
     /// Books device time that a lane used.
-    fn spent(&mut self, batch: &Running) {
+    pub(crate) fn spent(&mut self, batch: &Running) {
         let (lane, is_wanted) = (self.lane_of(&batch.parts[0]), self.waits(Lane::Batch));
         let (took, least) = (batch.took as i64, if self.waits(Lane::Realtime) { -OWED_MAX } else { 0 });
         let owed = self.owed.entry(batch.device).or_default();
@@ -213,7 +213,6 @@ impl Referee {
     }
 
     pub(crate) fn over(&mut self, now: Micros, batch: &Running, went_well: bool) {
-        self.spent(batch);
         for Part { id, stage, rows } in &batch.parts {
             let Some(attempt) = self.open.get_mut(id) else { continue };
             let stage = usize::from(*stage);

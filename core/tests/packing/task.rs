@@ -19,11 +19,21 @@ pub(crate) struct Model {
     pub(crate) rows_max: u32,
     /// Calls with more rows than this give wrong rows, and nothing else shows it.
     pub(crate) right_to: u32,
+    /// The runner ends during the packed call of a probe.
+    pub(crate) dies_comparing: bool,
 }
 
 impl Model {
     pub(crate) const fn packs(base_us: Micros, each_us: Micros) -> Self {
-        Self { base_us, each_us, charged: |rows| rows, many: Equality::Same, rows_max: u32::MAX, right_to: u32::MAX }
+        Self {
+            base_us,
+            each_us,
+            charged: |rows| rows,
+            many: Equality::Same,
+            rows_max: u32::MAX,
+            right_to: u32::MAX,
+            dies_comparing: false,
+        }
     }
 
     pub(crate) fn batch_us(&self, rows: u32) -> Micros {

@@ -31,7 +31,9 @@ enum Happening {
     Submit(usize),
     Cancel(usize),
     BatchRuns(BatchId),
+    /// All calls whose outputs are kept are over.
     BatchOver(BatchId),
+    Compared(BatchId),
     Wake,
 }
 
@@ -44,6 +46,8 @@ pub(crate) struct Running {
     pub(crate) kind: BatchKind,
     pub(crate) apart: bool,
     pub(crate) took: Micros,
+    /// Of a probe whose rows are answered: the rows to compare, and whether that was stopped.
+    pub(crate) compares: Option<(u32, bool)>,
 }
 
 impl Running {
@@ -187,6 +191,7 @@ impl World {
                 }
                 Happening::BatchRuns(_) => {}
                 Happening::BatchOver(batch) => self.batch_over(batch),
+                Happening::Compared(batch) => self.compared(batch),
                 Happening::Wake => {
                     self.wake = None;
                     self.handle(Event::Deadline);
@@ -290,8 +295,10 @@ impl World {
                 self.handle(Event::Received { id });
             }
             Action::RunBatch { batch, parts, slot, device, kind, apart, .. } => {
-                self.begin(batch, Running { parts, slot, device, kind, apart, took: 0 });
+                self.begin(batch, Running { parts, slot, device, kind, apart, took: 0, compares: None });
             }
+            Action::Compare { batch, rows, limit } => self.compare(batch, rows, limit),
+            Action::StopComparing { batch } => self.stop_comparing(batch),
             Action::KillBatch { batch } => {
                 let killed = self.running.remove(&batch).expect("only what runs is killed");
                 self.referee.killed(&killed);
@@ -338,12 +345,12 @@ impl World {
     }
 
     /// What the shell says of a batch of this kind that begins now.
-    fn compared(&self, kind: BatchKind, model: Model, rows: u32) -> Option<Equality> {
+    fn equality(&self, kind: BatchKind, model: Model, rows: u32) -> Option<Equality> {
         match kind {
-            BatchKind::Probe | BatchKind::Check => Some(model.compared(rows)),
+            BatchKind::Check => Some(model.compared(rows)),
             BatchKind::Spot if self.mingles_from.is_some_and(|from| self.now >= from) => Some(Equality::Differs),
             BatchKind::Spot => Some(model.compared(rows)),
-            BatchKind::Whole | BatchKind::Packed => None,
+            BatchKind::Whole | BatchKind::Packed | BatchKind::Probe => None,
         }
     }
 
@@ -353,7 +360,7 @@ impl World {
         let singles = model.batch_us(1) * u64::from(running.rows());
         let packed = model.batch_us(running.rows());
         let checks = |rows: u32| singles.min(model.batch_us(1) * u64::from(rows));
-        let equal = self.compared(kind, model, running.rows());
+        let equal = self.equality(kind, model, running.rows());
         running.took = match kind {
             BatchKind::Whole => singles,
             BatchKind::Packed => packed,
@@ -361,7 +368,7 @@ impl World {
             BatchKind::Check => packed + checks(CHECKED_ROWS) + singles,
             BatchKind::Spot if kind.keeps_packed(equal) => packed + checks(SPOT_ROWS),
             BatchKind::Spot => packed + checks(SPOT_ROWS) + singles,
-            BatchKind::Probe => singles + packed,
+            BatchKind::Probe => singles,
         };
         if self.own_devices {
             let busy_until = self.busy_until.entry(self.referee.model_of(&running.parts[0])).or_default();
@@ -379,12 +386,70 @@ impl World {
         self.running.insert(batch, running);
     }
 
+    /// The packed call of a probe begins.
+    fn compare(&mut self, batch: BatchId, rows: u32, limit: Duration) {
+        let running = self.running.get_mut(&batch).expect("only what is answered is compared");
+        assert!((2..=running.rows()).contains(&rows), "{rows} rows of {running:?}");
+        if running.compares.is_some() {
+            return; // An answer that was taken at once had it stopped.
+        }
+        running.compares = Some((rows, false));
+        let running = running.clone();
+        let packed = self.model_on(running.device, &running.parts[0]).batch_us(rows);
+        let takes = packed.min(limit.as_micros() as u64);
+        if self.own_devices {
+            *self.busy_until.entry(self.referee.model_of(&running.parts[0])).or_default() = self.now + takes;
+        }
+        self.running.get_mut(&batch).expect("it was just there").took += takes;
+        self.at(self.now + takes, Happening::Compared(batch));
+    }
+
+    /// No more calls after the one that runs, if there is one.
+    fn stop_comparing(&mut self, batch: BatchId) {
+        let running = self.running.get_mut(&batch).expect("only what is answered is compared");
+        let began = running.compares.replace((0, true));
+        assert!(began.is_none_or(|(_, is_stopped)| !is_stopped), "{batch:?} is stopped twice");
+        if began.is_none() {
+            self.at(self.now, Happening::Compared(batch));
+        }
+    }
+
+    fn compared(&mut self, batch: BatchId) {
+        let Some(running) = self.running.remove(&batch) else { return };
+        let model = self.model_on(running.device, &running.parts[0]);
+        let (rows, is_stopped) = running.compares.expect("it was ordered");
+        let equal = if is_stopped { Equality::Inconclusive } else { model.compared(rows) };
+        let knows_time = !is_stopped && equal != Equality::Unsupported;
+        let packed_us = knows_time.then_some(model.batch_us(rows));
+        let ended = match model.dies_comparing {
+            true => Err(Failure::new(ErrorCode::RunCrashed, "as the model does")),
+            false => Ok(BatchTimes { packed_us, equal: Some(equal), ..BatchTimes::default() }),
+        };
+        self.note_end(&running);
+        self.handle(Event::BatchEnded { batch, ended });
+    }
+
+    /// Writes down a batch that leaves its slot.
+    fn note_end(&mut self, running: &Running) {
+        self.devices.push(running.device);
+        self.batches.push((self.referee.lane_of(&running.parts[0]), running.kind, running.rows()));
+        self.referee.spent(running);
+    }
+
+    /// The single runs of a probe went well: its rows are answered, and it stays in its slot.
+    fn answer(&mut self, batch: BatchId, running: Running) {
+        let single_us = self.model_on(running.device, &running.parts[0]).batch_us(1);
+        let run_us = single_us * u64::from(running.rows());
+        self.referee.over(self.now, &running, true);
+        self.running.insert(batch, running);
+        let times = BatchTimes { run_us, single_us: Some(single_us), ..BatchTimes::default() };
+        self.handle(Event::BatchAnswered { batch, times });
+    }
+
     fn batch_over(&mut self, batch: BatchId) {
         let Some(running) = self.running.remove(&batch) else { return };
         let rows = running.rows();
         let model = self.model_on(running.device, &running.parts[0]);
-        self.devices.push(running.device);
-        self.batches.push((self.referee.lane_of(&running.parts[0]), running.kind, rows));
         let is_poisoned = |part: &Part| {
             let task = &self.tasks[number_of(part.id)].1;
             task.poison_at == Some(part.stage) && part.rows.end == task.items
@@ -398,18 +463,15 @@ impl World {
             Err(Failure::new(code, "as the model does"))
         } else if is_too_large {
             Err(Failure::new(ErrorCode::RunFailed, "as the model does"))
+        } else if running.kind == BatchKind::Probe {
+            return self.answer(batch, running);
         } else {
-            let singles = model.batch_us(1) * u64::from(rows);
-            let (is_probe, equal) = (running.kind == BatchKind::Probe, self.compared(running.kind, model, rows));
+            let equal = self.equality(running.kind, model, rows);
             let keeps_packed = running.kind.keeps_packed(equal);
-            Ok(BatchTimes {
-                run_us: if keeps_packed { model.batch_us(rows) } else { singles },
-                load_us: 0,
-                single_us: is_probe.then_some(model.batch_us(1)),
-                packed_us: (is_probe && equal != Some(Equality::Unsupported)).then_some(model.batch_us(rows)),
-                equal,
-            })
+            let run_us = if keeps_packed { model.batch_us(rows) } else { model.batch_us(1) * u64::from(rows) };
+            Ok(BatchTimes { run_us, equal, ..BatchTimes::default() })
         };
+        self.note_end(&running);
         self.referee.over(self.now, &running, ended.is_ok());
         self.handle(Event::BatchEnded { batch, ended });
     }

@@ -27,11 +27,27 @@ pub(super) struct Batch {
     pub(super) is_loaded: bool,
     /// Nobody wants its rows any more: it ends once its model is loaded.
     pub(super) only_loads: bool,
+    /// Its rows are with their attempts: what still runs is for the verdict on the model.
+    pub(super) is_answered: bool,
+    /// The rows that are compared; `None` if none are, or no more.
+    compared: Option<u32>,
 }
+
+/// How far a batch comes at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum BatchStep {
+    Loaded,
+    Over,
+    Compared,
+}
+
+/// One in so many comparisons takes long.
+const LONG_COMPARISONS: u64 = 7;
 
 impl Batch {
     pub(super) fn new(parts: Vec<Part>, slot: SlotId, device: i16, kind: BatchKind) -> Self {
-        Self { parts, slot, device, kind, load: 0, is_loaded: false, only_loads: false }
+        let (is_loaded, only_loads, is_answered) = (false, false, false);
+        Self { parts, slot, device, kind, load: 0, is_loaded, only_loads, is_answered, compared: None }
     }
 
     /// Number of rows of all parts.
@@ -84,8 +100,9 @@ impl Mesh {
         let load = batch.load;
         let takes = load + time_within(batch.kind, law_of(model), &singles, limit);
         shell.batches.insert(id, batch);
-        self.after(load + MS.min(takes - load) / 2, Happening::Batch { worker, life, batch: id, is_over: false });
-        self.after(takes, Happening::Batch { worker, life, batch: id, is_over: true });
+        let half = load + MS.min(takes - load) / 2;
+        self.after(half, Happening::Batch { worker, life, batch: id, step: BatchStep::Loaded });
+        self.after(takes, Happening::Batch { worker, life, batch: id, step: BatchStep::Over });
     }
 
     pub(super) fn kill_batch(&mut self, worker: usize, id: BatchId) {
@@ -94,8 +111,12 @@ impl Mesh {
         let Some(batch) = self.workers[worker].batches.remove(&id) else {
             return self.referee.fail("only what runs is killed", format!("W{worker} kills {id:?}"));
         };
-        // Its runner ends with it.
-        let model = self.referee.model_of(&batch);
+        self.end_runner(worker, &batch);
+    }
+
+    /// The runner of a batch ends with it.
+    fn end_runner(&mut self, worker: usize, batch: &Batch) {
+        let model = self.referee.model_of(batch);
         let shell = &mut self.workers[worker];
         let is_used = shell.batches.values().any(|other| other.is_loaded && self.referee.model_of(other) == model);
         if batch.is_loaded && !is_used {
@@ -132,14 +153,77 @@ impl Mesh {
         self.worker_handle(worker, Event::BatchEnded { batch: id, ended });
     }
 
-    pub(super) fn batch_step(&mut self, worker: usize, life: u32, id: BatchId, is_over: bool) {
+    /// The packed call of a probe begins.
+    pub(super) fn compare(&mut self, worker: usize, id: BatchId, rows: u32, limit: Micros) {
+        let shell = &self.workers[worker];
+        let (life, slowness) = (shell.life, shell.slowness_permille);
+        let Some(batch) =
+            shell.batches.get(&id).filter(|batch| batch.is_answered && (2..=batch.rows()).contains(&rows))
+        else {
+            return self.referee.fail("what is answered is compared", format!("W{worker} {rows} rows of {id:?}"));
+        };
+        let (job, stage) = (self.referee.job(batch.parts[0].id.task), batch.parts[0].stage);
+        let packed = models::call_us(law_of(model_of(job, stage)), &[(rows, job.run * slowness / 1000)]);
+        // Rows here all get other answers, so one call does. Now and then a disk is slow.
+        let calls = if (id.0 + worker as u64).is_multiple_of(LONG_COMPARISONS) { 10 } else { 1 };
+        if let Some(batch) = self.workers[worker].batches.get_mut(&id) {
+            batch.compared = Some(rows);
+        }
+        let step = BatchStep::Compared;
+        self.after((packed * calls).clamp(1, limit), Happening::Batch { worker, life, batch: id, step });
+    }
+
+    /// A probe ends without a verdict, once the call that runs is over.
+    pub(super) fn stop_comparing(&mut self, worker: usize, id: BatchId) {
+        tell!(self, "W{worker} stops comparing {id:?}");
+        let life = self.workers[worker].life;
+        let Some(batch) = self.workers[worker].batches.get_mut(&id).filter(|batch| batch.is_answered) else {
+            return self.referee.fail("what is answered is compared", format!("W{worker} stops {id:?}"));
+        };
+        if batch.compared.take().is_none() {
+            self.after(MS, Happening::Batch { worker, life, batch: id, step: BatchStep::Compared });
+        }
+    }
+
+    /// The comparison of a probe is over, or it took its runner with it.
+    fn batch_compared(&mut self, worker: usize, id: BatchId) {
+        self.referee.worker_acted(self.now, worker, &self.workers[worker]);
+        let Some(batch) = self.workers[worker].batches.remove(&id) else { return };
+        let jobs = batch.parts.iter().map(|part| (self.referee.job(part.id.task), part));
+        let each =
+            jobs.clone().map(|(job, _)| job.run).max().unwrap_or(0) * self.workers[worker].slowness_permille / 1000;
+        let law = jobs.clone().next().map_or(Law::NoGain, |(job, part)| law_of(model_of(job, part.stage)));
+        let loses_row =
+            jobs.clone().any(|(job, part)| is_last(job, part.stage) && job.behaviour == Behaviour::LosesRow);
+        let equal = match (batch.compared, law) {
+            (None, _) => Equality::Inconclusive,
+            (_, Law::Unsupported) => Equality::Unsupported,
+            (_, Law::Differs) => Equality::Differs,
+            _ if loses_row => Equality::Differs,
+            (_, Law::Packs | Law::NoGain) => Equality::Same,
+        };
+        let packed_us = batch.compared.filter(|_| equal != Equality::Unsupported);
+        let packed_us = packed_us.map(|rows| models::call_us(law, &[(rows, each)]));
+        let is_deadly = self.setup.deadly_comparisons.is_some_and(|each| (id.0 + worker as u64).is_multiple_of(each));
+        let ended = if is_deadly && batch.compared.is_some() {
+            self.end_runner(worker, &batch);
+            Err(Failure::new(ErrorCode::RunCrashed, "too many rows at once"))
+        } else {
+            Ok(BatchTimes { packed_us, equal: Some(equal), ..BatchTimes::default() })
+        };
+        tell!(self, "W{worker} has compared {id:?}: {ended:?}");
+        self.worker_handle(worker, Event::BatchEnded { batch: id, ended });
+    }
+
+    pub(super) fn batch_step(&mut self, worker: usize, life: u32, id: BatchId, step: BatchStep) {
         let shell = &self.workers[worker];
         if shell.life != life || shell.machine.is_none() || !shell.batches.contains_key(&id) {
             return;
         }
-        match is_over {
-            false => self.batch_loaded(worker, id),
-            true => self.batch_over(worker, id),
+        match step {
+            BatchStep::Loaded => self.batch_loaded(worker, id),
+            BatchStep::Over => self.batch_over(worker, id),
+            BatchStep::Compared => self.batch_compared(worker, id),
         }
     }
 
@@ -170,6 +254,11 @@ impl Mesh {
             self.referee.crashed(worker, &batch);
         }
         tell!(self, "W{worker} has run {id:?}: {ended:?}");
+        if let (BatchKind::Probe, Ok(times)) = (batch.kind, &ended) {
+            let times = *times;
+            self.workers[worker].batches.insert(id, Batch { is_answered: true, ..batch });
+            return self.worker_handle(worker, Event::BatchAnswered { batch: id, times });
+        }
         self.worker_handle(worker, Event::BatchEnded { batch: id, ended });
     }
 
@@ -210,15 +299,7 @@ impl Mesh {
                 Ok(BatchTimes { run_us: packed_us, equal: Some(Equality::Same), ..times })
             }
             BatchKind::Probe => {
-                let equal = match law {
-                    Law::Unsupported => Equality::Unsupported,
-                    Law::Differs => Equality::Differs,
-                    _ if loses_row => Equality::Differs,
-                    Law::Packs | Law::NoGain => Equality::Same,
-                };
-                let single_us = Some(one_by_one / u64::from(batch.rows().max(1)));
-                let packed_us = (equal != Equality::Unsupported).then_some(packed_us);
-                Ok(BatchTimes { single_us, packed_us, equal: Some(equal), ..times })
+                Ok(BatchTimes { single_us: Some(one_by_one / u64::from(batch.rows().max(1))), ..times })
             }
         }
     }
@@ -281,7 +362,7 @@ fn time_within(kind: BatchKind, law: Law, singles: &[(u32, Micros)], limit: Micr
             let compared = if kind == BatchKind::Check { CHECKED_ROWS } else { SPOT_ROWS };
             packed + one_by_one / rows * rows.min(compared.into())
         }
-        BatchKind::Probe => one_by_one + packed,
+        BatchKind::Probe => one_by_one,
     }
 }
 
@@ -293,5 +374,5 @@ pub(super) fn brief(parts: &[Part]) -> String {
 
 /// The owners of a batch's rows.
 pub(super) fn has(batch: &Batch, id: AttemptId) -> bool {
-    batch.parts.iter().any(|part| part.id == id)
+    !batch.is_answered && batch.parts.iter().any(|part| part.id == id)
 }

@@ -48,7 +48,8 @@ pub(crate) fn play(seed: u64, rules: Rules, story: Story) -> Ran {
         14 => a_slow_load,
         _ => CROWDS[seed as usize % CROWDS.len()],
     };
-    let setup = Setup { rules, through_bytes: seed.is_multiple_of(8), ..Setup::new(seed) };
+    let deadly_comparisons = seed.is_multiple_of(2).then_some(3);
+    let setup = Setup { rules, through_bytes: seed.is_multiple_of(8), deadly_comparisons, ..Setup::new(seed) };
     let mut mesh = Mesh::new(setup, story);
     crowd(&mut mesh, &mut plan);
     if mesh.violation().is_none() {

@@ -13,6 +13,7 @@ use mesh_core::{
 use proto_msgs::{AttemptId, BrokerToClient, BrokerToWorker, ClientId, Outcome, PublicKey, RunNote, TaskId, ToBroker};
 
 use super::{
+    batches::BatchStep,
     broker_shell::BrokerShell,
     client_shell::ClientShell,
     expect::Expect,
@@ -80,8 +81,8 @@ pub(super) enum Happening {
     WorkerDialled { worker: usize, life: u32, id: AttemptId, client: Option<usize> },
     /// Bytes arrive, or a piece of a result goes out. `turn` names the order that it belongs to.
     Session { worker: usize, life: u32, id: AttemptId, turn: u32, step: Step },
-    /// The model of a batch is loaded, or the batch is over.
-    Batch { worker: usize, life: u32, batch: BatchId, is_over: bool },
+    /// A batch comes further.
+    Batch { worker: usize, life: u32, batch: BatchId, step: BatchStep },
     /// The end of a detached attempt is on its worker's disk.
     Kept { worker: usize, life: u32, id: AttemptId, outcome: Outcome, runs: Vec<RunNote> },
     /// A user of a stream has the next task.
@@ -175,6 +176,8 @@ pub(crate) struct Setup {
     pub(crate) patience: Duration,
     /// How long ended tasks are shown and detached results kept.
     pub(crate) kept: Duration,
+    /// One in so many comparisons takes its runner with it.
+    pub(crate) deadly_comparisons: Option<u64>,
 }
 
 impl Setup {
@@ -190,6 +193,7 @@ impl Setup {
             load: 20 * MS,
             patience: Duration::from_secs(20),
             kept: Duration::from_secs(120),
+            deadly_comparisons: None,
         }
     }
 }
@@ -303,7 +307,7 @@ impl Mesh {
             Happening::DialFailed { client, id, try_no } => self.dial_failed(client, id, try_no),
             Happening::WorkerDialled { worker, life, id, client } => self.worker_dialled(worker, life, id, client),
             Happening::Session { worker, life, id, turn, step } => self.session_step(worker, life, id, turn, step),
-            Happening::Batch { worker, life, batch, is_over } => self.batch_step(worker, life, batch, is_over),
+            Happening::Batch { worker, life, batch, step } => self.batch_step(worker, life, batch, step),
             Happening::Kept { worker, life, id, outcome, runs } => self.kept(worker, life, id, outcome, runs),
             Happening::Arrive { stream } => self.arrive(stream),
             Happening::Sample { worker, life } => self.sample(worker, life),

@@ -165,7 +165,8 @@ impl WorkerShell {
     }
 
     pub(super) fn is_running(&self, task: TaskId) -> bool {
-        self.batches.values().any(|batch| batch.parts.iter().any(|part| part.id.task == task))
+        let runs = self.batches.values().filter(|batch| !batch.is_answered);
+        runs.flat_map(|batch| &batch.parts).any(|part| part.id.task == task)
     }
 
     /// Attempts with any data left on the disk.
@@ -310,6 +311,8 @@ impl Mesh {
             }
             Action::KillBatch { batch } => self.kill_batch(worker, batch),
             Action::OnlyLoad { batch } => self.only_load(worker, batch),
+            Action::Compare { batch, rows, limit } => self.compare(worker, batch, rows, micros(limit)),
+            Action::StopComparing { batch } => self.stop_comparing(worker, batch),
             Action::Kill { id } => {
                 tell!(self, "W{worker} kills {}", short_id(id));
                 if let Some(session) = self.workers[worker].sessions.get_mut(&id) {

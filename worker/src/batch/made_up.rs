@@ -2,20 +2,19 @@
 //! among equal ones, nor that a row looks at its neighbours.
 
 use proto_msgs::{DType, ErrorCode, Failure};
-use tokio::task::spawn_blocking;
 
 use super::{
-    Calls, Chunk,
-    probe::{Known, PROBE_BYTES_MAX, bytes_of, tell_apart},
+    Calls,
+    probe::{Known, PROBE_BYTES_MAX, bytes_of, given, tell_apart},
 };
-use crate::{data::payload::Payload, runners::oip::Tensor};
+use crate::{data::payload::Payload, runners::fit::Fitted, tools::blocking};
 
 /// Most bytes of an item's inputs that are copied into memory to make a different item from them.
 const OTHER_BYTES_MAX: u64 = 16 << 20;
 
 /// Ways to make an item from another one. Each costs one single run.
 #[derive(Clone, Copy, Debug)]
-enum Change {
+pub(super) enum Change {
     /// Shifts the elements by one and halves them. A model that takes the original takes this too, be it pixels or
     /// words, and one that looks at all rows at once, for their maximum or their sum, shows it. If all elements are
     /// equal, as in a black picture, one is changed: a model may ignore a mere scale.
@@ -30,36 +29,42 @@ enum Change {
 }
 
 /// The changes, those first that show most: few rows go into one call.
-const CHANGES: [Change; 6] =
+pub(super) const CHANGES: [Change; 6] =
     [Change::Halved, Change::Enlarged(512), Change::Enlarged(64), Change::Negated, Change::Enlarged(8), Change::Blank];
 
 /// Made-up items, each from another one of these if there are enough, with the outputs of single runs. One that the
 /// model answers in another way than the first item leads; none if it answers all alike.
-pub(super) async fn others(calls: &mut Calls<'_, '_>, rows: &[&Chunk], first: &[Tensor]) -> Vec<Known> {
+pub(super) async fn others(calls: &mut Calls<'_, '_>, fitted: &[Fitted], known: &[Known]) -> Vec<Known> {
+    let Some(first) = known.first().map(|first| &first.outputs) else { return Vec::new() };
     let (mut others, mut telling) = (Vec::new(), None);
-    for (row, change) in rows.iter().cycle().zip(CHANGES) {
-        match make(calls, row, change).await {
-            Ok(Some(made)) if telling.is_none() && tell_apart(vec![first.to_vec(), made.outputs.clone()]).await => {
+    for (row, change) in known.iter().cycle().zip(CHANGES) {
+        match make(calls, fitted, row, change).await {
+            Ok(Some(made)) if telling.is_none() && tell_apart(vec![first.clone(), made.outputs.clone()]).await => {
                 telling = Some(made);
             }
             Ok(made) => others.extend(made),
             Err(failure) if failure.code == ErrorCode::RunFailed => {}
-            // The runner is in no known state.
-            Err(_) => break,
+            // The runner is in no known state, an item has gone, or the time is over: half a proof is none.
+            Err(_) => return Vec::new(),
         }
     }
     telling.map(|telling| [vec![telling], others].concat()).unwrap_or_default()
 }
 
 /// `None` if the change suits none of the item's inputs, or the item is too large.
-async fn make(calls: &mut Calls<'_, '_>, row: &Chunk, change: Change) -> Result<Option<Known>, Failure> {
-    let mut given = calls.batch.given(&[row]);
+async fn make(
+    calls: &mut Calls<'_, '_>,
+    fitted: &[Fitted],
+    row: &Known,
+    change: Change,
+) -> Result<Option<Known>, Failure> {
+    let mut given = given(fitted, &[row]);
     if bytes_of(&given, &[]) > OTHER_BYTES_MAX {
         return Ok(None);
     }
     let mut is_other = false;
     for input in &mut given {
-        let Some(bytes) = read_all(input.pieces.clone()).await else { return Ok(None) };
+        let bytes = read_all(input.pieces.clone()).await?;
         if let Some(bytes) = changed(input.dtype, bytes, change) {
             input.pieces = vec![Payload::Memory(bytes.into())];
             is_other = true;
@@ -74,9 +79,11 @@ async fn make(calls: &mut Calls<'_, '_>, row: &Chunk, change: Change) -> Result<
     Ok(is_small.then_some(Known { inputs, outputs }))
 }
 
-async fn read_all(pieces: Vec<Payload>) -> Option<Vec<u8>> {
-    let read = move || pieces.iter().map(Payload::read).collect::<Result<Vec<_>, _>>();
-    Some(spawn_blocking(read).await.ok()?.ok()?.concat())
+async fn read_all(pieces: Vec<Payload>) -> Result<Vec<u8>, Failure> {
+    let lost = |error| Failure::new(ErrorCode::WorkerLost, format!("an item cannot be read again: {error}"));
+    let read = move || pieces.iter().map(Payload::read).collect::<std::io::Result<Vec<_>>>();
+    let pieces = blocking(move || read().map_err(lost)).await?;
+    Ok(pieces.concat())
 }
 
 /// An item's bytes after this change; `None` if there is none for the type.

@@ -4,17 +4,31 @@
 //! Only items that the model answers in different ways prove anything: among equal answers a row that changed places,
 //! or that looked at its neighbours, would not show. If a batch brings none, some are made up.
 
-use mesh_core::worker::{BatchKind, BatchTimes, CHECKED_ROWS, Equality};
-use proto_msgs::{ErrorCode, Failure};
-use tokio::task::spawn_blocking;
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
-use super::{Calls, Chunk, Outputs, alike::alike, groups, items, made_up::others, micros};
+use mesh_core::worker::{BatchKind, BatchTimes, CHECKED_ROWS, Equality, Event};
+use proto_msgs::{ErrorCode, Failure};
+use tokio::{sync::watch, task::spawn_blocking, time::timeout};
+
+use super::{
+    Batch, Calls, Chunk, Comparing, Outputs,
+    alike::alike,
+    groups, items,
+    made_up::{CHANGES, others},
+    micros,
+    rows::{packed_shape, takes_many},
+};
 use crate::{
     data::payload::Payload,
     runners::{
+        fit::Fitted,
         oip::{Given, Tensor},
         proven::Proven,
     },
+    tools::Tools,
 };
 
 /// Most bytes of inputs and outputs that a probe compares. More would be read from a disk that others need, too, and a
@@ -29,57 +43,178 @@ pub(super) struct Known {
     pub(super) outputs: Vec<Tensor>,
 }
 
-/// Runs a probe: single runs, whose outputs are the tasks' results, then a packed call or two.
-pub(super) async fn probe(
-    mut calls: Calls<'_, '_>,
-    chunks: &[Chunk],
-    proven: &Proven,
-) -> Result<(Vec<Outputs>, BatchTimes), Failure> {
+/// Items that are alike: all that a comparison needs, whatever becomes of their tasks meanwhile.
+struct Sample {
+    fitted: Vec<Fitted>,
+    items: Vec<Known>,
+}
+
+/// The bounds of a comparison while others wait for its slot.
+pub(super) struct Bounds {
+    order: watch::Receiver<Comparing>,
+    until: Instant,
+}
+
+impl Bounds {
+    fn has_time_for(&self, time: Duration) -> bool {
+        !matches!(*self.order.borrow(), Comparing::Stops) && Instant::now() + time <= self.until
+    }
+
+    /// Whether one more call may begin: it is in time, and its inputs are still there. A runner that does not get all
+    /// of a request ends.
+    pub(super) async fn allow(&self, given: &[Given]) -> Result<(), Failure> {
+        if !self.has_time_for(Duration::ZERO) {
+            return Err(Failure::new(ErrorCode::RunTimeout, "the comparison was cut short"));
+        }
+        let pieces = given.iter().flat_map(|input| &input.pieces).cloned().collect();
+        let lost = || Failure::new(ErrorCode::WorkerLost, "the items of the comparison have gone with their tasks");
+        if are_there(pieces).await { Ok(()) } else { Err(lost()) }
+    }
+}
+
+/// Runs a probe: single runs, whose outputs are the tasks' results at once. Then, if the machine wants it, some packed
+/// calls are compared with them, and no task waits for that.
+pub(super) async fn probe(mut calls: Calls<'_, '_>, chunks: &[Chunk], tools: &Tools) -> Result<BatchTimes, Failure> {
     let outputs = calls.singly(chunks).await?;
     // The first call may still warm something up.
     let counted = if calls.took.len() > 1 { &calls.took[1..] } else { &calls.took[..] };
-    let single_us = counted.iter().copied().map(micros).sum::<u64>() / counted.len().max(1) as u64;
-    let mut times = BatchTimes { run_us: calls.sum_us(), single_us: Some(single_us), ..BatchTimes::default() };
-    let singles: Outputs = outputs.iter().flatten().cloned().collect();
-    let equal = match &groups(chunks)[..] {
-        [alike] => {
-            let equal = prove(&mut calls, alike, singles, &mut times).await;
-            let item = outputs.iter().flatten().next().filter(|_| equal == Equality::Same);
-            item.into_iter().for_each(|item| proven.remember(calls.model(), &alike[0].fitted, item));
-            equal
-        }
-        // Items of different shapes never go into one call.
-        _ => Equality::Inconclusive,
+    let single = counted.iter().sum::<Duration>() / u32::try_from(counted.len().max(1)).unwrap_or(u32::MAX);
+    let times = BatchTimes { run_us: calls.sum_us(), single_us: Some(micros(single)), ..BatchTimes::default() };
+    // Before the tasks have the outputs: what an earlier stage made is freed then.
+    let sample = Sample::of(calls.batch, chunks, &outputs);
+    calls.batch.keep(outputs, tools).await;
+    let Some(sample) = sample else {
+        return Ok(BatchTimes { equal: Some(Equality::Inconclusive), ..times });
     };
-    times.equal = Some(equal);
-    Ok((outputs, times))
+    let load_us = micros(calls.runner.load);
+    let answered = Event::BatchAnswered { batch: calls.batch.batch, times: BatchTimes { load_us, ..times } };
+    // Closed only when the worker is leaving.
+    let _ = tools.machine.send(answered).await;
+    let mut order = calls.batch.comparing.clone();
+    let ordered = order.wait_for(|order| *order != Comparing::Undecided).await.map(|order| *order);
+    let Ok(Comparing::Goes { rows, limit }) = ordered else {
+        return Ok(BatchTimes { equal: Some(Equality::Inconclusive), ..times });
+    };
+    calls.bounds = Some(Bounds { order, until: Instant::now() + limit });
+    let mut packed_us = None;
+    let proving = sample.prove(&mut calls, rows as usize, single, &mut packed_us);
+    let equal = timeout(limit, proving).await.unwrap_or(Equality::Inconclusive);
+    if let Some(item) = sample.items.first().filter(|_| equal == Equality::Same) {
+        tools.proven.remember(calls.model(), &sample.fitted, &item.outputs);
+    }
+    Ok(BatchTimes { packed_us, equal: Some(equal), ..times })
 }
 
-/// Compares one call with these items with their single runs, and if those are all alike, with made-up items beside
-/// them.
-async fn prove(calls: &mut Calls<'_, '_>, alike: &[&Chunk], singles: Outputs, times: &mut BatchTimes) -> Equality {
-    let given = calls.batch.given(alike);
-    if bytes_of(&given, &singles) > PROBE_BYTES_MAX {
-        return Equality::Inconclusive;
+impl Sample {
+    /// `None` if the items have different shapes: these never go into one call.
+    fn of(batch: &Batch, chunks: &[Chunk], outputs: &[Outputs]) -> Option<Self> {
+        let groups = groups(chunks);
+        let [alike] = &groups[..] else { return None };
+        let (rows, outputs) = (rows_of(alike), outputs.iter().flatten().cloned());
+        let items = rows.iter().zip(outputs).map(|(row, outputs)| known(batch, row, outputs)).collect();
+        Some(Self { fitted: alike[0].fitted.clone(), items })
     }
-    let before = calls.took.len();
-    let packed = calls.cut_call(alike, given, &mut 0).await;
-    times.packed_us = calls.took.get(before).copied().map(micros);
-    let equal = match packed {
-        Ok(packed) => compare(singles.clone(), packed).await,
-        Err(failure) => match failure.code {
+
+    /// So many neighbours, among them two that the model answers in different ways, if there are any.
+    async fn telling(&self, count: usize) -> Self {
+        let outputs: Outputs = self.items.iter().map(|item| item.outputs.clone()).collect();
+        let change = if count < outputs.len() { next_change(outputs, 1).await } else { None };
+        let from = change.unwrap_or(0).saturating_sub(1).min(self.items.len().saturating_sub(count));
+        let items = self.items.iter().skip(from).take(count).cloned().collect();
+        Self { fitted: self.fitted.clone(), items }
+    }
+
+    /// Compares one call of some of the items with their single runs, and if those are all alike, with made-up items
+    /// beside them.
+    async fn prove(
+        &self,
+        calls: &mut Calls<'_, '_>,
+        count: usize,
+        single: Duration,
+        packed_us: &mut Option<u64>,
+    ) -> Equality {
+        if takes_many(calls.runner.inputs(), &self.fitted).is_err() {
+            return Equality::Unsupported;
+        }
+        let some = self.telling(count).await;
+        let singles: Outputs = some.items.iter().map(|item| item.outputs.clone()).collect();
+        let given = given(&some.fitted, &some.items.iter().collect::<Vec<_>>());
+        if singles.len() < 2 || bytes_of(&given, &singles) > PROBE_BYTES_MAX {
+            return Equality::Inconclusive;
+        }
+        let tells = tell_apart(singles.clone()).await;
+        let has_time = |calls: &Calls<'_, '_>, packed: Duration, calls_before: u32| {
+            let made_up = CHANGES.len() as u32;
+            let time = single * made_up + packed * (calls_before + made_up.div_ceil(singles.len() as u32 - 1));
+            calls.bounds.as_ref().is_none_or(|bounds| bounds.has_time_for(time))
+        };
+        // No packed call is quicker than a single run.
+        if !tells && !has_time(calls, single, 1) {
+            return Equality::Inconclusive;
+        }
+        let begun = Instant::now();
+        let before = calls.took.len();
+        let packed = calls.cut_call((&some.fitted, singles.len() as u32), given, &mut 0).await;
+        *packed_us = calls.took.get(before).copied().map(micros);
+        let equal = match packed {
+            Ok(packed) => compare(singles.clone(), packed).await,
+            Err(failure) => some.judge(&failure, packed_us.is_some()).await,
+        };
+        if equal != Equality::Same || tells {
+            return equal;
+        }
+        if !has_time(calls, begun.elapsed(), 0) {
+            return Equality::Inconclusive;
+        }
+        some.beside_others(calls, singles.len()).await
+    }
+
+    /// What it says of the model that the packed call failed. `was_answered`: the call itself succeeded.
+    async fn judge(&self, failure: &Failure, was_answered: bool) -> Equality {
+        let inputs = self.items.iter().flat_map(|item| &item.inputs).flatten().cloned().collect();
+        match failure.code {
             ErrorCode::RunTimeout => Equality::Inconclusive,
-            // The call itself succeeded; its outputs could not be cut into items.
-            ErrorCode::RunProtocol if times.packed_us.is_some() => Equality::Differs,
+            // Its outputs could not be cut into items.
+            ErrorCode::RunProtocol if was_answered => Equality::Differs,
+            // A runner that did not get all of its inputs fails in any way.
+            _ if !are_there(inputs).await => Equality::Inconclusive,
             _ => Equality::Unsupported,
-        },
-    };
-    if equal != Equality::Same || tell_apart(singles.clone()).await {
-        return equal;
+        }
     }
-    let rows = rows_of(alike);
-    let known: Vec<Known> = rows.iter().zip(singles).map(|(row, outputs)| known(calls, row, outputs)).collect();
-    beside_others(calls, alike, &rows.iter().collect::<Vec<_>>(), &known).await
+
+    /// Compares calls of `count` items with single runs: a made-up item that tells rows apart, beside known ones and
+    /// beside every other made-up one.
+    async fn beside_others(&self, calls: &mut Calls<'_, '_>, count: usize) -> Equality {
+        let Some(first) = self.items.first() else { return Equality::Inconclusive };
+        let others = others(calls, &self.fitted, &self.items).await;
+        let Some((telling, others)) = others.split_first() else { return Equality::Inconclusive };
+        let beside: Vec<&Known> = std::iter::once(first).chain(others).collect();
+        // In a small call the telling one would have few neighbours, and a row that looks at them might not show.
+        for some in beside.chunks(count.saturating_sub(1).max(1)) {
+            let together = std::iter::once(telling).chain(some.iter().copied()).chain(self.items.iter().cycle());
+            match self.together_as_alone(calls, together.take(count).collect()).await {
+                Equality::Same => {}
+                other => return other,
+            }
+        }
+        Equality::Same
+    }
+
+    /// Compares one call of these items with their single runs.
+    async fn together_as_alone(&self, calls: &mut Calls<'_, '_>, in_turn: Vec<&Known>) -> Equality {
+        let given = given(&self.fitted, &in_turn);
+        let alone: Outputs = in_turn.iter().map(|known| known.outputs.clone()).collect();
+        if bytes_of(&given, &alone) > PROBE_BYTES_MAX {
+            return Equality::Inconclusive;
+        }
+        let before = calls.took.len();
+        match calls.cut_call((&self.fitted, in_turn.len() as u32), given, &mut 0).await {
+            Ok(together) => compare(alone, together).await,
+            // The call succeeded, and its outputs are not those of these items.
+            Err(failure) if failure.code == ErrorCode::RunProtocol && calls.took.len() > before => Equality::Differs,
+            Err(_) => Equality::Inconclusive,
+        }
+    }
 }
 
 /// Runs all rows in one call, whose outputs are the tasks' results if some of the rows give the same by themselves: for
@@ -166,50 +301,31 @@ async fn compare_some(calls: &mut Calls<'_, '_>, chunks: &[Chunk], outputs: &[Ou
     if equal != Equality::Same || tell_apart(alone.clone()).await {
         return Ok(equal);
     }
-    let known: Vec<Known> = sample.iter().zip(alone).map(|(row, outputs)| known(calls, row, outputs)).collect();
-    Ok(beside_others(calls, alike, &sample, &known).await)
+    let items_of_sample = sample.iter().zip(alone).map(|(row, outputs)| known(calls.batch, row, outputs)).collect();
+    let sample = Sample { fitted: alike[0].fitted.clone(), items: items_of_sample };
+    Ok(sample.beside_others(calls, items(alike) as usize).await)
 }
 
-/// Compares calls of as many items as these with single runs: a made-up item that tells rows apart, beside known ones and
-/// beside every other made-up one.
-async fn beside_others(calls: &mut Calls<'_, '_>, alike: &[&Chunk], rows: &[&Chunk], known: &[Known]) -> Equality {
-    let Some(first) = known.first() else { return Equality::Inconclusive };
-    let others = others(calls, rows, &first.outputs).await;
-    let Some((telling, others)) = others.split_first() else { return Equality::Inconclusive };
-    let count = items(alike) as usize;
-    let beside: Vec<&Known> = std::iter::once(first).chain(others).collect();
-    // In a small call the telling one would have few neighbours, and a row that looks at them might not show.
-    for some in beside.chunks(count.saturating_sub(1).max(1)) {
-        let together = std::iter::once(telling).chain(some.iter().copied()).chain(known.iter().cycle());
-        match together_as_alone(calls, alike, together.take(count).collect()).await {
-            Equality::Same => {}
-            other => return other,
-        }
-    }
-    Equality::Same
+/// One call of these items, one behind the other.
+pub(super) fn given(fitted: &[Fitted], in_turn: &[&Known]) -> Vec<Given> {
+    let items = in_turn.len() as u64;
+    let given = |(place, input): (usize, &Fitted)| {
+        let shape = if items == 1 { input.shape.clone() } else { packed_shape(&input.shape, items) };
+        let pieces = in_turn.iter().flat_map(|known| known.inputs[place].clone()).collect();
+        Given { name: input.name.clone(), dtype: input.dtype, shape, pieces }
+    };
+    fitted.iter().enumerate().map(given).collect()
 }
 
-/// Compares one call of these items, as many as the chunks have, with their single runs.
-async fn together_as_alone(calls: &mut Calls<'_, '_>, alike: &[&Chunk], in_turn: Vec<&Known>) -> Equality {
-    let mut given = calls.batch.given(alike);
-    for (place, input) in given.iter_mut().enumerate() {
-        input.pieces = in_turn.iter().flat_map(|known| known.inputs[place].clone()).collect();
-    }
-    let alone: Outputs = in_turn.iter().map(|known| known.outputs.clone()).collect();
-    if bytes_of(&given, &alone) > PROBE_BYTES_MAX {
-        return Equality::Inconclusive;
-    }
-    let before = calls.took.len();
-    match calls.cut_call(alike, given, &mut 0).await {
-        Ok(together) => compare(alone, together).await,
-        // The call succeeded, and its outputs are not those of these items.
-        Err(failure) if failure.code == ErrorCode::RunProtocol && calls.took.len() > before => Equality::Differs,
-        Err(_) => Equality::Inconclusive,
-    }
+/// Whether the files of these payloads exist. Only those of a detached task may go while somebody holds them.
+async fn are_there(pieces: Vec<Payload>) -> bool {
+    let mut files: Vec<PathBuf> = pieces.into_iter().filter_map(Payload::into_kept_file).collect();
+    files.dedup();
+    files.is_empty() || spawn_blocking(move || files.iter().all(|file| file.exists())).await.unwrap_or(false)
 }
 
-fn known(calls: &Calls<'_, '_>, row: &Chunk, outputs: Vec<Tensor>) -> Known {
-    let inputs = calls.batch.given(&[row]).into_iter().map(|input| input.pieces).collect();
+fn known(batch: &Batch, row: &Chunk, outputs: Vec<Tensor>) -> Known {
+    let inputs = batch.given(&[row]).into_iter().map(|input| input.pieces).collect();
     Known { inputs, outputs }
 }
 
@@ -293,7 +409,7 @@ mod tests {
 
     #[test]
     fn what_is_too_much_to_compare_is_known_before_it_is_read() {
-        let nowhere = std::path::PathBuf::from("/nowhere");
+        let nowhere = PathBuf::from("/nowhere");
         let payload = Payload::File { path: nowhere, offset: 0, size_bytes: PROBE_BYTES_MAX, owner: None };
         let pieces = vec![payload.clone()];
         let inputs = [Given { name: "x".to_owned(), dtype: DType::U8, shape: vec![4, 2], pieces }];

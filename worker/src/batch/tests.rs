@@ -1,5 +1,6 @@
 //! Batches in a real runner, with models whose results are known.
 
+mod answers;
 mod laws;
 pub(crate) mod models;
 mod proofs;
@@ -35,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Home {
     tools: Arc<Tools>,
     events: mpsc::Receiver<Event>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// The real runner beside the test's folder, if it was built and its library exists.
@@ -81,7 +82,7 @@ impl Home {
             proven: Proven::default(),
             machine,
         };
-        Some(Self { tools: tools.into(), events, _dir: dir })
+        Some(Self { tools: tools.into(), events, dir })
     }
 
     fn put(&self, model: &[u8]) -> Pin {
@@ -96,7 +97,12 @@ impl Home {
 
     /// A task with these models as stages. Each input holds `items` items.
     fn task(&self, number: u8, models: &[Vec<u8>], items: u32, inputs: &[&[f32]]) -> Arc<Material> {
-        let payloads: Vec<Payload> = inputs.iter().map(|input| Payload::Memory(floats(input).into())).collect();
+        let payloads = inputs.iter().map(|input| Payload::Memory(floats(input).into())).collect();
+        self.task_of(number, models, items, payloads)
+    }
+
+    /// A task with these inputs.
+    fn task_of(&self, number: u8, models: &[Vec<u8>], items: u32, payloads: Vec<Payload>) -> Arc<Material> {
         let declare = |payload: &Payload| {
             let digest = Digest::from_bytes([0; 32]);
             InputDecl { name: None, dtype: None, shape: None, digest, size_bytes: payload.size_bytes() }
@@ -120,21 +126,31 @@ impl Home {
         Arc::new(Material::new(order, Inputs { models, payloads, memory }, &self.tools.memory))
     }
 
+    /// Runs a batch. Whatever is answered is compared.
     async fn run(
         &self,
         kind: BatchKind,
         stage: u8,
         parts: &[(&Arc<Material>, Range<u32>)],
     ) -> Result<BatchTimes, Failure> {
-        let part = |(material, rows): &(&Arc<Material>, Range<u32>)| {
-            (Part { id: material.order.id, stage, rows: rows.clone() }, (*material).clone())
-        };
-        let parts = parts.iter().map(part).collect();
-        let only_loads = Arc::default();
-        Batch { batch: BatchId(1), parts, device: -1, kind, apart: false, limit: PATIENCE, only_loads }
-            .run(&self.tools)
-            .await
+        let rows = parts.iter().map(|(_, rows)| rows.len() as u32).sum();
+        let comparing = watch::channel(Comparing::Goes { rows, limit: PATIENCE }).1;
+        batch(kind, stage, parts, comparing).run(&self.tools).await
     }
+}
+
+fn batch(
+    kind: BatchKind,
+    stage: u8,
+    parts: &[(&Arc<Material>, Range<u32>)],
+    comparing: watch::Receiver<Comparing>,
+) -> Batch {
+    let part = |(material, rows): &(&Arc<Material>, Range<u32>)| {
+        (Part { id: material.order.id, stage, rows: rows.clone() }, (*material).clone())
+    };
+    let parts = parts.iter().map(part).collect();
+    let only_loads = Arc::default();
+    Batch { batch: BatchId(1), parts, device: -1, kind, apart: false, limit: PATIENCE, only_loads, comparing }
 }
 
 fn ticket(number: u8, items: u32) -> (AttemptId, Ticket) {

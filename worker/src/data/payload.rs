@@ -114,6 +114,14 @@ impl Payload {
         }
     }
 
+    /// The file, if it belongs to a detached attempt and goes with it.
+    pub(crate) fn into_kept_file(self) -> Option<PathBuf> {
+        match self {
+            Self::File { path, owner: None, .. } => Some(path),
+            Self::File { .. } | Self::Memory(_) => None,
+        }
+    }
+
     /// The owner that deletes the file, if there is one.
     pub(crate) fn owner(&self) -> Option<Arc<Spooled>> {
         match self {

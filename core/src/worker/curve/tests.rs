@@ -9,6 +9,7 @@ fn probe(cost: &mut Cost, rows: u32, time: impl Fn(u32) -> u64) {
     assert_eq!(cost.plan(false), Plan::Single, "one probe at a time");
     let (single_us, packed_us) = (Some(time(1)), Some(time(rows)));
     let times = BatchTimes { single_us, packed_us, equal: Some(Equality::Same), ..BatchTimes::default() };
+    cost.probe_answered(&times);
     cost.probe_ended(rows, Some(&times));
 }
 

@@ -102,8 +102,9 @@ proptest! {
                     Some((Part { id: material.order.id, stage, rows }, material))
                 });
                 let (parts, kind) = (parts.collect(), BatchKind::Packed);
-                let only_loads = Arc::default();
-                let batch = Batch { batch: BatchId(1), parts, device: -1, kind, apart: false, limit: PATIENCE, only_loads };
+                let (only_loads, comparing) = (Arc::default(), watch::channel(Comparing::default()).1);
+                let (batch, device) = (BatchId(1), -1);
+                let batch = Batch { batch, parts, device, kind, apart: false, limit: PATIENCE, only_loads, comparing };
                 run(&batch, folder.path(), dice.below(2) == 0);
             }
         }
