@@ -65,11 +65,11 @@ impl Place {
 
     /// The latest batch, and its kind.
     fn batch(&self) -> (BatchId, BatchKind) {
-        let batches = self.orders.iter().filter_map(|order| match order {
+        let mut batches = self.orders.iter().rev().filter_map(|order| match order {
             Action::RunBatch { batch, kind, .. } => Some((*batch, *kind)),
             _ => None,
         });
-        batches.last().expect("a batch runs")
+        batches.next().expect("a batch runs")
     }
 
     /// A probe of the batch lane's rows begins, and its single runs of this time are over.
@@ -122,11 +122,11 @@ impl Place {
     /// Slots in use and the verdict, as the next heartbeat tells them.
     fn told(&mut self) -> (u16, Packing) {
         self.wait(6000);
-        let heartbeats = self.orders.iter().rev().filter_map(|order| match order {
+        let mut heartbeats = self.orders.iter().rev().filter_map(|order| match order {
             Action::TellBroker(WorkerToBroker::Heartbeat(heartbeat)) => Some(heartbeat),
             _ => None,
         });
-        let latest = heartbeats.into_iter().next().expect("they come all the time");
+        let latest = heartbeats.next().expect("they come all the time");
         (latest.lanes.iter().map(|lane| lane.slots_used).sum(), latest.costs[0].packing)
     }
 }
@@ -174,7 +174,7 @@ fn who_goes_after_the_answer_leaves_the_comparison_alone() {
 #[test]
 fn a_realtime_row_cuts_a_long_comparison_of_the_batch_lane_short() {
     let mut place = Place::new();
-    let batch = place.answered_probe(4, 50);
+    let batch = place.answered_probe(4, 20);
     place.wait(10);
     let asked = place.task(Lane::Realtime, 1, None);
     assert!(!place.has(&Action::StopComparing { batch }), "a short one may end");

@@ -57,7 +57,7 @@ pub(crate) fn play(seed: u64, rules: Rules, story: Story) -> Ran {
         store_wait: plan.pick(&[(MS, 3 * MS), (2 * MS, 80 * MS), (200 * MS, 1500 * MS)]),
         patience: PATIENCE[seed as usize % 2],
         kept: KEPT,
-        deadly_comparisons: Some(3),
+        deadly_comparisons: Some(4),
         ..Setup::new(seed)
     };
     let mut mesh = Mesh::new(setup, story);
