@@ -355,7 +355,8 @@ impl Broker {
     /// A heartbeat reports that a wanted attempt has ended.
     fn attempt_finished(&mut self, now: MonoTime, worker: WorkerId, epoch: Epoch, id: AttemptId, outcome: Outcome) {
         let Some(task) = self.tasks.get(id.task) else { return };
-        if !task.spec.detached && task.place().is_some_and(|at| at.worker != worker) {
+        let is_elsewhere = task.place().is_some_and(|at| at.worker != worker);
+        if is_elsewhere && !(task.spec.detached && matches!(outcome, Outcome::Done { .. })) {
             return; // From before a restart: its client has asked for another place since.
         }
         self.attempt_named(now, worker, epoch, id);

@@ -186,6 +186,25 @@ fn a_detached_task_is_not_granted_again_before_the_store_has_it() {
 }
 
 #[test]
+fn what_failed_at_a_worker_before_a_restart_of_the_broker_ends_nothing_that_goes_elsewhere_by_now() {
+    let mut mesh = Mesh::new(Config::default());
+    mesh.register(1, [0, 1], |_| {});
+    let outcome = Outcome::failed(ErrorCode::WorkerLost, "it was restarted");
+    mesh.submit(0, 1, |submit| {
+        submit.spec.detached = true;
+        submit.standing = Standing::Lost { attempt: Attempt(1), worker: worker(7), outcome };
+    });
+    mesh.store();
+    let id = mesh.grants[0].id;
+    // The earlier broker had given it to another worker with the same number.
+    mesh.register(0, [0, 0], |_| {});
+    let state = AttemptState::Finished(Outcome::failed(ErrorCode::Unreachable, "no route to the client"));
+    mesh.beat(0, |heartbeat| heartbeat.attempts = vec![AttemptReport { id, state, detached: true }]);
+    assert_eq!((mesh.is_at_work(task(0)), mesh.ends.len()), (true, 0));
+    assert_eq!(mesh.submit(1, 2, |_| {}), None, "the only slot is promised");
+}
+
+#[test]
 fn who_waits_for_the_last_worker_to_come_back_to_a_new_broker_is_not_turned_away() {
     let mut mesh = Mesh::new(Config::default());
     mesh.now = MonoTime::from_micros(1);
