@@ -106,7 +106,6 @@ impl Broker {
         if let Some(failure) = self.hopeless(now, &mut task, &standing) {
             return self.refuse_for_good(now, peer, task, failure);
         }
-        self.joins_lane(&task);
         task.is_judged = self.is_settled(now);
         self.counters.submitted += 1;
         task.promise.stream = self.slos.stream(now, &task.spec);

@@ -13,7 +13,7 @@ use super::{
     obstacle,
     placement::{self, LOOK_MAX, Scene, Verdict},
     predict,
-    queue::{Queue, Walk},
+    queue::{Cursor, Queue, Walk},
     rank::Rank,
     task::{State, Task},
     worker::{LENT_IN_A_ROW_MAX, Seat, Slots, Worker},
@@ -33,9 +33,9 @@ enum End {
     /// At the end of the queue.
     Last,
     /// Behind this task: the worker takes no more.
-    Full(Option<Order>),
+    Full(Cursor),
     /// Behind this task: the limit of one walk is reached.
-    There(Option<Order>),
+    There(Cursor),
 }
 
 /// The result of trying to give a waiting task to a worker.
@@ -104,15 +104,15 @@ impl Broker {
         }
         self.workers.await_slot(id, lane, None);
         let mut left = Left::default();
-        let end = match self.fill_from(now, id, lane, slots, None, &mut left) {
+        let end = match self.fill_from(now, id, lane, slots, Cursor::default(), &mut left) {
             End::Last => return self.workers.fill_on(id, lane, None),
             End::Full(_) => return,
             End::There(end) => end,
         };
         let on = self.workers.get(id).and_then(|worker| worker.fill_on[lane.index()]);
-        let next = match self.fill_from(now, id, lane, slots, on.max(end), &mut left) {
+        let next = match self.fill_from(now, id, lane, slots, on.map_or(end, |on| on.max(end)), &mut left) {
             End::Last => None,
-            End::Full(on) | End::There(on) => on,
+            End::Full(on) | End::There(on) => Some(on),
         };
         self.workers.fill_on(id, lane, next);
     }
@@ -128,7 +128,7 @@ impl Broker {
         id: WorkerId,
         lane: Lane,
         slots: Slots,
-        mut after: Option<Order>,
+        mut after: Cursor,
         left: &mut Left,
     ) -> End {
         let Some(kind) = self.workers.get(id).map(|worker| worker.kind) else { return End::Last };
@@ -146,9 +146,9 @@ impl Broker {
                 Tried::NeedsPromised => self.claim(now, id, (lane, order), task),
                 Tried::Placed | Tried::Passed => {}
             }
-            after = Some(order);
+            after = walk.at;
         }
-        if self.queue.goes_on(now, lane, walk.at) { End::There(walk.at) } else { End::Last }
+        if self.queue.goes_on(lane, walk.at) { End::There(walk.at) } else { End::Last }
     }
 
     /// The first task that lacks only what was promised to other tasks claims what those free.
@@ -288,6 +288,8 @@ impl Broker {
             Some(rank) => rank,
             None => rate(now, task, &mut self.queue, &self.workers, &self.config),
         };
+        let is_measured = predict::models(task).all(|(digest, _)| self.workers.fleet().run_us(digest, 1) > 0);
+        self.paces[rank.key.lane.index()].joined(self.queue.lane_len(rank.key.lane), is_measured);
         self.queue.push(now, &mut rank, &task.spec);
         (task.rank, task.state) = (Some(rank), State::Queued { claims_at: None });
     }

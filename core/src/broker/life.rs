@@ -87,7 +87,6 @@ impl Broker {
             task.track.away_since = Some(now);
             if !task.is_ended() {
                 task.promise.stream = self.slos.stream(now, &task.spec);
-                self.joins_lane(&task);
             }
             let due = if task.is_ended() { now + self.config.ended_kept } else { self.due_of(&task) };
             let waits = task.state == State::Storing;

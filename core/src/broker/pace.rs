@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 
-use super::{Broker, predict, task::Task};
 use crate::{Census, MonoTime};
 
 /// Starts that are remembered: a busy lane's last second or so, and a slow lane's last minutes.
@@ -11,6 +10,9 @@ const STARTS_KEPT: usize = 256;
 
 /// Fewer starts than these say nothing about the next ones: workers' slots free themselves several at a time.
 const STARTS_MIN: usize = 4;
+
+/// Nor do starts that were watched for less time than this: a new worker takes many at once.
+const WATCHED_US_MIN: u64 = 1_000_000;
 
 /// The pace of one lane since tasks wait in it.
 #[derive(Debug, Default)]
@@ -22,10 +24,12 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// The first task comes to an empty lane.
-    fn restart(&mut self) {
-        self.starts.clear();
-        self.is_assumed = false;
+    /// A task comes to the lane, in which so many wait. `is_measured`: what its models cost is known.
+    pub(super) fn joined(&mut self, waiting: usize, is_measured: bool) {
+        if waiting == 0 {
+            *self = Self::default();
+        }
+        self.is_assumed |= !is_measured;
     }
 
     /// A task went to a worker while others waited.
@@ -41,23 +45,12 @@ impl Pace {
     pub(super) fn time_for_us(&self, now: MonoTime, tasks: u64) -> Option<u64> {
         let oldest = self.starts.front().filter(|_| self.starts.len() >= STARTS_MIN)?;
         let (watched_us, starts) = (now.as_micros().saturating_sub(oldest.as_micros()), self.starts.len() as u64);
-        Some((u128::from(watched_us) * u128::from(tasks) / u128::from(starts)).try_into().unwrap_or(u64::MAX))
+        let time_us = u128::from(watched_us) * u128::from(tasks) / u128::from(starts);
+        (watched_us >= WATCHED_US_MIN).then(|| time_us.try_into().unwrap_or(u64::MAX))
     }
 
     pub(super) fn census(&self, census: &mut Census<'_>) {
         let Self { starts, is_assumed: _ } = self;
         census.lasting("starts remembered", starts.len(), STARTS_KEPT);
-    }
-}
-
-impl Broker {
-    /// A task is about to wait in its lane.
-    pub(super) fn joins_lane(&mut self, task: &Task) {
-        let is_measured = predict::models(task).all(|(digest, _)| self.workers.fleet().run_us(digest, 1) > 0);
-        let (pace, waiting) = (&mut self.paces[task.lane().index()], self.queue.lane_len(task.lane()));
-        if waiting == 0 {
-            pace.restart();
-        }
-        pace.is_assumed |= !is_measured;
     }
 }

@@ -57,19 +57,33 @@ struct Waiting {
     unfit: [u32; UNFIT_KINDS_MAX],
 }
 
+/// The last task walked of each part of a lane; `None`: none yet. Between two walks the parts shift against each other.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Cursor {
+    due: Option<Order>,
+    ahead: Option<Order>,
+}
+
+impl Cursor {
+    /// The later place of both, part by part.
+    pub(super) fn max(self, other: Self) -> Self {
+        Self { due: self.due.max(other.due), ahead: self.ahead.max(other.ahead) }
+    }
+}
+
 /// A walk through a stretch of a lane's queue, in order. A task is looked up when it is its turn: mostly the first one
 /// takes all the room.
 #[derive(Debug)]
 pub(super) struct Walk {
-    /// The last task walked.
-    pub(super) at: Option<Order>,
+    /// What was walked.
+    pub(super) at: Cursor,
     tasks_left: usize,
     rows_left: usize,
 }
 
 impl Walk {
-    /// A walk behind `after` (`None`: from the front) to `tasks_max` tasks, passing at most eight times as many.
-    pub(super) fn new(after: Option<Order>, tasks_max: usize) -> Self {
+    /// A walk behind `after` to `tasks_max` tasks, passing at most eight times as many.
+    pub(super) fn new(after: Cursor, tasks_max: usize) -> Self {
         Self { at: after, tasks_left: tasks_max, rows_left: tasks_max * UNFIT_PASSED_MAX }
     }
 }
@@ -146,14 +160,20 @@ impl LaneQueue {
         }
     }
 
-    /// All tasks behind this place (`None`: all), in order. `waited`: what those ahead are behind their order by now.
-    fn behind(&self, at: Option<Order>, waited: i64) -> impl Iterator<Item = (Order, &Waiting)> {
-        let mut due = self.due.behind(at).map(|(order, waiting)| (*order, waiting)).peekable();
-        let ahead = self.ahead.behind(at.map(|at| at.minus(-waited)));
+    /// All tasks behind this place, in order, with the place of each. `waited`: what those ahead are behind their order by
+    /// now.
+    fn behind(&self, mut at: Cursor, waited: i64) -> impl Iterator<Item = (Cursor, Order, &Waiting)> {
+        let mut due = self.due.behind(at.due).map(|(order, waiting)| (*order, waiting)).peekable();
+        let ahead = self.ahead.behind(at.ahead);
         let mut ahead = ahead.map(move |(order, waiting)| (order.minus(waited), waiting)).peekable();
         std::iter::from_fn(move || {
             let is_due = due.peek().is_some_and(|(due, _)| ahead.peek().is_none_or(|(ahead, _)| due < ahead));
-            if is_due { due.next() } else { ahead.next() }
+            let (order, waiting) = if is_due { due.next() } else { ahead.next() }?;
+            match is_due {
+                true => at.due = Some(order),
+                false => at.ahead = Some(order.minus(-waited)),
+            }
+            Some((at, order, waiting))
         })
     }
 
@@ -225,7 +245,7 @@ impl Queue {
         }
         match rank.turn(task.client) {
             Some(turn) => lane.turns.wait(turn),
-            None => lane.turns.enter(task.client),
+            None => lane.turns.enter(now, task.client),
         }
         let Rank { cost_us, sort, items, .. } = *rank;
         let waiting =
@@ -261,8 +281,8 @@ impl Queue {
         let waited = waited(self.weights.wait_milli, now);
         let mut come = Vec::new();
         for lane in &mut self.lanes {
-            while let Some(turn) = lane.turns.next(lane.shares.virtual_us()) {
-                lane.turns.enter(turn.client);
+            while let Some(turn) = lane.turns.next(now, lane.shares.virtual_us()) {
+                lane.turns.enter(now, turn.client);
                 let Some(waiting) = lane.ahead.remove(turn.order) else { continue };
                 lane.due.insert(turn.order.minus(waited), waiting);
                 come.push(waiting.task);
@@ -331,8 +351,8 @@ impl Queue {
     pub(super) fn next(&mut self, now: MonoTime, lane: Lane, kind: u32, walk: &mut Walk) -> Option<(Order, TaskId)> {
         walk.tasks_left = walk.tasks_left.checked_sub(1)?;
         let waited = waited(self.weights.wait_milli, now);
-        for (order, waiting) in self.lanes[lane.index()].behind(walk.at, waited).take(walk.rows_left) {
-            walk.at = Some(order);
+        for (at, order, waiting) in self.lanes[lane.index()].behind(walk.at, waited).take(walk.rows_left) {
+            walk.at = at;
             walk.rows_left -= 1;
             self.walked += 1;
             if !waiting.unfit.contains(&kind) {
@@ -343,9 +363,8 @@ impl Queue {
     }
 
     /// Whether a task of the lane waits behind this place.
-    pub(super) fn goes_on(&self, now: MonoTime, lane: Lane, at: Option<Order>) -> bool {
-        let waited = waited(self.weights.wait_milli, now);
-        self.lanes[lane.index()].behind(at, waited).next().is_some()
+    pub(super) fn goes_on(&self, lane: Lane, at: Cursor) -> bool {
+        self.lanes[lane.index()].behind(at, 0).next().is_some()
     }
 
     /// Remembers that a waiting task does not suit workers of this kind.
@@ -360,8 +379,12 @@ impl Queue {
 
     /// Number of tasks before this one in its lane.
     pub(super) fn position(&self, now: MonoTime, rank: &Rank) -> u32 {
-        let (lane, order) = (&self.lanes[rank.key.lane.index()], rank.order(now));
-        let waited = waited(self.weights.wait_milli, now);
+        self.before(rank.key.lane, rank.order(now), now)
+    }
+
+    /// Number of tasks before one of this order at that time, if none comes or goes.
+    fn before(&self, lane: Lane, order: Order, at: MonoTime) -> u32 {
+        let (lane, waited) = (&self.lanes[lane.index()], waited(self.weights.wait_milli, at));
         (lane.due.line.before(order) + lane.ahead.line.before(order.minus(-waited))) as u32
     }
 
@@ -377,13 +400,16 @@ impl Queue {
         self.several_us(rank.key.lane, self.position(now, rank))
     }
 
-    /// Items of tasks of the same sort that surely wait before this one: those that remain if all others are before it,
-    /// too. What else waits may run at other workers, or be quick.
-    pub(super) fn alike_before(&self, now: MonoTime, rank: &Rank) -> u64 {
+    /// Items of tasks of the same sort that surely wait before this new one of the client until that time: those that
+    /// remain if all others are before it, too. What else waits may run at other workers, or be quick.
+    pub(super) fn alike_before(&self, now: MonoTime, until: MonoTime, rank: &Rank, client: ClientId) -> u64 {
         let lane = &self.lanes[rank.key.lane.index()];
+        // Its waiting counts, that of those ahead does not.
+        let gains = rank.turn(client).is_none_or(|turn| lane.turns.is_due(&turn, lane.shares.virtual_us()));
+        let position = self.before(rank.key.lane, rank.order(now), if gains { until } else { now });
         let Some(alike) = lane.sorts.get(&rank.sort).filter(|_| rank.sort.is_some()) else { return 0 };
         let others = lane.len() as u64 - alike.tasks;
-        let before = u64::from(self.position(now, rank)).saturating_sub(others).min(alike.tasks);
+        let before = u64::from(position).saturating_sub(others).min(alike.tasks);
         before * alike.items / alike.tasks.max(1)
     }
 

@@ -185,7 +185,8 @@ impl Broker {
 
     fn too_late(&mut self, now: MonoTime, task: &mut Task) -> Option<Failure> {
         let deadline_us = task.spec.deadline_ms?.saturating_mul(MS_US);
-        let items_before = task.rank.map_or(0, |rank| self.queue.alike_before(now, &rank));
+        let until = now + Duration::from_micros(deadline_us);
+        let items_before = task.rank.map_or(0, |rank| self.queue.alike_before(now, until, &rank, task.spec.client));
         let mut survey = placement::survey_all(task, self.scene(now));
         if survey.earliest_us(items_before).is_some_and(|earliest_us| earliest_us > deadline_us) {
             survey.widen();

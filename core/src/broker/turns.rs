@@ -7,17 +7,25 @@
 //!             no other task of its client is due, or it begins where the lane is
 //! ```
 //!
-//! A task's turn comes when the lane's virtual time reaches its start tag, or when no other task of its client is due.
-//! So whoever submits much at once does not gain by the waiting that this causes, and of each client one task ages.
+//! A task's turn comes when the lane's virtual time reaches its start tag, or when no other task of its client is due, or
+//! none has come due for a minute. So whoever submits much at once does not gain by the waiting that this causes, of each
+//! client one task ages, and the others do not wait for ever for one that no worker can run.
 //!
 //! Owns which waiting tasks are due. Never their order; that is `queue`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use proto_msgs::ClientId;
 
 use super::line::Order;
-use crate::Census;
+use crate::{Census, MonoTime};
+
+/// After this time the next task of a client is due, though others of it wait. Much less, and clients with much to do
+/// would gain again where all wait for long; much more, and a task behind one that is stuck would wait as long.
+const NEXT_AFTER: Duration = Duration::from_secs(60);
 
 /// A waiting task whose turn may not have come.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -31,8 +39,9 @@ pub(super) struct Turn {
 /// The turns of one lane.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
-    /// Of each client, the number of its due tasks.
-    due: BTreeMap<ClientId, u32>,
+    /// Of each client, the number of its due tasks, and when the last one came due.
+    due: BTreeMap<ClientId, (u32, MonoTime)>,
+    by_time: BTreeSet<(MonoTime, ClientId)>,
     /// The tasks whose turn has not come: by client, and by tag. No client has only such tasks.
     ahead: BTreeSet<Turn>,
     by_tag: BTreeSet<(u64, Turn)>,
@@ -47,8 +56,11 @@ impl Turns {
     }
 
     /// Adds a due task.
-    pub(super) fn enter(&mut self, client: ClientId) {
-        *self.due.entry(client).or_default() += 1;
+    pub(super) fn enter(&mut self, now: MonoTime, client: ClientId) {
+        let (count, last) = self.due.entry(client).or_default();
+        self.by_time.remove(&(*last, client));
+        (*count, *last) = (*count + 1, now);
+        self.by_time.insert((now, client));
         self.next.remove(&client);
     }
 
@@ -60,9 +72,10 @@ impl Turns {
 
     /// Removes a due task.
     pub(super) fn leave(&mut self, client: ClientId) {
-        let Some(due) = self.due.get_mut(&client) else { return };
-        *due -= 1;
-        if *due == 0 {
+        let Some((count, last)) = self.due.get_mut(&client) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.by_time.remove(&(*last, client));
             self.due.remove(&client);
             if self.first_of(client).is_some() {
                 self.next.insert(client);
@@ -77,8 +90,8 @@ impl Turns {
     }
 
     /// Takes out a task whose turn has come. It must [enter](Self::enter).
-    pub(super) fn next(&mut self, virtual_us: u64) -> Option<Turn> {
-        while let Some(client) = self.next.pop_first() {
+    pub(super) fn next(&mut self, now: MonoTime, virtual_us: u64) -> Option<Turn> {
+        while let Some(client) = self.next.pop_first().or_else(|| self.overdue(now)) {
             if let Some(turn) = self.first_of(client) {
                 self.give_up(turn);
                 return Some(turn);
@@ -89,6 +102,15 @@ impl Turns {
         Some(turn)
     }
 
+    /// A client of which no task has come due for long; it is asked again as much later.
+    fn overdue(&mut self, now: MonoTime) -> Option<ClientId> {
+        let (last, client) = self.by_time.first().copied().filter(|(last, _)| *last + NEXT_AFTER <= now)?;
+        self.by_time.remove(&(last, client));
+        self.by_time.insert((now, client));
+        self.due.get_mut(&client)?.1 = now;
+        Some(client)
+    }
+
     fn first_of(&self, client: ClientId) -> Option<Turn> {
         let first = Turn { client, start_tag_us: 0, order: Order::FIRST };
         self.ahead.range(first..).next().copied().filter(|turn| turn.client == client)
@@ -96,8 +118,9 @@ impl Turns {
 
     /// Counts the turns; `waiting` is the number of waiting tasks.
     pub(super) fn census(&self, waiting: usize, census: &mut Census<'_>) {
-        let Self { due, ahead, by_tag, next } = self;
+        let Self { due, by_time, ahead, by_tag, next } = self;
         census.passing("clients with due tasks", due.len(), waiting);
+        census.passing("clients by their last turn", by_time.len(), due.len());
         census.passing("tasks before their turn", ahead.len(), waiting);
         census.passing("tasks before their turn by tag", by_tag.len(), ahead.len());
         census.passing("clients whose turn is next", next.len(), ahead.len());
@@ -120,7 +143,7 @@ mod tests {
         let mut due = Vec::new();
         for tag in tags {
             match turns.is_due(&turn(client, *tag), virtual_us) {
-                true => turns.enter(client),
+                true => turns.enter(MonoTime::ZERO, client),
                 false => turns.wait(turn(client, *tag)),
             }
             due.extend(
@@ -135,8 +158,8 @@ mod tests {
         let mut turns = Turns::default();
         assert_eq!(come(&mut turns, A, &[10, 20, 30], 10), [10]);
         assert_eq!(come(&mut turns, B, &[15, 25], 10), [15], "nobody ages less than by one task");
-        assert_eq!(turns.next(19), None);
-        assert_eq!(turns.next(25), Some(turn(A, 20)), "the lane is there");
+        assert_eq!(turns.next(MonoTime::ZERO, 19), None);
+        assert_eq!(turns.next(MonoTime::ZERO, 25), Some(turn(A, 20)), "the lane is there");
     }
 
     #[test]
@@ -144,11 +167,22 @@ mod tests {
         let mut turns = Turns::default();
         come(&mut turns, A, &[10, 20, 30], 0);
         turns.leave(A);
-        assert_eq!(turns.next(0), Some(turn(A, 20)));
-        turns.enter(A);
-        assert_eq!(turns.next(0), None);
+        assert_eq!(turns.next(MonoTime::ZERO, 0), Some(turn(A, 20)));
+        turns.enter(MonoTime::ZERO, A);
+        assert_eq!(turns.next(MonoTime::ZERO, 0), None);
         turns.give_up(turn(A, 30));
         turns.leave(A);
-        assert_eq!((turns.next(0), turns.due.len(), turns.by_tag.len()), (None, 0, 0));
+        assert_eq!((turns.next(MonoTime::ZERO, 0), turns.due.len(), turns.by_tag.len()), (None, 0, 0));
+    }
+
+    #[test]
+    fn tasks_behind_one_that_is_stuck_are_due_one_by_one() {
+        let (mut turns, minute) = (Turns::default(), MonoTime::ZERO + NEXT_AFTER);
+        come(&mut turns, A, &[10, 20, 30], 0);
+        assert_eq!(turns.next(minute - Duration::from_secs(1), 0), None);
+        assert_eq!(turns.next(minute, 0), Some(turn(A, 20)));
+        turns.enter(minute, A);
+        assert_eq!(turns.next(minute, 0), None);
+        assert_eq!(turns.next(minute + NEXT_AFTER, 0), Some(turn(A, 30)));
     }
 }

@@ -12,7 +12,7 @@ use proto_msgs::{
 
 use super::{
     api::WorkerRecord, beside, claim::Claim, finishing::Finishing, given::Given, handover::Handover, line::Order,
-    occupancy::Occupancy, rank::Rank, warmth::Warmth,
+    occupancy::Occupancy, queue::Cursor, rank::Rank, warmth::Warmth,
 };
 use crate::{Census, MonoTime, Rule, Rules};
 
@@ -157,7 +157,7 @@ pub(super) struct Worker {
     /// Slots that went to realtime in a row while batch tasks waited.
     pub(super) lent_in_a_row: u8,
     /// For each lane: the last waiting task that this worker was compared with; `None` after the queue's end.
-    pub(super) fill_on: [Option<Order>; 2],
+    pub(super) fill_on: [Option<Cursor>; 2],
     /// For each lane: the first waiting task that needs a free slot here. No task behind it is sent ahead, or it would
     /// never get one.
     pub(super) awaited: [Option<Order>; 2],

@@ -17,6 +17,7 @@ use super::{
     given::Share,
     line::Order,
     occupancy::Held,
+    queue::Cursor,
     worker::{Kind, Seat, Worker},
 };
 use crate::{Census, MonoTime, Rule, Rules};
@@ -301,7 +302,7 @@ impl Workers {
     }
 
     /// Sets where the next fill of a lane continues.
-    pub(super) fn fill_on(&mut self, id: WorkerId, lane: Lane, on: Option<Order>) {
+    pub(super) fn fill_on(&mut self, id: WorkerId, lane: Lane, on: Option<Cursor>) {
         if let Some(worker) = self.get_mut(id) {
             worker.fill_on[lane.index()] = on;
         }

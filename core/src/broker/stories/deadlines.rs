@@ -306,3 +306,15 @@ fn a_promise_is_watched_after_a_restart_of_the_broker() {
     next.wait(1000 * MS);
     assert_eq!(next.broker.counters().slo_violations, 1);
 }
+
+#[test]
+fn a_deadline_is_not_held_against_a_flood_that_waiting_overtakes() {
+    for (deadline_s, is_refused) in [(15, true), (26, false)] {
+        let mut mesh = mesh();
+        mesh.measured(0, [0, 1], 1_000_000);
+        mesh.submit_all(0..400, 1, |submit| submit.spec.priority = 100);
+        // Without a deadline it would end after 23 s.
+        mesh.submit(400, 2, |submit| (submit.spec.priority, submit.spec.deadline_ms) = (0, Some(deadline_s * 1000)));
+        assert_eq!(mesh.code(400).is_some(), is_refused, "{deadline_s} s");
+    }
+}

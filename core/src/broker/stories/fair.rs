@@ -3,6 +3,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use proto_msgs::{LabelRule, Submit};
+
 use super::{
     super::{Config, config::Weights},
     MS,
@@ -97,6 +99,31 @@ fn five_clients_get_a_fifth_each_however_much_each_has_under_way() {
     let parts = parts(Weights::default(), &[400, 100, 20, 5, 4]);
     let fifths = COUNTED * 18 / 100..=COUNTED * 22 / 100;
     assert!(parts.iter().all(|part| fifths.contains(&part.tasks)), "{parts:?}");
+}
+
+#[test]
+fn one_task_that_no_worker_can_run_does_not_hold_its_client_s_others_up_for_ever() {
+    let mut mesh = Mesh::new(Config::default());
+    mesh.measured(0, [0, 1], 100_000);
+    mesh.register(1, [0, 1], |register| register.labels = vec![("camera".into(), "left".into())]);
+    let at_camera = |submit: &mut Submit| {
+        let rule = LabelRule { key: "camera".to_owned(), value: "left".to_owned(), required: true };
+        submit.spec.labels = vec![rule];
+    };
+    mesh.submit_all(900..902, 1, at_camera);
+    mesh.leave(1);
+    let mut ended = mesh.grants.len();
+    // Others come who never came before, always five at once: nobody's share grows.
+    mesh.submit_all(1000..1005, 1000, |_| {});
+    mesh.submit_all(0..5, 1, |_| {});
+    for stranger in 1005..3500 {
+        mesh.wait(100 * MS);
+        mesh.close(mesh.grants[ended].id);
+        ended += 1;
+        mesh.submit(stranger, stranger, |_| {});
+    }
+    let granted = (0..5).filter(|number| mesh.grants.iter().any(|grant| grant.id.task == task(*number))).count();
+    assert!(granted >= 4, "{granted} of five in four minutes");
 }
 
 #[test]
