@@ -133,10 +133,11 @@ impl Broker {
     ) -> End {
         let Some(kind) = self.workers.get(id).map(|worker| worker.kind) else { return End::Last };
         let mut walk = Walk::new(after, FILL_LOOK_MAX / 2);
-        while let Some((order, task)) = self.queue.next(now, lane, kind, &mut walk) {
+        loop {
             if !self.takes_any(now, id, lane, slots) {
                 return End::Full(after);
             }
+            let Some((order, task)) = self.queue.next(now, lane, kind, &mut walk) else { break };
             self.counters.waiting_looked += 1;
             match self.try_here(now, task, id, slots, left) {
                 Tried::NeedsSlot => {
@@ -175,7 +176,7 @@ impl Broker {
         let Some(task) = self.tasks.get_mut(id) else { return };
         if let State::Queued { claims_at } = &mut task.state {
             if let Some(rank) = &task.rank {
-                self.queue.remove(rank);
+                self.queue.remove(rank, task.spec.client);
             }
             if let Some(at) = claims_at.take() {
                 self.workers.unclaim(at, id);

@@ -17,9 +17,6 @@ pub(super) struct Order {
 }
 
 impl Order {
-    /// Before all others.
-    pub(super) const FIRST: Self = Self { points: Reverse(i64::MAX), arrival: 0 };
-
     pub(super) const fn new(points: i64, arrival: u64) -> Self {
         Self { points: Reverse(points), arrival }
     }

@@ -49,7 +49,6 @@ struct Alike {
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     task: TaskId,
-    client: ClientId,
     cost_us: u64,
     sort: Sort,
     items: u32,
@@ -248,8 +247,7 @@ impl Queue {
             None => lane.turns.enter(now, task.client),
         }
         let Rank { cost_us, sort, items, .. } = *rank;
-        let waiting =
-            Waiting { task: task.task, client: task.client, cost_us, sort, items, unfit: [0; UNFIT_KINDS_MAX] };
+        let waiting = Waiting { task: task.task, cost_us, sort, items, unfit: [0; UNFIT_KINDS_MAX] };
         let (part, order) = lane.part(rank.key.place);
         if part.insert(order, waiting) {
             lane.cost_us = lane.cost_us.saturating_add(rank.cost_us);
@@ -259,13 +257,13 @@ impl Queue {
     }
 
     /// Takes a task out of its lane.
-    pub(super) fn remove(&mut self, rank: &Rank) {
+    pub(super) fn remove(&mut self, rank: &Rank, client: ClientId) {
         let lane = &mut self.lanes[rank.key.lane.index()];
         let (part, order) = lane.part(rank.key.place);
         let Some(waiting) = part.remove(order) else { return };
-        match rank.turn(waiting.client) {
+        match rank.turn(client) {
             Some(turn) => lane.turns.give_up(turn),
-            None => lane.turns.leave(waiting.client),
+            None => lane.turns.leave(client),
         }
         lane.cost_us = lane.cost_us.saturating_sub(waiting.cost_us);
         if let Some(alike) = lane.sorts.get_mut(&waiting.sort) {

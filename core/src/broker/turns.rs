@@ -28,7 +28,7 @@ use crate::{Census, MonoTime};
 const NEXT_AFTER: Duration = Duration::from_secs(60);
 
 /// A waiting task whose turn may not have come.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Turn {
     pub(super) client: ClientId,
     pub(super) start_tag_us: u64,
@@ -36,15 +36,24 @@ pub(super) struct Turn {
     pub(super) order: Order,
 }
 
+/// The waiting tasks of one client.
+#[derive(Debug, Default)]
+struct Own {
+    /// The number of its due tasks, and when the last one came due.
+    due: u32,
+    last: MonoTime,
+    /// Its tasks whose turn has not come: start tags and orders.
+    ahead: BTreeSet<(u64, Order)>,
+}
+
 /// The turns of one lane.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
-    /// Of each client, the number of its due tasks, and when the last one came due.
-    due: BTreeMap<ClientId, (u32, MonoTime)>,
+    clients: BTreeMap<ClientId, Own>,
+    /// Clients with due tasks, by when the last one came due.
     by_time: BTreeSet<(MonoTime, ClientId)>,
-    /// The tasks whose turn has not come: by client, and by tag. No client has only such tasks.
-    ahead: BTreeSet<Turn>,
-    by_tag: BTreeSet<(u64, Turn)>,
+    /// Of each client, the first start tag of those whose turn has not come.
+    heads: BTreeSet<(u64, ClientId)>,
     /// Clients whose last due task has just left.
     next: BTreeSet<ClientId>,
 }
@@ -52,32 +61,36 @@ pub(super) struct Turns {
 impl Turns {
     /// Whether a task that comes is due.
     pub(super) fn is_due(&self, turn: &Turn, virtual_us: u64) -> bool {
-        turn.start_tag_us <= virtual_us || !self.due.contains_key(&turn.client)
+        turn.start_tag_us <= virtual_us || self.clients.get(&turn.client).is_none_or(|own| own.due == 0)
     }
 
     /// Adds a due task.
     pub(super) fn enter(&mut self, now: MonoTime, client: ClientId) {
-        let (count, last) = self.due.entry(client).or_default();
-        self.by_time.remove(&(*last, client));
-        (*count, *last) = (*count + 1, now);
+        let own = self.clients.entry(client).or_default();
+        self.by_time.remove(&(own.last, client));
+        (own.due, own.last) = (own.due + 1, now);
         self.by_time.insert((now, client));
         self.next.remove(&client);
     }
 
     /// Adds a task whose turn has not come.
     pub(super) fn wait(&mut self, turn: Turn) {
-        self.ahead.insert(turn);
-        self.by_tag.insert((turn.start_tag_us, turn));
+        let Turn { client, start_tag_us, order } = turn;
+        let own = self.clients.entry(client).or_default();
+        let head = own.ahead.first().map(|(tag, _)| *tag);
+        own.ahead.insert((start_tag_us, order));
+        self.moved(client, head);
     }
 
     /// Removes a due task.
     pub(super) fn leave(&mut self, client: ClientId) {
-        let Some((count, last)) = self.due.get_mut(&client) else { return };
-        *count -= 1;
-        if *count == 0 {
-            self.by_time.remove(&(*last, client));
-            self.due.remove(&client);
-            if self.first_of(client).is_some() {
+        let Some(own) = self.clients.get_mut(&client).filter(|own| own.due > 0) else { return };
+        own.due -= 1;
+        if own.due == 0 {
+            self.by_time.remove(&(own.last, client));
+            if own.ahead.is_empty() {
+                self.clients.remove(&client);
+            } else {
                 self.next.insert(client);
             }
         }
@@ -85,21 +98,34 @@ impl Turns {
 
     /// Removes a task whose turn has not come.
     pub(super) fn give_up(&mut self, turn: Turn) {
-        self.ahead.remove(&turn);
-        self.by_tag.remove(&(turn.start_tag_us, turn));
+        let Turn { client, start_tag_us, order } = turn;
+        let Some(own) = self.clients.get_mut(&client) else { return };
+        let head = own.ahead.first().map(|(tag, _)| *tag);
+        own.ahead.remove(&(start_tag_us, order));
+        if own.due == 0 && own.ahead.is_empty() {
+            self.clients.remove(&client);
+        }
+        self.moved(client, head);
+    }
+
+    /// The tasks ahead of a client have changed, of which the first had this tag.
+    fn moved(&mut self, client: ClientId, old: Option<u64>) {
+        let new = self.clients.get(&client).and_then(|own| own.ahead.first()).map(|(tag, _)| *tag);
+        if new != old {
+            old.map(|tag| self.heads.remove(&(tag, client)));
+            new.map(|tag| self.heads.insert((tag, client)));
+        }
     }
 
     /// Takes out a task whose turn has come. It must [enter](Self::enter).
     pub(super) fn next(&mut self, now: MonoTime, virtual_us: u64) -> Option<Turn> {
         while let Some(client) = self.next.pop_first().or_else(|| self.overdue(now)) {
-            if let Some(turn) = self.first_of(client) {
-                self.give_up(turn);
+            if let Some(turn) = self.take_first(client) {
                 return Some(turn);
             }
         }
-        let (_, turn) = self.by_tag.first().copied().filter(|(tag, _)| *tag <= virtual_us)?;
-        self.give_up(turn);
-        Some(turn)
+        let (_, client) = self.heads.first().copied().filter(|(tag, _)| *tag <= virtual_us)?;
+        self.take_first(client)
     }
 
     /// A client of which no task has come due for long; it is asked again as much later.
@@ -107,23 +133,25 @@ impl Turns {
         let (last, client) = self.by_time.first().copied().filter(|(last, _)| *last + NEXT_AFTER <= now)?;
         self.by_time.remove(&(last, client));
         self.by_time.insert((now, client));
-        self.due.get_mut(&client)?.1 = now;
+        self.clients.get_mut(&client)?.last = now;
         Some(client)
     }
 
-    fn first_of(&self, client: ClientId) -> Option<Turn> {
-        let first = Turn { client, start_tag_us: 0, order: Order::FIRST };
-        self.ahead.range(first..).next().copied().filter(|turn| turn.client == client)
+    fn take_first(&mut self, client: ClientId) -> Option<Turn> {
+        let (start_tag_us, order) = *self.clients.get(&client)?.ahead.first()?;
+        let turn = Turn { client, start_tag_us, order };
+        self.give_up(turn);
+        Some(turn)
     }
 
     /// Counts the turns; `waiting` is the number of waiting tasks.
     pub(super) fn census(&self, waiting: usize, census: &mut Census<'_>) {
-        let Self { due, by_time, ahead, by_tag, next } = self;
-        census.passing("clients with due tasks", due.len(), waiting);
-        census.passing("clients by their last turn", by_time.len(), due.len());
-        census.passing("tasks before their turn", ahead.len(), waiting);
-        census.passing("tasks before their turn by tag", by_tag.len(), ahead.len());
-        census.passing("clients whose turn is next", next.len(), ahead.len());
+        let Self { clients, by_time, heads, next } = self;
+        census.passing("clients that wait", clients.len(), waiting);
+        census.passing("tasks before their turn", clients.values().map(|own| own.ahead.len()).sum(), waiting);
+        census.passing("clients by their last turn", by_time.len(), clients.len());
+        census.passing("first tasks before their turn", heads.len(), clients.len());
+        census.passing("clients whose turn is next", next.len(), clients.len());
     }
 }
 
@@ -143,12 +171,12 @@ mod tests {
         let mut due = Vec::new();
         for tag in tags {
             match turns.is_due(&turn(client, *tag), virtual_us) {
-                true => turns.enter(MonoTime::ZERO, client),
+                true => {
+                    turns.enter(MonoTime::ZERO, client);
+                    due.push(*tag);
+                }
                 false => turns.wait(turn(client, *tag)),
             }
-            due.extend(
-                turns.due.contains_key(&client).then_some(*tag).filter(|_| !turns.ahead.contains(&turn(client, *tag))),
-            );
         }
         due
     }
@@ -172,7 +200,7 @@ mod tests {
         assert_eq!(turns.next(MonoTime::ZERO, 0), None);
         turns.give_up(turn(A, 30));
         turns.leave(A);
-        assert_eq!((turns.next(MonoTime::ZERO, 0), turns.due.len(), turns.by_tag.len()), (None, 0, 0));
+        assert_eq!((turns.next(MonoTime::ZERO, 0), turns.clients.len(), turns.heads.len()), (None, 0, 0));
     }
 
     #[test]
