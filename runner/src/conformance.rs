@@ -18,7 +18,7 @@ use proto_msgs::ModelFormat;
 use crate::{
     cli::Conformance,
     engine::{LoadOptions, Model},
-    serve,
+    exit,
 };
 
 mod compare;
@@ -34,7 +34,7 @@ type Verdict = (String, Option<String>);
 pub(crate) fn conformance(arguments: &Conformance) -> Result<u8> {
     if arguments.names_on_stdin {
         run_named(&arguments.folder)?;
-        return Ok(serve::SUCCESS);
+        return Ok(exit::SUCCESS);
     }
     let started = Instant::now();
     let mut names = Vec::new();
@@ -58,7 +58,7 @@ pub(crate) fn conformance(arguments: &Conformance) -> Result<u8> {
     }
     let passed = verdicts.len() - failed.count();
     println!("{passed} of {} node tests pass, floor {}, {:.1?}", verdicts.len(), arguments.floor, started.elapsed());
-    Ok(if passed >= arguments.floor { serve::SUCCESS } else { serve::FAILURE })
+    Ok(if passed >= arguments.floor { exit::SUCCESS } else { exit::FAILURE })
 }
 
 /// Hands batches to as many children as there are processors.

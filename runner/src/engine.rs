@@ -10,7 +10,7 @@ use mesh_models::{Signature, SignatureError, TensorSpec};
 use proto_msgs::{DType, ErrorCode, Failure, ModelFormat};
 
 use crate::{
-    runtimes,
+    libraries,
     tensor::{self, Tensor},
 };
 
@@ -54,7 +54,7 @@ pub(crate) struct LoadOptions {
 /// # Errors
 /// `ENGINE_UNAVAILABLE` if there is none, or it cannot be used.
 pub(crate) fn open_library(format: ModelFormat) -> Result<PathBuf, Failure> {
-    let library = runtimes::find(format)?;
+    let library = libraries::find(format)?;
     match format {
         ModelFormat::TfLite => litert::open(&library)?,
         ModelFormat::Onnx => onnx::open(&library)?,
@@ -105,7 +105,7 @@ impl Model {
                 ));
             }
         }
-        let library = runtimes::find(signature.format)?;
+        let library = libraries::find(signature.format)?;
         let engine: Box<dyn Engine> = match signature.format {
             ModelFormat::TfLite => Box::new(litert::LiteRt::load(&library, bytes, &signature, options)?),
             ModelFormat::Onnx => {

@@ -18,7 +18,9 @@ use crate::cli::{Cli, Command};
 mod cli;
 mod conformance;
 mod engine;
+mod exit;
 mod inspect;
+mod libraries;
 mod model_thread;
 mod npy;
 mod protobuf;
@@ -29,7 +31,7 @@ mod tensor;
 
 fn main() -> ! {
     // SAFETY: this is the process's only thread so far.
-    unsafe { runtimes::forbid_telemetry() };
+    unsafe { libraries::forbid_telemetry() };
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
@@ -41,19 +43,19 @@ fn main() -> ! {
         .init();
     let done = match cli.command {
         Command::Serve(arguments) => serve::serve(arguments),
-        Command::Inspect(arguments) => inspect::inspect(&arguments).map(|()| serve::SUCCESS),
-        Command::Run(arguments) => run::run(&arguments).map(|()| serve::SUCCESS),
+        Command::Inspect(arguments) => inspect::inspect(&arguments).map(|()| exit::SUCCESS),
+        Command::Run(arguments) => run::run(&arguments).map(|()| exit::SUCCESS),
         Command::Runtimes(arguments) => Ok(runtimes::runtimes(&arguments)),
         Command::Conformance(arguments) => conformance::conformance(&arguments),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "mesh-runner", &mut std::io::stdout());
-            Ok(serve::SUCCESS)
+            Ok(exit::SUCCESS)
         }
     };
     let status = done.unwrap_or_else(|error| {
         eprintln!("mesh-runner: {error:#}");
         let failure = error.downcast_ref::<Failure>();
-        failure.map_or(serve::FAILURE, |failure| serve::exit_status(failure.code))
+        failure.map_or(exit::FAILURE, |failure| exit::exit_status(failure.code))
     });
     end(status)
 }

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use proto_msgs::{ErrorCode, Failure};
+use proto_msgs::Failure;
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
@@ -21,7 +21,11 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{cli::Serve, model_thread::ModelThread};
+use crate::{
+    cli::Serve,
+    exit::{SUCCESS, exit_status},
+    model_thread::ModelThread,
+};
 
 pub(crate) mod oip;
 mod request;
@@ -38,12 +42,6 @@ const FIRST_WAIT: Duration = Duration::from_secs(60);
 
 /// Time within which a client reconnects after a broken connection.
 const LONELY_WAIT: Duration = Duration::from_secs(5);
-
-/// The exit status of a runner that ended as it was asked to.
-pub(crate) const SUCCESS: u8 = 0;
-
-/// The exit status for everything that has no code of its own.
-pub(crate) const FAILURE: u8 = 1;
 
 /// Pause after a failed accept: the error would come back at once, and no event tells when it is over.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
@@ -116,18 +114,6 @@ async fn load_failure(model: &ModelThread) -> Failure {
 fn report(failure: &Failure) -> u8 {
     eprintln!("{}", serde_json::json!({ "code": failure.code.name(), "text": failure.text }));
     exit_status(failure.code)
-}
-
-/// The exit status of a runner that ends because of a failure.
-pub(crate) fn exit_status(code: ErrorCode) -> u8 {
-    match code {
-        ErrorCode::ModelInvalid => 10,
-        ErrorCode::ModelUnsupported => 11,
-        ErrorCode::ModelRejected => 12,
-        ErrorCode::EngineUnavailable => 13,
-        ErrorCode::RunOutOfMemory => 14,
-        _ => FAILURE,
-    }
 }
 
 async fn accept(

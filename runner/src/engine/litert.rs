@@ -12,7 +12,7 @@ use mesh_models::Signature;
 use proto_msgs::{DType, ErrorCode, Failure};
 
 use super::{Engine, LoadOptions};
-use crate::{runtimes, tensor::Tensor};
+use crate::{libraries, tensor::Tensor};
 
 mod compiled;
 mod reshape;
@@ -56,12 +56,12 @@ impl LiteRt {
             return Err(Failure::new(ErrorCode::ModelUnsupported, text));
         }
         if options.gpu_required {
-            return Err(runtimes::no_gpu(library, "TensorFlow Lite models run on the processor only"));
+            return Err(libraries::no_gpu(library, "TensorFlow Lite models run on the processor only"));
         }
         let api = opened(library)?;
         let bytes = reshape::with_constant_shapes(&bytes, signature).unwrap_or(bytes);
         let said = Said::listen();
-        let environment = environment(api).map_err(|error| runtimes::unusable(library, error))?;
+        let environment = environment(api).map_err(|error| libraries::unusable(library, error))?;
         let model = model(api, &environment, &bytes).map_err(|error| {
             Failure::new(ErrorCode::ModelInvalid, format!("LiteRT cannot read the model: {}", said.or(error)))
         })?;
@@ -110,7 +110,7 @@ fn opened(library: &Path) -> Result<&'static Api, Failure> {
     if let Some(api) = API.get() {
         return Ok(api);
     }
-    let api = Api::open(library).map_err(|error| runtimes::unusable(library, error))?;
+    let api = Api::open(library).map_err(|error| libraries::unusable(library, error))?;
     Ok(API.get_or_init(|| api))
 }
 

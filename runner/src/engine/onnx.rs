@@ -19,7 +19,7 @@ use proto_msgs::{DType, ErrorCode, Failure};
 
 use super::{Engine, LoadOptions};
 use crate::{
-    runtimes,
+    libraries,
     tensor::{self, Tensor},
 };
 
@@ -45,10 +45,10 @@ impl OnnxRuntime {
         options: LoadOptions,
     ) -> Result<Self, Failure> {
         let builder = builder(environment(library)?, options);
-        let mut builder = builder.map_err(|error| runtimes::unusable(library, error))?;
+        let mut builder = builder.map_err(|error| libraries::unusable(library, error))?;
         let provider = match options.gpu.then(|| ep::CUDA::default().register(&mut builder)) {
             Some(Ok(())) => "CUDA",
-            Some(Err(error)) if options.gpu_required => return Err(runtimes::no_gpu(library, error)),
+            Some(Err(error)) if options.gpu_required => return Err(libraries::no_gpu(library, error)),
             _ => "CPU",
         };
         let session = builder.commit_from_memory(bytes).map_err(refused)?;
@@ -105,9 +105,9 @@ fn environment(library: &Path) -> Result<&'static Environment, Failure> {
     if let Some(environment) = ENVIRONMENT.get() {
         return Ok(environment);
     }
-    let builder = ort::init_from(library).map_err(|error| runtimes::unusable(library, error))?;
+    let builder = ort::init_from(library).map_err(|error| libraries::unusable(library, error))?;
     let environment = builder.with_telemetry(false).build();
-    let environment = environment.map_err(|error| runtimes::unusable(library, error))?;
+    let environment = environment.map_err(|error| libraries::unusable(library, error))?;
     environment.set_log_level(LogLevel::Fatal);
     Ok(ENVIRONMENT.get_or_init(|| environment))
 }

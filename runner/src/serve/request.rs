@@ -109,7 +109,7 @@ async fn read_input(input: RequestInput, spec: &mesh_models::TensorSpec, body: &
         .map_err(|error: proto_msgs::model::UnknownName| bad(format!("input '{}': {error}", input.name)))?;
     let data = match (input.parameters.binary_data_size, input.data) {
         (Some(bytes), None) => {
-            if bytes > body.left_bytes {
+            if bytes > body.left_bytes.saturating_add(body.rest.len() as u64) {
                 return Err(bad(format!("input '{}' has more bytes than the request", input.name)));
             }
             let bytes = usize::try_from(bytes).map_err(|_| too_large(body.most_bytes))?;
