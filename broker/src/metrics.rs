@@ -186,7 +186,7 @@ impl Collector for Snapshot {
                 counters.poisonous,
             ),
             ("predictions", "Predicted finishes that were compared with what came", counters.predictions),
-            ("slo_violations", "Tasks with a promised latency that took longer", counters.slo_violations),
+            ("slo_violations", "Tasks that took longer than promised, from the grant on", counters.slo_violations),
             ("slo_trips", "Times a worker was left because it broke a promise too often", counters.slo_trips),
             ("trials", "Tasks given to a worker only to measure it again: many if it stays slow", counters.trials),
             ("preloads", "Tasks sent only so that their model is loaded for later ones", counters.preloads),

@@ -7,7 +7,7 @@
 //!   run loop                          thread "store"
 //!   save(change) -> [pending] -----> writer -----> Redis | embedded file
 //!                   merged by key    one write at a time, retried until it succeeds
-//!   next_event() <------------------ Stored, StoreAway, StoreBack
+//!   Opened::events <---------------- Stored, StoreAway, StoreBack
 //! ```
 
 mod embedded;

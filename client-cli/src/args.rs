@@ -143,7 +143,7 @@ pub(crate) enum Command {
     ///
     /// An INPUT is a file: raw little-endian bytes of the model's input, .npy, .npz, .json, or a picture (.png, .jpg) for models
     /// that take one. For a model of one input each file is an item; folders and patterns ('photos/*.jpg') mean their files. For a model of several inputs name each (name=path), give them in the model's order,
-    /// or give one .npz or .json file that holds all.
+    /// or give one .npz or .json file that holds all. Raw files of any size are read while they are sent; the others are read whole, into memory.
     ///
     /// An INPUT that begins with the name of an input of the model and `=` is always name=path, with the longest such
     /// name; write ./a=b.png for a file of such a name. Any other that is an existing file is that file.

@@ -61,6 +61,7 @@ pub(crate) async fn bench(global: &Global, flags: &Bench) -> Result<u8, Failed> 
     for file in [&flags.files.csv, &flags.files.plot].into_iter().flatten() {
         // An unwritable file is found before an hour of measuring, not after it.
         try_to_write(file).map_err(|error| output_failed(exit::USAGE, file, &error))?;
+        spare_what_is_read(file, flags)?;
     }
     // One line of progress for any number of requests.
     let progress = Progress::new(1, global.quiet, global.json);
@@ -81,11 +82,42 @@ pub(crate) async fn bench(global: &Global, flags: &Bench) -> Result<u8, Failed> 
 
 /// Writes the files that are wanted. Returns why some are missing.
 fn write_files(files: &FileFlags, report: &Report) -> Vec<Failed> {
-    let csv = files.csv.as_ref().map(|path| (path, report.to_csv()));
-    let plot = files.plot.as_ref().map(|path| (path, report.to_svg()));
-    let write = |(path, content): (_, String)| fs::write(path, content).map_err(|error| (path, error));
-    let failed = [csv, plot].into_iter().flatten().filter_map(|file| write(file).err());
-    failed.map(|(path, error)| output_failed(exit::INTERNAL, path, &error)).collect()
+    let csv = files.csv.as_deref().map(|path| (path, report.to_csv()));
+    let plot = files.plot.as_deref().map(|path| (path, report.to_svg()));
+    let failed = [csv, plot].into_iter().flatten().filter_map(|(path, content)| {
+        let error = replace(path, &content).err()?;
+        Some(output_failed(exit::INTERNAL, path, &error))
+    });
+    failed.collect()
+}
+
+/// Writes the file. If the disk is full, the earlier content stays.
+fn replace(path: &Path, content: &str) -> io::Result<()> {
+    let Some(old) = fs::metadata(path).ok().filter(fs::Metadata::is_file) else {
+        return fs::write(path, content); // Such as /dev/stdout.
+    };
+    let path = fs::canonicalize(path)?;
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let written = fs::write(&new, content).and_then(|()| fs::set_permissions(&new, old.permissions()));
+    let replaced = written.and_then(|()| fs::rename(&new, &path));
+    replaced.or_else(|error| {
+        let _ = fs::remove_file(&new);
+        // A file may be open to us in a folder that is not.
+        if error.kind() == io::ErrorKind::StorageFull { Err(error) } else { fs::write(&path, content) }
+    })
+}
+
+/// Refuses a file that the bench reads: its results would take the place of a model or an input.
+fn spare_what_is_read(file: &Path, flags: &Bench) -> Result<(), Failed> {
+    let is_it = |read: &Path| fs::canonicalize(read).ok().is_some_and(|read| fs::canonicalize(file).ok() == Some(read));
+    let later = flags.request.then.iter().map(|then| then.path.as_path());
+    let mut read = later.chain([flags.model.as_path()]).chain(flags.inputs.iter().map(Path::new));
+    if read.any(is_it) {
+        let text = format!("{} is a model or an input: name another file", file.display());
+        return Err(Failed::new(exit::USAGE, "USAGE", text));
+    }
+    Ok(())
 }
 
 /// Checks that the file can be written. It keeps the content of an earlier bench until there is a new one.

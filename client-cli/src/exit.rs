@@ -1,7 +1,7 @@
 //! Failures as scripts see them: exit code, code and text. Owns the mapping from every error; the numbers are a promise.
 
 use mesh_sdk::{AskError, ConnectError, ErrorCode, ModelError, SubmitError, TaskError};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Success.
 pub(crate) const OK: u8 = 0;
@@ -58,11 +58,13 @@ pub(crate) struct Failed {
     /// Error code of the mesh, or a code of the same kind.
     pub(crate) code: &'static str,
     pub(crate) text: String,
+    /// When it may be tried again, if the mesh is only full; milliseconds.
+    pub(crate) retry_after_ms: Option<u64>,
 }
 
 impl Failed {
     pub(crate) fn new(exit: u8, code: &'static str, text: impl ToString) -> Self {
-        Self { exit, code, text: text.to_string().trim_end().to_owned() }
+        Self { exit, code, text: text.to_string().trim_end().to_owned(), retry_after_ms: None }
     }
 
     pub(crate) fn of_task(error: &TaskError) -> Self {
@@ -76,12 +78,24 @@ impl Failed {
             TaskError::Failed(failure) | TaskError::Busy { failure, .. } => failure.text.clone(),
             other => other.to_string(),
         };
-        Self { exit: of_task(error), code, text }
+        let retry_after_ms = match error {
+            TaskError::Busy { retry_after, .. } => u64::try_from(retry_after.as_millis()).ok(),
+            _ => None,
+        };
+        Self { exit: of_task(error), code, text, retry_after_ms }
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        let mut error = json!({ "code": self.code, "text": self.text, "exit": self.exit });
+        if let Some(ms) = self.retry_after_ms {
+            error["retry_after_ms"] = ms.into();
+        }
+        error
     }
 
     /// The document that `--json` prints if there is nothing else to show.
-    pub(crate) fn document(&self) -> serde_json::Value {
-        json!({ "error": { "code": self.code, "text": self.text, "exit": self.exit } })
+    pub(crate) fn document(&self) -> Value {
+        json!({ "error": self.to_json() })
     }
 }
 

@@ -34,8 +34,8 @@ fn arch_parser() -> impl TypedValueParser<Value = Arch> {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Service level")]
 pub(crate) struct PromiseFlags {
-    /// A task that takes longer than this (50ms, 2s) violates the service level; workers where this happens too often
-    /// are passed over
+    /// A task that takes longer than this (50ms, 2s) from the grant to its result violates the service level; workers
+    /// where this happens too often are passed over. Waiting at the broker is no worker's fault and does not count
     #[arg(long, value_name = "TIME", value_parser = parse_slo_ms)]
     slo: Option<u32>,
     /// The part of a worker's tasks that may violate --slo before it is passed over, in steps of 0.1%

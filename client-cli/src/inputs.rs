@@ -64,6 +64,10 @@ enum Problem {
     UnknownName { got: String, known: String },
     #[error("holds {got} tensors, but the model has {wanted} inputs ({known})")]
     Count { got: usize, wanted: usize, known: String },
+    #[error(
+        "is one input, but the model has {wanted} ({known}): name each (name=path), or give .npz or JSON that holds all"
+    )]
+    OneForSeveral { wanted: usize, known: String },
     #[error("holds {0} tensors: one file for one input must hold one")]
     SeveralForOne(usize),
 }
@@ -98,10 +102,14 @@ impl Source<'_> {
     fn load(&self, signature: Option<&Signature>, wishes: &Wishes) -> Result<Vec<Input>, Problem> {
         let json = |text: &[u8]| json_input::read(text, |name, place| self.wanted(signature, name, place));
         let piped = if self.is_stream()? { Some(self.read_stream()?) } else { None };
+        let is_document = piped.as_ref().map_or_else(|| extension(self.path) == "json", |bytes| is_json(bytes));
         let tensors = match (extension(self.path).as_str(), piped) {
             (_, Some(bytes)) if bytes.starts_with(npy::MAGIC) => vec![(None, npy::read_from(&bytes[..])?)],
             (_, Some(bytes)) if is_json(&bytes) => json(&bytes)?,
-            (_, Some(bytes)) => return Ok(vec![self.raw(bytes.len() as u64, Input::raw(bytes))?]),
+            (_, Some(bytes)) => {
+                self.is_enough(signature)?;
+                return Ok(vec![self.raw(bytes.len() as u64, Input::raw(bytes))?]);
+            }
             ("npy", None) => vec![(None, npy::read(self.path)?)],
             (_, None) if self.is_npy_by_another_name()? => vec![(None, npy::read(self.path)?)],
             ("npz", None) => npy::read_npz(self.path)?.into_iter().map(|(name, tensor)| (Some(name), tensor)).collect(),
@@ -111,12 +119,26 @@ impl Source<'_> {
             (_, None) => return Ok(vec![self.raw(fs::metadata(self.path)?.len(), Input::file(self.path))?]),
         };
         match &tensors[..] {
+            // A document's keys are written by hand; other files get theirs by the way.
+            [(Some(key), _)] if is_document && self.name.is_none() && is_unknown(key, signature) => {
+                all(&tensors, signature, wishes.cast)
+            }
             // A single tensor is for the intended input, whatever name it has in the file.
             [(_, tensor)] if self.name.is_some() || !self.is_alone || is_for_one(signature) => {
                 Ok(vec![named(fit(tensor, self.spec, wishes.cast)?, self.name)])
             }
             _ if self.name.is_some() || !self.is_alone => Err(Problem::SeveralForOne(tensors.len())),
             _ => all(&tensors, signature, wishes.cast),
+        }
+    }
+
+    /// Whether one input is all that the model takes, or the other files are for the others.
+    fn is_enough(&self, signature: Option<&Signature>) -> Result<(), Problem> {
+        match signature {
+            Some(signature) if self.is_alone && self.name.is_none() && signature.inputs.len() > 1 => {
+                Err(Problem::OneForSeveral { wanted: signature.inputs.len(), known: known(signature) })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -188,6 +210,15 @@ fn is_json(bytes: &[u8]) -> bool {
     matches!(bytes.trim_ascii_start().first(), Some(b'[' | b'{')) && std::str::from_utf8(bytes).is_ok()
 }
 
+fn is_unknown(name: &str, signature: Option<&Signature>) -> bool {
+    signature.is_some_and(|signature| signature.input(name).is_none())
+}
+
+/// The names of the model's inputs.
+fn known(signature: &Signature) -> String {
+    signature.inputs.iter().map(|input| input.name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
 fn is_for_one(signature: Option<&Signature>) -> bool {
     signature.is_none_or(|signature| signature.inputs.len() == 1)
 }
@@ -220,7 +251,7 @@ fn all(tensors: &[(Option<String>, Tensor)], signature: Option<&Signature>, cast
             |(name, tensor): &(Option<String>, Tensor)| Ok(named(fit(tensor, None, false)?, name.as_deref()));
         return tensors.iter().map(unchecked).collect();
     };
-    let known = || signature.inputs.iter().map(|input| input.name.as_str()).collect::<Vec<_>>().join(", ");
+    let known = || known(signature);
     if tensors.len() != signature.inputs.len() {
         return Err(Problem::Count { got: tensors.len(), wanted: signature.inputs.len(), known: known() });
     }
@@ -342,6 +373,7 @@ mod tests {
         assert_eq!(piped(b" [[1, 2, 3]]\n").unwrap(), "FP32 [1, 3]");
         assert_eq!(piped(&[0; 36]).unwrap(), "FP32 [3, 3]");
         assert!(piped(b"[[1, 2]").unwrap_err().starts_with("is not valid JSON"));
+        assert_eq!(piped(br#"{"z": [[1, 2, 3]]}"#).unwrap_err(), "holds 'z', but the model has x");
     }
 
     #[test]

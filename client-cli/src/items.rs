@@ -1,15 +1,15 @@
-//! From the command line to items. Owns folders, patterns, `name=path` and the names of items. Never reads a file's
+//! From the command line to items. Owns folders, patterns, `name=path` and the items. Never reads a file's
 //! content.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
 
 use mesh_models::Signature;
 
-use crate::outputs;
+use crate::names::{DOCUMENT, Taken, partial, safe_name, unique};
 
 /// `-`, by the name that opens it.
 pub(crate) const STANDARD_INPUT: &str = "/dev/stdin";
@@ -144,7 +144,9 @@ fn plain_items(arguments: &[String], signature: Option<&Signature>) -> Result<Ve
         return Err(ItemsError::TooMany(paths.len()));
     }
     let inputs = signature.map_or(1, |signature| signature.inputs.len());
-    let holds_all = |path: &PathBuf| matches!(extension(path).as_str(), "npz" | "json");
+    // What comes through a pipe shows by its content what it is.
+    let is_stream = |path: &PathBuf| fs::metadata(path).is_ok_and(|meta| !meta.is_file()) || path == STANDARD_INPUT;
+    let holds_all = |path: &PathBuf| matches!(extension(path).as_str(), "npz" | "json") || is_stream(path);
     if inputs != 1 && !paths.iter().all(holds_all) {
         // One file per input, in the model's order. A folder's order is not the user's choice, so it does not count.
         if paths.len() != inputs || arguments.len() != inputs {
@@ -154,8 +156,7 @@ fn plain_items(arguments: &[String], signature: Option<&Signature>) -> Result<Ve
         return Ok(vec![Item { name, files: paths.into_iter().map(|path| (None, path)).collect() }]);
     }
     // The folders of items stand beside the document of all.
-    let mut taken =
-        Taken::from([outputs::DOCUMENT.to_owned(), outputs::partial(outputs::DOCUMENT)].map(|name| (name, 2)));
+    let mut taken = Taken::from([DOCUMENT.to_owned(), partial(DOCUMENT)].map(|name| (name, 2)));
     let item = |path: PathBuf| Item { name: unique(&stem(&path), &mut taken), files: vec![(None, path)] };
     Ok(paths.into_iter().map(item).collect())
 }
@@ -210,39 +211,6 @@ pub(crate) fn extension(path: &Path) -> String {
 
 fn stem(path: &Path) -> String {
     safe_name(&path.file_stem().map_or_else(|| "item".to_owned(), |stem| stem.to_string_lossy().into_owned()))
-}
-
-/// A safe single file name for any text: no separators, not hidden, not too long.
-pub(crate) fn safe_name(name: &str) -> String {
-    let plain = |character: char| {
-        if character.is_alphanumeric() || matches!(character, '.' | '_' | '-' | ' ') { character } else { '_' }
-    };
-    let mut safe: String = name.chars().map(plain).collect();
-    // File systems allow 255 bytes; this leaves room for a number and an extension.
-    safe.truncate(safe.floor_char_boundary(200));
-    if safe.starts_with('.') || safe.is_empty() {
-        safe.insert(0, '_');
-    }
-    safe
-}
-
-/// Names in use, each with the next number to try for the same name.
-pub(crate) type Taken = BTreeMap<String, u32>;
-
-/// The name, with a free number added if it is taken.
-pub(crate) fn unique(name: &str, taken: &mut Taken) -> String {
-    let Some(first) = taken.get(name).copied() else {
-        taken.insert(name.to_owned(), 2);
-        return name.to_owned();
-    };
-    let (mut number, mut free) = (first, format!("{name}-{first}"));
-    while taken.contains_key(&free) {
-        number += 1;
-        free = format!("{name}-{number}");
-    }
-    taken.insert(name.to_owned(), number + 1);
-    taken.insert(free.clone(), 2);
-    free
 }
 
 #[cfg(test)]
@@ -352,25 +320,5 @@ mod tests {
         let empty = tempfile::tempdir().unwrap();
         let folder = empty.path().to_str().unwrap().to_owned();
         assert!(items(&[folder], None).unwrap_err().to_string().ends_with("the folder holds no file"));
-    }
-
-    #[test]
-    fn namesakes_are_numbered_however_many_they_are() {
-        let mut taken = Taken::new();
-        let named: Vec<String> = ["a", "a-2", "a", "a", "a-2"].map(|name| unique(name, &mut taken)).into();
-        assert_eq!(named, ["a", "a-2", "a-3", "a-4", "a-2-2"]);
-        // Frames of a camera. If every frame tried all numbers anew, this would take minutes.
-        let many: BTreeSet<String> = (0..100_000).map(|_| unique("frame", &mut taken)).collect();
-        assert!(many.len() == 100_000 && many.contains("frame-100000"));
-    }
-
-    #[test]
-    fn a_name_stays_within_its_folder() {
-        assert_eq!(safe_name("../../etc/passwd"), "_.._.._etc_passwd");
-        assert_eq!(safe_name("serving_default_x:0"), "serving_default_x_0");
-        assert_eq!(safe_name(".."), "_..");
-        assert_eq!(safe_name(""), "_");
-        assert_eq!(safe_name("a\0b\nc"), "a_b_c");
-        assert!(safe_name(&"ä".repeat(500)).len() <= 201);
     }
 }

@@ -22,6 +22,7 @@ mod image_input;
 mod inputs;
 mod items;
 mod json_input;
+mod names;
 mod npy;
 mod outputs;
 mod progress;

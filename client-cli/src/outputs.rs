@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
-    items::{Taken, safe_name, unique},
+    names::{DOCUMENT, Taken, partial, safe_name, unique},
     npy,
     table::printable,
     tensor,
@@ -255,9 +255,6 @@ fn short(value: f64) -> String {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
-/// The name of the document in each folder of outputs.
-pub(crate) const DOCUMENT: &str = "result.json";
-
 /// Creates the folder and checks that it is writable and has room for the folders of these items, before a model runs
 /// in vain.
 ///
@@ -351,11 +348,6 @@ pub(crate) fn remove_earlier(folder: &Path, files: &[&str]) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// The name of a file that is not yet complete.
-pub(crate) fn partial(file: &str) -> String {
-    format!("{file}.part")
 }
 
 /// Writes a temporary file beside `path` and moves it there.

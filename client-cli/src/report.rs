@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     exit::{self, Failed},
+    names,
     outputs::{self, Summary},
     streams::print,
     table::printable,
@@ -158,7 +159,7 @@ impl Report {
             })),
             "sent_bytes": done.map(|done| done.timings.sent_bytes / u64::from(done.task_items.max(1))),
             "outputs": done.map_or_else(Vec::new, |done| done.outputs.iter().map(Summary::to_json).collect()),
-            "error": failed.map(|failed| json!({ "code": failed.code, "text": failed.text, "exit": failed.exit })),
+            "error": failed.map(Failed::to_json),
         })
     }
 
@@ -242,7 +243,7 @@ fn write_document(
 ) -> io::Result<()> {
     outputs::make_folder(folder)?;
     outputs::remove_earlier(folder, files)?;
-    outputs::write_whole(&folder.join(outputs::DOCUMENT), |out| {
+    outputs::write_whole(&folder.join(names::DOCUMENT), |out| {
         write(&mut *out)?;
         out.write_all(b"\n")
     })

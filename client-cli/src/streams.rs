@@ -3,10 +3,10 @@
 
 use std::{
     io::{self, Write},
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::exit::{self, Failed};
@@ -23,7 +23,7 @@ static WRITES: [Mutex<Option<Instant>>; 2] = [Mutex::new(None), Mutex::new(None)
 
 /// Whether a write has waited for its reader for so long.
 pub(crate) fn is_unread_for(time: Duration) -> bool {
-    let since = |write: &Mutex<Option<Instant>>| *write.lock().unwrap_or_else(PoisonError::into_inner);
+    let since = |write: &Mutex<Option<Instant>>| *write.lock();
     WRITES.iter().filter_map(since).any(|since| since.elapsed() >= time)
 }
 
@@ -35,7 +35,7 @@ struct Watched<W> {
 
 impl<W: Write> Watched<W> {
     fn watch<T>(&mut self, write: impl FnOnce(&mut W) -> io::Result<T>) -> io::Result<T> {
-        let note = |since| *self.write.lock().unwrap_or_else(PoisonError::into_inner) = since;
+        let note = |since| *self.write.lock() = since;
         note(Some(Instant::now()));
         let written = write(&mut self.out);
         note(None);

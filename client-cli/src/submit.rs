@@ -15,7 +15,7 @@ use std::{
     io,
     path::PathBuf,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -23,6 +23,7 @@ use std::{
 
 use mesh_models::Signature;
 use mesh_sdk::{Input, Mesh, Model, Task, WorkerId, new_job};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     task::JoinSet,
@@ -324,9 +325,9 @@ async fn load(
 }
 
 impl Shared {
-    fn progress(&self) -> std::sync::MutexGuard<'_, Progress> {
+    fn progress(&self) -> MutexGuard<'_, Progress> {
         // The display has no state that a panic could corrupt.
-        self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.progress.lock()
     }
 
     /// The folder for an item's outputs.

@@ -8,7 +8,7 @@ mod workers;
 use std::{collections::BTreeSet, time::Duration};
 
 use mesh_models::{Signature, TensorSpec};
-use mesh_sdk::{ClusterView, Outcome, TaskId, TaskStanding, TaskView};
+use mesh_sdk::{ClusterView, Outcome, Slo, TaskId, TaskStanding, TaskView, Wishes};
 use serde_json::{Value, json};
 
 use crate::{
@@ -87,6 +87,9 @@ pub(crate) fn task_text(task: &TaskView, is_lost: bool) -> String {
         task.priority,
         if task.detached { "\ndetached  yes" } else { "" },
     );
+    if let Some(line) = wishes_text(task) {
+        text.push_str(&format!("asks for  {line}\n"));
+    }
     if let Some((id, name)) = &task.worker {
         text.push_str(&format!("worker    {} ({id}), attempt {}\n", printable(name), task.attempt));
     }
@@ -109,6 +112,47 @@ pub(crate) fn task_text(task: &TaskView, is_lost: bool) -> String {
         TaskStanding::Granted | TaskStanding::Placed | TaskStanding::Ended(Outcome::Cancelled) => {}
     }
     text
+}
+
+/// What a task asks for, as its flags; `None` if it takes any worker and any time.
+pub(crate) fn wishes_text(task: &TaskView) -> Option<String> {
+    let Wishes { demands, labels, slo, deadline_ms } = &task.wishes;
+    let bytes =
+        |flag: &str, bytes: u64| (bytes > 0).then(|| format!("{flag} {}", units::show_bytes(bytes).replace(' ', "")));
+    let mut flags = vec![
+        (demands.cpu_millis > 0).then(|| format!("--cpu {}", f64::from(demands.cpu_millis) / 1000.0)),
+        bytes("--memory", demands.memory_bytes),
+        bytes("--gpu-memory", demands.gpu_memory_bytes),
+        demands.arch.map(|arch| format!("--arch {arch}")),
+        deadline_ms.map(|ms| format!("--deadline {ms}ms")),
+        slo.map(|Slo { latency_ms, max_violation_permille }| {
+            format!("--slo {latency_ms}ms --max-violation {}", units::percent(max_violation_permille.into()))
+        }),
+    ];
+    flags.extend(labels.iter().map(|rule| {
+        let flag = if rule.required { "--require" } else { "--prefer" };
+        Some(format!("{flag} {}={}", printable(&rule.key), printable(&rule.value)))
+    }));
+    flags.extend(task.then.iter().map(|stage| Some(format!("--then {}", printable(&stage.name)))));
+    let flags: Vec<String> = flags.into_iter().flatten().collect();
+    (!flags.is_empty()).then(|| flags.join(" "))
+}
+
+fn wishes_json(Wishes { demands, labels, slo, deadline_ms }: &Wishes) -> Value {
+    json!({
+        "cpu_millis": demands.cpu_millis,
+        "memory_bytes": demands.memory_bytes,
+        "gpu_memory_bytes": demands.gpu_memory_bytes,
+        "arch": demands.arch.map(|arch| arch.name()),
+        "labels": labels
+            .iter()
+            .map(|rule| json!({ "key": rule.key, "value": rule.value, "required": rule.required }))
+            .collect::<Vec<_>>(),
+        "slo": slo.map(|slo| {
+            json!({ "latency_ms": slo.latency_ms, "max_violation_permille": slo.max_violation_permille })
+        }),
+        "deadline_ms": deadline_ms,
+    })
 }
 
 pub(crate) fn task_json(task: &TaskView, is_lost: bool) -> Value {
@@ -137,6 +181,12 @@ pub(crate) fn task_json(task: &TaskView, is_lost: bool) -> Value {
         "lane": task.lane.name(),
         "priority": task.priority,
         "detached": task.detached,
+        "wishes": wishes_json(&task.wishes),
+        "then": task
+            .then
+            .iter()
+            .map(|stage| json!({ "name": stage.name, "digest": stage.model.digest.to_string() }))
+            .collect::<Vec<_>>(),
         "position": position,
         "reason": reason,
         "worker": task.worker.as_ref().map(|(id, name)| json!({ "id": id.to_string(), "name": name })),

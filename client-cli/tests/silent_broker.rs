@@ -21,7 +21,7 @@ use nix::{
 };
 use proto_msgs::{
     Answer, AnswerBody, Attempt, BrokerToClient, ClientToBroker, Digest, Frame, JobId, Lane, ModelFormat, ModelRef,
-    TaskId, TaskStanding, TaskView,
+    TaskId, TaskStanding, TaskView, Wishes,
 };
 use tokio::{
     process::{Child, Command},
@@ -122,6 +122,8 @@ fn task(number: u8) -> TaskView {
         priority: 50,
         lane: Lane::Realtime,
         detached: false,
+        wishes: Wishes::default(),
+        then: Vec::new(),
         standing: TaskStanding::Placed,
         attempt: Attempt(1),
         worker: None,

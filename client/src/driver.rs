@@ -365,10 +365,10 @@ impl Driver {
     fn end(&mut self, task: TaskId, end: End) {
         self.sessions.retain(|id, _| id.task != task);
         let Some(live) = self.live.remove(&task) else { return };
+        let timings = live.timings(&end.outcome);
         for reply in live.cancelled {
             let _ = reply.send(Ok(end.outcome.clone()));
         }
-        let timings = live_timings(&live.submitted, live.placed, live.sent, live.sent_bytes, &end.outcome);
         let result = match end.outcome {
             Outcome::Done { .. } => {
                 let of_outputs = live.outputs.first().map_or(1, Output::items);
@@ -414,31 +414,28 @@ impl Live {
             is_abandoned: false,
         }
     }
+
+    fn timings(&self, outcome: &Outcome) -> Timings {
+        let (load_us, run_us) = match outcome {
+            Outcome::Done { run_us, load_us } => (*load_us, *run_us),
+            Outcome::Failed(_) | Outcome::Cancelled => (0, 0),
+        };
+        Timings {
+            total: self.submitted.elapsed(),
+            queued: self.placed.map_or_else(Duration::default, |placed| placed.duration_since(self.submitted)),
+            sending: self
+                .placed
+                .zip(self.sent)
+                .map_or_else(Duration::default, |(placed, sent)| sent.duration_since(placed)),
+            loading: Duration::from_micros(load_us),
+            running: Duration::from_micros(run_us),
+            sent_bytes: self.sent_bytes,
+        }
+    }
 }
 
 fn millis(ms: u32) -> Duration {
     Duration::from_millis(ms.into())
-}
-
-fn live_timings(
-    submitted: &Instant,
-    placed: Option<Instant>,
-    sent: Option<Instant>,
-    sent_bytes: u64,
-    outcome: &Outcome,
-) -> Timings {
-    let (load_us, run_us) = match outcome {
-        Outcome::Done { run_us, load_us } => (*load_us, *run_us),
-        Outcome::Failed(_) | Outcome::Cancelled => (0, 0),
-    };
-    Timings {
-        total: submitted.elapsed(),
-        queued: placed.map_or_else(Duration::default, |placed| placed.duration_since(*submitted)),
-        sending: placed.zip(sent).map_or_else(Duration::default, |(placed, sent)| sent.duration_since(placed)),
-        loading: Duration::from_micros(load_us),
-        running: Duration::from_micros(run_us),
-        sent_bytes,
-    }
 }
 
 /// The listener's next message; pending for ever if there is no listener.

@@ -48,7 +48,7 @@ pub use outputs::{Output, Outputs};
 pub use proto_msgs::{
     Arch, Attempt, Candidate, ClientId, ClusterView, DType, DecisionView, Demands, Digest, Direction, Dispatch,
     ErrorCode, Failure, JobId, LabelRule, Lane, ModelCost, ModelFormat, ModelRef, ModelView, Outcome, Packing, Phase,
-    Prediction, RankView, RunNote, Slo, TaskId, TaskStanding, TaskView, WhyView, WorkerId, WorkerView,
+    Prediction, RankView, RunNote, Slo, TaskId, TaskStanding, TaskView, WhyView, Wishes, WorkerId, WorkerView,
 };
 pub use result::{AskError, News, TaskError, TaskResult, Timings, Update};
 pub use session::SENDING_EVERY;

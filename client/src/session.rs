@@ -143,7 +143,7 @@ impl Session {
         let end = match self.state {
             State::Opened(link) => {
                 self.state = State::Accepted(link);
-                self.sending.needs_nothing()
+                self.sending.told_complete()
             }
             _ => None,
         };
@@ -161,7 +161,6 @@ impl Session {
         ClientToWorker::Open(Open {
             ticket: self.grant.ticket.clone(),
             manifest: self.sending.manifest().cloned(),
-            model_held: self.grant.model_held,
             window_bytes: limits::WINDOW_BYTES,
             resume: resume == Resume::Yes,
             outputs_here: self.taking.as_ref().map_or_else(Vec::new, Taking::parts),
@@ -213,8 +212,8 @@ impl Session {
     }
 
     /// Notes the end of the attempt's upload. False if another upload has begun since.
-    pub(crate) fn is_upload_ended(&mut self, serial: u64) -> bool {
-        self.sending.has_ended(serial)
+    pub(crate) fn end_upload(&mut self, serial: u64) -> bool {
+        self.sending.end_upload(serial)
     }
 
     /// Counts the bytes of a completed upload.

@@ -5,7 +5,7 @@
 use mesh_samples::{task_id, task_number, worker_id};
 use mesh_sdk::{
     AskError, Attempt, Digest, JobId, Lane, Mesh, ModelCost, ModelFormat, ModelRef, ModelView, Options, Packing,
-    TaskStanding, TaskView,
+    TaskStanding, TaskView, Wishes,
 };
 use mesh_transport::{Admit, Context, Door, Inbox, Limits, Received, Security};
 use proto_msgs::{Answer, AnswerBody, BrokerToClient, ClientToBroker, Question};
@@ -23,6 +23,8 @@ fn task(number: u32) -> TaskView {
         priority: 50,
         lane: Lane::Realtime,
         detached: false,
+        wishes: Wishes::default(),
+        then: Vec::new(),
         standing: TaskStanding::Placed,
         attempt: Attempt(1),
         worker: None,

@@ -145,15 +145,11 @@ impl Client {
         let Some(task) = self.tasks.get_mut(&id) else {
             return self.decline(&grant);
         };
-        let stale = match (&task.state, &task.lost) {
-            (State::At(at), _) => grant.id.attempt <= at.id().attempt,
-            (State::Asking, Some(lost)) => grant.id.attempt <= lost.attempt && task.wish != Wish::Fetch,
-            (State::Asking, None) => false,
-        };
-        if stale {
+        if task.is_past(&grant) {
             return;
         }
-        let old = task.at().map(At::id);
+        let (old, is_fetch) = (task.at().map(At::id), task.wish == Wish::Fetch);
+        task.fetches_from(grant.ticket.body.epoch);
         let until = now + self.config.connect_wait;
         let at = At { grant, way: Way::Connecting { until }, heard: now, phase: None, all_sent: false, result: None };
         let grant = Box::new(at.grant.clone());
@@ -171,7 +167,9 @@ impl Client {
         task.lane = Some(grant.ticket.body.lane);
         task.state = State::At(Box::new(at));
         if let Some(id) = old {
-            self.actions.push(Action::TellWorker { id, message: ClientToWorker::Abort(id) });
+            if !is_fetch {
+                self.actions.push(Action::TellWorker { id, message: ClientToWorker::Abort(id) });
+            }
             self.actions.push(Action::Disconnect { id });
         }
         self.actions.push(Action::Connect { grant, resume: false });

@@ -96,7 +96,7 @@ impl Worker {
     pub fn new(config: Config) -> Self {
         let counts = config.rules.holds(Rule::WorkerCountsSlots);
         Self {
-            slots: Slots::new(&config.register, config.device_width, counts),
+            slots: Slots::new(&config.register, counts),
             costs: Costs::new(config.rows_max),
             clock: Clock::new(config.rules),
             config,
@@ -299,11 +299,13 @@ impl Worker {
         if self.check(now, &ticket, ticket.body.client_key, false).is_err() {
             return; // Not from this life's broker: it will ask again.
         }
-        if is_run && self.attempts.get(id).is_some() {
-            return; // Dialled already.
+        let known = self.attempts.get(id);
+        let is_dialling = known.is_some_and(|attempt| matches!(attempt.state, State::Dialling { .. }));
+        if is_run && known.is_some() && !is_dialling {
+            return; // The client has come.
         }
         // Without room, or without a result, the client is dialled too: it opens, and hears so at once.
-        if is_run && self.refusal(&ticket.body, now).is_none() {
+        if is_run && !is_dialling && self.refusal(&ticket.body, now).is_none() {
             self.admit(Attempt::new(ticket.body, State::Dialling { until: now + GRANT_WAIT }, now));
         }
         let is_held = self.attempts.get(id).is_some();
@@ -351,7 +353,7 @@ impl Worker {
         }
     }
 
-    /// The end of a detached attempt is on disk, or cannot be kept: the broker is told soon, because somebody may wait.
+    /// The end of a detached attempt is on disk: the broker is told soon, because somebody may wait.
     fn kept(&mut self, now: MonoTime, id: AttemptId, failure: Option<Failure>) {
         if let Some(attempt) = self.attempts.get_mut(id) {
             attempt.is_kept = true;

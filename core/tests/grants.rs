@@ -8,7 +8,7 @@ use mesh_core::{
 };
 use mesh_samples::{TICKET_KEY, client_id, submit, task_id, ticket_body, worker_id};
 use proto_msgs::{
-    Attempt, BrokerToClient, ClientToBroker, Direction, ErrorCode, Grant, Outcome, Purpose, TaskSpec, Ticket,
+    Attempt, BrokerToClient, ClientToBroker, Direction, Epoch, ErrorCode, Grant, Outcome, Purpose, TaskSpec, Ticket,
     TicketBody,
 };
 
@@ -68,6 +68,26 @@ fn a_result_that_cannot_be_reached_three_times_is_not_asked_for_again() {
         code(&client.handle(NOW, Event::ConnectFailed { id, text: "no route".to_owned() }))
     });
     assert!(tries.by_ref().eq([None, None, Some(ErrorCode::Unreachable)]));
+}
+
+#[test]
+fn a_worker_that_started_again_is_asked_anew_for_a_result() {
+    let mut client = Client::new(Config::new(client_id(1)));
+    let _ = client.handle(NOW, Event::Fetch { task: task_id(1) });
+    let in_life = |life| TicketBody { purpose: Purpose::Fetch, epoch: Epoch(life), ..ticket_body(1, 1, 1) };
+    let id = in_life(1).attempt_id();
+    for life in [1, 1, 2, 2] {
+        let _ = granted(&mut client, in_life(life));
+        let failed = client.handle(NOW, Event::ConnectFailed { id, text: "no route".to_owned() });
+        assert_eq!(code(&failed), None, "two failures in one life are not three");
+    }
+    let connects = |said: Vec<Action>| said.iter().any(|action| matches!(action, Action::Connect { .. }));
+    assert!(connects(granted(&mut client, in_life(3))));
+    assert!(!connects(granted(&mut client, in_life(3))), "said again");
+    let said = granted(&mut client, in_life(4));
+    assert!(!said.iter().any(|action| matches!(action, Action::TellWorker { .. })), "the result is not given up");
+    assert!(connects(said), "the ticket that it holds is worth nothing");
+    assert!(!connects(granted(&mut client, in_life(3))), "late");
 }
 
 #[test]

@@ -66,6 +66,16 @@ fn a_client_that_there_is_no_room_for_hears_so_at_once() {
 }
 
 #[test]
+fn a_client_that_has_not_come_is_dialled_again_and_holds_one_place() {
+    let mut worker = Worker::new(Config::new(register(1)));
+    let _ = worker.handle(NOW, Event::Started { attempts: Vec::new() });
+    for _ in 0..3 {
+        assert_eq!(dials(&introduce(&mut worker, ticket_body(0, 2, 1))), Some(true), "a dial may have been dropped");
+        assert_eq!(worker.attempts_held(), 1);
+    }
+}
+
+#[test]
 fn a_client_whose_result_is_gone_hears_so_at_once() {
     let mut worker = Worker::new(Config::new(register(1)));
     let _ = worker.handle(NOW, Event::Started { attempts: Vec::new() });

@@ -100,7 +100,7 @@ fn the_end_of_a_detached_task_is_told_at_once_and_those_behind_it_together() {
 }
 
 #[test]
-fn a_detached_task_whose_rows_cannot_be_joined_is_not_reported_as_done() {
+fn a_detached_task_whose_result_cannot_be_joined_or_kept_is_not_reported_as_done() {
     let (mut worker, _) = keeps(1);
     let failure = Failure::new(ErrorCode::RunFailed, "the rows have different shapes");
     let id = ticket(0, true).body.attempt_id();

@@ -191,6 +191,27 @@ fn a_realtime_row_cuts_a_long_comparison_of_the_batch_lane_short() {
 }
 
 #[test]
+fn a_realtime_row_waits_for_one_call_of_a_comparison_of_its_own_lane_and_the_next_probe_goes_on() {
+    let mut place = Place::new();
+    place.task(Lane::Realtime, 4, None);
+    let (probe, _) = place.batch();
+    place.answer(probe, 4, 100);
+    assert!(place.comparison().is_some());
+    let asked = place.task(Lane::Realtime, 1, None);
+    assert!(!place.has(&Action::StopComparing { batch: probe }), "its call begins all the same");
+    place.wait(100);
+    assert!(place.has(&Action::StopComparing { batch: probe }), "and no other after it");
+    place.ends(probe, Ok(Equality::Unfinished));
+    let (next, kind) = place.batch();
+    assert_eq!((kind, next == probe), (BatchKind::Whole, false));
+    place.tell(Event::BatchEnded { batch: next, ended: Ok(BatchTimes { run_us: 50_000, ..BatchTimes::default() }) });
+    assert!(place.is_done(asked));
+    assert_eq!(place.told(), (0, Packing::Unknown));
+    place.task(Lane::Realtime, 4, None);
+    assert_eq!(place.batch().1, BatchKind::Probe, "soon, however often it was cut short");
+}
+
+#[test]
 fn no_comparison_begins_that_would_make_a_waiting_row_miss_its_deadline() {
     for (deadline_ms, compares) in [(1500, false), (6000, true)] {
         let mut place = Place::new();
@@ -232,4 +253,23 @@ fn a_worker_that_drains_begins_no_comparison() {
     place.answer(batch, 4, 50);
     assert!(place.is_done(ticket_body(1, 2, 1).attempt_id()));
     assert!(place.comparison().is_none());
+}
+
+#[test]
+fn equal_rows_of_a_new_size_are_answered_and_a_realtime_row_cuts_short_what_is_made_up_beside_them() {
+    let mut place = Place::new();
+    let probe = place.answered_probe(4, 20);
+    place.ends(probe, Ok(Equality::Same));
+    let task = place.task(Lane::Batch, 8, None);
+    let (check, kind) = place.batch();
+    assert_eq!(kind, BatchKind::Check);
+    place.answer(check, 8, 20);
+    assert!(place.is_done(task), "{:?}", place.orders);
+    let compared = |order: &Action| matches!(order, Action::Compare { batch, rows: 8, .. } if *batch == check);
+    assert!(place.orders.iter().any(compared), "in calls of the same size");
+    place.task(Lane::Realtime, 1, None);
+    place.wait(100);
+    assert!(place.has(&Action::StopComparing { batch: check }));
+    place.ends(check, Ok(Equality::Unfinished));
+    assert_eq!(place.told().1, Packing::On, "the smaller size is as good as before");
 }

@@ -78,14 +78,7 @@ fn a_result_says_how_long_the_worker_had_everything_so_that_its_client_knows_how
     let body = ticket_body(1, 2, 1);
     let id = body.attempt_id();
     let (ticket, at) = (Ticket::sign(body, &TICKET_KEY), |ms: u64| MonoTime::from_micros(ms * 1000));
-    let open = Open {
-        ticket,
-        manifest: Some(manifest()),
-        model_held: true,
-        window_bytes: 1,
-        resume: false,
-        outputs_here: Vec::new(),
-    };
+    let open = Open { ticket, manifest: Some(manifest()), window_bytes: 1, resume: false, outputs_here: Vec::new() };
     let _ = worker.handle(at(10), Event::Opened { link: LinkId(1), key: None, open: Box::new(open) });
     let runs = worker.handle(at(50), Event::Received { id });
     let batch = runs.iter().find_map(|action| match action {

@@ -1,5 +1,5 @@
-//! Owns the way from messages to bytes and back. Only this file configures bincode: variable-length integers, little
-//! endian, a hard limit before anything is allocated.
+//! Owns the way from messages to bytes and back. Only this file configures bincode for them (the MAC of a ticket is made
+//! of bytes of its own): variable-length integers, little endian, a hard limit before anything is allocated.
 //!
 //! bincode is not self-describing and 2.0.1 is its last release. The answer to both: version and kind stand in a header
 //! outside of the body, a released struct is never edited (a changed message gets a new kind), `tests/bytes.rs` pins

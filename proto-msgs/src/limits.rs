@@ -1,5 +1,5 @@
-//! Every limit on what a peer can make a node hold, in one place. A value from the network is checked against one of
-//! these before anything is allocated for it.
+//! The limits of messages, and those that several programs keep. A value from the network is checked against one of these
+//! before anything is allocated for it. Limits of one machine or table stand beside it, with their reason.
 
 /// Bytes of one control message. A page of 200 worker views fits with room to spare. So does a heartbeat with every
 /// list full, since its attempts are a page ([`PAGE_BYTES_MAX`]), too.

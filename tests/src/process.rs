@@ -6,7 +6,7 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,6 +14,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// Lines of each process that are shown when its test fails.
 const LINES_SHOWN: usize = 80;
@@ -35,7 +36,7 @@ struct Log {
 
 impl Log {
     fn lines(&self) -> MutexGuard<'_, Vec<(Stream, String)>> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lines.lock()
     }
 
     fn follow(self: &Arc<Self>, stream: Stream, output: impl Read + Send + 'static) -> std::thread::JoinHandle<()> {
@@ -106,7 +107,7 @@ impl Process {
             if ended.is_some() {
                 self.followers.drain(..).for_each(|follower| follower.join().expect("following does not panic"));
             }
-            let lines = self.log.lines();
+            let mut lines = self.log.lines();
             if let Some(found) = lines[looked_at..].iter().find_map(|(_, line)| find(line)) {
                 return found;
             }
@@ -114,7 +115,7 @@ impl Process {
             let left = limit.saturating_sub(start.elapsed());
             assert!(ended.is_none(), "{} ended ({}) without {what}", self.name, ended.expect("just seen"));
             assert!(!left.is_zero(), "{} did not print {what} within {limit:?}", self.name);
-            drop(self.log.grew.wait_timeout(lines, left.min(Duration::from_millis(100))));
+            let _ = self.log.grew.wait_for(&mut lines, left.min(Duration::from_millis(100)));
         }
     }
 

@@ -4,11 +4,12 @@ use std::{
     collections::HashSet,
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::{Arc, Condvar, Mutex, MutexGuard},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use proto_msgs::{AttemptId, Frame, Phase, WorkerToClient};
 
 use super::zmtp::{Passed, Reader};
@@ -61,7 +62,7 @@ struct Shared {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no thread panics while it holds the proxy's state")
+        self.state.lock()
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -248,15 +249,16 @@ fn cut(state: &mut State) {
 
 fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     for dialler in listener.incoming().flatten() {
-        let state = shared.state();
+        let mut state = shared.state();
         if state.closed {
             return;
         }
         if state.refuses {
             continue;
         }
-        let waiting = shared.changed.wait_while(state, |state| state.target.is_none() && !state.closed);
-        let target = waiting.expect("no thread panics while it holds the proxy's state").target;
+        shared.changed.wait_while(&mut state, |state| state.target.is_none() && !state.closed);
+        let target = state.target;
+        drop(state);
         // If nobody listens, the dialler's connection ends at once.
         let Some(Ok(target)) = target.map(TcpStream::connect) else { continue };
         let _ = (dialler.set_nodelay(true), target.set_nodelay(true));
@@ -276,15 +278,14 @@ fn pump(shared: &Shared, from: Side, mut source: TcpStream, mut sink: TcpStream)
     let mut reader = Reader::default();
     let mut piece = vec![0; PIECE_BYTES];
     while let Ok(length @ 1..) = source.read(&mut piece) {
-        let waiting = shared.changed.wait_while(shared.state(), |state| state.stalled && !state.closed);
-        let mut state = waiting.expect("no thread panics while it holds the proxy's state");
+        let mut state = shared.state();
+        shared.changed.wait_while(&mut state, |state| state.stalled && !state.closed);
         let pause = state.bytes_per_s[from as usize].map(|rate| Duration::from_secs_f64(length as f64 / rate as f64));
         state.sent[from as usize] += length as u64;
         let at = Instant::now();
         let messages = reader.feed(&piece[..length]);
         if from == Side::Listener && !messages.is_empty() {
-            let waiting = shared.changed.wait_while(state, |state| state.withholds && !state.closed);
-            state = waiting.expect("no thread panics while it holds the proxy's state");
+            shared.changed.wait_while(&mut state, |state| state.withholds && !state.closed);
         }
         state.seen.extend(messages.into_iter().map(|message| Seen { at, from, message }));
         if state.cut_at.is_some_and(|limit| state.sent[Side::Dialler as usize] >= limit) {

@@ -1,6 +1,6 @@
 //! The broker dies without notice. Running tasks continue, new ones wait, acknowledged ones are still known later.
 
-use mesh_tests::{Job, Mesh, MeshOptions, PATIENCE, Redis, proxy::Side, wait_until};
+use mesh_tests::{Job, Mesh, MeshOptions, PATIENCE, Redis, process::Stream, proxy::Side, wait_until};
 
 #[test]
 fn transfer_and_run_go_on_without_it() {
@@ -54,6 +54,17 @@ fn a_task_that_ran_meanwhile_is_known_again_after_the_restart() {
     assert_eq!(started.done(&job).attempts(), 1);
     queued.done(&other);
     mesh.wait_idle();
+}
+
+#[test]
+fn a_worker_with_rare_heartbeats_keeps_its_connection() {
+    let mesh = Mesh::start();
+    // Longer than a broker that does not answer is waited for.
+    let mut worker = mesh.worker_with("w1", &["--heartbeat", "5500ms"]);
+    let heartbeats = || mesh.metric("heartbeats_total");
+    wait_until("the third heartbeat", PATIENCE, || heartbeats() >= Some(3.0));
+    let log = worker.process().output(Stream::Err);
+    assert_eq!(log.matches("connected").count(), 1, "{log}");
 }
 
 fn kill_minus_nine_loses_no_detached_task(options: MeshOptions) {

@@ -40,7 +40,15 @@ fn a_worker_shows_its_gpus_as_they_are_now() {
     gpus.show(&[Shown { busy_percent: 37, ..LARGE }, SMALL]);
     let mesh = mesh_with(&gpus);
     let _worker = mesh.worker("w1");
-    let of = |name: &str, total_gib: u64, used_gib: u64, busy_permille: u16| json!({ "name": name, "memory_bytes": total_gib * GIB, "memory_used_bytes": used_gib * GIB, "busy_permille": busy_permille });
+    let of = |name: &str, total_gib: u64, used_gib: u64, busy_permille: u16| {
+        json!({
+            "name": name,
+            "memory_bytes": total_gib * GIB,
+            "memory_used_bytes": used_gib * GIB,
+            "memory_promised_bytes": 0,
+            "busy_permille": busy_permille,
+        })
+    };
     let first = json!([of("Large One", 10, 1, 370), of("Small", 4, 0, 0)]);
     wait_until("both to be seen", PATIENCE, || seen(&mesh) == first);
 

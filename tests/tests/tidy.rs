@@ -29,14 +29,13 @@ const EDGES: &[(&str, &[&str])] = &[
 
 /// External crates that only these packages may use. `deny.toml` has more of them.
 const KEEPERS: &[(&str, &[&str])] = &[
-    ("redis", &["mesh-bench", "mesh-broker"]),
+    ("redis", &["mesh-broker"]),
     ("redb", &["mesh-broker"]),
     ("bollard", &["mesh-worker"]),
     ("clap", &["mesh-bench", "mesh-broker", "mesh-client-cli", "mesh-runner", "mesh-worker"]),
-    ("anyhow", &["mesh-bench", "mesh-broker", "mesh-client-cli", "mesh-runner", "mesh-worker"]),
-    ("bincode", &["proto-msgs", "mesh-broker", "mesh-worker"]),
+    ("anyhow", &["mesh-bench", "mesh-client-cli", "mesh-runner", "mesh-worker"]),
+    ("bincode", &["proto-msgs"]),
     ("ort", &["mesh-runner"]),
-    ("edgefirst-tflite", &["mesh-runner"]),
 ];
 
 /// Packages without waiting: no async runtime for any purpose.
@@ -134,6 +133,9 @@ fn crates_from_outside_stay_where_they_belong() {
         !tests_only && keepers.is_some_and(|(_, keepers)| !keepers.contains(&package.as_str()))
     });
     assert_none("kept by others", outside.map(|(package, dep, _)| format!("{package} -> {dep}")));
+    let of_each = KEEPERS.iter().flat_map(|(dep, keepers)| keepers.iter().map(move |keeper| (*keeper, *dep)));
+    let idle = of_each.filter(|(keeper, dep)| !all.iter().any(|(package, used, _)| package == keeper && used == dep));
+    assert_none("a keeper of what it does not use", idle.map(|(keeper, dep)| format!("{keeper} -> {dep}")));
     let waiting = all.iter().filter(|(package, dep, _)| dep == "tokio" && WITHOUT_TOKIO.contains(&package.as_str()));
     assert_none("nothing waits in", waiting.map(|(package, ..)| package.clone()));
 }

@@ -1,11 +1,8 @@
 //! Owns what all sockets of a process share: the ZeroMQ context, the node's own keys, the door-keeper (ZAP).
 
-use std::{
-    collections::HashSet,
-    fmt, io,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{collections::HashSet, fmt, io, sync::Arc};
 
+use parking_lot::RwLock;
 use proto_msgs::PublicKey;
 
 use crate::{DialError, Dialer, KeyPair, ListenError, Listener, doorkeeper::Doorkeeper, keys::KeyError};
@@ -64,22 +61,22 @@ pub struct Admitted {
 impl Admitted {
     /// Replaces the whole set.
     pub fn replace(&self, keys: HashSet<PublicKey>) {
-        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        *self.keys.write() = keys;
     }
 
     /// Adds one key.
     pub fn insert(&self, key: PublicKey) {
-        self.keys.write().unwrap_or_else(PoisonError::into_inner).insert(key);
+        self.keys.write().insert(key);
     }
 
     /// Removes one key.
     pub fn remove(&self, key: &PublicKey) {
-        self.keys.write().unwrap_or_else(PoisonError::into_inner).remove(key);
+        self.keys.write().remove(key);
     }
 
     /// Whether the key is in the set.
     pub fn contains(&self, key: &PublicKey) -> bool {
-        self.keys.read().unwrap_or_else(PoisonError::into_inner).contains(key)
+        self.keys.read().contains(key)
     }
 }
 

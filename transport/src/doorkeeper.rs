@@ -7,13 +7,14 @@ use std::{
     collections::HashMap,
     io,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use proto_msgs::PublicKey;
 
 use crate::{Admit, keys};
@@ -60,19 +61,19 @@ impl Doorkeeper {
     /// Makes a new domain with this rule, for one listener.
     pub(crate) fn open(&self, admit: Admit) -> String {
         let domain = format!("door-{}", self.next_domain.fetch_add(1, Ordering::Relaxed));
-        lock(&self.rules).insert(domain.clone(), admit);
+        self.rules.lock().insert(domain.clone(), admit);
         domain
     }
 
     /// Removes the domain of a listener that is gone.
     pub(crate) fn close(&self, domain: &str) {
-        lock(&self.rules).remove(domain);
+        self.rules.lock().remove(domain);
     }
 }
 
 impl Drop for Doorkeeper {
     fn drop(&mut self) {
-        let told = lock(&self.stop).send("", 0).is_ok();
+        let told = self.stop.lock().send("", 0).is_ok();
         if let (true, Some(thread)) = (told, self.thread.take()) {
             let _ = thread.join(); // The thread never panics.
         }
@@ -122,7 +123,7 @@ impl Keeper {
         }
         let key = PublicKey(key.as_slice().try_into().ok()?);
         let domain = std::str::from_utf8(domain).ok()?;
-        let admitted = match lock(&self.rules).get(domain)? {
+        let admitted = match self.rules.lock().get(domain)? {
             Admit::Anyone => true,
             Admit::Listed(keys) => keys.contains(&key),
         };
@@ -143,8 +144,4 @@ impl Keeper {
         self.logged.insert(address.to_owned(), Instant::now());
         tracing::warn!(address, key = keys::to_text(key), "refused a connection: its key is not authorized");
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

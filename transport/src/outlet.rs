@@ -7,10 +7,11 @@ use std::{
     collections::{HashMap, VecDeque},
     future::Future,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Instant,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use proto_msgs::{Frame, PeerId};
 use tokio::{
     sync::{Notify, mpsc},
@@ -147,11 +148,6 @@ impl Outlet {
         };
         let _ = timeout(CLOSE_WAIT, emptied).await; // A slow peer loses the rest.
     }
-
-    /// Whether both lead to the same peer over the same connection.
-    pub fn same_peer(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.shared, &other.shared) && self.peer == other.peer
-    }
 }
 
 impl Clone for Outlet {
@@ -233,7 +229,7 @@ struct Entry {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn traffic(&self) -> Traffic {

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_core::worker::headroom::Headroom;
 
-use crate::units;
+use proto_msgs::units;
 
 const EXAMPLES: &str = "\
 Examples:

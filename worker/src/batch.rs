@@ -8,6 +8,8 @@ mod made_up;
 pub(crate) mod material;
 mod probe;
 mod rows;
+mod sample;
+pub(crate) mod unfinished;
 
 use std::{
     ops::Range,
@@ -26,6 +28,7 @@ use self::{
     material::Material,
     probe::Bounds,
     rows::{cut, packed_shape, takes_many},
+    unfinished::Unfinished,
 };
 use crate::{
     data::blobs::BlobError,
@@ -52,6 +55,8 @@ pub(crate) struct Batch {
     pub(crate) limit: Duration,
     /// Set once nobody wants the rows any more: then the batch ends when its model is loaded.
     pub(crate) only_loads: Arc<AtomicBool>,
+    /// Comparisons that were cut short, of all batches.
+    pub(crate) unfinished: Arc<Unfinished>,
     /// The machine's order once a probe's rows are answered.
     pub(crate) comparing: watch::Receiver<Comparing>,
 }
@@ -128,17 +133,20 @@ impl Batch {
         left: Duration,
     ) -> Result<(Vec<Outputs>, BatchTimes), Failure> {
         let chunks = self.chunks(runner.inputs())?;
-        let mut calls = Calls { batch: self, runner, left, took: Vec::new(), bounds: None };
+        let mut calls = Calls { batch: self, runner, left, took: Vec::new(), ran_apart: false, bounds: None };
         match self.kind {
             BatchKind::Packed => {
                 let outputs = calls.packed(&chunks, &tools.proven).await?;
-                Ok((outputs, BatchTimes { run_us: calls.sum_us(), ..BatchTimes::default() }))
+                Ok((
+                    outputs,
+                    BatchTimes { run_us: calls.sum_us(), ran_apart: calls.ran_apart, ..BatchTimes::default() },
+                ))
             }
             BatchKind::Whole => {
                 let outputs = calls.singly(&chunks).await?;
                 Ok((outputs, BatchTimes { run_us: calls.sum_us(), ..BatchTimes::default() }))
             }
-            BatchKind::Check | BatchKind::Spot => probe::check(calls, &chunks, &tools.proven).await,
+            BatchKind::Check | BatchKind::Spot => probe::check(calls, &chunks, tools).await,
             BatchKind::Probe => Ok((Vec::new(), probe::probe(calls, &chunks, tools).await?)),
         }
     }
@@ -236,6 +244,8 @@ struct Calls<'a, 'p> {
     left: Duration,
     /// Duration of each call so far.
     took: Vec<Duration>,
+    /// Rows of a packed batch ran one by one.
+    ran_apart: bool,
     /// The bounds of a comparison that no task waits for.
     bounds: Option<Bounds>,
 }
@@ -257,6 +267,11 @@ impl Calls<'_, '_> {
         let outputs = self.runner.call(given, (left, limit), stays).await?;
         self.took.push(begun.elapsed());
         Ok(outputs)
+    }
+
+    /// Fails if there is no time for a call that takes so long, because others wait for the slot.
+    fn in_time(&self, call: Duration) -> Result<(), Failure> {
+        self.bounds.as_ref().map_or(Ok(()), |bounds| bounds.in_time(call))
     }
 
     fn sum_us(&self) -> u64 {
@@ -285,6 +300,7 @@ impl Calls<'_, '_> {
                 proven.check(self.model(), &alike[0].fitted, &cut)?;
                 cut
             } else {
+                self.ran_apart = true;
                 self.each_alone(&alike, &mut kept_bytes).await?
             };
             hand_out(&alike, cut, &mut by_part);

@@ -10,12 +10,10 @@ use proto_msgs::{
     limits::{
         DEVICE_MAP_MAX, ENDPOINTS_MAX, GPUS_MAX, HEARTBEAT_MS_MAX, ITEMS_MAX, LABELS_MAX, NAME_BYTES_MAX, SLOTS_MAX,
     },
-};
-
-use crate::{
-    args::{EngineChoice, RunArgs},
     units::show_bytes,
 };
+
+use crate::args::{EngineChoice, RunArgs};
 
 /// Shortest interval between heartbeats; a shorter one only makes heat.
 const HEARTBEAT_MIN: Duration = Duration::from_millis(50);

@@ -60,8 +60,8 @@ pub(crate) struct Control {
     machine: Worker,
     address: BrokerAddress,
     broker: Dialer,
-    /// Time of the broker's last message, or of the last dial.
-    broker_heard: Instant,
+    /// Since when the broker answers nothing, or was last dialled; `None` once it has answered.
+    unanswered_since: Option<Instant>,
     events: mpsc::Receiver<Event>,
     desk: mpsc::Sender<Action>,
     origin: Instant,
@@ -101,7 +101,7 @@ impl Control {
             machine,
             address,
             broker,
-            broker_heard: origin,
+            unanswered_since: Some(origin),
             events,
             desk,
             origin,
@@ -162,12 +162,12 @@ impl Control {
         self.happened(Event::DrainAsked)
     }
 
-    /// Dials a silent broker again. Checked with the heartbeats, which come often enough.
+    /// Dials a broker again that has not answered for long. Checked with the heartbeats, which it answers.
     fn redial_silent_broker(&mut self) {
-        if self.broker_heard.elapsed() < REDIAL_AFTER {
+        if self.unanswered_since.is_none_or(|since| since.elapsed() < REDIAL_AFTER) {
             return;
         }
-        self.broker_heard = Instant::now();
+        self.unanswered_since = Some(Instant::now());
         match self.address.dial() {
             Ok(broker) => self.broker = broker,
             Err(error) => error!("{error}"),
@@ -197,7 +197,7 @@ impl Control {
     }
 
     fn said(&mut self, frame: &Frame) -> Result<(), ControlError> {
-        self.broker_heard = Instant::now();
+        self.unanswered_since = None;
         match BrokerToWorker::from_frame(frame) {
             Ok(message) => {
                 if let (BrokerToWorker::HeartbeatAck(ack), Some(_)) = (&message, &self.ready)
@@ -238,6 +238,7 @@ impl Control {
     }
 
     fn tell_broker(&mut self, message: &WorkerToBroker) {
+        self.unanswered_since.get_or_insert_with(Instant::now);
         match message.to_frame() {
             // Queue full: the broker is away, and the next heartbeat repeats the content of this one.
             Ok(frame) => drop(self.broker.send(frame)),

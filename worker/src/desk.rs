@@ -9,6 +9,7 @@
 //! ```
 
 mod attempt;
+mod dials;
 mod frames;
 mod inputs;
 mod links;
@@ -25,22 +26,21 @@ use std::{
 
 use mesh_core::worker::{Action, BatchId, BatchKind, BatchTimes, Event, LinkId, Part};
 use mesh_transport::{Door, Heard, Inbox, Limits, Outlet, Received, blob::Intake, dial_first};
-use proto_msgs::{
-    AttemptId, ClientId, ErrorCode, Failure, Frame, Outcome, PublicKey, Refuse, RunNote, RunResult, WorkerToClient,
-};
+use proto_msgs::{AttemptId, ClientId, ErrorCode, Failure, Frame, Outcome, Refuse, RunNote, RunResult, WorkerToClient};
 use tokio::{
     sync::{mpsc, watch},
     task::{AbortHandle, spawn_blocking},
     time::timeout,
 };
-use tracing::{debug, error, warn};
+use tracing::{debug, warn};
 
 use self::{
     attempt::{Attempt, Stage},
+    dials::{Call, Callee, Dials},
     links::Links,
 };
 use crate::{
-    batch::{Batch, Comparing, material::Inputs},
+    batch::{Batch, Comparing, material::Inputs, unfinished::Unfinished},
     data::{keep::Found, payload::Output},
     tools::Tools,
 };
@@ -69,13 +69,8 @@ enum Note {
     Received { id: AttemptId, number: u64, inputs: Result<Inputs, Failure> },
     /// A batch has ended.
     BatchEnded { batch: BatchId, ended: Result<BatchTimes, Failure> },
-    /// A client was dialled for the attempt in `wanted`, which also says whether the worker holds that attempt.
-    Dialled {
-        wanted: (AttemptId, bool),
-        endpoints: Vec<String>,
-        key: Option<PublicKey>,
-        dialled: Result<(Outlet, Inbox<Heard>), String>,
-    },
+    /// The dial of this number has ended.
+    Dialled { dial: u64, dialled: Result<(Outlet, Inbox<Heard>), String> },
     /// A dialled link delivered a frame, or changed its state.
     Heard { link: LinkId, heard: Heard },
     /// A dialled link was closed.
@@ -101,6 +96,9 @@ pub(crate) struct Desk {
     orders: mpsc::Receiver<Action>,
     inbox: Option<Inbox<Received>>,
     links: Links,
+    dials: Dials,
+    /// Comparisons that were cut short.
+    unfinished: Arc<Unfinished>,
     attempts: HashMap<AttemptId, Attempt>,
     batches: HashMap<BatchId, Running>,
     early: frames::Early,
@@ -120,9 +118,22 @@ impl Desk {
     ) -> Self {
         let (door, inbox) = door.unzip();
         let (note, notes) = mpsc::channel(NOTES_MAX);
-        let (links, early) = (Links::new(door), frames::Early::default());
+        let (links, dials, early) = (Links::new(door), Dials::default(), frames::Early::default());
         let (attempts, batches) = (HashMap::new(), HashMap::new());
-        let mut desk = Self { tools, orders, inbox, links, attempts, batches, early, notes, note, next_number: 0 };
+        let mut desk = Self {
+            tools,
+            orders,
+            inbox,
+            links,
+            dials,
+            attempts,
+            batches,
+            early,
+            notes,
+            note,
+            next_number: 0,
+            unfinished: Arc::default(),
+        };
         for found in found {
             let id = found.id;
             let attempt = Attempt::restored(desk.number(), found, &desk.tools);
@@ -226,7 +237,9 @@ impl Desk {
             }
             Action::Keep { id, outcome, runs } => self.keep(id, outcome, runs),
             Action::Free { id } => self.free(id),
-            Action::Dial { id, endpoints, client_key, is_held } => self.dial((id, is_held), endpoints, client_key),
+            Action::Dial { id, endpoints, client_key, is_held } => {
+                self.dial(Call { attempt: id, is_held }, Callee { endpoints, key: client_key });
+            }
             Action::TellBroker(_) | Action::SayOvertaken | Action::Exit => {} // The control loop's.
         }
     }
@@ -249,7 +262,9 @@ impl Desk {
         };
         let only_loads = Arc::new(AtomicBool::new(false));
         let (orders, comparing) = watch::channel(Comparing::default());
-        let order = Batch { batch, parts, device, kind, apart, limit, only_loads: only_loads.clone(), comparing };
+        let (unfinished, only_loads_too) = (self.unfinished.clone(), only_loads.clone());
+        let order =
+            Batch { batch, parts, device, kind, apart, limit, only_loads: only_loads_too, unfinished, comparing };
         let (tools, note) = (self.tools.clone(), self.note.clone());
         let task = async move {
             let ended = order.run(&tools).await;
@@ -304,15 +319,12 @@ impl Desk {
         let Some(attempt) = self.attempts.get_mut(&id) else { return };
         let was_done = matches!(outcome, Outcome::Done { .. });
         let (outcome, outputs) = with_outputs(outcome, attempt);
-        let failure = match &outcome {
-            Outcome::Failed(failure) if was_done => Some(failure.clone()),
-            _ => None,
-        };
         let tools = self.tools.clone();
         let keeping = spawn_blocking(move || {
-            if let Err(error) = tools.keep.finish(id, outcome, runs, &outputs) {
-                error!(task = %id.task, %error, "a result cannot be kept on disk: a restart would run the task again");
-            }
+            let failure = match tools.keep.finish(id, outcome, &runs, &outputs) {
+                Outcome::Failed(failure) if was_done => Some(failure),
+                _ => None,
+            };
             // Closed only when the worker is leaving.
             let _ = tools.machine.blocking_send(Event::Kept { id, failure });
         });
@@ -321,6 +333,7 @@ impl Desk {
 
     fn free(&mut self, id: AttemptId) {
         self.links.forget_attempt(id);
+        self.dials.forget_attempt(id);
         self.early.forget_attempt(id);
         let Some(mut attempt) = self.attempts.remove(&id) else { return };
         attempt.stop();
@@ -337,24 +350,29 @@ impl Desk {
         });
     }
 
-    fn dial(&mut self, wanted: (AttemptId, bool), endpoints: Vec<String>, key: Option<PublicKey>) {
-        if let Some(link) = self.links.dialled_to(&endpoints, key) {
-            return self.arrived(link, wanted);
+    fn dial(&mut self, call: Call, callee: Callee) {
+        if let Some(link) = self.links.dialled_to(&callee) {
+            self.dials.forget_attempt(call.attempt);
+            return self.arrived(link, call);
         }
         let (transport, note) = (self.tools.transport.clone(), self.note.clone());
-        tokio::spawn(async move {
-            let dialled = dial_first(&transport, &endpoints, key, Limits::DIRECT, DIAL_WAIT).await;
-            let dialled = dialled.map(mesh_transport::Dialer::spawn).map_err(|error| error.to_string());
-            let _ = note.send(Note::Dialled { wanted, endpoints, key, dialled }).await;
+        self.dials.want(call, callee, |dial, callee| {
+            let Callee { endpoints, key } = callee.clone();
+            let task = tokio::spawn(async move {
+                let dialled = dial_first(&transport, &endpoints, key, Limits::DIRECT, DIAL_WAIT).await;
+                let dialled = dialled.map(mesh_transport::Dialer::spawn).map_err(|error| error.to_string());
+                let _ = note.send(Note::Dialled { dial, dialled }).await;
+            });
+            task.abort_handle()
         });
     }
 
     /// Announces the worker to the client, and again after each reconnect if the worker holds the attempt.
-    fn arrived(&mut self, link: LinkId, (id, is_held): (AttemptId, bool)) {
+    fn arrived(&mut self, link: LinkId, Call { attempt, is_held }: Call) {
         if is_held {
-            self.links.dialled_for(link, id);
+            self.links.dialled_for(link, attempt);
         }
-        self.tell_client(link, &WorkerToClient::DialIn(id));
+        self.tell_client(link, &WorkerToClient::DialIn(attempt));
     }
 
     // Notes.
@@ -369,7 +387,7 @@ impl Desk {
                     self.tell_machine(Event::BatchEnded { batch, ended }).await;
                 }
             }
-            Note::Dialled { wanted, endpoints, key, dialled } => self.dialled(wanted, endpoints, key, dialled).await,
+            Note::Dialled { dial, dialled } => self.dialled(dial, dialled).await,
             Note::Heard { link, heard: Heard::Frame(frame) } => self.frame(link, frame).await,
             Note::Heard { link, heard: Heard::Connected } => {
                 for id in self.links.set_lost(link, false) {
@@ -383,17 +401,17 @@ impl Desk {
         }
     }
 
-    async fn dialled(
-        &mut self,
-        wanted: (AttemptId, bool),
-        endpoints: Vec<String>,
-        key: Option<PublicKey>,
-        dialled: Result<(Outlet, Inbox<Heard>), String>,
-    ) {
-        let id = wanted.0;
+    async fn dialled(&mut self, number: u64, dialled: Result<(Outlet, Inbox<Heard>), String>) {
+        let Some(mut dial) = self.dials.ended(number) else { return };
+        let calls = std::mem::take(&mut dial.calls);
         let (outlet, mut inbox) = match dialled {
             Ok(dialled) => dialled,
-            Err(text) => return self.tell_machine(Event::DialFailed { id, text }).await,
+            Err(text) => {
+                for call in calls {
+                    self.tell_machine(Event::DialFailed { id: call.attempt, text: text.clone() }).await;
+                }
+                return;
+            }
         };
         let (link, note) = (self.links.reserve(), self.note.clone());
         let reader = tokio::spawn(async move {
@@ -406,9 +424,11 @@ impl Desk {
         });
         let attempts = &self.attempts;
         let used = || attempts.values().map(|attempt| attempt.link).collect();
-        self.links.add_dialled(link, (outlet, reader.abort_handle()), (endpoints, key), used);
-        debug!(task = %id.task, "client dialled");
-        self.arrived(link, wanted);
+        self.links.add_dialled(link, (outlet, reader.abort_handle()), std::mem::take(&mut dial.callee), used);
+        for call in calls {
+            debug!(task = %call.attempt.task, "client dialled");
+            self.arrived(link, call);
+        }
     }
 
     // The door.

@@ -31,7 +31,6 @@ use std::{
 };
 
 use clap::{CommandFactory, Parser};
-use proto_msgs::units;
 use tracing::{error, warn};
 use tracing_subscriber::EnvFilter;
 
@@ -58,7 +57,7 @@ fn main() -> ExitCode {
 
 fn run(args: RunArgs) -> ExitCode {
     if let Err(reason) = start_log(&args) {
-        eprintln!("mesh-worker: --log {}: {reason}", args.log);
+        eprintln!("mesh-worker: --log '{}': {reason}; write warn, info or mesh_worker=debug", args.log);
         return ExitCode::from(EXIT_CONFIG);
     }
     let config = match Config::new(args) {

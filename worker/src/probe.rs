@@ -8,11 +8,11 @@ mod gpu;
 use std::{
     fs,
     path::PathBuf,
-    sync::{Condvar, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
+use parking_lot::{Condvar, Mutex};
 use proto_msgs::{Gpu, Load};
 use sysinfo::{Components, Networks, System};
 
@@ -156,15 +156,15 @@ pub(crate) struct Look {
 impl Look {
     /// Ends the wait for the next sample.
     pub(crate) fn at_once(&self) {
-        *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *self.wanted.lock() = true;
         self.now.notify_one();
     }
 
     /// Waits until a sample is wanted, at most for `time`.
     pub(crate) fn wait(&self, time: Duration) {
-        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.now.wait_timeout_while(wanted, time, |wanted| !*wanted);
-        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
+        let mut wanted = self.wanted.lock();
+        let _ = self.now.wait_while_for(&mut wanted, |wanted| !*wanted, time);
+        *wanted = false;
     }
 }
 

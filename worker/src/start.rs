@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, anyhow};
 use mesh_core::worker::{Config as MachineConfig, Event, Sample, Worker};
 use mesh_transport::{Admit, Door, Inbox, Limits, Received};
-use proto_msgs::{Arch, EngineKind, Register, TicketKey, limits::SLOTS_MAX};
+use proto_msgs::{Arch, EngineKind, Register, TicketKey, limits::SLOTS_MAX, units::show_bytes};
 use tokio::{
     runtime::{Builder, Runtime},
     sync::mpsc,
@@ -37,15 +37,15 @@ use crate::{
     },
     state::{StateDir, StateError},
     tools::{LinkSpeed, Tools},
-    units::show_bytes,
 };
 
 /// Threads that carry out orders: sockets, transfers and runners' answers. Blob threads hash and write large blobs, so
 /// a second thread here would only be woken for every message.
 const CARRYING_THREADS: usize = 1;
 
-/// Threads for work that waits for disks and peers: a transfer of a large blob holds one for as long as its peer takes.
-/// One for the inputs and one for the result of each active attempt, and as many again for fetched results.
+/// Threads for work that waits for disks and peers: a transfer of a large blob holds one for as long as its peer moves
+/// on. One for the inputs and one for the result of each active attempt, and as many again for fetched results. A
+/// client that takes nothing of its result gives the thread back after `desk::attempt::CREDIT_PATIENCE`.
 const BLOCKING_THREADS_MAX: usize = 4 * SLOTS_MAX;
 
 /// Time for runners to end and be cleaned up when the worker leaves.
@@ -99,7 +99,6 @@ pub(crate) fn run(config: Config) -> Result<(), StartError> {
         run_limit: config.run_limit,
         drain_wait: config.drain_wait,
         result_kept: config.keep_results,
-        device_width: config.device_width,
         rows_max: config.pack_max,
         ..MachineConfig::new(register)
     };
@@ -251,6 +250,7 @@ fn register(
         ticket_key: TicketKey(ticket_key),
         slots: config.slots,
         device_map: config.device_map.clone(),
+        device_width: config.device_width,
         labels: config.labels.clone(),
         gpus: machine.gpus.clone(),
         heartbeat_ms: u32::try_from(config.heartbeat.as_millis()).unwrap_or(u32::MAX),

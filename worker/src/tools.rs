@@ -1,11 +1,9 @@
 //! The tools shared by all code that carries out orders.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use mesh_core::worker::Event;
+use parking_lot::Mutex;
 use proto_msgs::{ClientId, ErrorCode, Failure};
 use tokio::{sync::mpsc, task::spawn_blocking};
 
@@ -58,7 +56,7 @@ impl LinkSpeed {
 
     /// Smoothed bytes per second; 0 before the first transfer.
     pub(crate) fn get(&self) -> u64 {
-        let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let clients = self.clients.lock();
         let Some((.., latest)) = clients.last() else { return 0 };
         let present = clients.iter().filter(|(.., at)| latest.duration_since(*at) < Self::GONE_AFTER);
         present.map(|(_, bytes_per_s, _)| *bytes_per_s).max().unwrap_or(0)
@@ -86,14 +84,14 @@ impl LinkSpeed {
         self.told_at(Instant::now(), client, bytes, bytes_per_s);
     }
 
-    fn told_at(&self, at: Instant, client: ClientId, bytes: u64, now: u64) {
-        if bytes < Self::BYTES_MIN || now == 0 {
+    fn told_at(&self, at: Instant, client: ClientId, bytes: u64, bytes_per_s: u64) {
+        if bytes < Self::BYTES_MIN || bytes_per_s == 0 {
             return;
         }
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = self.clients.lock();
         let known = clients.iter().position(|(known, ..)| *known == client).map(|at| clients.remove(at).1);
         // The latest transfer counts a quarter: one that shared its link says little.
-        let smoothed = known.map_or(now, |old| old - old / 4 + now / 4);
+        let smoothed = known.map_or(bytes_per_s, |old| old - old / 4 + bytes_per_s / 4);
         if clients.len() == Self::CLIENTS_MAX {
             clients.remove(0);
         }
@@ -105,8 +103,9 @@ impl LinkSpeed {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
-    let panicked =
-        |error| Failure::new(ErrorCode::WorkerLost, format!("the worker failed while it received (a bug): {error}"));
+    let panicked = |error| {
+        Failure::new(ErrorCode::WorkerLost, format!("the worker failed at the disk (a bug, see its log): {error}"))
+    };
     spawn_blocking(work).await.map_err(panicked)?
 }
 

@@ -78,11 +78,12 @@ pub fn worker_identity(record: &WorkerRecord) -> Fields {
 
 /// The fields that change with every heartbeat. Lists of GPUs are in the order of `gpu_names`.
 pub fn worker_state(record: &WorkerRecord) -> Fields {
+    let sum = |lanes: [u16; 2]| lanes.into_iter().map(u32::from).sum::<u32>();
     let mut fields = vec![
         ("seen_unix_ms", record.seen_unix_ms.to_string()),
-        ("slots_used", record.slots_used.iter().map(|used| u32::from(*used)).sum::<u32>().to_string()),
-        ("tasks_realtime", record.slots_used[Lane::Realtime.index()].to_string()),
-        ("tasks_batch", record.slots_used[Lane::Batch.index()].to_string()),
+        ("slots_used", sum(record.tasks).min(sum(record.register.slots)).to_string()),
+        ("tasks_realtime", record.tasks[Lane::Realtime.index()].to_string()),
+        ("tasks_batch", record.tasks[Lane::Batch.index()].to_string()),
         ("gpu_memory_reserved_bytes", record.gpu_memory_reserved_bytes.to_string()),
         ("violation_permille", optional(record.violation_permille)),
         ("expires_after_ms", record.expires_after.as_millis().to_string()),

@@ -64,7 +64,7 @@ pub(crate) fn worker(number: u8) -> WorkerRecord {
     WorkerRecord {
         register,
         heartbeat: Some(heartbeat),
-        slots_used: [0, 1],
+        tasks: [0, 1],
         gpu_memory_reserved_bytes: 4 << 30,
         violation_permille: None,
         seen_unix_ms: 1_795_000_000_000,

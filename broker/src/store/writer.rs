@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
@@ -13,6 +13,7 @@ use std::{
 };
 
 use mesh_core::broker::{Change, Event, TaskRecord};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::{sleep, sleep_until, timeout},
@@ -206,7 +207,7 @@ impl Handle {
             (pending.len(), pending.behind_since())
         };
         StoreHealth {
-            away: self.shared.away.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            away: self.shared.away.lock().clone(),
             pending,
             lag: behind_since.map(|since| since.elapsed()).unwrap_or_default(),
             written: self.shared.written.load(Ordering::Relaxed),
@@ -229,7 +230,7 @@ impl Handle {
 impl Shared {
     /// A panic elsewhere leaves the map intact: no change to it is ever half done.
     fn pending(&self) -> MutexGuard<'_, Pending> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pending.lock()
     }
 }
 
@@ -416,7 +417,7 @@ impl<S: Store> Writer<S> {
     }
 
     fn set_health(&self, away: Option<(Instant, String)>) {
-        *self.shared.away.lock().unwrap_or_else(PoisonError::into_inner) = away;
+        *self.shared.away.lock() = away;
     }
 
     async fn tell(&self, event: Event) {

@@ -8,11 +8,12 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use mesh_sdk::{Mesh, Task, TaskError, TaskHandle, TaskResult, WorkerId};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -121,7 +122,7 @@ struct Wish {
 impl Drive {
     pub(crate) fn notes(&self) -> MutexGuard<'_, Notes> {
         // The notes have no state that a panic could corrupt.
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.notes.lock()
     }
 
     fn clients(&self) -> u64 {

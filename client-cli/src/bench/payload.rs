@@ -1,11 +1,9 @@
 //! Inputs of requests: the items in turn, joined if a request has several. Owns the turns. Never: forms of inputs.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, PoisonError},
-};
+use std::collections::BTreeMap;
 
 use mesh_sdk::{Input, SubmitError};
+use parking_lot::Mutex;
 
 /// Most different joins per number of items. They are made once, so that a request costs only its sending; more of them
 /// would show nothing new.
@@ -37,7 +35,7 @@ impl Payloads {
         if items == 1 {
             return Ok(self.items[first].clone());
         }
-        let mut joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut joined = self.joined.lock();
         if let Some(inputs) = joined.get(&(first, items)) {
             return Ok(inputs.clone());
         }
@@ -87,7 +85,7 @@ mod tests {
         let inputs = payloads.of(0, 4).unwrap();
         assert_eq!(inputs.iter().map(Input::to_string).collect::<Vec<_>>(), ["UINT8 [4, 2]"]);
         assert_eq!(payloads.of(3, 4).unwrap()[0].to_string(), "UINT8 [4, 2]");
-        assert_eq!(payloads.joined.lock().unwrap().len(), 1, "request 3 begins with item 0, too");
+        assert_eq!(payloads.joined.lock().len(), 1, "request 3 begins with item 0, too");
     }
 
     #[test]

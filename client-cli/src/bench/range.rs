@@ -109,14 +109,14 @@ fn levels(text: &str) -> Result<Vec<f64>, String> {
             if factor <= 1.0 || first == 0.0 {
                 return Err(format!("the factor of {text} does not lead upwards"));
             }
-            Box::new(move |index| (first * factor.powi(index as i32)).round_to_sense())
+            Box::new(move |index| round_to_sense(first * factor.powi(index as i32)))
         }
         None => {
             let step = number(step)?;
             if step == 0.0 {
                 return Err(format!("the step of {text} is 0"));
             }
-            Box::new(move |index| (first + step * index as f64).round_to_sense())
+            Box::new(move |index| round_to_sense(first + step * index as f64))
         }
     };
     let levels: Vec<f64> = (0..=LEVELS_MAX).map(next).take_while(|level| *level <= last).collect();
@@ -126,15 +126,9 @@ fn levels(text: &str) -> Result<Vec<f64>, String> {
     Ok(levels)
 }
 
-trait RoundToSense {
-    /// Rounds off what adding and multiplying leave after the ninth digit: 0.1 + 0.2 becomes 0.3.
-    fn round_to_sense(self) -> Self;
-}
-
-impl RoundToSense for f64 {
-    fn round_to_sense(self) -> Self {
-        (self * 1e6).round() / 1e6
-    }
+/// Rounds off what adding and multiplying leave after the sixth digit: 0.1 + 0.2 becomes 0.3.
+fn round_to_sense(level: f64) -> f64 {
+    (level * 1e6).round() / 1e6
 }
 
 #[cfg(test)]

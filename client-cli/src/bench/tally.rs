@@ -236,12 +236,21 @@ impl Tally {
         share(self.late + self.failed() + self.overdue, self.done() + self.failed() + self.overdue)
     }
 
-    /// Average time of an answered request by step, in ms: queued, sending, loading, running.
-    pub(crate) fn parts_ms(&self) -> Option<[(&'static str, f64); 4]> {
+    /// Average time of an answered request by step, in ms: queued at the broker, sending, loading, running (a packed
+    /// item's share of its batch), and the rest: waiting for others' rows at the worker, and for messages.
+    pub(crate) fn parts_ms(&self) -> Option<[(&'static str, f64); 5]> {
         let Parts { queued_us, sending_us, loading_us, running_us } = self.parts;
-        let parts = [("queued", queued_us), ("sending", sending_us), ("loading", loading_us), ("running", running_us)];
-        let done = self.done();
-        (done > 0).then(|| parts.map(|(name, us)| (name, us as f64 / done as f64 / 1e3)))
+        let all_us = self.latencies.mean_ms()? * 1e3 * self.done() as f64;
+        let rest_us = (all_us - [queued_us, sending_us, loading_us, running_us].iter().sum::<u64>() as f64).max(0.0);
+        let [queued, sending, loading, running] = [queued_us, sending_us, loading_us, running_us].map(|us| us as f64);
+        let parts = [
+            ("queued", queued),
+            ("sending", sending),
+            ("loading", loading),
+            ("running", running),
+            ("waiting", rest_us),
+        ];
+        Some(parts.map(|(name, us)| (name, us / self.done() as f64 / 1e3)))
     }
 
     /// Jain's index of the clients' items: 1 if all had as many, 1/N if one had all. `None` for one client or no items.

@@ -138,8 +138,8 @@ impl Report {
         let mut about = Vec::new();
         if let Some(parts) = tally.parts_ms() {
             let parts = parts.iter().filter(|(_, part_ms)| *part_ms > 0.0);
-            let parts: Vec<String> = parts.map(|(name, part_ms)| format!("{name} {}", ms(Some(*part_ms)))).collect();
-            about.push(format!("on average {}", parts.join(", ")));
+            let of_all = |(name, part_ms): &(&str, f64)| format!("{name} {}", ms(Some(*part_ms)));
+            about.push(format!("on average {}", parts.map(of_all).collect::<Vec<_>>().join(", ")));
         }
         let answered = tally.workers.len();
         about.extend(tally.skew().map(|skew| format!("busiest of {answered} workers over idlest {skew:.2}")));

@@ -56,6 +56,8 @@ pub(super) fn verdict(packing: Packing) -> &'static str {
         Packing::Unsupported => "off: one at a time",
         Packing::Differs => "off: results differ",
         Packing::NoGain => "off: no gain",
+        Packing::TooSlow => "off: runs are too long",
+        Packing::Off => "off: --pack-max 1",
     }
 }
 

@@ -1,10 +1,10 @@
 //! The exact texts of the views.
 
 use mesh_sdk::{
-    Arch, Attempt, Digest, ErrorCode, JobId, Lane, ModelCost, ModelFormat, ModelRef, ModelView, Packing, Prediction,
-    RankView, TaskId, WhyView, WorkerId, WorkerView,
+    Arch, Attempt, Demands, Digest, ErrorCode, JobId, LabelRule, Lane, ModelCost, ModelFormat, ModelRef, ModelView,
+    Packing, Prediction, RankView, Slo, TaskId, WhyView, WorkerId, WorkerView,
 };
-use proto_msgs::{Candidate, DecisionView, EngineKind, Epoch, Gpu, GpuLoad, LaneLoad, Load};
+use proto_msgs::{Candidate, DecisionView, EngineKind, Epoch, Gpu, GpuLoad, LaneLoad, Load, Promised};
 
 use super::*;
 
@@ -27,6 +27,7 @@ fn worker() -> WorkerView {
         slots_used: [1, 0],
         device_map: vec![-1],
         lanes: [LaneLoad { slots_used: 1, waiting_items: 3 }, LaneLoad { slots_used: 0, waiting_items: 16 }],
+        promised: Promised::default(),
         violation_permille: None,
         draining: false,
         load: Load {
@@ -53,6 +54,8 @@ fn task(standing: TaskStanding) -> TaskView {
         lane: Lane::Realtime,
         priority: 50,
         detached: true,
+        wishes: Wishes::default(),
+        then: Vec::new(),
         standing,
         attempt: Attempt(2),
         worker: Some((WorkerId::from_bytes([1; 16]), "pi-4".into())),
@@ -71,21 +74,27 @@ fn workers_stand_in_a_table() {
         slots_used: [2, 2],
         lanes: [LaneLoad { slots_used: 2, waiting_items: 0 }; 2],
         labels: Vec::new(),
+        promised: Promised { cpu_millis: 1500, memory_bytes: 1 << 30, gpu_memory_bytes: vec![4 << 30] },
         violation_permille: Some(25),
         load: Load { gpus: vec![GpuLoad { memory_used_bytes: 1 << 30, busy_permille: 1 }], ..Load::default() },
         silent_ms: 1_900,
         ..worker()
     };
     let expected = "\
-NAME       STATUS   ARCH    ENGINE    REALTIME   BATCH   WAITING   LATE   CPU        MEMORY FREE          GPU                      MODELS   TEMP    LABELS       SEEN         ID
-pi-4       ready    arm64   process   1/2        0/2     19        -      25% of 4   3.0 GiB of 4.0 GiB   -                        1        62 °C   room=attic   400 ms ago   01010101-0101-0101-0101-010101010101
-gpu-host   busy     amd64   docker    2/2        2/2     0         2.5%   0% of 4    -                    H200 1.0 GiB/139.0 GiB   1        -       -            1.90 s ago   01010101-0101-0101-0101-010101010101
+NAME       STATUS   ARCH    ENGINE    REALTIME   BATCH   WAITING   LATE   CPU        MEMORY FREE          GPU                      PROMISED                          MODELS   TEMP    LABELS       SEEN         ID
+pi-4       ready    arm64   process   1/2        0/2     19        -      25% of 4   3.0 GiB of 4.0 GiB   -                        -                                 1        62 °C   room=attic   400 ms ago   01010101-0101-0101-0101-010101010101
+gpu-host   busy     amd64   docker    2/2        2/2     0         2.5%   0% of 4    -                    H200 1.0 GiB/139.0 GiB   1.5 cores, 1.0 GiB, GPU 4.0 GiB   1        -       -            1.90 s ago   01010101-0101-0101-0101-010101010101
 ";
     assert_eq!(workers_text(&[worker(), big], Columns::All), expected);
     assert_eq!(workers_text(&[], Columns::All), "no worker is connected\n");
     let leaving = WorkerView { draining: true, ..worker() };
     let json = &workers_json(&[leaving])["workers"][0];
     assert_eq!(json["status"], "draining");
+    // Realtime tasks in the batch lane's slots leave none.
+    for (slots, slots_used, is) in [([0, 1], [1, 0], "busy"), ([2, 2], [4, 0], "busy"), ([2, 2], [2, 0], "ready")] {
+        let worker = WorkerView { slots, slots_used, ..worker() };
+        assert_eq!(workers_json(&[worker])["workers"][0]["status"], is, "{slots_used:?} of {slots:?}");
+    }
     let realtime = json!({ "slots_total": 2, "slots_busy": 1, "tasks": 1, "waiting_items": 3 });
     let batch = json!({ "slots_total": 2, "slots_busy": 0, "tasks": 0, "waiting_items": 16 });
     assert_eq!(json["lanes"], json!({ "realtime": realtime, "batch": batch }));
@@ -134,6 +143,26 @@ error     RUN_TIMEOUT: ran longer than 5 min
         (&json["state"], &json["worker"]["name"], &json["position"]),
         (&"failed".into(), &"pi-4".into(), &Value::Null)
     );
+}
+
+#[test]
+fn a_task_shows_what_it_asks_for_as_its_flags() {
+    let gpu = LabelRule { key: "gpu".into(), value: "h100".into(), required: true };
+    let attic = LabelRule { key: "room".into(), value: "at\x1btic".into(), required: false };
+    let wishes = Wishes {
+        demands: Demands { cpu_millis: 1500, gpu_memory_bytes: 4 << 30, arch: Some(Arch::Arm64), ..Demands::default() },
+        labels: vec![gpu, attic],
+        slo: Some(Slo { latency_ms: 50, max_violation_permille: 50 }),
+        deadline_ms: Some(500),
+    };
+    let asking = TaskView { wishes, ..task(TaskStanding::Placed) };
+    let flags = "--cpu 1.5 --gpu-memory 4.0GiB --arch arm64 --deadline 500ms --slo 50ms --max-violation 5% \
+                 --require gpu=h100 --prefer room=at\u{fffd}tic";
+    assert_eq!(wishes_text(&asking).as_deref(), Some(flags));
+    assert!(task_text(&asking, false).contains(&format!("\nasks for  {flags}\n")));
+    let json = task_json(&asking, false);
+    assert_eq!((&json["wishes"]["slo"]["latency_ms"], &json["wishes"]["memory_bytes"]), (&50.into(), &0.into()));
+    assert_eq!(wishes_text(&task(TaskStanding::Placed)), None);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{
     LOST, RESULT_LOST,
     models::{Names, models_text, rows_json, verdict},
-    task_json,
+    task_json, wishes_text,
 };
 use crate::{
     table::{Columns, printable, printable_lines, table_of},
@@ -22,6 +22,9 @@ pub(crate) fn why_text(why: &WhyView, is_lost: bool, now_unix_ms: u64, columns: 
         TaskStanding::Ended(_) if is_lost => text.push_str(&format!("its result is {RESULT_LOST}\n")),
         _ if is_lost => text.push_str(&format!("{LOST}\n")),
         _ => {}
+    }
+    if let Some(line) = wishes_text(&why.task) {
+        text.push_str(&format!("it asks for {line}\n"));
     }
     if let Some(line) = predicted(why) {
         text.push_str(&line);
@@ -91,6 +94,7 @@ fn rated(candidates: &[Candidate], chosen: Option<&WorkerId>, columns: Columns) 
     let row = |worker: &Candidate| {
         let verdict = match worker.against.is_empty() {
             true if chosen == Some(&worker.worker) => "chosen".to_owned(),
+            false if chosen == Some(&worker.worker) => format!("chosen, but {}", worker.against.join("; ")),
             true if is_too_busy(worker) => "fits, but is busier".to_owned(),
             true => "fits".to_owned(),
             false => worker.against.join("; "),

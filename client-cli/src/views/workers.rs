@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mesh_sdk::{Lane, WorkerView};
-use proto_msgs::EngineKind;
+use proto_msgs::{EngineKind, Promised};
 use serde_json::{Value, json};
 
 use crate::{
@@ -28,6 +28,7 @@ pub(crate) fn workers_text(workers: &[WorkerView], columns: Columns) -> String {
         "CPU",
         "MEMORY FREE",
         "GPU",
+        "PROMISED",
         "MODELS",
         "TEMP",
         "LABELS",
@@ -49,6 +50,7 @@ pub(crate) fn workers_text(workers: &[WorkerView], columns: Columns) -> String {
             format!("{}% of {}", (load.cpu_permille + 5) / 10, worker.cores),
             memory_free(worker),
             gpus(worker),
+            promised(worker),
             worker.held.len().to_string(),
             degrees.unwrap_or_else(|| "-".to_owned()),
             labels(worker),
@@ -63,7 +65,9 @@ pub(crate) fn workers_text(workers: &[WorkerView], columns: Columns) -> String {
 fn status(worker: &WorkerView) -> &'static str {
     // Bits 0 to 3 are the current state, the higher bits the past.
     let is_throttled = worker.load.throttled_bits.is_some_and(|bits| bits & 0xf != 0);
-    let is_busy = worker.slots.iter().zip(&worker.slots_used).all(|(slots, used)| used >= slots);
+    // Realtime tasks also take idle batch slots.
+    let ([realtime, batch], [realtime_used, batch_used]) = (worker.slots, worker.slots_used);
+    let is_busy = realtime_used >= realtime.saturating_add(batch.saturating_sub(batch_used));
     match (worker.draining, is_busy) {
         (true, _) => "draining",
         (false, _) if is_throttled => "throttled",
@@ -106,6 +110,19 @@ fn gpus(worker: &WorkerView) -> String {
     if all.is_empty() { "-".to_owned() } else { all.join(", ") }
 }
 
+/// What the worker's tasks were promised: cores, memory, memory of all GPUs.
+fn promised(worker: &WorkerView) -> String {
+    let Promised { cpu_millis, memory_bytes, gpu_memory_bytes } = &worker.promised;
+    let gpu_bytes = gpu_memory_bytes.iter().copied().fold(0, u64::saturating_add);
+    let parts = [
+        (*cpu_millis > 0).then(|| format!("{} cores", *cpu_millis as f64 / 1000.0)),
+        (*memory_bytes > 0).then(|| units::show_bytes(*memory_bytes)),
+        (gpu_bytes > 0).then(|| format!("GPU {}", units::show_bytes(gpu_bytes))),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    if parts.is_empty() { "-".to_owned() } else { parts.join(", ") }
+}
+
 /// The lane's load: `tasks` are the tasks given to it by the broker, `slots_busy` the running batches.
 fn lane_json(worker: &WorkerView, lane: Lane) -> Value {
     let load = worker.lanes[lane.index()];
@@ -126,6 +143,7 @@ pub(crate) fn workers_json(workers: &[WorkerView]) -> Value {
                 "name": gpu.name,
                 "memory_bytes": gpu.memory_bytes,
                 "memory_used_bytes": now.map(|now| now.memory_used_bytes),
+                "memory_promised_bytes": worker.promised.gpu_memory_bytes.get(index),
                 "busy_permille": now.map(|now| now.busy_permille),
             })
         });
@@ -153,6 +171,10 @@ pub(crate) fn workers_json(workers: &[WorkerView]) -> Value {
             "gpus": gpus.collect::<Vec<_>>(),
             "device_map": worker.device_map,
             "lanes": Lane::ALL.map(|lane| (lane.name().to_owned(), lane_json(worker, lane))).into_iter().collect::<serde_json::Map<_, _>>(),
+            "promised": {
+                "cpu_millis": worker.promised.cpu_millis,
+                "memory_bytes": worker.promised.memory_bytes,
+            },
             "violation_permille": worker.violation_permille,
             "draining": worker.draining,
             "held_models": worker.held.iter().map(ToString::to_string).collect::<Vec<_>>(),

@@ -158,7 +158,7 @@ impl Driver {
                 }
             }
             Happened::UploadEnded { id, serial, result } => {
-                if self.sessions.get_mut(&id).is_some_and(|session| session.is_upload_ended(serial)) {
+                if self.sessions.get_mut(&id).is_some_and(|session| session.end_upload(serial)) {
                     self.upload_ended(id, result);
                 }
             }

@@ -135,7 +135,7 @@ impl Sending {
     }
 
     /// Handles that the worker has everything although it has not said what it needs.
-    pub(super) fn needs_nothing(&mut self) -> Option<UploadEnd> {
+    pub(super) fn told_complete(&mut self) -> Option<UploadEnd> {
         self.tell(Feedback::Needs { blobs: Vec::new(), window_bytes: self.window_bytes })
     }
 
@@ -143,8 +143,11 @@ impl Sending {
     pub(super) fn credit(&mut self, credit: Credit) -> (Option<(u64, u64)>, Option<UploadEnd>) {
         let Credit { blob, received_bytes, .. } = credit;
         let end = self.tell(Feedback::Credit { blob, received_bytes });
-        let known = self.acknowledged.entry(blob).or_default();
-        *known = received_bytes.max(*known);
+        // A worker may say anything: only what this task sends counts.
+        if let Some(sent) = self.payload.as_ref().and_then(|payload| payload.blobs.get(usize::from(blob))) {
+            let known = self.acknowledged.entry(blob).or_default();
+            *known = received_bytes.min(sent.size_bytes()).max(*known);
+        }
         (self.progress(), end)
     }
 
@@ -164,7 +167,7 @@ impl Sending {
     }
 
     /// Notes the end of this upload. False if it is not the one under way.
-    pub(super) fn has_ended(&mut self, serial: u64) -> bool {
+    pub(super) fn end_upload(&mut self, serial: u64) -> bool {
         self.upload.take_if(|upload| upload.serial == serial).is_some()
     }
 

@@ -7,10 +7,12 @@ use proto_msgs::{
 
 use super::{
     Broker,
-    decision::{Decision, Rated},
-    obstacle, predict, reasons,
+    placement::{
+        decision::{Decision, Rated},
+        obstacle, predict, reasons,
+    },
     task::{State, Task},
-    worker::{ModelHere, Worker},
+    workers::worker::{ModelHere, Worker},
 };
 use crate::MonoTime;
 

@@ -57,8 +57,8 @@ pub struct WorkerRecord {
     pub register: Register,
     /// The worker's last heartbeat; `None` before the first one.
     pub heartbeat: Option<Heartbeat>,
-    /// Slots taken in each lane, by running and by granted tasks.
-    pub slots_used: [u16; 2],
+    /// Tasks running or granted in each lane: more than its slots if items are packed or sent ahead.
+    pub tasks: [u16; 2],
     /// GPU memory promised to these tasks.
     pub gpu_memory_reserved_bytes: u64,
     /// Thousandths of the worker's tasks that missed their service level in the last window; `None`: no verdict.

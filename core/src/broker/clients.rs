@@ -8,11 +8,14 @@ use proto_msgs::{
 use super::{
     Action, Broker, Change,
     grants::Way,
-    obstacle, outcomes,
-    reasons::{self, Waits},
+    outcomes,
+    placement::{
+        obstacle,
+        reasons::{self, Waits},
+    },
     refusals,
     task::{Awaiting, End, Place, Row, State, Task},
-    worker::Worker,
+    workers::worker::Worker,
 };
 use crate::{MonoTime, Rule};
 
@@ -272,11 +275,11 @@ impl Broker {
     }
 
     /// Whether every worker that could run the task has said that it can never hold what the task brings. A broker that
-    /// has just started does not know all workers: it lets the task try again.
+    /// has just started does not know all workers: it lets the task try again. So does one with very many.
     fn is_too_large_everywhere(&mut self, now: MonoTime, id: TaskId) -> bool {
         let is_settled = self.is_settled(now);
         let Some(task) = self.tasks.get_mut(id) else { return false };
-        if !is_settled {
+        if !is_settled || self.workers.len() > reasons::NEVER_LOOK_MAX {
             task.doubts.too_small.clear();
             return false;
         }

@@ -7,17 +7,14 @@ use proto_msgs::{Digest, Lane, TaskId, WorkerId};
 
 use super::{
     Broker, Config, Policy,
-    claim::Claim,
-    decision::Obstacle,
-    line::Order,
-    obstacle,
-    placement::{self, LOOK_MAX, Scene, Verdict},
-    predict,
-    queue::{Cursor, Queue, Walk},
-    rank::Rank,
+    placement::{self, LOOK_MAX, Verdict, decision::Obstacle, obstacle, predict, scene::Scene},
+    queue::{Cursor, Queue, Walk, line::Order, rank::Rank},
     task::{State, Task},
-    worker::{LENT_IN_A_ROW_MAX, Seat, Slots, Worker},
-    workers::Workers,
+    workers::{
+        Workers,
+        claim::Claim,
+        worker::{LENT_IN_A_ROW_MAX, Seat, Slots, Worker},
+    },
 };
 use crate::MonoTime;
 
@@ -226,10 +223,24 @@ impl Broker {
                 self.grant(now, id, choice);
                 return Tried::Placed;
             }
-            Verdict::HeldBack { elsewhere, run_us } => left.sooner.push((elsewhere, run_us)),
+            Verdict::HeldBack { elsewhere, run_us } => {
+                left.sooner.push((elsewhere, run_us));
+                self.note_wait(id, &verdict);
+            }
             Verdict::Wait => {}
         }
         Tried::Passed
+    }
+
+    /// Notes what the task waits for, for those who ask.
+    fn note_wait(&mut self, id: TaskId, verdict: &Verdict) {
+        let held_for = match verdict {
+            Verdict::HeldBack { elsewhere, .. } => self.workers.at(*elsewhere).map(Worker::id),
+            Verdict::Place(_) | Verdict::Wait => None,
+        };
+        if let Some(task) = self.tasks.get_mut(id) {
+            task.held_for = held_for;
+        }
     }
 
     /// Grants a waiting task room at any worker and tells its client; false if no worker has room.
@@ -262,6 +273,7 @@ impl Broker {
                 true
             }
             Verdict::Wait | Verdict::HeldBack { .. } => {
+                self.note_wait(id, &verdict);
                 unfit.into_iter().for_each(|kind| self.queue.set_unfit(rank.key, kind));
                 self.go_round();
                 false

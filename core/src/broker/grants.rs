@@ -12,11 +12,8 @@ use proto_msgs::{
 
 use super::{
     Broker,
-    decision::Decision,
-    placement::Choice,
-    predict,
+    placement::{Choice, decision::Decision, predict, trials},
     task::{Last, Place, State},
-    trials,
 };
 use crate::{MonoTime, Rule};
 

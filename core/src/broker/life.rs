@@ -155,7 +155,7 @@ impl Broker {
         if let Some(failure) = self.judge(now, id) {
             return self.end_and_tell(now, id, Outcome::Failed(failure));
         }
-        self.is_late(now, id);
+        self.count_if_late(now, id);
         self.take_back(now, id);
         self.after_suspicion(now, id);
         self.after_pause(now, id);
@@ -280,6 +280,8 @@ impl Broker {
         let Some(task) = self.tasks.get(id) else { return };
         let (place, attempt_id, has_row, detached) =
             (task.place(), task.attempt_id(), task.has_row(), task.spec.detached);
+        let is_kept =
+            matches!(outcome, Outcome::Done { .. }) || detached && task.track.finished.as_ref() == Some(&outcome);
         if let Some(rank) = task.rank.filter(|_| !task.is_dispatched) {
             self.queue.withdraw(&rank, task.spec.client, self.config.tenant(task.spec.client));
         }
@@ -290,11 +292,11 @@ impl Broker {
             Outcome::Failed(_) => self.counters.failed += 1,
             Outcome::Cancelled => self.counters.cancelled += 1,
         }
-        match (place, &outcome) {
-            // The worker keeps the result for the client.
-            (Some(at), Outcome::Done { .. }) => self.workers.release_unnamed(now, at.worker, attempt_id),
-            (Some(at), _) => self.free_place(now, at.worker, attempt_id),
-            (None, _) => {}
+        match place {
+            // The worker keeps the result for the client, or the failure until it is in the store.
+            Some(at) if is_kept => self.workers.release_unnamed(now, at.worker, attempt_id),
+            Some(at) => self.free_place(now, at.worker, attempt_id),
+            None => {}
         }
         self.tasks.end(id, outcome, ended_unix_ms, now + self.config.ended_kept);
         if detached {

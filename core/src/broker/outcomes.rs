@@ -8,7 +8,7 @@ use proto_msgs::{ClientId, ErrorCode, Failure, Outcome, Slo, TaskId};
 
 use super::{
     Broker,
-    predict::models,
+    placement::predict::models,
     slo::StreamId,
     task::{Place, Watch},
 };
@@ -108,7 +108,7 @@ impl Broker {
     }
 
     /// Counts a service level that breaks while the task is at work. A hanging worker would never end the task.
-    pub(super) fn is_late(&mut self, now: MonoTime, id: TaskId) {
+    pub(super) fn count_if_late(&mut self, now: MonoTime, id: TaskId) {
         let Some(task) = self.tasks.get_mut(id) else { return };
         if task.breaks_promise_at().is_none_or(|late_at| now < late_at) {
             return;

@@ -8,28 +8,42 @@
 //! One look visits a bounded number of workers, however many there are: the indexes list the promising ones first. What
 //! a look misses, the next heartbeat of a worker with room makes up for.
 
+pub(crate) mod beside;
+pub(crate) mod decision;
+pub(crate) mod earliest;
+pub(crate) mod given;
+pub(crate) mod obstacle;
+pub(crate) mod predict;
+pub(crate) mod reasons;
+pub(crate) mod savings;
+pub(crate) mod scene;
+mod score;
+mod shortlist;
+mod sooner;
+pub(crate) mod trials;
+
 use std::time::Duration;
 
 use proto_msgs::{Direction, Prediction, WorkerId, limits::DECISION_CANDIDATES_MAX};
 
 use super::{
     config::Policy,
-    decision::{Obstacle, Rated},
-    earliest::Earliest,
-    obstacle,
-    outgrown::Outgrown,
-    predict::{self, Guess, has_room, predict},
-    savings::{self, Idle, Missed},
-    score::score,
-    shortlist::Shortlist,
-    slo::{Slos, Stance},
-    sooner::{Full, Offer, Sooner},
+    slo::Stance,
     task::Task,
-    trials,
-    worker::{ModelHere, Seat, Worker},
-    workers::{KINDS_LOOK_MAX, Workers},
+    workers::{
+        KINDS_LOOK_MAX,
+        worker::{ModelHere, Seat, Worker},
+    },
 };
 use crate::MonoTime;
+use decision::{Obstacle, Rated};
+use earliest::Earliest;
+use predict::{Guess, has_room, predict};
+use savings::{Idle, Missed};
+use scene::Scene;
+use score::score;
+use shortlist::Shortlist;
+use sooner::{Full, Offer, Sooner};
 
 /// Workers looked at for one task: this many that have the model, and this many of the least busy. Among many, a better
 /// one is rarely missed by much; a longer look would cost every task as much as it gains a few.
@@ -37,18 +51,6 @@ pub(super) const LOOK_MAX: usize = 32;
 
 /// Other workers looked at before a waiting task is given to one with room.
 const ELSEWHERE_LOOK_MAX: usize = 16;
-
-/// The input of a placement decision.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Scene<'a> {
-    pub(super) now: MonoTime,
-    pub(super) policy: Policy,
-    pub(super) workers: &'a Workers,
-    pub(super) slos: &'a Slos,
-    pub(super) outgrown: &'a Outgrown,
-    /// The worker that got the last task, for `round-robin`.
-    pub(super) last_chosen: Option<WorkerId>,
-}
 
 /// The chosen worker.
 #[derive(Debug)]
@@ -322,6 +324,7 @@ impl<'a> Survey<'a> {
             self.fits(&key, worker, &prediction, has_room);
             if has_room {
                 key.is_obstructed = false;
+                obstacle = obstacle::drawback(task, worker, key.stance);
                 let this = Best { key, seat: worker.seat, prediction, is_small };
                 if self.best.is_none_or(|best| key < best.key) {
                     self.best = Some(this);

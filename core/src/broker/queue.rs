@@ -7,18 +7,22 @@
 //!
 //! Owns the order of waiting tasks. Never places.
 
+pub(crate) mod line;
+pub(crate) mod pace;
+pub(crate) mod rank;
+mod shares;
+mod turns;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use proto_msgs::{ClientId, Digest, Lane, RankView, TaskId, TaskSpec};
 
-use super::{
-    config::{Tenant, Weights},
-    line::{Line, Order},
-    rank::{Place, QueueKey, Rank, Sort, waited},
-    shares::Shares,
-    turns::{Turn, Turns},
-};
+use super::config::{Tenant, Weights};
 use crate::{Census, MonoTime};
+use line::{Line, Order};
+use rank::{Place, QueueKey, Rank, Sort, waited};
+use shares::Shares;
+use turns::{Turn, Turns};
 
 /// Unfit worker kinds remembered per waiting task. A fleet has a handful of kinds.
 const UNFIT_KINDS_MAX: usize = 4;

@@ -10,10 +10,8 @@ use std::{
 use proto_msgs::{BrokerToClient, Ended, ErrorCode, Failure, Lane, Outcome, PeerId, Standing, TaskId, TaskSpec};
 
 use super::{
-    Broker,
-    decision::Decision,
-    earliest::IfLoaded,
-    outcomes, placement, predict, reasons,
+    Broker, outcomes,
+    placement::{self, decision::Decision, earliest::IfLoaded, predict, reasons},
     stats::Counters,
     task::{End, State, Task},
     workers::Workers,

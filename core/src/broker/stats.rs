@@ -99,7 +99,7 @@ impl Broker {
         Gauges {
             workers: self.workers.len() as u32,
             slots: totals.slots.iter().sum(),
-            slots_used: totals.tasks.iter().sum(),
+            slots_used: totals.used,
             lane_slots: totals.slots,
             lane_placed: totals.tasks,
             lane_waiting_items: totals.waiting_items,

@@ -174,6 +174,8 @@ fn a_task_waits_for_a_fast_worker_rather_than_begin_at_a_slow_one() {
     mesh.measured(1, [0, 1], 60_000_000);
     assert_eq!(mesh.submit(0, 1, |_| {}), Some(worker(0)));
     assert_eq!(mesh.submit(1, 1, |_| {}), None, "held back from the slow one");
+    let reason = mesh.queued[&task(1)].reason.clone();
+    assert!(reason.ends_with(" is busy, and still better for it than the workers with room"), "{reason}");
     mesh.beat(1, |_| {});
     assert_eq!(mesh.grants.len(), 1);
     mesh.close(mesh.grants[0].id);
@@ -357,7 +359,7 @@ fn a_heartbeat_that_names_what_is_at_work_keeps_its_place_until_it_is_over() {
     mesh.submit(0, 1, |_| {});
     mesh.submit(1, 1, |_| {});
     let id = mesh.grants[0].id;
-    let running = AttemptReport { id, state: AttemptState::Running, detached: false };
+    let running = AttemptReport { id, state: AttemptState::Running };
     mesh.beat(0, |heartbeat| heartbeat.attempts = vec![running]);
     assert_eq!(mesh.grants.len(), 1);
     mesh.beat(0, |heartbeat| heartbeat.attempts.clear());

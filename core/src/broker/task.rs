@@ -5,7 +5,8 @@
 //!   Queued ── there is room ──► Granted
 //!   Granted ── nobody takes it up ──► Queued
 //!   Storing, Queued, Granted ── a heartbeat or its client names the attempt ──► Placed
-//!   Granted, Placed ── its client says: lost ──► Queued
+//!   Granted, Placed ── its client says: lost, or asks and the worker is gone ──► Queued
+//!   (restored from the store) ── with a worker ──► Placed, without one ──► Storing
 //!   each of them ── result taken, failed for good, cancelled, expired, abandoned ──► Ended
 //!   Ended ── it was abandoned, and its client speaks again ──► Queued
 //! ```
@@ -22,14 +23,14 @@ use std::time::Duration;
 
 use proto_msgs::{
     Attempt, AttemptId, ClientId, Direction, Epoch, ErrorCode, Failure, Lane, Outcome, PeerId, PublicKey, TaskId,
-    TaskSpec, TaskStanding, TaskView, WorkerId,
+    TaskSpec, TaskStanding, TaskView, Wishes, WorkerId,
 };
 
 use super::{
     api::{Footing, TaskRecord},
-    decision::Decision,
-    rank::Rank,
-    worker::Worker,
+    placement::decision::Decision,
+    queue::rank::Rank,
+    workers::worker::Worker,
 };
 use crate::{Census, MonoTime};
 use doubts::Doubts;
@@ -98,7 +99,7 @@ pub(super) enum Row {
 
 /// A task as the broker knows it.
 #[derive(Debug)]
-pub(super) struct Task {
+pub(crate) struct Task {
     /// What the first submit said, with its lane decided and its priority within the tenant's cap.
     pub(super) spec: TaskSpec,
     pub(super) submitted_unix_ms: u64,
@@ -115,6 +116,8 @@ pub(super) struct Task {
     pub(super) serves: Option<WorkerId>,
     /// It was counted what the task misses at an idle worker.
     pub(super) is_counted: bool,
+    /// The full worker for which the task was held back at the last look.
+    pub(super) held_for: Option<WorkerId>,
     /// The last placement decision.
     pub(super) decision: Option<Box<Decision>>,
     pub(super) owner: Owner,
@@ -137,6 +140,7 @@ impl Task {
             is_judged: true,
             serves: None,
             is_counted: false,
+            held_for: None,
             decision: None,
             owner: Owner::new(now),
             track: Track::default(),
@@ -249,6 +253,7 @@ impl Task {
             is_judged: _,
             serves: _,
             is_counted: _,
+            held_for: _,
             decision,
             owner,
             track,
@@ -374,6 +379,13 @@ impl Task {
             priority: self.spec.priority,
             lane: self.lane(),
             detached: self.spec.detached,
+            wishes: Wishes {
+                demands: self.spec.demands,
+                labels: self.spec.labels.clone(),
+                slo: self.spec.slo,
+                deadline_ms: self.spec.deadline_ms,
+            },
+            then: self.spec.then.clone(),
             standing,
             attempt: self.track.attempt,
             worker: self.track.last.as_ref().map(|last| (last.worker, last.name.clone())),

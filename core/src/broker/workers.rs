@@ -2,6 +2,16 @@
 //!
 //! Owns the rows and what is derived from all of them. Never decides who gets a task.
 
+pub(crate) mod claim;
+pub(crate) mod finishing;
+pub(crate) mod fleet;
+pub(crate) mod handover;
+pub(crate) mod kind;
+pub(crate) mod occupancy;
+pub(crate) mod twins;
+mod warmth;
+pub(crate) mod worker;
+
 use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
@@ -12,15 +22,15 @@ use proto_msgs::{
 };
 
 use super::{
-    claim::Claim,
-    fleet::Fleet,
-    given::Share,
-    line::Order,
-    occupancy::Held,
-    queue::Cursor,
-    worker::{Kind, Seat, Worker},
+    placement::given::Share,
+    queue::{Cursor, line::Order},
 };
 use crate::{Census, MonoTime, Rule, Rules};
+use claim::Claim;
+use fleet::Fleet;
+use kind::Kind;
+use occupancy::Held;
+use worker::{Seat, Worker};
 
 /// Worker kinds that one look for room visits. A fleet has a handful. If each worker is its own kind, the next look
 /// begins behind this one.
@@ -235,7 +245,7 @@ impl Workers {
         Some(worker)
     }
 
-    /// Notes a sign of life: any message of a worker is one.
+    /// Notes a sign of life: a heartbeat that is news.
     pub(super) fn seen(&mut self, id: WorkerId, now: MonoTime, peer: PeerId) {
         if let Some(worker) = self.get_mut(id) {
             worker.seen = now;
@@ -428,8 +438,10 @@ impl Workers {
 pub(super) struct Totals {
     /// Slots of each lane.
     pub(super) slots: [u32; 2],
-    /// Attempts running or granted in each lane.
+    /// Attempts running or granted in each lane: more than its slots if items are packed or sent ahead.
     pub(super) tasks: [u32; 2],
+    /// Slots that these take.
+    pub(super) used: u32,
     /// Items that wait at workers for a slot, by lane.
     pub(super) waiting_items: [u64; 2],
 }
@@ -437,6 +449,7 @@ pub(super) struct Totals {
 impl Totals {
     fn add(&mut self, worker: &Worker) {
         let tasks = worker.occupancy.tasks();
+        self.used += slots_used(worker);
         for lane in Lane::ALL.map(Lane::index) {
             self.slots[lane] += u32::from(worker.register.slots[lane]);
             self.tasks[lane] += u32::from(tasks[lane]);
@@ -446,6 +459,7 @@ impl Totals {
 
     fn remove(&mut self, worker: &Worker) {
         let tasks = worker.occupancy.tasks();
+        self.used -= slots_used(worker);
         for lane in Lane::ALL.map(Lane::index) {
             self.slots[lane] -= u32::from(worker.register.slots[lane]);
             self.tasks[lane] -= u32::from(tasks[lane]);
@@ -460,6 +474,11 @@ impl Totals {
             Lane::Batch => self.slots[1],
         }
     }
+}
+
+fn slots_used(worker: &Worker) -> u32 {
+    let tasks = worker.occupancy.tasks().map(u32::from).iter().sum();
+    u32::from(worker.slots()).min(tasks)
 }
 
 fn waiting_items(worker: &Worker, lane: usize) -> u64 {

@@ -14,7 +14,8 @@
 use std::time::Duration;
 
 use proto_msgs::{
-    Attempt, AttemptId, Direction, Grant, Lane, Outcome, Phase, RunResult, Standing, Submit, TaskId, TaskSpec, WorkerId,
+    Attempt, AttemptId, Direction, Epoch, Grant, Lane, Outcome, Phase, RunResult, Standing, Submit, TaskId, TaskSpec,
+    WorkerId,
 };
 
 use super::api::Config;
@@ -85,8 +86,10 @@ pub(super) struct Task {
     pub(super) state: State,
     /// The last lost attempt. The broker hears of it until it names another worker.
     pub(super) lost: Option<Lost>,
-    /// Lost attempts of a fetch. No broker counts them.
+    /// Lost attempts of a fetch in one life of its worker. No broker counts them.
     pub(super) fetches_failed: u32,
+    /// The worker's life that a fetch was last sent to.
+    pub(super) fetched_from: Option<Epoch>,
     /// The direction that a fetch last tried without success.
     pub(super) unreachable: Option<Direction>,
     /// The worker of the last attempt.
@@ -114,6 +117,7 @@ impl Task {
             state: State::Asking,
             lost: None,
             fetches_failed: 0,
+            fetched_from: None,
             unreachable: None,
             last: None,
             lane: None,
@@ -133,6 +137,25 @@ impl Task {
         match &self.state {
             State::At(at) => Some(at),
             State::Asking => None,
+        }
+    }
+
+    /// Whether a grant is for an attempt that the task has, or has given up. A result has one attempt however often it is
+    /// fetched, but tickets of its worker's earlier life are worth nothing.
+    pub(super) fn is_past(&self, grant: &Grant) -> bool {
+        let is_fetch = self.wish == Wish::Fetch;
+        let age = |grant: &Grant| (grant.id.attempt, if is_fetch { grant.ticket.body.epoch } else { Epoch(0) });
+        match (&self.state, &self.lost) {
+            (State::At(at), _) => age(grant) <= age(&at.grant),
+            (State::Asking, Some(lost)) => grant.id.attempt <= lost.attempt && !is_fetch,
+            (State::Asking, None) => false,
+        }
+    }
+
+    /// Counts a fetch's failures anew with each life of its worker: what failed in an earlier one says nothing.
+    pub(super) fn fetches_from(&mut self, epoch: Epoch) {
+        if self.fetched_from.replace(epoch) != Some(epoch) {
+            self.fetches_failed = 0;
         }
     }
 

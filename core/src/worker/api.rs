@@ -17,7 +17,7 @@ pub struct LinkId(pub u64);
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct BatchId(pub u64);
 
-/// A slot of the worker, in which one batch runs at a time. Realtime slots have the lowest numbers.
+/// A slot of the worker, in which one batch runs at a time. At first, realtime slots have the lowest numbers.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct SlotId(pub u16);
 
@@ -86,10 +86,14 @@ pub struct BatchTimes {
     pub run_us: u64,
     /// Time to start the runner and load the model, microseconds; 0 if it was warm.
     pub load_us: u64,
+    /// Packed only: some rows ran one by one, as nobody has seen what their stage makes of such shapes.
+    pub ran_apart: bool,
     /// Probe only: the mean of the single runs, microseconds, without the first run if there are more.
     pub single_us: Option<u64>,
     /// Probe only: time of the packed call, microseconds; `None` if it failed.
     pub packed_us: Option<u64>,
+    /// Rows of that call, if they are not those that the machine ordered.
+    pub packed_rows: Option<u32>,
     /// Probe, check and spot only: result of the comparison.
     pub equal: Option<Equality>,
 }
@@ -105,6 +109,8 @@ pub enum Equality {
     Unsupported,
     /// The probe cannot tell: the outputs of all rows were alike, their files have gone, or the time was over.
     Inconclusive,
+    /// The probe was cut short, and the next one goes on from there.
+    Unfinished,
 }
 
 /// An event for the worker's machine.
@@ -135,8 +141,8 @@ pub enum Event {
     /// The batch is over. If it ended well, the shell keeps the outputs of its rows at this stage, for every part that
     /// is still wanted. If it failed, the shell keeps nothing of it, and the same rows may come again in another batch.
     BatchEnded { batch: BatchId, ended: Result<BatchTimes, Failure> },
-    /// The result of an [`Action::Keep`] is on disk, or cannot be written. With a failure, the rows could not be joined:
-    /// that is the outcome, and not the one that was to be kept.
+    /// The end of an [`Action::Keep`] is on disk. With a failure, the rows could not be joined or the result could not be
+    /// written: that is the outcome, on the disk too, and not the one that was to be kept.
     Kept { id: AttemptId, failure: Option<Failure> },
     /// The client named by an [`Action::Dial`] could not be reached.
     DialFailed { id: AttemptId, text: String },
@@ -197,7 +203,7 @@ pub enum Action {
         /// The batch. Numbers are never reused in one life.
         batch: BatchId,
         /// The rows to run; a runner call gets them part after part. All parts have the same models up to this stage
-        /// and equal demands. An attempt has at most one part. There is one part unless `kind` is `Packed` or `Probe`.
+        /// and equal demands. An attempt has at most one part. There is one part if `kind` is `Whole`.
         parts: Vec<Part>,
         /// The slot that the batch occupies, for people; `device` follows from it.
         slot: SlotId,
@@ -240,7 +246,8 @@ pub enum Action {
     Free { id: AttemptId },
     /// Connect to a client's listener and send `DialIn`. Ends in `Opened` or `DialFailed`. `is_held`: the worker holds
     /// this attempt, so the shell mends the link until the attempt is freed; otherwise the client only hears why there
-    /// is none.
+    /// is none. The newest order counts for an attempt. A shell that dials many already may drop the order: it comes
+    /// again with the client's next request.
     Dial { id: AttemptId, endpoints: Vec<String>, client_key: Option<PublicKey>, is_held: bool },
     /// Say that another process has this worker's id: the worker takes nothing new and exits once what runs has ended.
     SayOvertaken,
@@ -263,8 +270,6 @@ pub struct Config {
     pub progress_every: Duration,
     /// Longest time of one runner call. A task's deadline may end its rows earlier.
     pub run_limit: Duration,
-    /// Batches that may run on one GPU at once. On a CPU only the slots limit them.
-    pub device_width: u16,
     /// Most items in one packed batch; 1 switches packing off.
     pub rows_max: u16,
     /// How long results of detached attempts are kept.
@@ -287,7 +292,6 @@ impl Config {
             client_silence: Duration::from_secs(5),
             progress_every: Duration::from_secs(1),
             run_limit: Duration::from_secs(300),
-            device_width: 1,
             rows_max: 64,
             result_kept: Duration::from_secs(3600),
             drain_wait: Duration::from_secs(30),

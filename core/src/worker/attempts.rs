@@ -146,7 +146,7 @@ impl Attempt {
     }
 
     pub(super) fn id(&self) -> AttemptId {
-        AttemptId { task: self.ticket.task, attempt: self.ticket.attempt }
+        self.ticket.attempt_id()
     }
 
     /// Whether everything has arrived and the attempt has not ended.
@@ -231,7 +231,7 @@ impl Attempt {
             State::Finished { outcome, .. } if self.is_kept => AttemptState::Finished(outcome.clone()),
             State::Running(_) | State::Finished { .. } => AttemptState::Running,
         };
-        AttemptReport { id: self.id(), state, detached: self.ticket.detached }
+        AttemptReport { id: self.id(), state }
     }
 }
 

@@ -164,7 +164,7 @@ impl Worker {
             BatchKind::Packed | BatchKind::Spot => cost.packed_begins(),
             BatchKind::Whole | BatchKind::Check => {}
         }
-        self.slots.occupy(order.slot, batch, order.cost.limits.gpu_memory_bytes);
+        self.slots.occupy(order.slot, batch, order.lane, order.cost.limits.gpu_memory_bytes);
         self.turns[order.lane.index()] += 1;
         // No shorter limit near a deadline: a deadline that passes ends its attempt as expired, not as a model that
         // takes too long.
@@ -216,7 +216,7 @@ impl Worker {
         let Some(running) = self.close(now, batch) else { return };
         match running.step {
             Step::OnlyLoads => return self.only_loaded(&running, ended.ok()),
-            Step::Compares(comparing) => return self.compared(now, &running.order.cost, comparing, ended.ok()),
+            Step::Compares(comparing) => return self.compared(now, &running.order, comparing, ended.ok()),
             Step::Loads | Step::Runs => self.learn(now, &running, ended.as_ref().ok()),
         }
         let wanted = running.wanted();
@@ -276,7 +276,7 @@ impl Worker {
     fn close(&mut self, now: MonoTime, batch: BatchId) -> Option<Running> {
         let running = self.batches.running.remove(&batch)?;
         let (lane, device) = (running.order.lane, self.slots.device(running.order.slot));
-        self.slots.release(batch);
+        self.slots.release(now, batch);
         self.packer.ended(now, running.order.queue);
         let took_us = u64::try_from(now.since(running.begun).as_micros()).unwrap_or(u64::MAX);
         let waits = Lane::ALL.map(|lane| self.packer.rows_of(lane) > 0);
@@ -297,6 +297,7 @@ impl Worker {
         cost.loaded(times.load_us);
         match running.order.kind {
             BatchKind::Whole => cost.learn(1, times.run_us / u64::from(running.rows.max(1))),
+            BatchKind::Packed if times.ran_apart => {}
             BatchKind::Packed => cost.learn(running.rows, times.run_us),
             BatchKind::Check => cost.checked(running.rows, times),
             BatchKind::Spot => cost.spotted(running.rows, times),
@@ -322,7 +323,7 @@ impl Worker {
         work.run_us = work.run_us.saturating_add(share_us);
         work.load_us = work.load_us.saturating_add(times.load_us);
         if work.runs.len() < RUN_NOTES_MAX {
-            let is_packed = running.order.kind.keeps_packed(times.equal);
+            let is_packed = running.order.kind.keeps_packed(times.equal) && !times.ran_apart;
             // A row that ran by itself has its own time, not that of the whole batch.
             let run_us = if is_packed { times.run_us } else { share_us };
             work.runs.push(RunNote {

@@ -101,7 +101,7 @@ impl Worker {
     }
 
     /// A client opens an attempt that the worker knows: over a new link, after it was dialled, or to fetch a result.
-    pub(super) fn opened_again(&mut self, now: MonoTime, link: LinkId, id: AttemptId, open: Open) {
+    fn opened_again(&mut self, now: MonoTime, link: LinkId, id: AttemptId, open: Open) {
         let Some(attempt) = self.attempts.get_mut(id) else { return };
         if attempt.ticket.client != open.ticket.body.client {
             return self.refuse(link, id, ErrorCode::BadTicket, "the attempt belongs to another client");

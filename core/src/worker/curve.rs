@@ -21,10 +21,7 @@ use std::time::Duration;
 
 use proto_msgs::{ModelCost, Packing, curve_us, limits::CURVE_POINTS_MAX};
 
-use super::{
-    api::{BatchTimes, Equality},
-    probes::COMPARE_SINGLE_US,
-};
+use super::api::{BatchTimes, Equality};
 use crate::MonoTime;
 use point::{JUDGED_AFTER, Point};
 
@@ -43,6 +40,9 @@ const PROBE_ROWS_LONG: u32 = 2;
 /// Longest time of an item that counts as quick, and longest that does not count as very long, microseconds.
 const PROBE_QUICK_US: u64 = 10_000;
 const PROBE_SLOW_US: u64 = 500_000;
+
+/// Longest single run of a model that is compared at all: no row waits ten seconds for what is nobody's.
+pub(super) const COMPARE_SINGLE_US: u64 = 3_300_000;
 
 /// A batch must take less than this share of its items' single runs: a smaller gain is not worth the risk.
 const PAYS_PERCENT: u64 = 80;
@@ -67,6 +67,9 @@ const REVIEW_NOT_BEFORE: u32 = 32;
 
 /// Pause between two runs after which the figures are old: the machine may have other work by now, or less.
 const OLD_AFTER: Duration = Duration::from_secs(5);
+
+/// Batches until a probe that was cut short is gone on with: others had to wait for it.
+const GO_ON_AFTER: u32 = 1;
 
 /// After a probe without answer, the wait for the next one doubles, up to 2^`PATIENCE_MAX` batches.
 const PATIENCE_MAX: u32 = 10;
@@ -246,7 +249,7 @@ impl Cost {
     /// pause of the machine.
     pub(super) fn compared(&mut self, now: MonoTime, rows: u32, times: Option<&BatchTimes>) {
         self.ran_until = Some(now);
-        self.probe_ended(rows, times);
+        self.probe_ended(times.and_then(|times| times.packed_rows).unwrap_or(rows), times);
     }
 
     /// Takes in the result of a probe; `None` if the probe failed.
@@ -256,6 +259,10 @@ impl Cost {
             Some(Equality::Same) => Proof::Same,
             Some(Equality::Differs) => Proof::Differs,
             Some(Equality::Unsupported) => Proof::Unsupported,
+            Some(Equality::Unfinished) => {
+                self.wait_batches = GO_ON_AFTER;
+                Proof::Unknown
+            }
             Some(Equality::Inconclusive) | None => {
                 self.try_later();
                 Proof::Unknown
@@ -287,6 +294,7 @@ impl Cost {
                 self.learn(rows, times.run_us);
             }
             Some(Equality::Differs | Equality::Unsupported) => self.limit_to(self.proven_rows),
+            Some(Equality::Unfinished) => self.wait_batches = GO_ON_AFTER,
             Some(Equality::Inconclusive) | None => self.try_later(),
         }
     }
@@ -465,6 +473,8 @@ impl Cost {
             }
         }
         let packing = match self.proof {
+            Proof::Unknown if self.rows_max == 1 => Packing::Off,
+            Proof::Unknown if self.batch_us(1) > COMPARE_SINGLE_US => Packing::TooSlow,
             Proof::Unknown => Packing::Unknown,
             Proof::Same if self.size() > 1 => Packing::On,
             Proof::Same => Packing::NoGain,

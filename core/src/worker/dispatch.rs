@@ -21,12 +21,10 @@ use super::{
     api::{BatchKind, CHECKED_ROWS, SPOT_ROWS, SlotId},
     costs::CostKey,
     curve::{Cost, Plan},
+    linger::WAIT_MAX,
     packer::{Company, Limits, Piece, Queue, QueueId, Rank},
 };
 use crate::{MonoTime, Rule};
-
-/// Longest time that an item waits for company while a slot is free.
-const WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// Rows that run one by one are cut into batches of about this length, microseconds: long enough that starting them
 /// costs nothing, short enough for the rows that wait behind.
@@ -159,7 +157,8 @@ impl Worker {
             plan = Plan::Single;
         }
         let pieces = pieces.filter(|(_, piece)| !self.is_apart(now, queue, piece));
-        let share = queue.rows.div_ceil(self.slots.spare(lane).max(1));
+        let is_lent = self.packer.waiting().all(|(_, queue)| queue.kind.lane == Lane::Realtime);
+        let share = queue.rows.div_ceil(self.slots.spare(lane, is_lent).max(1));
         let single_us = cost.map_or(0, |cost| cost.batch_us(1));
         let alone = vec![(rank, first.len().min(share).min(singles_in_a_batch(cost)).max(1))];
         let (kind, taken, full) = match plan {
@@ -192,18 +191,28 @@ impl Worker {
         };
         let dispatch = match queue.oldest() {
             _ if rows >= full => Dispatch::Full,
-            Some(oldest) if queue.linger.has_waited(now, queue.rows, oldest.arrived, WAIT_MAX) => Dispatch::Waited,
+            Some(oldest)
+                if queue.linger.has_waited(now, queue.rows, self.waits_since(queue, oldest, device), WAIT_MAX) =>
+            {
+                Dispatch::Waited
+            }
             _ if presses_at(queue, run_us).is_some_and(|at| now >= at) => Dispatch::Deadline,
             _ => Dispatch::Idle,
         };
         Some(Order { queue: id, cost: key, lane, slot, kind, apart, dispatch, taken, run_us })
     }
 
+    /// Since when a piece may have waited for company: before that it waited for a slot. What an earlier stage made waits
+    /// for no client.
+    fn waits_since(&self, queue: &Queue, piece: &Piece, device: i16) -> MonoTime {
+        if queue.stage() > 0 { piece.arrived } else { piece.arrived.max(self.slots.opened(device)) }
+    }
+
     /// Until when a queue lingers for clients that will be back soon; `None` if it does not.
     fn lingers_until(&self, now: MonoTime, queue: &Queue, device: i16) -> Option<MonoTime> {
         let until = queue.linger.until(now, queue.rows)?;
         let cost = self.costs.get(&self.cost_key(queue, device))?;
-        let patience = queue.oldest().map(|oldest| oldest.arrived + WAIT_MAX);
+        let patience = queue.oldest().map(|oldest| self.waits_since(queue, oldest, device) + WAIT_MAX);
         let until =
             [patience, presses_at(queue, cost.batch_us(queue.rows))].into_iter().flatten().fold(until, Ord::min);
         (now < until).then_some(until)

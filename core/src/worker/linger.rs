@@ -20,6 +20,9 @@ use std::time::Duration;
 
 use crate::MonoTime;
 
+/// Longest time that an item waits for company while a slot is free.
+pub(super) const WAIT_MAX: Duration = Duration::from_millis(100);
+
 /// Rows that are not back after this multiple of the usual time will not come soon.
 const PATIENCE: u64 = 2;
 
@@ -87,7 +90,9 @@ impl Linger {
         let together_us = batch_us(target).saturating_add(batch_us(all - target));
         // The device may stand still for as long as one common batch saves.
         let gain_us = apart_us.saturating_sub(together_us);
-        if let Some(return_us) = self.return_us.filter(|return_us| *return_us < gain_us) {
+        // Who usually stays away for longer than rows wait for company will not be back in time.
+        let most_us = gain_us.min(WAIT_MAX.as_micros() as u64);
+        if let Some(return_us) = self.return_us.filter(|return_us| *return_us < most_us) {
             let wait_us = (return_us * PATIENCE).max(gain_us / GAIN_PART).min(gain_us);
             self.waits = Some((now + Duration::from_micros(wait_us), target));
         }
@@ -130,8 +135,8 @@ impl Linger {
         self.waits.filter(|(until, target)| now < *until && waiting < *target).map(|(until, _)| until)
     }
 
-    /// Whether the `waiting` rows, the oldest of which `arrived` then, have waited for more in vain: the time for it is
-    /// over, or their patience.
+    /// Whether the `waiting` rows, the oldest of which `arrived` then, or found a slot then, have waited for more in vain:
+    /// the time for it is over, or their patience.
     pub(super) fn has_waited(&self, now: MonoTime, waiting: u32, arrived: MonoTime, patience: Duration) -> bool {
         let waited = |(until, target): (MonoTime, u32)| {
             waiting < target && arrived < until && now >= until.min(arrived + patience)

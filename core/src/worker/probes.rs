@@ -2,9 +2,11 @@
 //!
 //! ```text
 //!   single runs ──► answers leave ──► Compare ──► one packed call, or some with made-up rows ──► the verdict
-//!                                        │                                                        ▲
-//!                                        └── others need the slot: StopComparing ── inconclusive ─┘
+//!                                        │
+//!                                        └── others need the slot: StopComparing ──► unfinished: the next probe goes on
 //! ```
+//!
+//! Realtime rows wait for one call of it, or a tenth of a second. What was found out until then is kept by the shell.
 //!
 //! Owns the bounds of comparing. Never: which rows a probe runs (`curve`), or how outputs are compared (the shell).
 
@@ -15,8 +17,9 @@ use proto_msgs::Lane;
 use super::{
     Action, BatchId, BatchKind, BatchTimes, Worker,
     batches::{Running, Step},
-    costs::CostKey,
-    dispatch::presses_at,
+    curve::COMPARE_SINGLE_US,
+    dispatch::{Order, presses_at},
+    packer::Queue,
 };
 use crate::MonoTime;
 
@@ -26,9 +29,6 @@ const COMPARE_MAX: Duration = Duration::from_secs(2);
 /// Single runs that a comparison may take instead, if they take longer: two rows in one call need two where nothing is
 /// gained. The third is head-room, for a call that is cut off takes its runner with it.
 const COMPARE_RUNS_MAX: u32 = 3;
-
-/// Longest single run of a model that is compared at all: no row waits ten seconds for what is nobody's.
-pub(super) const COMPARE_SINGLE_US: u64 = 3_300_000;
 
 /// The packed call gets this part (2/3) of the time, by the single runs: the head-room for larger batches.
 const PACKED_PARTS: (u64, u64) = (2, 3);
@@ -96,7 +96,7 @@ impl Worker {
     pub(super) fn answered(&mut self, now: MonoTime, batch: BatchId, times: &BatchTimes) {
         let Some(running) = self.batches.running.get(&batch) else { return };
         match running.step {
-            _ if running.order.kind != BatchKind::Probe => return,
+            _ if !matches!(running.order.kind, BatchKind::Probe | BatchKind::Check) => return,
             Step::Compares(_) => return,
             // The order to run no row came too late, and nobody wants the answers.
             Step::OnlyLoads => return self.kill(now, batch),
@@ -107,20 +107,30 @@ impl Worker {
         if let Some(cost) = self.costs.get_mut(&running.order.cost) {
             cost.ran(running.begun, now);
             cost.loaded(times.load_us);
-            cost.probe_answered(times);
+            if running.order.kind == BatchKind::Probe {
+                cost.probe_answered(times);
+            }
         }
         for piece in running.wanted() {
             self.ran(now, &running, piece, times);
         }
         running.pieces.clear();
-        running.step = Step::Compares(Comparing::new(now, running.rows, times.single_us.unwrap_or(0)));
+        let comparing = Comparing::new(now, running.rows, times.single_us.unwrap_or(0));
+        // A check is of its own size: a smaller one says nothing.
+        let rows = if running.order.kind == BatchKind::Check { running.rows } else { comparing.rows };
+        running.step = Step::Compares(Comparing { rows, ..comparing });
         self.batches.running.insert(batch, running);
     }
 
     /// Takes in the end of a comparison. Nobody's rows depend on it.
-    pub(super) fn compared(&mut self, now: MonoTime, cost: &CostKey, comparing: Comparing, times: Option<BatchTimes>) {
-        if let Some(cost) = self.costs.get_mut(cost) {
-            cost.compared(now, comparing.rows, times.as_ref());
+    pub(super) fn compared(&mut self, now: MonoTime, order: &Order, comparing: Comparing, times: Option<BatchTimes>) {
+        let Some(cost) = self.costs.get_mut(&order.cost) else { return };
+        match order.kind {
+            BatchKind::Check => {
+                cost.ran(now, now);
+                cost.checked(comparing.rows, &times.unwrap_or_default());
+            }
+            _ => cost.compared(now, comparing.rows, times.as_ref()),
         }
     }
 
@@ -129,10 +139,11 @@ impl Worker {
     pub(super) fn steer_comparisons(&mut self, now: MonoTime) {
         let decide = |(batch, running): (&BatchId, &Running)| match running.step {
             Step::Compares(comparing) if comparing.state != State::Stops => {
+                let is_new = comparing.state == State::Waits;
                 let is_over = comparing.single_us > COMPARE_SINGLE_US
                     || self.drain_until.is_some()
-                    || comparing.may_be_cut(now) && self.is_in_the_way(running, comparing.until());
-                let is_new = comparing.state == State::Waits;
+                    || comparing.may_be_cut(now) && self.is_in_the_way(running, comparing.until())
+                    || !is_new && now >= comparing.since + COMPARE_LEAST && self.keeps_realtime_waiting(running);
                 (is_over || is_new).then_some((*batch, if is_over { State::Stops } else { State::Goes }))
             }
             _ => None,
@@ -161,9 +172,15 @@ impl Worker {
         cuts.filter(|at| *at > now).min()
     }
 
-    /// Whether rows that wait for this slot should not wait until then: realtime rows behind the batch lane, and rows
-    /// that would miss their deadline.
-    fn is_in_the_way(&self, running: &Running, until: MonoTime) -> bool {
+    /// Whether realtime rows wait for this slot, behind realtime rows. They wait for one call at least, else a busy
+    /// worker would never find out; the next comparison goes on where this one was cut short.
+    fn keeps_realtime_waiting(&self, running: &Running) -> bool {
+        let is_realtime = |queue: &Queue| queue.kind.lane == Lane::Realtime;
+        self.waits_for_it(running, Lane::Realtime) && self.packer.waiting().any(|(_, queue)| is_realtime(queue))
+    }
+
+    /// Whether a lane's rows can run in no other slot than this one.
+    fn waits_for_it(&self, running: &Running, lane: Lane) -> bool {
         let (own, device) = (self.slots.lane(running.order.slot), self.slots.device(running.order.slot));
         let open: Vec<Lane> = self
             .slots
@@ -173,10 +190,16 @@ impl Worker {
             .map(|slot| self.slots.lane(slot))
             .collect();
         // A lane with an open slot waits for something else.
-        let waits_for_it = |lane: Lane| match lane {
+        match lane {
             Lane::Realtime => open.is_empty(),
             Lane::Batch => !open.contains(&Lane::Batch) && (own == Lane::Batch || self.slots.is_contended(device)),
-        };
+        }
+    }
+
+    /// Whether rows that wait for this slot should not wait until then: realtime rows behind the batch lane, and rows
+    /// that would miss their deadline.
+    fn is_in_the_way(&self, running: &Running, until: MonoTime) -> bool {
+        let device = self.slots.device(running.order.slot);
         let is_held_up = |lane: Lane| {
             let is_behind = lane == Lane::Realtime && running.order.lane == Lane::Batch;
             self.packer.waiting().filter(|(_, queue)| queue.kind.lane == lane).any(|(_, queue)| {
@@ -184,6 +207,6 @@ impl Worker {
                 is_behind || presses_at(queue, single_us).is_some_and(|at| at < until)
             })
         };
-        Lane::ALL.into_iter().any(|lane| waits_for_it(lane) && is_held_up(lane))
+        Lane::ALL.into_iter().any(|lane| self.waits_for_it(running, lane) && is_held_up(lane))
     }
 }

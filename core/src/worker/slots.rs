@@ -7,6 +7,9 @@
 //!             batch ─────► batch slots
 //! ```
 //!
+//! A lent slot changes places with the first slot of the realtime lane that falls free on its device: otherwise the batch
+//! lane would wait for the whole lent run beside a free slot, and the broker, which counts, would not know why.
+//!
 //! Owns which slot is free on which device, and the device time owed to the batch lane. Never knows what runs.
 
 use std::collections::BTreeMap;
@@ -17,7 +20,7 @@ use proto_msgs::{
 };
 
 use super::api::{BatchId, SlotId};
-use crate::Census;
+use crate::{Census, MonoTime};
 
 /// While realtime work competes, the batch lane's share of a device is a tenth: it is owed one part for every nine of
 /// the realtime lane.
@@ -31,8 +34,16 @@ struct Slot {
     lane: Lane,
     device: i16,
     batch: Option<BatchId>,
+    /// The lane of the running batch, or of the last one.
+    runs: Lane,
     /// GPU memory promised to the running batch.
     gpu_memory_bytes: u64,
+}
+
+impl Slot {
+    fn is_lent(&self) -> bool {
+        self.batch.is_some() && (self.lane, self.runs) == (Lane::Batch, Lane::Realtime)
+    }
 }
 
 /// The slots of a worker.
@@ -41,32 +52,39 @@ pub(super) struct Slots {
     slots: Vec<Slot>,
     /// Batches that may run on one GPU at once.
     width: usize,
+    /// Cores of the processor; as good as endless if nobody knows.
+    cores: usize,
     /// Memory of each GPU, in the driver's order.
     gpus_bytes: Vec<u64>,
     /// Device time that the batch lane is owed, microseconds; negative if it had too much while realtime work waited.
     owed_us: BTreeMap<i16, i64>,
+    /// When a slot last fell free on a device on which none was.
+    opened: BTreeMap<i16, MonoTime>,
     /// False only in a test: then every slot counts as free.
     counts: bool,
 }
 
 impl Slots {
-    pub(super) fn new(register: &Register, width: u16, counts: bool) -> Self {
+    pub(super) fn new(register: &Register, counts: bool) -> Self {
         let [realtime, batch] = register.slots;
         // A worker without slots would admit tasks and never run them.
         let batch = if realtime == 0 { batch.max(1) } else { batch };
         let lanes = (0..realtime).map(|_| Lane::Realtime).chain((0..batch).map(|_| Lane::Batch));
         let map = if register.device_map.is_empty() { &[-1][..] } else { &register.device_map };
-        let empty = |lane, device| Slot { lane, device, batch: None, gpu_memory_bytes: 0 };
+        let empty = |lane, device| Slot { lane, device, batch: None, runs: lane, gpu_memory_bytes: 0 };
         let slots = lanes.zip(map.iter().cycle()).map(|(lane, device)| empty(lane, *device)).collect();
         let gpus_bytes = register.gpus.iter().map(|gpu| gpu.memory_bytes).collect();
-        Self { slots, width: usize::from(width.max(1)), gpus_bytes, owed_us: BTreeMap::new(), counts }
+        let cores = if register.cores == 0 { usize::MAX } else { register.cores as usize };
+        let width = usize::from(register.device_width.max(1));
+        Self { slots, width, cores, gpus_bytes, owed_us: BTreeMap::new(), opened: BTreeMap::new(), counts }
     }
 
     pub(super) fn census(&self, census: &mut Census<'_>) {
-        let Self { slots, width: _, gpus_bytes, owed_us, counts: _ } = self;
+        let Self { slots, width: _, cores: _, gpus_bytes, owed_us, opened, counts: _ } = self;
         census.lasting("slots", slots.len(), SLOTS_MAX);
         census.lasting("GPUs", gpus_bytes.len(), GPUS_MAX);
         census.lasting("devices owed", owed_us.len(), slots.len());
+        census.lasting("devices opened", opened.len(), slots.len());
     }
 
     pub(super) fn len(&self) -> usize {
@@ -127,28 +145,49 @@ impl Slots {
             || size_bytes.is_none_or(|size| promised_bytes.saturating_add(wanted_bytes) <= *size)
     }
 
-    /// The number of batches that can begin now in a lane's own slots, within the width of each device.
-    pub(super) fn spare(&self, lane: Lane) -> u32 {
+    /// The number of batches of a lane that can begin now, side by side, within the width of each device. `is_lent`: the
+    /// realtime lane has the batch slots, too; on the processor as far as it has cores, as more would only share them.
+    pub(super) fn spare(&self, lane: Lane, is_lent: bool) -> u32 {
         let lane = if self.are_shared() { Lane::Batch } else { lane };
-        let mut room: BTreeMap<i16, usize> = BTreeMap::new();
-        for slot in self.slots.iter().filter(|slot| slot.lane == lane && slot.batch.is_none()) {
-            *room.entry(slot.device).or_default() += 1;
+        let is_lent = is_lent && lane == Lane::Realtime;
+        let mut room: BTreeMap<i16, [usize; 2]> = BTreeMap::new();
+        for slot in self.slots.iter().filter(|slot| slot.batch.is_none() && (slot.lane == lane || is_lent)) {
+            room.entry(slot.device).or_default()[usize::from(slot.lane != lane)] += 1;
         }
-        let capped = |(device, free): (i16, usize)| {
-            if device < 0 { free } else { free.min(self.width.saturating_sub(self.running_on(device))) }
+        let capped = |(device, [own, lent]): (i16, [usize; 2])| {
+            let running = self.running_on(device);
+            if device < 0 {
+                own + lent.min(self.cores.saturating_sub(running + own))
+            } else {
+                (own + lent).min(self.width.saturating_sub(running))
+            }
         };
         u32::try_from(room.into_iter().map(capped).sum::<usize>()).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn occupy(&mut self, slot: SlotId, batch: BatchId, gpu_memory_bytes: u64) {
+    pub(super) fn occupy(&mut self, slot: SlotId, batch: BatchId, runs: Lane, gpu_memory_bytes: u64) {
         let slot = &mut self.slots[usize::from(slot.0)];
-        (slot.batch, slot.gpu_memory_bytes) = (Some(batch), gpu_memory_bytes);
+        (slot.batch, slot.runs, slot.gpu_memory_bytes) = (Some(batch), runs, gpu_memory_bytes);
     }
 
-    pub(super) fn release(&mut self, batch: BatchId) {
-        for slot in &mut self.slots {
-            slot.batch.take_if(|running| *running == batch);
+    pub(super) fn release(&mut self, now: MonoTime, batch: BatchId) {
+        let Some(freed) = self.slots.iter().position(|slot| slot.batch == Some(batch)) else { return };
+        let (lane, device) = (self.slots[freed].lane, self.slots[freed].device);
+        if self.open().iter().all(|slot| self.device(*slot) != device) {
+            self.opened.insert(device, now);
         }
+        self.slots[freed].batch = None;
+        if lane == Lane::Realtime
+            && let Some(lent) = self.slots.iter_mut().find(|slot| slot.device == device && slot.is_lent())
+        {
+            lent.lane = Lane::Realtime;
+            self.slots[freed].lane = Lane::Batch;
+        }
+    }
+
+    /// When a slot last fell free on a device on which none was.
+    pub(super) fn opened(&self, device: i16) -> MonoTime {
+        self.opened.get(&device).copied().unwrap_or(MonoTime::ZERO)
     }
 
     /// Books device time used by a lane; `waits` names the lanes that wait. The batch lane's claim grows only while it
@@ -181,8 +220,8 @@ mod tests {
 
     fn slots(lanes: [u16; 2], device_map: &[i16], width: u16) -> Slots {
         let device_map = device_map.to_vec();
-        let register = Register { slots: lanes, device_map, ..mesh_samples::register(1) };
-        Slots::new(&register, width, true)
+        let register = Register { slots: lanes, device_map, device_width: width, ..mesh_samples::register(1) };
+        Slots::new(&register, true)
     }
 
     fn devices(slots: &Slots) -> Vec<i16> {
@@ -200,21 +239,47 @@ mod tests {
     fn a_gpu_takes_as_many_batches_as_it_is_wide_and_a_cpu_as_many_as_there_are_slots() {
         let mut slots = slots([2, 2], &[0, -1], 1);
         assert_eq!(slots.open(), [SlotId(0), SlotId(1), SlotId(2), SlotId(3)]);
-        assert_eq!(slots.spare(Lane::Realtime), 2);
-        slots.occupy(SlotId(0), BatchId(1), 0);
+        assert_eq!([false, true].map(|is_lent| slots.spare(Lane::Realtime, is_lent)), [2, 3]);
+        slots.occupy(SlotId(0), BatchId(1), Lane::Batch, 0);
         assert_eq!(slots.open(), [SlotId(1), SlotId(3)], "slot 2 sits on the same GPU");
-        assert_eq!(slots.spare(Lane::Batch), 1);
-        slots.occupy(SlotId(1), BatchId(2), 0);
+        assert_eq!(slots.spare(Lane::Batch, true), 1);
+        slots.occupy(SlotId(1), BatchId(2), Lane::Batch, 0);
         assert_eq!(slots.open(), [SlotId(3)]);
-        slots.release(BatchId(1));
+        slots.release(MonoTime::ZERO, BatchId(1));
         assert_eq!(slots.open(), [SlotId(0), SlotId(2), SlotId(3)]);
         assert_eq!(slots.slots.iter().filter(|slot| slot.batch.is_some()).count(), 1);
     }
 
     #[test]
+    fn slots_are_lent_as_far_as_a_processor_has_cores() {
+        let register = Register { slots: [2, 4], cores: 3, ..mesh_samples::register(1) };
+        let mut slots = Slots::new(&register, true);
+        let spare = |slots: &Slots| [slots.spare(Lane::Realtime, false), slots.spare(Lane::Realtime, true)];
+        assert_eq!((spare(&slots), slots.spare(Lane::Batch, false)), ([2, 3], 4));
+        slots.occupy(SlotId(2), BatchId(1), Lane::Batch, 0);
+        slots.occupy(SlotId(3), BatchId(2), Lane::Batch, 0);
+        assert_eq!(spare(&slots), [2, 2]);
+        assert_eq!(slots.open().len(), 4, "a slot that is open is used, if only by one batch more");
+    }
+
+    #[test]
+    fn a_lent_slot_changes_places_with_one_of_its_device_that_falls_free() {
+        let mut slots = slots([1, 2], &[-1, 0, -1], 1);
+        (0..3).for_each(|slot| slots.occupy(SlotId(slot), BatchId(slot.into()), Lane::Realtime, 0));
+        slots.release(MonoTime::ZERO, BatchId(0));
+        assert_eq!(
+            [SlotId(0), SlotId(1), SlotId(2)].map(|slot| slots.lane(slot)),
+            [Lane::Batch, Lane::Batch, Lane::Realtime]
+        );
+        assert_eq!((slots.open(), slots.spare(Lane::Batch, false)), (vec![SlotId(0)], 1));
+        slots.release(MonoTime::ZERO, BatchId(2));
+        assert_eq!((slots.open(), slots.of_lane(Lane::Realtime)), (vec![SlotId(2), SlotId(0)], 1));
+    }
+
+    #[test]
     fn the_least_busy_device_is_used_first() {
         let mut slots = slots([0, 4], &[0, 1], 2);
-        slots.occupy(SlotId(0), BatchId(1), 0);
+        slots.occupy(SlotId(0), BatchId(1), Lane::Batch, 0);
         assert_eq!(slots.open(), [SlotId(1), SlotId(3), SlotId(2)]);
     }
 
@@ -222,14 +287,15 @@ mod tests {
     fn a_gpu_begins_no_batch_for_which_its_memory_does_not_suffice_beside_those_that_run() {
         const GIB: u64 = 1 << 30;
         let gpus = [10 * GIB, 4 * GIB].map(|memory_bytes| Gpu { name: "G".to_owned(), memory_bytes }).to_vec();
-        let register = Register { slots: [0, 5], device_map: vec![0, 1, -1], gpus, ..mesh_samples::register(1) };
-        let mut slots = Slots::new(&register, 2, true);
-        slots.occupy(SlotId(0), BatchId(1), 6 * GIB);
+        let device_map = vec![0, 1, -1];
+        let register = Register { slots: [0, 5], device_map, device_width: 2, gpus, ..mesh_samples::register(1) };
+        let mut slots = Slots::new(&register, true);
+        slots.occupy(SlotId(0), BatchId(1), Lane::Batch, 6 * GIB);
         assert!(slots.has_memory(0, 4 * GIB) && !slots.has_memory(0, 4 * GIB + 1));
         assert!(slots.has_memory(0, 0), "who was promised none asks for none");
         assert!(slots.has_memory(1, 4 * GIB) && slots.has_memory(-1, 20 * GIB));
         assert!(slots.has_memory(1, 5 * GIB), "the engine says that it is too much, nobody waits for ever");
-        slots.release(BatchId(1));
+        slots.release(MonoTime::ZERO, BatchId(1));
         assert!(slots.has_memory(0, 10 * GIB));
     }
 

@@ -179,14 +179,18 @@ fn two_equal_clients_get_equal_shares() {
 }
 
 #[test]
-fn idle_processors_share_the_rows_of_one_task() {
-    let model = Model::packs(5 * MS, MS / 5);
-    let mut world = World::new(Machine { slots: [4, 0], device_map: vec![-1], device_width: 1 }, vec![model]);
-    let start = world.now;
-    for round in 0..20 {
-        world.submit(start + round * SECOND, Task::new(1, Lane::Realtime, 128));
-    }
-    world.run_until(start + 30 * SECOND);
-    let last: Vec<u32> = world.batches.iter().rev().take(4).map(|(_, _, rows)| *rows).collect();
-    assert_eq!(last, [32, 32, 32, 32], "{:?}", world.batches);
+fn idle_processors_share_the_rows_of_one_task_those_that_are_lent_too() {
+    let last_batches = |slots: [u16; 2], lane| {
+        let model = Model::packs(5 * MS, MS / 5);
+        let mut world = World::new(Machine { slots, device_map: vec![-1], device_width: 1 }, vec![model]);
+        let start = world.now;
+        for round in 0..20 {
+            world.submit(start + round * SECOND, Task::new(1, lane, 128));
+        }
+        world.run_until(start + 30 * SECOND);
+        world.batches.iter().rev().take(4).map(|(_, _, rows)| *rows).collect::<Vec<u32>>()
+    };
+    assert_eq!(last_batches([4, 0], Lane::Realtime), [32; 4]);
+    assert_eq!(last_batches([1, 3], Lane::Realtime), [32; 4]);
+    assert_eq!(last_batches([2, 2], Lane::Batch), [64; 4], "realtime slots are not lent");
 }

@@ -55,6 +55,8 @@ pub(crate) struct Referee {
     lanes: BTreeMap<AttemptId, Lane>,
     /// When a client's rows last crashed a model, with no others beside them.
     crashes: BTreeMap<(u8, usize), Micros>,
+    /// When a slot last fell free on a device on which none was.
+    opened: BTreeMap<i16, Micros>,
 }
 
 impl Referee {
@@ -69,6 +71,7 @@ impl Referee {
             ways: BTreeMap::new(),
             lanes: BTreeMap::new(),
             crashes: BTreeMap::new(),
+            opened: BTreeMap::new(),
         }
     }
 
@@ -80,8 +83,20 @@ impl Referee {
         self.lanes[&part.id]
     }
 
-    fn lane_of_slot(&self, slot: u16) -> Lane {
-        if slot < self.machine.slots[0] { Lane::Realtime } else { Lane::Batch }
+    /// A lane's slots on a device in which nothing runs. What realtime rows have been lent are batch slots.
+    fn free_slots(&self, lane: Lane, device: i16, running: &BTreeMap<BatchId, Running>) -> usize {
+        let of_lane = |number: &u16| if *number < self.machine.slots[0] { Lane::Realtime } else { Lane::Batch };
+        let numbers = || (0..self.machine.slots.iter().sum()).filter(|number| self.device_of_slot(*number) == device);
+        let own = |lane| numbers().filter(|number| of_lane(number) == lane).count();
+        let here = || running.values().filter(|batch| batch.device == device);
+        let runs = |lane| here().filter(|batch| self.lane_of(&batch.parts[0]) == lane).count();
+        match lane {
+            Lane::Realtime => own(lane).saturating_sub(runs(lane)),
+            Lane::Batch => {
+                let lent = runs(Lane::Realtime).saturating_sub(own(Lane::Realtime));
+                own(lane).saturating_sub(runs(lane) + lent)
+            }
+        }
     }
 
     fn device_of_slot(&self, slot: u16) -> i16 {
@@ -119,8 +134,10 @@ impl Referee {
         let beside = others.values().filter(|other| other.device == batch.device).count();
         let has_room = batch.device < 0 || beside < usize::from(self.machine.device_width);
         assert!(has_room, "{beside} batches run on {}", batch.device);
-        let is_home = self.lane_of(&batch.parts[0]) == Lane::Realtime || self.lane_of_slot(slot.0) == Lane::Batch;
-        assert!(is_home, "the batch lane runs in realtime {slot:?}");
+        let has_slot = |lane| self.free_slots(lane, batch.device, others) > 0;
+        let is_home =
+            has_slot(Lane::Batch) || self.lane_of(&batch.parts[0]) == Lane::Realtime && has_slot(Lane::Realtime);
+        assert!(is_home, "{slot:?} is not its lane's");
     }
 
     fn is_of_one_kind(&self, batch: &Running, model: Model) {
@@ -182,9 +199,7 @@ impl Referee {
     /// A batch of the batch lane may start ahead of waiting realtime rows only if the device owes it: realtime rows
     /// wait for the batch that runs when they come, and for what is owed.
     fn keeps_realtime_waiting_for_one_batch(&self, now: Micros, batch: &Running, others: &BTreeMap<BatchId, Running>) {
-        let is_free = |slot: u16| others.values().all(|other| other.slot.0 != slot);
-        let mut realtime_slots = 0..self.machine.slots[0];
-        let takes_its_place = realtime_slots.any(|slot| self.device_of_slot(slot) == batch.device && is_free(slot));
+        let takes_its_place = self.free_slots(Lane::Realtime, batch.device, others) > 0;
         let is_contended = self.machine.slots[0] == 0 || batch.device >= 0 && takes_its_place;
         if self.lane_of(&batch.parts[0]) == Lane::Batch
             && is_contended
@@ -196,7 +211,15 @@ impl Referee {
     }
 
     /// Books device time that a lane used.
-    pub(crate) fn spent(&mut self, batch: &Running) {
+    pub(crate) fn spent(&mut self, now: Micros, batch: &Running, others: &BTreeMap<BatchId, Running>) {
+        let here = others.values().filter(|other| other.device == batch.device).count();
+        let slots =
+            (0..self.machine.slots.iter().sum()).filter(|slot| self.device_of_slot(*slot) == batch.device).count();
+        let width = if batch.device < 0 { slots } else { slots.min(usize::from(self.machine.device_width)) };
+        if here + 1 >= width {
+            self.opened.insert(batch.device, now);
+        }
+
         let (lane, is_wanted) = (self.lane_of(&batch.parts[0]), self.waits(Lane::Batch));
         let (took, least) = (batch.took as i64, if self.waits(Lane::Realtime) { -OWED_MAX } else { 0 });
         let owed = self.owed.entry(batch.device).or_default();
@@ -271,15 +294,20 @@ impl Referee {
     pub(crate) fn look(&mut self, now: Micros, running: &BTreeMap<BatchId, Running>) {
         for lane in Lane::ALL {
             if let Some((id, since)) = self.longest_waiting(now, lane)
-                && now > since + WAIT_MAX
-                && let Some(slot) = self.free_slot(lane, running)
+                && let Some(device) = self.idle_device(lane, running)
+                && now > since.max(self.opened_for(id, device)) + WAIT_MAX
             {
-                panic!("{id:?} waits since {since} at {now} and slot {slot} is free");
+                panic!("{id:?} waits since {since} at {now} and a slot on {device} is free");
             }
         }
         self.stages_are_bounded();
         let killed = std::mem::take(&mut self.killed);
         assert!(killed.iter().all(|id| self.over.contains(id)), "killed although wanted: {killed:?}");
+    }
+
+    /// When the rows of an attempt found a slot on the device. Those of a later stage count from their arrival.
+    fn opened_for(&self, id: AttemptId, device: i16) -> Micros {
+        if self.ways[&id].len() > 1 { 0 } else { self.opened.get(&device).copied().unwrap_or(0) }
     }
 
     /// The row of the last stage that waits longest. Earlier stages may wait for later ones, and culprits for each other.
@@ -298,15 +326,14 @@ impl Referee {
         waits.min_by_key(|(_, since)| *since)
     }
 
-    fn free_slot(&self, lane: Lane, running: &BTreeMap<BatchId, Running>) -> Option<u16> {
+    /// A device with room where the lane has a free slot.
+    fn idle_device(&self, lane: Lane, running: &BTreeMap<BatchId, Running>) -> Option<i16> {
         let has_room = |device: i16| {
             let busy = running.values().filter(|batch| batch.device == device).count();
             device < 0 || busy < usize::from(self.machine.device_width)
         };
-        (0..self.machine.slots.iter().sum()).find(|slot| {
-            let is_home = self.lane_of_slot(*slot) == lane;
-            is_home && has_room(self.device_of_slot(*slot)) && running.values().all(|batch| batch.slot.0 != *slot)
-        })
+        let mut devices = self.machine.device_map.iter().copied();
+        devices.find(|device| has_room(*device) && self.free_slots(lane, *device, running) > 0)
     }
 
     /// Checks the rows between two models: at most two full batches, and the outputs of running batches.

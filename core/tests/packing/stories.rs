@@ -94,6 +94,21 @@ fn the_batch_lane_keeps_its_tenth_however_much_realtime_there_is() {
 }
 
 #[test]
+fn the_batch_lane_gets_the_slot_that_falls_free_while_its_own_are_lent() {
+    let machine = Machine { slots: [1, 2], device_map: vec![-1], device_width: 1 };
+    let mut world = World::new(machine, vec![Model::packs(200 * MS, 0), Model::packs(20 * SECOND, 0)]);
+    let now = world.now;
+    let [short, long, _] = [0, 1, 1].map(|model| {
+        let task = Task { way: vec![model], ..Task::new(1, Lane::Realtime, 1) };
+        world.submit(now, task)
+    });
+    let batch = world.submit(now + 10 * MS, Task::new(2, Lane::Batch, 1));
+    world.run_until(now + SECOND);
+    assert!(is_done(&world, short) && !world.ends.contains_key(&long));
+    assert!(is_done(&world, batch));
+}
+
+#[test]
 fn the_batch_lane_takes_smaller_batches_while_realtime_items_come() {
     let mut world = practised(one_gpu(), Model::packs(5 * MS, 5 * MS));
     // Long after the last realtime item.
@@ -263,15 +278,15 @@ fn an_attempt_that_is_open_cannot_become_another_one() {
 /// A model with batches so long that waiting for more rows always pays.
 const SLOW: Model = Model::packs(500 * MS, MS);
 
-/// A world in which a client with one item comes back 200 ms after each answer, and the end of its last batch.
+/// A world in which a client with one item comes back 60 ms after each answer, and the end of its last batch.
 fn with_one_that_comes_back() -> (World, Micros) {
     let mut world = practised(one_gpu(), SLOW);
     for _ in 0..16 {
-        let back = world.now + 200 * MS;
+        let back = world.now + 60 * MS;
         world.submit(back, Task::new(1, Lane::Realtime, 1));
-        world.run_until(back + SECOND);
+        world.run_until(back + SLOW.batch_us(1));
     }
-    let back = world.now + 200 * MS;
+    let back = world.now + 60 * MS;
     world.submit(back, Task::new(1, Lane::Realtime, 1));
     (world, back + SLOW.batch_us(1))
 }
@@ -290,10 +305,10 @@ fn an_item_waits_for_company_at_most_a_hundred_milliseconds() {
     let other = world.submit(came, Task::new(2, Lane::Realtime, 1));
     let back = world.submit(over + 200 * MS, Task::new(1, Lane::Realtime, 1));
     world.run_until(over + 10 * SECOND);
-    assert_eq!(dispatched(&world, other), (came + 100 * MS, 1, Dispatch::Waited));
-    // The client that comes back finds the device taken. It waits for the device then, not for company.
+    assert_eq!(dispatched(&world, other), (over + 100 * MS, 1, Dispatch::Waited), "before, it waits for the device");
+    // The client that comes back late waits for the device, and no longer for the other one.
     let (began, rows, why) = dispatched(&world, back);
-    assert_eq!((began, rows, why), (came + 100 * MS + SLOW.batch_us(1), 1, Dispatch::Idle));
+    assert_eq!((began, rows, why), (over + 100 * MS + SLOW.batch_us(1), 1, Dispatch::Idle));
 }
 
 #[test]

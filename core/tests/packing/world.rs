@@ -111,7 +111,6 @@ impl World {
     pub(crate) fn with_rules(machine: Machine, models: Vec<Model>, rules: Rules) -> Self {
         let config = Config {
             rules,
-            device_width: machine.device_width,
             // The clients of this test never go away.
             client_silence: Duration::from_secs(100_000),
             ..Config::new(register(&machine))
@@ -262,14 +261,7 @@ impl World {
             inputs: vec![input],
         };
         let ticket = Ticket::sign(body, &KEY);
-        Open {
-            ticket,
-            manifest: Some(manifest),
-            model_held: true,
-            window_bytes: 1 << 20,
-            resume: false,
-            outputs_here: Vec::new(),
-        }
+        Open { ticket, manifest: Some(manifest), window_bytes: 1 << 20, resume: false, outputs_here: Vec::new() }
     }
 
     fn handle(&mut self, event: Event) {
@@ -407,8 +399,10 @@ impl World {
     /// No more calls after the one that runs, if there is one.
     fn stop_comparing(&mut self, batch: BatchId) {
         let running = self.running.get_mut(&batch).expect("only what is answered is compared");
-        let began = running.compares.replace((0, true));
+        let began = running.compares;
         assert!(began.is_none_or(|(_, is_stopped)| !is_stopped), "{batch:?} is stopped twice");
+        // The one call that has begun is made.
+        running.compares = Some((began.map_or(0, |(rows, _)| rows), true));
         if began.is_none() {
             self.at(self.now, Happening::Compared(batch));
         }
@@ -417,9 +411,9 @@ impl World {
     fn compared(&mut self, batch: BatchId) {
         let Some(running) = self.running.remove(&batch) else { return };
         let model = self.model_on(running.device, &running.parts[0]);
-        let (rows, is_stopped) = running.compares.expect("it was ordered");
-        let equal = if is_stopped { Equality::Inconclusive } else { model.compared(rows) };
-        let knows_time = !is_stopped && equal != Equality::Unsupported;
+        let (rows, _) = running.compares.expect("it was ordered");
+        let equal = if rows == 0 { Equality::Unfinished } else { model.compared(rows) };
+        let knows_time = rows > 0 && equal != Equality::Unsupported;
         let packed_us = knows_time.then_some(model.batch_us(rows));
         let ended = match model.dies_comparing {
             true => Err(Failure::new(ErrorCode::RunCrashed, "as the model does")),
@@ -433,7 +427,7 @@ impl World {
     fn note_end(&mut self, running: &Running) {
         self.devices.push(running.device);
         self.batches.push((self.referee.lane_of(&running.parts[0]), running.kind, running.rows()));
-        self.referee.spent(running);
+        self.referee.spent(self.now, running, &self.running);
     }
 
     /// The single runs of a probe went well: its rows are answered, and it stays in its slot.
@@ -481,7 +475,8 @@ fn register(machine: &Machine) -> Register {
     let (slots, device_map) = (machine.slots, machine.device_map.clone());
     let gpu = |_| Gpu { name: "G".to_owned(), memory_bytes: 10 * GIB };
     let gpus = device_map.iter().filter(|device| **device >= 0).map(gpu).collect();
-    Register { worker: WORKER, ticket_key: KEY, slots, device_map, gpus, ..mesh_samples::register(1) }
+    let device_width = machine.device_width;
+    Register { worker: WORKER, ticket_key: KEY, slots, device_map, device_width, gpus, ..mesh_samples::register(1) }
 }
 
 fn id_of(task: usize, attempt: u32) -> AttemptId {

@@ -44,6 +44,10 @@ pub(super) enum BatchStep {
 /// One in so many comparisons takes long.
 const LONG_COMPARISONS: u64 = 7;
 
+fn is_long(worker: usize, comparison: BatchId) -> bool {
+    (comparison.0 + worker as u64).is_multiple_of(LONG_COMPARISONS)
+}
+
 impl Batch {
     pub(super) fn new(parts: Vec<Part>, slot: SlotId, device: i16, kind: BatchKind) -> Self {
         let (is_loaded, only_loads, is_answered) = (false, false, false);
@@ -165,7 +169,7 @@ impl Mesh {
         let (job, stage) = (self.referee.job(batch.parts[0].id.task), batch.parts[0].stage);
         let packed = models::call_us(law_of(model_of(job, stage)), &[(rows, job.run * slowness / 1000)]);
         // Rows here all get other answers, so one call does. Now and then a disk is slow.
-        let calls = if (id.0 + worker as u64).is_multiple_of(LONG_COMPARISONS) { 10 } else { 1 };
+        let calls = if is_long(worker, id) { 10 } else { 1 };
         if let Some(batch) = self.workers[worker].batches.get_mut(&id) {
             batch.compared = Some(rows);
         }
@@ -173,14 +177,18 @@ impl Mesh {
         self.after((packed * calls).clamp(1, limit), Happening::Batch { worker, life, batch: id, step });
     }
 
-    /// A probe ends without a verdict, once the call that runs is over.
+    /// A probe ends once the call that runs is over, and without a verdict if that was not the last one.
     pub(super) fn stop_comparing(&mut self, worker: usize, id: BatchId) {
         tell!(self, "W{worker} stops comparing {id:?}");
         let life = self.workers[worker].life;
         let Some(batch) = self.workers[worker].batches.get_mut(&id).filter(|batch| batch.is_answered) else {
             return self.referee.fail("what is answered is compared", format!("W{worker} stops {id:?}"));
         };
-        if batch.compared.take().is_none() {
+        let has_begun = batch.compared.is_some();
+        if is_long(worker, id) {
+            batch.compared = None;
+        }
+        if !has_begun {
             self.after(MS, Happening::Batch { worker, life, batch: id, step: BatchStep::Compared });
         }
     }
@@ -196,7 +204,7 @@ impl Mesh {
         let loses_row =
             jobs.clone().any(|(job, part)| is_last(job, part.stage) && job.behaviour == Behaviour::LosesRow);
         let equal = match (batch.compared, law) {
-            (None, _) => Equality::Inconclusive,
+            (None, _) => Equality::Unfinished,
             (_, Law::Unsupported) => Equality::Unsupported,
             (_, Law::Differs) => Equality::Differs,
             _ if loses_row => Equality::Differs,

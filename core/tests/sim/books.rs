@@ -256,6 +256,9 @@ impl Referee {
         let Some(promises) = self.promises.get(&grant.worker) else {
             return self.fail("a grant names a known worker", format!("{} at {}", short_id(grant.id), grant.worker));
         };
+        if promises.attempts.get(&grant.id).is_some_and(|(_, named)| *named) {
+            return; // A heartbeat has named it: the grant repeats what is, and promises nothing more.
+        }
         // A promise that no worker has taken up expires, and at once if its client falls silent.
         let lasts = micros(Config::default().grant_wait);
         let lives = |(id, (at, named)): &(&AttemptId, &(Micros, bool))| {

@@ -171,7 +171,7 @@ impl Mesh {
         for change in std::mem::take(&mut store.pending) {
             match change {
                 Change::PutWorker(record) => {
-                    store.workers.insert(record.register.worker, record.slots_used.iter().sum());
+                    store.workers.insert(record.register.worker, record.tasks.iter().sum());
                 }
                 Change::DropWorker(worker) => {
                     store.workers.remove(&worker);

@@ -251,7 +251,6 @@ impl Mesh {
         let open = Open {
             ticket: session.grant.ticket.clone(),
             manifest: is_run.then(|| job.manifest(id.task)),
-            model_held: session.grant.model_held,
             window_bytes: WINDOW_BYTES,
             resume,
             outputs_here: Vec::new(),

@@ -3,7 +3,7 @@
 use proto_msgs::{ErrorCode, TaskId};
 
 use super::{
-    job::Job,
+    job::{Behaviour, Job},
     mesh::{MS, Mesh, SECOND},
     stories::{B, C0, W0, mesh, ms, s},
     worker_shell::Place,
@@ -70,6 +70,25 @@ fn a_worker_that_dies_before_its_result_is_on_the_disk_runs_it_again() {
     mesh.restart(W0);
     mesh.is_fetched(task);
     mesh.expect(task).ran_times(2);
+    mesh.end_well();
+}
+
+#[test]
+fn a_result_that_its_worker_cannot_write_ends_its_task_and_does_not_come_back_as_another_end() {
+    let mut mesh = mesh(&[Place::slots(1)]);
+    let task = mesh.submit(C0, Job::runs(s(2)).behaves(Behaviour::ResultUnwritten).detached());
+    mesh.until_over(task);
+    mesh.until("it has run", s(5), |mesh| !mesh.is_running(task));
+    mesh.run_for(s(1));
+    for node in [W0, B] {
+        mesh.crash(node);
+        mesh.restart(node);
+        mesh.run_for(s(5));
+    }
+    let later = mesh.add_client(0, false);
+    mesh.fetch(later, task);
+    mesh.until_over(task);
+    mesh.expect(task).failed(ErrorCode::DiskFull).ran_times(1);
     mesh.end_well();
 }
 

@@ -1,7 +1,7 @@
 //! When the broker heard each node, and when it stood still: no node may be given up for silence that the broker slept
 //! through.
 
-use std::collections::BTreeMap;
+use std::{cmp::Ordering, collections::BTreeMap};
 
 use mesh_core::broker::Config;
 use proto_msgs::{
@@ -74,15 +74,27 @@ impl Ears {
             }
             ToBroker::Client(_) => {}
             ToBroker::Worker(message) => {
-                let (worker, epoch, seq) = match message {
-                    WorkerToBroker::Register(register) => (register.worker, register.epoch, 0),
-                    WorkerToBroker::Heartbeat(heartbeat) => (heartbeat.worker, heartbeat.epoch, heartbeat.seq),
-                    WorkerToBroker::Leave(leave) => (leave.worker, leave.epoch, 0),
-                };
-                let last = self.workers.entry(worker).or_default();
-                // A late heartbeat is no sign of life.
-                if epoch > last.0 || epoch == last.0 && (seq == 0 || seq > last.1) {
-                    *last = (epoch, seq.max(last.1), now);
+                // The broker waits for the life that it knows, and another life's heartbeat is no sign of that one. Nor is
+                // a late heartbeat. A life that leaves is dropped at once, also if the next one was heard before it.
+                match message {
+                    WorkerToBroker::Register(register) => {
+                        let last = self.workers.entry(register.worker).or_default();
+                        match register.epoch.cmp(&last.0) {
+                            Ordering::Greater => *last = (register.epoch, 0, now),
+                            Ordering::Equal => last.2 = now,
+                            Ordering::Less => {}
+                        }
+                    }
+                    WorkerToBroker::Heartbeat(heartbeat) => {
+                        let last = self.workers.entry(heartbeat.worker).or_default();
+                        if heartbeat.epoch == last.0 && heartbeat.seq > last.1 {
+                            *last = (heartbeat.epoch, heartbeat.seq, now);
+                        }
+                    }
+                    WorkerToBroker::Leave(leave) => {
+                        let last = self.workers.entry(leave.worker).or_default();
+                        last.2 = if leave.epoch == last.0 { now } else { last.2 };
+                    }
                 }
             }
         }

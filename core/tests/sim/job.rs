@@ -33,6 +33,8 @@ pub(crate) enum Behaviour {
     FillsDisk,
     /// The disk of the first worker that gets the task is full.
     DiskFullFirst,
+    /// The result of the detached task cannot be written to its worker's disk.
+    ResultUnwritten,
 }
 
 /// A job with more items runs in the batch lane, unless it asks for another lane.

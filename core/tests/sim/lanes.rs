@@ -112,7 +112,7 @@ impl Referee {
                 format!("{:?} is taken: {:?}", batch.slot, shell.batches),
             ));
         }
-        if first.lane_in_force() == Lane::Batch && slot < realtime {
+        if first.lane_in_force() == Lane::Batch && self.free_slots(shell, Lane::Batch, batch.device) == 0 {
             return Some(("the batch lane stays in its slots", format!("in slot {slot} with {realtime} for realtime")));
         }
         let map = &shell.place.device_map;
@@ -161,7 +161,7 @@ impl Referee {
     /// Updates which lanes have room, after any change that may matter.
     pub(super) fn worker_acted(&mut self, now: Micros, worker: usize, shell: &WorkerShell) {
         for lane in Lane::ALL {
-            if !has_room(shell, lane) {
+            if !self.has_room(shell, lane) {
                 self.rooms.full.insert((worker, lane), now);
             }
         }
@@ -187,17 +187,30 @@ impl Referee {
         let excused = has_stages || has_crashed || now <= since + micros(WAIT_MAX);
         (!excused).then(|| format!("{} had room at W{worker} for {} ms", short_id(id), (now - since) / 1000))
     }
-}
 
-/// Whether one more batch of the lane could run at once.
-fn has_room(shell: &WorkerShell, lane: Lane) -> bool {
-    let Some(total) = shell.place.slots.iter().copied().reduce(|sum, slots| sum + slots) else { return false };
-    let first = if lane == Lane::Batch { shell.place.slots[0] } else { 0 };
-    let map = &shell.place.device_map;
-    (first..total).any(|slot| {
-        let device = map[usize::from(slot) % map.len()];
-        let beside = shell.batches.values().filter(|batch| batch.device == device).count();
-        let is_free = shell.batches.values().all(|batch| batch.slot.0 != slot);
-        is_free && (device < 0 || beside < usize::from(shell.place.device_width))
-    })
+    /// Whether one more batch of the lane could run at once.
+    fn has_room(&self, shell: &WorkerShell, lane: Lane) -> bool {
+        shell.place.device_map.iter().any(|device| {
+            let beside = shell.batches.values().filter(|batch| batch.device == *device).count();
+            let has_place = *device < 0 || beside < usize::from(shell.place.device_width);
+            let is_lent = lane == Lane::Realtime && self.free_slots(shell, Lane::Batch, *device) > 0;
+            has_place && (is_lent || self.free_slots(shell, lane, *device) > 0)
+        })
+    }
+
+    /// The lane's slots on this device in which nothing runs. What realtime rows have been lent are batch slots.
+    fn free_slots(&self, shell: &WorkerShell, lane: Lane, device: i16) -> usize {
+        let (slots, map) = (shell.place.slots, &shell.place.device_map);
+        let of_lane = |number: &u16| if *number < slots[0] { Lane::Realtime } else { Lane::Batch };
+        let sits_here = |number: &u16| map[usize::from(*number) % map.len()] == device;
+        let own = |lane| (0..slots[0] + slots[1]).filter(sits_here).filter(|number| of_lane(number) == lane).count();
+        let here = || shell.batches.values().filter(|batch| batch.device == device);
+        let lane_of = |batch: &Batch| batch.parts.first().map(|part| self.job(part.id.task).lane_in_force());
+        let runs = |lane| here().filter(|batch| lane_of(batch) == Some(lane)).count();
+        let free = own(lane).saturating_sub(runs(lane));
+        match lane {
+            Lane::Realtime => free,
+            Lane::Batch => free.saturating_sub(runs(Lane::Realtime).saturating_sub(own(Lane::Realtime))),
+        }
+    }
 }

@@ -277,7 +277,8 @@ impl Referee {
             ErrorCode::NotFound | ErrorCode::ResultGone => self.a_worker_is_gone,
             // A detached task is meant to outlive its client.
             ErrorCode::ClientGone => excused && !truth.left,
-            ErrorCode::WorkerLost if truth.left && self.is_patient => self.a_worker_is_gone,
+            // A worker has stopped what its user cancelled, though a broker that died since could not store that.
+            ErrorCode::WorkerLost if truth.left && self.is_patient => self.a_worker_is_gone || truth.cancelled,
             ErrorCode::RunCrashed if truth.job.detached && excused => true,
             ErrorCode::RunCrashed | ErrorCode::Poisonous if behaviour == Behaviour::KillsWorker => true,
             // Three workers died while they ran it.

@@ -23,7 +23,7 @@ fn registered(number: u32) -> Event {
 }
 
 fn heartbeat(number: u32, seq: u64, held: &[AttemptId]) -> Event {
-    let running = |id: &AttemptId| AttemptReport { id: *id, state: AttemptState::Running, detached: false };
+    let running = |id: &AttemptId| AttemptReport { id: *id, state: AttemptState::Running };
     let register = mesh_samples::register(number);
     let attempts = held.iter().map(running).collect();
     let heartbeat = Heartbeat { attempts, ..mesh_samples::heartbeat(&register, seq) };

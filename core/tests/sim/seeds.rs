@@ -262,6 +262,7 @@ fn job(plan: &mut Rng, detached_permille: u64, odd_permille: u64) -> Job {
             Behaviour::KillsWorker,
             Behaviour::FileVanishes,
             Behaviour::DiskFullFirst,
+            Behaviour::ResultUnwritten,
         ]);
     }
     job

@@ -4,12 +4,13 @@ use std::{collections::BTreeMap, time::Duration};
 
 use mesh_core::worker::{Action, BatchId, Config, Event, LinkId, Restored, Sample, Worker};
 use proto_msgs::{
-    AttemptId, BrokerToWorker, ClientToWorker, Digest, Epoch, Gpu, Load, Manifest, Outcome, PublicKey, Register,
-    RunNote, TaskId, Ticket, TicketKey, ToBroker, WorkerId, WorkerToClient,
+    AttemptId, BrokerToWorker, ClientToWorker, Digest, Epoch, ErrorCode, Failure, Gpu, Load, Manifest, Outcome,
+    PublicKey, Register, RunNote, TaskId, Ticket, TicketKey, ToBroker, WorkerId, WorkerToClient,
 };
 
 use super::{
     batches::{Batch, Rows},
+    job::Behaviour,
     mesh::{Happening, Mesh, Micros, Node, Pulse, SECOND, micros, short_id},
     models::output_of,
     net::Cargo,
@@ -191,6 +192,7 @@ impl WorkerShell {
             ticket_key: TicketKey([number as u8; 32]),
             slots: self.place.slots,
             device_map: self.place.device_map.clone(),
+            device_width: self.place.device_width,
             labels: self.place.labels.clone(),
             gpus: vec![gpu; gpus],
             heartbeat_ms: self.place.heartbeat.as_millis() as u32,
@@ -221,7 +223,6 @@ impl Mesh {
             result_kept: self.setup.kept,
             drain_wait: Duration::from_secs(8),
             run_limit: Duration::from_secs(12),
-            device_width: shell.place.device_width,
             ..Config::new(shell.register(worker))
         };
         shell.machine = Some(Worker::new(config));
@@ -347,16 +348,20 @@ impl Mesh {
         }
     }
 
-    /// A result arrives on the disk, unless the worker died meanwhile.
+    /// A result arrives on the disk, or the note that it cannot be kept, unless the worker died meanwhile.
     pub(super) fn kept(&mut self, worker: usize, life: u32, id: AttemptId, outcome: Outcome, runs: Vec<RunNote>) {
         let shell = &mut self.workers[worker];
         if shell.life != life || shell.machine.is_none() {
             return;
         }
+        let is_lost = matches!(outcome, Outcome::Done { .. })
+            && self.referee.job(id.task).behaviour == Behaviour::ResultUnwritten;
+        let failure = is_lost.then(|| Failure::new(ErrorCode::DiskFull, "no space left for the result"));
+        let outcome = failure.clone().map_or(outcome, Outcome::Failed);
         if let (Some(session), Some(kept)) = (shell.sessions.get(&id), shell.disk.detached.get_mut(&id)) {
             (kept.outcome, kept.runs, kept.rows) = (Some(outcome), runs, session.rows.clone());
         }
-        self.worker_handle(worker, Event::Kept { id, failure: None });
+        self.worker_handle(worker, Event::Kept { id, failure });
     }
 
     pub(super) fn tell_client(&mut self, worker: usize, link: LinkId, message: WorkerToClient) {

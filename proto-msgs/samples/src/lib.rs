@@ -78,6 +78,7 @@ pub fn register(number: u32) -> Register {
         ticket_key: TICKET_KEY,
         slots: [1, 1],
         device_map: vec![-1],
+        device_width: 1,
         labels: Vec::new(),
         gpus: Vec::new(),
         heartbeat_ms: 1000,
@@ -153,5 +154,5 @@ pub fn ticket_body(task: u32, client: u32, worker: u32) -> TicketBody {
 
 /// An opening with this ticket, for the first time, by a client that has nothing yet and a window of one byte.
 pub fn opening(ticket: Ticket, manifest: Option<Manifest>) -> Open {
-    Open { ticket, manifest, model_held: false, window_bytes: 1, resume: false, outputs_here: Vec::new() }
+    Open { ticket, manifest, window_bytes: 1, resume: false, outputs_here: Vec::new() }
 }

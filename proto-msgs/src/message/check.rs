@@ -100,6 +100,7 @@ impl Check for Register {
         let slots = self.slots.iter().map(|slots| usize::from(*slots)).sum();
         at_most("slots", slots, SLOTS_MAX)?;
         at_most("device map", self.device_map.len(), DEVICE_MAP_MAX)?;
+        at_most("device width", self.device_width, SLOTS_MAX as u16)?;
         endpoints(&self.endpoints)
     }
 }

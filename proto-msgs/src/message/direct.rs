@@ -67,9 +67,6 @@ pub struct Open {
     pub ticket: Ticket,
     /// What the client will send; `None` when it fetches a result.
     pub manifest: Option<Manifest>,
-    /// The broker says that the worker holds the model, so the client does not send it unless the worker asks for it
-    /// after all.
-    pub model_held: bool,
     /// Bytes of the result that may be under way unacknowledged.
     pub window_bytes: u32,
     /// The attempt was open before, so the client sends data only after [`Accept`]: the worker knows how much has

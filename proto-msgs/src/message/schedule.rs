@@ -54,7 +54,7 @@ impl FromStr for Lane {
 /// The service level of a stream of tasks.
 #[derive(Clone, Copy, Debug, Decode, Encode, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Slo {
-    /// A task that takes longer than this violates the service level.
+    /// A task that takes longer than this from the grant to its result violates the service level.
     pub latency_ms: u32,
     /// Thousandths of a worker's tasks that may violate it before other workers are preferred.
     pub max_violation_permille: u16,
@@ -122,6 +122,10 @@ pub enum Packing {
     Differs,
     /// A batch takes as long as single runs.
     NoGain,
+    /// A single run takes so long that no row is made to wait for a comparison.
+    TooSlow,
+    /// The worker's operator wants none.
+    Off,
 }
 
 impl Packing {
@@ -133,6 +137,8 @@ impl Packing {
             Self::Unsupported => "unsupported",
             Self::Differs => "differs",
             Self::NoGain => "no-gain",
+            Self::TooSlow => "too-slow",
+            Self::Off => "off",
         }
     }
 }
@@ -158,6 +164,11 @@ pub struct ModelCost {
 }
 
 impl ModelCost {
+    /// Whether a measured model's items may turn out to be packed once some of them are compared.
+    pub fn may_be_packed(&self) -> bool {
+        self.packing == Packing::Unknown && !self.curve.is_empty()
+    }
+
     /// Microseconds of `items` in one slot, one batch after the other: batches of the best size, then one of the rest.
     pub fn run_us(&self, items: u32) -> u64 {
         let best = u32::from(self.best_batch.max(1));

@@ -3,8 +3,8 @@
 use bincode::{Decode, Encode};
 
 use crate::{
-    Arch, Attempt, Digest, EngineKind, Epoch, Gpu, JobId, Lane, LaneLoad, Load, ModelCost, ModelFormat, ModelRef,
-    Outcome, Packing, Prediction, TaskId, WorkerId,
+    Arch, Attempt, Demands, Digest, EngineKind, Epoch, Gpu, JobId, LabelRule, Lane, LaneLoad, Load, ModelCost,
+    ModelFormat, ModelRef, Outcome, Packing, Prediction, Slo, Stage, TaskId, WorkerId,
 };
 
 /// The state of the broker.
@@ -22,8 +22,8 @@ pub struct ClusterView {
     pub encrypted: bool,
     /// Workers alive.
     pub workers: u32,
-    /// Error of predictions since the start: median of |predicted − actual| / actual, thousandths; `None` before the
-    /// first one.
+    /// Error of the latest predictions: median of |predicted − actual| / actual, thousandths; `None` before the first
+    /// one.
     pub prediction_error_permille: Option<u32>,
     /// Name of the placement policy.
     pub policy: String,
@@ -35,6 +35,17 @@ pub struct ClusterView {
     pub queued: u32,
     /// Tasks placed.
     pub placed: u32,
+}
+
+/// What a worker's tasks were promised, as far as they asked for it.
+#[derive(Clone, Debug, Decode, Default, Encode, Eq, PartialEq)]
+pub struct Promised {
+    /// Thousandths of a core.
+    pub cpu_millis: u64,
+    /// Main memory.
+    pub memory_bytes: u64,
+    /// Memory of each of the worker's GPUs.
+    pub gpu_memory_bytes: Vec<u64>,
 }
 
 /// A worker as the broker sees it.
@@ -74,6 +85,8 @@ pub struct WorkerView {
     pub device_map: Vec<i16>,
     /// Load of each lane.
     pub lanes: [LaneLoad; 2],
+    /// What is promised to its tasks.
+    pub promised: Promised,
     /// Thousandths of its tasks that missed their service level in the last window; `None`: no verdict.
     pub violation_permille: Option<u16>,
     /// The worker takes no new attempts.
@@ -108,6 +121,19 @@ pub enum TaskStanding {
     Ended(Outcome),
 }
 
+/// What a task asks of its worker and of the time. Empty if it takes any worker and any time.
+#[derive(Clone, Debug, Decode, Default, Encode, Eq, PartialEq)]
+pub struct Wishes {
+    /// What the run may use.
+    pub demands: Demands,
+    /// Required and preferred labels of workers.
+    pub labels: Vec<LabelRule>,
+    /// The service level of the task's stream.
+    pub slo: Option<Slo>,
+    /// Milliseconds from the submit after which the result is worthless.
+    pub deadline_ms: Option<u64>,
+}
+
 /// A task as the broker sees it.
 #[derive(Clone, Debug, Decode, Encode, PartialEq)]
 pub struct TaskView {
@@ -129,6 +155,10 @@ pub struct TaskView {
     pub lane: Lane,
     /// Whether it goes on without its client.
     pub detached: bool,
+    /// What it asks for.
+    pub wishes: Wishes,
+    /// Later stages.
+    pub then: Vec<Stage>,
     /// The task's state.
     pub standing: TaskStanding,
     /// Number of placements so far.
@@ -148,7 +178,7 @@ pub struct Candidate {
     pub worker: WorkerId,
     /// The worker's name for people.
     pub name: String,
-    /// Reasons why the task does not fit there; empty if it fits.
+    /// Reasons why the task does not fit there, or why another worker is better; empty if there are none.
     pub against: Vec<String>,
     /// The worker has the model.
     pub holds_model: bool,
@@ -156,7 +186,7 @@ pub struct Candidate {
     pub packing: Packing,
     /// Items in a batch of the best size there; 1 unless they run together.
     pub best_batch: u16,
-    /// Busy slots of all slots, thousandths.
+    /// Attempts for each slot, thousandths: more than 1000 if items are packed or sent ahead.
     pub busy_permille: u16,
     /// The predicted time of the task there.
     pub prediction: Prediction,

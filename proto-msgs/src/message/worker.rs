@@ -53,6 +53,8 @@ pub struct Register {
     /// The device of each slot: slot `i`, realtime ones first, uses entry `i` modulo the length. −1 is the CPU, others
     /// are GPUs.
     pub device_map: Vec<i16>,
+    /// Batches that may run on one GPU at once. On the CPU only the slots limit them.
+    pub device_width: u16,
     /// Key and value of each label, for people and for placement.
     pub labels: Vec<(String, String)>,
     /// The worker's GPUs.
@@ -122,8 +124,6 @@ pub struct AttemptReport {
     pub id: AttemptId,
     /// State of the attempt.
     pub state: AttemptState,
-    /// Whether it goes on without its client.
-    pub detached: bool,
 }
 
 /// A worker's load and its whole set of attempts.
@@ -141,7 +141,7 @@ pub struct Heartbeat {
     pub keeps_no_more: bool,
     /// Load of the machine.
     pub load: Load,
-    /// Every attempt that it holds, finished and unacknowledged ones included.
+    /// Attempts under way, then ends that the broker has not acknowledged, as far as they fit: see `names_all`.
     pub attempts: Vec<AttemptReport>,
     /// `attempts` are all. If not, some of the finished ones found no place in it: they come with the next.
     pub names_all: bool,

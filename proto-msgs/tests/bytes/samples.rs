@@ -1,7 +1,10 @@
 //! One message of every kind, with a value in every field. The numbers cover each width of the variable-length
 //! encoding: below 251, 16, 32 and 64 bits.
 
+mod views;
+
 use proto_msgs::*;
+use views::{cluster_view, model_view, task_view, why_view, worker_view};
 
 /// A message of any direction.
 #[derive(Clone, Debug, PartialEq)]
@@ -113,10 +116,6 @@ fn cost() -> ModelCost {
         load_us: 40_000,
         dispatched: [1, 250, 251, 65_536],
     }
-}
-
-fn model_view() -> ModelView {
-    ModelView { worker: worker(), worker_name: "pi".into(), warm: true, cost: cost() }
 }
 
 fn demands() -> Demands {
@@ -252,110 +251,6 @@ fn client_and_broker() -> Vec<Any> {
     all
 }
 
-fn cluster_view() -> ClusterView {
-    ClusterView {
-        version: "0.1.0".into(),
-        started_unix_ms: 1_795_000_000_000,
-        store: "embedded".into(),
-        store_ok: true,
-        encrypted: false,
-        workers: 3,
-        prediction_error_permille: Some(120),
-        policy: "predicted".into(),
-        slots: 300,
-        slots_used: 70_000,
-        queued: 1,
-        placed: 2,
-    }
-}
-
-fn worker_view() -> WorkerView {
-    let said = register();
-    WorkerView {
-        worker: said.worker,
-        epoch: said.epoch,
-        name: said.name,
-        version: said.version,
-        os: said.os,
-        arch: said.arch,
-        cores: said.cores,
-        memory_bytes: said.memory_bytes,
-        engine: said.engine,
-        formats: said.formats,
-        endpoints: said.endpoints,
-        labels: said.labels,
-        gpus: said.gpus,
-        slots: said.slots,
-        slots_used: [1, 2],
-        device_map: said.device_map,
-        lanes: lanes(),
-        violation_permille: Some(31),
-        draining: false,
-        load: load(),
-        held: vec![model().digest],
-        link_bytes_per_s: 125_000_000,
-        broker_rtt_us: 850,
-        silent_ms: 400,
-    }
-}
-
-fn task_view() -> TaskView {
-    TaskView {
-        task: task(),
-        job: JobId::from_bytes(*b"job............."),
-        model_name: "face.tflite".into(),
-        model: model(),
-        input_bytes: 196_608,
-        items: 8,
-        priority: 50,
-        lane: Lane::Realtime,
-        detached: true,
-        standing: TaskStanding::Queued { position: 1, reason: "no worker".into() },
-        attempt: Attempt(1),
-        worker: Some((worker(), "pi".into())),
-        submitted_unix_ms: 1_795_000_000_000,
-        ended_unix_ms: Some(1_795_000_001_000),
-    }
-}
-
-fn why_view() -> WhyView {
-    let candidate = Candidate {
-        worker: worker(),
-        name: "pi".into(),
-        against: vec!["1 of 1 slots in use".into()],
-        holds_model: true,
-        packing: Packing::On,
-        best_batch: 300,
-        busy_permille: 1000,
-        prediction: Prediction {
-            queue_us: 250,
-            transfer_us: 251,
-            load_us: 65_536,
-            run_us: 1 << 33,
-            handover_us: 1500,
-            measured: true,
-        },
-    };
-    let decision = DecisionView {
-        at_unix_ms: 1_795_000_000_000,
-        policy: "predicted".into(),
-        chosen: Some(worker()),
-        candidates: vec![candidate.clone()],
-    };
-    let rank = RankView { priority_milli: 50_000, waited_milli: 250, data_milli: -251, share_milli: -70_000 };
-    WhyView {
-        task: TaskView { standing: TaskStanding::Ended(failed()), ..task_view() },
-        summary: "no slot is free".into(),
-        history: vec!["attempt 1 at pi: WORKER_LOST".into()],
-        candidates: vec![candidate],
-        decision: Some(decision),
-        models: vec![model_view()],
-        rank: Some(rank),
-        predicted_ms: Some(250),
-        took_ms: Some(251),
-    }
-}
-
 /// The message with the most kinds of field: text, lists, options, nested enums.
 pub(crate) fn register() -> Register {
     Register {
@@ -375,6 +270,7 @@ pub(crate) fn register() -> Register {
         ticket_key: TicketKey([0x5E; 32]),
         slots: [2, 3],
         device_map: vec![-1, 0],
+        device_width: 3,
         labels: vec![("site".into(), "roof".into())],
         gpus: vec![Gpu { name: "none such".into(), memory_bytes: 4 << 30 }],
         heartbeat_ms: 1000,
@@ -396,7 +292,7 @@ fn load() -> Load {
 }
 
 fn worker_and_broker() -> Vec<Any> {
-    let report = |state, detached| AttemptReport { id: id(), state, detached };
+    let report = |state| AttemptReport { id: id(), state };
     let heartbeat = Heartbeat {
         worker: worker(),
         epoch: Epoch(3),
@@ -405,11 +301,11 @@ fn worker_and_broker() -> Vec<Any> {
         keeps_no_more: true,
         load: load(),
         attempts: vec![
-            report(AttemptState::Receiving, false),
-            report(AttemptState::Ready, false),
-            report(AttemptState::Running, true),
-            report(AttemptState::Finished(Outcome::Done { run_us: 1500, load_us: 0 }), true),
-            report(AttemptState::Finished(Outcome::Cancelled), false),
+            report(AttemptState::Receiving),
+            report(AttemptState::Ready),
+            report(AttemptState::Running),
+            report(AttemptState::Finished(Outcome::Done { run_us: 1500, load_us: 0 })),
+            report(AttemptState::Finished(Outcome::Cancelled)),
         ],
         names_all: false,
         held: vec![model().digest, Digest::from_bytes([0xD2; 32])],
@@ -452,8 +348,7 @@ fn client_and_worker() -> Vec<Any> {
     let (model_name, then, inputs) = ("face.tflite".into(), vec![stage()], vec![input]);
     let manifest = Some(Manifest { model: model(), model_name, then, items: 8, inputs });
     let outputs_here = vec![OutputPart { digest: Digest::from_bytes([5; 32]), received_bytes: 7 << 20 }];
-    let (model_held, window_bytes) = (true, 16 << 20);
-    let open = Open { ticket: ticket(), manifest, model_held, window_bytes, resume: false, outputs_here };
+    let open = Open { ticket: ticket(), manifest, window_bytes: 16 << 20, resume: false, outputs_here };
     let output = OutputDecl {
         name: "scores".into(),
         dtype: DType::F32,

@@ -5,13 +5,14 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use proto_msgs::{BlobIndex, Chunk, limits::CHUNK_BYTES_MAX};
 use tokio::sync::mpsc;
 
@@ -139,7 +140,7 @@ impl Intake {
         if len == 0 || len > CHUNK_BYTES_MAX {
             return Err(broken("a chunk that is empty or longer than the limit"));
         }
-        let mut progress = lock(&self.progress);
+        let mut progress = self.progress.lock();
         let under_way: u64 = progress.values().map(|blob| blob.pushed_bytes - blob.told_bytes).sum();
         let Some(blob) = progress.get_mut(&chunk.blob) else { return Ok(None) };
         let end = chunk.offset.checked_add(len as u64).filter(|end| *end <= blob.size_bytes);
@@ -166,14 +167,14 @@ impl Intake {
 
     /// Whether everything before the chunk has arrived. [`Self::push`] refuses other chunks.
     pub fn has_reached(&self, chunk: &Chunk) -> bool {
-        lock(&self.progress).get(&chunk.blob).is_none_or(|blob| chunk.offset <= blob.pushed_bytes)
+        self.progress.lock().get(&chunk.blob).is_none_or(|blob| chunk.offset <= blob.pushed_bytes)
     }
 
     /// The blobs that are still needed and their offsets, for the `needs` of an `Accept`. Bytes that still wait for the
     /// thread are named again, and dropped when they arrive again: counting them as arrived would let one more window
     /// in with each call.
     pub fn needs(&self) -> Vec<(BlobIndex, u64)> {
-        let mut progress = lock(&self.progress);
+        let mut progress = self.progress.lock();
         let mut needs = Vec::new();
         for (blob, progress) in progress.iter_mut() {
             progress.told_bytes = progress.written_bytes;
@@ -219,7 +220,7 @@ impl Taker {
                 let _ = chunks.send(piece);
             }
             Self::Caller(open) => {
-                let mut open = lock(open);
+                let mut open = open.lock();
                 let Some(here) = open.as_mut() else { return Ok(()) };
                 let arrivals = here.writer.take(&piece, true);
                 if !tell(arrivals, |arrival| here.tell(arrival)) {
@@ -302,7 +303,7 @@ impl Writer {
             }
         };
         open.incoming.write(&bytes[piece.skip_bytes..])?;
-        if let Some(progress) = lock(&self.progress).get_mut(&piece.chunk.blob) {
+        if let Some(progress) = self.progress.lock().get_mut(&piece.chunk.blob) {
             progress.written_bytes = open.incoming.written_bytes();
         }
         Ok(())
@@ -324,7 +325,7 @@ impl Writer {
     }
 
     fn credit(&mut self, blob: BlobIndex, received_bytes: u64) -> Arrival {
-        if let Some(progress) = lock(&self.progress).get_mut(&blob) {
+        if let Some(progress) = self.progress.lock().get_mut(&blob) {
             progress.told_bytes = progress.told_bytes.max(received_bytes);
         }
         self.credited_at = Instant::now();
@@ -350,8 +351,4 @@ fn inflate(packed: &[u8], len: usize, plain: &mut Vec<u8>) -> Result<(), String>
         Ok(inflated) => Err(format!("a chunk of {inflated} bytes announced as {len}")),
         Err(error) => Err(format!("a chunk that does not inflate to {len} bytes: {error}")),
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,6 @@
 //! Owns the outgoing blobs of one attempt: what may be sent next, under one window. No sockets, no waiting.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proto_msgs::{
@@ -63,6 +63,8 @@ pub struct Outgoing {
     compressor: Option<Compressor>,
     /// A message that goes before the first chunk.
     pub(crate) first: Option<Frame>,
+    /// Longest time without a credit for an upload that holds a thread.
+    pub(crate) patience: Duration,
     /// Nothing is sent until the peer has said what it needs.
     pub(crate) waits_for_needs: bool,
     rate: LinkRate,
@@ -116,6 +118,7 @@ impl Outgoing {
             compression: Compression::Auto,
             compressor: None,
             first: None,
+            patience: Duration::MAX,
             waits_for_needs: false,
             rate: LinkRate::default(),
             pace: Pace::default(),
@@ -156,6 +159,13 @@ impl Outgoing {
     /// Sends this message before all chunks. If the link breaks first, the message is dropped.
     pub fn behind(mut self, first: Frame) -> Self {
         self.first = Some(first);
+        self
+    }
+
+    /// Gives up an upload that holds a thread once the peer has acknowledged nothing more for this time. The default is to
+    /// wait for as long as it takes.
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
         self
     }
 

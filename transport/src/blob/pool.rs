@@ -1,9 +1,10 @@
 //! Owns the buffers of chunks, lent to libzmq and returned after sending. Their number bounds a sender's memory, and a
 //! few buffers used again and again stay in the processor's cache.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 /// Buffers of one upload: enough to read the next chunk while others are queued, written and received.
@@ -35,7 +36,7 @@ impl Pool {
     pub(crate) async fn take(&self) -> Buffer {
         loop {
             // Only one task waits here at a time, so an early notification is kept for it.
-            let free = self.0.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let free = self.0.free.lock().pop();
             if let Some(bytes) = free {
                 return Buffer { bytes, pool: Arc::clone(&self.0) };
             }
@@ -62,7 +63,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         // The last used buffer is lent first: it is still in the cache.
         let bytes = std::mem::take(&mut self.bytes);
-        self.pool.free.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
+        self.pool.free.lock().push(bytes);
         self.pool.returned.notify_one();
     }
 }

@@ -47,7 +47,7 @@ pub enum UploadError {
     /// The peer acknowledged bytes that were never sent, or asked for bytes that do not exist.
     #[error("the peer broke the protocol: {0}")]
     Protocol(String),
-    /// The upload was dropped, or its peer flooded it with feedback.
+    /// The upload was dropped, or its peer flooded it with feedback or acknowledged nothing for too long.
     #[error("the upload was stopped")]
     Stopped,
 }

@@ -1,12 +1,21 @@
 //! Owns the driving of an [`Outgoing`]: reads, sends, listens for feedback, until the peer has everything.
 
-use std::{fmt, pin::Pin, time::Instant};
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
 
 use proto_msgs::BlobIndex;
 use tokio::{
     runtime::Handle,
     sync::mpsc::{self, error::TrySendError},
     task::AbortHandle,
+    time::timeout,
 };
 
 use super::{
@@ -61,7 +70,7 @@ enum State {
     /// Small and in memory: sent by the caller that passes feedback on, because waking a thread costs more.
     Light(Box<Upload>, WhenEnded),
     /// Read, compressed and sent by a thread.
-    Thread { feedback: mpsc::Sender<Feedback>, task: AbortHandle },
+    Thread { feedback: mpsc::Sender<Feedback>, task: AbortHandle, stalled: Arc<AtomicBool> },
     /// The upload is over, or given up.
     Ended,
 }
@@ -113,6 +122,11 @@ impl Uploading {
         }
     }
 
+    /// Whether the upload was given up because the peer acknowledged nothing for too long: [`Outgoing::patience`].
+    pub fn has_stalled(&self) -> bool {
+        matches!(&self.0, State::Thread { stalled, .. } if stalled.load(Ordering::Relaxed))
+    }
+
     fn advance(&mut self) -> Option<UploadEnd> {
         let State::Light(upload, _) = &mut self.0 else { return None };
         match upload.advance() {
@@ -141,12 +155,13 @@ impl Uploading {
 impl State {
     fn in_a_thread(upload: Box<Upload>, ended: WhenEnded) -> Self {
         let (feedback, inbox) = mpsc::channel(FEEDBACK_MAX);
-        let runtime = Handle::current();
+        let (runtime, stalled) = (Handle::current(), Arc::new(AtomicBool::new(false)));
+        let threaded = Threaded::new(*upload, inbox, stalled.clone());
         let task = tokio::spawn(async move {
-            let thread = tokio::task::spawn_blocking(move || runtime.block_on(Threaded::new(*upload, inbox).run()));
+            let thread = tokio::task::spawn_blocking(move || runtime.block_on(threaded.run()));
             (ended.0)(thread.await.unwrap_or(Err(UploadError::Stopped))).await;
         });
-        Self::Thread { feedback, task: task.abort_handle() }
+        Self::Thread { feedback, task: task.abort_handle(), stalled }
     }
 }
 
@@ -226,21 +241,48 @@ struct Threaded {
     pool: Pool,
     /// The chunk before compression.
     plain: Vec<u8>,
+    /// Set when the upload is given up because the peer acknowledges nothing.
+    stalled: Arc<AtomicBool>,
 }
 
 impl Threaded {
-    fn new(upload: Upload, feedback: mpsc::Receiver<Feedback>) -> Self {
-        Self { upload, feedback, pool: Pool::new(), plain: Vec::new() }
+    fn new(upload: Upload, feedback: mpsc::Receiver<Feedback>, stalled: Arc<AtomicBool>) -> Self {
+        Self { upload, feedback, pool: Pool::new(), plain: Vec::new(), stalled }
     }
 
     async fn run(mut self) -> UploadEnd {
+        let patience = self.upload.outgoing.patience;
+        loop {
+            let acked_bytes = self.acked_bytes();
+            match timeout(patience, self.send_until_acked(acked_bytes)).await {
+                Ok(Ok(true)) => return Ok(self.upload.outgoing.report()),
+                Ok(Err(error)) => return Err(error),
+                Err(_) if self.acked_bytes() == acked_bytes => {
+                    self.stalled.store(true, Ordering::Relaxed);
+                    return Err(UploadError::Stopped);
+                }
+                // A chunk that was on its way to the link is read again.
+                Ok(Ok(false)) | Err(_) => {}
+            }
+        }
+    }
+
+    fn acked_bytes(&self) -> u64 {
+        self.upload.outgoing.report().blob_bytes
+    }
+
+    /// Sends until the peer has acknowledged more than these bytes. Returns whether it has everything.
+    async fn send_until_acked(&mut self, acked_bytes: u64) -> Result<bool, UploadError> {
         self.send_first().await?;
         loop {
             while let Ok(feedback) = self.feedback.try_recv() {
                 self.upload.note(feedback)?;
             }
             if self.upload.outgoing.is_done() {
-                return Ok(self.upload.outgoing.report());
+                return Ok(true);
+            }
+            if self.acked_bytes() > acked_bytes {
+                return Ok(false);
             }
             match self.upload.outgoing.next() {
                 Some(next) if self.upload.outlet.is_some() => {

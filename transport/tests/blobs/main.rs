@@ -70,6 +70,30 @@ async fn outputs_flow_back_through_the_door() {
 }
 
 #[tokio::test]
+async fn a_peer_that_acknowledges_nothing_gives_the_thread_back_and_a_slow_one_keeps_it() {
+    let patience = Duration::from_secs(2);
+    let (mut pair, bytes) = (Pair::connected().await, noise(3 * MIB));
+    let source = || vec![(0, Source::memory(bytes.clone().into()))];
+    let upload = |pair: &Pair| {
+        let outgoing = Outgoing::new(Role::Client, attempt(), source(), 2 * MIB as u32).patience(patience);
+        Sender::start(outgoing, &pair.outlet)
+    };
+    let mut slow = upload(&pair);
+    let (mut arrived, mut beat) = (0, interval(patience / 6));
+    while arrived < bytes.len() as u64 {
+        arrived += within("a chunk", pair.arriving.recv()).await.expect("open").frame.payload.len() as u64;
+        beat.tick().await;
+        slow.credit(0, arrived);
+    }
+    assert!(!slow.uploading.has_stalled());
+    slow.result().await.expect("it took longer than the patience, and moved all the time");
+
+    let Sender { uploading, ended, .. } = upload(&pair);
+    let end = within("its end", ended).await.expect("it says how it ended");
+    assert!(matches!(end, Err(UploadError::Stopped)) && uploading.has_stalled(), "{end:?}");
+}
+
+#[tokio::test]
 async fn an_upload_cut_anywhere_goes_on_where_it_was() {
     let (bytes, window) = (noise(12 * MIB + 5), 2 * MIB as u32);
     for cut_after in [0, 1, 5, 17, 40] {

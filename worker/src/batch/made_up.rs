@@ -5,7 +5,7 @@ use proto_msgs::{DType, ErrorCode, Failure};
 
 use super::{
     Calls,
-    probe::{Known, PROBE_BYTES_MAX, bytes_of, given, tell_apart},
+    sample::{Known, PROBE_BYTES_MAX, bytes_of, given},
 };
 use crate::{data::payload::Payload, runners::fit::Fitted, tools::blocking};
 
@@ -32,27 +32,8 @@ pub(super) enum Change {
 pub(super) const CHANGES: [Change; 6] =
     [Change::Halved, Change::Enlarged(512), Change::Enlarged(64), Change::Negated, Change::Enlarged(8), Change::Blank];
 
-/// Made-up items, each from another one of these if there are enough, with the outputs of single runs. One that the
-/// model answers in another way than the first item leads; none if it answers all alike.
-pub(super) async fn others(calls: &mut Calls<'_, '_>, fitted: &[Fitted], known: &[Known]) -> Vec<Known> {
-    let Some(first) = known.first().map(|first| &first.outputs) else { return Vec::new() };
-    let (mut others, mut telling) = (Vec::new(), None);
-    for (row, change) in known.iter().cycle().zip(CHANGES) {
-        match make(calls, fitted, row, change).await {
-            Ok(Some(made)) if telling.is_none() && tell_apart(vec![first.clone(), made.outputs.clone()]).await => {
-                telling = Some(made);
-            }
-            Ok(made) => others.extend(made),
-            Err(failure) if failure.code == ErrorCode::RunFailed => {}
-            // The runner is in no known state, an item has gone, or the time is over: half a proof is none.
-            Err(_) => return Vec::new(),
-        }
-    }
-    telling.map(|telling| [vec![telling], others].concat()).unwrap_or_default()
-}
-
 /// `None` if the change suits none of the item's inputs, or the item is too large.
-async fn make(
+pub(super) async fn make(
     calls: &mut Calls<'_, '_>,
     fitted: &[Fitted],
     row: &Known,

@@ -10,11 +10,12 @@
 use std::{
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
 
+use parking_lot::Mutex;
 use proto_msgs::{
     AttemptId, BlobIndex, Digest, ErrorCode, Failure, InputDecl, Manifest, ModelRef, Ticket, message::MODEL_BLOB,
 };
@@ -116,13 +117,13 @@ impl Material {
     /// The file of a stage's model, if still held. Blocks at the first use after a restart.
     pub(crate) fn pin(&self, stage: u8, store: &BlobStore) -> Option<Pin> {
         let digest = self.model(stage)?.digest;
-        let held = locked(&self.models).get(usize::from(stage)).cloned().flatten();
+        let held = self.models.lock().get(usize::from(stage)).cloned().flatten();
         held.or_else(|| store.pin(digest))
     }
 
     /// Whether a stage's model is pinned, so that no disk is read.
     pub(crate) fn has_pin(&self, stage: u8) -> bool {
-        locked(&self.models).get(usize::from(stage)).is_some_and(Option::is_some)
+        self.models.lock().get(usize::from(stage)).is_some_and(Option::is_some)
     }
 
     /// Marks that a run begins; true only the first time.
@@ -177,26 +178,26 @@ impl Material {
             };
             return self.inputs.get(input).map(slice).into_iter().collect();
         }
-        let made = locked(&self.made);
+        let made = self.made.lock();
         let outputs = made.stages.get(usize::from(stage) - 1);
         let items = rows.clone().filter_map(|item| outputs?.get(item as usize)?.as_ref()?.get(input));
         items.map(|output| output.payload.clone()).collect()
     }
 
     fn made_before(&self, stage: u8, item: u32) -> Vec<Tensor> {
-        let made = locked(&self.made);
+        let made = self.made.lock();
         let outputs = made.stages.get(usize::from(stage).wrapping_sub(1)).and_then(|items| items.get(item as usize));
         outputs.cloned().flatten().unwrap_or_default()
     }
 
     /// Whether outputs of `size_bytes` may stay in memory beside the present ones.
     pub(crate) fn has_memory_for(&self, size_bytes: u64) -> bool {
-        locked(&self.made).memory.has_room_for(size_bytes)
+        self.made.lock().memory.has_room_for(size_bytes)
     }
 
     /// Keeps the outputs of these items, and frees the outputs they were made from.
     pub(crate) fn store(&self, stage: u8, rows: Range<u32>, outputs: Vec<Vec<Tensor>>) {
-        let mut made = locked(&self.made);
+        let mut made = self.made.lock();
         let stage = usize::from(stage);
         let mut bytes = made.memory.bytes();
         for (item, outputs) in rows.zip(outputs) {
@@ -230,7 +231,7 @@ impl Material {
     /// Takes the outputs of all items once all exist. Only one of several batches gets them: the check and the taking
     /// are one step, and what remains does not look complete.
     fn take_complete(&self) -> Option<Vec<Vec<Tensor>>> {
-        let mut made = locked(&self.made);
+        let mut made = self.made.lock();
         let last = made.stages.last_mut().filter(|items| !items.is_empty() && items.iter().all(Option::is_some))?;
         Some(std::mem::take(last).into_iter().flatten().collect())
     }
@@ -289,10 +290,6 @@ fn joined(pieces: &[Payload], store: &BlobStore) -> Result<(Payload, Digest), Fa
     }
     let (file, digest) = file.finish();
     Ok((Payload::spooled(file), digest))
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

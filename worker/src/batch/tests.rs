@@ -19,6 +19,7 @@ use super::{
     *,
 };
 use crate::{
+    batch::unfinished::Unfinished,
     data::{
         blobs::{BlobStore, Coming, Pin},
         keep::Keep,
@@ -37,6 +38,7 @@ struct Home {
     tools: Arc<Tools>,
     events: mpsc::Receiver<Event>,
     dir: tempfile::TempDir,
+    unfinished: Arc<Unfinished>,
 }
 
 /// The real runner beside the test's folder, if it was built and its library exists.
@@ -82,7 +84,7 @@ impl Home {
             proven: Proven::default(),
             machine,
         };
-        Some(Self { tools: tools.into(), events, dir })
+        Some(Self { tools: tools.into(), events, dir, unfinished: Arc::default() })
     }
 
     fn put(&self, model: &[u8]) -> Pin {
@@ -150,7 +152,17 @@ fn batch(
     };
     let parts = parts.iter().map(part).collect();
     let only_loads = Arc::default();
-    Batch { batch: BatchId(1), parts, device: -1, kind, apart: false, limit: PATIENCE, only_loads, comparing }
+    Batch {
+        batch: BatchId(1),
+        parts,
+        device: -1,
+        kind,
+        apart: false,
+        limit: PATIENCE,
+        only_loads,
+        unfinished: Arc::default(),
+        comparing,
+    }
 }
 
 fn ticket(number: u8, items: u32) -> (AttemptId, Ticket) {

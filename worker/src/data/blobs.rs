@@ -13,6 +13,7 @@
 //! Never: the network, async. Callers that must not wait for a disk use a blocking thread.
 
 mod coming;
+mod room;
 mod spool;
 
 use std::{
@@ -23,18 +24,20 @@ use std::{
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::SystemTime,
 };
 
-use proto_msgs::{Digest, limits::HELD_MAX};
+use parking_lot::{Mutex, MutexGuard};
+use proto_msgs::{Digest, limits::HELD_MAX, units::show_bytes};
 use tracing::{info, warn};
 
-use crate::{state::sync_dir, units::show_bytes};
+use crate::state::sync_dir;
 
 pub(crate) use coming::{Arriving, Claim, Coming, OTHERS_WAIT, Wish};
+pub(crate) use room::Room;
 pub(crate) use spool::{BlobError, Spooled};
 
 /// Disk space that stays free, so that epochs, outcomes and logs can still be written when models fill the disk.
@@ -70,6 +73,12 @@ struct Index {
 }
 
 impl Index {
+    /// Takes back what was promised to a [`Room`] of this file.
+    fn take_back(&mut self, bytes: u64, file: Option<PathBuf>) {
+        self.reserved_bytes -= bytes;
+        file.map(|file| self.coming.remove(&file));
+    }
+
     /// Bytes that were promised to files and are not on the disk yet.
     fn unwritten_bytes(&self) -> u64 {
         let on_disk_bytes = |path: &PathBuf| fs::metadata(path).map_or(0, |meta| meta.blocks() * 512);
@@ -113,30 +122,6 @@ impl Pin {
     }
 }
 
-/// Room in the quota for bytes that are no blob; given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Room {
-    shared: Arc<Shared>,
-    bytes: u64,
-    /// The file that will hold the bytes, if the store named it.
-    file: Option<PathBuf>,
-}
-
-impl Room {
-    /// Gives the room back to the index, which the caller has locked.
-    fn give_back(&mut self, index: &mut Index) {
-        index.reserved_bytes -= mem::take(&mut self.bytes);
-        self.file.take().map(|file| index.coming.remove(&file));
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        let shared = self.shared.clone();
-        self.give_back(&mut shared.index());
-    }
-}
-
 impl BlobStore {
     /// Opens the store in `dir`: deletes half-written files and indexes the whole ones.
     pub(crate) fn open(dir: &Path, quota_bytes: u64) -> io::Result<Self> {
@@ -174,9 +159,13 @@ impl BlobStore {
         held.into_iter().map(|(_, digest)| digest).collect()
     }
 
-    /// Pins a blob that is held and was verified since this process started. Does not touch the disk.
-    pub(crate) fn pin_verified(&self, digest: Digest) -> Option<Pin> {
-        let mut index = self.shared.index();
+    /// Pins a blob that is held and was verified since this process started. Never waits: `None` also while another
+    /// thread holds the index, perhaps for as long as a disk takes.
+    pub(crate) fn pin_at_once(&self, digest: Digest) -> Option<Pin> {
+        self.pin_verified(self.shared.index.try_lock()?, digest)
+    }
+
+    fn pin_verified(&self, mut index: MutexGuard<'_, Index>, digest: Digest) -> Option<Pin> {
         index.uses += 1;
         let uses = index.uses;
         let blob = index.blobs.get_mut(&digest).filter(|blob| blob.verified)?;
@@ -193,7 +182,7 @@ impl BlobStore {
 
     /// Pins a blob that is held with the right bytes. Reads the whole file at its first use after a start.
     pub(crate) fn pin(&self, digest: Digest) -> Option<Pin> {
-        if let Some(pin) = self.pin_verified(digest) {
+        if let Some(pin) = self.pin_verified(self.shared.index(), digest) {
             return Some(pin);
         }
         let path = self.shared.path(digest);
@@ -307,7 +296,7 @@ impl BlobStore {
 
 impl Shared {
     fn index(&self) -> MutexGuard<'_, Index> {
-        self.index.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.index.lock()
     }
 
     /// Path of a blob. Made from the digest's bytes, never from a name of a peer.

@@ -15,14 +15,16 @@ use std::{
     collections::{HashMap, VecDeque},
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::Arc,
 };
 
 use mesh_core::worker::Restored;
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use proto_msgs::{
-    AttemptId, ClientToWorker, Frame, Manifest, Open, Outcome, OutputDecl, RunNote, RunResult, Ticket, WorkerToClient,
+    AttemptId, ClientToWorker, ErrorCode, Frame, Manifest, Open, Outcome, OutputDecl, RunNote, RunResult, Ticket,
+    WorkerToClient,
 };
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::{
     blobs::{BlobError, BlobStore, Room, Spooled},
@@ -146,7 +148,7 @@ impl Keep {
     }
 
     fn rooms(&self) -> MutexGuard<'_, HashMap<AttemptId, Vec<Held>>> {
-        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+        self.rooms.lock()
     }
 
     /// Saves an attempt with all its inputs. After the return it survives a power cut.
@@ -157,7 +159,7 @@ impl Keep {
         manifest: &Manifest,
         inputs: Vec<Payload>,
     ) -> Result<Vec<Payload>, BlobError> {
-        let removed = self.removed.read().unwrap_or_else(PoisonError::into_inner);
+        let removed = self.removed.read();
         if removed.contains(&id) {
             return Err(io::Error::other("the attempt was given up").into());
         }
@@ -189,14 +191,7 @@ impl Keep {
             place(input, &new.join(file_name("input", index)))?;
         }
         let manifest = Some(manifest.clone());
-        let open = Open {
-            ticket: ticket.clone(),
-            manifest,
-            model_held: true,
-            window_bytes: 0,
-            resume: false,
-            outputs_here: Vec::new(),
-        };
+        let open = Open { ticket: ticket.clone(), manifest, window_bytes: 0, resume: false, outputs_here: Vec::new() };
         let open = ClientToWorker::Open(open).to_frame().map_err(io::Error::other)?;
         replace_file(&new.join("open"), &open.head)?;
         fs::rename(new, folder)?;
@@ -218,14 +213,29 @@ impl Keep {
         replace_file(&folder.join("runs"), count(read_runs(&folder)).to_string().as_bytes())
     }
 
-    /// Saves the result of a kept attempt.
-    pub(crate) fn finish(
-        &self,
-        id: AttemptId,
-        outcome: Outcome,
-        runs: Vec<RunNote>,
-        outputs: &[Output],
-    ) -> io::Result<()> {
+    /// Saves the end of a kept attempt, and returns the end that counts from now on: a result that cannot be written is
+    /// lost with this process, so its attempt fails. Where not even that can be written, the attempt is removed, because
+    /// it must not run again after it was reported as over.
+    pub(crate) fn finish(&self, id: AttemptId, outcome: Outcome, runs: &[RunNote], outputs: &[Output]) -> Outcome {
+        let Err(error) = self.write_end(id, &outcome, runs, outputs) else { return outcome };
+        error!(task = %id.task, %error, "the end of a task cannot be kept on disk");
+        let outcome = match outcome {
+            Outcome::Done { .. } => not_kept(&error),
+            other => other,
+        };
+        let folder = self.folder(id);
+        for index in 0..outputs.len() {
+            // What was written of the outputs may take the room that the failure needs.
+            let _ = fs::remove_file(folder.join(file_name("output", index)));
+        }
+        if let Err(error) = self.write_end(id, &outcome, runs, &[]) {
+            error!(task = %id.task, %error, "nor can it be noted that the task failed: its data is deleted");
+            self.remove(id);
+        }
+        outcome
+    }
+
+    fn write_end(&self, id: AttemptId, outcome: &Outcome, runs: &[RunNote], outputs: &[Output]) -> io::Result<()> {
         let _not_removed_meanwhile = self.removed.read();
         let folder = self.folder(id);
         // Taken even beyond the quota: else the run was in vain. Outputs in files hold their own room during this life.
@@ -233,6 +243,7 @@ impl Keep {
         for (index, output) in outputs.iter().enumerate() {
             place(&output.payload, &folder.join(file_name("output", index)))?;
         }
+        let (outcome, runs) = (outcome.clone(), runs.to_vec());
         let outputs = outputs.iter().map(Output::declaration).collect();
         let result = RunResult { id, outcome, outputs, runs, held_us: 0, goes_on: false };
         let result = WorkerToClient::Result(result).to_frame().map_err(io::Error::other)?;
@@ -243,7 +254,7 @@ impl Keep {
 
     /// Removes an attempt, kept or not.
     pub(crate) fn remove(&self, id: AttemptId) {
-        let mut removed = self.removed.write().unwrap_or_else(PoisonError::into_inner);
+        let mut removed = self.removed.write();
         if removed.len() == REMOVED_MAX {
             removed.pop_front();
         }
@@ -263,6 +274,15 @@ impl Keep {
     fn folder(&self, id: AttemptId) -> PathBuf {
         self.root.join(format!("{}-{}", id.task, id.attempt))
     }
+}
+
+/// The end of an attempt that ran well, and whose result cannot be written.
+fn not_kept(error: &io::Error) -> Outcome {
+    let text = format!(
+        "the task ran, but its result cannot be kept on the worker's disk ({error}): free space under the worker's \
+         --state-dir, and submit it again"
+    );
+    Outcome::failed(ErrorCode::DiskFull, text)
 }
 
 fn in_memory_bytes<'a>(payloads: impl IntoIterator<Item = &'a Payload>) -> u64 {

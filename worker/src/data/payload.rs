@@ -114,6 +114,18 @@ impl Payload {
         }
     }
 
+    pub(crate) fn is_file(&self) -> bool {
+        matches!(self, Self::File { .. })
+    }
+
+    /// The bytes, if they are in memory.
+    pub(crate) fn into_memory(self) -> Option<Bytes> {
+        match self {
+            Self::Memory(bytes) => Some(bytes),
+            Self::File { .. } => None,
+        }
+    }
+
     /// The file, if it belongs to a detached attempt and goes with it.
     pub(crate) fn into_kept_file(self) -> Option<PathBuf> {
         match self {

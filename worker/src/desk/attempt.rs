@@ -6,7 +6,10 @@
 //!                                  run with it
 //! ```
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use mesh_core::worker::LinkId;
@@ -28,6 +31,11 @@ use crate::{
     },
     tools::Tools,
 };
+
+/// A result whose client acknowledges nothing of it for this time is not sent on until it does: it holds a thread of
+/// those that all clients share. No disk pauses a living client for so long, and one that is stopped is silent long
+/// before, so its upload ends then.
+pub(crate) const CREDIT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Chunks that arrived before there was a place for them: at most a window.
 #[derive(Default)]
@@ -257,7 +265,8 @@ pub(super) fn note_sent((id, client): (AttemptId, ClientId), end: UploadEnd, too
 
 fn outgoing(id: AttemptId, outputs: &[Output], window_bytes: u32) -> Result<Outgoing, UploadError> {
     let sources = outputs.iter().zip(1..).map(|(output, blob)| Ok((blob, source(&output.payload)?)));
-    Ok(Outgoing::new(Role::Worker, id, sources.collect::<Result<_, UploadError>>()?, window_bytes))
+    let outgoing = Outgoing::new(Role::Worker, id, sources.collect::<Result<_, UploadError>>()?, window_bytes);
+    Ok(outgoing.patience(CREDIT_PATIENCE))
 }
 
 /// The source of one output. Results are whole files, never slices.

@@ -152,7 +152,10 @@ impl Desk {
     async fn credit(&mut self, link: LinkId, credit: Credit) {
         let Credit { id, blob, received_bytes } = credit;
         let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.link == link) else { return };
-        if let Some(upload) = &mut attempt.upload
+        if attempt.upload.take_if(|upload| upload.has_stalled()).is_some() {
+            // The client goes on after all: it opens again, and says how much it has.
+            self.tell_client(link, &WorkerToClient::Reopen(id));
+        } else if let Some(upload) = &mut attempt.upload
             && let Some(end) = upload.tell(Feedback::Credit { blob, received_bytes })
         {
             attempt.upload = None;

@@ -97,7 +97,9 @@ impl Desk {
     /// Starts the transfer of an attempt for which there is now room.
     pub(super) fn prepared(&mut self, id: AttemptId, number: u64, intake: Intake) {
         let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.number == number) else { return };
-        let Stage::Preparing(early) = std::mem::replace(&mut attempt.stage, Stage::Receiving(intake)) else { return };
+        let Stage::Preparing(early) = &mut attempt.stage else { return };
+        let early = std::mem::take(early);
+        attempt.stage = Stage::Receiving(intake);
         let pushed = attempt.push_all(early);
         let (link, needs) = (attempt.link, attempt.needs().unwrap_or_default());
         self.pushed(id, pushed);

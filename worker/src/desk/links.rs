@@ -12,6 +12,8 @@ use mesh_transport::{Door, Outlet};
 use proto_msgs::{AttemptId, Frame, PeerId, PublicKey};
 use tokio::task::AbortHandle;
 
+use super::dials::Callee;
+
 /// Links kept, beside those that carry an attempt: many more than clients that speak at the same time.
 const LINKS_MAX: usize = 1024;
 
@@ -90,11 +92,11 @@ impl Links {
     }
 
     /// Adds a dialled link. One of many replaces the oldest that no attempt needs. The task `reader` passes its frames on.
-    pub(crate) fn add_dialled(
+    pub(super) fn add_dialled(
         &mut self,
         id: LinkId,
         (outlet, reader): (Outlet, AbortHandle),
-        (endpoints, key): (Vec<String>, Option<PublicKey>),
+        Callee { endpoints, key }: Callee,
         used: impl FnOnce() -> HashSet<LinkId>,
     ) {
         if self.links.values().filter(|link| !link.from.is_of_door()).count() >= DIALLED_MAX {
@@ -105,17 +107,19 @@ impl Links {
     }
 
     /// The intact dialled link to this client, if there is one.
-    pub(crate) fn dialled_to(&self, wanted: &[String], wanted_key: Option<PublicKey>) -> Option<LinkId> {
+    pub(super) fn dialled_to(&self, callee: &Callee) -> Option<LinkId> {
+        let is_key = |link: &Link| link.key == callee.key;
         self.links.iter().find_map(|(id, link)| match &link.from {
-            From::Dialled { endpoints, lost: false, .. } if endpoints == wanted && link.key == wanted_key => Some(*id),
+            From::Dialled { endpoints, lost: false, .. } if *endpoints == callee.endpoints && is_key(link) => Some(*id),
             _ => None,
         })
     }
 
-    /// Notes that the worker announced itself on this link to the attempt's client.
+    /// Notes that the worker announced itself on this link to the attempt's client: from now on the attempt needs no
+    /// other dialled link.
     pub(crate) fn dialled_for(&mut self, id: LinkId, attempt: AttemptId) {
+        self.forget_attempt(attempt);
         if let Some(Link { from: From::Dialled { attempts, .. }, .. }) = self.links.get_mut(&id) {
-            attempts.retain(|known| *known != attempt);
             if attempts.len() == DIALLED_FOR_MAX {
                 attempts.remove(0);
             }
@@ -138,7 +142,8 @@ impl Links {
         Vec::new()
     }
 
-    /// Forgets an attempt that is over. Removes dialled links that are broken and served only this attempt.
+    /// Forgets an attempt that is over, or is announced on another link. Removes dialled links that are broken and served
+    /// only this attempt.
     pub(crate) fn forget_attempt(&mut self, attempt: AttemptId) {
         let mut useless = Vec::new();
         for (id, link) in &mut self.links {
@@ -235,7 +240,7 @@ mod tests {
         let mut links = Links::new(None);
         let dial = |links: &mut Links, used: Option<LinkId>| {
             let (id, reader) = (links.reserve(), tokio::spawn(std::future::pending::<()>()).abort_handle());
-            let to = (vec![format!("tcp://127.0.0.1:{}", id.0)], None);
+            let to = Callee { endpoints: vec![format!("tcp://127.0.0.1:{}", id.0)], key: None };
             links.add_dialled(id, (outlet.clone(), reader), to, || used.into_iter().collect());
             id
         };
@@ -245,5 +250,17 @@ mod tests {
         }
         assert_eq!(links.links.len(), DIALLED_MAX);
         assert!(links.outlet(client).is_some() && links.outlet(idle).is_none());
+
+        // Addresses without number that one attempt is announced at are no different.
+        let attempt = AttemptId { task: proto_msgs::TaskId::from_bytes([1; 16]), attempt: proto_msgs::Attempt(1) };
+        let mut last = client;
+        for _ in 0..2 * DIALLED_MAX {
+            let before = std::mem::replace(&mut last, dial(&mut links, Some(client)));
+            links.dialled_for(last, attempt);
+            links.set_lost(before, true);
+        }
+        assert!(links.links.len() <= DIALLED_MAX, "{}", links.links.len());
+        links.set_lost(last, true);
+        assert_eq!(links.set_lost(last, false), [attempt], "it is announced again where it was last");
     }
 }

@@ -13,7 +13,8 @@ use mesh_transport::{
     Outlet,
     blob::{Arrival, Content, Incoming, IncomingError, Intake},
 };
-use proto_msgs::{BlobIndex, Credit, ErrorCode, Failure, ModelRef, WorkerToClient, limits::WINDOW_BYTES};
+use parking_lot::Mutex;
+use proto_msgs::{BlobIndex, Credit, Digest, ErrorCode, Failure, ModelRef, WorkerToClient, limits::WINDOW_BYTES};
 use tokio::{sync::mpsc, time::timeout};
 use tracing::{debug, warn};
 
@@ -54,7 +55,7 @@ impl Order {
             return None;
         }
         let held = |(_, model): (_, ModelRef)| {
-            store.pin_verified(model.digest).filter(|pin| pin.size_bytes() == model.size_bytes).map(Some)
+            store.pin_at_once(model.digest).filter(|pin| pin.size_bytes() == model.size_bytes).map(Some)
         };
         let models = self.models().into_iter().map(held).collect::<Option<Vec<_>>>()?;
         let inputs = self.manifest.inputs.iter().zip(1..);
@@ -104,7 +105,7 @@ impl Order {
         for ModelRef { digest: model, size_bytes, .. } in missing {
             let (since, client) = (Instant::now(), self.ticket.body.client);
             let mut is_waiting = false;
-            while !tools.store.has(model) {
+            while !holds(tools, model).await {
                 let own = tools.link_speed.time_for(size_bytes);
                 match tools.coming.claim(Instant::now(), Wish { model, size_bytes, client, own, since, is_patient }) {
                     Claim::Mine(mine) => {
@@ -174,6 +175,12 @@ impl Order {
         }
         Ok(prepared)
     }
+}
+
+/// Whether the store holds a model. Asked on a thread that may wait: whoever holds the index may wait for a disk.
+async fn holds(tools: &Arc<Tools>, model: Digest) -> bool {
+    let store = tools.store.clone();
+    blocking(move || Ok(store.has(model))).await.unwrap_or(false)
 }
 
 /// A transfer under way, of one attempt.
@@ -351,7 +358,7 @@ impl Receiving {
 /// The current outlet to an attempt's client. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Way {
-    outlet: Arc<std::sync::Mutex<Outlet>>,
+    outlet: Arc<Mutex<Outlet>>,
 }
 
 impl Way {
@@ -361,11 +368,11 @@ impl Way {
 
     /// Switches to the link over which the client came back.
     pub(crate) fn replace(&self, outlet: Outlet) {
-        *self.outlet.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = outlet;
+        *self.outlet.lock() = outlet;
     }
 
     async fn acknowledge(&self, credit: Credit) {
-        let outlet = self.outlet.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let outlet = self.outlet.lock().clone();
         match WorkerToClient::Credit(credit).to_frame() {
             // Link gone or stuck: the client reconnects and then hears how much has arrived.
             Ok(frame) => drop(timeout(CREDIT_WAIT, outlet.send(frame)).await),

@@ -3,7 +3,7 @@
 use proto_msgs::{ErrorCode, Failure};
 use serde::Deserialize;
 
-use crate::units::show_bytes;
+use proto_msgs::units::show_bytes;
 
 /// Bytes of a runner's log that are kept for error texts.
 const LOG_BYTES_MAX: usize = 8 * 1024;

@@ -11,13 +11,14 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use mesh_core::worker::headroom::Headroom;
+use parking_lot::{Mutex, MutexGuard};
 use proto_msgs::{AttemptId, Demands, Digest, ErrorCode, Failure, GpuLoad, ModelRef, limits::HELD_MAX};
 use tokio::{
     sync::mpsc,
@@ -115,7 +116,7 @@ pub(crate) type AllEnded = mpsc::Receiver<()>;
 
 /// Properties in which two batches must agree to use the same runner.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Key {
+pub(crate) struct Key {
     model: Digest,
     cpu_millis: u32,
     /// Thousandths of a core with head-room.
@@ -145,14 +146,14 @@ struct Loaded {
 
 impl Loaded {
     fn new(list: &Arc<Mutex<Vec<Digest>>>, model: Digest) -> Self {
-        locked(list).push(model);
+        list.lock().push(model);
         Self { list: list.clone(), model }
     }
 }
 
 impl Drop for Loaded {
     fn drop(&mut self) {
-        let mut list = locked(&self.list);
+        let mut list = self.list.lock();
         if let Some(index) = list.iter().position(|model| *model == self.model) {
             list.swap_remove(index);
         }
@@ -177,7 +178,7 @@ impl Pool {
 
     /// Digests of the loaded models, each once, at most `HELD_MAX`.
     pub(crate) fn warm(&self) -> Vec<Digest> {
-        let mut warm = locked(&self.loaded).clone();
+        let mut warm = self.loaded.lock().clone();
         warm.sort_unstable();
         warm.dedup();
         warm.truncate(HELD_MAX);
@@ -196,7 +197,7 @@ impl Pool {
 
     /// Starts no more runners and ends the idle ones.
     pub(crate) async fn close(&self) {
-        locked(&self.alive).take();
+        self.alive.lock().take();
         self.end_idle().await;
     }
 
@@ -251,7 +252,7 @@ impl Pool {
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Instance>> {
-        locked(&self.idle)
+        self.idle.lock()
     }
 
     fn has_idle(&self, key: Key) -> bool {
@@ -343,7 +344,7 @@ impl Pool {
             return Err(Failure::new(ErrorCode::WorkerLost, text));
         }
         let number = self.next_folder.fetch_add(1, Ordering::Relaxed);
-        let alive = locked(&self.alive).clone();
+        let alive = self.alive.lock().clone();
         let alive = alive.ok_or_else(|| Failure::new(ErrorCode::Draining, "the worker is shutting down"))?;
         let folder = Arc::new(SocketFolder::create(&self.folder, number, alive)?);
         let spec = RunnerSpec {
@@ -372,7 +373,12 @@ impl Pool {
         let (session, inputs) = match session {
             Ok(ready) => ready,
             Err(AskError::Refused(failure) | AskError::Unread(failure)) => return Err(key.memory_of.judge(failure)),
-            Err(AskError::Broken(_)) => return Err(runner.exited().await.while_loading()),
+            Err(AskError::Broken(error)) => {
+                return Err(match timeout(END_WAIT, runner.exited()).await {
+                    Ok(exit) => exit.while_loading(),
+                    Err(_) => Failure::new(ErrorCode::RunProtocol, format!("the runner hung up: {error}")),
+                });
+            }
         };
         info!(model = %key.model.short(), ms = begun.elapsed().as_millis(), "model loaded");
         let _loaded = (!key.apart).then(|| Loaded::new(&self.loaded, key.model));
@@ -384,6 +390,11 @@ impl Taken<'_> {
     /// Inputs that the model takes.
     pub(crate) fn inputs(&self) -> &[TensorMeta] {
         &self.instance.inputs
+    }
+
+    /// What tells this runner from those that are not like it.
+    pub(crate) fn key(&self) -> Key {
+        self.instance.key
     }
 
     /// Digest of the runner's model.
@@ -455,10 +466,6 @@ async fn until_ready(folder: &SocketFolder) -> Result<(Session, Vec<TensorMeta>)
         sleep(wait).await;
         wait = (wait * 2).min(READY_LAST);
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn available_memory_bytes() -> Option<u64> {

@@ -1,10 +1,8 @@
 //! What probes have shown of a model: the output shapes that the same inputs must give again.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::HashMap;
 
+use parking_lot::{Mutex, MutexGuard};
 use proto_msgs::{Digest, ErrorCode, Failure};
 
 use super::{fit::Fitted, oip::Tensor};
@@ -58,7 +56,7 @@ impl Proven {
     }
 
     fn shapes(&self) -> MutexGuard<'_, HashMap<Shapes, Vec<Vec<u64>>>> {
-        self.shapes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shapes.lock()
     }
 }
 

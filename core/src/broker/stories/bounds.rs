@@ -65,7 +65,7 @@ fn an_end_that_found_no_place_in_a_heartbeat_is_waited_for() {
     mesh.register(0, [1, 0], |_| {});
     mesh.submit(0, 1, |submit| submit.spec.detached = true);
     mesh.store();
-    let running = AttemptReport { id: mesh.grants[0].id, state: AttemptState::Running, detached: true };
+    let running = AttemptReport { id: mesh.grants[0].id, state: AttemptState::Running };
     mesh.beat(0, |heartbeat| heartbeat.attempts = vec![running]);
     mesh.beat(0, |heartbeat| (heartbeat.attempts, heartbeat.names_all) = (Vec::new(), false));
     assert!(mesh.is_at_work(task(0)));
@@ -177,7 +177,7 @@ fn a_worker_that_invents_attempts_fills_no_memory() {
     mesh.register(0, [1, 0], |_| {});
     for beat in 0..100 {
         let invented = (beat * 256..).map(|number| AttemptId { task: task(number), attempt: Attempt(1) });
-        let report = |id| AttemptReport { id, state: AttemptState::Running, detached: true };
+        let report = |id| AttemptReport { id, state: AttemptState::Running };
         let attempts = invented.take(256).map(report).collect();
         mesh.beat(0, |heartbeat| (heartbeat.attempts, heartbeat.names_all) = (attempts, false));
     }
@@ -191,7 +191,7 @@ fn a_worker_that_invents_attempts_fills_no_memory() {
 /// A worker's report of one attempt.
 fn report(number: u32, attempt: u32, state: AttemptState) -> Vec<AttemptReport> {
     let id = AttemptId { task: task(number), attempt: Attempt(attempt) };
-    vec![AttemptReport { id, state, detached: true }]
+    vec![AttemptReport { id, state }]
 }
 
 #[test]

@@ -301,7 +301,7 @@ fn a_promise_is_watched_after_a_restart_of_the_broker() {
     next.beat(0, |heartbeat| {
         let id = proto_msgs::AttemptId { task: task(0), attempt: proto_msgs::Attempt(1) };
         let state = proto_msgs::AttemptState::Running;
-        heartbeat.attempts = vec![proto_msgs::AttemptReport { id, state, detached: true }];
+        heartbeat.attempts = vec![proto_msgs::AttemptReport { id, state }];
     });
     next.wait(1000 * MS);
     assert_eq!(next.broker.counters().slo_violations, 1);

@@ -101,7 +101,7 @@ fn missed() -> Mesh {
     mesh.submit(0, 1, |submit| submit.spec.detached = true);
     mesh.store();
     let state = AttemptState::Finished(Outcome::failed(ErrorCode::ClientGone, "its client went away"));
-    let report = AttemptReport { id: mesh.grants[0].id, state, detached: true };
+    let report = AttemptReport { id: mesh.grants[0].id, state };
     mesh.beat(mesh.last_worker(), |heartbeat| heartbeat.attempts = vec![report]);
     mesh
 }
@@ -118,6 +118,25 @@ fn a_detached_task_whose_client_was_missed_by_its_worker_only_goes_to_another() 
     let mut mesh = missed();
     mesh.wait(Config::default().client_silence);
     assert_eq!(mesh.code(0), Some(ErrorCode::ClientGone), "gone for good");
+
+    let mut mesh = missed();
+    let report = AttemptReport { id: mesh.grants[0].id, state: AttemptState::Running };
+    mesh.beat(mesh.last_worker(), |heartbeat| heartbeat.attempts = vec![report]);
+    mesh.wait(Config::default().client_silence);
+    assert_eq!(mesh.code(0), None, "they have met since, and its client may have gone for good reason");
+}
+
+#[test]
+fn a_worker_keeps_the_failure_of_a_detached_task_until_it_is_stored() {
+    let mut mesh = Mesh::exactly(Config::default());
+    mesh.register(0, [0, 1], |_| {});
+    mesh.submit(0, 1, |submit| submit.spec.detached = true);
+    mesh.store();
+    let failure = Outcome::failed(ErrorCode::RunFailed, "the model divides by zero");
+    let report = AttemptReport { id: mesh.grants[0].id, state: AttemptState::Finished(failure) };
+    mesh.beat(0, |heartbeat| heartbeat.attempts = vec![report]);
+    assert!(mesh.rows[&task(0)].ended.is_some());
+    assert_eq!(mesh.stopped, [], "if this broker died now, the next one would hear of no failure");
 }
 
 /// Runs tasks with a service level at one worker; `ends` ends each. Returns how often the worker was found too slow.
@@ -145,7 +164,7 @@ fn a_worker_is_not_slow_because_its_clients_cannot_reach_it_or_go_away() {
         0
     );
     let is_over = |mesh: &mut Mesh, grant: &Grant| {
-        let report = AttemptReport { id: grant.id, state: AttemptState::Finished(DONE), detached: false };
+        let report = AttemptReport { id: grant.id, state: AttemptState::Finished(DONE) };
         mesh.beat(0, |heartbeat| heartbeat.attempts = vec![report]);
     };
     assert_eq!(trips(is_over), 0, "they are given up all at once, long after they were done");

@@ -23,7 +23,7 @@ fn wants(gib: u64) -> impl Fn(&mut Submit) {
 /// Sends a heartbeat with this memory in use on each GPU and these running attempts.
 fn beat(mesh: &mut Mesh, used_gib: &[u64], running: &[AttemptId]) {
     let load = |gib: &u64| GpuLoad { memory_used_bytes: gib * GIB, busy_permille: 0 };
-    let report = |id: &AttemptId| AttemptReport { id: *id, state: AttemptState::Running, detached: false };
+    let report = |id: &AttemptId| AttemptReport { id: *id, state: AttemptState::Running };
     mesh.beat(0, |heartbeat| {
         heartbeat.load.gpus = used_gib.iter().map(load).collect();
         heartbeat.attempts = running.iter().map(report).collect();
@@ -152,4 +152,28 @@ fn a_model_that_is_loaded_and_idle_has_the_memory_that_its_next_task_wants() {
     assert_eq!(mesh.submit(0, 1, wants(6)), Some(worker(0)));
     assert_eq!(mesh.grants[0].ticket.body.gpu, Some(1), "the other one is too small, however empty");
     assert!(mesh.submit(1, 1, wants(6)).is_none(), "a second one needs memory of its own");
+}
+
+#[test]
+fn who_gets_no_gpu_hears_what_there_is_and_for_whom() {
+    let mut mesh = mesh();
+    mesh.register(0, [0, 1], |_| {});
+    mesh.register(1, [0, 1], |register| register.gpus = vec![Gpu { name: "G".to_owned(), memory_bytes: 4 * GIB }]);
+    mesh.register(2, [1, 1], |register| {
+        register.gpus = [16, 4].map(|gib| Gpu { name: "G".to_owned(), memory_bytes: gib * GIB }).into();
+        register.device_map = vec![0, 1];
+    });
+    mesh.submit(0, 1, |submit| {
+        submit.spec.lane = Some(Lane::Batch);
+        submit.spec.demands.gpu_memory_bytes = 8 * GIB;
+    });
+    let against = mesh.why(0, 1).candidates.into_iter().map(|candidate| candidate.against.join("; "));
+    assert_eq!(
+        against.collect::<Vec<_>>(),
+        [
+            "has no GPU for it",
+            "has 4096 MiB of memory on its largest GPU for it",
+            "has a GPU with that much memory for the realtime lane only"
+        ]
+    );
 }

@@ -18,7 +18,7 @@ impl Mesh {
         self.store();
         let id = self.grants.last().expect("there is room").id;
         assert_eq!(id.task, task(number));
-        let over = AttemptReport { id, state: AttemptState::Finished(DONE), detached: true };
+        let over = AttemptReport { id, state: AttemptState::Finished(DONE) };
         self.beat(0, |heartbeat| heartbeat.attempts = vec![over]);
         self.store();
         self.beat(0, |heartbeat| heartbeat.attempts.clear());
@@ -63,7 +63,7 @@ fn whoever_waits_for_a_result_is_shown_the_way_when_there_is_one() {
     mesh.fetch(0, 1);
     assert_eq!(mesh.grants.len(), 1, "there is no result yet");
     mesh.beat(0, |heartbeat| {
-        heartbeat.attempts = vec![AttemptReport { id, state: AttemptState::Finished(DONE), detached: true }];
+        heartbeat.attempts = vec![AttemptReport { id, state: AttemptState::Finished(DONE) }];
     });
     let purposes: Vec<Purpose> = mesh.grants.iter().map(|grant| grant.ticket.body.purpose).collect();
     assert_eq!(purposes, [Purpose::Run, Purpose::Fetch], "nobody has asked again");
@@ -199,7 +199,7 @@ fn what_failed_at_a_worker_before_a_restart_of_the_broker_ends_nothing_that_goes
     // The earlier broker had given it to another worker with the same number.
     mesh.register(0, [0, 0], |_| {});
     let state = AttemptState::Finished(Outcome::failed(ErrorCode::Unreachable, "no route to the client"));
-    mesh.beat(0, |heartbeat| heartbeat.attempts = vec![AttemptReport { id, state, detached: true }]);
+    mesh.beat(0, |heartbeat| heartbeat.attempts = vec![AttemptReport { id, state }]);
     assert_eq!((mesh.is_at_work(task(0)), mesh.ends.len()), (true, 0));
     assert_eq!(mesh.submit(1, 2, |_| {}), None, "the only slot is promised");
 }

@@ -49,6 +49,8 @@ pub(super) struct Mesh {
     pub(super) models: Vec<(WorkerId, Digest)>,
     /// Lives of workers that were told that another process has their id.
     pub(super) overtaken: Vec<Epoch>,
+    /// Attempts that workers were told to stop.
+    pub(super) stopped: Vec<AttemptId>,
 }
 
 impl Mesh {
@@ -75,6 +77,7 @@ impl Mesh {
             shown: BTreeSet::new(),
             models: Vec::new(),
             overtaken: Vec::new(),
+            stopped: Vec::new(),
         }
     }
 
@@ -106,6 +109,7 @@ impl Mesh {
                     }
                     _ => {}
                 },
+                Action::TellWorker { message: BrokerToWorker::Stop(id), .. } => self.stopped.push(id),
                 Action::TellWorker { message: BrokerToWorker::Overtaken(told), .. } => self.overtaken.push(told.epoch),
                 Action::Save(Change::PutTask { record, durable: true }) => {
                     self.unstored.insert(record.spec.task);

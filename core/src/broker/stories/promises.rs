@@ -50,7 +50,7 @@ fn given_to_one_that_hangs() -> Vec<usize> {
         }
         if number % 20 == 19 {
             let hangs: Vec<Grant> = mesh.grants.iter().filter(|grant| grant.worker == worker(0)).cloned().collect();
-            let running = |grant: &Grant| AttemptReport { id: grant.id, state: AttemptState::Running, detached: false };
+            let running = |grant: &Grant| AttemptReport { id: grant.id, state: AttemptState::Running };
             mesh.beat(0, |heartbeat| heartbeat.attempts = hangs.iter().map(running).collect());
         }
     }

@@ -23,7 +23,7 @@ fn never_measured(submit: &mut Submit) {
 impl Mesh {
     /// The first worker says that the first task runs there.
     fn the_first_runs(&mut self) {
-        let running = AttemptReport { id: self.grants[0].id, state: AttemptState::Running, detached: false };
+        let running = AttemptReport { id: self.grants[0].id, state: AttemptState::Running };
         self.beat(0, |heartbeat| heartbeat.attempts = vec![running]);
     }
 }

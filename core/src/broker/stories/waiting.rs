@@ -40,6 +40,28 @@ fn gone_before(packs: bool, change: impl Fn(&mut Submit)) -> usize {
 }
 
 #[test]
+fn items_are_sent_ahead_until_their_worker_knows_whether_it_can_pack_them() {
+    let granted = |packing, us| {
+        let mut mesh = mesh();
+        mesh.measured(0, [1, 1], us);
+        mesh.beat(0, |heartbeat| heartbeat.costs = vec![ModelCost { packing, ..cost(us) }]);
+        mesh.submit_all(0..20, 1, |_| {});
+        mesh.grants.len()
+    };
+    assert_eq!(granted(Packing::Unknown, 300_000), 4, "two run, and two wait together");
+    assert_eq!(granted(Packing::NoGain, 300_000), granted(Packing::Differs, 300_000));
+    assert!(granted(Packing::NoGain, 300_000) < 4);
+    assert_eq!(granted(Packing::Unknown, 3_000_000), 2, "too long a wait for what may come to nothing");
+
+    let mut mesh = mesh();
+    mesh.measured(0, [0, 1], 300_000);
+    mesh.beat(0, |heartbeat| heartbeat.costs = vec![ModelCost { packing: Packing::Unknown, ..cost(300_000) }]);
+    mesh.submit(100, 2, |submit| submit.spec.model.digest = Digest::from_bytes([9; 32]));
+    mesh.submit_all(0..5, 1, |_| {});
+    assert_eq!(mesh.grants.len(), 1, "nobody knows when the first one ends");
+}
+
+#[test]
 fn a_time_is_told_only_if_the_waiting_tasks_were_measured_or_seen_to_start() {
     let mut mesh = Mesh::new(Config { queue_max: 40, ..Config::default() });
     mesh.register(0, [0, 1], |_| {});

@@ -1,6 +1,8 @@
 //! Short stories of questions: what people are told of a task that waits, runs, has ended or was refused.
 
-use proto_msgs::{ErrorCode, LabelRule, ModelCost, Outcome, Packing, RankView, TaskStanding, WhyView, WorkerId};
+use proto_msgs::{
+    ErrorCode, LabelRule, ModelCost, Outcome, Packing, RankView, Submit, TaskStanding, WhyView, WorkerId,
+};
 
 use super::{
     super::{Config, Event},
@@ -83,6 +85,21 @@ fn why_names_the_filter_that_each_worker_failed_of_a_task_that_nobody_can_run() 
     let no_label = "has no label room=cellar";
     let expected = [(worker(0), vec![no_label]), (worker(1), vec!["has 1024 MiB of memory", no_label])];
     assert_eq!(against(&why), expected);
+}
+
+#[test]
+fn a_decision_tells_what_spoke_against_the_quicker_worker() {
+    let mut mesh = mesh();
+    (0..2).for_each(|number| mesh.measured(number, [0, 1], 40_000 + 1000 * number));
+    let (key, value) = ("room".to_owned(), "attic".to_owned());
+    mesh.register(1, [0, 1], |register| register.labels = vec![(key.clone(), value.clone())]);
+    let prefers = |submit: &mut Submit| submit.spec.labels = vec![LabelRule { key, value, required: false }];
+    assert_eq!(mesh.submit(0, 1, prefers), Some(worker(1)));
+    let why = mesh.why(0, 1);
+    let decision = why.decision.clone().expect("it was placed");
+    let lacks = vec!["lacks the preferred label room=attic".to_owned()];
+    let told: Vec<_> = decision.candidates.into_iter().map(|row| (row.worker, row.against)).collect();
+    assert_eq!(told, [(worker(1), Vec::new()), (worker(0), lacks)]);
 }
 
 /// The text of the refusal of a task that asks for more cores than each of these workers has.

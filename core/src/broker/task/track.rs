@@ -23,8 +23,8 @@ pub(crate) struct Track {
     pub(crate) is_from_before: bool,
     /// The last placement.
     pub(crate) last: Option<Last>,
-    /// The current attempt's outcome as reported by its worker, where the client has the last word: for an attached
-    /// task, and for a detached one whose client the worker missed.
+    /// The current attempt's outcome as reported by its worker. The client of an attached task has the last word, and so
+    /// has that of a detached one whom the worker missed.
     pub(crate) finished: Option<Outcome>,
     /// Since when the attempt's worker is absent: since its loss, or since the broker's restart.
     pub(crate) away_since: Option<MonoTime>,

@@ -186,6 +186,17 @@ fn a_comparison_that_tells_nothing_leaves_the_size_as_it_is_for_a_while() {
 }
 
 #[test]
+fn a_model_whose_runs_are_too_long_to_compare_says_so_until_they_are_short() {
+    let mut cost = Cost::new(64);
+    let packing = |cost: &Cost| cost.said(proto_msgs::Digest::from_bytes([0; 32])).packing;
+    assert_eq!(packing(&cost), Packing::Unknown);
+    cost.learn(1, COMPARE_SINGLE_US + 1);
+    assert_eq!((packing(&cost), cost.plan(true)), (Packing::TooSlow, Plan::Single));
+    (0..50).for_each(|_| cost.learn(1, 1_000_000));
+    assert_eq!(packing(&cost), Packing::Unknown);
+}
+
+#[test]
 fn what_differs_is_never_packed() {
     let mut cost = Cost::new(64);
     cost.probe_begins();

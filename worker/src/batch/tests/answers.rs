@@ -16,8 +16,13 @@ struct Answered {
 
 impl Home {
     async fn probe_until_answered(&mut self, task: &Arc<Material>, stage: u8, rows: u32) -> Answered {
+        self.until_answered(BatchKind::Probe, task, stage, rows).await
+    }
+
+    async fn until_answered(&mut self, kind: BatchKind, task: &Arc<Material>, stage: u8, rows: u32) -> Answered {
         let (order, comparing) = watch::channel(Comparing::Undecided);
-        let (batch, tools) = (batch(BatchKind::Probe, stage, &[(task, 0..rows)], comparing), self.tools.clone());
+        let (mut batch, tools) = (batch(kind, stage, &[(task, 0..rows)], comparing), self.tools.clone());
+        batch.unfinished = self.unfinished.clone();
         let probe = tokio::spawn(async move { batch.run(&tools).await });
         let answered = async {
             while !matches!(self.events.recv().await, Some(Event::BatchAnswered { .. })) {
@@ -51,6 +56,25 @@ async fn answers_are_there_before_anything_is_compared() {
     assert!(!answered.probe.is_finished(), "it waits for the order to compare");
     assert_eq!(answered.verdict(goes(2)).await, Some(Equality::Same));
     assert_eq!(home.tools.pool.warm(), [Digest::of(&model)]);
+}
+
+#[tokio::test]
+async fn equal_rows_of_a_new_size_are_answered_before_other_rows_are_made_up() {
+    let Some(mut home) = Home::new() else { return };
+    let right = models::negate(&[0, 1]);
+    let task = home.task(1, std::slice::from_ref(&right), 4, &[&EQUAL]);
+    let answered = home.until_answered(BatchKind::Check, &task, 0, 4).await;
+    assert_eq!(result(&task).1, EQUAL.map(|x| -x));
+    assert!(!answered.probe.is_finished(), "it waits for the order to compare");
+    assert_eq!(answered.verdict(Comparing::Stops).await, Some(Equality::Inconclusive), "others need the slot");
+    let task = home.task(2, std::slice::from_ref(&right), 4, &[&EQUAL]);
+    let answered = home.until_answered(BatchKind::Check, &task, 0, 4).await;
+    assert_eq!(answered.verdict(goes(4)).await, Some(Equality::Same));
+    let two = [0, 2];
+    let rows = [[1.0, 2.0]; 4].concat();
+    let task = home.task(3, &[models::rotating(&two)], 4, &[&rows]);
+    let answered = home.until_answered(BatchKind::Check, &task, 0, 4).await;
+    assert_eq!(answered.verdict(goes(4)).await, Some(Equality::Differs), "rows that change places");
 }
 
 #[tokio::test]
@@ -96,4 +120,29 @@ async fn what_an_earlier_stage_made_is_compared_although_the_task_has_passed_it_
         assert_eq!(result(&task).1, values);
         assert_eq!(answered.verdict(goes(4)).await, Some(equal), "task {number}");
     }
+}
+
+#[tokio::test]
+async fn a_comparison_with_made_up_items_that_is_cut_short_goes_on_with_the_next_probe() {
+    let Some(mut home) = Home::new() else { return };
+    let mut number = 0;
+    let mut compare = async |model: &Vec<u8>, limit: Duration| {
+        number += 1;
+        let task = home.task(number, std::slice::from_ref(model), 4, &[&EQUAL]);
+        let answered = home.probe_until_answered(&task, 0, 4).await;
+        let begun = Instant::now();
+        (answered.verdict(Comparing::Goes { rows: 4, limit }).await, begun.elapsed())
+    };
+    let (whole, takes) = compare(&models::absolute(&[0, 1]), PATIENCE).await;
+    assert_eq!(whole, Some(Equality::Same));
+    let model = models::negate(&[0, 1]);
+    let mut verdicts = Vec::new();
+    while verdicts.len() < 500 && !verdicts.contains(&Some(Equality::Same)) {
+        verdicts.push(compare(&model, takes / 3).await.0);
+    }
+    assert_eq!(verdicts.last(), Some(&Some(Equality::Same)), "{verdicts:?}");
+    // Cut short before a single call, on a busy machine, it has not come on.
+    let cut_short = [Some(Equality::Unfinished), Some(Equality::Inconclusive)];
+    assert!(verdicts[..verdicts.len() - 1].iter().all(|verdict| cut_short.contains(verdict)), "{verdicts:?}");
+    assert!(verdicts.contains(&cut_short[0]), "{verdicts:?}");
 }

@@ -104,7 +104,7 @@ proptest! {
                 let (parts, kind) = (parts.collect(), BatchKind::Packed);
                 let (only_loads, comparing) = (Arc::default(), watch::channel(Comparing::default()).1);
                 let (batch, device) = (BatchId(1), -1);
-                let batch = Batch { batch, parts, device, kind, apart: false, limit: PATIENCE, only_loads, comparing };
+                let batch = Batch { batch, parts, device, kind, apart: false, limit: PATIENCE, only_loads, unfinished: Arc::default(), comparing };
                 run(&batch, folder.path(), dice.below(2) == 0);
             }
         }

@@ -4,12 +4,13 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use proto_msgs::{ClientId, Digest};
 use tokio::sync::watch;
 
@@ -113,7 +114,7 @@ impl Coming {
     }
 
     fn copies(&self) -> MutexGuard<'_, HashMap<Digest, Vec<Arc<Copy>>>> {
-        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
+        self.copies.lock()
     }
 }
 

@@ -12,7 +12,7 @@ use proto_msgs::{Digest, ErrorCode, Failure};
 use tokio::runtime::Handle;
 
 use super::{DISK_SPARE_BYTES, Room};
-use crate::units::show_bytes;
+use proto_msgs::units::show_bytes;
 
 /// Why the store could not keep bytes.
 #[derive(Debug, thiserror::Error)]

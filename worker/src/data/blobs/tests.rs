@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use proto_msgs::{ErrorCode, Failure};
 
 use super::*;
@@ -44,6 +46,26 @@ fn a_model_is_held_under_its_digest_and_read_only() {
     assert_eq!(fs::read(pin.path()).expect("the file"), model(1, 5000));
     assert_eq!(fs::metadata(pin.path()).expect("the file").permissions().mode() & 0o777, 0o444);
     assert_eq!(store.held(), [Digest::of(&model(1, 5000))]);
+}
+
+#[tokio::test]
+async fn while_a_thread_works_on_the_disk_nobody_who_carries_transfers_waits_for_it() {
+    let home = Home::new();
+    let store = home.store(MIB);
+    let held = put(&store, &model(1, 5000)).expect("room");
+    let (room, digest) = (store.room(MIB / 2).expect("room"), Digest::of(&model(1, 5000)));
+    {
+        let _a_slow_disk = store.shared.index();
+        assert!(store.pin_at_once(digest).is_none(), "it is looked up where one may wait");
+        drop(room);
+    }
+    assert!(store.pin_at_once(digest).is_some_and(|pin| pin.path() == held.path()));
+    let all_given_back = async {
+        while store.shared.index().reserved_bytes > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), all_given_back).await.expect("the room is free again");
 }
 
 #[test]
@@ -160,7 +182,7 @@ fn the_store_survives_a_restart_and_sweeps_half_written_files() {
     let store = home.store(3 * MIB);
     for (seed, age_s) in [(1, 100), (2, 300), (3, 200)] {
         let pin = put(&store, &model(seed, MIB)).expect("room");
-        let time = SystemTime::now() - std::time::Duration::from_secs(age_s);
+        let time = SystemTime::now() - Duration::from_secs(age_s);
         fs::set_permissions(pin.path(), fs::Permissions::from_mode(0o644)).expect("chmod");
         OpenOptions::new().write(true).open(pin.path()).and_then(|file| file.set_modified(time)).expect("utimes");
     }

@@ -36,6 +36,13 @@ fn note() -> RunNote {
     RunNote { stage: 0, rows: (0, 1), batch_rows: 8, dispatch: Dispatch::Full, run_us: 1 }
 }
 
+const DONE: Outcome = Outcome::Done { run_us: 1, load_us: 2 };
+
+fn output() -> Output {
+    let (name, digest) = ("out".to_owned(), Digest::of(b"out"));
+    Output { name, dtype: DType::U8, shape: vec![3], digest, payload: Payload::Memory(Bytes::from_static(b"out")) }
+}
+
 fn store(home: &tempfile::TempDir) -> BlobStore {
     BlobStore::open(&home.path().join("blobs"), 1 << 20).expect("a store")
 }
@@ -64,18 +71,10 @@ fn a_detached_attempt_outlives_the_process_before_and_after_its_run() {
     keep.give_up_run(id()).expect("noted");
     assert_eq!(open(&home).1[0].runs_begun, 1);
 
-    let output = Output {
-        name: "out".to_owned(),
-        dtype: DType::U8,
-        shape: vec![3],
-        digest: Digest::of(b"out"),
-        payload: Payload::Memory(Bytes::from_static(b"out")),
-    };
-    let done = Outcome::Done { run_us: 1, load_us: 2 };
-    keep.finish(id(), done.clone(), vec![note()], &[output]).expect("kept");
+    assert_eq!(keep.finish(id(), DONE, &[note()], &[output()]), DONE);
     let (keep, found) = open(&home);
     let result = found[0].result.as_ref().expect("an end");
-    assert_eq!((&result.outcome, bytes(&result.outputs[0].payload).as_slice()), (&done, b"out".as_slice()));
+    assert_eq!((&result.outcome, bytes(&result.outputs[0].payload).as_slice()), (&DONE, b"out".as_slice()));
     assert_eq!(found[0].restored().runs, [note()]);
 
     keep.remove(id());
@@ -106,11 +105,38 @@ fn an_output_that_an_earlier_life_left_is_replaced() {
     let path = home.path().join("spooled");
     fs::write(&path, b"out").expect("an output");
     let payload = Payload::File { path, offset: 0, size_bytes: 3, owner: None };
-    let (name, digest) = ("out".to_owned(), Digest::of(b"out"));
-    let output = Output { name, dtype: DType::U8, shape: vec![3], digest, payload };
-    keep.finish(id(), Outcome::Done { run_us: 1, load_us: 2 }, Vec::new(), &[output]).expect("kept");
+    assert_eq!(keep.finish(id(), DONE, &[], &[Output { payload, ..output() }]), DONE);
     let (_, found) = open(&home);
     assert_eq!(bytes(&found[0].result.as_ref().expect("an end").outputs[0].payload), b"out");
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_a_failure_that_the_next_life_knows_too() {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let (keep, _) = open(&home);
+    let input = Payload::Memory(Bytes::from_static(b"input"));
+    keep.save(id(), &ticket(), &manifest(&[b"input"]), vec![input]).expect("saved");
+    // A folder instead of a file: nothing can be written there, as on a full disk.
+    fs::create_dir(keep.folder(id()).join("output-2")).expect("a folder");
+    let told = keep.finish(id(), DONE, &[note()], &[output(), output()]);
+    let Outcome::Failed(failure) = &told else { panic!("its result is lost with the process: {told:?}") };
+    assert_eq!(failure.code, ErrorCode::DiskFull);
+    assert!(failure.text.contains("--state-dir") && failure.text.contains("submit it again"), "{}", failure.text);
+    assert!(!keep.folder(id()).join("output-1").exists(), "it only takes room");
+
+    let (_, found) = open(&home);
+    assert_eq!(found[0].restored().outcome, Some(told));
+}
+
+#[test]
+fn an_end_that_cannot_be_written_at_all_leaves_nothing_to_run_again() {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let (keep, _) = open(&home);
+    let input = Payload::Memory(Bytes::from_static(b"input"));
+    keep.save(id(), &ticket(), &manifest(&[b"input"]), vec![input]).expect("saved");
+    fs::create_dir(keep.folder(id()).join("result.new")).expect("a folder");
+    assert_eq!(keep.finish(id(), Outcome::Cancelled, &[], &[]), Outcome::Cancelled);
+    assert!(open(&home).1.is_empty());
 }
 
 #[test]

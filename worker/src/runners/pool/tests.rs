@@ -4,11 +4,12 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use proto_msgs::{Attempt, ModelFormat, TaskId};
+use tokio::net::UnixListener;
 
 use super::*;
 use crate::{
     batch::tests::{models, real_runner},
-    engine::Process,
+    engine::{Process, SOCKET_NAME},
 };
 
 /// Longer than any of these tests takes on a busy machine.
@@ -100,6 +101,31 @@ async fn a_model_that_loads_too_slowly_here_may_be_tried_elsewhere() {
     let failure = failure(&pool, &home.wanted()).await;
     assert!(failure.code.is_retryable(), "{failure}");
     assert!(failure.text.contains("was not loaded within"), "{}", failure.text);
+}
+
+#[tokio::test]
+async fn a_runner_that_hangs_up_while_loading_and_lives_on_is_not_waited_for() {
+    let home = Home::new();
+    let (pool, _) = home.pool_of_script("exec sleep 1000");
+    let socket = home.dir.path().join("runners/0").join(SOCKET_NAME);
+    let hang_up = async {
+        let listener = loop {
+            match UnixListener::bind(&socket) {
+                Ok(listener) => break listener,
+                // Its folder is made when the runner is started.
+                Err(_) => sleep(READY_FIRST).await,
+            }
+        };
+        loop {
+            drop(listener.accept().await);
+        }
+    };
+    let wanted = home.wanted();
+    let failure = tokio::select! {
+        failure = timeout(PATIENCE, failure(&pool, &wanted)) => failure.expect("it is given up"),
+        () = hang_up => unreachable!("it listens for ever"),
+    };
+    assert_eq!(failure.code, ErrorCode::RunProtocol, "{failure}");
 }
 
 #[tokio::test]

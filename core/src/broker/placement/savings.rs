@@ -17,13 +17,15 @@ use std::{collections::BTreeMap, time::Duration};
 
 use proto_msgs::{Digest, Prediction, TaskId, WorkerId};
 
-use super::{
-    Broker,
-    task::Task,
-    trials,
-    worker::{Seat, Worker},
+use super::trials;
+use crate::{
+    Census, MonoTime, Rule,
+    broker::{
+        Broker,
+        task::Task,
+        workers::worker::{Seat, Worker},
+    },
 };
-use crate::{Census, MonoTime, Rule};
 
 /// The longest predicted time of a task that pays for a load, by lane, microseconds. Someone waits for it, or a whole
 /// job does.
@@ -67,7 +69,7 @@ impl Idle {
 
 /// What one task misses.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Missed {
+pub(crate) struct Missed {
     /// The idle worker that lacks the loaded models.
     at: Seat,
     us: u64,
@@ -102,7 +104,7 @@ struct Sum {
 
 /// What the tasks of each model have missed.
 #[derive(Debug, Default)]
-pub(super) struct Savings {
+pub(crate) struct Savings {
     sums: BTreeMap<Digest, Sum>,
 }
 
@@ -138,7 +140,7 @@ impl Savings {
         }
     }
 
-    pub(super) fn census(&self, census: &mut Census<'_>) {
+    pub(crate) fn census(&self, census: &mut Census<'_>) {
         let Self { sums } = self;
         census.lasting("models with something missed", sums.len(), MODELS_MAX);
     }
@@ -153,7 +155,7 @@ impl Sum {
 
 impl Broker {
     /// Counts what a task misses. Returns whether it is now to go to that worker and pay for the load.
-    pub(super) fn pays_for_load(&mut self, now: MonoTime, id: TaskId, missed: Missed) -> bool {
+    pub(crate) fn pays_for_load(&mut self, now: MonoTime, id: TaskId, missed: Missed) -> bool {
         let Some(task) = self.tasks.get_mut(id).filter(|task| !task.is_counted) else { return false };
         task.is_counted = true;
         let (model, workers) = (task.spec.model.digest, &self.workers);

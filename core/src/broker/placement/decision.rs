@@ -8,26 +8,26 @@ use crate::Census;
 
 /// A worker's rating for a task.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rated {
-    pub(super) worker: WorkerId,
-    pub(super) obstacle: Option<Obstacle>,
-    pub(super) prediction: Prediction,
-    pub(super) busy_permille: u16,
-    pub(super) holds_model: bool,
-    pub(super) packing: Packing,
-    pub(super) best_batch: u16,
+pub(crate) struct Rated {
+    pub(crate) worker: WorkerId,
+    pub(crate) obstacle: Option<Obstacle>,
+    pub(crate) prediction: Prediction,
+    pub(crate) busy_permille: u16,
+    pub(crate) holds_model: bool,
+    pub(crate) packing: Packing,
+    pub(crate) best_batch: u16,
 }
 
 /// A decision, kept for people who ask why.
 #[derive(Clone, Debug)]
-pub(super) struct Decision {
-    pub(super) at_unix_ms: u64,
-    pub(super) chosen: Option<WorkerId>,
-    pub(super) rated: Vec<Rated>,
+pub(crate) struct Decision {
+    pub(crate) at_unix_ms: u64,
+    pub(crate) chosen: Option<WorkerId>,
+    pub(crate) rated: Vec<Rated>,
 }
 
 impl Decision {
-    pub(super) fn census(&self, census: &mut Census<'_>) {
+    pub(crate) fn census(&self, census: &mut Census<'_>) {
         let Self { at_unix_ms: _, chosen: _, rated } = self;
         census.passing("workers rated for a task", rated.len(), DECISION_CANDIDATES_MAX);
     }
@@ -35,7 +35,7 @@ impl Decision {
 
 /// One reason against a worker.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Obstacle {
+pub(crate) enum Obstacle {
     // Permanent: the worker could never run the task, however idle.
     Format(ModelFormat),
     Arch(Arch),
@@ -47,7 +47,11 @@ pub(super) enum Obstacle {
     RunMemory {
         bytes: u64,
     },
-    GpuMemory,
+    /// Memory of the largest GPU that tasks of the lane may get; the other lane's, if that would do.
+    GpuMemory {
+        bytes: u64,
+        other: Option<Lane>,
+    },
     NoWay,
     NoSlots(Lane),
     /// Index of the label rule of the task that is broken.
@@ -75,11 +79,16 @@ pub(super) enum Obstacle {
         lane: Lane,
         slots: u16,
     },
+    // Drawbacks: the task fits, and another worker is better.
+    /// The worker misses the latency promised to the task's stream, for so many of a thousand tasks.
+    Late(u16),
+    /// Index of the preferred label of the task that the worker lacks.
+    Unliked(u8),
 }
 
 impl Obstacle {
     /// The obstacle as text for people; the worker is the subject.
-    pub(super) fn text(self, task: &TaskSpec) -> String {
+    pub(crate) fn text(self, task: &TaskSpec) -> String {
         match self {
             Self::Format(format) => format!("cannot run {format} models"),
             Self::Arch(arch) => format!("is {arch}"),
@@ -88,13 +97,14 @@ impl Obstacle {
             Self::RunMemory { bytes } => {
                 format!("gives a run {} MiB of memory unless its task asks for more", bytes >> 20)
             }
-            Self::GpuMemory => "has no GPU with that much memory".to_owned(),
+            Self::GpuMemory { other: Some(lane), .. } => {
+                format!("has a GPU with that much memory for the {lane} lane only")
+            }
+            Self::GpuMemory { bytes: 0, .. } => "has no GPU for it".to_owned(),
+            Self::GpuMemory { bytes, .. } => format!("has {} MiB of memory on its largest GPU for it", bytes >> 20),
             Self::NoWay => "cannot be connected in the wanted direction".to_owned(),
             Self::NoSlots(lane) => format!("has no slots for the {lane} lane"),
-            Self::Label(at) => match task.labels.get(usize::from(at)) {
-                Some(rule) => format!("has no label {}={}", rule.key, rule.value),
-                None => "does not have the required labels".to_owned(),
-            },
+            Self::Label(at) => format!("has no label {}", label(task, at)),
             Self::Unheard => "has not sent a heartbeat yet".to_owned(),
             Self::Draining => "is draining".to_owned(),
             Self::KeepsNoMore => "keeps as many results of detached tasks as it may".to_owned(),
@@ -108,6 +118,13 @@ impl Obstacle {
             Self::Claimed => "keeps cores and memory for a task that has waited longer".to_owned(),
             Self::SlotsInUse { lane: Lane::Realtime, slots } => format!("all {slots} slots are in use"),
             Self::SlotsInUse { lane: Lane::Batch, slots } => format!("all {slots} batch slots are in use"),
+            Self::Late(permille) => format!("missed the promised latency for {permille} of 1000 tasks"),
+            Self::Unliked(at) => format!("lacks the preferred label {}", label(task, at)),
         }
     }
+}
+
+/// The label that this rule of the task names.
+fn label(task: &TaskSpec, at: u8) -> String {
+    task.labels.get(usize::from(at)).map_or_else(String::new, |rule| format!("{}={}", rule.key, rule.value))
 }

@@ -23,7 +23,7 @@ const TASKS_PART: u32 = 16;
 
 /// When a worker was last given a task of a model.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Given {
+pub(crate) struct Given {
     /// With any task.
     pub(super) at: MonoTime,
     /// With one that was no trial.
@@ -32,18 +32,18 @@ pub(super) struct Given {
 
 impl Given {
     /// The worker is new, or new to the model: what it says is not old yet.
-    pub(super) fn new(now: MonoTime) -> Self {
+    pub(crate) fn new(now: MonoTime) -> Self {
         Self { at: now, by_merit: now }
     }
 
-    pub(super) fn note(&mut self, now: MonoTime, is_trial: bool) {
+    pub(crate) fn note(&mut self, now: MonoTime, is_trial: bool) {
         self.at = now;
         if !is_trial {
             self.by_merit = now;
         }
     }
 
-    pub(super) fn is_in_use(&self, now: MonoTime) -> bool {
+    pub(crate) fn is_in_use(&self, now: MonoTime) -> bool {
         now.since(self.at) < IN_USE_FOR
     }
 
@@ -57,13 +57,13 @@ impl Given {
 
 /// A model's share of trials.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Share {
+pub(crate) struct Share {
     /// Tasks placed since the last trial.
     since: u32,
 }
 
 impl Share {
-    pub(super) fn note(&mut self, is_trial: bool) {
+    pub(crate) fn note(&mut self, is_trial: bool) {
         self.since = if is_trial { 0 } else { self.since.saturating_add(1) };
     }
 

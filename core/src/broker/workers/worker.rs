@@ -2,19 +2,30 @@
 //!
 //! Owns the questions that placement asks of a single row. Never decides who gets a task.
 
-use std::{ops::Range, time::Duration};
+use std::time::Duration;
 
 use proto_msgs::{
-    Arch, AttemptId, Demands, Digest, Gpu, Heartbeat, Lane, ModelCost, ModelFormat, Packing, PeerId, Register, TaskId,
-    WorkerId, WorkerView,
+    AttemptId, Demands, Digest, Heartbeat, Lane, ModelCost, Packing, PeerId, Promised, Register, TaskId, WorkerId,
+    WorkerView,
     limits::{COSTS_MAX, GPUS_MAX, HELD_MAX},
 };
 
 use super::{
-    api::WorkerRecord, beside, claim::Claim, finishing::Finishing, given::Given, handover::Handover, line::Order,
-    occupancy::Occupancy, queue::Cursor, rank::Rank, warmth::Warmth,
+    claim::Claim,
+    finishing::Finishing,
+    handover::Handover,
+    kind::{LaneGpu, Places, lane_gpus, largest_bytes},
+    occupancy::Occupancy,
+    warmth::Warmth,
 };
-use crate::{Census, MonoTime, Rule, Rules};
+use crate::{
+    Census, MonoTime, Rule, Rules,
+    broker::{
+        api::WorkerRecord,
+        placement::given::Given,
+        queue::{Cursor, line::Order, rank::Rank},
+    },
+};
 
 /// Added to the missed heartbeats before a worker counts as dead: a heartbeat's travel time and its sender's
 /// scheduling.
@@ -22,11 +33,11 @@ const LIVENESS_GRACE: Duration = Duration::from_millis(250);
 
 /// Batch slots that realtime may get in a row, at a worker without realtime slots, while batch tasks wait: nine of ten.
 /// The batch lane keeps moving.
-pub(super) const LENT_IN_A_ROW_MAX: u8 = 9;
+pub(crate) const LENT_IN_A_ROW_MAX: u8 = 9;
 
 /// The slots that a task may take at a worker.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Slots {
+pub(crate) enum Slots {
     /// The slots of the task's own lane.
     Own,
     /// Also the slots that the other lane lends.
@@ -34,78 +45,7 @@ pub(super) enum Slots {
 }
 
 /// A worker's index in the table. Cheaper to follow than its id.
-pub(super) type Seat = u32;
-
-/// The unchanging properties of a worker that decide which tasks it can ever run. Workers of one kind are alike in
-/// these.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) struct Kind {
-    formats: Vec<ModelFormat>,
-    arch: Arch,
-    cores: u32,
-    /// The machine's, and that of a run whose task asks for none.
-    memory_bytes: [u64; 2],
-    /// By lane, as [`lane_gpus`] says.
-    gpu_memory_bytes: [u64; 2],
-    has_door: bool,
-    has_slots: [bool; 2],
-    labels: Vec<(String, String)>,
-}
-
-impl Kind {
-    pub(super) fn of(register: &Register) -> Self {
-        let (mut formats, mut labels) = (register.formats.clone(), register.labels.clone());
-        formats.sort_unstable();
-        formats.dedup();
-        labels.sort_unstable();
-        Self {
-            formats,
-            arch: register.arch,
-            cores: register.cores,
-            memory_bytes: [register.memory_bytes, register.run_memory_bytes],
-            gpu_memory_bytes: Lane::ALL.map(|lane| largest_bytes(&lane_gpus(register, lane))),
-            has_door: !register.endpoints.is_empty(),
-            has_slots: register.slots.map(|slots| slots > 0),
-            labels,
-        }
-    }
-}
-
-/// A GPU of a worker, as tasks of one lane may get it.
-#[derive(Clone, Copy, Debug)]
-struct LaneGpu {
-    index: u8,
-    bytes: u64,
-    /// Whether a slot of the lane itself sits on it, or none of its slots sits on a GPU.
-    is_own: bool,
-}
-
-/// The GPUs that tasks of the lane may get: those on which slots open to it sit; if none does, those of the whole device
-/// map; if it names none, all.
-fn lane_gpus(register: &Register, lane: Lane) -> Vec<LaneGpu> {
-    let [realtime, batch] = register.slots.map(usize::from);
-    let map = &register.device_map;
-    let of = |slots: Range<usize>| -> Vec<i16> {
-        slots.filter_map(|slot| map.get(slot.checked_rem(map.len())?).copied()).collect()
-    };
-    let (own, open) = match lane {
-        Lane::Realtime => (of(0..realtime), of(0..realtime + batch)),
-        Lane::Batch => (of(realtime..realtime + batch), of(realtime..realtime + batch)),
-    };
-    // Of these lists, the first that names a GPU decides.
-    let is_in = |lists: &[&[i16]], gpu: i16| {
-        let named = lists.iter().find(|devices| devices.iter().any(|device| *device >= 0));
-        named.is_none_or(|devices| devices.contains(&gpu))
-    };
-    let gpus = (0_u8..).zip(&register.gpus).filter(|(index, _)| is_in(&[&open, map], i16::from(*index)));
-    let lane_gpu =
-        |(index, gpu): (u8, &Gpu)| LaneGpu { index, bytes: gpu.memory_bytes, is_own: is_in(&[&own], i16::from(index)) };
-    gpus.map(lane_gpu).collect()
-}
-
-fn largest_bytes(gpus: &[LaneGpu]) -> u64 {
-    gpus.iter().map(|gpu| gpu.bytes).max().unwrap_or(0)
-}
+pub(crate) type Seat = u32;
 
 /// A worker's state of one model.
 #[derive(Clone, Copy, Debug, Default)]
@@ -120,70 +60,70 @@ struct Known {
 
 /// A model's state at one worker.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct ModelHere<'a> {
-    pub(super) held: bool,
-    pub(super) warm: bool,
-    pub(super) cost: Option<&'a ModelCost>,
+pub(crate) struct ModelHere<'a> {
+    pub(crate) held: bool,
+    pub(crate) warm: bool,
+    pub(crate) cost: Option<&'a ModelCost>,
     /// When the worker was last given a task of the model.
-    pub(super) given: Given,
+    pub(crate) given: Given,
     warmth: Warmth,
 }
 
 impl ModelHere<'_> {
     /// Whether a runner with the model loaded may serve a task with these demands.
-    pub(super) fn is_warm_for(&self, demands: &Demands) -> bool {
+    pub(crate) fn is_warm_for(&self, demands: &Demands) -> bool {
         self.warm && self.warmth.suits(demands)
     }
 
     /// Whether items of the model are run together, and the best batch size.
-    pub(super) fn packing(&self) -> (Packing, u16) {
+    pub(crate) fn packing(&self) -> (Packing, u16) {
         self.cost.map_or((Packing::Unknown, 1), |cost| (cost.packing, cost.best_batch))
     }
 }
 
 /// A live worker.
 #[derive(Debug)]
-pub(super) struct Worker {
-    pub(super) register: Register,
-    pub(super) peer: PeerId,
-    pub(super) heartbeat: Option<Heartbeat>,
-    pub(super) seen: MonoTime,
-    pub(super) seat: Seat,
+pub(crate) struct Worker {
+    pub(crate) register: Register,
+    pub(crate) peer: PeerId,
+    pub(crate) heartbeat: Option<Heartbeat>,
+    pub(crate) seen: MonoTime,
+    pub(crate) seat: Seat,
     /// Number of tasks that its slots can run without taking turns.
-    pub(super) places: u32,
-    /// Number of the worker's [`Kind`].
-    pub(super) kind: u32,
-    pub(super) occupancy: Occupancy,
+    pub(crate) places: Places,
+    /// Number of the worker's [`Kind`](super::kind::Kind).
+    pub(crate) kind: u32,
+    pub(crate) occupancy: Occupancy,
     /// Slots that went to realtime in a row while batch tasks waited.
-    pub(super) lent_in_a_row: u8,
+    pub(crate) lent_in_a_row: u8,
     /// For each lane: the last waiting task that this worker was compared with; `None` after the queue's end.
-    pub(super) fill_on: [Option<Cursor>; 2],
+    pub(crate) fill_on: [Option<Cursor>; 2],
     /// For each lane: the first waiting task that needs a free slot here. No task behind it is sent ahead, or it would
     /// never get one.
-    pub(super) awaited: [Option<Order>; 2],
+    pub(crate) awaited: [Option<Order>; 2],
     /// For each lane: the first waiting task that needs cores or memory that others have here. No task behind it gets
     /// any.
-    pub(super) claims: [Option<Claim>; 2],
+    pub(crate) claims: [Option<Claim>; 2],
     /// The load that the worker finishes for nobody.
-    pub(super) finishing: Finishing,
+    pub(crate) finishing: Finishing,
     /// The heartbeat's models in order of digest, for a binary search per candidate of each task.
     models: Vec<(Digest, Known)>,
-    /// Whether items of some model are run together.
-    pub(super) packs: bool,
+    /// Whether items of some model are run together, or may be.
+    pub(crate) may_pack: bool,
     /// As many models as it has slots are loaded, and all are in use: another load may push one of them out.
-    pub(super) is_crowded: bool,
+    pub(crate) is_crowded: bool,
     /// The GPUs that tasks of each lane may get.
     gpus: [Vec<LaneGpu>; 2],
     /// Time that a task takes here besides its predicted parts.
-    pub(super) handover: Handover,
-    pub(super) rules: Rules,
+    pub(crate) handover: Handover,
+    pub(crate) rules: Rules,
 }
 
 impl Worker {
     pub(super) fn new(register: Register, peer: PeerId, now: MonoTime, seat: Seat, occupancy: Occupancy) -> Self {
         Self {
             gpus: Lane::ALL.map(|lane| lane_gpus(&register, lane)),
-            places: beside::places(&register),
+            places: Places::of(&register),
             register,
             peer,
             heartbeat: None,
@@ -197,34 +137,34 @@ impl Worker {
             claims: [None; 2],
             finishing: Finishing::default(),
             models: Vec::new(),
-            packs: false,
+            may_pack: false,
             is_crowded: false,
             handover: Handover::default(),
             rules: Rules::default(),
         }
     }
 
-    pub(super) fn id(&self) -> WorkerId {
+    pub(crate) fn id(&self) -> WorkerId {
         self.register.worker
     }
 
-    pub(super) fn is_draining(&self) -> bool {
+    fn is_draining(&self) -> bool {
         self.heartbeat.as_ref().is_some_and(|heartbeat| heartbeat.draining)
     }
 
     /// Whether the worker may get tasks: it is not draining, and its first heartbeat has named the attempts it already
     /// has.
-    pub(super) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.heartbeat.as_ref().is_some_and(|heartbeat| !heartbeat.draining)
     }
 
     /// Number of slots of both lanes.
-    pub(super) fn slots(&self) -> u16 {
+    pub(crate) fn slots(&self) -> u16 {
         self.register.slots.iter().fold(0, |sum: u16, slots| sum.saturating_add(*slots))
     }
 
     /// Slots that a lane can use, lent ones included.
-    pub(super) fn usable_slots(&self, lane: Lane) -> u16 {
+    pub(crate) fn usable_slots(&self, lane: Lane) -> u16 {
         match lane {
             Lane::Realtime => self.slots(),
             Lane::Batch => self.register.slots[Lane::Batch.index()],
@@ -232,7 +172,7 @@ impl Worker {
     }
 
     /// Slots that each lane can count on: its own, or the shared ones if it has none.
-    pub(super) fn counted_slots(&self) -> [u16; 2] {
+    pub(crate) fn counted_slots(&self) -> [u16; 2] {
         Lane::ALL.map(|lane| {
             let own = self.register.slots[lane.index()];
             if own > 0 { own } else { self.usable_slots(lane).max(1) }
@@ -240,22 +180,22 @@ impl Worker {
     }
 
     /// Attempts per slot, thousandths; over 1000 if tasks are sent ahead, or after a restart of the broker.
-    pub(super) fn busy_permille(&self) -> u16 {
+    pub(crate) fn busy_permille(&self) -> u16 {
         let total = u32::from(self.slots()).max(1);
         u16::try_from(self.occupancy.len() as u32 * 1000 / total).unwrap_or(u16::MAX)
     }
 
     /// Whether the worker has the attempt, or was granted it.
-    pub(super) fn has(&self, id: AttemptId) -> bool {
+    pub(crate) fn has(&self, id: AttemptId) -> bool {
         self.occupancy.has(id)
     }
 
-    pub(super) fn free(&self, lane: Lane) -> u16 {
+    pub(crate) fn free(&self, lane: Lane) -> u16 {
         self.free_among(lane, self.register.slots)
     }
 
     /// Free slots without the one in which a load is finished.
-    pub(super) fn free_at_once(&self, lane: Lane, now: MonoTime) -> u16 {
+    pub(crate) fn free_at_once(&self, lane: Lane, now: MonoTime) -> u16 {
         self.free_among(lane, self.finishing.leaves(now, self.register.slots))
     }
 
@@ -265,7 +205,7 @@ impl Worker {
     }
 
     /// Free slots for a task of the lane, among those that it may take.
-    pub(super) fn free_of(&self, lane: Lane, slots: Slots) -> u16 {
+    pub(crate) fn free_of(&self, lane: Lane, slots: Slots) -> u16 {
         match slots {
             Slots::Own => self.own_free(lane),
             Slots::Usable => self.free(lane),
@@ -281,7 +221,7 @@ impl Worker {
 
     /// Whether the other lane waits for a slot that tasks of this lane would take from it if they were sent ahead.
     /// Batch owns the slots of its lane; a shared slot belongs to the lane whose turn it is.
-    pub(super) fn owes_slot(&self, lane: Lane) -> bool {
+    pub(crate) fn owes_slot(&self, lane: Lane) -> bool {
         let is_shared = self.register.slots[Lane::Realtime.index()] == 0;
         let is_batch_turn = self.lent_in_a_row >= LENT_IN_A_ROW_MAX;
         match lane {
@@ -294,23 +234,23 @@ impl Worker {
     }
 
     /// Whether the worker keeps cores or memory for this task.
-    pub(super) fn keeps_for(&self, task: TaskId) -> bool {
+    pub(crate) fn keeps_for(&self, task: TaskId) -> bool {
         self.claims.iter().flatten().any(|claim| claim.task == task)
     }
 
     /// Whether the worker keeps cores and memory from a task of this rank, for a claim before it.
-    pub(super) fn keeps_from(&self, rank: &Rank, now: MonoTime) -> bool {
+    pub(crate) fn keeps_from(&self, rank: &Rank, now: MonoTime) -> bool {
         let mut claims = Lane::ALL.into_iter().zip(self.claims);
         claims.any(|(lane, claim)| claim.is_some_and(|claim| claim.holds(now) && claim.is_before(lane, rank, now)))
     }
 
     /// Whether the worker has run some model often enough to know its cost.
-    pub(super) fn has_measured(&self) -> bool {
+    pub(crate) fn has_measured(&self) -> bool {
         self.heartbeat.as_ref().is_some_and(|heartbeat| !heartbeat.costs.is_empty())
     }
 
     /// The worker's state of a model.
-    pub(super) fn model(&self, digest: Digest) -> ModelHere<'_> {
+    pub(crate) fn model(&self, digest: Digest) -> ModelHere<'_> {
         let Ok(at) = self.models.binary_search_by(|(known, _)| known.cmp(&digest)) else {
             return ModelHere::default();
         };
@@ -333,19 +273,19 @@ impl Worker {
         }
     }
 
-    pub(super) fn holds(&self, model: Digest) -> bool {
+    pub(crate) fn holds(&self, model: Digest) -> bool {
         self.model(model).held
     }
 
     /// The models that the worker reports, in order of digest, after the given one.
-    pub(super) fn models(&self, after: Option<Digest>) -> impl Iterator<Item = ModelHere<'_>> {
+    pub(crate) fn models(&self, after: Option<Digest>) -> impl Iterator<Item = ModelHere<'_>> {
         let rows = self.models.iter().filter(move |(digest, _)| Some(*digest) > after);
         rows.map(|(digest, _)| self.model(*digest))
     }
 
     /// The GPU with the most memory that is neither promised nor used, and that memory in bytes. A GPU that the lane
     /// only borrows comes last, unless the others lack the wanted memory.
-    pub(super) fn roomiest_gpu(&self, lane: Lane, wanted_bytes: u64) -> Option<(u8, u64)> {
+    pub(crate) fn roomiest_gpu(&self, lane: Lane, wanted_bytes: u64) -> Option<(u8, u64)> {
         let free = self.gpus[lane.index()].iter().map(|gpu| (gpu, self.gpu_free_bytes(gpu.index, gpu.bytes)));
         let best = free.max_by_key(|(gpu, free_bytes)| {
             let has_room = gpu.is_own && *free_bytes >= wanted_bytes;
@@ -364,17 +304,17 @@ impl Worker {
     }
 
     /// Memory of the largest GPU that a task of the lane may get.
-    pub(super) fn gpu_memory_bytes(&self, lane: Lane) -> u64 {
+    pub(crate) fn gpu_memory_bytes(&self, lane: Lane) -> u64 {
         largest_bytes(&self.gpus[lane.index()])
     }
 
     /// Whether the model is loaded here and idle: it already has the memory that it needs.
-    pub(super) fn is_loaded_and_idle(&self, model: Digest) -> bool {
+    pub(crate) fn is_loaded_and_idle(&self, model: Digest) -> bool {
         self.model(model).warm && Lane::ALL.iter().all(|lane| self.occupancy.items(model, *lane) == 0)
     }
 
     /// When the worker counts as dead if it stays silent.
-    pub(super) fn dead_at(&self, beats: u32) -> MonoTime {
+    pub(crate) fn dead_at(&self, beats: u32) -> MonoTime {
         self.seen + Duration::from_millis(u64::from(self.register.heartbeat_ms)) * beats + LIVENESS_GRACE
     }
 
@@ -396,7 +336,7 @@ impl Worker {
             }
             self.models = models;
         }
-        self.packs = heartbeat.costs.iter().any(|cost| cost.packing == Packing::On);
+        self.may_pack = heartbeat.costs.iter().any(|cost| cost.packing == Packing::On || cost.may_be_packed());
         self.finishing.told(&heartbeat.lanes);
         let warm = self.models.iter().filter(|(_, known)| known.warm);
         let in_use = warm.clone().filter(|(_, known)| known.given.is_in_use(now)).count();
@@ -421,7 +361,7 @@ impl Worker {
             claims: _,
             finishing: _,
             models,
-            packs: _,
+            may_pack: _,
             is_crowded: _,
             gpus,
             handover,
@@ -433,11 +373,11 @@ impl Worker {
         gpus.iter().for_each(|gpus| census.lasting("GPUs of a worker", gpus.len(), GPUS_MAX));
     }
 
-    pub(super) fn record(&self, now_unix_ms: u64, beats: u32, violation_permille: Option<u16>) -> WorkerRecord {
+    pub(crate) fn record(&self, now_unix_ms: u64, beats: u32, violation_permille: Option<u16>) -> WorkerRecord {
         WorkerRecord {
             register: self.register.clone(),
             heartbeat: self.heartbeat.clone(),
-            slots_used: self.occupancy.tasks(),
+            tasks: self.occupancy.tasks(),
             gpu_memory_reserved_bytes: u64::try_from(self.occupancy.reserved().2).unwrap_or(u64::MAX),
             violation_permille,
             seen_unix_ms: now_unix_ms,
@@ -445,7 +385,15 @@ impl Worker {
         }
     }
 
-    pub(super) fn view(&self, now: MonoTime, violation_permille: Option<u16>) -> WorkerView {
+    fn promised(&self) -> Promised {
+        let bytes = |bytes: u128| u64::try_from(bytes).unwrap_or(u64::MAX);
+        let (cpu_millis, memory_bytes, _) = self.occupancy.reserved();
+        let gpus = (0..).zip(&self.register.gpus);
+        let gpu_memory_bytes = gpus.map(|(gpu, _)| bytes(self.occupancy.gpu_memory(gpu).all_bytes)).collect();
+        Promised { cpu_millis, memory_bytes: bytes(memory_bytes), gpu_memory_bytes }
+    }
+
+    pub(crate) fn view(&self, now: MonoTime, violation_permille: Option<u16>) -> WorkerView {
         let register = &self.register;
         let heartbeat = self.heartbeat.as_ref();
         WorkerView {
@@ -466,6 +414,7 @@ impl Worker {
             slots_used: self.occupancy.tasks(),
             device_map: register.device_map.clone(),
             lanes: heartbeat.map(|heartbeat| heartbeat.lanes).unwrap_or_default(),
+            promised: self.promised(),
             violation_permille,
             draining: self.is_draining(),
             load: heartbeat.map(|heartbeat| heartbeat.load.clone()).unwrap_or_default(),

@@ -5,33 +5,34 @@
 use proto_msgs::{Candidate, ErrorCode, Failure, limits::TEXT_BYTES_MAX};
 
 use super::{
+    Scene,
     decision::Obstacle,
     obstacle,
-    placement::Scene,
     predict::{Guess, has_room, predict},
+};
+use crate::broker::{
     slo::Stance,
     task::Task,
-    worker::Worker,
-    workers::Workers,
+    workers::{Workers, worker::Worker},
 };
 
-/// Worker kinds tried before it stays open whether a task can ever run. A fleet has a handful.
-const NEVER_LOOK_MAX: usize = 1024;
+/// Worker kinds, or workers, tried before it stays open whether a task can ever run. A fleet has a handful of kinds.
+pub(crate) const NEVER_LOOK_MAX: usize = 1024;
 
 /// Different reasons that one text names, each with the first of its workers. The other workers are only counted.
 const REASONS_MAX: usize = 8;
 
 /// What a waiting task waits for.
-pub(super) struct Waits {
+pub(crate) struct Waits {
     /// One sentence for people.
-    pub(super) reason: String,
+    pub(crate) reason: String,
     /// Whether there are workers, and none of them could ever run the task.
-    pub(super) no_worker_fits: bool,
+    pub(crate) no_worker_fits: bool,
 }
 
 impl Waits {
     /// A wait that may end with the workers that are there.
-    pub(super) fn for_now(reason: impl Into<String>) -> Self {
+    pub(crate) fn for_now(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), no_worker_fits: false }
     }
 
@@ -44,7 +45,7 @@ impl Waits {
 
 /// The refusal if there are workers and none could ever run the task; without any worker the task waits. Also returns
 /// the number of worker kinds looked at.
-pub(super) fn never_fits(task: &Task, workers: &Workers) -> (Option<Failure>, u64) {
+pub(crate) fn never_fits(task: &Task, workers: &Workers) -> (Option<Failure>, u64) {
     let (against, looked) = against_all(task, workers);
     let text = against.map(|against| match workers.len() {
         1 => against,
@@ -90,12 +91,16 @@ fn against_all(task: &Task, workers: &Workers) -> (Option<String>, u64) {
 }
 
 /// What a waiting task waits for. `is_settled`: all workers had time to register, so that who is missing is away.
-pub(super) fn waits_for(task: &Task, workers: &Workers, is_settled: bool) -> Waits {
+pub(crate) fn waits_for(task: &Task, workers: &Workers, is_settled: bool) -> Waits {
     if workers.len() == 0 {
         return Waits::for_now("no worker is registered");
     }
-    let kinds = workers.kinds().take(NEVER_LOOK_MAX);
     let fits = |worker: &Worker| obstacle::ever(task, worker).next().is_none();
+    if let Some(better) = task.held_for.and_then(|id| workers.get(id)).filter(|better| fits(better)) {
+        let name = &better.register.name;
+        return Waits::for_now(format!("{name} is busy, and still better for it than the workers with room"));
+    }
+    let kinds = workers.kinds().take(NEVER_LOOK_MAX);
     let fitting: usize = kinds.filter(|(_, worker)| fits(worker)).map(|(kind, _)| workers.kind_len(kind)).sum();
     let too_small =
         task.doubts.too_small.iter().filter_map(|id| workers.get(*id)).filter(|worker| fits(worker)).count();
@@ -115,7 +120,7 @@ pub(super) fn waits_for(task: &Task, workers: &Workers, is_settled: bool) -> Wai
 }
 
 /// Every worker, with what speaks for and against it at present.
-pub(super) fn candidates<'a>(task: &'a Task, scene: Scene<'a>) -> impl Iterator<Item = Candidate> + 'a {
+pub(crate) fn candidates<'a>(task: &'a Task, scene: Scene<'a>) -> impl Iterator<Item = Candidate> + 'a {
     let guess = Guess::new(task, scene.workers.fleet());
     scene.workers.after(None).map(move |worker| {
         let mut against: Vec<String> =
@@ -124,11 +129,9 @@ pub(super) fn candidates<'a>(task: &'a Task, scene: Scene<'a>) -> impl Iterator<
             let (lane, slots) = (task.lane(), worker.usable_slots(task.lane()));
             against.push(Obstacle::SlotsInUse { lane, slots }.text(&task.spec));
         }
-        if let Some(stream) = task.promise.stream
-            && let Stance::Shunned(permille) = scene.slos.stance(scene.now, stream, worker.id(), 0)
-        {
-            against.push(format!("missed the promised latency for {permille} of 1000 tasks"));
-        }
+        let stance = |stream| scene.slos.stance(scene.now, stream, worker.id(), 0);
+        let stance = task.promise.stream.map_or(Stance::Ok, stance);
+        against.extend(obstacle::drawback(task, worker, stance).map(|drawback| drawback.text(&task.spec)));
         let here = worker.model(task.spec.model.digest);
         let (packing, best_batch) = here.packing();
         Candidate {

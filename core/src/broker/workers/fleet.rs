@@ -24,14 +24,14 @@ struct Sums {
 
 /// Sums over the last heartbeats of all workers.
 #[derive(Debug, Default)]
-pub(super) struct Fleet {
+pub(crate) struct Fleet {
     models: BTreeMap<Digest, Sums>,
     links: u64,
     link_bytes_per_s: u128,
 }
 
 /// Time of one item in a batch of the best size, microseconds.
-pub(super) fn item_us(cost: &ModelCost) -> u64 {
+pub(crate) fn item_us(cost: &ModelCost) -> u64 {
     let best = u32::from(cost.best_batch.max(1));
     cost.batch_us(best) / u64::from(best)
 }
@@ -75,19 +75,19 @@ impl Fleet {
     }
 
     /// Time that this many items take at an average worker, microseconds; 0 if nobody has run the model.
-    pub(super) fn run_us(&self, model: Digest, items: u32) -> u64 {
+    pub(crate) fn run_us(&self, model: Digest, items: u32) -> u64 {
         let Some(sums) = self.models.get(&model).filter(|sums| sums.ran > 0) else { return 0 };
         let packed = (sums.item_us / sums.ran).saturating_mul(u64::from(items));
         packed.max(sums.single_us / sums.ran)
     }
 
     /// Time to load the model at an average worker, microseconds; 0 if nobody has measured it.
-    pub(super) fn load_us(&self, model: Digest) -> u64 {
+    pub(crate) fn load_us(&self, model: Digest) -> u64 {
         self.models.get(&model).and_then(|sums| sums.load_us.checked_div(sums.loaded)).unwrap_or(0)
     }
 
     /// Bytes per second of an average link; 0 if none is known.
-    pub(super) fn link_bytes_per_s(&self) -> u64 {
+    pub(crate) fn link_bytes_per_s(&self) -> u64 {
         self.link_bytes_per_s
             .checked_div(u128::from(self.links))
             .and_then(|speed| u64::try_from(speed).ok())
@@ -95,7 +95,7 @@ impl Fleet {
     }
 
     /// Mean slot time of one item through these models, microseconds; a model without a mean counts with a guess.
-    pub(super) fn item_us(&self, models: impl Iterator<Item = Digest>) -> u64 {
+    pub(crate) fn item_us(&self, models: impl Iterator<Item = Digest>) -> u64 {
         let one = |model: Digest| {
             let sums = self.models.get(&model);
             let mean = sums.and_then(|sums| sums.item_us.checked_div(sums.ran)).unwrap_or(0);

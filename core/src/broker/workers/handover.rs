@@ -50,21 +50,21 @@ impl Mean {
 
 /// The hand-over times of one worker.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Handover {
+pub(crate) struct Handover {
     /// The latest client last.
     means: Vec<Mean>,
 }
 
 impl Handover {
     /// The worker's part, microseconds; 0 before the first task.
-    pub(super) fn us(&self) -> u64 {
+    pub(crate) fn us(&self) -> u64 {
         let Some(latest) = self.means.last() else { return 0 };
         let present = self.means.iter().filter(|mean| latest.at.since(mean.at) < GONE_AFTER);
         present.map(|mean| mean.us).min().unwrap_or(0)
     }
 
     /// The longest hand-over to any client of late, microseconds: of a client that is not known.
-    pub(super) fn longest_us(&self) -> u64 {
+    pub(crate) fn longest_us(&self) -> u64 {
         self.means.iter().map(|mean| mean.us).max().unwrap_or(0)
     }
 

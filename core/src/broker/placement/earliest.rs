@@ -9,8 +9,14 @@
 
 use proto_msgs::{Prediction, WorkerId};
 
-use super::{fleet, predict::models, task::Task, trials, worker::Worker};
-use crate::MonoTime;
+use super::{predict::models, trials};
+use crate::{
+    MonoTime,
+    broker::{
+        task::Task,
+        workers::{fleet, worker::Worker},
+    },
+};
 
 /// Speed of a fast line, bytes per microsecond (10 Gbit/s). The line that a worker has measured may be that of other
 /// clients, and nobody knows this client's.
@@ -18,12 +24,12 @@ const FAST_BYTES_PER_US: u64 = 1250;
 
 /// A worker that would be in time if it had loaded the task's models.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct IfLoaded {
+pub(crate) struct IfLoaded {
     /// Predicted time without the load, microseconds.
-    pub(super) us: u64,
-    pub(super) load_us: u64,
+    pub(crate) us: u64,
+    pub(crate) load_us: u64,
     /// The worker, if it has room and the models on its disk: a task would make it load them.
-    pub(super) at: Option<WorkerId>,
+    pub(crate) at: Option<WorkerId>,
 }
 
 /// A worker at which the task would be too late by figures that are old.
@@ -35,7 +41,7 @@ struct Old {
 
 /// Sums over the workers that could run the task.
 #[derive(Debug, Default)]
-pub(super) struct Earliest {
+pub(crate) struct Earliest {
     /// Shortest predicted time of those at which it could begin now, and of the others, microseconds.
     begins_us: Option<u64>,
     waits_us: Option<u64>,
@@ -92,17 +98,17 @@ impl Earliest {
 
     /// An idle worker that has not measured the task and may be faster than all that have, and the time to load the
     /// task's models there, microseconds.
-    pub(super) fn untried(&self) -> Option<(WorkerId, u64)> {
+    pub(crate) fn untried(&self) -> Option<(WorkerId, u64)> {
         self.untried
     }
 
     /// The worker at which the task would end first of those that may well be faster by now, if there is one.
-    pub(super) fn old(&self) -> Option<WorkerId> {
+    pub(crate) fn old(&self) -> Option<WorkerId> {
         self.old.map(|old| old.at)
     }
 
     /// The worker at which the task would end first if its models were loaded, if one of them is not.
-    pub(super) fn if_loaded(&self) -> Option<IfLoaded> {
+    pub(crate) fn if_loaded(&self) -> Option<IfLoaded> {
         self.if_loaded
     }
 }

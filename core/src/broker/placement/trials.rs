@@ -13,15 +13,18 @@
 
 use proto_msgs::Prediction;
 
-use super::{
-    given::Given,
-    predict::models,
-    slo::Slos,
-    task::Task,
-    worker::{ModelHere, Worker},
-    workers::Workers,
+use super::{given::Given, predict::models};
+use crate::{
+    MonoTime, Rule,
+    broker::{
+        slo::Slos,
+        task::Task,
+        workers::{
+            Workers,
+            worker::{ModelHere, Worker},
+        },
+    },
 };
-use crate::{MonoTime, Rule};
 
 /// The longest predicted time of a trial, by lane, microseconds. Someone waits for it, or a whole job does.
 const LASTS_US_MAX: [u64; 2] = [1_000_000, 10_000_000];
@@ -64,7 +67,7 @@ fn safe_us(task: &Task) -> Option<u64> {
 }
 
 /// Whether a trial with this prediction puts the task's promise at risk.
-pub(super) fn is_risk(task: &Task, prediction: &Prediction) -> bool {
+pub(crate) fn is_risk(task: &Task, prediction: &Prediction) -> bool {
     safe_us(task).is_some_and(|safe_us| prediction.total_us() > safe_us)
 }
 

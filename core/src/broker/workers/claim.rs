@@ -4,8 +4,10 @@
 
 use proto_msgs::{Lane, TaskId};
 
-use super::{line::Order, rank::Rank};
-use crate::MonoTime;
+use crate::{
+    MonoTime,
+    broker::queue::{line::Order, rank::Rank},
+};
 
 /// Seconds for which freed resources are kept for a claim: as long as a runner's call may take. Then they are given
 /// away for as long: nothing stands idle for ever for a task that does not get enough.
@@ -13,10 +15,10 @@ const CLAIM_LASTS_S: u64 = 300;
 
 /// A waiting task that a worker keeps cores and memory for, because it needs more of them than others have left.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Claim {
-    pub(super) task: TaskId,
-    pub(super) order: Order,
-    pub(super) since: MonoTime,
+pub(crate) struct Claim {
+    pub(crate) task: TaskId,
+    pub(crate) order: Order,
+    pub(crate) since: MonoTime,
 }
 
 impl Claim {

@@ -1,16 +1,19 @@
-//! The filters: which reasons speak against a worker for a task.
+//! The filters: which reasons speak against a worker for a task; and the drawbacks of those that pass.
 //!
 //! Owns them. Never rates what passes them.
 
-use proto_msgs::Demands;
+use proto_msgs::{Demands, LabelRule, Lane};
 
-use super::{decision::Obstacle, task::Task, worker::Worker};
-use crate::MonoTime;
+use super::decision::Obstacle;
+use crate::{
+    MonoTime,
+    broker::{slo::Stance, task::Task, workers::worker::Worker},
+};
 
 type Ever = fn(&Task, &Worker) -> Option<Obstacle>;
 type Now = fn(&Task, &Worker, MonoTime) -> Option<Obstacle>;
 
-/// The permanent filters: workers of one [`Kind`](super::worker::Kind) are alike to them.
+/// The permanent filters: workers of one [`Kind`](crate::broker::workers::kind::Kind) are alike to them.
 const EVER: &[Ever] = &[format, arch, cores, memory, run_memory, gpu_memory, way, lane_slots, label];
 
 /// The temporary filters.
@@ -20,12 +23,12 @@ const NOW: &[Now] = &[open, keeps_no_more, suspicion, pausing, quota];
 const NOW_WITH_DEMANDS: &[Now] = &[cores_promised, memory_promised, gpu_memory_taken, claimed];
 
 /// The permanent obstacles of a worker.
-pub(super) fn ever<'a>(task: &'a Task, worker: &'a Worker) -> impl Iterator<Item = Obstacle> + 'a {
+pub(crate) fn ever<'a>(task: &'a Task, worker: &'a Worker) -> impl Iterator<Item = Obstacle> + 'a {
     EVER.iter().filter_map(move |filter| filter(task, worker))
 }
 
 /// The temporary obstacles of a worker, without a lack of room.
-pub(super) fn for_now<'a>(task: &'a Task, worker: &'a Worker, at: MonoTime) -> impl Iterator<Item = Obstacle> + 'a {
+pub(crate) fn for_now<'a>(task: &'a Task, worker: &'a Worker, at: MonoTime) -> impl Iterator<Item = Obstacle> + 'a {
     let with_demands = if has_demands(task) { NOW_WITH_DEMANDS } else { &[] };
     NOW.iter().chain(with_demands).filter_map(move |filter| filter(task, worker, at))
 }
@@ -33,6 +36,16 @@ pub(super) fn for_now<'a>(task: &'a Task, worker: &'a Worker, at: MonoTime) -> i
 /// All obstacles of a worker at present, without a lack of room.
 pub(super) fn now<'a>(task: &'a Task, worker: &'a Worker, at: MonoTime) -> impl Iterator<Item = Obstacle> + 'a {
     ever(task, worker).chain(for_now(task, worker, at))
+}
+
+/// Why another worker may be better for the task, though it fits here.
+pub(super) fn drawback(task: &Task, worker: &Worker, stance: Stance) -> Option<Obstacle> {
+    if let Stance::Shunned(permille) = stance {
+        return Some(Obstacle::Late(permille));
+    }
+    let lacks = |rule: &LabelRule| !rule.required && !has_label(worker, &rule.key, &rule.value);
+    let at = task.spec.labels.iter().position(lacks)?;
+    Some(Obstacle::Unliked(u8::try_from(at).unwrap_or(u8::MAX)))
 }
 
 fn format(task: &Task, worker: &Worker) -> Option<Obstacle> {
@@ -64,7 +77,9 @@ fn run_memory(task: &Task, worker: &Worker) -> Option<Obstacle> {
 }
 
 fn gpu_memory(task: &Task, worker: &Worker) -> Option<Obstacle> {
-    (task.spec.demands.gpu_memory_bytes > worker.gpu_memory_bytes(task.lane())).then_some(Obstacle::GpuMemory)
+    let (wanted_bytes, bytes) = (task.spec.demands.gpu_memory_bytes, worker.gpu_memory_bytes(task.lane()));
+    let has_enough = |lane: &Lane| worker.gpu_memory_bytes(*lane) >= wanted_bytes;
+    (wanted_bytes > bytes).then(|| Obstacle::GpuMemory { bytes, other: Lane::ALL.into_iter().find(has_enough) })
 }
 
 fn way(task: &Task, worker: &Worker) -> Option<Obstacle> {
@@ -156,7 +171,7 @@ pub(super) fn may_go_ahead(task: &Task) -> bool {
 
 impl Obstacle {
     /// Whether the obstacle goes away once other tasks free what they were promised.
-    pub(super) fn is_promise(self, worker: &Worker) -> bool {
+    pub(crate) fn is_promise(self, worker: &Worker) -> bool {
         let (_, _, gpu_memory_bytes) = worker.occupancy.reserved();
         match self {
             Self::CoresPromised | Self::MemoryPromised => true,

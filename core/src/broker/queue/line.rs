@@ -11,7 +11,7 @@ const BUCKET_MAX: usize = 512;
 
 /// Sort key in a lane's queue: the effective priority without the parts that grow with time, then the order of arrival.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) struct Order {
+pub(crate) struct Order {
     pub(super) points: Reverse<i64>,
     pub(super) arrival: u64,
 }

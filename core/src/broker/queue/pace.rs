@@ -16,16 +16,16 @@ const WATCHED_US_MIN: u64 = 1_000_000;
 
 /// The pace of one lane since tasks wait in it.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     /// The last starts, oldest first.
     starts: VecDeque<MonoTime>,
     /// A task came whose models nobody had measured: what the waiting tasks cost is in part assumed.
-    pub(super) is_assumed: bool,
+    pub(crate) is_assumed: bool,
 }
 
 impl Pace {
     /// A task comes to the lane, in which so many wait. `is_measured`: what its models cost is known.
-    pub(super) fn joined(&mut self, waiting: usize, is_measured: bool) {
+    pub(crate) fn joined(&mut self, waiting: usize, is_measured: bool) {
         if waiting == 0 {
             *self = Self::default();
         }
@@ -33,7 +33,7 @@ impl Pace {
     }
 
     /// A task went to a worker while others waited.
-    pub(super) fn started(&mut self, now: MonoTime) {
+    pub(crate) fn started(&mut self, now: MonoTime) {
         if self.starts.len() == STARTS_KEPT {
             self.starts.pop_front();
         }
@@ -42,14 +42,14 @@ impl Pace {
 
     /// Time in which this many tasks start if they go on as lately, microseconds; `None` if too few have started. It
     /// grows while nothing starts.
-    pub(super) fn time_for_us(&self, now: MonoTime, tasks: u64) -> Option<u64> {
+    pub(crate) fn time_for_us(&self, now: MonoTime, tasks: u64) -> Option<u64> {
         let oldest = self.starts.front().filter(|_| self.starts.len() >= STARTS_MIN)?;
         let (watched_us, starts) = (now.as_micros().saturating_sub(oldest.as_micros()), self.starts.len() as u64);
         let time_us = u128::from(watched_us) * u128::from(tasks) / u128::from(starts);
         (watched_us >= WATCHED_US_MIN).then(|| time_us.try_into().unwrap_or(u64::MAX))
     }
 
-    pub(super) fn census(&self, census: &mut Census<'_>) {
+    pub(crate) fn census(&self, census: &mut Census<'_>) {
         let Self { starts, is_assumed: _ } = self;
         census.lasting("starts remembered", starts.len(), STARTS_KEPT);
     }

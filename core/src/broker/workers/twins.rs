@@ -7,21 +7,23 @@ use std::collections::BTreeMap;
 
 use proto_msgs::{BrokerToWorker, Epoch, Overtaken, PeerId, WorkerId};
 
-use super::{Action, Broker};
-use crate::{Census, MonoTime};
+use crate::{
+    Census, MonoTime,
+    broker::{Action, Broker},
+};
 
 /// When an earlier life of each worker was last heard.
 #[derive(Debug, Default)]
-pub(super) struct Twins {
+pub(crate) struct Twins {
     heard: BTreeMap<WorkerId, MonoTime>,
 }
 
 impl Twins {
-    pub(super) fn forget(&mut self, id: WorkerId) {
+    pub(crate) fn forget(&mut self, id: WorkerId) {
         self.heard.remove(&id);
     }
 
-    pub(super) fn census(&self, workers: usize, census: &mut Census<'_>) {
+    pub(crate) fn census(&self, workers: usize, census: &mut Census<'_>) {
         let Self { heard } = self;
         census.lasting("workers of which an earlier life has spoken", heard.len(), workers);
     }
@@ -30,7 +32,7 @@ impl Twins {
 impl Broker {
     /// A message came from a life of the worker that is not the last one. If the last one has spoken since such a
     /// message came before, both are alive. One message alone may be late.
-    pub(super) fn earlier_life_said(&mut self, now: MonoTime, peer: PeerId, id: WorkerId, epoch: Epoch) {
+    pub(crate) fn earlier_life_said(&mut self, now: MonoTime, peer: PeerId, id: WorkerId, epoch: Epoch) {
         self.counters.fenced += 1;
         let Some(worker) = self.workers.get(id) else { return };
         let before = self.twins.heard.insert(id, now);

@@ -10,7 +10,7 @@
 
 use crate::MonoTime;
 
-use super::{task::Task, worker::Seat};
+use crate::broker::{task::Task, workers::worker::Seat};
 
 /// A task is held back only if it would end elsewhere within this part of the time, percent: idle machines cost more
 /// than a small gain brings.

@@ -3,18 +3,23 @@
 //! Owns the sums and whether a worker has room. Never chooses.
 
 use proto_msgs::{
-    Digest, Lane, Packing, Prediction,
+    Digest, Lane, ModelCost, Packing, Prediction,
     limits::{ACTIVE_ATTEMPTS_MAX, STAGES_AFTER_MAX},
 };
 
-use super::{
-    fleet::Fleet,
-    obstacle,
-    occupancy::Held,
-    task::Task,
-    worker::{ModelHere, Slots, Worker},
+use super::obstacle;
+use crate::{
+    MonoTime,
+    broker::{
+        task::Task,
+        workers::{
+            fleet::{self, Fleet},
+            kind::Places,
+            occupancy::Held,
+            worker::{ModelHere, Slots, Worker},
+        },
+    },
 };
-use crate::MonoTime;
 
 /// Longest work at a worker, per slot, before a task that is sent ahead, microseconds. The next task arrives before the
 /// running one ends, and a more urgent one does not come too late.
@@ -23,6 +28,14 @@ const AHEAD_US_MAX: u64 = 50_000;
 /// Longest work per slot, microseconds, at which one more task per slot is sent although only the running ones are
 /// there. Above it, a better place may come up, and the pause between two tasks weighs little.
 const NEXT_US_MAX: u64 = 500_000;
+
+/// Items beyond the slots that may be at a worker while nobody knows yet whether it can pack them: only items that wait
+/// together are ever compared.
+const COMPARED_AHEAD: u64 = 2;
+
+/// Longest work per slot, microseconds, behind which an item waits for another one to be compared with: two runs of the
+/// slowest models that are compared.
+const COMPARED_BEHIND_US_MAX: u64 = 2 * NEXT_US_MAX;
 
 /// Batches of the best size, per slot, that may be at a worker: one runs, one is being gathered.
 const BATCHES_AHEAD_MAX: u64 = 2;
@@ -35,7 +48,7 @@ const BATCHES_GROWING_MAX: u64 = 4;
 const SECOND_US: u128 = 1_000_000;
 
 /// Digest and size in bytes of each model that the task passes through.
-pub(super) fn models(task: &Task) -> impl Iterator<Item = (Digest, u64)> + Clone + '_ {
+pub(crate) fn models(task: &Task) -> impl Iterator<Item = (Digest, u64)> + Clone + '_ {
     let then = task.spec.then.iter().map(|stage| &stage.model);
     std::iter::once(&task.spec.model).chain(then).map(|model| (model.digest, model.size_bytes))
 }
@@ -92,9 +105,10 @@ pub(super) fn predict(task: &Task, worker: &Worker, first: ModelHere<'_>, guess:
         add(worker.model(stage.model.digest), stage.model.size_bytes, *guess);
     }
     prediction.transfer_us = transfer_us(bytes, link_bytes_per_s(worker, guess));
-    if worker.free_at_once(task.lane(), now) == 0 {
-        prediction.queue_us = backlog_us(worker, task.lane(), now);
-    }
+    prediction.queue_us = match worker.free_at_once(task.lane(), now) {
+        0 => backlog_us(worker, task.lane(), now),
+        _ => turn_us(worker, task.lane(), now),
+    };
     prediction
 }
 
@@ -118,7 +132,26 @@ fn link_bytes_per_s(worker: &Worker, guess: &Guess) -> u64 {
 fn backlog_us(worker: &Worker, lane: Lane, now: MonoTime) -> u64 {
     let load_us = worker.finishing.left_us(now, lane, worker.register.slots);
     let remaining_us = worker.occupancy.remaining_us(lane, worker.counted_slots(), now);
-    remaining_us.saturating_add(load_us) / u64::from(lane_slots(worker, lane))
+    let at_once = match worker.places {
+        Places { count, are_gpus: true } => u32::from(lane_slots(worker, lane)).min(count),
+        _ => lane_slots(worker, lane).into(),
+    };
+    remaining_us.saturating_add(load_us) / u64::from(at_once)
+}
+
+/// Time until a GPU is free for a task that has a slot, microseconds: slots may share GPUs. Realtime waits for the
+/// batches of the other lane that run, batch for all of the other lane's work.
+fn turn_us(worker: &Worker, lane: Lane, now: MonoTime) -> u64 {
+    let (places, slots) = (worker.places, worker.counted_slots());
+    if !places.are_gpus || (worker.occupancy.len() as u64) < u64::from(places.count) {
+        return 0;
+    }
+    let left_us = |lane| worker.occupancy.remaining_us(lane, slots, now);
+    let others_us = match lane {
+        Lane::Realtime => left_us(Lane::Batch).min(worker.occupancy.batch_us(Lane::Batch)),
+        Lane::Batch => left_us(Lane::Realtime),
+    };
+    left_us(lane).saturating_add(others_us) / u64::from(places.count)
 }
 
 /// Slots that the lane can count on at the worker.
@@ -127,22 +160,22 @@ pub(super) fn lane_slots(worker: &Worker, lane: Lane) -> u16 {
 }
 
 /// Whether the worker has room for the task: a free slot, or room to send it ahead.
-pub(super) fn has_room(task: &Task, worker: &Worker, now: MonoTime) -> bool {
+pub(crate) fn has_room(task: &Task, worker: &Worker, now: MonoTime) -> bool {
     has_slot(task, worker, Slots::Usable) || has_room_ahead(task, worker, now)
 }
 
 /// Whether a slot is free for the task.
-pub(super) fn has_slot(task: &Task, worker: &Worker, slots: Slots) -> bool {
+pub(crate) fn has_slot(task: &Task, worker: &Worker, slots: Slots) -> bool {
     worker.free_of(task.lane(), slots) > 0
 }
 
 /// Whether the worker may have room for some task of the lane. If not, no task needs to be looked at.
-pub(super) fn takes_any(worker: &Worker, lane: Lane, slots: Slots, now: MonoTime) -> bool {
+pub(crate) fn takes_any(worker: &Worker, lane: Lane, slots: Slots, now: MonoTime) -> bool {
     if worker.free_of(lane, slots) > 0 {
         return true;
     }
     let takes_ahead = worker.is_open() && worker.occupancy.len() < ACTIVE_ATTEMPTS_MAX;
-    takes_ahead && (worker.packs || (worker.has_measured() && is_nearly_done(worker, lane, now)))
+    takes_ahead && (worker.may_pack || (worker.has_measured() && is_nearly_done(worker, lane, now)))
 }
 
 /// Whether nobody knows when a slot for the lane falls free at the worker: its attempts, or those of the other lane that
@@ -174,7 +207,7 @@ fn is_nearly_done(worker: &Worker, lane: Lane, now: MonoTime) -> bool {
 }
 
 /// Whether the task may be sent before a slot is free, to be there when one is.
-pub(super) fn has_room_ahead(task: &Task, worker: &Worker, now: MonoTime) -> bool {
+pub(crate) fn has_room_ahead(task: &Task, worker: &Worker, now: MonoTime) -> bool {
     let lane = task.lane();
     if !obstacle::may_go_ahead(task) || !worker.is_open() || worker.occupancy.len() >= ACTIVE_ATTEMPTS_MAX {
         return false;
@@ -185,7 +218,7 @@ pub(super) fn has_room_ahead(task: &Task, worker: &Worker, now: MonoTime) -> boo
     }
     // Asked first: most full workers need no look at their models.
     let is_nearly_done = is_nearly_done(worker, lane, now);
-    if !is_nearly_done && !worker.packs {
+    if !is_nearly_done && !worker.may_pack {
         return false;
     }
     let model = task.spec.model.digest;
@@ -197,18 +230,32 @@ pub(super) fn has_room_ahead(task: &Task, worker: &Worker, now: MonoTime) -> boo
             return true;
         }
     }
-    is_nearly_done
+    is_nearly_done || may_be_compared(task, worker, cost) && !is_stuck(worker, lane, now)
+}
+
+/// Whether the worker may have the task's only item so that two wait together and can be compared. Not if they run for
+/// long, or wait for long behind others, or nobody knows how long.
+fn may_be_compared(task: &Task, worker: &Worker, cost: &ModelCost) -> bool {
+    let (model, lane) = (task.spec.model.digest, task.lane());
+    let is_single = task.spec.items == 1 && task.spec.then.is_empty();
+    let is_wanted = cost.may_be_packed() && cost.batch_us(1) <= NEXT_US_MAX;
+    let items_max = u64::from(worker.usable_slots(lane)) + COMPARED_AHEAD;
+    let behind_us_max = COMPARED_BEHIND_US_MAX * u64::from(lane_slots(worker, lane));
+    is_single
+        && is_wanted
+        && worker.occupancy.backlog_us(lane).is_some_and(|us| us <= behind_us_max)
+        && worker.occupancy.items(model, lane) < items_max
 }
 
 /// Whether the task gets room only once the worker has less to do. If its items are packed, the worker may always have
 /// a number of them.
-pub(super) fn needs_slot(task: &Task, worker: &Worker) -> bool {
+pub(crate) fn needs_slot(task: &Task, worker: &Worker) -> bool {
     let cost = worker.model(task.spec.model.digest).cost;
     !obstacle::may_go_ahead(task) || cost.is_none_or(|cost| cost.packing != Packing::On)
 }
 
 /// The resources that the task takes up at a worker.
-pub(super) fn held(task: &Task, worker: Option<&Worker>) -> Held {
+pub(crate) fn held(task: &Task, worker: Option<&Worker>) -> Held {
     let (lane, demands, items) = (task.lane(), task.spec.demands, task.spec.items);
     let (slot_us, batch_us) = worker.and_then(|worker| slot_us(task, worker)).unzip();
     let batch_us = batch_us.unwrap_or(0);
@@ -227,7 +274,7 @@ fn slot_us(task: &Task, worker: &Worker) -> Option<(u64, u64)> {
         let cost = here.cost?;
         let (run_us, batch_us) = match cost.packing {
             Packing::On => {
-                let run_us = super::fleet::item_us(cost).saturating_mul(u64::from(task.spec.items));
+                let run_us = fleet::item_us(cost).saturating_mul(u64::from(task.spec.items));
                 (run_us, run_us.max(cost.batch_us(u32::from(cost.best_batch))))
             }
             _ => (cost.run_us(task.spec.items), cost.run_us(task.spec.items)),

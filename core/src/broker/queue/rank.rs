@@ -13,16 +13,16 @@
 
 use proto_msgs::{ClientId, Demands, Digest, Lane, RankView, TaskSpec};
 
-use super::{config::Weights, line::Order, turns::Turn};
-use crate::MonoTime;
+use super::{line::Order, turns::Turn};
+use crate::{MonoTime, broker::config::Weights};
 
 /// Millionths per thousandth: points are compared in millionths.
 const MICRO_PER_MILLI: i64 = 1000;
 
 /// A task's place in the queues.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct QueueKey {
-    pub(super) lane: Lane,
+pub(crate) struct QueueKey {
+    pub(crate) lane: Lane,
     pub(super) place: Place,
 }
 
@@ -37,13 +37,13 @@ pub(super) enum Place {
 
 /// A task's rating on arrival. The task keeps it: if it waits again, it is back in its old place.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Rank {
-    pub(super) key: QueueKey,
+pub(crate) struct Rank {
+    pub(crate) key: QueueKey,
     /// Start tag of the task, see [`Shares`](super::shares::Shares).
     pub(super) start_tag_us: u64,
     /// Slot time that the task is expected to need, microseconds.
     pub(super) cost_us: u64,
-    pub(super) came: MonoTime,
+    pub(crate) came: MonoTime,
     pub(super) sort: Sort,
     pub(super) items: u32,
     wait_milli: u32,
@@ -77,7 +77,7 @@ impl Rank {
     }
 
     /// The task's order among all of its lane at this time.
-    pub(super) fn order(&self, now: MonoTime) -> Order {
+    pub(crate) fn order(&self, now: MonoTime) -> Order {
         match self.key.place {
             Place::Ahead(order) => order.minus(waited(self.wait_milli, now)),
             Place::Due(order, _) => order,
@@ -85,7 +85,7 @@ impl Rank {
     }
 
     /// The task's turn has come: from now on its waiting counts.
-    pub(super) fn come_due(&mut self, now: MonoTime) {
+    pub(crate) fn come_due(&mut self, now: MonoTime) {
         self.key.place = Place::Due(self.order(now), self.since().unwrap_or(now));
     }
 

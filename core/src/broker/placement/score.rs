@@ -4,7 +4,8 @@
 
 use proto_msgs::Prediction;
 
-use super::{beside, config::Policy, obstacle, placement::Scene, task::Task, worker::Worker};
+use super::{beside, obstacle, scene::Scene};
+use crate::broker::{config::Policy, task::Task, workers::worker::Worker};
 
 /// Added to a worker's predicted time for each preferred label that it lacks, besides a tenth of that time,
 /// microseconds.

@@ -20,21 +20,21 @@ const ENTRIES_MAX: usize = 4 * ATTEMPTS_MAX;
 
 /// The resources that one attempt takes up.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Held {
+pub(crate) struct Held {
     /// The attempt's lane; `None` if only a heartbeat has named it, as after a restart. Until its client tells more, it
     /// may block either lane.
-    pub(super) lane: Option<Lane>,
-    pub(super) demands: Demands,
+    pub(crate) lane: Option<Lane>,
+    pub(crate) demands: Demands,
     /// The GPU whose memory the attempt was promised.
-    pub(super) gpu: Option<u8>,
+    pub(crate) gpu: Option<u8>,
     /// The attempt's model; `None` if only a heartbeat has named it.
-    pub(super) model: Option<Digest>,
-    pub(super) items: u32,
+    pub(crate) model: Option<Digest>,
+    pub(crate) items: u32,
     /// Slot time that the attempt was predicted to need, microseconds; `None` if unknown.
-    pub(super) slot_us: Option<u64>,
+    pub(crate) slot_us: Option<u64>,
     /// Predicted slot time of all that may run together with the attempt, itself included, microseconds: if items are
     /// packed, a batch of the best size.
-    pub(super) batch_us: u64,
+    pub(crate) batch_us: u64,
 }
 
 impl Held {
@@ -61,7 +61,7 @@ struct Entry {
 
 /// Promised memory of one GPU.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) struct Promised {
+pub(super) struct GpuPromised {
     pub(super) all_bytes: u128,
     /// The part promised to attempts that do not run yet.
     pub(super) coming_bytes: u128,
@@ -115,7 +115,7 @@ impl LaneUse {
 
 /// The attempts at one worker and the sums of their resources.
 #[derive(Debug, Default)]
-pub(super) struct Occupancy {
+pub(crate) struct Occupancy {
     entries: BTreeMap<AttemptId, Entry>,
     lanes: [LaneUse; 2],
     /// Time up to which `served_us` of the lanes is counted.
@@ -131,7 +131,7 @@ pub(super) struct Occupancy {
 }
 
 impl Occupancy {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
 
@@ -140,16 +140,16 @@ impl Occupancy {
     }
 
     /// Whether only heartbeats have named this attempt.
-    pub(super) fn is_stranger(&self, id: AttemptId) -> bool {
+    pub(crate) fn is_stranger(&self, id: AttemptId) -> bool {
         self.strangers > 0 && self.entries.get(&id).is_some_and(|entry| entry.held.lane.is_none())
     }
 
-    pub(super) fn ids(&self) -> impl Iterator<Item = AttemptId> {
+    pub(crate) fn ids(&self) -> impl Iterator<Item = AttemptId> {
         self.entries.keys().copied()
     }
 
     /// Attempts in each lane. Attempts of unknown lane count in the batch lane, which has no hurry.
-    pub(super) fn tasks(&self) -> [u16; 2] {
+    pub(crate) fn tasks(&self) -> [u16; 2] {
         [self.lanes[0].tasks, self.lanes[1].tasks + self.strangers].map(slots_of)
     }
 
@@ -178,26 +178,32 @@ impl Occupancy {
     }
 
     /// Slot time that the lane's attempts need, microseconds; `None` if that of one attempt is unknown.
-    pub(super) fn backlog_us(&self, lane: Lane) -> Option<u64> {
+    pub(crate) fn backlog_us(&self, lane: Lane) -> Option<u64> {
         let lane = self.lanes[lane.index()];
         (lane.unmeasured == 0 && self.strangers == 0).then_some(lane.backlog_us)
     }
 
     /// Slot time that the lane's attempts still need, microseconds. Unknown attempts count as zero; time already had is
     /// off.
-    pub(super) fn remaining_us(&self, lane: Lane, slots: [u16; 2], now: MonoTime) -> u64 {
+    pub(crate) fn remaining_us(&self, lane: Lane, slots: [u16; 2], now: MonoTime) -> u64 {
         let used = &self.lanes[lane.index()];
         let later_us = now.as_micros().saturating_sub(self.served_until.as_micros());
         used.backlog_us - used.served_us(slots[lane.index()], later_us).0
     }
 
+    /// Mean time of the batches of the lane's attempts, microseconds; unknown ones count as zero.
+    pub(crate) fn batch_us(&self, lane: Lane) -> u64 {
+        let used = &self.lanes[lane.index()];
+        used.batches_us / u64::from(used.tasks.max(1))
+    }
+
     /// Whether nobody knows when the lane's attempts end: the time of one was never measured, or is long over.
-    pub(super) fn is_unforeseeable(&self, lane: Lane, slots: [u16; 2], now: MonoTime) -> bool {
+    pub(crate) fn is_unforeseeable(&self, lane: Lane, slots: [u16; 2], now: MonoTime) -> bool {
         self.is_overdue(lane, slots, now) || self.backlog_us(lane).is_none()
     }
 
     /// Whether the lane is stuck: attempts that should long have ended run in all its slots.
-    pub(super) fn is_overdue(&self, lane: Lane, slots: [u16; 2], now: MonoTime) -> bool {
+    pub(crate) fn is_overdue(&self, lane: Lane, slots: [u16; 2], now: MonoTime) -> bool {
         let later_us = now.as_micros().saturating_sub(self.served_until.as_micros());
         self.lanes[lane.index()].is_overdue(slots[lane.index()], later_us)
     }
@@ -212,23 +218,23 @@ impl Occupancy {
     }
 
     /// Items of the model in the lane.
-    pub(super) fn items(&self, model: Digest, lane: Lane) -> u64 {
+    pub(crate) fn items(&self, model: Digest, lane: Lane) -> u64 {
         self.items.iter().find(|(key, _)| *key == (model, lane)).map_or(0, |(_, items)| *items)
     }
 
     /// Promised sums: thousandths of a core, bytes of memory, bytes of GPU memory.
-    pub(super) fn reserved(&self) -> (u64, u128, u128) {
+    pub(crate) fn reserved(&self) -> (u64, u128, u128) {
         (self.cpu_millis, self.memory_bytes, self.gpu_memory_bytes)
     }
 
     /// The GPU whose memory this attempt was promised.
-    pub(super) fn gpu(&self, id: AttemptId) -> Option<u8> {
+    pub(crate) fn gpu(&self, id: AttemptId) -> Option<u8> {
         self.entries.get(&id)?.held.gpu
     }
 
     /// Promised memory of one GPU. Few tasks ask for any, so it is summed up on demand.
-    pub(super) fn gpu_memory(&self, gpu: u8) -> Promised {
-        let mut promised = Promised::default();
+    pub(super) fn gpu_memory(&self, gpu: u8) -> GpuPromised {
+        let mut promised = GpuPromised::default();
         if self.gpu_memory_bytes > 0 {
             for entry in self.entries.values().filter(|entry| entry.held.gpu == Some(gpu)) {
                 let bytes = u128::from(entry.held.demands.gpu_memory_bytes);
@@ -481,7 +487,7 @@ mod tests {
         assert_eq!(occupancy.named([id(0), id(9)].into_iter(), true), []);
         assert_eq!(occupancy.named([id(9)].into_iter(), true), [id(0)]);
         (0..10).for_each(|number| occupancy.remove(id(number)));
-        assert_eq!((occupancy.reserved(), occupancy.gpu_memory(0)), ((0, 0, 0), Promised::default()));
+        assert_eq!((occupancy.reserved(), occupancy.gpu_memory(0)), ((0, 0, 0), GpuPromised::default()));
         assert_eq!((occupancy.tasks(), occupancy.len(), occupancy.items.len()), ([0, 0], 0, 0));
         assert_eq!(occupancy.backlog_us(Lane::Batch), Some(0));
     }

@@ -9,7 +9,7 @@ use crate::MonoTime;
 
 /// The load that one worker finishes. It finishes one at a time.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Finishing(Option<Load>);
+pub(crate) struct Finishing(Option<Load>);
 
 #[derive(Clone, Copy, Debug)]
 struct Load {
@@ -20,7 +20,7 @@ struct Load {
 impl Finishing {
     /// A task of the lane has left while its model was being loaded, by prediction until then.
     pub(super) fn begins(&mut self, now: MonoTime, lane: Lane, until: MonoTime) {
-        if self.now(now).is_none() {
+        if self.at(now).is_none() {
             self.0 = Some(Load { lane, until });
         }
     }
@@ -34,7 +34,7 @@ impl Finishing {
 
     /// The slots without the one that the load takes.
     pub(super) fn leaves(&self, now: MonoTime, mut slots: [u16; 2]) -> [u16; 2] {
-        if let Some(load) = self.now(now) {
+        if let Some(load) = self.at(now) {
             let of = &mut slots[load.slots_of(slots).index()];
             *of = of.saturating_sub(1);
         }
@@ -42,13 +42,13 @@ impl Finishing {
     }
 
     /// Time that the load still takes from these slots of the lane, microseconds.
-    pub(super) fn left_us(&self, now: MonoTime, lane: Lane, slots: [u16; 2]) -> u64 {
+    pub(crate) fn left_us(&self, now: MonoTime, lane: Lane, slots: [u16; 2]) -> u64 {
         let lane = Load { lane, until: now }.slots_of(slots);
-        let load = self.now(now).filter(|load| load.slots_of(slots) == lane);
+        let load = self.at(now).filter(|load| load.slots_of(slots) == lane);
         load.map_or(0, |load| u64::try_from(load.until.since(now).as_micros()).unwrap_or(u64::MAX))
     }
 
-    fn now(&self, now: MonoTime) -> Option<Load> {
+    fn at(&self, now: MonoTime) -> Option<Load> {
         self.0.filter(|load| now < load.until)
     }
 }
