@@ -88,7 +88,7 @@ impl Broker {
                 AttemptState::Finished(outcome) => {
                     if wanted {
                         self.attempt_finished(now, id, epoch, report.id, outcome.clone());
-                    } else if self.is_superseded(report.id) {
+                    } else if self.is_superseded(report.id) || self.has_failed(report.id) {
                         stop.push(report.id); // Nobody will fetch its result.
                     }
                     if self.may_be_forgotten(report.id) {
@@ -133,6 +133,13 @@ impl Broker {
     /// stored: until then the worker repeats it, in case this broker dies.
     fn may_be_forgotten(&self, id: AttemptId) -> bool {
         !self.tasks.get(id.task).is_some_and(Task::awaits_store) || !self.config.rules.holds(Rule::StoreBeforeForget)
+    }
+
+    /// Whether the attempt's task is detached, has ended without a result, and the store knows that: its data only
+    /// takes room at the worker.
+    fn has_failed(&self, id: AttemptId) -> bool {
+        let ended = self.tasks.get(id.task).filter(|task| task.spec.detached && !task.awaits_store());
+        ended.and_then(Task::end).is_some_and(|end| !matches!(end.outcome, Outcome::Done { .. }))
     }
 
     /// Whether a later attempt of the task has replaced this one.

@@ -137,6 +137,11 @@ fn a_worker_keeps_the_failure_of_a_detached_task_until_it_is_stored() {
     mesh.beat(0, |heartbeat| heartbeat.attempts = vec![report]);
     assert!(mesh.rows[&task(0)].ended.is_some());
     assert_eq!(mesh.stopped, [], "if this broker died now, the next one would hear of no failure");
+    mesh.beat(0, |_| {});
+    assert_eq!(mesh.stopped, [], "the store has not confirmed it");
+    mesh.store();
+    mesh.beat(0, |_| {});
+    assert_eq!(mesh.stopped, [mesh.grants[0].id], "its inputs take room at the worker for nobody");
 }
 
 /// Runs tasks with a service level at one worker; `ends` ends each. Returns how often the worker was found too slow.

@@ -110,6 +110,7 @@ impl Mesh {
                     _ => {}
                 },
                 Action::TellWorker { message: BrokerToWorker::Stop(id), .. } => self.stopped.push(id),
+                Action::TellWorker { message: BrokerToWorker::HeartbeatAck(ack), .. } => self.stopped.extend(ack.stop),
                 Action::TellWorker { message: BrokerToWorker::Overtaken(told), .. } => self.overtaken.push(told.epoch),
                 Action::Save(Change::PutTask { record, durable: true }) => {
                     self.unstored.insert(record.spec.task);
