@@ -65,7 +65,7 @@ enum Problem {
     #[error("holds {got} tensors, but the model has {wanted} inputs ({known})")]
     Count { got: usize, wanted: usize, known: String },
     #[error(
-        "is one input, but the model has {wanted} ({known}): name each (name=path), or give .npz or JSON that holds all"
+        "is one input, but the model has {wanted} ({known}): pipe JSON that holds all, or give a file for each (name=path)"
     )]
     OneForSeveral { wanted: usize, known: String },
     #[error("holds {0} tensors: one file for one input must hold one")]
@@ -119,8 +119,8 @@ impl Source<'_> {
             (_, None) => return Ok(vec![self.raw(fs::metadata(self.path)?.len(), Input::file(self.path))?]),
         };
         match &tensors[..] {
-            // A document's keys are written by hand; other files get theirs by the way.
-            [(Some(key), _)] if is_document && self.name.is_none() && is_unknown(key, signature) => {
+            // The keys of a document for all inputs are written by hand; other files get theirs by the way.
+            [(Some(key), _)] if is_document && self.is_alone && self.name.is_none() && is_unknown(key, signature) => {
                 all(&tensors, signature, wishes.cast)
             }
             // A single tensor is for the intended input, whatever name it has in the file.

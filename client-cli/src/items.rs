@@ -144,9 +144,10 @@ fn plain_items(arguments: &[String], signature: Option<&Signature>) -> Result<Ve
         return Err(ItemsError::TooMany(paths.len()));
     }
     let inputs = signature.map_or(1, |signature| signature.inputs.len());
-    // What comes through a pipe shows by its content what it is.
+    // What comes through a single pipe shows by its content what it is; several pipes are one for each input.
+    let is_single = paths.len() == 1;
     let is_stream = |path: &PathBuf| fs::metadata(path).is_ok_and(|meta| !meta.is_file()) || path == STANDARD_INPUT;
-    let holds_all = |path: &PathBuf| matches!(extension(path).as_str(), "npz" | "json") || is_stream(path);
+    let holds_all = |path: &PathBuf| matches!(extension(path).as_str(), "npz" | "json") || is_single && is_stream(path);
     if inputs != 1 && !paths.iter().all(holds_all) {
         // One file per input, in the model's order. A folder's order is not the user's choice, so it does not count.
         if paths.len() != inputs || arguments.len() != inputs {
@@ -277,6 +278,10 @@ mod tests {
         let by_name = items(&at(&["y=@/2.bin", "x=@/1.bin"]), Some(&two)).unwrap();
         assert_eq!(by_name[0].files[0].0.as_deref(), Some("y"));
         assert_eq!(names_of(&items(&at(&["@/all.npz", "@/other.npz"]), Some(&two)).unwrap()), ["all", "other"]);
+        // /dev/null stands for a pipe: neither is a file.
+        let of_pipes = |pipes: &[&str]| items(&at(pipes), Some(&two)).unwrap();
+        assert_eq!(of_pipes(&["/dev/null", "/dev/null"])[0].files.len(), 2, "one pipe for each input");
+        assert_eq!(of_pipes(&["/dev/null"])[0].files.len(), 1, "a single one may hold all");
         let odd = items(&at(&["@/odd=name.bin"]), Some(&signature(&["x"]))).unwrap();
         assert_eq!(odd[0].files[0].0, None, "a file may have the sign in its name");
     }

@@ -297,7 +297,8 @@ impl Worker {
         cost.loaded(times.load_us);
         match running.order.kind {
             BatchKind::Whole => cost.learn(1, times.run_us / u64::from(running.rows.max(1))),
-            BatchKind::Packed if times.ran_apart => {}
+            // Its rows ran one by one.
+            _ if times.ran_apart && times.equal.is_none() => {}
             BatchKind::Packed => cost.learn(running.rows, times.run_us),
             BatchKind::Check => cost.checked(running.rows, times),
             BatchKind::Spot => cost.spotted(running.rows, times),

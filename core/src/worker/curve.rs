@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use proto_msgs::{ModelCost, Packing, curve_us, limits::CURVE_POINTS_MAX};
 
-use super::api::{BatchTimes, Equality};
+use super::api::{BatchKind, BatchTimes, Equality};
 use crate::MonoTime;
 use point::{JUDGED_AFTER, Point};
 
@@ -245,11 +245,14 @@ impl Cost {
         }
     }
 
-    /// Takes in what a probe tells of `rows` rows in one call; `None` if the probe failed. The time until now was no
-    /// pause of the machine.
-    pub(super) fn compared(&mut self, now: MonoTime, rows: u32, times: Option<&BatchTimes>) {
+    /// Takes in what the comparison of such a batch tells of `rows` rows in one call; `None` if it failed. The time until
+    /// now was no pause of the machine.
+    pub(super) fn compared(&mut self, now: MonoTime, (kind, rows): (BatchKind, u32), times: Option<&BatchTimes>) {
         self.ran_until = Some(now);
-        self.probe_ended(times.and_then(|times| times.packed_rows).unwrap_or(rows), times);
+        match kind {
+            BatchKind::Check => self.checked(rows, &times.copied().unwrap_or_default()),
+            _ => self.probe_ended(times.and_then(|times| times.packed_rows).unwrap_or(rows), times),
+        }
     }
 
     /// Takes in the result of a probe; `None` if the probe failed.

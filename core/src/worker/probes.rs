@@ -41,13 +41,15 @@ const COMPARE_RUNS_USUAL: u32 = 24;
 /// would never end at a busy worker, and that is where packing helps most.
 const COMPARE_LEAST: Duration = Duration::from_millis(100);
 
-/// The comparison of a probe whose rows are answered.
+/// The comparison of a probe or check whose rows are answered.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Comparing {
     /// When the rows were answered.
     since: MonoTime,
     /// Mean of the single runs.
     single_us: u64,
+    /// Time of one packed call; before the first one as if nothing was gained.
+    call_us: u64,
     /// Rows in the packed call.
     rows: u32,
     state: State,
@@ -63,22 +65,43 @@ enum State {
 }
 
 impl Comparing {
-    fn new(now: MonoTime, rows: u32, single_us: u64) -> Self {
+    /// A probe's, whose packed call is as large as there is time for.
+    fn of_probe(now: MonoTime, rows: u32, single_us: u64) -> Self {
         let packed_us = micros(limit(single_us)) * PACKED_PARTS.0 / PACKED_PARTS.1;
         let rows_max = u32::try_from(packed_us / single_us.max(1)).unwrap_or(u32::MAX).max(2);
-        Self { since: now, single_us, rows: rows.min(rows_max), state: State::Waits }
+        let rows = rows.min(rows_max);
+        let call_us = single_us.saturating_mul(rows.into());
+        Self { since: now, single_us, call_us, rows, state: State::Waits }
+    }
+
+    /// A check's, which has made the first packed call. The others are of its size: a smaller one says nothing.
+    fn of_check(now: MonoTime, rows: u32, single_us: u64, call_us: u64) -> Self {
+        Self { since: now, single_us, call_us, rows, state: State::Waits }
+    }
+
+    fn of(now: MonoTime, running: &Running, times: &BatchTimes) -> Self {
+        let single_us = times.single_us.unwrap_or(0);
+        match running.order.kind {
+            BatchKind::Check => Self::of_check(now, running.rows, single_us, times.run_us),
+            _ => Self::of_probe(now, running.rows, single_us),
+        }
+    }
+
+    /// Longest time: a check's calls may take longer than the single runs that bound a probe's.
+    fn limit(&self) -> Duration {
+        let calls_us = self.call_us.saturating_mul(PACKED_PARTS.1) / PACKED_PARTS.0;
+        limit(self.single_us).max(Duration::from_micros(calls_us))
     }
 
     /// When it should be over at the latest.
     fn until(&self) -> MonoTime {
         let usual = Duration::from_micros(self.single_us.saturating_mul(COMPARE_RUNS_USUAL.into()));
-        self.since + usual.min(limit(self.single_us))
+        self.since + usual.min(self.limit())
     }
 
     /// Whether others may cut it short, or keep it from beginning.
     fn may_be_cut(&self, now: MonoTime) -> bool {
-        let packed = Duration::from_micros(self.single_us.saturating_mul(self.rows.into()));
-        now >= self.since + COMPARE_LEAST || packed > COMPARE_LEAST
+        now >= self.since + COMPARE_LEAST || Duration::from_micros(self.call_us) > COMPARE_LEAST
     }
 }
 
@@ -115,22 +138,14 @@ impl Worker {
             self.ran(now, &running, piece, times);
         }
         running.pieces.clear();
-        let comparing = Comparing::new(now, running.rows, times.single_us.unwrap_or(0));
-        // A check is of its own size: a smaller one says nothing.
-        let rows = if running.order.kind == BatchKind::Check { running.rows } else { comparing.rows };
-        running.step = Step::Compares(Comparing { rows, ..comparing });
+        running.step = Step::Compares(Comparing::of(now, &running, times));
         self.batches.running.insert(batch, running);
     }
 
     /// Takes in the end of a comparison. Nobody's rows depend on it.
     pub(super) fn compared(&mut self, now: MonoTime, order: &Order, comparing: Comparing, times: Option<BatchTimes>) {
-        let Some(cost) = self.costs.get_mut(&order.cost) else { return };
-        match order.kind {
-            BatchKind::Check => {
-                cost.ran(now, now);
-                cost.checked(comparing.rows, &times.unwrap_or_default());
-            }
-            _ => cost.compared(now, comparing.rows, times.as_ref()),
+        if let Some(cost) = self.costs.get_mut(&order.cost) {
+            cost.compared(now, (order.kind, comparing.rows), times.as_ref());
         }
     }
 
@@ -155,7 +170,7 @@ impl Worker {
                 continue;
             };
             comparing.state = state;
-            let (rows, limit) = (comparing.rows, limit(comparing.single_us));
+            let (rows, limit) = (comparing.rows, comparing.limit());
             self.actions.push(match state {
                 State::Stops => Action::StopComparing { batch },
                 State::Waits | State::Goes => Action::Compare { batch, rows, limit },

@@ -37,6 +37,13 @@ pub(super) struct Sample {
 }
 
 impl Sample {
+    /// Whether a comparison of one may go on with the other: the same shapes, and both made by a probe, or both of the
+    /// single item of a check.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        let is_single = |sample: &Self| sample.items.len() == 1;
+        self.fitted == other.fitted && is_single(self) == is_single(other)
+    }
+
     /// Compares one call of all items with their single runs. Also returns the time of the call, if it succeeded.
     pub(super) async fn packed(&self, calls: &mut Calls<'_, '_>) -> (Equality, Option<Duration>) {
         let singles: Outputs = self.items.iter().map(|item| item.outputs.clone()).collect();

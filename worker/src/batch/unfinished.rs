@@ -42,10 +42,11 @@ pub(crate) struct Unfinished {
 
 impl Unfinished {
     /// What is known of these items, if it was begun in such a runner with items of these shapes and at most so many. Calls
-    /// have `count` rows, of which one took `packed`, if it was made; what calls of another size showed does not count.
-    pub(super) fn go_on(&self, runner: Key, sample: Sample, count: usize, packed: Option<Duration>) -> Begun {
+    /// have `count` rows; one of so many rows took `packed`, if it was made. What calls of another size showed does not
+    /// count.
+    pub(super) fn go_on(&self, runner: Key, sample: Sample, count: usize, packed: Option<(u32, Duration)>) -> Begun {
         let mut kept = self.kept.lock();
-        let is_it = |(of, begun, _): &(Key, Begun, u64)| *of == runner && begun.sample.fitted == sample.fitted;
+        let is_it = |(of, begun, _): &(Key, Begun, u64)| *of == runner && begun.sample.is_like(&sample);
         let found = kept.iter().position(is_it).and_then(|at| kept.remove(at)).map(|(_, begun, _)| begun);
         let fits = |begun: &Begun| begun.sample.items.len() <= sample.items.len();
         let mut begun = found.filter(fits).unwrap_or_else(|| Begun::new(sample, count));
@@ -67,7 +68,7 @@ impl Unfinished {
         let has_come_on = begun.steps() > begun.steps_before;
         begun.detach();
         let mut kept = self.kept.lock();
-        kept.retain(|(of, other, _)| *of != runner || other.sample.fitted != begun.sample.fitted);
+        kept.retain(|(of, other, _)| *of != runner || !other.sample.is_like(&begun.sample));
         while kept.len() >= KEPT_MAX
             || kept.iter().map(|(.., bytes)| bytes).sum::<u64>() > ALL_BYTES_MAX.saturating_sub(size_bytes)
         {
@@ -85,8 +86,8 @@ pub(super) struct Begun {
     sample: Sample,
     /// Rows of each call.
     count: usize,
-    /// Time of one call with these items, which gave the same; `None` before it.
-    packed: Option<Duration>,
+    /// Rows and time of the first packed call, which gave the same; `None` before it.
+    packed: Option<(u32, Duration)>,
     /// For each change that was tried, the item that it made; `None` if it suits no input, or the model refused it.
     made: Vec<Option<Known>>,
     /// Calls of made-up items beside others that gave the same as single runs.
@@ -104,22 +105,23 @@ impl Begun {
         usize::from(self.packed.is_some()) + self.made.len() + self.compared
     }
 
-    /// The rows of its packed calls, and the time of the first, if it was made.
+    /// The rows of its first packed call, and the call's time in microseconds, if it was made.
     pub(super) fn packed(&self) -> Option<(u32, u64)> {
-        Some((self.sample.items.len() as u32, micros(self.packed?)))
+        self.packed.map(|(rows, took)| (rows, micros(took)))
     }
 
     /// Makes the calls that are left; an error if there is no time for the next one, or one cannot be made. `single` is
     /// the time of a single run.
     pub(super) async fn advance(&mut self, calls: &mut Calls<'_, '_>, single: Duration) -> Result<Equality, Failure> {
         if self.packed.is_none() {
+            let rows = self.sample.items.len() as u32;
             // Perhaps nothing is gained by it.
-            calls.in_time(single * self.sample.items.len() as u32)?;
+            calls.in_time(single * rows)?;
             let (equal, took) = self.sample.packed(calls).await;
             if equal != Equality::Same {
                 return Ok(equal);
             }
-            self.packed = took;
+            self.packed = took.map(|took| (rows, took));
         }
         self.make_up(calls, single).await?;
         self.compare_made_up(calls).await
@@ -162,7 +164,7 @@ impl Begun {
         let beside: Vec<&Known> = std::iter::once(first).chain(others).collect();
         // In a small call the telling one would have few neighbours, and a row that looks at them might not show.
         for some in beside.chunks(count.saturating_sub(1).max(1)).skip(self.compared) {
-            calls.in_time(self.packed.unwrap_or_default())?;
+            calls.in_time(self.packed.map_or(Duration::ZERO, |(_, took)| took))?;
             let together = std::iter::once(telling).chain(some.iter().copied()).chain(self.sample.items.iter().cycle());
             match self.sample.together_as_alone(calls, together.take(count).collect()).await? {
                 Equality::Same => self.compared += 1,
