@@ -226,15 +226,17 @@ pub(crate) enum Patience {
 /// Returns an error if the task has not ended, or its result is out of reach for now.
 async fn check_ended(mesh: &Mesh, task: TaskId) -> Result<(), Failed> {
     let view = mesh.status(task).await.map_err(|error| ask_failed(&error))?;
-    if matches!(view.standing, TaskStanding::Ended(_)) {
-        let lost = without_worker(mesh, std::slice::from_ref(&view)).await.map_err(|error| ask_failed(&error))?;
-        let Some((_, name)) = view.worker.filter(|_| !lost.is_empty()) else { return Ok(()) };
-        let text = format!(
-            "task {task} is done, but its result is at worker {name}, which is not connected: `mesh-client wait` waits for it"
-        );
-        return Err(Failed::new(exit::NOT_READY, "NOT_READY", text));
-    }
-    let text = format!("task {task} has not ended, it is {}: `mesh-client wait` waits for it", views::state(&view));
+    let lost = without_worker(mesh, std::slice::from_ref(&view)).await.map_err(|error| ask_failed(&error))?;
+    let away = view.worker.as_ref().map(|(_, name)| name).filter(|_| !lost.is_empty());
+    let stands = match (&view.standing, away) {
+        (TaskStanding::Ended(_), None) => return Ok(()),
+        (TaskStanding::Ended(_), Some(name)) => {
+            format!("is done, but its result is at worker {name}, which is not connected")
+        }
+        (_, Some(name)) => format!("has not ended: its inputs are at worker {name}, which is not connected"),
+        (_, None) => format!("has not ended, it is {}", views::state(&view)),
+    };
+    let text = format!("task {task} {stands}: `mesh-client wait` waits for it");
     Err(Failed::new(exit::NOT_READY, "NOT_READY", text))
 }
 

@@ -34,7 +34,12 @@ impl MonoTime {
 
     /// Time since `earlier`; zero if `earlier` lies ahead.
     pub const fn since(self, earlier: Self) -> Duration {
-        Duration::from_micros(self.micros.saturating_sub(earlier.micros))
+        Duration::from_micros(self.since_us(earlier))
+    }
+
+    /// As [`Self::since`], in microseconds.
+    pub const fn since_us(self, earlier: Self) -> u64 {
+        self.micros.saturating_sub(earlier.micros)
     }
 }
 

@@ -135,6 +135,7 @@ fn a_detached_task_whose_worker_is_gone_is_said_to_wait_for_it() {
     let table = mesh.client(&["tasks"]).succeeded().stdout;
     assert!(table.contains("worker lost (detached)"), "{table}");
     mesh.client(&["why", &task]).succeeded().failed_with(0, "its worker has its inputs");
+    mesh.client(&["result", &task]).failed_with(11, "its inputs are at worker w1, which is not connected");
 
     worker.restart();
     assert_eq!(mesh.ask(&["status", &task])["worker_lost"], false);

@@ -20,7 +20,7 @@ use proto_msgs::{ClientId, Digest, Lane, RankView, TaskId, TaskSpec};
 use super::config::{Tenant, Weights};
 use crate::{Census, MonoTime};
 use line::{Line, Order};
-use rank::{Place, QueueKey, Rank, Sort, waited};
+use rank::{QueueKey, Rank, Sort, Spot, waited};
 use shares::Shares;
 use turns::{Turn, Turns};
 
@@ -54,7 +54,7 @@ struct Alike {
 struct Waiting {
     task: TaskId,
     cost_us: u64,
-    sort: Sort,
+    sort: Option<Sort>,
     items: u32,
     /// Worker kinds that the task does not suit, the last found first, 0 for none: they need not look at it again.
     unfit: [u32; UNFIT_KINDS_MAX],
@@ -124,7 +124,7 @@ struct LaneQueue {
     ahead: Part,
     turns: Turns,
     /// Of each sort, how much waits.
-    sorts: BTreeMap<Sort, Alike>,
+    sorts: BTreeMap<Option<Sort>, Alike>,
     cost_us: u64,
     shares: Shares,
     /// Slot time assumed per item of a model, microseconds. It stays while tasks wait, even if a better value is known:
@@ -156,10 +156,10 @@ impl LaneQueue {
         self.due.tasks.len() + self.ahead.tasks.len()
     }
 
-    fn part(&mut self, place: Place) -> (&mut Part, Order) {
-        match place {
-            Place::Due(order, _) => (&mut self.due, order),
-            Place::Ahead(order) => (&mut self.ahead, order),
+    fn part(&mut self, spot: Spot) -> (&mut Part, Order) {
+        match spot {
+            Spot::Due(order, _) => (&mut self.due, order),
+            Spot::Ahead(order) => (&mut self.ahead, order),
         }
     }
 
@@ -252,7 +252,7 @@ impl Queue {
         }
         let Rank { cost_us, sort, items, .. } = *rank;
         let waiting = Waiting { task: task.task, cost_us, sort, items, unfit: [0; UNFIT_KINDS_MAX] };
-        let (part, order) = lane.part(rank.key.place);
+        let (part, order) = lane.part(rank.key.spot);
         if part.insert(order, waiting) {
             lane.cost_us = lane.cost_us.saturating_add(rank.cost_us);
             let alike = lane.sorts.entry(sort).or_default();
@@ -263,7 +263,7 @@ impl Queue {
     /// Takes a task out of its lane.
     pub(super) fn remove(&mut self, rank: &Rank, client: ClientId) {
         let lane = &mut self.lanes[rank.key.lane.index()];
-        let (part, order) = lane.part(rank.key.place);
+        let (part, order) = lane.part(rank.key.spot);
         let Some(waiting) = part.remove(order) else { return };
         match rank.turn(client) {
             Some(turn) => lane.turns.give_up(turn),
@@ -371,7 +371,7 @@ impl Queue {
 
     /// Remembers that a waiting task does not suit workers of this kind.
     pub(super) fn set_unfit(&mut self, key: QueueKey, kind: u32) {
-        let (part, order) = self.lanes[key.lane.index()].part(key.place);
+        let (part, order) = self.lanes[key.lane.index()].part(key.spot);
         let waiting = part.tasks.get_mut(&order);
         if let Some(waiting) = waiting.filter(|waiting| !waiting.unfit.contains(&kind)) {
             waiting.unfit.rotate_right(1);

@@ -190,6 +190,7 @@ impl Broker {
             survey.widen();
         }
         let (looked, earliest_us) = (survey.looked(), survey.earliest_us(items_before));
+        let at_once_us = survey.earliest_us(0);
         let if_loaded = survey.earliest().if_loaded().filter(|if_loaded| if_loaded.us <= deadline_us);
         let (old, untried) = (survey.earliest().old(), survey.earliest().untried());
         let rated = survey.into_rated();
@@ -217,15 +218,7 @@ impl Broker {
         }
         let at_unix_ms = self.unix_ms(now);
         task.decision = Some(Box::new(Decision { at_unix_ms, chosen: None, rated }));
-        let finish = Duration::from_micros(earliest_us).as_secs_f64();
-        let wanted = Duration::from_micros(deadline_us).as_secs_f64();
-        let mut text =
-            format!("the predicted finish is in {finish:.3} s at best, and the deadline is in {wanted:.3} s");
-        if let Some(IfLoaded { us, .. }) = if_loaded {
-            let us = Duration::from_micros(us).as_secs_f64();
-            text +=
-                &format!(" (in {us:.3} s once the model is loaded: submit it once without a deadline, or try again)");
-        }
+        let text = unmeetable(earliest_us, at_once_us.unwrap_or(earliest_us), deadline_us, if_loaded);
         Some(Failure::new(ErrorCode::DeadlineUnmeetable, text))
     }
 
@@ -258,6 +251,22 @@ impl Broker {
         self.tasks.insert(task, now + self.config.ended_kept);
         self.tell_client(Some(peer), BrokerToClient::Ended(ended));
     }
+}
+
+/// What a client is told whose deadline is before the predicted finish; without waiting tasks it would be `at_once_us`.
+fn unmeetable(earliest_us: u64, at_once_us: u64, deadline_us: u64, if_loaded: Option<IfLoaded>) -> String {
+    let seconds = |us: u64| format!("{:.3} s", Duration::from_micros(us).as_secs_f64());
+    let mut text = format!("the predicted finish is in {} at best", seconds(earliest_us));
+    let behind_us = earliest_us.saturating_sub(at_once_us);
+    if behind_us >= MS_US {
+        text += &format!(", {} of it behind waiting tasks", seconds(behind_us));
+    }
+    text += &format!(", and the deadline is in {}", seconds(deadline_us));
+    if let Some(IfLoaded { us, .. }) = if_loaded {
+        let us = seconds(us);
+        text += &format!(" (in {us} once the model is loaded: submit it once without a deadline, or try again)");
+    }
+    text
 }
 
 /// The reason why no worker could ever run the task, if so.

@@ -157,7 +157,7 @@ impl Attempt {
     /// Time from the arrival of everything to the end, microseconds; 0 if unknown.
     pub(super) fn held_us(&self) -> u64 {
         let State::Finished { ended, .. } = self.state else { return 0 };
-        self.work.here_since.map_or(0, |since| ended.since(since).as_micros() as u64)
+        self.work.here_since.map_or(0, |since| ended.since_us(since))
     }
 
     /// Whether the attempt has not ended yet.

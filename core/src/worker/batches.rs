@@ -278,7 +278,7 @@ impl Worker {
         let (lane, device) = (running.order.lane, self.slots.device(running.order.slot));
         self.slots.release(now, batch);
         self.packer.ended(now, running.order.queue);
-        let took_us = u64::try_from(now.since(running.begun).as_micros()).unwrap_or(u64::MAX);
+        let took_us = now.since_us(running.begun);
         let waits = Lane::ALL.map(|lane| self.packer.rows_of(lane) > 0);
         self.slots.spent(device, lane, took_us, waits);
         Some(running)
@@ -322,7 +322,9 @@ impl Worker {
         let (work, rows) = (&mut attempt.work, u64::from(piece.len()));
         let share_us = times.run_us.saturating_mul(rows) / u64::from(running.rows.max(1));
         work.run_us = work.run_us.saturating_add(share_us);
-        work.load_us = work.load_us.saturating_add(times.load_us);
+        // Of a load that had begun before, this batch has waited for the rest.
+        let waited_us = now.since_us(running.begun).saturating_sub(times.run_us);
+        work.load_us = work.load_us.saturating_add(times.load_us.min(waited_us));
         if work.runs.len() < RUN_NOTES_MAX {
             let is_packed = running.order.kind.keeps_packed(times.equal) && !times.ran_apart;
             // A row that ran by itself has its own time, not that of the whole batch.

@@ -126,7 +126,7 @@ impl Linger {
 
     /// Learns the time until as many rows were back as left, or until the next batch ended without them.
     fn took(&mut self, now: MonoTime) {
-        let took_us = u64::try_from(now.since(self.ended).as_micros()).unwrap_or(u64::MAX);
+        let took_us = now.since_us(self.ended);
         self.return_us = Some(self.return_us.map_or(took_us, |usual_us| usual_us.midpoint(took_us)));
     }
 

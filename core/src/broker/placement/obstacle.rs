@@ -129,14 +129,14 @@ fn quota(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle> {
 
 fn cores_promised(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle> {
     let wanted = u64::from(task.spec.demands.cpu_millis);
-    let (promised, ..) = worker.occupancy.reserved();
+    let promised = worker.occupancy.reserved().cpu_millis;
     let is_over = wanted > 0 && promised > 0 && promised + wanted > u64::from(worker.register.cores) * 1000;
     is_over.then_some(Obstacle::CoresPromised)
 }
 
 fn memory_promised(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle> {
     let wanted = u128::from(task.spec.demands.memory_bytes);
-    let (_, promised, _) = worker.occupancy.reserved();
+    let promised = worker.occupancy.reserved().memory_bytes;
     let is_over = wanted > 0 && promised > 0 && promised + wanted > u128::from(worker.register.memory_bytes);
     is_over.then_some(Obstacle::MemoryPromised)
 }
@@ -172,10 +172,9 @@ pub(super) fn may_go_ahead(task: &Task) -> bool {
 impl Obstacle {
     /// Whether the obstacle goes away once other tasks free what they were promised.
     pub(crate) fn is_promise(self, worker: &Worker) -> bool {
-        let (_, _, gpu_memory_bytes) = worker.occupancy.reserved();
         match self {
             Self::CoresPromised | Self::MemoryPromised => true,
-            Self::GpuMemoryTaken => gpu_memory_bytes > 0,
+            Self::GpuMemoryTaken => worker.occupancy.reserved().gpu_memory_bytes > 0,
             _ => false,
         }
     }

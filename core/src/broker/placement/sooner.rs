@@ -71,7 +71,7 @@ impl Sooner {
 
     /// The worker for which the task is held back, if any. `before_us` is the work that goes before it at the full one.
     pub(super) fn held_back(&self, task: &Task, offer: Offer, before_us: u64, now: MonoTime) -> Option<Full> {
-        let left_us = task.deadline.map_or(u64::MAX, |deadline| micros(now, deadline));
+        let left_us = task.deadline.map_or(u64::MAX, |deadline| deadline.since_us(now));
         self.foreseen(task, offer, before_us, left_us).or_else(|| self.unforeseen(task, offer, left_us, now))
     }
 
@@ -91,14 +91,9 @@ impl Sooner {
     fn unforeseen(&self, task: &Task, offer: Offer, left_us: u64, now: MonoTime) -> Option<Full> {
         let full = self.unforeseen.filter(|_| offer.is_measured && !offer.is_doubtful)?;
         let gain_us = offer.total_us.saturating_sub(full.total_us);
-        let waited_us = task.rank.map_or(0, |rank| micros(rank.came, now));
+        let waited_us = task.rank.map_or(0, |rank| now.since_us(rank.came));
         let is_worth_it = gain_us >= UNFORESEEN_GAIN_US_MIN && waited_us < gain_us;
         let is_only_chance = offer.total_us > left_us && full.total_us <= left_us;
         (is_worth_it || is_only_chance).then_some(full)
     }
-}
-
-/// Microseconds between two times.
-fn micros(from: MonoTime, to: MonoTime) -> u64 {
-    u64::try_from(to.since(from).as_micros()).unwrap_or(u64::MAX)
 }

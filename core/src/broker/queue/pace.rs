@@ -44,7 +44,7 @@ impl Pace {
     /// grows while nothing starts.
     pub(crate) fn time_for_us(&self, now: MonoTime, tasks: u64) -> Option<u64> {
         let oldest = self.starts.front().filter(|_| self.starts.len() >= STARTS_MIN)?;
-        let (watched_us, starts) = (now.as_micros().saturating_sub(oldest.as_micros()), self.starts.len() as u64);
+        let (watched_us, starts) = (now.since_us(*oldest), self.starts.len() as u64);
         let time_us = u128::from(watched_us) * u128::from(tasks) / u128::from(starts);
         (watched_us >= WATCHED_US_MIN).then(|| time_us.try_into().unwrap_or(u64::MAX))
     }

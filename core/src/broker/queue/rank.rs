@@ -23,12 +23,12 @@ const MICRO_PER_MILLI: i64 = 1000;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct QueueKey {
     pub(crate) lane: Lane,
-    pub(super) place: Place,
+    pub(super) spot: Spot,
 }
 
 /// A task's order in one of the two parts of its lane.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Place {
+pub(super) enum Spot {
     /// Its turn has not come, and its waiting does not count. The order is as if it was time zero.
     Ahead(Order),
     /// Its waiting counts since this time.
@@ -44,20 +44,28 @@ pub(crate) struct Rank {
     /// Slot time that the task is expected to need, microseconds.
     pub(super) cost_us: u64,
     pub(crate) came: MonoTime,
-    pub(super) sort: Sort,
+    pub(super) sort: Option<Sort>,
     pub(super) items: u32,
     wait_milli: u32,
 }
 
-/// Tasks of one sort can run at the same workers, and each of their items takes as long. `None`: a task that is like no
-/// other, because it names labels, stages or the side that dials, or is detached: after a restart it may wait for a
-/// client that has left.
-pub(super) type Sort = Option<(Digest, u32, u64, u64, Option<u16>)>;
+/// Tasks of one sort can run at the same workers, and each of their items takes as long.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Sort {
+    model: Digest,
+    cpu_millis: u32,
+    memory_bytes: u64,
+    gpu_memory_bytes: u64,
+    arch: Option<u16>,
+}
 
-fn sort_of(task: &TaskSpec) -> Sort {
+/// `None`: the task is like no other, because it names labels, stages or the side that dials, or is detached: after a
+/// restart it may wait for a client that has left.
+fn sort_of(task: &TaskSpec) -> Option<Sort> {
     let Demands { cpu_millis, memory_bytes, gpu_memory_bytes, arch } = task.demands;
     let is_plain = task.then.is_empty() && task.labels.is_empty() && task.direction.is_none() && !task.detached;
-    is_plain.then_some((task.model.digest, cpu_millis, memory_bytes, gpu_memory_bytes, arch.map(|arch| arch as u16)))
+    let (model, arch) = (task.model.digest, arch.map(|arch| arch as u16));
+    is_plain.then_some(Sort { model, cpu_millis, memory_bytes, gpu_memory_bytes, arch })
 }
 
 impl Rank {
@@ -71,50 +79,50 @@ impl Rank {
         let points = i64::from(weights.priority_milli) * i64::from(task.priority) * MICRO_PER_MILLI
             - i64::from(weights.data_milli) * doublings_milli(task.input_bytes)
             - over_time(weights.share_milli, start_tag_us);
-        let key = QueueKey { lane: task.lane.unwrap_or_default(), place: Place::Ahead(Order::new(points, arrival)) };
+        let key = QueueKey { lane: task.lane.unwrap_or_default(), spot: Spot::Ahead(Order::new(points, arrival)) };
         let wait_milli = weights.wait_milli;
         Self { key, start_tag_us, cost_us, came, sort: sort_of(task), items: task.items, wait_milli }
     }
 
     /// The task's order among all of its lane at this time.
     pub(crate) fn order(&self, now: MonoTime) -> Order {
-        match self.key.place {
-            Place::Ahead(order) => order.minus(waited(self.wait_milli, now)),
-            Place::Due(order, _) => order,
+        match self.key.spot {
+            Spot::Ahead(order) => order.minus(waited(self.wait_milli, now)),
+            Spot::Due(order, _) => order,
         }
     }
 
     /// The task's turn has come: from now on its waiting counts.
     pub(crate) fn come_due(&mut self, now: MonoTime) {
-        self.key.place = Place::Due(self.order(now), self.since().unwrap_or(now));
+        self.key.spot = Spot::Due(self.order(now), self.since().unwrap_or(now));
     }
 
     /// Whose turn has to come, unless it has.
     pub(super) fn turn(&self, client: ClientId) -> Option<Turn> {
-        match self.key.place {
-            Place::Ahead(order) => Some(Turn { client, start_tag_us: self.start_tag_us, order }),
-            Place::Due(..) => None,
+        match self.key.spot {
+            Spot::Ahead(order) => Some(Turn { client, start_tag_us: self.start_tag_us, order }),
+            Spot::Due(..) => None,
         }
     }
 
     /// The number of its arrival: equal tasks go in this order.
     pub(super) fn arrival(&self) -> u64 {
-        match self.key.place {
-            Place::Ahead(order) | Place::Due(order, _) => order.arrival,
+        match self.key.spot {
+            Spot::Ahead(order) | Spot::Due(order, _) => order.arrival,
         }
     }
 
     /// When its waiting began to count, if it does.
     pub(super) fn since(&self) -> Option<MonoTime> {
-        match self.key.place {
-            Place::Ahead(_) => None,
-            Place::Due(_, since) => Some(since),
+        match self.key.spot {
+            Spot::Ahead(_) => None,
+            Spot::Due(_, since) => Some(since),
         }
     }
 
     /// The current terms of the task's effective priority. Its client is `lead_us` of slot time ahead.
     pub(super) fn view(&self, task: &TaskSpec, weights: &Weights, lead_us: u64, now: MonoTime) -> RankView {
-        let waited_us = self.since().map_or(0, |since| now.as_micros().saturating_sub(since.as_micros()));
+        let waited_us = self.since().map_or(0, |since| now.since_us(since));
         RankView {
             priority_milli: i64::from(weights.priority_milli) * i64::from(task.priority),
             waited_milli: over_time(weights.wait_milli, waited_us) / MICRO_PER_MILLI,

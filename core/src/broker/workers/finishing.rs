@@ -45,7 +45,7 @@ impl Finishing {
     pub(crate) fn left_us(&self, now: MonoTime, lane: Lane, slots: [u16; 2]) -> u64 {
         let lane = Load { lane, until: now }.slots_of(slots);
         let load = self.at(now).filter(|load| load.slots_of(slots) == lane);
-        load.map_or(0, |load| u64::try_from(load.until.since(now).as_micros()).unwrap_or(u64::MAX))
+        load.map_or(0, |load| load.until.since_us(now))
     }
 
     fn at(&self, now: MonoTime) -> Option<Load> {

@@ -113,6 +113,16 @@ impl LaneUse {
     }
 }
 
+/// What the attempts at a worker were promised, in sum. Wider than the demands, which come from the network: no sum of
+/// them can overflow.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Reserved {
+    /// Thousandths of a core.
+    pub(crate) cpu_millis: u64,
+    pub(crate) memory_bytes: u128,
+    pub(crate) gpu_memory_bytes: u128,
+}
+
 /// The attempts at one worker and the sums of their resources.
 #[derive(Debug, Default)]
 pub(crate) struct Occupancy {
@@ -122,10 +132,7 @@ pub(crate) struct Occupancy {
     served_until: MonoTime,
     /// Attempts of unknown lane.
     strangers: u32,
-    cpu_millis: u64,
-    // Wider than the demands, which come from the network: no sum of them can overflow.
-    memory_bytes: u128,
-    gpu_memory_bytes: u128,
+    reserved: Reserved,
     /// Items running or waiting, by model and lane. A worker has few models at a time.
     items: Vec<((Digest, Lane), u64)>,
 }
@@ -187,7 +194,7 @@ impl Occupancy {
     /// off.
     pub(crate) fn remaining_us(&self, lane: Lane, slots: [u16; 2], now: MonoTime) -> u64 {
         let used = &self.lanes[lane.index()];
-        let later_us = now.as_micros().saturating_sub(self.served_until.as_micros());
+        let later_us = now.since_us(self.served_until);
         used.backlog_us - used.served_us(slots[lane.index()], later_us).0
     }
 
@@ -204,13 +211,13 @@ impl Occupancy {
 
     /// Whether the lane is stuck: attempts that should long have ended run in all its slots.
     pub(crate) fn is_overdue(&self, lane: Lane, slots: [u16; 2], now: MonoTime) -> bool {
-        let later_us = now.as_micros().saturating_sub(self.served_until.as_micros());
+        let later_us = now.since_us(self.served_until);
         self.lanes[lane.index()].is_overdue(slots[lane.index()], later_us)
     }
 
     /// Counts the work of the lanes up to now, with these slots.
     pub(super) fn work_until(&mut self, now: MonoTime, slots: [u16; 2]) {
-        let later_us = now.as_micros().saturating_sub(self.served_until.as_micros());
+        let later_us = now.since_us(self.served_until);
         for (used, slots) in self.lanes.iter_mut().zip(slots) {
             (used.served_us, used.over_us) = used.served_us(slots, later_us);
         }
@@ -222,9 +229,8 @@ impl Occupancy {
         self.items.iter().find(|(key, _)| *key == (model, lane)).map_or(0, |(_, items)| *items)
     }
 
-    /// Promised sums: thousandths of a core, bytes of memory, bytes of GPU memory.
-    pub(crate) fn reserved(&self) -> (u64, u128, u128) {
-        (self.cpu_millis, self.memory_bytes, self.gpu_memory_bytes)
+    pub(crate) fn reserved(&self) -> Reserved {
+        self.reserved
     }
 
     /// The GPU whose memory this attempt was promised.
@@ -235,7 +241,7 @@ impl Occupancy {
     /// Promised memory of one GPU. Few tasks ask for any, so it is summed up on demand.
     pub(super) fn gpu_memory(&self, gpu: u8) -> GpuPromised {
         let mut promised = GpuPromised::default();
-        if self.gpu_memory_bytes > 0 {
+        if self.reserved.gpu_memory_bytes > 0 {
             for entry in self.entries.values().filter(|entry| entry.held.gpu == Some(gpu)) {
                 let bytes = u128::from(entry.held.demands.gpu_memory_bytes);
                 promised.all_bytes += bytes;
@@ -310,16 +316,7 @@ impl Occupancy {
 
     /// Counts the attempts. `tasks`: those that may have been promised a place here.
     pub(super) fn census(&self, tasks: usize, census: &mut Census<'_>) {
-        let Self {
-            entries,
-            lanes: _,
-            served_until: _,
-            strangers: _,
-            cpu_millis: _,
-            memory_bytes: _,
-            gpu_memory_bytes: _,
-            items,
-        } = self;
+        let Self { entries, lanes: _, served_until: _, strangers: _, reserved: _, items } = self;
         census.passing("attempts booked at a worker", entries.len(), ENTRIES_MAX + tasks);
         census.passing("models booked at a worker", items.len(), entries.len());
     }
@@ -336,9 +333,9 @@ impl Occupancy {
             }
             None => self.strangers += 1,
         }
-        self.cpu_millis += u64::from(demands.cpu_millis);
-        self.memory_bytes += u128::from(demands.memory_bytes);
-        self.gpu_memory_bytes += u128::from(demands.gpu_memory_bytes);
+        self.reserved.cpu_millis += u64::from(demands.cpu_millis);
+        self.reserved.memory_bytes += u128::from(demands.memory_bytes);
+        self.reserved.gpu_memory_bytes += u128::from(demands.gpu_memory_bytes);
         if let Some((model, lane)) = model.zip(lane) {
             match self.items.iter_mut().find(|(key, _)| *key == (model, lane)) {
                 Some((_, sum)) => *sum += u64::from(items),
@@ -365,9 +362,9 @@ impl Occupancy {
             }
             None => self.strangers -= 1,
         }
-        self.cpu_millis -= u64::from(demands.cpu_millis);
-        self.memory_bytes -= u128::from(demands.memory_bytes);
-        self.gpu_memory_bytes -= u128::from(demands.gpu_memory_bytes);
+        self.reserved.cpu_millis -= u64::from(demands.cpu_millis);
+        self.reserved.memory_bytes -= u128::from(demands.memory_bytes);
+        self.reserved.gpu_memory_bytes -= u128::from(demands.gpu_memory_bytes);
         if let Some(at) = self.items.iter().position(|(key, _)| Some(*key) == model.zip(lane)) {
             self.items[at].1 -= u64::from(items);
             if self.items[at].1 == 0 {
@@ -487,7 +484,7 @@ mod tests {
         assert_eq!(occupancy.named([id(0), id(9)].into_iter(), true), []);
         assert_eq!(occupancy.named([id(9)].into_iter(), true), [id(0)]);
         (0..10).for_each(|number| occupancy.remove(id(number)));
-        assert_eq!((occupancy.reserved(), occupancy.gpu_memory(0)), ((0, 0, 0), GpuPromised::default()));
+        assert_eq!((occupancy.reserved(), occupancy.gpu_memory(0)), (Reserved::default(), GpuPromised::default()));
         assert_eq!((occupancy.tasks(), occupancy.len(), occupancy.items.len()), ([0, 0], 0, 0));
         assert_eq!(occupancy.backlog_us(Lane::Batch), Some(0));
     }

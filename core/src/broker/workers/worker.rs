@@ -15,7 +15,7 @@ use super::{
     finishing::Finishing,
     handover::Handover,
     kind::{LaneGpu, Places, lane_gpus, largest_bytes},
-    occupancy::Occupancy,
+    occupancy::{Occupancy, Reserved},
     warmth::Warmth,
 };
 use crate::{
@@ -378,7 +378,7 @@ impl Worker {
             register: self.register.clone(),
             heartbeat: self.heartbeat.clone(),
             tasks: self.occupancy.tasks(),
-            gpu_memory_reserved_bytes: u64::try_from(self.occupancy.reserved().2).unwrap_or(u64::MAX),
+            gpu_memory_reserved_bytes: u64::try_from(self.occupancy.reserved().gpu_memory_bytes).unwrap_or(u64::MAX),
             violation_permille,
             seen_unix_ms: now_unix_ms,
             expires_after: self.dead_at(beats).since(self.seen),
@@ -387,7 +387,7 @@ impl Worker {
 
     fn promised(&self) -> Promised {
         let bytes = |bytes: u128| u64::try_from(bytes).unwrap_or(u64::MAX);
-        let (cpu_millis, memory_bytes, _) = self.occupancy.reserved();
+        let Reserved { cpu_millis, memory_bytes, .. } = self.occupancy.reserved();
         let gpus = (0..).zip(&self.register.gpus);
         let gpu_memory_bytes = gpus.map(|(gpu, _)| bytes(self.occupancy.gpu_memory(gpu).all_bytes)).collect();
         Promised { cpu_millis, memory_bytes: bytes(memory_bytes), gpu_memory_bytes }
