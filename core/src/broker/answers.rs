@@ -75,7 +75,7 @@ impl Broker {
         let mut view = task.view(|rank| (self.queue.position(now, rank), self.waits_for(now, task).reason));
         // A broker that has started anew knows only the worker's id from its store.
         if let Some((worker, name)) = view.worker.as_mut().filter(|(_, name)| name.is_empty()) {
-            *name = self.name_of(*worker);
+            *name = self.name_of(task, *worker);
         }
         view
     }
@@ -122,16 +122,19 @@ impl Broker {
         models.filter_map(|(worker, (digest, _))| model_view(worker, worker.model(digest))).collect()
     }
 
-    /// The worker's name, or its id if it is not known any more.
-    fn name_of(&self, worker: WorkerId) -> String {
-        self.workers.get(worker).map_or_else(|| worker.to_string(), |worker| worker.register.name.clone())
+    /// The worker's name, or its id if it is not known any more. A task remembers the name of its last worker.
+    fn name_of(&self, task: &Task, worker: WorkerId) -> String {
+        let known = self.workers.get(worker).map(|worker| &worker.register.name);
+        let last = || task.track.last.as_ref().filter(|last| last.worker == worker).map(|last| &last.name);
+        let name = known.or_else(last).filter(|name| !name.is_empty());
+        name.map_or_else(|| worker.to_string(), Clone::clone)
     }
 
     /// A decision as it was made; only the names of workers are today's.
     fn decision_view(&self, task: &Task, decision: &Decision) -> DecisionView {
         let candidate = |rated: &Rated| Candidate {
             worker: rated.worker,
-            name: self.name_of(rated.worker),
+            name: self.name_of(task, rated.worker),
             against: rated.obstacle.iter().map(|obstacle| obstacle.text(&task.spec)).collect(),
             holds_model: rated.holds_model,
             packing: rated.packing,

@@ -39,6 +39,16 @@ fn why_tells_whether_the_model_is_packed_at_each_worker_and_its_curve_where_the_
 }
 
 #[test]
+fn a_decision_for_a_worker_that_has_left_still_has_its_name() {
+    let mut mesh = mesh();
+    mesh.register(0, [0, 1], |register| register.name = "pi-4".to_owned());
+    assert_eq!(mesh.submit(0, 1, |_| {}), Some(worker(0)));
+    mesh.leave(0);
+    let decision = mesh.why(0, 1).decision.expect("it was placed");
+    assert_eq!(decision.candidates[0].name, "pi-4");
+}
+
+#[test]
 fn why_shows_a_waiting_task_the_curve_of_the_worker_that_could_do_it_soonest() {
     let mut mesh = unlike_workers();
     mesh.submit_all(0..1000, 1, |submit| submit.spec.demands.cpu_millis = 1);
