@@ -68,6 +68,8 @@ enum Problem {
         "is one input, but the model has {wanted} ({known}): pipe JSON that holds all, or give a file for each (name=path)"
     )]
     OneForSeveral { wanted: usize, known: String },
+    #[error("holds '{got}', but it is given in the place of input '{name}': name each file (name=path)")]
+    OtherName { got: String, name: String },
     #[error("holds {0} tensors: one file for one input must hold one")]
     SeveralForOne(usize),
 }
@@ -123,6 +125,10 @@ impl Source<'_> {
             [(Some(key), _)] if is_document && self.is_alone && self.name.is_none() && is_unknown(key, signature) => {
                 all(&tensors, signature, wishes.cast)
             }
+            [(Some(key), _)] if is_document && self.is_for_another(key, signature) => {
+                let name = self.spec.map_or_else(String::new, |spec| spec.name.clone());
+                Err(Problem::OtherName { got: key.clone(), name })
+            }
             // A single tensor is for the intended input, whatever name it has in the file.
             [(_, tensor)] if self.name.is_some() || !self.is_alone || is_for_one(signature) => {
                 Ok(vec![named(fit(tensor, self.spec, wishes.cast)?, self.name)])
@@ -130,6 +136,12 @@ impl Source<'_> {
             _ if self.name.is_some() || !self.is_alone => Err(Problem::SeveralForOne(tensors.len())),
             _ => all(&tensors, signature, wishes.cast),
         }
+    }
+
+    /// Whether a document in the place of one input has the name of another.
+    fn is_for_another(&self, key: &str, signature: Option<&Signature>) -> bool {
+        let is_by_place = self.name.is_none() && !self.is_alone;
+        is_by_place && !is_unknown(key, signature) && self.spec.is_some_and(|spec| spec.name != key)
     }
 
     /// Whether one input is all that the model takes, or the other files are for the others.
@@ -410,6 +422,23 @@ mod tests {
         assert_eq!(error, "all.json holds 'z', but the model has x, y");
         let error = load_one("all.json", br#"{"x": [0.5]}"#, &model, false).unwrap_err();
         assert_eq!(error, "all.json holds 1 tensors, but the model has 2 inputs (x, y)");
+    }
+
+    #[test]
+    fn a_document_for_one_input_does_not_take_the_place_of_another() {
+        let model = signature(&[("x", DType::F32, &[1]), ("y", DType::F32, &[1])]);
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (dir.path().join("first.json"), dir.path().join("second.npy"));
+        fs::write(&second, npy(DType::F32, &[1])).unwrap();
+        let given = |text: &str| {
+            fs::write(&first, text).unwrap();
+            let item = Item { name: "item".into(), files: vec![(None, first.clone()), (None, second.clone())] };
+            load(&item, Some(&model), &Wishes::default()).map(|inputs| inputs.len()).map_err(|e| e.to_string())
+        };
+        assert_eq!(given(r#"{"x": [1]}"#), Ok(2));
+        assert_eq!(given(r#"{"data": [1]}"#), Ok(2), "whatever else it is called");
+        let error = given(r#"{"y": [1]}"#).unwrap_err();
+        assert!(error.ends_with("holds 'y', but it is given in the place of input 'x': name each file (name=path)"));
     }
 
     #[test]

@@ -273,3 +273,22 @@ fn equal_rows_of_a_new_size_are_answered_and_a_realtime_row_cuts_short_what_is_m
     place.ends(check, Ok(Equality::Unfinished));
     assert_eq!(place.told().1, Packing::On, "the smaller size is as good as before");
 }
+
+#[test]
+fn a_comparison_of_a_check_is_as_long_as_its_calls_and_no_longer_than_any_other() {
+    for (call_ms, deadline_ms, compares) in [(2400, None, true), (2400, Some(3000), false), (8000, None, false)] {
+        let mut place = Place::new();
+        let probe = place.answered_probe(4, 1);
+        place.ends(probe, Ok(Equality::Same));
+        place.task(Lane::Batch, 8, None);
+        let (check, kind) = place.batch();
+        assert_eq!(kind, BatchKind::Check);
+        deadline_ms.map(|ms| place.task(Lane::Batch, 1, Some(ms)));
+        let single_us = Some(call_ms * 1000 / 8);
+        let times = BatchTimes { run_us: call_ms * 1000, single_us, ..BatchTimes::default() };
+        place.tell(Event::BatchAnswered { batch: check, times });
+        let goes_on = |order: &Action| matches!(order, Action::Compare { batch, .. } if *batch == check);
+        assert_eq!(place.orders.iter().any(goes_on), compares, "calls of {call_ms} ms, {deadline_ms:?} ms are left");
+        assert_eq!(place.has(&Action::StopComparing { batch: check }), !compares);
+    }
+}

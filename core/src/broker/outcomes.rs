@@ -61,7 +61,7 @@ impl Broker {
             self.workers.finishes_load(now, place.worker, task.lane(), until);
         }
         let took = now.since(since);
-        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let took_us = now.since_us(since);
         let is_done = matches!(outcome, Outcome::Done { .. });
         if is_done {
             task.promise.watch = Watch::Stopped(took);

@@ -253,13 +253,14 @@ impl Broker {
     }
 }
 
-/// What a client is told whose deadline is before the predicted finish; without waiting tasks it would be `at_once_us`.
+/// What a client is told whose deadline is before the predicted finish; without the tasks before it that would be
+/// `at_once_us`, perhaps at another worker.
 fn unmeetable(earliest_us: u64, at_once_us: u64, deadline_us: u64, if_loaded: Option<IfLoaded>) -> String {
     let seconds = |us: u64| format!("{:.3} s", Duration::from_micros(us).as_secs_f64());
     let mut text = format!("the predicted finish is in {} at best", seconds(earliest_us));
     let behind_us = earliest_us.saturating_sub(at_once_us);
     if behind_us >= MS_US {
-        text += &format!(", {} of it behind waiting tasks", seconds(behind_us));
+        text += &format!(" ({} sooner without the tasks before it)", seconds(behind_us));
     }
     text += &format!(", and the deadline is in {}", seconds(deadline_us));
     if let Some(IfLoaded { us, .. }) = if_loaded {

@@ -86,9 +86,10 @@ pub struct BatchTimes {
     pub run_us: u64,
     /// Time to start the runner and load the model, microseconds; 0 if it was warm.
     pub load_us: u64,
-    /// Packed only: some rows ran one by one, as nobody has seen what their stage makes of such shapes.
+    /// Rows that should have been packed ran one by one, as nobody has seen what their stage makes of such shapes.
     pub ran_apart: bool,
-    /// Probe only: the mean of the single runs, microseconds, without the first run if there are more.
+    /// Probe: the mean of the single runs, microseconds, without the first run if there are more. Check that was answered
+    /// early: its single run.
     pub single_us: Option<u64>,
     /// Probe only: time of the packed call, microseconds; `None` if it failed.
     pub packed_us: Option<u64>,
@@ -135,8 +136,9 @@ pub enum Event {
     ReceiveFailed { id: AttemptId, code: ErrorCode, text: String },
     /// The batch has reached this phase: [`Phase::Running`] once the model is loaded.
     BatchReached { batch: BatchId, phase: Phase },
-    /// Probe only, and only if there is something to compare: the single runs went well, and the shell keeps the outputs
-    /// of the rows. What the packed call tells of the model follows in `BatchEnded`, whatever becomes of the rows.
+    /// The rows are answered, and the shell keeps their outputs: the single runs of a probe went well, and there is
+    /// something to compare; or the packed call of a check with equal rows gave the same as one single run. What packed
+    /// calls tell of the model follows in `BatchEnded`, whatever becomes of the rows.
     BatchAnswered { batch: BatchId, times: BatchTimes },
     /// The batch is over. If it ended well, the shell keeps the outputs of its rows at this stage, for every part that
     /// is still wanted. If it failed, the shell keeps nothing of it, and the same rows may come again in another batch.
@@ -195,7 +197,7 @@ pub enum Action {
     Receive { id: AttemptId, link: LinkId, manifest: Box<Manifest>, ticket: Box<Ticket> },
     /// The client has come back over this link while the attempt waits or runs: nothing is to be received.
     Relink { id: AttemptId, link: LinkId },
-    /// Run these rows. Ends in [`Event::BatchEnded`], after [`Event::BatchAnswered`] if it is a probe that can compare.
+    /// Run these rows. Ends in [`Event::BatchEnded`], perhaps after [`Event::BatchAnswered`].
     ///
     /// For a detached attempt the shell first notes on disk that a run was begun, once per life of the worker: if the
     /// run kills the worker, the next life must know it.
@@ -223,10 +225,10 @@ pub enum Action {
     /// Nobody wants the rows of this batch any more, but its model is being loaded: finish that, run no row, and keep
     /// the runner warm. Ends in [`Event::BatchEnded`] with the time to load, or in `BatchReached` if rows run already.
     OnlyLoad { batch: BatchId },
-    /// A probe's rows are answered: pack `rows` of them into one call and compare. What is not done within `limit` is
+    /// A batch's rows are answered: compare packed calls of `rows` rows with single runs. What is not done within `limit` is
     /// [`Equality::Inconclusive`]. Ends in [`Event::BatchEnded`].
     Compare { batch: BatchId, rows: u32, limit: Duration },
-    /// Others need the slot of a probe whose rows are answered: make no call after the one that is under way, and keep
+    /// Others need the slot of a batch whose rows are answered: make no call after the one that is under way, and keep
     /// the runner warm. Ends in [`Event::BatchEnded`].
     StopComparing { batch: BatchId },
     /// Stop the transfer of this attempt. No event follows for it. Batches are handled apart: one without rows of

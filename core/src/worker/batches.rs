@@ -21,6 +21,7 @@ use proto_msgs::{
 
 use super::{
     Action, BatchId, BatchKind, BatchTimes, NEWS_AFTER, Part, Worker,
+    api::Equality,
     attempts::{Attempt, State, Work},
     costs::CostKey,
     culprits::ends_runner,
@@ -297,8 +298,10 @@ impl Worker {
         cost.loaded(times.load_us);
         match running.order.kind {
             BatchKind::Whole => cost.learn(1, times.run_us / u64::from(running.rows.max(1))),
-            // Its rows ran one by one.
-            _ if times.ran_apart && times.equal.is_none() => {}
+            // Some rows ran one by one: their time is not that of a packed call.
+            BatchKind::Packed if times.ran_apart => {}
+            BatchKind::Spot if times.ran_apart && times.equal != Some(Equality::Differs) => {}
+            BatchKind::Check if times.ran_apart && times.equal.is_none() => {}
             BatchKind::Packed => cost.learn(running.rows, times.run_us),
             BatchKind::Check => cost.checked(running.rows, times),
             BatchKind::Spot => cost.spotted(running.rows, times),

@@ -34,8 +34,11 @@ const COMPARE_RUNS_MAX: u32 = 3;
 const PACKED_PARTS: (u64, u64) = (2, 3);
 
 /// Single runs that a comparison takes at most where nothing is gained: a packed call, six made-up rows, and packed calls
-/// of all of them.
+/// of all of them. A check's packed call may have more rows than all these.
 const COMPARE_RUNS_USUAL: u32 = 24;
+
+/// No comparison may take longer, whatever its calls take: the longest single runs that are compared have as much.
+const COMPARE_LONGEST: Duration = Duration::from_micros(COMPARE_SINGLE_US * COMPARE_RUNS_MAX as u64);
 
 /// Nobody cuts a comparison shorter than this: items wait as long for company. A comparison that every row could cut
 /// would never end at a busy worker, and that is where packing helps most.
@@ -95,8 +98,13 @@ impl Comparing {
 
     /// When it should be over at the latest.
     fn until(&self) -> MonoTime {
-        let usual = Duration::from_micros(self.single_us.saturating_mul(COMPARE_RUNS_USUAL.into()));
-        self.since + usual.min(self.limit())
+        let usual_us = self.single_us.saturating_mul(COMPARE_RUNS_USUAL.into());
+        self.since + Duration::from_micros(usual_us.saturating_add(self.call_us)).min(self.limit())
+    }
+
+    /// Whether it takes longer than anybody's rows should wait for what is nobody's.
+    fn is_too_long(&self) -> bool {
+        self.single_us > COMPARE_SINGLE_US || self.limit() > COMPARE_LONGEST
     }
 
     /// Whether others may cut it short, or keep it from beginning.
@@ -155,7 +163,7 @@ impl Worker {
         let decide = |(batch, running): (&BatchId, &Running)| match running.step {
             Step::Compares(comparing) if comparing.state != State::Stops => {
                 let is_new = comparing.state == State::Waits;
-                let is_over = comparing.single_us > COMPARE_SINGLE_US
+                let is_over = comparing.is_too_long()
                     || self.drain_until.is_some()
                     || comparing.may_be_cut(now) && self.is_in_the_way(running, comparing.until())
                     || !is_new && now >= comparing.since + COMPARE_LEAST && self.keeps_realtime_waiting(running);

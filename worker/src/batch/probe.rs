@@ -161,16 +161,18 @@ pub(super) async fn check(
     let outputs = calls.packed(chunks, &tools.proven).await?;
     let kind = calls.batch.kind;
     let ran = BatchTimes { run_us: calls.sum_us(), ran_apart: calls.ran_apart, ..BatchTimes::default() };
-    // What ran one by one is right, and tells nothing. Of other shapes beside it, a check might have the first call.
-    if ran.ran_apart && (kind == BatchKind::Spot || groups(chunks).len() == 1) {
+    // What ran one by one is right, and tells nothing.
+    if ran.ran_apart && groups(chunks).len() == 1 {
         return Ok((outputs, ran));
     }
     let equal = match kind {
         BatchKind::Spot => compare_two(&mut calls, chunks, &outputs).await?,
-        _ if is_one_input(calls.batch, chunks).await => match compare_one(&mut calls, chunks, &outputs).await? {
-            Ok(sample) => return Ok((Vec::new(), answer_and_prove(calls, sample, outputs, tools).await)),
-            Err(equal) => equal,
-        },
+        _ if is_small(&outputs) && is_one_input(calls.batch, chunks).await => {
+            match compare_one(&mut calls, chunks, &outputs).await? {
+                Ok(sample) => return Ok((Vec::new(), answer_and_prove(calls, sample, outputs, tools).await)),
+                Err(equal) => equal,
+            }
+        }
         _ => compare_some(&mut calls, chunks, &outputs).await?,
     };
     let times = BatchTimes { equal: Some(equal), ..ran };
@@ -181,6 +183,11 @@ pub(super) async fn check(
     let before_us = calls.sum_us();
     let outputs = calls.singly(chunks).await?;
     Ok((outputs, BatchTimes { run_us: calls.sum_us().saturating_sub(before_us), ..times }))
+}
+
+/// Whether all outputs may be compared with each other.
+fn is_small(outputs: &[Outputs]) -> bool {
+    outputs.iter().map(|outputs| bytes_of(&[], outputs)).sum::<u64>() <= PROBE_BYTES_MAX
 }
 
 /// Whether all rows are the same, byte for byte: as a load tool sends them, or a camera that sees nothing. Not asked of
@@ -207,9 +214,6 @@ async fn compare_one(
     let packed: Outputs = outputs.iter().flatten().cloned().collect();
     if packed.len() != rows.len() {
         return Ok(Err(Equality::Differs));
-    }
-    if bytes_of(&[], &packed) > PROBE_BYTES_MAX {
-        return Ok(Err(Equality::Inconclusive));
     }
     let alone = calls.each_alone(&[&rows[0]], &mut 0).await?;
     Ok(match (compare(vec![alone[0].clone(); packed.len()], packed).await, &alone[..]) {
@@ -258,7 +262,7 @@ async fn compare_two(calls: &mut Calls<'_, '_>, chunks: &[Chunk], outputs: &[Out
     if packed.len() != rows.len() {
         return Ok(Equality::Differs);
     }
-    if bytes_of(&[], &packed) > PROBE_BYTES_MAX {
+    if !is_small(outputs) {
         return Ok(Equality::Inconclusive);
     }
     // Fibonacci hashing: consecutive batches are looked at in places far apart.
@@ -282,7 +286,7 @@ async fn compare_some(calls: &mut Calls<'_, '_>, chunks: &[Chunk], outputs: &[Ou
     }
     let (last, steps) = (rows.len() - 1, CHECKED_ROWS as usize - 1);
     let mut places: Vec<usize> = (0..=steps).map(|step| last * step / steps).collect();
-    if bytes_of(&[], &packed) <= PROBE_BYTES_MAX
+    if is_small(outputs)
         && let Some(other) = next_change(packed.clone(), last.min(1)).await
     {
         places[1] = other;

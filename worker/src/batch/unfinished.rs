@@ -50,11 +50,14 @@ impl Unfinished {
         let found = kept.iter().position(is_it).and_then(|at| kept.remove(at)).map(|(_, begun, _)| begun);
         let fits = |begun: &Begun| begun.sample.items.len() <= sample.items.len();
         let mut begun = found.filter(fits).unwrap_or_else(|| Begun::new(sample, count));
+        // Whoever begins anew at another size has not come on before as much is known again.
+        let steps_before = begun.steps();
         if begun.count != count {
             begun = Begun { count, packed: None, compared: 0, ..begun };
         }
         let packed = packed.or(begun.packed);
-        Begun { packed, steps_before: usize::from(packed.is_some()) + begun.made.len() + begun.compared, ..begun }
+        let begun = Begun { packed, ..begun };
+        Begun { steps_before: steps_before.max(begun.steps()), ..begun }
     }
 
     /// Keeps what was found out, and says how the comparison stands: without one more step, nobody knows whether the next
@@ -92,7 +95,7 @@ pub(super) struct Begun {
     made: Vec<Option<Known>>,
     /// Calls of made-up items beside others that gave the same as single runs.
     compared: usize,
-    /// Steps that earlier comparisons made.
+    /// Steps that were known when it began.
     steps_before: usize,
 }
 

@@ -32,7 +32,6 @@ pub(super) fn loss_us(task: &Task, worker: &Worker, prediction: &Prediction, now
     let run_us = prediction.run_us;
     let part_us = |others: u64| run_us - run_us.checked_shr(others as u32).unwrap_or(0);
     let loss_us = part_us(sharing).max(part_us(others) / APART_PART);
-    let left_us = task.deadline.map_or(u128::MAX, |deadline| deadline.since(now).as_micros());
-    let spare_us = left_us.saturating_sub(prediction.total_us().into());
-    u64::try_from(spare_us).map_or(loss_us, |spare_us| spare_us.min(loss_us))
+    let left_us = task.deadline.map_or(u64::MAX, |deadline| deadline.since_us(now));
+    left_us.saturating_sub(prediction.total_us()).min(loss_us)
 }

@@ -57,8 +57,7 @@ pub(super) fn kept_us(task: &Task, now: MonoTime) -> u64 {
 
 /// The longest predicted time that puts the task's deadline at no risk, microseconds.
 fn in_time_us(task: &Task, now: MonoTime) -> u64 {
-    let left_us = |deadline: MonoTime| deadline.since_us(now);
-    task.deadline.map_or(u64::MAX, |deadline| left_us(deadline) / SAFE_PART)
+    task.deadline.map_or(u64::MAX, |deadline| deadline.since_us(now) / SAFE_PART)
 }
 
 /// The longest predicted time that puts the task's promise at no risk, microseconds; `None` without a promise.
