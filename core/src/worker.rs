@@ -10,6 +10,7 @@ mod attempts;
 mod batches;
 mod census;
 mod clients;
+mod comparing;
 mod costs;
 mod culprits;
 mod curve;

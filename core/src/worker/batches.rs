@@ -23,12 +23,12 @@ use super::{
     Action, BatchId, BatchKind, BatchTimes, NEWS_AFTER, Part, Worker,
     api::Equality,
     attempts::{Attempt, State, Work},
+    comparing::Comparing,
     costs::CostKey,
     culprits::ends_runner,
     curve::{PROBE_ROWS_MAX, Plan},
     dispatch::Order,
     packer::{Company, Kind, Limits, Piece, Queue, QueueId},
-    probes::Comparing,
 };
 use crate::{Census, DEADLINE_PASSED, MonoTime, Rule};
 
