@@ -8,6 +8,7 @@
 mod api;
 mod attempts;
 mod batches;
+mod broker_clock;
 mod census;
 mod clients;
 mod comparing;
@@ -36,6 +37,7 @@ pub use api::{
 use crate::{Clock, GRANT_WAIT, MonoTime, Rule};
 use attempts::{Attempt, Attempts, State, Work};
 use batches::Batches;
+use broker_clock::BrokerClock;
 use costs::Costs;
 use culprits::Culprits;
 use packer::Packer;
@@ -68,8 +70,8 @@ pub struct Worker {
     /// Earliest time of the next `Register` to a broker that does not know this worker.
     next_register: MonoTime,
     next_progress: MonoTime,
-    /// The broker's clock and the time at which it was told.
-    broker_clock: Option<(u64, MonoTime)>,
+    /// `None` until the broker has told it.
+    broker_clock: Option<BrokerClock>,
     /// When the broker last acknowledged a heartbeat.
     broker_heard: MonoTime,
     /// Time from a heartbeat to its answer, smoothed as in RFC 6298, and the number of the heartbeat that was answered
@@ -289,8 +291,7 @@ impl Worker {
 
     /// The broker's wall clock now; `None` if the broker never told it.
     fn broker_unix_ms(&self, now: MonoTime) -> Option<u64> {
-        let (told, at) = self.broker_clock?;
-        Some(told.saturating_add(u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX)))
+        Some(self.broker_clock?.unix_ms(now))
     }
 
     fn introduced(&mut self, now: MonoTime, introduce: Introduce) {

@@ -4,4 +4,5 @@
 
 pub(crate) mod blobs;
 pub(crate) mod keep;
+pub(crate) mod link_speed;
 pub(crate) mod payload;

@@ -26,6 +26,7 @@ use crate::{
     data::{
         blobs::{BlobStore, Coming},
         keep::{Found, Keep},
+        link_speed::LinkSpeed,
         payload::MemoryUse,
     },
     desk::Desk,
@@ -36,7 +37,7 @@ use crate::{
         proven::Proven,
     },
     state::{StateDir, StateError},
-    tools::{LinkSpeed, Tools},
+    tools::Tools,
 };
 
 /// Threads that carry out orders: sockets, transfers and runners' answers. Blob threads hash and write large blobs, so

@@ -1,7 +1,5 @@
 //! Requests of clients and their admission: the client half of [`Worker::handle`].
 
-use std::time::Duration;
-
 use proto_msgs::{
     Accept, AttemptId, ErrorCode, Manifest, Open, Outcome, PublicKey, Purpose, Refuse, Ticket, TicketBody, TicketError,
     WorkerToClient,
@@ -11,6 +9,7 @@ use proto_msgs::{
 use super::{
     Action, LinkId, Worker,
     attempts::{Attempt, State, Work},
+    broker_clock::BrokerClock,
     culprits::TURNED_AWAY,
 };
 use crate::{DEADLINE_PASSED, MonoTime, Rule};
@@ -45,7 +44,7 @@ impl Worker {
         if self.attempts.active() >= ACTIVE_ATTEMPTS_MAX || self.is_full(ticket.detached) {
             return Some((ErrorCode::Busy, "the worker holds as many tasks as it may"));
         }
-        let is_late = deadline_of(ticket, self.broker_clock).is_some_and(|deadline| now >= deadline);
+        let is_late = self.deadline_of(ticket).is_some_and(|deadline| now >= deadline);
         is_late.then_some((ErrorCode::Expired, DEADLINE_PASSED))
     }
 
@@ -56,16 +55,22 @@ impl Worker {
 
     /// Adds a new attempt. Its deadline is converted to this machine's clock now: the next broker's clock may differ.
     pub(super) fn admit(&mut self, attempt: Attempt) {
-        let deadline = deadline_of(&attempt.ticket, self.broker_clock);
+        let deadline = self.deadline_of(&attempt.ticket);
         self.attempts.insert(Attempt { deadline, ..attempt });
     }
 
     /// Stores the broker's clock. The first time, attempts from before this process started get their deadlines too.
     pub(super) fn clock_told(&mut self, told_unix_ms: u64, now: MonoTime) {
-        let is_first = self.broker_clock.replace((told_unix_ms, now)).is_none();
+        let clock = BrokerClock { told_unix_ms, at: now };
+        let is_first = self.broker_clock.replace(clock).is_none();
         for attempt in self.attempts.iter_mut().filter(|_| is_first) {
-            attempt.deadline = deadline_of(&attempt.ticket, self.broker_clock);
+            attempt.deadline = attempt.ticket.deadline_unix_ms.map(|unix_ms| clock.when(unix_ms));
         }
+    }
+
+    /// The deadline by this machine's clock; `None` if there is none, or the broker has not told its clock.
+    fn deadline_of(&self, ticket: &TicketBody) -> Option<MonoTime> {
+        Some(self.broker_clock?.when(ticket.deadline_unix_ms?))
     }
 
     pub(super) fn opened(&mut self, now: MonoTime, link: LinkId, key: Option<PublicKey>, open: Open) {
@@ -202,13 +207,6 @@ impl Worker {
         self.actions.push(Action::Kill { id });
         self.actions.push(Action::Free { id });
     }
-}
-
-/// The deadline by this machine's clock, given the broker's clock and when it was told; `None` if there is none.
-fn deadline_of(ticket: &TicketBody, broker_clock: Option<(u64, MonoTime)>) -> Option<MonoTime> {
-    let (deadline, (told, at)) = (ticket.deadline_unix_ms?, broker_clock?);
-    let passed = Duration::from_millis(told.saturating_sub(deadline));
-    Some(at + Duration::from_millis(deadline.saturating_sub(told)) - passed)
 }
 
 /// Checks that the client brings what its ticket is for.

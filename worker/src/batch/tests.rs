@@ -23,12 +23,12 @@ use crate::{
     data::{
         blobs::{BlobStore, Coming, Pin},
         keep::Keep,
+        link_speed::LinkSpeed,
         payload::{MemoryUse, Output, Payload},
     },
     engine::Process,
     probe::Look,
     runners::pool::{Pool, RunnerDefaults},
-    tools::LinkSpeed,
 };
 
 /// Longer than any of these tests takes on a busy machine.
