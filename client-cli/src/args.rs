@@ -186,7 +186,7 @@ pub(crate) enum Command {
 pub(crate) struct Submit {
     /// The model: a .tflite or .onnx file
     pub(crate) model: PathBuf,
-    /// Input files, folders, patterns, name=path, or - for standard input (.npy and JSON are recognised)
+    /// Input files, folders, patterns, name=path, or - for standard input (.npy, .npz and JSON are recognised)
     #[arg(value_name = "INPUT")]
     pub(crate) inputs: Vec<String>,
     /// 0 (whenever there is room) to 100 (first of all)

@@ -65,7 +65,7 @@ enum Problem {
     #[error("holds {got} tensors, but the model has {wanted} inputs ({known})")]
     Count { got: usize, wanted: usize, known: String },
     #[error(
-        "is one input, but the model has {wanted} ({known}): pipe JSON that holds all, or give a file for each (name=path)"
+        "is one input, but the model has {wanted} ({known}): pipe JSON or .npz that holds all, or give a file for each (name=path)"
     )]
     OneForSeveral { wanted: usize, known: String },
     #[error("holds '{got}', but it is given in the place of input '{name}': name each file (name=path)")]
@@ -105,8 +105,14 @@ impl Source<'_> {
         let json = |text: &[u8]| json_input::read(text, |name, place| self.wanted(signature, name, place));
         let piped = if self.is_stream()? { Some(self.read_stream()?) } else { None };
         let is_document = piped.as_ref().map_or_else(|| extension(self.path) == "json", |bytes| is_json(bytes));
+        let of_archive = |tensors: Vec<(String, Tensor)>| -> Vec<(Option<String>, Tensor)> {
+            tensors.into_iter().map(|(name, tensor)| (Some(name), tensor)).collect()
+        };
         let tensors = match (extension(self.path).as_str(), piped) {
             (_, Some(bytes)) if bytes.starts_with(npy::MAGIC) => vec![(None, npy::read_from(&bytes[..])?)],
+            (_, Some(bytes)) if bytes.starts_with(npy::ARCHIVE_MAGIC) => {
+                of_archive(npy::read_npz_from(io::Cursor::new(bytes))?)
+            }
             (_, Some(bytes)) if is_json(&bytes) => json(&bytes)?,
             (_, Some(bytes)) => {
                 self.is_enough(signature)?;
@@ -114,7 +120,7 @@ impl Source<'_> {
             }
             ("npy", None) => vec![(None, npy::read(self.path)?)],
             (_, None) if self.is_npy_by_another_name()? => vec![(None, npy::read(self.path)?)],
-            ("npz", None) => npy::read_npz(self.path)?.into_iter().map(|(name, tensor)| (Some(name), tensor)).collect(),
+            ("npz", None) => of_archive(npy::read_npz(self.path)?),
             ("json", None) => json(&fs::read(self.path)?)?,
             ("png" | "jpg" | "jpeg", None) => vec![(None, self.picture(signature, wishes)?)],
             // A regular file is read only when it is sent.
@@ -319,6 +325,8 @@ fn fitted_shape(got: &[u64], wanted: &[i64]) -> Option<Vec<u64>> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use mesh_models::Signature;
     use proto_msgs::ModelFormat;
 
@@ -355,6 +363,15 @@ mod tests {
         file
     }
 
+    fn npz(members: &[(&str, Vec<u8>)]) -> Vec<u8> {
+        let mut archive = zip::ZipWriter::new(io::Cursor::new(Vec::new()));
+        for (name, file) in members {
+            archive.start_file(format!("{name}.npy"), zip::write::SimpleFileOptions::default()).unwrap();
+            archive.write_all(file).unwrap();
+        }
+        archive.finish().unwrap().into_inner()
+    }
+
     #[test]
     fn raw_bytes_must_have_the_models_size() {
         let fixed = signature(&[("x", DType::F32, &[1, 3])]);
@@ -384,6 +401,7 @@ mod tests {
         assert_eq!(piped(&npy(DType::F32, &[2, 3])).unwrap(), "FP32 [2, 3]");
         assert_eq!(piped(b" [[1, 2, 3]]\n").unwrap(), "FP32 [1, 3]");
         assert_eq!(piped(&[0; 36]).unwrap(), "FP32 [3, 3]");
+        assert_eq!(piped(&npz(&[("x", npy(DType::F32, &[2, 3]))])).unwrap(), "FP32 [2, 3]");
         assert!(piped(b"[[1, 2]").unwrap_err().starts_with("is not valid JSON"));
         assert_eq!(piped(br#"{"z": [[1, 2, 3]]}"#).unwrap_err(), "holds 'z', but the model has x");
     }
@@ -443,14 +461,8 @@ mod tests {
 
     #[test]
     fn an_archive_without_names_goes_by_order() {
-        use std::io::Write;
         let model = signature(&[("x", DType::F32, &[1]), ("y", DType::I64, &[2])]);
-        let mut archive = zip::ZipWriter::new(io::Cursor::new(Vec::new()));
-        for (name, file) in [("arr_0.npy", npy(DType::F32, &[1])), ("arr_1.npy", npy(DType::I64, &[2]))] {
-            archive.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
-            archive.write_all(&file).unwrap();
-        }
-        let file = archive.finish().unwrap().into_inner();
+        let file = npz(&[("arr_0", npy(DType::F32, &[1])), ("arr_1", npy(DType::I64, &[2]))]);
         assert_eq!(load_one("all.npz", &file, &model, false).unwrap(), ["x: FP32 [1]", "y: INT64 [2]"]);
     }
 

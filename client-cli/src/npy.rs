@@ -4,7 +4,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Read, Seek, Write},
     path::Path,
 };
 
@@ -14,6 +14,9 @@ use crate::tensor::{self, Tensor};
 
 /// The first bytes of a `.npy` file.
 pub(crate) const MAGIC: &[u8] = b"\x93NUMPY";
+
+/// The first bytes of a `.npz` file: a ZIP archive with at least one member.
+pub(crate) const ARCHIVE_MAGIC: &[u8] = b"PK\x03\x04";
 
 /// Longest header. NumPy itself refuses longer ones in untrusted files.
 const HEADER_BYTES_MAX: usize = 10_000;
@@ -44,9 +47,14 @@ pub(crate) fn read(path: &Path) -> Result<Tensor, NpyError> {
     read_from(File::open(path)?)
 }
 
-/// Reads the tensors of a `.npz` archive with their names, in the archive's order.
+/// Reads the tensors of a `.npz` file with their names, in the archive's order.
 pub(crate) fn read_npz(path: &Path) -> Result<Vec<(String, Tensor)>, NpyError> {
-    let mut archive = zip::ZipArchive::new(io::BufReader::new(File::open(path)?))?;
+    read_npz_from(io::BufReader::new(File::open(path)?))
+}
+
+/// [`read_npz`] of the archive's bytes.
+pub(crate) fn read_npz_from(file: impl Read + Seek) -> Result<Vec<(String, Tensor)>, NpyError> {
+    let mut archive = zip::ZipArchive::new(file)?;
     if archive.len() > limits::TENSORS_MAX {
         return Err(NpyError::TooMany(archive.len()));
     }
