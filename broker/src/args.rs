@@ -201,8 +201,8 @@ pub struct Tuning {
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
     pub detached_patience: Duration,
 
-    /// Ended tasks and results of detached ones can be found for this long; workers keep results for their
-    /// --keep-results
+    /// Ended tasks (the latest 20,000) and results of detached ones (100,000) can be found for this long; workers keep
+    /// results for their --keep-results
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
     pub keep_ended: Duration,
 

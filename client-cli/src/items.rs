@@ -49,6 +49,8 @@ pub(crate) enum ItemsError {
     UnknownName { got: String, known: String },
     #[error("input '{0}' is given twice")]
     Twice(String),
+    #[error("standard input (-) can be given once: write all but one of these inputs to files")]
+    StandardInputTwice,
     #[error(
         "the model has {} inputs ({known}), {got} files are given: name each (name=path), or give .npz or .json files that hold all",
         known.split(", ").count()
@@ -70,6 +72,9 @@ pub(crate) fn items(arguments: &[String], signature: Option<&Signature>) -> Resu
         };
     }
     let split: Vec<(Option<&str>, &str)> = arguments.iter().map(|argument| split_name(argument, signature)).collect();
+    if split.iter().filter(|(_, path)| matches!(*path, "-" | STANDARD_INPUT)).count() > 1 {
+        return Err(ItemsError::StandardInputTwice);
+    }
     let plain = split.iter().position(|(name, _)| name.is_none());
     let named = split.iter().position(|(name, _)| name.is_some());
     match (named, plain) {
@@ -319,6 +324,7 @@ mod tests {
         assert!(error(&["x=@/1.bin", "@/2.bin"]).contains("name all of them or none"));
         assert_eq!(error(&["x=@/1.bin", "z=@/2.bin"]), "the model has no input 'z': it has x, y");
         assert_eq!(error(&["x=@/1.bin", "x=@/2.bin"]), "input 'x' is given twice");
+        assert!(error(&["x=-", "y=-"]).starts_with("standard input (-) can be given once"));
         assert!(error(&["x=@/*.bin", "y=@/1.bin"]).contains("takes one file"));
         assert!(error(&["@/none.bin", "@/1.bin"]).ends_with("none.bin: no such file, and nothing matches it"));
         assert_eq!(error(&[]), "no input is given; the model takes: x, y");

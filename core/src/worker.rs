@@ -198,7 +198,7 @@ impl Worker {
             self.admit(Attempt { work, ..Attempt::new(ticket.body, state, now) });
             if is_deadly {
                 let text = format!("the worker died in each of {runs_begun} runs");
-                self.finish(now, id, Outcome::failed(ErrorCode::RunCrashed, text));
+                self.finish(now, id, Outcome::failed(ErrorCode::Poisonous, text));
             } else if self.attempts.get(id).is_some_and(Attempt::is_here) {
                 self.enqueue(now, id);
             }

@@ -138,7 +138,8 @@ pub(crate) struct RunArgs {
     /// Time that running tasks get when the worker is told to stop.
     #[arg(long, default_value = "30s", value_parser = units::duration, value_name = "TIME", help_heading = "Limits")]
     pub(crate) drain_wait: Duration,
-    /// Results of detached tasks can be fetched for so long; see also mesh-broker --keep-ended.
+    /// Results of detached tasks can be fetched for so long, and their inputs stay beside them; see also mesh-broker
+    /// --keep-ended.
     #[arg(long, default_value = "1h", value_parser = units::duration, value_name = "TIME", help_heading = "Limits")]
     pub(crate) keep_results: Duration,
 

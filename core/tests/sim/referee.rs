@@ -279,7 +279,6 @@ impl Referee {
             ErrorCode::ClientGone => excused && !truth.left,
             // A worker has stopped what its user cancelled, though a broker that died since could not store that.
             ErrorCode::WorkerLost if truth.left && self.is_patient => self.a_worker_is_gone || truth.cancelled,
-            ErrorCode::RunCrashed if truth.job.detached && excused => true,
             ErrorCode::RunCrashed | ErrorCode::Poisonous if behaviour == Behaviour::KillsWorker => true,
             // Three workers died while they ran it.
             ErrorCode::Poisonous => excused,

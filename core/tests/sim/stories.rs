@@ -416,7 +416,7 @@ fn a_poisonous_detached_task_does_not_kill_its_worker_for_ever() {
     let later = mesh.add_client(0, false);
     mesh.fetch(later, task);
     mesh.until_over(task);
-    mesh.expect(task).failed(ErrorCode::RunCrashed).ran_times(3);
+    mesh.expect(task).failed(ErrorCode::Poisonous).ran_times(3);
     mesh.end_well();
 }
 

@@ -70,7 +70,7 @@ impl Engine for OnnxRuntime {
     fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Failure> {
         let failed = |error: ort::Error| {
             let code = if lacks_memory(&error) { ErrorCode::RunOutOfMemory } else { ErrorCode::RunFailed };
-            Failure::new(code, format!("ONNX Runtime failed: {error}"))
+            Failure::new(code, format!("ONNX Runtime failed: {}", error.to_string().trim_end()))
         };
         let mut values = Vec::with_capacity(inputs.len());
         for (name, input) in self.inputs.iter().zip(inputs) {
