@@ -275,7 +275,7 @@ fn stores(
     state: &StateDir,
     machine: &Machine,
     engine: Box<dyn Engine>,
-) -> Result<(Pool, AllEnded, BlobStore), StartError> {
+) -> Result<(Arc<Pool>, AllEnded, BlobStore), StartError> {
     let blobs = state.blobs();
     fs::create_dir_all(&blobs).context("blob store")?;
     let store = BlobStore::open(&blobs, config.quota_bytes.unwrap_or(u64::MAX)).context("blob store")?;

@@ -1,5 +1,7 @@
 //! The tools shared by all code that carries out orders.
 
+use std::sync::Arc;
+
 use mesh_core::worker::Event;
 use proto_msgs::{ErrorCode, Failure};
 use tokio::{sync::mpsc, task::spawn_blocking};
@@ -22,7 +24,7 @@ pub(crate) struct Tools {
     pub(crate) coming: Coming,
     /// Memory that attempts use for payloads.
     pub(crate) memory: MemoryUse,
-    pub(crate) pool: Pool,
+    pub(crate) pool: Arc<Pool>,
     pub(crate) keep: Keep,
     pub(crate) link_speed: LinkSpeed,
     /// Triggers a sample of the probe at once.

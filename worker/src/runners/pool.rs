@@ -1,12 +1,15 @@
 //! Runners, kept warm: the second run of a model needs no start and no loading.
 //!
-//! Owns which runner serves which batch, and which idle runner ends when room is needed. Never: how many batches run at
-//! the same time, which the machine decides. A dropped batch ends its runner.
+//! Owns which runner serves which batch. Never: how many batches run at the same time, which the machine decides. A
+//! dropped batch ends its runner.
 //!
 //! ```text
-//!   take: idle, else start and load ──► Taken: call, call, … ──► give_back: idle again
-//!                                         └─ dropped, or out of order: the runner ends
+//!   take: idle, else start and load ──► Taken: call, call, … ──► give_back: to who waits for a load, else idle again
+//!           │                             └─ dropped, or out of order: the runner ends
+//!           └── one that is given back meanwhile is taken; the load goes on, for the next
 //! ```
+
+mod memory;
 
 use std::{
     path::PathBuf,
@@ -19,12 +22,13 @@ use std::{
 
 use mesh_core::worker::headroom::Headroom;
 use parking_lot::{Mutex, MutexGuard};
-use proto_msgs::{AttemptId, Demands, Digest, ErrorCode, Failure, GpuLoad, ModelRef, limits::HELD_MAX};
+use proto_msgs::{AttemptId, Demands, Digest, ErrorCode, Failure, ModelRef, limits::HELD_MAX};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
+    task::JoinSet,
     time::{sleep, timeout},
 };
-use tracing::{debug, info};
+use tracing::{info, warn};
 
 use super::{
     fit::TensorMeta,
@@ -32,7 +36,7 @@ use super::{
 };
 use crate::{
     data::blobs::{BlobStore, Pin},
-    engine::{Device, Engine, LimitOf, Runner, RunnerSpec, SocketFolder, gpu_memory},
+    engine::{Device, Engine, LimitOf, Runner, RunnerSpec, SocketFolder},
 };
 
 /// Time limit for loading a model. The largest take minutes from a slow disk.
@@ -105,6 +109,10 @@ pub(crate) struct Pool {
     load_wait: Duration,
     /// Idle runners, longest unused first.
     idle: Mutex<Vec<Instance>>,
+    /// Batches that wait for a load, and would take a runner that is given back. Locked before `idle`.
+    waiting: Mutex<Vec<(Key, oneshot::Sender<Instance>)>>,
+    /// Loads whose batches took another runner.
+    loads: Mutex<JoinSet<()>>,
     /// Models of all runners that are ready for any client, one entry per runner.
     loaded: Arc<Mutex<Vec<Digest>>>,
     /// Cloned into every runner's folder; see [`AllEnded`].
@@ -168,12 +176,23 @@ impl Pool {
         folder: PathBuf,
         defaults: RunnerDefaults,
         warm_max: usize,
-    ) -> (Self, AllEnded) {
+    ) -> (Arc<Self>, AllEnded) {
         let (alive, all_ended) = mpsc::channel(1);
-        let (idle, alive) = (Mutex::default(), Mutex::new(Some(alive)));
-        let (next_folder, loaded) = (AtomicU64::new(0), Arc::default());
-        let load_wait = LOAD_WAIT;
-        (Self { engine, store, folder, next_folder, defaults, warm_max, load_wait, idle, loaded, alive }, all_ended)
+        let pool = Self {
+            engine,
+            store,
+            folder,
+            next_folder: AtomicU64::new(0),
+            defaults,
+            warm_max,
+            load_wait: LOAD_WAIT,
+            idle: Mutex::default(),
+            waiting: Mutex::default(),
+            loads: Mutex::default(),
+            loaded: Arc::default(),
+            alive: Mutex::new(Some(alive)),
+        };
+        (Arc::new(pool), all_ended)
     }
 
     /// Digests of the loaded models, each once, at most `HELD_MAX`.
@@ -197,24 +216,71 @@ impl Pool {
 
     /// Starts no more runners and ends the idle ones.
     pub(crate) async fn close(&self) {
-        self.alive.lock().take();
+        {
+            let _nothing_is_put_back = self.waiting.lock();
+            self.alive.lock().take();
+        }
+        drop(std::mem::take(&mut *self.loads.lock()));
         self.end_idle().await;
     }
 
-    /// An idle runner with the wanted model, else a new one; `loading` is called before a new one starts.
-    pub(crate) async fn take(&self, wanted: &Wanted, loading: impl AsyncFnOnce()) -> Result<Taken<'_>, Failure> {
+    /// An idle runner with the wanted model, else a new one or one that is given back before that is ready; `loading` is
+    /// called before a new one starts.
+    pub(crate) async fn take(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        loading: impl AsyncFnOnce(),
+    ) -> Result<Taken<'_>, Failure> {
         let mut key = self.key(wanted);
         key.apart = key.apart && (self.has_idle(key) || self.has_memory_for(key, wanted));
-        let (instance, load) = match self.take_idle(key) {
-            Some(instance) => (instance, Duration::ZERO),
-            None => {
+        let (instance, load) = match self.take_idle_or_wait(key) {
+            Ok(instance) => (instance, Duration::ZERO),
+            Err(returned) => {
                 loading().await;
-                let begun = Instant::now();
-                (self.load(key, wanted).await?, begun.elapsed())
+                self.load_or(returned, key, wanted).await?
             }
         };
         instance.runner.set_busy(true);
         Ok(Taken { pool: self, instance, in_order: true, load })
+    }
+
+    /// A runner that is given back, or a new one and the time that its load took, whichever is there first: a quick
+    /// batch does not wait for a load because a slot beside it has the only runner for a moment.
+    async fn load_or(
+        self: &Arc<Self>,
+        mut returned: oneshot::Receiver<Instance>,
+        key: Key,
+        wanted: &Wanted,
+    ) -> Result<(Instance, Duration), Failure> {
+        let begun = Instant::now();
+        let (pool, wanted) = (self.clone(), wanted.clone());
+        let mut load = Box::pin(async move { pool.load(key, &wanted).await });
+        tokio::select! {
+            biased;
+            loaded = &mut load => {
+                returned.close();
+                if let Ok(too_late) = returned.try_recv() {
+                    self.put_idle(too_late);
+                }
+                Ok((loaded?, begun.elapsed()))
+            }
+            Ok(instance) = &mut returned => {
+                self.finish_load(load);
+                Ok((instance, Duration::ZERO))
+            }
+        }
+    }
+
+    /// Lets a load go on for later batches.
+    fn finish_load(self: &Arc<Self>, load: impl Future<Output = Result<Instance, Failure>> + Send + 'static) {
+        let (pool, mut loads) = (self.clone(), self.loads.lock());
+        while loads.try_join_next().is_some() {}
+        loads.spawn(async move {
+            match load.await {
+                Ok(instance) => pool.put_idle(instance),
+                Err(error) => warn!(%error, "a further runner of a loaded model does not start"),
+            }
+        });
     }
 
     /// Removes the folder of the runners' sockets if all runners have ended.
@@ -259,81 +325,37 @@ impl Pool {
         self.idle().iter().any(|instance| instance.key == key && !instance.runner.has_exited())
     }
 
-    fn take_idle(&self, key: Key) -> Option<Instance> {
-        let mut idle = self.idle();
+    /// An idle runner, else what receives the next one of its kind that is given back.
+    fn take_idle_or_wait(&self, key: Key) -> Result<Instance, oneshot::Receiver<Instance>> {
+        let (mut waiting, mut idle) = (self.waiting.lock(), self.idle());
         idle.retain(|instance| !instance.runner.has_exited());
-        let index = idle.iter().rposition(|instance| instance.key == key)?;
-        Some(idle.remove(index))
+        if let Some(index) = idle.iter().rposition(|instance| instance.key == key) {
+            return Ok(idle.remove(index));
+        }
+        let (sender, returned) = oneshot::channel();
+        waiting.retain(|(_, sender)| !sender.is_closed());
+        waiting.push((key, sender));
+        Err(returned)
     }
 
-    fn take_oldest_idle(&self, helps: impl Fn(&Key) -> bool) -> Option<Instance> {
-        let mut idle = self.idle();
-        let oldest = idle.iter().position(|instance| helps(&instance.key))?;
-        Some(idle.remove(oldest))
-    }
-
-    fn put_idle(&self, instance: Instance) {
+    fn put_idle(&self, mut instance: Instance) {
         instance.runner.set_busy(false);
+        let mut waiting = self.waiting.lock();
+        if self.alive.lock().is_none() {
+            return;
+        }
+        while let Some(at) = waiting.iter().position(|(key, _)| *key == instance.key) {
+            match waiting.remove(at).1.send(instance) {
+                Ok(()) => return,
+                Err(unwanted) => instance = unwanted,
+            }
+        }
         let mut idle = self.idle();
         idle.push(instance);
         while idle.len() > self.warm_max {
             // One that serves only some clients goes before all others.
             let least = idle.iter().position(|instance| instance.key.apart).unwrap_or(0);
             idle.remove(least);
-        }
-    }
-
-    /// Ends idle runners until the machine, and the GPU that the new runner computes on, have the memory that it
-    /// probably needs.
-    async fn make_room(&self, key: Key, wanted: &Wanted) {
-        self.end_idle_until(wanted.needs_bytes(wanted.demands.memory_bytes), available_memory_bytes, |_| true).await;
-        if let Device::Gpu(gpu) = key.device {
-            let (need_bytes, free_bytes) =
-                (wanted.needs_bytes(key.gpu_memory_bytes), || gpu_memory::free_bytes(gpu.into()));
-            self.end_idle_until(need_bytes, free_bytes, |idle| idle.device == key.device).await;
-        }
-    }
-
-    /// Whether the machine and the GPU have the memory for one more runner while all others live on.
-    fn has_memory_for(&self, key: Key, wanted: &Wanted) -> bool {
-        let suffices = |available: Option<u64>, asked_bytes| {
-            available.is_none_or(|bytes| bytes >= wanted.needs_bytes(asked_bytes))
-        };
-        let on_gpu = |gpu: u16| suffices(gpu_memory::free_bytes(gpu.into()), key.gpu_memory_bytes);
-        suffices(available_memory_bytes(), wanted.demands.memory_bytes)
-            && !matches!(key.device, Device::Gpu(gpu) if !on_gpu(gpu))
-    }
-
-    /// Ends idle runners of which it `helps`, longest unused first, until as much memory is available as is needed.
-    /// Waits for each end before the next look: only then is its memory free.
-    async fn end_idle_until(
-        &self,
-        need_bytes: u64,
-        available_bytes: impl Fn() -> Option<u64>,
-        helps: impl Fn(&Key) -> bool,
-    ) {
-        while available_bytes().is_some_and(|available| available < need_bytes) {
-            let Some(oldest) = self.take_oldest_idle(&helps) else { return };
-            debug!(model = %oldest.key.model.short(), "an idle runner makes room");
-            let mut end = oldest.runner.exit();
-            drop(oldest);
-            let _ = timeout(END_WAIT, end.wait_for(Option::is_some)).await;
-        }
-    }
-
-    /// Takes the memory of idle runners off what is in use: they end for a task that needs it.
-    pub(crate) fn discount_idle(&self, gpus: &mut [GpuLoad]) {
-        let on_gpu = |instance: &Instance| match instance.key.device {
-            Device::Gpu(gpu) => Some((gpu, instance.runner.pid()?)),
-            Device::Cpu | Device::AnyGpu => None,
-        };
-        let on_gpus: Vec<_> = self.idle().iter().filter_map(on_gpu).collect();
-        // Looked up without the lock: the driver may take milliseconds.
-        for (gpu, pid) in on_gpus {
-            if let Some(load) = gpus.get_mut(usize::from(gpu)) {
-                let used_bytes = gpu_memory::used_on(gpu.into(), pid).unwrap_or(0);
-                load.memory_used_bytes = load.memory_used_bytes.saturating_sub(used_bytes);
-            }
         }
     }
 
@@ -466,13 +488,6 @@ async fn until_ready(folder: &SocketFolder) -> Result<(Session, Vec<TensorMeta>)
         sleep(wait).await;
         wait = (wait * 2).min(READY_LAST);
     }
-}
-
-fn available_memory_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
 }
 
 #[cfg(test)]

@@ -29,14 +29,14 @@ impl Home {
     }
 
     /// A pool whose runners are this shell script.
-    fn pool_of_script(&self, script: &str) -> (Pool, AllEnded) {
+    fn pool_of_script(&self, script: &str) -> (Arc<Pool>, AllEnded) {
         let path = self.dir.path().join("runner.sh");
         fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("a script");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("executable");
         self.pool(&path)
     }
 
-    fn pool(&self, runner: &Path) -> (Pool, AllEnded) {
+    fn pool(&self, runner: &Path) -> (Arc<Pool>, AllEnded) {
         let engine = Box::new(Process::new(runner.to_owned()));
         let defaults = RunnerDefaults { cpu_millis: 1000, memory_bytes: 512 << 20, headroom: Headroom::default() };
         Pool::new(engine, self.store.clone(), self.dir.path().join("runners"), defaults, 2)
@@ -67,7 +67,7 @@ impl Home {
 }
 
 /// The failure of a runner that never has its model loaded.
-async fn failure(pool: &Pool, wanted: &Wanted) -> Failure {
+async fn failure(pool: &Arc<Pool>, wanted: &Wanted) -> Failure {
     pool.take(wanted, async || ()).await.map(|_| ()).expect_err("no model is ever loaded")
 }
 
@@ -97,7 +97,7 @@ async fn a_program_that_is_not_there_is_the_workers_fault() {
 async fn a_model_that_loads_too_slowly_here_may_be_tried_elsewhere() {
     let home = Home::new();
     let (mut pool, _) = home.pool_of_script("exec sleep 1000");
-    pool.load_wait = Duration::from_millis(200);
+    Arc::get_mut(&mut pool).expect("nobody else has it").load_wait = Duration::from_millis(200);
     let failure = failure(&pool, &home.wanted()).await;
     assert!(failure.code.is_retryable(), "{failure}");
     assert!(failure.text.contains("was not loaded within"), "{}", failure.text);
@@ -196,6 +196,42 @@ async fn rows_that_may_crash_their_runner_have_one_apart_that_pushes_no_other_ou
     // More memory than any machine has: a second runner would push others out.
     let greedy = Wanted { demands: Demands { memory_bytes: 1 << 60, ..Demands::default() }, ..one };
     assert!(is_started(&greedy).await && !is_started(&apart(&greedy)).await);
+}
+
+#[tokio::test]
+async fn a_batch_takes_a_runner_that_is_given_back_and_leaves_the_load_to_the_next() {
+    let Some(runner) = real_runner() else { return };
+    let home = Home::new();
+    let (first, gate) = (home.dir.path().join("first"), home.dir.path().join("gate"));
+    // The second runner loads its model only once the gate is there.
+    let script = format!(
+        "if [ -e {first} ]; then until [ -e {gate} ]; do sleep 0.01; done; fi; touch {first}; exec {runner} \"$@\"",
+        first = first.display(),
+        gate = gate.display(),
+        runner = runner.display()
+    );
+    let (pool, mut all_ended) = home.pool_of_script(&script);
+    let wanted = home.wanted_of(&models::negate(&[1]));
+    let only = pool.take(&wanted, async || ()).await.expect("loaded");
+    let pid = only.instance.runner.pid();
+
+    let given_back = async || only.give_back();
+    let next =
+        timeout(PATIENCE, pool.take(&wanted, given_back)).await.expect("no wait for the gate").expect("the same");
+    assert_eq!((next.instance.runner.pid(), next.load), (pid, Duration::ZERO));
+
+    fs::write(&gate, "").expect("a file");
+    let other = timeout(PATIENCE, pool.take(&wanted, async || ())).await.expect("in time").expect("loaded");
+    assert_ne!(other.instance.runner.pid(), pid);
+    drop((next, other));
+
+    // A load that nobody waits for any more ends with the worker.
+    fs::remove_file(&gate).expect("it is there");
+    let only = pool.take(&wanted, async || fs::write(&gate, "").expect("a file")).await.expect("loaded");
+    fs::remove_file(&gate).expect("it is there");
+    drop(pool.take(&wanted, async || only.give_back()).await.expect("the same"));
+    pool.close().await;
+    timeout(PATIENCE, all_ended.recv()).await.expect("all runners are cleaned up");
 }
 
 #[tokio::test]
