@@ -9,6 +9,7 @@
 //!           └── one that is given back meanwhile is taken; the load goes on, for the next
 //! ```
 
+mod hand_over;
 mod memory;
 
 use std::{
@@ -28,7 +29,7 @@ use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{
     fit::TensorMeta,
@@ -111,8 +112,9 @@ pub(crate) struct Pool {
     idle: Mutex<Vec<Instance>>,
     /// Batches that wait for a load, and would take a runner that is given back. Locked before `idle`.
     waiting: Mutex<Vec<(Key, oneshot::Sender<Instance>)>>,
-    /// Loads whose batches took another runner.
+    /// Loads whose batches took another runner, and the runners that they will give.
     loads: Mutex<JoinSet<()>>,
+    coming: Mutex<Vec<Key>>,
     /// Models of all runners that are ready for any client, one entry per runner.
     loaded: Arc<Mutex<Vec<Digest>>>,
     /// Cloned into every runner's folder; see [`AllEnded`].
@@ -189,6 +191,7 @@ impl Pool {
             idle: Mutex::default(),
             waiting: Mutex::default(),
             loads: Mutex::default(),
+            coming: Mutex::default(),
             loaded: Arc::default(),
             alive: Mutex::new(Some(alive)),
         };
@@ -235,52 +238,13 @@ impl Pool {
         key.apart = key.apart && (self.has_idle(key) || self.has_memory_for(key, wanted));
         let (instance, load) = match self.take_idle_or_wait(key) {
             Ok(instance) => (instance, Duration::ZERO),
-            Err(returned) => {
+            Err(waits) => {
                 loading().await;
-                self.load_or(returned, key, wanted).await?
+                self.next(waits, key, wanted).await?
             }
         };
         instance.runner.set_busy(true);
         Ok(Taken { pool: self, instance, in_order: true, load })
-    }
-
-    /// A runner that is given back, or a new one and the time that its load took, whichever is there first: a quick
-    /// batch does not wait for a load because a slot beside it has the only runner for a moment.
-    async fn load_or(
-        self: &Arc<Self>,
-        mut returned: oneshot::Receiver<Instance>,
-        key: Key,
-        wanted: &Wanted,
-    ) -> Result<(Instance, Duration), Failure> {
-        let begun = Instant::now();
-        let (pool, wanted) = (self.clone(), wanted.clone());
-        let mut load = Box::pin(async move { pool.load(key, &wanted).await });
-        tokio::select! {
-            biased;
-            loaded = &mut load => {
-                returned.close();
-                if let Ok(too_late) = returned.try_recv() {
-                    self.put_idle(too_late);
-                }
-                Ok((loaded?, begun.elapsed()))
-            }
-            Ok(instance) = &mut returned => {
-                self.finish_load(load);
-                Ok((instance, Duration::ZERO))
-            }
-        }
-    }
-
-    /// Lets a load go on for later batches.
-    fn finish_load(self: &Arc<Self>, load: impl Future<Output = Result<Instance, Failure>> + Send + 'static) {
-        let (pool, mut loads) = (self.clone(), self.loads.lock());
-        while loads.try_join_next().is_some() {}
-        loads.spawn(async move {
-            match load.await {
-                Ok(instance) => pool.put_idle(instance),
-                Err(error) => warn!(%error, "a further runner of a loaded model does not start"),
-            }
-        });
     }
 
     /// Removes the folder of the runners' sockets if all runners have ended.
@@ -323,40 +287,6 @@ impl Pool {
 
     fn has_idle(&self, key: Key) -> bool {
         self.idle().iter().any(|instance| instance.key == key && !instance.runner.has_exited())
-    }
-
-    /// An idle runner, else what receives the next one of its kind that is given back.
-    fn take_idle_or_wait(&self, key: Key) -> Result<Instance, oneshot::Receiver<Instance>> {
-        let (mut waiting, mut idle) = (self.waiting.lock(), self.idle());
-        idle.retain(|instance| !instance.runner.has_exited());
-        if let Some(index) = idle.iter().rposition(|instance| instance.key == key) {
-            return Ok(idle.remove(index));
-        }
-        let (sender, returned) = oneshot::channel();
-        waiting.retain(|(_, sender)| !sender.is_closed());
-        waiting.push((key, sender));
-        Err(returned)
-    }
-
-    fn put_idle(&self, mut instance: Instance) {
-        instance.runner.set_busy(false);
-        let mut waiting = self.waiting.lock();
-        if self.alive.lock().is_none() {
-            return;
-        }
-        while let Some(at) = waiting.iter().position(|(key, _)| *key == instance.key) {
-            match waiting.remove(at).1.send(instance) {
-                Ok(()) => return,
-                Err(unwanted) => instance = unwanted,
-            }
-        }
-        let mut idle = self.idle();
-        idle.push(instance);
-        while idle.len() > self.warm_max {
-            // One that serves only some clients goes before all others.
-            let least = idle.iter().position(|instance| instance.key.apart).unwrap_or(0);
-            idle.remove(least);
-        }
     }
 
     async fn load(&self, key: Key, wanted: &Wanted) -> Result<Instance, Failure> {
