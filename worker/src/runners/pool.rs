@@ -16,7 +16,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -25,11 +25,13 @@ use mesh_core::worker::headroom::Headroom;
 use parking_lot::{Mutex, MutexGuard};
 use proto_msgs::{AttemptId, Demands, Digest, ErrorCode, Failure, ModelRef, limits::HELD_MAX};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     task::JoinSet,
     time::{sleep, timeout},
 };
 use tracing::info;
+
+use hand_over::Waiting;
 
 use super::{
     fit::TensorMeta,
@@ -111,7 +113,7 @@ pub(crate) struct Pool {
     /// Idle runners, longest unused first.
     idle: Mutex<Vec<Instance>>,
     /// Batches that wait for a load, and would take a runner that is given back. Locked before `idle`.
-    waiting: Mutex<Vec<(Key, oneshot::Sender<Instance>)>>,
+    waiting: Mutex<Vec<Waiting>>,
     /// Loads whose batches took another runner, and the runners that they will give.
     loads: Mutex<JoinSet<()>>,
     coming: Mutex<Vec<Key>>,
@@ -289,7 +291,8 @@ impl Pool {
         self.idle().iter().any(|instance| instance.key == key && !instance.runner.has_exited())
     }
 
-    async fn load(&self, key: Key, wanted: &Wanted) -> Result<Instance, Failure> {
+    /// Starts a runner, and sets `is_started` from then on.
+    async fn load(&self, key: Key, wanted: &Wanted, is_started: &AtomicBool) -> Result<Instance, Failure> {
         self.make_room(key, wanted).await;
         if !self.store.still_has(key.model, &wanted.pin) {
             let text = "the worker's copy of the model has gone from its disk or was changed: it has to be sent again";
@@ -311,6 +314,7 @@ impl Pool {
             first_attempt: wanted.attempt,
         };
         let begun = Instant::now();
+        is_started.store(true, Ordering::Relaxed);
         let runner = self.engine.start(spec, folder).await?;
         let ready = tokio::select! {
             biased;

@@ -133,8 +133,13 @@ async fn a_comparison_with_made_up_items_that_is_cut_short_goes_on_with_the_next
         let begun = Instant::now();
         (answered.verdict(Comparing::Goes { rows: 4, limit }).await, begun.elapsed())
     };
-    let (whole, takes) = compare(&models::absolute(&[0, 1]), PATIENCE).await;
-    assert_eq!(whole, Some(Equality::Same));
+    // The least of several: the first one may be slow, and a third of that be enough for a whole one.
+    let mut takes = PATIENCE;
+    for _ in 0..5 {
+        let (whole, took) = compare(&models::absolute(&[0, 1]), PATIENCE).await;
+        assert_eq!(whole, Some(Equality::Same));
+        takes = takes.min(took);
+    }
     let model = models::negate(&[0, 1]);
     let mut verdicts = Vec::new();
     while verdicts.len() < 500 && !verdicts.contains(&Some(Equality::Same)) {

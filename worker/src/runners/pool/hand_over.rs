@@ -9,7 +9,10 @@
 //! Owns who waits for which kind, and loads that go on without their batch. Never starts a runner.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -29,6 +32,14 @@ pub(super) struct Waits {
     is_coming: bool,
 }
 
+/// The other end of a batch's wait.
+pub(super) struct Waiting {
+    key: Key,
+    sender: oneshot::Sender<Instance>,
+    /// It waits for a load that goes on, and does not load itself.
+    is_coming: bool,
+}
+
 /// A load that goes on for later batches.
 struct Coming {
     pool: Arc<Pool>,
@@ -44,6 +55,12 @@ impl Drop for Coming {
     }
 }
 
+impl Instance {
+    fn is_alive(&self) -> bool {
+        !self.runner.has_exited()
+    }
+}
+
 impl Pool {
     /// An idle runner, else what receives the next one of its kind.
     pub(super) fn take_idle_or_wait(&self, key: Key) -> Result<Instance, Waits> {
@@ -53,10 +70,11 @@ impl Pool {
             return Ok(idle.remove(index));
         }
         let (sender, returned) = oneshot::channel();
-        waiting.retain(|(_, sender)| !sender.is_closed());
+        waiting.retain(|waiting| !waiting.sender.is_closed());
         let coming = self.coming.lock().iter().filter(|coming| **coming == key).count();
-        let is_coming = coming > waiting.iter().filter(|(waits_for, _)| *waits_for == key).count();
-        waiting.push((key, sender));
+        // So there are never more runners and loads of a kind than batches that have one or wait for one.
+        let is_coming = coming > waiting.iter().filter(|waiting| waiting.key == key && waiting.is_coming).count();
+        waiting.push(Waiting { key, sender, is_coming });
         Err(Waits { returned, is_coming })
     }
 
@@ -70,12 +88,17 @@ impl Pool {
         while waits.is_coming {
             let came = timeout(LOOK_AGAIN, &mut waits.returned).await.ok().and_then(Result::ok);
             waits.returned.close();
-            match came.or_else(|| waits.returned.try_recv().ok()).map_or_else(|| self.take_idle_or_wait(key), Ok) {
+            let came = came.or_else(|| waits.returned.try_recv().ok()).filter(Instance::is_alive);
+            match came.map_or_else(|| self.take_idle_or_wait(key), Ok) {
                 Ok(instance) => return Ok((instance, Duration::ZERO)),
                 Err(again) => waits = again,
             }
         }
-        self.load_or(waits.returned, key, wanted).await
+        // Perhaps one was given back while the machine was told of the load.
+        match waits.returned.try_recv().ok().filter(Instance::is_alive) {
+            Some(instance) => Ok((instance, Duration::ZERO)),
+            None => self.load_or(waits.returned, key, wanted).await,
+        }
     }
 
     /// A runner that is given back, or a new one and the time that its load took, whichever is there first: a quick
@@ -87,8 +110,9 @@ impl Pool {
         wanted: &Wanted,
     ) -> Result<(Instance, Duration), Failure> {
         let begun = Instant::now();
-        let (pool, wanted) = (self.clone(), wanted.clone());
-        let mut load = Box::pin(async move { pool.load(key, &wanted).await });
+        let is_started = Arc::new(AtomicBool::new(false));
+        let (pool, wanted, starts) = (self.clone(), wanted.clone(), is_started.clone());
+        let mut load = Box::pin(async move { pool.load(key, &wanted, &starts).await });
         tokio::select! {
             biased;
             loaded = &mut load => {
@@ -99,7 +123,13 @@ impl Pool {
                 Ok((loaded?, begun.elapsed()))
             }
             Ok(instance) = &mut returned => {
-                self.finish_load(key, load);
+                if !instance.is_alive() {
+                    return Ok((load.await?, begun.elapsed()));
+                }
+                // Before that it only ends others' runners, to make room.
+                if is_started.load(Ordering::Relaxed) {
+                    self.finish_load(key, load);
+                }
                 Ok((instance, Duration::ZERO))
             }
         }
@@ -107,8 +137,12 @@ impl Pool {
 
     /// Lets a load go on for later batches, which wait for it and start none of their own.
     fn finish_load(self: &Arc<Self>, key: Key, load: impl Future<Output = Result<Instance, Failure>> + Send + 'static) {
+        let mut loads = self.loads.lock();
+        if self.alive.lock().is_none() {
+            return;
+        }
         self.coming.lock().push(key);
-        let (coming, mut loads) = (Coming { pool: self.clone(), key }, self.loads.lock());
+        let coming = Coming { pool: self.clone(), key };
         while loads.try_join_next().is_some() {}
         loads.spawn(async move {
             match load.await {
@@ -122,11 +156,11 @@ impl Pool {
     pub(super) fn put_idle(&self, mut instance: Instance) {
         instance.runner.set_busy(false);
         let mut waiting = self.waiting.lock();
-        if instance.runner.has_exited() || self.alive.lock().is_none() {
+        if !instance.is_alive() || self.alive.lock().is_none() {
             return;
         }
-        while let Some(at) = waiting.iter().position(|(key, _)| *key == instance.key) {
-            match waiting.remove(at).1.send(instance) {
+        while let Some(at) = waiting.iter().position(|waiting| waiting.key == instance.key) {
+            match waiting.remove(at).sender.send(instance) {
                 Ok(()) => return,
                 Err(unwanted) => instance = unwanted,
             }

@@ -202,11 +202,13 @@ async fn rows_that_may_crash_their_runner_have_one_apart_that_pushes_no_other_ou
 async fn a_batch_takes_a_runner_that_is_given_back_and_leaves_the_load_to_the_next() {
     let Some(runner) = real_runner() else { return };
     let home = Home::new();
-    let (first, gate) = (home.dir.path().join("first"), home.dir.path().join("gate"));
+    let [first, second, gate] = ["first", "second", "gate"].map(|name| home.dir.path().join(name));
     // The second runner loads its model only once the gate is there.
     let script = format!(
-        "if [ -e {first} ]; then until [ -e {gate} ]; do sleep 0.01; done; fi; touch {first}; exec {runner} \"$@\"",
+        "if [ -e {first} ]; then touch {second}; until [ -e {gate} ]; do sleep 0.01; done; fi\n\
+         touch {first}; exec {runner} \"$@\"",
         first = first.display(),
+        second = second.display(),
         gate = gate.display(),
         runner = runner.display()
     );
@@ -215,21 +217,32 @@ async fn a_batch_takes_a_runner_that_is_given_back_and_leaves_the_load_to_the_ne
     let only = pool.take(&wanted, async || ()).await.expect("loaded");
     let pid = only.instance.runner.pid();
 
-    let given_back = async || only.give_back();
-    let next =
-        timeout(PATIENCE, pool.take(&wanted, given_back)).await.expect("no wait for the gate").expect("the same");
+    let given_back_late = async {
+        while !second.exists() {
+            sleep(READY_FIRST).await;
+        }
+        only.give_back();
+    };
+    let taking = async { tokio::join!(pool.take(&wanted, async || ()), given_back_late).0 };
+    let next = timeout(PATIENCE, taking).await.expect("no wait for the gate").expect("the same");
     assert_eq!((next.instance.runner.pid(), next.load), (pid, Duration::ZERO));
 
-    fs::write(&gate, "").expect("a file");
-    let other = timeout(PATIENCE, pool.take(&wanted, async || ())).await.expect("in time").expect("loaded");
+    let opens = async || fs::write(&gate, "").expect("a file");
+    let other = timeout(PATIENCE, pool.take(&wanted, opens)).await.expect("in time").expect("the one that loads");
     assert_ne!(other.instance.runner.pid(), pid);
-    drop((next, other));
+    let folders = || fs::read_dir(home.dir.path().join("runners")).expect("the folder").count();
+    assert_eq!(folders(), 2, "and no third one");
 
-    // A load that nobody waits for any more ends with the worker.
+    // A load that goes on ends with the worker.
     fs::remove_file(&gate).expect("it is there");
-    let only = pool.take(&wanted, async || fs::write(&gate, "").expect("a file")).await.expect("loaded");
-    fs::remove_file(&gate).expect("it is there");
-    drop(pool.take(&wanted, async || only.give_back()).await.expect("the same"));
+    let given_back_late = async {
+        while folders() < 3 {
+            sleep(READY_FIRST).await;
+        }
+        next.give_back();
+    };
+    let taking = async { tokio::join!(pool.take(&wanted, async || ()), given_back_late).0 };
+    drop((timeout(PATIENCE, taking).await.expect("in time").expect("given back"), other));
     pool.close().await;
     timeout(PATIENCE, all_ended.recv()).await.expect("all runners are cleaned up");
 }
