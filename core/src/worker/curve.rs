@@ -11,11 +11,13 @@
 //! A model that passed is not trusted for ever: now and then a packed batch is compared with single runs of some rows
 //! before its outputs count. A difference ends packing for good.
 //!
-//! A verdict of no gain may hold only beside other work: it is reviewed now and then, ever more rarely.
+//! Figures that no batch measures any more may be from worse times: a verdict of no gain, dear small sizes, and a largest
+//! size that pays, but less than another, are reviewed now and then.
 //!
 //! Owns the measured t(N), the verdict and the resulting sizes. Never starts anything.
 
 mod point;
+mod reviews;
 
 use std::time::Duration;
 
@@ -24,6 +26,7 @@ use proto_msgs::{ModelCost, Packing, curve_us, limits::CURVE_POINTS_MAX};
 use super::api::{BatchKind, BatchTimes, Equality};
 use crate::MonoTime;
 use point::{JUDGED_AFTER, Point};
+use reviews::Reviews;
 
 /// Sizes at which a curve has a point. A batch counts for the largest size that is not above its own.
 const SIZES: [u32; CURVE_POINTS_MAX] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1024];
@@ -57,13 +60,6 @@ const SPREAD_PERMILLE: u64 = 1500;
 /// Sizes with a cost per item up to this, relative to the least, differ only by noise: the smallest of them is the
 /// best.
 const BEST_PERMILLE: u64 = 1005;
-
-/// Batches after which a model without gain is reviewed. The number doubles with each review, at most `REVIEWS_MAX`
-/// times. A review costs one packed run.
-const REVIEW_AFTER: u32 = 256;
-const REVIEWS_MAX: u32 = 6;
-/// Batches after which the review may come earlier, if a single item takes another time than at the verdict.
-const REVIEW_NOT_BEFORE: u32 = 32;
 
 /// Pause between two runs after which the figures are old: the machine may have other work by now, or less.
 const OLD_AFTER: Duration = Duration::from_secs(5);
@@ -109,12 +105,7 @@ pub(super) struct Cost {
     /// Probes without answer, and batches until the next probe.
     fruitless: u32,
     wait_batches: u32,
-    /// For a model without gain: batches since that verdict, time of a single item then, and earlier such verdicts.
-    gainless_batches: u32,
-    gainless_us: u64,
-    reviews: u32,
-    /// Batches since the last review of the small sizes.
-    batches: u32,
+    reviews: Reviews,
     /// Most items in a batch.
     rows_max: u32,
     /// Most items of a packed call that gave the same as single runs.
@@ -142,10 +133,7 @@ impl Cost {
             is_probing: false,
             fruitless: 0,
             wait_batches: 0,
-            gainless_batches: 0,
-            gainless_us: 0,
-            reviews: 0,
-            batches: 0,
+            reviews: Reviews::default(),
             rows_max: u32::from(rows_max.max(1)),
             proven_rows: 0,
             packed_batches: 0,
@@ -170,6 +158,11 @@ impl Cost {
     pub(super) fn learn(&mut self, rows: u32, us: u64) {
         let Some(place) = SIZES.iter().rposition(|size| *size <= rows) else { return };
         let expected_us = self.batch_us(rows);
+        let is_largest = self.points[place + 1..].iter().all(|larger| larger.count == 0);
+        if is_largest && self.reviews.tries_largest() {
+            self.points[place].doubt();
+            self.reviews.largest_ran();
+        }
         self.points[place].learn(rows, us, self.is_old);
         if self.is_old && us < expected_us / 2 {
             self.recover(place, us, expected_us);
@@ -200,37 +193,30 @@ impl Cost {
         *count = count.saturating_add(1);
         self.wait_batches = self.wait_batches.saturating_sub(1);
         self.review();
-        self.review_small_sizes();
     }
 
-    /// Forgets, now and then, the figures of sizes below the best that do not pay: they may come from beside other
-    /// work, and a size that is not run is not measured again.
-    fn review_small_sizes(&mut self) {
-        self.batches = (self.batches + 1) % REVIEW_AFTER;
-        let best = self.best();
-        if self.batches > 0 || best == 1 {
-            return;
+    /// Counts a batch, and reviews the figures that are due.
+    fn review(&mut self) {
+        let is_gainless = self.proof == Proof::Same && self.size() == 1;
+        if self.reviews.is_gain_due(is_gainless, self.batch_us(1)) {
+            self.proof = Proof::Unknown;
+            self.points[1..].fill(Point::default());
         }
+        let best = self.best();
+        if self.reviews.are_small_due() && best > 1 {
+            self.forget_dear_below(best);
+        }
+        let is_passed_over =
+            |largest: &Point| largest.count >= JUDGED_AFTER && largest.rows() > best && self.pays(largest);
+        let is_passed_over = best > 1 && self.largest().is_some_and(is_passed_over);
+        self.reviews.count_passed_over(is_passed_over);
+    }
+
+    /// Forgets the figures of sizes below the best that do not pay.
+    fn forget_dear_below(&mut self, best: u32) {
         let is_dear = self.points.map(|point| point.rows_milli > 1000 && point.rows() < best && !self.pays(&point));
         for (point, _) in self.points.iter_mut().zip(is_dear).filter(|(_, is_dear)| *is_dear) {
             *point = Point::default();
-        }
-    }
-
-    /// Counts a batch of a model without gain, and resets the verdict when a review is due.
-    fn review(&mut self) {
-        let is_gainless = self.proof == Proof::Same && self.size() == 1;
-        self.gainless_batches = if is_gainless { self.gainless_batches + 1 } else { 0 };
-        let (now_us, then_us) = (self.batch_us(1), &mut self.gainless_us);
-        if self.gainless_batches <= 1 {
-            *then_us = now_us;
-        }
-        let is_other = now_us > then_us.saturating_mul(2) || *then_us > now_us.saturating_mul(2);
-        let after = if is_other { REVIEW_NOT_BEFORE } else { REVIEW_AFTER << self.reviews };
-        if self.gainless_batches >= after {
-            self.proof = Proof::Unknown;
-            self.points[1..].fill(Point::default());
-            (self.gainless_batches, self.reviews) = (0, (self.reviews + 1).min(REVIEWS_MAX));
         }
     }
 
@@ -359,6 +345,11 @@ impl Cost {
         curve_us(self.measured().map(|point| (point.rows_milli, point.us)), u64::from(rows) * 1000)
     }
 
+    /// The largest size measured above one item.
+    fn largest(&self) -> Option<&Point> {
+        self.measured().next_back().filter(|largest| largest.rows_milli > 1000)
+    }
+
     fn pays(&self, point: &Point) -> bool {
         self.saves(point.rows_milli, point.us)
     }
@@ -394,6 +385,9 @@ impl Cost {
 
     /// How many of the `rows` rows that could run together do so: all, or as many as a smaller size that pays. 1: none.
     pub(super) fn together(&self, rows: u32) -> u32 {
+        let is_largest = self.largest().is_none_or(|largest| rows >= largest.rows());
+        // The largest size is tried once more: only that one, no size between it and the best.
+        let rows = if self.reviews.tries_largest() && !is_largest { rows.min(self.best()) } else { rows };
         if self.is_worth_it(rows) {
             return rows;
         }
@@ -420,11 +414,12 @@ impl Cost {
 
     fn open_size(&self) -> u32 {
         let best = self.best();
-        let Some(last) = self.measured().next_back().filter(|last| last.rows_milli > 1000) else { return best };
-        let is_open = last.count < JUDGED_AFTER;
-        match self.pays(last) {
-            true if is_open || last.rows() <= best => last.rows().saturating_mul(2).min(self.rows_max),
-            false if is_open => last.rows().min(self.rows_max),
+        let Some(largest) = self.largest() else { return best };
+        let is_open = largest.count < JUDGED_AFTER;
+        match self.pays(largest) {
+            true if is_open || largest.rows() <= best => largest.rows().saturating_mul(2).min(self.rows_max),
+            true if self.reviews.tries_largest() => largest.rows().min(self.rows_max),
+            false if is_open => largest.rows().min(self.rows_max),
             _ => best,
         }
     }
@@ -456,7 +451,7 @@ impl Cost {
             }
             Proof::Same if self.size() > 1 => {
                 let (size, best) = (self.size(), self.best());
-                let is_tried = size <= best;
+                let is_tried = size <= best || self.reviews.tries_largest();
                 let floor = self.smallest_within(best.max(2), SPREAD_PERMILLE).max(2);
                 let size = if is_cut && is_tried { self.smallest_within(best, CUT_PERMILLE) } else { size };
                 Plan::Pack { size: size.clamp(2, self.size()), floor: floor.min(self.size()) }

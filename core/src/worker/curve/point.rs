@@ -45,6 +45,11 @@ impl Point {
         self.us = self.us.saturating_mul(parts - 1).saturating_add(us).div_ceil(parts);
     }
 
+    /// The mean may be from worse times: of it and the next run, the lesser counts.
+    pub(super) fn doubt(&mut self) {
+        self.count = self.count.min(JUDGED_AFTER - 1);
+    }
+
     pub(super) fn rows(&self) -> u32 {
         u32::try_from((self.rows_milli + 500) / 1000).unwrap_or(u32::MAX)
     }

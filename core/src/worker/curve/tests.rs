@@ -1,6 +1,9 @@
 //! Curves and verdicts, from measured and made-up times.
 
-use super::*;
+use super::{
+    reviews::{GAIN_AFTER, GAIN_NOT_BEFORE, LARGEST_AFTER, LARGEST_FOR},
+    *,
+};
 
 /// A probe of `rows` rows shows that packing is right.
 fn probe(cost: &mut Cost, rows: u32, time: impl Fn(u32) -> u64) {
@@ -124,15 +127,82 @@ fn a_model_that_gained_nothing_beside_other_work_is_tried_again_and_ever_more_ra
         find_no_gain(&mut cost);
         let run = || (cost.dispatched(proto_msgs::Dispatch::Idle), cost.plan(false)).1;
         let batches = std::iter::repeat_with(run).take_while(|plan| *plan == Plan::Single).count() + 1;
-        assert_eq!(batches, (REVIEW_AFTER << review) as usize);
+        assert_eq!(batches, (GAIN_AFTER << review) as usize);
     }
     find_no_gain(&mut cost);
     // A single item takes less than half of its former time, so the verdict is out of date.
     cost.dispatched(proto_msgs::Dispatch::Idle);
     (0..3).for_each(|_| cost.learn(1, 2000));
-    (0..REVIEW_NOT_BEFORE).for_each(|_| cost.dispatched(proto_msgs::Dispatch::Idle));
+    (0..GAIN_NOT_BEFORE).for_each(|_| cost.dispatched(proto_msgs::Dispatch::Idle));
     probe(&mut cost, 4, |rows| 5000 + 200 * u64::from(rows));
     assert_eq!(size(&cost), 8, "and now it gains");
+}
+
+/// A model of which sizes 48 and 64 are known, where 64 takes this long lately.
+fn passed_over(lately_us: u64) -> Cost {
+    let well = |rows: u32| 5000 + 200 * u64::from(rows);
+    let mut cost = probed(8, well);
+    for rows in [16, 32, 48, 64].repeat(5) {
+        cost.learn(rows, well(rows));
+    }
+    assert_eq!((cost.best(), size(&cost)), (64, 64));
+    (0..5).for_each(|_| cost.learn(64, lately_us));
+    assert_eq!((cost.best(), size(&cost)), (48, 48), "a full batch looks dearer");
+    cost
+}
+
+#[test]
+fn a_full_batch_that_was_slow_for_a_while_runs_again_soon() {
+    let well = |rows: u32| 5000 + 200 * u64::from(rows);
+    let mut cost = passed_over(30_000);
+    for _ in 1..LARGEST_AFTER {
+        cost.dispatched(proto_msgs::Dispatch::Full);
+        assert_eq!(size(&cost), 48);
+        cost.learn(48, well(48));
+    }
+    cost.dispatched(proto_msgs::Dispatch::Full);
+    assert_eq!(size(&cost), 64);
+    assert_eq!(cost.plan(true), passed_over(30_000).plan(true), "realtime rows wait no longer for it");
+    cost.learn(64, well(64));
+    assert_eq!((cost.best(), size(&cost)), (64, 64));
+}
+
+#[test]
+fn a_full_batch_that_stays_slow_runs_ever_more_rarely() {
+    let mut cost = passed_over(30_000);
+    let mut full_after = Vec::new();
+    for batch in 1..=500 {
+        cost.dispatched(proto_msgs::Dispatch::Full);
+        let rows = size(&cost);
+        full_after.extend((rows == 64).then_some(batch));
+        cost.learn(rows, if rows == 64 { 30_000 } else { 5000 + 200 * u64::from(rows) });
+    }
+    assert_eq!(full_after, [16, 48, 112, 240, 496]);
+}
+
+#[test]
+fn a_full_batch_that_never_comes_together_is_given_up_for_now_and_no_size_between_is_run() {
+    let mut cost = passed_over(30_000);
+    let mut tried_at = Vec::new();
+    for batch in 1..=3 * LARGEST_AFTER {
+        cost.dispatched(proto_msgs::Dispatch::Idle);
+        let is_tried = size(&cost) == 64;
+        tried_at.extend(is_tried.then_some(batch));
+        assert_eq!(cost.together(56), if is_tried { 48 } else { 56 });
+        cost.learn(48, 14_600);
+    }
+    let until = LARGEST_AFTER + LARGEST_FOR;
+    assert_eq!(tried_at, (LARGEST_AFTER..=until).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_full_batch_is_not_waited_for_once_the_model_may_not_be_packed() {
+    let mut cost = passed_over(30_000);
+    (0..LARGEST_AFTER).for_each(|_| cost.dispatched(proto_msgs::Dispatch::Full));
+    assert_eq!(size(&cost), 64);
+    cost.spotted(48, &BatchTimes { equal: Some(Equality::Differs), ..BatchTimes::default() });
+    cost.dispatched(proto_msgs::Dispatch::Full);
+    assert_eq!(cost.size(), 1);
 }
 
 #[test]
