@@ -18,6 +18,7 @@ pub(crate) mod reasons;
 pub(crate) mod savings;
 pub(crate) mod scene;
 mod score;
+mod share;
 mod shortlist;
 mod sooner;
 pub(crate) mod trials;
@@ -42,6 +43,7 @@ use predict::{Guess, has_room, predict};
 use savings::{Idle, Missed};
 use scene::Scene;
 use score::score;
+use share::Fitting;
 use shortlist::Shortlist;
 use sooner::{Full, Offer, Sooner};
 
@@ -94,22 +96,6 @@ struct Best {
     prediction: Prediction,
     /// Whether the worker gives a run less memory than others of the model needed.
     is_small: bool,
-}
-
-/// Sums over the fitting workers, with or without room.
-#[derive(Debug, Default)]
-struct Fitting {
-    /// Slots of the task's lane.
-    slots: u64,
-    /// Time until each of these slots is free, summed up, microseconds.
-    queues_us: u64,
-}
-
-impl Fitting {
-    fn add(&mut self, slots: u16, prediction: &Prediction) {
-        self.slots += u64::from(slots);
-        self.queues_us = self.queues_us.saturating_add(prediction.queue_us.saturating_mul(slots.into()));
-    }
 }
 
 /// A look at workers for one task.
@@ -372,7 +358,10 @@ impl<'a> Survey<'a> {
     /// Counts a fitting worker, with or without room.
     fn fits(&mut self, key: &Key, worker: &Worker, prediction: &Prediction, has_room: bool) {
         let (seat, total_us, run_us) = (worker.seat, prediction.total_us(), prediction.run_us);
-        self.fitting.add(predict::lane_slots(worker, self.task.lane()), prediction);
+        let lane = self.task.lane();
+        let is_foreseeable = !predict::is_unforeseeable(worker, lane, self.scene.now);
+        let is_sound = prediction.measured && is_foreseeable && !key.is_doubtful && key.stance <= Stance::Ok;
+        self.fitting.add(self.task, worker, prediction, is_sound);
         self.earliest.add(self.task, worker, prediction, has_room, self.scene.now);
         if !prediction.measured || key.is_doubtful {
             return;
@@ -382,7 +371,6 @@ impl<'a> Survey<'a> {
         }
         // A worker is probed only if it has room.
         if !has_room && key.stance == Stance::Ok {
-            let is_foreseeable = !predict::is_unforeseeable(worker, self.task.lane(), self.scene.now);
             self.sooner.add_full(Full { seat, total_us, run_us }, is_foreseeable);
         }
     }
@@ -397,17 +385,14 @@ impl<'a> Survey<'a> {
         self.sooner.full()
     }
 
-    /// Whether the best worker is busy beyond the time at which all workers looked at would be done together.
-    /// `waits_us` is the slot time of all waiting tasks. More work would only come from workers that fall idle before
-    /// it. Half of the task may lie behind that time: rounded like this, no worker gets more than the others.
+    /// Whether the best worker has its share of what waits. `waits_us` is the slot time of all waiting tasks.
     pub(super) fn has_its_share(&self, waits_us: u64) -> bool {
-        let Some(Best { prediction, .. }) = self.best.filter(|_| self.scene.policy == Policy::Predicted) else {
-            return false;
-        };
-        let holders = self.scene.workers.holders_len(self.task.spec.model.digest).max(1) as u64;
-        let waits_us = waits_us.saturating_mul(self.seen.len() as u64) / holders;
-        let together_us = self.fitting.queues_us.saturating_add(waits_us) / self.fitting.slots.max(1);
-        prediction.measured && prediction.queue_us.saturating_add(prediction.run_us / 2) > together_us
+        let best = self.best.filter(|_| self.scene.policy == Policy::Predicted);
+        let worker = best.and_then(|best| self.scene.workers.at(best.seat));
+        best.zip(worker).is_some_and(|(Best { prediction, .. }, worker)| {
+            let holders = self.scene.workers.holders_len(self.task.spec.model.digest);
+            self.fitting.has_its_share((self.task, worker, &prediction), waits_us, (self.seen.len(), holders))
+        })
     }
 
     /// The worker kinds met that can never run the task, without those that only lack a way to its client.

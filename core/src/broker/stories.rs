@@ -12,6 +12,7 @@ mod mesh;
 mod outgrown;
 mod promises;
 mod savings;
+mod share;
 mod trials;
 mod twins;
 mod unforeseeable;

@@ -132,11 +132,7 @@ fn link_bytes_per_s(worker: &Worker, guess: &Guess) -> u64 {
 fn backlog_us(worker: &Worker, lane: Lane, now: MonoTime) -> u64 {
     let load_us = worker.finishing.left_us(now, lane, worker.register.slots);
     let remaining_us = worker.occupancy.remaining_us(lane, worker.counted_slots(), now);
-    let at_once = match worker.places {
-        Places { count, are_gpus: true } => u32::from(lane_slots(worker, lane)).min(count),
-        _ => lane_slots(worker, lane).into(),
-    };
-    remaining_us.saturating_add(load_us) / u64::from(at_once)
+    remaining_us.saturating_add(load_us) / u64::from(at_once(worker, lane))
 }
 
 /// Time until a GPU is free for a task that has a slot, microseconds: slots may share GPUs. Realtime waits for the
@@ -152,6 +148,14 @@ fn turn_us(worker: &Worker, lane: Lane, now: MonoTime) -> u64 {
         Lane::Batch => left_us(Lane::Realtime),
     };
     left_us(lane).saturating_add(others_us) / u64::from(places.count)
+}
+
+/// Batches of the lane that run side by side at the worker: slots may share GPUs.
+pub(super) fn at_once(worker: &Worker, lane: Lane) -> u32 {
+    match worker.places {
+        Places { count, are_gpus: true } => u32::from(lane_slots(worker, lane)).min(count),
+        _ => lane_slots(worker, lane).into(),
+    }
 }
 
 /// Slots that the lane can count on at the worker.
@@ -267,7 +271,7 @@ pub(crate) fn held(task: &Task, worker: Option<&Worker>) -> Held {
 
 /// Slot time that the task needs at the worker, and that of its whole batch, both with loading; `None` if its runs were
 /// never measured. If items are packed, the first is its share of full batches, otherwise its runs one after the other.
-fn slot_us(task: &Task, worker: &Worker) -> Option<(u64, u64)> {
+pub(super) fn slot_us(task: &Task, worker: &Worker) -> Option<(u64, u64)> {
     let (mut sum, mut batches) = (0_u64, 0_u64);
     for (digest, _) in models(task) {
         let here = worker.model(digest);
