@@ -168,6 +168,7 @@ impl Task {
         direction: Option<Direction>,
     ) -> Result<(TaskSpec, Payload), SubmitError> {
         self.check()?;
+        let deadline_ms = self.deadline_ms();
         let prepared: Vec<(InputDecl, Blob)> =
             self.inputs.into_iter().map(Input::prepare).collect::<Result<_, SubmitError>>()?;
         let (inputs, mut blobs): (Vec<InputDecl>, Vec<Blob>) = prepared.into_iter().unzip();
@@ -193,13 +194,18 @@ impl Task {
             slo: self.slo,
             labels: self.labels,
             priority: self.priority,
-            deadline_ms: self.deadline.map(|deadline| u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX)),
+            deadline_ms,
             demands: self.demands,
             detached: self.detached,
             direction,
         };
         let manifest = Manifest { model, model_name, then, items: self.items, inputs };
         Ok((spec, Payload { manifest, blobs }))
+    }
+
+    /// The deadline in whole milliseconds, not less than was asked for: some of it may have passed since.
+    fn deadline_ms(&self) -> Option<u64> {
+        self.deadline.map(|deadline| u64::try_from(deadline.as_micros().div_ceil(1000)).unwrap_or(u64::MAX))
     }
 
     /// Checks the mesh's limits before anything is read.
@@ -209,8 +215,7 @@ impl Task {
             return Err(SubmitError::Invalid(text));
         }
         at_most("the task", self.inputs.len() as u64, limits::TENSORS_MAX as u64, "inputs")?;
-        let deadline_ms = self.deadline.map_or(0, |deadline| deadline.as_millis() as u64);
-        at_most("the deadline", deadline_ms, limits::DEADLINE_MS_MAX, "ms")?;
+        at_most("the deadline", self.deadline_ms().unwrap_or(0), limits::DEADLINE_MS_MAX, "ms")?;
         if self.items == 0 {
             return Err(SubmitError::Invalid("a task of no items has nothing to run: give it at least one".to_owned()));
         }
@@ -265,5 +270,15 @@ mod tests {
         assert_eq!(error.to_string(), "the task has 200 inputs, the limit is 128");
         let error = Task::new(model).priority(101).prepare(TASK, OWNER, None).unwrap_err();
         assert_eq!(error.to_string(), "priority 101 is out of range: use 0 to 100");
+    }
+
+    #[test]
+    fn a_deadline_of_which_a_moment_has_passed_is_not_shortened_by_a_millisecond() {
+        let model = Model::new("m".into(), Data::Memory(MODEL.into())).unwrap();
+        for (left_us, told_ms) in [(500_000, 500), (499_400, 500), (0, 0)] {
+            let task = Task::new(model.clone()).deadline(Some(Duration::from_micros(left_us)));
+            let (spec, _) = task.input(Input::raw(vec![0])).prepare(TASK, OWNER, None).unwrap();
+            assert_eq!(spec.deadline_ms, Some(told_ms));
+        }
     }
 }
