@@ -422,10 +422,12 @@ impl<'a> Survey<'a> {
 
     /// The worker without room for which the task is held back from the best one with room, if any.
     fn held_back(&self, best: &Best, before_us: u64) -> Option<Full> {
-        let Best { key, prediction, is_small, .. } = best;
+        let Best { key, seat, prediction, is_small } = best;
         let may_wait = self.scene.policy == Policy::Predicted && key.stance != Stance::Probe;
+        let worker = self.scene.workers.at(*seat)?;
         let offer = Offer {
             total_us: prediction.total_us(),
+            least_us: earliest::least_us(self.task, worker, prediction, self.scene.now),
             is_measured: prediction.measured,
             is_doubtful: key.is_doubtful,
             is_shunned: key.stance > Stance::Ok,

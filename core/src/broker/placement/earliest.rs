@@ -1,15 +1,18 @@
 //! The earliest end of a task that any worker promises, for the verdict on its deadline.
 //!
 //! A refusal must be sure, so what is in doubt counts for the task: one whose cores are promised at present, waiting tasks
-//! of another sort, and what may be the client's: the hand-over, and the line on which its inputs come. A worker that has
-//! not measured the task's models counts with the fleet's means, and is tried now and then: nothing else would show that
-//! it is faster.
+//! of another sort, the batch of the other lane that runs, and what may be the client's: the hand-over, and the line on
+//! which its inputs come. A worker that has not measured the task's models counts with the fleet's means, and is tried
+//! now and then: nothing else would show that it is faster.
 //!
 //! Owns the sums. Never refuses.
 
 use proto_msgs::{Prediction, WorkerId};
 
-use super::{predict::models, trials};
+use super::{
+    predict::{doubtful_queue_us, models},
+    trials,
+};
 use crate::{
     MonoTime,
     broker::{
@@ -62,8 +65,7 @@ impl Earliest {
             return;
         }
         let item_us = item_us(task, worker);
-        let transfer_us = prediction.transfer_us.min(task.spec.input_bytes / FAST_BYTES_PER_US);
-        let us = Prediction { transfer_us, handover_us: 0, ..*prediction }.total_us();
+        let (us, transfer_us) = (least_us(task, worker, prediction, now), least_transfer_us(task, prediction));
         let shortest = if begins { &mut self.begins_us } else { &mut self.waits_us };
         *shortest = Some(shortest.map_or(us, |shortest| shortest.min(us)));
         if let Some(item_us) = item_us {
@@ -111,6 +113,17 @@ impl Earliest {
     pub(crate) fn if_loaded(&self) -> Option<IfLoaded> {
         self.if_loaded
     }
+}
+
+/// The predicted time without what is in doubt at this worker, microseconds.
+pub(super) fn least_us(task: &Task, worker: &Worker, prediction: &Prediction, now: MonoTime) -> u64 {
+    let transfer_us = least_transfer_us(task, prediction);
+    let queue_us = prediction.queue_us.saturating_sub(doubtful_queue_us(worker, task.lane(), now));
+    Prediction { queue_us, transfer_us, handover_us: 0, ..*prediction }.total_us()
+}
+
+fn least_transfer_us(task: &Task, prediction: &Prediction) -> u64 {
+    prediction.transfer_us.min(task.spec.input_bytes / FAST_BYTES_PER_US)
 }
 
 /// Slot time that the worker needs for an item of the task, microseconds; `None` if it has not measured that.

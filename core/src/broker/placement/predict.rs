@@ -138,16 +138,32 @@ fn backlog_us(worker: &Worker, lane: Lane, now: MonoTime) -> u64 {
 /// Time until a GPU is free for a task that has a slot, microseconds: slots may share GPUs. Realtime waits for the
 /// batches of the other lane that run, batch for all of the other lane's work.
 fn turn_us(worker: &Worker, lane: Lane, now: MonoTime) -> u64 {
-    let (places, slots) = (worker.places, worker.counted_slots());
-    if !places.are_gpus || (worker.occupancy.len() as u64) < u64::from(places.count) {
+    if !must_take_turns(worker) {
         return 0;
     }
-    let left_us = |lane| worker.occupancy.remaining_us(lane, slots, now);
-    let others_us = match lane {
-        Lane::Realtime => left_us(Lane::Batch).min(worker.occupancy.batch_us(Lane::Batch)),
-        Lane::Batch => left_us(Lane::Realtime),
-    };
-    left_us(lane).saturating_add(others_us) / u64::from(places.count)
+    let left_us = |lane| worker.occupancy.remaining_us(lane, worker.counted_slots(), now);
+    match lane {
+        Lane::Realtime => left_us(lane) / u64::from(worker.places.count) + bulk_turn_us(worker, now),
+        Lane::Batch => left_us(lane).saturating_add(left_us(Lane::Realtime)) / u64::from(worker.places.count),
+    }
+}
+
+/// Whether a task that has a slot may wait for a GPU all the same.
+fn must_take_turns(worker: &Worker) -> bool {
+    worker.places.are_gpus && worker.occupancy.len() as u64 >= u64::from(worker.places.count)
+}
+
+/// Longest time that a realtime task waits for running batches of the batch lane on GPUs, microseconds.
+fn bulk_turn_us(worker: &Worker, now: MonoTime) -> u64 {
+    let left_us = worker.occupancy.remaining_us(Lane::Batch, worker.counted_slots(), now);
+    left_us.min(worker.occupancy.batch_us(Lane::Batch)) / u64::from(worker.places.count)
+}
+
+/// The part of a prediction's queue that may as well be nothing, microseconds: nobody knows when the running batches of
+/// the batch lane began, or how far the worker cuts them for realtime rows in a hurry.
+pub(super) fn doubtful_queue_us(worker: &Worker, lane: Lane, now: MonoTime) -> u64 {
+    let waits = lane == Lane::Realtime && must_take_turns(worker) && worker.free_at_once(lane, now) > 0;
+    if waits { bulk_turn_us(worker, now) } else { 0 }
 }
 
 /// Batches of the lane that run side by side at the worker: slots may share GPUs.

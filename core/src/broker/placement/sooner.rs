@@ -1,7 +1,7 @@
 //! Whether a task is better held back for a worker without room than sent to the best one with room.
 //!
 //! - A full worker is waited for if it would still finish the task clearly earlier, keeps a promise that the other one
-//!   breaks, or gives a run more memory than the other one, where such runs ended for want of it.
+//!   breaks, may keep the deadline, or gives a run more memory than the other one, where such runs ended for want of it.
 //! - If nobody knows when the full worker has room, the task waits no longer than it would gain there: so it never takes
 //!   more than twice as long as at the other one (as one rents skis before one buys them). It does not wait for less
 //!   than a second.
@@ -32,6 +32,8 @@ pub(super) struct Full {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Offer {
     pub(super) total_us: u64,
+    /// The same without what is in doubt.
+    pub(super) least_us: u64,
     pub(super) is_measured: bool,
     /// It has failed the task.
     pub(super) is_doubtful: bool,
@@ -85,7 +87,8 @@ impl Sooner {
         // A run in vain at the small worker would come first.
         let in_vain_us = offer.total_us.saturating_mul(2).saturating_add(full.run_us);
         let gives_more = offer.is_small && us <= in_vain_us.min(left_us);
-        (is_sooner || keeps_promise || gives_more).then_some(full)
+        let is_chance = offer.is_measured && !offer.is_doubtful && is_only_chance(offer, full, left_us);
+        (is_sooner || keeps_promise || gives_more || is_chance).then_some(full)
     }
 
     fn unforeseen(&self, task: &Task, offer: Offer, left_us: u64, now: MonoTime) -> Option<Full> {
@@ -93,7 +96,12 @@ impl Sooner {
         let gain_us = offer.total_us.saturating_sub(full.total_us);
         let waited_us = task.rank.map_or(0, |rank| now.since_us(rank.came));
         let is_worth_it = gain_us >= UNFORESEEN_GAIN_US_MIN && waited_us < gain_us;
-        let is_only_chance = offer.total_us > left_us && full.total_us <= left_us;
-        (is_worth_it || is_only_chance).then_some(full)
+        (is_worth_it || is_only_chance(offer, full, left_us)).then_some(full)
     }
+}
+
+/// Whether the task would miss its deadline at the worker with room at best, and perhaps not at the full one: the time
+/// of what waits before it there is only a mean of the lane.
+fn is_only_chance(offer: Offer, full: Full, left_us: u64) -> bool {
+    offer.least_us > left_us && full.total_us <= left_us
 }

@@ -1,6 +1,6 @@
 //! Short stories of deadlines: which are refused at once, and that a refusal is sure. Owns what is expected of them.
 
-use proto_msgs::{Demands, Digest, ErrorCode, Heartbeat, LabelRule, ModelCost, Outcome, Slo, Submit};
+use proto_msgs::{Demands, Digest, ErrorCode, Heartbeat, LabelRule, Lane, ModelCost, Outcome, Packing, Slo, Submit};
 
 use super::{
     super::Event,
@@ -219,6 +219,22 @@ fn cores_that_others_were_promised_may_be_free_in_time() {
     assert_eq!(mesh.submit(0, 1, asks_for_cores), Some(worker(0)));
     mesh.submit(1, 1, |submit| (asks_for_cores(submit), within(1000)(submit)).0);
     assert_eq!(mesh.code(1), None, "the quick one has a slot, and soon the cores");
+}
+
+#[test]
+fn a_batch_of_the_bulk_that_runs_puts_no_deadline_off() {
+    let mut mesh = mesh();
+    let curve = vec![(1, 10_000), (64, 325_000)];
+    mesh.measured(0, [2, 2], 10_000);
+    mesh.register(0, [2, 2], |register| register.device_map = vec![0]);
+    mesh.beat(0, |heartbeat| {
+        heartbeat.costs = vec![ModelCost { packing: Packing::On, best_batch: 64, next_batch: 64, curve, ..cost(0) }];
+    });
+    mesh.submit_all(0..16, 1, |submit| (submit.spec.items, submit.spec.lane) = (8, Some(Lane::Batch)));
+    mesh.wait(20 * MS);
+    assert_eq!(mesh.submit(16, 2, within(50)), Some(worker(0)), "it may end at once, and the next one may be short");
+    mesh.submit(17, 2, within(5));
+    assert_eq!(mesh.code(17), Some(ErrorCode::DeadlineUnmeetable), "its own run takes longer");
 }
 
 #[test]

@@ -44,3 +44,15 @@ fn the_last_tasks_go_to_workers_that_are_equally_busy_long_before_these_fall_idl
         assert!(at_work.iter().all(|at_work| (16..100).contains(at_work)), "{at_work:?}");
     }
 }
+
+#[test]
+fn the_only_worker_with_the_model_gets_large_tasks_ahead_though_none_is_a_share_of_its_slots() {
+    let mut mesh = mesh();
+    let curve = vec![(1, 5_200), (64, 17_800)];
+    mesh.measured(0, [4, 0], 5_000);
+    mesh.beat(0, |heartbeat| {
+        heartbeat.costs = vec![ModelCost { packing: Packing::On, best_batch: 64, next_batch: 64, curve, ..cost(0) }];
+    });
+    mesh.submit_all(0..8, 1, |submit| submit.spec.items = 64);
+    assert_eq!(mesh.grants.len(), 8, "two full batches for each slot");
+}
