@@ -35,7 +35,8 @@ fn arch_parser() -> impl TypedValueParser<Value = Arch> {
 #[command(next_help_heading = "Service level")]
 pub(crate) struct PromiseFlags {
     /// A task that takes longer than this (50ms, 2s) from the grant to its result violates the service level; workers
-    /// where this happens too often are passed over. Waiting at the broker is no worker's fault and does not count
+    /// where this happens too often are passed over. Waiting at the broker is no worker's fault and does not count. At
+    /// the worker, batches of bulk on the same GPU are kept shorter for realtime tasks with a service level
     #[arg(long, value_name = "TIME", value_parser = parse_slo_ms)]
     slo: Option<u32>,
     /// The part of a worker's tasks that may violate --slo before it is passed over, in steps of 0.1%

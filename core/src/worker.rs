@@ -15,6 +15,7 @@ mod comparing;
 mod costs;
 mod culprits;
 mod curve;
+mod cut;
 mod dispatch;
 pub mod headroom;
 mod linger;
@@ -40,6 +41,7 @@ use batches::Batches;
 use broker_clock::BrokerClock;
 use costs::Costs;
 use culprits::Culprits;
+use cut::Wishes;
 use packer::Packer;
 use slots::Slots;
 
@@ -87,6 +89,7 @@ pub struct Worker {
     costs: Costs,
     batches: Batches,
     culprits: Culprits,
+    wishes: Wishes,
     /// Batches begun in each lane.
     turns: [u64; 2],
     /// When the first lingering queue stops waiting for more rows.
@@ -119,6 +122,7 @@ impl Worker {
             exited: false,
             batches: Batches::default(),
             culprits: Culprits::default(),
+            wishes: Wishes::default(),
             packer: Packer::default(),
             turns: [0; 2],
             wake: None,

@@ -60,6 +60,8 @@ pub struct TicketBody {
     pub gpu: Option<u8>,
     /// Deadline after which the result is worthless, in the broker's wall clock (milliseconds since 1970).
     pub deadline_unix_ms: Option<u64>,
+    /// Time from the grant after which the task misses its service level, milliseconds; `None` without one.
+    pub slo_ms: Option<u32>,
     /// When the ticket expires, in the broker's wall clock. Heartbeat answers tell the worker that clock.
     pub expires_unix_ms: u64,
 }

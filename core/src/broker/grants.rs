@@ -137,6 +137,7 @@ impl Broker {
             demands: task.spec.demands,
             gpu: worker.occupancy.gpu(task.attempt_id()),
             deadline_unix_ms: task.deadline_unix_ms(),
+            slo_ms: task.spec.slo.map(|slo| slo.latency_ms),
             expires_unix_ms: self.unix_ms(now + TICKET_LASTS.max(self.config.grant_wait)),
         };
         let ticket = Ticket::sign(body, &worker.register.ticket_key);

@@ -106,6 +106,8 @@ pub(super) struct Attempt {
     pub(super) state: State,
     /// When the result becomes worthless; `None` if the ticket sets no deadline or the broker's clock is unknown.
     pub(super) deadline: Option<MonoTime>,
+    /// When its service level is missed, counted from when the worker first heard of it.
+    pub(super) slo_until: Option<MonoTime>,
     /// The link to the client; `None` while there is none.
     pub(super) link: Option<LinkId>,
     /// When the client last spoke.
@@ -123,6 +125,7 @@ pub(super) struct Attempt {
 impl Attempt {
     pub(super) fn new(ticket: TicketBody, state: State, now: MonoTime) -> Self {
         Self {
+            slo_until: ticket.slo_ms.map(|ms| now + Duration::from_millis(ms.into())),
             ticket,
             work: Work::default(),
             state,

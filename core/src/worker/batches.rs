@@ -27,6 +27,7 @@ use super::{
     costs::CostKey,
     culprits::ends_runner,
     curve::{PROBE_ROWS_MAX, Plan},
+    cut::Cut,
     dispatch::Order,
     packer::{Company, Kind, Limits, Piece, Queue, QueueId},
 };
@@ -128,6 +129,7 @@ impl Worker {
         let way: Vec<QueueId> = (1..=work.models.len()).map(&mut enter).collect();
         work.way = way;
         let rows = 0..work.items;
+        self.ask(now, id);
         self.push(now, id, 0, rows);
     }
 
@@ -140,6 +142,7 @@ impl Worker {
             client: ticket.client,
             priority: ticket.priority,
             deadline: attempt.deadline,
+            slo_until: attempt.slo_until,
             rows,
             arrived: now,
             next: work.way.get(stage + 1).copied(),
@@ -307,7 +310,7 @@ impl Worker {
             BatchKind::Spot => cost.spotted(running.rows, times),
             BatchKind::Probe => {}
         }
-        let (is_unknown, size) = (matches!(cost.plan(false), Plan::Probe { .. }), cost.size());
+        let (is_unknown, size) = (matches!(cost.plan(Cut::NONE), Plan::Probe { .. }), cost.size());
         let limit = if is_unknown { PROBE_ROWS_MAX } else { size };
         // Before a probe the hope is that a second row costs nothing.
         let batch_us = |rows| cost.batch_us(if is_unknown { 1 } else { rows });

@@ -33,6 +33,7 @@ impl Worker {
             costs,
             batches,
             culprits,
+            wishes,
             turns: _,
             wake: _,
             actions,
@@ -45,6 +46,7 @@ impl Worker {
         packer.census(under_way, census);
         costs.census(census);
         culprits.census(census);
+        wishes.census(census);
         batches.census(slots.len(), under_way.1, packer.on_trial(), census);
         census.passing("actions", actions.len(), 0);
     }

@@ -18,12 +18,16 @@
 
 mod point;
 mod reviews;
+mod smaller;
 
 use std::time::Duration;
 
 use proto_msgs::{ModelCost, Packing, curve_us, limits::CURVE_POINTS_MAX};
 
-use super::api::{BatchKind, BatchTimes, Equality};
+use super::{
+    api::{BatchKind, BatchTimes, Equality},
+    cut::Cut,
+};
 use crate::MonoTime;
 use point::{JUDGED_AFTER, Point};
 use reviews::Reviews;
@@ -49,13 +53,6 @@ pub(super) const COMPARE_SINGLE_US: u64 = 3_300_000;
 
 /// A batch must take less than this share of its items' single runs: a smaller gain is not worth the risk.
 const PAYS_PERCENT: u64 = 80;
-
-/// Cut batches have the smallest size whose cost per item is this near the best: the next realtime item waits for less.
-const CUT_PERMILLE: u64 = 1020;
-
-/// A size with at most this cost per item, relative to the best, still pays if there are more idle slots than full
-/// batches.
-const SPREAD_PERMILLE: u64 = 1500;
 
 /// Sizes with a cost per item up to this, relative to the least, differ only by noise: the smallest of them is the
 /// best.
@@ -424,22 +421,14 @@ impl Cost {
         }
     }
 
-    /// The smallest size that pays and whose cost per item is within `permille` of that of `size`.
-    fn smallest_within(&self, size: u32, permille: u64) -> u32 {
-        let item_ns = |rows: u32| self.batch_us(rows).saturating_mul(1000) / u64::from(rows.max(1));
-        let limit_ns = item_ns(size).saturating_mul(permille) / 1000;
-        let is_near = |rows: &u32| item_ns(*rows) <= limit_ns && self.is_worth_it(*rows);
-        SIZES.into_iter().find(|rows| *rows < size && is_near(rows)).unwrap_or(size)
-    }
-
     /// Whether the next batch is a probe. Models with very long runs are never compared.
     fn may_probe(&self) -> bool {
         let is_open = self.rows_max > 1 && !self.is_probing && self.wait_batches == 0;
         is_open && self.batch_us(1) <= COMPARE_SINGLE_US
     }
 
-    /// How items are run now. `is_cut`: the batch lane takes smaller batches, to keep realtime rows from waiting.
-    pub(super) fn plan(&self, is_cut: bool) -> Plan {
+    /// How items are run now. `cut`: the batch lane takes smaller batches, to keep realtime rows from waiting.
+    pub(super) fn plan(&self, cut: Cut) -> Plan {
         match self.proof {
             Proof::Unknown if self.may_probe() => {
                 let size = match self.batch_us(1) {
@@ -451,9 +440,10 @@ impl Cost {
             }
             Proof::Same if self.size() > 1 => {
                 let (size, best) = (self.size(), self.best());
-                let is_tried = size <= best || self.reviews.tries_largest();
-                let floor = self.smallest_within(best.max(2), SPREAD_PERMILLE).max(2);
-                let size = if is_cut && is_tried { self.smallest_within(best, CUT_PERMILLE) } else { size };
+                let is_too_few = cut.rows < size && self.batch_us(cut.rows) > cut.within_us;
+                let is_tried = size <= best || self.reviews.tries_largest() || is_too_few;
+                let floor = self.floor();
+                let size = if is_tried { self.cut_size(size, cut) } else { size };
                 Plan::Pack { size: size.clamp(2, self.size()), floor: floor.min(self.size()) }
             }
             _ => Plan::Single,

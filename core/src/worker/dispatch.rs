@@ -21,8 +21,9 @@ use super::{
     api::{BatchKind, CHECKED_ROWS, SPOT_ROWS, SlotId},
     costs::CostKey,
     curve::{Cost, Plan},
+    cut::Cut,
     linger::WAIT_MAX,
-    packer::{Company, Limits, Piece, Queue, QueueId, Rank},
+    packer::{Company, Piece, Queue, QueueId, Rank},
 };
 use crate::{MonoTime, Rule};
 
@@ -30,17 +31,14 @@ use crate::{MonoTime, Rule};
 /// costs nothing, short enough for the rows that wait behind.
 const SINGLES_US: u64 = 20_000;
 
+/// No shorter, even if realtime rows ask for it: the batch lane would lose more to the starts than they gain.
+const SINGLES_CUT_US: u64 = 5_000;
+
 /// Every Nth batch of a lane begins with its oldest item, so that no priority starves another.
 const OLDEST_EVERY: u64 = 8;
 
-/// Batches of the batch lane are cut for this long after realtime rows came or ended, or for the time of
-/// `BATCHES_NEAR` batches that are not cut, if that is longer. Realtime rows after a longer pause wait for a whole
-/// batch.
-const REALTIME_NEAR: Duration = Duration::from_secs(1);
-const BATCHES_NEAR: u64 = 2;
-
 /// Time from the end of a run until the client has the result.
-const DEADLINE_MARGIN: Duration = Duration::from_millis(5);
+pub(super) const RESULT_MARGIN: Duration = Duration::from_millis(5);
 
 /// A decision to run rows.
 #[derive(Debug)]
@@ -92,11 +90,8 @@ impl Worker {
         let oldest = self.turns[lane.index()] % OLDEST_EVERY == OLDEST_EVERY - 1;
         let device = self.slots.device(slot);
         let fits = |queue: &Queue| {
-            let Limits { gpu, gpu_memory_bytes, .. } = queue.kind.limits;
-            // Where no slot of the lane sits on the promised GPU, the runner sees it all the same.
-            let is_device =
-                gpu.is_none_or(|gpu| device == i16::from(gpu) || !self.slots.has_device(lane, i16::from(gpu)));
-            queue.kind.lane == lane && is_device && self.slots.has_memory(device, gpu_memory_bytes)
+            let has_memory = self.slots.has_memory(device, queue.kind.limits.gpu_memory_bytes);
+            queue.kind.lane == lane && has_memory && self.may_run_on(queue, device)
         };
         let lingers = |queue: &Queue| !hurry && self.lingers_until(now, queue, device).is_some();
         let waits = |queue: &Queue| lingers(queue) || self.only_loads(queue, device);
@@ -111,6 +106,13 @@ impl Worker {
         });
         let (_, id, queue) = candidates.min_by_key(|(order, ..)| *order)?;
         self.compose(now, slot, id, queue, oldest)
+    }
+
+    /// Whether the queue's rows may run on this device. Where no slot of the lane sits on the GPU that they were
+    /// promised, the runner sees it all the same.
+    pub(super) fn may_run_on(&self, queue: &Queue, device: i16) -> bool {
+        let has = |gpu: u8| self.slots.has_device(queue.kind.lane, gpu.into());
+        queue.kind.limits.gpu.is_none_or(|gpu| device == i16::from(gpu) || !has(gpu))
     }
 
     pub(super) fn cost_key(&self, queue: &Queue, device: i16) -> CostKey {
@@ -137,7 +139,7 @@ impl Worker {
         }
         let batch_rows = |queue: &Queue| {
             let cost = self.costs.get(&self.cost_key(queue, device));
-            cost.map_or(1, Cost::best).max(singles_in_a_batch(cost))
+            cost.map_or(1, Cost::best).max(singles_within(SINGLES_US, cost))
         };
         let next = piece.next.and_then(|next| self.packer.get(next)).filter(|_| self.overlap_stages());
         next.is_some_and(|next| next.rows >= batch_rows(next).max(batch_rows(queue)).saturating_mul(2))
@@ -147,8 +149,10 @@ impl Worker {
         let device = self.slots.device(slot);
         let (key, lane) = (self.cost_key(queue, device), queue.kind.lane);
         let cost = self.costs.get(&key);
-        let is_cut = lane == Lane::Batch && self.packer.is_realtime_near(now, realtime_near(cost));
-        let mut plan = cost.map_or_else(|| Cost::new(self.config.rows_max).plan(false), |cost| cost.plan(is_cut));
+        let is_lent = self.packer.waiting().all(|(_, queue)| queue.kind.lane == Lane::Realtime);
+        let share = queue.rows.div_ceil(self.slots.spare(lane, is_lent).max(1));
+        let cut = self.cut_of(now, (lane, device), cost, share);
+        let mut plan = cost.map_or_else(|| Cost::new(self.config.rows_max).plan(Cut::NONE), |cost| cost.plan(cut));
         let mut pieces =
             queue.in_order(oldest).filter(|(_, piece)| !self.is_blocked(now, queue, piece, device)).peekable();
         let (rank, first) = pieces.peek().map(|(rank, first)| (*rank, *first))?;
@@ -157,10 +161,8 @@ impl Worker {
             plan = Plan::Single;
         }
         let pieces = pieces.filter(|(_, piece)| !self.is_apart(now, queue, piece));
-        let is_lent = self.packer.waiting().all(|(_, queue)| queue.kind.lane == Lane::Realtime);
-        let share = queue.rows.div_ceil(self.slots.spare(lane, is_lent).max(1));
         let single_us = cost.map_or(0, |cost| cost.batch_us(1));
-        let alone = vec![(rank, first.len().min(share).min(singles_in_a_batch(cost)).max(1))];
+        let alone = vec![(rank, first.len().min(share).min(singles_within(cut.within_us, cost)).max(1))];
         let (kind, taken, full) = match plan {
             Plan::Single => (BatchKind::Whole, alone, 1),
             Plan::Probe { size } => (BatchKind::Probe, gather(pieces, size), size),
@@ -196,7 +198,7 @@ impl Worker {
             {
                 Dispatch::Waited
             }
-            _ if presses_at(queue, run_us).is_some_and(|at| now >= at) => Dispatch::Deadline,
+            _ if presses_at(now, queue, run_us).is_some_and(|at| now >= at) => Dispatch::Deadline,
             _ => Dispatch::Idle,
         };
         Some(Order { queue: id, cost: key, lane, slot, kind, apart, dispatch, taken, run_us })
@@ -212,10 +214,20 @@ impl Worker {
     fn lingers_until(&self, now: MonoTime, queue: &Queue, device: i16) -> Option<MonoTime> {
         let until = queue.linger.until(now, queue.rows)?;
         let cost = self.costs.get(&self.cost_key(queue, device))?;
+        if self.is_cut_full(now, queue, device, cost) {
+            return None;
+        }
         let patience = queue.oldest().map(|oldest| self.waits_since(queue, oldest, device) + WAIT_MAX);
         let until =
-            [patience, presses_at(queue, cost.batch_us(queue.rows))].into_iter().flatten().fold(until, Ord::min);
+            [patience, presses_at(now, queue, cost.batch_us(queue.rows))].into_iter().flatten().fold(until, Ord::min);
         (now < until).then_some(until)
+    }
+
+    /// Whether rows of the batch lane fill a batch that is cut: they wait for no more.
+    fn is_cut_full(&self, now: MonoTime, queue: &Queue, device: i16, cost: &Cost) -> bool {
+        let (lane, rows) = (queue.kind.lane, queue.rows);
+        let plan = || cost.plan(self.cut_of(now, (lane, device), Some(cost), rows));
+        lane == Lane::Batch && matches!(plan(), Plan::Pack { size, .. } if rows >= size)
     }
 
     /// When the first lingering queue stops waiting for more rows.
@@ -228,22 +240,21 @@ impl Worker {
     }
 }
 
-/// Rows that run one by one in a batch.
-fn singles_in_a_batch(cost: Option<&Cost>) -> u32 {
+/// Rows that run one by one in a batch that may take this long, microseconds.
+fn singles_within(within_us: u64, cost: Option<&Cost>) -> u32 {
     let single_us = cost.map_or(0, |cost| cost.batch_us(1));
-    u32::try_from(SINGLES_US.checked_div(single_us).unwrap_or(1)).unwrap_or(u32::MAX)
+    let batch_us = within_us.clamp(SINGLES_CUT_US, SINGLES_US);
+    u32::try_from(batch_us.checked_div(single_us).unwrap_or(1)).unwrap_or(u32::MAX)
 }
 
-/// How long after realtime rows the batch lane is cut. A row that waited for a long batch is back only after it.
-fn realtime_near(cost: Option<&Cost>) -> Duration {
-    let batch_us = cost.map_or(0, |cost| cost.batch_us(cost.best()));
-    REALTIME_NEAR.max(Duration::from_micros(batch_us.saturating_mul(BATCHES_NEAR)))
+/// Time before a result is due at which a batch must begin, with a quarter of its run time to spare.
+pub(super) fn time_for(run_us: u64) -> Duration {
+    Duration::from_micros(run_us.saturating_add(run_us / 4)) + RESULT_MARGIN
 }
 
-/// When a batch must begin to meet the queue's first deadline, with a quarter of its run time to spare.
-pub(super) fn presses_at(queue: &Queue, run_us: u64) -> Option<MonoTime> {
-    let needs = Duration::from_micros(run_us.saturating_add(run_us / 4)) + DEADLINE_MARGIN;
-    queue.first_deadline().map(|deadline| deadline - needs)
+/// When a batch must begin so that the queue's first due result is in time.
+pub(super) fn presses_at(now: MonoTime, queue: &Queue, run_us: u64) -> Option<MonoTime> {
+    queue.first_due(now, Duration::from_micros(run_us)).map(|due| due - time_for(run_us))
 }
 
 /// The number of rows taken.

@@ -95,6 +95,8 @@ pub(super) struct Piece {
     pub(super) client: ClientId,
     pub(super) priority: u8,
     pub(super) deadline: Option<MonoTime>,
+    /// When its service level is missed.
+    pub(super) slo_until: Option<MonoTime>,
     pub(super) rows: Range<u32>,
     pub(super) arrived: MonoTime,
     /// The queue of the next stage; `None` after the last one.
@@ -118,6 +120,10 @@ impl Piece {
         self.rows.end.saturating_sub(self.rows.start)
     }
 
+    fn is_hurried(&self) -> bool {
+        self.deadline.is_some() || self.slo_until.is_some()
+    }
+
     pub(super) fn is_on_trial(&self) -> bool {
         matches!(self.company, Company::AloneAfter(_))
     }
@@ -138,8 +144,9 @@ pub(super) struct Queue {
     pub(super) kind: Kind,
     pieces: BTreeMap<Rank, Piece>,
     by_arrival: BTreeMap<u64, Rank>,
-    /// Rows in all pieces.
+    /// Rows in all pieces, and the number of pieces with a deadline or a service level.
     pub(super) rows: u32,
+    hurried: u32,
     /// Start-time fair queueing in rows: the end of each client's last piece, and the start of the last piece taken.
     ends: BTreeMap<ClientId, u64>,
     virtual_rows: u64,
@@ -158,6 +165,7 @@ impl Queue {
             pieces: BTreeMap::new(),
             by_arrival: BTreeMap::new(),
             rows: 0,
+            hurried: 0,
             ends: BTreeMap::new(),
             virtual_rows: 0,
             running: 0,
@@ -188,12 +196,18 @@ impl Queue {
         self.by_arrival.values().next().and_then(|rank| self.pieces.get(rank))
     }
 
-    pub(super) fn first_deadline(&self) -> Option<MonoTime> {
-        self.pieces.values().filter_map(|piece| piece.deadline).min()
+    /// When the first result is due, by a deadline, or by a service level that a run of this length can still meet.
+    pub(super) fn first_due(&self, now: MonoTime, run: Duration) -> Option<MonoTime> {
+        if self.hurried == 0 {
+            return None;
+        }
+        let slo = |piece: &Piece| piece.slo_until.filter(|until| now + run <= *until);
+        self.pieces.values().flat_map(|piece| piece.deadline.into_iter().chain(slo(piece))).min()
     }
 
     fn insert(&mut self, rank: Rank, piece: Piece) {
         self.rows += piece.len();
+        self.hurried += u32::from(piece.is_hurried());
         self.by_arrival.insert(rank.arrival, rank);
         self.pieces.insert(rank, piece);
     }
@@ -202,6 +216,7 @@ impl Queue {
         let piece = self.pieces.remove(&rank)?;
         self.by_arrival.remove(&rank.arrival);
         self.rows -= piece.len();
+        self.hurried -= u32::from(piece.is_hurried());
         Some(piece)
     }
 
@@ -229,10 +244,22 @@ impl Queue {
     }
 
     fn census(&self, census: &mut Census<'_>) {
-        let Self { kind, pieces, by_arrival, rows, ends, virtual_rows: _, running: _, linger: _, users: _, used: _ } =
-            self;
+        let Self {
+            kind,
+            pieces,
+            by_arrival,
+            rows,
+            hurried,
+            ends,
+            virtual_rows: _,
+            running: _,
+            linger: _,
+            users: _,
+            used: _,
+        } = self;
         census.lasting("models of a queue", kind.way.len(), 1 + STAGES_AFTER_MAX);
         census.passing("pieces of a queue", pieces.len(), *rows as usize);
+        census.passing("pieces in a hurry", *hurried as usize, pieces.len());
         census.passing("pieces by arrival", by_arrival.len(), pieces.len());
         census.passing("clients of a queue", ends.len(), CLIENTS_MAX);
     }

@@ -65,7 +65,7 @@ impl Worker {
                 let is_new = comparing.state == State::Waits;
                 let is_over = comparing.is_too_long()
                     || self.drain_until.is_some()
-                    || comparing.may_be_cut(now) && self.is_in_the_way(running, comparing.until())
+                    || comparing.may_be_cut(now) && self.is_in_the_way(now, running, comparing.until())
                     || !is_new && now >= comparing.cut_from() && self.keeps_realtime_waiting(running);
                 (is_over || is_new).then_some((*batch, if is_over { State::Stops } else { State::Goes }))
             }
@@ -120,14 +120,14 @@ impl Worker {
     }
 
     /// Whether rows that wait for this slot should not wait until then: realtime rows behind the batch lane, and rows
-    /// that would miss their deadline.
-    fn is_in_the_way(&self, running: &Running, until: MonoTime) -> bool {
+    /// that would miss their deadline or service level.
+    fn is_in_the_way(&self, now: MonoTime, running: &Running, until: MonoTime) -> bool {
         let device = self.slots.device(running.order.slot);
         let is_held_up = |lane: Lane| {
             let is_behind = lane == Lane::Realtime && running.order.lane == Lane::Batch;
             self.packer.waiting().filter(|(_, queue)| queue.kind.lane == lane).any(|(_, queue)| {
                 let single_us = self.costs.get(&self.cost_key(queue, device)).map_or(0, |cost| cost.batch_us(1));
-                is_behind || presses_at(queue, single_us).is_some_and(|at| at < until)
+                is_behind || presses_at(now, queue, single_us).is_some_and(|at| at < until)
             })
         };
         Lane::ALL.into_iter().any(|lane| self.waits_for_it(running, lane) && is_held_up(lane))

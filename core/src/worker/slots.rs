@@ -126,6 +126,18 @@ impl Slots {
         device >= 0 || self.are_shared()
     }
 
+    /// Whether realtime rows that have a slot may wait for a batch of the batch lane on this device.
+    pub(super) fn makes_realtime_wait(&self, device: i16) -> bool {
+        let here = || self.slots.iter().filter(|slot| slot.device == device);
+        let has_own = || here().any(|slot| slot.lane == Lane::Realtime);
+        self.are_shared() || device >= 0 && has_own() && here().count() > self.width
+    }
+
+    /// The device of each slot.
+    pub(super) fn devices(&self) -> impl Iterator<Item = i16> {
+        self.slots.iter().map(|slot| slot.device)
+    }
+
     fn running_on(&self, device: i16) -> usize {
         self.slots.iter().filter(|slot| slot.device == device && slot.batch.is_some()).count()
     }

@@ -40,10 +40,10 @@ fn task() -> impl Strategy<Value = Task> {
     let way = prop_oneof![4 => vec(0..3_usize, 1), 2 => vec(0..3_usize, 2), 1 => vec(0..3_usize, 3)];
     let lane = prop_oneof![Just(Lane::Realtime), Just(Lane::Batch)];
     let poison = (option::weighted(0.1, 0..2_u8), prop_oneof![Just(ErrorCode::RunFailed), Just(ErrorCode::RunCrashed)]);
-    let deadline_us = option::weighted(0.1, 1_000..2_000_000_u64);
+    let times = (option::weighted(0.1, 1_000..2_000_000_u64), option::weighted(0.2, 1..2000_u32));
     let length = prop_oneof![3 => Just(4_u64), 1 => 5..8_u64];
-    let parts = (0..6_u8, lane, 0..101_u8, items, length, way, poison, deadline_us);
-    parts.prop_map(|(client, lane, priority, items, length, way, (poison_at, fails_with), deadline_us)| Task {
+    let parts = (0..6_u8, lane, 0..101_u8, items, length, way, poison, times);
+    parts.prop_map(|(client, lane, priority, items, length, way, (poison_at, fails_with), times)| Task {
         client,
         lane,
         priority,
@@ -54,7 +54,8 @@ fn task() -> impl Strategy<Value = Task> {
         fails_with,
         gpu_gib: 0,
         gpu: None,
-        deadline_us,
+        deadline_us: times.0,
+        slo_ms: times.1,
     })
 }
 

@@ -5,6 +5,7 @@ mod culprits;
 mod devices;
 mod laws;
 mod pace;
+mod promises;
 mod referee;
 mod stories;
 mod task;

@@ -251,10 +251,16 @@ impl Referee {
     }
 
     pub(crate) fn killed(&mut self, batch: &Running) {
-        if self.lane_of(&batch.parts[0]) == Lane::Realtime {
-            // The upper bound: the batch did not run to its end.
-            *self.owed.entry(batch.device).or_default() += batch.took as i64 / REALTIME_PARTS;
-        }
+        // The upper bound: the batch did not run to its end. What the batch lane had too much is forgotten once one of
+        // the lanes does not wait for the other.
+        let lane = self.lane_of(&batch.parts[0]);
+        let (grown, other) = match lane {
+            Lane::Realtime => (batch.took as i64 / REALTIME_PARTS, Lane::Batch),
+            Lane::Batch => (0, Lane::Realtime),
+        };
+        let least = if self.waits(other) { -OWED_MAX } else { 0 };
+        let owed = self.owed.entry(batch.device).or_default();
+        *owed = (*owed + grown).max(least);
         self.killed.extend(batch.parts.iter().map(|part| part.id));
     }
 

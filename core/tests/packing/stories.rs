@@ -338,6 +338,23 @@ fn a_deadline_cuts_the_wait_for_company_short() {
 }
 
 #[test]
+fn a_service_level_cuts_the_wait_for_company_short_while_it_can_be_met() {
+    let needs = SLOW.batch_us(1) * 5 / 4 + 5 * MS;
+    let dispatch_of = |slo_us: Micros| {
+        let (mut world, over) = with_one_that_comes_back();
+        let slo_ms = Some(u32::try_from(slo_us / MS).expect("a short time"));
+        let item = world.submit(over - 30 * MS, Task { slo_ms, ..Task::new(2, Lane::Realtime, 1) });
+        world.run_until(over + 10 * SECOND);
+        let (began, _, why) = dispatched(&world, item);
+        (began - (over - 30 * MS), why)
+    };
+    let (waited, why) = dispatch_of(needs + 60 * MS);
+    assert!((59 * MS..=60 * MS).contains(&waited) && why == Dispatch::Deadline, "{waited} µs, {why:?}");
+    let (waited, why) = dispatch_of(SLOW.batch_us(1));
+    assert_eq!((waited, why), (130 * MS, Dispatch::Waited), "it is missed either way, and two rows cost less together");
+}
+
+#[test]
 fn an_idle_device_takes_what_is_there_and_a_full_batch_at_once() {
     let mut world = practised(one_gpu(), SLOW);
     let now = world.now + 10 * SECOND;

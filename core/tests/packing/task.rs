@@ -70,6 +70,7 @@ pub(crate) struct Task {
     /// How it fails then.
     pub(crate) fails_with: ErrorCode,
     pub(crate) deadline_us: Option<Micros>,
+    pub(crate) slo_ms: Option<u32>,
     /// GiB promised of a GPU; each GPU has ten.
     pub(crate) gpu_gib: u64,
     /// The GPU of which it is promised.
@@ -88,6 +89,7 @@ impl Task {
             poison_at: None,
             fails_with: ErrorCode::RunFailed,
             deadline_us: None,
+            slo_ms: None,
             gpu_gib: 0,
             gpu: None,
         }

@@ -243,6 +243,7 @@ impl World {
             demands: Demands { gpu_memory_bytes: task.gpu_gib * GIB, ..Demands::default() },
             gpu: task.gpu,
             deadline_unix_ms: task.deadline_us.map(|after| (self.now + after) / 1000),
+            slo_ms: task.slo_ms,
             ..mesh_samples::ticket_body(0, 0, 0)
         };
         let input = InputDecl {

@@ -148,6 +148,7 @@ pub fn ticket_body(task: u32, client: u32, worker: u32) -> TicketBody {
         demands: Demands::default(),
         gpu: None,
         deadline_unix_ms: None,
+        slo_ms: None,
         expires_unix_ms: u64::MAX,
     }
 }

@@ -87,7 +87,7 @@ pub enum Dispatch {
     Full,
     /// Its items had waited for company, while a slot was free, for as long as that pays or is allowed.
     Waited,
-    /// An item's deadline would have passed.
+    /// An item's deadline would have passed, or its service level would have been missed.
     Deadline,
     /// A slot came free, or was free.
     Idle,

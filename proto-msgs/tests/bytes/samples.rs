@@ -147,6 +147,7 @@ pub(crate) fn ticket() -> Ticket {
         demands: demands(),
         gpu: Some(1),
         deadline_unix_ms: Some(1_795_000_000_500),
+        slo_ms: Some(50),
         expires_unix_ms: 1_795_000_010_000,
     };
     Ticket::sign(body, &TicketKey([0x5E; 32]))

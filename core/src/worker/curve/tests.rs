@@ -5,11 +5,14 @@ use super::{
     *,
 };
 
+/// Realtime rows are near.
+const NEAR: Cut = Cut { is_near: true, ..Cut::NONE };
+
 /// A probe of `rows` rows shows that packing is right.
 fn probe(cost: &mut Cost, rows: u32, time: impl Fn(u32) -> u64) {
-    assert!(matches!(cost.plan(false), Plan::Probe { .. }));
+    assert!(matches!(cost.plan(Cut::NONE), Plan::Probe { .. }));
     cost.probe_begins();
-    assert_eq!(cost.plan(false), Plan::Single, "one probe at a time");
+    assert_eq!(cost.plan(Cut::NONE), Plan::Single, "one probe at a time");
     let (single_us, packed_us) = (Some(time(1)), Some(time(rows)));
     let times = BatchTimes { single_us, packed_us, equal: Some(Equality::Same), ..BatchTimes::default() };
     cost.probe_answered(&times);
@@ -24,7 +27,7 @@ fn probed(rows: u32, time: impl Fn(u32) -> u64) -> Cost {
 }
 
 fn size(cost: &Cost) -> u32 {
-    match cost.plan(false) {
+    match cost.plan(Cut::NONE) {
         Plan::Pack { size, .. } => size,
         Plan::Single | Plan::Probe { .. } => 1,
     }
@@ -89,7 +92,7 @@ fn no_gain_is_believed_only_of_what_is_warm() {
         assert_eq!(size(&cost), 4);
         cost.learn(4, time(4));
     }
-    assert_eq!(cost.plan(false), Plan::Single);
+    assert_eq!(cost.plan(Cut::NONE), Plan::Single);
     assert_eq!(cost.said(proto_msgs::Digest::from_bytes([0; 32])).packing, Packing::NoGain);
 }
 
@@ -106,12 +109,42 @@ fn a_first_packed_run_that_compiles_does_not_spoil_the_verdict() {
 fn the_batch_lane_is_cut_where_it_costs_nothing() {
     let time = |rows| 5000 + 5000 * u64::from(rows);
     let mut cost = probed(8, time);
-    assert!(matches!(cost.plan(true), Plan::Pack { size: 16, .. }), "a size is not cut before it was tried");
+    assert!(matches!(cost.plan(NEAR), Plan::Pack { size: 16, .. }), "a size is not cut before it was tried");
     for rows in [16, 32, 64] {
         (0..3).for_each(|_| cost.learn(rows, time(rows)));
     }
-    assert_eq!(cost.plan(false), Plan::Pack { size: 64, floor: 2 });
-    assert_eq!(cost.plan(true), Plan::Pack { size: 32, floor: 2 });
+    assert_eq!(cost.plan(Cut::NONE), Plan::Pack { size: 64, floor: 2 });
+    assert_eq!(cost.plan(NEAR), Plan::Pack { size: 32, floor: 2 });
+}
+
+#[test]
+fn rows_too_few_for_a_size_that_was_never_tried_are_cut_only_if_somebody_asks() {
+    let time = |rows| 5000 + 200 * u64::from(rows);
+    let cost = probed(8, time);
+    let size = |cut| match cost.plan(Cut { rows: 15, ..cut }) {
+        Plan::Pack { size, .. } => size,
+        plan => panic!("{plan:?}"),
+    };
+    assert_eq!([Cut::NONE, NEAR].map(size), [16, 16], "they show what 15 cost");
+    assert_eq!(size(Cut { within_us: time(8), ..NEAR }), 8);
+}
+
+#[test]
+fn a_batch_of_the_batch_lane_is_as_short_as_asked_for_unless_that_is_too_dear() {
+    let time = |rows| 5000 + 5000 * u64::from(rows);
+    let mut cost = probed(8, time);
+    for rows in [16, 32, 64] {
+        (0..3).for_each(|_| cost.learn(rows, time(rows)));
+    }
+    let within = |within_us| match cost.plan(Cut { within_us, ..Cut::NONE }) {
+        Plan::Pack { size, .. } => size,
+        plan => panic!("{plan:?}"),
+    };
+    assert_eq!([u64::MAX, time(64), time(64) - 1].map(within), [64, 64, 48]);
+    assert_eq!([60_000, 45_000, 44_999].map(within), [8, 8, 6]);
+    assert_eq!([15_000, 14_999, 1].map(within), [2, 2, 2], "half as much again per item, not more");
+    let near = cost.plan(Cut { within_us: time(64), ..NEAR });
+    assert_eq!(near, cost.plan(NEAR), "who may wait long waits no longer than the others");
 }
 
 #[test]
@@ -121,11 +154,11 @@ fn a_model_that_gained_nothing_beside_other_work_is_tried_again_and_ever_more_ra
     let find_no_gain = |cost: &mut Cost| {
         probe(cost, 4, beside_others);
         (0..2).for_each(|_| cost.learn(4, beside_others(4)));
-        assert_eq!(cost.plan(false), Plan::Single);
+        assert_eq!(cost.plan(Cut::NONE), Plan::Single);
     };
     for review in 0..3 {
         find_no_gain(&mut cost);
-        let run = || (cost.dispatched(proto_msgs::Dispatch::Idle), cost.plan(false)).1;
+        let run = || (cost.dispatched(proto_msgs::Dispatch::Idle), cost.plan(Cut::NONE)).1;
         let batches = std::iter::repeat_with(run).take_while(|plan| *plan == Plan::Single).count() + 1;
         assert_eq!(batches, (GAIN_AFTER << review) as usize);
     }
@@ -162,7 +195,7 @@ fn a_full_batch_that_was_slow_for_a_while_runs_again_soon() {
     }
     cost.dispatched(proto_msgs::Dispatch::Full);
     assert_eq!(size(&cost), 64);
-    assert_eq!(cost.plan(true), passed_over(30_000).plan(true), "realtime rows wait no longer for it");
+    assert_eq!(cost.plan(NEAR), passed_over(30_000).plan(NEAR), "realtime rows wait no longer for it");
     cost.learn(64, well(64));
     assert_eq!((cost.best(), size(&cost)), (64, 64));
 }
@@ -213,10 +246,10 @@ fn a_probe_that_tells_nothing_is_repeated_later_and_ever_later() {
         let times = BatchTimes { equal: Some(Equality::Inconclusive), ..BatchTimes::default() };
         cost.probe_ended(4, Some(&times));
         for _ in 0..patience {
-            assert_eq!(cost.plan(false), Plan::Single);
+            assert_eq!(cost.plan(Cut::NONE), Plan::Single);
             cost.dispatched(proto_msgs::Dispatch::Idle);
         }
-        assert!(matches!(cost.plan(false), Plan::Probe { .. }));
+        assert!(matches!(cost.plan(Cut::NONE), Plan::Probe { .. }));
     }
 }
 
@@ -261,7 +294,7 @@ fn a_model_whose_runs_are_too_long_to_compare_says_so_until_they_are_short() {
     let packing = |cost: &Cost| cost.said(proto_msgs::Digest::from_bytes([0; 32])).packing;
     assert_eq!(packing(&cost), Packing::Unknown);
     cost.learn(1, COMPARE_SINGLE_US + 1);
-    assert_eq!((packing(&cost), cost.plan(true)), (Packing::TooSlow, Plan::Single));
+    assert_eq!((packing(&cost), cost.plan(NEAR)), (Packing::TooSlow, Plan::Single));
     (0..50).for_each(|_| cost.learn(1, 1_000_000));
     assert_eq!(packing(&cost), Packing::Unknown);
 }
@@ -273,7 +306,7 @@ fn what_differs_is_never_packed() {
     let times = BatchTimes { equal: Some(Equality::Differs), packed_us: Some(1), ..BatchTimes::default() };
     cost.probe_ended(4, Some(&times));
     (0..2000).for_each(|_| cost.dispatched(proto_msgs::Dispatch::Idle));
-    assert_eq!(cost.plan(false), Plan::Single);
+    assert_eq!(cost.plan(Cut::NONE), Plan::Single);
 }
 
 #[test]
@@ -285,7 +318,7 @@ fn a_size_that_fails_is_not_tried_again() {
     cost.learn(16, time(16));
     assert_eq!(size(&cost), 16);
     cost.too_large(3);
-    assert_eq!(cost.plan(false), Plan::Single);
+    assert_eq!(cost.plan(Cut::NONE), Plan::Single);
 }
 
 #[test]

@@ -26,6 +26,7 @@ fn piece(task: u8, client: u8, priority: u8, rows: Range<u32>) -> Piece {
         client: ClientId::from_bytes([client; 16]),
         priority,
         deadline: None,
+        slo_until: None,
         rows,
         arrived: MonoTime::ZERO,
         next: None,
