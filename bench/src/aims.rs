@@ -85,6 +85,8 @@ const AIMS: &[Aim] = &[
                   a large part of its share; a client that is not told a size makes them smaller" },
     Aim { report: "schedule-stages", column: "to one slot", rows: &[("way", &["pipelined"])], bound: Bound::Least(1.8),
         because: "the first batch has nobody behind it and the last one nobody before it: with few batches that counts" },
+    Aim { report: "schedule-promise", column: "late %", rows: &[ON, ("asks for ms", &["50", "40"])], bound: Bound::Most(5.0),
+        because: "batches of the bulk are not cut where an item would take more than half as long again" },
     Aim { report: "schedule-models", column: "p99 to idle p99", rows: &[ON], bound: Bound::Most(2.0),
         because: "the batch of the bulk that runs already must end first, and the model shares two cores with its clients" },
     Aim { report: "schedule-decision", column: "mean without the slowest 1 % µs", rows: &[("workers", &["1000"])],

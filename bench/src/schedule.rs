@@ -13,6 +13,7 @@ mod load;
 mod mixed;
 mod models;
 mod policies;
+mod promise;
 mod realtime;
 mod stages;
 mod switch;
@@ -76,6 +77,8 @@ pub(crate) enum Experiment {
     Stages,
     /// A worker becomes slow under a stream with a service level.
     Switch,
+    /// A stream of single items beside bulk, with a service level and without.
+    Promise,
     /// Real models: one that batches well, one that only seems to, one that cannot.
     Models,
     /// Each placement policy, on workers that are not equally fast.
@@ -137,6 +140,7 @@ impl Experiment {
             Self::Skew => block_on(fair::skewed(plan)),
             Self::Stages => block_on(stages::run(plan)),
             Self::Switch => block_on(switch::run(plan)),
+            Self::Promise => block_on(promise::run(plan)),
             Self::Models => block_on(models::run(plan)),
             Self::Policies => block_on(policies::run(plan)),
             Self::Decision => decision::run(plan),

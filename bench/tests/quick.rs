@@ -23,7 +23,8 @@ fn every_experiment_with_schedules_runs_to_its_table() {
     assert!(output.status.success(), "mesh-bench ended with {}:\n{log}", output.status);
     let tables =
         ["# Realtime", "# Mixed:", "# Mixed, small", "# Closed", "# Two clients", "# One job", "# Two balanced"];
-    let more = ["# A worker becomes slow", "# Real models", "# Placement policies", "# What one decision"];
+    let more =
+        ["# A promise", "# A worker becomes slow", "# Real models", "# Placement policies", "# What one decision"];
     for table in tables.iter().chain(&more) {
         assert!(said.contains(table), "'{table}' is missing in:\n{said}");
     }
