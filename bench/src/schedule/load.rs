@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use mesh_sdk::{DType, Input, Lane, Mesh, Model, Slo, Task, TaskResult, new_job};
+use mesh_sdk::{DType, ErrorCode, Input, Lane, Mesh, Model, Slo, Task, TaskError, TaskResult, new_job};
 use tokio::{
     task::{JoinError, JoinSet},
     time::timeout,
@@ -33,8 +33,30 @@ pub(super) struct Job {
     pub(super) then: Option<Model>,
     pub(super) items: u32,
     pub(super) split: u32,
-    pub(super) slo: Option<Slo>,
+    pub(super) promise: Option<Promise>,
     pub(super) scheduling: Scheduling,
+}
+
+/// Until when each task of a job wants its answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Promise {
+    Slo(Slo),
+    /// Counted from the submission. An answer that is refused or too late is none.
+    Deadline(Duration),
+}
+
+impl Promise {
+    fn ask(self, task: Task) -> Task {
+        match self {
+            Self::Slo(slo) => task.slo(slo),
+            Self::Deadline(after) => task.deadline(Some(after)),
+        }
+    }
+
+    /// Whether a task ended because its deadline could not be kept.
+    fn is_missed(error: &TaskError) -> bool {
+        matches!(error.code(), Some(ErrorCode::DeadlineUnmeetable | ErrorCode::Expired))
+    }
 }
 
 /// Inputs of a job's items, and the outputs that must come back.
@@ -81,7 +103,7 @@ impl Job {
     /// A job of items for a model of stated cost, cut as usual.
     pub(super) fn new(field: &Field, model: &Model, items: u32) -> Self {
         let (model, scheduling, rows) = (model.clone(), field.scheduling(), Rows::Counted);
-        Self { model, rows, then: None, items, split: SPLIT, slo: None, scheduling }
+        Self { model, rows, then: None, items, split: SPLIT, promise: None, scheduling }
     }
 
     /// Whether tasks of `split` items can run. With scheduling off each is one run, and a device takes at most 64 rows.
@@ -89,24 +111,28 @@ impl Job {
         scheduling == Scheduling::On || split <= DEVICE_ROWS_MAX
     }
 
-    /// Submits the whole job and waits for all answers, which are returned in the order of their arrival.
+    /// Submits the whole job and waits for all answers, which are returned in the order of their arrival; without those
+    /// whose deadline could not be kept.
     pub(super) async fn run(&self, client: &Mesh, began: Instant) -> Result<Vec<Answered>> {
         let (id, mut tasks, mut first) = (new_job(), JoinSet::new(), 0);
         for items in cut(self.items, self.split) {
             let task = self.task(first, items).job(id);
             let (client, job, at) = (client.clone(), self.clone(), first);
             tasks.spawn(async move {
-                let result = timeout(ANSWER_WITHIN, client.submit(task).await?.wait()).await.context("no answer")??;
-                let ended = Instant::now();
+                let result = timeout(ANSWER_WITHIN, client.submit(task).await?.wait()).await.context("no answer")?;
+                if result.as_ref().is_err_and(Promise::is_missed) {
+                    return Ok(None);
+                }
+                let (ended, result) = (Instant::now(), result?);
                 job.check(at, items, &result)?;
                 let worker = result.worker.map_or_else(String::new, |(_, name)| name);
-                anyhow::Ok(Answered { items, began, ended, worker })
+                anyhow::Ok(Some(Answered { items, began, ended, worker }))
             });
             first += items;
         }
         let mut answers = Vec::new();
         while let Some(answered) = tasks.join_next().await {
-            answers.push(settled(answered));
+            answers.extend(settled(answered));
         }
         Ok(answers)
     }
@@ -128,7 +154,10 @@ impl Job {
         };
         let task = Task::new(self.model.clone()).input(input);
         let task = match self.scheduling {
-            Scheduling::On => self.slo.into_iter().fold(task.items(items).job_items(self.items), Task::slo),
+            Scheduling::On => {
+                let task = task.items(items).job_items(self.items);
+                self.promise.into_iter().fold(task, |task, promise| promise.ask(task))
+            }
             // As if there were no items: one run per task, and only one lane.
             Scheduling::Off => task.lane(Some(Lane::Batch)),
         };

@@ -11,7 +11,7 @@ use super::{
     Plan,
     field::{Field, Layout, Runner, Scheduling, model_of},
     figures::evenly,
-    load::{Answered, Job, stream, warm_up},
+    load::{Answered, Job, Promise, stream, warm_up},
 };
 use crate::report::{Report, Table, percentile_ms};
 
@@ -49,7 +49,7 @@ pub(super) async fn run(plan: Plan<'_>) -> Result<Report> {
             warm_up(&field, &model, None, 256).await?;
         }
         let clients = field.clients("stream", 1).await?;
-        let job = Job { slo: Some(SLO), ..Job::new(&field, &model, ITEMS) };
+        let job = Job { promise: Some(Promise::Slo(SLO)), ..Job::new(&field, &model, ITEMS) };
         let began = Instant::now();
         let disturb = async {
             for (at, permille) in [(phases[0], SLOW_PERMILLE), (phases[1], 1000)] {
