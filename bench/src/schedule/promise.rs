@@ -22,6 +22,8 @@ const RATE: u32 = 4;
 /// What each device takes for an item (ms), the items of each bulk job, about ten seconds of work together, and the time
 /// that the stream asks for (ms): less than a batch of 64 takes.
 const DEVICES: [(u64, u32, u32); 2] = [(5, 500, 50), (1, 2500, 40)];
+/// More than 64: fewer would be no bulk.
+const BULK_ITEMS_QUICK: u32 = 80;
 /// How long the stream is measured on an idle mesh, and beside the bulk. It begins as the bulk runs.
 const IDLE_FOR: Duration = Duration::from_secs(5);
 const BESIDE_FOR: Duration = Duration::from_secs(8);
@@ -105,7 +107,7 @@ async fn beside_bulk(
     let model = model_of(&cost).await?;
     warm_up(&field, &model, None, 256).await?;
     let (bulk_clients, clients) = (field.clients("bulk", BULK_CLIENTS).await?, field.clients("stream", 1).await?);
-    let (bulk, one) = (Job::new(&field, &model, plan.or(items, 64)), Job::new(&field, &model, 1));
+    let (bulk, one) = (Job::new(&field, &model, plan.or(items, BULK_ITEMS_QUICK)), Job::new(&field, &model, 1));
     let one = Job { promise: asks.promise(latency_ms), ..one };
 
     let alone = evenly(RATE, plan.or(IDLE_FOR, LATER));

@@ -404,9 +404,14 @@ impl Cost {
 
     /// Most items to pack now: the best size, or a larger one that has not been judged yet.
     pub(super) fn size(&self) -> u32 {
+        self.open_size().min(self.size_max()).max(1)
+    }
+
+    /// Most items to pack as far as is known.
+    fn size_max(&self) -> u32 {
         // After a comparison that told nothing, larger sizes wait for their next one.
         let proven_max = if self.wait_batches > 0 { self.proven_rows } else { u32::MAX };
-        self.open_size().min(self.doubted_max.unwrap_or(u32::MAX)).min(proven_max).max(1)
+        self.rows_max.min(self.doubted_max.unwrap_or(u32::MAX)).min(proven_max)
     }
 
     fn open_size(&self) -> u32 {
@@ -440,9 +445,9 @@ impl Cost {
             }
             Proof::Same if self.size() > 1 => {
                 let (size, best) = (self.size(), self.best());
-                let is_too_few = cut.rows < size && self.batch_us(cut.rows) > cut.within_us;
-                let is_tried = size <= best || self.reviews.tries_largest() || is_too_few;
-                let floor = self.floor();
+                let is_too_long = self.batch_us(size) > cut.within_us;
+                let is_tried = size <= best || self.reviews.tries_largest() || is_too_long;
+                let floor = self.floor(best);
                 let size = if is_tried { self.cut_size(size, cut) } else { size };
                 Plan::Pack { size: size.clamp(2, self.size()), floor: floor.min(self.size()) }
             }

@@ -74,12 +74,10 @@ pub(super) struct Cut {
     pub(super) is_near: bool,
     /// Time that the batch may take, microseconds, if so few rows are not too dear.
     pub(super) within_us: u64,
-    /// Rows for this batch. If they are too few for a size that is to be tried, they are cut as well.
-    pub(super) rows: u32,
 }
 
 impl Cut {
-    pub(super) const NONE: Self = Self { is_near: false, within_us: u64::MAX, rows: u32::MAX };
+    pub(super) const NONE: Self = Self { is_near: false, within_us: u64::MAX };
 }
 
 impl Wishes {
@@ -119,9 +117,8 @@ impl Worker {
         wishes.into_iter().for_each(|wish| self.wishes.add(wish));
     }
 
-    /// How far a lane's batches are cut on this device at present, if there are so many rows for one. `cost`: that of
-    /// their model.
-    pub(super) fn cut_of(&self, now: MonoTime, (lane, device): (Lane, i16), cost: Option<&Cost>, rows: u32) -> Cut {
+    /// How far a lane's batches are cut on this device at present. `cost`: that of their model.
+    pub(super) fn cut_of(&self, now: MonoTime, lane: Lane, device: i16, cost: Option<&Cost>) -> Cut {
         if lane == Lane::Realtime {
             return Cut::NONE;
         }
@@ -129,7 +126,7 @@ impl Worker {
         let waits = self.slots.makes_realtime_wait(device);
         let wishes = self.wishes.0.iter().filter(|wish| waits && wish.is_live(now));
         let within_us = wishes.filter_map(|wish| self.room_us(&wish.asked, device)).min();
-        Cut { is_near, within_us: within_us.unwrap_or(u64::MAX), rows }
+        Cut { is_near, within_us: within_us.unwrap_or(u64::MAX) }
     }
 
     /// How long these rows may wait for the device with a quarter of their run to spare, microseconds, at least 1; `None`

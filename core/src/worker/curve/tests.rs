@@ -118,15 +118,24 @@ fn the_batch_lane_is_cut_where_it_costs_nothing() {
 }
 
 #[test]
-fn rows_too_few_for_a_size_that_was_never_tried_are_cut_only_if_somebody_asks() {
-    let time = |rows| 5000 + 200 * u64::from(rows);
-    let cost = probed(8, time);
-    let size = |cut| match cost.plan(Cut { rows: 15, ..cut }) {
+fn a_size_is_not_tried_while_realtime_rows_ask_for_less_unless_it_promises_much() {
+    let size = |cost: &Cost, cut| match cost.plan(cut) {
         Plan::Pack { size, .. } => size,
         plan => panic!("{plan:?}"),
     };
-    assert_eq!([Cut::NONE, NEAR].map(size), [16, 16], "they show what 15 cost");
-    assert_eq!(size(Cut { within_us: time(8), ..NEAR }), 8);
+    let steep = |rows| 5000 + 5000 * u64::from(rows);
+    let within = |within_us| Cut { within_us, ..NEAR };
+    assert_eq!(size(&probed(8, steep), within(60_000)), 8, "16 would take 85 ms");
+    assert_eq!(size(&probed(8, steep), within(26_000)), 4);
+
+    // An item of a batch of 64 would cost a third of one of a batch of 8: of so much bulk is not deprived.
+    let flat = |rows| 5000 + 200 * u64::from(rows);
+    let mut cost = probed(8, flat);
+    for tried in [16, 24] {
+        assert_eq!(size(&cost, within(7000)), tried);
+        (0..3).for_each(|_| cost.learn(tried, flat(tried)));
+    }
+    assert_eq!(size(&cost, within(7000)), 24, "half as much again per item as in a batch of 64");
 }
 
 #[test]
