@@ -17,6 +17,7 @@ use proto_msgs::{AttemptId, Lane, limits::STAGES_AFTER_MAX};
 
 use super::{
     Worker,
+    api::SPOT_ROWS,
     curve::Cost,
     dispatch::{RESULT_MARGIN, time_for},
     packer::{Queue, QueueId},
@@ -125,8 +126,11 @@ impl Worker {
         let is_near = self.packer.is_realtime_near(now, realtime_near(cost));
         let waits = self.slots.makes_realtime_wait(device);
         let wishes = self.wishes.0.iter().filter(|wish| waits && wish.is_live(now));
-        let within_us = wishes.filter_map(|wish| self.room_us(&wish.asked, device)).min();
-        Cut { is_near, within_us: within_us.unwrap_or(u64::MAX) }
+        let within_us = wishes.filter_map(|wish| self.room_us(&wish.asked, device)).min().unwrap_or(u64::MAX);
+        // Some rows of a spot check run by themselves, too.
+        let checked = cost.filter(|cost| cost.is_spot_due());
+        let checked_us = checked.map_or(0, |cost| cost.batch_us(1).saturating_mul(SPOT_ROWS.into()));
+        Cut { is_near, within_us: within_us.saturating_sub(checked_us) }
     }
 
     /// How long these rows may wait for the device with a quarter of their run to spare, microseconds, at least 1; `None`

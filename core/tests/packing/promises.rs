@@ -1,6 +1,6 @@
 //! Stories of bulk beside realtime rows that ask for an answer in time, by a service level or a deadline.
 
-use mesh_core::worker::Equality;
+use mesh_core::worker::{BatchKind, Equality};
 use proto_msgs::Lane;
 
 use super::world::{Machine, Micros, Model, Task, World};
@@ -63,6 +63,16 @@ fn an_item_that_is_in_time_waits_for_one_cut_batch_at_most() {
     // The first ones come before the worker knows.
     let late = begun.filter(|waited| *waited > 25 * MS).count();
     assert!(late <= 1, "{late} late");
+}
+
+#[test]
+fn a_batch_whose_rows_also_run_by_themselves_to_be_checked_is_shorter() {
+    let model = Model::packs(5 * MS, MS);
+    let mut world = beside_bulk(one_gpu(), model, &[within(50)]);
+    assert_eq!(largest_in(&mut world, 6), 24, "29 ms; 32 would take 37, of which 36.6 are left");
+    let spots: Vec<u32> =
+        world.batches.iter().filter(|batch| batch.1 == BatchKind::Spot).map(|batch| batch.2).collect();
+    assert_eq!(spots, [16], "21 ms, and two rows of 6 ms");
 }
 
 #[test]
