@@ -18,7 +18,7 @@ use super::{
 use crate::report::{Report, Table, percentile_ms};
 
 /// Tasks a second of the stream.
-const RATE: u32 = 4;
+const RATE: u32 = 8;
 /// What each device takes for an item (ms), the items of each bulk job, about ten seconds of work together, and the time
 /// that the stream asks for (ms): less than a batch of 64 takes.
 const DEVICES: [(u64, u32, u32); 2] = [(5, 500, 50), (1, 2500, 40)];

@@ -404,14 +404,9 @@ impl Cost {
 
     /// Most items to pack now: the best size, or a larger one that has not been judged yet.
     pub(super) fn size(&self) -> u32 {
-        self.open_size().min(self.size_max()).max(1)
-    }
-
-    /// Most items to pack as far as is known.
-    fn size_max(&self) -> u32 {
         // After a comparison that told nothing, larger sizes wait for their next one.
         let proven_max = if self.wait_batches > 0 { self.proven_rows } else { u32::MAX };
-        self.rows_max.min(self.doubted_max.unwrap_or(u32::MAX)).min(proven_max)
+        self.open_size().min(self.doubted_max.unwrap_or(u32::MAX)).min(proven_max).max(1)
     }
 
     fn open_size(&self) -> u32 {
@@ -441,13 +436,14 @@ impl Cost {
                     0..=PROBE_SLOW_US => PROBE_ROWS_SLOW,
                     _ => PROBE_ROWS_LONG,
                 };
-                Plan::Probe { size: size.min(self.rows_max) }
+                let short = cut.within_us.checked_div(self.batch_us(1)).unwrap_or(u64::MAX).max(2);
+                Plan::Probe { size: size.min(self.rows_max).min(u32::try_from(short).unwrap_or(u32::MAX)) }
             }
             Proof::Same if self.size() > 1 => {
                 let (size, best) = (self.size(), self.best());
-                let is_too_long = self.batch_us(size) > cut.within_us;
-                let is_tried = size <= best || self.reviews.tries_largest() || is_too_long;
-                let floor = self.floor(best);
+                let is_too_few = cut.rows < size && self.batch_us(cut.rows) > cut.within_us;
+                let is_tried = size <= best || self.reviews.tries_largest() || is_too_few;
+                let floor = self.floor();
                 let size = if is_tried { self.cut_size(size, cut) } else { size };
                 Plan::Pack { size: size.clamp(2, self.size()), floor: floor.min(self.size()) }
             }

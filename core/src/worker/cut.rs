@@ -7,7 +7,7 @@
 //!   lately or before   answers in 50 ms; a run takes 13 ms   as many rows as run in 29 ms, unless that is too dear
 //! ```
 //!
-//! What would be late even without any wait is not asked for.
+//! What would be late even without any wait is not asked for, nor what would nearly always be late all the same.
 //!
 //! Owns what realtime rows asked for. Never composes a batch: `dispatch` does.
 
@@ -17,9 +17,8 @@ use proto_msgs::{AttemptId, Lane, limits::STAGES_AFTER_MAX};
 
 use super::{
     Worker,
-    api::SPOT_ROWS,
     curve::Cost,
-    dispatch::{RESULT_MARGIN, time_for},
+    dispatch::time_for,
     packer::{Queue, QueueId},
 };
 use crate::{Census, MonoTime};
@@ -32,6 +31,10 @@ const BATCHES_NEAR: u64 = 2;
 /// Batches are cut for this long after rows with a service level or a deadline: a stream with fewer than 8 tasks a
 /// minute is not judged.
 const ASKED_NEAR: Duration = Duration::from_secs(10);
+
+/// Rows are no reason for a cut if fewer than one in so many would be in time behind the shortest batch: the bulk would
+/// pay for nothing.
+const HOPE_PART: u64 = 4;
 
 /// Limit of what is remembered. Beyond it, those that may wait the longest go: batches that are short enough for the
 /// others mostly suit them, too.
@@ -75,10 +78,12 @@ pub(super) struct Cut {
     pub(super) is_near: bool,
     /// Time that the batch may take, microseconds, if so few rows are not too dear.
     pub(super) within_us: u64,
+    /// Rows for this batch. If they are too few for a size that is to be tried, they are cut as well.
+    pub(super) rows: u32,
 }
 
 impl Cut {
-    pub(super) const NONE: Self = Self { is_near: false, within_us: u64::MAX };
+    pub(super) const NONE: Self = Self { is_near: false, within_us: u64::MAX, rows: u32::MAX };
 }
 
 impl Wishes {
@@ -118,33 +123,31 @@ impl Worker {
         wishes.into_iter().for_each(|wish| self.wishes.add(wish));
     }
 
-    /// How far a lane's batches are cut on this device at present. `cost`: that of their model.
-    pub(super) fn cut_of(&self, now: MonoTime, lane: Lane, device: i16, cost: Option<&Cost>) -> Cut {
+    /// How far a lane's batches are cut on this device at present, if there are so many rows for one. `cost`: that of
+    /// their model.
+    pub(super) fn cut_of(&self, now: MonoTime, (lane, device): (Lane, i16), cost: Option<&Cost>, rows: u32) -> Cut {
         if lane == Lane::Realtime {
             return Cut::NONE;
         }
         let is_near = self.packer.is_realtime_near(now, realtime_near(cost));
         let waits = self.slots.makes_realtime_wait(device);
         let wishes = self.wishes.0.iter().filter(|wish| waits && wish.is_live(now));
-        let within_us = wishes.filter_map(|wish| self.room_us(&wish.asked, device)).min().unwrap_or(u64::MAX);
-        // Some rows of a spot check run by themselves, too.
-        let checked = cost.filter(|cost| cost.is_spot_due());
-        let checked_us = checked.map_or(0, |cost| cost.batch_us(1).saturating_mul(SPOT_ROWS.into()));
-        Cut { is_near, within_us: within_us.saturating_sub(checked_us) }
+        let shortest_us = cost.map_or(0, Cost::shortest_us);
+        let is_use = |room_us: &u64| room_us.saturating_mul(HOPE_PART) >= shortest_us;
+        let within_us = wishes.filter_map(|wish| self.room_us(&wish.asked, device)).filter(is_use).min();
+        Cut { is_near, within_us: within_us.unwrap_or(u64::MAX), rows }
     }
 
-    /// How long these rows may wait for the device with a quarter of their run to spare, microseconds, at least 1; `None`
-    /// if they do not run there, or would be late even if they did not wait.
+    /// How long these rows may wait for the device with a quarter of their run to spare, microseconds; `None` if they do
+    /// not run there, or would be late even if they did not wait.
     fn room_us(&self, asked: &Asked, device: i16) -> Option<u64> {
         // A queue that nobody has used for long is gone.
         let queues: Vec<&Queue> = asked.way.iter().map(|queue| self.packer.get(*queue)).collect::<Option<_>>()?;
         let costs = queues.iter().filter_map(|queue| self.costs.get(&self.cost_key(queue, device)));
         let run_us = costs.map(|cost| cost.batch_us(asked.rows)).fold(0, u64::saturating_add);
-        let within = Duration::from_micros(asked.within_us);
-        let is_possible = within >= Duration::from_micros(run_us) + RESULT_MARGIN;
-        let room_us = u64::try_from(within.saturating_sub(time_for(run_us)).as_micros()).unwrap_or(u64::MAX);
+        let room = Duration::from_micros(asked.within_us).checked_sub(time_for(run_us))?;
         let runs_here = queues.iter().all(|queue| self.may_run_on(queue, device));
-        (is_possible && runs_here).then_some(room_us.max(1))
+        runs_here.then(|| u64::try_from(room.as_micros()).unwrap_or(u64::MAX))
     }
 }
 

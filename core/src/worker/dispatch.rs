@@ -38,7 +38,7 @@ const SINGLES_CUT_US: u64 = 5_000;
 const OLDEST_EVERY: u64 = 8;
 
 /// Time from the end of a run until the client has the result.
-pub(super) const RESULT_MARGIN: Duration = Duration::from_millis(5);
+const RESULT_MARGIN: Duration = Duration::from_millis(5);
 
 /// A decision to run rows.
 #[derive(Debug)]
@@ -151,7 +151,7 @@ impl Worker {
         let cost = self.costs.get(&key);
         let is_lent = self.packer.waiting().all(|(_, queue)| queue.kind.lane == Lane::Realtime);
         let share = queue.rows.div_ceil(self.slots.spare(lane, is_lent).max(1));
-        let cut = self.cut_of(now, lane, device, cost);
+        let cut = self.cut_of(now, (lane, device), cost, share);
         let mut plan = cost.map_or_else(|| Cost::new(self.config.rows_max).plan(Cut::NONE), |cost| cost.plan(cut));
         let mut pieces =
             queue.in_order(oldest).filter(|(_, piece)| !self.is_blocked(now, queue, piece, device)).peekable();
@@ -226,7 +226,7 @@ impl Worker {
     /// Whether rows of the batch lane fill a batch that is cut: they wait for no more.
     fn is_cut_full(&self, now: MonoTime, queue: &Queue, device: i16, cost: &Cost) -> bool {
         let (lane, rows) = (queue.kind.lane, queue.rows);
-        let plan = || cost.plan(self.cut_of(now, lane, device, Some(cost)));
+        let plan = || cost.plan(self.cut_of(now, (lane, device), Some(cost), rows));
         lane == Lane::Batch && matches!(plan(), Plan::Pack { size, .. } if rows >= size)
     }
 

@@ -51,7 +51,7 @@ fn bulk_is_cut_as_short_as_a_service_level_or_a_deadline_asks_but_not_too_dear()
     assert_eq!(largest_beside(one_gpu(), &[within(50)]), 4);
     let by_deadline = Task { deadline_us: Some(50 * MS), ..Task::new(2, Lane::Realtime, 1) };
     assert_eq!(largest_beside(one_gpu(), &[by_deadline]), 4);
-    assert_eq!(largest_beside(one_gpu(), &[within(20)]), 2, "half as much again per row");
+    assert_eq!(largest_beside(one_gpu(), &[within(25)]), 2, "half as much again per row");
     assert_eq!(largest_beside(one_gpu(), &[within(2000)]), 32, "it has time");
 }
 
@@ -60,9 +60,10 @@ fn an_item_that_is_in_time_waits_for_one_cut_batch_at_most() {
     let mut world = beside_bulk(one_gpu(), PACKED, &[within(50)]);
     world.run_until(world.now + 6 * SECOND);
     let begun = world.ends.iter().filter_map(|(item, end)| Some(end.began? - world.tasks[*item].0));
+    let waits: Vec<Micros> = begun.collect();
     // The first ones come before the worker knows.
-    let late = begun.filter(|waited| *waited > 25 * MS).count();
-    assert!(late <= 1, "{late} late");
+    let late = waits.iter().filter(|waited| **waited > 25 * MS).count();
+    assert!(waits.len() > 12 && late <= 1, "{late} of {waits:?} late");
 }
 
 #[test]
@@ -77,7 +78,7 @@ fn a_batch_whose_rows_also_run_by_themselves_to_be_checked_is_shorter() {
 
 #[test]
 fn who_would_be_late_all_the_same_asks_for_nothing_and_hides_nobody() {
-    assert_eq!(largest_beside(one_gpu(), &[within(12)]), 32);
+    assert_eq!([12, 17, 20].map(|ms| largest_beside(one_gpu(), &[within(ms)])), [32; 3], "late behind 15 ms, mostly");
     assert_eq!(largest_beside(one_gpu(), &[within(50), within(12)]), 4);
     let both = Task { deadline_us: Some(50 * MS), ..within(12) };
     assert_eq!(largest_beside(one_gpu(), &[both]), 4, "its deadline can be kept");
@@ -104,6 +105,15 @@ fn bulk_that_keeps_nobody_waiting_is_not_cut_for_promises() {
     assert_eq!(largest_beside(wide, &[within(50)]), 32, "a GPU that takes two batches at once");
     let shared = Machine { slots: [0, 1], ..on(&[-1]) };
     assert_eq!(largest_beside(shared, &[within(50)]), 4, "the realtime lane has no slot of its own");
+}
+
+#[test]
+fn rows_run_one_by_one_where_packing_saves_little_and_no_batch_is_short_enough() {
+    // Two rows take 17 ms, which is not worth it, four 31 ms, which is. A row of a batch of 64 takes 7 ms.
+    let little = Model::packs(3 * MS, 7 * MS);
+    let mut world = beside_bulk(one_gpu(), little, &[within(40)]);
+    assert_eq!(largest_in(&mut world, 6), 2);
+    assert!(world.batches.iter().all(|(_, kind, _)| *kind == BatchKind::Whole), "22.5 ms are left");
 }
 
 #[test]

@@ -160,7 +160,8 @@ fn bulk_turn_us(worker: &Worker, now: MonoTime) -> u64 {
 }
 
 /// The part of a prediction's queue that may as well be nothing, microseconds: nobody knows when the running batches of
-/// the batch lane began, or how far the worker cuts them for realtime rows in a hurry.
+/// the batch lane began, or how far the worker cuts them for realtime rows in a hurry. A task may so be taken that waits
+/// behind a long run which nothing can cut: a refusal must be sure.
 pub(super) fn doubtful_queue_us(worker: &Worker, lane: Lane, now: MonoTime) -> u64 {
     let waits = lane == Lane::Realtime && must_take_turns(worker) && worker.free_at_once(lane, now) > 0;
     if waits { bulk_turn_us(worker, now) } else { 0 }

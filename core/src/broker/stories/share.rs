@@ -53,6 +53,6 @@ fn the_only_worker_with_the_model_gets_large_tasks_ahead_though_none_is_a_share_
     mesh.beat(0, |heartbeat| {
         heartbeat.costs = vec![ModelCost { packing: Packing::On, best_batch: 64, next_batch: 64, curve, ..cost(0) }];
     });
-    mesh.submit_all(0..8, 1, |submit| submit.spec.items = 64);
-    assert_eq!(mesh.grants.len(), 8, "two full batches for each slot");
+    mesh.submit_all(0..16, 1, |submit| submit.spec.items = 64);
+    assert_eq!(mesh.grants.len(), 12, "two full batches for each slot, and one more behind them");
 }

@@ -26,6 +26,11 @@ fn probed(rows: u32, time: impl Fn(u32) -> u64) -> Cost {
     cost
 }
 
+/// A batch of this length whose rows came out like those of single runs.
+fn same(run_us: u64) -> BatchTimes {
+    BatchTimes { run_us, equal: Some(Equality::Same), ..BatchTimes::default() }
+}
+
 fn size(cost: &Cost) -> u32 {
     match cost.plan(Cut::NONE) {
         Plan::Pack { size, .. } => size,
@@ -118,24 +123,45 @@ fn the_batch_lane_is_cut_where_it_costs_nothing() {
 }
 
 #[test]
-fn a_size_is_not_tried_while_realtime_rows_ask_for_less_unless_it_promises_much() {
-    let size = |cost: &Cost, cut| match cost.plan(cut) {
+fn rows_too_few_for_a_size_that_was_never_tried_are_cut_only_if_somebody_asks() {
+    let time = |rows| 5000 + 200 * u64::from(rows);
+    let cost = probed(8, time);
+    let size = |cut| match cost.plan(Cut { rows: 15, ..cut }) {
         Plan::Pack { size, .. } => size,
         plan => panic!("{plan:?}"),
     };
-    let steep = |rows| 5000 + 5000 * u64::from(rows);
-    let within = |within_us| Cut { within_us, ..NEAR };
-    assert_eq!(size(&probed(8, steep), within(60_000)), 8, "16 would take 85 ms");
-    assert_eq!(size(&probed(8, steep), within(26_000)), 4);
+    assert_eq!([Cut::NONE, NEAR].map(size), [16, 16], "they show what 15 cost");
+    assert_eq!(size(Cut { within_us: time(8), ..NEAR }), 8);
+}
 
-    // An item of a batch of 64 would cost a third of one of a batch of 8: of so much bulk is not deprived.
-    let flat = |rows| 5000 + 200 * u64::from(rows);
-    let mut cost = probed(8, flat);
-    for tried in [16, 24] {
-        assert_eq!(size(&cost, within(7000)), tried);
-        (0..3).for_each(|_| cost.learn(tried, flat(tried)));
+#[test]
+fn a_probe_is_as_short_as_asked_for_but_compares_two_rows() {
+    let mut cost = Cost::new(64);
+    cost.learn(1, 10_000);
+    let size = |within_us| match cost.plan(Cut { within_us, ..NEAR }) {
+        Plan::Probe { size } => size,
+        plan => panic!("{plan:?}"),
+    };
+    assert_eq!([u64::MAX, 32_000, 9000].map(size), [8, 3, 2]);
+}
+
+#[test]
+fn a_batch_whose_rows_are_compared_leaves_time_for_their_single_runs() {
+    let time = |rows| 5000 + 2000 * u64::from(rows);
+    let mut cost = probed(8, time);
+    for rows in [16, 32, 64] {
+        (0..3).for_each(|_| cost.learn(rows, time(rows)));
     }
-    assert_eq!(size(&cost, within(7000)), 24, "half as much again per item as in a batch of 64");
+    let within = |cost: &Cost, within_us| match cost.plan(Cut { within_us, ..NEAR }) {
+        Plan::Pack { size, .. } => size,
+        plan => panic!("{plan:?}"),
+    };
+    // Three rows of 7 ms beside a size that has not been compared, and two beside one that has, now and then.
+    assert_eq!([time(16), time(12) + 21_000].map(|us| within(&cost, us)), [8, 12]);
+    cost.checked(64, &same(time(64)));
+    assert_eq!(within(&cost, time(16)), 16);
+    (1..SPOT_FIRST).for_each(|_| cost.packed_begins());
+    assert_eq!([time(16), time(12) + 14_000].map(|us| within(&cost, us)), [8, 12]);
 }
 
 #[test]
@@ -143,7 +169,7 @@ fn a_batch_of_the_batch_lane_is_as_short_as_asked_for_unless_that_is_too_dear() 
     let time = |rows| 5000 + 5000 * u64::from(rows);
     let mut cost = probed(8, time);
     for rows in [16, 32, 64] {
-        (0..3).for_each(|_| cost.learn(rows, time(rows)));
+        (0..3).for_each(|_| cost.checked(rows, &same(time(rows))));
     }
     let within = |within_us| match cost.plan(Cut { within_us, ..Cut::NONE }) {
         Plan::Pack { size, .. } => size,
