@@ -18,15 +18,15 @@ use super::{
 use crate::report::{Report, Table, percentile_ms};
 
 /// Tasks a second of the stream.
-const RATE: u32 = 8;
-/// What each device takes for an item (ms), the items of each bulk job, about ten seconds of work together, and the time
+const RATE: u32 = 4;
+/// What each device takes for an item (ms), the items of each bulk job, about 18 seconds of work together, and the time
 /// that the stream asks for (ms): less than a batch of 64 takes.
-const DEVICES: [(u64, u32, u32); 2] = [(5, 500, 50), (1, 2500, 40)];
+const DEVICES: [(u64, u32, u32); 2] = [(5, 900, 50), (1, 4500, 40)];
 /// More than 64: fewer would be no bulk.
 const BULK_ITEMS_QUICK: u32 = 80;
 /// How long the stream is measured on an idle mesh, and beside the bulk. It begins as the bulk runs.
 const IDLE_FOR: Duration = Duration::from_secs(5);
-const BESIDE_FOR: Duration = Duration::from_secs(8);
+const BESIDE_FOR: Duration = Duration::from_secs(16);
 const LATER: Duration = Duration::from_secs(1);
 
 const COLUMNS: &[&str] = &[

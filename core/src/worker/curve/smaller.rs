@@ -45,12 +45,9 @@ impl Cost {
 
     /// Run time of the next batch if it has so many rows, with those of them that also run by themselves.
     fn checked_us(&self, rows: u32) -> u64 {
-        let singles = match () {
-            () if self.is_unproven(rows) => CHECKED_ROWS,
-            () if self.is_spot_due() => SPOT_ROWS,
-            () => 0,
-        };
-        self.batch_us(rows).saturating_add(self.batch_us(1).saturating_mul(singles.min(rows).into()))
+        let checked_rows = if self.is_unproven(rows) { CHECKED_ROWS } else { SPOT_ROWS };
+        let singles = if self.is_unproven(rows) || self.is_spot_due() { checked_rows.min(rows) } else { 0 };
+        self.batch_us(rows).saturating_add(self.batch_us(1).saturating_mul(singles.into()))
     }
 
     /// The smallest size that pays and whose cost per item is within `permille` of that of `size`.
