@@ -133,13 +133,13 @@ impl Batch {
         left: Duration,
     ) -> Result<(Vec<Outputs>, BatchTimes), Failure> {
         let chunks = self.chunks(runner.inputs())?;
-        let mut calls = Calls { batch: self, runner, left, took: Vec::new(), ran_apart: false, bounds: None };
+        let mut calls = Calls { batch: self, runner, left, took: Vec::new(), apart_rows: 0, bounds: None };
         match self.kind {
             BatchKind::Packed => {
                 let outputs = calls.packed(&chunks, &tools.proven).await?;
                 Ok((
                     outputs,
-                    BatchTimes { run_us: calls.sum_us(), ran_apart: calls.ran_apart, ..BatchTimes::default() },
+                    BatchTimes { run_us: calls.sum_us(), apart_rows: calls.apart_rows, ..BatchTimes::default() },
                 ))
             }
             BatchKind::Whole => {
@@ -244,8 +244,8 @@ struct Calls<'a, 'p> {
     left: Duration,
     /// Duration of each call so far.
     took: Vec<Duration>,
-    /// Rows of a packed batch ran one by one.
-    ran_apart: bool,
+    /// Rows of a packed batch that ran one by one.
+    apart_rows: u32,
     /// The bounds of a comparison that no task waits for.
     bounds: Option<Bounds>,
 }
@@ -300,7 +300,7 @@ impl Calls<'_, '_> {
                 proven.check(self.model(), &alike[0].fitted, &cut)?;
                 cut
             } else {
-                self.ran_apart = true;
+                self.apart_rows += items(&alike);
                 self.each_alone(&alike, &mut kept_bytes).await?
             };
             hand_out(&alike, cut, &mut by_part);

@@ -86,8 +86,8 @@ pub struct BatchTimes {
     pub run_us: u64,
     /// Time to start the runner and load the model, microseconds; 0 if it was warm.
     pub load_us: u64,
-    /// Rows that should have been packed ran one by one, as nobody has seen what their stage makes of such shapes.
-    pub ran_apart: bool,
+    /// Rows that should have been packed and ran one by one, as nobody has seen what their stage makes of such shapes.
+    pub apart_rows: u32,
     /// Probe: the mean of the single runs, microseconds, without the first run if there are more. Check that was answered
     /// early: its single run.
     pub single_us: Option<u64>,

@@ -74,6 +74,8 @@ pub(super) struct Trial {
     members: BTreeMap<AttemptId, u32>,
     rows: u32,
     cost: CostKey,
+    /// The failure says nothing of the rows: the runner was ended from outside, or the disk was full.
+    is_mishap: bool,
 }
 
 /// Running batches, and trials of failed ones.
@@ -233,7 +235,7 @@ impl Worker {
                     self.finish(now, piece.id, Outcome::Failed(failure.clone()));
                 }
             }
-            Err(_) => self.try_alone(batch, &running, wanted),
+            Err(failure) => self.try_alone(batch, &running, wanted, is_mishap(failure.code)),
         }
     }
 
@@ -283,7 +285,7 @@ impl Worker {
         self.slots.release(now, batch);
         self.packer.ended(now, running.order.queue);
         let took_us = now.since_us(running.begun);
-        let waits = Lane::ALL.map(|lane| self.packer.rows_of(lane) > 0);
+        let waits = Lane::ALL.map(|lane| self.waits_for_device(lane, device));
         self.slots.spent(device, lane, took_us, waits);
         Some(running)
     }
@@ -299,12 +301,16 @@ impl Worker {
         }
         let Some(times) = times else { return };
         cost.loaded(times.load_us);
+        let is_apart = times.apart_rows > 0;
+        if is_apart && times.apart_rows == running.rows {
+            cost.ran_apart();
+        }
         match running.order.kind {
             BatchKind::Whole => cost.learn(1, times.run_us / u64::from(running.rows.max(1))),
             // Some rows ran one by one: their time is not that of a packed call.
-            BatchKind::Packed if times.ran_apart => {}
-            BatchKind::Spot if times.ran_apart && times.equal != Some(Equality::Differs) => {}
-            BatchKind::Check if times.ran_apart && times.equal.is_none() => {}
+            BatchKind::Packed if is_apart => {}
+            BatchKind::Spot if is_apart && times.equal != Some(Equality::Differs) => {}
+            BatchKind::Check if is_apart && times.equal.is_none() => {}
             BatchKind::Packed => cost.learn(running.rows, times.run_us),
             BatchKind::Check => cost.checked(running.rows, times),
             BatchKind::Spot => cost.spotted(running.rows, times),
@@ -332,7 +338,7 @@ impl Worker {
         let waited_us = now.since_us(running.begun).saturating_sub(times.run_us);
         work.load_us = work.load_us.saturating_add(times.load_us.min(waited_us));
         if work.runs.len() < RUN_NOTES_MAX {
-            let is_packed = running.order.kind.keeps_packed(times.equal) && !times.ran_apart;
+            let is_packed = running.order.kind.keeps_packed(times.equal) && times.apart_rows == 0;
             // A row that ran by itself has its own time, not that of the whole batch.
             let run_us = if is_packed { times.run_us } else { share_us };
             work.runs.push(RunNote {
@@ -355,12 +361,12 @@ impl Worker {
     }
 
     /// A packed batch failed: each part runs again by itself, which shows the culprit.
-    fn try_alone(&mut self, batch: BatchId, running: &Running, wanted: Vec<Piece>) {
+    fn try_alone(&mut self, batch: BatchId, running: &Running, wanted: Vec<Piece>, is_mishap: bool) {
         let rows_left: u32 = wanted.iter().map(Piece::len).sum();
         let is_packed = running.order.kind.is_packed();
         if is_packed && rows_left == running.rows {
             let members = wanted.iter().map(|piece| (piece.id, piece.len())).collect();
-            let trial = Trial { members, rows: running.rows, cost: running.order.cost.clone() };
+            let trial = Trial { members, rows: running.rows, cost: running.order.cost.clone(), is_mishap };
             self.batches.trials.insert(batch, trial);
             if let Some(cost) = self.costs.get_mut(&running.order.cost) {
                 cost.doubted(running.rows);
@@ -383,7 +389,10 @@ impl Worker {
             && let Some(trial) = self.batches.trials.remove(&batch)
             && let Some(cost) = self.costs.get_mut(&trial.cost)
         {
-            cost.too_large(trial.rows);
+            match trial.is_mishap {
+                true => cost.mishap(trial.rows),
+                false => cost.too_large(trial.rows),
+            }
         }
     }
 
@@ -452,4 +461,9 @@ impl Worker {
             LaneLoad { slots_used, waiting_items: self.packer.rows_of(lane) }
         })
     }
+}
+
+/// Whether a batch that failed like this may have been as good as any other.
+const fn is_mishap(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::EngineUnavailable | ErrorCode::WorkerLost | ErrorCode::DiskFull)
 }

@@ -41,22 +41,24 @@ pub(super) struct Costs {
     /// Of each model, the entry that the broker hears of. It stays until another has run twice as often of late:
     /// figures that jump from one device to the other with each heartbeat would fit neither.
     told: BTreeMap<Digest, CostKey>,
+    /// What is known of a model that has not run.
+    unknown: Cost,
     rows_max: u16,
 }
 
 impl Costs {
     pub(super) fn new(rows_max: u16) -> Self {
-        Self { table: BTreeMap::new(), told: BTreeMap::new(), rows_max }
+        Self { table: BTreeMap::new(), told: BTreeMap::new(), unknown: Cost::new(rows_max), rows_max }
     }
 
     pub(super) fn census(&self, census: &mut Census<'_>) {
-        let Self { table, told, rows_max: _ } = self;
+        let Self { table, told, unknown: _, rows_max: _ } = self;
         census.lasting("costs", table.len(), KEPT_MAX);
         census.lasting("models told", told.len(), table.len());
     }
 
-    pub(super) fn get(&self, key: &CostKey) -> Option<&Cost> {
-        self.table.get(key)
+    pub(super) fn get(&self, key: &CostKey) -> &Cost {
+        self.table.get(key).unwrap_or(&self.unknown)
     }
 
     pub(super) fn get_mut(&mut self, key: &CostKey) -> Option<&mut Cost> {
@@ -173,7 +175,7 @@ mod tests {
             costs.touch(&key(1, -1, length), length).learn(1, 100);
         }
         assert_eq!(costs.table.len(), 1 + KEPT_OF_MODEL_MAX);
-        assert!(costs.get(&key(2, -1, 4)).is_some() && costs.get(&key(1, -1, 999)).is_some());
+        assert!(costs.table.contains_key(&key(2, -1, 4)) && costs.table.contains_key(&key(1, -1, 999)));
         assert_eq!((costs.said().len(), costs.told.len()), (2, 2));
         for model in 3..=255 {
             (0..2).for_each(|device| costs.touch(&key(model, device, 4), 1000).learn(1, 100));
@@ -192,7 +194,7 @@ mod tests {
         for other in others.take(KEPT_MAX - 2) {
             costs.touch(&other, 1000).learn(1, 100);
         }
-        assert!(costs.get(&key(1, 0, 4)).is_none(), "the stalest of all went");
+        assert!(!costs.table.contains_key(&key(1, 0, 4)), "the stalest of all went");
         let mut newest_first = costs.said();
         newest_first.retain(|cost| cost.model == Digest::from_bytes([1; 32]));
         assert_eq!(newest_first[0].curve, [(1, 9000)]);

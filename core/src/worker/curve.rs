@@ -16,6 +16,7 @@
 //!
 //! Owns the measured t(N), the verdict and the resulting sizes. Never starts anything.
 
+mod failures;
 mod point;
 mod reviews;
 mod smaller;
@@ -111,6 +112,10 @@ pub(super) struct Cost {
     packed_batches: u32,
     /// Size limit after a larger batch failed, while it is unknown whether the size was to blame.
     doubted_max: Option<u32>,
+    /// Packed batches at the last failure for which nothing was blamed.
+    mishap_at: Option<u32>,
+    /// Packed batches in a row whose rows ran one by one all the same.
+    apart: u32,
     load_us: u64,
     /// When the last run ended, and whether the figures were old when the present one began.
     ran_until: Option<MonoTime>,
@@ -135,6 +140,8 @@ impl Cost {
             proven_rows: 0,
             packed_batches: 0,
             doubted_max: None,
+            mishap_at: None,
+            apart: 0,
             load_us: 0,
             ran_until: None,
             is_old: false,
@@ -153,6 +160,7 @@ impl Cost {
     }
 
     pub(super) fn learn(&mut self, rows: u32, us: u64) {
+        self.apart = if rows > 1 { 0 } else { self.apart };
         let Some(place) = SIZES.iter().rposition(|size| *size <= rows) else { return };
         let expected_us = self.batch_us(rows);
         let is_largest = self.points[place + 1..].iter().all(|larger| larger.count == 0);
@@ -255,7 +263,7 @@ impl Cost {
             }
         };
         if self.proof == Proof::Same {
-            (self.proven_rows, self.packed_batches) = (rows, 0);
+            (self.proven_rows, self.packed_batches, self.fruitless) = (rows, 0, 0);
         }
         if let (Proof::Same, Some(packed_us)) = (self.proof, times.and_then(|times| times.packed_us)) {
             self.learn(rows, packed_us);
@@ -276,9 +284,12 @@ impl Cost {
     pub(super) fn checked(&mut self, rows: u32, times: &BatchTimes) {
         match times.equal {
             Some(Equality::Same) => {
-                self.proven_rows = self.proven_rows.max(rows);
+                (self.proven_rows, self.fruitless) = (self.proven_rows.max(rows), 0);
                 self.learn(rows, times.run_us);
             }
+            // Another batch of this size, in another slot at the same time, was right: the rows depend on each other at
+            // times.
+            Some(Equality::Differs) if rows <= self.proven_rows => self.proof = Proof::Differs,
             Some(Equality::Differs | Equality::Unsupported) => self.limit_to(self.proven_rows),
             Some(Equality::Unfinished) => self.wait_batches = GO_ON_AFTER,
             Some(Equality::Inconclusive) | None => self.try_later(),
@@ -300,34 +311,6 @@ impl Cost {
         match times.equal {
             Some(Equality::Differs) => self.proof = Proof::Differs,
             _ => self.learn(rows, times.run_us),
-        }
-    }
-
-    /// A packed batch of `rows` failed: until the cause is known, the limit is half as many.
-    pub(super) fn doubted(&mut self, rows: u32) {
-        self.doubted_max = Some(rows / 2);
-    }
-
-    /// The size of the failed batch was not to blame.
-    pub(super) fn cleared(&mut self) {
-        self.doubted_max = None;
-    }
-
-    /// A batch of `rows` fails although each row runs alone: the limit is half as many from now on.
-    pub(super) fn too_large(&mut self, rows: u32) {
-        self.doubted_max = None;
-        self.limit_to(rows / 2);
-    }
-
-    fn limit_to(&mut self, rows: u32) {
-        self.rows_max = self.rows_max.min(rows).max(1);
-        for (point, size) in self.points.iter_mut().zip(SIZES) {
-            if size > self.rows_max {
-                *point = Point::default();
-            }
-        }
-        if self.rows_max < 2 {
-            self.proof = Proof::Unsupported;
         }
     }
 

@@ -125,15 +125,14 @@ impl Worker {
 
     /// How far a lane's batches are cut on this device at present, if there are so many rows for one. `cost`: that of
     /// their model.
-    pub(super) fn cut_of(&self, now: MonoTime, (lane, device): (Lane, i16), cost: Option<&Cost>, rows: u32) -> Cut {
+    pub(super) fn cut_of(&self, now: MonoTime, (lane, device): (Lane, i16), cost: &Cost, rows: u32) -> Cut {
         if lane == Lane::Realtime {
             return Cut::NONE;
         }
         let is_near = self.packer.is_realtime_near(now, realtime_near(cost));
         let waits = self.slots.makes_realtime_wait(device);
         let wishes = self.wishes.0.iter().filter(|wish| waits && wish.is_live(now));
-        let shortest_us = cost.map_or(0, Cost::shortest_us);
-        let is_use = |room_us: &u64| room_us.saturating_mul(HOPE_PART) >= shortest_us;
+        let is_use = |room_us: &u64| room_us.saturating_mul(HOPE_PART) >= cost.shortest_us();
         let within_us = wishes.filter_map(|wish| self.room_us(&wish.asked, device)).filter(is_use).min();
         Cut { is_near, within_us: within_us.unwrap_or(u64::MAX), rows }
     }
@@ -143,7 +142,7 @@ impl Worker {
     fn room_us(&self, asked: &Asked, device: i16) -> Option<u64> {
         // A queue that nobody has used for long is gone.
         let queues: Vec<&Queue> = asked.way.iter().map(|queue| self.packer.get(*queue)).collect::<Option<_>>()?;
-        let costs = queues.iter().filter_map(|queue| self.costs.get(&self.cost_key(queue, device)));
+        let costs = queues.iter().map(|queue| self.costs.get(&self.cost_key(queue, device)));
         let run_us = costs.map(|cost| cost.batch_us(asked.rows)).fold(0, u64::saturating_add);
         let room = Duration::from_micros(asked.within_us).checked_sub(time_for(run_us))?;
         let runs_here = queues.iter().all(|queue| self.may_run_on(queue, device));
@@ -157,7 +156,6 @@ fn rounded(us: u64) -> u64 {
 }
 
 /// How long after realtime rows the batch lane is cut. A row that waited for a long batch is back only after it.
-fn realtime_near(cost: Option<&Cost>) -> Duration {
-    let batch_us = cost.map_or(0, |cost| cost.batch_us(cost.best()));
-    REALTIME_NEAR.max(Duration::from_micros(batch_us.saturating_mul(BATCHES_NEAR)))
+fn realtime_near(cost: &Cost) -> Duration {
+    REALTIME_NEAR.max(Duration::from_micros(cost.batch_us(cost.best()).saturating_mul(BATCHES_NEAR)))
 }

@@ -4,7 +4,7 @@
 //!   for each slot that is open, realtime slots first:
 //!     realtime slot   the realtime lane, unless it is the batch lane's turn on this device
 //!     batch slot      the batch lane, else the realtime lane: an idle slot is lent
-//!                     (where there are no realtime slots: the realtime lane first, the batch lane when it is its turn)
+//!                     (what has no realtime slots, or none on its GPU, goes first, unless it is the batch lane's turn)
 //!   of the lane:      the queue of the most important item; among stages the one with the fewest running batches
 //!   of the queue:     as many rows as the model's plan says, or one task's rows by themselves
 //!   culprits' rows:   by themselves, one batch of a model at a time, and not at once after a crash
@@ -21,7 +21,6 @@ use super::{
     api::{BatchKind, CHECKED_ROWS, SPOT_ROWS, SlotId},
     costs::CostKey,
     curve::{Cost, Plan},
-    cut::Cut,
     linger::WAIT_MAX,
     packer::{Company, Piece, Queue, QueueId, Rank},
 };
@@ -64,34 +63,47 @@ impl Worker {
 
     fn order_for(&self, now: MonoTime, slot: SlotId, open: &[SlotId]) -> Option<Order> {
         let device = self.slots.device(slot);
-        let realtime = |hurry| self.order_of(now, Lane::Realtime, slot, hurry);
-        let batch = || self.order_of(now, Lane::Batch, slot, false);
+        let realtime = |hurry| self.order_of(now, Lane::Realtime, slot, hurry, |_| true);
+        let batch = || self.order_of(now, Lane::Batch, slot, false, |_| true);
         if self.slots.lane(slot) == Lane::Realtime {
             let rival = open.iter().find(|other| {
                 let is_rival = self.slots.lane(**other) == Lane::Batch && self.slots.device(**other) == device;
                 is_rival && self.slots.is_contended(device)
             });
-            let rival = rival.and_then(|other| self.order_of(now, Lane::Batch, *other, false));
+            let rival = rival.and_then(|other| self.order_of(now, Lane::Batch, *other, false, |_| true));
             let is_due = rival.as_ref().is_some_and(|order| self.slots.owes(device, order.run_us));
             let order = if is_due { None } else { realtime(rival.is_some()) };
             return if self.config.rules.holds(Rule::LaneSlots) { order } else { order.or_else(batch) };
         }
-        let batch = batch();
-        if !self.slots.are_shared() {
-            return batch.or_else(|| realtime(false));
+        let Some(batch) = batch() else { return realtime(false) };
+        if self.slots.owes(device, batch.run_us) {
+            return Some(batch);
         }
-        let is_due = batch.as_ref().is_some_and(|order| self.slots.owes(device, order.run_us));
-        if is_due { batch } else { realtime(batch.is_some()).or(batch) }
+        let goes_first = |queue: &Queue| self.slots.are_shared() || self.has_no_other_slot(queue, device);
+        self.order_of(now, Lane::Realtime, slot, true, goes_first).or(Some(batch))
     }
 
-    /// The batch that a lane would run in this slot. With `hurry` the lane does not linger: the other lane would take
-    /// the device.
-    fn order_of(&self, now: MonoTime, lane: Lane, slot: SlotId, hurry: bool) -> Option<Order> {
+    /// Whether realtime rows were promised a GPU on which no slot of their lane sits. They run there in lent slots, and
+    /// do not wait until one is idle.
+    fn has_no_other_slot(&self, queue: &Queue, device: i16) -> bool {
+        queue.kind.limits.gpu.is_some_and(|gpu| i16::from(gpu) == device) && !self.slots.has_own(Lane::Realtime, device)
+    }
+
+    /// The batch that a lane would run in this slot, of those queues. With `hurry` the lane does not linger: the other lane
+    /// would take the device.
+    fn order_of(
+        &self,
+        now: MonoTime,
+        lane: Lane,
+        slot: SlotId,
+        hurry: bool,
+        of: impl Fn(&Queue) -> bool,
+    ) -> Option<Order> {
         let oldest = self.turns[lane.index()] % OLDEST_EVERY == OLDEST_EVERY - 1;
         let device = self.slots.device(slot);
         let fits = |queue: &Queue| {
             let has_memory = self.slots.has_memory(device, queue.kind.limits.gpu_memory_bytes);
-            queue.kind.lane == lane && has_memory && self.may_run_on(queue, device)
+            queue.kind.lane == lane && of(queue) && has_memory && self.may_run_on(queue, device)
         };
         let lingers = |queue: &Queue| !hurry && self.lingers_until(now, queue, device).is_some();
         let waits = |queue: &Queue| lingers(queue) || self.only_loads(queue, device);
@@ -113,6 +125,11 @@ impl Worker {
     pub(super) fn may_run_on(&self, queue: &Queue, device: i16) -> bool {
         let has = |gpu: u8| self.slots.has_device(queue.kind.lane, gpu.into());
         queue.kind.limits.gpu.is_none_or(|gpu| device == i16::from(gpu) || !has(gpu))
+    }
+
+    /// Whether rows of a lane wait that may run on this device.
+    pub(super) fn waits_for_device(&self, lane: Lane, device: i16) -> bool {
+        self.packer.waiting().any(|(_, queue)| queue.kind.lane == lane && self.may_run_on(queue, device))
     }
 
     pub(super) fn cost_key(&self, queue: &Queue, device: i16) -> CostKey {
@@ -139,7 +156,7 @@ impl Worker {
         }
         let batch_rows = |queue: &Queue| {
             let cost = self.costs.get(&self.cost_key(queue, device));
-            cost.map_or(1, Cost::best).max(singles_within(SINGLES_US, cost))
+            cost.best().max(singles_within(SINGLES_US, cost))
         };
         let next = piece.next.and_then(|next| self.packer.get(next)).filter(|_| self.overlap_stages());
         next.is_some_and(|next| next.rows >= batch_rows(next).max(batch_rows(queue)).saturating_mul(2))
@@ -150,9 +167,10 @@ impl Worker {
         let (key, lane) = (self.cost_key(queue, device), queue.kind.lane);
         let cost = self.costs.get(&key);
         let is_lent = self.packer.waiting().all(|(_, queue)| queue.kind.lane == Lane::Realtime);
-        let share = queue.rows.div_ceil(self.slots.spare(lane, is_lent).max(1));
+        let spare = self.slots.spare(lane, is_lent, |device| self.may_run_on(queue, device));
+        let share = queue.rows.div_ceil(spare.max(1));
         let cut = self.cut_of(now, (lane, device), cost, share);
-        let mut plan = cost.map_or_else(|| Cost::new(self.config.rows_max).plan(Cut::NONE), |cost| cost.plan(cut));
+        let mut plan = cost.plan(cut);
         let mut pieces =
             queue.in_order(oldest).filter(|(_, piece)| !self.is_blocked(now, queue, piece, device)).peekable();
         let (rank, first) = pieces.peek().map(|(rank, first)| (*rank, *first))?;
@@ -161,14 +179,13 @@ impl Worker {
             plan = Plan::Single;
         }
         let pieces = pieces.filter(|(_, piece)| !self.is_apart(now, queue, piece));
-        let single_us = cost.map_or(0, |cost| cost.batch_us(1));
         let alone = vec![(rank, first.len().min(share).min(singles_within(cut.within_us, cost)).max(1))];
         let (kind, taken, full) = match plan {
             Plan::Single => (BatchKind::Whole, alone, 1),
             Plan::Probe { size } => (BatchKind::Probe, gather(pieces, size), size),
             Plan::Pack { size, floor } => {
                 let taken = gather(pieces, share.max(floor).min(size));
-                match cost.map_or(1, |cost| cost.together(count(&taken))) {
+                match cost.together(count(&taken)) {
                     1 => (BatchKind::Whole, alone, size),
                     rows => (BatchKind::Packed, first_rows(taken, rows), size),
                 }
@@ -177,19 +194,17 @@ impl Worker {
         let rows = count(&taken);
         let kind = match kind {
             _ if rows == 1 => BatchKind::Whole,
-            BatchKind::Packed if cost.is_some_and(|cost| cost.is_unproven(rows)) => BatchKind::Check,
-            BatchKind::Packed if cost.is_some_and(Cost::is_spot_due) => BatchKind::Spot,
+            BatchKind::Packed if cost.is_unproven(rows) => BatchKind::Check,
+            BatchKind::Packed if cost.is_spot_due() => BatchKind::Spot,
             kind => kind,
         };
-        let packed_and = |singles: u32| {
-            let singles_us = single_us.saturating_mul(singles.min(rows).into());
-            cost.map_or(0, |cost| cost.batch_us(rows)).saturating_add(singles_us)
-        };
+        let singles_us = |rows: u32| cost.batch_us(1).saturating_mul(rows.into());
+        let packed_and = |singles: u32| cost.batch_us(rows).saturating_add(singles_us(singles.min(rows)));
         let run_us = match kind {
             BatchKind::Packed => packed_and(0),
             BatchKind::Check => packed_and(CHECKED_ROWS),
             BatchKind::Spot => packed_and(SPOT_ROWS),
-            BatchKind::Whole | BatchKind::Probe => single_us.saturating_mul(u64::from(rows)),
+            BatchKind::Whole | BatchKind::Probe => singles_us(rows),
         };
         let dispatch = match queue.oldest() {
             _ if rows >= full => Dispatch::Full,
@@ -213,7 +228,7 @@ impl Worker {
     /// Until when a queue lingers for clients that will be back soon; `None` if it does not.
     fn lingers_until(&self, now: MonoTime, queue: &Queue, device: i16) -> Option<MonoTime> {
         let until = queue.linger.until(now, queue.rows)?;
-        let cost = self.costs.get(&self.cost_key(queue, device))?;
+        let cost = self.costs.get(&self.cost_key(queue, device));
         if self.is_cut_full(now, queue, device, cost) {
             return None;
         }
@@ -226,7 +241,7 @@ impl Worker {
     /// Whether rows of the batch lane fill a batch that is cut: they wait for no more.
     fn is_cut_full(&self, now: MonoTime, queue: &Queue, device: i16, cost: &Cost) -> bool {
         let (lane, rows) = (queue.kind.lane, queue.rows);
-        let plan = || cost.plan(self.cut_of(now, (lane, device), Some(cost), rows));
+        let plan = || cost.plan(self.cut_of(now, (lane, device), cost, rows));
         lane == Lane::Batch && matches!(plan(), Plan::Pack { size, .. } if rows >= size)
     }
 
@@ -241,10 +256,9 @@ impl Worker {
 }
 
 /// Rows that run one by one in a batch that may take this long, microseconds.
-fn singles_within(within_us: u64, cost: Option<&Cost>) -> u32 {
-    let single_us = cost.map_or(0, |cost| cost.batch_us(1));
+fn singles_within(within_us: u64, cost: &Cost) -> u32 {
     let batch_us = within_us.clamp(SINGLES_CUT_US, SINGLES_US);
-    u32::try_from(batch_us.checked_div(single_us).unwrap_or(1)).unwrap_or(u32::MAX)
+    u32::try_from(batch_us.checked_div(cost.batch_us(1)).unwrap_or(1)).unwrap_or(u32::MAX)
 }
 
 /// Time before a result is due at which a batch must begin, with a quarter of its run time to spare.

@@ -4,7 +4,7 @@
 //! ```text
 //!   single runs ──► answers leave ──► Compare ──► one packed call, or some with made-up rows ──► the verdict
 //!                                        │
-//!                                        └── others need the slot: StopComparing ──► unfinished: the next probe goes on
+//!                                        └── others need the slot: StopComparing ──► unfinished: the next probe goes on, or later
 //! ```
 //!
 //! Realtime rows wait for one call of it, or a tenth of a second.
@@ -98,8 +98,8 @@ impl Worker {
     /// Whether realtime rows wait for this slot, behind realtime rows. They wait for one call at least, else a busy
     /// worker would never find out; the next comparison goes on where this one was cut short.
     fn keeps_realtime_waiting(&self, running: &Running) -> bool {
-        let is_realtime = |queue: &Queue| queue.kind.lane == Lane::Realtime;
-        self.waits_for_it(running, Lane::Realtime) && self.packer.waiting().any(|(_, queue)| is_realtime(queue))
+        let device = self.slots.device(running.order.slot);
+        self.waits_for_it(running, Lane::Realtime) && self.waits_for_device(Lane::Realtime, device)
     }
 
     /// Whether a lane's rows can run in no other slot than this one.
@@ -125,8 +125,9 @@ impl Worker {
         let device = self.slots.device(running.order.slot);
         let is_held_up = |lane: Lane| {
             let is_behind = lane == Lane::Realtime && running.order.lane == Lane::Batch;
-            self.packer.waiting().filter(|(_, queue)| queue.kind.lane == lane).any(|(_, queue)| {
-                let single_us = self.costs.get(&self.cost_key(queue, device)).map_or(0, |cost| cost.batch_us(1));
+            let may_run = |queue: &Queue| queue.kind.lane == lane && self.may_run_on(queue, device);
+            self.packer.waiting().filter(|(_, queue)| may_run(queue)).any(|(_, queue)| {
+                let single_us = self.costs.get(&self.cost_key(queue, device)).batch_us(1);
                 is_behind || presses_at(now, queue, single_us).is_some_and(|at| at < until)
             })
         };

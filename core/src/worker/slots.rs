@@ -100,6 +100,11 @@ impl Slots {
         self.slots.iter().any(|slot| slot.device == device && (slot.lane == lane || lane == Lane::Realtime))
     }
 
+    /// Whether a slot of the lane itself sits on this device.
+    pub(super) fn has_own(&self, lane: Lane, device: i16) -> bool {
+        self.slots.iter().any(|slot| (slot.device, slot.lane) == (device, lane))
+    }
+
     /// Slots in which a batch can begin now: realtime slots first, and within a lane those on the least busy device.
     pub(super) fn open(&self) -> Vec<SlotId> {
         let is_open = |slot: &&(usize, &Slot)| !self.counts || slot.1.batch.is_none() && self.has_room(slot.1.device);
@@ -128,9 +133,8 @@ impl Slots {
 
     /// Whether realtime rows that have a slot may wait for a batch of the batch lane on this device.
     pub(super) fn makes_realtime_wait(&self, device: i16) -> bool {
-        let here = || self.slots.iter().filter(|slot| slot.device == device);
-        let has_own = || here().any(|slot| slot.lane == Lane::Realtime);
-        self.are_shared() || device >= 0 && has_own() && here().count() > self.width
+        let here = self.slots.iter().filter(|slot| slot.device == device).count();
+        self.are_shared() || device >= 0 && self.has_own(Lane::Realtime, device) && here > self.width
     }
 
     /// The device of each slot.
@@ -157,13 +161,15 @@ impl Slots {
             || size_bytes.is_none_or(|size| promised_bytes.saturating_add(wanted_bytes) <= *size)
     }
 
-    /// The number of batches of a lane that can begin now, side by side, within the width of each device. `is_lent`: the
-    /// realtime lane has the batch slots, too; on the processor as far as it has cores, as more would only share them.
-    pub(super) fn spare(&self, lane: Lane, is_lent: bool) -> u32 {
+    /// The number of batches of a lane that can begin now, side by side, within the width of each device that they `may`
+    /// use. `is_lent`: the realtime lane has the batch slots, too; on the processor as far as it has cores, as more would
+    /// only share them.
+    pub(super) fn spare(&self, lane: Lane, is_lent: bool, may: impl Fn(i16) -> bool) -> u32 {
         let lane = if self.are_shared() { Lane::Batch } else { lane };
         let is_lent = is_lent && lane == Lane::Realtime;
         let mut room: BTreeMap<i16, [usize; 2]> = BTreeMap::new();
-        for slot in self.slots.iter().filter(|slot| slot.batch.is_none() && (slot.lane == lane || is_lent)) {
+        let is_spare = |slot: &&Slot| slot.batch.is_none() && (slot.lane == lane || is_lent) && may(slot.device);
+        for slot in self.slots.iter().filter(is_spare) {
             room.entry(slot.device).or_default()[usize::from(slot.lane != lane)] += 1;
         }
         let capped = |(device, [own, lent]): (i16, [usize; 2])| {
@@ -251,10 +257,11 @@ mod tests {
     fn a_gpu_takes_as_many_batches_as_it_is_wide_and_a_cpu_as_many_as_there_are_slots() {
         let mut slots = slots([2, 2], &[0, -1], 1);
         assert_eq!(slots.open(), [SlotId(0), SlotId(1), SlotId(2), SlotId(3)]);
-        assert_eq!([false, true].map(|is_lent| slots.spare(Lane::Realtime, is_lent)), [2, 3]);
+        assert_eq!([false, true].map(|is_lent| slots.spare(Lane::Realtime, is_lent, |_| true)), [2, 3]);
+        assert_eq!(slots.spare(Lane::Realtime, true, |device| device == 0), 1, "what is pinned to a GPU has only that");
         slots.occupy(SlotId(0), BatchId(1), Lane::Batch, 0);
         assert_eq!(slots.open(), [SlotId(1), SlotId(3)], "slot 2 sits on the same GPU");
-        assert_eq!(slots.spare(Lane::Batch, true), 1);
+        assert_eq!(slots.spare(Lane::Batch, true, |_| true), 1);
         slots.occupy(SlotId(1), BatchId(2), Lane::Batch, 0);
         assert_eq!(slots.open(), [SlotId(3)]);
         slots.release(MonoTime::ZERO, BatchId(1));
@@ -266,8 +273,8 @@ mod tests {
     fn slots_are_lent_as_far_as_a_processor_has_cores() {
         let register = Register { slots: [2, 4], cores: 3, ..mesh_samples::register(1) };
         let mut slots = Slots::new(&register, true);
-        let spare = |slots: &Slots| [slots.spare(Lane::Realtime, false), slots.spare(Lane::Realtime, true)];
-        assert_eq!((spare(&slots), slots.spare(Lane::Batch, false)), ([2, 3], 4));
+        let spare = |slots: &Slots| [false, true].map(|is_lent| slots.spare(Lane::Realtime, is_lent, |_| true));
+        assert_eq!((spare(&slots), slots.spare(Lane::Batch, false, |_| true)), ([2, 3], 4));
         slots.occupy(SlotId(2), BatchId(1), Lane::Batch, 0);
         slots.occupy(SlotId(3), BatchId(2), Lane::Batch, 0);
         assert_eq!(spare(&slots), [2, 2]);
@@ -283,7 +290,7 @@ mod tests {
             [SlotId(0), SlotId(1), SlotId(2)].map(|slot| slots.lane(slot)),
             [Lane::Batch, Lane::Batch, Lane::Realtime]
         );
-        assert_eq!((slots.open(), slots.spare(Lane::Batch, false)), (vec![SlotId(0)], 1));
+        assert_eq!((slots.open(), slots.spare(Lane::Batch, false, |_| true)), (vec![SlotId(0)], 1));
         slots.release(MonoTime::ZERO, BatchId(2));
         assert_eq!((slots.open(), slots.of_lane(Lane::Realtime)), (vec![SlotId(2), SlotId(0)], 1));
     }

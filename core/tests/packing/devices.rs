@@ -71,3 +71,66 @@ fn who_was_promised_memory_of_a_gpu_runs_on_that_one() {
     // Its slots sit on the processor; the runner is shown the GPU.
     assert_eq!(devices(vec![-1], [Some(1); 2]), [-1, -1]);
 }
+
+/// The time from submit to end of a realtime task that was promised GPU 0, behind much bulk; milliseconds.
+fn behind_bulk(slots: [u16; 2], device_map: &[i16], bulk_gpu: Option<u8>) -> Micros {
+    let machine = Machine { slots, device_map: device_map.to_vec(), device_width: 1 };
+    let single = Model { many: mesh_core::worker::Equality::Differs, ..Model::packs(0, 20 * MS) };
+    let mut world = World::new(machine, vec![single]);
+    let start = world.now;
+    for client in 0..100 {
+        world.submit(start, Task { gpu: bulk_gpu, ..Task::new(client, Lane::Batch, 1) });
+    }
+    // Once it is known that these rows cannot be packed.
+    let at = start + 1005 * MS;
+    let task = world.submit(at, Task { gpu_gib: 1, gpu: Some(0), ..Task::new(200, Lane::Realtime, 1) });
+    world.run_until(start + 10 * SECOND);
+    (world.ends[&task].at - at) / MS
+}
+
+#[test]
+fn who_was_promised_a_gpu_with_batch_slots_only_waits_for_one_batch_of_bulk() {
+    assert_eq!(behind_bulk([1, 1], &[0, 0], None), 35, "its lane has a slot there");
+    assert_eq!(behind_bulk([1, 1], &[-1, 0], None), 35);
+    assert_eq!(behind_bulk([1, 1], &[1, 0], Some(0)), 35);
+    assert_eq!(behind_bulk([0, 1], &[0], None), 35);
+}
+
+#[test]
+fn bulk_that_waits_for_one_gpu_is_owed_nothing_by_another() {
+    let machine = Machine { slots: [2, 2], device_map: vec![0, 1], device_width: 1 };
+    let single = Model { many: mesh_core::worker::Equality::Differs, ..Model::packs(0, 20 * MS) };
+    let mut world = World::new(machine, vec![single]);
+    let start = world.now;
+    for task in 0..1000 {
+        world.submit(start, Task { gpu: Some(1), ..Task::new(task as u8, Lane::Batch, 1) });
+        world.submit(start + task * 40 * MS, Task { gpu: Some(0), ..Task::new(200, Lane::Realtime, 1) });
+    }
+    // Bulk comes to the GPU of the stream.
+    let at = start + 15 * SECOND;
+    for client in 0..100 {
+        world.submit(at, Task { gpu: Some(0), ..Task::new(client, Lane::Batch, 1) });
+    }
+    world.run_until(start + 60 * SECOND);
+    let waited = |(number, (sent, task)): (usize, &(Micros, Task))| {
+        (task.lane == Lane::Realtime).then(|| world.ends[&number].at - sent)
+    };
+    let longest = world.tasks.iter().enumerate().filter_map(waited).max().unwrap_or(0);
+    assert!(longest < SECOND / 5, "{} ms behind bulk that has just come", longest / MS);
+}
+
+#[test]
+fn rows_for_one_gpu_are_not_divided_among_slots_of_other_devices() {
+    let largest = |gpu| {
+        let machine = Machine { slots: [0, 5], device_map: vec![0, -1, -1, -1, -1], device_width: 1 };
+        let mut world = World::new(machine, vec![Model::packs(20 * MS, MS)]);
+        let start = world.now;
+        for round in 0..100 {
+            world.submit(start + round * SECOND, Task { gpu, ..Task::new(1, Lane::Batch, 64) });
+        }
+        world.run_until(start + 200 * SECOND);
+        world.batches.iter().skip(world.batches.len() / 2).map(|(_, _, rows)| *rows).max()
+    };
+    assert_eq!(largest(Some(0)), Some(64));
+    assert!(largest(None) < Some(64), "five devices share them");
+}

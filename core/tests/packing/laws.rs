@@ -42,8 +42,9 @@ fn task() -> impl Strategy<Value = Task> {
     let poison = (option::weighted(0.1, 0..2_u8), prop_oneof![Just(ErrorCode::RunFailed), Just(ErrorCode::RunCrashed)]);
     let times = (option::weighted(0.1, 1_000..2_000_000_u64), option::weighted(0.2, 1..2000_u32));
     let length = prop_oneof![3 => Just(4_u64), 1 => 5..8_u64];
-    let parts = (0..6_u8, lane, 0..101_u8, items, length, way, poison, times);
-    parts.prop_map(|(client, lane, priority, items, length, way, (poison_at, fails_with), times)| Task {
+    let gpu = option::weighted(0.2, 0..2_u8);
+    let parts = (0..6_u8, lane, 0..101_u8, items, length, way, poison, times, gpu);
+    parts.prop_map(|(client, lane, priority, items, length, way, (poison_at, fails_with), times, gpu)| Task {
         client,
         lane,
         priority,
@@ -53,7 +54,7 @@ fn task() -> impl Strategy<Value = Task> {
         poison_at,
         fails_with,
         gpu_gib: 0,
-        gpu: None,
+        gpu,
         deadline_us: times.0,
         slo_ms: times.1,
     })

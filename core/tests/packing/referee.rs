@@ -201,9 +201,9 @@ impl Referee {
     fn keeps_realtime_waiting_for_one_batch(&self, now: Micros, batch: &Running, others: &BTreeMap<BatchId, Running>) {
         let takes_its_place = self.free_slots(Lane::Realtime, batch.device, others) > 0;
         let is_contended = self.machine.slots[0] == 0 || batch.device >= 0 && takes_its_place;
+        let waits = |(id, _): (AttemptId, Micros)| is_contended || self.has_no_other_slot(id, batch.device);
         if self.lane_of(&batch.parts[0]) == Lane::Batch
-            && is_contended
-            && self.longest_waiting(now, Lane::Realtime).is_some()
+            && self.longest_waiting(now, Lane::Realtime, batch.device).is_some_and(waits)
         {
             let owed = self.owed.get(&batch.device).copied().unwrap_or(0);
             assert!(owed > 0, "{} µs of the batch lane begin before realtime rows, and nothing is owed", batch.took);
@@ -220,8 +220,9 @@ impl Referee {
             self.opened.insert(batch.device, now);
         }
 
-        let (lane, is_wanted) = (self.lane_of(&batch.parts[0]), self.waits(Lane::Batch));
-        let (took, least) = (batch.took as i64, if self.waits(Lane::Realtime) { -OWED_MAX } else { 0 });
+        let (lane, is_wanted) = (self.lane_of(&batch.parts[0]), self.waits(Lane::Batch, batch.device));
+        let least = if self.waits(Lane::Realtime, batch.device) { -OWED_MAX } else { 0 };
+        let took = batch.took as i64;
         let owed = self.owed.entry(batch.device).or_default();
         *owed = match lane {
             Lane::Realtime if is_wanted => (*owed + took / REALTIME_PARTS).min(OWED_MAX),
@@ -230,9 +231,29 @@ impl Referee {
         };
     }
 
-    fn waits(&self, lane: Lane) -> bool {
+    fn waits(&self, lane: Lane, device: i16) -> bool {
         let waits = |attempt: &Attempt| attempt.rows.iter().any(|rows| rows.values().any(is_waiting));
-        self.open.values().any(|attempt| attempt.task.lane == lane && waits(attempt))
+        let mut of_lane = self.open.values().filter(|attempt| attempt.task.lane == lane);
+        of_lane.any(|attempt| self.may_run_on(&attempt.task, device) && waits(attempt))
+    }
+
+    /// The devices of the slots that are open to a lane: its own ones, and for realtime rows the lent ones, too.
+    fn devices_of(&self, lane: Lane) -> impl Iterator<Item = i16> {
+        let first = if lane == Lane::Batch { self.machine.slots[0] } else { 0 };
+        (first..self.machine.slots.iter().sum()).map(|slot| self.device_of_slot(slot))
+    }
+
+    /// Whether a task may run there: on the GPU that it was promised, or anywhere if no slot of its lane sits on that.
+    fn may_run_on(&self, task: &Task, device: i16) -> bool {
+        let has = |gpu: i16| self.devices_of(task.lane).any(|other| other == gpu);
+        task.gpu.map(i16::from).is_none_or(|gpu| device == gpu || !has(gpu))
+    }
+
+    /// Whether a realtime task was promised this device, on which only batch slots sit.
+    fn has_no_other_slot(&self, id: AttemptId, device: i16) -> bool {
+        let own = self.machine.slots[0];
+        let is_promised = |attempt: &Attempt| attempt.task.gpu.map(i16::from) == Some(device);
+        self.open.get(&id).is_some_and(is_promised) && (0..own).all(|slot| self.device_of_slot(slot) != device)
     }
 
     pub(crate) fn over(&mut self, now: Micros, batch: &Running, went_well: bool) {
@@ -258,7 +279,7 @@ impl Referee {
             Lane::Realtime => (batch.took as i64 / REALTIME_PARTS, Lane::Batch),
             Lane::Batch => (0, Lane::Realtime),
         };
-        let least = if self.waits(other) { -OWED_MAX } else { 0 };
+        let least = if self.waits(other, batch.device) { -OWED_MAX } else { 0 };
         let owed = self.owed.entry(batch.device).or_default();
         *owed = (*owed + grown).max(least);
         self.killed.extend(batch.parts.iter().map(|part| part.id));
@@ -298,9 +319,8 @@ impl Referee {
 
     /// Checks the laws after each event.
     pub(crate) fn look(&mut self, now: Micros, running: &BTreeMap<BatchId, Running>) {
-        for lane in Lane::ALL {
-            if let Some((id, since)) = self.longest_waiting(now, lane)
-                && let Some(device) = self.idle_device(lane, running)
+        for (lane, device) in Lane::ALL.into_iter().flat_map(|lane| self.idle_devices(lane, running)) {
+            if let Some((id, since)) = self.longest_waiting(now, lane, device)
                 && now > since.max(self.opened_for(id, device)) + WAIT_MAX
             {
                 panic!("{id:?} waits since {since} at {now} and a slot on {device} is free");
@@ -316,9 +336,11 @@ impl Referee {
         if self.ways[&id].len() > 1 { 0 } else { self.opened.get(&device).copied().unwrap_or(0) }
     }
 
-    /// The row of the last stage that waits longest. Earlier stages may wait for later ones, and culprits for each other.
-    fn longest_waiting(&self, now: Micros, lane: Lane) -> Option<(AttemptId, Micros)> {
-        let of_lane = self.open.iter().filter(|(_, attempt)| attempt.task.lane == lane);
+    /// The row of the last stage that waits longest for this device. Earlier stages may wait for later ones, and culprits
+    /// for each other.
+    fn longest_waiting(&self, now: Micros, lane: Lane, device: i16) -> Option<(AttemptId, Micros)> {
+        let may_run = |attempt: &Attempt| attempt.task.lane == lane && self.may_run_on(&attempt.task, device);
+        let of_lane = self.open.iter().filter(|(_, attempt)| may_run(attempt));
         let waits = of_lane.filter_map(|(id, attempt)| {
             if self.since_crash(now, attempt.task.client, *attempt.task.way.last()?).is_some() {
                 return None;
@@ -332,14 +354,15 @@ impl Referee {
         waits.min_by_key(|(_, since)| *since)
     }
 
-    /// A device with room where the lane has a free slot.
-    fn idle_device(&self, lane: Lane, running: &BTreeMap<BatchId, Running>) -> Option<i16> {
+    /// Devices with room where the lane has a free slot.
+    fn idle_devices(&self, lane: Lane, running: &BTreeMap<BatchId, Running>) -> Vec<(Lane, i16)> {
         let has_room = |device: i16| {
             let busy = running.values().filter(|batch| batch.device == device).count();
             device < 0 || busy < usize::from(self.machine.device_width)
         };
-        let mut devices = self.machine.device_map.iter().copied();
-        devices.find(|device| has_room(*device) && self.free_slots(lane, *device, running) > 0)
+        let devices: BTreeSet<i16> = self.machine.device_map.iter().copied().collect();
+        let idle = |device: &i16| has_room(*device) && self.free_slots(lane, *device, running) > 0;
+        devices.into_iter().filter(idle).map(|device| (lane, device)).collect()
     }
 
     /// Checks the rows between two models: at most two full batches, and the outputs of running batches.

@@ -160,9 +160,9 @@ pub(super) async fn check(
 ) -> Result<(Vec<Outputs>, BatchTimes), Failure> {
     let outputs = calls.packed(chunks, &tools.proven).await?;
     let kind = calls.batch.kind;
-    let ran = BatchTimes { run_us: calls.sum_us(), ran_apart: calls.ran_apart, ..BatchTimes::default() };
+    let ran = BatchTimes { run_us: calls.sum_us(), apart_rows: calls.apart_rows, ..BatchTimes::default() };
     // What ran one by one is right, and tells nothing.
-    if ran.ran_apart && groups(chunks).len() == 1 {
+    if ran.apart_rows > 0 && groups(chunks).len() == 1 {
         return Ok((outputs, ran));
     }
     let equal = match kind {

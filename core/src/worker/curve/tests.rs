@@ -357,6 +357,46 @@ fn a_size_that_fails_is_not_tried_again() {
 }
 
 #[test]
+fn a_failure_from_outside_is_blamed_on_no_size_unless_it_comes_again_soon() {
+    let time = |rows| 5000 + 200 * u64::from(rows);
+    let mut cost = probed(8, time);
+    cost.learn(16, time(16));
+    cost.doubted(32);
+    cost.mishap(32);
+    assert_eq!(size(&cost), 32, "somebody ended the runner");
+    (0..1000).for_each(|_| cost.packed_begins());
+    cost.doubted(32);
+    cost.mishap(32);
+    assert_eq!(size(&cost), 32, "that was long ago");
+    cost.doubted(32);
+    cost.mishap(32);
+    assert_eq!(size(&cost), 16, "a batch of that size fails time and again");
+}
+
+#[test]
+fn rows_of_which_the_shell_knows_nothing_any_more_are_probed_again() {
+    let time = |rows| 5000 + 200 * u64::from(rows);
+    let mut cost = probed(8, time);
+    (0..7).for_each(|_| cost.ran_apart());
+    cost.learn(8, time(8));
+    (0..7).for_each(|_| cost.ran_apart());
+    assert!(matches!(cost.plan(Cut::NONE), Plan::Pack { .. }), "now and then a stage makes rows of a new shape");
+    cost.ran_apart();
+    cost.wait_batches = 0;
+    assert!(matches!(cost.plan(Cut::NONE), Plan::Probe { .. }));
+}
+
+#[test]
+fn rows_that_are_right_in_one_slot_and_wrong_in_the_other_are_packed_no_more() {
+    let time = |rows| 5000 + 200 * u64::from(rows);
+    let mut cost = probed(8, time);
+    let checked = |equal| BatchTimes { run_us: time(16), equal: Some(equal), ..BatchTimes::default() };
+    cost.checked(16, &checked(Equality::Same));
+    cost.checked(16, &checked(Equality::Differs));
+    assert_eq!(cost.plan(Cut::NONE), Plan::Single);
+}
+
+#[test]
 fn one_run_shows_that_all_old_figures_were_from_worse_times() {
     let well = |rows: u32| 5000 + 1000 * u64::from(rows);
     let mut cost = probed(8, well);
