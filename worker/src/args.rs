@@ -84,7 +84,8 @@ pub(crate) struct RunArgs {
     /// For people, and for tasks that require or prefer it; may be repeated.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub(crate) labels: Vec<(String, String)>,
-    /// Time between heartbeats.
+    /// Time between heartbeats. With more than two seconds, tasks that no other worker can run may be refused for so
+    /// long after a restart of the broker.
     #[arg(long, default_value = "1s", value_parser = units::duration, value_name = "TIME")]
     pub(crate) heartbeat: Duration,
     /// Batches at the same time, half of them in each lane, an odd one in the batch lane [default: the number of cores].

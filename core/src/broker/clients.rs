@@ -192,7 +192,7 @@ impl Broker {
         if !task.is_placed() || here.is_none() {
             let epoch = self.workers.get(worker).map(|known| known.register.epoch).unwrap_or_default();
             let at = here.unwrap_or(Place { worker, epoch, direction: Direction::ClientDials });
-            self.turned_up(now, AttemptId { task: id, attempt }, at, Some(now + self.config.grant_wait));
+            self.turned_up(now, AttemptId { task: id, attempt }, at, Some(self.named_by(now, worker)));
         } else if self.awaits_dial(id) {
             // The order to dial may have got lost.
             self.say_granted(now, id);
@@ -430,14 +430,13 @@ impl Broker {
                 "workers were lost while they had it, and it is not known yet whether it was the cause",
             );
         }
-        let has_failed_everywhere = (1..=task.doubts.avoid.len()).contains(&self.workers.len());
-        let is_silent = |worker: &Worker| task.doubts.is_silent(worker.id(), worker.seen);
-        if has_failed_everywhere && self.workers.after(None).all(is_silent) {
+        let are_all = |is: &dyn Fn(&Worker) -> bool| self.workers.len() > 0 && self.workers.after(None).all(is);
+        if are_all(&|worker| task.doubts.is_silent(worker.id(), worker.seen)) {
             return Waits::for_now(
                 "the workers that fit were cut off from it or failed it, and have not been heard since",
             );
         }
-        if task.doubts.is_pausing(now) && self.workers.len() <= task.doubts.avoid.len() {
+        if task.doubts.is_pausing(now) && are_all(&|worker| task.doubts.avoid.contains(&worker.id())) {
             return Waits::for_now("the workers that fit failed it a moment ago and get a while to recover");
         }
         reasons::waits_for(task, &self.workers, self.is_settled(now))

@@ -8,7 +8,7 @@ use proto_msgs::{Digest, Lane, TaskId, WorkerId};
 use super::{
     Broker, Config, Policy,
     placement::{self, LOOK_MAX, Verdict, decision::Obstacle, obstacle, predict, scene::Scene},
-    queue::{Cursor, Queue, Walk, line::Order, rank::Rank},
+    queue::{Cursor, Queue, Walk, rank::Rank},
     task::{State, Task},
     workers::{
         Workers,
@@ -75,7 +75,7 @@ impl Broker {
     /// cases.
     pub(super) fn fill(&mut self, now: MonoTime, id: WorkerId) {
         if self.queue.len() == 0 {
-            return;
+            return Lane::ALL.into_iter().for_each(|lane| self.workers.await_slot(id, lane, None));
         }
         let Some(worker) = self.workers.get(id).filter(|worker| worker.is_open()) else { return };
         let is_shared = worker.register.slots[Lane::Realtime.index()] == 0;
@@ -141,7 +141,7 @@ impl Broker {
                     self.workers.await_slot(id, lane, Some(order));
                     return End::Full(after); // The next fill finds it again.
                 }
-                Tried::NeedsPromised => self.claim(now, id, (lane, order), task),
+                Tried::NeedsPromised => self.claim(now, id, lane, task),
                 Tried::Placed | Tried::Passed => {}
             }
             after = walk.at;
@@ -150,13 +150,12 @@ impl Broker {
     }
 
     /// The first task that lacks only what was promised to other tasks claims what those free.
-    fn claim(&mut self, now: MonoTime, at: WorkerId, (lane, order): (Lane, Order), id: TaskId) {
-        let Some(worker) = self.workers.get(at) else { return };
-        let old = worker.claims[lane.index()];
-        if old.is_some_and(|old| old.task != id && old.order < order) {
+    fn claim(&mut self, now: MonoTime, at: WorkerId, lane: Lane, id: TaskId) {
+        let (Some(worker), Some(task)) = (self.workers.get(at), self.tasks.get_mut(id)) else { return };
+        let (old, Some(rank)) = (worker.claims[lane.index()], task.rank) else { return };
+        if old.is_some_and(|old| old.task != id && old.rank.order(now) < rank.order(now)) {
             return;
         }
-        let Some(task) = self.tasks.get_mut(id) else { return };
         let State::Queued { claims_at } = &mut task.state else { return };
         let elsewhere = claims_at.filter(|elsewhere| *elsewhere != at).and_then(|at| self.workers.get(at));
         if elsewhere.is_some_and(|worker| worker.keeps_for(id)) {
@@ -164,7 +163,7 @@ impl Broker {
         }
         *claims_at = Some(at);
         let since = old.filter(|old| old.task == id).map_or(now, |old| old.since);
-        self.workers.claim(at, lane, Claim { task: id, order, since });
+        self.workers.claim(at, lane, Claim { task: id, rank, since });
         self.reschedule(id); // Nothing is kept for a client that falls silent.
     }
 

@@ -13,7 +13,7 @@ use proto_msgs::{
 use super::{
     Broker,
     placement::{Choice, decision::Decision, predict, trials},
-    task::{Last, Place, State},
+    task::{Last, Place, State, Task},
 };
 use crate::{MonoTime, Rule};
 
@@ -84,7 +84,8 @@ impl Broker {
 
     /// Repeats a grant that the client did not hear, or not in time. After a restart the slot has to be found again.
     pub(super) fn grant_again(&mut self, now: MonoTime, id: TaskId) {
-        let until = now + self.config.grant_wait;
+        let Some(place) = self.tasks.get(id).and_then(Task::place) else { return };
+        let (until, named_by) = (now + self.config.grant_wait, self.named_by(now, place.worker));
         let Some(task) = self.tasks.get_mut(id) else { return };
         let attempt_id = task.attempt_id();
         let known = task.place().and_then(|at| self.workers.get(at.worker));
@@ -97,7 +98,7 @@ impl Broker {
                     if !has_room {
                         return self.say_queued(now, id);
                     }
-                    *unnamed_until = Some(until);
+                    *unnamed_until = Some(named_by);
                     let worker = at.worker;
                     self.workers.occupy(now, worker, attempt_id, held);
                 }
@@ -105,6 +106,12 @@ impl Broker {
             State::Storing | State::Queued { .. } | State::Ended(_) => return,
         }
         self.say_granted(now, id);
+    }
+
+    /// When the worker should have named an attempt that its client has taken there: a heartbeat may be lost.
+    pub(super) fn named_by(&self, now: MonoTime, worker: WorkerId) -> MonoTime {
+        let beat_ms = self.workers.get(worker).map_or(0, |worker| worker.register.heartbeat_ms);
+        now + self.config.grant_wait.max(Duration::from_millis(beat_ms.into()) * 2)
     }
 
     pub(super) fn say_granted(&mut self, now: MonoTime, id: TaskId) {

@@ -14,6 +14,7 @@ use super::{
     outcomes,
     placement::predict,
     task::{Last, Place, State, Task},
+    workers::worker::Worker,
 };
 use crate::{MonoTime, Rule};
 
@@ -91,6 +92,9 @@ impl Broker {
                     } else if self.is_superseded(report.id) || self.has_failed(report.id) {
                         stop.push(report.id); // Nobody will fetch its result.
                     }
+                    if self.workers.get(id).is_some_and(|worker| worker.has(report.id)) {
+                        self.workers.release(now, id, report.id); // It takes no slot, whoever still wants its result.
+                    }
                     if self.may_be_forgotten(report.id) {
                         forget.push(report.id);
                     }
@@ -157,9 +161,11 @@ impl Broker {
         // If the worker had missed the client, both have met since: it takes an attempt in anew once it has forgotten it.
         task.track.finished = None;
         if task.track.attempt == id.attempt && task.state == (State::Placed { at, unnamed_until: None }) {
-            let known = self.workers.get(worker).filter(|known| known.occupancy.is_stranger(id));
+            let is_unbooked = |known: &&Worker| !known.has(id) || known.occupancy.is_stranger(id);
+            let known = self.workers.get(worker).filter(is_unbooked);
             if let Some(held) = known.map(|known| predict::held(task, Some(known))) {
-                self.workers.occupy(now, worker, id, held); // From before a restart, and now it is known whose it is.
+                // From before the worker was lost, or this broker began; now it is known whose it is.
+                self.workers.occupy(now, worker, id, held);
             }
             return;
         }

@@ -2,6 +2,7 @@
 
 mod beside;
 mod bounds;
+mod claims;
 mod deadlines;
 mod fair;
 mod faults;

@@ -144,17 +144,19 @@ fn memory_promised(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle
 fn gpu_memory_taken(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacle> {
     let wanted = task.spec.demands.gpu_memory_bytes;
     let too_large = wanted > worker.gpu_memory_bytes(task.lane());
-    if wanted == 0 || too_large || worker.is_loaded_and_idle(task.spec.model.digest) {
+    if wanted == 0 || too_large {
         return None;
     }
-    worker
-        .roomiest_gpu(task.lane(), wanted)
-        .is_none_or(|(_, free_bytes)| wanted > free_bytes)
-        .then_some(Obstacle::GpuMemoryTaken)
+    // A model that is loaded and idle already has its memory, unless that was promised to others meanwhile.
+    let has_room = match worker.is_loaded_and_idle(task.spec.model.digest) {
+        true => worker.unpromised_gpu_bytes(task.lane()) >= wanted,
+        false => worker.roomiest_gpu(task.lane(), wanted).is_some_and(|(_, free_bytes)| free_bytes >= wanted),
+    };
+    (!has_room).then_some(Obstacle::GpuMemoryTaken)
 }
 
 fn claimed(task: &Task, worker: &Worker, at: MonoTime) -> Option<Obstacle> {
-    task.rank.is_some_and(|rank| worker.keeps_from(&rank, at)).then_some(Obstacle::Claimed)
+    task.rank.is_some_and(|rank| worker.keeps_from(task.id(), &rank, at)).then_some(Obstacle::Claimed)
 }
 
 /// Whether the task is promised cores or memory of its own.

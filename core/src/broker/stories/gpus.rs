@@ -1,6 +1,8 @@
 //! Short stories of tasks that are promised memory of a GPU.
 
-use proto_msgs::{Attempt, AttemptId, AttemptReport, AttemptState, ErrorCode, Gpu, GpuLoad, Lane, Standing, Submit};
+use proto_msgs::{
+    Attempt, AttemptId, AttemptReport, AttemptState, Digest, ErrorCode, Gpu, GpuLoad, Lane, Standing, Submit,
+};
 
 use super::{
     mesh,
@@ -152,6 +154,17 @@ fn a_model_that_is_loaded_and_idle_has_the_memory_that_its_next_task_wants() {
     assert_eq!(mesh.submit(0, 1, wants(6)), Some(worker(0)));
     assert_eq!(mesh.grants[0].ticket.body.gpu, Some(1), "the other one is too small, however empty");
     assert!(mesh.submit(1, 1, wants(6)).is_none(), "a second one needs memory of its own");
+}
+
+#[test]
+fn memory_that_was_promised_to_others_is_not_there_for_a_model_that_is_loaded() {
+    let mut mesh = with_gpus(&[16]);
+    mesh.beat(0, |heartbeat| (heartbeat.held, heartbeat.warm) = (vec![MODEL], vec![MODEL]));
+    let of_another_model = |submit: &mut Submit| submit.spec.model.digest = Digest::from_bytes([9; 32]);
+    assert!(mesh.submit(0, 1, |submit| (of_another_model(submit), wants(12)(submit)).0).is_some());
+    assert!(mesh.submit(1, 1, wants(12)).is_none(), "it was loaded for less");
+    mesh.close(mesh.grants[0].id);
+    assert_eq!(mesh.grants[1].id.task, task(1));
 }
 
 #[test]

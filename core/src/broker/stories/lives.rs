@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use proto_msgs::{Attempt, AttemptReport, AttemptState, Direction, ErrorCode, Gpu, Outcome, Purpose, Standing, Submit};
+use proto_msgs::{
+    Attempt, AttemptReport, AttemptState, Direction, ErrorCode, Gpu, Outcome, Purpose, Register, Standing, Submit,
+};
 
 use super::{
     super::{Config, Event},
@@ -96,7 +98,7 @@ fn a_client_that_has_found_its_worker_is_reminded_of_its_deadline_all_the_same()
 #[test]
 fn room_that_was_kept_for_nobody_is_given_away_at_once() {
     let mut mesh = Mesh::exactly(Config { client_silence: DAY, client_quiet: DAY, ..Config::default() });
-    mesh.register(0, [1, 0], |_| {});
+    mesh.register(0, [1, 0], |register| register.heartbeat_ms = 3000);
     mesh.submit(0, 1, |_| {});
     let grant = mesh.grants[0].clone();
     mesh.says(grant.id.task, Standing::Holding { attempt: grant.id.attempt, worker: grant.worker });
@@ -104,6 +106,57 @@ fn room_that_was_kept_for_nobody_is_given_away_at_once() {
     assert_eq!(mesh.grants.len(), 1, "the room is taken");
     mesh.wait(Config::default().grant_wait);
     assert_eq!(mesh.grants[1].id.task, task(1), "its worker has never named it");
+}
+
+#[test]
+fn a_worker_that_seldom_speaks_is_given_time_to_name_what_it_has() {
+    let mut mesh = Mesh::exactly(Config { client_silence: DAY, client_quiet: DAY, ..Config::default() });
+    mesh.register(0, [1, 0], |register| register.heartbeat_ms = 30_000);
+    mesh.submit(0, 1, |_| {});
+    let grant = mesh.grants[0].clone();
+    mesh.says(grant.id.task, Standing::Holding { attempt: grant.id.attempt, worker: grant.worker });
+    mesh.submit(1, 1, |_| {});
+    mesh.wait(Duration::from_secs(59));
+    assert_eq!(mesh.grants.len(), 1, "one heartbeat may be lost");
+    mesh.wait(Duration::from_secs(1));
+    assert_eq!(mesh.grants[1].id.task, task(1), "it would have named it by now");
+}
+
+#[test]
+fn what_a_worker_still_runs_when_it_is_back_takes_the_memory_that_it_was_promised() {
+    let mut mesh = Mesh::new(Config::default());
+    let large = |submit: &mut Submit| submit.spec.demands.memory_bytes = 3 << 30;
+    let short = |register: &mut Register| register.heartbeat_ms = 1000;
+    mesh.register(0, [0, 8], short);
+    mesh.submit(0, 1, large);
+    let grant = mesh.grants[0].clone();
+    mesh.says(grant.id.task, Standing::Holding { attempt: grant.id.attempt, worker: grant.worker });
+    let runs = AttemptReport { id: grant.id, state: AttemptState::Running };
+    mesh.beat(0, |heartbeat| heartbeat.attempts = vec![runs]);
+    mesh.submit(1, 1, large);
+    mesh.wait(Duration::from_secs(10));
+    assert_eq!(mesh.broker.gauges().workers, 0, "it is missed");
+    mesh.register(0, [0, 8], short);
+    assert_eq!(mesh.grants.len(), 1, "four GiB are there, and three of them are taken");
+    mesh.close(grant.id);
+    assert_eq!(mesh.grants[1].id.task, task(1));
+}
+
+#[test]
+fn what_has_ended_takes_no_slot_even_if_nobody_wants_it_and_not_all_is_named() {
+    let mut mesh = Mesh::new(Config::default());
+    mesh.register(0, [1, 0], |_| {});
+    mesh.submit(0, 1, |_| {});
+    let grant = mesh.grants[0].clone();
+    mesh.says(grant.id.task, Standing::Holding { attempt: grant.id.attempt, worker: grant.worker });
+    let named = |state| vec![AttemptReport { id: grant.id, state }];
+    mesh.beat(0, |heartbeat| heartbeat.attempts = named(AttemptState::Running));
+    mesh.cancel(0, 1);
+    mesh.submit(1, 1, |_| {});
+    assert_eq!(mesh.grants.len(), 1, "it is still being stopped");
+    let over = AttemptState::Finished(Outcome::Cancelled);
+    mesh.beat(0, |heartbeat| (heartbeat.names_all, heartbeat.attempts) = (false, named(over)));
+    assert_eq!(mesh.grants.last().map(|grant| grant.id.task), Some(task(1)));
 }
 
 /// A worker full of grants to client 1, which has tasks waiting as well and falls silent. Client 2 speaks on.

@@ -71,7 +71,7 @@ impl Track {
     pub(crate) fn begin(&mut self, last: Last) {
         self.attempt = self.attempt.next().max(self.fence);
         self.last = Some(last);
-        self.finished = None;
+        (self.finished, self.away_since) = (None, None);
     }
 
     /// The client says that this attempt is lost.

@@ -4,10 +4,7 @@
 
 use proto_msgs::{Lane, TaskId};
 
-use crate::{
-    MonoTime,
-    broker::queue::{line::Order, rank::Rank},
-};
+use crate::{MonoTime, broker::queue::rank::Rank};
 
 /// Seconds for which freed resources are kept for a claim: as long as a runner's call may take. Then they are given
 /// away for as long: nothing stands idle for ever for a task that does not get enough.
@@ -17,7 +14,8 @@ const CLAIM_LASTS_S: u64 = 300;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Claim {
     pub(crate) task: TaskId,
-    pub(crate) order: Order,
+    /// Its rank when it last claimed.
+    pub(crate) rank: Rank,
     pub(crate) since: MonoTime,
 }
 
@@ -26,8 +24,9 @@ impl Claim {
         (now.since(self.since).as_secs() / CLAIM_LASTS_S).is_multiple_of(2)
     }
 
-    /// Whether the claim comes before a task of this rank: within a lane by queue order, between lanes by time.
+    /// Whether the claim comes before another task of this rank: within a lane by queue order as it is now, between lanes
+    /// by time.
     pub(super) fn is_before(&self, lane: Lane, rank: &Rank, now: MonoTime) -> bool {
-        if rank.key.lane == lane { self.order < rank.order(now) } else { self.since < rank.came }
+        if rank.key.lane == lane { self.rank.order(now) < rank.order(now) } else { self.since < rank.came }
     }
 }

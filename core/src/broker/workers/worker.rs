@@ -238,10 +238,10 @@ impl Worker {
         self.claims.iter().flatten().any(|claim| claim.task == task)
     }
 
-    /// Whether the worker keeps cores and memory from a task of this rank, for a claim before it.
-    pub(crate) fn keeps_from(&self, rank: &Rank, now: MonoTime) -> bool {
-        let mut claims = Lane::ALL.into_iter().zip(self.claims);
-        claims.any(|(lane, claim)| claim.is_some_and(|claim| claim.holds(now) && claim.is_before(lane, rank, now)))
+    /// Whether the worker keeps cores and memory from this task, for another task's claim before it.
+    pub(crate) fn keeps_from(&self, task: TaskId, rank: &Rank, now: MonoTime) -> bool {
+        let is_before = |lane, claim: Claim| claim.task != task && claim.holds(now) && claim.is_before(lane, rank, now);
+        Lane::ALL.into_iter().zip(self.claims).any(|(lane, claim)| claim.is_some_and(|claim| is_before(lane, claim)))
     }
 
     /// Whether the worker has run some model often enough to know its cost.
@@ -292,6 +292,14 @@ impl Worker {
             (has_room, gpu.bytes >= wanted_bytes, *free_bytes, std::cmp::Reverse(gpu.index))
         });
         best.map(|(gpu, free_bytes)| (gpu.index, free_bytes))
+    }
+
+    /// The most memory of one GPU that is not promised, whoever uses it.
+    pub(crate) fn unpromised_gpu_bytes(&self, lane: Lane) -> u64 {
+        let unpromised = |gpu: &LaneGpu| {
+            u64::try_from(u128::from(gpu.bytes).saturating_sub(self.occupancy.gpu_memory(gpu.index).all_bytes))
+        };
+        self.gpus[lane.index()].iter().filter_map(|gpu| unpromised(gpu).ok()).max().unwrap_or(0)
     }
 
     fn gpu_free_bytes(&self, index: u8, bytes: u64) -> u64 {
