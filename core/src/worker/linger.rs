@@ -6,6 +6,9 @@
 //!     └── they come back within a moment ────────────────────┴──► one batch of 7 instead of one of 3 and one of 4
 //! ```
 //!
+//! Many rows need longer to come back than few: each of them costs somebody some time. Where all of them together need
+//! longer than one common batch saves, the halves stay apart, and each comes back while the other runs.
+//!
 //! And after a pause, how long it waits with the first rows of a burst for the others, if the last bursts had some:
 //!
 //! ```text
@@ -36,6 +39,9 @@ const BURST_PART: u64 = 4;
 /// So many bursts in succession must have had company before one is waited for.
 const BURSTS_SEEN: u32 = 2;
 
+/// Return times are kept for batches of about 1, 2, 4, 8 … 1024 rows; larger ones count as such.
+const SIZES: usize = 11;
+
 /// Rows that came to an idle queue, and those that followed at once.
 #[derive(Debug)]
 struct Burst {
@@ -51,8 +57,8 @@ pub(super) struct Linger {
     ended_rows: u32,
     /// Rows that came since the last batch ended.
     returned_rows: u32,
-    /// Running mean of the time until as many rows are back as left; `None` until seen.
-    return_us: Option<u64>,
+    /// Running means of the time until as many rows are back as left, by the size of the batch; `None` until seen.
+    returns_us: [Option<u64>; SIZES],
     /// Until when to wait, and for how many rows.
     waits: Option<(MonoTime, u32)>,
     /// How long the rest of a burst is waited for, and how many rows fit into a batch: as of the last batch.
@@ -90,9 +96,11 @@ impl Linger {
         let together_us = batch_us(target).saturating_add(batch_us(all - target));
         // The device may stand still for as long as one common batch saves.
         let gain_us = apart_us.saturating_sub(together_us);
-        // Who usually stays away for longer than rows wait for company will not be back in time.
-        let most_us = gain_us.min(WAIT_MAX.as_micros() as u64);
-        if let Some(return_us) = self.return_us.filter(|return_us| *return_us < most_us) {
+        // Who usually stays away for longer than rows wait for company will not be back in time. Once all are one batch,
+        // they come back together, and the device stands still for as long as that takes.
+        let returns = |rows, most_us: u64| self.returns_us(rows).filter(|return_us| *return_us < most_us);
+        let return_us = returns(rows, gain_us.min(WAIT_MAX.as_micros() as u64));
+        if let Some(return_us) = return_us.filter(|_| returns(target, gain_us).is_some()) {
             let wait_us = (return_us * PATIENCE).max(gain_us / GAIN_PART).min(gain_us);
             self.waits = Some((now + Duration::from_micros(wait_us), target));
         }
@@ -127,7 +135,17 @@ impl Linger {
     /// Learns the time until as many rows were back as left, or until the next batch ended without them.
     fn took(&mut self, now: MonoTime) {
         let took_us = now.since_us(self.ended);
-        self.return_us = Some(self.return_us.map_or(took_us, |usual_us| usual_us.midpoint(took_us)));
+        let usual_us = &mut self.returns_us[size(self.ended_rows)];
+        *usual_us = Some(usual_us.map_or(took_us, |usual_us| usual_us.midpoint(took_us)));
+    }
+
+    /// The time that a batch of so many rows takes to come back; `None` if nobody has seen one like it. Twice as many rows
+    /// take twice as long at most: a figure that is too high is not believed for ever.
+    fn returns_us(&self, rows: u32) -> Option<u64> {
+        let at = |size: usize| self.returns_us[size];
+        let (size, half) = (size(rows), size(rows).checked_sub(1));
+        let by_half = half.and_then(at).map(|half_us| half_us.saturating_mul(2));
+        [at(size), by_half].into_iter().flatten().min()
     }
 
     /// Until when to wait with `waiting` rows here; `None`: begin now.
@@ -149,6 +167,12 @@ impl Linger {
     pub(super) fn begins(&mut self) {
         self.waits = None;
     }
+}
+
+/// The place of a batch's size in the table of sizes: that of the nearest one.
+fn size(rows: u32) -> usize {
+    let nearest = rows.saturating_add(rows / 3).max(1).ilog2() as usize;
+    nearest.min(SIZES - 1)
 }
 
 #[cfg(test)]
@@ -184,6 +208,37 @@ mod tests {
         linger.arrived(at(5200), 4, false);
         linger.batch_ended(at(5800), 4, 4, 64, batch_us);
         assert_eq!(linger.until(at(5800), 4), None);
+    }
+
+    #[test]
+    fn halves_that_would_be_slow_together_stay_apart_until_they_are_quick() {
+        let mut linger = Linger::default();
+        let mut ended_us = 0;
+        // Each half is back after so long, while the other runs.
+        let mut halves = |return_us| {
+            linger.batch_ended(at(ended_us), 32, 32, 64, batch_us);
+            let waits = linger.until(at(ended_us), 32).is_some();
+            linger.begins();
+            linger.arrived(at(ended_us + return_us), 32, false);
+            ended_us += 11_400;
+            waits
+        };
+        assert_eq!([4000; 4].map(&mut halves), [false; 4], "64 rows may need 8 ms, and one batch saves 5 ms");
+        assert_eq!([2000; 4].map(&mut halves), [false, false, false, true], "as soon as the mean is below 2.5 ms");
+    }
+
+    #[test]
+    fn who_was_slow_once_as_a_whole_batch_is_tried_again_when_its_halves_are_quick() {
+        let mut linger = Linger::default();
+        linger.batch_ended(at(0), 64, 0, 64, batch_us);
+        linger.arrived(at(9000), 64, false);
+        for half in 1..4 {
+            linger.batch_ended(at(half * 20_000), 32, 32, 64, batch_us);
+            let waits = linger.until(at(half * 20_000), 32).is_some();
+            assert_eq!(waits, half > 1, "half {half}");
+            linger.begins();
+            linger.arrived(at(half * 20_000 + 1500), 32, false);
+        }
     }
 
     #[test]
