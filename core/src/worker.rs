@@ -11,6 +11,7 @@ mod batches;
 mod broker_clock;
 mod census;
 mod clients;
+mod company;
 mod comparing;
 mod costs;
 mod culprits;

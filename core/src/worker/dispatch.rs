@@ -14,11 +14,12 @@
 
 use std::{cmp::Reverse, time::Duration};
 
-use proto_msgs::{AttemptId, Dispatch, Lane};
+use proto_msgs::{Dispatch, Lane};
 
 use super::{
     Worker,
     api::{BatchKind, CHECKED_ROWS, SPOT_ROWS, SlotId},
+    company,
     costs::CostKey,
     curve::{Cost, Plan},
     linger::WAIT_MAX,
@@ -182,12 +183,14 @@ impl Worker {
         let alone = vec![(rank, first.len().min(share).min(singles_within(cut.within_us, cost)).max(1))];
         let (kind, taken, full) = match plan {
             Plan::Single => (BatchKind::Whole, alone, 1),
-            Plan::Probe { size } => (BatchKind::Probe, gather(pieces, size), size),
+            Plan::Probe { size } => (BatchKind::Probe, company::in_turn(pieces, size), size),
             Plan::Pack { size, floor } => {
-                let taken = gather(pieces, share.max(floor).min(size));
-                match cost.together(count(&taken)) {
+                let pieces: Vec<(Rank, &Piece)> = pieces.collect();
+                let there = count(&company::in_turn(pieces.iter().copied(), share.max(floor).min(size)));
+                match cost.together(there) {
                     1 => (BatchKind::Whole, alone, size),
-                    rows => (BatchKind::Packed, first_rows(taken, rows), size),
+                    rows if queue.is_calm() => (BatchKind::Packed, company::whole(pieces.into_iter(), rows), size),
+                    rows => (BatchKind::Packed, company::in_turn(pieces.into_iter(), rows), size),
                 }
             }
         };
@@ -274,32 +277,4 @@ pub(super) fn presses_at(now: MonoTime, queue: &Queue, run_us: u64) -> Option<Mo
 /// The number of rows taken.
 fn count(taken: &[(Rank, u32)]) -> u32 {
     taken.iter().map(|(_, rows)| rows).sum()
-}
-
-/// The first `rows_max` of the rows taken.
-fn first_rows(taken: Vec<(Rank, u32)>, rows_max: u32) -> Vec<(Rank, u32)> {
-    let mut left = rows_max;
-    let cut = taken.into_iter().map(|(rank, rows)| {
-        let rows = rows.min(left);
-        left -= rows;
-        (rank, rows)
-    });
-    cut.filter(|(_, rows)| *rows > 0).collect()
-}
-
-/// Takes up to `rows_max` rows in this order: at most one piece of each attempt, and none that must run alone.
-fn gather<'a>(pieces: impl Iterator<Item = (Rank, &'a Piece)>, rows_max: u32) -> Vec<(Rank, u32)> {
-    let (mut taken, mut ids, mut left) = (Vec::new(), Vec::<AttemptId>::new(), rows_max);
-    for (rank, piece) in pieces {
-        if left == 0 {
-            break;
-        }
-        if piece.company == Company::Any && !ids.contains(&piece.id) {
-            let rows = piece.len().min(left);
-            left -= rows;
-            ids.push(piece.id);
-            taken.push((rank, rows));
-        }
-    }
-    taken
 }

@@ -10,7 +10,7 @@
 //! served. Never knows slots, devices or costs.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::{
     cmp::Reverse,
@@ -203,6 +203,12 @@ impl Queue {
         }
         let slo = |piece: &Piece| piece.slo_until.filter(|until| now + run <= *until);
         self.pieces.values().flat_map(|piece| piece.deadline.into_iter().chain(slo(piece))).min()
+    }
+
+    /// Whether it matters to nobody which of the waiting rows run first, but that all clients have their turns.
+    pub(super) fn is_calm(&self) -> bool {
+        let [first, last] = [self.pieces.keys().next(), self.pieces.keys().next_back()];
+        self.hurried == 0 && first.map(|rank| rank.priority) == last.map(|rank| rank.priority)
     }
 
     fn insert(&mut self, rank: Rank, piece: Piece) {

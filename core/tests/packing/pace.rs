@@ -50,6 +50,30 @@ fn a_closed_loop_gets_nine_tenths_of_the_device() {
 }
 
 #[test]
+fn a_request_of_several_tasks_is_answered_as_a_whole() {
+    // In turn, all eight would be answered after the second batch, and be back at the same time.
+    let model = Model::packs(5 * MS, MS / 5);
+    let mut world = World::new(one_device(), vec![model]);
+    for round in 0..100 {
+        let start = world.now + SECOND;
+        world.submit(start, Task::new(200, Lane::Realtime, 64));
+        for client in [0, 1, 2, 3, 4, 5, 6, 7].repeat(2) {
+            world.submit(start + MS, Task::new(client, Lane::Realtime, 8));
+        }
+        world.run_until(start + SECOND);
+        let first_batch = |task: &usize| world.ends[task].at == start + 2 * model.batch_us(64);
+        let tasks = world.tasks.len() - 16..world.tasks.len();
+        let clients: Vec<u8> = tasks.filter(first_batch).map(|task| world.tasks[task].1.client).collect();
+        // Before that it learns the size, and compares.
+        if round >= 50 && !clients.is_empty() {
+            assert_eq!(clients, [0, 1, 2, 3].repeat(2), "round {round}");
+            return;
+        }
+    }
+    panic!("never a full batch");
+}
+
+#[test]
 fn two_clients_before_one_slot_are_soon_packed() {
     // When the first client has its answer, only the other's item waits: without a short wait packing is never tried.
     let machine = Machine { slots: [0, 1], device_map: vec![-1], device_width: 1 };

@@ -9,7 +9,7 @@ fn limits(cpu_millis: u32) -> Limits {
     Limits::from(&TicketBody { demands, ..mesh_samples::ticket_body(1, 1, 1) })
 }
 
-fn queue(packer: &mut Packer) -> QueueId {
+pub(in crate::worker) fn queue(packer: &mut Packer) -> QueueId {
     let kind = Kind {
         lane: Lane::Realtime,
         way: vec![Digest::from_bytes([1; 32])],
@@ -20,7 +20,7 @@ fn queue(packer: &mut Packer) -> QueueId {
     packer.enter(MonoTime::ZERO, kind)
 }
 
-fn piece(task: u8, client: u8, priority: u8, rows: Range<u32>) -> Piece {
+pub(in crate::worker) fn piece(task: u8, client: u8, priority: u8, rows: Range<u32>) -> Piece {
     Piece {
         id: AttemptId { task: TaskId::from_bytes([task; 16]), attempt: Attempt(1) },
         client: ClientId::from_bytes([client; 16]),
