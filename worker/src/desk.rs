@@ -17,6 +17,7 @@ mod receive;
 
 use std::{
     collections::HashMap,
+    panic::AssertUnwindSafe,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -24,6 +25,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use mesh_core::worker::{Action, BatchId, BatchKind, BatchTimes, Event, LinkId, Part};
 use mesh_transport::{Door, Heard, Inbox, Limits, Outlet, Received, blob::Intake, dial_first};
 use proto_msgs::{AttemptId, ClientId, ErrorCode, Failure, Frame, Outcome, Refuse, RunNote, RunResult, WorkerToClient};
@@ -267,7 +269,11 @@ impl Desk {
             Batch { batch, parts, device, kind, apart, limit, only_loads: only_loads_too, unfinished, comparing };
         let (tools, note) = (self.tools.clone(), self.note.clone());
         let task = async move {
-            let ended = order.run(&tools).await;
+            // A bug in one batch takes neither its slot nor the worker.
+            let ended = AssertUnwindSafe(order.run(&tools)).catch_unwind().await;
+            let bug =
+                |_| Failure::new(ErrorCode::WorkerLost, "a bug of mesh-worker ended the batch: its log says where");
+            let ended = ended.map_err(bug).flatten();
             let _ = note.send(Note::BatchEnded { batch, ended }).await;
         };
         let task = tokio::spawn(task).abort_handle();

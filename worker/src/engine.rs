@@ -22,9 +22,13 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use proto_msgs::{AttemptId, EngineKind, ErrorCode, Failure, ModelFormat};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, oneshot, watch},
+};
+use tracing::warn;
 
-use crate::data::blobs::Pin;
+use crate::{clear::clear, data::blobs::Pin};
 
 pub(crate) use docker::{Docker, DockerSettings};
 pub(crate) use exit::{Cause, Exit, LimitOf, code_of_runner};
@@ -171,7 +175,7 @@ impl Runner {
 pub(crate) struct SocketFolder {
     path: PathBuf,
     /// Closes its channel once all runners have ended and are cleaned up.
-    _alive: mpsc::Sender<()>,
+    alive: mpsc::Sender<()>,
 }
 
 impl SocketFolder {
@@ -185,7 +189,7 @@ impl SocketFolder {
             .and_then(|()| fs::create_dir(&path))
             .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o777)));
         match made {
-            Ok(()) => Ok(Self { path, _alive: alive }),
+            Ok(()) => Ok(Self { path, alive }),
             Err(error) => {
                 Err(Failure::new(ErrorCode::DiskFull, format!("the worker cannot make {}: {error}", path.display())))
             }
@@ -200,6 +204,18 @@ impl SocketFolder {
 
 impl Drop for SocketFolder {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
+        let (path, alive) = (std::mem::take(&mut self.path), self.alive.clone());
+        let remove = move || {
+            if let Err(error) = clear(&path) {
+                let text = "the files of a runner cannot be removed, and take memory: another user may";
+                warn!(path = %path.display(), %error, "{text}");
+            }
+            drop(alive);
+        };
+        // A model may have left any number of files, and transfers shall not wait for that.
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Err(_) => remove(),
+        }
     }
 }

@@ -14,6 +14,7 @@
 
 mod args;
 mod batch;
+mod clear;
 mod config;
 mod control;
 mod data;

@@ -121,8 +121,10 @@ pub(crate) fn run(config: Config) -> Result<(), StartError> {
         proven: Proven::default(),
         machine: to_machine,
     });
+    let desk = Desk::new(tools.clone(), orders, door, found);
+    set_quota(&config, &tools.store);
     start_probe(probe, tools.clone(), config.heartbeat)?;
-    let desk = runtime.spawn(Desk::new(tools.clone(), orders, door, found).work());
+    let desk = runtime.spawn(desk.work());
 
     // The control loop has its own thread, so that nothing delays a heartbeat.
     let control = Builder::new_current_thread().enable_all().build().context("control loop")?;
@@ -270,6 +272,13 @@ fn ready_line(register: &Register) -> String {
     format!("ready: worker {} ({}) at {place}", register.name, register.worker)
 }
 
+/// Limits the blob store. Models of kept tasks are held by then: others make room.
+fn set_quota(config: &Config, store: &BlobStore) {
+    let quota_bytes = config.quota_bytes.unwrap_or_else(|| QUOTA_DEFAULT_BYTES.min(store.disk_bytes() / 2));
+    store.set_quota(quota_bytes);
+    info!(quota = %show_bytes(quota_bytes), models = store.held().len(), "blob store open");
+}
+
 fn stores(
     config: &Config,
     state: &StateDir,
@@ -278,10 +287,7 @@ fn stores(
 ) -> Result<(Arc<Pool>, AllEnded, BlobStore), StartError> {
     let blobs = state.blobs();
     fs::create_dir_all(&blobs).context("blob store")?;
-    let store = BlobStore::open(&blobs, config.quota_bytes.unwrap_or(u64::MAX)).context("blob store")?;
-    let quota_bytes = config.quota_bytes.unwrap_or_else(|| QUOTA_DEFAULT_BYTES.min(store.disk_free_bytes() / 2));
-    let store = store.with_quota(quota_bytes);
-    info!(quota = %show_bytes(quota_bytes), models = store.held().len(), "blob store open");
+    let store = BlobStore::open(&blobs, u64::MAX).context("blob store")?;
 
     let runners = match engine.kind() {
         EngineKind::Docker => state.runners_in_memory(),

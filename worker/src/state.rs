@@ -30,6 +30,8 @@ use proto_msgs::{Epoch, WorkerId};
 use tracing::warn;
 use uuid::Uuid;
 
+use crate::clear::clear;
+
 /// Bits of an epoch below the count of starts: milliseconds until the year 2109, and four million starts above them.
 const EPOCH_TIME_BITS: u32 = 42;
 
@@ -123,7 +125,7 @@ impl StateDir {
     /// A new folder for the sockets of runners that are child processes. What an earlier life has left in memory goes.
     pub(crate) fn runners(&self) -> Result<PathBuf, StateError> {
         if self.is_alone() {
-            let _ = fs::remove_dir_all(self.place_in_memory()); // Usually there is none.
+            let _ = clear(&self.place_in_memory()); // Usually there is none.
         }
         let path = self.root.join("runners");
         make_anew(&path).map_err(|error| io_error(&path, error))?;
@@ -156,7 +158,7 @@ impl StateDir {
 
 /// Makes a folder that only this user can enter. Deletes the one of an earlier life.
 fn make_anew(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
+    match clear(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => fs::DirBuilder::new().mode(0o700).create(path),
     }

@@ -137,14 +137,20 @@ impl BlobStore {
             index: Mutex::new(scan(dir)?),
             next_tmp: AtomicU64::new(0),
         };
-        Ok(Self { shared: Arc::new(shared) }.with_quota(quota_bytes))
+        let store = Self { shared: Arc::new(shared) };
+        store.set_quota(quota_bytes);
+        Ok(store)
     }
 
     /// Sets another quota, and evicts blobs beyond it.
-    pub(crate) fn with_quota(self, quota_bytes: u64) -> Self {
+    pub(crate) fn set_quota(&self, quota_bytes: u64) {
         self.shared.quota_bytes.store(quota_bytes, Ordering::Relaxed);
         let _trash = self.shared.evict_down_to(&mut self.shared.index(), quota_bytes);
-        self
+    }
+
+    /// What the store may at most have of its disk: what it has, and what is free.
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        self.disk_free_bytes().saturating_add(self.shared.index().used_bytes)
     }
 
     /// Digests of the held models, most recently used first, at most as many as a heartbeat reports.

@@ -21,8 +21,8 @@ use std::{
 use mesh_core::worker::Restored;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use proto_msgs::{
-    AttemptId, ClientToWorker, ErrorCode, Frame, Manifest, Open, Outcome, OutputDecl, RunNote, RunResult, Ticket,
-    WorkerToClient,
+    AttemptId, ClientToWorker, DecodeError, ErrorCode, Frame, Manifest, Open, Outcome, OutputDecl, RunNote, RunResult,
+    Ticket, WorkerToClient,
 };
 use tracing::{error, warn};
 
@@ -108,6 +108,20 @@ impl From<io::Error> for Unread {
     fn from(error: io::Error) -> Self {
         // A missing file of an attempt is missing for good.
         if error.kind() == io::ErrorKind::NotFound { Self::Useless(error.to_string()) } else { Self::Perhaps(error) }
+    }
+}
+
+impl From<DecodeError> for Unread {
+    fn from(error: DecodeError) -> Self {
+        match error {
+            // The version that wrote it may be installed again.
+            DecodeError::Version { .. } | DecodeError::Unsupported { .. } | DecodeError::UnknownKind(_) => {
+                Self::Perhaps(io::Error::other(error))
+            }
+            DecodeError::NotOurs | DecodeError::TooLong { .. } | DecodeError::Garbled { .. } => {
+                Self::Useless(error.to_string())
+            }
+        }
     }
 }
 
@@ -316,7 +330,7 @@ fn read_attempt(folder: &Path) -> Result<Found, Unread> {
     let open = match ClientToWorker::from_frame(&Frame::new(head)) {
         Ok(ClientToWorker::Open(open)) => open,
         Ok(other) => return Err(format!("{} where Open should be", other.name()).into()),
-        Err(error) => return Err(error.to_string().into()),
+        Err(error) => return Err(error.into()),
     };
     let manifest = open.manifest.ok_or_else(|| "no manifest".to_owned())?;
     let id = open.ticket.body.attempt_id();
@@ -341,7 +355,7 @@ fn read_result(folder: &Path, head: Vec<u8>) -> Result<KeptResult, Unread> {
     let result = match WorkerToClient::from_frame(&Frame::new(head)) {
         Ok(WorkerToClient::Result(result)) => result,
         Ok(other) => return Err(format!("{} where Result should be", other.name()).into()),
-        Err(error) => return Err(error.to_string().into()),
+        Err(error) => return Err(error.into()),
     };
     let sizes: Vec<u64> = result.outputs.iter().map(|output| output.size_bytes).collect();
     let payloads = files(folder, "output", &sizes)?;

@@ -43,8 +43,10 @@ impl Desk {
         let (intake, receiving) = prepared.start(attempt.order.clone());
         attempt.stage = Stage::Receiving(intake);
         let pushed = attempt.push_all(early);
+        let begun = receiving.begin();
+        // What is complete by now is not named: its last credit is dropped.
         let needs = attempt.needs().unwrap_or_default();
-        let ended = match (pushed, receiving.begin()) {
+        let ended = match (pushed, begun) {
             (Err(failure), _) => {
                 attempt.stop();
                 Some(Err(failure))

@@ -16,7 +16,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use proto_msgs::{
     DType, ErrorCode, Failure,
-    limits::{OUTPUT_BYTES_MAX, RANK_MAX, TENSORS_MAX},
+    limits::{NAME_BYTES_MAX, OUTPUT_BYTES_MAX, RANK_MAX, TENSORS_MAX},
 };
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
@@ -257,6 +257,11 @@ fn check_outputs(outputs: &[OutputJson], total_bytes: u64) -> Result<(), Failure
     }
     let mut sum_bytes = 0_u64;
     for output in outputs {
+        if output.name.len() > NAME_BYTES_MAX {
+            let text =
+                format!("the model names an output with {} bytes, the limit is {NAME_BYTES_MAX}", output.name.len());
+            return Err(Failure::new(ErrorCode::ResultTooLarge, text));
+        }
         let size_bytes = output.parameters.binary_data_size;
         sum_bytes = sum_bytes.saturating_add(size_bytes);
         let elements = output.shape.iter().try_fold(1_u64, |product, dim| product.checked_mul(*dim));

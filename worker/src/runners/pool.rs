@@ -202,6 +202,8 @@ impl Pool {
 
     /// Digests of the loaded models, each once, at most `HELD_MAX`.
     pub(crate) fn warm(&self) -> Vec<Digest> {
+        // One that somebody ended is warm no more.
+        self.idle().retain(Instance::is_alive);
         let mut warm = self.loaded.lock().clone();
         warm.sort_unstable();
         warm.dedup();

@@ -56,7 +56,7 @@ impl Drop for Coming {
 }
 
 impl Instance {
-    fn is_alive(&self) -> bool {
+    pub(super) fn is_alive(&self) -> bool {
         !self.runner.has_exited()
     }
 }
