@@ -187,3 +187,19 @@ fn what_cannot_be_read_just_now_is_left_for_the_next_start() {
     assert_eq!(open(&home).1.len(), 1);
     assert!(keep.root.join("notes.txt").exists());
 }
+
+#[test]
+fn what_another_version_has_kept_is_there_when_that_version_is_back() {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let (keep, _) = open(&home);
+    let input = Payload::Memory(Bytes::from_static(b"input"));
+    keep.save(id(), &ticket(), &manifest(&[b"input"]), vec![input]).expect("saved");
+    let path = keep.folder(id()).join("open");
+    let ours = fs::read(&path).expect("it was saved");
+    let mut theirs = ours.clone();
+    theirs[4..6].copy_from_slice(&999_u16.to_le_bytes());
+    fs::write(&path, &theirs).expect("written");
+    assert!(open(&home).1.is_empty());
+    fs::write(&path, &ours).expect("it is still there");
+    assert_eq!(open(&home).1.len(), 1);
+}
