@@ -323,14 +323,15 @@ fn a_worker_that_was_slow_for_a_while_gets_its_part_of_a_stream_again_and_the_pr
     let warm_up = mesh.stream(C0, packs(ms(6)).items(4), Pace::Closed(8), 400);
     mesh.until("the model is known", s(60), |mesh| mesh.latencies(warm_up).len() == 400);
     mesh.level_links(MS);
-    let stream = mesh.stream_for(C0, job, Pace::Every(ms(10)), s(40));
+    let stream = mesh.stream_for(C0, job, Pace::Every(ms(10)), s(50));
     mesh.run_for(s(6));
     mesh.slow_down(W0, 10_000);
     mesh.run_for(s(12));
     let healed = mesh.now;
     mesh.slow_down(W0, 1000);
-    mesh.run_for(s(22));
-    let afterwards = mesh.share_at(W0, stream, healed + 15_000 * MS..mesh.now);
+    mesh.run_for(s(32));
+    // It is tried after 10 s, which is too early, and then after 20 s.
+    let afterwards = mesh.share_at(W0, stream, healed + 22_000 * MS..mesh.now);
     assert!(afterwards > 250, "{afterwards} of 1000 at the worker that is well again");
     mesh.end_well();
 }
