@@ -102,6 +102,11 @@ pub(crate) struct Wishes {
 pub(crate) enum ImageError {
     #[error("is not a readable picture: {0}")]
     Decode(#[from] image::ImageError),
+    #[error(
+        "is a picture of {width}x{height} pixels, which take more than {} MiB: make it smaller, or give a .npy or raw file",
+        DECODED_BYTES_MAX >> 20
+    )]
+    TooManyPixels { width: u32, height: u32 },
     #[error("is a JPEG that ends before its picture does: is it still being written?")]
     CutOff,
     #[error(
@@ -207,8 +212,11 @@ fn decode(bytes: &[u8]) -> Result<DynamicImage, ImageError> {
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(image::ImageError::IoError)?;
     let mut limits = image::Limits::default();
     limits.max_alloc = Some(DECODED_BYTES_MAX);
-    reader.limits(limits);
+    reader.limits(limits.clone());
     let mut decoder = reader.into_decoder()?;
+    // A decoder counts what it takes for itself, not the picture.
+    let (width, height) = decoder.dimensions();
+    limits.reserve(decoder.total_bytes()).map_err(|_| ImageError::TooManyPixels { width, height })?;
     let orientation = decoder.orientation()?;
     let mut picture = DynamicImage::from_decoder(decoder)?;
     picture.apply_orientation(orientation);
@@ -405,6 +413,29 @@ mod tests {
         let wishes = Wishes { resize: Resize::Pad, ..Wishes::default() };
         let padded = read_as(&picture, &spec(DType::U8, &[3, 3, 1]), &wishes).unwrap();
         assert_eq!(padded.data[..], [0, 0, 0, 10, 20, 30, 0, 0, 0]);
+    }
+
+    /// The checksum of a PNG file's chunk.
+    fn crc(chunk: &[u8]) -> u32 {
+        let bit = |crc: u32| if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 };
+        !chunk.iter().fold(!0_u32, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| bit(crc)))
+    }
+
+    #[test]
+    fn a_file_that_claims_a_huge_picture_is_refused_before_any_memory_is_taken() {
+        let mut file = png(1, 1, &[0; 3]);
+        // The first chunk from its name on: width, height, depth, and grey for a colour.
+        for side in [16..20, 20..24] {
+            file[side].copy_from_slice(&60_000_u32.to_be_bytes());
+        }
+        file[25] = 0;
+        let checksum = crc(&file[12..29]);
+        file[29..33].copy_from_slice(&checksum.to_be_bytes());
+        let error = read_as(&file, &spec(DType::U8, &[1, 1, 1, 3]), &Wishes::default()).unwrap_err().to_string();
+        assert!(
+            error.starts_with("is a picture of 60000x60000 pixels, which take more than 512 MiB: make it"),
+            "{error}"
+        );
     }
 
     #[test]
