@@ -85,6 +85,8 @@ pub(crate) struct Window {
     pub(crate) length_ms: f64,
     pub(crate) done: u64,
     pub(crate) failed: u64,
+    /// Those of them that never left: they are no sign of the mesh.
+    not_sent: u64,
     pub(crate) requests_per_s: Option<f64>,
     pub(crate) p50_ms: Option<f64>,
     pub(crate) p99_ms: Option<f64>,
@@ -243,6 +245,7 @@ impl Measurement {
             length_ms: tally.length_ms(),
             done: tally.done(),
             failed: tally.failed(),
+            not_sent: tally.not_sent(),
             requests_per_s: tally.requests_per_s(),
             p50_ms: tally.latencies.quantile_ms(0.5),
             p99_ms: tally.latencies.quantile_ms(0.99),
@@ -298,7 +301,7 @@ impl Measured {
     /// The time since which nothing was answered, in ms from the level's beginning, if requests were under way for more
     /// than twice as long as the slowest answer took.
     pub(crate) fn silent_since_ms(&self) -> Option<f64> {
-        let silent = self.windows.iter().rev().take_while(|window| window.done + window.failed == 0);
+        let silent = self.windows.iter().rev().take_while(|window| window.done + window.failed == window.not_sent);
         let (since_ms, silence_ms) = silent.fold((0.0, 0.0), |(_, sum_ms), w| (w.start_ms, sum_ms + w.length_ms));
         let slowest_ms = self.tally.latencies.max_ms().unwrap_or(0.0);
         (self.tally.outlasting > 0 && silence_ms > 2.0 * slowest_ms).then_some(since_ms)
@@ -377,6 +380,20 @@ mod tests {
         let unanswered = Sample { end: super::super::sample::End::Unanswered, ..answered(1100, 0) };
         let measured = measurement.finish(4 * SECOND_US, false, &[unanswered]);
         assert_eq!((measured.silent_since_ms(), measured.tally.outlasting), (Some(1000.0), 1));
+    }
+
+    #[test]
+    fn requests_that_never_left_are_no_sign_of_life() {
+        use super::super::sample::{End, NOT_SENT};
+        let rules = Rules { until: Until::Stable { windows_max: 4 }, ..rules() };
+        let mut measurement = Measurement::new(rules);
+        measurement.add(&answered(0, 10));
+        for second in 1..=4 {
+            let _ = measurement.end_window(second * SECOND_US);
+            measurement.add(&Sample { end: End::Failed(NOT_SENT), sent_us: None, ..answered(second * 1000, 0) });
+        }
+        let unanswered = Sample { end: End::Unanswered, ..answered(1100, 0) };
+        assert_eq!(measurement.finish(4 * SECOND_US, false, &[unanswered]).silent_since_ms(), Some(1000.0));
     }
 
     #[test]
