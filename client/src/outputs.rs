@@ -34,7 +34,7 @@ impl Outputs {
     /// The outputs of one item, with the shapes they would have if it had run alone. Nothing is copied.
     ///
     /// # Errors
-    /// If there is no such item, or an output cannot be divided among the items.
+    /// If there is no such item, or an output is not as long as its shape says.
     pub fn item(&self, index: u32) -> io::Result<Vec<Output>> {
         if index >= self.items {
             let text = format!("there is no item {index}: the task has {}", self.items);
@@ -166,14 +166,19 @@ impl Output {
     /// The part of one item.
     fn item(&self, index: u32) -> io::Result<Self> {
         let (items, shape) = (self.items, self.item_shape.clone());
-        if items == 1 {
-            return Ok(self.clone());
-        }
         let undivided = || {
-            let text =
-                format!("output '{}' of shape {:?} cannot be divided among {items} items", self.name, self.shape);
+            let bytes = self.size_bytes();
+            let told = format!("output '{}' of shape {:?} has {bytes} bytes", self.name, self.shape);
+            let text = match items {
+                1 => format!("{told}, not as many as its shape says: let another worker run the model"),
+                _ => format!("{told}, which cannot be divided among {items} items"),
+            };
             io::Error::new(io::ErrorKind::InvalidData, text)
         };
+        // The length of strings is not in their shape.
+        if items == 1 && self.dtype.size_bytes().is_none() {
+            return Ok(self.clone());
+        }
         let elements = shape.iter().try_fold(1_u64, |product, dimension| product.checked_mul(*dimension));
         let elements = elements.ok_or_else(undivided)?;
         let range = if let Some(element_bytes) = self.dtype.size_bytes() {
@@ -261,6 +266,9 @@ mod tests {
     fn outputs_of_another_length_than_their_shapes_are_not_divided() {
         let error = outputs(DType::U8, &[2], 2, &[0; 3]).item(0).unwrap_err().to_string();
         assert!(error.contains("cannot be divided among 2 items"), "{error}");
+        let error = outputs(DType::U8, &[2], 1, &[0; 3]).item(0).unwrap_err().to_string();
+        assert!(error.starts_with("output 'y' of shape [2] has 3 bytes, not as many as its shape says"), "{error}");
+        assert!(outputs(DType::Bytes, &[2], 1, &[0; 3]).item(0).is_ok(), "strings have any length");
     }
 
     #[test]
