@@ -33,7 +33,7 @@ use std::{
 };
 
 use mesh_sdk::{Mesh, Task, new_job};
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinSet};
 
 use self::{
     drive::{Drive, Seen},
@@ -69,15 +69,20 @@ pub(crate) async fn bench(global: &Global, flags: &Bench) -> Result<u8, Failed> 
     let drive = begun.inspect_err(|_| progress.finish())?;
     let report = sweep(&drive, flags, plan, &progress, &mut stop).await;
     progress.finish();
-    for mesh in &drive.meshes {
-        mesh.clone().close().await;
-    }
     let unwritten = write_files(&flags.files, &report);
     // The figures are of an hour's work: a full disk does not lose them.
     let printed = if global.json { print_json(&report.to_json()) } else { print(&report.to_text(global.columns())) };
     unwritten.iter().for_each(|failed| say(&format!("mesh-client: {}\n", failed.text)));
+    // Last, since it takes its time if the broker is away: a stopped program may have to end before it is over.
+    close(&drive.meshes).await;
     printed?;
     Ok(unwritten.iter().fold(report.exit(), |exit, failed| exit::first(exit, failed.exit)))
+}
+
+/// Closes all connections at once.
+async fn close(meshes: &[Mesh]) {
+    let closing: JoinSet<()> = meshes.iter().map(|mesh| mesh.clone().close()).collect();
+    closing.join_all().await;
 }
 
 /// Writes the files that are wanted. Returns why some are missing.
