@@ -109,8 +109,13 @@ fn replace(path: &Path, content: &str) -> io::Result<()> {
     replaced.or_else(|error| {
         let _ = fs::remove_file(&new);
         // A file may be open to us in a folder that is not.
-        if error.kind() == io::ErrorKind::StorageFull { Err(error) } else { fs::write(&path, content) }
+        if is_full(&error) { Err(error) } else { fs::write(&path, content) }
     })
+}
+
+/// Whether there was no room: a second try would only empty the file that is there.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Refuses a file that the bench reads: its results would take the place of a model or an input.
@@ -269,5 +274,12 @@ mod tests {
         assert_eq!(fs::read_to_string(&csv).unwrap(), "an hour's work");
         try_to_write(&dir.path().join("tuesday.csv")).unwrap();
         assert!(try_to_write(&dir.path().join("nowhere/monday.csv")).is_err());
+    }
+
+    #[test]
+    fn a_full_disk_and_a_spent_quota_are_the_same_to_an_earlier_file() {
+        use nix::errno::Errno;
+        let is_full = |errno: Errno| is_full(&io::Error::from_raw_os_error(errno as i32));
+        assert_eq!([Errno::ENOSPC, Errno::EDQUOT, Errno::EACCES].map(is_full), [true, true, false]);
     }
 }
