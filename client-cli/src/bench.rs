@@ -28,7 +28,7 @@ mod verdict;
 use std::{
     fs::{self, File},
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -57,12 +57,14 @@ use crate::{
 pub(crate) async fn bench(global: &Global, flags: &Bench) -> Result<u8, Failed> {
     let mut plan = flags.plan()?;
     let mut stop = stop_signal(global.timeout);
-    let payloads = read_inputs(flags, &mut stop).await?;
-    for file in [&flags.files.csv, &flags.files.plot].into_iter().flatten() {
+    let (payloads, read) = read_inputs(flags, &mut stop).await?;
+    let written: Vec<&Path> =
+        [&flags.files.csv, &flags.files.plot].into_iter().flatten().map(PathBuf::as_path).collect();
+    for file in &written {
         // An unwritable file is found before an hour of measuring, not after it.
         try_to_write(file).map_err(|error| output_failed(exit::USAGE, file, &error))?;
-        spare_what_is_read(file, flags)?;
     }
+    spare_what_is_read(&written, &read)?;
     // One line of progress for any number of requests.
     let progress = Progress::new(1, global.quiet, global.json);
     let begun = begin(global, flags, &mut plan, payloads, &progress, &mut stop).await;
@@ -118,14 +120,20 @@ fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Refuses a file that the bench reads: its results would take the place of a model or an input.
-fn spare_what_is_read(file: &Path, flags: &Bench) -> Result<(), Failed> {
-    let is_it = |read: &Path| fs::canonicalize(read).ok().is_some_and(|read| fs::canonicalize(file).ok() == Some(read));
-    let later = flags.request.then.iter().map(|then| then.path.as_path());
-    let mut read = later.chain([flags.model.as_path()]).chain(flags.inputs.iter().map(Path::new));
-    if read.any(is_it) {
-        let text = format!("{} is a model or an input: name another file", file.display());
-        return Err(Failed::new(exit::USAGE, "USAGE", text));
+/// Refuses files that the bench reads, however they are spelt: its results would take the place of a model or an input.
+/// Also refuses one file for two results. Pipes and terminals may serve for both.
+fn spare_what_is_read(written: &[&Path], read: &[PathBuf]) -> Result<(), Failed> {
+    let real = |path: &Path| fs::canonicalize(path).ok().filter(|path| path.is_file());
+    let mut taken: Vec<PathBuf> = read.iter().filter_map(|path| real(path)).collect();
+    let read_files = taken.len();
+    for file in written {
+        let Some(path) = real(file) else { continue };
+        if let Some(place) = taken.iter().position(|taken| *taken == path) {
+            let what =
+                if place < read_files { "is a model, an input or a schedule" } else { "is to hold other results, too" };
+            return Err(Failed::new(exit::USAGE, "USAGE", format!("{} {what}: name another file", file.display())));
+        }
+        taken.push(path);
     }
     Ok(())
 }
@@ -139,18 +147,25 @@ fn output_failed(exit: u8, path: &Path, error: &io::Error) -> Failed {
     Failed::new(exit, "OUTPUT", format!("cannot write {}: {error}", path.display()))
 }
 
-/// The items of the requests. All files are read before connecting, so that an error costs no connection.
-async fn read_inputs(flags: &Bench, stop: &mut watch::Receiver<Option<Stop>>) -> Result<Payloads, Failed> {
+/// The items of the requests, and all files that the bench reads. They are read before connecting, so that an error
+/// costs no connection.
+async fn read_inputs(
+    flags: &Bench,
+    stop: &mut watch::Receiver<Option<Stop>>,
+) -> Result<(Payloads, Vec<PathBuf>), Failed> {
     let bad = |error: &dyn std::fmt::Display| Failed::new(exit::BAD_INPUT, "BAD_INPUT", error);
     let signature = stages::read_signature(&flags.model)?;
     let items = items::items(&flags.inputs, signature.as_ref()).map_err(|error| bad(&error))?;
+    let models = flags.request.then.iter().map(|then| &then.path).chain([&flags.model]);
+    let inputs = items.iter().flat_map(|item| &item.files).map(|(_, path)| path);
+    let read = models.chain(inputs).chain(flags.schedule()).cloned().collect();
     let (wishes, model) = (flags.forms.wishes(), signature.clone());
     let load = move || items.iter().map(|item| inputs::load(item, model.as_ref(), &wishes)).collect::<Result<_, _>>();
     let payloads = Payloads::new(stop::blocking(stop, load).await?.map_err(|error| bad(&error))?);
     // Items that cannot be joined are reported here, apart from the mesh's errors.
     payloads.of(0, flags.request.items).map_err(|error| bad(&error))?;
     stages::check(&flags.model, signature.as_ref(), &stages::read(&flags.request.then)?)?;
-    Ok(payloads)
+    Ok((payloads, read))
 }
 
 /// Connects all clients, and lets each send one request.
@@ -274,6 +289,24 @@ mod tests {
         assert_eq!(fs::read_to_string(&csv).unwrap(), "an hour's work");
         try_to_write(&dir.path().join("tuesday.csv")).unwrap();
         assert!(try_to_write(&dir.path().join("nowhere/monday.csv")).is_err());
+    }
+
+    #[test]
+    fn results_take_the_place_of_nothing_that_is_read_nor_of_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("more")).unwrap();
+        ["times.txt", "a.csv", "b.csv"].iter().for_each(|name| fs::write(at(name), "").unwrap());
+        let refused = |written: &[&str], read: &[&str]| {
+            let written: Vec<PathBuf> = written.iter().map(|name| at(name)).collect();
+            let written: Vec<&Path> = written.iter().map(PathBuf::as_path).collect();
+            let read: Vec<PathBuf> = read.iter().map(|name| at(name)).collect();
+            spare_what_is_read(&written, &read).err().map(|failed| failed.text).unwrap_or_default()
+        };
+        assert!(refused(&["more/../times.txt"], &["times.txt"]).contains("is a model, an input or a schedule: name"));
+        assert!(refused(&["a.csv", "./more/../a.csv"], &[]).contains("is to hold other results, too: name"));
+        assert_eq!(refused(&["a.csv", "b.csv"], &["times.txt", "gone.txt"]), "");
+        assert_eq!(refused(&["/dev/null", "/dev/null"], &["/dev/null"]), "", "nothing is lost there");
     }
 
     #[test]

@@ -256,6 +256,11 @@ impl Bench {
         Ok(Plan { sweep: self.sweep(), rules, slo, distribution, seed, outstanding_max, replay })
     }
 
+    /// The file of `--schedule`.
+    pub(crate) fn schedule(&self) -> Option<&PathBuf> {
+        self.load.schedule.as_ref()
+    }
+
     fn sweep(&self) -> Sweep {
         let LoadFlags { concurrency, rate, schedule, find_max_rate } = &self.load;
         match (concurrency, rate, schedule, find_max_rate) {
