@@ -157,7 +157,7 @@ impl Report {
             "overdue": tally.overdue,
             "outlasting": tally.outlasting,
             "silent_since_ms": measured.silent_since_ms(),
-            "clients": { "items": tally.client_items, "jain": tally.fairness() },
+            "clients": { "items": tally.client_items, "jain": tally.fairness(level.load) },
             "workers": tally.workers.iter().map(worker).collect::<Vec<_>>(),
             "skew": tally.skew(),
             "windows": measured.windows.iter().map(|window| self.window_json(window)).collect::<Vec<_>>(),
@@ -228,7 +228,7 @@ impl Report {
             let open = [tally.unanswered, tally.overdue, tally.outlasting];
             let counts = [tally.late, tally.failed(), tally.not_sent(), tally.delayed].into_iter().chain(open);
             cells.extend(counts.map(|count| count.to_string()));
-            cells.extend([figure(tally.fairness()), figure(tally.skew())]);
+            cells.extend([figure(tally.fairness(level.load)), figure(tally.skew())]);
             text.push_str(&cells.join(","));
             text.push('\n');
         }

@@ -21,6 +21,19 @@ pub(crate) enum Load {
     Replay,
 }
 
+impl Load {
+    /// Requests that this one of the clients has under way in a closed loop, which gives them out in turn; 1 for loads
+    /// that know no such number.
+    pub(crate) fn slots(self, client: usize, clients: usize) -> f64 {
+        match self {
+            Self::Closed { concurrency } => {
+                (concurrency as usize).saturating_sub(client).div_ceil(clients).max(1) as f64
+            }
+            Self::Open { .. } | Self::Replay => 1.0,
+        }
+    }
+}
+
 /// The load as people read it.
 impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

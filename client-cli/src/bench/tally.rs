@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 
 use super::{
     sample::{End, NOT_SENT, Parts, Sample, WorkerNo},
+    sweep::Load,
     verdict::{Promise, share},
 };
 
@@ -253,11 +254,14 @@ impl Tally {
         Some(parts.map(|(name, us)| (name, us / self.done() as f64 / 1e3)))
     }
 
-    /// Jain's index of the clients' items: 1 if all had as many, 1/N if one had all. `None` for one client or no items.
-    pub(crate) fn fairness(&self) -> Option<f64> {
-        let items = || self.client_items.iter().map(|items| *items as f64);
-        let (sum, squares) = (items().sum::<f64>(), items().map(|items| items * items).sum::<f64>());
-        (self.client_items.len() > 1 && squares > 0.0).then(|| sum * sum / (self.client_items.len() as f64 * squares))
+    /// Jain's index of the clients' items per request that they may have under way: 1 if all had as many, 1/N if one
+    /// had all. `None` for one client or no items.
+    pub(crate) fn fairness(&self, load: Load) -> Option<f64> {
+        let clients = self.client_items.len();
+        let shares =
+            || self.client_items.iter().enumerate().map(|(client, items)| *items as f64 / load.slots(client, clients));
+        let (sum, squares) = (shares().sum::<f64>(), shares().map(|share| share * share).sum::<f64>());
+        (clients > 1 && squares > 0.0).then(|| sum * sum / (clients as f64 * squares))
     }
 
     /// Answers of the busiest worker by those of the idlest that answered. `None` for fewer than two workers.
@@ -322,7 +326,7 @@ pub(crate) mod tests {
             (tally.latencies.quantile_ms(0.5), tally.latencies.mean_ms(), tally.latencies.max_ms()),
             (None, None, None)
         );
-        assert_eq!((tally.requests_per_s(), tally.violation(), tally.fairness()), (None, None, None));
+        assert_eq!((tally.requests_per_s(), tally.violation(), tally.fairness(Load::Replay)), (None, None, None));
         assert_eq!((tally.skew(), tally.parts_ms()), (None, None));
     }
 
@@ -372,8 +376,18 @@ pub(crate) mod tests {
             tally.add(&by_worker(u32::from(client), Sample { client: ClientNo(client), items: 8, ..answered(0, 5) }));
         }
         assert_eq!(tally.client_items, [24, 8]);
-        assert_eq!(tally.fairness(), Some(0.8), "32² / (2 · (24² + 8²))");
+        assert_eq!(tally.fairness(Load::Replay), Some(0.8), "32² / (2 · (24² + 8²))");
         assert_eq!(tally.skew(), Some(3.0));
+    }
+
+    #[test]
+    fn a_client_with_more_requests_under_way_is_due_more_items() {
+        let mut tally = Tally::new(2, None);
+        for client in [0, 1, 0] {
+            tally.add(&Sample { client: ClientNo(client), ..answered(0, 5) });
+        }
+        let index = [2, 3, 4].map(|concurrency| tally.fairness(Load::Closed { concurrency }).unwrap());
+        assert_eq!(index, [0.9, 1.0, 0.9], "of three at a time the first client has two");
     }
 
     #[test]

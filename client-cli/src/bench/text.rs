@@ -144,7 +144,9 @@ impl Report {
         let answered = tally.workers.len();
         about.extend(tally.skew().map(|skew| format!("busiest of {answered} workers over idlest {skew:.2}")));
         let clients = tally.client_items.len();
-        about.extend(tally.fairness().map(|index| format!("fairness between {clients} clients (Jain) {index:.4}")));
+        about.extend(
+            tally.fairness(level.load).map(|index| format!("fairness between {clients} clients (Jain) {index:.4}")),
+        );
         let mut lines = Vec::new();
         if !about.is_empty() {
             lines.push(about.join("; "));
