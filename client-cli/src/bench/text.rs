@@ -218,23 +218,20 @@ impl Report {
             percent(Some(promise.violation_max)),
             ms(Some(promise.latency_us as f64 / 1e3))
         );
+        let open = |rate| Load::Open { rate };
         let is_of = |rate: f64| move |level: &&Level| level.load == Load::Open { rate };
         let found = search.found().and_then(|rate| self.levels.iter().rev().find(is_of(rate)));
         let is_unstable = found.is_some_and(|level| level.measured.settled == Settled::Unstable);
         let unsure = if is_unstable { " (its windows do not agree)" } else { "" };
         Some(match (search.found(), search.broken()) {
             (Some(held), Some(broken)) => {
-                format!(
-                    "highest rate with {what}: {}/s{unsure}; {}/s is too much",
-                    rate(Some(held)),
-                    rate(Some(broken))
-                )
+                format!("highest rate with {what}: {}{unsure}; {} is too much", open(held), open(broken))
             }
             (Some(held), None) => {
-                format!("highest rate tried, with {what}: {}/s{unsure}; no higher one broke it", rate(Some(held)))
+                format!("highest rate tried, with {what}: {}{unsure}; no higher one broke it", open(held))
             }
             (None, Some(broken)) => {
-                format!("no rate was found with {what}: {}/s is too much already", rate(Some(broken)))
+                format!("no rate was found with {what}: {} is too much already", open(broken))
             }
             (None, None) => format!("nothing can be said of a rate with {what}: no request was answered"),
         })
@@ -294,8 +291,13 @@ pub(crate) fn percent(part: Option<f64>) -> String {
     }
 }
 
-pub(crate) fn rate(rate: Option<f64>) -> String {
-    rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"))
+/// A rate with one decimal, or with three digits that count if that is more: a slow model's is not nothing.
+fn rate(rate: Option<f64>) -> String {
+    match rate {
+        Some(rate) if rate > 0.0 => format!("{rate:.*}", (2.0 - rate.log10().floor()).clamp(1.0, 9.0) as usize),
+        Some(rate) => format!("{rate:.1}"),
+        None => "-".to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -303,8 +305,10 @@ mod tests {
     use super::{
         super::{
             measurement::{Rules, Warmup},
+            range::SearchRange,
             report::tests::*,
             sample::{End, Sample},
+            search::Search,
             tally::tests::answered,
         },
         *,
@@ -396,6 +400,21 @@ mod tests {
         let text = report(vec![level], promise()).to_text(Columns::All);
         assert!(text.contains("100/s: at 2.0 s traffic moved from pi-3 (61% -> 2%) to pi-4 (39% -> 98%)"), "{text}");
         assert!(text.contains("LOAD    FROM    WORKER   REQUESTS   P99     VIOLATION"), "{text}");
+    }
+
+    #[test]
+    fn a_slow_rate_is_not_nothing_either() {
+        let told = [None, Some(0.0), Some(0.012_34), Some(0.5), Some(2.0 / 3.0), Some(9.25), Some(1234.56)].map(rate);
+        assert_eq!(told, ["-", "0.0", "0.0123", "0.500", "0.667", "9.25", "1234.6"]);
+    }
+
+    #[test]
+    fn a_found_rate_is_told_as_its_level_is() {
+        let mut search = Search::new(SearchRange { start: 0.25, bound: 1.0, resolution: 0.125 });
+        [(0.25, Verdict::Held), (0.375, Verdict::Broken)].into_iter().for_each(|(rate, is)| search.judged(rate, is));
+        let level = level(Load::Open { rate: 0.25 }, 10, promise());
+        let text = Report { search: Some(search), ..report(vec![level], promise()) }.to_text(Columns::All);
+        assert!(text.contains("50 ms: 0.25/s; 0.375/s is too much") && text.contains("\n0.25/s "), "{text}");
     }
 
     #[test]
