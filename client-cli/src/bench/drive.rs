@@ -101,7 +101,7 @@ pub(crate) enum Seen<'a> {
         measurement: &'a Measurement,
         /// Requests under way.
         outstanding: usize,
-        /// Elapsed part of the current window, 0 to 1.
+        /// Elapsed part of the current window or warm-up, from 0.
         part: f64,
     },
     /// A window has ended.
@@ -354,9 +354,8 @@ impl Level {
     }
 
     fn show(&self, see: &mut impl FnMut(Seen<'_>)) {
-        let left_us = self.measurement.ends_us().saturating_sub(self.now_us());
-        let part = 1.0 - left_us as f64 / self.rules.window_us.max(1) as f64;
-        see(Seen::Progress { measurement: &self.measurement, outstanding: self.running.len(), part: part.max(0.0) });
+        let part = self.measurement.part(self.now_us());
+        see(Seen::Progress { measurement: &self.measurement, outstanding: self.running.len(), part });
     }
 
     /// Ends the level: sends nothing more. Requests under way may end, but count as unanswered.

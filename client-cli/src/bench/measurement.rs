@@ -152,11 +152,19 @@ impl Measurement {
 
     /// The time at which the window or the warm-up has to end.
     pub(crate) fn ends_us(&self) -> u64 {
-        let length_us = match (self.phase, self.rules.warmup) {
+        self.window_start_us.saturating_add(self.length_us())
+    }
+
+    /// The elapsed part of the window or the warm-up, from 0.
+    pub(crate) fn part(&self, now_us: u64) -> f64 {
+        now_us.saturating_sub(self.window_start_us) as f64 / self.length_us().max(1) as f64
+    }
+
+    fn length_us(&self) -> u64 {
+        match (self.phase, self.rules.warmup) {
             (Phase::Warming { .. }, Warmup::For(us)) => us,
             _ => self.rules.window_us,
-        };
-        self.window_start_us.saturating_add(length_us)
+        }
     }
 
     pub(crate) fn is_warming(&self) -> bool {
@@ -402,6 +410,14 @@ mod tests {
         let (measured, _) = measure(rules, &[(5, 900), (100, 20), (100, 20), (100, 20)]);
         assert_eq!((measured.settled, measured.tally.done()), (Settled::Stable, 300));
         assert_eq!(measured.windows[0].start_ms, 3000.0);
+    }
+
+    #[test]
+    fn progress_is_a_part_of_the_warm_up_as_of_a_window() {
+        let mut measurement = Measurement::new(Rules { warmup: Warmup::For(30 * SECOND_US), ..rules() });
+        assert_eq!([0, 15, 30].map(|second| measurement.part(second * SECOND_US)), [0.0, 0.5, 1.0]);
+        let _ = measurement.end_window(30 * SECOND_US);
+        assert_eq!(measurement.part(30 * SECOND_US + SECOND_US / 4), 0.25);
     }
 
     #[test]
