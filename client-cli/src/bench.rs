@@ -257,7 +257,7 @@ async fn sweep(
         left_out,
         search: sweep.found().cloned(),
         workers: notes.workers.clone(),
-        failures: notes.failures.values().cloned().collect(),
+        failures: notes.failures.clone(),
         stopped,
     }
 }

@@ -77,8 +77,8 @@ pub(crate) struct Notes {
     numbers: BTreeMap<WorkerId, WorkerNo>,
     /// Names of the workers by number.
     pub(crate) workers: Vec<String>,
-    /// The first failure of each error code.
-    pub(crate) failures: BTreeMap<&'static str, Failed>,
+    /// The first failure of each error code, in the order in which they came.
+    pub(crate) failures: Vec<Failed>,
 }
 
 impl Notes {
@@ -90,6 +90,15 @@ impl Notes {
             self.workers.push(if is_taken { format!("{name} {id}") } else { name });
             next
         })
+    }
+
+    /// Returns the failure's code.
+    fn failure(&mut self, failed: Failed) -> &'static str {
+        let code = failed.code;
+        if self.failures.iter().all(|known| known.code != code) {
+            self.failures.push(failed);
+        }
+        code
     }
 }
 
@@ -175,7 +184,7 @@ impl Drive {
         let sent_us = Some(now_us());
         let mut handle = match begun {
             Ok(handle) => handle,
-            Err(failed) => return sample(sent_us, End::Failed(self.note_failure(failed))),
+            Err(failed) => return sample(sent_us, End::Failed(self.notes().failure(failed))),
         };
         let ended = tokio::select! {
             ended = handle.wait() => Some(ended),
@@ -203,14 +212,8 @@ impl Drive {
                 };
                 End::Done { worker: worker.map(|(id, name)| self.notes().worker(id, name)), parts }
             }
-            Err(error) => End::Failed(self.note_failure(Failed::of_task(&error))),
+            Err(error) => End::Failed(self.notes().failure(Failed::of_task(&error))),
         }
-    }
-
-    fn note_failure(&self, failed: Failed) -> &'static str {
-        let code = failed.code;
-        self.notes().failures.entry(code).or_insert(failed);
-        code
     }
 
     /// Due times of this load's requests; `None` in a closed loop.
@@ -440,6 +443,16 @@ mod tests {
         }
         assert!(gaps[0].iter().all(|gap_us| *gap_us == 1000), "{gaps:?}");
         assert!(gaps[1].iter().any(|gap_us| gap_us.abs_diff(1000) > 500), "{gaps:?}");
+    }
+
+    #[test]
+    fn the_first_failure_is_the_one_that_came_first() {
+        let mut notes = Notes::default();
+        for (code, text) in [("RUN_FAILED", "once"), ("BUSY", "full"), ("RUN_FAILED", "again")] {
+            assert_eq!(notes.failure(Failed::new(exit::INTERNAL, code, text)), code);
+        }
+        let kept: Vec<&str> = notes.failures.iter().map(|failed| failed.text.as_str()).collect();
+        assert_eq!(kept, ["once", "full"]);
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub(crate) struct Report {
     pub(crate) search: Option<Search>,
     /// Names of the workers by number.
     pub(crate) workers: Vec<String>,
-    /// The first failure of each code.
+    /// The first failure of each code, in the order in which they came.
     pub(crate) failures: Vec<Failed>,
     pub(crate) stopped: Option<Stop>,
 }
