@@ -12,18 +12,28 @@ const TURNS_MAX: u64 = 16;
 /// Most joins kept in all, for schedules with varying numbers of items.
 const KEPT_MAX: usize = 256;
 
+/// Bytes of kept joins after which no more are kept.
+const KEPT_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
 /// The inputs of requests.
 #[derive(Debug)]
 pub(crate) struct Payloads {
     items: Vec<Vec<Input>>,
-    /// Joined inputs, by first item and number of items.
-    joined: Mutex<BTreeMap<(usize, u32), Vec<Input>>>,
+    kept: Mutex<Kept>,
+    kept_bytes_max: u64,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// Joined inputs, by number of items and first item.
+    joined: BTreeMap<(u32, usize), Vec<Input>>,
+    bytes: u64,
 }
 
 impl Payloads {
     /// Takes the inputs of each item, at least one.
     pub(crate) fn new(items: Vec<Vec<Input>>) -> Self {
-        Self { items, joined: Mutex::default() }
+        Self { items, kept: Mutex::default(), kept_bytes_max: KEPT_BYTES_MAX }
     }
 
     /// The inputs of the request with this number.
@@ -35,20 +45,37 @@ impl Payloads {
         if items == 1 {
             return Ok(self.items[first].clone());
         }
-        let mut joined = self.joined.lock();
-        if let Some(inputs) = joined.get(&(first, items)) {
-            return Ok(inputs.clone());
+        if let Some(inputs) = self.kept(first, items) {
+            return Ok(inputs);
         }
+        // Without the lock: joining may take long, and two that join the same lose no more than the time.
+        let inputs = self.join(first, items)?;
+        let mut kept = self.kept.lock();
+        if !self.is_full(&kept) && !kept.joined.contains_key(&(items, first)) {
+            kept.bytes += inputs.iter().filter_map(|input| input.size_bytes().ok()).sum::<u64>();
+            kept.joined.insert((items, first), inputs.clone());
+        }
+        Ok(inputs)
+    }
+
+    /// The kept join of these items, or another one of as many if no more can be kept: a join for each request under
+    /// way would take far more memory.
+    fn kept(&self, first: usize, items: u32) -> Option<Vec<Input>> {
+        let kept = self.kept.lock();
+        let another = || kept.joined.range((items, 0)..=(items, usize::MAX)).next().filter(|_| self.is_full(&kept));
+        kept.joined.get(&(items, first)).or_else(|| another().map(|(_, inputs)| inputs)).cloned()
+    }
+
+    fn is_full(&self, kept: &Kept) -> bool {
+        kept.joined.len() >= KEPT_MAX || kept.bytes >= self.kept_bytes_max
+    }
+
+    fn join(&self, first: usize, items: u32) -> Result<Vec<Input>, SubmitError> {
         let sets: Vec<&[Input]> =
             (first..first + items as usize).map(|item| &self.items[item % self.items.len()][..]).collect();
         // Each input of the model by its position; items of one model have the same number of inputs.
         let places = sets.iter().map(|set| set.len()).min().unwrap_or(0);
-        let inputs = (0..places).map(|place| Input::join(sets.iter().map(|set| set[place].clone()).collect()));
-        let inputs: Vec<Input> = inputs.collect::<Result<_, SubmitError>>()?;
-        if joined.len() < KEPT_MAX {
-            joined.insert((first, items), inputs.clone());
-        }
-        Ok(inputs)
+        (0..places).map(|place| Input::join(sets.iter().map(|set| set[place].clone()).collect())).collect()
     }
 
     /// The index of the request's first item.
@@ -85,7 +112,20 @@ mod tests {
         let inputs = payloads.of(0, 4).unwrap();
         assert_eq!(inputs.iter().map(Input::to_string).collect::<Vec<_>>(), ["UINT8 [4, 2]"]);
         assert_eq!(payloads.of(3, 4).unwrap()[0].to_string(), "UINT8 [4, 2]");
-        assert_eq!(payloads.joined.lock().len(), 1, "request 3 begins with item 0, too");
+        assert_eq!(payloads.kept.lock().joined.len(), 1, "request 3 begins with item 0, too");
+    }
+
+    #[test]
+    fn large_requests_share_what_is_kept_instead_of_taking_more_memory_each() {
+        // Two items are four bytes: after the second join there is no more room.
+        let payloads = Payloads { kept_bytes_max: 8, ..payloads(16) };
+        for number in 0..8 {
+            assert_eq!(payloads.of(number, 2).unwrap()[0].to_string(), "UINT8 [2, 2]");
+        }
+        assert_eq!(payloads.kept.lock().bytes, 8);
+        assert!((0..8).all(|number| payloads.kept(payloads.first(number, 2), 2).is_some()));
+        assert_eq!(payloads.of(1, 4).unwrap()[0].to_string(), "UINT8 [4, 2]", "of another length none is kept");
+        assert_eq!(payloads.kept.lock().joined.len(), 2);
     }
 
     #[test]
