@@ -5,14 +5,24 @@
 
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
-/// Removes a folder with all that is in it, however deep. Nobody may change it meanwhile.
+use nix::unistd::geteuid;
+
+/// Removes a folder of this user with all that is in it, however deep. Nobody else may change it meanwhile. If a link is
+/// there instead, only that goes.
 ///
 /// A folder's own folders are moved to the top before it is removed: no path gets long, and nothing recurses.
 pub(crate) fn clear(top: &Path) -> io::Result<()> {
+    let found = top.symlink_metadata()?;
+    if !found.is_dir() {
+        return fs::remove_file(top);
+    }
+    if found.uid() != geteuid().as_raw() {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user"));
+    }
     let (mut folders, mut names) = (Vec::new(), 0_u64);
     empty(top, &mut |folder| {
         folders.push(folder);
@@ -93,6 +103,10 @@ mod tests {
         }
         clear(&top).expect("removed");
         assert!(!top.exists());
+        // Somebody has put a link in its place.
+        std::os::unix::fs::symlink(&spared, &top).expect("linked");
+        clear(&top).expect("removed");
+        assert!(top.symlink_metadata().is_err());
         assert_eq!(fs::read_to_string(spared.join("file")).expect("it is there"), "here");
     }
 }

@@ -176,6 +176,7 @@ pub(crate) struct SocketFolder {
     path: PathBuf,
     /// Closes its channel once all runners have ended and are cleaned up.
     alive: mpsc::Sender<()>,
+    runtime: Option<Handle>,
 }
 
 impl SocketFolder {
@@ -189,7 +190,7 @@ impl SocketFolder {
             .and_then(|()| fs::create_dir(&path))
             .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o777)));
         match made {
-            Ok(()) => Ok(Self { path, alive }),
+            Ok(()) => Ok(Self { path, alive, runtime: Handle::try_current().ok() }),
             Err(error) => {
                 Err(Failure::new(ErrorCode::DiskFull, format!("the worker cannot make {}: {error}", path.display())))
             }
@@ -213,9 +214,9 @@ impl Drop for SocketFolder {
             drop(alive);
         };
         // A model may have left any number of files, and transfers shall not wait for that.
-        match Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
-            Err(_) => remove(),
+        match &self.runtime {
+            Some(runtime) => drop(runtime.spawn_blocking(remove)),
+            None => remove(),
         }
     }
 }

@@ -390,7 +390,7 @@ impl Worker {
             && let Some(cost) = self.costs.get_mut(&trial.cost)
         {
             match trial.is_mishap {
-                true => cost.mishap(trial.rows),
+                true => cost.mishap(trial.rows, (batch.0, self.batches.made)),
                 false => cost.too_large(trial.rows),
             }
         }

@@ -30,6 +30,7 @@ use super::{
     cut::Cut,
 };
 use crate::MonoTime;
+use failures::Excused;
 use point::{JUDGED_AFTER, Point};
 use reviews::Reviews;
 
@@ -112,8 +113,7 @@ pub(super) struct Cost {
     packed_batches: u32,
     /// Size limit after a larger batch failed, while it is unknown whether the size was to blame.
     doubted_max: Option<u32>,
-    /// Packed batches at the last failure for which nothing was blamed.
-    mishap_at: Option<u32>,
+    excused: Option<Excused>,
     /// Packed batches in a row whose rows ran one by one all the same.
     apart: u32,
     load_us: u64,
@@ -140,7 +140,7 @@ impl Cost {
             proven_rows: 0,
             packed_batches: 0,
             doubted_max: None,
-            mishap_at: None,
+            excused: None,
             apart: 0,
             load_us: 0,
             ran_until: None,
@@ -249,6 +249,10 @@ impl Cost {
     /// Takes in the result of a probe; `None` if the probe failed.
     pub(super) fn probe_ended(&mut self, rows: u32, times: Option<&BatchTimes>) {
         self.is_probing = false;
+        // Another batch has shown it meanwhile.
+        if self.proof == Proof::Differs {
+            return;
+        }
         self.proof = match times.and_then(|times| times.equal) {
             Some(Equality::Same) => Proof::Same,
             Some(Equality::Differs) => Proof::Differs,

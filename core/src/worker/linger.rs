@@ -134,9 +134,13 @@ impl Linger {
 
     /// Learns the time until as many rows were back as left, or until the next batch ended without them.
     fn took(&mut self, now: MonoTime) {
-        let took_us = now.since_us(self.ended);
-        let usual_us = &mut self.returns_us[size(self.ended_rows)];
-        *usual_us = Some(usual_us.map_or(took_us, |usual_us| usual_us.midpoint(took_us)));
+        let (took_us, size) = (now.since_us(self.ended), size(self.ended_rows));
+        let mean = |usual_us: u64, took_us: u64| usual_us.midpoint(took_us);
+        self.returns_us[size] = Some(self.returns_us[size].map_or(took_us, |usual_us| mean(usual_us, took_us)));
+        // Half as many rows take half as long at least: a figure that is too low is not believed for ever either.
+        if let Some(half_us) = size.checked_sub(1).and_then(|half| self.returns_us[half].as_mut()) {
+            *half_us = (*half_us).max(mean(*half_us, took_us / 2));
+        }
     }
 
     /// The time that a batch of so many rows takes to come back; `None` if nobody has seen one like it. Twice as many rows

@@ -229,7 +229,9 @@ impl Queue {
     /// Takes up to `rows` rows of a piece. The rest keeps its turn, behind what other clients are due.
     pub(super) fn take(&mut self, rank: Rank, rows: u32) -> Option<Piece> {
         let mut piece = self.remove(rank)?;
-        self.virtual_rows = self.virtual_rows.max(rank.start_rows);
+        // Who comes later is not put behind those whose turn this was, if another's has been taken first.
+        let waiting = self.pieces.keys().map(|other| other.start_rows).min().unwrap_or(u64::MAX);
+        self.virtual_rows = self.virtual_rows.max(rank.start_rows.min(waiting));
         if rows < piece.len() {
             let middle = piece.rows.start + rows;
             let rest = Piece { rows: middle..piece.rows.end, ..piece.clone() };

@@ -62,13 +62,10 @@ impl Sample {
     async fn judge(&self, failure: &Failure, was_answered: bool) -> Equality {
         let inputs = self.items.iter().flat_map(|item| &item.inputs).flatten().cloned().collect();
         match failure.code {
-            // Nor does it say anything that the runner was ended from outside, or found no memory or disk now.
-            ErrorCode::RunTimeout
-            | ErrorCode::EngineUnavailable
-            | ErrorCode::WorkerLost
-            | ErrorCode::RunOutOfMemory
-            | ErrorCode::WorkerOutgrown
-            | ErrorCode::DiskFull => Equality::Inconclusive,
+            // Nor does it say anything that the runner was ended from outside, or that the disk is full now.
+            ErrorCode::RunTimeout | ErrorCode::EngineUnavailable | ErrorCode::WorkerLost | ErrorCode::DiskFull => {
+                Equality::Inconclusive
+            }
             // Its outputs could not be cut into items.
             ErrorCode::RunProtocol if was_answered => Equality::Differs,
             // A runner that did not get all of its inputs fails in any way.

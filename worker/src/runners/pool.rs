@@ -202,8 +202,9 @@ impl Pool {
 
     /// Digests of the loaded models, each once, at most `HELD_MAX`.
     pub(crate) fn warm(&self) -> Vec<Digest> {
-        // One that somebody ended is warm no more.
-        self.idle().retain(Instance::is_alive);
+        // One that somebody ended is warm no more. Its files are removed when nobody waits for the others.
+        let dead: Vec<Instance> = self.idle().extract_if(.., |instance| !instance.is_alive()).collect();
+        drop(dead);
         let mut warm = self.loaded.lock().clone();
         warm.sort_unstable();
         warm.dedup();

@@ -149,7 +149,7 @@ fn gpu_memory_taken(task: &Task, worker: &Worker, _: MonoTime) -> Option<Obstacl
     }
     // A model that is loaded and idle already has its memory, unless that was promised to others meanwhile.
     let has_room = match worker.is_loaded_and_idle(task.spec.model.digest) {
-        true => worker.unpromised_gpu_bytes(task.lane()) >= wanted,
+        true => worker.unpromised_gpu_bytes(task.lane(), wanted) >= wanted,
         false => worker.roomiest_gpu(task.lane(), wanted).is_some_and(|(_, free_bytes)| free_bytes >= wanted),
     };
     (!has_room).then_some(Obstacle::GpuMemoryTaken)

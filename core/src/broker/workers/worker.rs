@@ -294,12 +294,13 @@ impl Worker {
         best.map(|(gpu, free_bytes)| (gpu.index, free_bytes))
     }
 
-    /// The most memory of one GPU that is not promised, whoever uses it.
-    pub(crate) fn unpromised_gpu_bytes(&self, lane: Lane) -> u64 {
-        let unpromised = |gpu: &LaneGpu| {
-            u64::try_from(u128::from(gpu.bytes).saturating_sub(self.occupancy.gpu_memory(gpu.index).all_bytes))
-        };
-        self.gpus[lane.index()].iter().filter_map(|gpu| unpromised(gpu).ok()).max().unwrap_or(0)
+    /// Memory of the GPU that a task would be promised, without what others were promised there, whoever uses it.
+    pub(crate) fn unpromised_gpu_bytes(&self, lane: Lane, wanted_bytes: u64) -> u64 {
+        let index = self.roomiest_gpu(lane, wanted_bytes).map(|(index, _)| index);
+        let gpu = self.gpus[lane.index()].iter().find(|gpu| Some(gpu.index) == index);
+        let unpromised =
+            gpu.map(|gpu| u128::from(gpu.bytes).saturating_sub(self.occupancy.gpu_memory(gpu.index).all_bytes));
+        unpromised.map_or(0, |bytes| u64::try_from(bytes).unwrap_or(u64::MAX))
     }
 
     fn gpu_free_bytes(&self, index: u8, bytes: u64) -> u64 {

@@ -11,6 +11,15 @@ const MISHAP_EVERY: u32 = 1000;
 /// So many packed batches in a row run one by one before the model is probed again.
 const APART_MAX: u32 = 8;
 
+/// A failure from outside for which nothing was blamed.
+#[derive(Debug)]
+pub(super) struct Excused {
+    /// The number of the last batch of the worker by then.
+    made: u64,
+    /// Packed batches of the model by then.
+    packed_batches: u32,
+}
+
 impl Cost {
     /// A packed batch of `rows` failed: until the cause is known, the limit is half as many.
     pub(in crate::worker) fn doubted(&mut self, rows: u32) {
@@ -28,12 +37,16 @@ impl Cost {
         self.limit_to(rows / 2);
     }
 
-    /// A batch of `rows` failed for a reason outside of it, and each row runs alone. Blamed is its size only if that comes
-    /// again soon: a kernel that is short of memory ends runners from outside, too.
-    pub(in crate::worker) fn mishap(&mut self, rows: u32) {
-        let is_rare = |at: u32| self.packed_batches.checked_sub(at).is_none_or(|since| since >= MISHAP_EVERY);
-        if self.mishap_at.is_none_or(is_rare) {
-            self.mishap_at = Some(self.packed_batches);
+    /// A batch of `rows` failed for a reason outside of it, and each row runs alone. Its size is blamed only if that comes
+    /// again soon: a kernel that is short of memory ends runners from outside, too. `at`: the batch's number; `made`: that
+    /// of the last one. Those that ran at the same time failed for the same reason.
+    pub(in crate::worker) fn mishap(&mut self, rows: u32, (at, made): (u64, u64)) {
+        let is_excused = |excused: &Excused| {
+            at <= excused.made || self.packed_batches.saturating_sub(excused.packed_batches) >= MISHAP_EVERY
+        };
+        if self.excused.as_ref().is_none_or(is_excused) {
+            let made = self.excused.as_ref().filter(|excused| at <= excused.made).map_or(made, |excused| excused.made);
+            self.excused = Some(Excused { made, packed_batches: self.packed_batches });
             self.cleared();
         } else {
             self.too_large(rows);
@@ -44,7 +57,7 @@ impl Cost {
     /// that goes on, a probe is due.
     pub(in crate::worker) fn ran_apart(&mut self) {
         self.apart += 1;
-        if self.apart >= APART_MAX {
+        if self.apart >= APART_MAX && self.proof == Proof::Same {
             (self.apart, self.proof) = (0, Proof::Unknown);
             self.try_later();
         }

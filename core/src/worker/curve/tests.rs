@@ -361,15 +361,15 @@ fn a_failure_from_outside_is_blamed_on_no_size_unless_it_comes_again_soon() {
     let time = |rows| 5000 + 200 * u64::from(rows);
     let mut cost = probed(8, time);
     cost.learn(16, time(16));
-    cost.doubted(32);
-    cost.mishap(32);
+    cost.mishap(32, (10, 12));
     assert_eq!(size(&cost), 32, "somebody ended the runner");
+    cost.mishap(3, (12, 20));
+    assert_eq!(size(&cost), 32, "and another one at the same time");
     (0..1000).for_each(|_| cost.packed_begins());
-    cost.doubted(32);
-    cost.mishap(32);
+    cost.mishap(32, (1013, 1013));
     assert_eq!(size(&cost), 32, "that was long ago");
     cost.doubted(32);
-    cost.mishap(32);
+    cost.mishap(32, (1014, 1014));
     assert_eq!(size(&cost), 16, "a batch of that size fails time and again");
 }
 

@@ -149,3 +149,19 @@ fn clients_that_come_and_go_are_forgotten_though_somebody_always_waits() {
     let remembered = packer.get(id).expect("it was made").ends.len();
     assert!(remembered <= CLIENTS_MAX, "{remembered}");
 }
+
+#[test]
+fn who_comes_new_waits_for_one_piece_of_each_client_also_if_one_has_had_all_of_his() {
+    let mut packer = Packer::default();
+    let id = queue(&mut packer);
+    for (task, client) in (0..).zip([1, 2, 3].repeat(3)) {
+        packer.push(MonoTime::ZERO, id, piece(task, client, 50, 0..2));
+    }
+    let queue = packer.get_mut(id).expect("it was made");
+    let of_the_first = |(_, piece): &(Rank, &Piece)| piece.client == ClientId::from_bytes([1; 16]);
+    let its: Vec<Rank> = queue.in_order(false).filter(of_the_first).map(|(rank, _)| rank).collect();
+    assert_eq!(its.into_iter().filter_map(|rank| queue.take(rank, 2)).count(), 3);
+    packer.push(MonoTime::ZERO, id, piece(100, 4, 50, 0..2));
+    let order: Vec<u8> = take_all(&mut packer, id, 2).into_iter().map(|(task, _)| task).collect();
+    assert_eq!(order, [1, 2, 100, 4, 5, 7, 8]);
+}
