@@ -117,6 +117,10 @@ impl Schedule {
     /// Runs the chosen experiments and shows a report of each.
     pub(crate) fn run(&self, quick: bool, mut show: impl FnMut(&Report) -> Result<()>) -> Result<()> {
         let all = if self.experiments.is_empty() { Experiment::value_variants() } else { &self.experiments };
+        if all.contains(&Experiment::Models) {
+            // Before the hours of the others.
+            models::are_fetched()?;
+        }
         all.iter().try_for_each(|experiment| {
             let report = experiment.run(Plan { quick, sizes: &self.sizes })?;
             show(&report.called_with(self.sizes.arguments()))

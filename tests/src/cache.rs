@@ -21,9 +21,17 @@ fn root() -> PathBuf {
 /// # Panics
 /// If it was not fetched; the message names the command that does.
 pub fn cached(path: &str) -> PathBuf {
+    find(path).unwrap_or_else(|missing| panic!("{missing}"))
+}
+
+/// A file of the cache, or a text that says which one is missing and what fetches it.
+///
+/// # Errors
+/// If it was not fetched.
+pub fn find(path: &str) -> Result<PathBuf, String> {
     let file = root().join(path);
-    assert!(file.exists(), "{} is missing: run ./test, or runner/reference/fetch-models", file.display());
-    file
+    let missing = || format!("{} is missing: run ./test, or runner/reference/fetch-models", file.display());
+    if file.exists() { Ok(file) } else { Err(missing()) }
 }
 
 /// A cached model by its file name.

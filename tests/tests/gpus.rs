@@ -132,7 +132,8 @@ fn a_library_that_fails_half_way_costs_gpus_and_no_worker() {
     let gpus = Gpus::new();
     gpus.show(&[Shown { faults: "h", ..LARGE }, SMALL]);
     let (mesh, _worker) = works_and_says(&gpus, "a GPU does not answer");
-    assert_eq!(seen(&mesh)[0]["name"], "Small");
+    let gpus = seen(&mesh);
+    assert_eq!([&gpus[0]["memory_bytes"], &gpus[1]["name"]], [&json!(0), &json!("Small")], "each keeps its number");
 
     // An old driver lacks the call for memory: nothing can be promised.
     let gpus = Gpus::without_memory_call();

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use mesh_sdk::{DType, Mesh, Model};
 use mesh_tests::cache;
 use serde_json::{Value, json};
@@ -80,6 +80,17 @@ fn text(kind: u32) -> Vec<u8> {
 /// An input of 128 × 128 × 3 FP32 values between 0 and 1.
 fn picture(kind: u32) -> Vec<u8> {
     (0..128 * 128 * 3_u32).flat_map(|at| (((at * (kind + 5)) % 251) as f32 / 251.0).to_le_bytes()).collect()
+}
+
+/// Whether the models are in the cache.
+///
+/// # Errors
+/// Naming the first one that is not there, and the command that fetches it.
+pub(super) fn are_fetched() -> Result<()> {
+    for subject in SUBJECTS {
+        cache::find(&format!("models/{}", subject.file)).map_err(Error::msg)?;
+    }
+    Ok(())
 }
 
 pub(super) async fn run(plan: Plan<'_>) -> Result<Report> {

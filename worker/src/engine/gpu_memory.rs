@@ -78,7 +78,7 @@ fn used_bytes(pid: u32) -> Option<Option<u64>> {
     Some(used.reduce(u64::saturating_add))
 }
 
-/// Memory of one GPU that the process uses; `None` if the driver does not tell.
+/// Memory of one GPU that the process uses; `None` if the driver does not tell. Blocks while the driver does not answer.
 pub(crate) fn used_on(gpu: u32, pid: u32) -> Option<u64> {
     let processes = library()?.device_by_index(gpu).and_then(|device| device.running_compute_processes()).ok()?;
     let used = processes.into_iter().filter(|process| process.pid == pid).filter_map(|process| {
@@ -89,9 +89,12 @@ pub(crate) fn used_on(gpu: u32, pid: u32) -> Option<u64> {
 }
 
 /// Memory of one GPU that nobody uses; `None` if the driver does not tell.
-pub(crate) fn free_bytes(gpu: u32) -> Option<u64> {
-    let memory = library()?.device_by_index(gpu).and_then(|device| device.memory_info()).ok()?;
-    Some(memory.total.saturating_sub(memory.used))
+pub(crate) async fn free_bytes(gpu: u32) -> Option<u64> {
+    let look = move || {
+        let memory = library()?.device_by_index(gpu).and_then(|device| device.memory_info()).ok()?;
+        Some(memory.total.saturating_sub(memory.used))
+    };
+    spawn_blocking(look).await.ok().flatten()
 }
 
 fn library() -> Option<&'static Nvml> {

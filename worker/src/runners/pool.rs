@@ -240,7 +240,7 @@ impl Pool {
         loading: impl AsyncFnOnce(),
     ) -> Result<Taken<'_>, Failure> {
         let mut key = self.key(wanted);
-        key.apart = key.apart && (self.has_idle(key) || self.has_memory_for(key, wanted));
+        key.apart = key.apart && (self.has_idle(key) || self.has_memory_for(key, wanted).await);
         let (instance, load) = match self.take_idle_or_wait(key) {
             Ok(instance) => (instance, Duration::ZERO),
             Err(waits) => {

@@ -1,5 +1,7 @@
 //! The memory that runners take: which idle ones end for a new one. Owns the estimates. Never starts a runner.
 
+use std::future::ready;
+
 use proto_msgs::GpuLoad;
 use tokio::time::timeout;
 use tracing::debug;
@@ -11,33 +13,38 @@ impl Pool {
     /// Ends idle runners until the machine, and the GPU that the new runner computes on, have the memory that it
     /// probably needs.
     pub(super) async fn make_room(&self, key: Key, wanted: &Wanted) {
-        self.end_idle_until(wanted.needs_bytes(wanted.demands.memory_bytes), available_memory_bytes, |_| true).await;
+        let need_bytes = wanted.needs_bytes(wanted.demands.memory_bytes);
+        self.end_idle_until(need_bytes, || ready(available_memory_bytes()), |_| true).await;
         if let Device::Gpu(gpu) = key.device {
-            let (need_bytes, free_bytes) =
-                (wanted.needs_bytes(key.gpu_memory_bytes), || gpu_memory::free_bytes(gpu.into()));
+            let need_bytes = wanted.needs_bytes(key.gpu_memory_bytes);
+            let free_bytes = || gpu_memory::free_bytes(gpu.into());
             self.end_idle_until(need_bytes, free_bytes, |idle| idle.device == key.device).await;
         }
     }
 
     /// Whether the machine and the GPU have the memory for one more runner while all others live on.
-    pub(super) fn has_memory_for(&self, key: Key, wanted: &Wanted) -> bool {
+    pub(super) async fn has_memory_for(&self, key: Key, wanted: &Wanted) -> bool {
         let suffices = |available: Option<u64>, asked_bytes| {
             available.is_none_or(|bytes| bytes >= wanted.needs_bytes(asked_bytes))
         };
-        let on_gpu = |gpu: u16| suffices(gpu_memory::free_bytes(gpu.into()), key.gpu_memory_bytes);
-        suffices(available_memory_bytes(), wanted.demands.memory_bytes)
-            && !matches!(key.device, Device::Gpu(gpu) if !on_gpu(gpu))
+        if !suffices(available_memory_bytes(), wanted.demands.memory_bytes) {
+            return false;
+        }
+        match key.device {
+            Device::Gpu(gpu) => suffices(gpu_memory::free_bytes(gpu.into()).await, key.gpu_memory_bytes),
+            Device::Cpu | Device::AnyGpu => true,
+        }
     }
 
     /// Ends idle runners of which it `helps`, longest unused first, until as much memory is available as is needed.
     /// Waits for each end before the next look: only then is its memory free.
-    pub(super) async fn end_idle_until(
+    pub(super) async fn end_idle_until<Available: Future<Output = Option<u64>>>(
         &self,
         need_bytes: u64,
-        available_bytes: impl Fn() -> Option<u64>,
+        available_bytes: impl Fn() -> Available,
         helps: impl Fn(&Key) -> bool,
     ) {
-        while available_bytes().is_some_and(|available| available < need_bytes) {
+        while available_bytes().await.is_some_and(|available| available < need_bytes) {
             let Some(oldest) = self.take_oldest_idle(&helps) else { return };
             debug!(model = %oldest.key.model.short(), "an idle runner makes room");
             let mut end = oldest.runner.exit();

@@ -1,7 +1,7 @@
 //! The pool with real processes: shell scripts in place of the runner cause each failure. `batch/tests.rs` tests a real
 //! runner with rows.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, future::ready, os::unix::fs::PermissionsExt, path::Path};
 
 use proto_msgs::{Attempt, ModelFormat, TaskId};
 use tokio::net::UnixListener;
@@ -166,7 +166,7 @@ async fn only_as_many_idle_runners_end_as_a_new_one_needs_memory() {
     assert_eq!(pool.warm().len(), 2);
     // Memory is free when a runner has ended, not when it is told to end.
     let ended = pool.idle()[0].runner.exit();
-    let available_bytes = || Some(if ended.borrow().is_some() { u64::MAX } else { 0 });
+    let available_bytes = || ready(Some(if ended.borrow().is_some() { u64::MAX } else { 0 }));
     pool.end_idle_until(1, available_bytes, |_| true).await;
     assert_eq!(pool.warm(), [wanted[1].model.digest], "the longest unused one has gone");
 }
